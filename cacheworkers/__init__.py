@@ -1,0 +1,66 @@
+"""cacheworkers: web processes read, workers compute."""
+
+from cacheworkers.cache import Cache
+from cacheworkers.config import Config
+from cacheworkers.core.entry import Freshness
+from cacheworkers.core.read import Read
+from cacheworkers.errors import (
+    BulkheadFull,
+    CacheworkersError,
+    CallError,
+    CodecError,
+    ConfigError,
+    DeclarationError,
+    EntryTooLarge,
+    InvalidationIncomplete,
+    KeyMissing,
+    LoadError,
+    LoadErrors,
+    LoadTimeout,
+    ReadError,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    TagError,
+    UnknownLoader,
+    UnsafeStore,
+)
+from cacheworkers.flows.invalidate import Invalidation
+from cacheworkers.load import AsyncLoad, Load
+from cacheworkers.loader import BatchLoader, Loader
+from cacheworkers.policy import Policy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncLoad",
+    "BatchLoader",
+    "BulkheadFull",
+    "Cache",
+    "CacheworkersError",
+    "CallError",
+    "CodecError",
+    "Config",
+    "ConfigError",
+    "DeclarationError",
+    "EntryTooLarge",
+    "Freshness",
+    "Invalidation",
+    "InvalidationIncomplete",
+    "KeyMissing",
+    "Load",
+    "LoadError",
+    "LoadErrors",
+    "LoadTimeout",
+    "Loader",
+    "Policy",
+    "Read",
+    "ReadError",
+    "StoreError",
+    "StoreFull",
+    "StoreUnavailable",
+    "TagError",
+    "UnknownLoader",
+    "UnsafeStore",
+    "__version__",
+]

@@ -1,0 +1,366 @@
+"""Cache: wires this process's parts together, declares loaders, and invalidates."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from cacheworkers.config import Config
+from cacheworkers.core.calls import Signature
+from cacheworkers.core.codec import Codec, annotation_of
+from cacheworkers.core.keys import Keyspace
+from cacheworkers.core.tags import TagTemplates, check_tag
+from cacheworkers.errors import CallError, ConfigError, DeclarationError, StoreError, UnknownLoader
+from cacheworkers.events import Event, Hook, MalformedTask, StoreLost, Swept, UnknownTask
+from cacheworkers.flows.driver import Flow, arun, run
+from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags
+from cacheworkers.flows.load import load
+from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
+from cacheworkers.flows.sweep import sweep
+from cacheworkers.load import AsyncLoad, Load
+from cacheworkers.loader import BatchLoader, Loader
+from cacheworkers.local.breaker import Breaker
+from cacheworkers.local.bulkhead import Bulkhead
+from cacheworkers.local.clock import StoreClock
+from cacheworkers.local.gate import Gate
+from cacheworkers.local.l1 import L1
+from cacheworkers.local.waiters import Waiters
+from cacheworkers.policy import Policy
+from cacheworkers.runner import LoaderRunner
+from cacheworkers.sql.sessions import Sessions
+from cacheworkers.store.link import Link
+from cacheworkers.store.listener import Listener
+from cacheworkers.store.store import Store
+from cacheworkers.workers import LoaderInfo, bind
+from cacheworkers.workers.local import LocalDispatcher
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
+
+P = ParamSpec("P")
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+log = logging.getLogger("cacheworkers")
+_caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+
+
+class Cache:
+    """One process's way to cached values; make one at import, next to the Celery app and the engine."""
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        celery: Celery | None = None,
+        sessions: sessionmaker[Session] | None = None,
+        async_sessions: async_sessionmaker[AsyncSession] | None = None,
+        hook: Hook | None = None,
+    ) -> None:
+        """
+        Args:
+            config: this process's settings; None takes them from the environment.
+            celery: your Celery app, whose workers will load; None loads on threads of this process.
+            sessions: makes the sessions that loaders get; loads use a pool of their own.
+            async_sessions: the same for `async def` loaders.
+            hook: called with every event; must be quick and must not raise.
+        """
+        self.config = config = Config.from_env() if config is None else config
+        self._hook = hook
+        self._loaders: dict[str, LoaderSpec] = {}
+        self._background: ThreadPoolExecutor | None = None
+        self._undeliverable_until = 0.0
+
+        keys = Keyspace(config.namespace, config.tag_shards)
+        clock, gate = StoreClock(), Gate()
+        breaker = Breaker(config.breaker_for)
+        link = Link(config, breaker, clock, on_lost=lambda error: self._emit(StoreLost(error)))
+        l1, waiters = L1(config.l1_entries, config.l1_bytes), Waiters()
+
+        def on_entry(call: str) -> None:
+            l1.drop(call)
+            waiters.wake(call)
+
+        def on_lost() -> None:
+            l1.bump_all()
+            waiters.wake_all()
+
+        def on_gap() -> None:
+            l1.clear()
+            waiters.wake_all()
+
+        listener = Listener(
+            link,
+            keys,
+            gate,
+            clock,
+            timeout=max(1.0, config.store_timeout),
+            on_entry=on_entry,
+            on_failure=waiters.wake,
+            on_lost=on_lost,
+            on_gap=on_gap,
+            emit=self._emit,
+        )
+        self._bulkhead = Bulkhead(config.bulkhead)
+        self._sessions = Sessions(sessions, async_sessions, pool_size=config.bulkhead)
+        self._ports = ports = Ports(
+            config=config,
+            store=Store(link, keys),
+            listener=listener,
+            clock=clock,
+            gate=gate,
+            l1=l1,
+            waiters=waiters,
+            dispatcher=None,  # type: ignore[arg-type]  # set below: it needs what is made from these ports
+            reader=LoaderRunner(self, "reader", self._sessions, self._bulkhead, gate),
+            worker=LoaderRunner(self, "worker", self._sessions, self._bulkhead, gate),
+            emit=self._emit,
+            release_soon=self._release_soon,
+        )
+        if celery is None:
+            self._workers: Any = LocalDispatcher(config, perform=self.perform, undelivered=self._undelivered)
+        else:
+            self._workers = bind(
+                celery,
+                config,
+                loaders=lambda: [_info(spec, config) for spec in self._loaders.values()],
+                perform=self.perform,
+                undelivered=self._undelivered,
+                upkeep={"sweep": self.sweep},
+                emit=self._emit,
+                reset_after_fork=self._reset_after_fork,
+            )
+        ports.dispatcher = _Deliverable(self, self._workers)
+        _caches.add(self)
+
+    # -- declaring loaders
+
+    def loader(
+        self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
+    ) -> Callable[[Callable[..., Any]], Any]:
+        """Declare a function `(load, ...)` as a loader.
+
+        Args:
+            tags: templates such as `"product:{product_id}"`, filled from the arguments.
+            name: unique in this cache; None takes the function's.
+            rate_limit: Celery's, for this loader's task: `"100/s"`.
+            policy: the fields of `Policy`, or `policy=` a whole one with some of them changed.
+
+        Raises:
+            DeclarationError: the function cannot be a loader, or its name is taken.
+            ConfigError: a policy field breaks a rule.
+        """
+
+        def declare(function: Callable[..., Any]) -> Loader[..., Any]:
+            return Loader(self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=False))
+
+        return declare
+
+    def batch_loader(
+        self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
+    ) -> Callable[[Callable[..., Any]], Any]:
+        """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys at once.
+
+        A key left out of the dict is None, or `KeyMissing` if V has no None.  In `tags`, `{key}` is one element.
+        Arguments and errors as for `loader`.
+        """
+
+        def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
+            return BatchLoader(self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=True))
+
+        return declare
+
+    # -- invalidating
+
+    def invalidate(self, *tags: str, mode: Mode = "hard") -> Invalidation:
+        """Invalidate every entry that has any of the tags; call it after the commit.
+
+        Once this has returned, no read through the store returns a value whose load began before; in other
+        processes L1 follows within the push's delay, and at worst within `l1_for`.
+
+        Args:
+            mode: "hard", the next read sees new data; "soft", it sees the old as stale while workers reload.
+
+        Raises:
+            InvalidationIncomplete: the store failed; nothing is acknowledged.
+            TagError: a tag is empty, too long or holds control characters.
+        """
+        return run(self._invalidation(tags, mode))
+
+    async def ainvalidate(self, *tags: str, mode: Mode = "hard") -> Invalidation:
+        """Invalidate every entry that has any of the tags; see `invalidate`."""
+        return await arun(self._invalidation(tags, mode))
+
+    # -- upkeep
+
+    def sweep(self) -> Swept:
+        """Drop what has expired from tag sets, and finish invalidations whose process died."""
+        return run(sweep(self._ports))
+
+    async def asweep(self) -> Swept:
+        """Drop what has expired from tag sets; see `sweep`."""
+        return await arun(sweep(self._ports))
+
+    def perform(self, loader: str, asks: Sequence[Ask], is_redelivered: bool = False) -> None:
+        """Load what the asks name, in this thread; workers call it.
+
+        Raises:
+            UnknownLoader: this process does not declare the loader.
+            StoreUnavailable: the store does not answer.
+        """
+        spec = self._loaders.get(loader)
+        if spec is None:
+            self._emit(UnknownTask(loader, len(asks)))
+            self._undelivered(list(asks))
+            raise UnknownLoader(f"no loader is named {loader!r}; declared are {', '.join(sorted(self._loaders)) or 'none'}")
+        readable = []
+        for ask in asks:
+            try:
+                spec.signature.parse(ask.call)
+                bytes.fromhex(ask.seen)
+                readable.append(ask)
+            except (CallError, ValueError) as error:
+                self._emit(MalformedTask(f"cacheworkers.load.{loader}", str(error)))
+                self._release_soon(ask.call, ask.token)
+        if readable:
+            run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
+
+    def close(self) -> None:
+        """Send what is queued, then stop this process's threads and connections."""
+        self._workers.close()
+        self._ports.listener.close()
+        if self._background is not None:
+            self._background.shutdown(wait=True)
+        self._ports.store.link.close()
+
+    # -- inside
+
+    def _declare(
+        self,
+        function: Callable[..., Any],
+        tags: Iterable[str],
+        name: str | None,
+        rate_limit: str | None,
+        options: dict[str, Any],
+        *,
+        is_batch: bool,
+    ) -> LoaderSpec:
+        name = name or getattr(function, "__name__", "")
+        if name in self._loaders:
+            raise DeclarationError(f"a loader's name must be unique in its cache, {name!r} is declared already")
+        base = options.pop("policy", None) or Policy()
+        try:
+            policy = base.replace(**options)
+        except TypeError:
+            fields = ", ".join(sorted(Policy.__dataclass_fields__))
+            wrong = ", ".join(sorted(set(options) - set(Policy.__dataclass_fields__)))
+            raise ConfigError(f"loader {name!r} has no option {wrong}; options are {fields}") from None
+        signature = Signature(
+            name, function, version=policy.version, max_bytes=self.config.max_call_bytes, is_batch=is_batch
+        )
+        if isinstance(tags, str):
+            raise DeclarationError(f"tags of {name} must be a tuple of templates, got the text {tags!r}")
+        templates = TagTemplates(
+            tuple(tags), ("key",) if is_batch else signature.parameters, max_bytes=self.config.max_tag_bytes
+        )
+        spec = LoaderSpec(
+            name,
+            function,
+            policy,
+            signature,
+            Codec(annotation_of(function, is_batch)),
+            templates,
+            is_batch,
+            inspect.iscoroutinefunction(function),
+            rate_limit,
+        )
+        self._loaders[name] = spec
+        self._workers.register(_info(spec, self.config))
+        return spec
+
+    def _invalidation(self, tags: Sequence[str], mode: Mode) -> Flow[Invalidation]:
+        if mode not in ("hard", "soft"):
+            raise ConfigError(f'mode must be "hard" or "soft", got {mode!r}')
+        if not tags:
+            raise CallError("invalidate takes at least one tag")
+        for tag in tags:
+            check_tag(tag, self.config.max_tag_bytes)
+        return invalidate_tags(self._ports, list(dict.fromkeys(tags)), mode)
+
+    def _emit(self, event: Event) -> None:
+        hook = self._hook
+        if hook is not None:
+            try:
+                hook(event)
+            except Exception:
+                log.exception("the hook raised on %r", event)
+
+    def _undelivered(self, asks: list[Ask]) -> None:
+        """Give leases back whose message did not go out; this process loads its own misses for a while."""
+        self._undeliverable_until = monotonic() + self.config.breaker_for
+        with contextlib.suppress(StoreError):
+            run(self._ports.store.release([(ask.call, ask.token) for ask in asks]))
+        for ask in asks:
+            self._ports.waiters.wake(ask.call)
+
+    def _release_soon(self, call: str, name: str) -> None:
+        """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
+        if self._background is None:
+            self._background = ThreadPoolExecutor(1, "cacheworkers-release")
+
+        def release() -> None:
+            with contextlib.suppress(StoreError):
+                run(self._ports.store.release([(call, name)]))
+
+        with contextlib.suppress(RuntimeError):  # closed, or the interpreter is ending: the lease runs out by itself
+            self._background.submit(release)
+
+    def _reset_after_fork(self) -> None:
+        """Forget threads, sockets and connections: they are the parent's."""
+        self._background = None
+        self._ports.gate.reset()
+        self._ports.l1.reset()
+        self._ports.waiters.reset()
+        self._ports.store.link.reset()
+        self._ports.listener.reset()
+        self._bulkhead.reset()
+        self._sessions.reset_after_fork()
+
+
+class _Deliverable:
+    """The dispatcher, unless its last message did not go out: then asks are refused, and readers load here."""
+
+    def __init__(self, cache: Cache, dispatcher: Any) -> None:
+        self._cache = cache
+        self._dispatcher = dispatcher
+
+    def submit(self, ask: Ask) -> bool:
+        if monotonic() < self._cache._undeliverable_until:
+            return False
+        accepted: bool = self._dispatcher.submit(ask)
+        return accepted
+
+    def close(self) -> None:
+        self._dispatcher.close()
+
+
+def _info(spec: LoaderSpec, config: Config) -> LoaderInfo:
+    return LoaderInfo(spec.name, spec.load_for, spec.is_batch, config.batch_size, spec.rate_limit)
+
+
+def _after_fork_in_child() -> None:
+    for cache in list(_caches):
+        cache._reset_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

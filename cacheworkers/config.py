@@ -1,0 +1,166 @@
+"""Config: the settings of one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cacheworkers.errors import ConfigError
+from cacheworkers.policy import duration
+
+_NAMESPACE = re.compile(r"[a-z0-9_-]{1,32}")
+ENV_PREFIX = "CACHEWORKERS_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of one process.  Durations are seconds, sizes bytes.
+
+    Attributes:
+        redis_url: the store: `redis://`, `rediss://`, `unix://`, `sentinel://host:port,host:port/service`, or
+            `cluster://host:port`.
+        namespace: first part of every key in Redis; two namespaces never meet.
+        store_timeout: how long one call to the store may take, and a connection to it.
+        breaker_for: after a failed call, how long the store is not asked again.
+        l1_entries: most entries kept in this process's memory; 0 turns L1 off.
+        l1_bytes: most bytes of payloads kept there.
+        l1_for: how long L1 may answer since the listener last proved that it hears invalidations.
+        l1_on_loss_for: how long L1 may answer while the store is gone.
+        bulkhead: how many loads this process may run itself at once.
+        dispatch_queue: how many requests for a load may wait for the publisher thread.
+        max_call_bytes: longest text of a call, `product[42]`.
+        max_tag_bytes: longest tag.
+        max_tags: most tags of one entry.
+        max_entry_bytes: largest envelope that is stored.
+        batch_size: most keys in one task of a batch loader, and in one MGET.
+        load_attempts: how often a load is tried within its lease when invalidations overtake it.
+        poison_after: how many begun loads of a call may die with their worker before it becomes a cached failure.
+        backoff_for: first backoff after a failed load; doubles up to `backoff_most_for`.
+        backoff_most_for: longest backoff after failed loads.
+        tag_shards: tag prefix -> number of shards of its tag sets (a power of two).
+        queue_prefix: first part of the queue names; empty takes the namespace.
+        sweep_every: how often beat sweeps tag sets.
+        allow_evicting_store: write to a store whose eviction policy may drop tag sets.
+    """
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    namespace: str = "cw"
+    store_timeout: float = 0.25
+    breaker_for: float = 1.0
+    l1_entries: int = 10_000
+    l1_bytes: int = 64 * 1024 * 1024
+    l1_for: float = 3.0
+    l1_on_loss_for: float = 60.0
+    bulkhead: int = 8
+    dispatch_queue: int = 10_000
+    max_call_bytes: int = 512
+    max_tag_bytes: int = 200
+    max_tags: int = 200
+    max_entry_bytes: int = 8 * 1024 * 1024
+    batch_size: int = 100
+    load_attempts: int = 5
+    poison_after: int = 3
+    backoff_for: float = 1.0
+    backoff_most_for: float = 60.0
+    tag_shards: Mapping[str, int] = field(default_factory=dict)
+    queue_prefix: str = ""
+    sweep_every: float = 60.0
+    allow_evicting_store: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.redis_url, str) or "://" not in self.redis_url:
+            raise ConfigError(f"redis_url must be a URL such as redis://host:6379/0, got {self.redis_url!r}")
+        if not isinstance(self.namespace, str) or not _NAMESPACE.fullmatch(self.namespace):
+            raise ConfigError(f"namespace must match [a-z0-9_-]{{1,32}}, got {self.namespace!r}")
+        for name in ("store_timeout", "sweep_every", "backoff_for", "backoff_most_for"):
+            duration(name, getattr(self, name), most=86400.0, positive=True)
+        for name in ("breaker_for", "l1_for", "l1_on_loss_for"):
+            duration(name, getattr(self, name), most=86400.0)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r}")
+        for prefix, shards in self.tag_shards.items():
+            if not isinstance(shards, int) or shards < 1 or shards & (shards - 1) or shards > 1024:
+                raise ConfigError(f"tag_shards[{prefix!r}] must be a power of two from 1 to 1024, got {shards!r}")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
+        """Return the settings found in the environment: `CACHEWORKERS_NAMESPACE=shop`, and so on.
+
+        `CACHEWORKERS_REDIS_URL` falls back to `REDIS_URL`.  Keyword arguments win over the environment.
+
+        Raises:
+            ConfigError: a variable names no setting, or its value breaks a rule.
+        """
+        env = os.environ if environ is None else environ
+        hints = typing.get_type_hints(cls)
+        names = {f.name for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        if "REDIS_URL" in env:
+            values["redis_url"] = env["REDIS_URL"]
+        for variable, text in env.items():
+            if not variable.startswith(ENV_PREFIX):
+                continue
+            name = variable[len(ENV_PREFIX) :].lower()
+            if name not in names:
+                raise ConfigError(f"{variable} names no setting; settings are {', '.join(sorted(names))}")
+            values[name] = _parse(variable, text, hints[name])
+        return cls(**{**values, **overrides})
+
+    @property
+    def queues(self) -> Queues:
+        """The names of the four queues."""
+        prefix = self.queue_prefix or self.namespace
+        return Queues(*(f"{prefix}.{name}" for name in ("miss", "revalidate", "warm", "upkeep")))
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """The four queues: what readers wait for, what they do not, what nobody asked for yet, and housekeeping."""
+
+    miss: str
+    revalidate: str
+    warm: str
+    upkeep: str
+
+
+_LEAST = {
+    "l1_entries": 0,
+    "l1_bytes": 0,
+    "bulkhead": 1,
+    "dispatch_queue": 1,
+    "max_call_bytes": 16,
+    "max_tag_bytes": 8,
+    "max_tags": 1,
+    "max_entry_bytes": 256,
+    "batch_size": 1,
+    "load_attempts": 1,
+    "poison_after": 1,
+}
+
+
+def _parse(variable: str, text: str, annotation: Any) -> Any:
+    """Return an environment variable's text as its setting's type."""
+    origin = typing.get_origin(annotation) or annotation
+    if origin in (types.UnionType, typing.Union):
+        origin = typing.get_args(annotation)[0]
+    try:
+        if origin is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        if origin is int:
+            return int(text)
+        if origin is float:
+            return float(text)
+        if origin is str:
+            return text
+        return {key: int(value) for key, _, value in (part.partition("=") for part in text.split(",") if part)}
+    except (KeyError, ValueError):
+        kind = getattr(origin, "__name__", str(origin))
+        raise ConfigError(f"{variable} must be a {kind}, got {text!r}") from None

@@ -1,0 +1,154 @@
+"""What an entry is worth at an instant, and what a read does about it.
+
+All instants are seconds of the store's clock.  Pure: `now` and chance are arguments.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+
+import msgspec
+
+from cacheworkers.policy import Policy
+
+
+class Freshness(enum.Enum):
+    """How far through its life an entry is."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    LAPSED = "lapsed"
+    MISSING = "missing"
+
+
+class Action(enum.Enum):
+    """What a read does with what it found."""
+
+    SERVE = "serve"
+    SERVE_AND_ASK = "serve, and ask for one revalidation"
+    LOAD = "have it loaded, and wait"
+    SERVE_MARKED = "serve, marked lapsed"
+    RAISE = "raise LoadError"
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One value in the store, with its life.
+
+    Attributes:
+        call: `product[42]`.
+        tags: what invalidates it.
+        payload: the value as JSON.
+        created: when its load began (its snapshot was taken).
+        fresh_until, stale_until, expires_at: the three ends of its life.
+        stale_for: seconds, what a soft invalidation leaves it at most.
+        load_time: seconds its load took; feeds XFetch.
+        seq: the invalidation sequence when its load began; every invalidation with a larger number is newer.
+        write_id: 8 random bytes, its version; what a claim names, and the ETag.
+        is_negative: the loader returned None.
+    """
+
+    call: str
+    tags: tuple[str, ...]
+    payload: bytes
+    created: float
+    fresh_until: float
+    stale_until: float
+    expires_at: float
+    stale_for: float
+    load_time: float
+    seq: int
+    write_id: bytes
+    is_negative: bool = False
+
+    def freshness(self, now: float) -> Freshness:
+        """Return how far through its life this entry is at `now`."""
+        if now < self.fresh_until:
+            return Freshness.FRESH
+        if now < self.stale_until:
+            return Freshness.STALE
+        return Freshness.LAPSED if now < self.expires_at else Freshness.MISSING
+
+    def early_at(self, beta: float, chance: float) -> float:
+        """Return when one reader should revalidate this entry although it is still fresh.
+
+        XFetch (Vattani, Chierichetti, Lowenstein: Optimal Probabilistic Cache Stampede Prevention, VLDB 2015):
+        the instant moves ahead of `fresh_until` by the load's time, times an exponential chance.
+
+        Args:
+            beta: how eager; 0 is never early.
+            chance: uniform in (0, 1].
+        """
+        return self.fresh_until + self.load_time * beta * math.log(chance)
+
+
+#: (freshness, may be asked for early, a failure's backoff is running) -> what a read does.
+DECISIONS: dict[tuple[Freshness, bool, bool], Action] = {
+    (Freshness.FRESH, False, False): Action.SERVE,
+    (Freshness.FRESH, False, True): Action.SERVE,
+    (Freshness.FRESH, True, False): Action.SERVE_AND_ASK,
+    (Freshness.FRESH, True, True): Action.SERVE,
+    (Freshness.STALE, False, False): Action.SERVE_AND_ASK,
+    (Freshness.STALE, False, True): Action.SERVE,
+    (Freshness.STALE, True, False): Action.SERVE_AND_ASK,
+    (Freshness.STALE, True, True): Action.SERVE,
+    (Freshness.LAPSED, False, False): Action.LOAD,
+    (Freshness.LAPSED, False, True): Action.SERVE_MARKED,
+    (Freshness.LAPSED, True, False): Action.LOAD,
+    (Freshness.LAPSED, True, True): Action.SERVE_MARKED,
+    (Freshness.MISSING, False, False): Action.LOAD,
+    (Freshness.MISSING, False, True): Action.RAISE,
+    (Freshness.MISSING, True, False): Action.LOAD,
+    (Freshness.MISSING, True, True): Action.RAISE,
+}
+
+
+def decide(freshness: Freshness, *, is_early: bool = False, is_failing: bool = False) -> Action:
+    """Return what a read does with what it found; `DECISIONS` is the whole table."""
+    return DECISIONS[freshness, is_early, is_failing]
+
+
+class Life(msgspec.Struct, frozen=True):
+    """The instants of an entry that is about to be written."""
+
+    created: float
+    fresh_until: float
+    stale_until: float
+    expires_at: float
+    stale_for: float
+    load_time: float
+
+
+#: An entry is kept at least this long after its load, so that those who waited for it find it.
+LEAST_KEPT_FOR = 2.0
+
+
+def life_of(
+    policy: Policy,
+    *,
+    created: float,
+    load_time: float,
+    is_negative: bool,
+    fresh_for: float | None,
+    is_held_off: bool,
+    chance: Callable[[], float],
+) -> Life:
+    """Return the life of a value loaded from `created` on, for `load_time` seconds.
+
+    Args:
+        fresh_for: what the load itself asked for, instead of the policy's.
+        is_held_off: a tag was invalidated so lately that a replica may have given an old value: stored stale.
+        chance: uniform in [0, 1); shortens the life by at most the policy's jitter.
+    """
+    if fresh_for is None:
+        fresh_for = policy.negative_for if is_negative else policy.fresh_for
+        fresh_for *= 1.0 - policy.jitter * chance()
+    stale_for = 0.0 if is_negative else policy.stale_for
+    error_for = 0.0 if is_negative else policy.error_for
+    fresh_until = created + fresh_for
+    stale_until = fresh_until + stale_for
+    expires_at = max(stale_until + error_for, created + load_time + LEAST_KEPT_FOR)
+    if is_held_off:
+        fresh_until = created
+    return Life(created, fresh_until, stale_until, expires_at, stale_for, load_time)

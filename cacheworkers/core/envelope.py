@@ -1,0 +1,89 @@
+"""bytes <-> Entry: a fixed header, then call, tags and the payload, untouched.
+
+The header is binary and fixed, so that a reader decides without decoding, a claim compares versions in the store, and
+a soft invalidation is one `SETRANGE`.  Scripts know three numbers of it, given to them as arguments: the magic, and
+the offsets of the instants and of the version.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from cacheworkers.core.entry import Entry
+from cacheworkers.errors import EnvelopeError
+
+MAGIC = b"CWE\x01"  # the last byte is the layout's version
+CODEC_JSON = 1
+NEGATIVE = 1
+
+# magic, flags, codec, len(call), load_ms, stale_for_ms, created, fresh_until, stale_until, expires_at, seq, write_id, len(tags)
+_HEADER = struct.Struct(">4sBBHIQQQQQQ8sI")
+FRESH_UNTIL_AT = 28
+WRITE_ID_AT = 60
+HEADER_BYTES = _HEADER.size
+
+
+def pack(entry: Entry) -> bytes:
+    """Return the envelope of an entry; instants are rounded down to milliseconds."""
+    call = entry.call.encode()
+    tags = "\n".join(entry.tags).encode()
+    header = _HEADER.pack(
+        MAGIC,
+        NEGATIVE if entry.is_negative else 0,
+        CODEC_JSON,
+        len(call),
+        min(int(entry.load_time * 1000), 0xFFFFFFFF),
+        int(entry.stale_for * 1000),
+        int(entry.created * 1000),
+        int(entry.fresh_until * 1000),
+        int(entry.stale_until * 1000),
+        int(entry.expires_at * 1000),
+        entry.seq,
+        entry.write_id,
+        len(tags),
+    )
+    return b"".join((header, call, tags, entry.payload))
+
+
+def unpack(raw: bytes) -> Entry:
+    """Return the entry of an envelope.
+
+    Raises:
+        EnvelopeError: foreign bytes, another layout, or cut short.
+    """
+    try:
+        (magic, flags, codec, call_len, load_ms, stale_for_ms, created, fresh, stale, expires, seq, write_id, tags_len) = (
+            _HEADER.unpack_from(raw)
+        )
+    except struct.error:
+        raise EnvelopeError(f"an envelope has at least {HEADER_BYTES} bytes, got {len(raw)}") from None
+    if magic != MAGIC:
+        raise EnvelopeError(f"an envelope starts with {MAGIC!r}, got {magic!r}")
+    tags_at = HEADER_BYTES + call_len
+    payload_at = tags_at + tags_len
+    if codec != CODEC_JSON or payload_at > len(raw):
+        raise EnvelopeError(f"codec must be {CODEC_JSON} and the body whole, got codec {codec}, {len(raw)} bytes")
+    try:
+        call = raw[HEADER_BYTES:tags_at].decode()
+        tags = tuple(raw[tags_at:payload_at].decode().split("\n")) if tags_len else ()
+    except UnicodeDecodeError as error:
+        raise EnvelopeError(f"call and tags must be UTF-8: {error}") from None
+    return Entry(
+        call,
+        tags,
+        raw[payload_at:],
+        created / 1000,
+        fresh / 1000,
+        stale / 1000,
+        expires / 1000,
+        stale_for_ms / 1000,
+        load_ms / 1000,
+        seq,
+        write_id,
+        bool(flags & NEGATIVE),
+    )
+
+
+def version_of(raw: bytes | None) -> bytes:
+    """Return the version that a claim names: what the scripts see in these bytes, readable or not."""
+    return raw[WRITE_ID_AT : WRITE_ID_AT + 8] if raw and raw[:4] == MAGIC else b""

@@ -1,0 +1,36 @@
+"""Read: what a read returns besides the value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cacheworkers.core.entry import Entry, Freshness
+
+
+class Read(msgspec.Struct, frozen=True):
+    """A value, and where it comes from.
+
+    Attributes:
+        value: the value.
+        freshness: FRESH, STALE, or LAPSED when its reload fails.
+        tier: "l1", "store", or "load" when this very read loaded it.
+        age: seconds since its load began.
+        seq: the invalidation sequence when its load began.
+        waited: seconds this read took until it had the value.
+        entry: the entry; None when the value could not be stored.
+    """
+
+    value: Any
+    freshness: Freshness
+    tier: str
+    age: float
+    seq: int
+    waited: float = 0.0
+    entry: Entry | None = None
+
+    @classmethod
+    def of(cls, now: float, entry: Entry, value: Any, freshness: Freshness, tier: str, waited: float) -> Read:
+        """Return an entry and its value as a Read."""
+        return cls(value, freshness, tier, max(0.0, now - entry.created), entry.seq, waited, entry)

@@ -1,0 +1,116 @@
+"""Loads in the reader's own process: under a lease nobody honoured, or while the store is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from cacheworkers.core.calls import Call
+from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.read import Read
+from cacheworkers.errors import LoadError, LoadTimeout
+from cacheworkers.flows.driver import Flow
+from cacheworkers.flows.load import as_load_error, load
+from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports
+from cacheworkers.flows.wait import sleep
+from cacheworkers.local.gate import NEVER
+from cacheworkers.local.waiters import Waiter
+
+
+class _Shared(msgspec.Struct, frozen=True):
+    """What one load without the store came to; good for every read that had begun before it."""
+
+    began_at: float
+    payload: bytes = b""
+    error: LoadError | LoadTimeout | None = None
+
+
+def load_under_lease(
+    ports: Ports,
+    loader: LoaderSpec,
+    call: Call,
+    decode: Callable[[bytes], Any],
+    the_ask: Ask,
+    lapsed: tuple[Entry, Any] | None,
+    started: float,
+) -> Flow[Read | None]:
+    """Load a call whose lease this read holds, and store it; None: somebody else has it after all, look again."""
+    results = yield from load(ports, loader, [the_ask], ports.reader)
+    result = results[call.text]
+    waited = ports.clock.monotonic() - started
+    if result.outcome == "left":
+        return None
+    if result.outcome == "failed" and result.entry is None:
+        if result.value is not None and decode == loader.codec.decode:
+            # It loaded, but cannot be stored (too large, not JSON): this reader has it all the same.
+            return Read(result.value, Freshness.FRESH, "load", 0.0, 0, waited)
+        if lapsed is not None:
+            return Read.of(ports.clock.now(), *lapsed, Freshness.LAPSED, "store", waited)
+        assert result.error is not None
+        raise result.error
+    # Refused and conflicting values go to this read alone: it had begun before the invalidation that overtook them.
+    assert result.entry is not None
+    return Read.of(ports.clock.now(), result.entry, decode(result.entry.payload), Freshness.FRESH, "load", waited)
+
+
+def kept(ports: Ports, call: Call, decode: Callable[[bytes], Any], since: int) -> Read | None:
+    """Return what L1 kept of a call while the store is gone: until it lapses, and for a bounded time."""
+    slot = ports.l1.get(call.text)
+    now = ports.clock.now()
+    if slot is None or slot.entry.seq < since or now >= slot.entry.stale_until:
+        return None
+    lost_at = ports.gate.lost_at
+    if not ports.gate.is_coherent and (
+        lost_at == NEVER or ports.clock.monotonic() - lost_at > ports.config.l1_on_loss_for
+    ):
+        return None
+    slot.reads += 1
+    return Read.of(now, slot.entry, decode(slot.entry.payload), slot.entry.freshness(now), "l1", 0.0)
+
+
+def load_without_store(
+    ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any], waiter: Waiter, started: float
+) -> Flow[Read]:
+    """Load a call without lease or entry; the reads of this process share a load that began after they did."""
+    flight = waiter.flight
+    give_up_at = started + loader.load_for
+    while True:
+        shared = flight.shared
+        if isinstance(shared, _Shared) and shared.began_at >= started:
+            break
+        if not flight.is_loading:
+            shared = yield from _load_for_all(ports, loader, call, waiter)
+            break
+        if ports.clock.monotonic() >= give_up_at:
+            raise LoadTimeout(f"{call.text} has no value after {loader.load_for:g} s, and the store is away")
+        waiter.rearm()
+        yield from sleep(ports, waiter, give_up_at)
+    if shared.error is not None:
+        raise shared.error
+    waited = ports.clock.monotonic() - started
+    return Read(decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)
+
+
+def _load_for_all(ports: Ports, loader: LoaderSpec, call: Call, waiter: Waiter) -> Flow[_Shared]:
+    flight = waiter.flight
+    flight.is_loading = True
+    began_at = ports.clock.monotonic()
+    shared: _Shared | None = None
+    try:
+        loading = Loading([call], {call.text: None}, began_at + loader.load_for, 0)
+        values = yield ports.reader.step(loader, loading)
+        value = values[call.text]
+        if isinstance(value, BaseException):
+            raise value
+        shared = _Shared(began_at, loader.codec.encode(value))
+    except LoadTimeout as error:
+        shared = _Shared(began_at, error=error)
+    except Exception as error:
+        shared = _Shared(began_at, error=as_load_error(loader, call.text, error))
+    finally:
+        flight.is_loading = False
+        flight.shared = shared
+        ports.waiters.nudge_all(flight)
+    return shared

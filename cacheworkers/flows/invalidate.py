@@ -1,0 +1,108 @@
+"""Invalidate: number, mark, drain or soften, and wait until this process has heard of it.
+
+Once `invalidate` has returned, no read through the store returns a value whose load began before it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from cacheworkers.errors import InvalidationIncomplete, StoreError
+from cacheworkers.events import Invalidated
+from cacheworkers.flows.driver import Flow
+from cacheworkers.flows.ports import Ports
+
+Mode = Literal["hard", "soft"]
+
+#: How long to wait for this process's listener to hear of an invalidation before L1 is emptied instead, seconds.
+BARRIER_FOR = 1.0
+
+
+class Invalidation(msgspec.Struct, frozen=True):
+    """An acknowledged invalidation.
+
+    Attributes:
+        seq: its number; `loader.since(done)` takes nothing loaded before it.
+        entries: how many entries it deleted or made stale.
+    """
+
+    seq: int
+    entries: int
+
+
+def invalidate_tags(ports: Ports, tags: Sequence[str], mode: Mode) -> Flow[Invalidation]:
+    """Invalidate everything that has any of the tags.
+
+    Raises:
+        InvalidationIncomplete: the store failed on the way; nothing is acknowledged, and what was begun is finished
+            by the next invalidation of the tag, or by a sweep.
+    """
+    started = ports.clock.monotonic()
+    try:
+        n = yield ports.store.next_seq()
+        entries = 0
+        for tag in tags:
+            if mode == "hard":
+                doomed = yield ports.store.doom(tag, n)
+            else:
+                yield ports.store.mark_tag(tag, n)
+                entries += yield from _soften_in_place(ports, tag)
+                # A hard invalidation may have died half-way: what it put aside is hidden from the walk.
+                doomed = yield ports.store.doomed_sets(tag)
+            for shard, name in doomed:
+                entries += yield from drain(ports, tag, shard, name)
+    except StoreError as error:
+        raise InvalidationIncomplete(f"invalidation of {', '.join(tags)} is not acknowledged: {error}") from error
+    yield from hear_of_it(ports)
+    ports.emit(Invalidated(tuple(tags), mode, entries, ports.clock.monotonic() - started))
+    return Invalidation(n, entries)
+
+
+def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Invalidation]:
+    """Invalidate single calls.
+
+    Raises:
+        InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
+    """
+    started = ports.clock.monotonic()
+    try:
+        n = yield ports.store.next_seq()
+        entries = yield ports.store.drop(calls) if mode == "hard" else ports.store.soften(calls)
+    except StoreError as error:
+        raise InvalidationIncomplete(f"invalidation of {', '.join(calls[:3])} is not acknowledged: {error}") from error
+    yield from hear_of_it(ports)
+    ports.emit(Invalidated((), mode, entries, ports.clock.monotonic() - started))
+    return Invalidation(n, entries)
+
+
+def drain(ports: Ports, tag: str, shard: int, doomed: str) -> Flow[int]:
+    """Delete the entries of a doomed set, in chunks; any number of drainers may share one."""
+    entries = 0
+    while calls := (yield ports.store.doomed_chunk(doomed)):
+        entries += yield ports.store.drop(calls)
+        # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
+        yield ports.store.drained(tag, shard, doomed, calls)
+    yield ports.store.drained(tag, shard, doomed, ())
+    return entries
+
+
+def hear_of_it(ports: Ports) -> Flow[None]:
+    """Return when this process's L1 holds nothing that was deleted before, whoever deleted it."""
+    if not (yield ports.listener.barrier(BARRIER_FOR)):
+        ports.l1.clear()
+
+
+def _soften_in_place(ports: Ports, tag: str) -> Flow[int]:
+    """Make stale what a tag's sets name.  Soft takes nothing out: a live entry must always be findable."""
+    entries = 0
+    for shard in range(ports.store.keys.shards(tag)):
+        cursor = 0
+        while True:
+            cursor, calls = yield ports.store.walk_tag(tag, shard, cursor)
+            entries += yield ports.store.soften(calls)
+            if cursor == 0:
+                break
+    return entries

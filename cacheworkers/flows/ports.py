@@ -1,0 +1,155 @@
+"""What flows need: this process's parts, the loaders they run, and the two ports that others answer."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from cacheworkers.config import Config
+from cacheworkers.core.calls import Call, Signature
+from cacheworkers.core.codec import Codec
+from cacheworkers.core.tags import TagTemplates
+from cacheworkers.events import Hook
+from cacheworkers.flows.driver import Step
+from cacheworkers.local.clock import StoreClock
+from cacheworkers.local.gate import Gate
+from cacheworkers.local.l1 import L1
+from cacheworkers.local.waiters import Waiters
+from cacheworkers.policy import Policy
+from cacheworkers.store.listener import Listener
+from cacheworkers.store.store import Store
+
+QueueKind = Literal["miss", "revalidate", "warm"]
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """"Load this later": a claim that a worker is to honour.
+
+    Attributes:
+        token: the lease's, 16 hex digits.
+        seen: the version the reader saw, as hex; empty for none.
+    """
+
+    loader: str
+    call: str
+    token: str
+    seen: str
+    queue: QueueKind
+
+
+class Dispatcher(Protocol):
+    """Gets asks to workers."""
+
+    def submit(self, ask: Ask) -> bool:
+        """Take an ask, without blocking or raising; False when there is no room: the caller gives the lease back."""
+        ...
+
+    def close(self) -> None:
+        """Send what is queued for at most a second, then stop."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderSpec:
+    """A declared loader, as flows see it."""
+
+    name: str
+    function: Callable[..., Any]
+    policy: Policy
+    signature: Signature
+    codec: Codec
+    templates: TagTemplates
+    is_batch: bool
+    is_async: bool
+    rate_limit: str | None = None
+
+    @property
+    def load_for(self) -> float:
+        """Deadline of one load, seconds."""
+        return self.policy.load_for
+
+
+class Runner(Protocol):
+    """Runs loaders' own code, in a worker or in a reader's process."""
+
+    where: str
+
+    def step(self, loader: LoaderSpec, loading: Loading) -> Step:
+        """The step that runs the loader for all calls of `loading`; its result maps call text to value or exception."""
+        ...
+
+
+@dataclass(slots=True)
+class Loading:
+    """One attempt at loading some calls: what the loader is told, and what it says besides its values.
+
+    Attributes:
+        calls: what to load.
+        previous: call text -> envelope that is in the store now.
+        deadline: monotonic instant at which the lease ends.
+        seq: the snapshot; nested reads accept nothing older.
+        tags: call text -> tags known only from the data.
+        fresh_for: call text -> what the loader asked for instead of the policy's.
+    """
+
+    calls: list[Call]
+    previous: dict[str, bytes | None]
+    deadline: float
+    seq: int
+    tags: dict[str, list[str]] = field(default_factory=dict)
+    fresh_for: dict[str, float] = field(default_factory=dict)
+
+
+class Asked:
+    """What this process asked for lately: at most once per entry version and `load_for`."""
+
+    __slots__ = ("_lock", "_until")
+
+    _MOST = 20_000
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, bytes, float], float] = {}
+        self._lock = threading.Lock()
+
+    def is_due(self, version: tuple[str, bytes, float], now: float, wait_for: float) -> bool:
+        """Return whether to ask now; if so, not again for `wait_for` seconds."""
+        if self._until.get(version, 0.0) > now:
+            return False
+        with self._lock:
+            if self._until.get(version, 0.0) > now:
+                return False
+            if len(self._until) >= self._MOST:
+                self._until = {key: until for key, until in self._until.items() if until > now}
+                if len(self._until) >= self._MOST:
+                    self._until.clear()
+            self._until[version] = now + wait_for
+            return True
+
+    def forget(self, version: tuple[str, bytes, float]) -> None:
+        """Ask again at the next read: the last one came to nothing."""
+        self._until.pop(version, None)
+
+
+@dataclass(slots=True)
+class Ports:
+    """This process's parts, as flows use them."""
+
+    config: Config
+    store: Store
+    listener: Listener
+    clock: StoreClock
+    gate: Gate
+    l1: L1
+    waiters: Waiters
+    dispatcher: Dispatcher
+    reader: Runner
+    worker: Runner
+    emit: Hook
+    release_soon: Callable[[str, str], None]
+    asked: Asked = field(default_factory=Asked)
+    chance: Callable[[], float] = random.random

@@ -1,0 +1,39 @@
+"""Waiting: until a push wakes this reader, or time is up."""
+
+from __future__ import annotations
+
+from cacheworkers.flows.driver import Flow
+from cacheworkers.flows.ports import Ports
+from cacheworkers.local.waiters import Waiter
+
+#: While the listener is down nobody is woken: waiters look again this often, seconds.
+POLL_FOR = 0.05
+
+
+class Wait:
+    """A step: sleep until the waiter is woken; True if it was."""
+
+    __slots__ = ("timeout", "waiter")
+
+    def __init__(self, waiter: Waiter, timeout: float) -> None:
+        self.waiter = waiter
+        self.timeout = timeout
+
+    def __repr__(self) -> str:
+        return "wait"
+
+    def run(self) -> bool:
+        """Sleep, blocking this thread."""
+        return self.waiter.wait(self.timeout)
+
+    async def arun(self) -> bool:
+        """Sleep on the running loop."""
+        return await self.waiter.await_(self.timeout)
+
+
+def sleep(ports: Ports, waiter: Waiter, until: float) -> Flow[None]:
+    """Wait to be woken, at most until a monotonic instant."""
+    timeout = until - ports.clock.monotonic()
+    if not ports.listener.is_up:
+        timeout = min(timeout, POLL_FOR)
+    yield Wait(waiter, max(timeout, 0.0))

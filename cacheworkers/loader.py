@@ -1,0 +1,392 @@
+"""Loader: the sync and async faces of one declared loader.  Every method only drives a flow.
+
+Each async method is the sync one with `a` in front; same parameters, same semantics.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Awaitable, Callable, Iterable
+from time import monotonic
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from cacheworkers import load as loads
+from cacheworkers.core.calls import Call
+from cacheworkers.core.codec import Codec
+from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.read import Read
+from cacheworkers.flows import read as reading
+from cacheworkers.flows.driver import Flow, arun, run
+from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_calls
+from cacheworkers.flows.many import read_many
+from cacheworkers.flows.nested import nested
+from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.local.l1 import MISSING, Slot
+
+P = ParamSpec("P")
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+LoaderFunction = Callable[Concatenate[loads.Load, P], T] | Callable[Concatenate[loads.AsyncLoad, P], Awaitable[T]]
+
+
+def _as_is(payload: bytes) -> bytes:
+    return payload
+
+
+class _Face(Generic[T]):
+    """What plain and batch loaders share: the way from arguments to a flow."""
+
+    def __init__(self, owner: object, ports: Ports, spec: LoaderSpec) -> None:
+        self._owner = owner
+        self._ports = ports
+        self._spec = spec
+        self._codec: Codec = spec.codec
+        self._bind = spec.signature.bind
+        self._is_shareable = spec.codec.is_shareable
+        self._gate = ports.gate
+        l1_for = spec.policy.l1_for
+        self._l1_for = ports.config.l1_for if l1_for is None else l1_for
+        self._since = 0
+        #: Raw positional arguments -> L1 slot: the hit path asks nothing else.
+        self._index: dict[Any, Slot] = {}
+        self.__name__ = spec.name
+        self.__doc__ = spec.function.__doc__
+        self.__wrapped__ = spec.function
+
+    @property
+    def name(self) -> str:
+        """The loader's name, first part of its calls."""
+        return self._spec.name
+
+    @property
+    def policy(self) -> Any:
+        """The loader's policy."""
+        return self._spec.policy
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._spec.name}>"
+
+    # -- from arguments to a flow
+
+    def _slot(self, call: Call) -> Slot | None:
+        """Return the L1 slot that may answer now."""
+        if loads.current.get() is not None:
+            return None
+        slot = self._ports.l1.get(call.text)
+        if slot is None:
+            return None
+        now = monotonic()
+        if now < slot.until and now - self._gate.heard_at < self._l1_for and slot.entry.seq >= self._since:
+            slot.reads += 1
+            return slot
+        return None
+
+    def _value(self, slot: Slot) -> T:
+        """Return a slot's value: shared if nobody can spoil it, else decoded for this caller alone."""
+        value = slot.value
+        if value is MISSING:
+            value = self._codec.decode(slot.payload)
+            if self._is_shareable:
+                slot.value = value
+        found: T = value
+        return found
+
+    def _read_slot(self, slot: Slot) -> Read:
+        entry: Entry = slot.entry
+        now = self._ports.clock.now()
+        return Read.of(now, entry, self._value(slot), _served(entry, now), "l1", 0.0)
+
+    def _flow(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Flow[Read]:
+        """Return the flow that reads a call through the store."""
+        inside = loads.current.get()
+        if inside is not None:
+            return nested(self._ports, self._spec, call, decode, inside[1])
+        self._ports.listener.start()
+        return reading.read(self._ports, self._spec, call, self._wanted(call, arguments, decode))
+
+    def _wanted(
+        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
+    ) -> reading.Wanted:
+        policy = self._spec.policy
+        index = self._index if arguments is not None and self._spec.signature.positional_keys else None
+        is_decoded = decode is not _as_is
+
+        def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
+            self._ports.l1.fill(
+                call.text,
+                entry=entry,
+                value=value if is_decoded and self._is_shareable else MISSING,
+                until=until,
+                guard=guard,
+                index=index,
+                arguments=arguments,
+            )
+
+        return reading.Wanted(decode, self._since, policy.wait_for, keep if self._l1_for else None)
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[Any, ...] | None]:
+        return self._bind(args, kwargs), None if kwargs else args
+
+    def _revalidation(self, call: Call) -> Flow[bool]:
+        """Claim whatever version is there, and enqueue it; a running backoff is not heeded."""
+        raw = yield self._ports.store.get(call.text)
+        seen = reading.envelope.version_of(raw)
+        queue = "revalidate" if seen else "miss"
+        return (yield from reading.ask(self._ports, self._spec, call.text, seen, queue, heeds_backoff=False))
+
+    def _at_since(self, done: Invalidation) -> Any:
+        view = copy.copy(self)
+        view._since = done.seq
+        view._index = {}
+        return view
+
+    # -- shared by both faces of both kinds
+
+    def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return self._value(slot)
+        value: T = run(self._flow(call, arguments, self._codec.decode)).value
+        return value
+
+    async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return self._value(slot)
+        value: T = (await arun(self._flow(call, arguments, self._codec.decode))).value
+        return value
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        return self._read_slot(slot) if slot is not None else run(self._flow(call, arguments, self._codec.decode))
+
+    async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return self._read_slot(slot)
+        return await arun(self._flow(call, arguments, self._codec.decode))
+
+    def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return slot.payload
+        payload: bytes = run(self._flow(call, arguments, _as_is)).value
+        return payload
+
+    async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return slot.payload
+        payload: bytes = (await arun(self._flow(call, arguments, _as_is))).value
+        return payload
+
+    def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
+        call, _ = self._bound(args, kwargs)
+        return reading.peek(self._ports, call, self._wanted(call, None, self._codec.decode))
+
+    def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
+        call, _ = self._bound(args, kwargs)
+        return invalidate_calls(self._ports, [call.text], "hard")
+
+
+class Loader(_Face[T], Generic[P, T]):
+    """A cached function: reads serve entries, workers run the function.
+
+    Made by `Cache.loader`.
+    """
+
+    def get(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return the value for these arguments, from cache when it can.
+
+        A fresh entry is returned as is.  A stale one is returned too, and one reader among all processes asks a
+        worker to revalidate it.  A miss waits up to `policy.wait_for` seconds for the one worker that loads it.
+
+        Two loads of one key can still overlap if a lease runs out or is taken over; only the one that holds the lease
+        is stored.
+
+        Raises:
+            CallError: the arguments do not fit the loader.
+            LoadTimeout: no value within `wait_for`, and this reader may not load it.
+            LoadError: the load failed; kept until its backoff ends.
+        """
+        if not kwargs:
+            try:
+                slot = self._index.get(args)
+            except TypeError:  # unhashable arguments have no place in the index
+                slot = None
+            if slot is not None:
+                now = monotonic()
+                if now < slot.until and now - self._gate.heard_at < self._l1_for:
+                    slot.reads += 1
+                    value = slot.value
+                    return self._value(slot) if value is MISSING else value
+        return self._get(args, kwargs)
+
+    async def aget(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return the value for these arguments; see `get`."""
+        if not kwargs:
+            try:
+                slot = self._index.get(args)
+            except TypeError:
+                slot = None
+            if slot is not None:
+                now = monotonic()
+                if now < slot.until and now - self._gate.heard_at < self._l1_for:
+                    slot.reads += 1
+                    value = slot.value
+                    return self._value(slot) if value is MISSING else value
+        return await self._aget(args, kwargs)
+
+    def read(self, *args: P.args, **kwargs: P.kwargs) -> Read:
+        """Return the value with its freshness, tier, age in seconds and sequence number; raises as `get` does."""
+        return self._read(args, kwargs)
+
+    async def aread(self, *args: P.args, **kwargs: P.kwargs) -> Read:
+        """Return the value with its freshness, tier, age and sequence number; see `read`."""
+        return await self._aread(args, kwargs)
+
+    def get_json(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
+        """Return the value's JSON, never decoded: straight into a response; raises as `get` does."""
+        return self._get_json(args, kwargs)
+
+    async def aget_json(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
+        """Return the value's JSON, never decoded; see `get_json`."""
+        return await self._aget_json(args, kwargs)
+
+    def peek(self, *args: P.args, **kwargs: P.kwargs) -> Read | None:
+        """Return what is in the store, fresh, stale or lapsed; never loads, never enqueues.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        return run(self._peek(args, kwargs))
+
+    async def apeek(self, *args: P.args, **kwargs: P.kwargs) -> Read | None:
+        """Return what is in the store; see `peek`."""
+        return await arun(self._peek(args, kwargs))
+
+    def revalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Ask workers to load this now; True if this call enqueued it, False if somebody is at it already."""
+        return run(self._revalidation(self._bind(args, kwargs)))
+
+    async def arevalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Ask workers to load this now; see `revalidate`."""
+        return await arun(self._revalidation(self._bind(args, kwargs)))
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Invalidation:
+        """Drop one entry: no read that begins after this returns sees a value loaded before.
+
+        Raises:
+            InvalidationIncomplete: the store failed; nothing is acknowledged.
+        """
+        return run(self._invalidation(args, kwargs))
+
+    async def ainvalidate(self, *args: P.args, **kwargs: P.kwargs) -> Invalidation:
+        """Drop one entry; see `invalidate`."""
+        return await arun(self._invalidation(args, kwargs))
+
+    def since(self, done: Invalidation) -> Loader[P, T]:
+        """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
+        view: Loader[P, T] = self._at_since(done)
+        return view
+
+
+class BatchLoader(_Face[V], Generic[K, V]):
+    """A cached function of many keys: one query loads what is missing of a batch.
+
+    Made by `Cache.batch_loader`.
+    """
+
+    def get(self, key: K) -> V:
+        """Return one key's value; see `Loader.get`.
+
+        Raises:
+            KeyMissing: the loader left the key out, and its value type has no None.
+        """
+        return self._get((key,), {})
+
+    async def aget(self, key: K) -> V:
+        """Return one key's value; see `get`."""
+        return await self._aget((key,), {})
+
+    def read(self, key: K) -> Read:
+        """Return one key's value with its freshness, tier, age in seconds and sequence number."""
+        return self._read((key,), {})
+
+    async def aread(self, key: K) -> Read:
+        """Return one key's value with its freshness, tier, age and sequence number; see `read`."""
+        return await self._aread((key,), {})
+
+    def get_json(self, key: K) -> bytes:
+        """Return one key's JSON, never decoded."""
+        return self._get_json((key,), {})
+
+    async def aget_json(self, key: K) -> bytes:
+        """Return one key's JSON, never decoded; see `get_json`."""
+        return await self._aget_json((key,), {})
+
+    def get_many(self, keys: Iterable[K]) -> dict[K, V]:
+        """Return key -> value, in the keys' order, duplicates once: one round trip for hits, one task for misses.
+
+        Raises:
+            LoadErrors: some keys have no value; it carries those that have.
+        """
+        return run(self._many(keys))
+
+    async def aget_many(self, keys: Iterable[K]) -> dict[K, V]:
+        """Return key -> value for many keys; see `get_many`."""
+        return await arun(self._many(keys))
+
+    def peek(self, key: K) -> Read | None:
+        """Return what is in the store for one key; never loads, never enqueues."""
+        return run(self._peek((key,), {}))
+
+    async def apeek(self, key: K) -> Read | None:
+        """Return what is in the store for one key; see `peek`."""
+        return await arun(self._peek((key,), {}))
+
+    def revalidate(self, key: K) -> bool:
+        """Ask workers to load one key now; True if this call enqueued it."""
+        return run(self._revalidation(self._bind((key,), {})))
+
+    async def arevalidate(self, key: K) -> bool:
+        """Ask workers to load one key now; see `revalidate`."""
+        return await arun(self._revalidation(self._bind((key,), {})))
+
+    def invalidate(self, key: K) -> Invalidation:
+        """Drop one key's entry; see `Loader.invalidate`."""
+        return run(self._invalidation((key,), {}))
+
+    async def ainvalidate(self, key: K) -> Invalidation:
+        """Drop one key's entry; see `invalidate`."""
+        return await arun(self._invalidation((key,), {}))
+
+    def since(self, done: Invalidation) -> BatchLoader[K, V]:
+        """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
+        view: BatchLoader[K, V] = self._at_since(done)
+        return view
+
+    def _many(self, keys: Iterable[K]) -> Flow[dict[K, V]]:
+        calls = {key: self._bind((key,), {}) for key in keys}
+        return read_many(self._ports, self._spec, calls, self._one, self._codec.decode, self._since, self._slot_value)
+
+    def _one(self, call: Call) -> Flow[Read]:
+        return self._flow(call, call.arguments, self._codec.decode)
+
+    def _slot_value(self, call: Call) -> tuple[bool, Any]:
+        slot = self._slot(call)
+        return (False, None) if slot is None else (True, self._value(slot))
+
+
+def _served(entry: Entry, now: float) -> Freshness:
+    """Return what L1 served an entry as: it may have passed its end by the time its age is told."""
+    freshness = entry.freshness(now)
+    return freshness if freshness in (Freshness.FRESH, Freshness.STALE) else Freshness.STALE

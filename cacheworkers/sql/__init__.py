@@ -1,0 +1,1 @@
+"""SQLAlchemy: the sessions that loaders get."""

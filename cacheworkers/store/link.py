@@ -1,0 +1,327 @@
+"""The way to the store: clients by topology, one round trip for a list of requests, errors translated once.
+
+Clients never retry: with a retry a script whose reply was late runs again behind the caller's back, and a dead store
+costs seconds instead of one timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MaxConnectionsError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from cacheworkers.config import Config
+from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, StoreFull, StoreUnavailable, UnsafeStore
+from cacheworkers.local.clock import StoreClock
+from cacheworkers.store.scripts import Script
+
+_UNAVAILABLE = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    ClusterDownError,
+    RedisClusterException,
+    OSError,
+)
+_SAFE_POLICIES = ("noeviction", "volatile-lru", "volatile-lfu")
+_TRY_AGAIN = 5
+
+
+class Breaker(Protocol):
+    """Says whether a dead store is worth asking again."""
+
+    def allows(self) -> bool: ...
+    def failed(self) -> None: ...
+    def succeeded(self) -> None: ...
+
+
+class Request:
+    """One command, or one call of a script; `words[1]` or the first key routes it on a Cluster."""
+
+    __slots__ = ("script", "words")
+
+    def __init__(self, words: tuple[Any, ...], script: Script | None = None) -> None:
+        self.words = words
+        self.script = script
+
+    @classmethod
+    def call(cls, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Request:
+        """Return a call of a script by its digest."""
+        return cls(("EVALSHA", script.sha, len(keys), *keys, *args), script)
+
+    def in_full(self) -> tuple[Any, ...]:
+        """Return the same call with the script's source: a server that has restarted does not know its digest."""
+        if self.script is None:
+            return self.words
+        return ("EVAL", self.script.source, *self.words[2:])
+
+
+class Link:
+    """Connections of this process to the store, sync and async, standalone, Sentinel or Cluster."""
+
+    def __init__(self, config: Config, breaker: Breaker, clock: StoreClock, *, on_lost: Callable[[str], None]) -> None:
+        self._config = config
+        self._breaker = breaker
+        self._clock = clock
+        self._on_lost = on_lost
+        self._where = parse_url(config.redis_url)
+        self._sync: Any = None
+        self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
+        self._is_checked = False
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether keys live on several masters."""
+        return self._where.kind == "cluster"
+
+    def reset(self) -> None:
+        """Forget all connections, as a child does after a fork: the parent's sockets are not its own."""
+        self._sync = None
+        self._async = weakref.WeakKeyDictionary()
+
+    def close(self) -> None:
+        """Close the sync connections."""
+        if self._sync is not None:
+            self._sync.close()
+            self._sync = None
+
+    def exchange(self, requests: Sequence[Request]) -> list[Any]:
+        """Return the replies, in order, after one round trip per master.
+
+        Raises:
+            StoreUnavailable: no answer within `store_timeout`, no connection, or the breaker is open.
+            StoreFull: a request needed memory that the store does not have.
+            StoreError: a request was answered with an error.
+        """
+        with self._guarded():
+            client = self.client()
+            if not self._is_checked:
+                self._learn(client.execute_command("INFO", "everything"), *self._timed(client))
+            return self._settle(client, requests, self._send(client, requests))
+
+    async def aexchange(self, requests: Sequence[Request]) -> list[Any]:
+        """Do what `exchange` does, on the running loop."""
+        with self._guarded():
+            client = self.aclient()
+            if not self._is_checked:
+                info = await client.execute_command("INFO", "everything")
+                sent = time.monotonic()
+                answer = await client.execute_command("TIME")
+                self._learn(info, answer, sent, time.monotonic())
+            replies = await self._asend(client, requests)
+            for at, reply in enumerate(replies):
+                for _ in range(_TRY_AGAIN):
+                    if not isinstance(replies[at], NoScriptError | TryAgainError):
+                        break
+                    with contextlib.suppress(ResponseError):
+                        replies[at] = await client.execute_command(*requests[at].in_full())
+                replies[at] = _checked(replies[at])
+            return replies
+
+    # -- clients
+
+    def client(self) -> Any:
+        """Return the sync client, made at first use."""
+        if self._sync is None:
+            options = self._options(Retry(NoBackoff(), 0))
+            where = self._where
+            if where.kind == "cluster":
+                self._sync = RedisCluster.from_url(where.url, cluster_error_retry_attempts=1, **options)
+            elif where.kind == "sentinel":
+                sentinel = Sentinel(where.nodes, sentinel_kwargs=options, **options, db=where.database)
+                self._sync = sentinel.master_for(where.service)
+            else:
+                self._sync = redis.Redis.from_url(where.url, **options)
+        return self._sync
+
+    def aclient(self) -> Any:
+        """Return the running loop's async client, made at first use."""
+        loop = asyncio.get_running_loop()
+        client = self._async.get(loop)
+        if client is None:
+            options = self._options(AsyncRetry(NoBackoff(), 0))
+            where = self._where
+            if where.kind == "cluster":
+                client = AsyncRedisCluster.from_url(where.url, cluster_error_retry_attempts=1, **options)
+            elif where.kind == "sentinel":
+                sentinel = AsyncSentinel(where.nodes, sentinel_kwargs=options, **options, db=where.database)
+                client = sentinel.master_for(where.service)
+            else:
+                pool = redis.asyncio.BlockingConnectionPool.from_url(
+                    where.url, max_connections=32, timeout=20 * self._config.store_timeout, **options
+                )
+                client = redis.asyncio.Redis.from_pool(pool)
+            self._async[loop] = client
+        return client
+
+    def _options(self, retry: Any) -> dict[str, Any]:
+        timeout = self._config.store_timeout
+        return {"retry": retry, "socket_timeout": timeout, "socket_connect_timeout": timeout}
+
+    # -- one round trip
+
+    def _send(self, client: Any, requests: Sequence[Request]) -> list[Any]:
+        if len(requests) == 1 or self.is_cluster:
+            return [_tried(client.execute_command, request.words) for request in requests]
+        pipeline = client.pipeline(transaction=False)
+        for request in requests:
+            pipeline.execute_command(*request.words)
+        return list(pipeline.execute(raise_on_error=False))
+
+    async def _asend(self, client: Any, requests: Sequence[Request]) -> list[Any]:
+        if len(requests) == 1 or self.is_cluster:
+            replies: list[Any] = []
+            for request in requests:
+                try:
+                    replies.append(await client.execute_command(*request.words))
+                except ResponseError as error:
+                    replies.append(error)
+            return replies
+        pipeline = client.pipeline(transaction=False)
+        for request in requests:
+            pipeline.execute_command(*request.words)
+        return list(await pipeline.execute(raise_on_error=False))
+
+    def _settle(self, client: Any, requests: Sequence[Request], replies: list[Any]) -> list[Any]:
+        for at, request in enumerate(requests):
+            for _ in range(_TRY_AGAIN):
+                # NOSCRIPT after a restart, TRYAGAIN while a slot migrates: neither has run.
+                if not isinstance(replies[at], NoScriptError | TryAgainError):
+                    break
+                replies[at] = _tried(client.execute_command, request.in_full())
+            replies[at] = _checked(replies[at])
+        return replies
+
+    # -- health
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Translate the client's errors, and keep the breaker informed."""
+        if not self._breaker.allows():
+            raise StoreUnavailable(f"the store at {self._where.shown} did not answer lately; its breaker is open")
+        try:
+            yield
+        except CacheworkersError:
+            raise
+        except MaxConnectionsError as error:
+            raise StoreUnavailable(f"no free connection to the store at {self._where.shown}") from error
+        except _UNAVAILABLE as error:
+            self._breaker.failed()
+            text = f"the store at {self._where.shown} is unavailable: {type(error).__name__}: {error}"
+            self._on_lost(text)
+            raise StoreUnavailable(text) from error
+        except RedisError as error:
+            raise StoreError(f"the store at {self._where.shown} answered {type(error).__name__}: {error}") from error
+        else:
+            self._breaker.succeeded()
+
+    def _timed(self, client: Any) -> tuple[Any, float, float]:
+        sent = time.monotonic()
+        answer = client.execute_command("TIME")
+        return answer, sent, time.monotonic()
+
+    def _learn(self, info: Any, server_time: Any, sent: float, received: float) -> None:
+        """Take in what the first exchange found out: is it safe to write there, and what time is it there."""
+        if self.is_cluster and isinstance(info, dict) and info and isinstance(next(iter(info.values())), dict):
+            info = next(iter(info.values()))
+        policy = str(info.get("maxmemory_policy", "noeviction")) if isinstance(info, dict) else "noeviction"
+        if policy not in _SAFE_POLICIES and not self._config.allow_evicting_store:
+            raise UnsafeStore(
+                f"the store at {self._where.shown} has maxmemory-policy {policy}: it may evict tag sets or leases, and "
+                f"with them invalidations; set one of {', '.join(_SAFE_POLICIES)}, or allow_evicting_store=True"
+            )
+        version = str(info.get("redis_version", "7")) if isinstance(info, dict) else "7"
+        if int(version.split(".")[0]) < 7:
+            raise StoreError(f"the store at {self._where.shown} is version {version}; at least Redis 7.0 or Valkey 7.2")
+        if isinstance(server_time, dict):
+            server_time = next(iter(server_time.values()))
+        seconds, micros = server_time
+        self._clock.measure(int(seconds) + int(micros) / 1e6, sent, received)
+        self._is_checked = True
+
+
+class Where:
+    """A parsed store URL."""
+
+    __slots__ = ("database", "kind", "nodes", "service", "shown", "url")
+
+    def __init__(self, kind: str, url: str, nodes: list[tuple[str, int]], service: str, database: int) -> None:
+        self.kind = kind
+        self.url = url
+        self.nodes = nodes
+        self.service = service
+        self.database = database
+        parts = urlsplit(url)
+        self.shown = f"{parts.scheme}://{parts.hostname or parts.path}" + (f":{parts.port}" if kind != "sentinel" and parts.port else "")
+
+
+def parse_url(url: str) -> Where:
+    """Return where a store URL points.
+
+    Raises:
+        ConfigError: its scheme or shape is none of those `Config.redis_url` names.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme in ("redis", "rediss", "unix"):
+        return Where("standalone", url, [], "", 0)
+    if scheme in ("cluster", "clusters"):
+        return Where("cluster", ("rediss://" if scheme == "clusters" else "redis://") + rest, [], "", 0)
+    if scheme == "sentinel":
+        hosts, _, path = rest.partition("/")
+        service, _, query = path.partition("?")
+        hosts = hosts.rpartition("@")[2]
+        try:
+            nodes = [(host or "127.0.0.1", int(port or 26379)) for host, _, port in (h.partition(":") for h in hosts.split(","))]
+            database = int(parse_qs(query).get("db", ["0"])[0])
+        except ValueError:
+            raise ConfigError(f"redis_url must be sentinel://host:port,host:port/service, got {url!r}") from None
+        if not service:
+            raise ConfigError(f"redis_url must name a service, sentinel://host:port/service, got {url!r}")
+        return Where("sentinel", f"sentinel://{hosts.split(',')[0].split(':')[0]}", nodes, service, database)
+    raise ConfigError(f"redis_url must start with redis, rediss, unix, sentinel or cluster, got {scheme!r}")
+
+
+def _tried(command: Callable[..., Any], words: tuple[Any, ...]) -> Any:
+    """Return a command's reply, or the error that the server answered."""
+    try:
+        return command(*words)
+    except ResponseError as error:
+        return error
+
+
+def _checked(reply: Any) -> Any:
+    """Return a reply that is none of the errors a caller cannot act on."""
+    if isinstance(reply, OutOfMemoryError) or (isinstance(reply, ResponseError) and "OOM " in str(reply)):
+        raise StoreFull(f"the store is out of memory: {reply}") from reply
+    if isinstance(reply, Exception) and not (isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")):
+        raise reply
+    return reply

@@ -1,0 +1,336 @@
+"""The listener: hears of every entry that changes anywhere, drops it from L1 and wakes who waits for it.
+
+One daemon thread holds one RESP3 connection per master with `CLIENT TRACKING ON BCAST` on the prefixes of entries and
+failures.  A push means "this changed".  A ping's answer comes after all earlier pushes, which makes it a proof of
+coherence for L1, and a barrier for an invalidation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+import random
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import hiredis
+from redis.backoff import NoBackoff
+from redis.connection import Connection
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from cacheworkers.core.keys import Keyspace
+from cacheworkers.events import Event, ListenerDown, ListenerLag, ListenerUp
+from cacheworkers.local.clock import StoreClock
+from cacheworkers.local.gate import Gate
+from cacheworkers.store.link import Link
+
+log = logging.getLogger("cacheworkers")
+
+PING_EVERY = 0.5
+PING_LOST_AFTER = 2.0
+_BACKOFF = (0.05, 2.0)
+_TIME = b"*1\r\n$4\r\nTIME\r\n"
+
+
+class Barrier:
+    """A step: wait until every push sent before it has been processed; False when the listener is not up."""
+
+    __slots__ = ("_listener", "_timeout")
+
+    def __init__(self, listener: Listener, timeout: float) -> None:
+        self._listener = listener
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return "barrier"
+
+    def run(self) -> bool:
+        """Wait, blocking this thread."""
+        pings = self._listener.ping()
+        end = time.monotonic() + self._timeout
+        try:
+            return pings is not None and all([ping.result(max(0.0, end - time.monotonic())) for ping in pings])
+        except TimeoutError:
+            return False
+
+    async def arun(self) -> bool:
+        """Wait on the running loop."""
+        pings = self._listener.ping()
+        if pings is None:
+            return False
+        waiting = asyncio.gather(*map(asyncio.wrap_future, pings))
+        try:
+            return all(await asyncio.wait_for(waiting, self._timeout))
+        except TimeoutError:
+            return False
+
+
+class Listener:
+    """The thread that listens, and its connections."""
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keyspace,
+        gate: Gate,
+        clock: StoreClock,
+        *,
+        timeout: float,
+        on_entry: Callable[[str], None],
+        on_failure: Callable[[str], None],
+        on_lost: Callable[[], None],
+        on_gap: Callable[[], None],
+        emit: Callable[[Event], None],
+    ) -> None:
+        """
+        Args:
+            timeout: seconds to wait for a connection.
+            on_entry: called with a call's text when its entry changed.
+            on_failure: called with a call's text when its load failed.
+            on_lost: called when the connection is lost: from here on pushes are missed.
+            on_gap: called when everything may have changed unheard: before the listener is up again, on FLUSHALL.
+        """
+        self._link = link
+        self._gate = gate
+        self._clock = clock
+        self._timeout = timeout
+        self._on_entry = on_entry
+        self._on_failure = on_failure
+        self._on_lost = on_lost
+        self._on_gap = on_gap
+        self._emit = emit
+        self._keys = keys
+        self._entries = keys.entries_prefix.encode()
+        self._failures = keys.failures_prefix.encode()
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget thread and connections, as a child does after a fork."""
+        self._lock = threading.Lock()
+        self._ears: list[_Ear] = []
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._is_closed = False
+        self._wakeup: socket.socket | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether pushes are being heard."""
+        return self._gate.is_coherent
+
+    def start(self) -> None:
+        """Start listening, if this process does not yet."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._listen, name="cacheworkers-listener", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening for good."""
+        self._is_closed = True
+        with self._lock:
+            for ear in self._ears:
+                ear.hang_up()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(1.0)
+
+    def barrier(self, timeout: float) -> Barrier:
+        """Return the step that waits until all pushes sent so far have been processed."""
+        return Barrier(self, timeout)
+
+    def ping(self) -> list[Future[bool]] | None:
+        """Send a ping to every master; None when the listener is not up."""
+        with self._lock:
+            if not self.is_up or not self._ears:
+                return None
+            return [ear.ping() for ear in self._ears]
+
+    # -- the thread
+
+    def _listen(self) -> None:
+        backoff = _BACKOFF[0]
+        while not self._is_closed:
+            try:
+                self._connect()
+                backoff = _BACKOFF[0]
+                self._hear()
+            except (OSError, RedisError, hiredis.HiredisError) as error:
+                self._lose(error)
+                if self._is_closed:
+                    return
+                time.sleep(backoff * (0.5 + random.random() / 2))
+                backoff = min(backoff * 2, _BACKOFF[1])
+            except Exception as error:  # a bug in a callback must not leave L1 serving what it no longer hears of
+                log.exception("listener failed")
+                self._lose(error)
+                time.sleep(_BACKOFF[1])
+
+    def _lose(self, error: Exception) -> None:
+        was_up = self._gate.is_coherent
+        self._gate.lost(time.monotonic())
+        with self._lock:
+            ears, self._ears = self._ears, []
+        for ear in ears:
+            ear.hang_up()
+        if was_up:
+            # Order: the gate is closed first, so that whatever is filled from here on is filled under a new guard.
+            self._on_lost()
+            self._emit(ListenerDown(ears[0].master if ears else "", f"{type(error).__name__}: {error}"))
+
+    def _connect(self) -> None:
+        ears = []
+        try:
+            for pool in self._pools():
+                ears.append(_Ear(pool, self._timeout, (self._keys.entries_prefix, self._keys.failures_prefix)))
+        except BaseException:
+            for ear in ears:
+                ear.hang_up()
+            raise
+        # L1 is emptied before the listener counts as up: what was kept meanwhile may have changed unheard.
+        self._on_gap()
+        with self._lock:
+            self._ears = ears
+        for ear in ears:
+            ear.ping()
+
+    def _pools(self) -> list[Any]:
+        client = self._link.client()
+        if self._link.is_cluster:
+            return [client.get_redis_connection(node).connection_pool for node in client.get_primaries()]
+        return [client.connection_pool]
+
+    def _hear(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for ear in self._ears:
+                selector.register(ear.socket, selectors.EVENT_READ, ear)
+            next_ping = time.monotonic() + PING_EVERY
+            is_up = False
+            while not self._is_closed:
+                ready = selector.select(max(0.0, next_ping - time.monotonic()))
+                for key, _ in ready:
+                    self._take_in(key.data)
+                now = time.monotonic()
+                if ready and all(ear.heard_at for ear in self._ears):
+                    self._gate.heard(min(ear.heard_at for ear in self._ears))
+                    if not is_up:
+                        is_up = True
+                        for ear in self._ears:
+                            self._emit(ListenerUp(ear.master))
+                if now >= next_ping:
+                    next_ping = now + PING_EVERY
+                    for ear in self._ears:
+                        if ear.silent_for(now) > PING_LOST_AFTER:
+                            raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
+                        if not ear.pings:
+                            ear.ping()
+
+    def _take_in(self, ear: _Ear) -> None:
+        entries, failures = self._entries, self._failures
+        first, last = len(entries) + 1, -1  # between the braces of `ns:e:{product[42]}`
+        first_failure = len(failures) + 1
+        for reply in ear.replies():
+            if isinstance(reply, hiredis.PushNotification):
+                if reply[0] != b"invalidate":
+                    continue
+                if reply[1] is None:  # FLUSHDB, FLUSHALL: of any database
+                    self._on_gap()
+                    continue
+                for key in reply[1]:
+                    if key.startswith(entries):
+                        self._on_entry(key[first:last].decode(errors="replace"))
+                    elif key.startswith(failures):
+                        self._on_failure(key[first_failure:last].decode(errors="replace"))
+            elif isinstance(reply, hiredis.ReplyError):
+                raise OSError(f"the listener's connection answered {reply}")
+            else:
+                sent, received = ear.ponged()
+                self._clock.measure(int(reply[0]) + int(reply[1]) / 1e6, sent, received)
+                self._emit(ListenerLag(received - sent))
+
+
+class _Ear:
+    """One master's connection: opened by redis-py (TLS, auth, names), read with hiredis alone."""
+
+    def __init__(self, pool: Any, timeout: float, prefixes: tuple[str, ...]) -> None:
+        options = {**pool.connection_kwargs, "protocol": 3, "socket_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
+        options.pop("maint_notifications_config", None)
+        options.pop("maint_notifications_pool_handler", None)
+        if "connection_pool" in options:  # Sentinel: its connections ask the pool where the master is
+            options["connection_pool"] = pool
+        self._connection: Connection = pool.connection_class(**options)
+        self._connection.connect()
+        words = ["CLIENT", "TRACKING", "ON", "BCAST"]
+        for prefix in prefixes:
+            words += ["PREFIX", prefix]
+        self._connection.send_command(*words)
+        self._connection.read_response()
+        self.socket: socket.socket = self._connection._sock
+        self.socket.settimeout(timeout)
+        self._reader = hiredis.Reader()
+        self.pings: collections.deque[tuple[float, Future[bool]]] = collections.deque()
+        self._lock = threading.Lock()
+        self.heard_at = 0.0
+        options_shown = pool.connection_kwargs
+        self.master = f"{options_shown.get('host', options_shown.get('path', ''))}:{options_shown.get('port', '')}"
+
+    def ping(self) -> Future[bool]:
+        """Send a ping; the future is done once its answer, and so all earlier pushes, have been processed."""
+        ping: Future[bool] = Future()
+        with self._lock:
+            self.pings.append((time.monotonic(), ping))
+            try:
+                self.socket.sendall(_TIME)
+            except OSError:
+                ping.set_result(False)
+                with contextlib.suppress(OSError):
+                    self.socket.shutdown(socket.SHUT_RDWR)
+        return ping
+
+    def ponged(self) -> tuple[float, float]:
+        """Take the answer to the oldest ping: when it was sent, and now."""
+        sent, ping = self.pings.popleft()
+        self.heard_at = sent
+        if not ping.done():
+            ping.set_result(True)
+        return sent, time.monotonic()
+
+    def silent_for(self, now: float) -> float:
+        """Return for how long the oldest ping has had no answer, seconds."""
+        return now - self.pings[0][0] if self.pings else 0.0
+
+    def replies(self) -> list[Any]:
+        """Return what has arrived."""
+        data = self.socket.recv(1 << 18)
+        if not data:
+            raise OSError("the store closed the listener's connection")
+        self._reader.feed(data)
+        found = []
+        while (reply := self._reader.gets()) is not False:
+            found.append(reply)
+        return found
+
+    def hang_up(self) -> None:
+        """Close, and fail the pings that wait."""
+        with self._lock:
+            pings, self.pings = list(self.pings), collections.deque()
+        for _, ping in pings:
+            if not ping.done():
+                ping.set_result(False)
+        with contextlib.suppress(OSError):
+            if self.socket:
+                self.socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):
+            self._connection.disconnect()

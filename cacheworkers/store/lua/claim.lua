@@ -1,0 +1,52 @@
+#!lua
+-- claim.lua: take the lease of a call, unless another holds it or the entry has moved on.
+--
+-- KEYS[1]  entry        KEYS[2]  lease         KEYS[3]  failures
+-- ARGV[1]  token        ARGV[2]  lease_for_ms  ARGV[3]  seen: version the reader saw, "" for none
+-- ARGV[4]  expected: token that may be taken over, "" for none
+-- ARGV[5]  "1" to heed a running backoff       ARGV[6]  magic   ARGV[7]  offset of the version
+-- Returns  {"claimed"} | {"moved"} | {"held", holder, is_begun, is_taken_over, pttl_ms}
+--          | {"backoff", kind, text, pttl_ms}
+-- Atomic because between a look and a SET another reader would take the same lease.
+-- Idempotent: whoever already holds the lease under this token claims it again.
+local entry, lease, failures = KEYS[1], KEYS[2], KEYS[3]
+local token, lease_for_ms, seen, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local heeds_backoff, magic, version_at = ARGV[5] == "1", ARGV[6], tonumber(ARGV[7])
+
+local version = ""
+local head = redis.pcall("GETRANGE", entry, 0, version_at + 7)  -- pcall: a foreign type there counts as no entry
+if type(head) == "string" and string.sub(head, 1, #magic) == magic then
+  version = string.sub(head, version_at + 1, version_at + 8)
+end
+
+local holder = redis.call("HGET", lease, "token")
+if holder == token then
+  return {"claimed"}
+end
+if version ~= seen then
+  return {"moved"}
+end
+if heeds_backoff then
+  local backoff = redis.call("HMGET", failures, "kind", "text", "until_ms")
+  if backoff[3] then
+    local time = redis.call("TIME")
+    local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+    local rest_ms = tonumber(backoff[3]) - now_ms
+    if rest_ms > 0 then
+      return {"backoff", backoff[1], backoff[2], rest_ms}
+    end
+  end
+end
+if holder then
+  local marks = redis.call("HMGET", lease, "fence", "taken_over")
+  local is_begun, is_taken_over = marks[1] and 1 or 0, marks[2] and 1 or 0
+  if holder ~= expected or is_begun == 1 or is_taken_over == 1 then
+    return {"held", holder, is_begun, is_taken_over, redis.call("PTTL", lease)}
+  end
+  redis.call("DEL", lease)
+  redis.call("HSET", lease, "token", token, "taken_over", "1")
+else
+  redis.call("HSET", lease, "token", token)
+end
+redis.call("PEXPIRE", lease, lease_for_ms)
+return {"claimed"}

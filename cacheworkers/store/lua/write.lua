@@ -1,0 +1,19 @@
+#!lua
+-- write.lua: store an entry, unless its lease has been broken since the load began.
+--
+-- KEYS[1]  entry     KEYS[2]  lease     KEYS[3]  failures   KEYS[4]  attempts
+-- ARGV[1]  fence     ARGV[2]  envelope  ARGV[3]  expires_at_ms
+-- ARGV[4]  version of this envelope     ARGV[5]  offset of the version
+-- Returns  1 stored, 0 refused
+-- Atomic because an invalidation may break the lease between the check and the SET.
+-- Idempotent: the version in the store tells a write that was already done.
+local entry, lease, failures, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local fence, envelope, expires_at_ms, version, version_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+
+if redis.call("HGET", lease, "fence") ~= fence then
+  local there = redis.pcall("GETRANGE", entry, version_at, version_at + 7)
+  return there == version and 1 or 0
+end
+redis.call("SET", entry, envelope, "PXAT", expires_at_ms)
+redis.call("DEL", lease, failures, attempts)
+return 1

@@ -1,0 +1,351 @@
+"""The store's vocabulary: one typed method per script or command, each returning a step that a flow yields."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from cacheworkers.core import envelope
+from cacheworkers.core.entry import Entry
+from cacheworkers.core.keys import Keyspace
+from cacheworkers.store import scripts
+from cacheworkers.store.link import Link, Request
+
+T = TypeVar("T")
+
+#: A tag set's member outlives its entry by the load's deadline and this much, in seconds: the write comes after the
+#: registration, and a promoted master's clock may differ.
+REGISTRATION_MARGIN = 60.0
+CHUNK = 500
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """The lease is ours."""
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """The entry is no longer the one the reader saw: look again."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Another holds the lease, for `rest` seconds at most."""
+
+    token: str
+    is_begun: bool
+    is_taken_over: bool
+    rest: float
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """The last load failed; nobody should ask for `rest` seconds."""
+
+    kind: str
+    text: str
+    rest: float
+
+
+Claim = Claimed | Moved | Held | Backoff
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """The load may run; `attempts` counts this one, `raw` is the entry that is there now."""
+
+    attempts: int
+    raw: bytes | None
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The invalidation sequence, and the store's time with it."""
+
+    seq: int
+    now: float
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """A call is in its tags' sets; `newest` is the youngest invalidation of any of them."""
+
+    newest: int
+    now: float
+
+
+class Exchange(Generic[T]):
+    """A step: one round trip to the store, and its replies in shape."""
+
+    __slots__ = ("_link", "_requests", "_shape")
+
+    def __init__(self, link: Link, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> None:
+        self._link = link
+        self._requests = requests
+        self._shape = shape
+
+    def __repr__(self) -> str:
+        return "+".join(dict.fromkeys(r.script.name if r.script else str(r.words[0]).lower() for r in self._requests))
+
+    def run(self) -> T:
+        """Do it, blocking this thread."""
+        return self._shape(self._link.exchange(self._requests) if self._requests else [])
+
+    async def arun(self) -> T:
+        """Do it on the running loop."""
+        return self._shape(await self._link.aexchange(self._requests) if self._requests else [])
+
+
+class Store:
+    """Entries, leases, tag sets and the sequence in Redis."""
+
+    def __init__(self, link: Link, keys: Keyspace) -> None:
+        self.link = link
+        self.keys = keys
+
+    # -- entries
+
+    def get(self, call: str) -> Exchange[bytes | None]:
+        """The envelope of a call, unread; None when there is none, or something foreign."""
+        return self._ask([Request(("GET", self.keys.entry(call)))], lambda replies: _bytes(replies[0]))
+
+    def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
+        """The envelopes of many calls, in their order."""
+        keys = [self.keys.entry(call) for call in calls]
+        if self.link.is_cluster:
+            return self._ask([Request(("GET", key)) for key in keys], lambda replies: [_bytes(r) for r in replies])
+        return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: [_bytes(r) for r in replies[0]] if replies else [])
+
+    # -- leases
+
+    def claim(
+        self, call: str, token: str, *, lease_for: float, seen: bytes = b"", expected: str = "", heeds_backoff: bool = True
+    ) -> Exchange[Claim]:
+        """Take the lease of a call, for `lease_for` seconds.
+
+        Args:
+            token: 16 hex digits, random: whoever claims knows it, and gives it to the worker.
+            seen: the version the reader saw; refused when another is there now.
+            expected: the token of a lease that may be taken over if its holder has not begun.
+            heeds_backoff: refuse while a failure's backoff is running.
+        """
+        return self._ask([self._claim(call, token, lease_for, seen, expected, heeds_backoff)], lambda replies: _claim(replies[0]))
+
+    def claim_many(self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float) -> Exchange[list[Claim]]:
+        """Take the leases of many `(call, token, seen)`, in one round trip."""
+        requests = [self._claim(call, token, lease_for, seen, "", True) for call, token, seen in asks]
+        return self._ask(requests, lambda replies: [_claim(reply) for reply in replies])
+
+    def begin(
+        self, calls: Sequence[tuple[str, str, str, bytes]], *, load_for: float, is_redelivered: bool = False
+    ) -> Exchange[list[Begun | None]]:
+        """Begin the loads of many `(call, token, fence, seen)`; None where the work is somebody else's."""
+        requests = [
+            Request.call(
+                scripts.BEGIN,
+                (self.keys.entry(call), self.keys.lease(call), self.keys.attempts(call)),
+                (token, fence, _ms(load_for), seen, int(is_redelivered), envelope.MAGIC, envelope.WRITE_ID_AT),
+            )
+            for call, token, fence, seen in calls
+        ]
+        return self._ask(requests, lambda replies: [_begun(reply) for reply in replies])
+
+    def release(self, names: Iterable[tuple[str, str]]) -> Exchange[int]:
+        """Give back the leases of many `(call, token or fence)`; how many were ours."""
+        requests = [Request.call(scripts.RELEASE, (self.keys.lease(call),), (name,)) for call, name in names]
+        return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
+
+    def lease(self, call: str) -> Exchange[dict[str, str]]:
+        """The lease of a call as it stands: token, fence, taken_over; empty when nobody holds it."""
+        return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: _fields(replies[0]))
+
+    def failures(self, call: str) -> Exchange[dict[str, str]]:
+        """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
+        return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: _fields(replies[0]))
+
+    # -- loads
+
+    def snapshot(self) -> Exchange[Snapshot]:
+        """The sequence and the time, to be taken before the data is read."""
+        request = Request.call(scripts.SNAPSHOT, (self.keys.seq,), ())
+        return self._ask([request], lambda replies: Snapshot(int(replies[0][0]), replies[0][1] / 1000))
+
+    def register(self, calls: Sequence[tuple[str, Sequence[str], float]], *, load_for: float) -> Exchange[list[Registered]]:
+        """Put each `(call, tags, life)` into its tags' sets before it is written; what was invalidated meanwhile."""
+        requests = []
+        for call, tags, life in calls:
+            kept_for_ms = _ms(life + load_for + REGISTRATION_MARGIN)
+            for tag in tags:
+                shard = self.keys.shard_of(tag, call)
+                keys = (self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard))
+                requests.append(Request.call(scripts.REGISTER, keys, (call, kept_for_ms)))
+
+        def shape(replies: list[Any]) -> list[Registered]:
+            found, at = [], 0
+            for _, tags, _ in calls:
+                mine = replies[at : at + len(tags)]
+                at += len(tags)
+                found.append(Registered(max((int(r[0]) for r in mine), default=0), max((r[1] / 1000 for r in mine), default=0.0)))
+            return found
+
+        return self._ask(requests, shape)
+
+    def write(self, entries: Sequence[tuple[Entry, str]]) -> Exchange[list[bool]]:
+        """Store each `(entry, fence)`; False where an invalidation or another holder has broken the lease."""
+        requests = [
+            Request.call(
+                scripts.WRITE,
+                (self.keys.entry(e.call), self.keys.lease(e.call), self.keys.failures(e.call), self.keys.attempts(e.call)),
+                (fence, envelope.pack(e), _ms(e.expires_at), e.write_id, envelope.WRITE_ID_AT),
+            )
+            for e, fence in entries
+        ]
+        return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
+
+    def fail(self, failures: Sequence[tuple[str, str, str, str]], *, first_for: float, most_for: float) -> Exchange[list[bool]]:
+        """Record each `(call, fence, kind, text)`; wakes whoever waits for it.  False where the lease was broken."""
+        requests = [
+            Request.call(
+                scripts.FAIL,
+                (self.keys.lease(call), self.keys.failures(call), self.keys.attempts(call)),
+                (fence, kind, text, _ms(first_for), _ms(most_for)),
+            )
+            for call, fence, kind, text in failures
+        ]
+        return self._ask(requests, lambda replies: [int(reply) >= 0 for reply in replies])
+
+    # -- invalidations
+
+    def next_seq(self) -> Exchange[int]:
+        """The number of a new invalidation."""
+        return self._ask([Request.call(scripts.NEXT_SEQ, (self.keys.seq,), ())], lambda replies: int(replies[0]))
+
+    def raise_seq(self, least: int) -> Exchange[int]:
+        """The sequence, lifted to `least` if a failover had set it back."""
+        return self._ask([Request.call(scripts.RAISE_SEQ, (self.keys.seq,), (least,))], lambda replies: int(replies[0]))
+
+    def doom(self, tag: str, n: int) -> Exchange[list[tuple[int, str]]]:
+        """Mark a tag and put its sets aside; all `(shard, doomed set)` of the tag, its own and others'."""
+        requests = [
+            Request.call(
+                scripts.DOOM,
+                (
+                    self.keys.tag_set(tag, shard),
+                    self.keys.last_invalidation(tag, shard),
+                    self.keys.doomed_index(tag, shard),
+                    self.keys.doomed(tag, shard, n, secrets.token_hex(6)),
+                ),
+                (n,),
+            )
+            for shard in range(self.keys.shards(tag))
+        ]
+        return self._ask(requests, _by_shard)
+
+    def mark_tag(self, tag: str, n: int) -> Exchange[None]:
+        """Mark a tag softly invalidated; its sets stay where they are."""
+        shards = range(self.keys.shards(tag))
+        requests = [Request.call(scripts.MARK_TAG, (self.keys.last_invalidation(tag, s),), (n,)) for s in shards]
+        return self._ask(requests, lambda replies: None)
+
+    def doomed_sets(self, tag: str) -> Exchange[list[tuple[int, str]]]:
+        """All `(shard, doomed set)` of a tag."""
+        shards = range(self.keys.shards(tag))
+        return self._ask([Request(("SMEMBERS", self.keys.doomed_index(tag, s))) for s in shards], _by_shard)
+
+    def doomed_chunk(self, doomed: str) -> Exchange[list[str]]:
+        """Some members of a doomed set; empty when it is drained."""
+        return self._ask([Request(("ZRANGE", doomed, 0, CHUNK - 1))], lambda replies: [_text(m) for m in replies[0]])
+
+    def drop(self, calls: Sequence[str]) -> Exchange[int]:
+        """Delete entries and leases of calls; how many entries there were."""
+        requests = [Request(("UNLINK", key)) for call in calls for key in (self.keys.entry(call), self.keys.lease(call))]
+        return self._ask(requests, lambda replies: sum(int(reply) for reply in replies[::2]))
+
+    def drained(self, tag: str, shard: int, doomed: str, calls: Sequence[str]) -> Exchange[int]:
+        """Take members out of a doomed set, once their entries are deleted; how many are left."""
+        request = Request.call(scripts.DRAINED, (doomed, self.keys.doomed_index(tag, shard)), tuple(calls))
+        return self._ask([request], lambda replies: int(replies[0]))
+
+    def soften(self, calls: Sequence[str]) -> Exchange[int]:
+        """Make the entries of calls stale and break their leases; how many were fresh."""
+        requests = [
+            Request.call(
+                scripts.SOFTEN,
+                (self.keys.entry(call), self.keys.lease(call)),
+                (envelope.MAGIC, envelope.FRESH_UNTIL_AT),
+            )
+            for call in calls
+        ]
+        return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
+
+    def walk_tag(self, tag: str, shard: int, cursor: int) -> Exchange[tuple[int, list[str]]]:
+        """One step of a walk through a tag set in place: `(next cursor, calls)`; it ends at cursor 0."""
+        request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))
+        return self._ask([request], lambda replies: _walked(replies[0]))
+
+    # -- sweeping
+
+    def sweep_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[tuple[int, bool]]:
+        """Drop expired members of one tag set: `(how many, whether the tag's mark went too)`."""
+        request = Request.call(scripts.SWEEP_TAG, (key, last), (most, _ms(mark_kept_for)))
+        return self._ask([request], lambda replies: (int(replies[0][0]), replies[0][1] == 1))
+
+    def scan(self, cursor: int, pattern: str) -> Exchange[tuple[int, list[str]]]:
+        """One step of a walk through the keys that match a pattern."""
+        request = Request(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
+        return self._ask([request], lambda replies: (int(replies[0][0]), [_text(key) for key in replies[0][1]]))
+
+    # -- helpers
+
+    def _ask(self, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> Exchange[T]:
+        return Exchange(self.link, requests, shape)
+
+    def _claim(self, call: str, token: str, lease_for: float, seen: bytes, expected: str, heeds: bool) -> Request:
+        return Request.call(
+            scripts.CLAIM,
+            (self.keys.entry(call), self.keys.lease(call), self.keys.failures(call)),
+            (token, _ms(lease_for), seen, expected, int(heeds), envelope.MAGIC, envelope.WRITE_ID_AT),
+        )
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _text(reply: Any) -> str:
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
+
+
+def _bytes(reply: Any) -> bytes | None:
+    return reply if isinstance(reply, bytes) else None
+
+
+def _claim(reply: Any) -> Claim:
+    match _text(reply[0]):
+        case "claimed":
+            return Claimed()
+        case "moved":
+            return Moved()
+        case "held":
+            return Held(_text(reply[1]), reply[2] == 1, reply[3] == 1, max(reply[4], 0) / 1000)
+        case _:
+            return Backoff(_text(reply[1]), _text(reply[2]), reply[3] / 1000)
+
+
+def _begun(reply: Any) -> Begun | None:
+    return Begun(int(reply[1]), _bytes(reply[2])) if _text(reply[0]) == "begun" else None
+
+
+def _by_shard(replies: list[Any]) -> list[tuple[int, str]]:
+    return [(shard, _text(name)) for shard, names in enumerate(replies) for name in names]
+
+
+def _fields(reply: Any) -> dict[str, str]:
+    if isinstance(reply, dict):
+        return {_text(k): _text(v) for k, v in reply.items()}
+    if isinstance(reply, list):
+        return {_text(k): _text(v) for k, v in zip(reply[::2], reply[1::2], strict=True)}
+    return {}
+
+
+def _walked(reply: Any) -> tuple[int, list[str]]:
+    cursor, pairs = reply
+    members = [pair[0] for pair in pairs] if pairs and isinstance(pairs[0], list | tuple) else pairs[::2]
+    return int(cursor), [_text(member) for member in members]
