@@ -39,7 +39,7 @@ from cacheworkers.store.link import Link
 from cacheworkers.store.listener import Listener
 from cacheworkers.store.store import Store
 from cacheworkers.workers import LoaderInfo, bind
-from cacheworkers.workers.local import LocalDispatcher
+from cacheworkers.workers.local import LocalWorkers
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -128,15 +128,14 @@ class Cache:
             release_soon=self._release_soon,
         )
         if celery is None:
-            self._workers: Any = LocalDispatcher(config, perform=self.perform, undelivered=self._undelivered)
+            self._workers: Any = LocalWorkers(config, perform=self.perform)
         else:
             self._workers = bind(
                 celery,
                 config,
-                loaders=lambda: [_info(spec, config) for spec in self._loaders.values()],
                 perform=self.perform,
                 undelivered=self._undelivered,
-                upkeep={"sweep": self.sweep},
+                upkeep={"sweep": (self.sweep, config.sweep_every)},
                 emit=self._emit,
                 reset_after_fork=self._reset_after_fork,
             )
@@ -335,6 +334,7 @@ class Cache:
         self._ports.listener.reset()
         self._bulkhead.reset()
         self._sessions.reset_after_fork()
+        self._workers.reset_after_fork()
 
 
 class _Deliverable:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, SingletonThreadPool, StaticPool
@@ -124,8 +124,8 @@ def _prepare(session: Session, load_for: float, read_only: bool) -> None:
     def begun(session: Session, transaction: Any, connection: Any) -> None:
         if connection.dialect.name != "postgresql":
             return
-        connection.execute(text(f"SET LOCAL statement_timeout = {max(1, int(load_for * 1000))}"))
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, int(load_for * 1000))}")
         if read_only:
-            connection.execute(text("SET TRANSACTION READ ONLY"))
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
 
     event.listen(session, "after_begin", begun)
