@@ -115,7 +115,7 @@ class Cache:
         self._sessions = Sessions(sessions, async_sessions, pool_size=config.bulkhead)
         self._ports = ports = Ports(
             config=config,
-            store=Store(link, keys),
+            store=Store(link, keys, batch_size=config.batch_size),
             listener=listener,
             clock=clock,
             gate=gate,
@@ -330,7 +330,7 @@ class Cache:
         self._ports.gate.reset()
         self._ports.l1.reset()
         self._ports.waiters.reset()
-        self._ports.store.link.reset()
+        self._ports.store.reset()
         self._ports.listener.reset()
         self._bulkhead.reset()
         self._sessions.reset_after_fork()

@@ -11,6 +11,7 @@ import msgspec
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.keys import Keyspace
+from cacheworkers.local.batching import Batcher
 from cacheworkers.store import scripts
 from cacheworkers.store.link import Link, Request
 
@@ -82,7 +83,7 @@ class Exchange(Generic[T]):
         self._shape = shape
 
     def __repr__(self) -> str:
-        return "+".join(dict.fromkeys(r.script.name if r.script else str(r.words[0]).lower() for r in self._requests))
+        return "+".join(dict.fromkeys(r.script.name if r.script else str(r.words[0]).lower() for r in self._requests)) or "nothing"
 
     def run(self) -> T:
         """Do it, blocking this thread."""
@@ -93,18 +94,45 @@ class Exchange(Generic[T]):
         return self._shape(await self._link.aexchange(self._requests) if self._requests else [])
 
 
+class Get:
+    """A step: the envelope of one call; reads of one turn of an event loop are fetched together."""
+
+    __slots__ = ("_call", "_store")
+
+    def __init__(self, store: Store, call: str) -> None:
+        self._store = store
+        self._call = call
+
+    def __repr__(self) -> str:
+        return "get"
+
+    def run(self) -> bytes | None:
+        """Get it, blocking this thread."""
+        return _bytes(self._store.link.exchange([Request(("GET", self._store.keys.entry(self._call)))])[0])
+
+    async def arun(self) -> bytes | None:
+        """Get it on the running loop."""
+        return await self._store.batcher.get(self._call)
+
+
 class Store:
     """Entries, leases, tag sets and the sequence in Redis."""
 
-    def __init__(self, link: Link, keys: Keyspace) -> None:
+    def __init__(self, link: Link, keys: Keyspace, *, batch_size: int = 100) -> None:
         self.link = link
         self.keys = keys
+        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), batch_size)
+
+    def reset(self) -> None:
+        """Forget connections and what was asked, as a child does after a fork."""
+        self.link.reset()
+        self.batcher.reset()
 
     # -- entries
 
-    def get(self, call: str) -> Exchange[bytes | None]:
+    def get(self, call: str) -> Get:
         """The envelope of a call, unread; None when there is none, or something foreign."""
-        return self._ask([Request(("GET", self.keys.entry(call)))], lambda replies: _bytes(replies[0]))
+        return Get(self, call)
 
     def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The envelopes of many calls, in their order."""

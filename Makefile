@@ -1,0 +1,29 @@
+# Every target sets itself up with Python and pip alone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help test lint format clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+.venv/.ready: pyproject.toml requirements/dev.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements/dev.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+test: .venv/.ready lint  ## Check style and types, then run the whole suite.
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.ready  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove what the targets made.
+	rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache

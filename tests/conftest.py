@@ -1,0 +1,59 @@
+"""Servers for the whole suite, and caches that are closed after each test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, Config
+from cacheworkers.testing import Postgres, Valkey
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Valkey]:
+    with Valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: Postgres) -> str:
+    return postgres.create_database(f"test{next(_names)}")
+
+
+@pytest.fixture
+def events() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def make_cache(valkey: Valkey, events: list[Any]) -> Iterator[Callable[..., Cache]]:
+    """Make caches on the suite's store, each test in a namespace of its own."""
+    namespace = f"t{next(_names)}"
+    caches = []
+
+    def make(**options: Any) -> Cache:
+        kept = {name: options.pop(name) for name in ("celery", "sessions", "async_sessions") if name in options}
+        settings = {"redis_url": valkey.url, "namespace": namespace, "store_timeout": 5.0, **options}
+        cache = Cache(Config(**settings), hook=events.append, **kept)
+        caches.append(cache)
+        return cache
+
+    yield make
+    for cache in caches:
+        cache.close()
+
+
+@pytest.fixture
+def cache(make_cache: Callable[..., Cache]) -> Cache:
+    return make_cache()

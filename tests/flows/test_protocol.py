@@ -1,0 +1,316 @@
+"""Each race of the protocol, driven step by step through the real flows and scripts."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, Load
+from cacheworkers.flows import invalidate as invalidating
+from cacheworkers.flows import load as loading
+from cacheworkers.flows import read as reading
+from cacheworkers.flows.ports import Ask
+from cacheworkers.testing import Stepper
+
+
+class Shop:
+    """A row in a database, its loader, and flows on it that can be stopped anywhere."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.price = 1
+        self.loads = 0
+
+        @cache.loader(fresh_for=300, stale_for=60, jitter=0, early=0, tags=("product:{product_id}",))
+        def product(load: Load, product_id: int) -> int:
+            self.loads += 1
+            load.tag("products")
+            return self.price
+
+        self.product = product
+        self.ports = cache._ports
+        self.spec = cache._loaders["product"]
+
+    def loader(self) -> Stepper[Any]:
+        """A worker with a claim for product[1] in its hands."""
+        token = secrets.token_hex(8)
+        self.ports.store.claim("product[1]", token, lease_for=30, seen=self.seen()).run()
+        the_ask = Ask("product", "product[1]", token, self.seen().hex(), "miss")
+        return Stepper(loading.load(self.ports, self.spec, [the_ask], self.ports.worker))
+
+    def invalidator(self, mode: Any = "hard", tag: str = "product:1") -> Stepper[Any]:
+        return Stepper(invalidating.invalidate_tags(self.ports, [tag], mode))
+
+    def seen(self) -> bytes:
+        return reading.envelope.version_of(self.ports.store.get("product[1]").run())
+
+    def stored(self) -> Any:
+        found = self.product.peek(1)
+        return None if found is None else (found.value, found.freshness.value)
+
+    def members(self, tag: str = "product:1") -> list[str]:
+        return self.ports.store.walk_tag(tag, 0, 0).run()[1]
+
+
+@pytest.fixture
+def shop(cache: Cache) -> Shop:
+    return Shop(cache)
+
+
+def test_invalidation_between_load_and_register_is_seen_by_the_load(shop: Shop) -> None:
+    """`v[T] > s0` at registering: load reads old data; invalidation finds an empty set; load registers."""
+    load = shop.loader().until("register")
+    shop.price = 2
+    shop.invalidator().finish()
+
+    load.finish()
+
+    assert shop.stored() == (2, "fresh")
+    assert shop.loads == 2
+
+
+def test_invalidation_between_register_and_write_breaks_the_lease(shop: Shop) -> None:
+    """Lease check at the write: load reads old data, registers; invalidation takes the set, deletes; load writes."""
+    load = shop.loader().until("write")
+    shop.price = 2
+    shop.invalidator().finish()
+
+    load.finish()
+
+    assert shop.stored() == (2, "fresh")
+
+
+def test_invalidation_by_key_during_a_load_is_not_lost(shop: Shop) -> None:
+    load = shop.loader().until("write")
+    shop.price = 2
+    shop.product.invalidate(1)
+
+    load.finish()
+
+    assert shop.stored() == (2, "fresh")
+
+
+def test_tag_known_only_from_the_data_is_checked_too(shop: Shop) -> None:
+    load = shop.loader().until("register")
+    shop.price = 2
+    shop.invalidator(tag="products").finish()
+
+    load.finish()
+
+    assert shop.stored() == (2, "fresh")
+
+
+def test_second_invalidation_drains_what_the_first_put_aside(shop: Shop) -> None:
+    """A takes the members and pauses; B finds the set empty, and must not return while the old entry is there."""
+    shop.loader().finish()
+    first = shop.invalidator().until("zrange")
+    shop.price = 2
+
+    shop.invalidator().finish()
+
+    assert shop.stored() is None
+    first.finish()
+
+
+def test_crashed_invalidator_leaves_work_that_the_next_one_finishes(shop: Shop) -> None:
+    """Members leave the doomed set only after deletion."""
+    shop.loader().finish()
+    shop.invalidator().until("unlink").crash()
+    assert shop.stored() == (1, "fresh")
+
+    shop.invalidator().finish()
+
+    assert shop.stored() is None
+
+
+def test_sweep_finishes_an_invalidation_whose_process_died(shop: Shop, cache: Cache) -> None:
+    shop.loader().finish()
+    shop.invalidator().until("unlink").crash()
+
+    swept = cache.sweep()
+
+    assert swept.entries == 1
+    assert shop.stored() is None
+
+
+def test_soft_invalidation_leaves_the_entry_findable_by_a_hard_one(shop: Shop) -> None:
+    """Soft takes nothing out: else soft, then hard, and the old value would stay."""
+    shop.loader().finish()
+    shop.invalidator("soft").finish()
+    assert shop.stored() == (1, "stale")
+
+    shop.invalidator("hard").finish()
+
+    assert shop.stored() is None
+
+
+def test_load_overtaken_by_a_soft_invalidation_is_not_stored_as_fresh(shop: Shop) -> None:
+    load = shop.loader().until("register")
+    shop.price = 2
+    shop.invalidator("soft").finish()
+
+    load.finish()
+
+    assert shop.stored() == (2, "fresh")
+
+
+def test_soft_invalidation_finishes_a_hard_one_that_died(shop: Shop) -> None:
+    shop.loader().finish()
+    shop.invalidator("hard").until("unlink").crash()
+
+    shop.invalidator("soft").finish()
+
+    assert shop.stored() is None
+
+
+def test_doom_sent_twice_puts_nothing_out_of_reach(shop: Shop) -> None:
+    """A late reply makes a client repeat a script: the second rename must not overwrite the first set."""
+    store = shop.ports.store
+    shop.loader().finish()
+    doom = store.doom("product:1", store.next_seq().run())
+    doom.run()
+    store.register([("product[2]", ["product:1"], 60.0)], load_for=10).run()
+
+    doomed = doom.run()
+
+    assert len(doomed) == 2
+    members = {call for _, name in doomed for call in store.doomed_chunk(name).run()}
+    assert members == {"product[1]", "product[2]"}
+
+
+def test_write_sent_twice_is_stored_once_and_answers_the_same(shop: Shop) -> None:
+    load = shop.loader().until("write")
+    step = load._step
+
+    assert step.run() == [True]
+
+    assert step.run() == [True]
+
+
+def test_claim_sent_twice_is_claimed_twice(shop: Shop) -> None:
+    claim = shop.ports.store.claim("product[1]", "ab" * 8, lease_for=10)
+
+    assert claim.run() == claim.run()
+
+
+def test_begin_sent_twice_counts_one_attempt(shop: Shop) -> None:
+    store = shop.ports.store
+    store.claim("product[1]", "ab" * 8, lease_for=10).run()
+    begin = store.begin([("product[1]", "ab" * 8, "cd" * 8, b"")], load_for=10)
+
+    first, second = begin.run(), begin.run()
+
+    assert first[0].attempts == second[0].attempts == 1
+
+
+def test_failure_sent_twice_backs_off_once(shop: Shop) -> None:
+    store = shop.ports.store
+    store.claim("product[1]", "ab" * 8, lease_for=10).run()
+    store.begin([("product[1]", "ab" * 8, "cd" * 8, b"")], load_for=10).run()
+    fail = store.fail([("product[1]", "cd" * 8, "E", "no")], first_for=5, most_for=60)
+
+    assert fail.run() == fail.run() == [True]
+
+    assert store.failures("product[1]").run()["count"] == "1"
+
+
+def test_claim_names_the_version_that_was_seen(shop: Shop) -> None:
+    """A reader that was slow after a stale hit must not start a second load right after the first."""
+    shop.loader().finish()
+    seen = shop.seen()
+    shop.product.invalidate(1)
+    shop.loader().finish()
+
+    claim = shop.ports.store.claim("product[1]", "ab" * 8, lease_for=10, seen=seen).run()
+
+    assert type(claim).__name__ == "Moved"
+
+
+def test_lease_that_has_begun_is_never_taken_over(shop: Shop) -> None:
+    store = shop.ports.store
+    store.claim("product[1]", "aa" * 8, lease_for=10).run()
+    store.begin([("product[1]", "aa" * 8, "cd" * 8, b"")], load_for=10).run()
+
+    claim = store.claim("product[1]", "bb" * 8, lease_for=10, expected="aa" * 8).run()
+
+    assert type(claim).__name__ == "Held"
+
+
+def test_lease_is_taken_over_once(shop: Shop) -> None:
+    store = shop.ports.store
+    store.claim("product[1]", "aa" * 8, lease_for=10).run()
+    first = store.claim("product[1]", "bb" * 8, lease_for=10, expected="aa" * 8).run()
+
+    second = store.claim("product[1]", "cc" * 8, lease_for=10, expected="bb" * 8).run()
+
+    assert (type(first).__name__, type(second).__name__) == ("Claimed", "Held")
+
+
+def test_begin_claims_again_when_an_invalidation_broke_the_lease(shop: Shop) -> None:
+    """Readers may be waiting for this very load: nothing was there, so the invalidation pushed nothing."""
+    load = shop.loader()
+    shop.product.invalidate(1)
+
+    load.finish()
+
+    assert shop.stored() == (1, "fresh")
+
+
+def test_soften_of_a_missing_entry_creates_nothing(shop: Shop) -> None:
+    """SETRANGE on a key that is gone creates an immortal one."""
+    assert shop.ports.store.soften(["product[1]"]).run() == 0
+
+    assert shop.ports.store.get("product[1]").run() is None
+
+
+def test_number_of_an_invalidation_exceeds_any_snapshot_after_seq_is_lost(shop: Shop) -> None:
+    """A failover may lose increments: the clock keeps numbers rising."""
+    store = shop.ports.store
+    before = store.next_seq().run()
+    store.link.client().delete(store.keys.seq)
+
+    assert store.next_seq().run() >= before
+
+
+def test_lost_sequence_does_not_stop_loads_from_being_written(shop: Shop) -> None:
+    shop.invalidator().finish()
+    shop.ports.store.link.client().delete(shop.ports.store.keys.seq)
+
+    shop.loader().finish()
+
+    assert shop.stored() == (1, "fresh")
+
+
+def test_racing_push_wins_over_a_fill(shop: Shop) -> None:
+    """L1 fill guard: GET returns v1; the push for v2 is processed; v1 must not be inserted."""
+    shop.loader().finish()
+    shop.ports.listener.start()
+    _until(lambda: shop.ports.listener.is_up)
+    call = shop.product._bind((1,), {})
+    wanted = shop.product._wanted(call, (1,), shop.spec.codec.decode)
+    read = Stepper(reading.read(shop.ports, shop.spec, call, wanted)).until("get")
+    raw = read._step.run()
+    shop.price = 2
+    shop.product.invalidate(1)
+    read._advance(lambda: read._flow.send(raw))
+
+    assert read.finish().value == 1
+    assert shop.ports.l1.get("product[1]") is None
+
+
+def test_expired_members_are_swept_and_live_ones_stay(shop: Shop, cache: Cache) -> None:
+    store = shop.ports.store
+    shop.loader().finish()
+    store.link.client().zadd(store.keys.tag_set("product:1"), {"product[9]": 1})
+
+    swept = cache.sweep()
+
+    assert swept.members == 1
+    assert shop.members() == ["product[1]"]
+
+
+def _until(condition: Any) -> None:
+    from cacheworkers.testing.servers import wait_until
+
+    wait_until(condition)
