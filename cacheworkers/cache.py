@@ -7,10 +7,10 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cacheworkers.config import Config
 from cacheworkers.core.calls import Signature
@@ -24,7 +24,6 @@ from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.sweep import sweep
-from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.bulkhead import Bulkhead
@@ -175,7 +174,9 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
-            return BatchLoader(self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=True))
+            return BatchLoader(
+                self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=True)
+            )
 
         return declare
 
@@ -221,7 +222,9 @@ class Cache:
         if spec is None:
             self._emit(UnknownTask(loader, len(asks)))
             self._undelivered(list(asks))
-            raise UnknownLoader(f"no loader is named {loader!r}; declared are {', '.join(sorted(self._loaders)) or 'none'}")
+            raise UnknownLoader(
+                f"no loader is named {loader!r}; declared are {', '.join(sorted(self._loaders)) or 'none'}"
+            )
         readable = []
         for ask in asks:
             try:
@@ -254,7 +257,7 @@ class Cache:
         *,
         is_batch: bool,
     ) -> LoaderSpec:
-        name = name or getattr(function, "__name__", "")
+        name = name or str(getattr(function, "__name__", ""))
         if name in self._loaders:
             raise DeclarationError(f"a loader's name must be unique in its cache, {name!r} is declared already")
         base = options.pop("policy", None) or Policy()
@@ -308,7 +311,7 @@ class Cache:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
         self._undeliverable_until = monotonic() + self.config.breaker_for
         with contextlib.suppress(StoreError):
-            run(self._ports.store.release([(ask.call, ask.token) for ask in asks]))
+            self._ports.store.release([(ask.call, ask.token) for ask in asks]).run()
         for ask in asks:
             self._ports.waiters.wake(ask.call)
 
@@ -319,7 +322,7 @@ class Cache:
 
         def release() -> None:
             with contextlib.suppress(StoreError):
-                run(self._ports.store.release([(call, name)]))
+                self._ports.store.release([(call, name)]).run()
 
         with contextlib.suppress(RuntimeError):  # closed, or the interpreter is ending: the lease runs out by itself
             self._background.submit(release)

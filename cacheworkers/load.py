@@ -7,8 +7,8 @@ import time
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cacheworkers.errors import CallError, CodecError, ConfigError, EnvelopeError
 from cacheworkers.core import envelope
+from cacheworkers.errors import CallError, CodecError, ConfigError, EnvelopeError
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.policy import duration
 
@@ -130,4 +130,6 @@ class AsyncLoad(_Load):
 
 
 #: The load this thread or task is in; reads of other loaders then accept nothing older than its snapshot.
-current: contextvars.ContextVar[tuple[object, Loading] | None] = contextvars.ContextVar("cacheworkers_load", default=None)
+current: contextvars.ContextVar[tuple[object, Loading] | None] = contextvars.ContextVar(
+    "cacheworkers_load", default=None
+)

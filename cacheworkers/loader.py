@@ -11,16 +11,17 @@ from time import monotonic
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from cacheworkers import load as loads
+from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.driver import Flow, arun, run
-from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_calls
+from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.many import read_many
 from cacheworkers.flows.nested import nested
-from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.local.l1 import MISSING, Slot
 
 P = ParamSpec("P")
@@ -106,9 +107,7 @@ class _Face(Generic[T]):
         self._ports.listener.start()
         return reading.read(self._ports, self._spec, call, self._wanted(call, arguments, decode))
 
-    def _wanted(
-        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
-    ) -> reading.Wanted:
+    def _wanted(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> reading.Wanted:
         policy = self._spec.policy
         index = self._index if arguments is not None and self._spec.signature.positional_keys else None
         is_decoded = decode is not _as_is
@@ -132,8 +131,8 @@ class _Face(Generic[T]):
     def _revalidation(self, call: Call) -> Flow[bool]:
         """Claim whatever version is there, and enqueue it; a running backoff is not heeded."""
         raw = yield self._ports.store.get(call.text)
-        seen = reading.envelope.version_of(raw)
-        queue = "revalidate" if seen else "miss"
+        seen = envelope.version_of(raw)
+        queue: QueueKind = "revalidate" if seen else "miss"
         return (yield from reading.ask(self._ports, self._spec, call.text, seen, queue, heeds_backoff=False))
 
     def _at_since(self, done: Invalidation) -> Any:

@@ -69,7 +69,9 @@ class Policy:
         return dataclasses.replace(self, **changes)
 
 
-def duration(name: str, value: object, *, most: float = MAX_FOR, positive: bool = False, unit: str = " seconds") -> None:
+def duration(
+    name: str, value: object, *, most: float = MAX_FOR, positive: bool = False, unit: str = " seconds"
+) -> None:
     """Check that a setting is a finite number within its bounds.
 
     Raises:

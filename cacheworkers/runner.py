@@ -121,5 +121,7 @@ class RunLoader:
             elif loader.codec.admits_none:
                 found[call.text] = None
             else:
-                found[call.text] = KeyMissing(loader.name, call.text, "KeyMissing", f"the batch loader left out {key!r}")
+                found[call.text] = KeyMissing(
+                    loader.name, call.text, "KeyMissing", f"the batch loader left out {key!r}"
+                )
         return found

@@ -70,7 +70,9 @@ class Signature:
         hints = hints_of(function)
         if is_batch:
             if len(parameters) != 1:
-                raise DeclarationError(f"batch loader {name} must take exactly (load, keys), got {len(parameters)} keys")
+                raise DeclarationError(
+                    f"batch loader {name} must take exactly (load, keys), got {len(parameters)} keys"
+                )
             element = typing.get_args(hints.get(parameters[0].name, list[Any])) or (Any,)
             types = [element[0]]
             self.parameters: tuple[str, ...] = ("key",)
@@ -108,7 +110,9 @@ class Signature:
             shown = ", ".join(f"{k}={v!r}"[:80] for k, v in bound.arguments.items())
             raise CallError(f"{self.name}({shown}): {error}") from None
         if len(text.encode()) > self._max_bytes:
-            raise CallError(f"a call's text has at most {self._max_bytes} bytes, {text[:60]}... has {len(text.encode())}")
+            raise CallError(
+                f"a call's text has at most {self._max_bytes} bytes, {text[:60]}... has {len(text.encode())}"
+            )
         return Call(text, canonical)
 
     def parse(self, text: str) -> Call:

@@ -195,4 +195,6 @@ def _is_shareable(annotation: Any, seen: frozenset[Any]) -> bool:
 
 
 def _shown(annotation: Any) -> str:
-    return annotation.__qualname__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    return (
+        annotation.__qualname__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    )

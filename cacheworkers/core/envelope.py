@@ -16,7 +16,8 @@ MAGIC = b"CWE\x01"  # the last byte is the layout's version
 CODEC_JSON = 1
 NEGATIVE = 1
 
-# magic, flags, codec, len(call), load_ms, stale_for_ms, created, fresh_until, stale_until, expires_at, seq, write_id, len(tags)
+# magic, flags, codec, len(call), load_ms, stale_for_ms,
+# created, fresh_until, stale_until, expires_at, seq, write_id, len(tags)
 _HEADER = struct.Struct(">4sBBHIQQQQQQ8sI")
 FRESH_UNTIL_AT = 28
 WRITE_ID_AT = 60
@@ -52,9 +53,21 @@ def unpack(raw: bytes) -> Entry:
         EnvelopeError: foreign bytes, another layout, or cut short.
     """
     try:
-        (magic, flags, codec, call_len, load_ms, stale_for_ms, created, fresh, stale, expires, seq, write_id, tags_len) = (
-            _HEADER.unpack_from(raw)
-        )
+        (
+            magic,
+            flags,
+            codec,
+            call_len,
+            load_ms,
+            stale_for_ms,
+            created,
+            fresh,
+            stale,
+            expires,
+            seq,
+            write_id,
+            tags_len,
+        ) = _HEADER.unpack_from(raw)
     except struct.error:
         raise EnvelopeError(f"an envelope has at least {HEADER_BYTES} bytes, got {len(raw)}") from None
     if magic != MAGIC:

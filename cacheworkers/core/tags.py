@@ -48,7 +48,7 @@ class TagTemplates:
                     parts.append((text, None))
                     continue
                 if name not in parameters or spec or conversion:
-                    known = ", ".join("{%s}" % p for p in parameters) or "none"
+                    known = ", ".join(f"{{{p}}}" for p in parameters) or "none"
                     raise DeclarationError(f"tag template {template!r} has the field {{{name}}}; it may have {known}")
                 parts.append((text, list(parameters).index(name)))
             if not any(text or at is not None for text, at in parts):

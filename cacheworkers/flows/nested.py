@@ -14,9 +14,7 @@ from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 
-def nested(
-    ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any], outer: Loading
-) -> Flow[Read]:
+def nested(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any], outer: Loading) -> Flow[Read]:
     """Return a call's value inside another load, and give that load its tags.
 
     An entry counts only if its load began after the outer snapshot.  Otherwise the loader runs here and now, in the

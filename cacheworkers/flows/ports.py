@@ -28,7 +28,7 @@ QueueKind = Literal["miss", "revalidate", "warm"]
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """"Load this later": a claim that a worker is to honour.
+    """ "Load this later": a claim that a worker is to honour.
 
     Attributes:
         token: the lease's, 16 hex digits.

@@ -19,7 +19,8 @@ from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.wait import sleep
 from cacheworkers.local.waiters import Waiter
-from cacheworkers.store.store import Backoff, Claimed, Held, Moved
+from cacheworkers.store.store import Backoff, Claim, Claimed, Held, Moved
+
 
 class Wanted(msgspec.Struct, frozen=True):
     """What one read accepts.
@@ -153,7 +154,9 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float) -> Flo
             if not is_mine:
                 yield from revalidate_soon(ports, loader, entry)
             # Asked once; what comes of it is pushed, and drops the slot.
-            l1_until = entry.fresh_until if freshness is Freshness.FRESH else min(entry.stale_until, now + loader.load_for)
+            l1_until = (
+                entry.fresh_until if freshness is Freshness.FRESH else min(entry.stale_until, now + loader.load_for)
+            )
         case _:
             return None
     if wanted.keep is not None and is_coherent:
@@ -183,7 +186,7 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
     token = secrets.token_hex(8)
     flight.is_claiming = True
     try:
-        claim = yield ports.store.claim(
+        claim: Claim = yield ports.store.claim(
             turn.call.text,
             token,
             lease_for=loader.load_for,
@@ -229,7 +232,11 @@ def _load_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn, the_ask: Ask) -
         return _give_up(ports, turn)
     ports.emit(TookOver(loader.name, the_ask.call))
     turn.waiter.flight.is_taken_over = True
-    return (yield from here.load_under_lease(ports, loader, turn.call, turn.wanted.decode, the_ask, turn.lapsed, turn.started))
+    return (
+        yield from here.load_under_lease(
+            ports, loader, turn.call, turn.wanted.decode, the_ask, turn.lapsed, turn.started
+        )
+    )
 
 
 def _read_here(ports: Ports, loader: LoaderSpec, turn: _Turn, error: StoreUnavailable) -> Flow[Read]:
@@ -238,7 +245,7 @@ def _read_here(ports: Ports, loader: LoaderSpec, turn: _Turn, error: StoreUnavai
     if kept is not None:
         return kept
     if loader.policy.on_timeout == "raise":
-        raise LoadTimeout(f"{turn.call.text} cannot be read, and on_timeout is \"raise\": {error}") from error
+        raise LoadTimeout(f'{turn.call.text} cannot be read, and on_timeout is "raise": {error}') from error
     return (yield from here.load_without_store(ports, loader, turn.call, turn.wanted.decode, turn.waiter, turn.started))
 
 

@@ -17,7 +17,11 @@ def sweep(ports: Ports) -> Flow[Swept]:
     started = ports.clock.monotonic()
     keys = ports.store.keys
     members = tag_sets = entries = 0
-    for pattern, finish in ((keys.last_invalidations_pattern, False), (keys.tag_sets_pattern, False), (keys.doomed_indexes_pattern, True)):
+    for pattern, finish in (
+        (keys.last_invalidations_pattern, False),
+        (keys.tag_sets_pattern, False),
+        (keys.doomed_indexes_pattern, True),
+    ):
         cursor = 0
         while True:
             cursor, found = yield ports.store.scan(cursor, pattern)

@@ -144,10 +144,8 @@ class _Work:
         try:
             found = self._context.run(self._work)
         except BaseException as error:
-            self._settle(lambda: self.future.set_exception(error))
+            if not self.future.cancelled():
+                self.future.set_exception(error)
         else:
-            self._settle(lambda: self.future.set_result(found))
-
-    def _settle(self, settle: Callable[[], None]) -> None:
-        if not self.future.cancelled():
-            settle()
+            if not self.future.cancelled():
+                self.future.set_result(found)

@@ -32,7 +32,20 @@ class Slot:
         index, arguments: the loader's fast path to it, to be cut when it goes.
     """
 
-    __slots__ = ("arguments", "call", "entry", "index", "newer", "older", "payload", "reads", "size", "until", "value", "visited")
+    __slots__ = (
+        "arguments",
+        "call",
+        "entry",
+        "index",
+        "newer",
+        "older",
+        "payload",
+        "reads",
+        "size",
+        "until",
+        "value",
+        "visited",
+    )
 
     def __init__(self, call: str, entry: Entry, value: Any, until: float) -> None:
         self.call = call

@@ -11,7 +11,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
 
 import redis
@@ -138,7 +138,7 @@ class Link:
                 answer = await client.execute_command("TIME")
                 self._learn(info, answer, sent, time.monotonic())
             replies = await self._asend(client, requests)
-            for at, reply in enumerate(replies):
+            for at in range(len(replies)):
                 for _ in range(_TRY_AGAIN):
                     if not isinstance(replies[at], NoScriptError | TryAgainError):
                         break
@@ -157,7 +157,7 @@ class Link:
             if where.kind == "cluster":
                 self._sync = RedisCluster.from_url(where.url, cluster_error_retry_attempts=1, **options)
             elif where.kind == "sentinel":
-                sentinel = Sentinel(where.nodes, sentinel_kwargs=options, **options, db=where.database)
+                sentinel: Any = cast(Any, Sentinel)(where.nodes, sentinel_kwargs=options, **options, db=where.database)
                 self._sync = sentinel.master_for(where.service)
             else:
                 self._sync = redis.Redis.from_url(where.url, **options)
@@ -173,8 +173,10 @@ class Link:
             if where.kind == "cluster":
                 client = AsyncRedisCluster.from_url(where.url, cluster_error_retry_attempts=1, **options)
             elif where.kind == "sentinel":
-                sentinel = AsyncSentinel(where.nodes, sentinel_kwargs=options, **options, db=where.database)
-                client = sentinel.master_for(where.service)
+                asentinel: Any = cast(Any, AsyncSentinel)(
+                    where.nodes, sentinel_kwargs=options, **options, db=where.database
+                )
+                client = asentinel.master_for(where.service)
             else:
                 pool = redis.asyncio.BlockingConnectionPool.from_url(
                     where.url, max_connections=32, timeout=20 * self._config.store_timeout, **options
@@ -281,7 +283,9 @@ class Where:
         self.service = service
         self.database = database
         parts = urlsplit(url)
-        self.shown = f"{parts.scheme}://{parts.hostname or parts.path}" + (f":{parts.port}" if kind != "sentinel" and parts.port else "")
+        self.shown = f"{parts.scheme}://{parts.hostname or parts.path}" + (
+            f":{parts.port}" if kind != "sentinel" and parts.port else ""
+        )
 
 
 def parse_url(url: str) -> Where:
@@ -300,7 +304,10 @@ def parse_url(url: str) -> Where:
         service, _, query = path.partition("?")
         hosts = hosts.rpartition("@")[2]
         try:
-            nodes = [(host or "127.0.0.1", int(port or 26379)) for host, _, port in (h.partition(":") for h in hosts.split(","))]
+            nodes = [
+                (host or "127.0.0.1", int(port or 26379))
+                for host, _, port in (h.partition(":") for h in hosts.split(","))
+            ]
             database = int(parse_qs(query).get("db", ["0"])[0])
         except ValueError:
             raise ConfigError(f"redis_url must be sentinel://host:port,host:port/service, got {url!r}") from None

@@ -23,7 +23,6 @@ from typing import Any
 
 import hiredis
 from redis.backoff import NoBackoff
-from redis.connection import Connection
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
@@ -270,7 +269,7 @@ class _Ear:
         options.pop("maint_notifications_pool_handler", None)
         if "connection_pool" in options:  # Sentinel: its connections ask the pool where the master is
             options["connection_pool"] = pool
-        self._connection: Connection = pool.connection_class(**options)
+        self._connection: Any = pool.connection_class(**options)
         self._connection.connect()
         words = ["CLIENT", "TRACKING", "ON", "BCAST"]
         for prefix in prefixes:

@@ -83,7 +83,10 @@ class Exchange(Generic[T]):
         self._shape = shape
 
     def __repr__(self) -> str:
-        return "+".join(dict.fromkeys(r.script.name if r.script else str(r.words[0]).lower() for r in self._requests)) or "nothing"
+        return (
+            "+".join(dict.fromkeys(r.script.name if r.script else str(r.words[0]).lower() for r in self._requests))
+            or "nothing"
+        )
 
     def run(self) -> T:
         """Do it, blocking this thread."""
@@ -139,12 +142,22 @@ class Store:
         keys = [self.keys.entry(call) for call in calls]
         if self.link.is_cluster:
             return self._ask([Request(("GET", key)) for key in keys], lambda replies: [_bytes(r) for r in replies])
-        return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: [_bytes(r) for r in replies[0]] if replies else [])
+        return self._ask(
+            [Request(("MGET", *keys))] if keys else [],
+            lambda replies: [_bytes(r) for r in replies[0]] if replies else [],
+        )
 
     # -- leases
 
     def claim(
-        self, call: str, token: str, *, lease_for: float, seen: bytes = b"", expected: str = "", heeds_backoff: bool = True
+        self,
+        call: str,
+        token: str,
+        *,
+        lease_for: float,
+        seen: bytes = b"",
+        expected: str = "",
+        heeds_backoff: bool = True,
     ) -> Exchange[Claim]:
         """Take the lease of a call, for `lease_for` seconds.
 
@@ -154,7 +167,9 @@ class Store:
             expected: the token of a lease that may be taken over if its holder has not begun.
             heeds_backoff: refuse while a failure's backoff is running.
         """
-        return self._ask([self._claim(call, token, lease_for, seen, expected, heeds_backoff)], lambda replies: _claim(replies[0]))
+        return self._ask(
+            [self._claim(call, token, lease_for, seen, expected, heeds_backoff)], lambda replies: _claim(replies[0])
+        )
 
     def claim_many(self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float) -> Exchange[list[Claim]]:
         """Take the leases of many `(call, token, seen)`, in one round trip."""
@@ -195,7 +210,9 @@ class Store:
         request = Request.call(scripts.SNAPSHOT, (self.keys.seq,), ())
         return self._ask([request], lambda replies: Snapshot(int(replies[0][0]), replies[0][1] / 1000))
 
-    def register(self, calls: Sequence[tuple[str, Sequence[str], float]], *, load_for: float) -> Exchange[list[Registered]]:
+    def register(
+        self, calls: Sequence[tuple[str, Sequence[str], float]], *, load_for: float
+    ) -> Exchange[list[Registered]]:
         """Put each `(call, tags, life)` into its tags' sets before it is written; what was invalidated meanwhile."""
         requests = []
         for call, tags, life in calls:
@@ -210,7 +227,9 @@ class Store:
             for _, tags, _ in calls:
                 mine = replies[at : at + len(tags)]
                 at += len(tags)
-                found.append(Registered(max((int(r[0]) for r in mine), default=0), max((r[1] / 1000 for r in mine), default=0.0)))
+                found.append(
+                    Registered(max((int(r[0]) for r in mine), default=0), max((r[1] / 1000 for r in mine), default=0.0))
+                )
             return found
 
         return self._ask(requests, shape)
@@ -220,14 +239,21 @@ class Store:
         requests = [
             Request.call(
                 scripts.WRITE,
-                (self.keys.entry(e.call), self.keys.lease(e.call), self.keys.failures(e.call), self.keys.attempts(e.call)),
+                (
+                    self.keys.entry(e.call),
+                    self.keys.lease(e.call),
+                    self.keys.failures(e.call),
+                    self.keys.attempts(e.call),
+                ),
                 (fence, envelope.pack(e), _ms(e.expires_at), e.write_id, envelope.WRITE_ID_AT),
             )
             for e, fence in entries
         ]
         return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
 
-    def fail(self, failures: Sequence[tuple[str, str, str, str]], *, first_for: float, most_for: float) -> Exchange[list[bool]]:
+    def fail(
+        self, failures: Sequence[tuple[str, str, str, str]], *, first_for: float, most_for: float
+    ) -> Exchange[list[bool]]:
         """Record each `(call, fence, kind, text)`; wakes whoever waits for it.  False where the lease was broken."""
         requests = [
             Request.call(
@@ -283,7 +309,9 @@ class Store:
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
         """Delete entries and leases of calls; how many entries there were."""
-        requests = [Request(("UNLINK", key)) for call in calls for key in (self.keys.entry(call), self.keys.lease(call))]
+        requests = [
+            Request(("UNLINK", key)) for call in calls for key in (self.keys.entry(call), self.keys.lease(call))
+        ]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies[::2]))
 
     def drained(self, tag: str, shard: int, doomed: str, calls: Sequence[str]) -> Exchange[int]:

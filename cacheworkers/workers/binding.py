@@ -200,4 +200,6 @@ def _asks(loader: str, raw: Any) -> list[Ask]:
     if not isinstance(raw, list) or not raw:
         raise ValueError(f"asks must be a list of [call, token, seen, queue], got {str(raw)[:80]!r}")
     rows = msgspec.convert(raw, list[tuple[str, str, str, str]])
-    return [msgspec.convert({"loader": loader, "call": c, "token": t, "seen": s, "queue": q}, Ask) for c, t, s, q in rows]
+    return [
+        msgspec.convert({"loader": loader, "call": c, "token": t, "seen": s, "queue": q}, Ask) for c, t, s, q in rows
+    ]

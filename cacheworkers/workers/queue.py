@@ -56,7 +56,9 @@ class AskQueue:
         """Begin anew, as a child does after a fork."""
         self._pid = os.getpid()
         self._changed = threading.Condition(threading.Lock())
-        self._groups: dict[str, collections.OrderedDict[str, list[Ask]]] = {q: collections.OrderedDict() for q in _ORDER}
+        self._groups: dict[str, collections.OrderedDict[str, list[Ask]]] = {
+            q: collections.OrderedDict() for q in _ORDER
+        }
         self._count = 0
         self._thread: threading.Thread | None = None
         self._is_closed = False

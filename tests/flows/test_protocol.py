@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load
+from cacheworkers.core import envelope
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
@@ -43,7 +44,7 @@ class Shop:
         return Stepper(invalidating.invalidate_tags(self.ports, [tag], mode))
 
     def seen(self) -> bytes:
-        return reading.envelope.version_of(self.ports.store.get("product[1]").run())
+        return envelope.version_of(self.ports.store.get("product[1]").run())
 
     def stored(self) -> Any:
         found = self.product.peek(1)

@@ -1,0 +1,1 @@
+"""The product API: an example of use, on the public API only."""

@@ -1,0 +1,225 @@
+"""Supervisor: child processes with prefixed logs, which end together and leave nothing behind.
+
+Every child leads a process group of its own: a Ctrl-C in the terminal reaches only this process, and what a child
+left behind is killed with its group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+from app.procfile import argv
+
+T = TypeVar("T")
+
+#: How many of a child's last lines are shown when it dies.
+TAIL = 20
+_COLOURS = (36, 33, 32, 35, 34, 96, 93, 92)
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class ChildDied(Exception):
+    """A child ended that should not have."""
+
+
+class Stopped(Exception):
+    """Someone asked for the end: a signal came, or the terminal is gone."""
+
+
+class Console:
+    """Lines with the name of who says them in front, coloured on a terminal."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.is_gone = False
+        self._out = out
+        self._is_coloured = out.isatty() and "NO_COLOR" not in os.environ
+        self._colours: dict[str, int] = {}
+
+    def say(self, name: str, line: str) -> None:
+        """Write one line; a terminal that was closed is noted, not an error."""
+        label = f"{name:<7}|"
+        if self._is_coloured:
+            colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+            label = f"\x1b[{colour}m{label}\x1b[0m"
+        try:
+            self._out.write(f"{label} {line}\n")
+            self._out.flush()
+        except OSError:
+            self.is_gone = True
+
+
+class Child:
+    """One process, its last lines, and whether it has said that it is ready."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, needle: str | None) -> None:
+        self.name = name
+        self.process = process
+        self.needle = needle
+        self.tail: collections.deque[str] = collections.deque(maxlen=TAIL)
+        self.has_said_ready = asyncio.Event()
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to the child and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+class Supervisor:
+    """Starts children, notices when one dies, and ends them all."""
+
+    def __init__(self, console: Console, *, cwd: Path, env: Mapping[str, str], stop_within: float = 10.0) -> None:
+        """
+        Args:
+            stop_within: seconds that children have to end by themselves; then they are killed.
+        """
+        self._console = console
+        self._cwd = cwd
+        self._env = dict(env)
+        self._stop_within = stop_within
+        self._children: list[Child] = []
+        self._pumps: list[asyncio.Task[None]] = []
+        self._waits: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._outcome: asyncio.Future[None] = self._loop.create_future()
+        self._is_stopping = False
+        self._kill_now = asyncio.Event()
+
+    def listen_to_signals(self) -> None:
+        """End on SIGINT, SIGTERM and a closed terminal; a second signal kills at once."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores SIGHUP: so be it
+                self._loop.add_signal_handler(number, self.ask_to_stop)
+
+    def ask_to_stop(self) -> None:
+        """End soon; asked again, end now."""
+        if self._outcome.done():
+            self._kill_now.set()
+        else:
+            self._outcome.set_exception(Stopped())
+            self._outcome.exception()  # seen: nobody need wait for it
+
+    async def start(self, name: str, command: str, *, needle: str | None = None) -> Child:
+        """Start a child that stays; `needle` is in the line by which it says that it is ready."""
+        child = await self._spawn(name, command, needle)
+        wait = asyncio.create_task(self._report_death(child))
+        self._waits.add(wait)
+        return child
+
+    async def finish(self, name: str, command: str) -> None:
+        """Run a child to its end.
+
+        Raises:
+            ChildDied: it failed.
+        """
+        child = await self._spawn(name, command, None)
+        status = await child.process.wait()
+        if status != 0:
+            await asyncio.wait(self._pumps, timeout=1.0)
+            raise ChildDied(_epitaph(child, status))
+
+    async def until_over(self, work: Awaitable[T]) -> T:
+        """Return what `work` comes to, unless a child dies or somebody asks to stop before.
+
+        Raises:
+            ChildDied: a child ended; the message has its last lines.
+            Stopped: somebody asked.
+        """
+        task = asyncio.ensure_future(work)
+        await asyncio.wait({task, self._outcome}, return_when=asyncio.FIRST_COMPLETED)
+        if self._outcome.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self._outcome.result()
+        return task.result()
+
+    async def stop(self) -> None:
+        """End all children: ask, wait for `stop_within`, kill; nothing they started is left."""
+        self._is_stopping = True
+        running = [child for child in self._children if child.process.returncode is None]
+        for child in running:
+            # To the child alone: it ends its own children, a worker's pool would take the signal as an accident.
+            with contextlib.suppress(ProcessLookupError):
+                child.process.send_signal(signal.SIGTERM)
+        ends = [asyncio.ensure_future(child.process.wait()) for child in running]
+        all_ended = asyncio.gather(*ends)
+        hurry = asyncio.create_task(self._kill_now.wait())
+        await asyncio.wait({all_ended, hurry}, timeout=self._stop_within, return_when=asyncio.FIRST_COMPLETED)
+        for child in running:
+            if child.process.returncode is None:
+                self._console.say("up", f"{child.name} is killed, it has not ended by itself")
+        for child in self._children:
+            child.signal_group(signal.SIGKILL)
+        await all_ended
+        hurry.cancel()
+        if self._pumps:
+            await asyncio.wait(self._pumps, timeout=1.0)
+        for task in (*self._pumps, *self._waits):
+            task.cancel()
+        await asyncio.gather(*self._pumps, *self._waits, hurry, return_exceptions=True)
+
+    async def _spawn(self, name: str, command: str, needle: str | None) -> Child:
+        process = await asyncio.create_subprocess_exec(
+            *argv(command),
+            cwd=self._cwd,
+            env=self._env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+        child = Child(name, process, needle)
+        self._children.append(child)
+        self._pumps.append(asyncio.create_task(self._pump(child)))
+        return child
+
+    async def _pump(self, child: Child) -> None:
+        """Pass a child's output on, line by line, however long the lines are."""
+        assert child.process.stdout is not None
+        rest = b""
+        while chunk := await child.process.stdout.read(65536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._pass_on(child, line)
+        if rest:
+            self._pass_on(child, rest)
+
+    def _pass_on(self, child: Child, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        child.tail.append(text)
+        if child.needle is not None and child.needle in text:
+            child.has_said_ready.set()
+        self._console.say(child.name, text)
+        if self._console.is_gone and not self._outcome.done():
+            self.ask_to_stop()
+
+    async def _report_death(self, child: Child) -> None:
+        status = await child.process.wait()
+        if self._is_stopping or self._outcome.done():
+            return
+        await asyncio.wait(self._pumps, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)  # its last words
+        if not self._outcome.done():
+            self._outcome.set_exception(ChildDied(_epitaph(child, status)))
+            self._outcome.exception()
+
+
+def _epitaph(child: Child, status: int) -> str:
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    last = "\n".join(f"    {line}" for line in child.tail) or "    (it said nothing)"
+    return f"{child.name} {how}; its last lines:\n{last}"
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this child if the supervisor is killed and cannot do it (Linux)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,257 @@
+"""`make up`: servers, data and every process of the Procfile, until Ctrl-C.
+
+REDIS_URL and DATABASE_URL name servers that are used as they are; without them servers from wheels are started, with
+their data in `.data/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from app.procfile import parse
+from app.supervisor import Child, ChildDied, Console, Stopped, Supervisor
+
+ROOT = Path(__file__).resolve().parent.parent
+#: How long a process may take until it says that it is ready, seconds.
+READY_WITHIN = 60.0
+#: By what a process says that it is ready: the path it answers, or words in its log.
+READY_PATHS = {"web": "/health", "flower": "/healthcheck"}
+READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting"}
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a stack that runs is found."""
+
+    pid: int
+    web: str
+    flower: str
+    redis_url: str
+    database_url: str
+    broker_url: str
+
+
+def running(data_dir: Path = ROOT / ".data") -> Addresses | None:
+    """Return the addresses of the stack that runs in this checkout and is ready; None if there is none."""
+    try:
+        with open(data_dir / "up.lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return Addresses(**json.loads((data_dir / "up.json").read_text()))
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def free_port(first: int) -> int:
+    """Return the first port from `first` on that nothing listens on."""
+    for port in range(first, 65536):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"no port is free from {first} on")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stack; return the exit status: 0 if it was asked to end, 1 if something failed."""
+    options = _parser().parse_args(arguments)
+    console = Console(sys.stdout)
+    data_dir = options.data_dir.absolute()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with open(data_dir / "up.lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            there = running(data_dir)
+            where = f" at {there.web} (process {there.pid})" if there else ", and is still starting"
+            console.say("up", f"it already runs in this checkout{where}; Ctrl-C there ends it")
+            return 1
+        with contextlib.suppress(FileNotFoundError):
+            (data_dir / "up.json").unlink()
+        return asyncio.run(_up(options, data_dir, console))
+
+
+async def _up(options: argparse.Namespace, data_dir: Path, console: Console) -> int:
+    commands = parse(options.procfile.read_text())
+    with _servers(data_dir, console) as urls:
+        web, flower = free_port(options.port), free_port(options.flower_port)
+        here = Addresses(os.getpid(), f"http://127.0.0.1:{web}", f"http://127.0.0.1:{flower}", **urls)
+        supervisor = Supervisor(
+            console, cwd=ROOT, env=_environment(here, web, flower), stop_within=options.stop_within
+        )
+        supervisor.listen_to_signals()
+        try:
+            await supervisor.until_over(_bring_up(supervisor, commands, here, options, console))
+            (data_dir / "up.json").write_text(json.dumps(asdict(here)))
+            _announce(console, commands, here)
+            await supervisor.until_over(asyncio.Event().wait())
+        except Stopped:
+            console.say("up", "ending")
+            return 0
+        except (ChildDied, TimeoutError) as error:
+            for line in str(error).splitlines():
+                console.say("up", line)
+            return 1
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                (data_dir / "up.json").unlink()
+            await supervisor.stop()
+    raise AssertionError("until_over ends only by raising")
+
+
+async def _bring_up(
+    supervisor: Supervisor,
+    commands: Mapping[str, str],
+    here: Addresses,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    """Prepare the data, start every process, wait until all are ready, and warm what is read most."""
+    if options.prepare:
+        await supervisor.finish("prepare", options.prepare)
+    children = [
+        await supervisor.start(name, command, needle=READY_WORDS.get(name)) for name, command in commands.items()
+    ]
+    await asyncio.gather(*(_until_ready(child, here) for child in children))
+    if "web" in commands and options.warm:
+        paths = [f"/products/{number}" for number in range(1, options.warm + 1)]
+        answers = [await _status(here.web + path) for path in paths]
+        console.say("up", f"warmed {sum(status == 200 for status in answers)} of {len(paths)} products")
+
+
+async def _until_ready(child: Child, here: Addresses) -> None:
+    """Return once a process is ready.
+
+    Raises:
+        TimeoutError: it is not after `READY_WITHIN` seconds; with its last log lines.
+    """
+    try:
+        async with asyncio.timeout(READY_WITHIN):
+            if child.needle is not None:
+                await child.has_said_ready.wait()
+            elif child.name in READY_PATHS:
+                base = here.web if child.name == "web" else here.flower
+                while await _status(base + READY_PATHS[child.name]) != 200:
+                    await asyncio.sleep(0.05)
+    except TimeoutError:
+        last = "\n".join(f"    {line}" for line in child.tail)
+        raise TimeoutError(f"{child.name} is not ready after {READY_WITHIN:g} s; its last lines:\n{last}") from None
+
+
+async def _status(url: str) -> int:
+    """Return the HTTP status of a GET; 0 if nobody answers."""
+
+    def get() -> int:
+        try:
+            with urllib.request.urlopen(url, timeout=5.0) as answer:
+                answer.read()
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    return await asyncio.to_thread(get)
+
+
+@contextlib.contextmanager
+def _servers(data_dir: Path, console: Console) -> Iterator[dict[str, str]]:
+    """Start the servers that the environment does not name; yield where they are."""
+    from cacheworkers.testing.servers import Postgres, Valkey
+
+    with contextlib.ExitStack() as stack:
+        redis_url = os.environ.get("REDIS_URL")
+        if redis_url is None:
+            redis_url = stack.enter_context(Valkey(data_dir / "valkey", persist=True)).url
+            console.say("up", f"Valkey: {redis_url}")
+        database_url = os.environ.get("DATABASE_URL")
+        if database_url is None:
+            postgres = stack.enter_context(Postgres(_reachable(data_dir, console) / "postgres"))
+            database_url = _database(postgres)
+            console.say("up", f"Postgres: {database_url}")
+        broker_url = os.environ.get("BROKER_URL", redis_url)
+        yield {"redis_url": redis_url, "database_url": database_url, "broker_url": broker_url}
+
+
+def _database(postgres: object) -> str:
+    """Return the URL of the shop's database, made at the first start."""
+    import psycopg
+    from cacheworkers.testing.servers import Postgres
+
+    assert isinstance(postgres, Postgres)
+    try:
+        return postgres.create_database("shop")
+    except psycopg.errors.DuplicateDatabase:
+        return postgres.url("shop")
+
+
+def _reachable(data_dir: Path, console: Console) -> Path:
+    """Return a data directory that Postgres can enter: for root it runs as another user."""
+    if os.getuid() != 0 or all(each.stat().st_mode & 0o001 for each in data_dir.parents):
+        data_dir.chmod(data_dir.stat().st_mode | 0o711)
+        return data_dir
+    name = hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
+    place = Path(tempfile.gettempdir()) / f"cacheworkers-{name}"
+    place.mkdir(exist_ok=True, mode=0o711)
+    place.chmod(0o711)
+    console.say("up", f"Postgres cannot enter {data_dir} as another user than root: its data is in {place}")
+    return place
+
+
+def _environment(here: Addresses, web: int, flower: int) -> dict[str, str]:
+    """Return what the processes find in their environment."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONUNBUFFERED": "1",
+        "REDIS_URL": here.redis_url,
+        "DATABASE_URL": here.database_url,
+        "BROKER_URL": here.broker_url,
+        "PORT": str(web),
+        "FLOWER_PORT": str(flower),
+    }
+
+
+def _announce(console: Console, commands: Mapping[str, str], here: Addresses) -> None:
+    console.say("up", "ready; Ctrl-C ends it")
+    if "web" in commands:
+        console.say("up", f"API:    {here.web}/products/1")
+    if "flower" in commands:
+        console.say("up", f"Flower: {here.flower}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app.up", description=__doc__)
+    parser.add_argument("--procfile", type=Path, default=ROOT / "Procfile")
+    parser.add_argument("--data-dir", type=Path, default=ROOT / ".data", help="where the servers keep their data")
+    parser.add_argument("--prepare", default="python -m app.seed", help="command that migrates and seeds; empty for none")
+    parser.add_argument("--port", type=int, default=8000, help="the API's port, or the next free one")
+    parser.add_argument("--flower-port", type=int, default=5555, help="Flower's port, or the next free one")
+    parser.add_argument("--warm", type=int, default=100, help="how many products to read before it is ready")
+    parser.add_argument("--stop-within", type=float, default=10.0, help="seconds until what has not ended is killed")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,353 @@
+"""What a read does, for each thing it may find; sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cacheworkers import BulkheadFull, Cache, CallError, Freshness, KeyMissing, Load, LoadError, LoadErrors, LoadTimeout
+from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
+
+
+class Stuck:
+    """A broker that takes every ask, and workers that never come."""
+
+    def __init__(self) -> None:
+        self.asks: list[Any] = []
+
+    def submit(self, ask: Any) -> bool:
+        self.asks.append(ask)
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(params=["sync", "async"])
+def get(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Read through either face."""
+
+    def read(loader: Any, *args: Any, how: str = "read") -> Any:
+        if request.param == "sync":
+            return getattr(loader, how)(*args)
+        return asyncio.run(getattr(loader, f"a{how}")(*args))
+
+    return read
+
+
+def counted(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
+    loads: list[int] = []
+
+    @cache.loader(tags=("n:{n}",), **{"jitter": 0, "early": 0, **policy})
+    def number(load: Load, n: int) -> int | None:
+        loads.append(n)
+        if n == 13:
+            raise ValueError("unlucky")
+        return None if n < 0 else n * 10
+
+    return number, loads
+
+
+def test_miss_is_loaded_once_and_then_served(cache: Cache, get: Any) -> None:
+    number, loads = counted(cache)
+
+    assert get(number, 1).value == 10
+    assert get(number, 1).freshness is Freshness.FRESH
+    assert loads == [1]
+
+
+def test_equal_arguments_are_one_call(cache: Cache) -> None:
+    number, loads = counted(cache)
+
+    assert number.get(4) == number.get(n=4) == number.get("4") == 40
+
+    assert loads == [4]
+
+
+def test_wrong_arguments_are_an_error_that_names_them(cache: Cache) -> None:
+    number, _ = counted(cache)
+
+    with pytest.raises(CallError, match="number"):
+        number.get("four")
+    with pytest.raises(CallError, match="number"):
+        number.get(1, 2)
+
+
+def test_stale_read_is_served_and_asks_for_one_revalidation(cache: Cache, get: Any) -> None:
+    number, _ = counted(cache)
+    number.get(1)
+    cache.invalidate("n:1", mode="soft")
+    stuck: Any = Stuck()
+    cache._ports.dispatcher = stuck
+
+    found = [get(number, 1) for _ in range(3)]
+
+    assert [f.freshness for f in found] == [Freshness.STALE] * 3
+    assert [ask.queue for ask in stuck.asks] == ["revalidate"]
+
+
+def test_none_is_cached_too(cache: Cache, get: Any) -> None:
+    number, loads = counted(cache)
+
+    assert get(number, -1).value is None
+    assert get(number, -1).value is None
+    assert loads == [-1]
+
+
+def test_failed_load_raises_and_is_not_repeated_before_its_backoff_ends(cache: Cache, get: Any) -> None:
+    number, loads = counted(cache)
+
+    for _ in range(3):
+        with pytest.raises(LoadError, match="unlucky") as caught:
+            get(number, 13)
+
+    assert (caught.value.call, caught.value.kind) == ("number[13]", "ValueError")
+    assert loads == [13]
+
+
+def test_failing_reload_leaves_the_lapsed_value_served_and_marked(cache: Cache, get: Any) -> None:
+    is_failing = []
+
+    @cache.loader(fresh_for=0, stale_for=0, error_for=300)
+    def flaky(load: Load) -> int:
+        if is_failing:
+            raise ValueError("down")
+        return 7
+
+    assert get(flaky).value == 7
+    is_failing.append(True)
+
+    found = get(flaky)
+
+    assert (found.value, found.freshness) == (7, Freshness.LAPSED)
+
+
+def test_waiter_takes_over_when_nobody_has_begun(make_cache: Any, get: Any) -> None:
+    cache = make_cache()
+    number, loads = counted(cache, wait_for=0.05)
+    cache._ports.dispatcher = Stuck()
+
+    found = get(number, 1)
+
+    assert (found.value, found.tier) == (10, "load")
+    assert loads == [1]
+
+
+def test_one_of_many_waiters_takes_over_and_the_rest_are_served(cache: Cache) -> None:
+    number, loads = counted(cache, wait_for=0.05)
+    cache._ports.dispatcher = Stuck()  # type: ignore[assignment]
+
+    async def all_of_them() -> list[int]:
+        return list(await asyncio.gather(*(number.aget(1) for _ in range(200))))
+
+    assert asyncio.run(all_of_them()) == [10] * 200
+    assert loads == [1]
+
+
+def test_load_slower_than_the_wait_is_not_restarted_by_its_readers(cache: Cache) -> None:
+    go, loads = threading.Event(), []
+
+    @cache.loader(wait_for=0.02)
+    def slow(load: Load) -> int:
+        loads.append(1)
+        assert go.wait(20)
+        return 5
+
+    for _ in range(5):
+        with pytest.raises(LoadTimeout):
+            slow.get()
+    go.set()
+
+    wait_until(lambda: slow.peek() is not None)
+    assert slow.get() == 5
+    assert loads == [1]
+
+
+def test_raise_on_timeout_never_loads_here(cache: Cache, get: Any) -> None:
+    number, loads = counted(cache, wait_for=0.02, on_timeout="raise")
+    cache._ports.dispatcher = Stuck()  # type: ignore[assignment]
+
+    with pytest.raises(LoadTimeout):
+        get(number, 1)
+    assert loads == []
+
+
+def test_bulkhead_bounds_the_loads_of_this_process(make_cache: Any) -> None:
+    cache = make_cache(bulkhead=1)
+    go, begun = threading.Event(), threading.Event()
+
+    @cache.loader(wait_for=0, load_for=0.2)
+    def slow(load: Load, n: int) -> int:
+        begun.set()
+        assert go.wait(20)
+        return n
+
+    cache._ports.dispatcher = Stuck()
+    first = threading.Thread(target=lambda: pytest.raises(LoadTimeout, slow.get, 1))
+    first.start()
+    assert begun.wait(20)
+
+    with pytest.raises(BulkheadFull):
+        slow.get(2)
+    go.set()
+    first.join()
+
+
+def test_store_away_loads_here_and_keeps_nothing(events: list[Any], get: Any) -> None:
+    from cacheworkers import Config
+
+    cache = Cache(Config(redis_url="redis://127.0.0.1:1/0", store_timeout=0.2), hook=events.append)
+    number, loads = counted(cache)
+
+    assert get(number, 1).value == 10
+    assert get(number, 1).tier == "load"
+    assert loads == [1, 1]
+    cache.close()
+
+
+def test_l1_serves_while_the_store_is_gone_and_is_emptied_when_it_is_back(events: list[Any]) -> None:
+    from cacheworkers import Config
+
+    with Valkey() as server:
+        cache = Cache(Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.05), hook=events.append)
+        number, loads = counted(cache)
+        number.get(1)
+        wait_until(lambda: cache._ports.listener.is_up)
+        number.get(1)
+        wait_until(lambda: number.read(1).tier == "l1")
+        server.kill()
+        wait_until(lambda: not cache._ports.listener.is_up)
+
+        kept = number.read(1)
+
+        assert (kept.value, kept.tier) == (10, "l1")
+        assert loads == [1]
+        server.start()
+        wait_until(lambda: cache._ports.listener.is_up)
+        assert cache._ports.l1.get("number[1]") is None
+        cache.close()
+
+
+def test_change_elsewhere_drops_the_entry_from_this_process(make_cache: Any) -> None:
+    here, there = make_cache(), make_cache()
+    number, loads = counted(here)
+    number.get(1)
+    wait_until(lambda: here._ports.listener.is_up)
+    wait_until(lambda: number.read(1).tier == "l1")
+
+    there.invalidate("n:1")
+
+    wait_until(lambda: here._ports.l1.get("number[1]") is None)
+    number.get(1)
+    assert loads == [1, 1]
+
+
+def test_foreign_bytes_in_the_store_are_a_miss_and_an_event(cache: Cache, events: list[Any], get: Any) -> None:
+    number, _ = counted(cache)
+    client = cache._ports.store.link.client()
+    client.set(cache._ports.store.keys.entry("number[1]"), b"CWE\x01 but not really an envelope, is it? " * 3)
+    client.lpush(cache._ports.store.keys.entry("number[2]"), "a list")
+
+    assert get(number, 1).value == 10
+    assert get(number, 2).value == 20
+    assert any(type(event).__name__ == "UnreadableEntry" for event in events)
+
+
+def test_result_that_is_no_json_reaches_only_who_loaded_it(cache: Cache) -> None:
+    @cache.loader(wait_for=0)
+    def odd(load: Load) -> Any:
+        return float("nan")
+
+    assert odd.get() != odd.peek()
+    with pytest.raises(LoadError, match="finite"):
+        odd.get_json()
+
+
+def test_since_takes_nothing_loaded_before_an_invalidation(cache: Cache) -> None:
+    number, loads = counted(cache)
+    number.get(1)
+    done = cache.invalidate("something else")
+
+    assert number.since(done).get(1) == 10
+    assert loads == [1, 1]
+
+
+def test_nested_load_carries_the_tags_of_what_it_read(cache: Cache) -> None:
+    number, _ = counted(cache)
+
+    @cache.loader()
+    def total(load: Load) -> int:
+        return (number.get(1) or 0) + (number.get(2) or 0)
+
+    assert total.get() == 30
+    assert set(total.read().entry.tags) == {"n:1", "n:2"}
+
+    cache.invalidate("n:2")
+
+    assert total.peek() is None
+
+
+def test_batch_loader_loads_what_is_missing_together(cache: Cache, get: Any) -> None:
+    batches: list[list[int]] = []
+
+    @cache.batch_loader(tags=("p:{key}",))
+    def prices(load: Load, keys: list[int]) -> dict[int, int]:
+        batches.append(sorted(keys))
+        return {key: key * 10 for key in keys if key < 100}
+
+    prices.get(1)
+
+    found = get(prices, [1, 2, 3, 2], how="get_many")
+
+    assert found == {1: 10, 2: 20, 3: 30}
+    assert sorted(key for batch in batches for key in batch) == [1, 2, 3]
+    with pytest.raises(LoadErrors) as caught:
+        prices.get_many([1, 100])
+    assert caught.value.values == {1: 10}
+    assert isinstance(caught.value.errors[100], LoadError)
+    assert KeyMissing.__name__ in str(caught.value.errors[100])
+
+
+def test_cancelled_reader_gives_its_place_to_another(cache: Cache) -> None:
+    go = threading.Event()
+
+    @cache.loader()
+    def slow(load: Load) -> int:
+        assert go.wait(20)
+        return 5
+
+    async def go_on() -> int:
+        first, second = asyncio.create_task(slow.aget()), asyncio.create_task(slow.aget())
+        await asyncio.sleep(0)
+        first.cancel()
+        go.set()
+        return await second
+
+    assert asyncio.run(go_on()) == 5
+
+
+def test_full_store_serves_uncached_and_still_invalidates(events: list[Any]) -> None:
+    from cacheworkers import Config
+
+    with Valkey(maxmemory="4mb", maxmemory_policy="noeviction") as server:
+        cache = Cache(Config(redis_url=server.url, store_timeout=5.0), hook=events.append)
+        number, loads = counted(cache, wait_for=0)
+        number.get(1)
+        client = cache._ports.store.link.client()
+        at = 0
+        try:
+            while True:
+                client.set(f"filler{at}", b"x" * 20_000)
+                at += 1
+        except Exception as error:
+            assert "OOM" in str(error) or "maxmemory" in str(error)
+
+        assert number.get(1) == 10
+        cache.invalidate("n:1")
+        assert number.peek(1) is None
+        cache.close()
