@@ -21,6 +21,8 @@ from app.procfile import argv
 
 T = TypeVar("T")
 
+#: What ends the stack: Ctrl-C, kill, and a terminal that is closed.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: How many of a child's last lines are shown when it dies.
 TAIL = 20
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92)
@@ -96,8 +98,9 @@ class Supervisor:
 
     def listen_to_signals(self) -> None:
         """End on SIGINT, SIGTERM and a closed terminal; a second signal kills at once."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores SIGHUP: so be it
+        for number in ENDING:
+            # nohup ignores SIGHUP: so be it.  A shell ignores SIGINT for what it starts in the background: it is heeded.
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
                 self._loop.add_signal_handler(number, self.ask_to_stop)
 
     def ask_to_stop(self) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.procfile import parse
-from app.supervisor import Child, ChildDied, Console, Stopped, Supervisor
+from app.supervisor import ENDING, Child, ChildDied, Console, Stopped, Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent
 #: How long a process may take until it says that it is ready, seconds.
@@ -87,34 +88,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         with contextlib.suppress(FileNotFoundError):
             (data_dir / "up.json").unlink()
-        return asyncio.run(_up(options, data_dir, console))
+        return _run(options, data_dir, console)
 
 
-async def _up(options: argparse.Namespace, data_dir: Path, console: Console) -> int:
+def _run(options: argparse.Namespace, data_dir: Path, console: Console) -> int:
+    """Start the servers, run the stack on them, and stop them last."""
     commands = parse(options.procfile.read_text())
-    with _servers(data_dir, console) as urls:
-        web, flower = free_port(options.port), free_port(options.flower_port)
-        here = Addresses(os.getpid(), f"http://127.0.0.1:{web}", f"http://127.0.0.1:{flower}", **urls)
-        supervisor = Supervisor(
-            console, cwd=ROOT, env=_environment(here, web, flower), stop_within=options.stop_within
-        )
-        supervisor.listen_to_signals()
-        try:
-            await supervisor.until_over(_bring_up(supervisor, commands, here, options, console))
-            (data_dir / "up.json").write_text(json.dumps(asdict(here)))
-            _announce(console, commands, here)
-            await supervisor.until_over(asyncio.Event().wait())
-        except Stopped:
-            console.say("up", "ending")
-            return 0
-        except (ChildDied, TimeoutError) as error:
-            for line in str(error).splitlines():
-                console.say("up", line)
-            return 1
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                (data_dir / "up.json").unlink()
-            await supervisor.stop()
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)  # until the supervisor listens
+    try:
+        with _servers(data_dir, console) as urls:
+            try:
+                return asyncio.run(_up(options, commands, urls, data_dir, console))
+            finally:
+                for number in ENDING:  # the servers must not be left behind now
+                    signal.signal(number, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        console.say("up", "ending")
+        return 0
+
+
+async def _up(
+    options: argparse.Namespace,
+    commands: Mapping[str, str],
+    urls: Mapping[str, str],
+    data_dir: Path,
+    console: Console,
+) -> int:
+    web, flower = free_port(options.port), free_port(options.flower_port)
+    here = Addresses(os.getpid(), f"http://127.0.0.1:{web}", f"http://127.0.0.1:{flower}", **urls)
+    env = _environment(here, web, flower)
+    supervisor = Supervisor(console, cwd=ROOT, env=env, stop_within=options.stop_within)
+    supervisor.listen_to_signals()
+    try:
+        await supervisor.until_over(_bring_up(supervisor, commands, here, options, console))
+        (data_dir / "up.json").write_text(json.dumps(asdict(here)))
+        _announce(console, commands, here)
+        await supervisor.until_over(asyncio.Event().wait())
+    except Stopped:
+        console.say("up", "ending")
+        return 0
+    except (ChildDied, TimeoutError) as error:
+        for line in str(error).splitlines():
+            console.say("up", line)
+        return 1
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            (data_dir / "up.json").unlink()
+        await supervisor.stop()
     raise AssertionError("until_over ends only by raising")
 
 
@@ -195,6 +217,7 @@ def _servers(data_dir: Path, console: Console) -> Iterator[dict[str, str]]:
 def _database(postgres: object) -> str:
     """Return the URL of the shop's database, made at the first start."""
     import psycopg
+
     from cacheworkers.testing.servers import Postgres
 
     assert isinstance(postgres, Postgres)
@@ -245,7 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.up", description=__doc__)
     parser.add_argument("--procfile", type=Path, default=ROOT / "Procfile")
     parser.add_argument("--data-dir", type=Path, default=ROOT / ".data", help="where the servers keep their data")
-    parser.add_argument("--prepare", default="python -m app.seed", help="command that migrates and seeds; empty for none")
+    parser.add_argument(
+        "--prepare", default="python -m app.seed", help="command that migrates and seeds; empty for none"
+    )
     parser.add_argument("--port", type=int, default=8000, help="the API's port, or the next free one")
     parser.add_argument("--flower-port", type=int, default=5555, help="Flower's port, or the next free one")
     parser.add_argument("--warm", type=int, default=100, help="how many products to read before it is ready")

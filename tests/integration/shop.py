@@ -1,0 +1,44 @@
+"""A small shop whose products real Celery workers load from a real Postgres."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+
+from cacheworkers import Cache, Config, Load
+
+app = Celery("shop", broker=os.environ["REDIS_URL"])
+engine = create_engine(os.environ["DATABASE_URL"])
+cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessionmaker(engine))
+
+if os.environ.get("USE_ENGINE_EARLY"):
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+
+
+@cache.loader(fresh_for=300, stale_for=60, load_for=8, wait_for=8, tags=("product:{product_id}",))
+def product(load: Load, product_id: int) -> int:
+    load.session.execute(text("SELECT pg_sleep(:s)"), {"s": float(os.environ.get("LOAD_TIME", "0"))})
+    found = load.session.execute(text("SELECT price FROM product WHERE id = :id"), {"id": product_id}).scalar_one()
+    return int(found)
+
+
+@cache.loader(load_for=4, wait_for=8)
+def deadly(load: Load) -> int:
+    """Kills the first worker that runs it."""
+    flag = os.environ["FLAG"]
+    if not os.path.exists(flag):
+        open(flag, "w").close()
+        os.kill(os.getpid(), 9)
+        time.sleep(60)
+    return 1
+
+
+@cache.loader(load_for=8, wait_for=8)
+def writes(load: Load) -> int:
+    load.session.execute(text("UPDATE product SET price = 0"))
+    return 1

@@ -1,0 +1,217 @@
+"""`make up`: starts what the Procfile names, shows its logs, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.procfile import parse
+from app.up import free_port, running
+from cacheworkers.testing import Valkey
+
+ROOT = Path(__file__).resolve().parents[2]
+WITHIN = 30.0
+
+#: Says its pid, has a child of its own that heeds no SIGTERM, and stays.
+STAYS = """sh -c 'trap "" TERM; (while :; do read x </dev/zero; done) & echo pids $PPID $$ $!; echo here; exec cat /dev/zero >/dev/null'"""
+
+
+class Up:
+    """One `python -m app.up`, and what it has said so far."""
+
+    def __init__(self, directory: Path, procfile: str, *options: str, env: dict[str, str]) -> None:
+        path = directory / "Procfile"
+        path.write_text(procfile)
+        words = [sys.executable, "-m", "app.up", "--procfile", str(path), "--data-dir", str(directory / "data")]
+        self.text = ""
+        self.process = subprocess.Popen(
+            [*words, "--prepare", "", *options],
+            cwd=ROOT,
+            env={**os.environ, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert self.process.stdout is not None
+        self._out = self.process.stdout
+        os.set_blocking(self._out.fileno(), False)
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Read on until a pattern is in the output."""
+        end = time.monotonic() + WITHIN
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._out, selectors.EVENT_READ)
+            while (match := re.search(pattern, self.text)) is None:
+                left = end - time.monotonic()
+                assert left > 0 and selector.select(left), f"no {pattern!r} in time in:\n{self.text}"
+                chunk = os.read(self._out.fileno(), 65536)
+                assert chunk, f"it ended without {pattern!r}:\n{self.text}"
+                self.text += chunk.decode()
+        return match
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Send a signal, and return the exit status."""
+        if number is not None:
+            self.process.send_signal(number)
+        os.set_blocking(self._out.fileno(), True)
+        self.text += self._out.read().decode()
+        return self.process.wait(WITHIN)
+
+
+@pytest.fixture
+def up(tmp_path: Path, valkey: Valkey) -> Iterator[Callable[..., Up]]:
+    """Start `app.up` on the suite's store, and on no database."""
+    started: list[Up] = []
+
+    def start(procfile: str, *options: str, **env: str) -> Up:
+        urls = {"REDIS_URL": valkey.url, "DATABASE_URL": "postgresql://nowhere"}
+        started.append(Up(tmp_path, procfile, *options, env={**urls, **env}))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.wait()
+        each._out.close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_it_shows_each_process_s_log_under_its_name(up: Callable[..., Up]) -> None:
+    """A line of a child carries the child's name; the environment says where the servers are."""
+    stack = up("one: sh -c 'echo hello from one at $REDIS_URL; exec cat /dev/zero >/dev/null'\ntwo: cat /dev/zero\n")
+
+    line = stack.until(r"one +\| hello from one at (\S+)")
+
+    assert line[1].startswith("redis://127.0.0.1:")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything(up: Callable[..., Up], number: signal.Signals) -> None:
+    """Ctrl-C, kill and a closed terminal end it with status 0, with no process left, not even a stubborn grandchild."""
+    stack = up(f"one: {STAYS}\n", "--stop-within", "0.2")
+    pids = [int(pid) for pid in stack.until(r"pids (\d+) (\d+) (\d+)").groups()[1:]]
+    stack.until("ready; Ctrl-C ends it")
+    assert all(is_alive(pid) for pid in pids)
+
+    status = stack.end(number)
+
+    assert status == 0, stack.text
+    assert not [pid for pid in pids if is_alive(pid)]
+
+
+def test_a_process_that_heeds_the_signal_is_not_killed(up: Callable[..., Up]) -> None:
+    """A process is asked to end, and has time to say goodbye."""
+    code = "import signal, sys; signal.signal(15, lambda *_: sys.exit(print('goodbye'))); print('here'); signal.pause()"
+    stack = up(f'one: {sys.executable} -c "{code}"\n')
+    stack.until(r"one +\| here")
+
+    stack.end(signal.SIGINT)
+
+    assert re.search(r"one +\| goodbye", stack.text)
+    assert "is killed" not in stack.text
+
+
+def test_a_process_that_dies_ends_the_stack(up: Callable[..., Up]) -> None:
+    """A child that dies early is named with its status and last lines; the others end, and the status is not 0."""
+    stack = up(f"one: {STAYS}\ntwo: sh -c 'echo my last words; exit 7'\n", "--stop-within", "0.2")
+
+    status = stack.end()
+
+    assert status == 1
+    assert re.search(r"up +\| two ended with status 7; its last lines:\nup +\|     my last words", stack.text)
+    pids = re.search(r"pids \d+ (\d+) (\d+)", stack.text)
+    assert pids is None or not [pid for pid in pids.groups() if is_alive(int(pid))]
+
+
+def test_data_that_cannot_be_prepared_ends_it(up: Callable[..., Up]) -> None:
+    """When the seed fails, nothing else is started."""
+    stack = up("one: echo started\n", "--prepare", "sh -c 'echo no such table; exit 3'")
+
+    status = stack.end()
+
+    assert status == 1
+    assert "prepare ended with status 3" in stack.text
+    assert "started" not in stack.text
+
+
+def test_a_second_one_says_that_it_already_runs(up: Callable[..., Up], tmp_path: Path) -> None:
+    """One checkout runs one stack; the second is told where the first is, and the first goes on."""
+    first = up("one: cat /dev/zero\n")
+    first.until("ready; Ctrl-C ends it")
+    there = running(tmp_path / "data")
+
+    second = up("one: cat /dev/zero\n")
+
+    assert second.end() == 1
+    assert there is not None
+    assert f"already runs in this checkout at {there.web} (process {first.process.pid})" in second.text
+    assert first.process.poll() is None
+
+
+def test_it_waits_until_the_web_process_answers(up: Callable[..., Up]) -> None:
+    """It is ready when the API answers, on a port that nobody else uses."""
+    code = (
+        "import http.server, os; H = type('H', (http.server.BaseHTTPRequestHandler,), {'do_GET': lambda s:"
+        " (s.send_response(200), s.end_headers()), 'log_message': lambda *_: None});"
+        " http.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()"
+    )
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE):
+        stack = up(f'web: {sys.executable} -c "{code}"\n', "--warm", "3", "--port", str(free_port(18000)))
+
+        stack.until("warmed 3 of 3 products")
+
+    assert stack.end(signal.SIGINT) == 0
+
+
+def test_it_starts_servers_of_its_own(up: Callable[..., Up], tmp_path: Path) -> None:
+    """Without URLs in the environment it brings Valkey and Postgres, keeps their data, and stops them."""
+    check = (
+        "import os, sqlalchemy as s; e = s.create_engine(os.environ['DATABASE_URL']); c = e.connect();"
+        " print('database', c.scalar(s.text('select current_database()'))); c.close(); import signal; signal.pause()"
+    )
+    (tmp_path / "check.py").write_text(check)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("REDIS_URL", raising=False)
+        stack = Up(
+            tmp_path, f"one: {sys.executable} {tmp_path / 'check.py'}\n", env={"PYTHONUNBUFFERED": "1"}
+        )
+    try:
+        stack.until(r"one +\| database shop")
+        stack.until("ready; Ctrl-C ends it")
+        port = int(stack.until(r"Valkey: redis://127.0.0.1:(\d+)/")[1])
+
+        status = stack.end(signal.SIGINT)
+    finally:
+        stack.process.kill()
+        stack._out.close()
+
+    assert status == 0
+    assert free_port(port) == port
+
+
+def test_a_taken_port_is_left_alone(valkey: Valkey) -> None:
+    """Where somebody listens, the next free port is taken."""
+    assert free_port(valkey.port) > valkey.port
+
+
+def test_a_malformed_procfile_is_refused() -> None:
+    """A line that is no `name: command` is named, and so is a name that comes twice."""
+    with pytest.raises(ValueError, match="line 2 must be `name: command`"):
+        parse("# the shop\nwhat is this\n")
+    with pytest.raises(ValueError, match="'web' again"):
+        parse("web: a\nweb: b\n")
