@@ -27,3 +27,7 @@ format: .venv/.ready  ## Format the code.
 
 clean:  ## Remove what the targets made.
 	rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: up
+up: .venv/.ready  ## Start servers, data, web, workers, beat and Flower; stays until Ctrl-C.
+	@$(BIN)/python -m app.up

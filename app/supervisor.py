@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from app.procfile import argv
 
@@ -99,7 +99,8 @@ class Supervisor:
     def listen_to_signals(self) -> None:
         """End on SIGINT, SIGTERM and a closed terminal; a second signal kills at once."""
         for number in ENDING:
-            # nohup ignores SIGHUP: so be it.  A shell ignores SIGINT for what it starts in the background: it is heeded.
+            # nohup ignores SIGHUP: so be it.
+            # A shell ignores SIGINT for what it starts in the background: it is heeded.
             if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
                 self._loop.add_signal_handler(number, self.ask_to_stop)
 
@@ -138,7 +139,8 @@ class Supervisor:
             Stopped: somebody asked.
         """
         task = asyncio.ensure_future(work)
-        await asyncio.wait({task, self._outcome}, return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {task, self._outcome}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if self._outcome.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -156,7 +158,8 @@ class Supervisor:
         ends = [asyncio.ensure_future(child.process.wait()) for child in running]
         all_ended = asyncio.gather(*ends)
         hurry = asyncio.create_task(self._kill_now.wait())
-        await asyncio.wait({all_ended, hurry}, timeout=self._stop_within, return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {all_ended, hurry}
+        await asyncio.wait(first, timeout=self._stop_within, return_when=asyncio.FIRST_COMPLETED)
         for child in running:
             if child.process.returncode is None:
                 self._console.say("up", f"{child.name} is killed, it has not ended by itself")

@@ -188,7 +188,12 @@ def test_bulkhead_bounds_the_loads_of_this_process(make_cache: Any) -> None:
         return n
 
     cache._ports.dispatcher = Stuck()
-    first = threading.Thread(target=lambda: pytest.raises(LoadTimeout, slow.get, 1))
+
+    def read_first() -> None:
+        with pytest.raises(LoadTimeout):
+            slow.get(1)
+
+    first = threading.Thread(target=read_first)
     first.start()
     assert begun.wait(20)
 
@@ -336,7 +341,7 @@ def test_full_store_serves_uncached_and_still_invalidates(events: list[Any]) -> 
 
     with Valkey(maxmemory="4mb", maxmemory_policy="noeviction") as server:
         cache = Cache(Config(redis_url=server.url, store_timeout=5.0), hook=events.append)
-        number, loads = counted(cache, wait_for=0)
+        number, _ = counted(cache, wait_for=0)
         number.get(1)
         client = cache._ports.store.link.client()
         at = 0

@@ -17,12 +17,14 @@ import pytest
 from app.procfile import parse
 from app.up import free_port, running
 from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN = 30.0
 
-#: Says its pid, has a child of its own that heeds no SIGTERM, and stays.
-STAYS = """sh -c 'trap "" TERM; (while :; do read x </dev/zero; done) & echo pids $PPID $$ $!; echo here; exec cat /dev/zero >/dev/null'"""
+IDLE = "tail -f /dev/null"
+#: Says its pid and that of a child of its own, which heeds no SIGTERM; then stays.
+STAYS = f"""sh -c 'trap "" TERM; {IDLE} & trap - TERM; echo pids $$ $!; exec {IDLE}'"""
 
 
 class Up:
@@ -93,7 +95,7 @@ def is_alive(pid: int) -> bool:
 
 def test_it_shows_each_process_s_log_under_its_name(up: Callable[..., Up]) -> None:
     """A line of a child carries the child's name; the environment says where the servers are."""
-    stack = up("one: sh -c 'echo hello from one at $REDIS_URL; exec cat /dev/zero >/dev/null'\ntwo: cat /dev/zero\n")
+    stack = up("one: sh -c 'echo hello from one at $REDIS_URL; exec tail -f /dev/null'\ntwo: tail -f /dev/null\n")
 
     line = stack.until(r"one +\| hello from one at (\S+)")
 
@@ -104,7 +106,7 @@ def test_it_shows_each_process_s_log_under_its_name(up: Callable[..., Up]) -> No
 def test_a_signal_ends_everything(up: Callable[..., Up], number: signal.Signals) -> None:
     """Ctrl-C, kill and a closed terminal end it with status 0, with no process left, not even a stubborn grandchild."""
     stack = up(f"one: {STAYS}\n", "--stop-within", "0.2")
-    pids = [int(pid) for pid in stack.until(r"pids (\d+) (\d+) (\d+)").groups()[1:]]
+    pids = [int(pid) for pid in stack.until(r"pids (\d+) (\d+)").groups()]
     stack.until("ready; Ctrl-C ends it")
     assert all(is_alive(pid) for pid in pids)
 
@@ -126,16 +128,47 @@ def test_a_process_that_heeds_the_signal_is_not_killed(up: Callable[..., Up]) ->
     assert "is killed" not in stack.text
 
 
+def test_a_process_that_does_not_end_is_killed(up: Callable[..., Up]) -> None:
+    """What has not ended within `--stop-within` is killed, and named."""
+    stack = up(f"""one: sh -c 'trap "" TERM; echo here $$; exec {IDLE}'\n""", "--stop-within", "0.2")
+    pid = int(stack.until(r"one +\| here (\d+)")[1])
+
+    status = stack.end(signal.SIGTERM)
+
+    assert status == 0
+    assert "one is killed" in stack.text
+    assert not is_alive(pid)
+
+
+def test_output_that_nobody_reads_any_more_ends_it(up: Callable[..., Up]) -> None:
+    """A terminal that is gone, or a pipe whose reader went, ends everything."""
+    stack = up("one: sh -c 'echo here $$; exec yes'\n")
+    pid = int(stack.until(r"one +\| here (\d+)")[1])
+
+    stack._out.close()
+
+    assert stack.process.wait(WITHIN) == 0
+    assert not is_alive(pid)
+
+
+def test_processes_end_when_the_supervisor_is_killed(up: Callable[..., Up]) -> None:
+    """After kill -9 of the supervisor nobody is left to end its children: the kernel does."""
+    stack = up(f"one: sh -c 'echo here $$; exec {IDLE}'\n")
+    pid = int(stack.until(r"one +\| here (\d+)")[1])
+
+    stack.process.kill()
+
+    wait_until(lambda: not is_alive(pid))
+
+
 def test_a_process_that_dies_ends_the_stack(up: Callable[..., Up]) -> None:
     """A child that dies early is named with its status and last lines; the others end, and the status is not 0."""
-    stack = up(f"one: {STAYS}\ntwo: sh -c 'echo my last words; exit 7'\n", "--stop-within", "0.2")
+    stack = up(f"one: {IDLE}\ntwo: sh -c 'echo my last words; exit 7'\n")
 
     status = stack.end()
 
     assert status == 1
     assert re.search(r"up +\| two ended with status 7; its last lines:\nup +\|     my last words", stack.text)
-    pids = re.search(r"pids \d+ (\d+) (\d+)", stack.text)
-    assert pids is None or not [pid for pid in pids.groups() if is_alive(int(pid))]
 
 
 def test_data_that_cannot_be_prepared_ends_it(up: Callable[..., Up]) -> None:
@@ -151,11 +184,11 @@ def test_data_that_cannot_be_prepared_ends_it(up: Callable[..., Up]) -> None:
 
 def test_a_second_one_says_that_it_already_runs(up: Callable[..., Up], tmp_path: Path) -> None:
     """One checkout runs one stack; the second is told where the first is, and the first goes on."""
-    first = up("one: cat /dev/zero\n")
+    first = up("one: tail -f /dev/null\n")
     first.until("ready; Ctrl-C ends it")
     there = running(tmp_path / "data")
 
-    second = up("one: cat /dev/zero\n")
+    second = up("one: tail -f /dev/null\n")
 
     assert second.end() == 1
     assert there is not None
@@ -170,10 +203,9 @@ def test_it_waits_until_the_web_process_answers(up: Callable[..., Up]) -> None:
         " (s.send_response(200), s.end_headers()), 'log_message': lambda *_: None});"
         " http.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()"
     )
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE):
-        stack = up(f'web: {sys.executable} -c "{code}"\n', "--warm", "3", "--port", str(free_port(18000)))
+    stack = up(f'web: {sys.executable} -c "{code}"\n', "--warm", "3")
 
-        stack.until("warmed 3 of 3 products")
+    stack.until("warmed 3 of 3 products")
 
     assert stack.end(signal.SIGINT) == 0
 
@@ -187,9 +219,7 @@ def test_it_starts_servers_of_its_own(up: Callable[..., Up], tmp_path: Path) -> 
     (tmp_path / "check.py").write_text(check)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REDIS_URL", raising=False)
-        stack = Up(
-            tmp_path, f"one: {sys.executable} {tmp_path / 'check.py'}\n", env={"PYTHONUNBUFFERED": "1"}
-        )
+        stack = Up(tmp_path, f"one: {sys.executable} {tmp_path / 'check.py'}\n", env={"PYTHONUNBUFFERED": "1"})
     try:
         stack.until(r"one +\| database shop")
         stack.until("ready; Ctrl-C ends it")

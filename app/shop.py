@@ -1,0 +1,104 @@
+"""The shop's cache: Celery app, cache and loaders."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+from celery import Celery
+from sqlalchemy import func, select, text, update
+
+from app.database import engine, sessions
+from app.models import Price, Product, Stock
+from cacheworkers import Cache, Config, Invalidation, Load
+
+PAGE = 20
+
+celery = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")))
+cache = Cache(Config.from_env(), celery=celery, sessions=sessions)
+
+
+class ProductView(msgspec.Struct, frozen=True):
+    """A product as the API shows it; amounts in cents."""
+
+    id: int
+    name: str
+    category_id: int
+    amount: int
+    sale_amount: int | None
+    quantity: int
+
+
+class CategoryPage(msgspec.Struct, frozen=True):
+    """One page of a category."""
+
+    category_id: int
+    page: int
+    total: int
+    products: tuple[ProductView, ...]
+
+
+def _select() -> Any:
+    return (
+        select(Product.id, Product.name, Product.category_id, Price.amount, Price.sale_amount, Stock.quantity)
+        .join(Price, Price.product_id == Product.id)
+        .join(Stock, Stock.product_id == Product.id)
+    )
+
+
+def _view(row: Any) -> ProductView:
+    sale = None if row.sale_amount is None else int(row.sale_amount * 100)
+    return ProductView(row.id, row.name, row.category_id, int(row.amount * 100), sale, row.quantity)
+
+
+@cache.loader(fresh_for=300, stale_for=60, tags=("product:{product_id}",))
+def product(load: Load, product_id: int) -> ProductView | None:
+    """One product; None if there is none."""
+    row = load.session.execute(_select().where(Product.id == product_id)).one_or_none()
+    if row is None:
+        return None
+    load.tag(f"category:{row.category_id}")
+    return _view(row)
+
+
+@cache.loader(fresh_for=60, stale_for=60, tags=("category:{category_id}",))
+def category_page(load: Load, category_id: int, page: int = 1) -> CategoryPage | None:
+    """One page of a category, with the category's count; None past the end."""
+    total = load.session.scalar(select(func.count()).where(Product.category_id == category_id)) or 0
+    chosen = _select().where(Product.category_id == category_id).order_by(Product.id)
+    found = load.session.execute(chosen.offset((page - 1) * PAGE).limit(PAGE)).all()
+    if not found:
+        return None
+    load.tag(*(f"product:{row.id}" for row in found))
+    return CategoryPage(category_id, page, total, tuple(map(_view, found)))
+
+
+@cache.loader(fresh_for=30, stale_for=30, tags=("deals",))
+def deals(load: Load) -> tuple[ProductView, ...]:
+    """What is in the sale."""
+    found = load.session.execute(_select().where(Price.sale_amount.is_not(None)).order_by(Product.id).limit(100)).all()
+    load.tag(*(f"product:{row.id}" for row in found))
+    return tuple(map(_view, found))
+
+
+def set_price(product_id: int, amount: int) -> Invalidation | None:
+    """Set a product's price, in cents; visible everywhere when this returns.  None if there is no such product."""
+    with sessions.begin() as session:
+        changed: Any = session.execute(update(Price).where(Price.product_id == product_id).values(amount=amount / 100))
+        if not changed.rowcount:
+            return None
+    return cache.invalidate(f"product:{product_id}")
+
+
+def uncached_product(product_id: int) -> bytes:
+    """The same product straight from the database, for comparison."""
+    with sessions() as session:
+        row = session.execute(_select().where(Product.id == product_id)).one_or_none()
+    return b"null" if row is None else msgspec.json.encode(_view(row))
+
+
+def is_database_up() -> bool:
+    """Return whether the database answers."""
+    with engine.connect() as connection:
+        return connection.execute(text("SELECT 1")).scalar_one() == 1
