@@ -50,8 +50,8 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, A
         status, body, headers = problem.status, problem.body, _PROBLEM
     except (ReadError, CacheworkersError) as error:
         title = "Load failed" if isinstance(error, LoadError) else "Not available now"
-        problem = Problem(503, title, str(error))
-        status, body, headers = 503, problem.body, [*_PROBLEM, (b"retry-after", b"1")]
+        status, body = 503, Problem(503, title, str(error)).body
+        headers = [*_PROBLEM, (b"retry-after", b"1")]
     head = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
@@ -73,7 +73,8 @@ async def _answer(method: str, path: str, scope: dict[str, Any], receive: Any) -
             )
         case ["deals"]:
             _only("GET", method)
-            return await shop.deals.aget_json()
+            payload: bytes = await shop.deals.aget_json()
+            return payload
         case ["uncached", "products", number]:
             _only("GET", method)
             return _found(await asyncio.to_thread(shop.uncached_product, _number("product id", number)), path)

@@ -101,4 +101,4 @@ def uncached_product(product_id: int) -> bytes:
 def is_database_up() -> bool:
     """Return whether the database answers."""
     with engine.connect() as connection:
-        return connection.execute(text("SELECT 1")).scalar_one() == 1
+        return bool(connection.execute(text("SELECT 1")).scalar_one() == 1)

@@ -8,36 +8,47 @@ from collections.abc import Callable
 
 
 class Breaker:
-    """Opens at the first failure; then lets one probe through each `open_for` seconds, until one succeeds."""
+    """Opens at the first failure; then lets one probe through each `open_for` seconds, until one succeeds.
 
-    __slots__ = ("_clock", "_lock", "_next_probe", "_open_for", "is_open")
+    Attributes:
+        is_open: the last call that ended has failed.
+    """
+
+    __slots__ = ("_clock", "_lock", "_open_for", "_probe_at", "is_open")
 
     def __init__(self, open_for: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._open_for = open_for
         self._clock = clock
-        self._next_probe = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Close, as a child does after a fork: its connections are new."""
         self._lock = threading.Lock()
+        self._probe_at = 0.0
         self.is_open = False
 
     def allows(self) -> bool:
         """Return whether to try now; while open, true for one caller a period."""
         if not self.is_open:
             return True
+        if self._clock() < self._probe_at:
+            return False
         with self._lock:
+            # Looked at again under the lock: of many who find the period over, one goes.
             now = self._clock()
-            if self.is_open and now < self._next_probe:
-                return False
-            self._next_probe = now + self._open_for
+            if now < self._probe_at:
+                return not self.is_open
+            # Counted from now, whether or not the probe ever reports: one that is cancelled keeps nobody out for long.
+            self._probe_at = now + self._open_for
             return True
 
     def failed(self) -> None:
-        """Note a failure."""
+        """Note a failure: open, and stay open for `open_for` seconds from now."""
         with self._lock:
+            self._probe_at = self._clock() + self._open_for
             self.is_open = True
-            self._next_probe = self._clock() + self._open_for
 
     def succeeded(self) -> None:
-        """Note a success."""
+        """Note a success: close."""
         if self.is_open:
-            with self._lock:
-                self.is_open = False
+            self.is_open = False

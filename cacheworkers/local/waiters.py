@@ -2,29 +2,43 @@
 
 A reader enters before it looks, and is woken by the listener's push.  All waiters of one call share a flight: what
 is known of the lease they wait for, so that one of them asks and not all.
+
+How no wake-up is lost.  Every wake gives its flight a new number; a waiter is woken when that is not the number it saw
+at `rearm`.  A sleeper registers first and compares then, both under the lock, so a wake comes before the comparison or
+finds the sleeper.  The lock is re-entrant, and each section is right even when a garbage collection inside it closes
+another read's generator, which leaves its flight from there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from typing import Any
+
+_Loop = asyncio.AbstractEventLoop
+_Future = asyncio.Future[None]
+#: The tasks of one loop that sleep in one flight.  Taken away whole by a wake: it then costs the same for 1 and 10,000.
+_Sleepers = dict[_Future, "Waiter"]
 
 
 class Flight:
     """What this process knows of one call that is being waited for.
 
     Attributes:
+        call: its text.
         held_until: monotonic instant until which a lease is known to be held; 0 none.
         token: that lease's token.
         is_begun, is_taken_over: that lease's state when it was last seen.
         is_claiming: one reader of this process is claiming right now.
         is_loading: one reader of this process is loading without the store.
         shared: what such a load came to.
+        wakes: changes with every wake.  A reply that was asked for before a wake may be overtaken by it.
     """
 
     __slots__ = (
-        "_sleepers",
+        "_tasks",
+        "_threads",
         "_waiters",
         "call",
         "held_until",
@@ -34,12 +48,15 @@ class Flight:
         "is_taken_over",
         "shared",
         "token",
+        "wakes",
     )
 
     def __init__(self, call: str) -> None:
         self.call = call
-        self._waiters: dict[Waiter, None] = {}
-        self._sleepers: dict[Waiter, None] = {}
+        self.wakes = 0
+        self._waiters: set[Waiter] = set()
+        self._threads: dict[threading.Lock, Waiter] = {}
+        self._tasks: dict[_Loop, _Sleepers] = {}
         self.is_claiming = False
         self.is_loading = False
         self.shared: Any = None
@@ -58,18 +75,16 @@ class Waiter:
 
     Attributes:
         flight: shared with the other waiters of the call.
-        woken: a push came since `rearm`.
     """
 
-    __slots__ = ("_future", "_lock", "_loop", "_waiters", "flight", "woken")
+    __slots__ = ("_has_baton", "_is_nudged", "_seen", "_waiters", "flight")
 
-    def __init__(self, waiters: Waiters, flight: Flight) -> None:
+    def __init__(self, waiters: Waiters, call: str) -> None:
         self._waiters = waiters
-        self.flight = flight
-        self.woken = False
-        self._lock: threading.Lock | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._future: asyncio.Future[None] | None = None
+        self._is_nudged = False
+        self._has_baton = False
+        self.flight = waiters._board(call, self)
+        self._seen = self.flight.wakes
 
     def __enter__(self) -> Waiter:
         return self
@@ -77,81 +92,109 @@ class Waiter:
     def __exit__(self, *_: object) -> None:
         self._waiters.leave(self)
 
+    @property
+    def woken(self) -> bool:
+        """Whether a wake has come since `rearm`."""
+        return self._is_nudged or self._seen != self.flight.wakes
+
     def rearm(self) -> None:
         """Forget earlier wake-ups; called before looking, so that a push from then on is not lost."""
-        self.woken = False
+        self._is_nudged = False
+        self._seen = self.flight.wakes
 
     def wait(self, timeout: float) -> bool:
         """Sleep in this thread until woken, at most `timeout` seconds; True if woken."""
-        with self._waiters.lock:
-            if self.woken:
-                return True
-            self._lock = threading.Lock()
-            self._lock.acquire()
-            self.flight._sleepers[self] = None
-        try:
-            self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
-        finally:
-            with self._waiters.lock:
-                self.flight._sleepers.pop(self, None)
-                self._lock = None
+        bed = threading.Lock()
+        bed.acquire()
+        threads = self._lie_down(bed)
+        if threads is not None:
+            try:
+                bed.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
+            finally:
+                threads.pop(bed, None)
         return self.woken
 
     async def await_(self, timeout: float) -> bool:
         """Sleep in this task until woken, at most `timeout` seconds; True if woken."""
         loop = asyncio.get_running_loop()
-        with self._waiters.lock:
-            if self.woken:
-                return True
-            future = self._future = loop.create_future()
-            self._loop = loop
-            self.flight._sleepers[self] = None
-        timer = loop.call_later(max(0.0, timeout), _finish, future)
-        try:
-            await future
-        finally:
-            timer.cancel()
-            with self._waiters.lock:
-                self.flight._sleepers.pop(self, None)
-                self._future = self._loop = None
+        future = loop.create_future()
+        sleepers = self._settle_down(loop, future)
+        if sleepers is not None:
+            timer = loop.call_later(max(0.0, timeout), _finish, future)
+            try:
+                await future
+            finally:
+                timer.cancel()
+                if self.flight._tasks.get(loop) is sleepers:  # else a wake has taken it away
+                    self._get_up(loop, sleepers, future)
         return self.woken
+
+    def _lie_down(self, bed: threading.Lock) -> dict[threading.Lock, Waiter] | None:
+        """Register this thread's sleep; None if it is woken already."""
+        with self._waiters._lock:
+            threads = self.flight._threads
+            threads[bed] = self
+            if self.woken:
+                threads.pop(bed, None)
+                return None
+            self._has_baton = False
+            return threads
+
+    def _settle_down(self, loop: _Loop, future: _Future) -> _Sleepers | None:
+        """Register this task's sleep; None if it is woken already."""
+        with self._waiters._lock:
+            sleepers = self.flight._tasks.setdefault(loop, {})
+            sleepers[future] = self
+            if not self.woken:
+                self._has_baton = False
+                return sleepers
+        self._get_up(loop, sleepers, future)
+        return None
+
+    def _get_up(self, loop: _Loop, sleepers: _Sleepers, future: _Future) -> None:
+        tasks = self.flight._tasks
+        with self._waiters._lock:
+            sleepers.pop(future, None)
+            if not sleepers and tasks.get(loop) is sleepers:
+                tasks.pop(loop, None)  # a flight may outlive the loop
 
 
 class Waiters:
     """All waiters of this process, by call."""
 
     def __init__(self) -> None:
+        self._numbers = itertools.count(1)
         self.reset()
 
     def reset(self) -> None:
-        """Forget everybody, as a child does after a fork."""
-        self.lock = threading.Lock()
+        """Forget everybody, as a child does after a fork: those threads and loops are the parent's."""
+        self._lock = threading.RLock()
         self._flights: dict[str, Flight] = {}
+        self._due: dict[_Loop, list[_Sleepers]] = {}
 
     def __len__(self) -> int:
-        with self.lock:
-            return sum(len(flight._waiters) for flight in self._flights.values())
+        with self._lock:
+            return sum(len(flight._waiters) for flight in list(self._flights.values()))
 
     def enter(self, call: str) -> Waiter:
         """Register for a call's pushes; from now on none is missed."""
-        with self.lock:
-            flight = self._flights.get(call)
-            if flight is None:
-                flight = self._flights[call] = Flight(call)
-            waiter = Waiter(self, flight)
-            flight._waiters[waiter] = None
-            return waiter
+        return Waiter(self, call)
 
     def leave(self, waiter: Waiter) -> None:
         """End a registration; the flight ends with its last waiter."""
         flight = waiter.flight
-        with self.lock:
-            flight._waiters.pop(waiter, None)
+        with self._lock:
+            flight._waiters.discard(waiter)
             if not flight._waiters and self._flights.get(flight.call) is flight:
-                del self._flights[flight.call]
+                self._flights.pop(flight.call, None)
+        if waiter._has_baton:
+            # Nudged, and gone before it slept again: cancelled, perhaps, before it could act on the nudge.
+            waiter._has_baton = False
+            self.nudge(flight)
 
     def wake(self, call: str) -> None:
         """Wake all who wait for a call: its entry or its failure has changed, and with it its lease."""
+        # No lock for the many pushes that nobody waits for.  Whoever enters from here on looks after the change.
         flight = self._flights.get(call)
         if flight is not None:
             flight.forget_lease()
@@ -159,48 +202,82 @@ class Waiters:
 
     def wake_all(self) -> None:
         """Wake everybody: pushes may have been missed."""
-        with self.lock:
-            calls = list(self._flights)
-        for call in calls:
-            self.wake(call)
-
-    def nudge(self, flight: Flight) -> None:
-        """Wake one waiter that sleeps: it takes the baton of one that has failed."""
-        with self.lock:
-            sleeper = next(iter(flight._sleepers), None)
-        if sleeper is not None:
-            self._wake([sleeper])
+        with self._lock:
+            flights = list(self._flights.values())
+        for flight in flights:
+            flight.forget_lease()
+            self.nudge_all(flight)
 
     def nudge_all(self, flight: Flight) -> None:
         """Wake all waiters of a flight; what it knows of the lease stays."""
-        with self.lock:
-            waiters = list(flight._waiters)
-        self._wake(waiters)
+        with self._lock:
+            flight.wakes = next(self._numbers)
+            threads, flight._threads = flight._threads, {}
+            tasks, flight._tasks = flight._tasks, {}
+        for loop, sleepers in tasks.items():
+            self._ring(loop, sleepers)
+        _rouse(threads)
 
-    def _wake(self, waiters: list[Waiter]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-        with self.lock:
-            for waiter in waiters:
-                waiter.woken = True
-                if waiter._lock is not None:
-                    if waiter._lock.locked():
-                        waiter._lock.release()
-                elif waiter._future is not None and waiter._loop is not None:
-                    by_loop.setdefault(waiter._loop, []).append(waiter._future)
-        for loop, futures in by_loop.items():
-            # One call a loop, not one a task: each writes to the loop's self-pipe.
-            try:
-                loop.call_soon_threadsafe(_finish_all, futures)
-            except RuntimeError:
-                continue  # that loop is closed, and its tasks with it
+    def nudge(self, flight: Flight) -> None:
+        """Wake one other waiter of a flight: it takes the baton of one that was cancelled or timed out.
+
+        A waiter that is nudged and leaves before it has slept again passes the baton on.
+        """
+        with self._lock:
+            for loop, sleepers in list(flight._tasks.items()):
+                for future, waiter in list(itertools.islice(sleepers.items(), 1)):
+                    sleepers.pop(future, None)
+                    waiter._is_nudged = waiter._has_baton = True
+                    self._ring(loop, {future: waiter})
+                    return
+            for bed, waiter in list(flight._threads.items()):
+                if flight._threads.pop(bed, None) is not None:  # else it has got up by itself
+                    waiter._is_nudged = waiter._has_baton = True
+                    bed.release()
+                    return
+            # Nobody sleeps, but somebody may be about to: it has seen the lease or the claim that is no more.
+            flight.wakes = next(self._numbers)
+
+    def _board(self, call: str, waiter: Waiter) -> Flight:
+        """Return the call's flight with the waiter in it."""
+        with self._lock:
+            while True:
+                flight = self._flights.get(call)
+                if flight is None:
+                    flight = self._flights[call] = Flight(call)
+                flight._waiters.add(waiter)
+                if self._flights.get(call) is flight:  # not ended by a leave within this very thread
+                    return flight
+
+    def _ring(self, loop: _Loop, sleepers: _Sleepers) -> None:
+        """Wake tasks of one loop: one call into it until it has run, not one a task, since each is a system call."""
+        with self._lock:
+            due = self._due.get(loop)
+            if due is not None and not loop.is_closed():
+                due.append(sleepers)
+                return
+            for other in [other for other in list(self._due) if other.is_closed()]:
+                self._due.pop(other, None)
+            self._due[loop] = [sleepers]
+        try:
+            loop.call_soon_threadsafe(self._finish_due, loop)
+        except RuntimeError:
+            self._due.pop(loop, None)  # that loop is closed, and its tasks with it
+
+    def _finish_due(self, loop: _Loop) -> None:
+        with self._lock:
+            due = self._due.pop(loop, [])
+        for sleepers in due:
+            for future in list(sleepers):
+                _finish(future)
 
 
-def _finish(future: asyncio.Future[None]) -> None:
+def _finish(future: _Future) -> None:
     if not future.done():
         future.set_result(None)
 
 
-def _finish_all(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+def _rouse(threads: dict[threading.Lock, Waiter]) -> None:
+    for bed in list(threads):
+        if threads.pop(bed, None) is not None:  # else it has got up by itself
+            bed.release()
