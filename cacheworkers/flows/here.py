@@ -14,7 +14,7 @@ from cacheworkers.errors import LoadError, LoadTimeout
 from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.load import as_load_error, load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports
-from cacheworkers.flows.wait import sleep
+from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.gate import NEVER
 from cacheworkers.local.waiters import Waiter
 
@@ -86,7 +86,7 @@ def load_without_store(
         if ports.clock.monotonic() >= give_up_at:
             raise LoadTimeout(f"{call.text} has no value after {loader.load_for:g} s, and the store is away")
         waiter.rearm()
-        yield from sleep(ports, waiter, give_up_at)
+        yield from wait_for_push(ports, waiter, give_up_at)
     if shared.error is not None:
         raise shared.error
     waited = ports.clock.monotonic() - started

@@ -17,7 +17,7 @@ from cacheworkers.events import ClaimDenied, ReadFailed, Served, TookOver, Unrea
 from cacheworkers.flows import here
 from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
-from cacheworkers.flows.wait import sleep
+from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.waiters import Waiter
 from cacheworkers.store.store import Backoff, Claim, Claimed, Held, Moved
 
@@ -174,13 +174,13 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
     if is_over and now < flight.held_until:
         if flight.is_taken_over:
             turn.give_up_at = turn.give_up_at or flight.held_until
-            yield from sleep(ports, turn.waiter, turn.give_up_at)
+            yield from wait_for_push(ports, turn.waiter, turn.give_up_at)
             return None
         if flight.is_begun:
             return _give_up(ports, turn)
     if flight.is_claiming or (not is_over and now < flight.held_until):
         ends = [at for at in (turn.deadline, flight.held_until) if at > now]
-        yield from sleep(ports, turn.waiter, min(ends, default=now + loader.load_for))
+        yield from wait_for_push(ports, turn.waiter, min(ends, default=now + loader.load_for))
         return None
 
     token = secrets.token_hex(8)

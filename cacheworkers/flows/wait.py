@@ -31,7 +31,7 @@ class Wait:
         return await self.waiter.await_(self.timeout)
 
 
-def sleep(ports: Ports, waiter: Waiter, until: float) -> Flow[None]:
+def wait_for_push(ports: Ports, waiter: Waiter, until: float) -> Flow[None]:
     """Wait to be woken, at most until a monotonic instant."""
     timeout = until - ports.clock.monotonic()
     if not ports.listener.is_up:

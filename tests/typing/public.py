@@ -83,7 +83,7 @@ def mistakes() -> None:
     products.get_many([None])  # type: ignore[list-item]  # keys are ints
     cache.invalidate(42)  # type: ignore[arg-type]  # a tag is text
     cache.invalidate("products", mode="gentle")  # type: ignore[arg-type]  # no such mode
-    Policy(300)  # type: ignore[misc]  # fields are keywords
+    Policy(300)  # type: ignore[call-arg]  # fields are keywords
 
     @cache.loader()  # type: ignore[arg-type]  # a loader takes `load: Load` first
     def loadless(product_id: int) -> int:
