@@ -10,7 +10,7 @@ help:  ## Show the targets.
 .venv/.ready: pyproject.toml requirements/dev.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements/dev.lock
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 test: .venv/.ready lint  ## Check style and types, then run the whole suite.

@@ -1,68 +1,98 @@
-"""Batching: the reads of one event-loop turn become one MGET."""
+"""Batching: the reads of one event-loop turn become one fetch."""
 
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+_Loop = asyncio.AbstractEventLoop
+_Future = asyncio.Future[bytes | None]
+#: What one turn of a loop asks for: key -> those who wait for it.
+_Turn = dict[str, list[_Future]]
 
 
 class Batcher:
     """Collects the keys that tasks of one loop ask for in the same turn, and fetches them together.
 
-    A read joins only a fetch that has not been sent: it must not get what was read before it began.
+    A read joins only a fetch that has not been sent: it must not get what was read before it began.  A loop is known
+    here only while something of it is under way.
     """
 
-    def __init__(self, fetch: Callable[[Sequence[str]], Awaitable[list[bytes | None]]], limit: int = 100) -> None:
+    def __init__(self, fetch: Callable[[list[str]], Awaitable[list[bytes | None]]], limit: int = 100) -> None:
         """
         Args:
-            fetch: returns the values of keys, in order.
+            fetch: returns the values of distinct keys, in their order.
             limit: most keys in one fetch.
         """
         self._fetch = fetch
         self._limit = limit
-        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, list[asyncio.Future[bytes | None]]]]
-        self._tasks: set[asyncio.Task[None]] = set()
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was asked, as a child does after a fork."""
-        self._turns = weakref.WeakKeyDictionary()
-        self._tasks = set()
+        """Forget what was asked, as a child does after a fork: those loops are the parent's."""
+        self._turns: dict[_Loop, _Turn] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def get(self, key: str) -> bytes | None:
-        """Return a key's value, fetched together with what else this turn of the loop asks for."""
+        """Return a key's value, fetched together with what else this turn of the loop asks for.
+
+        Raises:
+            Exception: whatever the fetch that had this key raised.
+        """
         loop = asyncio.get_running_loop()
+        future: _Future = loop.create_future()
         turn = self._turns.get(loop)
         if turn is None:
-            turn = self._turns[loop] = {}
-            loop.call_soon(self._send, loop)
-        future = loop.create_future()
-        turn.setdefault(key, []).append(future)
-        found: bytes | None = await future
-        return found
+            self._forget_closed_loops()
+            self._turns[loop] = {key: [future]}
+            # The task begins in the loop's next turn: alone, a read waits for that and no longer.
+            self._spawn(loop, self._send(loop))
+        elif key in turn:
+            turn[key].append(future)
+        else:
+            turn[key] = [future]
+        return await future
 
-    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _send(self, loop: _Loop) -> None:
+        # From here on nobody joins.
         turn = self._turns.pop(loop, {})
-        keys = list(turn)
-        for start in range(0, len(keys), self._limit):
-            chunk = keys[start : start + self._limit]
-            task = loop.create_task(self._deliver(chunk, turn))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if len(turn) > self._limit:
+            items = list(turn.items())
+            for start in range(self._limit, len(items), self._limit):
+                self._spawn(loop, self._deliver(dict(items[start : start + self._limit])))
+            turn = dict(items[: self._limit])
+        await self._deliver(turn)
 
-    async def _deliver(self, keys: list[str], turn: dict[str, list[asyncio.Future[bytes | None]]]) -> None:
+    async def _deliver(self, turn: _Turn) -> None:
         try:
-            values = await self._fetch(keys)
-        except BaseException as error:
-            for key in keys:
-                for future in turn[key]:
+            values = await self._fetch(list(turn))
+            if len(values) != len(turn):
+                raise RuntimeError(f"a fetch must return a value for each key, got {len(values)} for {len(turn)} keys")
+        except Exception as error:
+            for futures in turn.values():
+                for future in futures:
                     if not future.done():
                         future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
-            return
-        for key, value in zip(keys, values, strict=True):
-            for future in turn[key]:
-                if not future.done():
-                    future.set_result(value)
+        except BaseException:
+            # The fetch was cancelled, with its loop as a rule: nobody may be left waiting for it.
+            for futures in turn.values():
+                for future in futures:
+                    future.cancel()
+            raise
+        else:
+            for futures, value in zip(turn.values(), values, strict=True):
+                for future in futures:
+                    if not future.done():  # its reader was cancelled
+                        future.set_result(value)
+
+    def _spawn(self, loop: _Loop, work: Coroutine[Any, Any, None]) -> None:
+        task = loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _forget_closed_loops(self) -> None:
+        """Drop what loops left behind that were closed in mid-turn."""
+        for loop in list(self._turns):
+            if loop.is_closed():
+                self._turns.pop(loop, None)

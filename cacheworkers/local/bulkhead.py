@@ -1,151 +1,255 @@
-"""Bulkhead: how many loads this process may run itself, on threads of its own, never on a caller's loop."""
+"""Bulkhead: how many loads this process may run itself, on threads and a loop of its own, never on a caller's loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import logging
 import threading
-import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from cacheworkers.errors import BulkheadFull
 
 T = TypeVar("T")
 
+log = logging.getLogger("cacheworkers")
+#: The bulkhead whose work this thread or task is, if any.
+_inside: contextvars.ContextVar[object] = contextvars.ContextVar("cacheworkers_bulkhead", default=None)
+
 
 class Bulkhead:
-    """At most `size` pieces of work at once; the others wait for room, and give up at their deadline."""
+    """At most `size` pieces of work at once; the others wait for room, first come first served.
+
+    A caller stops waiting at its timeout, or when it is cancelled.  Work that has not begun then never will.  Work on a
+    thread goes on, unheard, and keeps its room until it ends; a coroutine is cancelled.
+
+    Work begun by work runs in the room of the latter: were it to wait for room of its own, `size` pieces that each
+    begin another would wait for one another until they time out.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as a child does after a fork."""
-        self._room = threading.Condition(threading.Lock())
+        """Begin anew, as a child does after a fork: threads and loop are the parent's."""
+        # Re-entrant: a garbage collection within a locked section may close a coroutine that waits in `_outcome`.
+        self._lock = threading.RLock()
         self._running = 0
-        self._queue: list[_Work] = []
+        self._queue: OrderedDict[_Work, None] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def running(self) -> int:
-        """How many pieces of work run now."""
+        """How many pieces of work hold a room now."""
         return self._running
 
     def run(self, work: Callable[[], T], timeout: float) -> T:
         """Return what `work` returns, run on a thread of the bulkhead.
 
         Raises:
-            BulkheadFull: no room, or no result, within `timeout` seconds; work that has begun goes on, unheard.
+            BulkheadFull: no room, or no result, within `timeout` seconds.
         """
-        piece = self._submit(work, timeout)
-        try:
-            found: T = piece.future.result(max(0.0, timeout))
-        except TimeoutError:
-            if piece.future.done():
-                raise
-            raise self._late(piece, timeout) from None
+        found: T = self._wait(_Work(self, work, is_coroutine=False), timeout)
         return found
 
     async def arun(self, work: Callable[[], T], timeout: float) -> T:
-        """Return what `work` returns; see `run`."""
-        piece = self._submit(work, timeout)
-        waiting = asyncio.wrap_future(piece.future)
-        try:
-            done, _ = await asyncio.wait({waiting}, timeout=max(0.0, timeout))
-        except asyncio.CancelledError:
-            self._abandon(piece)
-            raise
-        if not done:
-            raise self._late(piece, timeout)
-        found: T = waiting.result()
+        """Return what `work` returns, run on a thread of the bulkhead; see `run`."""
+        found: T = await self._await(_Work(self, work, is_coroutine=False), timeout)
         return found
 
     def run_async(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
         """Return what a coroutine returns, run on the library's own loop; see `run`."""
-        return self.run(lambda: self._on_loop(work, timeout), timeout)
+        found: T = self._wait(_Work(self, work, is_coroutine=True), timeout)
+        return found
 
     async def arun_async(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
         """Return what a coroutine returns, run on the library's own loop; see `run`."""
-        return await self.arun(lambda: self._on_loop(work, timeout), timeout)
+        found: T = await self._await(_Work(self, work, is_coroutine=True), timeout)
+        return found
 
-    # -- threads
+    # -- callers
 
-    def _submit(self, work: Callable[[], Any], timeout: float) -> _Work:
-        piece = _Work(work, contextvars.copy_context(), time.monotonic() + timeout)
-        with self._room:
-            if self._running < self._size:
-                self._running += 1
-                threading.Thread(target=self._serve, args=(piece,), name="cacheworkers-load", daemon=True).start()
-            else:
-                self._queue.append(piece)
-        return piece
+    def _wait(self, piece: _Work, timeout: float) -> Any:
+        self._submit(piece)
+        try:
+            return piece.future.result(max(0.0, min(timeout, threading.TIMEOUT_MAX)))
+        except TimeoutError:
+            # The work's own, perhaps; or it has ended between the two.
+            return self._outcome(piece, timeout)
+        except BaseException:
+            self._abandon(piece)
+            raise
 
-    def _serve(self, piece: _Work | None) -> None:
+    async def _await(self, piece: _Work, timeout: float) -> Any:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def tell(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # that loop is closed, and its tasks with it
+                loop.call_soon_threadsafe(_finish, ended)
+
+        self._submit(piece)
+        piece.future.add_done_callback(tell)
+        timer = loop.call_later(max(0.0, timeout), _finish, ended)
+        try:
+            await ended
+        except BaseException:
+            self._abandon(piece)
+            raise
+        finally:
+            timer.cancel()
+        return self._outcome(piece, timeout)
+
+    def _outcome(self, piece: _Work, timeout: float) -> Any:
+        if piece.future.done():
+            return piece.future.result()
+        if self._abandon(piece):
+            text = f"this process already runs {self._size} loads, and none ended within {timeout:.3g} s"
+        else:
+            text = f"a load in this process took longer than {timeout:.3g} s"
+        raise BulkheadFull(text)
+
+    def _abandon(self, piece: _Work) -> bool:
+        """Wait no longer for a piece of work; whether it had not begun, and never will."""
+        piece.is_abandoned = True
+        if piece.future.cancel():
+            with self._lock:
+                self._queue.pop(piece, None)
+            return True
+        if piece.is_coroutine and self._loop is not None and not piece.future.done():
+            self._loop.call_soon_threadsafe(piece.stop)
+        return False
+
+    # -- room
+
+    def _submit(self, piece: _Work) -> None:
+        with self._lock:
+            if piece.has_room and self._running >= self._size:
+                self._queue[piece] = None
+                return
+            self._running += piece.has_room
+        self._begin(piece)
+
+    def _begin(self, piece: _Work | None) -> None:
+        """Start a piece of work that has been given room; or, if that is impossible, the next one."""
         while piece is not None:
-            piece.perform()
-            with self._room:
-                piece = None
-                while self._queue and piece is None:
-                    piece = self._queue.pop(0)
-                    if not piece.future.set_running_or_notify_cancel():
-                        piece = None
-                if piece is None:
-                    self._running -= 1
+            if not piece.future.set_running_or_notify_cancel():
+                piece = self._next(piece)
+                continue
+            try:
+                if piece.is_coroutine:
+                    self._the_loop().call_soon_threadsafe(self._start_task, piece)
+                else:
+                    threading.Thread(target=self._perform, args=(piece,), name="cacheworkers-load", daemon=True).start()
+                return
+            except BaseException as error:  # no more threads to be had
+                failed, piece = piece, self._next(piece)
+                failed.future.set_exception(error)
 
-    def _late(self, piece: _Work, timeout: float) -> BulkheadFull:
-        self._abandon(piece)
-        if piece.has_begun:
-            return BulkheadFull(f"a load in this process took longer than its {timeout:.3g} s")
-        return BulkheadFull(f"this process already runs {self._size} loads; none ended within {timeout:.3g} s")
+    def _next(self, ended: _Work) -> _Work | None:
+        """Hand a room on; the piece of work that has it now."""
+        if not ended.has_room:
+            return None
+        with self._lock:
+            if self._queue:
+                return self._queue.popitem(last=False)[0]
+            self._running -= 1
+            return None
 
-    def _abandon(self, piece: _Work) -> None:
-        with self._room:
-            if piece in self._queue:
-                self._queue.remove(piece)
-                piece.future.cancel()
+    def _end(self, piece: _Work, found: Any, error: BaseException | None) -> None:
+        # Room first: whoever hears of the end finds it free.
+        self._begin(self._next(piece))
+        if error is None:
+            piece.future.set_result(found)
+            return
+        if piece.is_abandoned and not isinstance(error, asyncio.CancelledError):
+            log.warning("a load that nobody waits for any more has failed", exc_info=error)
+        if isinstance(error, asyncio.CancelledError):
+            # Raised as it is, it would look as if the caller had been cancelled.
+            error = BulkheadFull("a load in this process was cancelled")
+        piece.future.set_exception(error)
 
-    # -- the loop thread
+    # -- on a thread of its own
 
-    def _on_loop(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float) -> T:
-        context = contextvars.copy_context()
+    def _perform(self, piece: _Work | None) -> None:
+        assert piece is not None
+        try:
+            found = piece.context.run(piece.work)
+        except BaseException as error:
+            self._end(piece, None, error)
+            piece = None  # the error's traceback holds this frame, and the piece would hold the error
+        else:
+            self._end(piece, found, None)
 
-        async def inside() -> T:
-            task: asyncio.Task[T] = asyncio.get_running_loop().create_task(work(), context=context)
-            return await asyncio.wait_for(task, timeout)
+    # -- on the library's loop
 
-        return asyncio.run_coroutine_threadsafe(inside(), self._the_loop()).result()
+    def _start_task(self, piece: _Work) -> None:
+        try:
+            if piece.is_abandoned:
+                raise asyncio.CancelledError
+            coroutine = piece.context.run(piece.work)
+            piece.task = asyncio.get_running_loop().create_task(coroutine, context=piece.context)
+        except BaseException as error:
+            self._end(piece, None, error)
+        else:
+            piece.task.add_done_callback(lambda task: self._end_task(piece, task))
+
+    def _end_task(self, piece: _Work, task: asyncio.Task[Any]) -> None:
+        piece.task = None
+        if task.cancelled():
+            self._end(piece, None, asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self._end(piece, None, error)
+        else:
+            self._end(piece, task.result(), None)
 
     def _the_loop(self) -> asyncio.AbstractEventLoop:
         """Return the library's loop, started at first use; one for the life of the process."""
-        with self._room:
+        with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="cacheworkers-loop", daemon=True).start()
+                loop = asyncio.new_event_loop()
+                try:
+                    threading.Thread(target=_turn, args=(loop,), name="cacheworkers-loop", daemon=True).start()
+                except BaseException:
+                    loop.close()
+                    raise
+                self._loop = loop
             return self._loop
 
 
 class _Work:
-    """One piece of work and its future."""
+    """One piece of work, and the future of its caller."""
 
-    __slots__ = ("_context", "_work", "deadline", "future", "has_begun")
+    __slots__ = ("context", "future", "has_room", "is_abandoned", "is_coroutine", "task", "work")
 
-    def __init__(self, work: Callable[[], Any], context: contextvars.Context, deadline: float) -> None:
-        self._work = work
-        self._context = context
-        self.deadline = deadline
+    def __init__(self, bulkhead: Bulkhead, work: Callable[[], Any], *, is_coroutine: bool) -> None:
+        self.work: Final = work
+        self.is_coroutine = is_coroutine
+        self.has_room = _inside.get() is not bulkhead
+        self.context = contextvars.copy_context()
+        self.context.run(_inside.set, bulkhead)
         self.future: Future[Any] = Future()
-        self.has_begun = False
+        self.is_abandoned = False
+        self.task: asyncio.Task[Any] | None = None  # also what keeps it alive: loops hold their tasks weakly
 
-    def perform(self) -> None:
-        self.has_begun = True
-        try:
-            found = self._context.run(self._work)
-        except BaseException as error:
-            if not self.future.cancelled():
-                self.future.set_exception(error)
-        else:
-            if not self.future.cancelled():
-                self.future.set_result(found)
+    def stop(self) -> None:
+        """Cancel the coroutine; on its loop."""
+        if self.task is not None:
+            self.task.cancel()
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        # A loader's SystemExit ends its task and leaves the loop; the other tasks must go on.
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,13 +1,15 @@
 """L1: this process's memory of entries, dropped by pushes, guarded against fills that a push has overtaken.
 
 Hits take no lock: a dictionary look-up, a comparison of instants, and a count that is eviction's visit mark, metrics'
-hit counter and heat at once.  Eviction is SIEVE (Zhang et al., NSDI 2024): a hand moves from old to new and evicts the
-first entry that was not read since it last came by.
+hit counter and heat at once.  Eviction is S3-FIFO (Yang et al., SOSP 2023): a tenth of the room is a queue for what is
+new; what was read twice there goes on to the main queue, where each further read, up to three, earns another round;
+what left the first queue unread is remembered by its hash, and goes straight to the main queue when it comes back.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -17,7 +19,10 @@ MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 NEVER = float("-inf")
 _BUCKETS = 4096
 #: Bytes of Python objects that one slot costs besides payload and call.
-_OVERHEAD = 700
+_OVERHEAD = 1000
+#: One entry in so many is new.
+_NEW_SHARE = 10
+_MOST_VISITS = 3
 
 
 class Slot:
@@ -33,18 +38,17 @@ class Slot:
     """
 
     __slots__ = (
+        "_is_new",
+        "_reads_seen",
         "arguments",
         "call",
         "entry",
         "index",
-        "newer",
-        "older",
         "payload",
         "reads",
         "size",
         "until",
         "value",
-        "visited",
     )
 
     def __init__(self, call: str, entry: Entry, value: Any, until: float) -> None:
@@ -54,12 +58,16 @@ class Slot:
         self.value = value
         self.until = until
         self.reads = 0
-        self.visited = 0
         self.size = len(entry.payload) + len(call) + _OVERHEAD
         self.index: dict[Any, Slot] | None = None
         self.arguments: Hashable = None
-        self.older: Slot | None = None
-        self.newer: Slot | None = None
+        self._reads_seen = 0
+        self._is_new = True
+
+    @property
+    def _visits(self) -> int:
+        """Reads that eviction has not yet rewarded, at most three."""
+        return min(self.reads - self._reads_seen, _MOST_VISITS)
 
 
 class L1:
@@ -69,27 +77,27 @@ class L1:
         slots: call text -> slot.
         bytes: estimated size of all slots.
         evictions: how many slots went for want of room.
-        on_gone: called with each slot that goes, so that its reads are counted.
+        on_gone: called with each slot that went, outside the lock, so that its reads are counted.
     """
 
     def __init__(self, entries: int, bytes_: int) -> None:
         self._most_entries = entries
         self._most_bytes = bytes_
         self.on_gone: Callable[[Slot], None] = lambda slot: None
+        self.slots: dict[str, Slot] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, as a child does after a fork."""
         self._lock = threading.Lock()
-        old = getattr(self, "slots", {})
-        self.slots: dict[str, Slot] = {}
-        for slot in old.values():
+        for slot in list(self.slots.values()):
             _cut(slot)
+        self.slots = {}
         self._guards = [0] * _BUCKETS
         self._epoch = 0
-        self._oldest: Slot | None = None
-        self._newest: Slot | None = None
-        self._hand: Slot | None = None
+        self._new: OrderedDict[str, Slot] = OrderedDict()
+        self._main: OrderedDict[str, Slot] = OrderedDict()
+        self._remembered: OrderedDict[int, None] = OrderedDict()
         self.bytes = 0
         self.evictions = 0
 
@@ -102,6 +110,7 @@ class L1:
 
     def guard(self, call: str) -> int:
         """Return the mark to be read before the GET, and compared at the fill."""
+        # Two reads, no lock: the sum only grows, so one that equals the sum at the fill was not overtaken.
         return self._guards[hash(call) % _BUCKETS] + self._epoch
 
     def fill(
@@ -122,27 +131,27 @@ class L1:
         slot = Slot(call, entry, value, until)
         if slot.size > self._most_bytes // 8 or not self._most_entries:
             return None
+        gone: list[Slot] = []
         with self._lock:
             if self._guards[hash(call) % _BUCKETS] + self._epoch != guard:
                 return None
             old = self.slots.get(call)
             if old is not None:
-                slot.reads = slot.visited = old.reads
-                old.reads = 0
+                slot._is_new = old._is_new
+                slot._reads_seen = -old._visits  # its successor keeps what it has earned
                 self._remove(old)
+                gone.append(old)
+            elif self._remembered.pop(hash(call), MISSING) is None:
+                slot._is_new = False
             while len(self.slots) >= self._most_entries or self.bytes + slot.size > self._most_bytes:
-                self._evict()
+                gone.append(self._evict())
             self.slots[call] = slot
+            self._queue_of(slot)[call] = slot
             self.bytes += slot.size
-            slot.older = self._newest
-            if self._newest is not None:
-                self._newest.newer = slot
-            self._newest = slot
-            if self._oldest is None:
-                self._oldest = slot
             if index is not None:
                 slot.index, slot.arguments = index, arguments
                 index[arguments] = slot
+        self._report(gone)
         return slot
 
     def drop(self, call: str) -> None:
@@ -150,15 +159,21 @@ class L1:
         with self._lock:
             self._guards[hash(call) % _BUCKETS] += 1
             slot = self.slots.get(call)
-            if slot is not None:
-                self._remove(slot)
+            if slot is None:
+                return
+            self._remove(slot)
+            if not slot._is_new or slot._visits > 1:
+                self._remember(slot)  # its next version is no newcomer
+        self._report([slot])
 
     def clear(self) -> None:
         """Drop everything: anything may have changed unheard."""
         with self._lock:
             self._epoch += 1
-            for slot in list(self.slots.values()):
+            gone = list(self.slots.values())
+            for slot in gone:
                 self._remove(slot)
+        self._report(gone)
 
     def bump_all(self) -> None:
         """Refuse every fill that has begun, and keep what is here."""
@@ -167,36 +182,53 @@ class L1:
 
     # -- under the lock
 
+    def _queue_of(self, slot: Slot) -> OrderedDict[str, Slot]:
+        return self._new if slot._is_new else self._main
+
     def _remove(self, slot: Slot) -> None:
+        _cut(slot)
+        del self._queue_of(slot)[slot.call]
         del self.slots[slot.call]
         self.bytes -= slot.size
-        if self._hand is slot:
-            self._hand = slot.newer
-        if slot.older is not None:
-            slot.older.newer = slot.newer
-        else:
-            self._oldest = slot.newer
-        if slot.newer is not None:
-            slot.newer.older = slot.older
-        else:
-            self._newest = slot.older
-        slot.older = slot.newer = None
-        _cut(slot)
-        self.on_gone(slot)
 
-    def _evict(self) -> None:
-        hand = self._hand or self._oldest
-        while hand is not None and hand.reads != hand.visited:
-            hand.visited = hand.reads
-            hand = hand.newer or self._oldest
-        if hand is not None:
-            self._hand = hand.newer
-            self._remove(hand)
-            self.evictions += 1
+    def _evict(self) -> Slot:
+        """Remove what has been read least, of what has been here long enough to tell."""
+        while True:
+            if self._new and (len(self._new) * _NEW_SHARE >= len(self.slots) or not self._main):
+                slot = next(iter(self._new.values()))
+                if slot._visits < 2:
+                    self._remember(slot)
+                    break
+                del self._new[slot.call]
+                self._main[slot.call] = slot
+                slot._is_new, slot._reads_seen = False, slot.reads
+            else:
+                slot = next(iter(self._main.values()))
+                visits = slot._visits
+                if visits < 1:
+                    break
+                self._main.move_to_end(slot.call)
+                slot._reads_seen = slot.reads - visits + 1
+        self._remove(slot)
+        self.evictions += 1
+        return slot
+
+    def _remember(self, slot: Slot) -> None:
+        self._remembered[hash(slot.call)] = None
+        if len(self._remembered) > self._most_entries:
+            self._remembered.popitem(last=False)
+
+    # -- not under the lock
+
+    def _report(self, gone: list[Slot]) -> None:
+        # Here, and not under the lock: it is others' code, and the last reference to values with finalizers.
+        for slot in gone:
+            self.on_gone(slot)
 
 
 def _cut(slot: Slot) -> None:
     """Make sure nobody who holds the slot takes it for alive."""
     slot.until = NEVER
-    if slot.index is not None and slot.index.get(slot.arguments) is slot:
-        del slot.index[slot.arguments]
+    index = slot.index
+    if index is not None and index.get(slot.arguments) is slot:
+        del index[slot.arguments]

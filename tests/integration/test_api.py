@@ -1,0 +1,104 @@
+"""The product API in this process, on a real database; loads on threads of the real dispatcher's fallback."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from cacheworkers.testing import Valkey
+
+
+@pytest.fixture(scope="module")
+def api(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The app, with no workers and no broker: readers load what they miss."""
+    postgres = request.getfixturevalue("postgres")
+    patch = pytest.MonkeyPatch()
+    with Valkey() as valkey:
+        patch.setenv("REDIS_URL", valkey.url)
+        patch.setenv("BROKER_URL", "redis://127.0.0.1:1/0")
+        patch.setenv("DATABASE_URL", postgres.create_database("api"))
+        for name in [name for name in sys.modules if name.startswith("app.")]:
+            patch.delitem(sys.modules, name)
+        importlib.import_module("app.seed").main(["--products", "300"])
+        module = importlib.import_module("app.api")
+        yield module.app
+        importlib.import_module("app.shop").cache.close()
+        importlib.import_module("app.database").engine.dispose()
+    patch.undo()
+
+
+def ask(app: Any, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, dict[str, str], Any]:
+    """Send one request to the ASGI app; return status, headers and the decoded body."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    path, _, query = path.partition("?")
+    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
+    asyncio.run(app(scope, receive, send))
+    headers = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, msgspec.json.decode(sent[1]["body"])
+
+
+def test_product_is_the_same_with_and_without_the_cache(api: Any) -> None:
+    status, headers, cached = ask(api, "/products/7")
+
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert cached == ask(api, "/uncached/products/7")[2] == ask(api, "/products/7")[2]
+
+
+def test_new_price_shows_at_once_everywhere(api: Any) -> None:
+    product = ask(api, "/products/8")[2]
+    category = f"/categories/{product['category_id']}"
+    ask(api, category)
+
+    assert ask(api, "/products/8/price", "PUT", b'{"amount": 4321}')[0] == 200
+
+    assert ask(api, "/products/8")[2]["amount"] == 4321
+    shown = {each["id"]: each["amount"] for each in ask(api, category)[2]["products"]}
+    assert shown.get(8, 4321) == 4321
+
+
+def test_category_has_its_count_and_deals_are_in_the_sale(api: Any) -> None:
+    page = ask(api, "/categories/1?page=1")[2]
+
+    assert page["total"] >= len(page["products"]) > 0
+    assert all(each["sale_amount"] is not None for each in ask(api, "/deals")[2])
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "body", "status", "names"),
+    [
+        ("/products/x", "GET", b"", 422, "product id"),
+        ("/products/0", "GET", b"", 422, "product id"),
+        ("/products/99999", "GET", b"", 404, "/products/99999"),
+        ("/nowhere", "GET", b"", 404, "/nowhere"),
+        ("/products/1", "POST", b"", 405, "GET"),
+        ("/categories/1?page=no", "GET", b"", 422, "page"),
+        ("/products/1/price", "PUT", b"{}", 422, "amount"),
+        ("/products/1/price", "PUT", b'{"amount": -5}', 422, "-5"),
+        ("/products/99999/price", "PUT", b'{"amount": 5}', 404, "99999"),
+    ],
+)
+def test_errors_are_problem_details(api: Any, path: str, method: str, body: bytes, status: int, names: str) -> None:
+    """RFC 9457: status, and what is wrong with what."""
+    answered, headers, problem = ask(api, path, method, body)
+
+    assert (answered, headers["content-type"]) == (status, "application/problem+json")
+    assert problem["status"] == status and names in problem["detail"]
+
+
+def test_seed_is_the_same_each_time() -> None:
+    rows = importlib.import_module("app.seed").rows
+
+    assert rows(50) == rows(50) and rows(60)[:50] == rows(50)

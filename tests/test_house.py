@@ -1,0 +1,69 @@
+"""The house: what the project's files say of each other stays true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from app.procfile import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_containers_run_the_processes_of_the_procfile() -> None:
+    """docker-compose.yml has the Procfile's processes by the same names, and starts each by its line there."""
+    processes = set(parse((ROOT / "Procfile").read_text()))
+    compose = (ROOT / "docker-compose.yml").read_text()
+
+    services = set(re.findall(r"^  ([a-z-]+):$", compose.partition("\nservices:\n")[2], re.MULTILINE))
+
+    assert services == processes | {"valkey", "broker", "postgres", "seed"}
+    assert set(re.findall(r"command: python -m app\.procfile ([a-z]+)$", compose, re.MULTILINE)) == processes
+
+
+def test_one_process_of_the_procfile_starts_alone(tmp_path: Path) -> None:
+    """`python -m app.procfile NAME` becomes the command, with the environment filled in."""
+    (tmp_path / "Procfile").write_text("greet: GREETING=hello printenv GREETING WHOM\n")
+    words = [sys.executable, "-m", "app.procfile"]
+    env = {"PATH": "/usr/bin:/bin", "WHOM": "you", "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run([*words, "greet"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    unknown = subprocess.run([*words, "shout"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    assert done.stdout == "hello\nyou\n"
+    assert unknown.returncode == 1
+    assert "NAME is one of greet" in unknown.stderr
+
+
+def test_the_lock_names_versions_and_nothing_else() -> None:
+    """Development installs exact versions, from wherever pip is set up to look."""
+    lines = (ROOT / "requirements" / "dev.lock").read_text().splitlines()
+
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", line)] == []
+
+
+def test_every_dependency_is_locked() -> None:
+    """What pyproject.toml asks for, also through the dev extra, has a version in the lock."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = {_name(line) for line in (ROOT / "requirements" / "dev.lock").read_text().splitlines()}
+    asked = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+
+    assert {_name(each) for each in asked} - {"cacheworkers"} <= locked
+
+
+def test_every_package_is_shipped() -> None:
+    """The wheel has every folder of the library, its scripts and its type marker."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent for path in (ROOT / "cacheworkers").rglob("*.py")}
+
+    assert set(tool["packages"]) == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert tool["package-data"] == {"cacheworkers": ["py.typed"], "cacheworkers.store": ["lua/*.lua"]}
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found is not None, requirement
+    return found[0].lower().replace("_", "-").replace(".", "-")
