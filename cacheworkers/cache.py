@@ -7,10 +7,10 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from cacheworkers.config import Config
 from cacheworkers.core.calls import Signature
@@ -24,6 +24,7 @@ from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.sweep import sweep
+from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.bulkhead import Bulkhead
@@ -52,6 +53,24 @@ V = TypeVar("V")
 
 log = logging.getLogger("cacheworkers")
 _caches: weakref.WeakSet[Cache] = weakref.WeakSet()
+
+
+class DeclareLoader(Protocol):
+    """What `Cache.loader(...)` returns: takes the function, keeps its arguments' and result's types."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[AsyncLoad, P], Awaitable[T]], /) -> Loader[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Load, P], T], /) -> Loader[P, T]: ...
+
+
+class DeclareBatchLoader(Protocol):
+    """What `Cache.batch_loader(...)` returns."""
+
+    @overload
+    def __call__(self, function: Callable[[AsyncLoad, list[K]], Awaitable[dict[K, V]]], /) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: Callable[[Load, list[K]], dict[K, V]], /) -> BatchLoader[K, V]: ...
 
 
 class Cache:
@@ -145,7 +164,7 @@ class Cache:
 
     def loader(
         self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
-    ) -> Callable[[Callable[..., Any]], Any]:
+    ) -> DeclareLoader:
         """Declare a function `(load, ...)` as a loader.
 
         Args:
@@ -162,11 +181,11 @@ class Cache:
         def declare(function: Callable[..., Any]) -> Loader[..., Any]:
             return Loader(self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=False))
 
-        return declare
+        return declare  # type: ignore[return-value]  # one function answers both overloads
 
     def batch_loader(
         self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
-    ) -> Callable[[Callable[..., Any]], Any]:
+    ) -> DeclareBatchLoader:
         """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys at once.
 
         A key left out of the dict is None, or `KeyMissing` if V has no None.  In `tags`, `{key}` is one element.
