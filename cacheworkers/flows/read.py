@@ -185,6 +185,7 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
 
     token = secrets.token_hex(8)
     flight.is_claiming = True
+    wakes = flight.wakes
     try:
         claim: Claim = yield ports.store.claim(
             turn.call.text,
@@ -210,6 +211,8 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
             raise LoadError(loader.name, turn.call.text, kind, text)
         case Held(holder, is_begun, is_taken_over, rest):
             ports.emit(ClaimDenied(loader.name, "held"))
+            if flight.wakes != wakes:
+                return None  # that lease may have ended before its holder's reply came
             flight.held_until, flight.token = now + rest, holder
             flight.is_begun, flight.is_taken_over = is_begun, is_taken_over
             if is_over:
