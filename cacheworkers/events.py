@@ -99,6 +99,15 @@ class MalformedTask(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TaskDropped(Event):
+    """A worker could not load what a task message asks for, for want of the store; the leases run out."""
+
+    task: str
+    calls: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownTask(Event):
     """A worker got loads of a loader that it does not know; their leases are given back."""
 

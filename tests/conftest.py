@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cacheworkers import Cache, Config
 from cacheworkers.testing import Postgres, Valkey
 
 _names = itertools.count(1)
+
+# Examples are bounded in number, not in time: a busy machine is no finding.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,18 @@ from typing import Any
 
 import msgspec
 
+from cacheworkers.core.annotations import bare, hints_of, members_of, refuse_what_json_lacks
 from cacheworkers.errors import CallError, DeclarationError
 
+_RULE = "use builtins, dates, UUID, Decimal, Enum, or a Struct or dataclass of these"
 _NAME = re.compile(r"[a-z_][a-z0-9_.]{0,99}")
 _encode = msgspec.json.Encoder(order="deterministic").encode
+_WRONG = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 
-#: Types whose equal values have equal texts, so that raw positional arguments may serve as a dictionary key.
-_KEYABLE = (int, str, bool, uuid.UUID, datetime.date)
+#: Types whose values are canonical as they are.  Equal values of one of them have equal texts.
+_EXACT = (int, str, bool, uuid.UUID, datetime.date)
+_WIDE = 2**63
+_NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -39,54 +44,64 @@ class Signature:
     """Turns arguments into calls, and call texts back into arguments.
 
     Attributes:
-        parameters: the names of the parameters, without `load`.
+        parameters: the names of the parameters, without `load`; of a batch loader `key`, one element of the list.
         positional_keys: raw positional arguments that are equal always mean the same call.
     """
+
+    parameters: tuple[str, ...]
 
     def __init__(
         self, name: str, function: Callable[..., Any], *, version: int = 1, max_bytes: int = 512, is_batch: bool = False
     ) -> None:
         """
+        Args:
+            version: part of the text, if it is not 1.
+            max_bytes: longest text of a call.
+            is_batch: the function is `(load, keys: list[K])`, and a call has one key.
+
         Raises:
             DeclarationError: the name is not `[a-z_][a-z0-9_.]*`, or the function's parameters cannot make a call.
         """
-        if not _NAME.fullmatch(name):
-            raise DeclarationError(f"a loader's name must match [a-z_][a-z0-9_.]*, got {name!r}")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise DeclarationError(f"a loader's name must match [a-z_][a-z0-9_.]* (at most 100), got {name!r}")
         self.name = name
         self._max_bytes = max_bytes
         self._prefix = name if version == 1 else f"{name}@{version}"
-        parameters = list(inspect.signature(function).parameters.values())
-        if not parameters or parameters[0].kind not in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        ):
-            raise DeclarationError(f"{name} must take `load` as its first parameter")
-        parameters = parameters[1:]
-        for parameter in parameters:
-            if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
-                raise DeclarationError(
-                    f"{name} may not have the parameter {parameter}: every argument must be one plain, named parameter"
-                )
+        parameters = _parameters(name, function)
         hints = hints_of(function)
         if is_batch:
             if len(parameters) != 1:
                 raise DeclarationError(
-                    f"batch loader {name} must take exactly (load, keys), got {len(parameters)} keys"
+                    f"batch loader {name} must take exactly (load, keys), "
+                    f"got (load{''.join(f', {p.name}' for p in parameters)})"
                 )
-            element = typing.get_args(hints.get(parameters[0].name, list[Any])) or (Any,)
-            types = [element[0]]
-            self.parameters: tuple[str, ...] = ("key",)
+            keys = bare(hints.get(parameters[0].name, list[Any]))
+            types = [(typing.get_args(keys) or (Any,))[0]]
             parameters = [inspect.Parameter("key", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
         else:
             types = [hints.get(p.name, Any) for p in parameters]
-            self.parameters = tuple(p.name for p in parameters)
+        for parameter, each in zip(parameters, types, strict=True):
+            refuse_what_json_lacks(f"parameter {parameter.name!r} of {name}", each, _RULE)
+        self.parameters = tuple(p.name for p in parameters)
+        self.positional_keys = all(_is_keyable(each) for each in types)
+        self._is_batch = is_batch
         self._signature = inspect.Signature(parameters)
         self._types = types
-        self._types_tuple: Any = tuple[tuple(types)] if types else tuple[()]  # type: ignore[misc]  # made at run time
-        self._only_int = len(types) == 1 and types[0] is int
-        self._only_str = len(types) == 1 and types[0] is str
-        self.positional_keys = all(_is_keyable(each) for each in types)
-        self._decoder = msgspec.json.Decoder(self._types_tuple, strict=False)
+        self._exact = tuple(types) if all(each in _EXACT for each in types) else None
+        # The text of an int is at most 20 characters, so that its length needs no look.
+        self._is_one_int = self._exact == (int,) and len(self._prefix) + 22 <= max_bytes
+        self._decode = msgspec.json.Decoder(tuple[tuple(types)] if types else tuple[()]).decode  # type: ignore[misc]  # made at run time
+        self._defaults: dict[str, Any] = {}
+        for parameter, each in zip(parameters, types, strict=True):
+            if parameter.default is not inspect.Parameter.empty:
+                try:
+                    msgspec.json.decode(_encode(_converted(parameter.default, each)), type=each)
+                except _WRONG as error:
+                    raise DeclarationError(
+                        f"the default of {parameter.name!r} in {name} must fit its annotation, "
+                        f"got {parameter.default!r}: {error}"
+                    ) from None
+                self._defaults[parameter.name] = parameter.default
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Return the call of these arguments, defaults filled and canonicalised by annotation.
@@ -94,40 +109,61 @@ class Signature:
         Raises:
             CallError: they do not fit the signature, are not JSON, or make too long a text.
         """
-        if self._only_int and len(args) == 1 and not kwargs and type(args[0]) is int:
+        if self._is_one_int and len(args) == 1 and not kwargs and type(args[0]) is int and -_WIDE <= args[0] < _WIDE:
             return Call(f"{self._prefix}[{args[0]}]", args)
+        given = self._given(args, kwargs)
         try:
-            bound = self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise CallError(f"{self.name}{self._signature}: {error}") from None
-        bound.apply_defaults()
-        try:
-            canonical = tuple(
-                _canonical(value, each) for value, each in zip(bound.arguments.values(), self._types, strict=True)
-            )
-            text = self._prefix + _encode(canonical).decode()
-        except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as error:
-            shown = ", ".join(f"{k}={v!r}"[:80] for k, v in bound.arguments.items())
-            raise CallError(f"{self.name}({shown}): {error}") from None
-        if len(text.encode()) > self._max_bytes:
-            raise CallError(
-                f"a call's text has at most {self._max_bytes} bytes, {text[:60]}... has {len(text.encode())}"
-            )
-        return Call(text, canonical)
+            if self._exact is not None:
+                if tuple(map(type, given)) != self._exact:
+                    given_types = zip(given, self._types, strict=True)
+                    given = tuple(msgspec.convert(value, each, strict=False) for value, each in given_types)
+                canonical, text = given, _encode(given)
+            else:
+                plain = [_converted(value, each) for value, each in zip(given, self._types, strict=True)]
+                # What a worker will read from the text is what is canonical: both sides load with the same arguments.
+                canonical = self._decode(_encode(plain))
+                if self._is_batch:
+                    hash(canonical)  # the batch loader returns a dict by it
+                text = _encode([_plain(value) for value in canonical])
+        except _WRONG as error:
+            named = ", ".join(f"{name}={value!r}"[:80] for name, value in zip(self.parameters, given, strict=True))
+            raise CallError(f"{self.name}({named}) is no call: {error}") from None
+        length = len(self._prefix) + len(text)
+        if length > self._max_bytes:
+            shown = (self._prefix.encode() + text)[:60].decode(errors="ignore")
+            raise CallError(f"a call's text has at most {self._max_bytes} bytes, {shown}... has {length}")
+        return Call(self._prefix + text.decode(), canonical)
 
     def parse(self, text: str) -> Call:
         """Return the call that a text names; the reverse of `bind`.
 
         Raises:
-            CallError: the text is another loader's, another version's, or no call of this signature.
+            CallError: the text is another loader's, another version's, or no text that `bind` makes.
         """
         if not text.startswith(self._prefix + "["):
             raise CallError(f"a call of {self.name} starts with {self._prefix}[, got {text[:80]!r}")
         try:
-            arguments = self._decoder.decode(text[len(self._prefix) :])
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            arguments = self._decode(text[len(self._prefix) :])
+        except _WRONG as error:
             raise CallError(f"{text[:80]!r} is no call of {self.name}{self._signature}: {error}") from None
-        return self.bind(arguments, {})
+        call = self.bind(arguments, {})
+        if call.text != text:  # two texts of one call would be two entries, and an invalidation finds but one
+            raise CallError(f"a call's text must be canonical, {call.text[:80]!r}, got {text[:80]!r}")
+        return call
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Return one argument for each parameter; by hand, since `inspect` takes several microseconds."""
+        left = self.parameters[len(args) :]
+        by_name = kwargs.keys() & left if kwargs else kwargs
+        if len(by_name) == len(kwargs) and len(args) + len(left) == len(self.parameters):
+            try:
+                return args + tuple(kwargs[name] if name in kwargs else self._defaults[name] for name in left)
+            except KeyError:
+                pass
+        try:
+            return self._signature.bind(*args, **kwargs).args
+        except TypeError as error:
+            raise CallError(f"{self.name}{self._signature} is called with wrong arguments: {error}") from None
 
 
 def loader_name_of(text: str) -> str:
@@ -135,41 +171,78 @@ def loader_name_of(text: str) -> str:
     return text.partition("[")[0].partition("@")[0]
 
 
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return a function's annotations, resolved.
-
-    Raises:
-        DeclarationError: an annotation names something that cannot be found.
-    """
-    names: dict[str, Any] = {}
-    closure = inspect.getclosurevars(function) if inspect.isfunction(function) else None
-    if closure is not None:
-        names.update(closure.nonlocals)
-    frame = inspect.currentframe()
-    while frame is not None:  # types declared in the function that declares the loader
-        for key, value in frame.f_locals.items():
-            names.setdefault(key, value)
-        frame = frame.f_back
-    try:
-        return typing.get_type_hints(function, localns=names)
-    except NameError as error:
-        name = getattr(function, "__name__", repr(function))
-        raise DeclarationError(f"an annotation of {name} cannot be resolved: {error}") from None
+def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return a loader's parameters after `load`, without their annotations."""
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    if not parameters or parameters[0].kind not in _NAMED or parameters[0].name.strip("_") not in ("load", ""):
+        raise DeclarationError(
+            f"{name} must take `load` as its first parameter (or `_load`, `_`), got {name}{signature}"
+        )
+    for parameter in parameters[1:]:
+        if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            raise DeclarationError(
+                f"{name} may not have the parameter `{parameter}`: every argument must be one plain, named parameter"
+            )
+    return [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters[1:]]
 
 
 def _is_keyable(annotation: Any) -> bool:
-    return annotation in _KEYABLE or (isinstance(annotation, type) and issubclass(annotation, enum.Enum))
+    """Return whether raw arguments that are equal mean the same value of this type.
+
+    Not so for Any: `1 == True`, but they are two calls.
+    """
+    kinds = [each for each in members_of(annotation) if each is not type(None)]
+    if len(kinds) != 1:
+        return not kinds
+    [kind] = kinds
+    if typing.get_origin(kind) is typing.Literal:
+        return len({type(each) for each in typing.get_args(kind)}) == 1
+    return kind in _EXACT or (isinstance(kind, type) and issubclass(kind, enum.Enum))
 
 
-def _canonical(value: Any, annotation: Any) -> Any:
-    """Return a value as its annotation means it: "42" under `int` is 42."""
-    if type(value) is annotation and annotation in _KEYABLE:
-        return value
-    found = value if annotation is Any else msgspec.convert(value, annotation, strict=False)
-    if isinstance(found, float):
-        if not math.isfinite(found):
-            raise ValueError(f"a float argument must be finite, got {found}")
-        return found + 0.0  # -0.0 and 0.0 are one
-    if isinstance(found, decimal.Decimal):
-        return found.normalize()
-    return found
+def _converted(value: Any, annotation: Any) -> Any:
+    """Return an argument as its annotation means it, as plain JSON values: "42" under `int` is 42."""
+    if annotation is not Any:
+        value = msgspec.convert(value, annotation, strict=False)
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as plain JSON values, equal values alike."""
+    kept = (decimal.Decimal, datetime.datetime)
+    return _alike(msgspec.to_builtins(value, builtin_types=kept, str_keys=True, order="deterministic"))
+
+
+def _alike(value: Any) -> Any:
+    match value:
+        case float():
+            if not math.isfinite(value):
+                raise ValueError(f"a float must be finite, got {value}")
+            return value + 0.0  # -0.0 and 0.0 are one
+        case decimal.Decimal():
+            return _shortest(value)
+        case datetime.datetime():
+            # One instant has one text, in whatever time zone it was given.
+            return value if value.tzinfo is None else value.astimezone(datetime.UTC)
+        case list() | tuple():
+            return [_alike(each) for each in value]
+        case dict():
+            return {key: _alike(each) for key, each in value.items()}
+        case _:
+            return value
+
+
+def _shortest(value: decimal.Decimal) -> decimal.Decimal:
+    """Return a Decimal without trailing zeros, never rounded; 100 stays 100, and does not become 1E+2."""
+    if not value.is_finite():
+        raise ValueError(f"a Decimal must be finite, got {value}")
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # it is finite
+    if not any(digits):
+        return decimal.Decimal(0)
+    while digits[-1] == 0:
+        digits, exponent = digits[:-1], exponent + 1
+    if 0 < exponent <= 30:
+        digits, exponent = digits + (0,) * exponent, 0
+    return decimal.Decimal((sign, digits, exponent))

@@ -7,7 +7,6 @@ import datetime
 import decimal
 import enum
 import math
-import types
 import typing
 import uuid
 from collections.abc import Callable
@@ -15,7 +14,16 @@ from typing import Any
 
 import msgspec
 
-from cacheworkers.core.calls import hints_of
+from cacheworkers.core.annotations import (
+    RULE,
+    bare,
+    classes_in,
+    fields_of,
+    hints_of,
+    members_of,
+    refuse_what_json_lacks,
+    shown,
+)
 from cacheworkers.errors import CodecError, DeclarationError
 
 _ATOMS = (
@@ -33,6 +41,7 @@ _ATOMS = (
     datetime.timedelta,
 )
 _encode = msgspec.json.Encoder().encode
+_WRONG = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 def annotation_of(function: Callable[..., Any], is_batch: bool = False) -> Any:
@@ -44,10 +53,10 @@ def annotation_of(function: Callable[..., Any], is_batch: bool = False) -> Any:
     annotation = hints_of(function).get("return", Any)
     if not is_batch or annotation is Any:
         return annotation
-    args = typing.get_args(annotation)
-    if typing.get_origin(annotation) is not dict or len(args) != 2:
+    args = typing.get_args(bare(annotation))
+    if typing.get_origin(bare(annotation)) is not dict or len(args) != 2:
         name = getattr(function, "__name__", repr(function))
-        raise DeclarationError(f"batch loader {name} must return dict[K, V], got {annotation!r}")
+        raise DeclarationError(f"batch loader {name} must return dict[K, V], got {shown(annotation)}")
     return args[1]
 
 
@@ -55,42 +64,37 @@ class Codec:
     """Encodes and decodes the values of one annotation.
 
     Attributes:
+        annotation: the type of the values.
         admits_none: None is a value.
         is_shareable: values are immutable all the way down, so that callers may share one.
-        decode: payload -> value; raises CodecError.
     """
-
-    decode: Callable[[bytes], Any]
 
     def __init__(self, annotation: Any) -> None:
         """
         Raises:
             DeclarationError: JSON cannot carry the type, or cannot tell the members of a union apart.
         """
-        self.annotation = annotation
-        self.admits_none = annotation is Any or annotation is None or type(None) in typing.get_args(annotation)
+        self.annotation = annotation = type(None) if annotation is None else annotation
+        self.admits_none = any(_is_none(member) for member in members_of(annotation))
         self.is_shareable = _is_shareable(annotation, frozenset())
-        if _holds_pydantic(annotation):
-            self._encode, self._decode = _pydantic(annotation)
+        if any(_is_pydantic(each) for each in classes_in(annotation)):
+            from cacheworkers.core.pydantic_codec import pydantic_json
+
+            self._encode, self._decode = pydantic_json(annotation)
         else:
-            try:
-                decoder = msgspec.json.Decoder(type(None) if annotation is None else annotation)
-                _refuse_custom(msgspec.inspect.type_info(annotation))
-            except (TypeError, ValueError) as error:
-                raise DeclarationError(
-                    f"a loader cannot return {_shown(annotation)}: {error}; return builtins, a msgspec Struct, "
-                    "dataclass, TypedDict or pydantic model, not an ORM row"
-                ) from None
-            self._encode, self._decode = _encode, decoder.decode
-        decode = self._decode
+            refuse_what_json_lacks("a loader's value", annotation, RULE)
+            self._encode, self._decode = _encode, msgspec.json.Decoder(annotation).decode
 
-        def checked(payload: bytes) -> Any:
-            try:
-                return decode(payload)
-            except ValueError as error:  # msgspec's and pydantic's errors are ValueErrors
-                raise CodecError(f"the payload is no {_shown(annotation)}: {error}") from None
+    def decode(self, payload: bytes) -> Any:
+        """Return the value of a payload.
 
-        self.decode = checked
+        Raises:
+            CodecError: the payload is no JSON of this type.
+        """
+        try:
+            return self._decode(payload)
+        except _WRONG as error:
+            raise CodecError(f"the payload is no {shown(self.annotation)}: {error}") from None
 
     def encode(self, value: Any) -> bytes:
         """Return a value's JSON, proven to decode again.
@@ -98,103 +102,85 @@ class Codec:
         Raises:
             CodecError: the value does not fit the annotation, or JSON cannot carry it.
         """
-        _refuse_nonfinite(value)
         try:
             payload = self._encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise CodecError(f"{type(value).__name__} cannot be stored as JSON: {error}") from None
-        self.decode(payload)
+            # NaN and infinity become null, or words that are no JSON: only then is it worth looking for them.
+            if b"null" in payload or b"NaN" in payload or b"Infinity" in payload:
+                _refuse_nonfinite(value)
+        except _WRONG as error:
+            raise CodecError(f"a {type(value).__name__} cannot be stored as JSON: {error}; {RULE}") from None
+        try:
+            self._decode(payload)
+        except _WRONG as error:
+            raise CodecError(
+                f"a loader must return {shown(self.annotation)}, got a {type(value).__name__} that is none: {error}"
+            ) from None
         return payload
 
 
-def _pydantic(annotation: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
-    import pydantic
-
-    try:
-        adapter: Any = pydantic.TypeAdapter(annotation)
-    except pydantic.errors.PydanticUserError as error:
-        raise DeclarationError(f"a loader cannot return {_shown(annotation)}: {error}") from None
-
-    def encode(value: Any) -> bytes:
-        dumped: bytes = adapter.dump_json(value, by_alias=True)
-        return dumped
-
-    return encode, adapter.validate_json
+def _is_none(annotation: Any) -> bool:
+    is_literal = typing.get_origin(annotation) is typing.Literal and None in typing.get_args(annotation)
+    return annotation is Any or annotation is type(None) or is_literal
 
 
-def _holds_pydantic(annotation: Any) -> bool:
-    if isinstance(annotation, type) and any(base.__module__.startswith("pydantic.") for base in annotation.__mro__[1:]):
-        return True
-    return any(_holds_pydantic(arg) for arg in typing.get_args(annotation))
-
-
-def _refuse_custom(info: Any, seen: frozenset[int] = frozenset()) -> None:
-    """Raise TypeError where a type hides that JSON cannot carry: msgspec would find out at the first value."""
-    if isinstance(info, msgspec.inspect.CustomType):
-        raise TypeError(f"JSON cannot carry {_shown(info.cls)}")
-    if id(info) in seen:
-        return
-    seen |= {id(info)}
-    for name in ("item_type", "key_type", "value_type"):
-        inner = getattr(info, name, None)
-        if inner is not None:
-            _refuse_custom(inner, seen)
-    for inner in getattr(info, "types", None) or getattr(info, "item_types", None) or ():
-        _refuse_custom(inner, seen)
-    for field in getattr(info, "fields", None) or ():
-        inner = getattr(field, "type", None)
-        if inner is not None:
-            _refuse_custom(inner, seen)
+def _is_pydantic(of: type) -> bool:
+    return hasattr(of, "__get_pydantic_core_schema__") or hasattr(of, "__pydantic_validator__")
 
 
 def _refuse_nonfinite(value: Any) -> None:
-    """Raise CodecError on NaN and infinity: JSON has neither, and would silently carry null."""
+    """Raise ValueError on NaN and infinity anywhere in a value: they would come back as None."""
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise CodecError(f"a float must be finite to be stored as JSON, got {value}")
-    elif isinstance(value, dict):
-        for each in value.values():
-            _refuse_nonfinite(each)
+            raise ValueError(f"a float must be finite, got {value}")
+        return
+    inner: typing.Iterable[Any] = ()
+    if isinstance(value, dict):
+        inner = (*value.keys(), *value.values())
     elif isinstance(value, list | tuple | set | frozenset):
-        for each in value:
-            _refuse_nonfinite(each)
+        inner = value
     elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            _refuse_nonfinite(getattr(value, name))
+        inner = (getattr(value, name) for name in value.__struct_fields__)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            _refuse_nonfinite(getattr(value, field.name, None))
+        inner = (getattr(value, field.name, None) for field in dataclasses.fields(value))
+    elif _is_pydantic(type(value)):
+        inner = getattr(value, "__dict__", {}).values()
+    for each in inner:
+        _refuse_nonfinite(each)
 
 
 def _is_shareable(annotation: Any, seen: frozenset[Any]) -> bool:
     """Return whether values of this type are immutable all the way down."""
-    if annotation is None or annotation in _ATOMS or annotation in seen:
-        return True
-    origin = typing.get_origin(annotation)
-    args = typing.get_args(annotation)
+    members = members_of(annotation)
+    if len(members) > 1:
+        return all(_is_shareable(member, seen) for member in members)
+    [kind] = members
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return True
-    if origin is typing.Annotated:
-        return _is_shareable(args[0], seen)
-    if origin in (tuple, frozenset, typing.Union, types.UnionType):
+    if origin in (tuple, frozenset):
         return all(_is_shareable(arg, seen) for arg in args if arg is not Ellipsis)
-    if not isinstance(annotation, type):
+    if not isinstance(kind, type) or origin is not None:
         return False
-    if issubclass(annotation, enum.Enum):
+    if kind in _ATOMS or kind in seen or issubclass(kind, enum.Enum):
         return True
-    is_frozen_struct = issubclass(annotation, msgspec.Struct) and annotation.__struct_config__.frozen
-    parameters = getattr(annotation, "__dataclass_params__", None)
-    config = getattr(annotation, "model_config", None)
-    is_frozen_model = isinstance(config, dict) and config.get("frozen") is True
-    if is_frozen_struct or (parameters is not None and parameters.frozen) or is_frozen_model:
-        fields = typing.get_type_hints(annotation)
-        own = {name: each for name, each in fields.items() if typing.get_origin(each) is not typing.ClassVar}
-        names = set(getattr(annotation, "model_fields", own)) if is_frozen_model else set(own)
-        return all(_is_shareable(own[name], seen | {annotation}) for name in names if name in own)
-    return False
+    fields = _frozen_fields(kind)
+    return fields is not None and all(_is_shareable(each, seen | {kind}) for each in fields)
 
 
-def _shown(annotation: Any) -> str:
-    return (
-        annotation.__qualname__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
-    )
+def _frozen_fields(kind: type) -> list[Any] | None:
+    """Return the types of the fields of a class whose instances cannot change; None for other classes."""
+    if issubclass(kind, msgspec.Struct):
+        names, is_frozen = kind.__struct_fields__, kind.__struct_config__.frozen
+    elif dataclasses.is_dataclass(kind):
+        names = tuple(field.name for field in dataclasses.fields(kind))
+        is_frozen = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]  # typeshed does not know it
+    elif issubclass(kind, tuple):
+        names, is_frozen = getattr(kind, "_fields", ()), hasattr(kind, "_fields")
+    elif hasattr(kind, "model_fields") and hasattr(kind, "model_config"):
+        config = kind.model_config
+        is_frozen = config.get("frozen") is True and config.get("extra") != "allow"
+        return [field.annotation for field in kind.model_fields.values()] if is_frozen else None
+    else:
+        return None
+    fields = fields_of(kind)
+    return [fields[name] for name in names] if is_frozen and all(name in fields for name in names) else None

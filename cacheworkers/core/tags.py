@@ -21,39 +21,34 @@ def check_tag(tag: str, max_bytes: int) -> str:
     if not isinstance(tag, str) or not tag:
         raise TagError(f"a tag must be a text that is not empty, got {tag!r}")
     if _CONTROL.search(tag):
-        raise TagError(f"a tag may not hold control characters, got {tag!r}")
-    if len(tag.encode(errors="replace")) > max_bytes:
-        raise TagError(f"a tag has at most {max_bytes} bytes, {tag[:40]!r}... has {len(tag.encode())}")
+        raise TagError(f"a tag may not hold control characters, got {tag[:80]!r}")
+    try:
+        length = len(tag.encode())
+    except UnicodeEncodeError:
+        raise TagError(f"a tag must be valid Unicode, got {tag[:80]!r}") from None
+    if length > max_bytes:
+        raise TagError(f"a tag has at most {max_bytes} bytes, {tag[:40]!r}... has {length}")
     return tag
 
 
 class TagTemplates:
-    """The static tags of a loader: `"product:{product_id}"`."""
+    """The static tags of a loader: `"product:{product_id}"`.
+
+    A field is written as an f-string writes the canonical argument, braces and all; `{{` and `}}` are plain braces.
+    """
 
     def __init__(self, templates: Sequence[str], parameters: Sequence[str], *, max_bytes: int) -> None:
         """
+        Args:
+            parameters: what fields may name, in the order of the arguments; `key` for a batch loader.
+            max_bytes: longest tag.
+
         Raises:
-            DeclarationError: a template is malformed, or names something that is no parameter.
+            DeclarationError: a template is malformed, makes no legal tag, or names something that is no parameter.
         """
         self._max_bytes = max_bytes
-        self._parts: list[list[tuple[str, int | None]]] = []
-        for template in templates:
-            parts: list[tuple[str, int | None]] = []
-            try:
-                parsed = list(string.Formatter().parse(template))
-            except (ValueError, TypeError) as error:
-                raise DeclarationError(f"tag template {template!r} is malformed: {error}") from None
-            for text, name, spec, conversion in parsed:
-                if name is None:
-                    parts.append((text, None))
-                    continue
-                if name not in parameters or spec or conversion:
-                    known = ", ".join(f"{{{p}}}" for p in parameters) or "none"
-                    raise DeclarationError(f"tag template {template!r} has the field {{{name}}}; it may have {known}")
-                parts.append((text, list(parameters).index(name)))
-            if not any(text or at is not None for text, at in parts):
-                raise DeclarationError("a tag template must not be empty")
-            self._parts.append(parts)
+        self._at = {name: at for at, name in enumerate(parameters)}
+        self._templates = [self._parse(template) for template in templates]
 
     def expand(self, arguments: Sequence[Any]) -> tuple[str, ...]:
         """Return the tags of a call with these canonical arguments.
@@ -62,6 +57,29 @@ class TagTemplates:
             TagError: an argument makes an illegal tag.
         """
         return tuple(
-            check_tag("".join(text if at is None else f"{text}{arguments[at]}" for text, at in parts), self._max_bytes)
-            for parts in self._parts
+            check_tag("".join(text if at is None else f"{arguments[at]}" for text, at in parts), self._max_bytes)
+            for parts in self._templates
         )
+
+    def _parse(self, template: str) -> list[tuple[str, int | None]]:
+        """Return a template's parts: `(text, None)`, or `("", index of the argument)`."""
+        try:
+            parsed = list(string.Formatter().parse(template))
+        except (ValueError, TypeError) as error:
+            raise DeclarationError(f"tag template {template!r} is malformed: {error}") from None
+        parts: list[tuple[str, int | None]] = []
+        for text, name, spec, conversion in parsed:
+            if text:
+                parts.append((text, None))
+            if name is None:
+                continue
+            if name not in self._at or spec or conversion:
+                field = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                known = ", ".join(f"{{{each}}}" for each in self._at) or "no field"
+                raise DeclarationError(f"tag template {template!r} has the field {{{field}}}, it may have {known}")
+            parts.append(("", self._at[name]))
+        try:  # a field adds at least nothing: what is illegal without its fields is so with them
+            check_tag("".join(text for text, _ in parts) or ("?" if parts else ""), self._max_bytes)
+        except TagError as error:
+            raise DeclarationError(f"tag template {template!r} makes no legal tag: {error}") from None
+        return parts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,14 +12,11 @@ from celery.signals import task_unknown, worker_process_init
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, StoreError, UnknownLoader
-from cacheworkers.events import Event, MalformedTask, Published, PublishFailed, UnknownTask
+from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import Ask
-from cacheworkers.workers import settings
+from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.queue import AskQueue, LoaderInfo
-
-PREFIX = "cacheworkers.load."
-#: A message outlives its lease by this, seconds: only to shed an old backlog, the token decides.
-EXPIRES_MARGIN = 60.0
+from cacheworkers.workers.settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
 
 
 class CeleryWorkers:
@@ -30,37 +26,43 @@ class CeleryWorkers:
         self,
         app: Celery,
         config: Config,
+        settings: WorkerSettings,
         perform: Callable[[str, list[Ask], bool], None],
         undelivered: Callable[[list[Ask]], None],
         emit: Callable[[Event], None],
     ) -> None:
         self._app = app
-        self._config = config
+        self._settings = settings
         self._perform = perform
         self._undelivered = undelivered
         self._emit = emit
         self._infos: dict[str, LoaderInfo] = {}
-        self._queue = AskQueue(self._publish, self._infos.get, config.dispatch_queue)
-        self._producer: Any = None
+        self._publisher = Publisher(app, config, undelivered, emit)
+        self._queue = AskQueue(self._publisher.publish, self._infos.get, config.dispatch_queue, unsent=undelivered)
 
     def register(self, info: LoaderInfo) -> None:
-        """Make the task of a loader."""
-        self._infos[info.name] = info
+        """Make the task of a loader; before workers start, for they look for tasks only then.
 
-        def load(task: Any, asks: Any = None, **_: Any) -> None:
+        Time limits end a load that ignores its deadline, in prefork pools only: on threads, the statement timeout
+        and `load.deadline` are all there is.
+        """
+        self._infos[info.name] = info
+        self._settings.make_room(info.message_for + HARD_MARGIN)
+
+        def load(task: Any, /, *_: Any, asks: Any = None, **__: Any) -> None:
             self._perform_task(task, info.name, asks)
 
-        # One message may carry several calls of a plain loader, one after the other.
-        longest = info.load_for * (1 if info.is_batch else info.group_size("warm"))
         self._app.task(
             name=PREFIX + info.name,
             bind=True,
             acks_late=True,
             reject_on_worker_lost=True,
+            # A load past its hard limit is given up, not given to the next worker to hang.
+            acks_on_failure_or_timeout=True,
             ignore_result=True,
             serializer="json",
-            soft_time_limit=longest + 5,
-            time_limit=longest + 10,
+            soft_time_limit=info.message_for + SOFT_MARGIN,
+            time_limit=info.message_for + HARD_MARGIN,
             rate_limit=info.rate_limit,
             shared=False,
         )(load)
@@ -70,77 +72,40 @@ class CeleryWorkers:
         return self._queue.submit(ask)
 
     def close(self) -> None:
-        """Publish what is queued, for at most a second, then stop."""
-        self._queue.close()
+        """Publish what is queued, for at most a second, then stop; leases of what is left are given back."""
+        if self._queue.close():
+            self._publisher.disconnect()
 
     def reset_after_fork(self) -> None:
         """Begin anew in a child: connections and threads are the parent's."""
         self._queue.reset()
-        self._producer = None
+        self._publisher.reset()
 
-    def _publish(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
-        name = getattr(self._config.queues, queue)
-        shown = asks[0].call if len(asks) == 1 else f"{asks[0].call} +{len(asks) - 1}"
-        expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=info.load_for + EXPIRES_MARGIN)
-        try:
-            self._app.send_task(
-                PREFIX + info.name,
-                kwargs={"asks": [[ask.call, ask.token, ask.seen, ask.queue] for ask in asks]},
-                queue=name,
-                expires=expires,
-                ignore_result=True,
-                retry=False,
-                serializer="json",
-                argsrepr=shown,
-                kwargsrepr="",
-                producer=self._the_producer(),
-            )
-        except Exception as error:  # kombu's transports raise what their drivers raise
-            self._drop_producer()
-            self._emit(PublishFailed(info.name, name, len(asks), f"{type(error).__name__}: {error}"))
+    def unknown(self, name: str, message: Any) -> None:
+        """A worker without this loader got its message: give the leases back, so that readers need not wait."""
+        asks: list[Ask] = []
+        with contextlib.suppress(Exception):  # not ours, whatever its name says
+            asks, _ = read_asks(name.removeprefix(PREFIX), message.payload[1].get("asks"))
+        self._emit(UnknownTask(name, len(asks)))
+        if asks:
             self._undelivered(asks)
-        else:
-            self._emit(Published(info.name, name, len(asks)))
-
-    def _the_producer(self) -> Any:
-        if self._producer is None:
-            connection = self._app.connection_for_write(
-                transport_options=settings.publisher_options(self._app), connect_timeout=0.2
-            )
-            self._producer = self._app.amqp.Producer(connection, auto_declare=False)
-        return self._producer
-
-    def _drop_producer(self) -> None:
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            with contextlib.suppress(Exception):  # it is broken already
-                producer.connection.collect()
 
     def _perform_task(self, task: Any, loader: str, raw: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""
-        try:
-            asks = _asks(loader, raw)
-        except (TypeError, ValueError, msgspec.ValidationError) as error:
-            self._emit(MalformedTask(PREFIX + loader, str(error)))
+        asks, reason = read_asks(loader, raw)
+        if reason:
+            self._emit(MalformedTask(PREFIX + loader, reason))
+            if asks:
+                self._undelivered(asks)
             return
-        info = task.request.delivery_info or {}
+        delivered = task.request.delivery_info or {}
         try:
-            self._perform(loader, asks, bool(info.get("redelivered")))
+            self._perform(loader, asks, bool(delivered.get("redelivered")))
         except UnknownLoader:
             return
         except StoreError as error:
             # Without the store there is no lease and nowhere to write: readers find their way, this message ends.
-            self._emit(MalformedTask(PREFIX + loader, str(error)))
-
-    def unknown(self, name: str, message: Any) -> None:
-        """A worker without this loader got its message: give the leases back, so that readers need not wait."""
-        loader = name.removeprefix(PREFIX)
-        asks: list[Ask] = []
-        with contextlib.suppress(Exception):
-            asks = _asks(loader, message.payload[1].get("asks"))
-        self._emit(UnknownTask(name, len(asks)))
-        if asks:
-            self._undelivered(asks)
+            self._emit(TaskDropped(PREFIX + loader, len(asks), f"{type(error).__name__}: {error}"))
 
 
 def bind(
@@ -155,36 +120,53 @@ def bind(
 ) -> CeleryWorkers:
     """Bind the user's Celery app, and return the dispatcher.
 
-    Sets prefetch 1 and the transport options of `settings.defaults` where the app has not set its own, adds the
-    upkeep tasks `cacheworkers.<name>` and their beat entries `cacheworkers-<name>`, and disposes of inherited
-    connections in each pool child.
+    What the app's configuration does not set itself, before or after, it then has: `worker_prefetch_multiplier` 1,
+    `broker_connection_retry_on_startup`, and in `broker_transport_options`, option by option, those of
+    `settings.WORKER` and `settings.COMMON` and a `global_keyprefix`.  Routes for our tasks come after its own.  Adds
+    the upkeep tasks `cacheworkers.<name>` and their beat entries `cacheworkers-<name>`, unless an entry of that name
+    is there; and disposes of inherited connections in each pool child.  Publishing uses a connection of its own, with
+    other timeouts.
 
     Args:
+        perform: loads asks of one loader in this thread; the last argument says whether the message was redelivered.
+        undelivered: gives leases back; called from the publisher thread, and in workers.
         upkeep: name -> (what to run, every how many seconds).
     """
-    settings.apply(app, config)
-    workers = CeleryWorkers(app, config, perform, undelivered, emit)
-    schedule = dict(app.conf.beat_schedule or {})
+    schedule: dict[str, dict[str, Any]] = {}
     for name, (work, every) in upkeep.items():
         app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(_upkeep(work))
-        entry = {
+        schedule[f"cacheworkers-{name}"] = {
             "task": f"cacheworkers.{name}",
             "schedule": every,
             "options": {"queue": config.queues.upkeep, "expires": every, "ignore_result": True},
         }
-        schedule.setdefault(f"cacheworkers-{name}", entry)
-    app.conf.beat_schedule = schedule
+    workers = CeleryWorkers(app, config, WorkerSettings(app, config, schedule), perform, undelivered, emit)
 
     def forked(**_: Any) -> None:
         reset_after_fork()
 
-    def unknown(name: str = "", message: Any = None, **_: Any) -> None:
-        if name.startswith(PREFIX):
+    def unknown(sender: Any = None, name: str = "", message: Any = None, **_: Any) -> None:
+        if getattr(sender, "app", None) is app and name.startswith(PREFIX):
             workers.unknown(name, message)
 
     worker_process_init.connect(forked, weak=False)
     task_unknown.connect(unknown, weak=False)
     return workers
+
+
+def read_asks(loader: str, raw: Any) -> tuple[list[Ask], str]:
+    """Return the asks of a message that can be read, and what is wrong with the message, if anything."""
+    if not isinstance(raw, list) or not raw:
+        return [], f"asks must be a list of [call, token, seen, queue], got {str(raw)[:80]!r}"
+    asks, reason = [], ""
+    for row in raw:
+        try:
+            call, token, seen, queue = msgspec.convert(row, tuple[str, str, str, str])
+            fields = {"loader": loader, "call": call, "token": token, "seen": seen, "queue": queue}
+            asks.append(msgspec.convert(fields, Ask))
+        except msgspec.ValidationError as error:
+            reason = reason or f"an ask must be [call, token, seen, queue], got {str(row)[:80]!r}: {error}"
+    return asks, reason
 
 
 def _upkeep(work: Callable[[], object]) -> Callable[[], None]:
@@ -193,13 +175,3 @@ def _upkeep(work: Callable[[], object]) -> Callable[[], None]:
             work()
 
     return upkeep
-
-
-def _asks(loader: str, raw: Any) -> list[Ask]:
-    """Return the asks of a message; raises what says that it is malformed."""
-    if not isinstance(raw, list) or not raw:
-        raise ValueError(f"asks must be a list of [call, token, seen, queue], got {str(raw)[:80]!r}")
-    rows = msgspec.convert(raw, list[tuple[str, str, str, str]])
-    return [
-        msgspec.convert({"loader": loader, "call": c, "token": t, "seen": s, "queue": q}, Ask) for c, t, s, q in rows
-    ]

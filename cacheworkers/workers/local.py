@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError
@@ -16,15 +14,14 @@ log = logging.getLogger("cacheworkers")
 
 
 class LocalWorkers:
-    """A dispatcher whose workers are threads."""
+    """A dispatcher whose workers are `Config.bulkhead` daemon threads; they start when asks come."""
 
     def __init__(self, config: Config, *, perform: Callable[[str, list[Ask], bool], None]) -> None:
         self._perform = perform
         self._infos: dict[str, LoaderInfo] = {}
-        self._size = config.bulkhead
-        self._queue = AskQueue(self._send, self._infos.get, config.dispatch_queue)
-        self._pool: ThreadPoolExecutor | None = None
-        self._room = threading.Semaphore(self._size)
+        self._queue = AskQueue(
+            self._work, self._infos.get, config.dispatch_queue, threads=config.bulkhead, name="cacheworkers-worker"
+        )
 
     def register(self, info: LoaderInfo) -> None:
         """Learn of a loader."""
@@ -35,29 +32,15 @@ class LocalWorkers:
         return self._queue.submit(ask)
 
     def close(self) -> None:
-        """Stop after what is queued."""
+        """Load what is queued, for at most a second, then stop; a load under way ends by itself."""
         self._queue.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
 
     def reset_after_fork(self) -> None:
         """Begin anew in a child."""
         self._queue.reset()
-        self._pool = None
-        self._room = threading.Semaphore(self._size)
 
-    def _send(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._size, "cacheworkers-worker")
-        self._room.acquire()  # back-pressure: what waits here is grouped
-        self._pool.submit(self._work, info.name, asks)
-
-    def _work(self, name: str, asks: list[Ask]) -> None:
+    def _work(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
         try:
-            self._perform(name, asks, False)
+            self._perform(info.name, asks, False)
         except CacheworkersError as error:
-            log.warning("load of %s did not happen: %s", name, error)
-        except Exception:
-            log.exception("load of %s failed", name)
-        finally:
-            self._room.release()
+            log.warning("load of %s did not happen: %s", info.name, error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import logging
 import os
 import threading
 import time
@@ -13,9 +15,15 @@ import msgspec
 
 from cacheworkers.flows.ports import Ask
 
+log = logging.getLogger("cacheworkers")
+
 _ORDER = ("miss", "revalidate", "warm")
 #: Most calls of a plain loader in one message, where nobody waits for it.
 PLAIN_GROUP = 8
+#: Their deadlines together, seconds: one message must not keep its worker, nor its redelivery, for longer.
+PLAIN_GROUP_FOR = 80.0
+#: How long `AskQueue.close` waits for what is queued, seconds.
+CLOSE_WITHIN = 1.0
 
 
 class LoaderInfo(msgspec.Struct, frozen=True):
@@ -31,90 +39,154 @@ class LoaderInfo(msgspec.Struct, frozen=True):
         """Return how many calls one message may carry: a reader waits for each miss, and a batch is one query."""
         if self.is_batch:
             return self.batch_size
-        return 1 if queue == "miss" else PLAIN_GROUP
+        return 1 if queue == "miss" else max(1, min(PLAIN_GROUP, int(PLAIN_GROUP_FOR // self.load_for)))
+
+    @property
+    def message_for(self) -> float:
+        """How long the calls of one message may take, seconds: a batch loads at once, others one after the other."""
+        return self.load_for * (1 if self.is_batch else self.group_size("warm"))
 
 
 class Send(Protocol):
-    """Takes one group of asks on; called on the queue's own thread."""
+    """Takes one group of asks on; called on the queue's own threads."""
 
     def __call__(self, info: LoaderInfo, queue: str, asks: list[Ask], /) -> None: ...
 
 
 class AskQueue:
-    """A bounded queue and the daemon thread that empties it, group by group; misses first.
+    """A bounded queue and the daemon threads that empty it, group by group; misses first.
 
-    What is queued while one group is on its way is grouped for the next: no read waits for a group to fill.
+    What is queued while the threads are busy is grouped for the next: no read waits for a group to fill.
     """
 
-    def __init__(self, send: Send, infos: Callable[[str], LoaderInfo | None], most: int) -> None:
+    def __init__(
+        self,
+        send: Send,
+        infos: Callable[[str], LoaderInfo | None],
+        most: int,
+        *,
+        unsent: Callable[[list[Ask]], None] = lambda asks: None,
+        threads: int = 1,
+        name: str = "cacheworkers-publisher",
+    ) -> None:
+        """
+        Args:
+            send: sends one group; what it raises is logged.
+            infos: answers for a loader's name.
+            most: how many asks may wait.
+            unsent: gets the asks that are never sent: their loader is unknown, sending raised, or the queue closed.
+            threads: how many groups are sent at once.
+        """
         self._send = send
         self._infos = infos
         self._most = most
+        self._unsent = unsent
+        self._most_threads = threads
+        self._name = name
         self.reset()
 
     def reset(self) -> None:
         """Begin anew, as a child does after a fork."""
         self._pid = os.getpid()
-        self._changed = threading.Condition(threading.Lock())
-        self._groups: dict[str, collections.OrderedDict[str, list[Ask]]] = {
+        lock = threading.Lock()
+        self._has_asks = threading.Condition(lock)
+        self._has_ended = threading.Condition(lock)
+        self._groups: dict[str, collections.OrderedDict[str, collections.deque[Ask]]] = {
             q: collections.OrderedDict() for q in _ORDER
         }
         self._count = 0
-        self._thread: threading.Thread | None = None
+        self._threads = 0
+        self._idle = 0
         self._is_closed = False
-        self._is_sending = False
 
     def submit(self, ask: Ask) -> bool:
-        """Queue an ask; False when there is no room or the queue is closed."""
+        """Queue an ask; False when there is no room, no thread to be had, or the queue is closed."""
         if self._pid != os.getpid():
             self.reset()
-        with self._changed:
-            if self._is_closed or self._count >= self._most:
+        with self._has_asks:
+            if self._is_closed or self._count >= self._most or not self._is_staffed():
                 return False
-            self._groups[ask.queue].setdefault(ask.loader, []).append(ask)
+            group = self._groups[ask.queue].get(ask.loader)
+            if group is None:
+                group = self._groups[ask.queue][ask.loader] = collections.deque()
+            group.append(ask)
             self._count += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._empty, name="cacheworkers-publisher", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._has_asks.notify()
         return True
 
-    def close(self) -> None:
-        """Send what is queued, for at most a second, then stop."""
-        end = time.monotonic() + 1.0
-        with self._changed:
-            while (self._count or self._is_sending) and self._thread is not None and time.monotonic() < end:
-                self._changed.wait(end - time.monotonic())
+    def close(self) -> bool:
+        """Send what is queued, for at most a second, then stop; False if something is on its way even then."""
+        if self._pid != os.getpid():
+            self.reset()
+        end = time.monotonic() + CLOSE_WITHIN
+        with self._has_asks:
             self._is_closed = True
-            self._changed.notify_all()
+            self._has_asks.notify_all()
+            while self._threads and (left := end - time.monotonic()) > 0:
+                self._has_ended.wait(left)
+            unsent = [ask for groups in self._groups.values() for group in groups.values() for ask in group]
+            for groups in self._groups.values():
+                groups.clear()
+            self._count = 0
+            is_over = not self._threads
+        if unsent:
+            self._give_back(unsent)
+        return is_over
+
+    def _is_staffed(self) -> bool:
+        """Return whether a thread will take what is queued; starts one while all are busy and more are allowed."""
+        if not self._idle and self._threads < self._most_threads:
+            thread = threading.Thread(target=self._empty, name=self._name, daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads in this process, or it is ending
+                thread.start()
+                self._threads += 1
+                # Idle until it takes a group: what is queued before that is grouped, and starts no other thread.
+                self._idle += 1
+        return self._threads > 0
 
     def _empty(self) -> None:
         while True:
-            with self._changed:
-                self._is_sending = False
-                self._changed.notify_all()
-                while not self._count:
-                    if self._is_closed:
-                        return
-                    self._changed.wait()
-                taken = self._take()
-                self._is_sending = True
-            if taken is not None:
-                self._send(*taken)
+            with self._has_asks:
+                while not self._count and not self._is_closed:
+                    self._has_asks.wait()
+                self._idle -= 1
+                if not self._count:
+                    self._threads -= 1
+                    self._has_ended.notify_all()
+                    return
+                name, queue, info, asks = self._take()
+                if self._count:
+                    self._is_staffed()  # what is left, of another loader perhaps, need not wait for this group
+            self._take_on(name, queue, info, asks)
+            with self._has_asks:
+                self._idle += 1
 
-    def _take(self) -> tuple[LoaderInfo, str, list[Ask]] | None:
-        for queue in _ORDER:
-            groups = self._groups[queue]
-            if not groups:
-                continue
-            name, asks = groups.popitem(last=False)
-            info = self._infos(name)
-            if info is None:
-                self._count -= len(asks)
-                return None
-            size = info.group_size(queue)
-            if len(asks) > size:
-                groups[name] = asks[size:]  # to the end: another loader's turn
-            self._count -= min(size, len(asks))
-            return info, queue, asks[:size]
-        return None
+    def _take_on(self, name: str, queue: str, info: LoaderInfo | None, asks: list[Ask]) -> None:
+        if info is None:
+            log.warning("no loader is named %s here, its asks are given back", name, extra={"loader": name})
+            self._give_back(asks)
+            return
+        try:
+            self._send(info, queue, asks)
+        except Exception:  # whatever it was, the next group has a thread
+            log.exception("asks of %s were not sent", name, extra={"loader": name})
+            self._give_back(asks)
+
+    def _take(self) -> tuple[str, str, LoaderInfo | None, list[Ask]]:
+        """Take the next group off; there is one."""
+        queue = next(q for q in _ORDER if self._groups[q])
+        groups = self._groups[queue]
+        name, waiting = groups.popitem(last=False)
+        info = self._infos(name)
+        size = len(waiting) if info is None else min(len(waiting), info.group_size(queue))
+        asks = [waiting.popleft() for _ in range(size)]
+        if waiting:
+            groups[name] = waiting  # to the end: another loader's turn
+        self._count -= size
+        return name, queue, info, asks
+
+    def _give_back(self, asks: list[Ask]) -> None:
+        try:
+            self._unsent(asks)
+        except Exception:
+            log.exception("leases were not given back, they run out by themselves")

@@ -1,0 +1,89 @@
+"""value <-> JSON where a loader's annotation holds a pydantic type."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from cacheworkers.core.annotations import RULE, members_of, refuse_rows, shown
+from cacheworkers.errors import DeclarationError
+
+
+def pydantic_json(annotation: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+    """Return the functions that write and read the JSON of a type.
+
+    Fields go by their aliases where those read back, so that the JSON is what the model shows the world, and else by
+    their names: a field may be written under one alias and read under another.  Computed fields are left out.
+
+    Raises:
+        DeclarationError: pydantic cannot make JSON of it, or cannot tell the members of a union apart.
+    """
+    import pydantic
+
+    refuse_rows("a loader's value", annotation, RULE)
+    _refuse_untagged(annotation, annotation)
+    try:
+        adapter: Any = pydantic.TypeAdapter(annotation)
+        by_alias = _reads_its_aliases(adapter)
+    except (pydantic.errors.PydanticUserError, NameError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DeclarationError(f"a loader's value cannot be {shown(annotation)}: {reason}") from None
+
+    def encode(value: Any) -> bytes:
+        payload: bytes = adapter.dump_json(value, by_alias=by_alias, round_trip=True, warnings="none")
+        return payload
+
+    if by_alias:
+        return encode, adapter.validate_json
+    return encode, lambda payload: adapter.validate_json(payload, by_alias=False, by_name=True)
+
+
+def _refuse_untagged(annotation: Any, whole: Any) -> None:
+    """Raise DeclarationError on a union of two models without a discriminator: one may read as the other."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        first, *marks = typing.get_args(annotation)
+        if any(getattr(mark, "discriminator", None) is not None for mark in marks):
+            return
+        annotation = first
+    members = members_of(annotation)
+    objects = [each for each in members if _is_object(each)]
+    if len(objects) > 1:
+        raise DeclarationError(
+            f"a loader's value cannot be {shown(whole)}: JSON cannot tell {' and '.join(map(shown, objects))} apart; "
+            "give the union a discriminator"
+        )
+    for member in members:
+        for arg in typing.get_args(member):
+            _refuse_untagged(arg, whole)
+
+
+def _is_object(annotation: Any) -> bool:
+    if not isinstance(annotation, type):
+        return False
+    return hasattr(annotation, "__pydantic_fields__") or dataclasses.is_dataclass(annotation)
+
+
+def _reads_its_aliases(adapter: Any) -> bool:
+    """Return whether JSON written by alias has the names that are read by alias, in every model of the type."""
+    import pydantic
+
+    try:
+        written, read = (adapter.json_schema(mode=mode, by_alias=True) for mode in ("serialization", "validation"))
+    except pydantic.errors.PydanticInvalidForJsonSchema:  # a type of the user's own, without a schema
+        return False
+    return list(_names(written)) == list(_names(read))
+
+
+def _names(schema: Any) -> typing.Iterator[tuple[str, ...]]:
+    """Yield the names of the fields of each object in a schema, in a fixed order, without computed ones."""
+    if isinstance(schema, dict):
+        fields = schema.get("properties")
+        if isinstance(fields, dict):
+            yield tuple(sorted(name for name, each in fields.items() if not (each is True or each.get("readOnly"))))
+        for _, each in sorted(schema.items()):
+            yield from _names(each)
+    elif isinstance(schema, list):
+        for each in schema:
+            yield from _names(each)

@@ -1,0 +1,107 @@
+"""Publishes groups of asks as task messages, over a connection of its own that fails in milliseconds."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import Celery
+
+from cacheworkers.config import Config
+from cacheworkers.events import Event, Published, PublishFailed
+from cacheworkers.flows.ports import Ask
+from cacheworkers.local.breaker import Breaker
+from cacheworkers.workers import settings
+from cacheworkers.workers.queue import LoaderInfo
+
+#: A message outlives its lease by this, seconds: only to shed an old backlog, the token decides.
+EXPIRES_MARGIN = 60.0
+#: How long a connection to the broker may take, seconds; Redis has its own in `settings.PUBLISHER`.
+CONNECT_FOR = 0.2
+#: Longest text of a call in a message's headers, which tools show.
+SHOWN = 120
+
+
+class Publisher:
+    """Sends task messages from one thread, the queue's; each once, without retries.
+
+    A message that does not go out is an event, and its leases are given back.  A broker that has just failed is not
+    tried again for `Config.breaker_for` seconds: a frozen one costs one timeout, not one a message.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        config: Config,
+        undelivered: Callable[[list[Ask]], None],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._app = app
+        self._queues = config.queues
+        self._undelivered = undelivered
+        self._emit = emit
+        self._breaker = Breaker(config.breaker_for)
+        self._producer: Any = None
+
+    def publish(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+        """Send one group, or give its leases back."""
+        name: str = getattr(self._queues, queue)
+        if not self._breaker.allows():
+            self._failed(info, name, asks, "not tried: the broker has just failed")
+            return
+        try:
+            self._send(info, name, asks)
+        except Exception as error:  # kombu's transports raise what their drivers raise
+            self._breaker.failed()
+            self.disconnect()
+            self._failed(info, name, asks, f"{type(error).__name__}: {error}")
+        else:
+            self._breaker.succeeded()
+            self._emit(Published(info.name, name, len(asks)))
+
+    def disconnect(self) -> None:
+        """Drop the connection; the next message makes a new one."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with contextlib.suppress(Exception):  # it is broken already
+                producer.connection.collect()
+
+    def reset(self) -> None:
+        """Begin anew in a child: the connection is the parent's, and must not be closed."""
+        self._producer = None
+        self._breaker.reset()
+
+    def _send(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+        lives_for = datetime.timedelta(seconds=info.load_for + EXPIRES_MARGIN)
+        self._app.send_task(
+            settings.PREFIX + info.name,
+            kwargs={"asks": [[ask.call, ask.token, ask.seen, ask.queue] for ask in asks]},
+            queue=queue,
+            expires=datetime.datetime.now(datetime.UTC) + lives_for,
+            ignore_result=True,
+            retry=False,
+            serializer="json",
+            argsrepr=shown(asks),
+            kwargsrepr="",
+            producer=self._the_producer(),
+        )
+
+    def _the_producer(self) -> Any:
+        if self._producer is None:
+            connection = self._app.connection_for_write(
+                transport_options=settings.publisher_options(self._app), connect_timeout=CONNECT_FOR
+            )
+            self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+        return self._producer
+
+    def _failed(self, info: LoaderInfo, queue: str, asks: list[Ask], error: str) -> None:
+        self._emit(PublishFailed(info.name, queue, len(asks), error))
+        self._undelivered(asks)
+
+
+def shown(asks: Sequence[Ask]) -> str:
+    """Return what tools show of a message: `product[42] +17`."""
+    first = asks[0].call if len(asks[0].call) <= SHOWN else asks[0].call[: SHOWN - 1] + "…"
+    return first if len(asks) == 1 else f"{first} +{len(asks) - 1}"

@@ -1,0 +1,53 @@
+"""A Celery app bound to loads that only write down what they were asked; workers of test_pools.py import it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+
+from cacheworkers import Config
+from cacheworkers.flows.ports import Ask
+from cacheworkers.workers import LoaderInfo, bind, binding
+
+app = Celery("bound", broker=os.environ["REDIS_URL"])
+# Seconds, instead of a fixed 5 and 10 on top of a load's own time.
+binding.SOFT_MARGIN, binding.HARD_MARGIN = 0.1, 0.3
+
+
+def note(what: str, *more: Any) -> None:
+    """Write one line, whole, whatever happens to this process next."""
+    line = json.dumps([what, os.getpid(), *more]) + "\n"
+    with open(os.environ["NOTES"], "ab", buffering=0) as notes:
+        notes.write(line.encode())
+
+
+def perform(loader: str, asks: list[Ask], is_redelivered: bool) -> None:
+    for ask in asks:
+        note("perform", ask.call, is_redelivered)
+        if ask.call == "deadly[1]" and not is_redelivered:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ask.call == "hangs[1]":
+            while True:  # heeds no deadline, and no soft limit either
+                try:
+                    signal.pause()
+                except SoftTimeLimitExceeded:
+                    note("soft limit", ask.call)
+
+
+workers = bind(
+    app,
+    Config.from_env(),
+    perform=perform,
+    undelivered=lambda asks: note("undelivered", [ask.call for ask in asks]),
+    upkeep={"sweep": (lambda: note("sweep"), 0.2)},
+    emit=lambda event: note(type(event).__name__),
+    reset_after_fork=lambda: note("reset"),
+)
+for name in ("product", "deadly"):
+    workers.register(LoaderInfo(name, 10.0, False, 100))
+workers.register(LoaderInfo("hangs", 0.1, True, 100))

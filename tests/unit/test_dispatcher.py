@@ -1,0 +1,465 @@
+"""The queue of asks, the settings it publishes with, and what a task does with its message; no broker needed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+from celery import Celery
+
+from cacheworkers import Config
+from cacheworkers.errors import StoreUnavailable, UnknownLoader
+from cacheworkers.events import MalformedTask, TaskDropped
+from cacheworkers.flows.ports import Ask, QueueKind
+from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, settings
+from cacheworkers.workers import queue as queues
+from cacheworkers.workers.binding import read_asks
+from cacheworkers.workers.local import LocalWorkers
+from cacheworkers.workers.publisher import shown
+from cacheworkers.workers.queue import AskQueue
+
+PLAIN = LoaderInfo("product", 10.0, False, 100)
+OTHER = LoaderInfo("page", 10.0, False, 100)
+BATCH = LoaderInfo("products", 10.0, True, 5)
+INFOS = {info.name: info for info in (PLAIN, OTHER, BATCH)}
+TOKEN = "ab" * 8
+
+
+def an_ask(number: int, loader: str = "product", queue: QueueKind = "miss") -> Ask:
+    return Ask(loader, f"{loader}[{number}]", TOKEN, "", queue)
+
+
+class Stuck:
+    """A queue whose first group is on its way until `let_go`; notes every group as (queue, loader, numbers)."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.groups: list[tuple[str, str, list[int]]] = []
+        self.given_back: list[Ask] = []
+        self._began, self._gate = threading.Event(), threading.Event()
+        self.queue = AskQueue(self._send, INFOS.get, most, unsent=self.given_back.extend)
+        assert self.queue.submit(an_ask(0))
+        assert self._began.wait(10)
+
+    def _send(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+        self._began.set()
+        assert self._gate.wait(30)
+        self.groups.append((queue, info.name, [int(ask.call.split("[")[1][:-1]) for ask in asks]))
+
+    def let_go(self) -> list[tuple[str, str, list[int]]]:
+        """Let everything go out, and return the groups after the first."""
+        self._gate.set()
+        assert self.queue.close()
+        return self.groups[1:]
+
+
+def test_misses_go_first_and_what_is_queued_meanwhile_is_grouped() -> None:
+    """A plain loader's misses go one a message, what nobody waits for up to eight, a batch up to its size."""
+    stuck = Stuck()
+    for number in range(1, 11):
+        stuck.queue.submit(an_ask(number, queue="warm"))
+    for number in range(1, 4):
+        stuck.queue.submit(an_ask(number, queue="revalidate"))
+    for number in range(1, 8):
+        stuck.queue.submit(an_ask(number, "products"))
+    for number in range(1, 3):
+        stuck.queue.submit(an_ask(number))
+
+    assert stuck.let_go() == [
+        ("miss", "products", [1, 2, 3, 4, 5]),
+        ("miss", "product", [1]),
+        ("miss", "products", [6, 7]),
+        ("miss", "product", [2]),
+        ("revalidate", "product", [1, 2, 3]),
+        ("warm", "product", [1, 2, 3, 4, 5, 6, 7, 8]),
+        ("warm", "product", [9, 10]),
+    ]
+
+
+def test_one_loader_s_many_misses_do_not_keep_another_s_waiting() -> None:
+    """Loaders take turns."""
+    stuck = Stuck()
+    for number in range(1, 4):
+        stuck.queue.submit(an_ask(number))
+    stuck.queue.submit(an_ask(9, "page"))
+
+    assert stuck.let_go()[1] == ("miss", "page", [9])
+
+
+def test_submit_does_not_wait_and_is_refused_when_there_is_no_room() -> None:
+    """While sending is stuck, asks are taken up to the bound, then refused; none is lost."""
+    stuck = Stuck(most=3)
+
+    taken = [stuck.queue.submit(an_ask(number)) for number in range(1, 6)]
+
+    assert taken == [True, True, True, False, False]
+    assert [numbers for _, _, numbers in stuck.let_go()] == [[1], [2], [3]]
+
+
+def test_sending_that_raises_costs_its_own_group_only() -> None:
+    """Its asks are given back, and the next group goes out."""
+    sent: list[Ask] = []
+    given_back: list[Ask] = []
+
+    def send(info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+        if asks[0].call == "product[1]":
+            raise ValueError("broken")
+        sent.extend(asks)
+
+    queue = AskQueue(send, INFOS.get, 10, unsent=given_back.extend)
+
+    queue.submit(an_ask(1))
+    queue.submit(an_ask(2))
+
+    assert queue.close()
+    assert (sent, given_back) == ([an_ask(2)], [an_ask(1)])
+
+
+def test_asks_of_an_unknown_loader_are_given_back() -> None:
+    stuck = Stuck()
+    stuck.queue.submit(an_ask(1, "nobody"))
+
+    assert stuck.let_go() == []
+    assert stuck.given_back == [an_ask(1, "nobody")]
+
+
+def test_leases_of_what_a_closed_queue_never_sent_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`close` waits for a bounded time; then what is left is given back, and nothing more is taken."""
+    monkeypatch.setattr(queues, "CLOSE_WITHIN", 0.05)
+    stuck = Stuck()
+    stuck.queue.submit(an_ask(1))
+    stuck.queue.submit(an_ask(2, "page", "warm"))
+
+    is_over = stuck.queue.close()
+
+    assert not is_over
+    assert stuck.given_back == [an_ask(1), an_ask(2, "page", "warm")]
+    assert not stuck.queue.submit(an_ask(3))
+    assert stuck.let_go() == []
+
+
+def test_submit_without_a_thread_to_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a limit of threads, or while the interpreter ends, the caller keeps its lease to give back; no error."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    queue = AskQueue(lambda info, queue, asks: None, INFOS.get, 10)
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    assert not queue.submit(an_ask(1))
+
+
+def test_a_child_of_a_fork_sends_its_own_asks_and_not_its_parent_s() -> None:
+    """The child has neither its parent's thread nor its queue, whatever state they were in."""
+    stuck = Stuck()
+    stuck.queue.submit(an_ask(1))
+    reading, writing = os.pipe()
+
+    child = os.fork()
+    if child == 0:
+        stuck.queue._send = lambda info, queue, asks: print(asks[0].call, file=open(writing, "w"))
+        stuck.queue.submit(an_ask(7))
+        os._exit(0 if stuck.queue.close() else 1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert said == b"product[7]\n"
+    assert stuck.let_go() == [("miss", "product", [1])]
+
+
+@pytest.mark.parametrize(
+    ("load_for", "is_batch", "queue", "size"),
+    [
+        (10.0, False, "miss", 1),
+        (10.0, False, "revalidate", 8),
+        (0.5, False, "warm", 8),
+        (30.0, False, "warm", 2),
+        (1800.0, False, "warm", 1),
+        (1800.0, True, "miss", 100),
+    ],
+)
+def test_size_of_a_group(load_for: float, is_batch: bool, queue: str, size: int) -> None:
+    """Slow loaders share a message with fewer, so that it does not keep its worker for an hour."""
+    assert LoaderInfo("x", load_for, is_batch, 100).group_size(queue) == size
+
+
+def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None:
+    """With both threads busy, what comes is grouped; a load that raises does not end its thread."""
+    both_busy, gate, seen = threading.Barrier(3), threading.Event(), []
+
+    def perform(loader: str, asks: list[Ask], is_redelivered: bool) -> None:
+        seen.append((loader, len(asks), is_redelivered))
+        if len(seen) <= 2:
+            both_busy.wait(10)
+            assert gate.wait(10)
+            raise UnknownLoader("nobody")
+
+    workers = LocalWorkers(Config(bulkhead=2), perform=perform)
+    for info in INFOS.values():
+        workers.register(info)
+
+    workers.submit(an_ask(1))
+    workers.submit(an_ask(1, "page"))
+    both_busy.wait(10)
+    for number in range(5):
+        workers.submit(an_ask(number, "products"))
+    gate.set()
+    workers.close()
+
+    assert sorted(seen[:2]) == [("page", 1, False), ("product", 1, False)]
+    assert seen[2:] == [("products", 5, False)]
+
+
+def test_local_workers_are_daemons() -> None:
+    """A load under way does not keep the process from ending."""
+    names: list[tuple[str, bool]] = []
+    workers = LocalWorkers(
+        Config(),
+        perform=lambda loader, asks, again: names.append(
+            (threading.current_thread().name, threading.current_thread().daemon)
+        ),
+    )
+    workers.register(PLAIN)
+
+    workers.submit(an_ask(1))
+    workers.close()
+
+    assert names == [("cacheworkers-worker", True)]
+
+
+# -- settings
+
+
+class Conf:
+    worker_prefetch_multiplier = 7
+    broker_transport_options: ClassVar[dict[str, int]] = {"visibility_timeout": 999, "max_connections": 3}
+    beat_schedule: ClassVar[dict[str, Any]] = {
+        "cacheworkers-sweep": {"task": "mine", "schedule": 5.0},
+        "other": {"task": "x", "schedule": 1.0},
+    }
+    task_routes: ClassVar[dict[str, Any]] = {"cacheworkers.load.special": {"queue": "special"}}
+
+
+class DjangoConf:
+    CELERY_WORKER_PREFETCH_MULTIPLIER = 7
+    CELERY_BROKER_TRANSPORT_OPTIONS = Conf.broker_transport_options
+    CELERY_BEAT_SCHEDULE = Conf.beat_schedule
+    CELERY_TASK_ROUTES = Conf.task_routes
+
+
+def bound(app: Celery, **answers: Any) -> CeleryWorkers:
+    """Bind an app to nothing in particular."""
+    return bind(
+        app,
+        Config(),
+        **{
+            "perform": lambda loader, asks, again: None,
+            "undelivered": lambda asks: None,
+            "upkeep": {"sweep": (lambda: None, 60.0)},
+            "emit": lambda event: None,
+            "reset_after_fork": lambda: None,
+            **answers,
+        },
+    )
+
+
+def set_one_by_one(app: Celery) -> None:
+    for name in ("worker_prefetch_multiplier", "broker_transport_options", "beat_schedule", "task_routes"):
+        setattr(app.conf, name, getattr(Conf, name))
+
+
+def queue_of(app: Celery, loader: str) -> str:
+    """Return where a message sent by hand goes."""
+    name: str = app.amqp.router.route({}, f"cacheworkers.load.{loader}")["queue"].name
+    return name
+
+
+CONFIGURE: dict[str, Callable[[Celery], object]] = {
+    "from an object": lambda app: app.config_from_object(Conf),
+    "at once": lambda app: app.config_from_object(Conf, force=True),
+    "with a prefix": lambda app: app.config_from_object(DjangoConf, namespace="CELERY"),
+    "one by one": set_one_by_one,
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after", "after it was read"])
+@pytest.mark.parametrize("how", CONFIGURE)
+def test_what_the_user_has_set_wins(how: str, when: str) -> None:
+    """Whether the app is configured before or after it is bound, its own settings stay, and ours fill the rest."""
+    app = Celery("shop")
+    if when == "before":
+        CONFIGURE[how](app)
+    bound(app)
+    if when == "after it was read":
+        assert app.conf.worker_prefetch_multiplier == 1
+    if when != "before":
+        CONFIGURE[how](app)
+
+    app.finalize()
+
+    assert app.conf.worker_prefetch_multiplier == 7
+    options = app.conf.broker_transport_options
+    assert (options["visibility_timeout"], options["max_connections"]) == (999, 3)
+    assert options["unacked_mutex_expire"] == settings.COMMON["unacked_mutex_expire"]
+    assert {name: entry["task"] for name, entry in app.conf.beat_schedule.items()} == {
+        "cacheworkers-sweep": "mine",
+        "other": "x",
+    }
+    assert queue_of(app, "special") == "special"
+    assert queue_of(app, "product") == "cw.revalidate"
+
+
+def test_an_app_that_sets_nothing_gets_the_defaults() -> None:
+    app = Celery("shop")
+    bound(app)
+
+    assert app.conf.worker_prefetch_multiplier == 1
+    assert app.conf.broker_transport_options == {
+        **settings.WORKER,
+        **settings.COMMON,
+        "global_keyprefix": "cw:broker:",
+    }
+    assert queue_of(app, "product") == "cw.revalidate"
+    entry = app.conf.beat_schedule["cacheworkers-sweep"]
+    assert (entry["task"], entry["schedule"]) == ("cacheworkers.sweep", 60.0)
+    assert entry["options"] == {"queue": "cw.upkeep", "expires": 60.0, "ignore_result": True}
+
+
+def test_publishing_is_impatient_and_the_app_s_workers_stay_patient() -> None:
+    """The publisher's timeouts are its connection's, not the app's."""
+    app = Celery("shop")
+    bound(app)
+
+    options = settings.publisher_options(app)
+
+    assert options["socket_timeout"] < 1 and options["max_retries"] == 0
+    assert options["global_keyprefix"] == "cw:broker:"
+    assert app.conf.broker_transport_options["socket_timeout"] == 5
+
+
+@pytest.mark.parametrize("configured", ["before", "after"])
+def test_a_message_is_its_worker_s_for_longer_than_it_may_run(configured: str) -> None:
+    """Else the message of a slow loader is redelivered while it still runs, and loaded twice."""
+    app = Celery("shop")
+    workers = bound(app)
+    if configured == "before":
+        assert app.conf.broker_transport_options["visibility_timeout"] == settings.VISIBILITY
+
+    workers.register(PLAIN)
+    workers.register(LoaderInfo("report", 300.0, False, 100))
+
+    assert app.tasks["cacheworkers.load.report"].time_limit < app.conf.broker_transport_options["visibility_timeout"]
+
+
+def test_a_visibility_of_the_user_s_own_stays() -> None:
+    app = Celery("shop")
+    app.config_from_object(Conf)
+    workers = bound(app)
+    assert app.conf.broker_transport_options["visibility_timeout"] == 999
+
+    workers.register(LoaderInfo("report", 1800.0, False, 100))
+
+    assert app.conf.broker_transport_options["visibility_timeout"] == 999
+
+
+# -- tasks
+
+
+@pytest.mark.parametrize("is_finalized", [False, True])
+def test_a_loader_s_task(is_finalized: bool) -> None:
+    """Late ack, rejected with its worker, ended by time limits in this order; also declared after the app is final."""
+    app = Celery("shop")
+    workers = bound(app)
+    if is_finalized:
+        app.finalize()
+
+    workers.register(LoaderInfo("product", 3.0, False, 100, "10/s"))
+
+    task = app.tasks["cacheworkers.load.product"]
+    assert task.acks_late and task.reject_on_worker_lost and task.ignore_result and task.acks_on_failure_or_timeout
+    assert 8 * 3.0 < task.soft_time_limit < task.time_limit
+    assert (task.rate_limit, task.serializer) == ("10/s", "json")
+
+
+GOOD = ["product[1]", TOKEN, "", "miss"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "readable"),
+    [
+        (None, 0),
+        ("nonsense", 0),
+        ([], 0),
+        ([5], 0),
+        ([["product[1]", TOKEN, ""]], 0),
+        ([["product[1]", TOKEN, "", "urgent"]], 0),
+        ([GOOD, ["product[2]", 7, "", "miss"]], 1),
+        ([None, GOOD, GOOD], 2),
+    ],
+)
+def test_a_malformed_message_is_an_event_and_its_readable_leases_are_given_back(raw: Any, readable: int) -> None:
+    """It is not performed, raises nothing, and is not retried."""
+    performed: list[Any] = []
+    given_back: list[Ask] = []
+    events: list[Any] = []
+    app = Celery("shop")
+    workers = bound(
+        app, perform=lambda *call: performed.append(call), undelivered=given_back.extend, emit=events.append
+    )
+    workers.register(PLAIN)
+
+    result = app.tasks["cacheworkers.load.product"].apply(kwargs={"asks": raw})
+
+    assert result.successful()
+    assert [type(event) for event in events] == [MalformedTask]
+    assert given_back == [an_ask(1)] * readable
+    assert performed == []
+
+
+def test_a_message_with_other_arguments_is_malformed_too() -> None:
+    events: list[Any] = []
+    app = Celery("shop")
+    bound(app, emit=events.append).register(PLAIN)
+
+    result = app.tasks["cacheworkers.load.product"].apply(args=(1, 2), kwargs={"what": 3})
+
+    assert result.successful()
+    assert [type(event) for event in events] == [MalformedTask]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (StoreUnavailable("gone"), [TaskDropped("cacheworkers.load.product", 1, "StoreUnavailable: gone")]),
+        (UnknownLoader("product"), []),
+    ],
+)
+def test_a_task_that_cannot_load_ends_without_raising(raised: Exception, expected: list[Any]) -> None:
+    """Without the store there is nothing to give back; an unknown loader's leases are the performer's to give back."""
+    events: list[Any] = []
+
+    def perform(*_: Any) -> None:
+        raise raised
+
+    app = Celery("shop")
+    bound(app, perform=perform, emit=events.append).register(PLAIN)
+
+    result = app.tasks["cacheworkers.load.product"].apply(kwargs={"asks": [GOOD]})
+
+    assert result.successful()
+    assert events == expected
+
+
+def test_what_tools_show_of_a_message_is_short() -> None:
+    assert shown([an_ask(42)]) == "product[42]"
+    assert shown([an_ask(42), *(an_ask(n) for n in range(17))]) == "product[42] +17"
+    assert len(shown([Ask("find", f'find["{"x" * 500}"]', TOKEN, "", "miss")])) == 120
+
+
+def test_asks_are_read_as_they_were_sent() -> None:
+    assert read_asks("product", [GOOD]) == ([an_ask(1)], "")

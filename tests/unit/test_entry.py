@@ -1,0 +1,71 @@
+"""Entries: their envelope, their freshness, what a reader does with them, how long they live."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cacheworkers import Policy
+from cacheworkers.core import envelope
+from cacheworkers.core.entry import DECISIONS, Action, Entry, Freshness, decide, life_of
+from cacheworkers.errors import EnvelopeError
+
+
+def entry(**changes: Any) -> Entry:
+    made = Entry("find[1]", ("a", "b"), b'{"x":1}', 100.0, 200.0, 300.0, 400.0, 60.0, 0.25, 7, b"12345678")
+    return msgspec.structs.replace(made, **changes)
+
+
+def test_envelope_carries_an_entry_whole() -> None:
+    raw = envelope.pack(entry())
+
+    assert envelope.unpack(raw) == entry()
+    assert envelope.version_of(raw) == b"12345678"
+
+
+@given(st.binary(max_size=200))
+def test_foreign_bytes_are_no_envelope(raw: bytes) -> None:
+    with pytest.raises(EnvelopeError):
+        envelope.unpack(raw)
+
+
+@pytest.mark.parametrize("cut", range(1, 80))
+def test_cut_envelopes_are_no_envelopes(cut: int) -> None:
+    with pytest.raises(EnvelopeError):
+        envelope.unpack(envelope.pack(entry(payload=b""))[:-cut])
+
+
+def test_freshness_changes_at_its_instants() -> None:
+    seen = [entry().freshness(now).value for now in (199.9, 200.0, 299.9, 300.0, 399.9, 400.0)]
+
+    assert seen == ["fresh", "stale", "stale", "lapsed", "lapsed", "missing"]
+
+
+@pytest.mark.parametrize(("found", "action"), DECISIONS.items())
+def test_decision_table(found: tuple[Freshness, bool, bool], action: Action) -> None:
+    freshness, is_early, is_failing = found
+
+    assert decide(freshness, is_early=is_early, is_failing=is_failing) is action
+    assert (action is Action.RAISE) == (freshness is Freshness.MISSING and is_failing)
+
+
+def test_early_revalidation_grows_likelier_towards_the_end() -> None:
+    assert entry().early_at(1.0, 1.0) == 200.0
+    assert entry().early_at(1.0, 0.01) < entry().early_at(1.0, 0.5) < 200.0
+
+
+def test_life_of_none_has_no_stale_period_and_jitter_only_shortens() -> None:
+    policy = Policy(fresh_for=100, jitter=0.5, negative_for=10)
+    made = life_of(
+        policy, created=0, load_time=0, is_negative=False, fresh_for=None, is_held_off=False, chance=lambda: 1
+    )
+    none = life_of(
+        policy, created=0, load_time=0, is_negative=True, fresh_for=None, is_held_off=False, chance=lambda: 0
+    )
+
+    assert made.fresh_until == 50
+    assert none.fresh_until == none.stale_until == 10
