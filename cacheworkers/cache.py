@@ -18,7 +18,7 @@ from cacheworkers.core.codec import Codec, annotation_of
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import CallError, ConfigError, DeclarationError, StoreError, UnknownLoader
-from cacheworkers.events import Event, Hook, MalformedTask, StoreLost, Swept, UnknownTask
+from cacheworkers.events import Event, Hook, MalformedTask, StoreBack, StoreLost, Swept, UnknownTask
 from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags
 from cacheworkers.flows.load import load
@@ -102,7 +102,13 @@ class Cache:
         keys = Keyspace(config.namespace, config.tag_shards)
         clock, gate = StoreClock(), Gate()
         breaker = Breaker(config.breaker_for)
-        link = Link(config, breaker, clock, on_lost=lambda error: self._emit(StoreLost(error)))
+        link = Link(
+            config,
+            breaker,
+            clock,
+            on_lost=lambda error: self._emit(StoreLost(error)),
+            on_back=lambda: self._emit(StoreBack()),
+        )
         l1, waiters = L1(config.l1_entries, config.l1_bytes), Waiters()
 
         def on_entry(call: str) -> None:
@@ -342,6 +348,7 @@ class Cache:
         def release() -> None:
             with contextlib.suppress(StoreError):
                 self._ports.store.release([(call, name)]).run()
+            self._ports.waiters.wake(call)
 
         with contextlib.suppress(RuntimeError):  # closed, or the interpreter is ending: the lease runs out by itself
             self._background.submit(release)

@@ -42,13 +42,17 @@ class Breaker:
             self._probe_at = now + self._open_for
             return True
 
-    def failed(self) -> None:
-        """Note a failure: open, and stay open for `open_for` seconds from now."""
+    def failed(self) -> bool:
+        """Note a failure: open, and stay open for `open_for` seconds from now; True if it was closed."""
         with self._lock:
             self._probe_at = self._clock() + self._open_for
-            self.is_open = True
+            was_open, self.is_open = self.is_open, True
+        return not was_open
 
-    def succeeded(self) -> None:
-        """Note a success: close."""
-        if self.is_open:
-            self.is_open = False
+    def succeeded(self) -> bool:
+        """Note a success: close; True if it was open."""
+        if not self.is_open:
+            return False
+        with self._lock:
+            was_open, self.is_open = self.is_open, False
+        return was_open

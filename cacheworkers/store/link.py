@@ -60,8 +60,9 @@ class Breaker(Protocol):
     """Says whether a dead store is worth asking again."""
 
     def allows(self) -> bool: ...
-    def failed(self) -> None: ...
-    def succeeded(self) -> None: ...
+    def failed(self) -> bool: ...
+    def succeeded(self) -> bool: ...
+    def reset(self) -> None: ...
 
 
 class Request:
@@ -88,11 +89,25 @@ class Request:
 class Link:
     """Connections of this process to the store, sync and async, standalone, Sentinel or Cluster."""
 
-    def __init__(self, config: Config, breaker: Breaker, clock: StoreClock, *, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        breaker: Breaker,
+        clock: StoreClock,
+        *,
+        on_lost: Callable[[str], None],
+        on_back: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            on_lost: called with an error when the breaker opens.
+            on_back: called when it closes again.
+        """
         self._config = config
         self._breaker = breaker
         self._clock = clock
         self._on_lost = on_lost
+        self._on_back = on_back
         self._where = parse_url(config.redis_url)
         self._sync: Any = None
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
@@ -107,6 +122,7 @@ class Link:
         """Forget all connections, as a child does after a fork: the parent's sockets are not its own."""
         self._sync = None
         self._async = weakref.WeakKeyDictionary()
+        self._breaker.reset()
 
     def close(self) -> None:
         """Close the sync connections."""
@@ -237,14 +253,15 @@ class Link:
         except MaxConnectionsError as error:
             raise StoreUnavailable(f"no free connection to the store at {self._where.shown}") from error
         except _UNAVAILABLE as error:
-            self._breaker.failed()
             text = f"the store at {self._where.shown} is unavailable: {type(error).__name__}: {error}"
-            self._on_lost(text)
+            if self._breaker.failed():
+                self._on_lost(text)
             raise StoreUnavailable(text) from error
         except RedisError as error:
             raise StoreError(f"the store at {self._where.shown} answered {type(error).__name__}: {error}") from error
         else:
-            self._breaker.succeeded()
+            if self._breaker.succeeded():
+                self._on_back()
 
     def _timed(self, client: Any) -> tuple[Any, float, float]:
         sent = time.monotonic()

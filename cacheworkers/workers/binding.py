@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,12 +12,15 @@ from celery import Celery
 from celery.signals import task_unknown, worker_process_init
 
 from cacheworkers.config import Config
-from cacheworkers.errors import CacheworkersError, StoreError, UnknownLoader
+from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import Ask
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.queue import AskQueue, LoaderInfo
 from cacheworkers.workers.settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
+
+#: Task names are not the namespace's: two caches on one app would answer for each other.
+_bound: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
 class CeleryWorkers:
@@ -122,16 +126,24 @@ def bind(
 
     What the app's configuration does not set itself, before or after, it then has: `worker_prefetch_multiplier` 1,
     `broker_connection_retry_on_startup`, and in `broker_transport_options`, option by option, those of
-    `settings.WORKER` and `settings.COMMON` and a `global_keyprefix`.  Routes for our tasks come after its own.  Adds
-    the upkeep tasks `cacheworkers.<name>` and their beat entries `cacheworkers-<name>`, unless an entry of that name
-    is there; and disposes of inherited connections in each pool child.  Publishing uses a connection of its own, with
-    other timeouts.
+    `settings.WORKER` and `settings.COMMON`; no `global_keyprefix`, for it would rename queues that are not ours.
+    Routes for our tasks come after its own.  Adds the upkeep tasks `cacheworkers.<name>` and their beat entries
+    `cacheworkers-<name>`, unless an entry of that name is there; and disposes of inherited connections in each pool
+    child.  Publishing uses a connection of its own, with other timeouts.
 
     Args:
         perform: loads asks of one loader in this thread; the last argument says whether the message was redelivered.
         undelivered: gives leases back; called from the publisher thread, and in workers.
         upkeep: name -> (what to run, every how many seconds).
+
+    Raises:
+        ConfigError: the app is bound already.
     """
+    if app in _bound:
+        raise ConfigError(
+            f"a Celery app may be bound to one Cache, {app!r} is bound to another: they would share their tasks"
+        )
+    _bound.add(app)
     schedule: dict[str, dict[str, Any]] = {}
     for name, (work, every) in upkeep.items():
         app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(_upkeep(work))

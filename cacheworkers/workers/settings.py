@@ -51,7 +51,7 @@ class WorkerSettings:
     def __init__(self, app: Celery, config: Config, schedule: Mapping[str, dict[str, Any]]) -> None:
         self._app = app
         self._plain = {"worker_prefetch_multiplier": 1, "broker_connection_retry_on_startup": True}
-        self._transport: dict[str, Any] = {**WORKER, **COMMON, "global_keyprefix": f"{config.namespace}:broker:"}
+        self._transport: dict[str, Any] = {**WORKER, **COMMON}
         self._schedule = schedule
         # Messages of readers and of beat name their queues; these are for what somebody sends by hand.
         self._routes: dict[str, Any] = {f"{PREFIX}*": {"queue": config.queues.revalidate}}

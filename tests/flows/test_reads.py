@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from cacheworkers import BulkheadFull, Cache, CallError, Freshness, KeyMissing, Load, LoadError, LoadErrors, LoadTimeout
+from cacheworkers import (
+    BulkheadFull,
+    Cache,
+    CallError,
+    Config,
+    Freshness,
+    KeyMissing,
+    Load,
+    LoadError,
+    LoadErrors,
+    LoadTimeout,
+)
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -236,6 +247,22 @@ def test_l1_serves_while_the_store_is_gone_and_is_emptied_when_it_is_back(events
         wait_until(lambda: cache._ports.listener.is_up)
         assert cache._ports.l1.get("number[1]") is None
         cache.close()
+
+
+def test_a_store_that_goes_and_comes_back_is_two_events(events: list[Any]) -> None:
+    """However many reads find it gone, it is lost once; the first answer says that it is back."""
+    with Valkey() as server:
+        cache = Cache(Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append)
+        number, _ = counted(cache)
+        number.get(1)
+        server.kill()
+        for n in (2, 3, 4):
+            assert number.get(n) == n * 10
+        server.start()
+        assert number.get(5) == 50
+        cache.close()
+
+    assert [type(e).__name__ for e in events if type(e).__name__.startswith("Store")] == ["StoreLost", "StoreBack"]
 
 
 def test_change_elsewhere_drops_the_entry_from_this_process(make_cache: Any) -> None:

@@ -65,7 +65,7 @@ class Web:
     def messages(self, queue: str) -> list[dict[str, Any]]:
         """Return the messages of a queue, oldest first, as they are in the broker."""
         with self.app.connection_for_read() as connection:
-            raw = connection.default_channel.client.lrange(f"cw:broker:{queue}", 0, -1)
+            raw = connection.default_channel.client.lrange(queue, 0, -1)
         return [json.loads(each) for each in reversed(raw)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from cacheworkers import Config
-from cacheworkers.errors import StoreUnavailable, UnknownLoader
+from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
 from cacheworkers.events import MalformedTask, TaskDropped
 from cacheworkers.flows.ports import Ask, QueueKind
 from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, settings
@@ -319,11 +319,7 @@ def test_an_app_that_sets_nothing_gets_the_defaults() -> None:
     bound(app)
 
     assert app.conf.worker_prefetch_multiplier == 1
-    assert app.conf.broker_transport_options == {
-        **settings.WORKER,
-        **settings.COMMON,
-        "global_keyprefix": "cw:broker:",
-    }
+    assert app.conf.broker_transport_options == {**settings.WORKER, **settings.COMMON}
     assert queue_of(app, "product") == "cw.revalidate"
     entry = app.conf.beat_schedule["cacheworkers-sweep"]
     assert (entry["task"], entry["schedule"]) == ("cacheworkers.sweep", 60.0)
@@ -338,7 +334,6 @@ def test_publishing_is_impatient_and_the_app_s_workers_stay_patient() -> None:
     options = settings.publisher_options(app)
 
     assert options["socket_timeout"] < 1 and options["max_retries"] == 0
-    assert options["global_keyprefix"] == "cw:broker:"
     assert app.conf.broker_transport_options["socket_timeout"] == 5
 
 
@@ -463,3 +458,12 @@ def test_what_tools_show_of_a_message_is_short() -> None:
 
 def test_asks_are_read_as_they_were_sent() -> None:
     assert read_asks("product", [GOOD]) == ([an_ask(1)], "")
+
+
+def test_an_app_is_bound_once() -> None:
+    """Tasks are named after loaders: two caches on one app would load for each other."""
+    app = Celery("shop")
+    bound(app)
+
+    with pytest.raises(ConfigError, match="one Cache"):
+        bound(app)
