@@ -59,6 +59,8 @@ _TRY_AGAIN = 5
 class Breaker(Protocol):
     """Says whether a dead store is worth asking again."""
 
+    is_open: bool
+
     def allows(self) -> bool: ...
     def failed(self) -> bool: ...
     def succeeded(self) -> bool: ...
@@ -244,6 +246,7 @@ class Link:
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         """Translate the client's errors, and keep the breaker informed."""
+        is_probe = self._breaker.is_open
         if not self._breaker.allows():
             raise StoreUnavailable(f"the store at {self._where.shown} did not answer lately; its breaker is open")
         try:
@@ -260,7 +263,8 @@ class Link:
         except RedisError as error:
             raise StoreError(f"the store at {self._where.shown} answered {type(error).__name__}: {error}") from error
         else:
-            if self._breaker.succeeded():
+            # Only a probe closes it: other successes may be answers from before the failure.
+            if is_probe and self._breaker.succeeded():
                 self._on_back()
 
     def _timed(self, client: Any) -> tuple[Any, float, float]:

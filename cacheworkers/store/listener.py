@@ -173,6 +173,9 @@ class Listener:
                 time.sleep(backoff * (0.5 + random.random() / 2))
                 backoff = min(backoff * 2, _BACKOFF[1])
             except Exception as error:  # a bug in a callback must not leave L1 serving what it no longer hears of
+                if self._is_closed:  # its sockets were closed under it
+                    self._lose(error)
+                    return
                 log.exception("listener failed")
                 self._lose(error)
                 time.sleep(_BACKOFF[1])
