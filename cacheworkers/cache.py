@@ -162,6 +162,7 @@ class Cache:
                 upkeep={"sweep": (self.sweep, config.sweep_every)},
                 emit=self._emit,
                 reset_after_fork=self._reset_after_fork,
+                waited_for=lambda: ports.waiters.calls,
             )
         ports.dispatcher = _Deliverable(self, self._workers)
         _caches.add(self)
@@ -384,7 +385,7 @@ class _Deliverable:
 
 
 def _info(spec: LoaderSpec, config: Config) -> LoaderInfo:
-    return LoaderInfo(spec.name, spec.load_for, spec.is_batch, config.batch_size, spec.rate_limit)
+    return LoaderInfo(spec.name, spec.load_for, spec.is_batch, config.batch_size, spec.rate_limit, spec.pace)
 
 
 def _after_fork_in_child() -> None:

@@ -19,6 +19,7 @@ from cacheworkers.flows.driver import Step
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.l1 import L1
+from cacheworkers.local.pace import Pace
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
 from cacheworkers.store.listener import Listener
@@ -67,6 +68,7 @@ class LoaderSpec:
     is_batch: bool
     is_async: bool
     rate_limit: str | None = None
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def load_for(self) -> float:

@@ -142,6 +142,8 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float) -> Flo
     waited = ports.clock.monotonic() - turn.started
     freshness = entry.freshness(now)
     is_mine = entry.created >= began_at
+    if is_mine:
+        loader.pace.note(entry.load_time)
     if freshness is Freshness.LAPSED:
         turn.lapsed = (entry, value)
         if is_mine:

@@ -176,6 +176,11 @@ class Waiters:
         with self._lock:
             return sum(len(flight._waiters) for flight in list(self._flights.values()))
 
+    @property
+    def calls(self) -> int:
+        """How many calls are waited for, roughly: not locked."""
+        return len(self._flights)
+
     def enter(self, call: str) -> Waiter:
         """Register for a call's pushes; from now on none is missed."""
         return Waiter(self, call)

@@ -34,6 +34,7 @@ class CeleryWorkers:
         perform: Callable[[str, list[Ask], bool], None],
         undelivered: Callable[[list[Ask]], None],
         emit: Callable[[Event], None],
+        waited_for: Callable[[], int],
     ) -> None:
         self._app = app
         self._settings = settings
@@ -42,7 +43,9 @@ class CeleryWorkers:
         self._emit = emit
         self._infos: dict[str, LoaderInfo] = {}
         self._publisher = Publisher(app, config, undelivered, emit)
-        self._queue = AskQueue(self._publisher.publish, self._infos.get, config.dispatch_queue, unsent=undelivered)
+        self._queue = AskQueue(
+            self._publisher.publish, self._infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
+        )
 
     def register(self, info: LoaderInfo) -> None:
         """Make the task of a loader; before workers start, for they look for tasks only then.
@@ -121,6 +124,7 @@ def bind(
     upkeep: Mapping[str, tuple[Callable[[], object], float]],
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
+    waited_for: Callable[[], int] = lambda: 0,
 ) -> CeleryWorkers:
     """Bind the user's Celery app, and return the dispatcher.
 
@@ -134,6 +138,7 @@ def bind(
     Args:
         perform: loads asks of one loader in this thread; the last argument says whether the message was redelivered.
         undelivered: gives leases back; called from the publisher thread, and in workers.
+        waited_for: returns how many calls this process's readers wait for.
         upkeep: name -> (what to run, every how many seconds).
 
     Raises:
@@ -152,7 +157,7 @@ def bind(
             "schedule": every,
             "options": {"queue": config.queues.upkeep, "expires": every, "ignore_result": True},
         }
-    workers = CeleryWorkers(app, config, WorkerSettings(app, config, schedule), perform, undelivered, emit)
+    workers = CeleryWorkers(app, config, WorkerSettings(app, config, schedule), perform, undelivered, emit, waited_for)
 
     def forked(**_: Any) -> None:
         reset_after_fork()

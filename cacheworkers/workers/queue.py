@@ -14,12 +14,19 @@ from typing import Protocol
 import msgspec
 
 from cacheworkers.flows.ports import Ask
+from cacheworkers.local.pace import Pace
 
 log = logging.getLogger("cacheworkers")
 
 _ORDER = ("miss", "revalidate", "warm")
-#: Most calls of a plain loader in one message, where nobody waits for it.
+#: Most calls of a plain loader in one message: they are loaded one after the other.
 PLAIN_GROUP = 8
+#: ... and what they may take together where readers wait, seconds.  A message costs as much as a quick load or two.
+MISS_GROUP_FOR = 0.02
+#: While readers of this process wait for at least so many calls, workers are behind ...
+BACKED_UP = 16
+#: ... and a message may wait this long to fill, seconds: its calls would wait in the broker otherwise.
+LINGER_FOR = 0.01
 #: Their deadlines together, seconds: one message must not keep its worker, nor its redelivery, for longer.
 PLAIN_GROUP_FOR = 80.0
 #: How long `AskQueue.close` waits for what is queued, seconds.
@@ -34,12 +41,16 @@ class LoaderInfo(msgspec.Struct, frozen=True):
     is_batch: bool
     batch_size: int
     rate_limit: str | None = None
+    pace: Pace = msgspec.field(default_factory=Pace)
 
     def group_size(self, queue: str) -> int:
         """Return how many calls one message may carry: a reader waits for each miss, and a batch is one query."""
         if self.is_batch:
             return self.batch_size
-        return 1 if queue == "miss" else max(1, min(PLAIN_GROUP, int(PLAIN_GROUP_FOR // self.load_for)))
+        most = min(PLAIN_GROUP, int(PLAIN_GROUP_FOR // self.load_for))
+        if queue == "miss":
+            most = min(most, self.pace.fits(MISS_GROUP_FOR))
+        return max(1, most)
 
     @property
     def message_for(self) -> float:
@@ -56,7 +67,8 @@ class Send(Protocol):
 class AskQueue:
     """A bounded queue and the daemon threads that empty it, group by group; misses first.
 
-    What is queued while the threads are busy is grouped for the next: no read waits for a group to fill.
+    What is queued while the threads are busy is grouped for the next.  A read waits for a group to fill only where it
+    would wait anyway: workers are behind.
     """
 
     def __init__(
@@ -66,6 +78,7 @@ class AskQueue:
         most: int,
         *,
         unsent: Callable[[list[Ask]], None] = lambda asks: None,
+        waited_for: Callable[[], int] = lambda: 0,
         threads: int = 1,
         name: str = "cacheworkers-publisher",
     ) -> None:
@@ -75,12 +88,14 @@ class AskQueue:
             infos: answers for a loader's name.
             most: how many asks may wait.
             unsent: gets the asks that are never sent: their loader is unknown, sending raised, or the queue closed.
+            waited_for: returns how many calls this process's readers wait for.
             threads: how many groups are sent at once.
         """
         self._send = send
         self._infos = infos
         self._most = most
         self._unsent = unsent
+        self._waited_for = waited_for
         self._most_threads = threads
         self._name = name
         self.reset()
@@ -97,6 +112,7 @@ class AskQueue:
         self._count = 0
         self._threads = 0
         self._idle = 0
+        self._fills_at = 0
         self._is_closed = False
 
     def submit(self, ask: Ask) -> bool:
@@ -111,7 +127,8 @@ class AskQueue:
                 group = self._groups[ask.queue][ask.loader] = collections.deque()
             group.append(ask)
             self._count += 1
-            self._has_asks.notify()
+            if self._count >= self._fills_at:
+                self._has_asks.notify()
         return True
 
     def close(self) -> bool:
@@ -149,6 +166,7 @@ class AskQueue:
             with self._has_asks:
                 while not self._count and not self._is_closed:
                     self._has_asks.wait()
+                self._linger()
                 self._idle -= 1
                 if not self._count:
                     self._threads -= 1
@@ -160,6 +178,19 @@ class AskQueue:
             self._take_on(name, queue, info, asks)
             with self._has_asks:
                 self._idle += 1
+
+    def _linger(self) -> None:
+        """Let the group that is next fill, if workers are behind."""
+        if self._is_closed or not self._count or self._waited_for() < BACKED_UP:
+            return
+        queue = next(q for q in _ORDER if self._groups[q])
+        name, waiting = next(iter(self._groups[queue].items()))
+        info = self._infos(name)
+        missing = 0 if info is None else min(info.group_size(queue), PLAIN_GROUP) - len(waiting)
+        if missing > 0:
+            self._fills_at = self._count + missing
+            self._has_asks.wait(LINGER_FOR)
+            self._fills_at = 0
 
     def _take_on(self, name: str, queue: str, info: LoaderInfo | None, asks: list[Ask]) -> None:
         if info is None:
