@@ -5,16 +5,15 @@ Durations are seconds.  Hits in L1 make no event: they are counted where they ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 Outcome = Literal["stored", "refused", "conflict", "failed", "left"]
 
 
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Anything that happened."""
-
-    __slots__ = ()
 
 
 class Hook(Protocol):
@@ -23,8 +22,7 @@ class Hook(Protocol):
     def __call__(self, event: Event, /) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Served(Event):
+class Served(Event, frozen=True):
     """A read returned a value, after waiting `waited` for it."""
 
     loader: str
@@ -34,8 +32,7 @@ class Served(Event):
     waited: float
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFailed(Event):
+class ReadFailed(Event, frozen=True):
     """A read raised: LoadError, LoadTimeout, StoreUnavailable."""
 
     loader: str
@@ -43,8 +40,7 @@ class ReadFailed(Event):
     waited: float
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded(Event):
+class Loaded(Event, frozen=True):
     """One load of one call ended; `where` is "worker" or "reader"."""
 
     loader: str
@@ -55,24 +51,21 @@ class Loaded(Event):
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimDenied(Event):
+class ClaimDenied(Event, frozen=True):
     """A reader did not get the lease: "held", "moved" (a newer entry is there) or "backoff"."""
 
     loader: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TookOver(Event):
+class TookOver(Event, frozen=True):
     """A reader took a lease over whose holder had not begun: workers are dead, or the queue is stuck."""
 
     loader: str
     call: str
 
 
-@dataclass(frozen=True, slots=True)
-class Published(Event):
+class Published(Event, frozen=True):
     """One task message went out."""
 
     loader: str
@@ -80,8 +73,7 @@ class Published(Event):
     calls: int
 
 
-@dataclass(frozen=True, slots=True)
-class PublishFailed(Event):
+class PublishFailed(Event, frozen=True):
     """One task message did not go out; its leases are given back."""
 
     loader: str
@@ -90,16 +82,14 @@ class PublishFailed(Event):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class MalformedTask(Event):
+class MalformedTask(Event, frozen=True):
     """A worker got a task message that it cannot read; it is dropped."""
 
     task: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskDropped(Event):
+class TaskDropped(Event, frozen=True):
     """A worker could not load what a task message asks for, for want of the store; the leases run out."""
 
     task: str
@@ -107,16 +97,14 @@ class TaskDropped(Event):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownTask(Event):
+class UnknownTask(Event, frozen=True):
     """A worker got loads of a loader that it does not know; their leases are given back."""
 
     name: str
     calls: int
 
 
-@dataclass(frozen=True, slots=True)
-class Poisoned(Event):
+class Poisoned(Event, frozen=True):
     """A call's loads kept dying with their worker; it is a cached failure now."""
 
     loader: str
@@ -124,16 +112,14 @@ class Poisoned(Event):
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class UnreadableEntry(Event):
+class UnreadableEntry(Event, frozen=True):
     """An entry is foreign, of another version, or does not decode; read as a miss."""
 
     call: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Invalidated(Event):
+class Invalidated(Event, frozen=True):
     """An invalidation is acknowledged."""
 
     tags: tuple[str, ...]
@@ -142,8 +128,7 @@ class Invalidated(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Swept(Event):
+class Swept(Event, frozen=True):
     """A sweep ended."""
 
     members: int
@@ -152,42 +137,36 @@ class Swept(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class StoreLost(Event):
+class StoreLost(Event, frozen=True):
     """A call to the store failed and its breaker opened."""
 
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreBack(Event):
+class StoreBack(Event, frozen=True):
     """The store answers again."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerUp(Event):
+class ListenerUp(Event, frozen=True):
     """The listener hears pushes; L1 may answer."""
 
     master: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerDown(Event):
+class ListenerDown(Event, frozen=True):
     """The listener lost its connection; L1 is bypassed while the store answers."""
 
     master: str
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerLag(Event):
+class ListenerLag(Event, frozen=True):
     """A ping's round trip on the listener's connection, and with it the longest a push may be late."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class HookFailed(Event):
+class HookFailed(Event, frozen=True):
     """Never emitted to the hook that failed; logged."""
 
     error: str

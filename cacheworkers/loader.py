@@ -16,6 +16,8 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
+from cacheworkers.errors import StoreError
+from cacheworkers.events import Served
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
@@ -108,22 +110,31 @@ class _Face(Generic[T]):
         return reading.read(self._ports, self._spec, call, self._wanted(call, arguments, decode))
 
     def _wanted(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> reading.Wanted:
-        policy = self._spec.policy
-        index = self._index if arguments is not None and self._spec.signature.positional_keys else None
-        is_decoded = decode is not _as_is
-
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
-            self._ports.l1.fill(
-                call.text,
-                entry=entry,
-                value=value if is_decoded and self._is_shareable else MISSING,
-                until=until,
-                guard=guard,
-                index=index,
-                arguments=arguments,
-            )
+            self._keep(call, arguments, decode, entry, value, guard, until)
 
-        return reading.Wanted(decode, self._since, policy.wait_for, keep if self._l1_for else None)
+        return reading.Wanted(decode, self._since, self._spec.policy.wait_for, keep if self._l1_for else None)
+
+    def _keep(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        entry: Entry,
+        value: Any,
+        guard: int,
+        until: float,
+    ) -> None:
+        """Keep an entry in L1, until a monotonic instant."""
+        self._ports.l1.fill(
+            call.text,
+            entry=entry,
+            value=value if self._is_shareable and decode is not _as_is else MISSING,
+            until=until,
+            guard=guard,
+            index=self._index if arguments is not None and self._spec.signature.positional_keys else None,
+            arguments=arguments,
+        )
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[Any, ...] | None]:
         return self._bind(args, kwargs), None if kwargs else args
@@ -143,12 +154,67 @@ class _Face(Generic[T]):
 
     # -- shared by both faces of both kinds
 
+    def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
+        """Read a call that L1 does not answer."""
+        if loads.current.get() is None:
+            ports = self._ports
+            ports.listener.start()
+            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._gate.is_coherent
+            try:
+                raw = ports.store.get(call.text).run()
+            except StoreError:  # the flow knows what to do without the store
+                raw = None
+            if raw is not None:
+                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
+                if found is not None:
+                    return found
+        return run(self._flow(call, arguments, decode))
+
+    async def _athrough_store(
+        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
+    ) -> Read:
+        """Read a call that L1 does not answer, on the running loop."""
+        if loads.current.get() is None:
+            ports = self._ports
+            ports.listener.start()
+            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._gate.is_coherent
+            try:
+                raw = await ports.store.batcher.get(call.text)
+            except StoreError:
+                raw = None
+            if raw is not None:
+                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
+                if found is not None:
+                    return found
+        return await arun(self._flow(call, arguments, decode))
+
+    def _fresh(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        raw: bytes,
+        started: float,
+        guard: int | None,
+    ) -> Read | None:
+        """Return what the store had, if it is fresh; kept in L1 under a guard that was taken before."""
+        found = reading.fresh_hit(self._ports, self._spec, call, raw, self._since, decode)
+        if found is None:
+            return None
+        entry, value, now, l1_until = found
+        at = monotonic()
+        if guard is not None and self._l1_for:
+            self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
+        age = now - entry.created
+        self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
+        return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
+
     def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call)
         if slot is not None:
             return self._value(slot)
-        value: T = run(self._flow(call, arguments, self._codec.decode)).value
+        value: T = self._through_store(call, arguments, self._codec.decode).value
         return value
 
     async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
@@ -156,27 +222,27 @@ class _Face(Generic[T]):
         slot = self._slot(call)
         if slot is not None:
             return self._value(slot)
-        value: T = (await arun(self._flow(call, arguments, self._codec.decode))).value
+        value: T = (await self._athrough_store(call, arguments, self._codec.decode)).value
         return value
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call)
-        return self._read_slot(slot) if slot is not None else run(self._flow(call, arguments, self._codec.decode))
+        return self._read_slot(slot) if slot else self._through_store(call, arguments, self._codec.decode)
 
     async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call)
         if slot is not None:
             return self._read_slot(slot)
-        return await arun(self._flow(call, arguments, self._codec.decode))
+        return await self._athrough_store(call, arguments, self._codec.decode)
 
     def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call)
         if slot is not None:
             return slot.payload
-        payload: bytes = run(self._flow(call, arguments, _as_is)).value
+        payload: bytes = self._through_store(call, arguments, _as_is).value
         return payload
 
     async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -184,7 +250,7 @@ class _Face(Generic[T]):
         slot = self._slot(call)
         if slot is not None:
             return slot.payload
-        payload: bytes = (await arun(self._flow(call, arguments, _as_is))).value
+        payload: bytes = (await self._athrough_store(call, arguments, _as_is)).value
         return payload
 
     def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
@@ -242,7 +308,12 @@ class Loader(_Face[T], Generic[P, T]):
                     slot.reads += 1
                     value = slot.value
                     return self._value(slot) if value is MISSING else value
-        return await self._aget(args, kwargs)
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return self._value(slot)
+        found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value
+        return found
 
     def read(self, *args: P.args, **kwargs: P.kwargs) -> Read:
         """Return the value with its freshness, tier, age in seconds and sequence number; raises as `get` does."""

@@ -40,7 +40,6 @@ CLIENTS = {
     "kombu": {"workers", "testing"},
     "billiard": {"workers"},
     "sqlalchemy": {"sql"},
-    "msgspec": set(FLOORS) - {"leaves"},
 }
 #: Packages of an extra -> rooms that are edges: there they may be imported at the top.
 OPTIONAL: dict[str, set[str]] = {
@@ -297,7 +296,7 @@ BAD = {
     "redis in core": (misplaced_packages, "core/x.py", "import redis.asyncio\n"),
     "celery in flows": (misplaced_packages, "flows/x.py", "def f():\n    from celery import Celery\n"),
     "sqlalchemy runs in a face": (misplaced_packages, "cache.py", "from sqlalchemy.orm import Session\n"),
-    "msgspec in a leaf": (misplaced_packages, "policy.py", "import msgspec\n"),
+    "redis in a leaf": (misplaced_packages, "policy.py", "import redis\n"),
     "optional at the top": (misplaced_packages, "core/x.py", "import pydantic\n"),
     "circle": (import_cycles, "core/x.py", "import cacheworkers.core.x_two\n"),
     "bare call": (unconsumed_flows, "flows/x.py", FLOW + "def f() -> Flow[int]:\n    look()\n    yield 1\n"),

@@ -88,6 +88,27 @@ def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted) -> Flow[R
     return found
 
 
+def fresh_hit(
+    ports: Ports, loader: LoaderSpec, call: Call, raw: bytes, since: int, decode: Callable[[bytes], Any]
+) -> tuple[Entry, Any, float, float] | None:
+    """Return `(entry, value, now, until when L1 may answer)`, if the entry is fresh and nothing is to be asked for.
+
+    Most reads that reach the store end here, without a flow and without a place among the waiters.  None: the flow
+    must see to it.
+    """
+    try:
+        entry = envelope.unpack(raw)
+        now = ports.clock.now()
+        if now >= entry.fresh_until or entry.call != call.text or entry.seq < since:
+            return None
+        early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
+        if now >= early_at:
+            return None
+        return entry, decode(entry.payload), now, min(early_at, entry.fresh_until)
+    except (EnvelopeError, CodecError):
+        return None
+
+
 def peek(ports: Ports, call: Call, wanted: Wanted) -> Flow[Read | None]:
     """Return what is in the store, fresh, stale or lapsed; never loads and never asks."""
     raw = yield ports.store.get(call.text)

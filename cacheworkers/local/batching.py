@@ -34,11 +34,10 @@ class Batcher:
         self._turns: dict[_Loop, _Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def get(self, key: str) -> bytes | None:
-        """Return a key's value, fetched together with what else this turn of the loop asks for.
+    def get(self, key: str) -> _Future:
+        """Return a future of a key's value, fetched together with what else this turn of the loop asks for.
 
-        Raises:
-            Exception: whatever the fetch that had this key raised.
+        It fails with whatever the fetch that had this key raised.
         """
         loop = asyncio.get_running_loop()
         future: _Future = loop.create_future()
@@ -52,7 +51,7 @@ class Batcher:
             turn[key].append(future)
         else:
             turn[key] = [future]
-        return await future
+        return future
 
     async def _send(self, loop: _Loop) -> None:
         # From here on nobody joins.

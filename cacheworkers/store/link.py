@@ -7,10 +7,9 @@ costs seconds instead of one timeout.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -30,7 +29,6 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
-    RedisError,
     ResponseError,
     TimeoutError,
     TryAgainError,
@@ -42,6 +40,7 @@ from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, StoreFull, StoreUnavailable, UnsafeStore
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.scripts import Script
+from cacheworkers.store.wires import Wires
 
 _UNAVAILABLE = (
     ConnectionError,
@@ -111,6 +110,9 @@ class Link:
         self._on_lost = on_lost
         self._on_back = on_back
         self._where = parse_url(config.redis_url)
+        self._wires = Wires(
+            lambda: self.client().connection_pool, lambda: self.aclient().connection_pool, config.store_timeout
+        )
         self._sync: Any = None
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
         self._is_checked = False
@@ -124,10 +126,12 @@ class Link:
         """Forget all connections, as a child does after a fork: the parent's sockets are not its own."""
         self._sync = None
         self._async = weakref.WeakKeyDictionary()
+        self._wires.reset()
         self._breaker.reset()
 
     def close(self) -> None:
         """Close the sync connections."""
+        self._wires.close()
         if self._sync is not None:
             self._sync.close()
             self._sync = None
@@ -140,30 +144,51 @@ class Link:
             StoreFull: a request needed memory that the store does not have.
             StoreError: a request was answered with an error.
         """
-        with self._guarded():
-            client = self.client()
+        is_probe = self._probes()
+        try:
             if not self._is_checked:
+                client = self.client()
                 self._learn(client.execute_command("INFO", "everything"), *self._timed(client))
-            return self._settle(client, requests, self._send(client, requests))
+            replies = self._send([request.words for request in requests])
+            again = _not_run(replies)
+            for _ in range(_TRY_AGAIN):
+                if not again:
+                    break
+                for at, reply in zip(again, self._send([requests[at].in_full() for at in again]), strict=True):
+                    replies[at] = reply
+                again = _not_run(replies)
+            _check(replies)
+        except Exception as error:
+            raise self._translated(error) from error
+        if is_probe:
+            self._answered()
+        return replies
 
     async def aexchange(self, requests: Sequence[Request]) -> list[Any]:
         """Do what `exchange` does, on the running loop."""
-        with self._guarded():
-            client = self.aclient()
+        is_probe = self._probes()
+        try:
             if not self._is_checked:
+                client = self.aclient()
                 info = await client.execute_command("INFO", "everything")
                 sent = time.monotonic()
                 answer = await client.execute_command("TIME")
                 self._learn(info, answer, sent, time.monotonic())
-            replies = await self._asend(client, requests)
-            for at in range(len(replies)):
-                for _ in range(_TRY_AGAIN):
-                    if not isinstance(replies[at], NoScriptError | TryAgainError):
-                        break
-                    with contextlib.suppress(ResponseError):
-                        replies[at] = await client.execute_command(*requests[at].in_full())
-                replies[at] = _checked(replies[at])
-            return replies
+            replies = await self._asend([request.words for request in requests])
+            again = _not_run(replies)
+            for _ in range(_TRY_AGAIN):
+                if not again:
+                    break
+                full = [requests[at].in_full() for at in again]
+                for at, reply in zip(again, await self._asend(full), strict=True):
+                    replies[at] = reply
+                again = _not_run(replies)
+            _check(replies)
+        except Exception as error:
+            raise self._translated(error) from error
+        if is_probe:
+            self._answered()
+        return replies
 
     # -- clients
 
@@ -196,10 +221,7 @@ class Link:
                 )
                 client = asentinel.master_for(where.service)
             else:
-                pool = redis.asyncio.BlockingConnectionPool.from_url(
-                    where.url, max_connections=32, timeout=20 * self._config.store_timeout, **options
-                )
-                client = redis.asyncio.Redis.from_pool(pool)
+                client = redis.asyncio.Redis.from_url(where.url, **options)
             self._async[loop] = client
         return client
 
@@ -209,63 +231,58 @@ class Link:
 
     # -- one round trip
 
-    def _send(self, client: Any, requests: Sequence[Request]) -> list[Any]:
-        if len(requests) == 1 or self.is_cluster:
-            return [_tried(client.execute_command, request.words) for request in requests]
-        pipeline = client.pipeline(transaction=False)
-        for request in requests:
-            pipeline.execute_command(*request.words)
-        return list(pipeline.execute(raise_on_error=False))
+    def _send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if not self.is_cluster:
+            return self._wires.exchange(commands)
+        client = self.client()
+        replies: list[Any] = []
+        for words in commands:
+            try:
+                replies.append(client.execute_command(*words))
+            except ResponseError as error:
+                replies.append(error)
+        return replies
 
-    async def _asend(self, client: Any, requests: Sequence[Request]) -> list[Any]:
-        if len(requests) == 1 or self.is_cluster:
-            replies: list[Any] = []
-            for request in requests:
-                try:
-                    replies.append(await client.execute_command(*request.words))
-                except ResponseError as error:
-                    replies.append(error)
-            return replies
-        pipeline = client.pipeline(transaction=False)
-        for request in requests:
-            pipeline.execute_command(*request.words)
-        return list(await pipeline.execute(raise_on_error=False))
-
-    def _settle(self, client: Any, requests: Sequence[Request], replies: list[Any]) -> list[Any]:
-        for at, request in enumerate(requests):
-            for _ in range(_TRY_AGAIN):
-                # NOSCRIPT after a restart, TRYAGAIN while a slot migrates: neither has run.
-                if not isinstance(replies[at], NoScriptError | TryAgainError):
-                    break
-                replies[at] = _tried(client.execute_command, request.in_full())
-            replies[at] = _checked(replies[at])
+    async def _asend(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if not self.is_cluster:
+            return await self._wires.aexchange(commands)
+        client = self.aclient()
+        replies: list[Any] = []
+        for words in commands:
+            try:
+                replies.append(await client.execute_command(*words))
+            except ResponseError as error:
+                replies.append(error)
         return replies
 
     # -- health
 
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Translate the client's errors, and keep the breaker informed."""
+    def _probes(self) -> bool:
+        """Return whether this exchange finds out if the store is back; raises while nobody should try."""
         is_probe = self._breaker.is_open
-        if not self._breaker.allows():
+        if is_probe and not self._breaker.allows():
             raise StoreUnavailable(f"the store at {self._where.shown} did not answer lately; its breaker is open")
-        try:
-            yield
-        except CacheworkersError:
-            raise
-        except MaxConnectionsError as error:
-            raise StoreUnavailable(f"no free connection to the store at {self._where.shown}") from error
-        except _UNAVAILABLE as error:
-            text = f"the store at {self._where.shown} is unavailable: {type(error).__name__}: {error}"
+        return is_probe
+
+    def _answered(self) -> None:
+        # Only a probe closes the breaker: other successes may be answers from before the failure.
+        if self._breaker.succeeded():
+            self._on_back()
+
+    def _translated(self, error: Exception) -> CacheworkersError:
+        """Return what to raise for a failed exchange, and keep the breaker informed."""
+        where = self._where.shown
+        if isinstance(error, CacheworkersError):
+            return error
+        if isinstance(error, MaxConnectionsError):
+            return StoreUnavailable(f"no free connection to the store at {where}")
+        if isinstance(error, _UNAVAILABLE):
+            text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
+            self._wires.drop()
             if self._breaker.failed():
                 self._on_lost(text)
-            raise StoreUnavailable(text) from error
-        except RedisError as error:
-            raise StoreError(f"the store at {self._where.shown} answered {type(error).__name__}: {error}") from error
-        else:
-            # Only a probe closes it: other successes may be answers from before the failure.
-            if is_probe and self._breaker.succeeded():
-                self._on_back()
+            return StoreUnavailable(text)
+        return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")
 
     def _timed(self, client: Any) -> tuple[Any, float, float]:
         sent = time.monotonic()
@@ -338,18 +355,17 @@ def parse_url(url: str) -> Where:
     raise ConfigError(f"redis_url must start with redis, rediss, unix, sentinel or cluster, got {scheme!r}")
 
 
-def _tried(command: Callable[..., Any], words: tuple[Any, ...]) -> Any:
-    """Return a command's reply, or the error that the server answered."""
-    try:
-        return command(*words)
-    except ResponseError as error:
-        return error
+def _not_run(replies: Sequence[Any]) -> list[int]:
+    """Return which requests to send again, in full: NOSCRIPT after a restart, TRYAGAIN while a slot migrates."""
+    return [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError | TryAgainError)]
 
 
-def _checked(reply: Any) -> Any:
-    """Return a reply that is none of the errors a caller cannot act on."""
-    if isinstance(reply, OutOfMemoryError) or (isinstance(reply, ResponseError) and "OOM " in str(reply)):
-        raise StoreFull(f"the store is out of memory: {reply}") from reply
-    if isinstance(reply, Exception) and not (isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")):
-        raise reply
-    return reply
+def _check(replies: Sequence[Any]) -> None:
+    """Raise the first error among replies, but for wrong types: something foreign is there, which a caller handles."""
+    for reply in replies:
+        if not isinstance(reply, Exception):
+            continue
+        if isinstance(reply, OutOfMemoryError) or (isinstance(reply, ResponseError) and "OOM " in str(reply)):
+            raise StoreFull(f"the store is out of memory: {reply}") from reply
+        if not (isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")):
+            raise reply

@@ -31,6 +31,7 @@ from cacheworkers.events import Event, ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.gate import Gate
 from cacheworkers.store.link import Link
+from cacheworkers.store.wire import unconnected
 
 log = logging.getLogger("cacheworkers")
 
@@ -267,12 +268,7 @@ class _Ear:
     """One master's connection: opened by redis-py (TLS, auth, names), read with hiredis alone."""
 
     def __init__(self, pool: Any, timeout: float, prefixes: tuple[str, ...]) -> None:
-        options = {**pool.connection_kwargs, "protocol": 3, "socket_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
-        options.pop("maint_notifications_config", None)
-        options.pop("maint_notifications_pool_handler", None)
-        if "connection_pool" in options:  # Sentinel: its connections ask the pool where the master is
-            options["connection_pool"] = pool
-        self._connection: Any = pool.connection_class(**options)
+        self._connection: Any = unconnected(pool, protocol=3, socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
         self._connection.connect()
         words = ["CLIENT", "TRACKING", "ON", "BCAST"]
         for prefix in prefixes:

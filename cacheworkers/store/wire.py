@@ -1,0 +1,216 @@
+"""Wires: one connection each, opened by redis-py (TLS, auth, Sentinel, names), then driven with hiredis alone.
+
+A round trip through redis-py's client costs more Python than all the rest of a read.  Here it is one write and one
+read.  A wire that failed in any way is never used again: its late replies would be taken for another request's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+from redis import exceptions as redis_errors
+
+#: A wire that was idle for longer is looked at before it is used: the server may have closed it, seconds.
+FRESH_FOR = 0.2
+_READ = 1 << 16
+
+
+def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
+    """Return commands as they go over the wire."""
+    if len(commands) == 1:
+        alone: bytes = hiredis.pack_command(commands[0])
+        return alone
+    return b"".join(map(hiredis.pack_command, commands))
+
+
+class Wire:
+    """A blocking connection, for one thread at a time."""
+
+    def __init__(self, pool: Any, timeout: float) -> None:
+        """
+        Args:
+            pool: redis-py's, of a standalone server or a Sentinel service; it says how to connect.
+            timeout: of each send and each receive, seconds.
+
+        Raises:
+            RedisError, OSError: no connection.
+        """
+        self._connection = unconnected(pool)
+        self._connection.connect()
+        self._socket: socket.socket = self._connection._sock
+        self._reader = _reader(self._connection)
+        self._used_at = time.monotonic()
+        if not isinstance(self._socket, ssl.SSLSocket):
+            # The kernel keeps the time: with a timeout of its own, Python asks before each call whether it may.
+            interval = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
+            self._socket.setblocking(True)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the server has not closed it; looks only where it was idle for a while."""
+        if time.monotonic() - self._used_at < FRESH_FOR:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
+
+    def exchange(self, packed: bytes, count: int) -> list[Any]:
+        """Send what is packed, and return so many replies; errors that the server answered are among them.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+        """
+        reader, receive = self._reader, self._socket.recv
+        replies: list[Any] = []
+        try:
+            self._socket.sendall(packed)
+            while len(replies) < count:
+                reply = reader.gets()
+                if reply is not False:
+                    if type(reply) is not hiredis.PushNotification:
+                        replies.append(reply)
+                    continue
+                data = receive(_READ)
+                if not data:
+                    raise redis_errors.ConnectionError("the store closed the connection")
+                reader.feed(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError) as error:
+            raise redis_errors.TimeoutError("no answer within the timeout") from error
+        except OSError as error:
+            raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
+        except hiredis.HiredisError as error:
+            raise redis_errors.ConnectionError(f"not RESP: {error}") from error
+        self._used_at = time.monotonic()
+        return replies
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()
+
+
+class AsyncWire(asyncio.Protocol):
+    """One connection of one event loop, shared by its tasks: requests go out as they come, replies come in order.
+
+    A task that is cancelled leaves its reply to be read and dropped.
+
+    Attributes:
+        is_usable: nothing has failed so far.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._waiting: collections.deque[_Waiting] = collections.deque()
+        self.is_usable = False
+
+    async def connect(self, pool: Any) -> AsyncWire:
+        """Connect, and return self.
+
+        Raises:
+            RedisError, OSError: no connection.
+        """
+        self._connection = connection = unconnected(pool)
+        await connection.connect()
+        self._reader = _reader(connection)
+        self._transport: Any = connection._writer.transport
+        self._transport.set_protocol(self)
+        self.is_usable = not self._transport.is_closing()
+        return self
+
+    async def exchange(self, packed: bytes, count: int) -> list[Any]:
+        """Send what is packed, and return so many replies; errors that the server answered are among them.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's.
+        """
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._waiting.append(_Waiting(count, future))
+        self._transport.write(packed)
+        timer = self._loop.call_later(self._timeout, self._late, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """Close the connection; who waits gets an error."""
+        self.is_usable = False
+        with contextlib.suppress(RuntimeError):  # its loop is closed
+            self._transport.abort()
+
+    # -- asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        """Hand replies to those who wait for them."""
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                if type(reply) is hiredis.PushNotification:
+                    continue
+                first = self._waiting[0]
+                first.replies.append(reply)
+                if len(first.replies) == first.count:
+                    self._waiting.popleft()
+                    if not first.future.done():
+                        first.future.set_result(first.replies)
+        except (hiredis.HiredisError, IndexError) as error:
+            self._lose(redis_errors.ConnectionError(f"not RESP, or a reply that nobody asked for: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail all who wait."""
+        self._lose(redis_errors.ConnectionError(f"the connection was closed: {exc or 'by the store'}"))
+
+    # -- inside
+
+    def _late(self, future: asyncio.Future[list[Any]]) -> None:
+        if not future.done():
+            future.set_exception(redis_errors.TimeoutError("no answer within the timeout"))
+            # Those who asked later wait no longer than their own timeout; nobody new comes.
+            self.is_usable = False
+            if all(each.future.done() for each in self._waiting):
+                self.close()
+
+    def _lose(self, error: Exception) -> None:
+        self.close()
+        waiting, self._waiting = self._waiting, collections.deque()
+        for each in waiting:
+            if not each.future.done():
+                each.future.set_exception(error)
+
+
+class _Waiting:
+    """One exchange whose replies are still to come."""
+
+    __slots__ = ("count", "future", "replies")
+
+    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+        self.count = count
+        self.future = future
+        self.replies: list[Any] = []
+
+
+def unconnected(pool: Any, **options: Any) -> Any:
+    """Return a new connection as a redis-py pool makes them, but with these options, and nobody's but the caller's."""
+    options = {**pool.connection_kwargs, **options}
+    # Their pushes would move a connection from under its wire.
+    options.pop("maint_notifications_config", None)
+    options.pop("maint_notifications_pool_handler", None)
+    return pool.connection_class(**options)
+
+
+def _reader(connection: Any) -> Any:
+    """Return a reader whose error replies are redis-py's exceptions."""
+    return hiredis.Reader(replyError=connection._parser.parse_error)
