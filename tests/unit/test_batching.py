@@ -30,6 +30,11 @@ class Source:
         return [None if key.startswith("none") else key.encode() for key in keys]
 
 
+async def got(batcher: Batcher, key: str) -> bytes | None:
+    """One reader."""
+    return await batcher.get(key)
+
+
 def test_reads_of_one_turn_are_one_fetch() -> None:
     """Each reader gets the value of its own key."""
     source = Source()
@@ -60,15 +65,13 @@ def test_a_read_that_is_alone_is_sent_in_the_next_turn() -> None:
     batcher = Batcher(source)
 
     async def main() -> list[int]:
-        reading = asyncio.ensure_future(batcher.get("a"))
-        sent = []
-        for _ in range(2):
-            await asyncio.sleep(0)
-            sent.append(len(source.fetches))
+        reading = batcher.get("a")
+        sent = [len(source.fetches)]
+        await asyncio.sleep(0)
+        sent.append(len(source.fetches))
         await reading
         return sent
 
-    # The first turn begins the reading task itself.
     assert asyncio.run(main()) == [0, 1]
 
 
@@ -211,7 +214,7 @@ def test_loops_do_not_share_fetches() -> None:
     async def main() -> bytes | None:
         mine = asyncio.ensure_future(batcher.get("a"))
         await asyncio.sleep(0)  # asked, and not yet sent
-        theirs = await asyncio.to_thread(other.run_until_complete, batcher.get("b"))
+        theirs = await asyncio.to_thread(other.run_until_complete, got(batcher, "b"))
         assert theirs == b"b"
         return await mine
 
@@ -226,7 +229,7 @@ def test_nothing_is_kept_of_a_loop_that_has_ended() -> None:
     """Programs that run many loops in turn do not grow."""
     batcher = Batcher(Source())
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(batcher.get("a"))
+    loop.run_until_complete(got(batcher, "a"))
     gone = weakref.ref(loop)
 
     loop.close()
@@ -242,15 +245,13 @@ def test_loop_closed_in_mid_turn_is_forgotten_by_the_next() -> None:
     source = Source()
     batcher = Batcher(source)
     loop = asyncio.new_event_loop()
-    reading = batcher.get("a")
 
     async def ask_and_go() -> None:
-        reading.send(None)
+        batcher.get("a")
 
     loop.run_until_complete(ask_and_go())
     loop.close()
-    found = asyncio.run(batcher.get("b"))
-    reading.close()
+    found = asyncio.run(got(batcher, "b"))
 
     assert found == b"b"
     assert source.fetches[-1] == ["b"]

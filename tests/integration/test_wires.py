@@ -1,0 +1,209 @@
+"""Wires: what goes over them comes back to who sent it, whatever the network does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+
+from cacheworkers.store.wires import Wires
+from cacheworkers.testing import FaultProxy, Valkey
+
+
+@pytest.fixture
+def proxy(valkey: Valkey) -> Iterator[FaultProxy]:
+    with FaultProxy(valkey.url) as proxy:
+        yield proxy
+
+
+def wires_to(url: str, timeout: float = 5.0, **options: Any) -> Wires:
+    """Wires to a server; one async pool is enough, they only take its options."""
+    pool = redis.ConnectionPool.from_url(url, **options)
+    async_pool = redis.asyncio.ConnectionPool.from_url(url, **options)
+    return Wires(lambda: pool, lambda: async_pool, timeout)
+
+
+def test_replies_come_in_order_with_errors_among_them(valkey: Valkey) -> None:
+    wires = wires_to(valkey.url)
+
+    replies = wires.exchange([("SET", "w:a", "1"), ("INCR", "w:a"), ("LPUSH", "w:a", 1), ("GET", "w:a")])
+
+    assert (replies[0], replies[1], replies[3]) == (b"OK", 2, b"2")
+    assert isinstance(replies[2], ResponseError)
+
+
+def test_large_values_survive(valkey: Valkey) -> None:
+    wires = wires_to(valkey.url)
+    large = bytes(range(256)) * 8192
+
+    wires.exchange([("SET", "w:large", large)])
+
+    assert wires.exchange([("GET", "w:large"), ("GET", "w:large")]) == [large, large]
+
+
+def test_threads_do_not_share_a_wire(valkey: Valkey) -> None:
+    wires = wires_to(valkey.url)
+    wrong: list[Any] = []
+
+    def work(n: int) -> None:
+        for _ in range(200):
+            reply = wires.exchange([("ECHO", f"{n}")])
+            if reply != [f"{n}".encode()]:
+                wrong.append((n, reply))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+
+
+def test_late_reply_is_a_timeout_and_nobody_elses_answer(valkey: Valkey, proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url, timeout=0.2)
+    assert wires.exchange([("ECHO", "before")]) == [b"before"]
+    proxy.hold_replies()
+
+    with pytest.raises(TimeoutError):
+        wires.exchange([("ECHO", "late")])
+    proxy.release()
+
+    assert wires.exchange([("ECHO", "after")]) == [b"after"]
+
+
+def test_a_wire_that_was_cut_while_it_was_idle_is_not_used(proxy: FaultProxy, monkeypatch: Any) -> None:
+    monkeypatch.setattr("cacheworkers.store.wire.FRESH_FOR", 0.0)
+    wires = wires_to(proxy.url)
+    wires.exchange([("ECHO", "a")])
+    idle = wires._idle[0]
+    proxy.cut()
+    assert idle._socket.recv(1) == b""  # the end has arrived here
+
+    assert wires.exchange([("ECHO", "b")]) == [b"b"]
+    assert proxy.connections == 2
+
+
+def test_a_wire_that_is_cut_in_use_is_an_error_and_replaced(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url)
+    wires.exchange([("ECHO", "a")])
+    proxy.hold_replies()
+    failed: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            wires.exchange([("ECHO", "b")])
+        except ConnectionError as error:
+            failed.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    proxy.cut()
+    reader.join(10)
+    proxy.release()
+
+    assert len(failed) == 1
+    assert wires.exchange([("ECHO", "c")]) == [b"c"]
+
+
+def test_tasks_share_one_connection_and_get_their_own_replies(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url)
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(*(wires.aexchange([("ECHO", str(n)), ("ECHO", f"{n}!")]) for n in range(500)))
+
+    assert asyncio.run(main()) == [[f"{n}".encode(), f"{n}!".encode()] for n in range(500)]
+    assert proxy.connections == 1
+
+
+def test_a_cancelled_task_takes_no_neighbours_reply(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url)
+
+    async def main() -> list[Any]:
+        await wires.aexchange([("PING",)])
+        proxy.hold_replies()
+        tasks = [asyncio.create_task(wires.aexchange([("ECHO", str(n))])) for n in range(10)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        proxy.release()
+        return await asyncio.gather(*tasks[1::2])
+
+    assert asyncio.run(main()) == [[str(n).encode()] for n in range(1, 10, 2)]
+    assert proxy.connections == 1
+
+
+def test_late_reply_fails_its_task_and_the_next_has_a_new_connection(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url, timeout=0.2)
+
+    async def main() -> Any:
+        await wires.aexchange([("PING",)])
+        proxy.hold_replies()
+        with pytest.raises(TimeoutError):
+            await wires.aexchange([("ECHO", "late")])
+        proxy.release()
+        return await wires.aexchange([("ECHO", "after")])
+
+    assert asyncio.run(main()) == [b"after"]
+
+
+def test_a_cut_connection_fails_those_who_wait(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url)
+
+    async def main() -> tuple[list[Any], Any]:
+        await wires.aexchange([("PING",)])
+        proxy.hold_replies()
+        tasks = [asyncio.create_task(wires.aexchange([("ECHO", "x")])) for _ in range(3)]
+        await asyncio.sleep(0)
+        proxy.cut()
+        failed = await asyncio.gather(*tasks, return_exceptions=True)
+        proxy.release()
+        return failed, await wires.aexchange([("ECHO", "after")])
+
+    failed, after = asyncio.run(main())
+    assert [type(each) for each in failed] == [ConnectionError] * 3
+    assert after == [b"after"]
+
+
+def test_who_began_to_connect_may_be_cancelled(proxy: FaultProxy) -> None:
+    """Those who wait for the same connection get it all the same."""
+    wires = wires_to(proxy.url)
+
+    async def main() -> Any:
+        first = asyncio.create_task(wires.aexchange([("ECHO", "first")]))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(wires.aexchange([("ECHO", "second")]))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(main()) == [b"second"]
+    assert proxy.connections == 1
+
+
+def test_each_loop_has_a_connection_of_its_own(valkey: Valkey) -> None:
+    wires = wires_to(valkey.url)
+
+    for n in range(3):
+        assert asyncio.run(wires.aexchange([("ECHO", str(n))])) == [str(n).encode()]
+
+
+def test_nobody_there_is_an_error_of_redis(valkey: Valkey) -> None:
+    wires = wires_to("redis://127.0.0.1:1/0", timeout=0.5)
+
+    with pytest.raises(ConnectionError):
+        wires.exchange([("PING",)])
+    with pytest.raises(ConnectionError):
+        asyncio.run(wires.aexchange([("PING",)]))
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_both_protocols_and_a_database_are_honoured(valkey: Valkey, protocol: int) -> None:
+    wires = wires_to(f"{valkey.url.partition('://')[0]}://{valkey.url.split('/')[2]}/3", protocol=protocol)
+
+    assert b"db=3" in wires.exchange([("CLIENT", "INFO")])[0]
