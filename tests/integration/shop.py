@@ -11,7 +11,7 @@ from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Config, Load
 
-app = Celery("shop", broker=os.environ["REDIS_URL"])
+app = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ["REDIS_URL"]))
 engine = create_engine(os.environ["DATABASE_URL"])
 cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessionmaker(engine))
 
@@ -42,3 +42,20 @@ def deadly(load: Load) -> int:
 def writes(load: Load) -> int:
     load.session.execute(text("UPDATE product SET price = 0"))
     return 1
+
+
+@cache.loader(load_for=2, wait_for=8)
+def poison(load: Load) -> int:
+    """Kills every worker that runs it."""
+    os.kill(os.getpid(), 9)
+    return 1
+
+
+@cache.loader(fresh_for=300, stale_for=60, load_for=2, wait_for=0.3, tags=("gauge:{n}",))
+def gauge(load: Load, n: int) -> int:
+    """Takes as long as its environment says; readers wait for less."""
+    if os.environ.get("STARTED"):
+        open(os.environ["STARTED"], "w").close()
+    load.session.execute(text("SELECT pg_sleep(:s)"), {"s": float(os.environ.get("GAUGE_TIME", "0"))})
+    found = load.session.execute(text("SELECT price FROM product WHERE id = :n"), {"n": n}).scalar_one()
+    return int(found)
