@@ -31,3 +31,7 @@ clean:  ## Remove what the targets made.
 .PHONY: up
 up: .venv/.ready  ## Start servers, data, web, workers, beat and Flower; stays until Ctrl-C.
 	@$(BIN)/python -m app.up
+
+.PHONY: demo
+demo: .venv/.ready  ## Run a flash sale, cached beside uncached, and print one table.
+	@$(BIN)/python -m app.demo

@@ -9,17 +9,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import itertools
 import lzma
 import multiprocessing
+import queue
 import random
 import struct
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 FORMATS = {"ints": ">i", "longs": ">q"}
 COUNT = "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements WHERE query ILIKE '%FROM product%'"
@@ -62,89 +71,227 @@ def loopback(url: str) -> tuple[str, int]:
     return parts.hostname, parts.port or 80
 
 
-def replay(ids: list[int], url: str, path: str, concurrency: int, done: Any, results: Any) -> None:
-    """Send one process's share of the requests; report latencies and hit kinds."""
+@dataclass
+class Report:
+    """What a replay came to; latencies in seconds, sorted.
+
+    Attributes:
+        kinds: HTTP status, or freshness and tier -> reads.
+        queries: loads of products, by Postgres's own count.
+        writes: prices changed meanwhile.
+        stale_for: of each read that saw a price older than an acknowledged change, how long before it the change was.
+    """
+
+    requests: int
+    distinct: int
+    processes: int
+    took: float
+    latencies: list[float]
+    kinds: dict[str, int]
+    queries: int
+    writes: int
+    stale_for: list[float]
+
+    def at(self, share: float) -> float:
+        """Return a percentile of the latencies, seconds."""
+        return self.latencies[min(int(len(self.latencies) * share), len(self.latencies) - 1)]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report, line by line."""
+        rate = self.requests / self.took
+        yield f"requests   {self.requests:,} in {self.took:.1f} s, {rate:,.0f}/s, {self.processes} processes"
+        for share in (0.5, 0.9, 0.99, 1.0):
+            yield f"p{share * 100:<9g} {self.at(share) * 1000:.2f} ms"
+        for kind, count in sorted(self.kinds.items(), key=lambda each: -each[1]):
+            yield f"{kind:<10} {count:,} ({count / self.requests:.2%})"
+        yield f"queries    {self.queries:,} by Postgres's own count"
+        yield f"ideal      {self.distinct:,} distinct products, hit ratio {1 - self.distinct / self.requests:.3f}"
+        yield f"reached    hit ratio {1 - self.queries / self.requests:.3f}"
+        yield f"writes     {self.writes:,} prices changed meanwhile"
+        worst = f", at most {max(self.stale_for) * 1000:.1f} ms after it" if self.stale_for else ""
+        yield f"staleness  {len(self.stale_for):,} reads older than an acknowledged change{worst}"
+
+
+class Changes:
+    """The last acknowledged change of each product's price, seen by all processes.
+
+    Prices only rise, so that an older one is told from a newer.
+    """
+
+    def __init__(self, products: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._amounts = context.Array("q", products + 1, lock=False)
+        self._at = context.Array("d", products + 1, lock=False)
+
+    def acknowledged(self, product_id: int, amount: int) -> None:
+        """Note that a change has returned to its writer."""
+        self._at[product_id] = time.monotonic()
+        self._amounts[product_id] = amount
+
+    def before(self, product_id: int) -> tuple[int, float]:
+        """Return what a read that begins now must see at least, and since when; 0 for no change."""
+        return self._amounts[product_id], self._at[product_id]
+
+
+def replay(ids: list[int], url: str, path: str, concurrency: int, changes: Changes, done: Any, results: Any) -> None:
+    """Send one process's share of the requests; report latencies, hit kinds and stale reads."""
     kinds: collections.Counter[str] = collections.Counter()
     latencies: list[float] = []
+    stale_for: list[float] = []
     stream = iter(ids)
 
     async def over_http() -> None:
         host, port = loopback(url)
         reader, writer = await asyncio.open_connection(host, port)
         for number in stream:
+            least, since = changes.before(number)
             begun = time.perf_counter()
+            asked = time.monotonic()
             writer.write(f"GET {path}/{number} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.split(b":")[1]))
-            note(begun, head.split(b" ", 2)[1].decode())
+            body = await reader.readexactly(int(length.split(b":")[1]))
+            status = head.split(b" ", 2)[1].decode()
+            note(begun, status)
+            if least and status == "200" and msgspec.json.decode(body)["amount"] < least:
+                stale_for.append(asked - since)
         writer.close()
 
     async def through_library() -> None:
         from app.shop import product
 
         for number in stream:
+            least, since = changes.before(number)
             begun = time.perf_counter()
+            asked = time.monotonic()
             found = await product.aread(number)
             note(begun, f"{found.freshness.value} {found.tier}")
+            if least and found.value is not None and found.value.amount < least:
+                stale_for.append(asked - since)
 
     def note(begun: float, kind: str) -> None:
         latencies.append(time.perf_counter() - begun)
         kinds[kind] += 1
-        if len(latencies) % 200 == 0:
+        if len(latencies) % 100 == 0:
             with done.get_lock():
-                done.value += 200
+                done.value += 100
 
     async def everybody() -> None:
         work: Callable[[], Any] = over_http if url else through_library
         await asyncio.gather(*(work() for _ in range(concurrency)))
 
     asyncio.run(everybody())
-    results.put((latencies, dict(kinds)))
+    results.put((latencies, dict(kinds), stale_for))
 
 
-def run(ids: list[int], *, url: str, path: str, processes: int, concurrency: int) -> Iterator[str]:
-    """Replay ids, and yield the lines of the report."""
+def write(
+    url: str, changes: Changes, ids: Sequence[int], rate: float, stop: threading.Event, written: list[int]
+) -> None:
+    """Change `rate` prices a second, of products that are being read, until told to stop."""
+    chance = random.Random(1)
+    for amount in itertools.count(10**9):
+        if stop.wait(1 / rate):
+            return
+        number = chance.choice(ids)
+        if url:
+            body = msgspec.json.encode({"amount": amount})
+            request = urllib.request.Request(f"{url}/products/{number}/price", data=body, method="PUT")
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                answer.read()
+        else:
+            from app.shop import set_price
+
+            set_price(number, amount)
+        changes.acknowledged(number, amount)
+        written.append(number)
+
+
+def run(
+    ids: list[int],
+    *,
+    url: str,
+    path: str,
+    processes: int,
+    concurrency: int,
+    writes: float = 0.0,
+    database_url: str | None = None,
+) -> Report:
+    """Replay ids while so many prices are changed a second, with a progress bar on the terminal.
+
+    Raises:
+        RuntimeError: a process ended early; its error is on stderr.
+    """
     from sqlalchemy import create_engine, text
 
-    from app import database
+    if database_url is None:
+        from app.database import engine as shops
 
+        engine = create_engine(shops.url)
+    else:
+        engine = create_engine(database_url)
+
+    def queries() -> int:
+        with engine.connect() as connection:
+            return int(connection.execute(text(COUNT)).scalar_one())
+
+    before = queries()
     context = multiprocessing.get_context("spawn")
-    engine = create_engine(database.engine.url)
-    with engine.connect() as connection:
-        before = int(connection.execute(text(COUNT)).scalar_one())
     done, results = context.Value("q", 0), context.Queue()
+    changes, stop, written = Changes(max(ids)), threading.Event(), list[int]()
     shares = [ids[at::processes] for at in range(processes)]
+    workers = [
+        context.Process(target=replay, args=(share, url, path, concurrency, changes, done, results)) for share in shares
+    ]
+    writer = threading.Thread(target=write, args=(url, changes, ids, writes, stop, written))
     begun = time.monotonic()
-    workers = [context.Process(target=replay, args=(share, url, path, concurrency, done, results)) for share in shares]
     for worker in workers:
         worker.start()
-    rows: list[tuple[list[float], dict[str, int]]] = []
-    while len(rows) < processes:
-        if not results.empty():
-            rows.append(results.get())
-        elif any(worker.exitcode not in (None, 0) for worker in workers):
-            raise RuntimeError("a process of the load generator ended early; its error is above")
-        else:
-            workers[0].join(0.1)
-        print(f"\r{done.value:,} of {len(ids):,} requests", end="", file=sys.stderr, flush=True)
-    took = time.monotonic() - begun
-    print(file=sys.stderr)
-    with engine.connect() as connection:
-        queries = int(connection.execute(text(COUNT)).scalar_one()) - before
+    if writes:
+        writer.start()
+    rows: list[tuple[list[float], dict[str, int], list[float]]] = []
+    try:
+        with _progress() as progress:
+            bar = progress.add_task("requests", total=len(ids))
+            while len(rows) < processes:
+                with contextlib.suppress(queue.Empty):
+                    rows.append(results.get(timeout=0.2))
+                if any(worker.exitcode not in (None, 0) for worker in workers):
+                    raise RuntimeError("a process of the load generator ended early; its error is above")
+                progress.update(bar, completed=done.value)
+            took = time.monotonic() - begun
+            progress.update(bar, completed=len(ids))
+    finally:
+        stop.set()
+        if writes:
+            writer.join()
+        for worker in workers:
+            if len(rows) < processes:
+                worker.terminate()
+            worker.join()
+    found = queries() - before
     engine.dispose()
-    latencies = sorted(itertools.chain.from_iterable(each for each, _ in rows))
-    kinds = sum((collections.Counter(each) for _, each in rows), collections.Counter())
-    distinct = len(set(ids))
-    yield f"requests   {len(latencies):,} in {took:.1f} s, {len(latencies) / took:,.0f}/s, {processes} processes"
-    for share in (0.5, 0.9, 0.99, 1.0):
-        at = min(int(len(latencies) * share), len(latencies) - 1)
-        yield f"p{share * 100:<9g} {latencies[at] * 1000:.2f} ms"
-    for kind, count in kinds.most_common():
-        yield f"{kind:<10} {count:,} ({count / len(latencies):.2%})"
-    yield f"queries    {queries:,} by Postgres's own count"
-    yield f"ideal      {distinct:,} distinct products, hit ratio {1 - distinct / len(ids):.3f}"
-    yield f"reached    hit ratio {1 - queries / len(ids):.3f}"
+    return Report(
+        requests=len(ids),
+        distinct=len(set(ids)),
+        processes=processes,
+        took=took,
+        latencies=sorted(itertools.chain.from_iterable(each for each, _, _ in rows)),
+        kinds=dict(sum((collections.Counter(each) for _, each, _ in rows), collections.Counter())),
+        queries=found,
+        writes=len(written),
+        stale_for=[each for _, _, stale in rows for each in stale],
+    )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -160,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--uncached", action="store_true", help="the API's uncached twin")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--concurrency", type=int, default=8, help="requests at once in each process")
+    parser.add_argument("--writes", type=float, default=0.0, help="prices to change a second meanwhile")
     options = parser.parse_args(arguments)
     try:
         if options.url:
@@ -171,7 +319,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keys = zipf_keys(options.requests, options.keys, options.zipf)
     ids = product_ids(keys[: options.requests], options.products)
     path = "/uncached/products" if options.uncached else "/products"
-    for line in run(ids, url=options.url, path=path, processes=options.processes, concurrency=options.concurrency):
+    report = run(
+        ids,
+        url=options.url.rstrip("/"),
+        path=path,
+        processes=options.processes,
+        concurrency=options.concurrency,
+        writes=options.writes,
+    )
+    for line in report.lines():
         print(line)
     return 0
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rich.progress import track
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
@@ -46,7 +47,7 @@ def seed(session: Session, products: int) -> int:
         names = [{"id": number, "name": f"Category {number}"} for number in range(1, CATEGORIES + 1)]
         session.execute(insert(Category), names)
     missing = rows(products)[there:]
-    for start in range(0, len(missing), CHUNK):
+    for start in track(range(0, len(missing), CHUNK), "seeding products", transient=True):
         chunk = missing[start : start + CHUNK]
         session.execute(insert(Product), [{k: row[k] for k in ("id", "name", "category_id")} for row in chunk])
         session.execute(
@@ -54,8 +55,6 @@ def seed(session: Session, products: int) -> int:
             [{"product_id": r["id"], "amount": r["amount"], "sale_amount": r["sale_amount"]} for r in chunk],
         )
         session.execute(insert(Stock), [{"product_id": r["id"], "quantity": r["quantity"]} for r in chunk])
-        done = start + len(chunk)
-        print(f"\rseeding {done:,} of {len(missing):,} products", end="" if done < len(missing) else "\n", flush=True)
     session.commit()
     return len(missing)
 

@@ -118,7 +118,7 @@ async def _up(
 ) -> int:
     web, flower = free_port(options.port), free_port(options.flower_port)
     here = Addresses(os.getpid(), f"http://127.0.0.1:{web}", f"http://127.0.0.1:{flower}", **urls)
-    env = _environment(here, web, flower)
+    env = {"BEAT_SCHEDULE": str(data_dir / "celerybeat-schedule"), **_environment(here, web, flower)}
     supervisor = Supervisor(console, cwd=ROOT, env=env, stop_within=options.stop_within)
     supervisor.listen_to_signals()
     try:
