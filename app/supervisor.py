@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from app.procfile import argv
+from cacheworkers.testing.servers import end_with_parent
 
 T = TypeVar("T")
 
@@ -26,8 +25,6 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: How many of a child's last lines are shown when it dies.
 TAIL = 20
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92)
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class ChildDied(Exception):
@@ -182,7 +179,7 @@ class Supervisor:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent(),
         )
         child = Child(name, process, needle)
         self._children.append(child)
@@ -223,9 +220,3 @@ def _epitaph(child: Child, status: int) -> str:
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     last = "\n".join(f"    {line}" for line in child.tail) or "    (it said nothing)"
     return f"{child.name} {how}; its last lines:\n{last}"
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this child if the supervisor is killed and cannot do it (Linux)."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

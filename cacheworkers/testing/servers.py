@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 READY_WITHIN = 30.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Server:
     """A child process that is a server; a context manager that stops it and removes its directory."""
+
+    #: What asks it to end soon, whoever is connected.
+    ending = signal.SIGTERM
 
     def __init__(self, data_dir: Path | str | None) -> None:
         self._is_own = data_dir is None
@@ -46,7 +54,13 @@ class Server:
         command, options = self.command()
         with open(self.dir / "server.log", "ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **options
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent(self.ending),
+                **options,
             )
         end = time.monotonic() + READY_WITHIN
         while not self.is_ready():
@@ -133,6 +147,8 @@ class Valkey(Server):
 class Postgres(Server):
     """A Postgres server on a Unix socket of its own; as root it runs as `nobody`, for it refuses uid 0."""
 
+    ending = signal.SIGINT
+
     def __init__(self, data_dir: Path | str | None = None) -> None:
         super().__init__(data_dir)
         self._user: dict[str, Any] = {}
@@ -202,6 +218,17 @@ class Postgres(Server):
         with psycopg.connect(f"host={self.sockets} user=postgres dbname={name}", autocommit=True) as connection:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         return self.url(name)
+
+
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:
+    """Return what a child runs first, so that the kernel ends it if this process is killed and cannot do it.
+
+    On Linux, and for children of the main thread: the kernel asks after the thread that made them.
+    """
+    libc = _libc
+    if libc is None or threading.current_thread() is not threading.main_thread():
+        return None
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def free_port() -> int:

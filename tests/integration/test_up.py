@@ -234,6 +234,26 @@ def test_it_starts_servers_of_its_own(up: Callable[..., Up], tmp_path: Path) -> 
     assert free_port(port) == port
 
 
+def test_its_servers_end_when_it_is_killed(up: Callable[..., Up], tmp_path: Path) -> None:
+    """With kill -9, when it cannot end them itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("REDIS_URL", raising=False)
+        patch.delenv("DATABASE_URL", raising=False)
+        stack = Up(tmp_path, f"one: {IDLE}\n", env={})
+    try:
+        port = int(stack.until(r"Valkey: redis://127.0.0.1:(\d+)/")[1])
+        sockets = Path(stack.until(r"Postgres: \S+host=(\S+)")[1])
+        stack.until("ready; Ctrl-C ends it")
+        pid = int((sockets / ".s.PGSQL.5432.lock").read_text().split()[0])
+    finally:
+        stack.process.kill()
+        stack.process.wait()
+        stack._out.close()
+
+    wait_until(lambda: free_port(port) == port)
+    wait_until(lambda: not is_alive(pid))
+
+
 def test_a_taken_port_is_left_alone(valkey: Valkey) -> None:
     """Where somebody listens, the next free port is taken."""
     assert free_port(valkey.port) > valkey.port
