@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
+from sqlalchemy import make_url
 
 from cacheworkers import Cache, Config
 from cacheworkers.testing import Postgres, Valkey
@@ -21,14 +25,35 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Valkey]:
+    given = os.environ.get("CACHEWORKERS_TEST_REDIS_URL")
+    if given:
+        yield cast(Valkey, SimpleNamespace(url=given, port=urlsplit(given).port or 6379))
+        return
     with Valkey() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
+    given = os.environ.get("CACHEWORKERS_TEST_DATABASE_URL")
+    if given:
+        yield cast(Postgres, SimpleNamespace(create_database=lambda name: database_beside(given, name)))
+        return
     with Postgres() as server:
         yield server
+
+
+def database_beside(url: str, name: str) -> str:
+    """Make a database anew on the server of another, and return its URL."""
+    import psycopg
+
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    made = make_url(url).set(database=name).render_as_string(hide_password=False)
+    with psycopg.connect(made.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+    return made
 
 
 @pytest.fixture
