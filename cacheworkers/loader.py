@@ -101,13 +101,20 @@ class _Face(Generic[T]):
         now = self._ports.clock.now()
         return Read.of(now, entry, self._value(slot), _served(entry, now), "l1", 0.0)
 
-    def _flow(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Flow[Read]:
+    def _flow(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        is_known_missing: bool = False,
+    ) -> Flow[Read]:
         """Return the flow that reads a call through the store."""
         inside = loads.current.get()
         if inside is not None:
             return nested(self._ports, self._spec, call, decode, inside[1])
         self._ports.listener.start()
-        return reading.read(self._ports, self._spec, call, self._wanted(call, arguments, decode))
+        wanted = self._wanted(call, arguments, decode)
+        return reading.read(self._ports, self._spec, call, wanted, is_known_missing=is_known_missing)
 
     def _wanted(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> reading.Wanted:
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
@@ -156,37 +163,43 @@ class _Face(Generic[T]):
 
     def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
         """Read a call that L1 does not answer."""
-        if loads.current.get() is None:
+        is_known_missing = False
+        if loads.current.get() is None and not self._ports.waiters.has(call.text):
             ports = self._ports
             ports.listener.start()
             started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._gate.is_coherent
             try:
                 raw = ports.store.get(call.text).run()
             except StoreError:  # the flow knows what to do without the store
-                raw = None
-            if raw is not None:
+                return run(self._flow(call, arguments, decode))
+            if raw is None:
+                is_known_missing = True
+            else:
                 found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
                 if found is not None:
                     return found
-        return run(self._flow(call, arguments, decode))
+        return run(self._flow(call, arguments, decode, is_known_missing))
 
     async def _athrough_store(
         self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
     ) -> Read:
         """Read a call that L1 does not answer, on the running loop."""
-        if loads.current.get() is None:
+        is_known_missing = False
+        if loads.current.get() is None and not self._ports.waiters.has(call.text):
             ports = self._ports
             ports.listener.start()
             started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._gate.is_coherent
             try:
                 raw = await ports.store.batcher.get(call.text)
             except StoreError:
-                raw = None
-            if raw is not None:
+                return await arun(self._flow(call, arguments, decode))
+            if raw is None:
+                is_known_missing = True
+            else:
                 found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
                 if found is not None:
                     return found
-        return await arun(self._flow(call, arguments, decode))
+        return await arun(self._flow(call, arguments, decode, is_known_missing))
 
     def _fresh(
         self,

@@ -18,7 +18,7 @@ from cacheworkers.flows import here
 from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.wait import wait_for_push
-from cacheworkers.local.waiters import Waiter
+from cacheworkers.local.waiters import Flight, Waiter
 from cacheworkers.store.store import Backoff, Claim, Claimed, Held, Moved
 
 
@@ -57,8 +57,11 @@ class _Turn(msgspec.Struct):
     give_up_at: float = 0.0
 
 
-def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted) -> Flow[Read]:
+def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted, *, is_known_missing: bool = False) -> Flow[Read]:
     """Return the value of a call, from cache when it can.
+
+    Args:
+        is_known_missing: the caller has just looked, and found no entry at all.
 
     Raises:
         LoadError: the load failed, and nothing older is there to serve.
@@ -68,13 +71,18 @@ def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted) -> Flow[R
     try:
         # Registered before it looks.  Registered after, it would sleep through the push it waits for:
         #   reader: GET (nothing)   worker: write, push   reader: registers and sleeps
+        # A look before it registers is as good, for what it found is compared by the claim that must come first.
         with ports.waiters.enter(call.text) as waiter:
             turn = _Turn(call, wanted, waiter, started, started + wanted.wait_for)
             began_at = ports.clock.now()
+            is_known_missing = is_known_missing or _is_known_missing(waiter.flight, started)
             while True:
                 waiter.rearm()
                 try:
-                    found = yield from _look(ports, loader, turn, began_at)
+                    found = None
+                    if not is_known_missing:
+                        found = yield from _look(ports, loader, turn, began_at)
+                    is_known_missing = False
                     if found is None:
                         found = yield from _wait_in_turn(ports, loader, turn)
                 except StoreUnavailable as error:
@@ -147,6 +155,14 @@ def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry) -> Flow[None
         yield from ask(ports, loader, entry.call, entry.write_id, "revalidate")
     except StoreError:
         ports.asked.forget(version)
+
+
+def _is_known_missing(flight: Flight, now: float) -> bool:
+    """Return whether others have found nothing and know the lease under which it is being loaded.
+
+    Their look is as good as one of this reader's own: the write that ends the lease is pushed, and wakes it too.
+    """
+    return flight.is_missing and flight.held_until > now
 
 
 def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float) -> Flow[Read | None]:
@@ -236,13 +252,13 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
             ports.emit(ClaimDenied(loader.name, "held"))
             if flight.wakes != wakes:
                 return None  # that lease may have ended before its holder's reply came
-            flight.held_until, flight.token = now + rest, holder
+            flight.held_until, flight.token, flight.is_missing = now + rest, holder, not turn.seen
             flight.is_begun, flight.is_taken_over = is_begun, is_taken_over
             if is_over:
                 ports.waiters.nudge_all(flight)
             return None
         case Claimed():
-            flight.held_until, flight.token = now + loader.load_for, token
+            flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not turn.seen
             flight.is_begun, flight.is_taken_over = False, is_over
             the_ask = Ask(loader.name, turn.call.text, token, turn.seen.hex(), "miss")
             if is_over or not ports.dispatcher.submit(the_ask):

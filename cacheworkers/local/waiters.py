@@ -13,13 +13,54 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import threading
 from typing import Any
 
 _Loop = asyncio.AbstractEventLoop
 _Future = asyncio.Future[None]
-#: The tasks of one loop that sleep in one flight.  Taken away whole by a wake: it then costs the same for 1 and 10,000.
-_Sleepers = dict[_Future, "Waiter"]
+#: How much longer than asked a task may sleep, seconds: those who are due together share a timer.
+SLACK = 0.005
+
+
+class _Sleepers(dict[_Future, "Waiter"]):
+    """The tasks of one loop that sleep in one flight.
+
+    Taken away whole by a wake: it then costs the same for 1 and 10,000.  They share one timer, since a timer each
+    would cost more than all the rest of a sleep.
+    """
+
+    __slots__ = ("_loop", "_timer", "_timer_at")
+
+    def __init__(self, loop: _Loop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+
+    def end_by(self, until: float) -> None:
+        """See to it that whoever sleeps until then is woken soon after; `until` is the loop's time."""
+        if until + SLACK < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = until + SLACK
+            self._timer = self._loop.call_at(self._timer_at, self._ring)
+
+    def _ring(self) -> None:
+        """Wake who has slept long enough, and see to the next; runs on the loop."""
+        now, self._timer, self._timer_at = self._loop.time(), None, math.inf
+        next_at = math.inf
+        for future, waiter in list(self.items()):
+            if waiter._until <= now:
+                _finish(future)
+            else:
+                next_at = min(next_at, waiter._until)
+        if next_at < math.inf:
+            self.end_by(next_at)
+
+    def taken(self) -> None:
+        """Stop the timer; on the loop."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class Flight:
@@ -28,6 +69,7 @@ class Flight:
     Attributes:
         call: its text.
         held_until: monotonic instant until which a lease is known to be held; 0 none.
+        is_missing: whoever found out about that lease had found no entry at all.
         token: that lease's token.
         is_begun, is_taken_over: that lease's state when it was last seen.
         is_claiming: one reader of this process is claiming right now.
@@ -45,6 +87,7 @@ class Flight:
         "is_begun",
         "is_claiming",
         "is_loading",
+        "is_missing",
         "is_taken_over",
         "shared",
         "token",
@@ -65,6 +108,7 @@ class Flight:
     def forget_lease(self) -> None:
         """The lease has ended, or another has begun."""
         self.held_until = 0.0
+        self.is_missing = False
         self.token = ""
         self.is_begun = False
         self.is_taken_over = False
@@ -77,7 +121,7 @@ class Waiter:
         flight: shared with the other waiters of the call.
     """
 
-    __slots__ = ("_has_baton", "_is_nudged", "_seen", "_waiters", "flight")
+    __slots__ = ("_has_baton", "_is_nudged", "_seen", "_until", "_waiters", "flight")
 
     def __init__(self, waiters: Waiters, call: str) -> None:
         self._waiters = waiters
@@ -115,16 +159,16 @@ class Waiter:
         return self.woken
 
     async def await_(self, timeout: float) -> bool:
-        """Sleep in this task until woken, at most `timeout` seconds; True if woken."""
+        """Sleep in this task until woken, at most `timeout` seconds and a little; True if woken."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
+        self._until = loop.time() + max(0.0, timeout)
         sleepers = self._settle_down(loop, future)
         if sleepers is not None:
-            timer = loop.call_later(max(0.0, timeout), _finish, future)
+            sleepers.end_by(self._until)
             try:
                 await future
             finally:
-                timer.cancel()
                 if self.flight._tasks.get(loop) is sleepers:  # else a wake has taken it away
                     self._get_up(loop, sleepers, future)
         return self.woken
@@ -143,7 +187,9 @@ class Waiter:
     def _settle_down(self, loop: _Loop, future: _Future) -> _Sleepers | None:
         """Register this task's sleep; None if it is woken already."""
         with self._waiters._lock:
-            sleepers = self.flight._tasks.setdefault(loop, {})
+            sleepers = self.flight._tasks.get(loop)
+            if sleepers is None:
+                sleepers = self.flight._tasks[loop] = _Sleepers(loop)
             sleepers[future] = self
             if not self.woken:
                 self._has_baton = False
@@ -157,6 +203,7 @@ class Waiter:
             sleepers.pop(future, None)
             if not sleepers and tasks.get(loop) is sleepers:
                 tasks.pop(loop, None)  # a flight may outlive the loop
+                sleepers.taken()
 
 
 class Waiters:
@@ -180,6 +227,10 @@ class Waiters:
     def calls(self) -> int:
         """How many calls are waited for, roughly: not locked."""
         return len(self._flights)
+
+    def has(self, call: str) -> bool:
+        """Return whether somebody waits for a call; not locked."""
+        return call in self._flights
 
     def enter(self, call: str) -> Waiter:
         """Register for a call's pushes; from now on none is missed."""
@@ -233,7 +284,9 @@ class Waiters:
                 for future, waiter in list(itertools.islice(sleepers.items(), 1)):
                     sleepers.pop(future, None)
                     waiter._is_nudged = waiter._has_baton = True
-                    self._ring(loop, {future: waiter})
+                    alone = _Sleepers(loop)
+                    alone[future] = waiter
+                    self._ring(loop, alone)
                     return
             for bed, waiter in list(flight._threads.items()):
                 if flight._threads.pop(bed, None) is not None:  # else it has got up by itself
@@ -273,6 +326,7 @@ class Waiters:
         with self._lock:
             due = self._due.pop(loop, [])
         for sleepers in due:
+            sleepers.taken()
             for future in list(sleepers):
                 _finish(future)
 
