@@ -16,6 +16,10 @@ help:  ## Show the targets.
 test: .venv/.ready lint  ## Check style and types, then run the whole suite.
 	$(BIN)/python -m pytest
 
+.PHONY: test-all
+test-all: .venv/.ready lint  ## Run the heavy sweeps too; minutes.
+	$(BIN)/python -m pytest -m ""
+
 lint: .venv/.ready  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

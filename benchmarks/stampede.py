@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import multiprocessing
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.stack import stack
@@ -30,30 +31,35 @@ def read(readers: int, key: int, gate: Any, results: Any) -> None:
     results.put(asyncio.run(all_of_them()))
 
 
+def rounds(readers: int, processes: int, count: int) -> Iterator[tuple[int, int, float]]:
+    """Yield, of each round with a key of its own: loads by Postgres's count, readers served, seconds to the last."""
+    context = multiprocessing.get_context("spawn")
+    with stack() as here:
+        for key in range(1, count + 1):
+            here.sql("SELECT pg_stat_statements_reset()")
+            gate, results = context.Barrier(processes), context.Queue()
+            share = readers // processes
+            crowd = [context.Process(target=read, args=(share, key, gate, results)) for _ in range(processes)]
+            for each in crowd:
+                each.start()
+            rows = [results.get(timeout=120) for _ in crowd]
+            for each in crowd:
+                each.join()
+            took = max(end for _, end, _ in rows) - min(begin for begin, _, _ in rows)
+            yield here.calls("SELECT pg_sleep%"), sum(served for _, _, served in rows), took
+
+
 def main() -> None:
     """Run it and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--readers", type=int, default=50_000)
     parser.add_argument("--processes", type=int, default=4)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    with stack() as here:
-        for key in range(1, 4):
-            here.sql("SELECT pg_stat_statements_reset()")
-            gate, results = context.Barrier(options.processes), context.Queue()
-            share = options.readers // options.processes
-            readers = [context.Process(target=read, args=(share, key, gate, results)) for _ in range(options.processes)]
-            for reader in readers:
-                reader.start()
-            rows = [results.get(timeout=120) for _ in readers]
-            for reader in readers:
-                reader.join()
-            took = max(end for _, end, _ in rows) - min(begin for begin, _, _ in rows)
-            print(
-                f"{options.readers:,} readers in {options.processes} processes, load 0.4 s: "
-                f"{here.calls('SELECT pg_sleep%')} load(s) by Postgres's count, "
-                f"{sum(served for _, _, served in rows):,} served, last after {took:.2f} s"
-            )
+    for loads, served, took in rounds(options.readers, options.processes, 3):
+        print(
+            f"{options.readers:,} readers in {options.processes} processes, load 0.4 s: "
+            f"{loads} load(s) by Postgres's count, {served:,} served, last after {took:.2f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,8 @@ def watch(orders: Any, reports: Any) -> None:
         reports.put((value, time.monotonic()))
 
 
-def main() -> None:
-    """Change one price many times, and print when another process saw it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--changes", type=int, default=1000)
-    options = parser.parse_args()
+def changes(count: int) -> tuple[int, list[float]]:
+    """Change one price so often; return how many old values the store gave, and each change's delay, sorted, ms."""
     context = multiprocessing.get_context("spawn")
     with stack() as here:
         here.sql("CREATE TABLE price (id int PRIMARY KEY, amount int)")
@@ -44,7 +41,7 @@ def main() -> None:
 
         late, old = [], 0
         with psycopg.connect(here.database.replace("+psycopg", ""), autocommit=True) as connection:
-            for number in range(1, options.changes + 1):
+            for number in range(1, count + 1):
                 ours.send(number)
                 connection.execute("UPDATE price SET amount = %s WHERE id = 1", (number,))
                 committed = time.monotonic()
@@ -55,13 +52,21 @@ def main() -> None:
                 late.append(1000 * (seen - committed))
         ours.send(None)
         watcher.join()
-        late.sort()
-        print(
-            f"{options.changes:,} changes: {old} old values read through the store after the acknowledgement; "
-            f"commit to new value in another process p50 {statistics.median(late):.1f} ms, "
-            f"p99 {late[int(len(late) * 0.99) - 1]:.1f} ms"
-        )
         cache.close()
+        return old, sorted(late)
+
+
+def main() -> None:
+    """Change one price many times, and print when another process saw it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--changes", type=int, default=1000)
+    options = parser.parse_args()
+    old, late = changes(options.changes)
+    print(
+        f"{options.changes:,} changes: {old} old values read through the store after the acknowledgement; "
+        f"commit to new value in another process p50 {statistics.median(late):.1f} ms, "
+        f"p99 {late[int(len(late) * 0.99) - 1]:.1f} ms"
+    )
 
 
 if __name__ == "__main__":
