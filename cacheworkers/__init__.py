@@ -24,6 +24,7 @@ from cacheworkers.errors import (
     TagError,
     UnknownLoader,
     UnsafeStore,
+    UnwatchedWrite,
 )
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.load import AsyncLoad, Load
@@ -62,5 +63,6 @@ __all__ = [
     "TagError",
     "UnknownLoader",
     "UnsafeStore",
+    "UnwatchedWrite",
     "__version__",
 ]

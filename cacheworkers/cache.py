@@ -6,8 +6,9 @@ import contextlib
 import inspect
 import logging
 import os
+import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
@@ -18,7 +19,7 @@ from cacheworkers.core.codec import Codec, annotation_of
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import CallError, ConfigError, DeclarationError, StoreError, UnknownLoader
-from cacheworkers.events import Event, Hook, MalformedTask, StoreBack, StoreLost, Swept, UnknownTask
+from cacheworkers.events import Event, Hook, MalformedTask, StoreBack, StoreLost, Swept, Undelivered, UnknownTask
 from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags
 from cacheworkers.flows.load import load
@@ -34,7 +35,12 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
 from cacheworkers.runner import LoaderRunner
+from cacheworkers.sql.delivery import Delivered
+from cacheworkers.sql.drain import drain_outbox, sync_engine_of
+from cacheworkers.sql.outbox import Outbox
+from cacheworkers.sql.postgres import Ear, Triggers
 from cacheworkers.sql.sessions import Sessions
+from cacheworkers.sql.watch import TagsOf, Watch, dirty_here
 from cacheworkers.store.link import Link
 from cacheworkers.store.listener import Listener
 from cacheworkers.store.store import Store
@@ -43,6 +49,7 @@ from cacheworkers.workers.local import LocalWorkers
 
 if TYPE_CHECKING:
     from celery import Celery
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -52,6 +59,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 log = logging.getLogger("cacheworkers")
+#: How long a draining process waits at most before it looks again, seconds.
+DRAIN_WITHIN = 1.0
 _caches: weakref.WeakSet[Cache] = weakref.WeakSet()
 
 
@@ -135,6 +144,10 @@ class Cache:
             on_gap=on_gap,
             emit=self._emit,
         )
+        self.outbox = Outbox(config.namespace)
+        self._delivered = Delivered(self.outbox)
+        self._watches: list[Watch] = []
+        self._outbox_engine: Engine | None = sync_engine_of(sessions.kw.get("bind")) if sessions else None
         self._bulkhead = Bulkhead(config.bulkhead)
         self._sessions = Sessions(sessions, async_sessions, pool_size=config.bulkhead)
         self._ports = ports = Ports(
@@ -159,7 +172,10 @@ class Cache:
                 config,
                 perform=self.perform,
                 undelivered=self._undelivered,
-                upkeep={"sweep": (self.sweep, config.sweep_every)},
+                upkeep={
+                    "sweep": (self.sweep, config.sweep_every),
+                    "drain_outbox": (self._drain_if_watching, config.drain_every),
+                },
                 emit=self._emit,
                 reset_after_fork=self._reset_after_fork,
                 waited_for=lambda: ports.waiters.calls,
@@ -208,7 +224,7 @@ class Cache:
 
     # -- invalidating
 
-    def invalidate(self, *tags: str, mode: Mode = "hard") -> Invalidation:
+    def invalidate(self, *tags: str, mode: Mode = "hard", session: Session | None = None) -> Invalidation:
         """Invalidate every entry that has any of the tags; call it after the commit.
 
         Once this has returned, no read through the store returns a value whose load began before; in other
@@ -216,16 +232,111 @@ class Cache:
 
         Args:
             mode: "hard", the next read sees new data; "soft", it sees the old as stale while workers reload.
+            session: a watched one whose transaction is open: the tags go into the outbox with it, and are invalidated
+                after its commit.  What is returned then has the number 0: it is not done yet.
 
         Raises:
             InvalidationIncomplete: the store failed; nothing is acknowledged.
+            CallError: no tag; or this context has an open transaction that has changed what is watched, and it is not
+                given: a load before the commit would bring the old value back.
             TagError: a tag is empty, too long or holds control characters.
         """
+        if session is not None:
+            self._watch_of(session, mode).add(session, tags)
+            return Invalidation(0, 0)
         return run(self._invalidation(tags, mode))
 
-    async def ainvalidate(self, *tags: str, mode: Mode = "hard") -> Invalidation:
+    async def ainvalidate(self, *tags: str, mode: Mode = "hard", session: AsyncSession | None = None) -> Invalidation:
         """Invalidate every entry that has any of the tags; see `invalidate`."""
+        if session is not None:
+            watch = self._watch_of(session.sync_session, mode)
+            await session.run_sync(watch.add, tags)
+            return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode))
+
+    # -- watching what changes
+
+    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf]) -> None:
+        """Invalidate with every commit of these sessions what their units of work have changed.
+
+        Tags are made of old and new column values, and written to the outbox in the same transaction: once it is
+        committed they will be invalidated, whatever dies.  Until then reads of its own context run their loaders on
+        the session itself, unless the transaction has touched none of their tags; a deletion counts from its flush.
+
+        Args:
+            sessions: a `sessionmaker`, a `Session` class, or their async kinds.
+            mapping: mapped class, or association `Table`, -> function of a row's columns to its tags:
+                `{Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}")}`.
+
+        Raises:
+            ConfigError: a key is neither, `sessions` is something else, or the outbox table is not there.
+        """
+        watch = Watch(
+            mapping,
+            self.outbox,
+            max_tag_bytes=self.config.max_tag_bytes,
+            invalidation=lambda tags: invalidate_tags(self._ports, tags, "hard"),
+            delivered=self._delivered.note,
+            undelivered=self._left_in_outbox,
+            dirty=self._ports.gate.bypass,
+            clean=self._ports.gate.unbypass,
+        )
+        watch.install(sessions, self._watches)
+        self._watches.append(watch)
+        bind = getattr(sessions, "kw", {}).get("bind")
+        self._outbox_engine = self._outbox_engine or sync_engine_of(bind)
+
+    def triggers(self, templates: Mapping[str, Sequence[str]]) -> Triggers:
+        """Return Postgres triggers that write the outbox for whatever changes a table: psql, bulk statements, others.
+
+        Args:
+            templates: table -> tags with its columns: `{"price": ["product:{product_id}"]}`.
+
+        Raises:
+            ConfigError: a name or a template is malformed.
+        """
+        return Triggers(self.config.namespace, templates, self.outbox.table.name)
+
+    def drain(self, engine: Engine | None = None) -> int:
+        """Deliver what the outbox still holds, and return how many rows that were.
+
+        If the store was restarted or replaced since the last drain, what was delivered within `replay_for` is
+        delivered anew.
+
+        Args:
+            engine: of the database with the outbox; None takes that of the watched sessions.
+
+        Raises:
+            ConfigError: there is no engine to be had.
+            InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
+        """
+        engine = engine or self._outbox_engine
+        if engine is None:
+            raise ConfigError("drain needs an engine: no session that this cache watches is bound to one")
+        return drain_outbox(self._ports, self.outbox, engine)
+
+    def drain_until(self, stop: threading.Event, engine: Engine | None = None) -> None:
+        """Drain again and again until told to stop: at once when a trigger notifies, and every second at the least.
+
+        Args:
+            engine: as for `drain`; on Postgres with psycopg, one connection of it listens.
+        """
+        engine = engine or self._outbox_engine
+        if engine is None:
+            raise ConfigError("drain_until needs an engine: no session that this cache watches is bound to one")
+        while not stop.is_set():
+            try:
+                with engine.connect() as connection:
+                    ear = Ear(connection, self.config.namespace) if engine.dialect.driver == "psycopg" else None
+                    while not stop.is_set():
+                        self.drain(engine)
+                        if ear is None:
+                            stop.wait(DRAIN_WITHIN)
+                        else:
+                            ear.wait(DRAIN_WITHIN)
+            except Exception as error:  # the database or the store is away; the rows stay
+                log.warning("the drain goes on in a second: %s", error)
+                stop.wait(DRAIN_WITHIN)
 
     # -- upkeep
 
@@ -266,6 +377,7 @@ class Cache:
     def close(self) -> None:
         """Send what is queued, then stop this process's threads and connections."""
         self._workers.close()
+        self._delivered.close()
         self._ports.listener.close()
         if self._background is not None:
             self._background.shutdown(wait=True)
@@ -321,6 +433,11 @@ class Cache:
             raise ConfigError(f'mode must be "hard" or "soft", got {mode!r}')
         if not tags:
             raise CallError("invalidate takes at least one tag")
+        if dirty_here() is not None:
+            raise CallError(
+                f"invalidate({', '.join(tags)}) within an open transaction that has changed what is watched would be "
+                f"undone by a load before its commit; give session=, or call it after the commit"
+            )
         for tag in tags:
             check_tag(tag, self.config.max_tag_bytes)
         return invalidate_tags(self._ports, list(dict.fromkeys(tags)), mode)
@@ -332,6 +449,23 @@ class Cache:
                 hook(event)
             except Exception:
                 log.exception("the hook raised on %r", event)
+
+    def _watch_of(self, session: Session, mode: Mode) -> Watch:
+        if mode != "hard":
+            raise ConfigError(f'invalidate(session=...) is always "hard", got mode {mode!r}')
+        for watch in self._watches:
+            if watch.covers(session):
+                return watch
+        raise ConfigError(f"invalidate(session=...) takes a session that cache.watch covers, got {session!r}")
+
+    def _left_in_outbox(self, rows: tuple[int, ...], error: Exception) -> None:
+        """A commit's invalidation failed: this process at least forgets what it had; the drain does the rest."""
+        self._ports.l1.clear()
+        self._emit(Undelivered(len(rows), f"{type(error).__name__}: {error}"))
+
+    def _drain_if_watching(self) -> None:
+        if self._outbox_engine is not None:
+            self.drain()
 
     def _undelivered(self, asks: list[Ask]) -> None:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
@@ -363,6 +497,7 @@ class Cache:
         self._ports.store.reset()
         self._ports.listener.reset()
         self._bulkhead.reset()
+        self._delivered.reset()
         self._sessions.reset_after_fork()
         self._workers.reset_after_fork()
 

@@ -46,6 +46,8 @@ class Config:
         tag_shards: tag prefix -> number of shards of its tag sets (a power of two).
         queue_prefix: first part of the queue names; empty takes the namespace.
         sweep_every: how often beat sweeps tag sets.
+        drain_every: how often beat delivers what the outbox still holds.
+        replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 
@@ -71,6 +73,8 @@ class Config:
     tag_shards: Mapping[str, int] = field(default_factory=dict)
     queue_prefix: str = ""
     sweep_every: float = 60.0
+    drain_every: float = 5.0
+    replay_for: float = 600.0
     allow_evicting_store: bool = False
 
     def __post_init__(self) -> None:
@@ -78,7 +82,7 @@ class Config:
             raise ConfigError(f"redis_url must be a URL such as redis://host:6379/0, got {self.redis_url!r}")
         if not isinstance(self.namespace, str) or not _NAMESPACE.fullmatch(self.namespace):
             raise ConfigError(f"namespace must match [a-z0-9_-]{{1,32}}, got {self.namespace!r}")
-        for name in ("store_timeout", "sweep_every", "backoff_for", "backoff_most_for"):
+        for name in ("store_timeout", "sweep_every", "drain_every", "replay_for", "backoff_for", "backoff_most_for"):
             duration(name, getattr(self, name), most=86400.0, positive=True)
         for name in ("breaker_for", "l1_for", "l1_on_loss_for"):
             duration(name, getattr(self, name), most=86400.0)

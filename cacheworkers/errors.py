@@ -62,6 +62,10 @@ class InvalidationIncomplete(StoreError):
     """An invalidation is not acknowledged: what was begun is finished by the next one, or by a sweep."""
 
 
+class UnwatchedWrite(CacheworkersError):
+    """A bulk statement changes watched rows, and nobody can tell which tags that touches."""
+
+
 class ReadError(CacheworkersError):
     """A read found no value to return."""
 

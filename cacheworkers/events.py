@@ -137,6 +137,27 @@ class Swept(Event, frozen=True):
     seconds: float
 
 
+class Drained(Event, frozen=True):
+    """A drain delivered rows of the outbox; `lag` is how old the oldest of them was."""
+
+    rows: int
+    tags: int
+    lag: float
+
+
+class Undelivered(Event, frozen=True):
+    """A transaction is committed, and the store did not take its invalidation: the drain will deliver its rows."""
+
+    rows: int
+    error: str
+
+
+class Replayed(Event, frozen=True):
+    """The store was restarted or replaced: what was delivered lately is delivered anew."""
+
+    rows: int
+
+
 class StoreLost(Event, frozen=True):
     """A call to the store failed and its breaker opened."""
 

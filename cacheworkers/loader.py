@@ -21,10 +21,13 @@ from cacheworkers.events import Served
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
-from cacheworkers.flows.many import read_many
+from cacheworkers.flows.many import one_by_one, read_many
 from cacheworkers.flows.nested import nested
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
+from cacheworkers.flows.transaction import read_in_transaction
 from cacheworkers.local.l1 import MISSING, Slot
+from cacheworkers.runner import LoaderRunner, RunInTransaction
+from cacheworkers.sql.watch import dirty_here
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,6 +55,8 @@ class _Face(Generic[T]):
         l1_for = spec.policy.l1_for
         self._l1_for = ports.config.l1_for if l1_for is None else l1_for
         self._since = 0
+        assert isinstance(ports.reader, LoaderRunner)
+        self._runner = ports.reader
         #: Raw positional arguments -> L1 slot: the hit path asks nothing else.
         self._index: dict[Any, Slot] = {}
         self.__name__ = spec.name
@@ -75,7 +80,7 @@ class _Face(Generic[T]):
 
     def _slot(self, call: Call) -> Slot | None:
         """Return the L1 slot that may answer now."""
-        if loads.current.get() is not None:
+        if loads.current.get() is not None or dirty_here() is not None:
             return None
         slot = self._ports.l1.get(call.text)
         if slot is None:
@@ -109,6 +114,16 @@ class _Face(Generic[T]):
         is_known_missing: bool = False,
     ) -> Flow[Read]:
         """Return the flow that reads a call through the store."""
+        unit = dirty_here()
+        if unit is not None:
+            return read_in_transaction(
+                self._ports,
+                self._spec,
+                call,
+                decode,
+                unit,
+                lambda loader, loading: RunInTransaction(self._runner, loader, loading, unit),
+            )
         inside = loads.current.get()
         if inside is not None:
             return nested(self._ports, self._spec, call, decode, inside[1])
@@ -161,10 +176,14 @@ class _Face(Generic[T]):
 
     # -- shared by both faces of both kinds
 
+    def _is_plain(self, call: Call) -> bool:
+        """Whether a read may look in the store at once: outside loads and dirty transactions, and nobody waits yet."""
+        return loads.current.get() is None and not self._ports.waiters.has(call.text) and dirty_here() is None
+
     def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
         """Read a call that L1 does not answer."""
         is_known_missing = False
-        if loads.current.get() is None and not self._ports.waiters.has(call.text):
+        if self._is_plain(call):
             ports = self._ports
             ports.listener.start()
             started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._gate.is_coherent
@@ -185,7 +204,7 @@ class _Face(Generic[T]):
     ) -> Read:
         """Read a call that L1 does not answer, on the running loop."""
         is_known_missing = False
-        if loads.current.get() is None and not self._ports.waiters.has(call.text):
+        if self._is_plain(call):
             ports = self._ports
             ports.listener.start()
             started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._gate.is_coherent
@@ -459,6 +478,8 @@ class BatchLoader(_Face[V], Generic[K, V]):
 
     def _many(self, keys: Iterable[K]) -> Flow[dict[K, V]]:
         calls = {key: self._bind((key,), {}) for key in keys}
+        if dirty_here() is not None:
+            return one_by_one(calls, self._one)
         return read_many(self._ports, self._spec, calls, self._one, self._codec.decode, self._since, self._slot_value)
 
     def _one(self, call: Call) -> Flow[Read]:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from cacheworkers import load as loads
-from cacheworkers.errors import KeyMissing, LoadTimeout
+from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
 from cacheworkers.flows.driver import Step
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.gate import Gate
 from cacheworkers.sql.sessions import Sessions
+from cacheworkers.sql.watch import Unit
 
 
 class LoaderRunner:
@@ -74,11 +75,7 @@ class RunLoader:
 
     def _work(self) -> dict[str, Any]:
         with self._inside(), self._runner.sessions.for_load(self._timeout()) as session:
-            load = loads.Load(self._loader, self._loading, session)
-            try:
-                return self._sorted(self._loader.function(load, *self._arguments()))
-            except Exception as error:
-                return {call.text: error for call in self._loading.calls}
+            return self._work_on(session)
 
     async def _work_async(self) -> dict[str, Any]:
         with self._inside():
@@ -88,6 +85,14 @@ class RunLoader:
                     return self._sorted(await self._loader.function(load, *self._arguments()))
                 except Exception as error:
                     return {call.text: error for call in self._loading.calls}
+
+    def _work_on(self, session: Any) -> dict[str, Any]:
+        """Run the loader on a session that is somebody's own."""
+        load = loads.Load(self._loader, self._loading, session)
+        try:
+            return self._sorted(self._loader.function(load, *self._arguments()))
+        except Exception as error:
+            return {call.text: error for call in self._loading.calls}
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
@@ -125,3 +130,36 @@ class RunLoader:
                     loader.name, call.text, "KeyMissing", f"the batch loader left out {key!r}"
                 )
         return found
+
+
+class RunInTransaction(RunLoader):
+    """A step: the same, on the session of an open transaction, in the caller's own thread or task."""
+
+    __slots__ = ("_unit",)
+
+    def __init__(self, runner: LoaderRunner, loader: LoaderSpec, loading: Loading, unit: Unit) -> None:
+        super().__init__(runner, loader, loading)
+        self._unit = unit
+
+    def run(self) -> dict[str, Any]:
+        """Run it, blocking this thread."""
+        if self._loader.is_async:
+            raise CallError(
+                f"{self._loading.calls[0].text} cannot be read here: its loader is async, and this context has an open "
+                f"transaction of a sync session that has changed what is watched; commit first"
+            )
+        return self._work_on(self._unit.session)
+
+    async def arun(self) -> dict[str, Any]:
+        """Run it on the AsyncSession; on a sync session, as the caller's own queries do."""
+        session = self._unit.async_session
+        if session is None:
+            return self.run()
+        if not self._loader.is_async:
+            found: dict[str, Any] = await session.run_sync(self._work_on)
+            return found
+        load = loads.AsyncLoad(self._loader, self._loading, session)
+        try:
+            return self._sorted(await self._loader.function(load, *self._arguments()))
+        except Exception as error:
+            return {call.text: error for call in self._loading.calls}

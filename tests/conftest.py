@@ -25,7 +25,7 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Valkey]:
-    given = os.environ.get("CACHEWORKERS_TEST_REDIS_URL")
+    given = os.environ.get("TEST_REDIS_URL")
     if given:
         yield cast(Valkey, SimpleNamespace(url=given, port=urlsplit(given).port or 6379))
         return
@@ -35,7 +35,7 @@ def valkey() -> Iterator[Valkey]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    given = os.environ.get("CACHEWORKERS_TEST_DATABASE_URL")
+    given = os.environ.get("TEST_DATABASE_URL")
     if given:
         yield cast(Postgres, SimpleNamespace(create_database=lambda name: database_beside(given, name)))
         return

@@ -20,6 +20,7 @@ class Keyspace:
     Attributes:
         namespace: first part of every key.
         seq: the invalidation sequence.
+        run_id: the run id of the server that was last replayed to.
         entries_prefix, failures_prefix: what the listener listens to.
         tag_sets_prefix: what all tag sets begin with.
         tag_sets_pattern, last_invalidations_pattern, doomed_indexes_pattern: for SCAN; all shards, no doomed sets.
@@ -33,6 +34,7 @@ class Keyspace:
         self.namespace = namespace
         self._tag_shards = dict(tag_shards or {})
         self.seq = f"{namespace}:seq"
+        self.run_id = f"{namespace}:run"
         self.entries_prefix = f"{namespace}:e:"
         self.failures_prefix = f"{namespace}:f:"
         self.tag_sets_prefix = f"{namespace}:t:"

@@ -48,17 +48,32 @@ def read_many(
     if missing:
         yield from _from_store(ports, loader, missing, decode, since, values)
         missing = {key: call for key, call in missing.items() if key not in values}
-    errors: dict[K, CacheworkersError] = {}
     if missing:
         yield from _ask_together(ports, loader, missing)
-    for key, call in missing.items():
+        values |= yield from _each(missing, one, values)
+    return {key: values[key] for key in calls}
+
+
+def one_by_one(calls: Mapping[K, Call], one: Callable[[Call], Flow[Read]]) -> Flow[dict[K, Any]]:
+    """Return key -> value, each read by itself: inside a transaction that has changed what is watched.
+
+    Raises:
+        LoadErrors: some keys have no value.
+    """
+    return (yield from _each(calls, one, {}))
+
+
+def _each(calls: Mapping[K, Call], one: Callable[[Call], Flow[Read]], there: Mapping[K, Any]) -> Flow[dict[K, Any]]:
+    values: dict[K, Any] = {}
+    errors: dict[K, CacheworkersError] = {}
+    for key, call in calls.items():
         try:
             values[key] = (yield from one(call)).value
         except CacheworkersError as error:
             errors[key] = error
     if errors:
-        raise LoadErrors(values, errors)
-    return {key: values[key] for key in calls}
+        raise LoadErrors({**there, **values}, errors)
+    return values
 
 
 def _from_store(

@@ -336,6 +336,17 @@ class Store:
         request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))
         return self._ask([request], lambda replies: _walked(replies[0]))
 
+    # -- the server itself
+
+    def run_ids(self) -> Exchange[tuple[str, str]]:
+        """The run id that was noted last, empty for none, and that of the server that answers now."""
+        requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server"))]
+        return self._ask(requests, lambda replies: (_text(replies[0] or b""), _run_id(replies[1])))
+
+    def note_run_id(self, run_id: str) -> Exchange[None]:
+        """Note a server's run id: another one there later says that it was restarted, or is another server."""
+        return self._ask([Request(("SET", self.keys.run_id, run_id))], lambda replies: None)
+
     # -- sweeping
 
     def sweep_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[tuple[int, bool]]:
@@ -399,6 +410,15 @@ def _fields(reply: Any) -> dict[str, str]:
     if isinstance(reply, list):
         return {_text(k): _text(v) for k, v in zip(reply[::2], reply[1::2], strict=True)}
     return {}
+
+
+def _run_id(reply: Any) -> str:
+    fields = (
+        reply
+        if isinstance(reply, dict)
+        else dict(line.split(":", 1) for line in _text(reply).splitlines() if ":" in line)
+    )
+    return str(fields.get("run_id", ""))
 
 
 def _walked(reply: Any) -> tuple[int, list[str]]:

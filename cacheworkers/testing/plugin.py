@@ -1,7 +1,7 @@
 """Fixtures for your own suite; pytest finds them by itself.
 
 `cacheworkers_redis_url` and `cacheworkers_database_url` are servers for the session: those that the environment
-names, `CACHEWORKERS_TEST_REDIS_URL` and `CACHEWORKERS_TEST_DATABASE_URL`, else embedded ones that end with it.
+names, `TEST_REDIS_URL` and `TEST_DATABASE_URL`, else embedded ones that end with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cacheworkers.testing.servers import Postgres, Valkey
 @pytest.fixture(scope="session")
 def cacheworkers_redis_url() -> Iterator[str]:
     """URL of a Redis or Valkey that tests may write to; use a namespace of your own."""
-    given = os.environ.get("CACHEWORKERS_TEST_REDIS_URL")
+    given = os.environ.get("TEST_REDIS_URL")
     if given:
         yield given
         return
@@ -28,7 +28,7 @@ def cacheworkers_redis_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def cacheworkers_database_url() -> Iterator[str]:
     """SQLAlchemy URL of a Postgres database that tests may write to."""
-    given = os.environ.get("CACHEWORKERS_TEST_DATABASE_URL")
+    given = os.environ.get("TEST_DATABASE_URL")
     if given:
         yield given
         return

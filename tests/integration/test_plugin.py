@@ -23,7 +23,7 @@ def test_both_answer(cacheworkers_redis_url, cacheworkers_database_url):
 def run(directory: Path, **env: str) -> str:
     """Run the suite, and return its output."""
     (directory / "test_mine.py").write_text(SUITE)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CACHEWORKERS_TEST_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TEST_")}
     words = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "test_mine.py"]
     done = subprocess.run(words, cwd=directory, env={**kept, **env}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,6 +37,6 @@ def test_servers_of_the_session_s_own(tmp_path: Path) -> None:
 def test_servers_that_the_environment_names(tmp_path: Path, valkey: Valkey, postgres: Postgres) -> None:
     url = postgres.create_database("named")
 
-    told = run(tmp_path, CACHEWORKERS_TEST_REDIS_URL=valkey.url, CACHEWORKERS_TEST_DATABASE_URL=url)
+    told = run(tmp_path, TEST_REDIS_URL=valkey.url, TEST_DATABASE_URL=url)
 
     assert f"used {valkey.url} {url}" in told

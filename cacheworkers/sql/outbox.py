@@ -1,0 +1,162 @@
+"""Outbox: what was changed, written in the transaction that changed it, so that no invalidation is ever lost.
+
+The row is the promise; the invalidation right after the commit only makes it quick.  A process that dies in between,
+or a store that is down, leaves the row to the drain, which delivers it at least once.  See "Transactional outbox",
+C. Richardson, Microservices Patterns, 2018.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    DateTime,
+    Engine,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
+
+from cacheworkers.errors import ConfigError
+
+TABLE = "cacheworkers_outbox"
+#: Who wrote a row: a watched session, which delivers it itself, or a trigger, for whom the drain does.
+WATCH, TRIGGER = "watch", "trigger"
+#: How long a watched session's row is left to the process that wrote it, seconds.
+GRACE = 2.0
+#: Rows of one step of the drain.
+BATCH = 100
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """Rows that were claimed together.
+
+    Attributes:
+        ids: the rows.
+        tags: all their tags, each once.
+        lag: how old the oldest row is, seconds.
+    """
+
+    ids: tuple[int, ...]
+    tags: tuple[str, ...]
+    lag: float
+
+
+class Outbox:
+    """The table, and what is done with it."""
+
+    def __init__(self, namespace: str, name: str = TABLE) -> None:
+        self.namespace = namespace
+        self.metadata = MetaData()
+        self.table = Table(
+            name,
+            self.metadata,
+            Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+            Column("namespace", String(32), nullable=False),
+            Column("source", String(8), nullable=False),
+            # Tags hold no control characters, so that one separates them.
+            Column("tags", Text, nullable=False),
+            Column("written_at", DateTime(timezone=True), nullable=False, server_default=func.current_timestamp()),
+            Column("delivered_at", DateTime(timezone=True)),
+        )
+        column = self.table.c.delivered_at
+        Index(f"{name}_waiting", self.table.c.namespace, self.table.c.id, postgresql_where=column.is_(None))
+        Index(f"{name}_delivered", column)
+
+    def create(self, engine: Engine) -> None:
+        """Create the table, if it is not there; with Alembic, use `metadata` instead."""
+        self.metadata.create_all(engine)
+
+    def check(self, engine: Engine) -> None:
+        """Make sure that the table is there.
+
+        Raises:
+            ConfigError: it is not; found out now, not at the first commit.
+        """
+        if not inspect(engine).has_table(self.table.name):
+            raise ConfigError(
+                f"watched sessions need the table {self.table.name}, which {engine.url!r} does not have; "
+                f"create it with cache.outbox.create(engine), or migrate with cache.outbox.metadata"
+            )
+
+    def write(self, connection: Connection, tags: Iterable[str], source: str = WATCH) -> int:
+        """Write tags in the connection's transaction, and return the row's id."""
+        row = {"namespace": self.namespace, "source": source, "tags": "\n".join(tags)}
+        done = connection.execute(insert(self.table).values(row))
+        key = done.inserted_primary_key
+        assert key is not None
+        return int(key[0])
+
+    def claim(self, connection: Connection, *, grace: float = GRACE, most: int = BATCH) -> Delivery | None:
+        """Lock the oldest rows that wait, in the connection's transaction; None if there are none.
+
+        Rows that another drain has locked are passed over.  On databases without `SKIP LOCKED` two drains may deliver
+        the same rows, which is harmless.
+        """
+        table = self.table
+        now = connection.execute(select(func.current_timestamp())).scalar_one()
+        now = _aware(now)
+        old_enough = table.c.written_at <= now - datetime.timedelta(seconds=grace)
+        waiting = (
+            select(table.c.id, table.c.tags, table.c.written_at)
+            .where(table.c.namespace == self.namespace, table.c.delivered_at.is_(None))
+            .where((table.c.source != WATCH) | old_enough)
+            .order_by(table.c.id)
+            .limit(most)
+            .with_for_update(skip_locked=True)
+        )
+        rows = connection.execute(waiting).all()
+        if not rows:
+            return None
+        tags = dict.fromkeys(tag for row in rows for tag in row.tags.split("\n"))
+        lag = max((now - _aware(row.written_at)).total_seconds() for row in rows)
+        return Delivery(tuple(row.id for row in rows), tuple(tags), max(lag, 0.0))
+
+    def delivered(self, connection: Connection, ids: Sequence[int]) -> None:
+        """Mark rows delivered; they are kept for a replay."""
+        if ids:
+            done = update(self.table).where(self.table.c.id.in_(ids), self.table.c.delivered_at.is_(None))
+            connection.execute(done.values(delivered_at=func.current_timestamp()))
+
+    def replay(self, connection: Connection, within: float) -> int:
+        """Let the drain deliver anew what was delivered within so many seconds; how many rows."""
+        since = _aware(connection.execute(select(func.current_timestamp())).scalar_one())
+        since -= datetime.timedelta(seconds=within)
+        again = update(self.table).where(self.table.c.namespace == self.namespace, self.table.c.delivered_at >= since)
+        # A trigger's row is delivered without a grace, and so is one that is replayed.
+        return int(connection.execute(again.values(delivered_at=None, source=TRIGGER)).rowcount)
+
+    def forget(self, connection: Connection, kept_for: float) -> int:
+        """Delete what was delivered longer ago than so many seconds; how many rows."""
+        before = _aware(connection.execute(select(func.current_timestamp())).scalar_one())
+        before -= datetime.timedelta(seconds=kept_for)
+        old = delete(self.table).where(self.table.c.namespace == self.namespace, self.table.c.delivered_at < before)
+        return int(connection.execute(old).rowcount)
+
+    def waiting(self, connection: Connection) -> int:
+        """Return how many rows wait to be delivered."""
+        mine = (self.table.c.namespace == self.namespace) & self.table.c.delivered_at.is_(None)
+        return int(connection.execute(select(func.count()).select_from(self.table).where(mine)).scalar_one())
+
+
+def _aware(instant: Any) -> datetime.datetime:
+    """Return an instant with its zone: SQLite answers UTC, as text or without one."""
+    if isinstance(instant, str):
+        instant = datetime.datetime.fromisoformat(instant)
+    found: datetime.datetime = instant if instant.tzinfo else instant.replace(tzinfo=datetime.UTC)
+    return found

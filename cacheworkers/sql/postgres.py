@@ -1,0 +1,238 @@
+"""Postgres: triggers that write the outbox for psql, bulk statements and other services; LISTEN, which wakes the drain.
+
+One function a table, and one trigger for each kind of statement: they run once a statement over its transition tables,
+not once a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from cacheworkers.errors import ConfigError
+from cacheworkers.sql.outbox import TABLE, TRIGGER
+
+#: Changes with what the generated text does.
+VERSION = 1
+#: Most tags of one outbox row that a trigger writes.
+ROW_TAGS = 1000
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?")
+_EVENTS = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
+
+
+class Triggers:
+    """The triggers of some tables, as SQL that is shown before it runs.
+
+    Example:
+        triggers = cache.triggers({"price": ["product:{product_id}"]})
+        print(triggers.sql())
+        triggers.install(engine.connect())
+    """
+
+    def __init__(self, namespace: str, templates: Mapping[str, Sequence[str]], outbox: str = TABLE) -> None:
+        """
+        Args:
+            templates: table -> tags with its columns in braces: `{"product": ["product:{id}"]}`.
+
+        Raises:
+            ConfigError: a table's name or a template is malformed.
+        """
+        self.namespace = namespace
+        self._outbox = outbox
+        self._tables: dict[str, list[list[tuple[str, str | None]]]] = {}
+        for table, each in templates.items():
+            if not _NAME.fullmatch(table):
+                raise ConfigError(f"a table must be a plain name, perhaps with its schema, got {table!r}")
+            if isinstance(each, str) or not each:
+                raise ConfigError(f"triggers on {table} take a list of tag templates, got {each!r}")
+            self._tables[table] = [_parsed(table, template) for template in each]
+
+    @property
+    def channel(self) -> str:
+        """What to LISTEN to."""
+        return channel(self.namespace)
+
+    def up(self) -> list[str]:
+        """Return the statements that install; for Alembic, `op.execute` each of them."""
+        statements = []
+        for table, templates in self._tables.items():
+            name = self._name(table)
+            statements.append(self._function(name, templates))
+            statements += self._drops(table)
+            for kind, sides in _EVENTS.items():
+                tables = " ".join(f"{side.upper()} TABLE AS {side}_rows" for side in sides)
+                statements.append(
+                    f"CREATE TRIGGER {name}_{kind.lower()} AFTER {kind} ON {table} REFERENCING {tables}\n"
+                    f"FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+                )
+            comment = f"cacheworkers {self.namespace} v{VERSION} {self.digest(table)}"
+            statements.append(f"COMMENT ON FUNCTION {name}() IS '{comment}'")
+        return statements
+
+    def down(self) -> list[str]:
+        """Return the statements that remove them again."""
+        statements = []
+        for table in self._tables:
+            statements += self._drops(table)
+            statements.append(f"DROP FUNCTION IF EXISTS {self._name(table)}()")
+        return statements
+
+    def sql(self) -> str:
+        """Return what `install` runs, to be read first."""
+        return ";\n\n".join(self.up()) + ";\n"
+
+    def digest(self, table: str) -> str:
+        """Return what tells one version of a table's trigger from another."""
+        body = self._function(self._name(table), self._tables[table])
+        return hashlib.sha256(body.encode()).hexdigest()[:12]
+
+    def check(self, connection: Connection) -> None:
+        """Compare tables and columns with the database.
+
+        Raises:
+            ConfigError: a table, a column or the outbox is not there.
+        """
+        for table, templates in self._tables.items():
+            columns = _columns(connection, table)
+            for column in (column for parts in templates for _, column in parts if column is not None):
+                if column not in columns:
+                    raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
+        _columns(connection, self._outbox)
+
+    def install(self, connection: Connection) -> None:
+        """Check, and install or replace, in one transaction.
+
+        Raises:
+            ConfigError: see `check`.
+        """
+        with connection.begin_nested() if connection.in_transaction() else connection.begin():
+            self.check(connection)
+            for statement in self.up():
+                connection.exec_driver_sql(statement.replace("%", "%%"))
+
+    def remove(self, connection: Connection) -> None:
+        """Remove them; nothing happens where they are not."""
+        with connection.begin_nested() if connection.in_transaction() else connection.begin():
+            for statement in self.down():
+                connection.exec_driver_sql(statement)
+
+    def missing(self, connection: Connection) -> list[str]:
+        """Return the tables whose triggers are not there, or not of this version."""
+        comments = text("SELECT obj_description(oid) FROM pg_proc WHERE proname LIKE 'cacheworkers%'")
+        found = {str(row[0]) for row in connection.execute(comments)}
+        return [
+            table
+            for table in self._tables
+            if f"cacheworkers {self.namespace} v{VERSION} {self.digest(table)}" not in found
+        ]
+
+    def _name(self, table: str) -> str:
+        return _prefix(self.namespace) + table.replace(".", "_")
+
+    def _drops(self, table: str) -> list[str]:
+        return [f"DROP TRIGGER IF EXISTS {self._name(table)}_{kind.lower()} ON {table}" for kind in _EVENTS]
+
+    def _function(self, name: str, templates: Sequence[Sequence[tuple[str, str | None]]]) -> str:
+        def tags(side: str) -> str:
+            return " UNION ".join(f"SELECT {_expression(parts)} AS tag FROM {side}_rows" for parts in templates)
+
+        branches = "\n".join(
+            f"  {'IF' if at == 0 else 'ELSIF'} TG_OP = '{kind}' THEN\n"
+            f"    INSERT INTO {self._outbox} (namespace, source, tags)\n"
+            f"    SELECT '{self.namespace}', '{TRIGGER}', string_agg(tag, E'\\n') FROM (\n"
+            f"      SELECT tag, row_number() OVER () / {ROW_TAGS} AS chunk FROM (\n"
+            f"        {' UNION '.join(tags(side) for side in sides)}\n"
+            f"      ) AS found WHERE tag IS NOT NULL\n"
+            f"    ) AS numbered GROUP BY chunk;"
+            for at, (kind, sides) in enumerate(_EVENTS.items())
+        )
+        return (
+            f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $cacheworkers$\n"
+            f"BEGIN\n{branches}\n  END IF;\n"
+            f"  PERFORM pg_notify('{self.channel}', '');\n  RETURN NULL;\nEND\n$cacheworkers$"
+        )
+
+
+class Ear:
+    """A connection that listens for triggers' notifications."""
+
+    def __init__(self, connection: Connection, namespace: str) -> None:
+        """
+        Args:
+            connection: psycopg's, to be used for nothing else; put into autocommit.
+        """
+        self._connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        self._connection.exec_driver_sql(f"LISTEN {channel(namespace)}")
+        self._driver: Any = self._connection.connection.driver_connection
+
+    def wait(self, seconds: float) -> bool:
+        """Return when a notification has come, or after so many seconds; True if one has."""
+        return any(True for _ in self._driver.notifies(timeout=seconds, stop_after=1))
+
+
+def channel(namespace: str) -> str:
+    """Return the name that a namespace's triggers notify."""
+    return "cacheworkers_" + namespace.replace("-", "_")
+
+
+def tables_with_triggers(connection: Connection, namespace: str) -> frozenset[str]:
+    """Return the tables whose triggers write this namespace's outbox."""
+    found = connection.execute(
+        text(
+            "SELECT c.relname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid "
+            "WHERE NOT t.tgisinternal AND starts_with(t.tgname, :prefix) GROUP BY c.relname HAVING count(*) >= 3"
+        ),
+        {"prefix": _prefix(namespace)},
+    )
+    return frozenset(str(row[0]) for row in found)
+
+
+def _prefix(namespace: str) -> str:
+    return f"cacheworkers_{namespace.replace('-', '_')}_"
+
+
+def _parsed(table: str, template: str) -> list[tuple[str, str | None]]:
+    """Return a template's parts: text, and the column that follows it."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"tag template {template!r} of {table} is malformed: {error}") from None
+    parts: list[tuple[str, str | None]] = []
+    for before, name, spec, conversion in parsed:
+        if name is not None and (spec or conversion or not _NAME.fullmatch(name) or "." in name):
+            raise ConfigError(f"tag template {template!r} of {table} may hold plain columns only, as {{id}}")
+        parts.append((before, name))
+    if not parts or any(ord(character) < 0x20 for character in template):
+        raise ConfigError(f"tag template {template!r} of {table} must be a text without control characters")
+    return parts
+
+
+def _expression(parts: Sequence[tuple[str, str | None]]) -> str:
+    """Return the SQL of one tag; NULL where a column is NULL."""
+    words = []
+    for before, column in parts:
+        if before:
+            words.append("'" + before.replace("'", "''") + "'")
+        if column is not None:
+            words.append(f'"{column}"::text')
+    return " || ".join(words)
+
+
+def _columns(connection: Connection, table: str) -> list[str]:
+    schema, _, name = table.rpartition(".")
+    found = connection.execute(
+        text(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped "
+            "ORDER BY attnum"
+        ),
+        {"table": table},
+    )
+    columns = [str(row[0]) for row in found]
+    if not columns:
+        raise ConfigError(f"there is no table {name}{f' in schema {schema}' if schema else ''} in this database")
+    return columns
