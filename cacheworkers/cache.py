@@ -40,7 +40,7 @@ from cacheworkers.sql.drain import drain_outbox, sync_engine_of
 from cacheworkers.sql.outbox import Outbox
 from cacheworkers.sql.postgres import Ear, Triggers
 from cacheworkers.sql.sessions import Sessions
-from cacheworkers.sql.watch import TagsOf, Watch, dirty_here
+from cacheworkers.sql.watch import AnySession, TagsOf, Watch, dirty_here
 from cacheworkers.store.link import Link
 from cacheworkers.store.listener import Listener
 from cacheworkers.store.store import Store
@@ -224,7 +224,7 @@ class Cache:
 
     # -- invalidating
 
-    def invalidate(self, *tags: str, mode: Mode = "hard", session: Session | None = None) -> Invalidation:
+    def invalidate(self, *tags: str, mode: Mode = "hard", session: AnySession | None = None) -> Invalidation:
         """Invalidate every entry that has any of the tags; call it after the commit.
 
         Once this has returned, no read through the store returns a value whose load began before; in other
@@ -246,11 +246,10 @@ class Cache:
             return Invalidation(0, 0)
         return run(self._invalidation(tags, mode))
 
-    async def ainvalidate(self, *tags: str, mode: Mode = "hard", session: AsyncSession | None = None) -> Invalidation:
+    async def ainvalidate(self, *tags: str, mode: Mode = "hard", session: AnySession | None = None) -> Invalidation:
         """Invalidate every entry that has any of the tags; see `invalidate`."""
         if session is not None:
-            watch = self._watch_of(session.sync_session, mode)
-            await session.run_sync(watch.add, tags)
+            await self._watch_of(session, mode).aadd(session, tags)
             return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode))
 
@@ -450,7 +449,7 @@ class Cache:
             except Exception:
                 log.exception("the hook raised on %r", event)
 
-    def _watch_of(self, session: Session, mode: Mode) -> Watch:
+    def _watch_of(self, session: AnySession, mode: Mode) -> Watch:
         if mode != "hard":
             raise ConfigError(f'invalidate(session=...) is always "hard", got mode {mode!r}')
         for watch in self._watches:

@@ -31,9 +31,9 @@ NAMES = {
 }
 #: An error that no public call raises: what it says reaches users as an event.
 INTERNAL_ERRORS = {"EnvelopeError"}
-#: Methods that touch no store, and so have no async twin.
+#: Methods that touch no store, or are an upkeep process's, and so have no async twin.
 SYNC_ONLY = {
-    Cache: {"loader", "batch_loader", "perform", "close"},
+    Cache: {"loader", "batch_loader", "perform", "close", "watch", "triggers", "drain", "drain_until"},
     Loader: {"since"},
     BatchLoader: {"since"},
 }

@@ -28,6 +28,7 @@ log = logging.getLogger("cacheworkers")
 
 #: Column values of one row -> its tags.
 TagsOf = Callable[[Any], Iterable[str]]
+AnySession = Session | AsyncSession
 _KEY = "cacheworkers"
 _units: contextvars.ContextVar[tuple[weakref.ref[Unit], ...]] = contextvars.ContextVar("cacheworkers_units", default=())
 
@@ -198,12 +199,25 @@ class Watch:
             for attribute in mapper.column_attrs:
                 event.listen(getattr(key, attribute.key), "set", self._on_set, propagate=True)
 
-    def covers(self, session: Session) -> bool:
+    def covers(self, session: AnySession) -> bool:
         """Return whether a session is one of those it watches."""
-        return isinstance(session, self._target)
+        return isinstance(session.sync_session if isinstance(session, AsyncSession) else session, self._target)
 
-    def add(self, session: Session, tags: Sequence[str]) -> None:
-        """Write tags to the outbox in a session's transaction; they are invalidated after its commit."""
+    async def aadd(self, session: AnySession, tags: Sequence[str]) -> None:
+        """Do what `add` does, for an AsyncSession too."""
+        if isinstance(session, AsyncSession):
+            await session.run_sync(self.add, tags)
+        else:
+            self.add(session, tags)
+
+    def add(self, session: AnySession, tags: Sequence[str]) -> None:
+        """Write tags to the outbox in a session's transaction; they are invalidated after its commit.
+
+        Raises:
+            ConfigError: it is an AsyncSession, which needs `aadd`.
+        """
+        if isinstance(session, AsyncSession):
+            raise ConfigError("an AsyncSession is given to ainvalidate(session=...), not to invalidate")
         for tag in tags:
             check_tag(tag, self._max_tag_bytes)
         row = self._outbox.write(self._connection(session), tags)
