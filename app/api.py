@@ -100,9 +100,9 @@ async def _put_price(product_id: int, receive: Any) -> bytes:
     if not 0 < new.amount <= 10**11:
         raise Problem(422, "Unprocessable", f"amount must be 1 to 10^11 cents, got {new.amount}")
     done = await asyncio.to_thread(shop.set_price, product_id, new.amount)
-    if done is None:
+    if not done:
         raise Problem(404, "Not found", f"there is no product {product_id}")
-    return msgspec.json.encode({"seq": done.seq})
+    return msgspec.json.encode({"id": product_id, "amount": new.amount})
 
 
 def _only(allowed: str, method: str) -> None:

@@ -64,12 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m app.seed", description=__doc__)
     parser.add_argument("--products", type=int, default=10_000)
     options = parser.parse_args(arguments)
-    from app.database import engine, sessions
+    from app.database import engine
+    from app.shop import cache
 
     Base.metadata.create_all(engine)
+    cache.outbox.create(engine)
     with engine.begin() as connection:
         connection.execute(text("CREATE EXTENSION IF NOT EXISTS pg_stat_statements"))
-    with sessions() as session:
+    with Session(engine) as session:
         print(f"{seed(session, options.products):,} products added")
     return 0
 

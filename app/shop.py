@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 from celery import Celery
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, text
 
 from app.database import engine, sessions
 from app.models import Price, Product, Stock
-from cacheworkers import Cache, Config, Invalidation, Load
+from cacheworkers import Cache, Config, Load
 
 PAGE = 20
 
 celery = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")))
 cache = Cache(Config.from_env(), celery=celery, sessions=sessions)
+# `app.seed` makes the tables, the outbox among them; web and workers start after it.
+cache.watch(
+    sessions,
+    {
+        Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}"),
+        Price: lambda row: (f"product:{row.product_id}", *(["deals"] if row.sale_amount is not None else [])),
+        Stock: lambda row: (f"product:{row.product_id}",),
+    },
+    check=False,
+)
 
 
 class ProductView(msgspec.Struct, frozen=True):
@@ -82,13 +93,14 @@ def deals(load: Load) -> tuple[ProductView, ...]:
     return tuple(map(_view, found))
 
 
-def set_price(product_id: int, amount: int) -> Invalidation | None:
-    """Set a product's price, in cents; visible everywhere when this returns.  None if there is no such product."""
+def set_price(product_id: int, amount: int) -> bool:
+    """Set a product's price, in cents; visible everywhere when this returns.  False if there is no such product."""
     with sessions.begin() as session:
-        changed: Any = session.execute(update(Price).where(Price.product_id == product_id).values(amount=amount / 100))
-        if not changed.rowcount:
-            return None
-    return cache.invalidate(f"product:{product_id}")
+        price = session.get(Price, product_id)
+        if price is None:
+            return False
+        price.amount = Decimal(amount) / 100
+    return True
 
 
 def uncached_product(product_id: int) -> bytes:

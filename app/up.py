@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READY_WITHIN = 60.0
 #: By what a process says that it is ready: the path it answers, or words in its log.
 READY_PATHS = {"web": "/health", "flower": "/healthcheck"}
-READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting"}
+READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting", "drain": "draining"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,7 +255,7 @@ class Cache:
 
     # -- watching what changes
 
-    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf]) -> None:
+    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf], *, check: bool = True) -> None:
         """Invalidate with every commit of these sessions what their units of work have changed.
 
         Tags are made of old and new column values, and written to the outbox in the same transaction: once it is
@@ -266,6 +266,8 @@ class Cache:
             sessions: a `sessionmaker`, a `Session` class, or their async kinds.
             mapping: mapped class, or association `Table`, -> function of a row's columns to its tags:
                 `{Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}")}`.
+            check: make sure now that the outbox table is there; False where this module is also what migrates, which
+                then calls `cache.outbox.check(engine)` itself before it serves.
 
         Raises:
             ConfigError: a key is neither, `sessions` is something else, or the outbox table is not there.
@@ -280,7 +282,7 @@ class Cache:
             dirty=self._ports.gate.bypass,
             clean=self._ports.gate.unbypass,
         )
-        watch.install(sessions, self._watches)
+        watch.install(sessions, self._watches, check=check)
         self._watches.append(watch)
         bind = getattr(sessions, "kw", {}).get("bind")
         self._outbox_engine = self._outbox_engine or sync_engine_of(bind)

@@ -168,7 +168,7 @@ class Watch:
             self._of_class[kind] = found
             return found
 
-    def install(self, sessions: Any, others: Sequence[Watch] = ()) -> None:
+    def install(self, sessions: Any, others: Sequence[Watch] = (), *, check: bool = True) -> None:
         """Hook into a sessionmaker, a Session class, or their async kinds.
 
         Raises:
@@ -178,7 +178,7 @@ class Watch:
         self._target = target.class_ if isinstance(target, sessionmaker) else target
         if any(issubclass(self._target, other._target) for other in others):
             raise ConfigError(f"{sessions!r} is watched already; give all classes in one mapping")
-        for engine in _engines(sessions):
+        for engine in _engines(sessions) if check else ():
             try:
                 self._outbox.check(engine)
             except SQLAlchemyError as error:
