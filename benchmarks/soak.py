@@ -1,0 +1,298 @@
+"""Everything dies all the time, and no read is older than an acknowledged change: `python -m benchmarks.soak`.
+
+Readers, writers, workers and drains are processes of their own; writers, workers and drains are killed with -9, the
+store is frozen, entries and leases are deleted at random, and sweeps run.  A change is acknowledged when the commit
+of its watched session has returned.  Each read through the store is compared with what was acknowledged before it
+began.  At the end, once the drain is through, every entry must be what the database says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.stack import ROOT
+from cacheworkers.testing import Postgres, Valkey
+from cacheworkers.testing.servers import wait_until
+
+PRICES, READERS, WRITERS = 40, 4, 2
+WORKER = [sys.executable, "-m", "celery", "-A", "benchmarks.soakshop", "worker", "-c", "2", "-l", "ERROR"]
+WORKER += ["-Q", "cw.miss,cw.revalidate,cw.warm,cw.upkeep", "--without-mingle", "--without-gossip"]
+DRAIN = "import threading; from benchmarks.soakshop import cache; cache.drain_until(threading.Event())"
+
+
+@dataclass
+class Report:
+    """What happened.
+
+    Attributes:
+        reads: by loader and tier; failed: by error.
+        old: reads through the store older than an acknowledged change, as evidence.
+        lag: of each L1 read that was older, how long before it the change was acknowledged, seconds.
+        unequal: entries that are not what the database says, at the end.
+    """
+
+    reads: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    acts: Counter[str] = field(default_factory=Counter)
+    writes: int = 0
+    old: list[str] = field(default_factory=list)
+    lag: list[float] = field(default_factory=list)
+    unequal: list[str] = field(default_factory=list)
+
+
+class Shared:
+    """What all processes see; each number has one writer, so that nobody holds a lock when it is killed."""
+
+    def __init__(self, context: Any) -> None:
+        self.version = context.Array("q", PRICES + 1, lock=False)
+        self.acknowledged = context.Array("q", PRICES + 1, lock=False)
+        self.at = context.Array("d", PRICES + 1, lock=False)
+        self.reads = context.Array("q", READERS, lock=False)
+        self.stop_reading = context.Event()
+        self.stop_writing = context.Value("b", 0, lock=False)
+
+
+def read(number: int, shared: Shared, results: Any) -> None:
+    """Read for ever, and compare."""
+    from benchmarks.soakshop import GROUPS, near, strict, total
+
+    report = Report()
+    chance = random.Random(number)
+
+    async def one() -> None:
+        while not shared.stop_reading.is_set():
+            kind = chance.random()
+            key = chance.randrange(1, PRICES + 1)
+            if kind < 0.1:
+                group = key % GROUPS
+                least = {n: (shared.acknowledged[n], shared.at[n]) for n in range(1, PRICES + 1) if n % GROUPS == group}
+                loader: Any = total
+                key = group
+            else:
+                loader = near if kind < 0.5 else strict
+                least = {key: (shared.acknowledged[key], shared.at[key])}
+            began = time.monotonic()
+            try:
+                found = await loader.aread(key)
+            except Exception as error:
+                report.failed[type(error).__name__] += 1
+                continue
+            shared.reads[number] += 1
+            report.reads[f"{loader.name} {found.tier}"] += 1
+            for each, (amount, at) in least.items():
+                value = found.value[str(each)] if loader is total else found.value
+                if value >= amount:
+                    continue
+                if found.tier == "l1":
+                    report.lag.append(began - at)
+                else:
+                    report.old.append(
+                        f"{loader.name}[{key}] {found.tier}: {value} < {amount}, {began - at:.4f} s after"
+                    )
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(one() for _ in range(8)))
+
+    asyncio.run(all_of_them())
+    results.put(report)
+
+
+def write(number: int, shared: Shared, rate: float) -> None:
+    """Raise prices of one's own share, for ever."""
+    from benchmarks.soakshop import Price, sessions, undelivered
+
+    chance = random.Random()
+    mine = [n for n in range(1, PRICES + 1) if n % WRITERS == number]
+    while not shared.stop_writing.value:
+        key = chance.choice(mine)
+        version = shared.version[key] = shared.version[key] + 1
+        before = len(undelivered)
+        try:
+            with sessions.begin() as session:
+                session.get_one(Price, key).amount = version
+        except Exception as error:
+            print(f"writer: {error}", file=sys.stderr)
+            continue
+        if len(undelivered) == before:
+            shared.at[key] = time.monotonic()
+            shared.acknowledged[key] = version
+        time.sleep(chance.expovariate(rate))
+
+
+class Chaos:
+    """Starts what dies, and kills it."""
+
+    def __init__(self, context: Any, shared: Shared, valkey: Valkey, logs: Path, rate: float, report: Report) -> None:
+        self.context, self.shared, self.valkey, self.logs, self.rate = context, shared, valkey, logs, rate
+        self.report = report
+        self.workers = [self._spawn("worker", WORKER) for _ in range(2)]
+        self.drains = [self._spawn("drain", [sys.executable, "-c", DRAIN]) for _ in range(2)]
+        self.writers = [self._writer(n) for n in range(WRITERS)]
+
+    def act(self) -> None:
+        """Do one bad thing."""
+        import redis
+
+        act = random.choice(["worker", "child", "drain", "writer", "freeze", "evict", "leases", "evict"])
+        self.report.acts[act] += 1
+        client = redis.Redis.from_url(self.valkey.url)
+        if act == "worker":
+            at = random.randrange(2)
+            self._kill(self.workers[at])
+            self.workers[at] = self._spawn("worker", WORKER)
+        elif act == "child":
+            worker = random.choice(self.workers)
+            children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+            for child in children[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
+        elif act == "drain":
+            at = random.randrange(2)
+            self._kill(self.drains[at])
+            self.drains[at] = self._spawn("drain", [sys.executable, "-c", DRAIN])
+        elif act == "writer":
+            at = random.randrange(WRITERS)
+            self.writers[at].kill()
+            self.writers[at].join()
+            self.writers[at] = self._writer(at)
+        elif act == "freeze":
+            self.valkey.pause()
+            time.sleep(random.uniform(0.1, 1.0))
+            self.valkey.resume()
+        else:
+            pattern = "cw:e:*" if act == "evict" else "cw:l:*"
+            keys = [key for key in client.scan_iter(pattern, count=1000) if random.random() < 0.3]
+            if keys:
+                client.unlink(*keys)
+        client.close()
+
+    def calm(self) -> None:
+        """Let writers end, and drains go on."""
+        self.shared.stop_writing.value = 1
+        for writer in self.writers:
+            writer.join()
+
+    def end(self) -> None:
+        """Kill what is left."""
+        for process in (*self.workers, *self.drains):
+            self._kill(process)
+
+    def _writer(self, number: int) -> Any:
+        process = self.context.Process(target=write, args=(number, self.shared, self.rate))
+        process.start()
+        return process
+
+    def _spawn(self, name: str, words: list[str]) -> subprocess.Popen[bytes]:
+        with open(self.logs / f"{name}.log", "ab") as log:
+            return subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+    @staticmethod
+    def _kill(process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def soak(operations: int, rate: float = 20.0, act_every: float = 1.0) -> Report:
+    """Run until so many reads were served, and return what happened.
+
+    Args:
+        rate: changes a second, of each writer.
+        act_every: seconds between two bad things.
+    """
+    context = multiprocessing.get_context("spawn")
+    report = Report()
+    with Valkey() as valkey, Postgres() as postgres, tempfile.TemporaryDirectory() as logs:
+        os.environ.update(REDIS_URL=valkey.url, DATABASE_URL=postgres.create_database("soak"), PYTHONPATH=str(ROOT))
+        from benchmarks.soakshop import Base, Price, cache, engine, near, sessions, strict
+
+        Base.metadata.create_all(engine)
+        cache.outbox.create(engine)
+        with sessions.begin() as session:
+            session.add_all(Price(id=n, amount=0) for n in range(1, PRICES + 1))
+        shared, results = Shared(context), context.Queue()
+        chaos = Chaos(context, shared, valkey, Path(logs), rate, report)
+        readers = [context.Process(target=read, args=(n, shared, results)) for n in range(READERS)]
+        for reader in readers:
+            reader.start()
+        sweeping = threading.Event()
+        sweeper = threading.Thread(target=_sweep, args=(cache, sweeping))
+        sweeper.start()
+        try:
+            while sum(shared.reads) < operations:
+                time.sleep(random.expovariate(1 / act_every))
+                chaos.act()
+                print(f"\r{sum(shared.reads):,} of {operations:,} reads", end="", file=sys.stderr, flush=True)
+            print(file=sys.stderr)
+            chaos.calm()
+            with engine.connect() as connection:
+                wait_until(
+                    lambda: cache.outbox.waiting(connection.execution_options(isolation_level="AUTOCOMMIT")) == 0, 30
+                )
+            shared.stop_reading.set()
+            for _ in readers:
+                mine = results.get(timeout=60)
+                report.reads += mine.reads
+                report.failed += mine.failed
+                report.old += mine.old
+                report.lag += mine.lag
+            with sessions() as session:
+                for price in session.query(Price):
+                    for loader in (near, strict):
+                        value = loader.get(price.id)
+                        if value != price.amount:
+                            report.unequal.append(
+                                f"{loader.name}[{price.id}] is {value}, the database has {price.amount}"
+                            )
+        finally:
+            sweeping.set()
+            sweeper.join()
+            for reader in readers:
+                reader.kill()
+                reader.join()
+            chaos.calm()
+            chaos.end()
+            cache.close()
+            engine.dispose()
+        report.writes = sum(shared.version)
+    return report
+
+
+def _sweep(cache: Any, stop: threading.Event) -> None:
+    while not stop.wait(0.5):
+        with contextlib.suppress(Exception):
+            cache.sweep()
+
+
+def main() -> None:
+    """Soak, and print what happened."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--operations", type=int, default=1_000_000)
+    parser.add_argument("--rate", type=float, default=20.0, help="changes a second, of each writer")
+    options = parser.parse_args()
+    report = soak(options.operations, options.rate)
+    print(f"{sum(report.reads.values()):,} reads {dict(report.reads)}; failed {dict(report.failed)}")
+    print(f"{report.writes:,} changes; {dict(report.acts)}")
+    print(f"older than an acknowledged change, through the store: {len(report.old)} {report.old[:5]}")
+    worst = f"; at most {max(report.lag) * 1000:.0f} ms after it" if report.lag else ""
+    print(f"... from another process's L1, which a push must reach first: {len(report.lag)}{worst}")
+    print(f"not what the database says at the end: {len(report.unequal)} {report.unequal[:5]}")
+
+
+if __name__ == "__main__":
+    main()
