@@ -240,10 +240,8 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0) -> Report:
                 print(f"\r{sum(shared.reads):,} of {operations:,} reads", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
             chaos.calm()
-            with engine.connect() as connection:
-                wait_until(
-                    lambda: cache.outbox.waiting(connection.execution_options(isolation_level="AUTOCOMMIT")) == 0, 30
-                )
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                wait_until(lambda: cache.outbox.waiting(connection) == 0, 30)
             shared.stop_reading.set()
             for _ in readers:
                 mine = results.get(timeout=60)

@@ -1,0 +1,225 @@
+"""The consistency protocol as an explicit-state model: one call, one tag, all interleavings of its atomic steps.
+
+Each step is one script, one statement of the database, or one thing that goes wrong.  `explore` visits every state
+that can be reached, breadth first, so that the trace of a violation is a shortest one.  A mutant is the protocol with
+one of its parts left out; each must lead to a violation, or that part would not be needed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+#: Steps of a load; a load that was overtaken begins again at SNAPSHOT, if it may.
+CLAIM, SNAPSHOT, LOAD, REGISTER, WRITE, ENDED = "claim", "snapshot", "load", "register", "write", "ended"
+#: Steps of an invalidation.
+COMMIT, NUMBER, DOOM, DROP, REMOVE, ACKNOWLEDGE, DEAD = "commit", "number", "doom", "drop", "remove", "ack", "dead"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which parts there are; a mutant has one of them the other way."""
+
+    snapshot_before_load: bool = True
+    register_before_write: bool = True
+    compare_after_register: bool = True
+    lease_checked_at_write: bool = True
+    drop_deletes_lease: bool = True
+    drop_before_remove: bool = True
+    drains_what_others_left: bool = True
+    gc_spares_what_may_be_written: bool = True
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A load under way; `fence` is the lease it began under."""
+
+    at: str = CLAIM
+    fence: int = 0
+    snapshot: int = 0
+    value: int = -1
+    tries: int = 1
+
+
+@dataclass(frozen=True)
+class Invalidator:
+    """An invalidation under way, after its own commit; `todo` are the doomed sets it still has to drain."""
+
+    at: str = COMMIT
+    committed: int = 0
+    number: int = 0
+    todo: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything: the database, the store, and who is doing what.
+
+    Attributes:
+        database: version of the row.
+        entry: version that is cached; None for no entry.
+        mark: number of the tag's last invalidation.
+        is_member: the call is in the tag's set.
+        doomed: sets put aside that still name the call, by the number of their invalidation.
+        lease: fence of the lease; 0 for none.
+        fences: how many leases there have been.
+        acknowledged: newest version whose invalidation has returned.
+    """
+
+    database: int
+    entry: int | None
+    seq: int
+    mark: int
+    is_member: bool
+    doomed: tuple[int, ...]
+    lease: int
+    fences: int
+    acknowledged: int
+    expiries: int
+    evictions: int
+    crashes: int
+    collections: int
+    loaders: tuple[Loader, ...]
+    invalidators: tuple[Invalidator, ...]
+
+
+Step = tuple[str, State]
+
+
+def start(
+    *,
+    loaders: int = 2,
+    invalidators: int = 2,
+    expiries: int = 1,
+    evictions: int = 1,
+    crashes: int = 1,
+    collections: int = 2,
+) -> State:
+    """Return a warm cache, and how often each thing may go wrong."""
+    return State(
+        database=0, entry=0, seq=0, mark=0, is_member=True, doomed=(), lease=0, fences=0, acknowledged=0,
+        expiries=expiries, evictions=evictions, crashes=crashes, collections=collections,
+        loaders=(Loader(),) * loaders, invalidators=(Invalidator(),) * invalidators,
+    )  # fmt: skip
+
+
+def is_violated(state: State) -> bool:
+    """Return whether a read through the store would be older than an acknowledged invalidation."""
+    return state.entry is not None and state.entry < state.acknowledged
+
+
+def steps(protocol: Protocol, state: State) -> Iterator[Step]:
+    """Yield what may happen next, and the state after it."""
+    for at, loader in enumerate(state.loaders):
+        for name, after, moved in _loader_steps(protocol, state, loader):
+            yield f"loader {at}: {name}", replace(after, loaders=_with(state.loaders, at, moved))
+    for at, invalidator in enumerate(state.invalidators):
+        for name, after, other in _invalidator_steps(protocol, state, invalidator):
+            yield f"invalidator {at}: {name}", replace(after, invalidators=_with(state.invalidators, at, other))
+    if state.expiries and state.lease:
+        yield "the lease runs out", replace(state, lease=0, expiries=state.expiries - 1)
+    if state.evictions and state.entry is not None:
+        yield "the entry is evicted", replace(state, entry=None, evictions=state.evictions - 1)
+    if state.collections:
+        yield from _collector_steps(protocol, state)
+
+
+def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[tuple[str, State, Loader]]:
+    order = [CLAIM, SNAPSHOT, LOAD, REGISTER, WRITE]
+    if not protocol.snapshot_before_load:
+        order = [CLAIM, LOAD, SNAPSHOT, REGISTER, WRITE]
+    if not protocol.register_before_write:
+        order = [CLAIM, SNAPSHOT, LOAD, WRITE, REGISTER]
+    following = dict(zip(order, [*order[1:], ENDED], strict=True)).get(loader.at, ENDED)
+    again = replace(loader, at=order[1], tries=loader.tries - 1) if loader.tries else replace(loader, at=ENDED)
+    match loader.at:
+        case "claim" if not state.lease:
+            fence = state.fences + 1
+            yield "claim", replace(state, lease=fence, fences=fence), replace(loader, at=following, fence=fence)
+        case "snapshot":
+            yield "snapshot", state, replace(loader, at=following, snapshot=state.seq)
+        case "load":
+            yield "load", state, replace(loader, at=following, value=state.database)
+        case "register":
+            overtaken = protocol.compare_after_register and state.mark > loader.snapshot
+            yield "register", replace(state, is_member=True), again if overtaken else replace(loader, at=following)
+        case "write":
+            if state.lease == loader.fence or not protocol.lease_checked_at_write:
+                written = replace(state, entry=loader.value, lease=0)
+                yield "write", written, replace(loader, at=following)
+            else:
+                yield "write is refused", state, replace(loader, at=ENDED)
+
+
+def _invalidator_steps(
+    protocol: Protocol, state: State, invalidator: Invalidator
+) -> Iterator[tuple[str, State, Invalidator]]:
+    if state.crashes and invalidator.at not in (COMMIT, DEAD):
+        yield "dies", replace(state, crashes=state.crashes - 1), replace(invalidator, at=DEAD)
+    first, second = (DROP, REMOVE) if protocol.drop_before_remove else (REMOVE, DROP)
+    match invalidator.at:
+        case "commit":
+            version = state.database + 1
+            yield "commit", replace(state, database=version), replace(invalidator, at=NUMBER, committed=version)
+        case "number":
+            yield "number", replace(state, seq=state.seq + 1), replace(invalidator, at=DOOM, number=state.seq + 1)
+        case "doom":
+            doomed = (*state.doomed, invalidator.number) if state.is_member else state.doomed
+            todo = doomed if protocol.drains_what_others_left else tuple(n for n in doomed if n == invalidator.number)
+            after = replace(state, mark=max(state.mark, invalidator.number), is_member=False, doomed=doomed)
+            yield "doom", after, replace(invalidator, at=first if todo else ACKNOWLEDGE, todo=todo)
+        case "drop":
+            after = _dropped(protocol, state)
+            yield "drop", after, _drained(invalidator) if first == REMOVE else replace(invalidator, at=second)
+        case "remove":
+            after = replace(state, doomed=tuple(n for n in state.doomed if n != invalidator.todo[0]))
+            yield "remove", after, _drained(invalidator) if first == DROP else replace(invalidator, at=second)
+        case "ack":
+            after = replace(state, acknowledged=max(state.acknowledged, invalidator.committed))
+            yield "acknowledge", after, replace(invalidator, at=DEAD)
+
+
+def _collector_steps(protocol: Protocol, state: State) -> Iterator[Step]:
+    """Drop members whose entries are gone, and finish what dead invalidators left."""
+    left = replace(state, collections=state.collections - 1)
+    may_be_written = state.lease != 0 and protocol.gc_spares_what_may_be_written
+    if state.is_member and state.entry is None and not may_be_written:
+        yield "gc: trim", replace(left, is_member=False)
+    if state.doomed:
+        yield "gc: finish a doomed set", replace(_dropped(protocol, left), doomed=state.doomed[1:])
+
+
+def _dropped(protocol: Protocol, state: State) -> State:
+    return replace(state, entry=None, lease=0 if protocol.drop_deletes_lease else state.lease)
+
+
+def _drained(invalidator: Invalidator) -> Invalidator:
+    todo = invalidator.todo[1:]
+    return replace(invalidator, at=DROP if todo else ACKNOWLEDGE, todo=todo)
+
+
+def _with(all_of_them: tuple[Any, ...], at: int, one: Any) -> tuple[Any, ...]:
+    return (*all_of_them[:at], one, *all_of_them[at + 1 :])
+
+
+def explore(
+    protocol: Protocol, first: State, is_bad: Callable[[State], bool] = is_violated
+) -> tuple[int, list[str] | None]:
+    """Return how many states there are, and the shortest trace to a bad one; None if there is none."""
+    came_from: dict[State, tuple[State, str] | None] = {first: None}
+    queue = deque([first])
+    while queue:
+        state = queue.popleft()
+        if is_bad(state):
+            trace = []
+            while (origin := came_from[state]) is not None:
+                state, name = origin
+                trace.append(name)
+            return len(came_from), trace[::-1]
+        for name, after in steps(protocol, state):
+            if after not in came_from:
+                came_from[after] = (state, name)
+                queue.append(after)
+    return len(came_from), None

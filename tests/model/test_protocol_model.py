@@ -1,0 +1,47 @@
+"""No interleaving reads what was invalidated; without any one of the protocol's parts some do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from .protocol import Protocol, State, explore, start
+
+PARTS = [field.name for field in dataclasses.fields(Protocol)]
+
+
+def test_no_interleaving_is_violated() -> None:
+    states, trace = explore(Protocol(), start(loaders=2, invalidators=1, collections=1))
+
+    assert trace is None
+    assert states > 5_000
+
+
+@pytest.mark.heavy
+def test_no_interleaving_of_two_invalidations_is_violated() -> None:
+    scene = start(loaders=2, invalidators=2, expiries=0, evictions=0, collections=0)
+    states, trace = explore(Protocol(), scene)
+
+    assert trace is None
+    assert states > 100_000
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_needed(part: str) -> None:
+    """The shortest trace that shows it is in the message of the assertion, should it ever grow."""
+    mutant = dataclasses.replace(Protocol(), **{part: False})
+
+    _, trace = explore(mutant, start(loaders=1, invalidators=2, expiries=0, evictions=1, collections=1))
+
+    assert trace is not None, f"without {part} nothing goes wrong"
+    assert len(trace) <= 16, trace
+
+
+def test_a_load_can_always_be_written_again() -> None:
+    """Nothing is safe because it does nothing: from a cold start an entry of the newest version can be reached."""
+
+    def is_served(state: State) -> bool:
+        return state.entry is not None and state.entry == state.acknowledged == 1
+
+    assert explore(Protocol(), start(loaders=2, invalidators=1, crashes=0), is_served)[1] is not None
