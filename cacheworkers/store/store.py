@@ -309,9 +309,13 @@ class Store:
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
         """Delete entries and leases of calls; how many entries there were."""
-        requests = [
-            Request(("UNLINK", key)) for call in calls for key in (self.keys.entry(call), self.keys.lease(call))
-        ]
+        if not calls:
+            return self._ask([], lambda replies: 0)
+        entries, leases = [self.keys.entry(call) for call in calls], [self.keys.lease(call) for call in calls]
+        if not self.link.is_cluster:  # one command for many keys; on a Cluster they live in many slots
+            requests = [Request(("UNLINK", *entries)), Request(("UNLINK", *leases))]
+            return self._ask(requests, lambda replies: int(replies[0]))
+        requests = [Request(("UNLINK", key)) for pair in zip(entries, leases, strict=True) for key in pair]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies[::2]))
 
     def drained(self, tag: str, shard: int, doomed: str, calls: Sequence[str]) -> Exchange[int]:
