@@ -26,6 +26,7 @@ from cacheworkers.errors import (
     UnsafeStore,
     UnwatchedWrite,
 )
+from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
@@ -46,6 +47,7 @@ __all__ = [
     "DeclarationError",
     "EntryTooLarge",
     "Freshness",
+    "Inspection",
     "Invalidation",
     "InvalidationIncomplete",
     "KeyMissing",

@@ -21,10 +21,13 @@ from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import CallError, ConfigError, DeclarationError, StoreError, UnknownLoader
 from cacheworkers.events import Event, Hook, MalformedTask, StoreBack, StoreLost, Swept, Undelivered, UnknownTask
 from cacheworkers.flows.driver import Flow, arun, run
-from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags
+from cacheworkers.flows.inspect import Inspection
+from cacheworkers.flows.inspect import inspect as inspect_entries
+from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags, members_of
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.sweep import sweep
+from cacheworkers.flows.wait import Pause
 from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.local.breaker import Breaker
@@ -338,6 +341,31 @@ class Cache:
             except Exception as error:  # the database or the store is away; the rows stay
                 log.warning("the drain goes on in a second: %s", error)
                 stop.wait(DRAIN_WITHIN)
+
+    # -- looking inside
+
+    def inspect(self, sample: int = 1000, *, grace: float = 1.0, rate: float = 100.0) -> Inspection:
+        """Compare live entries with what their loaders return now: the share that is wrong, with the evidence.
+
+        Safe on production: it only reads, and loads at most `rate` entries a second, in this thread.
+
+        Args:
+            sample: most entries to compare, chosen at random.
+            grace: an entry that differs is looked at again so many seconds later; it counts if it still does.
+        """
+        return run(inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate))
+
+    async def ainspect(self, sample: int = 1000, *, grace: float = 1.0, rate: float = 100.0) -> Inspection:
+        """Compare live entries with what their loaders return now; see `inspect`."""
+        return await arun(inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate))
+
+    def calls_of(self, tag: str, most: int = 1000) -> list[str]:
+        """Return calls whose entries have a tag, at most so many: what an invalidation of it would drop."""
+        return run(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), most))
+
+    async def acalls_of(self, tag: str, most: int = 1000) -> list[str]:
+        """Return calls whose entries have a tag; see `calls_of`."""
+        return await arun(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), most))
 
     # -- upkeep
 

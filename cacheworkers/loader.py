@@ -293,6 +293,19 @@ class _Face(Generic[T]):
         call, _ = self._bound(args, kwargs)
         return invalidate_calls(self._ports, [call.text], "hard")
 
+    def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
+        calls = {key: self._bind((key,), {}) for key in keys}
+        if dirty_here() is not None:
+            return one_by_one(calls, self._one)
+        return read_many(self._ports, self._spec, calls, self._one, self._codec.decode, self._since, self._slot_value)
+
+    def _one(self, call: Call) -> Flow[Read]:
+        return self._flow(call, call.arguments, self._codec.decode)
+
+    def _slot_value(self, call: Call) -> tuple[bool, Any]:
+        slot = self._slot(call)
+        return (False, None) if slot is None else (True, self._value(slot))
+
 
 class Loader(_Face[T], Generic[P, T]):
     """A cached function: reads serve entries, workers run the function.
@@ -362,6 +375,21 @@ class Loader(_Face[T], Generic[P, T]):
     async def aget_json(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
         """Return the value's JSON, never decoded; see `get_json`."""
         return await self._aget_json(args, kwargs)
+
+    def get_many(self, keys: Iterable[Any]) -> dict[Any, T]:
+        """Return key -> value of a loader with one argument, in the keys' order, duplicates once.
+
+        One round trip for hits, one for the claims of misses; each miss is a load of its own, unlike a batch loader's.
+
+        Raises:
+            CallError: the loader does not take exactly one argument.
+            LoadErrors: some keys have no value; it carries those that have.
+        """
+        return run(self._many(keys))
+
+    async def aget_many(self, keys: Iterable[Any]) -> dict[Any, T]:
+        """Return key -> value of a loader with one argument; see `get_many`."""
+        return await arun(self._many(keys))
 
     def peek(self, *args: P.args, **kwargs: P.kwargs) -> Read | None:
         """Return what is in the store, fresh, stale or lapsed; never loads, never enqueues.
@@ -475,19 +503,6 @@ class BatchLoader(_Face[V], Generic[K, V]):
         """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
         view: BatchLoader[K, V] = self._at_since(done)
         return view
-
-    def _many(self, keys: Iterable[K]) -> Flow[dict[K, V]]:
-        calls = {key: self._bind((key,), {}) for key in keys}
-        if dirty_here() is not None:
-            return one_by_one(calls, self._one)
-        return read_many(self._ports, self._spec, calls, self._one, self._codec.decode, self._since, self._slot_value)
-
-    def _one(self, call: Call) -> Flow[Read]:
-        return self._flow(call, call.arguments, self._codec.decode)
-
-    def _slot_value(self, call: Call) -> tuple[bool, Any]:
-        slot = self._slot(call)
-        return (False, None) if slot is None else (True, self._value(slot))
 
 
 def _served(entry: Entry, now: float) -> Freshness:

@@ -22,6 +22,7 @@ NAMES = {
     "Cache",
     "Config",
     "Freshness",
+    "Inspection",
     "Invalidation",
     "Load",
     "Loader",
@@ -38,8 +39,8 @@ SYNC_ONLY = {
     BatchLoader: {"since"},
 }
 TWINS = {
-    Cache: {"invalidate", "sweep"},
-    Loader: {"get", "read", "get_json", "peek", "revalidate", "invalidate"},
+    Cache: {"invalidate", "sweep", "inspect", "calls_of"},
+    Loader: {"get", "get_many", "read", "get_json", "peek", "revalidate", "invalidate"},
     BatchLoader: {"get", "get_many", "read", "get_json", "peek", "revalidate", "invalidate"},
 }
 PAIRS = [(owner, name) for owner, names in TWINS.items() for name in sorted(names)]

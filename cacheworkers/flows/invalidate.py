@@ -78,6 +78,20 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
     return Invalidation(n, entries)
 
 
+def members_of(ports: Ports, tag: str, most: int) -> Flow[list[str]]:
+    """Return the calls in a tag's sets whose entries are there, at most so many."""
+    found: dict[str, None] = {}
+    for shard in range(ports.store.keys.shards(tag)):
+        cursor = 0
+        while len(found) < most:
+            cursor, calls = yield ports.store.walk_tag(tag, shard, cursor)
+            there = yield ports.store.get_many(calls)
+            found.update((call, None) for call, raw in zip(calls, there, strict=True) if raw is not None)
+            if cursor == 0:
+                break
+    return list(found)[:most]
+
+
 def drain(ports: Ports, tag: str, shard: int, doomed: str) -> Flow[int]:
     """Delete the entries of a doomed set, in chunks; any number of drainers may share one."""
     entries = 0

@@ -345,6 +345,22 @@ def test_batch_loader_loads_what_is_missing_together(cache: Cache, get: Any) -> 
     assert KeyMissing.__name__ in str(caught.value.errors[100])
 
 
+def test_a_plain_loader_of_one_argument_reads_many_too(cache: Cache, get: Any) -> None:
+    """One round trip for hits; each miss is a load of its own."""
+    number, loads = counted(cache)
+    number.get(1)
+
+    assert get(number, [3, 1, 2, 1], how="get_many") == {3: 30, 1: 10, 2: 20}
+    assert sorted(loads) == [1, 2, 3]
+
+    @cache.loader()
+    def pair(load: Load, one: int, other: int) -> int:
+        return one
+
+    with pytest.raises(CallError, match="other"):
+        pair.get_many([1])
+
+
 def test_cancelled_reader_gives_its_place_to_another(cache: Cache) -> None:
     go = threading.Event()
 

@@ -1,0 +1,130 @@
+"""Inspect: the consistency meter.  Samples live entries, loads them anew, and compares after a grace.
+
+A difference alone proves nothing: the row may have been changed a moment ago, and its invalidation be under way.  It
+counts only if, after a grace, the very same entry is still there, fresh, and still differs from a second load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from cacheworkers.core import envelope
+from cacheworkers.core.calls import Call, loader_name_of
+from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.errors import CacheworkersError, EnvelopeError
+from cacheworkers.flows.driver import Flow, Step
+from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """An entry that is served as fresh and is not what its loader returns.
+
+    Attributes:
+        age: seconds since its load began.
+        stored, loaded: JSON, the first 500 bytes of each.
+    """
+
+    call: str
+    age: float
+    tags: tuple[str, ...]
+    seq: int
+    stored: str
+    loaded: str
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """What an inspection found.
+
+    Attributes:
+        sampled: entries that were compared.
+        skipped: keys that were not: of unknown loaders, not fresh, unreadable, or whose load failed.
+        differences: evidence of each violation.
+    """
+
+    sampled: int
+    skipped: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def per_million(self) -> float:
+        """Violations in a million entries."""
+        return 1e6 * len(self.differences) / self.sampled if self.sampled else 0.0
+
+
+def inspect(
+    ports: Ports,
+    loaders: Mapping[str, LoaderSpec],
+    sample: int,
+    grace: float,
+    pause: Callable[[float], Step],
+    rate: float,
+) -> Flow[Inspection]:
+    """Compare up to `sample` entries, at most `rate` loads a second.
+
+    Args:
+        grace: seconds between finding a difference and looking again.
+        pause: makes the step that waits so many seconds.
+    """
+    calls = yield from _sampled(ports, sample)
+    compared, skipped, suspects = 0, 0, []
+    for text in calls:
+        yield pause(1 / rate)
+        found = yield from _compare(ports, loaders, text)
+        if found is None:
+            skipped += 1
+            continue
+        compared += 1
+        if found[1] is not None:
+            suspects.append((text, found[0].write_id))
+    differences = []
+    if suspects:
+        yield pause(grace)
+    for text, version in suspects:
+        again = yield from _compare(ports, loaders, text)
+        if again is None or again[0].write_id != version or again[1] is None:
+            continue
+        entry, loaded = again[0], again[1] or b""
+        age = ports.clock.now() - entry.created
+        stored = entry.payload[:500].decode(errors="replace")
+        differences.append(Difference(text, age, entry.tags, entry.seq, stored, loaded[:500].decode(errors="replace")))
+    return Inspection(compared, skipped, tuple(differences))
+
+
+def _sampled(ports: Ports, sample: int) -> Flow[list[str]]:
+    """Return calls of live entries, chosen at random among those of the first stretches of the keyspace."""
+    pattern = ports.store.keys.entries_prefix + "*"
+    found: dict[str, None] = {}
+    cursor = 0
+    while True:
+        cursor, keys = yield ports.store.scan(cursor, pattern)
+        for key in keys:
+            call = ports.store.keys.call_of(key.encode())
+            if call is not None:
+                found[call] = None
+        if cursor == 0 or len(found) >= 20 * sample:
+            break
+    return sorted(found, key=lambda _: ports.chance())[:sample]
+
+
+def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow[tuple[Entry, bytes | None] | None]:
+    """Return the entry, and what was loaded instead if that differs; None if it cannot be compared."""
+    loader = loaders.get(loader_name_of(text))
+    if loader is None:
+        return None
+    try:
+        call: Call = loader.signature.parse(text)
+        raw = yield ports.store.get(text)
+        entry = envelope.unpack(raw) if raw is not None else None
+        if entry is None or entry.freshness(ports.clock.now()) is not Freshness.FRESH:
+            return None
+        loading = Loading([call], {text: raw}, ports.clock.monotonic() + loader.load_for, 0)
+        values = yield ports.worker.step(loader, loading)
+        value = values[text]
+        if isinstance(value, BaseException):
+            return None
+        payload = loader.codec.encode(value)
+        return entry, None if payload == entry.payload else payload
+    except (CacheworkersError, EnvelopeError):
+        return None

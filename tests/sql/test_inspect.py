@@ -1,0 +1,81 @@
+"""The inspector finds what nobody invalidated, and accuses nothing that is only late."""
+
+from __future__ import annotations
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from .conftest import Product, Shop
+
+
+def change_unseen(shop: Shop, product_id: int, price: int) -> None:
+    """Change a row past everything that watches."""
+    with Session(shop.engine) as session, session.begin():
+        session.execute(update(Product).where(Product.id == product_id).values(price=price))
+
+
+def test_a_forgotten_invalidation_is_found_with_the_evidence(shop: Shop) -> None:
+    shop.add(*range(1, 11))
+    for number in range(1, 11):
+        shop.price.get(number)
+    change_unseen(shop, 3, 99)
+
+    found = shop.cache.inspect(100, grace=0.0, rate=10_000)
+
+    assert found.sampled == 10
+    [difference] = found.differences
+    assert (difference.call, difference.stored, difference.loaded) == ("price[3]", "30", "99")
+    assert "product:3" in difference.tags
+    assert found.per_million == 100_000
+
+
+def test_a_difference_that_goes_within_the_grace_is_none(shop: Shop) -> None:
+    """The invalidation was on its way."""
+    shop.add(1)
+    shop.price.get(1)
+    change_unseen(shop, 1, 99)
+    compared = []
+
+    class Hurried:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def run(self) -> None:
+            compared.append(self.seconds)
+            if self.seconds == 60.0:
+                shop.cache.invalidate("product:1")
+
+        async def arun(self) -> None:
+            self.run()
+
+    from cacheworkers.flows.driver import run
+    from cacheworkers.flows.inspect import inspect
+
+    found = run(inspect(shop.cache._ports, shop.cache._loaders, 10, 60.0, Hurried, 1000.0))
+
+    assert 60.0 in compared
+    assert (found.sampled, found.differences) == (1, ())
+
+
+def test_what_cannot_be_compared_is_counted(shop: Shop) -> None:
+    """Entries of loaders that are not declared here, and foreign bytes."""
+    shop.add(1)
+    shop.price.get(1)
+    keys, client = shop.cache._ports.store.keys, shop.cache._ports.store.link.client()
+    client.set(keys.entry("unknown[1]"), b"x")
+    client.set(keys.entry("price[2]"), b"not an envelope")
+
+    found = shop.cache.inspect(10, grace=0.0, rate=10_000)
+
+    assert (found.sampled, found.skipped) == (1, 2)
+
+
+def test_the_calls_of_a_tag_are_listed(shop: Shop) -> None:
+    shop.add(1, 2, 3, category_id=7)
+    for number in (1, 2, 3):
+        shop.price.get(number)
+    shop.price.invalidate(3)
+
+    assert sorted(shop.cache.calls_of("category:7")) == ["price[1]", "price[2]"]
+    assert len(shop.cache.calls_of("category:7", most=1)) == 1
+    assert shop.cache.calls_of("category:8") == []
