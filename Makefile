@@ -39,3 +39,7 @@ up: .venv/.ready  ## Start servers, data, web, workers, beat and Flower; stays u
 .PHONY: demo
 demo: .venv/.ready  ## Run a flash sale, cached beside uncached, and print one table.
 	@$(BIN)/python -m app.demo
+
+.PHONY: bench
+bench: .venv/.ready  ## Measure hits beside redis-py and peers; writes the table and its picture.
+	$(BIN)/python -m benchmarks.read_path

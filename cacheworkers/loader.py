@@ -37,6 +37,9 @@ V = TypeVar("V")
 LoaderFunction = Callable[Concatenate[loads.Load, P], T] | Callable[Concatenate[loads.AsyncLoad, P], Awaitable[T]]
 
 
+_NOT_HERE = (False, None)
+
+
 def _as_is(payload: bytes) -> bytes:
     return payload
 
@@ -80,7 +83,7 @@ class _Face(Generic[T]):
 
     def _slot(self, call: Call) -> Slot | None:
         """Return the L1 slot that may answer now."""
-        if loads.current.get() is not None or dirty_here() is not None:
+        if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
             return None
         slot = self._ports.l1.get(call.text)
         if slot is None:
@@ -304,7 +307,7 @@ class _Face(Generic[T]):
 
     def _slot_value(self, call: Call) -> tuple[bool, Any]:
         slot = self._slot(call)
-        return (False, None) if slot is None else (True, self._value(slot))
+        return _NOT_HERE if slot is None else (True, self._value(slot))
 
 
 class Loader(_Face[T], Generic[P, T]):

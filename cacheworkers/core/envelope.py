@@ -97,6 +97,21 @@ def unpack(raw: bytes) -> Entry:
     )
 
 
+def fresh_payload(raw: bytes, now: float, since: int) -> bytes | None:
+    """Return the payload of an envelope that is fresh, and not older than `since`; None for any other.
+
+    For many at once: it makes no Entry.
+    """
+    if len(raw) < HEADER_BYTES:
+        return None
+    magic, _, codec, call_len, _, _, _, fresh, _, _, seq, _, tags_len = _HEADER.unpack_from(raw)
+    payload_at = HEADER_BYTES + call_len + tags_len
+    if magic != MAGIC or codec != CODEC_JSON or fresh <= now * 1000 or seq < since or payload_at > len(raw):
+        return None
+    payload: bytes = raw[payload_at:]
+    return payload
+
+
 def version_of(raw: bytes | None) -> bytes:
     """Return the version that a claim names: what the scripts see in these bytes, readable or not."""
     return raw[WRITE_ID_AT : WRITE_ID_AT + 8] if raw and raw[:4] == MAGIC else b""

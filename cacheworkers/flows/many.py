@@ -94,6 +94,10 @@ def _from_store(
         if raw is None:
             continue
         try:
+            payload = envelope.fresh_payload(raw, now, since)
+            if payload is not None:
+                values[key] = decode(payload)
+                continue
             entry = envelope.unpack(raw)
             if entry.seq < since or entry.freshness(now) not in (Freshness.FRESH, Freshness.STALE):
                 continue

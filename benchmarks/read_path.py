@@ -1,0 +1,250 @@
+"""What a hit costs, beside the peers in the same run: `make bench`, or `python -m benchmarks.read_path`.
+
+Peers that are not installed are left out: `pip install 'cashews[redis]' dogpile.cache 'aiocache[redis]' cachetools`.
+The floor is one round trip on a bare socket with hiredis: nothing in Python that asks Redis can be quicker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import importlib.util
+import socket
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import hiredis
+import msgspec
+import redis
+import redis.asyncio
+from rich.console import Console
+from rich.table import Table
+
+from cacheworkers import Cache, Config, Load
+from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
+
+ROUNDS = 7
+
+
+class Product(msgspec.Struct, frozen=True):
+    """A small value, of the size of a product."""
+
+    id: int
+    name: str
+    amount: int
+    tags: tuple[str, ...]
+
+
+def product_of(number: int) -> Product:
+    """Return a product."""
+    return Product(number, "Tall oak table", 19_900, ("oak", "tables", "new"))
+
+
+class Bench:
+    """Times of everything, in microseconds."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, float, str]] = []
+        self._base: dict[str, float] = {}
+
+    def note(self, group: str, name: str, times: list[float], of: int = 1) -> None:
+        """Take a row: its median, for one of so many reads; the first of a group is what others are compared with."""
+        median = statistics.median(times) * 1e6 / of
+        base = self._base.setdefault(group, median)
+        self.rows.append((group, name, median, f"{median / base:.2f}x"))
+
+    def sync(self, group: str, name: str, call: Callable[[], Any], count: int, of: int = 1) -> None:
+        """Time a call, in a loop."""
+        call()
+        times = []
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            for _ in range(count):
+                call()
+            times.append((time.perf_counter() - began) / count)
+        self.note(group, name, times, of)
+
+    async def asynchronous(
+        self, group: str, name: str, call: Callable[[], Awaitable[Any]], count: int, of: int = 1
+    ) -> None:
+        """Time an awaitable, in a loop."""
+        await call()
+        times = []
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            for _ in range(count):
+                await call()
+            times.append((time.perf_counter() - began) / count)
+        self.note(group, name, times, of)
+
+
+def has(module: str) -> bool:
+    """Return whether a peer is installed."""
+    return importlib.util.find_spec(module) is not None
+
+
+def memory(bench: Bench, near: Any) -> None:
+    """Hits in this process's memory."""
+
+    @functools.lru_cache(1000)
+    def lru(number: int) -> Product:
+        return product_of(number)
+
+    group = "memory, sync"
+    bench.sync(group, "functools.lru_cache", lambda: lru(42), 100_000)
+    bench.sync(group, "cacheworkers get (coherent)", lambda: near.get(42), 100_000)
+    if has("cachetools"):
+        from cachetools import TTLCache, cached
+
+        ttl = cached(TTLCache[Any, Any](1000, 600))(product_of)
+        bench.sync(group, "cachetools TTLCache (not coherent)", lambda: ttl(42), 50_000)
+
+
+def store(bench: Bench, url: str, far: Any) -> None:
+    """Hits in Redis, decoded."""
+    client = redis.Redis.from_url(url)
+    decode = msgspec.json.Decoder(Product).decode
+    client.set("bare", msgspec.json.encode(product_of(42)))
+    where = urlsplit(url)
+    bare = socket.create_connection((where.hostname or "", where.port or 6379))
+    reader, command = hiredis.Reader(), hiredis.pack_command(("GET", "bare"))
+
+    def floor() -> Any:
+        bare.sendall(command)
+        reader.feed(bare.recv(65536))
+        return decode(reader.gets())
+
+    group = "store, sync"
+    bench.sync(group, "redis-py get + decode", lambda: decode(client.get("bare")), 2000)
+    bench.sync(group, "cacheworkers get", lambda: far.get(42), 2000)
+    bench.sync(group, "floor: bare socket + hiredis + decode", floor, 2000)
+    if has("dogpile"):
+        from dogpile.cache import make_region
+
+        region = make_region().configure("dogpile.cache.redis", arguments={"url": url})
+        bench.sync(
+            group, "dogpile.cache get_or_create", lambda: region.get_or_create("d", lambda: product_of(42)), 2000
+        )
+
+    group = "store, sync, one of 100 at once"
+    keys = [f"bare{number}" for number in range(100)]
+    client.mset(dict.fromkeys(keys, msgspec.json.encode(product_of(42))))
+    bench.sync(group, "redis-py mget + decode", lambda: [decode(raw) for raw in client.mget(keys)], 200, 100)
+    far.get_many(range(100))
+    bench.sync(group, "cacheworkers get_many", lambda: far.get_many(range(100)), 200, 100)
+    bare.close()
+
+
+async def on_a_loop(bench: Bench, url: str, near: Any, far: Any) -> None:
+    """The same, on an event loop."""
+
+    async def empty() -> None:
+        pass
+
+    group = "memory, async"
+    await bench.asynchronous(group, "an empty coroutine", empty, 100_000)
+    await bench.asynchronous(group, "cacheworkers aget (coherent)", lambda: near.aget(42), 100_000)
+
+    client = redis.asyncio.Redis.from_url(url)
+    decode = msgspec.json.Decoder(Product).decode
+
+    async def plain(key: str) -> Any:
+        return decode(await client.get(key))
+
+    group = "store, async, alone"
+    await bench.asynchronous(group, "redis.asyncio get + decode", lambda: plain("bare"), 2000)
+    await bench.asynchronous(group, "cacheworkers aget", lambda: far.aget(42), 2000)
+    if has("cashews"):
+        from cashews import Cache as Cashews
+
+        cashews = Cashews()
+        cashews.setup(url, client_side=False)
+        cached = cashews(ttl="10m", key="c:{number}")(_aproduct)
+        await bench.asynchronous(group, "cashews", lambda: cached(42), 1000)
+        await cashews.close()
+    if has("aiocache"):
+        from aiocache import RedisCache
+        from aiocache import cached as acached
+        from aiocache.serializers import PickleSerializer
+
+        where = urlsplit(url)
+        options = {"endpoint": where.hostname, "port": where.port, "serializer": PickleSerializer()}
+        wrapped = acached(cache=RedisCache, key="aio", ttl=600, **options)(_aproduct)
+        await bench.asynchronous(group, "aiocache", lambda: wrapped(42), 1000)
+
+    group = "store, async, one of 100 at once"
+    await bench.asynchronous(
+        group, "redis.asyncio get + decode", lambda: asyncio.gather(*(plain(f"bare{n}") for n in range(100))), 30, 100
+    )
+    await bench.asynchronous(
+        group, "cacheworkers aget", lambda: asyncio.gather(*(far.aget(n) for n in range(100))), 100, 100
+    )
+    await client.aclose()
+
+
+async def _aproduct(number: int) -> Product:
+    return product_of(number)
+
+
+def table(bench: Bench) -> Table:
+    """Return the rows for a terminal."""
+    made = Table(title="What a hit costs: microseconds a read, and the ratio to the first of each group")
+    for name in ("hit", "library", "us a read", "ratio"):
+        made.add_column(name, justify="right" if name in ("us a read", "ratio") else "left")
+    last = ""
+    for group, name, median, ratio in bench.rows:
+        if last and group != last:
+            made.add_section()
+        made.add_row(group if group != last else "", name, f"{median:,.2f}", ratio)
+        last = group
+    return made
+
+
+def markdown(bench: Bench) -> str:
+    """Return the rows as Markdown."""
+    lines = ["| hit | library | us a read | ratio |", "|---|---|---|---|"]
+    lines += [f"| {group} | {name} | {median:,.2f} | {ratio} |" for group, name, median, ratio in bench.rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print one table, and write it as Markdown and as a picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--write-to", type=Path, default=Path("docs/explanation"), help="directory of the table's files"
+    )
+    options = parser.parse_args()
+    bench = Bench()
+    with Valkey() as valkey:
+        cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))
+
+        @cache.loader(fresh_for=3600, early=0)
+        def near(load: Load, number: int) -> Product:
+            return product_of(number)
+
+        @cache.loader(fresh_for=3600, early=0, l1_for=0.0)
+        def far(load: Load, number: int) -> Product:
+            return product_of(number)
+
+        near.get(42)
+        wait_until(lambda: near.read(42).tier == "l1")
+        far.get_many([*range(100)])
+        memory(bench, near)
+        store(bench, valkey.url, far)
+        asyncio.run(on_a_loop(bench, valkey.url, near, far))
+        cache.close()
+    console = Console(record=True, width=110)
+    console.print(table(bench))
+    options.write_to.mkdir(parents=True, exist_ok=True)
+    (options.write_to / "read_path.md").write_text(markdown(bench))
+    console.save_svg(str(options.write_to / "read_path.svg"), title="python -m benchmarks.read_path")
+
+
+if __name__ == "__main__":
+    main()
