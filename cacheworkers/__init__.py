@@ -28,6 +28,7 @@ from cacheworkers.errors import (
 )
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.invalidate import Invalidation
+from cacheworkers.flows.warm import Warming
 from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.policy import Policy
@@ -66,5 +67,6 @@ __all__ = [
     "UnknownLoader",
     "UnsafeStore",
     "UnwatchedWrite",
+    "Warming",
     "__version__",
 ]

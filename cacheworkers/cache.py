@@ -28,6 +28,7 @@ from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.flows.wait import Pause
+from cacheworkers.flows.warm import Warming, tell_heat, warm_hot
 from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.local.breaker import Breaker
@@ -35,6 +36,7 @@ from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.l1 import L1
+from cacheworkers.local.ticker import Ticker
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
 from cacheworkers.runner import LoaderRunner
@@ -167,6 +169,9 @@ class Cache:
             emit=self._emit,
             release_soon=self._release_soon,
         )
+        l1.on_gone = ports.heat.note_gone
+        self._teller = Ticker("cacheworkers-heat", config.heat_every, self.tell_heat)
+        listener.on_start = self._teller.start
         if celery is None:
             self._workers: Any = LocalWorkers(config, perform=self.perform)
         else:
@@ -178,6 +183,7 @@ class Cache:
                 upkeep={
                     "sweep": (self.sweep, config.sweep_every),
                     "drain_outbox": (self._drain_if_watching, config.drain_every),
+                    **({"warm": (self.warm, config.warm_every)} if config.warm_every else {}),
                 },
                 emit=self._emit,
                 reset_after_fork=self._reset_after_fork,
@@ -369,6 +375,22 @@ class Cache:
 
     # -- upkeep
 
+    def warm(self) -> dict[str, Warming]:
+        """Have workers revalidate hot entries that go stale soon; loader -> what was done.  Beat calls it."""
+        return {name: run(warm_hot(self._ports, spec)) for name, spec in list(self._loaders.items())}
+
+    async def awarm(self) -> dict[str, Warming]:
+        """Have workers revalidate hot entries that go stale soon; see `warm`."""
+        return {name: await arun(warm_hot(self._ports, spec)) for name, spec in list(self._loaders.items())}
+
+    def tell_heat(self) -> int:
+        """Add what this process has read to the store's heat; how many calls.  A thread does it by itself."""
+        return run(tell_heat(self._ports))
+
+    async def atell_heat(self) -> int:
+        """Add what this process has read to the store's heat; see `tell_heat`."""
+        return await arun(tell_heat(self._ports))
+
     def sweep(self) -> Swept:
         """Drop what has expired from tag sets, and finish invalidations whose process died."""
         return run(sweep(self._ports))
@@ -405,6 +427,7 @@ class Cache:
 
     def close(self) -> None:
         """Send what is queued, then stop this process's threads and connections."""
+        self._teller.close()
         self._workers.close()
         self._delivered.close()
         self._ports.listener.close()
@@ -521,6 +544,8 @@ class Cache:
         """Forget threads, sockets and connections: they are the parent's."""
         self._background = None
         self._ports.gate.reset()
+        self._teller.reset()
+        self._ports.heat.reset()
         self._ports.l1.reset()
         self._ports.waiters.reset()
         self._ports.store.reset()
@@ -542,6 +567,12 @@ class _Deliverable:
         if monotonic() < self._cache._undeliverable_until:
             return False
         accepted: bool = self._dispatcher.submit(ask)
+        return accepted
+
+    def submit_all(self, asks: Sequence[Ask]) -> int:
+        if monotonic() < self._cache._undeliverable_until:
+            return 0
+        accepted: int = self._dispatcher.submit_all(asks)
         return accepted
 
     def close(self) -> None:

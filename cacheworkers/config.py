@@ -47,6 +47,13 @@ class Config:
         queue_prefix: first part of the queue names; empty takes the namespace.
         sweep_every: how often beat sweeps tag sets.
         drain_every: how often beat delivers what the outbox still holds.
+        heat_every: how often a process that reads tells the store what was read; 0 tells nothing.
+        heat_told: most calls that a process tells of at once.
+        heat_kept: most calls whose heat is kept, of each loader.
+        heat_half_life: how long until a read counts half.
+        warm_every: how often beat looks for hot entries that go stale soon; 0 never.
+        warm_most: most hot calls of each loader that are kept warm.
+        warm_least: least heat of a call that is kept warm.
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
@@ -74,6 +81,13 @@ class Config:
     queue_prefix: str = ""
     sweep_every: float = 60.0
     drain_every: float = 5.0
+    heat_every: float = 5.0
+    heat_told: int = 500
+    heat_kept: int = 2000
+    heat_half_life: float = 60.0
+    warm_every: float = 5.0
+    warm_most: int = 500
+    warm_least: float = 3.0
     replay_for: float = 600.0
     allow_evicting_store: bool = False
 
@@ -82,9 +96,17 @@ class Config:
             raise ConfigError(f"redis_url must be a URL such as redis://host:6379/0, got {self.redis_url!r}")
         if not isinstance(self.namespace, str) or not _NAMESPACE.fullmatch(self.namespace):
             raise ConfigError(f"namespace must match [a-z0-9_-]{{1,32}}, got {self.namespace!r}")
-        for name in ("store_timeout", "sweep_every", "drain_every", "replay_for", "backoff_for", "backoff_most_for"):
+        for name in (
+            "store_timeout",
+            "sweep_every",
+            "drain_every",
+            "replay_for",
+            "heat_half_life",
+            "backoff_for",
+            "backoff_most_for",
+        ):
             duration(name, getattr(self, name), most=86400.0, positive=True)
-        for name in ("breaker_for", "l1_for", "l1_on_loss_for"):
+        for name in ("breaker_for", "l1_for", "l1_on_loss_for", "heat_every", "warm_every", "warm_least"):
             duration(name, getattr(self, name), most=86400.0)
         for name, least in _LEAST.items():
             value = getattr(self, name)
@@ -145,6 +167,9 @@ _LEAST = {
     "max_tags": 1,
     "max_entry_bytes": 256,
     "batch_size": 1,
+    "heat_told": 1,
+    "heat_kept": 1,
+    "warm_most": 0,
     "load_attempts": 1,
     "poison_after": 1,
 }

@@ -128,6 +128,16 @@ class Invalidated(Event, frozen=True):
     seconds: float
 
 
+class Warmed(Event, frozen=True):
+    """One round of warming of a loader's calls ended."""
+
+    loader: str
+    looked: int
+    fresh: int
+    asked: int
+    held: int
+
+
 class Swept(Event, frozen=True):
     """A sweep ended."""
 

@@ -25,6 +25,7 @@ from cacheworkers.flows.many import one_by_one, read_many
 from cacheworkers.flows.nested import nested
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.transaction import read_in_transaction
+from cacheworkers.flows.warm import Warming, hot, warm
 from cacheworkers.local.l1 import MISSING, Slot
 from cacheworkers.runner import LoaderRunner, RunInTransaction
 from cacheworkers.sql.watch import dirty_here
@@ -171,6 +172,10 @@ class _Face(Generic[T]):
         queue: QueueKind = "revalidate" if seen else "miss"
         return (yield from reading.ask(self._ports, self._spec, call.text, seen, queue, heeds_backoff=False))
 
+    def _warming(self, calls: list[Call]) -> Flow[Warming]:
+        texts = list(dict.fromkeys(call.text for call in calls))
+        return warm(self._ports, self._spec, texts, lead=3 * self._ports.config.warm_every)
+
     def _at_since(self, done: Invalidation) -> Any:
         view = copy.copy(self)
         view._since = done.seq
@@ -241,6 +246,7 @@ class _Face(Generic[T]):
         if guard is not None and self._l1_for:
             self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
         age = now - entry.created
+        self._ports.heat.count(call.text)
         self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
         return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
 
@@ -406,6 +412,30 @@ class Loader(_Face[T], Generic[P, T]):
         """Return what is in the store; see `peek`."""
         return await arun(self._peek(args, kwargs))
 
+    def warm(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Have workers load this on the `warm` queue, if it is missing or goes stale soon; True if this asked."""
+        return run(self._warming([self._bind(args, kwargs)])).asked == 1
+
+    async def awarm(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Have workers load this on the `warm` queue; see `warm`."""
+        return (await arun(self._warming([self._bind(args, kwargs)]))).asked == 1
+
+    def warm_many(self, keys: Iterable[Any]) -> Warming:
+        """Have workers load on the `warm` queue what is missing of many keys, or goes stale soon; see `get_many`."""
+        return run(self._warming([self._bind((key,), {}) for key in keys]))
+
+    async def awarm_many(self, keys: Iterable[Any]) -> Warming:
+        """Have workers load many keys on the `warm` queue; see `warm_many`."""
+        return await arun(self._warming([self._bind((key,), {}) for key in keys]))
+
+    def hot(self, most: int = 100) -> list[tuple[str, float]]:
+        """Return the hottest calls, each with its heat: reads by all processes, halved with every half-life."""
+        return run(hot(self._ports, self._spec.name, most))
+
+    async def ahot(self, most: int = 100) -> list[tuple[str, float]]:
+        """Return the hottest calls; see `hot`."""
+        return await arun(hot(self._ports, self._spec.name, most))
+
     def revalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Ask workers to load this now; True if this call enqueued it, False if somebody is at it already."""
         return run(self._revalidation(self._bind(args, kwargs)))
@@ -485,6 +515,30 @@ class BatchLoader(_Face[V], Generic[K, V]):
     async def apeek(self, key: K) -> Read | None:
         """Return what is in the store for one key; see `peek`."""
         return await arun(self._peek((key,), {}))
+
+    def warm(self, key: K) -> bool:
+        """Have workers load one key on the `warm` queue, if it is missing or goes stale soon; True if this asked."""
+        return run(self._warming([self._bind((key,), {})])).asked == 1
+
+    async def awarm(self, key: K) -> bool:
+        """Have workers load one key on the `warm` queue; see `warm`."""
+        return (await arun(self._warming([self._bind((key,), {})]))).asked == 1
+
+    def warm_many(self, keys: Iterable[K]) -> Warming:
+        """Have workers load on the `warm` queue what is missing of many keys, or goes stale soon: one task a batch."""
+        return run(self._warming([self._bind((key,), {}) for key in keys]))
+
+    async def awarm_many(self, keys: Iterable[K]) -> Warming:
+        """Have workers load many keys on the `warm` queue; see `warm_many`."""
+        return await arun(self._warming([self._bind((key,), {}) for key in keys]))
+
+    def hot(self, most: int = 100) -> list[tuple[str, float]]:
+        """Return the hottest calls, each with its heat; see `Loader.hot`."""
+        return run(hot(self._ports, self._spec.name, most))
+
+    async def ahot(self, most: int = 100) -> list[tuple[str, float]]:
+        """Return the hottest calls; see `hot`."""
+        return await arun(hot(self._ports, self._spec.name, most))
 
     def revalidate(self, key: K) -> bool:
         """Ask workers to load one key now; True if this call enqueued it."""

@@ -23,6 +23,7 @@ NAMES = {
     "Config",
     "Freshness",
     "Inspection",
+    "Warming",
     "Invalidation",
     "Load",
     "Loader",
@@ -38,10 +39,11 @@ SYNC_ONLY = {
     Loader: {"since"},
     BatchLoader: {"since"},
 }
+READS = {"get", "get_many", "read", "get_json", "peek", "warm", "warm_many", "hot", "revalidate", "invalidate"}
 TWINS = {
-    Cache: {"invalidate", "sweep", "inspect", "calls_of"},
-    Loader: {"get", "get_many", "read", "get_json", "peek", "revalidate", "invalidate"},
-    BatchLoader: {"get", "get_many", "read", "get_json", "peek", "revalidate", "invalidate"},
+    Cache: {"invalidate", "sweep", "inspect", "calls_of", "warm", "tell_heat"},
+    Loader: READS,
+    BatchLoader: READS,
 }
 PAIRS = [(owner, name) for owner, names in TWINS.items() for name in sorted(names)]
 

@@ -76,6 +76,16 @@ class Keyspace:
         except UnicodeDecodeError:
             return None
 
+    # -- of a loader
+
+    def heat(self, loader: str) -> str:
+        """Return the key of a loader's hottest calls."""
+        return f"{self.namespace}:h:{{{loader}}}"
+
+    def heat_halved(self, loader: str) -> str:
+        """Return the key that says when a loader's heat was last halved."""
+        return f"{self.namespace}:hh:{{{loader}}}"
+
     # -- of a tag
 
     def shards(self, tag: str) -> int:

@@ -119,6 +119,11 @@ def _ask_together(ports: Ports, loader: LoaderSpec, missing: Mapping[K, Call]) -
         if isinstance(error, StoreError):
             return
         raise
-    for (text, token, _), claim in zip(asks, claims, strict=True):
-        if isinstance(claim, Claimed) and not ports.dispatcher.submit(Ask(loader.name, text, token, "", "miss")):
-            ports.release_soon(text, token)
+    claimed = [
+        Ask(loader.name, text, token, "", "miss")
+        for (text, token, _), claim in zip(asks, claims, strict=True)
+        if isinstance(claim, Claimed)
+    ]
+    taken = ports.dispatcher.submit_all(claimed)
+    for left in claimed[taken:]:
+        ports.release_soon(left.call, left.token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ from cacheworkers.events import Hook
 from cacheworkers.flows.driver import Step
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.gate import Gate
+from cacheworkers.local.heat import Heat
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.pace import Pace
 from cacheworkers.local.waiters import Waiters
@@ -48,6 +49,10 @@ class Dispatcher(Protocol):
 
     def submit(self, ask: Ask) -> bool:
         """Take an ask, without blocking or raising; False when there is no room: the caller gives the lease back."""
+        ...
+
+    def submit_all(self, asks: Sequence[Ask]) -> int:
+        """Take asks together, to be grouped together; how many, from the first on, there was room for."""
         ...
 
     def close(self) -> None:
@@ -153,5 +158,6 @@ class Ports:
     worker: Runner
     emit: Hook
     release_soon: Callable[[str, str], None]
+    heat: Heat = field(default_factory=Heat)
     asked: Asked = field(default_factory=Asked)
     chance: Callable[[], float] = random.random

@@ -92,6 +92,7 @@ def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted, *, is_kno
     except (LoadError, LoadTimeout, StoreError) as error:
         ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
         raise
+    ports.heat.count(call.text)
     ports.emit(Served(loader.name, found.freshness.value, found.tier, found.age, found.waited))
     return found
 

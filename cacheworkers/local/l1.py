@@ -33,7 +33,7 @@ class Slot:
         value: the decoded value, if callers may share it and one of them has asked; else MISSING.
         payload: the value's JSON.
         entry: the entry.
-        reads: how often it was served from here.
+        reads: how often it was served from here; `reads_told` of these are in the store's heat.
         index, arguments: the loader's fast path to it, to be cut when it goes.
     """
 
@@ -46,6 +46,7 @@ class Slot:
         "index",
         "payload",
         "reads",
+        "reads_told",
         "size",
         "until",
         "value",
@@ -58,6 +59,7 @@ class Slot:
         self.value = value
         self.until = until
         self.reads = 0
+        self.reads_told = 0
         self.size = len(entry.payload) + len(call) + _OVERHEAD
         self.index: dict[Any, Slot] | None = None
         self.arguments: Hashable = None

@@ -109,6 +109,8 @@ class Listener:
         self._on_gap = on_gap
         self._emit = emit
         self._keys = keys
+        #: Called when this process begins to listen, that is, to read.
+        self.on_start: Callable[[], None] = lambda: None
         self._entries = keys.entries_prefix.encode()
         self._failures = keys.failures_prefix.encode()
         self._lock = threading.Lock()
@@ -136,6 +138,7 @@ class Listener:
             if self._thread is None and not self._is_closed:
                 self._thread = threading.Thread(target=self._listen, name="cacheworkers-listener", daemon=True)
                 self._thread.start()
+                self.on_start()
 
     def close(self) -> None:
         """Stop listening for good."""

@@ -340,6 +340,20 @@ class Store:
         request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))
         return self._ask([request], lambda replies: _walked(replies[0]))
 
+    # -- heat
+
+    def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> Exchange[int]:
+        """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has."""
+        keys = (self.keys.heat(loader), self.keys.heat_halved(loader))
+        words = [word for call, count in reads for word in (call, count)]
+        request = Request.call(scripts.HEAT, keys, (_ms(half_life), most, *words))
+        return self._ask([request], lambda replies: int(replies[0]))
+
+    def heat(self, loader: str, most: int) -> Exchange[list[tuple[str, float]]]:
+        """The hottest calls of a loader, with their heat."""
+        request = Request(("ZREVRANGE", self.keys.heat(loader), 0, most - 1, "WITHSCORES"))
+        return self._ask([request], lambda replies: _scored(replies[0]))
+
     # -- the server itself
 
     def run_ids(self) -> Exchange[tuple[str, str]]:
@@ -414,6 +428,12 @@ def _fields(reply: Any) -> dict[str, str]:
     if isinstance(reply, list):
         return {_text(k): _text(v) for k, v in zip(reply[::2], reply[1::2], strict=True)}
     return {}
+
+
+def _scored(reply: Any) -> list[tuple[str, float]]:
+    if reply and isinstance(reply[0], list | tuple):  # RESP3
+        return [(_text(member), float(score)) for member, score in reply]
+    return [(_text(member), float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
 
 
 def _run_id(reply: Any) -> str:

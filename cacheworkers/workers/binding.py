@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -77,6 +77,10 @@ class CeleryWorkers:
     def submit(self, ask: Ask) -> bool:
         """Take an ask; False when there is no room."""
         return self._queue.submit(ask)
+
+    def submit_all(self, asks: Sequence[Ask]) -> int:
+        """Take asks together; how many, from the first on, there was room for."""
+        return self._queue.submit_all(asks)
 
     def close(self) -> None:
         """Publish what is queued, for at most a second, then stop; leases of what is left are given back."""

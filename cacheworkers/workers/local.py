@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError
@@ -30,6 +30,10 @@ class LocalWorkers:
     def submit(self, ask: Ask) -> bool:
         """Take an ask; False when there is no room."""
         return self._queue.submit(ask)
+
+    def submit_all(self, asks: Sequence[Ask]) -> int:
+        """Take asks together; how many, from the first on, there was room for."""
+        return self._queue.submit_all(asks)
 
     def close(self) -> None:
         """Load what is queued, for at most a second, then stop; a load under way ends by itself."""

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -117,19 +117,25 @@ class AskQueue:
 
     def submit(self, ask: Ask) -> bool:
         """Queue an ask; False when there is no room, no thread to be had, or the queue is closed."""
+        return self.submit_all([ask]) == 1
+
+    def submit_all(self, asks: Sequence[Ask]) -> int:
+        """Queue asks together, so that they are grouped together; how many, from the first on, there was room for."""
         if self._pid != os.getpid():
             self.reset()
         with self._has_asks:
-            if self._is_closed or self._count >= self._most or not self._is_staffed():
-                return False
-            group = self._groups[ask.queue].get(ask.loader)
-            if group is None:
-                group = self._groups[ask.queue][ask.loader] = collections.deque()
-            group.append(ask)
-            self._count += 1
-            if self._count >= self._fills_at:
+            if self._is_closed or not self._is_staffed():
+                return 0
+            taken = asks[: max(0, self._most - self._count)]
+            for ask in taken:
+                group = self._groups[ask.queue].get(ask.loader)
+                if group is None:
+                    group = self._groups[ask.queue][ask.loader] = collections.deque()
+                group.append(ask)
+            self._count += len(taken)
+            if taken and self._count >= self._fills_at:
                 self._has_asks.notify()
-        return True
+        return len(taken)
 
     def close(self) -> bool:
         """Send what is queued, for at most a second, then stop; False if something is on its way even then."""

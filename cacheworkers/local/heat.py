@@ -1,0 +1,62 @@
+"""Heat: how often this process has read which call since it last told the store.
+
+L1 hits are counted where they happen, in their slots; reads of the store are counted here.  Memory is bounded: when
+too many calls are counted, their median is taken off every count, and those that reach zero go (Anderson et al., "A
+high-performance algorithm for identifying frequent items in data streams", IMC 2017): what is read often stays.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Iterable
+
+from cacheworkers.local.l1 import Slot
+
+#: Most calls counted at once.
+MOST = 20_000
+
+
+class Heat:
+    """Counts of this process."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as a child does after a fork: the parent tells of its own reads."""
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def count(self, call: str, reads: int = 1) -> None:
+        """Note reads of a call."""
+        # Not locked: of two counts at once one may be lost, which heat can bear.
+        counts = self._counts
+        counts[call] = counts.get(call, 0) + reads
+        if len(counts) > self._most:
+            with self._lock:
+                counts = self._counts
+                if len(counts) > self._most:
+                    median = sorted(counts.values())[len(counts) // 2]
+                    self._counts = {key: n - median for key, n in list(counts.items()) if n > median}
+
+    def note_gone(self, slot: Slot) -> None:
+        """Note the reads of a slot that L1 drops."""
+        if slot.reads > slot.reads_told:
+            self.count(slot.call, slot.reads - slot.reads_told)
+
+    def taken(self, slots: Iterable[Slot], most: int) -> dict[str, int]:
+        """Return the counts of the `most` hottest calls, those of L1's slots included, and begin anew."""
+        counts, self._counts = self._counts, {}
+        for slot in slots:
+            reads = slot.reads - slot.reads_told
+            if reads > 0:
+                slot.reads_told += reads
+                counts[slot.call] = counts.get(slot.call, 0) + reads
+        if len(counts) <= most:
+            return counts
+        return dict(heapq.nlargest(most, counts.items(), key=lambda item: item[1]))

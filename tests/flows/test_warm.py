@@ -1,0 +1,133 @@
+"""What is hot is revalidated before it goes stale, what is asked for is loaded before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, Load, Warming
+from cacheworkers.testing.servers import wait_until
+
+MakeCache = Callable[..., Cache]
+
+
+def counted(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
+    loads: list[int] = []
+
+    @cache.loader(tags=("n:{n}",), **{"fresh_for": 300, "jitter": 0.0, "early": 0.0, **policy})
+    def number(load: Load, n: int) -> int:
+        loads.append(n)
+        return n * 10
+
+    return number, loads
+
+
+def test_heat_is_that_of_all_processes_and_cools_down(make_cache: MakeCache) -> None:
+    one, other = make_cache(heat_half_life=0.2), make_cache(heat_half_life=0.2)
+    for cache, reads in ((one, 5), (other, 3)):
+        number, _ = counted(cache)
+        for _ in range(reads):
+            number.get(7)
+        number.get(1)
+        cache.tell_heat()
+
+    hot = dict(number.hot())
+    assert hot["number[7]"] > hot["number[1]"]
+    before = sum(hot.values())
+
+    def cooled() -> bool:
+        number.get(1)
+        other.tell_heat()
+        return dict(number.hot()).get("number[7]", 0.0) < before / 8
+
+    wait_until(cooled)
+
+
+def test_only_the_hottest_are_kept(make_cache: MakeCache) -> None:
+    cache = make_cache(heat_kept=3)
+    number, _ = counted(cache)
+    for n in range(1, 6):
+        for _ in range(n):
+            number.read(n)
+    cache.tell_heat()
+
+    assert [call for call, _ in number.hot()] == ["number[5]", "number[4]", "number[3]"]
+
+
+def test_hot_entries_are_revalidated_before_they_go_stale(make_cache: MakeCache) -> None:
+    """Readers never meet a stale one; what is read seldom is left to go."""
+    cache = make_cache(warm_every=100.0, warm_least=3.0)
+    number, loads = counted(cache, fresh_for=0.5)
+    for _ in range(5):
+        number.get(1)
+    number.get(2)
+    cache.tell_heat()
+
+    def warmed() -> bool:
+        done = cache.warm()["number"]
+        return done.asked == 1
+
+    wait_until(warmed)
+    wait_until(lambda: loads.count(1) == 2)
+    assert loads.count(2) == 1
+    assert number.read(1).freshness.value == "fresh"
+
+
+def test_what_is_fresh_for_long_is_left_alone(make_cache: MakeCache) -> None:
+    cache = make_cache(warm_least=1.0)
+    number, loads = counted(cache)
+    number.get(1)
+    cache.tell_heat()
+
+    assert cache.warm() == {"number": Warming(looked=1, fresh=1, asked=0, held=0)}
+    assert loads == [1]
+
+
+def test_two_rounds_at_once_ask_once(make_cache: MakeCache) -> None:
+    """As with two beats."""
+    one, other = make_cache(), make_cache()
+    number, loads = counted(one, load_for=5.0)
+    twin, _ = counted(other, load_for=5.0)
+
+    first = number.warm_many(range(1, 51))
+    second = twin.warm_many(range(1, 51))
+
+    assert first == Warming(50, 0, 50, 0)
+    assert second.asked == 0 and second.fresh + second.held == 50
+    wait_until(lambda: sorted(loads) == list(range(1, 51)))
+
+
+def test_a_batch_loader_is_warmed_in_few_loads(make_cache: MakeCache) -> None:
+    """A thousand keys are ten loads."""
+    cache = make_cache()
+    batches: list[int] = []
+
+    @cache.batch_loader(tags=("n:{key}",))
+    def numbers(load: Load, keys: list[int]) -> dict[int, int]:
+        batches.append(len(keys))
+        return {key: key for key in keys}
+
+    numbers.warm_many(range(1000))
+
+    wait_until(lambda: sum(batches) == 1000)
+    assert batches == [100] * 10
+    assert numbers.warm_many(range(1000)) == Warming(1000, 1000, 0, 0)
+    assert numbers.warm(5) is False
+
+
+def test_a_cache_tells_its_heat_by_itself(make_cache: MakeCache) -> None:
+    cache = make_cache(heat_every=0.05)
+    number, _ = counted(cache)
+    number.get(1)
+
+    wait_until(lambda: number.hot() == [("number[1]", 1.0)])
+
+
+@pytest.mark.parametrize("wrong", [{"warm_least": -1.0}, {"heat_half_life": 0.0}, {"heat_kept": 0}])
+def test_wrong_settings_are_refused(make_cache: MakeCache, wrong: dict[str, Any]) -> None:
+    from cacheworkers import ConfigError
+
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        make_cache(**wrong)
