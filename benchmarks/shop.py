@@ -25,3 +25,9 @@ def slow(load: Load, n: int) -> int:
 def price(load: Load, product_id: int) -> int:
     statement = text("SELECT amount FROM price WHERE id = :id")
     return int(load.session.execute(statement, {"id": product_id}).scalar_one())
+
+
+@cache.batch_loader(fresh_for=3600, wait_for=10, load_for=20, tags=("price:{key}",))
+def prices(load: Load, ids: list[int]) -> dict[int, int]:
+    statement = text("SELECT id, amount FROM price WHERE id = ANY(:ids)")
+    return {row.id: row.amount for row in load.session.execute(statement, {"ids": ids})}
