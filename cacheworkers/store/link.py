@@ -190,6 +190,33 @@ class Link:
             self._answered()
         return replies
 
+    def on_master(self, at: int, words: tuple[Any, ...]) -> tuple[Any, int]:
+        """Return one Cluster master's reply to a command without keys, and how many masters there are."""
+        is_probe = self._probes()
+        try:
+            client = self.client()
+            masters = sorted(client.get_primaries(), key=lambda node: node.name)
+            reply = client.execute_command(*words, target_nodes=masters[min(at, len(masters) - 1)])
+        except Exception as error:
+            raise self._translated(error) from error
+        if is_probe:
+            self._answered()
+        return reply, len(masters)
+
+    async def aon_master(self, at: int, words: tuple[Any, ...]) -> tuple[Any, int]:
+        """Do what `on_master` does, on the running loop."""
+        is_probe = self._probes()
+        try:
+            client = self.aclient()
+            await client.initialize()
+            masters = sorted(client.get_primaries(), key=lambda node: node.name)
+            reply = await client.execute_command(*words, target_nodes=masters[min(at, len(masters) - 1)])
+        except Exception as error:
+            raise self._translated(error) from error
+        if is_probe:
+            self._answered()
+        return reply, len(masters)
+
     # -- clients
 
     def client(self) -> Any:
@@ -198,7 +225,7 @@ class Link:
             options = self._options(Retry(NoBackoff(), 0))
             where = self._where
             if where.kind == "cluster":
-                self._sync = RedisCluster.from_url(where.url, cluster_error_retry_attempts=1, **options)
+                self._sync = RedisCluster.from_url(where.url, **options)
             elif where.kind == "sentinel":
                 sentinel: Any = cast(Any, Sentinel)(where.nodes, sentinel_kwargs=options, **options, db=where.database)
                 self._sync = sentinel.master_for(where.service)
@@ -214,7 +241,7 @@ class Link:
             options = self._options(AsyncRetry(NoBackoff(), 0))
             where = self._where
             if where.kind == "cluster":
-                client = AsyncRedisCluster.from_url(where.url, cluster_error_retry_attempts=1, **options)
+                client = AsyncRedisCluster.from_url(where.url, **options)
             elif where.kind == "sentinel":
                 asentinel: Any = cast(Any, AsyncSentinel)(
                     where.nodes, sentinel_kwargs=options, **options, db=where.database

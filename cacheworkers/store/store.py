@@ -118,6 +118,37 @@ class Get:
         return await self._store.batcher.get(self._call)
 
 
+class ScanCluster:
+    """A step: one SCAN of one master; a cursor's upper half says which."""
+
+    __slots__ = ("_at", "_link", "_words")
+
+    def __init__(self, link: Link, cursor: int, pattern: str) -> None:
+        self._link = link
+        self._at = cursor >> 64
+        self._words = ("SCAN", cursor & (2**64 - 1), "MATCH", pattern, "COUNT", 1000)
+
+    def __repr__(self) -> str:
+        return "scan"
+
+    def run(self) -> tuple[int, list[str]]:
+        """Do it, blocking this thread."""
+        return self._shape(*self._link.on_master(self._at, self._words))
+
+    async def arun(self) -> tuple[int, list[str]]:
+        """Do it on the running loop."""
+        return self._shape(*await self._link.aon_master(self._at, self._words))
+
+    def _shape(self, reply: Any, masters: int) -> tuple[int, list[str]]:
+        cursor, keys = reply
+        inner = int(next(iter(cursor.values())) if isinstance(cursor, dict) else cursor)
+        if inner:
+            following = self._at << 64 | inner
+        else:
+            following = (self._at + 1) << 64 if self._at + 1 < masters else 0
+        return following, [_text(key) for key in keys]
+
+
 class Store:
     """Entries, leases, tag sets and the sequence in Redis."""
 
@@ -372,8 +403,10 @@ class Store:
         request = Request.call(scripts.SWEEP_TAG, (key, last), (most, _ms(mark_kept_for)))
         return self._ask([request], lambda replies: (int(replies[0][0]), replies[0][1] == 1))
 
-    def scan(self, cursor: int, pattern: str) -> Exchange[tuple[int, list[str]]]:
-        """One step of a walk through the keys that match a pattern."""
+    def scan(self, cursor: int, pattern: str) -> Exchange[tuple[int, list[str]]] | ScanCluster:
+        """One step of a walk through the keys that match a pattern, on all masters; it ends at cursor 0."""
+        if self.link.is_cluster:
+            return ScanCluster(self.link, cursor, pattern)
         request = Request(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
         return self._ask([request], lambda replies: (int(replies[0][0]), [_text(key) for key in replies[0][1]]))
 

@@ -1,0 +1,157 @@
+"""The same promises on a Cluster of three masters, and behind Sentinels through a failover."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from cacheworkers import Cache, Config, Load
+from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import free_port, wait_until
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """URL of a Cluster of three masters."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Valkey(cluster_enabled="yes", cluster_port=str(free_port()))) for _ in range(3)]
+        clients = [redis.Redis.from_url(server.url) for server in servers]
+        for client, (first, last) in zip(clients, ((0, 5460), (5461, 10922), (10923, 16383)), strict=True):
+            client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+        for server in servers[1:]:
+            bus = server._config["cluster_port"]
+            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port, bus)
+        for client in clients:
+            wait_until(lambda c=client: c.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+            wait_until(lambda c=client: c.execute_command("CLUSTER INFO")["cluster_known_nodes"] == "3")
+        yield servers[0].url.replace("redis://", "cluster://")
+
+
+def made(url: str, **options: Any) -> tuple[Cache, Any, dict[int, int], list[int]]:
+    """A cache, a loader with a tag of its own and one for all, what it reads, and what it has loaded."""
+    cache = Cache(Config(redis_url=url, store_timeout=5.0, **options))
+    database = {n: n * 10 for n in range(1, 101)}
+    loads: list[int] = []
+
+    @cache.loader(tags=("n:{n}", "all"), fresh_for=300)
+    def number(load: Load, n: int) -> int:
+        loads.append(n)
+        return database[n]
+
+    return cache, number, database, loads
+
+
+def test_a_cluster_loads_serves_and_invalidates(cluster: str) -> None:
+    """Entries, leases and tag sets lie on different masters; a tag finds all of them."""
+    cache, number, database, loads = made(cluster, namespace="c1", tag_shards={"all": 4})
+    assert [number.get(n) for n in range(1, 51)] == [n * 10 for n in range(1, 51)]
+    assert number.get_many(range(1, 51)) == {n: n * 10 for n in range(1, 51)}
+    assert len(loads) == 50
+
+    database[7] = 1
+    cache.invalidate("n:7")
+    assert number.get(7) == 1
+    done = cache.invalidate("all")
+    assert done.entries == 50
+    assert all(number.peek(n) is None for n in range(1, 51))
+    assert sorted(cache.calls_of("all")) == []
+    cache.close()
+
+
+def test_pushes_of_every_master_reach_l1(cluster: str) -> None:
+    cache, number, _, _ = made(cluster, namespace="c2")
+    other, _, _, _ = made(cluster, namespace="c2")
+    for n in range(1, 31):
+        number.get(n)
+    wait_until(lambda: cache._ports.listener.is_up)
+    for n in range(1, 31):
+        number.get(n)
+        wait_until(lambda n=n: number.read(n).tier == "l1")
+
+    other.invalidate("all")
+
+    wait_until(lambda: len(cache._ports.l1) == 0)
+    cache.close()
+    other.close()
+
+
+def test_a_cluster_from_an_event_loop(cluster: str) -> None:
+    cache, number, database, loads = made(cluster, namespace="c3")
+
+    async def main() -> None:
+        assert await asyncio.gather(*(number.aget(n) for n in range(1, 51))) == [n * 10 for n in range(1, 51)]
+        database[7] = 1
+        await cache.ainvalidate("n:7")
+        assert await number.aget(7) == 1
+
+    asyncio.run(main())
+    assert len(loads) == 51
+    cache.close()
+
+
+def test_a_sweep_of_a_cluster_leaves_nothing_but_the_sequence(cluster: str) -> None:
+    cache, number, _, _ = made(cluster, namespace="c4")
+    for n in range(1, 31):
+        number.get(n)
+    client = cache._ports.store.link.client()
+    for n in range(1, 31):
+        client.delete(cache._ports.store.keys.entry(f"number[{n}]"))
+        for tag in ("all", f"n:{n}"):
+            client.zadd(cache._ports.store.keys.tag_set(tag), {f"number[{n}]": 1})
+
+    swept = cache.sweep()
+    again = asyncio.run(cache.asweep())
+
+    assert (swept.members, again.members) == (60, 0)
+    assert client.exists(cache._ports.store.keys.tag_set("all")) == 0
+    cache.close()
+
+
+def test_sentinels_lead_to_the_master_and_to_the_next_one() -> None:
+    """After a failover reads and invalidations go on, at the new master."""
+    with contextlib.ExitStack() as stack:
+        master = stack.enter_context(Valkey())
+        replica = stack.enter_context(Valkey(replicaof=f"127.0.0.1 {master.port}"))
+        sentinels = [stack.enter_context(Sentinel(master.port)) for _ in range(3)]
+        where = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+        watching = redis.Redis(port=sentinels[0].port, decode_responses=True)
+        wait_until(lambda: watching.sentinel_master("shop")["num-slaves"] == 1)
+        wait_until(lambda: watching.sentinel_master("shop")["num-other-sentinels"] == 2)
+        cache, number, database, _ = made(f"sentinel://{where}/shop", breaker_for=0.1)
+        assert number.get(1) == 10
+
+        master.kill()
+        wait_until(lambda: watching.sentinel_master("shop")["port"] == replica.port, 60)
+
+        def is_back() -> bool:
+            database[1] += 1
+            with contextlib.suppress(Exception):
+                cache.invalidate("n:1")
+                return number.read(1).value == database[1] and number.peek(1) is not None
+            return False
+
+        wait_until(is_back, 60)
+        cache.close()
+
+
+class Sentinel(Valkey):
+    """A Sentinel that watches one master."""
+
+    def __init__(self, master: int) -> None:
+        super().__init__()
+        self._master = master
+
+    def command(self) -> Any:
+        """Return the command line, after writing its file."""
+        words, options = super().command()
+        file = self.dir / "sentinel.conf"
+        file.write_text(
+            f"port {self.port}\nbind 127.0.0.1\nsentinel monitor shop 127.0.0.1 {self._master} 2\n"
+            "sentinel down-after-milliseconds shop 500\nsentinel failover-timeout shop 5000\n"
+        )
+        return [words[0], str(file), "--sentinel"], options
