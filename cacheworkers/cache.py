@@ -26,6 +26,7 @@ from cacheworkers.flows.inspect import inspect as inspect_entries
 from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags, members_of
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
+from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.flows.wait import Pause
 from cacheworkers.flows.warm import Warming, tell_heat, warm_hot
@@ -233,14 +234,18 @@ class Cache:
 
     # -- invalidating
 
-    def invalidate(self, *tags: str, mode: Mode = "hard", session: AnySession | None = None) -> Invalidation:
+    def invalidate(
+        self, *tags: str, mode: Mode = "hard", session: AnySession | None = None, dry_run: bool = False
+    ) -> Invalidation:
         """Invalidate every entry that has any of the tags; call it after the commit.
 
         Once this has returned, no read through the store returns a value whose load began before; in other
         processes L1 follows within the push's delay, and at worst within `l1_for`.
 
         Args:
-            mode: "hard", the next read sees new data; "soft", it sees the old as stale while workers reload.
+            mode: "hard", the next read sees new data; "soft", it sees the old as stale while workers reload; "reload",
+                soft, and what is hot is reloaded at once.
+            dry_run: invalidate nothing; what is returned has the number 0 and counts the tags' members.
             session: a watched one whose transaction is open: the tags go into the outbox with it, and are invalidated
                 after its commit.  What is returned then has the number 0: it is not done yet.
 
@@ -253,14 +258,16 @@ class Cache:
         if session is not None:
             self._watch_of(session, mode).add(session, tags)
             return Invalidation(0, 0)
-        return run(self._invalidation(tags, mode))
+        return run(self._invalidation(tags, mode, dry_run))
 
-    async def ainvalidate(self, *tags: str, mode: Mode = "hard", session: AnySession | None = None) -> Invalidation:
+    async def ainvalidate(
+        self, *tags: str, mode: Mode = "hard", session: AnySession | None = None, dry_run: bool = False
+    ) -> Invalidation:
         """Invalidate every entry that has any of the tags; see `invalidate`."""
         if session is not None:
             await self._watch_of(session, mode).aadd(session, tags)
             return Invalidation(0, 0)
-        return await arun(self._invalidation(tags, mode))
+        return await arun(self._invalidation(tags, mode, dry_run))
 
     # -- watching what changes
 
@@ -480,19 +487,24 @@ class Cache:
         self._workers.register(_info(spec, self.config))
         return spec
 
-    def _invalidation(self, tags: Sequence[str], mode: Mode) -> Flow[Invalidation]:
-        if mode not in ("hard", "soft"):
-            raise ConfigError(f'mode must be "hard" or "soft", got {mode!r}')
+    def _invalidation(self, tags: Sequence[str], mode: Mode, dry_run: bool) -> Flow[Invalidation]:
+        if mode not in ("hard", "soft", "reload"):
+            raise ConfigError(f'mode must be "hard", "soft" or "reload", got {mode!r}')
         if not tags:
             raise CallError("invalidate takes at least one tag")
+        for tag in tags:
+            check_tag(tag, self.config.max_tag_bytes)
+        named = list(dict.fromkeys(tags))
+        if dry_run:
+            return count_entries(self._ports, named)
         if dirty_here() is not None:
             raise CallError(
                 f"invalidate({', '.join(tags)}) within an open transaction that has changed what is watched would be "
                 f"undone by a load before its commit; give session=, or call it after the commit"
             )
-        for tag in tags:
-            check_tag(tag, self.config.max_tag_bytes)
-        return invalidate_tags(self._ports, list(dict.fromkeys(tags)), mode)
+        if mode == "reload":
+            return reload_tags(self._ports, self._loaders, named)
+        return invalidate_tags(self._ports, named, mode)
 
     def _emit(self, event: Event) -> None:
         hook = self._hook

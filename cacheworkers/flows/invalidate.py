@@ -15,7 +15,7 @@ from cacheworkers.events import Invalidated
 from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ports
 
-Mode = Literal["hard", "soft"]
+Mode = Literal["hard", "soft", "reload"]
 
 #: How long to wait for this process's listener to hear of an invalidation before L1 is emptied instead, seconds.
 BARRIER_FOR = 1.0

@@ -366,6 +366,19 @@ class Store:
         ]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
 
+    def members(self, tag: str, calls: Sequence[str]) -> Exchange[list[str]]:
+        """Those of some calls that are in a tag's sets."""
+        keys = [self.keys.tag_set(tag, self.keys.shard_of(tag, call)) for call in calls]
+        requests = [Request(("ZSCORE", key, call)) for key, call in zip(keys, calls, strict=True)]
+        return self._ask(
+            requests, lambda replies: [c for c, score in zip(calls, replies, strict=True) if score is not None]
+        )
+
+    def tag_size(self, tag: str) -> Exchange[int]:
+        """How many members a tag's sets have; some of them may have expired."""
+        requests = [Request(("ZCARD", self.keys.tag_set(tag, shard))) for shard in range(self.keys.shards(tag))]
+        return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
+
     def walk_tag(self, tag: str, shard: int, cursor: int) -> Exchange[tuple[int, list[str]]]:
         """One step of a walk through a tag set in place: `(next cursor, calls)`; it ends at cursor 0."""
         request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))

@@ -131,3 +131,44 @@ def test_wrong_settings_are_refused(make_cache: MakeCache, wrong: dict[str, Any]
 
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         make_cache(**wrong)
+
+
+def test_reload_makes_all_stale_and_loads_what_is_hot(make_cache: MakeCache) -> None:
+    """A million members do not become a million loads: readers ask for the rest, should they come."""
+    cache = make_cache(warm_most=2)
+    number, loads = counted(cache, stale_for=60.0)
+
+    @cache.loader(name="tagged", tags=("all",), fresh_for=300, stale_for=60.0, early=0.0)
+    def tagged(load: Load, n: int) -> int:
+        loads.append(100 + n)
+        return n
+
+    for n in range(1, 6):
+        for _ in range(n):
+            tagged.get(n)
+        number.get(n)
+    cache.tell_heat()
+    loads.clear()
+
+    done = cache.invalidate("all", mode="reload")
+
+    assert done.entries == 5
+    wait_until(lambda: sorted(loads) == [104, 105])
+    wait_until(lambda: tagged.peek(5).freshness.value == "fresh")
+    assert tagged.peek(1).freshness.value == "stale"
+    assert number.peek(1).freshness.value == "fresh"
+
+
+def test_a_dry_run_counts_and_touches_nothing(make_cache: MakeCache) -> None:
+    cache = make_cache(tag_shards={"all": 4})
+
+    @cache.loader(tags=("all", "n:{n}"), fresh_for=300)
+    def number(load: Load, n: int) -> int:
+        return n
+
+    number.get_many(range(20))
+
+    done = cache.invalidate("all", "n:3", dry_run=True)
+
+    assert (done.seq, done.entries) == (0, 21)
+    assert number.peek(3) is not None

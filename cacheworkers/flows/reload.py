@@ -1,0 +1,38 @@
+"""Reload: a soft invalidation, and a revalidation of those of its members that are hot; the rest is left to readers.
+
+A tag may have a million members: what is asked for at once is bounded by what is hot, `warm_most` of each loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cacheworkers.flows.driver import Flow
+from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
+from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.flows.warm import warm
+
+
+def reload_tags(ports: Ports, loaders: Mapping[str, LoaderSpec], tags: Sequence[str]) -> Flow[Invalidation]:
+    """Make everything that has any of the tags stale, and have workers load the hot of it anew.
+
+    Raises:
+        InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
+    """
+    done = yield from invalidate_tags(ports, tags, "soft")
+    for name, loader in list(loaders.items()):
+        found: list[tuple[str, float]] = yield ports.store.heat(name, ports.config.warm_most)
+        hot = [call for call, _ in found]
+        members: set[str] = set()
+        for tag in tags:
+            members.update((yield ports.store.members(tag, hot)))
+        yield from warm(ports, loader, [call for call in hot if call in members], lead=0.0)
+    return done
+
+
+def count_entries(ports: Ports, tags: Sequence[str]) -> Flow[Invalidation]:
+    """Return how many members the tags' sets have, each tag by itself; nothing is invalidated, and the number is 0."""
+    entries = 0
+    for tag in tags:
+        entries += yield ports.store.tag_size(tag)
+    return Invalidation(0, entries)
