@@ -26,6 +26,7 @@ from cacheworkers.errors import (
     UnsafeStore,
     UnwatchedWrite,
 )
+from cacheworkers.flows.explain import Explanation
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.flows.warm import Warming
@@ -47,6 +48,7 @@ __all__ = [
     "ConfigError",
     "DeclarationError",
     "EntryTooLarge",
+    "Explanation",
     "Freshness",
     "Inspection",
     "Invalidation",

@@ -14,13 +14,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from cacheworkers.config import Config
-from cacheworkers.core.calls import Signature
+from cacheworkers.core.calls import Signature, loader_name_of
 from cacheworkers.core.codec import Codec, annotation_of
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import CallError, ConfigError, DeclarationError, StoreError, UnknownLoader
 from cacheworkers.events import Event, Hook, MalformedTask, StoreBack, StoreLost, Swept, Undelivered, UnknownTask
 from cacheworkers.flows.driver import Flow, arun, run
+from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
 from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags, members_of
@@ -29,7 +30,7 @@ from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.flows.wait import Pause
-from cacheworkers.flows.warm import Warming, tell_heat, warm_hot
+from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_hot
 from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.local.breaker import Breaker
@@ -372,6 +373,50 @@ class Cache:
         """Compare live entries with what their loaders return now; see `inspect`."""
         return await arun(inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate))
 
+    def explain(self, call: str) -> Explanation:
+        """Return what a read of a call's text would get now, tier by tier, and why; nothing is loaded or claimed.
+
+        Raises:
+            UnknownLoader, CallError: it is no call of a loader that this process declares.
+        """
+        return run(explain(self._ports, self._spec_of(call), call))
+
+    async def aexplain(self, call: str) -> Explanation:
+        """Return what a read of a call's text would get now, and why; see `explain`."""
+        return await arun(explain(self._ports, self._spec_of(call), call))
+
+    def stored(self, call: str) -> bytes | None:
+        """Return the stored JSON of a call's text, whatever its freshness; None if there is none."""
+        return run(stored(self._ports, self._spec_of(call), call))
+
+    async def astored(self, call: str) -> bytes | None:
+        """Return the stored JSON of a call's text; see `stored`."""
+        return await arun(stored(self._ports, self._spec_of(call), call))
+
+    def hot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
+        """Return the hottest calls of a loader by its name; see `Loader.hot`."""
+        return run(hot(self._ports, self._named(loader).name, most))
+
+    async def ahot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
+        """Return the hottest calls of a loader by its name; see `hot`."""
+        return await arun(hot(self._ports, self._named(loader).name, most))
+
+    def warm_many(self, loader: str, keys: Iterable[Any]) -> Warming:
+        """Have workers load many keys of a loader by its name; see `Loader.warm_many`."""
+        return run(self._warming(loader, keys))
+
+    async def awarm_many(self, loader: str, keys: Iterable[Any]) -> Warming:
+        """Have workers load many keys of a loader by its name; see `warm_many`."""
+        return await arun(self._warming(loader, keys))
+
+    def call(self, loader: str, *args: Any, **kwargs: Any) -> str:
+        """Return the text of a loader's call with these arguments: `product[42]`.
+
+        Raises:
+            UnknownLoader, CallError: there is no such loader, or they do not fit it.
+        """
+        return self._named(loader).signature.bind(args, kwargs).text
+
     def calls_of(self, tag: str, most: int = 1000) -> list[str]:
         """Return calls whose entries have a tag, at most so many: what an invalidation of it would drop."""
         return run(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), most))
@@ -413,13 +458,10 @@ class Cache:
             UnknownLoader: this process does not declare the loader.
             StoreUnavailable: the store does not answer.
         """
-        spec = self._loaders.get(loader)
-        if spec is None:
+        if loader not in self._loaders:
             self._emit(UnknownTask(loader, len(asks)))
             self._undelivered(list(asks))
-            raise UnknownLoader(
-                f"no loader is named {loader!r}; declared are {', '.join(sorted(self._loaders)) or 'none'}"
-            )
+        spec = self._named(loader)
         readable = []
         for ask in asks:
             try:
@@ -486,6 +528,23 @@ class Cache:
         self._loaders[name] = spec
         self._workers.register(_info(spec, self.config))
         return spec
+
+    def _named(self, loader: str) -> LoaderSpec:
+        spec = self._loaders.get(loader)
+        if spec is None:
+            declared = ", ".join(sorted(self._loaders)) or "none"
+            raise UnknownLoader(f"no loader is named {loader!r}; declared are {declared}")
+        return spec
+
+    def _spec_of(self, call: str) -> LoaderSpec:
+        spec = self._named(loader_name_of(call))
+        spec.signature.parse(call)
+        return spec
+
+    def _warming(self, loader: str, keys: Iterable[Any]) -> Flow[Warming]:
+        spec = self._named(loader)
+        calls = list(dict.fromkeys(spec.signature.bind((key,), {}).text for key in keys))
+        return warm(self._ports, spec, calls, lead=3 * self.config.warm_every)
 
     def _invalidation(self, tags: Sequence[str], mode: Mode, dry_run: bool) -> Flow[Invalidation]:
         if mode not in ("hard", "soft", "reload"):

@@ -22,6 +22,7 @@ NAMES = {
     "Cache",
     "Config",
     "Freshness",
+    "Explanation",
     "Inspection",
     "Warming",
     "Invalidation",
@@ -35,13 +36,24 @@ NAMES = {
 INTERNAL_ERRORS = {"EnvelopeError"}
 #: Methods that touch no store, or are an upkeep process's, and so have no async twin.
 SYNC_ONLY = {
-    Cache: {"loader", "batch_loader", "perform", "close", "watch", "triggers", "drain", "drain_until"},
+    Cache: {"loader", "batch_loader", "perform", "close", "watch", "triggers", "drain", "drain_until", "call"},
     Loader: {"since"},
     BatchLoader: {"since"},
 }
 READS = {"get", "get_many", "read", "get_json", "peek", "warm", "warm_many", "hot", "revalidate", "invalidate"}
 TWINS = {
-    Cache: {"invalidate", "sweep", "inspect", "calls_of", "warm", "tell_heat"},
+    Cache: {
+        "invalidate",
+        "sweep",
+        "inspect",
+        "calls_of",
+        "warm",
+        "warm_many",
+        "tell_heat",
+        "explain",
+        "stored",
+        "hot",
+    },
     Loader: READS,
     BatchLoader: READS,
 }

@@ -398,6 +398,16 @@ class Store:
         request = Request(("ZREVRANGE", self.keys.heat(loader), 0, most - 1, "WITHSCORES"))
         return self._ask([request], lambda replies: _scored(replies[0]))
 
+    def heat_of(self, loader: str, call: str) -> Exchange[float]:
+        """The heat of one call; 0 if it is not among the hottest."""
+        request = Request(("ZSCORE", self.keys.heat(loader), call))
+        return self._ask([request], lambda replies: float(replies[0] or 0.0))
+
+    def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
+        """The number of a tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
+        request = Request(("GET", self.keys.last_invalidation(tag, self.keys.shard_of(tag, call))))
+        return self._ask([request], lambda replies: int(replies[0] or 0))
+
     # -- the server itself
 
     def run_ids(self) -> Exchange[tuple[str, str]]:

@@ -1,0 +1,139 @@
+"""Explain: what a read of a call would get now, tier by tier, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cacheworkers.core import envelope
+from cacheworkers.core.entry import Action, Entry, decide
+from cacheworkers.errors import EnvelopeError
+from cacheworkers.flows.driver import Flow
+from cacheworkers.flows.ports import LoaderSpec, Ports
+
+
+class TagState(msgspec.Struct, frozen=True):
+    """One tag of an entry; `last_invalidation` is the number of its last one, 0 for none that is remembered."""
+
+    tag: str
+    last_invalidation: int
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """What is known of a call.  Instants are seconds from now: negative ones have passed.
+
+    Attributes:
+        verdict: what a read would do, in a sentence.
+        freshness: of the stored entry: fresh, stale, lapsed or missing.
+        age, fresh_for, stale_for, kept_for: since its load began, and until it ends.
+        load_time: how long its load took.
+        seq: the invalidation sequence when its load began.
+        size: bytes of its JSON.
+        tags: its tags; those invalidated after `seq` could not be there.
+        in_l1: this process's memory would answer.
+        l1_reads: how often it has, since it was kept.
+        is_listening: this process hears pushes.
+        lease: token, fence and what else is known of a load under way; empty for none.
+        failure: kind, text, count of the last load that failed; empty for none.
+        heat: reads by all processes, halved with every half-life.
+    """
+
+    call: str
+    verdict: str
+    freshness: str
+    age: float | None = None
+    fresh_for: float | None = None
+    stale_for: float | None = None
+    kept_for: float | None = None
+    load_time: float | None = None
+    seq: int = 0
+    size: int = 0
+    tags: tuple[TagState, ...] = ()
+    in_l1: bool = False
+    l1_reads: int = 0
+    is_listening: bool = False
+    lease: dict[str, str] = {}
+    failure: dict[str, str] = {}
+    heat: float = 0.0
+
+
+def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
+    """Return what is known of a call, without loading, claiming or counting anything.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    raw = yield ports.store.get(call)
+    lease: dict[str, str] = yield ports.store.lease(call)
+    failure: dict[str, str] = yield ports.store.failures(call)
+    heat: float = yield ports.store.heat_of(loader.name, call)
+    slot = ports.l1.get(call)
+    monotonic, now = ports.clock.monotonic(), ports.clock.now()
+    in_l1 = slot is not None and monotonic < slot.until
+    is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
+    try:
+        entry: Entry | None = envelope.unpack(raw) if raw is not None else None
+    except EnvelopeError as error:
+        return Explanation(call, f"load it: what is stored cannot be read ({error})", "missing", heat=heat)
+    common: dict[str, Any] = {
+        "in_l1": in_l1,
+        "l1_reads": slot.reads if slot is not None else 0,
+        "is_listening": ports.listener.is_up,
+        "lease": lease,
+        "failure": failure,
+        "heat": heat,
+    }
+    if entry is None:
+        verdict = _missing(lease, failure, is_failing)
+        return Explanation(call, verdict, "missing", **common)
+    tags = []
+    for tag in entry.tags:
+        last = yield ports.store.last_invalidation(tag, call)
+        tags.append(TagState(tag, last))
+    freshness = entry.freshness(now)
+    action = decide(freshness, is_failing=is_failing)
+    return Explanation(
+        call,
+        _verdict(action, in_l1, lease),
+        freshness.value,
+        age=now - entry.created,
+        fresh_for=entry.fresh_until - now,
+        stale_for=entry.stale_until - now,
+        kept_for=entry.expires_at - now,
+        load_time=entry.load_time,
+        seq=entry.seq,
+        size=len(entry.payload),
+        tags=tuple(tags),
+        **common,
+    )
+
+
+def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:
+    """Return the stored JSON of a call; None if there is none, or nothing that can be read."""
+    raw = yield ports.store.get(call)
+    try:
+        return envelope.unpack(raw).payload if raw is not None else None
+    except EnvelopeError:
+        return None
+
+
+def _missing(lease: dict[str, str], failure: dict[str, str], is_failing: bool) -> str:
+    if lease:
+        return "wait: it is being loaded" if lease.get("fence") else "wait: a worker has been asked to load it"
+    if is_failing:
+        return f"raise LoadError: the last load failed with {failure.get('kind', '?')}, and its backoff is running"
+    return "ask a worker to load it, and wait"
+
+
+def _verdict(action: Action, in_l1: bool, lease: dict[str, str]) -> str:
+    where = "from this process's memory" if in_l1 else "from the store"
+    match action:
+        case Action.SERVE:
+            return f"serve it {where}"
+        case Action.SERVE_AND_ASK:
+            return f"serve it {where}; " + ("it is being revalidated" if lease else "ask a worker to revalidate it")
+        case Action.SERVE_MARKED:
+            return "serve it although it has lapsed: its reload fails"
+        case _:
+            return "load it anew, and wait: it has lapsed"

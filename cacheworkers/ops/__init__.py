@@ -1,0 +1,1 @@
+"""For those who operate it: the command line."""

@@ -1,0 +1,107 @@
+"""Explain says what the next read does, and touches nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, CallError, Load, LoadError, UnknownLoader
+from cacheworkers.testing.servers import wait_until
+
+
+def declared(cache: Cache, **policy: Any) -> Any:
+    @cache.loader(tags=("n:{n}",), **{"fresh_for": 300, "stale_for": 60, "early": 0.0, **policy})
+    def number(load: Load, n: int) -> int:
+        if n > 100:
+            raise RuntimeError("no such number")
+        return n
+
+    return number
+
+
+def test_a_fresh_entry(cache: Cache) -> None:
+    number = declared(cache, l1_for=0.0)
+    number.get(1)
+    cache.invalidate("n:2")
+
+    found = cache.explain("number[1]")
+
+    assert (found.freshness, found.verdict) == ("fresh", "serve it from the store")
+    assert found.age is not None and 0 <= found.age < 60
+    assert found.fresh_for is not None and 200 < found.fresh_for <= 300
+    assert [(each.tag, each.last_invalidation) for each in found.tags] == [("n:1", 0)]
+    assert found.size == 1 and found.lease == {} and found.failure == {}
+
+
+def test_what_memory_would_answer(cache: Cache) -> None:
+    number = declared(cache)
+    number.get(1)
+    wait_until(lambda: number.read(1).tier == "l1")
+    number.get(1)
+
+    found = cache.explain("number[1]")
+
+    assert found.in_l1 and found.is_listening and found.l1_reads >= 2
+    assert found.verdict == "serve it from this process's memory"
+
+
+def test_a_stale_entry_and_its_invalidation(cache: Cache) -> None:
+    number = declared(cache)
+    number.get(1)
+    done = cache.invalidate("n:1", mode="soft")
+
+    found = cache.explain("number[1]")
+
+    assert found.freshness == "stale"
+    assert found.verdict.endswith("ask a worker to revalidate it")
+    assert found.tags[0].last_invalidation == done.seq > found.seq
+
+
+def test_a_missing_one(cache: Cache) -> None:
+    declared(cache)
+
+    assert cache.explain("number[5]").verdict == "ask a worker to load it, and wait"
+    assert cache.stored("number[5]") is None
+
+
+def test_a_failure_and_its_backoff(cache: Cache) -> None:
+    number = declared(cache)
+    with pytest.raises(LoadError):
+        number.get(101)
+
+    found = cache.explain("number[101]")
+
+    assert found.verdict.startswith("raise LoadError: the last load failed with RuntimeError")
+    assert found.failure["text"] == "no such number"
+
+
+def test_a_load_under_way(cache: Cache) -> None:
+    declared(cache)
+    cache._ports.store.claim("number[7]", "a" * 16, lease_for=60.0).run()
+
+    found = cache.explain("number[7]")
+
+    assert found.verdict == "wait: a worker has been asked to load it"
+    assert found.lease["token"] == "a" * 16
+
+
+def test_nothing_is_loaded_counted_or_claimed(cache: Cache, events: list[Any]) -> None:
+    number = declared(cache)
+    number.get(1)
+    events.clear()
+
+    cache.explain("number[1]")
+    cache.explain("number[2]")
+
+    assert events == []
+    assert number.peek(2) is None
+
+
+def test_what_is_no_call_is_refused(cache: Cache) -> None:
+    declared(cache)
+
+    with pytest.raises(UnknownLoader, match="declared are number"):
+        cache.explain("nobody[1]")
+    with pytest.raises(CallError):
+        cache.explain('number["x"]')
