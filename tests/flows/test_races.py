@@ -1,0 +1,204 @@
+"""Random interleavings of the real flows and scripts: no read is older than an acknowledged invalidation.
+
+What the model explores in full, small, is driven here at random through the code itself: loads, invalidations that may
+die at any step, leases that run out, evictions, sweeps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from cacheworkers import Cache, Load
+from cacheworkers.core import envelope
+from cacheworkers.flows.invalidate import invalidate_tags
+from cacheworkers.flows.load import load
+from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.read import Wanted, read
+from cacheworkers.store.store import Claimed, Registered, Snapshot
+from cacheworkers.testing import Stepper
+
+AT_ONCE = 3
+_ids = itertools.count(1)
+some = st.integers(1, 4)
+one_of_them = st.integers(0, AT_ONCE - 1)
+
+
+def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
+    """Return a state machine on a cache; each run has a product of its own."""
+    ports, spec = cache._ports, cache._loaders["price"]
+    store = ports.store
+
+    class Races(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = next(_ids)
+            self.call = f"price[{self.number}]"
+            prices[self.number] = self.acknowledged = 0
+            self.sweeps, self.accidents = 2, 3
+            self.loads: list[Stepper[Any]] = []
+            self.invalidations: list[tuple[int, Stepper[Any]]] = []
+
+        @precondition(lambda self: len(self.loads) < AT_ONCE)
+        @rule()
+        def a_reader_claims(self) -> None:
+            token = secrets.token_hex(8)
+            seen = envelope.version_of(store.get(self.call).run())
+            if isinstance(store.claim(self.call, token, lease_for=30, seen=seen).run(), Claimed):
+                ask = Ask("price", self.call, token, seen.hex(), "miss")
+                self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
+
+        @precondition(lambda self: self.loads)
+        @rule(at=one_of_them, steps=some)
+        def a_load_goes_on(self, at: int, steps: int) -> None:
+            going = self.loads[at % len(self.loads)]
+            for _ in range(steps):
+                if going.at:
+                    going.step()
+            if not going.at:
+                assert going.error is None, going.error
+                self.loads.remove(going)
+
+        @precondition(lambda self: self.loads and self.accidents)
+        @rule(at=one_of_them)
+        def a_worker_dies(self, at: int) -> None:
+            self.accidents -= 1
+            self.loads.pop(at % len(self.loads)).crash()
+
+        @precondition(lambda self: len(self.invalidations) < AT_ONCE)
+        @rule()
+        def a_change_is_committed(self) -> None:
+            prices[self.number] += 1
+            flow = invalidate_tags(ports, [f"price:{self.number}"], "hard")
+            self.invalidations.append((prices[self.number], Stepper(flow)))
+
+        @precondition(lambda self: self.invalidations)
+        @rule(at=one_of_them, steps=some)
+        def an_invalidation_goes_on(self, at: int, steps: int) -> None:
+            version, going = self.invalidations[at % len(self.invalidations)]
+            for _ in range(2 * steps):
+                if going.at:
+                    going.step()
+            if not going.at:
+                assert going.error is None, going.error
+                self.acknowledged = max(self.acknowledged, version)
+                self.invalidations.remove((version, going))
+
+        @precondition(lambda self: self.invalidations and self.accidents)
+        @rule(at=one_of_them)
+        def an_invalidator_dies(self, at: int) -> None:
+            self.accidents -= 1
+            self.invalidations.pop(at % len(self.invalidations))[1].crash()
+
+        @precondition(lambda self: self.accidents)
+        @rule(what=st.sampled_from(["lease", "entry"]))
+        def a_key_is_lost(self, what: str) -> None:
+            self.accidents -= 1
+            store.link.client().unlink(getattr(store.keys, what)(self.call))
+
+        @precondition(lambda self: self.sweeps)
+        @rule()
+        def a_sweep(self) -> None:
+            self.sweeps -= 1
+            cache.sweep()
+
+        def teardown(self) -> None:
+            client = store.link.client()
+            for key in client.keys(f"{store.keys.namespace}:*{self.number}*"):
+                client.unlink(key)
+
+        @invariant()
+        def nothing_old_is_read(self) -> None:
+            raw = store.get(self.call).run()
+            if raw is not None:
+                value = int(envelope.unpack(raw).payload)
+                assert value >= self.acknowledged, f"{self.call} is {value}, {self.acknowledged} was acknowledged"
+
+    return Races
+
+
+@pytest.fixture
+def prices(cache: Cache) -> dict[int, int]:
+    found: dict[int, int] = {}
+
+    @cache.loader(tags=("price:{number}",), fresh_for=300, jitter=0.0)
+    def price(load: Load, number: int) -> int:
+        return found[number]
+
+    return found
+
+
+PLAY = settings(
+    deadline=None,
+    max_examples=40,
+    stateful_step_count=60,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
+)
+
+
+def test_no_interleaving_reads_what_was_invalidated(cache: Cache, prices: dict[int, int]) -> None:
+    run_state_machine_as_test(races(cache, prices), settings=PLAY)
+
+
+@pytest.mark.heavy
+def test_no_interleaving_of_many_reads_what_was_invalidated(cache: Cache, prices: dict[int, int]) -> None:
+    run_state_machine_as_test(races(cache, prices), settings=settings(PLAY, max_examples=2000))
+
+
+@pytest.mark.parametrize("part", ["compare", "snapshot"])
+def test_it_finds_a_protocol_without_a_part(
+    cache: Cache, prices: dict[int, int], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would prove nothing."""
+    store = cache._ports.store
+    if part == "compare":
+        register = store.register
+
+        def blind(*args: Any, **options: Any) -> Any:
+            step = register(*args, **options)
+            shape = step._shape
+            step._shape = lambda replies: [Registered(0, each.now) for each in shape(replies)]
+            return step
+
+        monkeypatch.setattr(store, "register", blind)
+    else:
+        snapshot = store.snapshot
+
+        def late() -> Any:
+            step = snapshot()
+            shape = step._shape
+            step._shape = lambda replies: Snapshot(10**15, shape(replies).now)
+            return step
+
+        monkeypatch.setattr(store, "snapshot", late)
+
+    with pytest.raises(AssertionError, match="was acknowledged"):
+        run_state_machine_as_test(
+            races(cache, prices), settings=settings(PLAY, max_examples=4000, derandomize=True, database=None)
+        )
+
+
+def test_a_look_before_registering_is_checked_by_the_claim(cache: Cache, prices: dict[int, int]) -> None:
+    """The reader found nothing; before it registered, the value was written and its push gone by: it looks again."""
+    ports, spec = cache._ports, cache._loaders["price"]
+    prices[900] = 5
+    call = spec.signature.bind((900,), {})
+    token = secrets.token_hex(8)
+    store = ports.store
+    assert store.get(call.text).run() is None
+    store.claim(call.text, token, lease_for=30).run()
+    ask = Ask("price", call.text, token, "", "miss")
+    Stepper(load(ports, spec, [ask], ports.worker)).finish()
+
+    reader = Stepper(read(ports, spec, call, Wanted(spec.codec.decode, 0, 5.0), is_known_missing=True))
+
+    assert reader.at == "claim"
+    assert reader.step() == "get"
+    assert reader.finish().value == 5
