@@ -27,9 +27,9 @@ def product(load: Load, product_id: int) -> int:
     return int(found)
 
 
-@cache.loader(load_for=4, wait_for=8)
+@cache.loader(load_for=4, wait_for=60, on_timeout="raise")
 def deadly(load: Load) -> int:
-    """Kills the first worker that runs it."""
+    """Kills the first worker that runs it; a reader must not."""
     flag = os.environ["FLAG"]
     if not os.path.exists(flag):
         open(flag, "w").close()
@@ -44,9 +44,9 @@ def writes(load: Load) -> int:
     return 1
 
 
-@cache.loader(load_for=2, wait_for=8)
+@cache.loader(load_for=2, wait_for=60, on_timeout="raise")
 def poison(load: Load) -> int:
-    """Kills every worker that runs it."""
+    """Kills every worker that runs it; readers must not."""
     os.kill(os.getpid(), 9)
     return 1
 
