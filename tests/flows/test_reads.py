@@ -21,6 +21,7 @@ from cacheworkers import (
     LoadErrors,
     LoadTimeout,
 )
+from cacheworkers.errors import StoreUnavailable
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -263,6 +264,45 @@ def test_a_store_that_goes_and_comes_back_is_two_events(events: list[Any]) -> No
         cache.close()
 
     assert [type(e).__name__ for e in events if type(e).__name__.startswith("Store")] == ["StoreLost", "StoreBack"]
+
+
+def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cache, monkeypatch: Any) -> None:
+    """Only a probe does: it was sent after."""
+    link = cache._ports.store.link
+    exchange = link._wires.exchange
+
+    def overtaken(commands: Any) -> Any:
+        replies = exchange(commands)
+        link._breaker.failed()
+        return replies
+
+    cache.sweep()
+    with monkeypatch.context() as patch:
+        patch.setattr(link._wires, "exchange", overtaken)
+        cache._ports.store.get("x").run()
+
+    assert link._breaker.is_open
+
+
+def test_after_a_failure_no_older_connection_is_used(cache: Cache, monkeypatch: Any) -> None:
+    link = cache._ports.store.link
+    cache.sweep()
+    assert len(link._wires._idle) > 0
+
+    with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
+        patch.setattr(link._wires, "exchange", lambda commands: (_ for _ in ()).throw(ConnectionError("cut")))
+        cache._ports.store.get("x").run()
+
+    assert len(link._wires._idle) == 0
+
+
+def test_an_entry_under_another_call_s_key_is_not_served(cache: Cache, get: Any) -> None:
+    number, _ = counted(cache)
+    number.get(1)
+    store = cache._ports.store
+    store.link.client().set(store.keys.entry("number[2]"), store.get("number[1]").run())
+
+    assert get(number, 2).value == 20
 
 
 def test_change_elsewhere_drops_the_entry_from_this_process(make_cache: Any) -> None:

@@ -49,11 +49,13 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str,
         shop = Shop(cache, database_url, events).watch()
         shop.add(1)
         assert shop.price.get(1) == 10
+        wait_until(lambda: shop.price.read(1).tier == "l1")
         server.pause()
 
         with shop.sessions.begin() as session:
             session.get_one(Product, 1).price = 11
         assert any(type(event).__name__ == "Undelivered" for event in events)
+        assert len(cache._ports.l1) == 0
         with pytest.raises(StoreError):
             cache.drain()
         server.resume()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
@@ -29,8 +30,9 @@ def test_a_forgotten_invalidation_is_found_with_the_evidence(shop: Shop) -> None
     assert found.per_million == 100_000
 
 
-def test_a_difference_that_goes_within_the_grace_is_none(shop: Shop) -> None:
-    """The invalidation was on its way."""
+@pytest.mark.parametrize("is_changed_again", [False, True])
+def test_a_difference_that_goes_within_the_grace_is_none(shop: Shop, is_changed_again: bool) -> None:
+    """The invalidation was on its way; what differs afterwards is another version, with a grace of its own."""
     shop.add(1)
     shop.price.get(1)
     change_unseen(shop, 1, 99)
@@ -44,6 +46,9 @@ def test_a_difference_that_goes_within_the_grace_is_none(shop: Shop) -> None:
             compared.append(self.seconds)
             if self.seconds == 60.0:
                 shop.cache.invalidate("product:1")
+                if is_changed_again:
+                    shop.price.get(1)
+                    change_unseen(shop, 1, 100)
 
         async def arun(self) -> None:
             self.run()

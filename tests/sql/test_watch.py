@@ -177,6 +177,17 @@ def test_untouched_entries_are_still_served(shop: Shop) -> None:
         assert shop.price.read(2).tier == "store"
 
 
+def test_an_entry_whose_tag_known_only_from_the_data_is_touched_is_loaded(shop: Shop) -> None:
+    """Another product of its category has changed: only the entry itself knows that it has that tag."""
+    shop.add(1, 2)
+    shop.price.get(1)
+
+    with shop.sessions.begin() as session:
+        session.get_one(Product, 2).price = 99
+        session.flush()
+        assert shop.price.read(1).tier == "load"
+
+
 def test_several_keys_at_once_see_the_writes_too(shop: Shop) -> None:
     @shop.cache.batch_loader(tags=("product:{key}",))
     def prices(load: Any, ids: list[int]) -> dict[int, int]:

@@ -467,3 +467,42 @@ def test_an_app_is_bound_once() -> None:
 
     with pytest.raises(ConfigError, match="one Cache"):
         bound(app)
+
+
+@pytest.mark.parametrize(("load_time", "groups"), [(0.001, [8]), (1.0, [1] * 8), (None, [1] * 8)])
+def test_quick_misses_share_a_message_while_workers_are_behind(
+    load_time: float | None, groups: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message waits to fill, here for ever, unless its loads are slow, or not known to be quick."""
+    monkeypatch.setattr(queues, "LINGER_FOR", 60.0)
+    info = LoaderInfo("product", 10.0, False, 100)
+    if load_time is not None:
+        info.pace.note(load_time)
+    sent: list[int] = []
+    all_are_sent = threading.Event()
+
+    def send(info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+        sent.append(len(asks))
+        if sum(sent) == 8:
+            all_are_sent.set()
+
+    queue = AskQueue(send, {"product": info}.get, 100, waited_for=lambda: queues.BACKED_UP)
+    for number in range(1, 9):
+        assert queue.submit(Ask("product", f"product[{number}]", "a" * 16, "", "miss"))
+
+    assert all_are_sent.wait(20)
+    assert sent == groups
+    queue.close()
+
+
+def test_nothing_waits_to_fill_while_workers_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "LINGER_FOR", 60.0)
+    info = LoaderInfo("product", 10.0, False, 100)
+    info.pace.note(0.001)
+    is_sent = threading.Event()
+    queue = AskQueue(lambda info, queue, asks: is_sent.set(), {"product": info}.get, 100, waited_for=lambda: 1)
+
+    queue.submit(Ask("product", "product[1]", "a" * 16, "", "miss"))
+
+    assert is_sent.wait(20)
+    queue.close()
