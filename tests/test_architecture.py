@@ -268,7 +268,7 @@ def test_the_checks_see_the_project() -> None:
     flows = flow_names(ROOT)
 
     assert "read" in flows["cacheworkers.flows.read"]
-    assert "self._flow" in flows["cacheworkers.loader"]
+    assert "self._flow" in flows["cacheworkers.face"]
     assert {room_of(name) for name in flows} >= {
         "leaves",
         "core",

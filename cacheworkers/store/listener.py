@@ -164,6 +164,12 @@ class Listener:
     # -- the thread
 
     def _listen(self) -> None:
+        try:
+            self._listen_until_closed()
+        finally:  # whatever ended it: L1 must not answer for what nobody hears of
+            self._gate.lost(time.monotonic())
+
+    def _listen_until_closed(self) -> None:
         backoff = _BACKOFF[0]
         while not self._is_closed:
             try:

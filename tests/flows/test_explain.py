@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, CallError, Load, LoadError, UnknownLoader
+from cacheworkers.events import Loaded
 from cacheworkers.testing.servers import wait_until
 
 
@@ -89,6 +90,8 @@ def test_a_load_under_way(cache: Cache) -> None:
 def test_nothing_is_loaded_counted_or_claimed(cache: Cache, events: list[Any]) -> None:
     number = declared(cache)
     number.get(1)
+    # The reader is woken by the entry; the worker's thread tells of its load a moment later.
+    wait_until(lambda: any(isinstance(event, Loaded) for event in events))
     events.clear()
 
     cache.explain("number[1]")

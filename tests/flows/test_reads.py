@@ -22,6 +22,7 @@ from cacheworkers import (
     LoadTimeout,
 )
 from cacheworkers.errors import StoreUnavailable
+from cacheworkers.local.gate import NEVER
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -439,3 +440,14 @@ def test_full_store_serves_uncached_and_still_invalidates(events: list[Any]) -> 
         cache.invalidate("n:1")
         assert number.peek(1) is None
         cache.close()
+
+
+def test_a_closed_cache_hears_no_pushes_so_its_memory_does_not_answer(cache: Cache) -> None:
+    number, _ = counted(cache)
+    number.get(1)
+    wait_until(lambda: number.get(1) is not None and cache._ports.listener.is_up)
+
+    cache.close()
+
+    assert not cache._ports.listener.is_up
+    assert cache._ports.gate.heard_at == NEVER

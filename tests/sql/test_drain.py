@@ -198,7 +198,7 @@ def test_sessions_leave_tables_with_triggers_to_them(triggered: Shop) -> None:
 
 def test_a_draining_process_is_woken_by_the_change(triggered: Shop, monkeypatch: Any) -> None:
     """At once: not by its look every so often, which here would come too late."""
-    monkeypatch.setattr("cacheworkers.cache.DRAIN_WITHIN", 600.0)
+    monkeypatch.setattr("cacheworkers.sql.watching.DRAIN_WITHIN", 600.0)
     stop = threading.Event()
     thread = threading.Thread(target=triggered.cache.drain_until, args=(stop,))
     thread.start()

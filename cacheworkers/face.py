@@ -1,0 +1,317 @@
+"""Face: what the faces of plain and batch loaders share, the way from arguments to L1, the store, or a flow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from cacheworkers import load as loads
+from cacheworkers.core import envelope
+from cacheworkers.core.calls import Call
+from cacheworkers.core.codec import Codec
+from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.read import Read
+from cacheworkers.errors import StoreError
+from cacheworkers.events import Served
+from cacheworkers.flows import read as reading
+from cacheworkers.flows.driver import Flow, arun, run
+from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
+from cacheworkers.flows.many import one_by_one, read_many
+from cacheworkers.flows.nested import nested
+from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
+from cacheworkers.flows.transaction import read_in_transaction
+from cacheworkers.flows.warm import Warming, warm
+from cacheworkers.local.l1 import MISSING, Slot
+from cacheworkers.runner import LoaderRunner, RunInTransaction
+from cacheworkers.sql.watch import dirty_here
+
+P = ParamSpec("P")
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+_NOT_HERE = (False, None)
+
+
+def _as_is(payload: bytes) -> bytes:
+    return payload
+
+
+class Face(Generic[T]):
+    """What plain and batch loaders share: the way from arguments to a flow."""
+
+    def __init__(self, owner: object, ports: Ports, spec: LoaderSpec) -> None:
+        self._owner = owner
+        self._ports = ports
+        self._spec = spec
+        self._codec: Codec = spec.codec
+        self._bind = spec.signature.bind
+        self._is_shareable = spec.codec.is_shareable
+        self._gate = ports.gate
+        l1_for = spec.policy.l1_for
+        self._l1_for = ports.config.l1_for if l1_for is None else l1_for
+        self._since = 0
+        assert isinstance(ports.reader, LoaderRunner)
+        self._runner = ports.reader
+        #: Raw positional arguments -> L1 slot: the hit path asks nothing else.
+        self._index: dict[Any, Slot] = {}
+        self.__name__ = spec.name
+        self.__doc__ = spec.function.__doc__
+        self.__wrapped__ = spec.function
+
+    @property
+    def name(self) -> str:
+        """The loader's name, first part of its calls."""
+        return self._spec.name
+
+    @property
+    def policy(self) -> Any:
+        """The loader's policy."""
+        return self._spec.policy
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._spec.name}>"
+
+    # -- from arguments to a flow
+
+    def _slot(self, call: Call) -> Slot | None:
+        """Return the L1 slot that may answer now."""
+        if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
+            return None
+        slot = self._ports.l1.get(call.text)
+        if slot is None:
+            return None
+        now = monotonic()
+        if now < slot.until and now - self._gate.heard_at < self._l1_for and slot.entry.seq >= self._since:
+            slot.reads += 1
+            return slot
+        return None
+
+    def _value(self, slot: Slot) -> T:
+        """Return a slot's value: shared if nobody can spoil it, else decoded for this caller alone."""
+        value = slot.value
+        if value is MISSING:
+            value = self._codec.decode(slot.payload)
+            if self._is_shareable:
+                slot.value = value
+        found: T = value
+        return found
+
+    def _read_slot(self, slot: Slot) -> Read:
+        entry: Entry = slot.entry
+        now = self._ports.clock.now()
+        return Read.of(now, entry, self._value(slot), _served(entry, now), "l1", 0.0)
+
+    def _flow(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        is_known_missing: bool = False,
+    ) -> Flow[Read]:
+        """Return the flow that reads a call through the store."""
+        unit = dirty_here()
+        if unit is not None:
+            return read_in_transaction(
+                self._ports,
+                self._spec,
+                call,
+                decode,
+                unit,
+                lambda loader, loading: RunInTransaction(self._runner, loader, loading, unit),
+            )
+        inside = loads.current.get()
+        if inside is not None:
+            return nested(self._ports, self._spec, call, decode, inside[1])
+        self._ports.listener.start()
+        wanted = self._wanted(call, arguments, decode)
+        return reading.read(self._ports, self._spec, call, wanted, is_known_missing=is_known_missing)
+
+    def _wanted(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> reading.Wanted:
+        def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
+            self._keep(call, arguments, decode, entry, value, guard, until)
+
+        return reading.Wanted(decode, self._since, self._spec.policy.wait_for, keep if self._l1_for else None)
+
+    def _keep(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        entry: Entry,
+        value: Any,
+        guard: int,
+        until: float,
+    ) -> None:
+        """Keep an entry in L1, until a monotonic instant."""
+        self._ports.l1.fill(
+            call.text,
+            entry=entry,
+            value=value if self._is_shareable and decode is not _as_is else MISSING,
+            until=until,
+            guard=guard,
+            index=self._index if arguments is not None and self._spec.signature.positional_keys else None,
+            arguments=arguments,
+        )
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[Any, ...] | None]:
+        return self._bind(args, kwargs), None if kwargs else args
+
+    def _revalidation(self, call: Call) -> Flow[bool]:
+        """Claim whatever version is there, and enqueue it; a running backoff is not heeded."""
+        raw = yield self._ports.store.get(call.text)
+        seen = envelope.version_of(raw)
+        queue: QueueKind = "revalidate" if seen else "miss"
+        return (yield from reading.ask(self._ports, self._spec, call.text, seen, queue, heeds_backoff=False))
+
+    def _warming(self, calls: list[Call]) -> Flow[Warming]:
+        texts = list(dict.fromkeys(call.text for call in calls))
+        return warm(self._ports, self._spec, texts, lead=3 * self._ports.config.warm_every)
+
+    def _at_since(self, done: Invalidation) -> Any:
+        view = copy.copy(self)
+        view._since = done.seq
+        view._index = {}
+        return view
+
+    # -- shared by both faces of both kinds
+
+    def _is_plain(self, call: Call) -> bool:
+        """Whether a read may look in the store at once: outside loads and dirty transactions, and nobody waits yet."""
+        return loads.current.get() is None and not self._ports.waiters.has(call.text) and dirty_here() is None
+
+    def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
+        """Read a call that L1 does not answer."""
+        is_known_missing = False
+        if self._is_plain(call):
+            ports = self._ports
+            ports.listener.start()
+            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._gate.is_coherent
+            try:
+                raw = ports.store.get(call.text).run()
+            except StoreError:  # the flow knows what to do without the store
+                return run(self._flow(call, arguments, decode))
+            if raw is None:
+                is_known_missing = True
+            else:
+                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
+                if found is not None:
+                    return found
+        return run(self._flow(call, arguments, decode, is_known_missing))
+
+    async def _athrough_store(
+        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
+    ) -> Read:
+        """Read a call that L1 does not answer, on the running loop."""
+        is_known_missing = False
+        if self._is_plain(call):
+            ports = self._ports
+            ports.listener.start()
+            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._gate.is_coherent
+            try:
+                raw = await ports.store.batcher.get(call.text)
+            except StoreError:
+                return await arun(self._flow(call, arguments, decode))
+            if raw is None:
+                is_known_missing = True
+            else:
+                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
+                if found is not None:
+                    return found
+        return await arun(self._flow(call, arguments, decode, is_known_missing))
+
+    def _fresh(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        raw: bytes,
+        started: float,
+        guard: int | None,
+    ) -> Read | None:
+        """Return what the store had, if it is fresh; kept in L1 under a guard that was taken before."""
+        found = reading.fresh_hit(self._ports, self._spec, call, raw, self._since, decode)
+        if found is None:
+            return None
+        entry, value, now, l1_until = found
+        at = monotonic()
+        if guard is not None and self._l1_for:
+            self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
+        age = now - entry.created
+        self._ports.heat.count(call.text)
+        self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
+        return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
+
+    def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return self._value(slot)
+        value: T = self._through_store(call, arguments, self._codec.decode).value
+        return value
+
+    async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return self._value(slot)
+        value: T = (await self._athrough_store(call, arguments, self._codec.decode)).value
+        return value
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        return self._read_slot(slot) if slot else self._through_store(call, arguments, self._codec.decode)
+
+    async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return self._read_slot(slot)
+        return await self._athrough_store(call, arguments, self._codec.decode)
+
+    def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return slot.payload
+        payload: bytes = self._through_store(call, arguments, _as_is).value
+        return payload
+
+    async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        if slot is not None:
+            return slot.payload
+        payload: bytes = (await self._athrough_store(call, arguments, _as_is)).value
+        return payload
+
+    def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
+        call, _ = self._bound(args, kwargs)
+        return reading.peek(self._ports, call, self._wanted(call, None, self._codec.decode))
+
+    def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
+        call, _ = self._bound(args, kwargs)
+        return invalidate_calls(self._ports, [call.text], "hard")
+
+    def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
+        calls = {key: self._bind((key,), {}) for key in keys}
+        if dirty_here() is not None:
+            return one_by_one(calls, self._one)
+        return read_many(self._ports, self._spec, calls, self._one, self._codec.decode, self._since, self._slot_value)
+
+    def _one(self, call: Call) -> Flow[Read]:
+        return self._flow(call, call.arguments, self._codec.decode)
+
+    def _slot_value(self, call: Call) -> tuple[bool, Any]:
+        slot = self._slot(call)
+        return _NOT_HERE if slot is None else (True, self._value(slot))
+
+
+def _served(entry: Entry, now: float) -> Freshness:
+    """Return what L1 served an entry as: it may have passed its end by the time its age is told."""
+    freshness = entry.freshness(now)
+    return freshness if freshness in (Freshness.FRESH, Freshness.STALE) else Freshness.STALE

@@ -1,0 +1,242 @@
+"""Process: this process's parts, made and wired together; closed together, and begun anew after a fork."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from cacheworkers.config import Config
+from cacheworkers.core.keys import Keyspace
+from cacheworkers.errors import StoreError
+from cacheworkers.events import Event, Hook, StoreBack, StoreLost
+from cacheworkers.flows.driver import run
+from cacheworkers.flows.ports import Ask, Dispatcher, Ports
+from cacheworkers.flows.warm import tell_heat
+from cacheworkers.local.breaker import Breaker
+from cacheworkers.local.bulkhead import Bulkhead
+from cacheworkers.local.clock import StoreClock
+from cacheworkers.local.gate import Gate
+from cacheworkers.local.l1 import L1
+from cacheworkers.local.ticker import Ticker
+from cacheworkers.local.waiters import Waiters
+from cacheworkers.runner import LoaderRunner
+from cacheworkers.sql.sessions import Sessions
+from cacheworkers.sql.watching import Watching
+from cacheworkers.store.link import Link
+from cacheworkers.store.listener import Listener
+from cacheworkers.store.store import Store
+from cacheworkers.workers import bind
+from cacheworkers.workers.local import LocalWorkers
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
+
+log = logging.getLogger("cacheworkers")
+_processes: weakref.WeakSet[Process] = weakref.WeakSet()
+
+#: Name -> what beat has a worker do, and every how many seconds.
+Upkeep = dict[str, tuple[Callable[[], Any], float]]
+
+
+class Process:
+    """The parts of one cache in one process.
+
+    Attributes:
+        ports: what flows use.
+        watching: the sessions that are watched.
+        workers: where loads go, and where loaders are registered.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        config: Config,
+        *,
+        celery: Celery | None,
+        sessions: sessionmaker[Session] | None,
+        async_sessions: async_sessionmaker[AsyncSession] | None,
+        hook: Hook | None,
+        perform: Callable[..., None],
+        upkeep: Upkeep,
+    ) -> None:
+        """
+        Args:
+            owner: the cache, by which a nested read knows its own.
+            perform: loads what asks name; workers call it.
+        """
+        self._hook = hook
+        self._background: ThreadPoolExecutor | None = None
+        self._undeliverable_until = 0.0
+        self._breaker_for = config.breaker_for
+
+        clock, gate, l1, waiters = StoreClock(), Gate(), L1(config.l1_entries, config.l1_bytes), Waiters()
+        keys = Keyspace(config.namespace, config.tag_shards)
+        link = Link(
+            config,
+            Breaker(config.breaker_for),
+            clock,
+            on_lost=lambda error: self.emit(StoreLost(error)),
+            on_back=lambda: self.emit(StoreBack()),
+        )
+        listener = _listener(config, link, keys, gate, clock, l1, waiters, self.emit)
+        self._bulkhead = Bulkhead(config.bulkhead)
+        self._sessions = Sessions(sessions, async_sessions, pool_size=config.bulkhead)
+        self.ports = ports = Ports(
+            config=config,
+            store=Store(link, keys, batch_size=config.batch_size),
+            listener=listener,
+            clock=clock,
+            gate=gate,
+            l1=l1,
+            waiters=waiters,
+            dispatcher=None,  # type: ignore[arg-type]  # set below: it needs what is made from these ports
+            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, gate),
+            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, gate),
+            emit=self.emit,
+            release_soon=self.release_soon,
+        )
+        self.watching = Watching(ports, sessions)
+        l1.on_gone = ports.heat.note_gone
+        self._teller = Ticker("cacheworkers-heat", config.heat_every, lambda: run(tell_heat(ports)))
+        listener.on_start = self._teller.start
+        if celery is None:
+            self.workers: Any = LocalWorkers(config, perform=perform)
+        else:
+            self.workers = bind(
+                celery,
+                config,
+                perform=perform,
+                undelivered=self.undelivered,
+                upkeep=upkeep,
+                emit=self.emit,
+                reset_after_fork=self.reset,
+                waited_for=lambda: waiters.calls,
+            )
+        ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
+        _processes.add(self)
+
+    def emit(self, event: Event) -> None:
+        """Tell the hook; what it raises is logged, and stops nothing."""
+        hook = self._hook
+        if hook is not None:
+            try:
+                hook(event)
+            except Exception:
+                log.exception("the hook raised on %r", event)
+
+    def undelivered(self, asks: Sequence[Ask]) -> None:
+        """Give leases back whose message did not go out; this process loads its own misses for a while."""
+        self._undeliverable_until = monotonic() + self._breaker_for
+        with contextlib.suppress(StoreError):
+            self.ports.store.release([(ask.call, ask.token) for ask in asks]).run()
+        for ask in asks:
+            self.ports.waiters.wake(ask.call)
+
+    def release_soon(self, call: str, name: str) -> None:
+        """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
+        if self._background is None:
+            self._background = ThreadPoolExecutor(1, "cacheworkers-release")
+
+        def release() -> None:
+            with contextlib.suppress(StoreError):
+                self.ports.store.release([(call, name)]).run()
+            self.ports.waiters.wake(call)
+
+        with contextlib.suppress(RuntimeError):  # closed, or the interpreter is ending: the lease runs out by itself
+            self._background.submit(release)
+
+    def close(self) -> None:
+        """Send what is queued, then stop threads and connections."""
+        self._teller.close()
+        self.workers.close()
+        self.watching.close()
+        self.ports.listener.close()
+        if self._background is not None:
+            self._background.shutdown(wait=True)
+        self.ports.store.link.close()
+
+    def reset(self) -> None:
+        """Forget threads, sockets and connections after a fork: they are the parent's."""
+        self._background = None
+        self.ports.gate.reset()
+        self._teller.reset()
+        self.ports.heat.reset()
+        self.ports.l1.reset()
+        self.ports.waiters.reset()
+        self.ports.store.reset()
+        self.ports.listener.reset()
+        self._bulkhead.reset()
+        self.watching.reset()
+        self._sessions.reset_after_fork()
+        self.workers.reset_after_fork()
+
+
+def _listener(
+    config: Config,
+    link: Link,
+    keys: Keyspace,
+    gate: Gate,
+    clock: StoreClock,
+    l1: L1,
+    waiters: Waiters,
+    emit: Callable[[Event], None],
+) -> Listener:
+    """Return a listener that tells L1 and whoever waits."""
+
+    def on_entry(call: str) -> None:
+        l1.drop(call)
+        waiters.wake(call)
+
+    def on_lost() -> None:
+        l1.bump_all()
+        waiters.wake_all()
+
+    def on_gap() -> None:
+        l1.clear()
+        waiters.wake_all()
+
+    return Listener(
+        link,
+        keys,
+        gate,
+        clock,
+        timeout=max(1.0, config.store_timeout),
+        on_entry=on_entry,
+        on_failure=waiters.wake,
+        on_lost=on_lost,
+        on_gap=on_gap,
+        emit=emit,
+    )
+
+
+class _Deliverable:
+    """The dispatcher, unless its last message did not go out: then asks are refused, and readers load here."""
+
+    def __init__(self, dispatcher: Dispatcher, undeliverable_until: Callable[[], float]) -> None:
+        self._dispatcher = dispatcher
+        self._undeliverable_until = undeliverable_until
+
+    def submit(self, ask: Ask) -> bool:
+        return monotonic() >= self._undeliverable_until() and self._dispatcher.submit(ask)
+
+    def submit_all(self, asks: Sequence[Ask]) -> int:
+        return 0 if monotonic() < self._undeliverable_until() else self._dispatcher.submit_all(asks)
+
+    def close(self) -> None:
+        self._dispatcher.close()
+
+
+def _after_fork_in_child() -> None:
+    for process in list(_processes):
+        process.reset()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
