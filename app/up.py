@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -119,12 +120,13 @@ async def _up(
     web, flower = free_port(options.port), free_port(options.flower_port)
     here = Addresses(os.getpid(), f"http://127.0.0.1:{web}", f"http://127.0.0.1:{flower}", **urls)
     env = {"BEAT_SCHEDULE": str(data_dir / "celerybeat-schedule"), **_environment(here, web, flower)}
+    login = env["FLOWER_BASIC_AUTH"]
     supervisor = Supervisor(console, cwd=ROOT, env=env, stop_within=options.stop_within)
     supervisor.listen_to_signals()
     try:
         await supervisor.until_over(_bring_up(supervisor, commands, here, options, console))
         (data_dir / "up.json").write_text(json.dumps(asdict(here)))
-        _announce(console, commands, here)
+        _announce(console, commands, here, login)
         await supervisor.until_over(asyncio.Event().wait())
     except Stopped:
         console.say("up", "ending")
@@ -253,15 +255,17 @@ def _environment(here: Addresses, web: int, flower: int) -> dict[str, str]:
         "BROKER_URL": here.broker_url,
         "PORT": str(web),
         "FLOWER_PORT": str(flower),
+        "FLOWER_BASIC_AUTH": os.environ.get("FLOWER_BASIC_AUTH", f"shop:{secrets.token_urlsafe(9)}"),
     }
 
 
-def _announce(console: Console, commands: Mapping[str, str], here: Addresses) -> None:
+def _announce(console: Console, commands: Mapping[str, str], here: Addresses, login: str) -> None:
     console.say("up", "ready; Ctrl-C ends it")
     if "web" in commands:
         console.say("up", f"API:    {here.web}/products/1")
     if "flower" in commands:
-        console.say("up", f"Flower: {here.flower}")
+        user, _, password = login.partition(":")
+        console.say("up", f"Flower: {here.flower}  user {user}, password {password}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,150 @@
+"""A real Flower over real workers: what an operator sees of loads, and how to throttle one loader."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.up import free_port
+from cacheworkers.testing.servers import wait_until
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LOGIN = "operator:secret"
+
+
+class Flower:
+    """A Flower process, as the Procfile starts it, and its HTTP API."""
+
+    def __init__(self, env: dict[str, str], log: Path, **more: str) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port(5600))}"
+        self.log = log
+        words = [sys.executable, "-m", "celery", "-A", "shop", "flower", "--address=127.0.0.1", f"--port={port}"]
+        words.append(f"--conf={ROOT / 'app' / 'flowerconfig.py'}")
+        with open(log, "ab") as out:
+            self.process = subprocess.Popen(words, cwd=HERE, env={**os.environ, **env, **more}, stdout=out, stderr=out)
+
+    def ask(self, path: str, login: str | None = LOGIN, **form: str) -> tuple[int, Any]:
+        """Return status and body; a form is posted."""
+        request = urllib.request.Request(self.url + path, urllib.parse.urlencode(form).encode() if form else None)
+        if login:
+            request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                body = answer.read().decode()
+                is_json = "json" in answer.headers.get("Content-Type", "")
+                return answer.status, json.loads(body) if is_json else body
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except urllib.error.URLError as error:
+            return 0, str(error)
+
+
+@pytest.fixture
+def flower(shop: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., tuple[Any, Flower]]]:
+    """Start a shop and its Flower."""
+    started: list[Flower] = []
+
+    def start(**more: str) -> tuple[Any, Flower]:
+        made = shop()
+        log = tmp_path / "flower.log"
+        started.append(Flower(made.env, log, **more))
+        wait_until(lambda: started[-1].ask("/healthcheck")[0] == 200 or started[-1].process.poll() is not None, 60)
+        return made, started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+def worker_names(flower: Flower) -> list[str]:
+    return [name for name, seen in flower.ask("/api/workers?refresh=1")[1].items() if seen.get("active_queues")]
+
+
+def queue_lengths(flower: Flower) -> dict[str, int]:
+    status, answer = flower.ask("/api/queues/length")
+    return {queue["name"]: queue["messages"] for queue in answer["active_queues"]} if status == 200 else {}
+
+
+@pytest.mark.parametrize("login", ["", "operator", "operator:"])
+def test_it_does_not_start_without_a_password(flower: Callable[..., Any], login: str) -> None:
+    _, started = flower(FLOWER_BASIC_AUTH=login)
+
+    assert started.process.wait(30) == 1
+    assert "FLOWER_BASIC_AUTH=user:password" in started.log.read_text()
+
+
+def test_nothing_but_health_and_metrics_is_open(flower: Callable[..., Any]) -> None:
+    _, started = flower(FLOWER_BASIC_AUTH=LOGIN)
+
+    paths = ("/", "/tasks", "/api/workers", "/api/tasks", "/api/queues/length", "/broker")
+    assert {path: started.ask(path, login=None)[0] for path in paths} == dict.fromkeys(paths, 401)
+    assert started.ask("/api/tasks", login="operator:wrong")[0] == 401
+    assert started.ask("/metrics", login=None)[0] == 200
+    assert started.ask("/")[0] == 200
+
+
+def test_tasks_are_loaders_and_show_their_calls(flower: Callable[..., Any]) -> None:
+    made, started = flower(FLOWER_BASIC_AUTH=LOGIN)
+    made.worker("-c", "1", "-E")
+    wait_until(lambda: worker_names(started))
+
+    assert made.module.product.get(7) == 70
+
+    def tasks() -> list[Any]:
+        found = started.ask("/api/tasks?taskname=cacheworkers.load.product")[1]
+        return [task for task in found.values() if task["state"] == "SUCCESS"]
+
+    wait_until(tasks)
+    [task] = tasks()
+    assert task["args"] == "product[7]"
+    assert not task["kwargs"]
+    metrics = started.ask("/metrics")[1]
+    assert 'flower_events_total{task="cacheworkers.load.product",type="task-succeeded"' in metrics
+
+
+def test_queue_lengths_are_those_of_the_broker(flower: Callable[..., Any]) -> None:
+    """A worker that is busy leaves the rest queued: Flower counts what Redis does, in each of the four queues."""
+    made, started = flower(FLOWER_BASIC_AUTH=LOGIN)
+    made.worker("-c", "1", "-E", LOAD_TIME="600")
+    redis = made.module.cache._ports.store.link.client()
+    names = [f"cw.{kind}" for kind in ("miss", "revalidate", "warm", "upkeep")]
+    wait_until(lambda: worker_names(started) and sorted(queue_lengths(started)) == sorted(names))
+
+    for number in range(1, 6):
+        assert made.module.product.revalidate(number)
+
+    wait_until(lambda: redis.llen("cw.miss") == 4)
+    wait_until(lambda: queue_lengths(started) == {name: redis.llen(name) for name in names})
+    assert queue_lengths(started)["cw.miss"] == 4
+
+
+def test_a_rate_limit_throttles_one_loader_alone(flower: Callable[..., Any]) -> None:
+    made, started = flower(FLOWER_BASIC_AUTH=LOGIN)
+    made.worker("-c", "1", "-E")
+    wait_until(lambda: worker_names(started))
+    [worker] = worker_names(started)
+
+    status, answer = started.ask("/api/task/rate-limit/cacheworkers.load.product", workername=worker, ratelimit="6/m")
+
+    assert status == 200, answer
+    made.module.product.revalidate(1)
+    made.module.product.revalidate(2)
+    wait_until(lambda: made.module.product.peek(1))
+    assert made.module.gauge.get(3) == 30  # another loader goes on meanwhile
+    assert made.module.product.peek(2) is None, "the second load of this loader has to wait for its tenth second"
+    status, _ = started.ask("/api/task/rate-limit/cacheworkers.load.product", workername=worker, ratelimit="1000/s")
+    assert status == 200
+    wait_until(lambda: made.module.product.peek(2), 30)
