@@ -5,6 +5,7 @@ from cacheworkers.config import Config
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.errors import (
+    BrokerUnavailable,
     BulkheadFull,
     CacheworkersError,
     CallError,
@@ -17,6 +18,7 @@ from cacheworkers.errors import (
     LoadError,
     LoadErrors,
     LoadTimeout,
+    OutboxUnavailable,
     ReadError,
     StoreError,
     StoreFull,
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncLoad",
     "BatchLoader",
+    "BrokerUnavailable",
     "BulkheadFull",
     "Cache",
     "CacheworkersError",
@@ -59,6 +62,7 @@ __all__ = [
     "LoadErrors",
     "LoadTimeout",
     "Loader",
+    "OutboxUnavailable",
     "Policy",
     "Read",
     "ReadError",

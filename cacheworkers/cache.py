@@ -19,14 +19,16 @@ from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags, m
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec
 from cacheworkers.flows.reload import count_entries, reload_tags
+from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.flows.wait import Pause
 from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_hot
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.process import Process
+from cacheworkers.sql.outbox import Backlog
 from cacheworkers.sql.postgres import Triggers
 from cacheworkers.sql.watch import AnySession, TagsOf, dirty_here
-from cacheworkers.workers import LoaderInfo
+from cacheworkers.workers import LoaderInfo, QueueState
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -206,6 +208,22 @@ class Cache:
         """
         self._watching.drain_until(stop, engine)
 
+    def outbox_backlog(self, engine: Engine | None = None) -> Backlog:
+        """Return how many outbox rows wait to be delivered, and how old the oldest is.
+
+        Args:
+            engine: as for `drain`.
+
+        Raises:
+            OutboxUnavailable: the database does not answer, or has no outbox.
+        """
+        return self._watching.backlog(engine)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether this cache watches any sessions."""
+        return self._watching.is_any
+
     # -- looking inside
 
     def inspect(self, sample: int = 1000, *, grace: float = 1.0, rate: float = 100.0) -> Inspection:
@@ -242,6 +260,31 @@ class Cache:
     async def astored(self, call: str) -> bytes | None:
         """Return the stored JSON of a call's text; see `stored`."""
         return await arun(stored(self._ports, self._loaders.of_call(call), call))
+
+    def queues(self) -> list[QueueState]:
+        """Return the four queues as the broker has them; none without Celery.
+
+        Raises:
+            BrokerUnavailable: it does not answer.
+        """
+        states: list[QueueState] = self._process.workers.queue_states()
+        return states
+
+    def store_stats(self) -> StoreStats:
+        """Return what the store holds and does now."""
+        return run(store_stats(self._ports))
+
+    async def astore_stats(self) -> StoreStats:
+        """Return what the store holds and does now."""
+        return await arun(store_stats(self._ports))
+
+    def loader_stats(self) -> list[LoaderStats]:
+        """Return the heat of each loader, the hottest first."""
+        return run(loader_stats(self._ports, list(self._loaders)))
+
+    async def aloader_stats(self) -> list[LoaderStats]:
+        """Return the heat of each loader, the hottest first."""
+        return await arun(loader_stats(self._ports, list(self._loaders)))
 
     def hot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls of a loader by its name; see `Loader.hot`."""

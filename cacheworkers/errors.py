@@ -42,6 +42,14 @@ class UnknownLoader(CacheworkersError, LookupError):
     """No loader of this name is declared in this process."""
 
 
+class BrokerUnavailable(CacheworkersError):
+    """The broker did not answer in time, or refused the connection."""
+
+
+class OutboxUnavailable(CacheworkersError):
+    """The database with the outbox did not answer, or does not have it."""
+
+
 class StoreError(CacheworkersError):
     """The store answered, but not as it should."""
 

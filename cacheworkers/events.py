@@ -1,6 +1,6 @@
 """What happened: frozen records that every flow emits to one `Hook`.
 
-Durations are seconds.  Hits in L1 make no event: they are counted where they happen, and read in bulk.
+Durations are seconds.  A hit in L1 makes no event: hits are counted where they happen, and told in bulk.
 """
 
 from __future__ import annotations
@@ -30,6 +30,21 @@ class Served(Event, frozen=True):
     tier: str
     age: float
     waited: float
+
+
+class MemoryHits(Event, frozen=True):
+    """So many reads of a loader were answered by L1 since the last of these events."""
+
+    loader: str
+    reads: int
+
+
+class MemoryUsed(Event, frozen=True):
+    """What L1 holds now, and how many entries it has dropped for want of room since the process began."""
+
+    entries: int
+    bytes: int
+    evictions: int
 
 
 class ReadFailed(Event, frozen=True):
@@ -126,6 +141,13 @@ class Invalidated(Event, frozen=True):
     mode: str
     entries: int
     seconds: float
+
+
+class HeatTold(Event, frozen=True):
+    """Reads of so many calls of a loader were added to its heat in the store."""
+
+    loader: str
+    calls: int
 
 
 class Warmed(Event, frozen=True):

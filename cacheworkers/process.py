@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cacheworkers")
 _processes: weakref.WeakSet[Process] = weakref.WeakSet()
 
+#: How often hits in memory are told to the hook where no heat is told to the store, seconds.
+COUNTED_EVERY = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
 Upkeep = dict[str, tuple[Callable[[], Any], float]]
 
@@ -105,7 +107,7 @@ class Process:
         )
         self.watching = Watching(ports, sessions)
         l1.on_gone = ports.heat.note_gone
-        self._teller = Ticker("cacheworkers-heat", config.heat_every, lambda: run(tell_heat(ports)))
+        self._teller = Ticker("cacheworkers-heat", config.heat_every or COUNTED_EVERY, lambda: run(tell_heat(ports)))
         listener.on_start = self._teller.start
         if celery is None:
             self.workers: Any = LocalWorkers(config, perform=perform)

@@ -36,7 +36,19 @@ NAMES = {
 INTERNAL_ERRORS = {"EnvelopeError"}
 #: Methods that touch no store, or are an upkeep process's, and so have no async twin.
 SYNC_ONLY = {
-    Cache: {"loader", "batch_loader", "perform", "close", "watch", "triggers", "drain", "drain_until", "call"},
+    Cache: {
+        "loader",
+        "batch_loader",
+        "perform",
+        "close",
+        "watch",
+        "triggers",
+        "drain",
+        "drain_until",
+        "queues",
+        "outbox_backlog",
+        "call",
+    },
     Loader: {"since"},
     BatchLoader: {"since"},
 }
@@ -47,6 +59,8 @@ TWINS = {
         "sweep",
         "inspect",
         "calls_of",
+        "store_stats",
+        "loader_stats",
         "warm",
         "warm_many",
         "tell_heat",

@@ -15,7 +15,7 @@ from cacheworkers.core import envelope
 from cacheworkers.core.calls import loader_name_of
 from cacheworkers.core.entry import Entry
 from cacheworkers.errors import EnvelopeError
-from cacheworkers.events import Warmed
+from cacheworkers.events import HeatTold, MemoryHits, MemoryUsed, Warmed
 from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.store.store import Claimed
@@ -41,11 +41,17 @@ def tell_heat(ports: Ports) -> Flow[int]:
     """Add this process's reads to the store's heat, by loader; how many calls were told."""
     config = ports.config
     counts = ports.heat.taken(list(ports.l1.slots.values()), config.heat_told)
+    for name, hits in ports.heat.hits().items():
+        ports.emit(MemoryHits(name, hits))
+    ports.emit(MemoryUsed(len(ports.l1), ports.l1.bytes, ports.l1.evictions))
+    if not config.heat_every:
+        return 0
     by_loader: dict[str, list[tuple[str, int]]] = {}
     for call, count in counts.items():
         by_loader.setdefault(loader_name_of(call), []).append((call, count))
     for name, told in by_loader.items():
         yield ports.store.add_heat(name, told, half_life=config.heat_half_life, most=config.heat_kept)
+        ports.emit(HeatTold(name, len(told)))
     return len(counts)
 
 

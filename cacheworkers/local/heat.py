@@ -11,6 +11,7 @@ import heapq
 import threading
 from collections.abc import Iterable
 
+from cacheworkers.core.calls import loader_name_of
 from cacheworkers.local.l1 import Slot
 
 #: Most calls counted at once.
@@ -28,6 +29,7 @@ class Heat:
         """Forget everything, as a child does after a fork: the parent tells of its own reads."""
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
+        self._hits: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._counts)
@@ -46,8 +48,10 @@ class Heat:
 
     def note_gone(self, slot: Slot) -> None:
         """Note the reads of a slot that L1 drops."""
-        if slot.reads > slot.reads_told:
-            self.count(slot.call, slot.reads - slot.reads_told)
+        reads = slot.reads - slot.reads_told
+        if reads > 0:
+            self.count(slot.call, reads)
+            self._note_hits(slot.call, reads)
 
     def taken(self, slots: Iterable[Slot], most: int) -> dict[str, int]:
         """Return the counts of the `most` hottest calls, those of L1's slots included, and begin anew."""
@@ -57,6 +61,16 @@ class Heat:
             if reads > 0:
                 slot.reads_told += reads
                 counts[slot.call] = counts.get(slot.call, 0) + reads
+                self._note_hits(slot.call, reads)
         if len(counts) <= most:
             return counts
         return dict(heapq.nlargest(most, counts.items(), key=lambda item: item[1]))
+
+    def hits(self) -> dict[str, int]:
+        """Return loader -> reads that L1 answered, as far as `taken` and `note_gone` have seen, and begin anew."""
+        hits, self._hits = self._hits, {}
+        return hits
+
+    def _note_hits(self, call: str, reads: int) -> None:
+        loader = loader_name_of(call)
+        self._hits[loader] = self._hits.get(loader, 0) + reads

@@ -7,18 +7,24 @@ The app is a module and the name of its `Cache`; `CACHE_APP` in the environment 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from rich.console import Console
+from rich.live import Live
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
+from cacheworkers.ops.stats import look, shown
 
 #: What each command gets: the cache, and how to show a result.
 _Obj = tuple[Cache, Callable[[Any], None]]
@@ -87,6 +93,55 @@ def get(obj: _Obj, call: str) -> None:
     if payload is None:
         raise click.ClickException(f"{call} is not stored")
     click.echo(payload)
+
+
+@main.command()
+@click.option("--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="Look once; so it is too where the output is no terminal.")
+@click.pass_obj
+def stats(obj: _Obj, every: float, once: bool) -> None:
+    """Show queues, the store, what is read most and the outbox, until Ctrl-C.
+
+    Status 1 if one of them does not answer in the last look.
+    """
+    cache, show = obj
+    console = Console()
+    if show is _json:
+        found = look(cache)
+        show(found)
+    elif once or not console.is_terminal:
+        found = look(cache)
+        console.print(shown(found))
+    else:
+        found = look(cache)
+        with contextlib.suppress(KeyboardInterrupt), Live(shown(found), console=console, screen=True) as live:
+            while True:
+                time.sleep(every)
+                found = look(cache)
+                live.update(shown(found))
+    if found.away:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.option("--port", default=9808, show_default=True, help="Where Prometheus asks: http://...:PORT/metrics.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="0.0.0.0 shows them to other machines.")
+@click.pass_obj
+def exporter(obj: _Obj, port: int, address: str) -> None:
+    """Show queues, the store, heat and the outbox to Prometheus, until Ctrl-C.
+
+    With PROMETHEUS_MULTIPROC_DIR set, the metrics of all processes that share it are shown too.
+    """
+    try:
+        from cacheworkers.ops.exporter import serve_cache
+    except ImportError as error:
+        raise click.ClickException(f"the exporter needs cacheworkers[metrics]: {error}") from None
+    cache, _ = obj
+    stop = serve_cache(cache, port, address)
+    click.echo(f"metrics at http://{address}:{port}/metrics; Ctrl-C ends it", err=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+    stop()
 
 
 @main.command()

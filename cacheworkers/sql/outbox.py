@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import (
@@ -55,6 +55,13 @@ class Delivery(msgspec.Struct, frozen=True):
     ids: tuple[int, ...]
     tags: tuple[str, ...]
     lag: float
+
+
+class Backlog(NamedTuple):
+    """What waits in the outbox: how many rows, and how old the oldest is, seconds."""
+
+    rows: int
+    oldest_age: float
 
 
 class Outbox:
@@ -147,6 +154,13 @@ class Outbox:
         before -= datetime.timedelta(seconds=kept_for)
         old = delete(self.table).where(self.table.c.namespace == self.namespace, self.table.c.delivered_at < before)
         return int(connection.execute(old).rowcount)
+
+    def backlog(self, connection: Connection) -> Backlog:
+        """Return how many rows wait to be delivered, and for how long."""
+        mine = (self.table.c.namespace == self.namespace) & self.table.c.delivered_at.is_(None)
+        found = select(func.count(), func.min(self.table.c.written_at), func.current_timestamp()).where(mine)
+        rows, oldest, now = connection.execute(found).one()
+        return Backlog(rows, max(0.0, (_aware(now) - _aware(oldest)).total_seconds()) if rows else 0.0)
 
     def waiting(self, connection: Connection) -> int:
         """Return how many rows wait to be delivered."""

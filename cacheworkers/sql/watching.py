@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cacheworkers.errors import ConfigError
+from sqlalchemy.exc import SQLAlchemyError
+
+from cacheworkers.errors import ConfigError, OutboxUnavailable
 from cacheworkers.events import Undelivered
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.delivery import Delivered
 from cacheworkers.sql.drain import drain_outbox, sync_engine_of
-from cacheworkers.sql.outbox import Outbox
+from cacheworkers.sql.outbox import Backlog, Outbox
 from cacheworkers.sql.postgres import Ear
 from cacheworkers.sql.watch import AnySession, TagsOf, Watch
 
@@ -70,6 +72,20 @@ class Watching:
     def drain(self, engine: Engine | None) -> int:
         """Deliver what the outbox still holds; see `Cache.drain`."""
         return drain_outbox(self._ports, self.outbox, self._known(engine, "drain"))
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything is watched."""
+        return bool(self._watches)
+
+    def backlog(self, engine: Engine | None) -> Backlog:
+        """Return what waits in the outbox; see `Cache.outbox_backlog`."""
+        known = self._known(engine, "outbox_backlog")
+        try:
+            with known.connect() as connection:
+                return self.outbox.backlog(connection)
+        except SQLAlchemyError as error:
+            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be read: {error}") from error
 
     def drain_if_watching(self) -> None:
         """Drain, where there is a database to drain."""

@@ -149,6 +149,32 @@ class ScanCluster:
         return following, [_text(key) for key in keys]
 
 
+class Info:
+    """A step: what every master says of itself."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def __repr__(self) -> str:
+        return "info"
+
+    def run(self) -> list[dict[str, str]]:
+        """Ask, blocking this thread."""
+        if not self._link.is_cluster:
+            return [_info(self._link.exchange([Request(("INFO",))])[0])]
+        reply, masters = self._link.on_master(0, ("INFO",))
+        return [_info(reply), *(_info(self._link.on_master(at, ("INFO",))[0]) for at in range(1, masters))]
+
+    async def arun(self) -> list[dict[str, str]]:
+        """Ask on the running loop."""
+        if not self._link.is_cluster:
+            return [_info((await self._link.aexchange([Request(("INFO",))]))[0])]
+        reply, masters = await self._link.aon_master(0, ("INFO",))
+        return [_info(reply), *[_info((await self._link.aon_master(at, ("INFO",)))[0]) for at in range(1, masters)]]
+
+
 class Store:
     """Entries, leases, tag sets and the sequence in Redis."""
 
@@ -410,6 +436,10 @@ class Store:
 
     # -- the server itself
 
+    def info(self) -> Info:
+        """What every master says of itself: name -> text."""
+        return Info(self.link)
+
     def run_ids(self) -> Exchange[tuple[str, str]]:
         """The run id that was noted last, empty for none, and that of the server that answers now."""
         requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server"))]
@@ -492,13 +522,18 @@ def _scored(reply: Any) -> list[tuple[str, float]]:
     return [(_text(member), float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
 
 
+def _info(reply: Any) -> dict[str, str]:
+    """Return INFO's fields; a Cluster's client has taken them apart already, the keys of a database too."""
+    if isinstance(reply, dict):
+        return {
+            str(name): f"keys={value['keys']}" if isinstance(value, dict) and "keys" in value else str(value)
+            for name, value in reply.items()
+        }
+    return dict(line.split(":", 1) for line in _text(reply).splitlines() if ":" in line)
+
+
 def _run_id(reply: Any) -> str:
-    fields = (
-        reply
-        if isinstance(reply, dict)
-        else dict(line.split(":", 1) for line in _text(reply).splitlines() if ":" in line)
-    )
-    return str(fields.get("run_id", ""))
+    return _info(reply).get("run_id", "")
 
 
 def _walked(reply: Any) -> tuple[int, list[str]]:

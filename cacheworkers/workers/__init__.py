@@ -2,5 +2,6 @@
 
 from cacheworkers.workers.binding import CeleryWorkers, bind
 from cacheworkers.workers.queue import LoaderInfo
+from cacheworkers.workers.queues import QueueState
 
-__all__ = ["CeleryWorkers", "LoaderInfo", "bind"]
+__all__ = ["CeleryWorkers", "LoaderInfo", "QueueState", "bind"]

@@ -17,6 +17,7 @@ from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import Ask
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.queue import AskQueue, LoaderInfo
+from cacheworkers.workers.queues import QueueState, queue_states, stamp_messages
 from cacheworkers.workers.settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
 
 #: Task names are not the namespace's: two caches on one app would answer for each other.
@@ -41,6 +42,8 @@ class CeleryWorkers:
         self._perform = perform
         self._undelivered = undelivered
         self._emit = emit
+        queues = config.queues
+        self._queue_names = (queues.miss, queues.revalidate, queues.warm, queues.upkeep)
         self._infos: dict[str, LoaderInfo] = {}
         self._publisher = Publisher(app, config, undelivered, emit)
         self._queue = AskQueue(
@@ -81,6 +84,14 @@ class CeleryWorkers:
     def submit_all(self, asks: Sequence[Ask]) -> int:
         """Take asks together; how many, from the first on, there was room for."""
         return self._queue.submit_all(asks)
+
+    def queue_states(self) -> list[QueueState]:
+        """Ask the broker for the four queues.
+
+        Raises:
+            BrokerUnavailable: it does not answer.
+        """
+        return queue_states(self._app, self._queue_names)
 
     def close(self) -> None:
         """Publish what is queued, for at most a second, then stop; leases of what is left are given back."""
@@ -153,6 +164,7 @@ def bind(
             f"a Celery app may be bound to one Cache, {app!r} is bound to another: they would share their tasks"
         )
     _bound.add(app)
+    stamp_messages("cacheworkers.")
     schedule: dict[str, dict[str, Any]] = {}
     for name, (work, every) in upkeep.items():
         app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(_upkeep(work))

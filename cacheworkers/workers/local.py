@@ -9,6 +9,7 @@ from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.ports import Ask
 from cacheworkers.workers.queue import AskQueue, LoaderInfo
+from cacheworkers.workers.queues import QueueState
 
 log = logging.getLogger("cacheworkers")
 
@@ -34,6 +35,10 @@ class LocalWorkers:
     def submit_all(self, asks: Sequence[Ask]) -> int:
         """Take asks together; how many, from the first on, there was room for."""
         return self._queue.submit_all(asks)
+
+    def queue_states(self) -> list[QueueState]:
+        """Return no queue: there is no broker."""
+        return []
 
     def close(self) -> None:
         """Load what is queued, for at most a second, then stop; a load under way ends by itself."""

@@ -76,3 +76,18 @@ def test_a_child_tells_only_of_its_own_reads() -> None:
     heat.reset()
 
     assert heat.taken((), 10) == {}
+
+
+def test_hits_of_l1_are_told_once_by_loader_even_of_slots_that_have_gone() -> None:
+    heat, l1 = Heat(), L1(10, 1 << 20)
+    l1.on_gone = heat.note_gone
+    kept(l1, "product[1]", 5)
+    kept(l1, "product[2]", 2)
+    kept(l1, "search[1]", 1)
+    heat.count("product[1]", 100)  # reads of the store are no hits of L1
+    l1.drop("product[2]")
+
+    heat.taken(l1.slots.values(), 10)
+
+    assert heat.hits() == {"product": 7, "search": 1}
+    assert heat.hits() == {}

@@ -1,0 +1,79 @@
+"""Stats: what the store holds and does, and what is read most of each loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from cacheworkers.flows.driver import Flow
+from cacheworkers.flows.ports import Ports
+
+
+class StoreStats(msgspec.Struct, frozen=True):
+    """The store, all masters of a Cluster together.
+
+    Attributes:
+        version: of the first master.
+        uptime: seconds, of the youngest.
+        commands: a second, lately.
+        keys: of every namespace in it.
+        memory, memory_most: bytes; 0 means no limit.
+        evictions: keys dropped for want of room since it began.
+        clients: connections.
+    """
+
+    version: str
+    uptime: float
+    commands: int
+    keys: int
+    memory: int
+    memory_most: int
+    evictions: int
+    clients: int
+
+
+class LoaderStats(msgspec.Struct, frozen=True):
+    """One loader: its heat in all, of how many calls, and the hottest of them with its own."""
+
+    loader: str
+    heat: float
+    calls: int
+    hottest: str
+    hottest_heat: float
+
+
+def store_stats(ports: Ports) -> Flow[StoreStats]:
+    """Ask every master."""
+    masters: list[dict[str, str]] = yield ports.store.info()
+
+    def total(name: str) -> int:
+        return sum(int(float(each.get(name, "0"))) for each in masters)
+
+    keys = sum(
+        int(fields.split(",")[0].removeprefix("keys="))
+        for each in masters
+        for name, fields in each.items()
+        if name.startswith("db") and fields.startswith("keys=")
+    )
+    first = masters[0]
+    return StoreStats(
+        first.get("valkey_version") or first.get("redis_version", "?"),
+        min(float(each.get("uptime_in_seconds", "0")) for each in masters),
+        total("instantaneous_ops_per_sec"),
+        keys,
+        total("used_memory"),
+        total("maxmemory"),
+        total("evicted_keys"),
+        total("connected_clients"),
+    )
+
+
+def loader_stats(ports: Ports, loaders: Iterable[str]) -> Flow[list[LoaderStats]]:
+    """Look at the heat of each loader, the hottest loader first."""
+    found = []
+    for name in loaders:
+        heat: list[tuple[str, float]] = yield ports.store.heat(name, ports.config.heat_kept)
+        hottest, most = heat[0] if heat else ("-", 0.0)
+        found.append(LoaderStats(name, sum(reads for _, reads in heat), len(heat), hottest, most))
+    return sorted(found, key=lambda each: -each.heat)

@@ -1,0 +1,93 @@
+"""Exporter: numbers that no process of the application has: queues, the store, heat, the outbox.
+
+Asked by Prometheus, it asks them; what is away has no numbers, and a gauge that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from cacheworkers.cache import Cache
+from cacheworkers.errors import CacheworkersError
+from cacheworkers.ops.metrics import serve, shared_registry
+
+Families = Iterator[GaugeMetricFamily | CounterMetricFamily]
+
+
+class Exporter(Collector):
+    """Collects the numbers of one cache's servers."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def collect(self) -> Families:
+        """Ask broker, store and database, each by itself."""
+        answers = _gauge("answers", "Whether a server answered the exporter.", "server")
+        parts: dict[str, Callable[[], Families]] = {"broker": self._queues, "store": self._store}
+        if self._cache.is_watching:
+            parts["outbox"] = self._outbox
+        for name, part in parts.items():
+            try:
+                yield from list(part())
+            except CacheworkersError:
+                answers.add_metric([name], 0)
+            else:
+                answers.add_metric([name], 1)
+        yield answers
+
+    def describe(self) -> list[Any]:
+        """Return nothing: registering must not ask servers that may be away."""
+        return []
+
+    def _queues(self) -> Families:
+        lengths = _gauge("queue_messages", "Messages that no worker has taken.", "queue")
+        ages = _gauge("queue_oldest_age_seconds", "Since the oldest of them was sent; 0 if there is none.", "queue")
+        for queue in self._cache.queues():
+            lengths.add_metric([queue.name], queue.length)
+            if queue.oldest_age is not None or not queue.length:
+                ages.add_metric([queue.name], queue.oldest_age or 0.0)
+        yield lengths
+        yield ages
+
+    def _store(self) -> Families:
+        stats = self._cache.store_stats()
+        yield _number("store_keys", "Keys in the store, of every namespace.", stats.keys)
+        yield _number("store_memory_bytes", "Memory that the store uses.", stats.memory)
+        yield _number("store_memory_most_bytes", "Its maxmemory; 0 for no limit.", stats.memory_most)
+        yield _number("store_clients", "Connections to the store.", stats.clients)
+        says = "Keys that the store dropped for want of room."
+        yield CounterMetricFamily("cacheworkers_store_evictions", says, stats.evictions)
+        heat = _gauge("heat", "Reads lately, halved with every half-life, of the calls that are kept.", "loader")
+        for loader in self._cache.loader_stats():
+            heat.add_metric([loader.loader], loader.heat)
+        yield heat
+
+    def _outbox(self) -> Families:
+        backlog = self._cache.outbox_backlog()
+        yield _number("outbox_rows", "Outbox rows that wait for a drain.", backlog.rows)
+        yield _number("outbox_oldest_age_seconds", "Since the oldest was written; 0 if none.", backlog.oldest_age)
+
+
+def serve_cache(cache: Cache, port: int, address: str = "127.0.0.1") -> Callable[[], None]:
+    """Show the numbers of a cache's servers at `http://address:port/metrics`; returns what stops it.
+
+    With `PROMETHEUS_MULTIPROC_DIR` set, the metrics of the processes that share it are shown too.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    registry = shared_registry() or CollectorRegistry()
+    registry.register(Exporter(cache))
+    return serve(port, address, registry)
+
+
+def _gauge(name: str, says: str, label: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"cacheworkers_{name}", says, labels=[label])
+
+
+def _number(name: str, says: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"cacheworkers_{name}", says, value)

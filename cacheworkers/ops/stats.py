@@ -1,0 +1,102 @@
+"""`cacheworkers stats`: queues, the store, what is read most and the outbox, like top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from rich.console import Group
+from rich.table import Table
+
+from cacheworkers.cache import Cache
+from cacheworkers.errors import CacheworkersError
+from cacheworkers.flows.stats import LoaderStats, StoreStats
+from cacheworkers.workers import QueueState
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """What is known now; what does not answer is in `away`, with why."""
+
+    store: StoreStats | None
+    queues: list[QueueState]
+    loaders: list[LoaderStats]
+    outbox: dict[str, float] | None
+    away: dict[str, str]
+
+
+def look(cache: Cache) -> Stats:
+    """Ask store, broker and database; none of them is needed by the others."""
+    away: dict[str, str] = {}
+
+    def ask(name: str, question: Any, otherwise: Any) -> Any:
+        try:
+            return question()
+        except CacheworkersError as error:
+            away[name] = str(error)
+            return otherwise
+
+    store = ask("store", cache.store_stats, None)
+    return Stats(
+        store,
+        ask("broker", cache.queues, []),
+        ask("store", cache.loader_stats, []) if store is not None else [],
+        ask("outbox", lambda: cache.outbox_backlog()._asdict(), None) if cache.is_watching else None,
+        away,
+    )
+
+
+def shown(stats: Stats) -> Group:
+    """Return the tables of a look."""
+    parts: list[Any] = []
+    if stats.store is not None:
+        parts.append(_store(stats.store))
+    if stats.queues:
+        queues = _table("queue", "messages", "oldest")
+        for queue in stats.queues:
+            age = "-" if queue.oldest_age is None else f"{queue.oldest_age:,.1f} s"
+            queues.add_row(queue.name, f"{queue.length:,}", age)
+        parts.append(queues)
+    if stats.loaders:
+        loaders = _table("loader", "heat", "calls", "hottest", "its heat")
+        for each in stats.loaders:
+            loaders.add_row(
+                each.loader, f"{each.heat:,.0f}", f"{each.calls:,}", each.hottest, f"{each.hottest_heat:,.0f}"
+            )
+        parts.append(loaders)
+    if stats.outbox is not None:
+        outbox = _table("outbox rows", "oldest")
+        outbox.add_row(f"{stats.outbox['rows']:,}", f"{stats.outbox['oldest_age']:,.1f} s")
+        parts.append(outbox)
+    for name, why in stats.away.items():
+        parts.append(f"[bold red]{name} is away[/]: {why}")
+    return Group(*parts)
+
+
+def _store(store: StoreStats) -> Table:
+    table = _table("store", "commands/s", "keys", "memory", "evicted", "clients", "up")
+    most = f" of {_size(store.memory_most)}" if store.memory_most else ""
+    table.add_row(
+        store.version,
+        f"{store.commands:,}",
+        f"{store.keys:,}",
+        _size(store.memory) + most,
+        f"{store.evictions:,}",
+        f"{store.clients:,}",
+        f"{store.uptime / 3600:,.1f} h",
+    )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="left" if at == 0 or column == "hottest" else "right")
+    return table
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.2f} GB"
