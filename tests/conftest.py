@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +22,28 @@ _names = itertools.count(1)
 # Examples are bounded in number, not in time: a busy machine is no finding.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+#: Marker -> the programs of which one has to be installed; PyPI has none of them.
+PROGRAMS = {"promtool": ("promtool",)}
+_missing: dict[str, int] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of programs that are not on this machine; the summary says so."""
+    absent = {marker for marker, programs in PROGRAMS.items() if not any(map(shutil.which, programs))}
+    left = [item for item in items if absent & {marker.name for marker in item.iter_markers()}]
+    for item in left:
+        for marker in absent & {marker.name for marker in item.iter_markers()}:
+            _missing[marker] = _missing.get(marker, 0) + 1
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=left)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for marker, count in _missing.items():
+        programs = " or ".join(PROGRAMS[marker])
+        terminalreporter.write_line(f"NOT RUN: {count} tests marked {marker}, for want of {programs} on this machine")
 
 
 @pytest.fixture(scope="session")
