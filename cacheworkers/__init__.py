@@ -32,6 +32,7 @@ from cacheworkers.flows.explain import Explanation
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.flows.warm import Warming
+from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.policy import Policy
@@ -73,6 +74,7 @@ __all__ = [
     "UnknownLoader",
     "UnsafeStore",
     "UnwatchedWrite",
+    "WarmUp",
     "Warming",
     "__version__",
 ]

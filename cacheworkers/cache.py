@@ -23,6 +23,7 @@ from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, stor
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.flows.wait import Pause
 from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_hot
+from cacheworkers.flows.warm_up import WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.process import Process
 from cacheworkers.sql.outbox import Backlog
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
+
+#: More calls a second than any database answers.
+AS_FAST_AS_HARMLESS = 1e9
 
 
 class Cache:
@@ -302,6 +306,50 @@ class Cache:
         """Have workers load many keys of a loader by its name; see `warm_many`."""
         return await arun(self._warming(loader, keys))
 
+    def warm_up(
+        self,
+        loader: str,
+        calls: Iterable[str],
+        *,
+        max_rate: float = AS_FAST_AS_HARMLESS,
+        at_once: int | None = None,
+        until: float = 1.0,
+        progress: Callable[[WarmUp], None] | None = None,
+    ) -> WarmUp:
+        """Have workers load what is not fresh of these calls, and wait until it is there: before a deploy, say.
+
+        Nobody waits for these loads, and nobody should notice them: fewer are under way when they become slow, and
+        none is asked for while readers' misses are queued.  What is fresh is passed over, so that a warm-up that was
+        killed is resumed by starting it again.
+
+        Args:
+            loader: its name.
+            calls: texts, as `call` returns them.
+            max_rate: most calls a second; without it, as many as do no harm.
+            at_once: most calls under way; None takes four batches.
+            until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
+            progress: called many times a second with how far it is.
+
+        Raises:
+            UnknownLoader, CallError: there is no such loader, or a text is no call of it.
+            ConfigError: `max_rate`, `at_once` or `until` is out of bounds.
+            StoreUnavailable: the store does not answer.
+        """
+        return run(self._warm_up(loader, calls, max_rate, at_once, until, progress))
+
+    async def awarm_up(
+        self,
+        loader: str,
+        calls: Iterable[str],
+        *,
+        max_rate: float = AS_FAST_AS_HARMLESS,
+        at_once: int | None = None,
+        until: float = 1.0,
+        progress: Callable[[WarmUp], None] | None = None,
+    ) -> WarmUp:
+        """Have workers load what is not fresh of these calls, and wait until it is there; see `warm_up`."""
+        return await arun(self._warm_up(loader, calls, max_rate, at_once, until, progress))
+
     def call(self, loader: str, *args: Any, **kwargs: Any) -> str:
         """Return the text of a loader's call with these arguments: `product[42]`.
 
@@ -397,6 +445,36 @@ class Cache:
         spec = self._loaders.named(loader)
         calls = list(dict.fromkeys(spec.signature.bind((key,), {}).text for key in keys))
         return warm(self._ports, spec, calls, lead=3 * self.config.warm_every)
+
+    def _warm_up(
+        self,
+        loader: str,
+        calls: Iterable[str],
+        max_rate: float,
+        at_once: int | None,
+        until: float,
+        progress: Callable[[WarmUp], None] | None,
+    ) -> Flow[WarmUp]:
+        at_once = 4 * self.config.batch_size if at_once is None else at_once
+        if not max_rate > 0:
+            raise ConfigError(f"max_rate must be more than 0 calls a second, got {max_rate!r}")
+        if at_once < 1:
+            raise ConfigError(f"at_once must be at least 1 call, got {at_once!r}")
+        if not 0 <= until <= 1:
+            raise ConfigError(f"until must be a share from 0 to 1, got {until!r}")
+        spec = self._loaders.named(loader)
+        return warm_up(
+            self._ports,
+            spec,
+            list(dict.fromkeys(spec.signature.parse(text).text for text in calls)),
+            lead=3 * self.config.warm_every,
+            max_rate=max_rate,
+            at_once=at_once,
+            until=until,
+            pause=Pause,
+            misses=self._process.misses,
+            progress=progress or (lambda state: None),
+        )
 
     def _invalidation(self, tags: Sequence[str], mode: Mode, dry_run: bool) -> Flow[Invalidation]:
         if mode not in ("hard", "soft", "reload"):

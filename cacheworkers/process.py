@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.errors import StoreError
+from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, StoreBack, StoreLost
-from cacheworkers.flows.driver import run
+from cacheworkers.flows.driver import Step, run
 from cacheworkers.flows.ports import Ask, Dispatcher, Ports
 from cacheworkers.flows.warm import tell_heat
 from cacheworkers.local.breaker import Breaker
@@ -134,6 +135,10 @@ class Process:
             except Exception:
                 log.exception("the hook raised on %r", event)
 
+    def misses(self) -> Step:
+        """Return the step that looks how long the miss queue is."""
+        return _Misses(self.workers)
+
     def undelivered(self, asks: Sequence[Ask]) -> None:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
         self._undeliverable_until = monotonic() + self._breaker_for
@@ -217,6 +222,25 @@ def _listener(
         on_gap=on_gap,
         emit=emit,
     )
+
+
+class _Misses:
+    """A step: how many messages wait in the miss queue; 0 where that cannot be told."""
+
+    def __init__(self, workers: Any) -> None:
+        self._workers = workers
+
+    def run(self) -> int:
+        """Ask, blocking this thread."""
+        try:
+            queues = self._workers.queue_states()
+        except BrokerUnavailable:  # then nothing is queued that could be waited for
+            return 0
+        return queues[0].length if queues else 0
+
+    async def arun(self) -> int:
+        """Ask from another thread."""
+        return await asyncio.to_thread(self.run)
 
 
 class _Deliverable:

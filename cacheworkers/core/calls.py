@@ -151,6 +151,16 @@ class Signature:
             raise CallError(f"a call's text must be canonical, {call.text[:80]!r}, got {text[:80]!r}")
         return call
 
+    def of_this_version(self, text: str) -> str | None:
+        """Return the text of the same arguments under this version; None if they do not fit it.
+
+        What was hot before a deploy is hot after it.
+        """
+        try:
+            return self.parse(self._prefix + text[text.index("[") :]).text
+        except (CallError, ValueError):
+            return None
+
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Return one argument for each parameter; by hand, since `inspect` takes several microseconds."""
         left = self.parameters[len(args) :]

@@ -13,7 +13,6 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import loader_name_of
-from cacheworkers.core.entry import Entry
 from cacheworkers.errors import EnvelopeError
 from cacheworkers.events import HeatTold, MemoryHits, MemoryUsed, Warmed
 from cacheworkers.flows.driver import Flow
@@ -65,6 +64,7 @@ def warm_hot(ports: Ports, loader: LoaderSpec) -> Flow[Warming]:
     """Ask for the hot calls of a loader that go stale before the next round but one."""
     found: list[tuple[str, float]] = yield ports.store.heat(loader.name, ports.config.warm_most)
     calls = [call for call, reads in found if reads >= ports.config.warm_least]
+    calls = list(dict.fromkeys(filter(None, map(loader.signature.of_this_version, calls))))
     return (yield from warm(ports, loader, calls, lead=3 * ports.config.warm_every))
 
 
@@ -78,9 +78,7 @@ def warm(ports: Ports, loader: LoaderSpec, calls: Sequence[str], *, lead: float)
         raws = yield ports.store.get_many(chunk)
         now = ports.clock.now()
         for call, raw in zip(chunk, raws, strict=True):
-            entry = _entry(raw)
-            # An entry's own life may be shorter than the lead: then half of it has to pass first.
-            if entry is not None and now < max(entry.fresh_until - lead, (entry.created + entry.fresh_until) / 2):
+            if is_fresh_for(raw, now, lead):
                 fresh += 1
             else:
                 wanted.append((call, secrets.token_hex(8), envelope.version_of(raw)))
@@ -101,10 +99,15 @@ def warm(ports: Ports, loader: LoaderSpec, calls: Sequence[str], *, lead: float)
     return warmed
 
 
-def _entry(raw: bytes | None) -> Entry | None:
+def is_fresh_for(raw: bytes | None, now: float, lead: float) -> bool:
+    """Return whether an envelope is that of an entry which is still fresh in `lead` seconds.
+
+    An entry's own life may be shorter than the lead: then half of it has to pass first.
+    """
     if raw is None:
-        return None
+        return False
     try:
-        return envelope.unpack(raw)
+        entry = envelope.unpack(raw)
     except EnvelopeError:
-        return None
+        return False
+    return now < max(entry.fresh_until - lead, (entry.created + entry.fresh_until) / 2)

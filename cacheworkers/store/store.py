@@ -256,6 +256,11 @@ class Store:
         """The lease of a call as it stands: token, fence, taken_over; empty when nobody holds it."""
         return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: _fields(replies[0]))
 
+    def failing_until(self, calls: Sequence[str]) -> Exchange[list[float]]:
+        """The instant, seconds, at which the backoff of each call's last failed load ends; 0 for none."""
+        requests = [Request(("HGET", self.keys.failures(call), "until_ms")) for call in calls]
+        return self._ask(requests, lambda replies: [float(reply or 0) / 1000 for reply in replies])
+
     def failures(self, call: str) -> Exchange[dict[str, str]]:
         """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
         return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: _fields(replies[0]))

@@ -1,0 +1,230 @@
+"""Warming up: what is missing is loaded and waited for, within its bounds, and nobody else notices."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, CallError, ConfigError, Load, UnknownLoader, WarmUp
+from cacheworkers.local.clock import StoreClock
+
+MakeCache = Callable[..., Cache]
+
+
+def texts(cache: Cache, loader: str, keys: Any) -> list[str]:
+    return [cache.call(loader, key) for key in keys]
+
+
+def batched(cache: Cache, **policy: Any) -> tuple[Any, list[list[int]]]:
+    loads: list[list[int]] = []
+
+    @cache.batch_loader(fresh_for=300, tags=("n:{key}",), **policy)
+    def number(load: Load, keys: list[int]) -> dict[int, int]:
+        loads.append(keys)
+        return {key: key * 10 for key in keys}
+
+    return number, loads
+
+
+def test_everything_is_there_when_it_returns_in_whole_batches(cache: Cache) -> None:
+    number, loads = batched(cache)
+
+    done = cache.warm_up("number", texts(cache, "number", range(1000)))
+
+    assert (done.calls, done.loaded, done.fresh, done.failed, done.share) == (1000, 1000, 0, 0, 1.0)
+    assert sorted(key for keys in loads for key in keys) == list(range(1000))
+    assert all(number.peek(key) is not None for key in (0, 500, 999))
+    assert len(loads) <= 14, "a query for every hundred, and some less full ones while the window opens"
+
+
+def test_a_job_that_was_killed_goes_on_where_it_was(cache: Cache) -> None:
+    _, loads = batched(cache)
+    calls = texts(cache, "number", range(300))
+
+    class Killed(BaseException):
+        pass
+
+    def kill(state: WarmUp) -> None:
+        if state.loaded >= 100:
+            raise Killed
+
+    with pytest.raises(Killed):
+        cache.warm_up("number", calls, progress=kill)
+    done = cache.warm_up("number", calls)
+
+    assert done.fresh >= 100
+    assert done.share == 1.0
+    assert sorted(key for keys in loads for key in keys) == list(range(300)), "each was loaded once"
+
+
+def test_it_stops_when_enough_is_fresh(cache: Cache) -> None:
+    _, loads = batched(cache)
+
+    done = cache.warm_up("number", texts(cache, "number", range(1000)), until=0.3)
+
+    assert 0.3 <= done.share < 1.0
+    assert sum(map(len, loads)) < 1000
+
+
+def test_what_fails_is_counted_and_stalls_nobody(cache: Cache) -> None:
+    @cache.loader(fresh_for=300)
+    def half(load: Load, n: int) -> int:
+        if n % 2:
+            raise RuntimeError("odd")
+        return n
+
+    done = cache.warm_up("half", texts(cache, "half", range(40)))
+
+    assert (done.loaded, done.failed) == (20, 20)
+    assert done.failures and all(call in texts(cache, "half", range(1, 40, 2)) for call in done.failures)
+
+
+def test_a_call_that_somebody_else_is_loading_is_waited_for(make_cache: MakeCache) -> None:
+    one, other = make_cache(), make_cache()
+    begun, go_on = threading.Event(), threading.Event()
+    for cache in (one, other):
+
+        @cache.loader(fresh_for=300)
+        def slow(load: Load, n: int) -> int:
+            begun.set()
+            assert go_on.wait(20)
+            return n
+
+    assert other.warm_many("slow", [1]).asked == 1
+    assert begun.wait(20)
+    seen: list[int] = []
+
+    def look(state: WarmUp) -> None:
+        seen.append(state.loaded)
+        if len(seen) == 3:
+            go_on.set()
+
+    done = one.warm_up("slow", ["slow[1]"], progress=look)
+
+    assert (done.loaded, done.failed) == (1, 0)
+    assert seen[0] == 0
+
+
+class Clock(StoreClock):
+    """Time that passes only when somebody pauses."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.at
+
+
+def test_the_rate_is_kept(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the job's own time: 500 calls at 100 a second take five seconds."""
+    batched(cache)
+    clock = Clock()
+    monkeypatch.setattr(cache._ports, "clock", clock)
+    began = clock.at
+
+    class Pause:
+        def __init__(self, seconds: float) -> None:
+            self._seconds = seconds
+
+        def run(self) -> None:
+            clock.at += self._seconds
+            time.sleep(0.0005)  # lets the workers' threads have the interpreter
+
+    monkeypatch.setattr("cacheworkers.cache.Pause", Pause)
+
+    done = cache.warm_up("number", texts(cache, "number", range(500)), max_rate=100.0)
+
+    assert done.loaded == 500
+    assert clock.at - began >= 4.4
+
+
+def test_nothing_is_asked_for_while_misses_are_queued(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, loads = batched(cache)
+    lengths = iter([100] * 3)
+    states: list[tuple[bool, int]] = []
+
+    class Misses:
+        def run(self) -> int:
+            return next(lengths, 0)
+
+    monkeypatch.setattr(cache._process, "misses", Misses)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.ASK_EVERY", 0.0)
+
+    done = cache.warm_up(
+        "number",
+        texts(cache, "number", range(10)),
+        progress=lambda state: states.append((state.is_waiting, sum(map(len, loads)))),
+    )
+
+    assert done.loaded == 10
+    assert states[:3] == [(True, 0)] * 3
+    assert states[-1][0] is False
+
+
+def test_what_was_hot_before_a_deploy_is_warmed_under_the_new_version(make_cache: MakeCache) -> None:
+    old, new = make_cache(), make_cache(warm_least=1.0)
+    for cache, version in ((old, 1), (new, 2)):
+
+        @cache.loader(fresh_for=300, version=version, tags=("product:{n}",))
+        def product(load: Load, n: int) -> int:
+            return n
+
+    for _ in range(5):
+        old._loaders["product"]
+        old.stored("product[7]")
+    reader = old._loaders["product"]
+    assert reader.signature.of_this_version("product@2[7]") == "product[7]"
+    old._ports.heat.count("product[7]", 5)
+    old.tell_heat()
+
+    assert new.warm()["product"].asked == 1
+    done = new.warm_up("product", ["product@2[7]"])
+    assert done.share == 1.0
+    assert new.invalidate("product:7").entries == 1
+    assert new.stored("product@2[7]") is None
+
+
+def test_an_invalidation_reaches_both_versions(make_cache: MakeCache) -> None:
+    caches = [make_cache(), make_cache()]
+    for version, cache in enumerate(caches, 1):
+
+        @cache.loader(fresh_for=300, version=version, tags=("product:{n}",))
+        def product(load: Load, n: int) -> int:
+            return n
+
+        assert product.get(7) == 7
+
+    assert caches[0].invalidate("product:7").entries == 2
+    assert caches[1].stored("product@2[7]") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_rate": 0.0}, ConfigError),
+        ({"max_rate": float("nan")}, ConfigError),
+        ({"at_once": 0}, ConfigError),
+        ({"until": 1.5}, ConfigError),
+    ],
+)
+def test_bounds_that_cannot_be_kept_are_refused(cache: Cache, options: Any, error: type[Exception]) -> None:
+    batched(cache)
+    with pytest.raises(error, match=next(iter(options))):
+        cache.warm_up("number", [], **options)
+
+
+def test_foreign_calls_are_refused_before_anything_is_loaded(cache: Cache) -> None:
+    _, loads = batched(cache)
+    with pytest.raises(UnknownLoader):
+        cache.warm_up("nobody", [])
+    with pytest.raises(CallError):
+        cache.warm_up("number", ["number[1]", "other[2]"])
+    assert loads == []
+    assert cache.warm_up("number", []).share == 1.0
