@@ -120,6 +120,11 @@ class Cache:
 
         return declare
 
+    @property
+    def loaders(self) -> Mapping[str, LoaderSpec]:
+        """The loaders that are declared here, by name; one that is not is an `UnknownLoader`."""
+        return self._loaders
+
     # -- invalidating
 
     def invalidate(
@@ -222,6 +227,14 @@ class Cache:
             OutboxUnavailable: the database does not answer, or has no outbox.
         """
         return self._watching.backlog(engine)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query on the database of the watched sessions, or of the loaders' own.
+
+        Raises:
+            ConfigError: there is no database to be had, or it refuses the query.
+        """
+        return self._watching.query(sql)
 
     @property
     def is_watching(self) -> bool:

@@ -96,6 +96,9 @@ class Declared(dict[str, LoaderSpec]):
         self[name] = spec
         return spec
 
+    def __missing__(self, loader: str) -> LoaderSpec:
+        return self.named(loader)
+
     def named(self, loader: str) -> LoaderSpec:
         """Return a loader by its name.
 

@@ -75,6 +75,8 @@ class Process:
             owner: the cache, by which a nested read knows its own.
             perform: loads what asks name; workers call it.
         """
+        self._owner = weakref.ref(owner)
+        self._celery = celery
         self._hook = hook
         self._background: ThreadPoolExecutor | None = None
         self._undeliverable_until = 0.0
@@ -184,6 +186,11 @@ class Process:
         self.watching.reset()
         self._sessions.reset_after_fork()
         self.workers.reset_after_fork()
+
+
+def cache_of(celery: Celery) -> object | None:
+    """Return the cache of this process that is bound to a Celery app."""
+    return next((process._owner() for process in list(_processes) if process._celery is celery), None)
 
 
 def _listener(

@@ -48,6 +48,7 @@ SYNC_ONLY = {
         "drain_until",
         "queues",
         "outbox_backlog",
+        "query",
         "call",
     },
     Loader: {"since"},

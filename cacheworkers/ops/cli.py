@@ -7,29 +7,26 @@ The app is a module and the name of its `Cache`; `CACHE_APP` in the environment 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import signal
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
-from rich.console import Console
-from rich.live import Live
+from click.shell_completion import get_completion_class
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.ops.stats import look, shown
+from cacheworkers.ops.exporter_command import exporter
+from cacheworkers.ops.show import Obj, as_json, as_text
+from cacheworkers.ops.stats import stats
+from cacheworkers.ops.warm import warm
+from cacheworkers.process import cache_of
 
-#: What each command gets: the cache, and how to show a result.
-_Obj = tuple[Cache, Callable[[Any], None]]
 #: More entries than this are not invalidated without a question.
 MANY = 1000
+#: Commands that need no cache.
+WITHOUT_CACHE = {"completion"}
 
 
 class _Group(click.Group):
@@ -59,25 +56,46 @@ def found(app: str) -> Cache:
     return cache
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--app", "-A", envvar="CACHE_APP", required=True, help="module:name of the Cache; or CACHE_APP is set.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def bound(celery: Any) -> Cache:
+    """Return the cache that is bound to a Celery app.
+
+    Raises:
+        click.ClickException: none is.
+    """
+    celery.loader.import_default_modules()  # the cache may be declared in a module of tasks
+    cache = cache_of(celery)
+    if not isinstance(cache, Cache):
+        raise click.ClickException(f"no Cache is bound to {celery!r}: import the module that makes it in the app's own")
+    return cache
+
+
+@click.group("cacheworkers", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--app", "-A", envvar="CACHE_APP", help="module:name of the Cache; or CACHE_APP is set.")
+@click.option("--json", "as_json_", is_flag=True, help="Print JSON instead of text.")
 @click.version_option(package_name="cacheworkers")
 @click.pass_context
-def main(context: click.Context, app: str, as_json: bool) -> None:
+def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     """Look into a cache, and steer it.
 
-    A CALL is a loader and its arguments as JSON: product[42], search["lamp",2].
+    A CALL is a loader and its arguments as JSON: product[42], search["lamp",2].  Within `celery -A shop cacheworkers`
+    the cache is the one that is bound to the Celery app.
     """
-    cache = found(app)
-    context.obj = (cache, _json if as_json else _text)
+    if context.invoked_subcommand in WITHOUT_CACHE:
+        return
+    if app is not None:
+        cache = found(app)
+    elif (celery := getattr(context.obj, "app", None)) is not None:
+        cache = bound(celery)
+    else:
+        raise click.UsageError("--app (-A) must be module:name of a Cache, or CACHE_APP be set")
+    context.obj = (cache, as_json if as_json_ else as_text)
     context.call_on_close(cache.close)
 
 
 @main.command()
 @click.argument("call")
 @click.pass_obj
-def explain(obj: _Obj, call: str) -> None:
+def explain(obj: Obj, call: str) -> None:
     """Say what a read of CALL would get now, and why."""
     cache, show = obj
     show(cache.explain(call))
@@ -86,7 +104,7 @@ def explain(obj: _Obj, call: str) -> None:
 @main.command()
 @click.argument("call")
 @click.pass_obj
-def get(obj: _Obj, call: str) -> None:
+def get(obj: Obj, call: str) -> None:
     """Print the stored value of CALL, as JSON; nothing is loaded.  Status 1 if there is none."""
     cache, _ = obj
     payload = cache.stored(call)
@@ -96,59 +114,10 @@ def get(obj: _Obj, call: str) -> None:
 
 
 @main.command()
-@click.option("--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between looks.")
-@click.option("--once", is_flag=True, help="Look once; so it is too where the output is no terminal.")
-@click.pass_obj
-def stats(obj: _Obj, every: float, once: bool) -> None:
-    """Show queues, the store, what is read most and the outbox, until Ctrl-C.
-
-    Status 1 if one of them does not answer in the last look.
-    """
-    cache, show = obj
-    console = Console()
-    if show is _json:
-        found = look(cache)
-        show(found)
-    elif once or not console.is_terminal:
-        found = look(cache)
-        console.print(shown(found))
-    else:
-        found = look(cache)
-        with contextlib.suppress(KeyboardInterrupt), Live(shown(found), console=console, screen=True) as live:
-            while True:
-                time.sleep(every)
-                found = look(cache)
-                live.update(shown(found))
-    if found.away:
-        raise click.exceptions.Exit(1)
-
-
-@main.command()
-@click.option("--port", default=9808, show_default=True, help="Where Prometheus asks: http://...:PORT/metrics.")
-@click.option("--address", default="127.0.0.1", show_default=True, help="0.0.0.0 shows them to other machines.")
-@click.pass_obj
-def exporter(obj: _Obj, port: int, address: str) -> None:
-    """Show queues, the store, heat and the outbox to Prometheus, until Ctrl-C.
-
-    With PROMETHEUS_MULTIPROC_DIR set, the metrics of all processes that share it are shown too.
-    """
-    try:
-        from cacheworkers.ops.exporter import serve_cache
-    except ImportError as error:
-        raise click.ClickException(f"the exporter needs cacheworkers[metrics]: {error}") from None
-    cache, _ = obj
-    stop = serve_cache(cache, port, address)
-    click.echo(f"metrics at http://{address}:{port}/metrics; Ctrl-C ends it", err=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
-    stop()
-
-
-@main.command()
 @click.argument("loader")
 @click.option("--most", default=20, show_default=True, help="How many.")
 @click.pass_obj
-def hot(obj: _Obj, loader: str, most: int) -> None:
+def hot(obj: Obj, loader: str, most: int) -> None:
     """List what is read most of LOADER, with its heat."""
     cache, show = obj
     show([{"call": call, "heat": heat} for call, heat in cache.hot(loader, most)])
@@ -158,7 +127,7 @@ def hot(obj: _Obj, loader: str, most: int) -> None:
 @click.argument("tag")
 @click.option("--most", default=100, show_default=True, help="How many calls to list.")
 @click.pass_obj
-def tag(obj: _Obj, tag: str, most: int) -> None:
+def tag(obj: Obj, tag: str, most: int) -> None:
     """List the calls whose entries have TAG."""
     cache, show = obj
     show([{"call": call} for call in cache.calls_of(tag, most)])
@@ -170,7 +139,7 @@ def tag(obj: _Obj, tag: str, most: int) -> None:
 @click.option("--dry-run", is_flag=True, help="Count only.")
 @click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY:,} entries.")
 @click.pass_obj
-def invalidate(obj: _Obj, tags: tuple[str, ...], mode: Any, dry_run: bool, yes: bool) -> None:
+def invalidate(obj: Obj, tags: tuple[str, ...], mode: Any, dry_run: bool, yes: bool) -> None:
     """Invalidate everything that has any of TAGS."""
     cache, show = obj
     counted = cache.invalidate(*tags, dry_run=True)
@@ -180,34 +149,8 @@ def invalidate(obj: _Obj, tags: tuple[str, ...], mode: Any, dry_run: bool, yes: 
 
 
 @main.command()
-@click.argument("loader")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--strict", is_flag=True, help="Stop at the first bad line.")
 @click.pass_obj
-def warm(obj: _Obj, loader: str, file: Path, strict: bool) -> None:
-    """Have workers load what FILE names, one JSON argument a line.  Status 1 if a line is bad."""
-    cache, show = obj
-    keys, bad = [], 0
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            key = msgspec.json.decode(line)
-            cache.call(loader, key)
-            keys.append(key)
-        except (msgspec.DecodeError, CacheworkersError) as error:
-            bad += 1
-            click.echo(f"{file}:{number}: {error}", err=True)
-            if strict:
-                raise click.ClickException(f"line {number} of {file} is bad, and --strict is given") from None
-    show(cache.warm_many(loader, keys))
-    if bad:
-        raise click.ClickException(f"{bad} lines were left out")
-
-
-@main.command()
-@click.pass_obj
-def sweep(obj: _Obj) -> None:
+def sweep(obj: Obj) -> None:
     """Drop what has expired from tag sets, and finish invalidations whose process died."""
     cache, show = obj
     show(cache.sweep())
@@ -215,7 +158,7 @@ def sweep(obj: _Obj) -> None:
 
 @main.command()
 @click.pass_obj
-def drain(obj: _Obj) -> None:
+def drain(obj: Obj) -> None:
     """Deliver what the outbox still holds."""
     cache, show = obj
     show({"rows": cache.drain()})
@@ -226,7 +169,7 @@ def drain(obj: _Obj) -> None:
 @click.option("--grace", default=1.0, show_default=True, help="Seconds until a difference is looked at again.")
 @click.option("--rate", default=100.0, show_default=True, help="Most loads a second.")
 @click.pass_obj
-def inspect(obj: _Obj, sample: int, grace: float, rate: float) -> None:
+def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
     """Compare live entries with what their loaders return now.  Status 2 if any differs."""
     cache, show = obj
     result = cache.inspect(sample, grace=grace, rate=rate)
@@ -235,32 +178,20 @@ def inspect(obj: _Obj, sample: int, grace: float, rate: float) -> None:
         raise click.exceptions.Exit(2)
 
 
-def _json(value: Any) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what completes commands and loaders in SHELL.
+
+    \b
+    bash:  eval "$(cacheworkers completion bash)"
+    fish:  cacheworkers completion fish | source
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "cacheworkers", "_CACHEWORKERS_COMPLETE").source())
 
 
-def _text(value: Any) -> None:
-    """Print a record as name and value a line, a list of records as columns."""
-    plain = msgspec.to_builtins(value)
-    if isinstance(plain, list):
-        rows = [[_shown(cell) for cell in row.values()] for row in plain]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return
-    width = max(map(len, plain), default=0)
-    for name, each in plain.items():
-        if isinstance(each, list | tuple):
-            click.echo(f"{name.ljust(width)}  {len(each)}")
-            for one in each:
-                click.echo(" " * width + "  " + (", ".join(f"{k}: {_shown(v)}" for k, v in one.items())))
-        else:
-            click.echo(f"{name.ljust(width)}  {_shown(each)}")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.3f}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_shown(each)}" for name, each in value.items()) or "-"
-    return "-" if value is None else str(value)
+for command in (stats, exporter, warm):
+    main.add_command(command)

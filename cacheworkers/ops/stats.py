@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
+import click
 import msgspec
-from rich.console import Group
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.stats import LoaderStats, StoreStats
+from cacheworkers.ops.show import Obj, as_json
 from cacheworkers.workers import QueueState
 
 
@@ -100,3 +105,31 @@ def _size(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
         count /= 1000
     return f"{count:,.2f} GB"
+
+
+@click.command()
+@click.option("--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="Look once; so it is too where the output is no terminal.")
+@click.pass_obj
+def stats(obj: Obj, every: float, once: bool) -> None:
+    """Show queues, the store, what is read most and the outbox, until Ctrl-C.
+
+    Status 1 if one of them does not answer in the last look.
+    """
+    cache, show = obj
+    console = Console()
+    if show is as_json:
+        found = look(cache)
+        show(found)
+    elif once or not console.is_terminal:
+        found = look(cache)
+        console.print(shown(found))
+    else:
+        found = look(cache)
+        with contextlib.suppress(KeyboardInterrupt), Live(shown(found), console=console, screen=True) as live:
+            while True:
+                time.sleep(every)
+                found = look(cache)
+                live.update(shown(found))
+    if found.away:
+        raise click.exceptions.Exit(1)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cacheworkers.errors import ConfigError, OutboxUnavailable
@@ -86,6 +87,14 @@ class Watching:
                 return self.outbox.backlog(connection)
         except SQLAlchemyError as error:
             raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be read: {error}") from error
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return a query's rows; see `Cache.query`."""
+        try:
+            with self._known(None, "query").connect() as connection:
+                return [tuple(row) for row in connection.execute(text(sql))]
+        except SQLAlchemyError as error:
+            raise ConfigError(f"the query {sql!r} failed: {error}") from error
 
     def drain_if_watching(self) -> None:
         """Drain, where there is a database to drain."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.up import free_port
 from cacheworkers.testing import Valkey
 
 MODULE = """
@@ -81,12 +85,116 @@ def test_it_warms_from_a_file_and_names_bad_lines(cli: Run, tmp_path: Path) -> N
     file = tmp_path / "numbers.txt"
     file.write_text('1\n2\n"x"\n2\n\n{\n')
 
-    done = cli("--json", "warm", "number", str(file))
+    strict = cli("warm", "number", "--file", str(file), "--strict")
+    assert strict.returncode == 1 and "nothing was loaded" in strict.stderr
+    done = cli("--json", "warm", "number", "--file", str(file))
 
     assert done.returncode == 1
     assert f"{file}:3:" in done.stderr and f"{file}:6:" in done.stderr
-    assert json.loads(done.stdout)["looked"] == 2
-    assert cli("warm", "number", str(file), "--strict").returncode == 1
+    found = json.loads(done.stdout)
+    assert (found["calls"], found["loaded"], found["bad"], found["duplicates"]) == (2, 2, 2, 1)
+    again = json.loads(cli("--json", "warm", "number", "--file", "-", text="1\n2\nnumber[3]\n").stdout)
+    assert (again["fresh"], again["loaded"]) == (2, 1)
+
+
+def test_it_warms_what_was_hot_and_gates_a_deploy(cli: Run, warm: None) -> None:
+    cli("invalidate", "all", "--yes")
+
+    found = parsed(cli("--json", "warm", "number", "--hot", "50", "--until", "90%", "--max-rate", "1000"))
+
+    assert found["calls"] == 50
+    assert 0.9 <= found["share"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("number",), "give one source"),
+        (("number", "1", "--hot", "3"), "give one source"),
+        (("nobody", "1"), "declared are number"),
+        (("number", "1", "--until", "120%"), "share from 0% to 100%"),
+        (("number", "1", "--max-rate", "-1"), "max_rate must be more than 0"),
+        (("number", "--file", "nowhere.txt"), "nowhere.txt cannot be read"),
+        (("number", "--sql", "SELECT 1"), "no session that this cache watches"),
+        (("number", "x"), "key 1:"),
+    ],
+)
+def test_a_warm_up_that_cannot_be_says_why(cli: Run, words: tuple[str, ...], message: str) -> None:
+    done = cli("warm", *words)
+
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_stats_tell_what_is_there(cli: Run, warm: None) -> None:
+    found = parsed(cli("--json", "stats"))
+
+    assert found["store"]["keys"] >= 1001
+    assert found["loaders"][0]["loader"] == "number"
+    assert found["away"] == {}
+    assert "number" in cli("stats").stdout, "no terminal: one look"
+
+
+def test_stats_name_who_is_away(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEWORKERS_REDIS_URL", f"redis://127.0.0.1:{free_port(20000)}/0")
+
+    done = cli("--json", "stats")
+
+    assert done.returncode == 1
+    assert "store" in json.loads(done.stdout)["away"]
+
+
+def test_stats_go_on_on_a_terminal_until_told_to_end(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
+    """On a real pseudo-terminal: it shows the table, again and again, and Ctrl-C ends it well."""
+    ours, theirs = pty.openpty()
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--every", "0.1"]
+    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "xterm"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while shown.count(b"commands/s") < 2:
+        shown += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    os.close(ours)
+
+
+def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
+    cli: Run, tmp_path: Path, valkey: Valkey
+) -> None:
+    port = free_port(9900)
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "exporter", "--port", str(port)]
+    env = {**os.environ, "REDIS_URL": valkey.url}
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert str(port) in process.stderr.readline().decode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        assert b'cacheworkers_answers{server="store"} 1.0' in answer.read()
+
+    second = cli("exporter", "--port", str(port))
+
+    assert second.returncode == 1 and "another exporter may be there" in second.stderr
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    process.stderr.close()
+
+
+def test_it_completes_and_is_a_command_of_celery_too(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    assert "_CACHEWORKERS_COMPLETE" in cli("completion", "bash", app="nowhere").stdout
+    (tmp_path / "celeryshop.py").write_text(
+        "import os\nfrom celery import Celery\nfrom cacheworkers import Cache, Config, Load\n"
+        "app = Celery('celeryshop', broker=os.environ['REDIS_URL'])\n"
+        "cache = Cache(Config.from_env(namespace='celeryshop', store_timeout=5.0), celery=app)\n"
+        "@cache.loader()\ndef thing(load: Load, n: int) -> int:\n    return n\n"
+    )
+    env = {**os.environ, "REDIS_URL": valkey.url, "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-m", "celery", "-A", "celeryshop", "cacheworkers", "--json", "explain", "thing[1]"]
+
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["call"] == "thing[1]"
 
 
 def test_it_inspects_and_sweeps(cli: Run, warm: None) -> None:

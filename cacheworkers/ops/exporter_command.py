@@ -1,0 +1,31 @@
+"""`cacheworkers exporter`: shows to Prometheus what no process of the application knows."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import click
+
+from cacheworkers.ops.show import Obj
+
+
+@click.command()
+@click.option("--port", default=9808, show_default=True, help="Where Prometheus asks: http://...:PORT/metrics.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="0.0.0.0 shows them to other machines.")
+@click.pass_obj
+def exporter(obj: Obj, port: int, address: str) -> None:
+    """Show queues, the store, heat and the outbox to Prometheus, until Ctrl-C.
+
+    With PROMETHEUS_MULTIPROC_DIR set, the metrics of all processes that share it are shown too.
+    """
+    try:
+        from cacheworkers.ops.exporter import serve_cache
+    except ImportError as error:
+        raise click.ClickException(f"the exporter needs cacheworkers[metrics]: {error}") from None
+    cache, _ = obj
+    stop = serve_cache(cache, port, address)
+    click.echo(f"metrics at http://{address}:{port}/metrics; Ctrl-C ends it", err=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+    stop()

@@ -1,0 +1,68 @@
+"""Show: a result as JSON, or as columns; as a table on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from cacheworkers.cache import Cache
+
+Show = Callable[[Any], None]
+#: What each command gets: the cache, and how to show a result.
+Obj = tuple[Cache, Show]
+
+
+def as_json(value: Any) -> None:
+    """Print a result as JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def as_text(value: Any) -> None:
+    """Print a record as name and value a line, a list of records as columns."""
+    plain = msgspec.to_builtins(value)
+    if isinstance(plain, list):
+        _columns(plain)
+    else:
+        _record(plain)
+
+
+def _record(plain: dict[str, Any]) -> None:
+    width = max(map(len, plain), default=0)
+    for name, each in plain.items():
+        if isinstance(each, list | tuple):
+            click.echo(f"{name.ljust(width)}  {len(each)}")
+            for one in each:
+                click.echo(" " * width + "  " + _cell(one))
+        else:
+            click.echo(f"{name.ljust(width)}  {_cell(each)}")
+
+
+def _columns(plain: list[dict[str, Any]]) -> None:
+    if not plain:
+        return
+    rows = [[_cell(cell) for cell in row.values()] for row in plain]
+    console = Console()
+    if console.is_terminal:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name, cell in plain[0].items():
+            table.add_column(name, justify="right" if isinstance(cell, int | float) else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table, markup=False)
+        return
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_cell(each)}" for name, each in value.items()) or "-"
+    return "-" if value is None else str(value)

@@ -1,0 +1,197 @@
+"""`cacheworkers warm`: calls from a list, a file, a query or what was hot before; a bar; a gate for deploys."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cacheworkers.cache import Cache
+from cacheworkers.core.calls import Signature
+from cacheworkers.errors import CacheworkersError
+from cacheworkers.flows.warm_up import WarmUp
+from cacheworkers.ops.show import Obj
+
+#: Where a row comes from, for messages, and what it says: arguments, or text that still has to be read.
+Row = tuple[str, Any]
+
+
+class Share(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+    """A share such as `95%` or `0.95`."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        """Return it as a number from 0 to 1."""
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"must be a share from 0% to 100%, got {value!r}", param, context)
+        return share
+
+
+class Warmed(msgspec.Struct, frozen=True):
+    """What a run did, for scripts.
+
+    Attributes:
+        calls: different ones that were to be warm.
+        fresh, loaded, failed: what became of them.
+        bad: rows that are no call of the loader.
+        duplicates: rows that name a call again.
+        share: of the calls that are fresh now.
+        failures: some of those that failed.
+    """
+
+    calls: int
+    fresh: int
+    loaded: int
+    failed: int
+    bad: int
+    duplicates: int
+    share: float
+    failures: list[str]
+
+
+@click.command()
+@click.argument("loader")
+@click.argument("keys", nargs=-1)
+@click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Rows of a file; - is the input.")
+@click.option("--sql", help="Rows of a query, on the database of the watched sessions.")
+@click.option("--hot", type=click.IntRange(min=1), help="So many of the calls that were hot lately.")
+@click.option("--max-rate", type=float, metavar="PER_SECOND", help="Most calls a second.")
+@click.option("--at-once", type=int, help="Most calls under way.  [default: four batches]")
+@click.option("--until", type=Share(), default=1.0, help="Enough is warm at this share: 95%.  [default: 100%]")
+@click.option("--strict", is_flag=True, help="Stop at the first bad row, before anything is loaded.")
+@click.pass_obj
+def warm(
+    obj: Obj,
+    loader: str,
+    keys: tuple[str, ...],
+    file: Path | None,
+    sql: str | None,
+    hot: int | None,
+    max_rate: float | None,
+    at_once: int | None,
+    until: float,
+    strict: bool,
+) -> None:
+    """Have workers load calls of LOADER, and wait until they are there.
+
+    A row is one call: its argument as JSON, 42; an array of all of them where the loader takes several, ["lamp",2]; or
+    the call itself, product[42].  Bad rows are named and left out.  What is fresh is passed over, so that a run that
+    was killed goes on where it was.
+
+    \b
+    cacheworkers warm product 1 2 3
+    cacheworkers warm product --file ids.txt --max-rate 500
+    cacheworkers warm product --sql 'SELECT id FROM product WHERE on_sale'
+    cacheworkers warm product --hot 1000 --until 95% && deploy
+
+    Status 0 if so large a share is fresh, 1 if not, or if a row was bad.
+    """
+    cache, show = obj
+    if sum(source is not None for source in (file, sql, hot)) + bool(keys) != 1:
+        raise click.UsageError("give one source: KEYS, --file, --sql or --hot")
+    rows = _rows(cache, loader, keys, file, sql, hot)
+    calls, bad, duplicates = _read(cache, loader, rows, strict)
+    console = Console(stderr=True)
+    with _bar(console) as progress:
+        task = progress.add_task(loader, total=len(calls), says="")
+        options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
+        done = cache.warm_up(
+            loader, calls, at_once=at_once, until=until, progress=lambda state: _move(progress, task, state), **options
+        )
+    share = done.share
+    show(Warmed(done.calls, done.fresh, done.loaded, done.failed, bad, duplicates, share, done.failures))
+    if share < until or bad:
+        raise click.exceptions.Exit(1)
+
+
+def _rows(
+    cache: Cache, loader: str, keys: Iterable[str], file: Path | None, sql: str | None, hot: int | None
+) -> Iterable[Row]:
+    if file is not None:
+        return _lines(file)
+    if sql is not None:
+        return ((f"row {number}", list(row)) for number, row in enumerate(cache.query(sql), 1))
+    if hot is not None:
+        adopt = cache.loaders[loader].signature.of_this_version
+        return (("heat", adopt(call) or call) for call, _ in cache.hot(loader, hot))
+    return ((f"key {number}", key) for number, key in enumerate(keys, 1))
+
+
+def _lines(file: Path) -> Iterator[Row]:
+    if str(file) == "-":
+        yield from ((f"line {number}", line) for number, line in enumerate(sys.stdin, 1) if line.strip())
+        return
+    try:
+        with file.open() as lines:
+            yield from ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"{file} cannot be read: {error}") from None
+
+
+def _read(cache: Cache, loader: str, rows: Iterable[Row], strict: bool) -> tuple[list[str], int, int]:
+    """Return the calls that rows name, how many rows name none, and how many name one again."""
+    signature = cache.loaders[loader].signature
+    calls: dict[str, None] = {}
+    bad = duplicates = 0
+    for where, row in rows:
+        try:
+            call = _call(signature, row)
+        except (msgspec.DecodeError, CacheworkersError) as error:
+            bad += 1
+            click.echo(f"{where}: {error}", err=True)
+            if strict:
+                raise click.ClickException(f"{where} is bad, and --strict is given; nothing was loaded") from None
+            continue
+        duplicates += call in calls
+        calls[call] = None
+    return list(calls), bad, duplicates
+
+
+def _call(signature: Signature, row: Any) -> str:
+    """Return the text of the call that a row names.
+
+    Raises:
+        CallError, msgspec.DecodeError: it names none.
+    """
+    if not isinstance(row, str):
+        return signature.bind(tuple(row), {}).text
+    text = row.strip()
+    if text.startswith((f"{signature.name}[", f"{signature.name}@")):
+        return signature.parse(text).text
+    value = msgspec.json.decode(text)
+    takes_several = len(signature.parameters) != 1
+    return signature.bind(tuple(value) if takes_several and isinstance(value, list) else (value,), {}).text
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[says]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _move(progress: Progress, task: Any, state: WarmUp) -> None:
+    says = f"{state.fresh:,} fresh, {state.window:,} at once"
+    if state.failed:
+        says += f", [red]{state.failed:,} failed[/]"
+    if state.is_waiting:
+        says += ", waiting for readers' misses"
+    progress.update(task, completed=state.done + state.failed, says=says)
