@@ -34,4 +34,5 @@ class Responder:
             tags = request.headers.get("If-None-Match")
             if_none_match = None if tags is None else tags.encode("latin-1")
             status, headers, body = answer(read, self._policy, method=method, path=path, if_none_match=if_none_match)
-        return Response(body, status, [(name.decode(), value.decode()) for name, value in headers])
+        # A list: given bytes, Werkzeug would count them anew, and HEAD's Content-Length would be 0.
+        return Response([body], status, [(name.decode(), value.decode()) for name, value in headers])
