@@ -11,10 +11,11 @@ import msgspec
 
 from app import shop
 from cacheworkers.web import UNAVAILABLE, Answer, HttpPolicy, refusal
-from cacheworkers.web.asgi import answer_to, send_answer
+from cacheworkers.web.asgi import Responder, send_answer
 
 #: Everybody sees the same products; each reuse is revalidated, so that a new price shows at once behind proxies too.
 POLICY = HttpPolicy(is_public=True, none_is_404=True)
+respond = Responder(POLICY)
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 _READS = ("GET", "HEAD")
@@ -58,7 +59,7 @@ async def _answer(method: str, path: str, scope: dict[str, Any], receive: Receiv
     match path.split("/")[1:]:
         case ["products", number]:
             _only(_READS, method)
-            return await answer_to(scope, POLICY, shop.product.aread_json, _number("product id", number))
+            return await respond(scope, shop.product.aread_json, _number("product id", number))
         case ["products", number, "price"]:
             _only(("PUT",), method)
             return _json(await _put_price(_number("product id", number), receive))
@@ -66,10 +67,10 @@ async def _answer(method: str, path: str, scope: dict[str, Any], receive: Receiv
             _only(_READS, method)
             category = _number("category id", number)
             page = _number("page", parse_qs(scope["query_string"].decode()).get("page", ["1"])[-1])
-            return await answer_to(scope, POLICY, shop.category_page.aread_json, category, page)
+            return await respond(scope, shop.category_page.aread_json, category, page)
         case ["deals"]:
             _only(_READS, method)
-            return await answer_to(scope, POLICY, shop.deals.aread_json)
+            return await respond(scope, shop.deals.aread_json)
         case ["uncached", "products", number]:
             _only(_READS, method)
             return _found(await asyncio.to_thread(shop.uncached_product, _number("product id", number)), path)

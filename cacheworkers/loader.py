@@ -278,42 +278,35 @@ class _Face(Generic[T]):
             return self._read_slot(slot)
         return await self._athrough_store(call, arguments, self._codec.decode)
 
-    def _json_hit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot | None:
-        """Return the L1 slot of raw positional arguments, if it may answer now."""
+    def _json_hit(self, args: tuple[Any, ...]) -> Read | None:
+        """Return what L1 has for raw positional arguments, if it may answer now."""
         try:
-            slot = None if kwargs else self._index.get(args)
+            slot = self._index.get(args)
         except TypeError:  # unhashable arguments have no place in the index
             return None
-        if slot is None:
-            return None
-        now = monotonic()
-        if now < slot.until and now - self._gate.heard_at < self._l1_for:
-            slot.reads += 1
-            return slot
+        if slot is not None:
+            now = monotonic()
+            if now < slot.until and now - self._gate.heard_at < self._l1_for:
+                slot.reads += 1
+                return self._json_slot(slot)
         return None
 
     def _json_slot(self, slot: Slot) -> Read:
         entry: Entry = slot.entry
         now = self._ports.clock.now()
-        return Read.of(now, entry, slot.payload, _served(entry, now), "l1", 0.0)
+        age = now - entry.created
+        freshness = Freshness.FRESH if now < entry.fresh_until else Freshness.STALE
+        return Read(slot.payload, freshness, "l1", age if age > 0 else 0.0, entry.seq, 0.0, entry)
 
     def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
-        slot = self._json_hit(args, kwargs)
-        if slot is None:
-            call, arguments = self._bound(args, kwargs)
-            slot = self._slot(call)
-            if slot is None:
-                return self._through_store(call, arguments, _as_is)
-        return self._json_slot(slot)
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        return self._json_slot(slot) if slot else self._through_store(call, arguments, _as_is)
 
     async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
-        slot = self._json_hit(args, kwargs)
-        if slot is None:
-            call, arguments = self._bound(args, kwargs)
-            slot = self._slot(call)
-            if slot is None:
-                return await self._athrough_store(call, arguments, _as_is)
-        return self._json_slot(slot)
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, _as_is)
 
     def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
@@ -424,11 +417,11 @@ class Loader(_Face[T], Generic[P, T]):
 
     def read_json(self, *args: P.args, **kwargs: P.kwargs) -> Read:
         """Return what `read` does, with the value's JSON, never decoded, for a value; raises as `get` does."""
-        return self._read_json(args, kwargs)
+        return (None if kwargs else self._json_hit(args)) or self._read_json(args, kwargs)
 
     async def aread_json(self, *args: P.args, **kwargs: P.kwargs) -> Read:
         """Return what `aread` does, with the value's JSON for a value; see `read_json`."""
-        return await self._aread_json(args, kwargs)
+        return (None if kwargs else self._json_hit(args)) or await self._aread_json(args, kwargs)
 
     def get_many(self, keys: Iterable[Any]) -> dict[Any, T]:
         """Return key -> value of a loader with one argument, in the keys' order, duplicates once.
@@ -543,11 +536,11 @@ class BatchLoader(_Face[V], Generic[K, V]):
 
     def read_json(self, key: K) -> Read:
         """Return what `read` does, with one key's JSON, never decoded, for a value."""
-        return self._read_json((key,), {})
+        return self._json_hit((key,)) or self._read_json((key,), {})
 
     async def aread_json(self, key: K) -> Read:
         """Return what `aread` does, with one key's JSON for a value; see `read_json`."""
-        return await self._aread_json((key,), {})
+        return self._json_hit((key,)) or await self._aread_json((key,), {})
 
     def get_many(self, keys: Iterable[K]) -> dict[K, V]:
         """Return key -> value, in the keys' order, duplicates once: one round trip for hits, one task for misses.

@@ -8,7 +8,8 @@ from typing import ParamSpec
 from flask import Response, request
 
 from cacheworkers.core.read import Read
-from cacheworkers.web.http import UNAVAILABLE, HttpPolicy, answer, refusal
+from cacheworkers.web.http import UNAVAILABLE, HttpPolicy, refusal
+from cacheworkers.web.recent import Recent
 
 P = ParamSpec("P")
 
@@ -17,7 +18,7 @@ class Responder:
     """Answers requests by a policy: `return respond(product.read_json, product_id)`, inside a view of GET."""
 
     def __init__(self, policy: HttpPolicy | None = None) -> None:
-        self._policy = policy or HttpPolicy()
+        self._recent = Recent(policy or HttpPolicy())
 
     def __call__(self, read_json: Callable[P, Read], *args: P.args, **kwargs: P.kwargs) -> Response:
         """Return the response that a loader's `read_json` makes for these arguments; 503 if it finds no value.
@@ -29,10 +30,10 @@ class Responder:
         try:
             read = read_json(*args, **kwargs)
         except UNAVAILABLE as error:
-            status, headers, body = refusal(error, self._policy, method=method, path=path)
+            made = refusal(error, self._recent.policy, method=method, path=path)
         else:
             tags = request.headers.get("If-None-Match")
             if_none_match = None if tags is None else tags.encode("latin-1")
-            status, headers, body = answer(read, self._policy, method=method, path=path, if_none_match=if_none_match)
+            made = self._recent.answer(read, method=method, path=path, if_none_match=if_none_match)
         # A list: given bytes, Werkzeug would count them anew, and HEAD's Content-Length would be 0.
-        return Response([body], status, [(name.decode(), value.decode()) for name, value in headers])
+        return Response([made.body], made.status, [(name.decode(), value.decode()) for name, value in made.headers])

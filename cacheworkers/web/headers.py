@@ -51,10 +51,9 @@ def cache_control(read: Read, *, is_public: bool, max_age: float | None, max_sta
     whose = b"public" if is_public else b"private"
     if max_age is None:
         return b"%s, no-cache" % whose
-    now = entry.created + read.age
-    stale_from = max(now, entry.fresh_until)
-    left = int(min(stale_from - now, max_age))
-    value = b"%s, max-age=%d" % (whose, int(read.age) + left)
+    left = max(0.0, entry.fresh_until - entry.created - read.age)
+    value = b"%s, max-age=%d" % (whose, int(read.age) + int(min(left, max_age)))
+    stale_from = max(entry.created + read.age, entry.fresh_until)
     while_revalidate = int(min(entry.stale_until - stale_from, max_stale))
     if while_revalidate > 0:
         value += b", stale-while-revalidate=%d" % while_revalidate

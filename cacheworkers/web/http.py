@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 
@@ -56,7 +55,7 @@ class HttpPolicy:
         duration("retry_after", self.retry_after, positive=True)
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """An HTTP response, as ASGI has it: header names in lower case."""
 
     status: int

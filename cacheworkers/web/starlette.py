@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cacheworkers.core.read import Read
-from cacheworkers.web.asgi import answer_to
+from cacheworkers.web import asgi
 from cacheworkers.web.http import HttpPolicy
 
 P = ParamSpec("P")
@@ -22,7 +22,7 @@ class Responder:
     """
 
     def __init__(self, policy: HttpPolicy | None = None) -> None:
-        self._policy = policy or HttpPolicy()
+        self._respond = asgi.Responder(policy)
 
     async def __call__(
         self, request: Request, aread_json: Callable[P, Awaitable[Read]], *args: P.args, **kwargs: P.kwargs
@@ -32,7 +32,7 @@ class Responder:
         Raises:
             CallError: the arguments do not fit the loader.
         """
-        status, headers, body = await answer_to(request.scope, self._policy, aread_json, *args, **kwargs)
-        response = Response(body, status)
-        response.raw_headers = headers
+        answer = await self._respond(request.scope, aread_json, *args, **kwargs)
+        response = Response(answer.body, answer.status)
+        response.raw_headers = answer.headers
         return response

@@ -15,6 +15,7 @@ from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import digest_of
 from cacheworkers.web import HttpPolicy, answer
 from cacheworkers.web.headers import matches
+from cacheworkers.web.recent import Recent
 
 SPANS = st.floats(0, 1e6)
 CAPS = st.one_of(st.just(math.inf), st.floats(0, 1e6))
@@ -106,6 +107,26 @@ def test_cache_status_can_be_read_and_is_of_one_mind(read: Read) -> None:
     assert isinstance(told["ttl"], int)
     assert (told["ttl"] >= 0) == (read.freshness is Freshness.FRESH) or told["ttl"] == 0
     assert (told.get("fwd") == "stale") == (read.freshness is Freshness.LAPSED)
+
+
+@given(reads(), st.lists(st.floats(0, 3), max_size=6), CAPS, st.sampled_from(["GET", "HEAD"]))
+def test_recent_answers_are_what_they_would_be_if_made_anew(
+    read: Read, later: list[float], max_age: float, method: str
+) -> None:
+    """However close reads of one entry are, each answer tells the seconds of its own read."""
+    policy = HttpPolicy(max_age=max_age, surrogate_keys=True)
+    recent = Recent(policy)
+    entry = read.entry
+    assert entry is not None
+
+    for after in [0.0, *later]:
+        now = entry.created + read.age + after
+        freshness = entry.freshness(now)
+        served = Freshness.LAPSED if freshness is Freshness.MISSING else freshness
+        found = Read.of(now, entry, read.value, served, "l1", 0.0)
+        made = recent.answer(found, method=method, path="/", if_none_match=None)
+
+        assert made == answer(found, policy, method=method, path="/")
 
 
 @given(st.lists(TAGS, max_size=6))

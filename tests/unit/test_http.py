@@ -12,6 +12,7 @@ from cacheworkers import ConfigError, Freshness, KeyMissing, LoadError, LoadTime
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import digest_of
 from cacheworkers.web import Answer, HttpPolicy, answer, refusal
+from cacheworkers.web import recent as recents
 
 PAYLOAD = b'{"id":42,"amount":1900}'
 
@@ -219,6 +220,38 @@ def test_a_key_left_out_is_a_404_if_so_wanted(kind: type[LoadError]) -> None:
 
     assert made.status == 404
     assert "retry-after" not in shown(made)
+
+
+def test_a_hot_entry_is_answered_by_the_same_answer_for_a_second() -> None:
+    """Made once while no number in it changes; not for another entry, another path's 404, or a request with a tag."""
+    policy = HttpPolicy(none_is_404=True)
+    recent = recents.Recent(policy)
+    asked: dict[str, Any] = {"method": "GET", "path": "/a", "if_none_match": None}
+    first, second = entry(), entry(payload=b"{}", digest=digest_of(b"{}"))
+    nothing = entry(payload=b"null", digest=digest_of(b"null"), is_negative=True)
+
+    def ask(found: Entry, now: float, **changes: Any) -> Answer:
+        made = Read.of(now, found, found.payload, Freshness.FRESH, "l1", 0.0)
+        return recent.answer(made, **{**asked, **changes})
+
+    assert ask(first, 1100.1) is ask(first, 1100.9)
+    assert ask(first, 1101.1) is not ask(first, 1100.9)
+    assert ask(second, 1100.5).body == b"{}"
+    assert ask(first, 1100.5, if_none_match=b"*").status == 304
+    assert ask(first, 1100.5, method="HEAD").body == b""
+    assert b"/a" in ask(nothing, 1100.5).body and b"/b" in ask(nothing, 1100.5, path="/b").body
+
+
+def test_recent_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for a moment must not grow with the number of entries."""
+    monkeypatch.setattr(recents, "_MOST", 10)
+    recent = recents.Recent(HttpPolicy())
+
+    for number in range(100):
+        found = Read.of(1100.0, entry(call=f"product[{number}]"), PAYLOAD, Freshness.FRESH, "l1", 0.0)
+        recent.answer(found, method="GET", path="/", if_none_match=None)
+
+        assert len(recent._kept) <= 10
 
 
 def test_a_decoded_value_makes_no_answer() -> None:
