@@ -10,21 +10,25 @@ from urllib.parse import parse_qs
 import msgspec
 
 from app import shop
-from cacheworkers import CacheworkersError, LoadError, ReadError
+from cacheworkers.web import UNAVAILABLE, Answer, HttpPolicy, refusal
+from cacheworkers.web.asgi import Responder, send_answer
 
+#: Everybody sees the same products; each reuse is revalidated, so that a new price shows at once behind proxies too.
+POLICY = HttpPolicy(is_public=True, none_is_404=True)
+respond = Responder(POLICY)
+Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-_JSON = [(b"content-type", b"application/json")]
-_PROBLEM = [(b"content-type", b"application/problem+json")]
+_READS = ("GET", "HEAD")
 _MOST = 2**31 - 1
 
 
 class Problem(Exception):
     """An error as RFC 9457 tells it."""
 
-    def __init__(self, status: int, title: str, detail: str) -> None:
+    def __init__(self, status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(detail)
-        self.status = status
-        self.body = msgspec.json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
+        body = msgspec.json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
+        self.answer = _whole(status, b"application/problem+json", body, *headers)
 
 
 class NewPrice(msgspec.Struct, forbid_unknown_fields=True):
@@ -33,7 +37,7 @@ class NewPrice(msgspec.Struct, forbid_unknown_fields=True):
     amount: int
 
 
-async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], send: Send) -> None:
+async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """Answer one request."""
     if scope["type"] == "lifespan":
         while (await receive())["type"] != "lifespan.shutdown":
@@ -42,81 +46,86 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, A
         return
     if scope["type"] != "http":
         return
-    headers = _JSON
-    status = 200
     try:
-        body = await _answer(scope["method"], scope["path"], scope, receive)
+        answer = await _answer(scope["method"], scope["path"], scope, receive)
     except Problem as problem:
-        status, body, headers = problem.status, problem.body, _PROBLEM
-    except (ReadError, CacheworkersError) as error:
-        title = "Load failed" if isinstance(error, LoadError) else "Not available now"
-        status, body = 503, Problem(503, title, str(error)).body
-        headers = [*_PROBLEM, (b"retry-after", b"1")]
-    head = [*headers, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+        answer = problem.answer
+    except UNAVAILABLE as error:  # a price that could not be set; what reads raise is answered with their policy
+        answer = refusal(error, POLICY)
+    await send_answer(send, answer)
 
 
-async def _answer(method: str, path: str, scope: dict[str, Any], receive: Any) -> bytes:
+async def _answer(method: str, path: str, scope: dict[str, Any], receive: Receive) -> Answer:
     match path.split("/")[1:]:
         case ["products", number]:
-            _only("GET", method)
-            return _found(await shop.product.aget_json(_number("product id", number)), path)
+            _only(_READS, method)
+            return await respond(scope, shop.product.aread_json, _number("product id", number))
         case ["products", number, "price"]:
-            _only("PUT", method)
-            return await _put_price(_number("product id", number), receive)
+            _only(("PUT",), method)
+            return _json(await _put_price(_number("product id", number), receive))
         case ["categories", number]:
-            _only("GET", method)
-            page = parse_qs(scope["query_string"].decode()).get("page", ["1"])[-1]
-            return _found(
-                await shop.category_page.aget_json(_number("category id", number), _number("page", page)), path
-            )
+            _only(_READS, method)
+            category = _number("category id", number)
+            page = _number("page", parse_qs(scope["query_string"].decode()).get("page", ["1"])[-1])
+            return await respond(scope, shop.category_page.aread_json, category, page)
         case ["deals"]:
-            _only("GET", method)
-            payload: bytes = await shop.deals.aget_json()
-            return payload
+            _only(_READS, method)
+            return await respond(scope, shop.deals.aread_json)
         case ["uncached", "products", number]:
-            _only("GET", method)
+            _only(_READS, method)
             return _found(await asyncio.to_thread(shop.uncached_product, _number("product id", number)), path)
         case ["health"]:
-            _only("GET", method)
+            _only(_READS, method)
             is_up = await asyncio.to_thread(shop.is_database_up)
-            return msgspec.json.encode({"database": is_up})
-    raise Problem(404, "Not found", f"there is nothing at {path}")
+            return _json(msgspec.json.encode({"database": is_up}))
+    raise Problem(404, "Not Found", f"there is nothing at {path}")
 
 
-async def _put_price(product_id: int, receive: Any) -> bytes:
+async def _put_price(product_id: int, receive: Receive) -> bytes:
     body, more = b"", True
     while more:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > 1000:
-            raise Problem(413, "Too large", "the body has at most 1000 bytes")
+            raise Problem(413, "Content Too Large", "the body has at most 1000 bytes")
     try:
         new = msgspec.json.decode(body, type=NewPrice)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise Problem(422, "Unprocessable", f'the body must be {{"amount": cents}}: {error}') from None
+        raise Problem(422, "Unprocessable Content", f'the body must be {{"amount": cents}}: {error}') from None
     if not 0 < new.amount <= 10**11:
-        raise Problem(422, "Unprocessable", f"amount must be 1 to 10^11 cents, got {new.amount}")
+        raise Problem(422, "Unprocessable Content", f"amount must be 1 to 10^11 cents, got {new.amount}")
     done = await asyncio.to_thread(shop.set_price, product_id, new.amount)
     if not done:
-        raise Problem(404, "Not found", f"there is no product {product_id}")
+        raise Problem(404, "Not Found", f"there is no product {product_id}")
     return msgspec.json.encode({"id": product_id, "amount": new.amount})
 
 
-def _only(allowed: str, method: str) -> None:
-    if method != allowed:
-        raise Problem(405, "Method not allowed", f"the method here is {allowed}, got {method}")
+def _only(allowed: tuple[str, ...], method: str) -> None:
+    if method not in allowed:
+        methods = ", ".join(allowed)
+        detail = f"the methods here are {methods}, got {method}"
+        raise Problem(405, "Method Not Allowed", detail, (b"allow", methods.encode()))
 
 
 def _number(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text[:12]) <= _MOST:
-        raise Problem(422, "Unprocessable", f"{name} must be a whole number from 1 to {_MOST}, got {text[:40]!r}")
+        raise Problem(
+            422, "Unprocessable Content", f"{name} must be a whole number from 1 to {_MOST}, got {text[:40]!r}"
+        )
     return int(text)
 
 
-def _found(payload: bytes, path: str) -> bytes:
+def _found(payload: bytes, path: str) -> Answer:
     if payload == b"null":
-        raise Problem(404, "Not found", f"there is nothing at {path}")
-    return payload
+        raise Problem(404, "Not Found", f"there is nothing at {path}")
+    return _json(payload)
+
+
+def _json(body: bytes) -> Answer:
+    return _whole(200, b"application/json", body)
+
+
+def _whole(status: int, content_type: bytes, body: bytes, *headers: tuple[bytes, bytes]) -> Answer:
+    length = (b"content-length", b"%d" % len(body))
+    return Answer(status, [(b"content-type", content_type), length, *headers], body)

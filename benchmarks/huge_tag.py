@@ -43,7 +43,7 @@ def fill(cache: Cache, client: Any, members: int) -> None:
     keys = cache._ports.store.keys
     now = time.time()
     ends = (now, now + 600, now + 600, now + 600)
-    blank = Entry("", ("all",), b'{"id":1,"name":"of some product"}', *ends, 0.0, 0.0, 0, b"12345678")
+    blank = Entry("", ("all",), b'{"id":1,"name":"of some product"}', *ends, 0.0, 0.0, 0, b"12345678", b"")
     for start in range(0, members, 5000):
         pipeline = client.pipeline(transaction=False)
         calls = [f"page[{number}]" for number in range(start, min(start + 5000, members))]

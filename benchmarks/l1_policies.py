@@ -151,7 +151,7 @@ def this_l1(trace: Sequence[int], size: int) -> int:
     """This library's own L1: fills, visit marks and bounds as in production."""
     l1 = L1(size, 1 << 40)
     get, fill, guard = l1.slots.get, l1.fill, l1.guard
-    entry = Entry("", (), b"", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, b"")
+    entry = Entry("", (), b"", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, b"", b"")
     calls = {key: f"product[{key}]" for key in set(trace)}
     hits = 0
     for key in trace:

@@ -94,17 +94,19 @@ class LoadError(ReadError):
         call: the call's text, `product[42]`.
         kind: the original exception's type name.
         text: the original exception's text.
+        backoff_for: seconds until somebody loads it again; 0 if that is not known.
     """
 
-    def __init__(self, loader: str, call: str, kind: str, text: str) -> None:
+    def __init__(self, loader: str, call: str, kind: str, text: str, backoff_for: float = 0.0) -> None:
         super().__init__(f"load of {call} failed with {kind}: {text}")
         self.loader = loader
         self.call = call
         self.kind = kind
         self.text = text
+        self.backoff_for = backoff_for
 
-    def __reduce__(self) -> tuple[type[LoadError], tuple[str, str, str, str]]:
-        return (type(self), (self.loader, self.call, self.kind, self.text))
+    def __reduce__(self) -> tuple[type[LoadError], tuple[str, str, str, str, float]]:
+        return (type(self), (self.loader, self.call, self.kind, self.text, self.backoff_for))
 
 
 class KeyMissing(LoadError):

@@ -273,6 +273,36 @@ class Face(Generic[T]):
             return self._read_slot(slot)
         return await self._athrough_store(call, arguments, self._codec.decode)
 
+    def _json_hit(self, args: tuple[Any, ...]) -> Read | None:
+        """Return what L1 has for raw positional arguments, if it may answer now."""
+        try:
+            slot = self._index.get(args)
+        except TypeError:  # unhashable arguments have no place in the index
+            return None
+        if slot is not None:
+            now = monotonic()
+            if now < slot.until and now - self._gate.heard_at < self._l1_for:
+                slot.reads += 1
+                return self._json_slot(slot)
+        return None
+
+    def _json_slot(self, slot: Slot) -> Read:
+        entry: Entry = slot.entry
+        now = self._ports.clock.now()
+        age = now - entry.created
+        freshness = Freshness.FRESH if now < entry.fresh_until else Freshness.STALE
+        return Read(slot.payload, freshness, "l1", age if age > 0 else 0.0, entry.seq, 0.0, entry)
+
+    def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        return self._json_slot(slot) if slot else self._through_store(call, arguments, _as_is)
+
+    async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call)
+        return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, _as_is)
+
     def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call)

@@ -91,6 +91,14 @@ class Loader(Face[T], Generic[P, T]):
         """Return the value's JSON, never decoded; see `get_json`."""
         return await self._aget_json(args, kwargs)
 
+    def read_json(self, *args: P.args, **kwargs: P.kwargs) -> Read:
+        """Return what `read` does, with the value's JSON, never decoded, for a value; raises as `get` does."""
+        return (None if kwargs else self._json_hit(args)) or self._read_json(args, kwargs)
+
+    async def aread_json(self, *args: P.args, **kwargs: P.kwargs) -> Read:
+        """Return what `aread` does, with the value's JSON for a value; see `read_json`."""
+        return (None if kwargs else self._json_hit(args)) or await self._aread_json(args, kwargs)
+
     def get_many(self, keys: Iterable[Any]) -> dict[Any, T]:
         """Return key -> value of a loader with one argument, in the keys' order, duplicates once.
 
@@ -201,6 +209,14 @@ class BatchLoader(Face[V], Generic[K, V]):
     async def aget_json(self, key: K) -> bytes:
         """Return one key's JSON, never decoded; see `get_json`."""
         return await self._aget_json((key,), {})
+
+    def read_json(self, key: K) -> Read:
+        """Return what `read` does, with one key's JSON, never decoded, for a value."""
+        return self._json_hit((key,)) or self._read_json((key,), {})
+
+    async def aread_json(self, key: K) -> Read:
+        """Return what `aread` does, with one key's JSON for a value; see `read_json`."""
+        return self._json_hit((key,)) or await self._aread_json((key,), {})
 
     def get_many(self, keys: Iterable[K]) -> dict[K, V]:
         """Return key -> value, in the keys' order, duplicates once: one round trip for hits, one task for misses.

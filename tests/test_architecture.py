@@ -51,6 +51,8 @@ OPTIONAL: dict[str, set[str]] = {
     "prometheus_client": {"ops"},
     "opentelemetry": {"ops"},
     "rich": {"ops"},
+    "starlette": {"web"},
+    "flask": {"web"},
     "pytest": {"testing"},
     "pytest_celery": {"testing"},
 }

@@ -54,7 +54,19 @@ SYNC_ONLY = {
     Loader: {"since"},
     BatchLoader: {"since"},
 }
-READS = {"get", "get_many", "read", "get_json", "peek", "warm", "warm_many", "hot", "revalidate", "invalidate"}
+READS = {
+    "get",
+    "get_many",
+    "read",
+    "get_json",
+    "read_json",
+    "peek",
+    "warm",
+    "warm_many",
+    "hot",
+    "revalidate",
+    "invalidate",
+}
 TWINS = {
     Cache: {
         "invalidate",

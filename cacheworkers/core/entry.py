@@ -45,7 +45,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         stale_for: seconds, what a soft invalidation leaves it at most.
         load_time: seconds its load took; feeds XFetch.
         seq: the invalidation sequence when its load began; every invalidation with a larger number is newer.
-        write_id: 8 random bytes, its version; what a claim names, and the ETag.
+        write_id: 8 random bytes, its version; what a claim names.  Empty until it is stored.
+        digest: 8 bytes of BLAKE2b of the payload, computed when it was loaded; the ETag.
         is_negative: the loader returned None.
     """
 
@@ -60,6 +61,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     load_time: float
     seq: int
     write_id: bytes
+    digest: bytes
     is_negative: bool = False
 
     def freshness(self, now: float) -> Freshness:

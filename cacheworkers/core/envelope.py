@@ -7,21 +7,27 @@ the offsets of the instants and of the version.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 
 from cacheworkers.core.entry import Entry
 from cacheworkers.errors import EnvelopeError
 
-MAGIC = b"CWE\x01"  # the last byte is the layout's version
+MAGIC = b"CWE\x02"  # the last byte is the layout's version
 CODEC_JSON = 1
 NEGATIVE = 1
 
 # magic, flags, codec, len(call), load_ms, stale_for_ms,
-# created, fresh_until, stale_until, expires_at, seq, write_id, len(tags)
-_HEADER = struct.Struct(">4sBBHIQQQQQQ8sI")
+# created, fresh_until, stale_until, expires_at, seq, write_id, digest, len(tags)
+_HEADER = struct.Struct(">4sBBHIQQQQQQ8s8sI")
 FRESH_UNTIL_AT = 28
 WRITE_ID_AT = 60
 HEADER_BYTES = _HEADER.size
+
+
+def digest_of(payload: bytes) -> bytes:
+    """Return 8 bytes that tell payloads apart; equal payloads have the same, whoever loaded them."""
+    return hashlib.blake2b(payload, digest_size=8).digest()
 
 
 def pack(entry: Entry) -> bytes:
@@ -41,6 +47,7 @@ def pack(entry: Entry) -> bytes:
         int(entry.expires_at * 1000),
         entry.seq,
         entry.write_id,
+        entry.digest,
         len(tags),
     )
     return b"".join((header, call, tags, entry.payload))
@@ -66,6 +73,7 @@ def unpack(raw: bytes) -> Entry:
             expires,
             seq,
             write_id,
+            digest,
             tags_len,
         ) = _HEADER.unpack_from(raw)
     except struct.error:
@@ -93,6 +101,7 @@ def unpack(raw: bytes) -> Entry:
         load_ms / 1000,
         seq,
         write_id,
+        digest,
         bool(flags & NEGATIVE),
     )
 
@@ -104,7 +113,7 @@ def fresh_payload(raw: bytes, now: float, since: int) -> bytes | None:
     """
     if len(raw) < HEADER_BYTES:
         return None
-    magic, _, codec, call_len, _, _, _, fresh, _, _, seq, _, tags_len = _HEADER.unpack_from(raw)
+    magic, _, codec, call_len, _, _, _, fresh, _, _, seq, _, _, tags_len = _HEADER.unpack_from(raw)
     payload_at = HEADER_BYTES + call_len + tags_len
     if magic != MAGIC or codec != CODEC_JSON or fresh <= now * 1000 or seq < since or payload_at > len(raw):
         return None

@@ -13,13 +13,13 @@ class Read(msgspec.Struct, frozen=True):
     """A value, and where it comes from.
 
     Attributes:
-        value: the value.
+        value: the value; of `read_json` its JSON.
         freshness: FRESH, STALE, or LAPSED when its reload fails.
         tier: "l1", "store", or "load" when this very read loaded it.
         age: seconds since its load began.
         seq: the invalidation sequence when its load began.
         waited: seconds this read took until it had the value.
-        entry: the entry; None when the value could not be stored.
+        entry: the entry; None, or without a `write_id`, when the value was not stored.
     """
 
     value: Any

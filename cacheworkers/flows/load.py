@@ -268,6 +268,7 @@ def _entry(
         load_time=life.load_time,
         seq=snapshot.seq,
         write_id=b"",
+        digest=envelope.digest_of(payload),
         is_negative=value is None,
     )
     size = len(payload) + len(call.text) + sum(map(len, tags))

@@ -244,11 +244,11 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
         case Moved():
             ports.waiters.nudge_all(flight)
             return None
-        case Backoff(kind, text, _):
+        case Backoff(kind, text, rest):
             ports.waiters.nudge_all(flight)
             if turn.lapsed is not None:
                 return _lapsed(ports, turn)
-            raise LoadError(loader.name, turn.call.text, kind, text)
+            raise LoadError(loader.name, turn.call.text, kind, text, rest)
         case Held(holder, is_begun, is_taken_over, rest):
             ports.emit(ClaimDenied(loader.name, "held"))
             if flight.wakes != wakes:

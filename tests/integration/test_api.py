@@ -33,7 +33,7 @@ def api(request: pytest.FixtureRequest) -> Iterator[Any]:
     patch.undo()
 
 
-def ask(app: Any, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, dict[str, str], Any]:
+def ask(app: Any, path: str, method: str = "GET", body: bytes = b"", **asked: str) -> tuple[int, dict[str, str], Any]:
     """Send one request to the ASGI app; return status, headers and the decoded body."""
     sent: list[dict[str, Any]] = []
 
@@ -44,10 +44,11 @@ def ask(app: Any, path: str, method: str = "GET", body: bytes = b"") -> tuple[in
         sent.append(message)
 
     path, _, query = path.partition("?")
-    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
+    lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in asked.items()]
+    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": lines}
     asyncio.run(app(scope, receive, send))
     headers = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
-    return sent[0]["status"], headers, msgspec.json.decode(sent[1]["body"])
+    return sent[0]["status"], headers, msgspec.json.decode(sent[1]["body"] or b"null")
 
 
 def test_product_is_the_same_with_and_without_the_cache(api: Any) -> None:
@@ -67,6 +68,19 @@ def test_new_price_shows_at_once_everywhere(api: Any) -> None:
     assert ask(api, "/products/8")[2]["amount"] == 4321
     shown = {each["id"]: each["amount"] for each in ask(api, category)[2]["products"]}
     assert shown.get(8, 4321) == 4321
+
+
+def test_a_browser_asks_for_what_it_has_and_gets_it_once(api: Any) -> None:
+    """Every reuse is revalidated, by a 304 while the product stays the same."""
+    first = ask(api, "/products/9")[1]
+
+    status, headers, _ = ask(api, "/products/9", if_none_match=first["etag"])
+    head = ask(api, "/products/9", "HEAD")[1]
+    ask(api, "/products/9/price", "PUT", b'{"amount": 1234}')
+
+    assert (status, headers["cache-control"]) == (304, "public, no-cache")
+    assert head["content-length"] == first["content-length"]
+    assert ask(api, "/products/9", if_none_match=first["etag"])[0] == 200
 
 
 def test_category_has_its_count_and_deals_are_in_the_sale(api: Any) -> None:

@@ -49,6 +49,7 @@ def reads() -> None:
     assert_type(product.get(42), ProductView | None)
     assert_type(product.get(product_id=42), ProductView | None)
     assert_type(product.get_json(42), bytes)
+    assert_type(product.read_json(42), Read)
     assert_type(product.revalidate(42), bool)
     assert_type(product.invalidate(42), Invalidation)
     assert_type(product.since(product.invalidate(42)).get(42), ProductView | None)

@@ -16,7 +16,7 @@ from cacheworkers.errors import EnvelopeError
 
 
 def entry(**changes: Any) -> Entry:
-    made = Entry("find[1]", ("a", "b"), b'{"x":1}', 100.0, 200.0, 300.0, 400.0, 60.0, 0.25, 7, b"12345678")
+    made = Entry("find[1]", ("a", "b"), b'{"x":1}', 100.0, 200.0, 300.0, 400.0, 60.0, 0.25, 7, b"12345678", b"87654321")
     return msgspec.structs.replace(made, **changes)
 
 

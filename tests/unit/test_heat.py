@@ -11,7 +11,7 @@ from cacheworkers.local.l1 import L1
 
 
 def entry(call: str) -> Entry:
-    return Entry(call, (), b"1", 0.0, 1e12, 1e12, 1e12, 0.0, 0.0, 0, b"12345678")
+    return Entry(call, (), b"1", 0.0, 1e12, 1e12, 1e12, 0.0, 0.0, 0, b"12345678", b"")
 
 
 def kept(l1: L1, call: str, reads: int) -> None:

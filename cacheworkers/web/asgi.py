@@ -1,0 +1,51 @@
+"""Answers over plain ASGI: what any ASGI framework, or none, builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, ParamSpec
+
+from cacheworkers.core.read import Read
+from cacheworkers.web.http import UNAVAILABLE, Answer, HttpPolicy, refusal
+from cacheworkers.web.recent import Recent
+
+P = ParamSpec("P")
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Responder:
+    """Answers requests by a policy: `await respond(scope, product.aread_json, product_id)`, for GET and HEAD."""
+
+    def __init__(self, policy: HttpPolicy | None = None) -> None:
+        self._recent = Recent(policy or HttpPolicy())
+
+    async def __call__(
+        self,
+        scope: Mapping[str, Any],
+        aread_json: Callable[P, Awaitable[Read]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Answer:
+        """Return the answer that a loader's `aread_json` makes for these arguments; 503 if it finds no value.
+
+        Raises:
+            CallError: the arguments do not fit the loader.
+        """
+        method, path = scope["method"], scope["path"]
+        try:
+            read = await aread_json(*args, **kwargs)
+        except UNAVAILABLE as error:
+            return refusal(error, self._recent.policy, method=method, path=path)
+        return self._recent.answer(read, method=method, path=path, if_none_match=_if_none_match(scope["headers"]))
+
+
+async def send_answer(send: Send, sent: Answer) -> None:
+    """Send an answer; the payload's bytes go to the server as they are."""
+    await send({"type": "http.response.start", "status": sent.status, "headers": sent.headers})
+    await send({"type": "http.response.body", "body": sent.body})
+
+
+def _if_none_match(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """Return the request's If-None-Match; several lines are one list."""
+    lines = [value for name, value in headers if name == b"if-none-match"]
+    return b", ".join(lines) if lines else None

@@ -1,0 +1,39 @@
+"""Answers from Flask; needs the extra `flask`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec
+
+from flask import Response, request
+
+from cacheworkers.core.read import Read
+from cacheworkers.web.http import UNAVAILABLE, HttpPolicy, refusal
+from cacheworkers.web.recent import Recent
+
+P = ParamSpec("P")
+
+
+class Responder:
+    """Answers requests by a policy: `return respond(product.read_json, product_id)`, inside a view of GET."""
+
+    def __init__(self, policy: HttpPolicy | None = None) -> None:
+        self._recent = Recent(policy or HttpPolicy())
+
+    def __call__(self, read_json: Callable[P, Read], *args: P.args, **kwargs: P.kwargs) -> Response:
+        """Return the response that a loader's `read_json` makes for these arguments; 503 if it finds no value.
+
+        Raises:
+            CallError: the arguments do not fit the loader.
+        """
+        method, path = request.method, request.path
+        try:
+            read = read_json(*args, **kwargs)
+        except UNAVAILABLE as error:
+            made = refusal(error, self._recent.policy, method=method, path=path)
+        else:
+            tags = request.headers.get("If-None-Match")
+            if_none_match = None if tags is None else tags.encode("latin-1")
+            made = self._recent.answer(read, method=method, path=path, if_none_match=if_none_match)
+        # A list: given bytes, Werkzeug would count them anew, and HEAD's Content-Length would be 0.
+        return Response([made.body], made.status, [(name.decode(), value.decode()) for name, value in made.headers])

@@ -1,0 +1,38 @@
+"""Answers from Starlette and FastAPI; needs the extra `starlette`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cacheworkers.core.read import Read
+from cacheworkers.web import asgi
+from cacheworkers.web.http import HttpPolicy
+
+P = ParamSpec("P")
+
+
+class Responder:
+    """Answers requests by a policy: `return await respond(request, product.aread_json, product_id)`.
+
+    For routes of GET and HEAD.
+    """
+
+    def __init__(self, policy: HttpPolicy | None = None) -> None:
+        self._respond = asgi.Responder(policy)
+
+    async def __call__(
+        self, request: Request, aread_json: Callable[P, Awaitable[Read]], *args: P.args, **kwargs: P.kwargs
+    ) -> Response:
+        """Return the response that a loader's `aread_json` makes for these arguments; 503 if it finds no value.
+
+        Raises:
+            CallError: the arguments do not fit the loader.
+        """
+        answer = await self._respond(request.scope, aread_json, *args, **kwargs)
+        response = Response(answer.body, answer.status)
+        response.raw_headers = answer.headers
+        return response

@@ -1,0 +1,275 @@
+"""A read as an HTTP answer: what is told to browsers and HTTP caches, and what is asked of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+
+from cacheworkers import ConfigError, Freshness, KeyMissing, LoadError, LoadTimeout, Read, StoreUnavailable
+from cacheworkers.core.entry import Entry
+from cacheworkers.core.envelope import digest_of
+from cacheworkers.web import Answer, HttpPolicy, answer, refusal
+from cacheworkers.web import recent as recents
+
+PAYLOAD = b'{"id":42,"amount":1900}'
+
+
+def entry(**changes: Any) -> Entry:
+    """An entry loaded at 1000: fresh for 300 s, stale for 60, kept for 100 more."""
+    ends = (1000.0, 1300.0, 1360.0, 1460.0)
+    made = Entry("product[42]", ("product:42",), PAYLOAD, *ends, 60.0, 0.1, 7, b"12345678", digest_of(PAYLOAD))
+    return msgspec.structs.replace(made, **changes)
+
+
+def read(now: float, tier: str = "l1", waited: float = 0.0, **changes: Any) -> Read:
+    found = entry(**changes)
+    return Read.of(now, found, found.payload, found.freshness(now), tier, waited)
+
+
+def shown(made: Answer) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in made.headers}
+
+
+def test_an_answer_carries_the_payload_as_it_is() -> None:
+    """200, the very bytes, and everything a browser needs to ask for less next time."""
+    made = answer(read(1100.9), HttpPolicy())
+
+    assert (made.status, made.body) == (200, PAYLOAD)
+    assert made.body is entry().payload
+    assert shown(made) == {
+        "content-type": "application/json",
+        "content-length": str(len(PAYLOAD)),
+        "cache-control": "private, no-cache",
+        "age": "100",
+        "cache-status": "cacheworkers; hit; ttl=199; detail=l1",
+        "etag": f'"{digest_of(PAYLOAD).hex()}"',
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "options", "expected"),
+    [
+        (1100.9, {"max_age": math.inf}, "private, max-age=299, stale-while-revalidate=60, stale-if-error=160"),
+        (1100.9, {"max_age": 5}, "private, max-age=105, stale-while-revalidate=60, stale-if-error=160"),
+        (1100.9, {"max_age": 0}, "private, max-age=100, stale-while-revalidate=60, stale-if-error=160"),
+        (1298.5, {"max_age": 5}, "private, max-age=299, stale-while-revalidate=60, stale-if-error=160"),
+        (1310.0, {"max_age": 5}, "private, max-age=310, stale-while-revalidate=50, stale-if-error=150"),
+        (1400.0, {"max_age": 5}, "private, max-age=400, stale-if-error=60"),
+        (1100.0, {"max_age": 5, "max_stale": 30}, "private, max-age=105, stale-while-revalidate=30, stale-if-error=30"),
+        (1100.0, {"max_age": 5, "max_stale": 0, "is_public": True}, "public, max-age=105"),
+        (1100.0, {"is_public": True}, "public, no-cache"),
+    ],
+)
+def test_caches_are_told_what_is_left(now: float, options: dict[str, Any], expected: str) -> None:
+    """max-age is Age plus what is left of the entry, or the cap; the stale periods are what is left of the entry's."""
+    assert shown(answer(read(now), HttpPolicy(**options)))["cache-control"] == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (read(1100.0), "hit; ttl=200; detail=l1"),
+        (read(1100.0, "store", waited=0.001), "hit; ttl=200; detail=store"),
+        (read(1310.5, "store", waited=0.001), "hit; ttl=-11; detail=store"),
+        (read(1000.0, "l1"), "hit; ttl=300; detail=l1"),
+        (read(1000.4, "store", waited=0.5), "fwd=miss; stored; ttl=299; detail=store"),
+        (read(1000.4, "load", waited=0.5), "fwd=miss; stored; ttl=299; detail=load"),
+        (read(1400.0, "store", waited=0.5), "fwd=stale; ttl=-100; detail=store"),
+        (read(1000.4, "load", waited=0.5, write_id=b""), "fwd=miss; detail=load"),
+        (Read(PAYLOAD, Freshness.FRESH, "load", 0.0, 0), "fwd=miss; detail=load"),
+    ],
+)
+def test_cache_status_tells_what_this_cache_did(found: Read, expected: str) -> None:
+    """RFC 9211: a stale hit has a negative ttl; a load that this read waited for is a miss."""
+    assert shown(answer(found, HttpPolicy()))["cache-status"] == f"cacheworkers; {expected}"
+
+
+@pytest.mark.parametrize("found", [read(1000.4, "load", write_id=b""), Read(PAYLOAD, Freshness.FRESH, "load", 0.0, 0)])
+def test_what_was_not_stored_is_not_to_be_kept(found: Read) -> None:
+    """A value that an invalidation has overtaken is good for one read, and no HTTP cache may keep it."""
+    made = answer(found, HttpPolicy(max_age=math.inf, is_public=True))
+
+    assert shown(made)["cache-control"] == "no-store"
+    assert shown(made)["etag"] == f'"{digest_of(PAYLOAD).hex()}"'
+
+
+@pytest.mark.parametrize("asked", ["{tag}", "W/{tag}", '"a", {tag}', '"a,b" , W/{tag},"c"', "*", " * ", '"",{tag}'])
+def test_what_the_client_has_is_answered_by_a_304(asked: str) -> None:
+    """304 has the headers that the 200 would have had, but for those of a body that is not there."""
+    whole = answer(read(1100.0), HttpPolicy())
+    tag = shown(whole)["etag"]
+
+    made = answer(read(1100.0), HttpPolicy(), if_none_match=asked.replace("{tag}", tag).encode())
+
+    assert (made.status, made.body) == (304, b"")
+    assert set(whole.headers) - set(made.headers) == {
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(PAYLOAD)),
+    }
+
+
+@pytest.mark.parametrize("asked", [b"", b'"a"', b"{tag}", b'W/"a", "b"', b'"{tag}x"', b"**", b'"*"', b'"'])
+def test_what_the_client_has_not_is_sent(asked: bytes) -> None:
+    """Another tag, or what is no entity tag at all, matches nothing."""
+    bare = digest_of(PAYLOAD).hex().encode()
+
+    assert answer(read(1100.0), HttpPolicy(), if_none_match=asked.replace(b"{tag}", bare)).status == 200
+
+
+def test_equal_payloads_have_one_tag_whoever_loaded_them() -> None:
+    """A reload that brings the same bytes costs the client nothing; other bytes have another tag."""
+    again = read(2000.0, created=1999.0, write_id=b"87654321", seq=9)
+    other = read(1100.0, payload=b"{}", digest=digest_of(b"{}"))
+
+    tags = [shown(answer(found, HttpPolicy()))["etag"] for found in (read(1100.0), again, other)]
+
+    assert tags[0] == tags[1] != tags[2]
+
+
+def test_head_is_answered_without_the_body() -> None:
+    """HEAD has GET's headers, Content-Length among them."""
+    made = answer(read(1100.0), HttpPolicy(), method="HEAD")
+
+    assert made.headers == answer(read(1100.0), HttpPolicy()).headers
+    assert made.body == b""
+
+
+def test_tags_become_surrogate_keys() -> None:
+    """A space, a comma, a percent sign or a letter of no ASCII in a tag cannot be taken for anything else."""
+    tags = ("product:42", "category:oak tables", "100%", "a,b", "Stühle")
+
+    made = shown(answer(read(1100.0, tags=tags), HttpPolicy(surrogate_keys=True)))
+
+    assert made["surrogate-key"] == "product:42 category:oak%20tables 100%25 a%2Cb St%C3%BChle"
+
+
+def test_what_cannot_be_purged_is_not_public() -> None:
+    """Tags too long for a header are left out, and proxies may not keep the answer."""
+    policy = HttpPolicy(surrogate_keys=True, is_public=True)
+    tags = tuple(f"product:{number}" for number in range(2000))
+
+    made = shown(answer(read(1100.0, tags=tags), policy))
+
+    assert "surrogate-key" not in made
+    assert made["cache-control"] == "private, no-cache"
+    assert shown(answer(read(1100.0, tags=()), policy))["cache-control"] == "public, no-cache"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        read(1005.0, payload=b"null", digest=digest_of(b"null"), is_negative=True),
+        Read(b"null", Freshness.FRESH, "load", 0.0, 0),
+    ],
+)
+def test_none_is_a_404_if_so_wanted(found: Read) -> None:
+    """None is JSON's null, or there is nothing at this path; a 404 may be kept like anything else."""
+    plain = answer(found, HttpPolicy())
+    made = answer(found, HttpPolicy(none_is_404=True), path="/products/42", if_none_match=b"*")
+
+    assert (plain.status, plain.body) == (200, b"null")
+    assert made.status == 404
+    assert shown(made)["content-type"] == "application/problem+json"
+    assert shown(made)["cache-control"] == shown(plain)["cache-control"]
+    assert msgspec.json.decode(made.body) == {
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "there is nothing at /products/42",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "retry_after", "detail"),
+    [
+        (LoadError("product", "product[42]", "ValueError", "secret", 4.2), "5", "it could not be loaded"),
+        (LoadError("product", "product[42]", "ValueError", "secret"), "3", "it could not be loaded"),
+        (LoadTimeout("secret"), "3", "it was not loaded in time"),
+        (StoreUnavailable("secret"), "3", "the cache's store does not answer"),
+        (KeyMissing("product", "product[42]", "KeyMissing", "secret"), "3", "it could not be loaded"),
+    ],
+)
+def test_no_value_is_a_503_that_says_when_to_come_back(error: Any, retry_after: str, detail: str) -> None:
+    """RFC 9457, with the backoff's rest in whole seconds where it is known; and nothing of the error's own text."""
+    made = refusal(error, HttpPolicy(retry_after=2.5))
+
+    assert made.status == 503
+    assert shown(made) == {
+        "content-type": "application/problem+json",
+        "content-length": str(len(made.body)),
+        "cache-control": "no-store",
+        "cache-status": f"cacheworkers; fwd=miss; detail={type(error).__name__}",
+        "retry-after": retry_after,
+    }
+    assert msgspec.json.decode(made.body) == {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": detail,
+    }
+    assert refusal(error, HttpPolicy(retry_after=2.5), method="HEAD").body == b""
+
+
+@pytest.mark.parametrize("kind", [KeyMissing, LoadError])
+def test_a_key_left_out_is_a_404_if_so_wanted(kind: type[LoadError]) -> None:
+    """Also when another process's failure is told by the store, which keeps the error's name alone."""
+    made = refusal(kind("product", "product[42]", "KeyMissing", ""), HttpPolicy(none_is_404=True), path="/products/42")
+
+    assert made.status == 404
+    assert "retry-after" not in shown(made)
+
+
+def test_a_hot_entry_is_answered_by_the_same_answer_for_a_second() -> None:
+    """Made once while no number in it changes; not for another entry, another path's 404, or a request with a tag."""
+    policy = HttpPolicy(none_is_404=True)
+    recent = recents.Recent(policy)
+    asked: dict[str, Any] = {"method": "GET", "path": "/a", "if_none_match": None}
+    first, second = entry(), entry(payload=b"{}", digest=digest_of(b"{}"))
+    nothing = entry(payload=b"null", digest=digest_of(b"null"), is_negative=True)
+
+    def ask(found: Entry, now: float, **changes: Any) -> Answer:
+        made = Read.of(now, found, found.payload, Freshness.FRESH, "l1", 0.0)
+        return recent.answer(made, **{**asked, **changes})
+
+    assert ask(first, 1100.1) is ask(first, 1100.9)
+    assert ask(first, 1101.1) is not ask(first, 1100.9)
+    assert ask(second, 1100.5).body == b"{}"
+    assert ask(first, 1100.5, if_none_match=b"*").status == 304
+    assert ask(first, 1100.5, method="HEAD").body == b""
+    assert b"/a" in ask(nothing, 1100.5).body and b"/b" in ask(nothing, 1100.5, path="/b").body
+
+
+def test_recent_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for a moment must not grow with the number of entries."""
+    monkeypatch.setattr(recents, "_MOST", 10)
+    recent = recents.Recent(HttpPolicy())
+
+    for number in range(100):
+        found = Read.of(1100.0, entry(call=f"product[{number}]"), PAYLOAD, Freshness.FRESH, "l1", 0.0)
+        recent.answer(found, method="GET", path="/", if_none_match=None)
+
+        assert len(recent._kept) <= 10
+
+
+def test_a_decoded_value_makes_no_answer() -> None:
+    """Encoding it again would make other bytes than its tag says: the caller is told which read to use."""
+    found = Read.of(1100.0, entry(), {"id": 42}, Freshness.FRESH, "l1", 0.0)
+
+    with pytest.raises(TypeError, match=r"read_json.*got dict"):
+        answer(found, HttpPolicy())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_age": -1}, "max_age must be >= 0 seconds, got -1"),
+        ({"max_stale": math.nan}, "max_stale must be a number >= 0 seconds, got nan"),
+        ({"retry_after": 0}, "retry_after must be > 0 seconds, got 0"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HttpPolicy(**options)
