@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
 
@@ -38,20 +39,48 @@ class Stack:
         )
 
 
+class Pool(NamedTuple):
+    """One worker pool: which queues, how many processes, and how nice they are to the rest of the machine."""
+
+    queues: tuple[str, ...] = ("miss", "revalidate", "warm", "upkeep")
+    concurrency: int = 2
+    nice: int = 0
+
+
 @contextlib.contextmanager
-def stack(module: str = "benchmarks.shop", concurrency: int = 2) -> Iterator[Stack]:
-    """Start everything, with the URLs in this process's environment."""
-    with Valkey() as valkey, Postgres() as postgres, tempfile.TemporaryDirectory() as logs:
+def stack(*pools: Pool, module: str = "benchmarks.shop") -> Iterator[Stack]:
+    """Start everything, with the URLs in this process's environment; without pools, one for all queues."""
+    with Valkey() as valkey, Postgres() as postgres, contextlib.ExitStack() as workers:
         database = postgres.create_database("bench")
         os.environ.update(REDIS_URL=valkey.url, DATABASE_URL=database, PYTHONPATH=str(ROOT))
+        for pool in pools or (Pool(),):
+            workers.enter_context(_worker(pool, module))
+        yield Stack(database)
+
+
+@contextlib.contextmanager
+def _worker(pool: Pool, module: str) -> Iterator[None]:
+    words = [
+        "nice",
+        f"-n{pool.nice}",
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        module,
+        "worker",
+        "-n",
+        f"{pool.queues[0]}@%h",
+    ]
+    words += ["-c", str(pool.concurrency), "-l", "INFO", "-Q", ",".join(f"cw.{queue}" for queue in pool.queues)]
+    words += ["--without-mingle", "--without-gossip"]
+    with tempfile.TemporaryDirectory() as logs:
         log = Path(logs) / "worker.log"
-        words = [sys.executable, "-m", "celery", "-A", module, "worker", "-c", str(concurrency), "-l", "INFO"]
-        words += ["-Q", "cw.miss,cw.revalidate,cw.warm,cw.upkeep", "--without-mingle", "--without-gossip"]
         with open(log, "wb") as out:
             worker = subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
         try:
             wait_until(lambda: " ready." in log.read_text() or worker.poll() is not None, 60)
-            yield Stack(database)
+            yield
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
