@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ class Cache:
             hook=hook,
             perform=self.perform,
             upkeep={
-                "sweep": (self.sweep, config.sweep_every),
+                "sweep": (lambda: self.sweep(config.sweep_every / 2), config.sweep_every),
                 "drain_outbox": (self._drain_if_watching, config.drain_every),
                 **({"warm": (self.warm, config.warm_every)} if config.warm_every else {}),
             },
@@ -397,13 +398,17 @@ class Cache:
         """Add what this process has read to the store's heat; see `tell_heat`."""
         return await arun(tell_heat(self._ports))
 
-    def sweep(self) -> Swept:
-        """Drop what has expired from tag sets, and finish invalidations whose process died."""
-        return run(sweep(self._ports))
+    def sweep(self, within: float = math.inf) -> Swept:
+        """Drop what has expired from tag sets, and finish invalidations whose process died.
 
-    async def asweep(self) -> Swept:
+        Args:
+            within: seconds after which it stops; the next sweep, whoever's, goes on there.
+        """
+        return run(sweep(self._ports, within))
+
+    async def asweep(self, within: float = math.inf) -> Swept:
         """Drop what has expired from tag sets; see `sweep`."""
-        return await arun(sweep(self._ports))
+        return await arun(sweep(self._ports, within))
 
     def perform(self, loader: str, asks: Sequence[Ask], is_redelivered: bool = False) -> None:
         """Load what the asks name, in this thread; workers call it.

@@ -161,12 +161,13 @@ class Warmed(Event, frozen=True):
 
 
 class Swept(Event, frozen=True):
-    """A sweep ended."""
+    """A sweep ended; one that ran out of time is not whole, and the next goes on where it stopped."""
 
     members: int
     tag_sets: int
     entries: int
     seconds: float
+    is_whole: bool = True
 
 
 class Drained(Event, frozen=True):

@@ -86,6 +86,13 @@ class Keyspace:
         """Return the key that says when a loader's heat was last halved."""
         return f"{self.namespace}:hh:{{{loader}}}"
 
+    # -- of upkeep
+
+    @property
+    def sweep_position(self) -> str:
+        """The key that says where a sweep that ran out of time stopped."""
+        return f"{self.namespace}:sweep"
+
     # -- of a tag
 
     def shards(self, tag: str) -> int:

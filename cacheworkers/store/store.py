@@ -461,6 +461,16 @@ class Store:
         request = Request.call(scripts.SWEEP_TAG, (key, last), (most, _ms(mark_kept_for)))
         return self._ask([request], lambda replies: (int(replies[0][0]), replies[0][1] == 1))
 
+    def sweep_position(self) -> Exchange[tuple[int, int]]:
+        """Where the last sweep stopped: its phase and its cursor there; the beginning, if it was whole."""
+        return self._ask([Request(("GET", self.keys.sweep_position))], lambda replies: _position(replies[0]))
+
+    def keep_sweep_position(self, position: tuple[int, int] | None) -> Exchange[None]:
+        """Keep where a sweep stops; None if it was whole."""
+        key = self.keys.sweep_position
+        words = ("DEL", key) if position is None else ("SET", key, "{}:{}".format(*position), "EX", 86_400)
+        return self._ask([Request(words)], lambda replies: None)
+
     def scan(self, cursor: int, pattern: str) -> Exchange[tuple[int, list[str]]] | ScanCluster:
         """One step of a walk through the keys that match a pattern, on all masters; it ends at cursor 0."""
         if self.link.is_cluster:
@@ -539,6 +549,11 @@ def _info(reply: Any) -> dict[str, str]:
 
 def _run_id(reply: Any) -> str:
     return _info(reply).get("run_id", "")
+
+
+def _position(reply: Any) -> tuple[int, int]:
+    phase, _, cursor = _text(reply or b"").partition(":")
+    return (int(phase), int(cursor)) if phase.isdigit() and cursor.isdigit() else (0, 0)
 
 
 def _walked(reply: Any) -> tuple[int, list[str]]:

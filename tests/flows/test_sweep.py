@@ -1,0 +1,96 @@
+"""Sweeping: what live entries need stays, the rest goes, in bounded steps that the next sweep goes on from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, Load
+from cacheworkers.testing.servers import wait_until
+
+MakeCache = Callable[..., Cache]
+
+
+@pytest.fixture(autouse=True)
+def short_margins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members and marks are kept for minutes after they could be needed; here for moments."""
+    monkeypatch.setattr("cacheworkers.flows.sweep.MAX_LOAD_FOR", 0.05)
+    monkeypatch.setattr("cacheworkers.store.store.REGISTRATION_MARGIN", 0.05)
+
+
+def names(cache: Cache) -> set[str]:
+    """Every key of the cache's namespace."""
+    client: Any = cache._ports.store.link.client()
+    return {key.decode() for key in client.scan_iter(f"{cache.config.namespace}:*")}
+
+
+def thing(cache: Cache, **policy: Any) -> Any:
+    @cache.loader(tags=("t:{n}", "all"), **policy)
+    def thing(load: Load, n: int) -> int:
+        return n
+
+    return thing
+
+
+def test_after_all_entries_have_expired_one_sweep_leaves_only_seq(make_cache: MakeCache) -> None:
+    """Memory returns to what live entries need; marks go once no load can need them, heat with its half-lives."""
+    cache = make_cache(heat_half_life=0.02)
+    things = thing(cache, fresh_for=0.05, stale_for=0.0, error_for=0.0, negative_for=0.05, load_for=1.0)
+    for n in range(50):
+        things.get(n)
+    cache.invalidate("t:7", "all")
+    cache.invalidate("t:8", mode="soft")
+    things.get(3)
+    cache.tell_heat()
+    things.warm(4)
+    assert len(names(cache)) > 2
+
+    def only_seq() -> bool:
+        cache.sweep()
+        return names(cache) == {cache._ports.store.keys.seq}
+
+    wait_until(only_seq)
+
+
+def test_a_sweep_that_runs_out_of_time_is_gone_on_with_by_the_next(make_cache: MakeCache) -> None:
+    one, other = make_cache(), make_cache()
+    things = thing(one, fresh_for=0.05, stale_for=0.0, error_for=0.0, load_for=1.0)
+    for n in range(30):
+        things.get(n)
+    keys = one._ports.store.keys
+    client: Any = one._ports.store.link.client()
+    now_ms = one._ports.clock.now() * 1000
+    last = max(score for _, score in client.zrange(keys.tag_set("all"), 0, -1, withscores=True))
+    assert now_ms < last < now_ms + 60_000
+    wait_until(lambda: one._ports.clock.now() * 1000 > last + 10)
+
+    parts = [one.sweep(0.0)]
+    assert not parts[0].is_whole
+    assert keys.sweep_position in names(one)
+    while not parts[-1].is_whole:
+        parts.append((other, one)[len(parts) % 2].sweep(0.0))
+
+    assert sum(part.members for part in parts) == 60, "thirty of their own tag, thirty of a common one"
+    assert keys.sweep_position not in names(one)
+    assert one.sweep().members == 0
+
+
+def test_what_is_alive_keeps_its_tags(cache: Cache) -> None:
+    things = thing(cache, fresh_for=300)
+    things.get(1)
+    before = names(cache)
+
+    assert cache.sweep(math.inf).members == 0
+
+    assert names(cache) == before
+    assert cache.invalidate("all").entries == 1
+
+
+def test_a_position_of_nonsense_begins_anew(cache: Cache) -> None:
+    client: Any = cache._ports.store.link.client()
+    for nonsense in (b"", b"x:y", b"7", b"1:-1"):
+        client.set(cache._ports.store.keys.sweep_position, nonsense)
+        assert cache.sweep().is_whole
