@@ -19,11 +19,14 @@ import msgspec
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
+from cacheworkers.ops.history_command import check_history
 
 #: What each command gets: the cache, and how to show a result.
 _Obj = tuple[Cache, Callable[[Any], None]]
 #: More entries than this are not invalidated without a question.
 MANY = 1000
+#: Commands that need no cache.
+WITHOUT_CACHE = {"check-history"}
 
 
 class _Group(click.Group):
@@ -54,18 +57,25 @@ def found(app: str) -> Cache:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--app", "-A", envvar="CACHE_APP", required=True, help="module:name of the Cache; or CACHE_APP is set.")
+@click.option("--app", "-A", envvar="CACHE_APP", help="module:name of the Cache; or CACHE_APP is set.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.version_option(package_name="cacheworkers")
 @click.pass_context
-def main(context: click.Context, app: str, as_json: bool) -> None:
+def main(context: click.Context, app: str | None, as_json: bool) -> None:
     """Look into a cache, and steer it.
 
     A CALL is a loader and its arguments as JSON: product[42], search["lamp",2].
     """
+    if context.invoked_subcommand in WITHOUT_CACHE:
+        return
+    if app is None:
+        raise click.UsageError("Missing option '--app' / '-A'.")
     cache = found(app)
     context.obj = (cache, _json if as_json else _text)
     context.call_on_close(cache.close)
+
+
+main.add_command(check_history)
 
 
 @main.command()
