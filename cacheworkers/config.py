@@ -27,6 +27,8 @@ class Config:
             `cluster://host:port`.
         namespace: first part of every key in Redis; two namespaces never meet.
         store_timeout: how long one call to the store may take, and a connection to it.
+        replicas: how many replicas of each master must have an invalidation before it is acknowledged, and an entry's
+            tags before it is written; 0 waits for none.  Fewer in time: neither happens.
         breaker_for: after a failed call, how long the store is not asked again.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
         l1_bytes: most bytes of payloads kept there.
@@ -61,6 +63,7 @@ class Config:
     redis_url: str = "redis://127.0.0.1:6379/0"
     namespace: str = "cw"
     store_timeout: float = 0.25
+    replicas: int = 0
     breaker_for: float = 1.0
     l1_entries: int = 10_000
     l1_bytes: int = 64 * 1024 * 1024
@@ -158,6 +161,7 @@ class Queues:
 
 
 _LEAST = {
+    "replicas": 0,
     "l1_entries": 0,
     "l1_bytes": 0,
     "bulkhead": 1,

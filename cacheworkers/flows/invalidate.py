@@ -37,8 +37,8 @@ def invalidate_tags(ports: Ports, tags: Sequence[str], mode: Mode) -> Flow[Inval
     """Invalidate everything that has any of the tags.
 
     Raises:
-        InvalidationIncomplete: the store failed on the way; nothing is acknowledged, and what was begun is finished
-            by the next invalidation of the tag, or by a sweep.
+        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it; nothing is
+            acknowledged, and what was begun is finished by the next invalidation of the tag, or by a sweep.
     """
     started = ports.clock.monotonic()
     try:
@@ -54,6 +54,7 @@ def invalidate_tags(ports: Ports, tags: Sequence[str], mode: Mode) -> Flow[Inval
                 doomed = yield ports.store.doomed_sets(tag)
             for shard, name in doomed:
                 entries += yield from drain(ports, tag, shard, name)
+        yield from replicated(ports)
     except StoreError as error:
         raise InvalidationIncomplete(f"invalidation of {', '.join(tags)} is not acknowledged: {error}") from error
     yield from hear_of_it(ports)
@@ -65,12 +66,14 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
     """Invalidate single calls.
 
     Raises:
-        InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
+        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it; nothing is
+            acknowledged.
     """
     started = ports.clock.monotonic()
     try:
         n = yield ports.store.next_seq()
         entries = yield ports.store.drop(calls) if mode == "hard" else ports.store.soften(calls)
+        yield from replicated(ports)
     except StoreError as error:
         raise InvalidationIncomplete(f"invalidation of {', '.join(calls[:3])} is not acknowledged: {error}") from error
     yield from hear_of_it(ports)
@@ -101,6 +104,16 @@ def drain(ports: Ports, tag: str, shard: int, doomed: str) -> Flow[int]:
         yield ports.store.drained(tag, shard, doomed, calls)
     yield ports.store.drained(tag, shard, doomed, ())
     return entries
+
+
+def replicated(ports: Ports) -> Flow[None]:
+    """Return when as many replicas as `Config.replicas` says have all that was written so far.
+
+    Raises:
+        StoreError: fewer have it in time.
+    """
+    if ports.config.replicas:
+        yield ports.store.replicate(ports.config.replicas, ports.config.store_timeout)
 
 
 def hear_of_it(ports: Ports) -> Flow[None]:

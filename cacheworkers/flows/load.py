@@ -18,6 +18,7 @@ from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CacheworkersError, EntryTooLarge, LoadError, LoadTimeout, StoreError, TagError
 from cacheworkers.events import Loaded, Outcome, Poisoned
 from cacheworkers.flows.driver import Flow
+from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports, Runner
 from cacheworkers.store.store import Claimed, Snapshot
 
@@ -184,6 +185,8 @@ def _write(
             [(entry.call, entry.tags, entry.expires_at - entry.created) for entry, _ in written],
             load_for=loader.load_for,
         )
+        # Before the write.  After it, a failover between them could keep the entry and lose its tags.
+        yield from replicated(ports)
         current: list[tuple[Entry, str]] = []
         newest = 0
         for (entry, fence), found in zip(written, registered, strict=True):

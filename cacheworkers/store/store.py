@@ -14,6 +14,7 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
 from cacheworkers.store import scripts
 from cacheworkers.store.link import Link, Request
+from cacheworkers.store.replicas import Replicate
 
 T = TypeVar("T")
 
@@ -223,7 +224,10 @@ class Store:
 
     def release(self, names: Iterable[tuple[str, str]]) -> Exchange[int]:
         """Give back the leases of many `(call, token or fence)`; how many were ours."""
-        requests = [Request.call(scripts.RELEASE, (self.keys.lease(call),), (name,)) for call, name in names]
+        requests = [
+            Request.call(scripts.RELEASE, (self.keys.lease(call), self.keys.attempts(call)), (name,))
+            for call, name in names
+        ]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
 
     def lease(self, call: str) -> Exchange[dict[str, str]]:
@@ -383,6 +387,12 @@ class Store:
         """One step of a walk through a tag set in place: `(next cursor, calls)`; it ends at cursor 0."""
         request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))
         return self._ask([request], lambda replies: _walked(replies[0]))
+
+    # -- replicas
+
+    def replicate(self, replicas: int, store_timeout: float) -> Replicate:
+        """Wait until so many replicas of every master have all that was written so far; raises if fewer do."""
+        return Replicate(self.link, self.keys.touched, replicas, store_timeout)
 
     # -- heat
 

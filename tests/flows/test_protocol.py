@@ -216,6 +216,20 @@ def test_failure_sent_twice_backs_off_once(shop: Shop) -> None:
     assert store.failures("product[1]").run()["count"] == "1"
 
 
+def test_loads_that_give_their_lease_back_are_no_poison(shop: Shop) -> None:
+    """Attempts count loads that died with their worker; an orderly end without a result, such as conflicts, is none."""
+    store = shop.ports.store
+    counted = []
+    for n in range(5):
+        store.claim("product[1]", "ab" * 8, lease_for=10).run()
+        [begun] = store.begin([("product[1]", "ab" * 8, f"{n:016x}", b"")], load_for=10).run()
+        counted.append(begun.attempts)
+
+        store.release([("product[1]", f"{n:016x}")]).run()
+
+    assert counted == [1] * 5
+
+
 def test_claim_names_the_version_that_was_seen(shop: Shop) -> None:
     """A reader that was slow after a stale hit must not start a second load right after the first."""
     shop.loader().finish()
