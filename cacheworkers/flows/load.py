@@ -194,8 +194,9 @@ def _write(
                 newest = max(newest, found.newest)
                 continue
             if loader.policy.hold_off_for and found.newest / 1000 > snapshot.now - loader.policy.hold_off_for:
-                # A lagging replica may have given the old row: stored stale, so that it is soon loaded again.
-                entry = msgspec.structs.replace(entry, fresh_until=entry.created)
+                # A lagging replica may have given the old row: stored stale, so that it is soon loaded again.  By the
+                # snapshot's time, not by the registration's: a slow load may have read at its very beginning.
+                entry = entry.held_off()
                 results[entry.call].entry = entry
             # The fence is the version, so that a write whose reply was late knows itself when it is sent again.
             current.append((msgspec.structs.replace(entry, write_id=bytes.fromhex(fence)), fence))
@@ -256,7 +257,6 @@ def _entry(
         load_time=load_time,
         is_negative=value is None,
         fresh_for=loading.fresh_for.get(call.text),
-        is_held_off=False,
         chance=ports.chance,
     )
     entry = Entry(

@@ -193,13 +193,14 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float) -> Flo
         case Action.SERVE_AND_ASK:
             if not is_mine:
                 yield from revalidate_soon(ports, loader, entry)
-            # Asked once; what comes of it is pushed, and drops the slot.
-            l1_until = (
-                entry.fresh_until if freshness is Freshness.FRESH else min(entry.stale_until, now + loader.load_for)
-            )
+            if freshness is Freshness.FRESH:
+                l1_until = entry.fresh_until
+            else:
+                # Asked once; what comes of it is pushed, and drops the slot.  Not asked, the next read must ask.
+                l1_until = now if is_mine else min(entry.stale_until, now + loader.load_for)
         case _:
             return None
-    if wanted.keep is not None and is_coherent:
+    if wanted.keep is not None and is_coherent and l1_until > now:
         wanted.keep(entry, value, guard, l1_until - now + turn.started + waited)
     return Read.of(ports.clock.now(), entry, value, freshness, "store", waited)
 
