@@ -47,6 +47,9 @@ class Config:
         backoff_most_for: longest backoff after failed loads.
         tag_shards: tag prefix -> number of shards of its tag sets (a power of two).
         queue_prefix: first part of the queue names; empty takes the namespace.
+        revalidate_rate: most revalidations a second that this process asks for; what is stale beyond that is served,
+            and asked for at a later read, so that a soft invalidation of many does not load all of them at once; 0
+            does not limit.
         sweep_every: how often beat sweeps tag sets.
         drain_every: how often beat delivers what the outbox still holds.
         heat_every: how often a process that reads tells the store what was read; 0 tells nothing.
@@ -82,6 +85,7 @@ class Config:
     backoff_most_for: float = 60.0
     tag_shards: Mapping[str, int] = field(default_factory=dict)
     queue_prefix: str = ""
+    revalidate_rate: float = 500.0
     sweep_every: float = 60.0
     drain_every: float = 5.0
     heat_every: float = 5.0
@@ -111,6 +115,7 @@ class Config:
             duration(name, getattr(self, name), most=86400.0, positive=True)
         for name in ("breaker_for", "l1_for", "l1_on_loss_for", "heat_every", "warm_every", "warm_least"):
             duration(name, getattr(self, name), most=86400.0)
+        duration("revalidate_rate", self.revalidate_rate, most=1e6, unit=" a second")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+import zlib
 from collections.abc import Callable
 
 import msgspec
@@ -81,6 +82,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
             chance: uniform in (0, 1].
         """
         return self.fresh_until + self.load_time * beta * math.log(chance)
+
+    def overdue_at(self) -> float:
+        """Return when a stale entry is to be revalidated at its next read, whatever else there is to do.
+
+        In the third quarter of its stale period, each call at an instant of its own, the same in all processes.
+        """
+        share = 0.5 + 0.25 * zlib.crc32(self.call.encode()) / 2**32
+        return self.fresh_until + share * (self.stale_until - self.fresh_until)
 
     def held_off(self) -> Entry:
         """Return this entry as one that may have been old when it was loaded: stale at once, and for `stale_for`."""

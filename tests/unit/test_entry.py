@@ -91,3 +91,11 @@ def test_an_entry_that_is_held_off_is_never_fresh_and_stale_no_longer_than_a_sof
     assert made.freshness(now) is not Freshness.FRESH or now < made.created
     assert made.stale_until <= made.created + stale_for
     assert made.expires_at == entry().expires_at
+
+
+def test_calls_are_overdue_at_instants_of_their_own() -> None:
+    """In the third quarter of the stale period, which here is from 200 to 300."""
+    instants = [entry(call=f"find[{n}]").overdue_at() for n in range(1000)]
+
+    assert 250 <= min(instants) < 252 and 273 < max(instants) < 275
+    assert len({round(at) for at in instants}) == 26
