@@ -54,7 +54,7 @@ def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
 
 
 def removes_members_first(patch: pytest.MonkeyPatch) -> None:
-    def drain(ports: Any, tag: str, shard: int, doomed: str) -> Generator[Any, Any, int]:
+    def drain(ports: Any, tag: str, shard: int, doomed: str, told: Any) -> Generator[Any, Any, int]:
         entries = 0
         while calls := (yield ports.store.doomed_chunk(doomed)):
             yield ports.store.drained(tag, shard, doomed, calls)
