@@ -14,6 +14,9 @@ import msgspec
 
 from cacheworkers.policy import Policy
 
+#: By how much a process may misjudge the store's clock, seconds: what must not be fresh ended so long ago.
+CLOCK_MARGIN = 1.0
+
 
 class Freshness(enum.Enum):
     """How far through its life an entry is."""
@@ -94,7 +97,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     def held_off(self) -> Entry:
         """Return this entry as one that may have been old when it was loaded: stale at once, and for `stale_for`."""
         until = min(self.stale_until, self.created + self.stale_for)
-        return msgspec.structs.replace(self, fresh_until=self.created, stale_until=until)
+        return msgspec.structs.replace(self, fresh_until=self.created - CLOCK_MARGIN, stale_until=until)
 
 
 #: (freshness, may be asked for early, a failure's backoff is running) -> what a read does.

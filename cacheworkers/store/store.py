@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.entry import Entry
+from cacheworkers.core.entry import CLOCK_MARGIN, Entry
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
 from cacheworkers.store import scripts
@@ -364,7 +364,7 @@ class Store:
             Request.call(
                 scripts.SOFTEN,
                 (self.keys.entry(call), self.keys.lease(call)),
-                (envelope.MAGIC, envelope.FRESH_UNTIL_AT),
+                (envelope.MAGIC, envelope.FRESH_UNTIL_AT, _ms(CLOCK_MARGIN)),
             )
             for call in calls
         ]

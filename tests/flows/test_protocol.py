@@ -82,6 +82,19 @@ def test_invalidation_between_register_and_write_breaks_the_lease(shop: Shop) ->
     assert shop.stored() == (2, "fresh")
 
 
+def test_load_that_began_on_another_server_registers_anew(shop: Shop) -> None:
+    """A failover between register and write kept the lease, and lost the registration."""
+    load = shop.loader().until("write")
+    client, keys = shop.ports.store.link.client(), shop.ports.store.keys
+    client.delete(keys.tag_set("product:1"), keys.tag_set("products"))
+    client.hset(keys.lease("product[1]"), "run", "f" * 40)
+
+    load.finish()
+
+    assert shop.stored() == (1, "fresh")
+    assert shop.members() == shop.members("products") == ["product[1]"]
+
+
 def test_invalidation_by_key_during_a_load_is_not_lost(shop: Shop) -> None:
     load = shop.loader().until("write")
     shop.price = 2
@@ -144,6 +157,15 @@ def test_soft_invalidation_leaves_the_entry_findable_by_a_hard_one(shop: Shop) -
     shop.invalidator("hard").finish()
 
     assert shop.stored() is None
+
+
+def test_a_process_whose_clock_is_behind_does_not_find_fresh_what_was_softened(shop: Shop) -> None:
+    """Its idea of the store's time comes from round trips, and may be off by as much as they took."""
+    shop.loader().finish()
+    shop.invalidator("soft").finish()
+    shop.ports.clock.offset -= 0.5
+
+    assert shop.stored() == (1, "stale")
 
 
 def test_load_overtaken_by_a_soft_invalidation_is_not_stored_as_fresh(shop: Shop) -> None:

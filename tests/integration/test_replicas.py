@@ -8,11 +8,13 @@ import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.core import envelope
+from cacheworkers.core.entry import Entry
 from cacheworkers.errors import InvalidationIncomplete
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
@@ -118,18 +120,18 @@ def test_an_invalidation_outlives_the_master(pair: Pair) -> None:
     """Neither the old entry nor a load that was under way brings the old value back."""
     cache, number = pair.cache(pair.master, replicas=1)
     assert number.get(1) == 10
-    under_way, fence = begun(cache)
+    going, entry, fence = begun(cache)
     pair.prices[1] = 11
     cache.invalidate("n:1")
 
     pair.fail_over()
 
     cache, number = pair.cache(pair.replica)
-    entry = envelope.unpack(under_way)
     [registered] = cache._ports.store.register([("number[1]", ["n:1"], 60.0)], load_for=30).run()
     assert registered.newest > entry.seq
     assert cache._ports.store.write([(entry, fence)]).run() == [False]
     assert number.get(1) == 11
+    going.crash()
 
 
 def test_without_it_a_failover_loses_an_acknowledged_invalidation(pair: Pair) -> None:
@@ -156,6 +158,22 @@ def test_the_tags_of_a_written_entry_are_on_the_replica(pair: Pair) -> None:
     going.finish()
 
 
+def test_a_load_whose_registration_a_failover_has_lost_is_not_written(pair: Pair) -> None:
+    """The replica has its lease, and no member of its tag: written there, no invalidation would find it."""
+    cache, number = pair.cache(pair.master)
+    assert number.get(1) == 10
+    going, entry, fence = begun(cache)
+    wait_until(lambda: pair.client(pair.replica).hget("cw:l:{number[1]}", "fence") == fence)
+
+    pair.fail_over()
+
+    cache, _ = pair.cache(pair.replica)
+    assert pair.client(pair.replica).hget("cw:l:{number[1]}", "fence") == fence
+    assert cache._ports.store.write([(entry, fence)]).run() == [False]
+    assert "cw:l:{number[1]}" not in pair.keys(pair.replica)
+    going.crash()
+
+
 def loading(cache: Cache) -> Stepper[Any]:
     """A worker that has a claim for number[1] in its hands."""
     ports, spec = cache._ports, cache._loaders["number"]
@@ -165,14 +183,13 @@ def loading(cache: Cache) -> Stepper[Any]:
     return Stepper(load(ports, spec, [Ask("number", "number[1]", token, seen.hex(), "revalidate")], ports.worker))
 
 
-def begun(cache: Cache) -> tuple[bytes, str]:
-    """The entry that a load under way is about to write, and the fence it has."""
+def begun(cache: Cache) -> tuple[Stepper[Any], Entry, str]:
+    """A load under way, which keeps its lease while it is referred to; what it is going to write, and its fence."""
     going = loading(cache).until("load ")
     fence = cache._ports.store.lease("number[1]").run()["fence"]
     raw = cache._ports.store.get("number[1]").run()
     assert raw is not None
-    going.crash()
-    return raw, fence
+    return going, msgspec.structs.replace(envelope.unpack(raw), write_id=bytes.fromhex(fence)), fence
 
 
 # -- on a Cluster
