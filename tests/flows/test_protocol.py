@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 from typing import Any
 
@@ -136,6 +137,17 @@ def test_crashed_invalidator_leaves_work_that_the_next_one_finishes(shop: Shop) 
     shop.invalidator().finish()
 
     assert shop.stored() is None
+
+
+def test_a_crashed_load_keeps_its_lease(shop: Shop) -> None:
+    """Else what crashes here would be tidier than what crashes in earnest."""
+    released: list[str] = []
+    shop.ports.release_soon = lambda call, name: released.append(call)
+    shop.loader().until("register").crash()
+    gc.collect()
+
+    assert released == []
+    assert shop.ports.store.lease("product[1]").run()["fence"]
 
 
 def test_sweep_finishes_an_invalidation_whose_process_died(shop: Shop, cache: Cache) -> None:
