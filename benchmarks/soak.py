@@ -2,8 +2,9 @@
 
 Readers, writers, workers and drains are processes of their own; writers, workers and drains are killed with -9, the
 store is frozen, entries and leases are deleted at random, and sweeps run.  A change is acknowledged when the commit
-of its watched session has returned.  Each read through the store is compared with what was acknowledged before it
-began.  At the end, once the drain is through, every entry must be what the database says.
+of its watched session has returned.  All of them record what they did; at the end each read is compared with what was
+acknowledged before it began (`cacheworkers.testing.history`; `--keep DIR` leaves the files to `cacheworkers
+check-history`), and once the drain is through, every entry must be what the database says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from typing import Any
 
 from benchmarks.stack import ROOT
 from cacheworkers.testing import Postgres, Valkey
+from cacheworkers.testing.history import History, Recorder, check
 from cacheworkers.testing.servers import wait_until
 
 PRICES, READERS, WRITERS = 40, 4, 2
@@ -60,50 +63,37 @@ class Shared:
 
     def __init__(self, context: Any) -> None:
         self.version = context.Array("q", PRICES + 1, lock=False)
-        self.acknowledged = context.Array("q", PRICES + 1, lock=False)
-        self.at = context.Array("d", PRICES + 1, lock=False)
         self.reads = context.Array("q", READERS, lock=False)
         self.stop_reading = context.Event()
         self.stop_writing = context.Value("b", 0, lock=False)
 
 
-def read(number: int, shared: Shared, results: Any) -> None:
-    """Read for ever, and compare."""
+def read(number: int, shared: Shared, results: Any, histories: Path) -> None:
+    """Read for ever, and record it."""
     from benchmarks.soakshop import GROUPS, near, strict, total
 
     report = Report()
+    recorder = Recorder(histories / f"reader{number}.jsonl")
     chance = random.Random(number)
 
     async def one() -> None:
         while not shared.stop_reading.is_set():
             kind = chance.random()
             key = chance.randrange(1, PRICES + 1)
-            if kind < 0.1:
-                group = key % GROUPS
-                least = {n: (shared.acknowledged[n], shared.at[n]) for n in range(1, PRICES + 1) if n % GROUPS == group}
-                loader: Any = total
-                key = group
-            else:
-                loader = near if kind < 0.5 else strict
-                least = {key: (shared.acknowledged[key], shared.at[key])}
+            loader: Any = total if kind < 0.1 else near if kind < 0.5 else strict
+            if loader is total:
+                key %= GROUPS
             began = time.monotonic()
             try:
                 found = await loader.aread(key)
             except Exception as error:
                 report.failed[type(error).__name__] += 1
                 continue
+            versions = found.value if loader is total else {key: found.value}
+            for each, version in versions.items():
+                recorder.read(f"price:{each}", version, began, tier=found.tier, by=f"{loader.name}[{key}]")
             shared.reads[number] += 1
             report.reads[f"{loader.name} {found.tier}"] += 1
-            for each, (amount, at) in least.items():
-                value = found.value[str(each)] if loader is total else found.value
-                if value >= amount:
-                    continue
-                if found.tier == "l1":
-                    report.lag.append(began - at)
-                else:
-                    report.old.append(
-                        f"{loader.name}[{key}] {found.tier}: {value} < {amount}, {began - at:.4f} s after"
-                    )
 
     async def all_of_them() -> None:
         await asyncio.gather(*(one() for _ in range(8)))
@@ -112,16 +102,18 @@ def read(number: int, shared: Shared, results: Any) -> None:
     results.put(report)
 
 
-def write(number: int, shared: Shared, rate: float) -> None:
+def write(number: int, shared: Shared, rate: float, histories: Path) -> None:
     """Raise prices of one's own share, for ever."""
     from benchmarks.soakshop import Price, sessions, undelivered
 
     chance = random.Random()
+    recorder = Recorder(histories / f"writer{number}.jsonl")
     mine = [n for n in range(1, PRICES + 1) if n % WRITERS == number]
     while not shared.stop_writing.value:
         key = chance.choice(mine)
         version = shared.version[key] = shared.version[key] + 1
         before = len(undelivered)
+        began = time.monotonic()
         try:
             with sessions.begin() as session:
                 session.get_one(Price, key).amount = version
@@ -129,16 +121,15 @@ def write(number: int, shared: Shared, rate: float) -> None:
             print(f"writer: {error}", file=sys.stderr)
             continue
         if len(undelivered) == before:
-            shared.at[key] = time.monotonic()
-            shared.acknowledged[key] = version
+            recorder.invalidated(f"price:{key}", began, version=version)
         time.sleep(chance.expovariate(rate))
 
 
 class Chaos:
     """Starts what dies, and kills it."""
 
-    def __init__(self, context: Any, shared: Shared, valkey: Valkey, logs: Path, rate: float, report: Report) -> None:
-        self.context, self.shared, self.valkey, self.logs, self.rate = context, shared, valkey, logs, rate
+    def __init__(self, context: Any, shared: Shared, valkey: Valkey, where: Path, rate: float, report: Report) -> None:
+        self.context, self.shared, self.valkey, self.where, self.rate = context, shared, valkey, where, rate
         self.report = report
         self.workers = [self._spawn("worker", WORKER) for _ in range(2)]
         self.drains = [self._spawn("drain", [sys.executable, "-c", DRAIN]) for _ in range(2)]
@@ -193,12 +184,12 @@ class Chaos:
             self._kill(process)
 
     def _writer(self, number: int) -> Any:
-        process = self.context.Process(target=write, args=(number, self.shared, self.rate))
+        process = self.context.Process(target=write, args=(number, self.shared, self.rate, self.where))
         process.start()
         return process
 
     def _spawn(self, name: str, words: list[str]) -> subprocess.Popen[bytes]:
-        with open(self.logs / f"{name}.log", "ab") as log:
+        with open(self.where / f"{name}.log", "ab") as log:
             return subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
 
     @staticmethod
@@ -208,16 +199,17 @@ class Chaos:
         process.wait()
 
 
-def soak(operations: int, rate: float = 20.0, act_every: float = 1.0) -> Report:
+def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path | None = None) -> Report:
     """Run until so many reads were served, and return what happened.
 
     Args:
         rate: changes a second, of each writer.
         act_every: seconds between two bad things.
+        keep: where the histories are copied to.
     """
     context = multiprocessing.get_context("spawn")
     report = Report()
-    with Valkey() as valkey, Postgres() as postgres, tempfile.TemporaryDirectory() as logs:
+    with Valkey() as valkey, Postgres() as postgres, tempfile.TemporaryDirectory() as directory:
         os.environ.update(REDIS_URL=valkey.url, DATABASE_URL=postgres.create_database("soak"), PYTHONPATH=str(ROOT))
         from benchmarks.soakshop import Base, Price, cache, engine, near, sessions, strict
 
@@ -226,8 +218,9 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0) -> Report:
         with sessions.begin() as session:
             session.add_all(Price(id=n, amount=0) for n in range(1, PRICES + 1))
         shared, results = Shared(context), context.Queue()
-        chaos = Chaos(context, shared, valkey, Path(logs), rate, report)
-        readers = [context.Process(target=read, args=(n, shared, results)) for n in range(READERS)]
+        where = Path(directory)
+        chaos = Chaos(context, shared, valkey, where, rate, report)
+        readers = [context.Process(target=read, args=(n, shared, results, where)) for n in range(READERS)]
         for reader in readers:
             reader.start()
         sweeping = threading.Event()
@@ -247,8 +240,6 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0) -> Report:
                 mine = results.get(timeout=60)
                 report.reads += mine.reads
                 report.failed += mine.failed
-                report.old += mine.old
-                report.lag += mine.lag
             with sessions() as session:
                 for price in session.query(Price):
                     for loader in (near, strict):
@@ -268,7 +259,21 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0) -> Report:
             cache.close()
             engine.dispose()
         report.writes = sum(shared.version)
+        _compare(where, keep, report)
     return report
+
+
+def _compare(where: Path, keep: Path | None, report: Report) -> None:
+    files = sorted(where.glob("*.jsonl"))
+    for stale in check(History(files)):
+        if stale.read.tier == "l1":
+            report.lag.append(stale.late)
+        else:
+            report.old.append(str(stale))
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(file, keep)
 
 
 def _sweep(cache: Any, stop: threading.Event) -> None:
@@ -282,8 +287,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--operations", type=int, default=1_000_000)
     parser.add_argument("--rate", type=float, default=20.0, help="changes a second, of each writer")
+    parser.add_argument("--keep", type=Path, help="directory for what was recorded")
     options = parser.parse_args()
-    report = soak(options.operations, options.rate)
+    report = soak(options.operations, options.rate, keep=options.keep)
     print(f"{sum(report.reads.values()):,} reads {dict(report.reads)}; failed {dict(report.failed)}")
     print(f"{report.writes:,} changes; {dict(report.acts)}")
     print(f"older than an acknowledged change, through the store: {len(report.old)} {report.old[:5]}")

@@ -16,7 +16,7 @@ from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
-from cacheworkers.flows.invalidate import Invalidation, Mode, invalidate_tags, members_of
+from cacheworkers.flows.invalidate import Invalidation, Mode, Progress, invalidate_tags, members_of
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec
 from cacheworkers.flows.reload import count_entries, reload_tags
@@ -129,7 +129,12 @@ class Cache:
     # -- invalidating
 
     def invalidate(
-        self, *tags: str, mode: Mode = "hard", session: AnySession | None = None, dry_run: bool = False
+        self,
+        *tags: str,
+        mode: Mode = "hard",
+        session: AnySession | None = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
     ) -> Invalidation:
         """Invalidate every entry that has any of the tags; call it after the commit.
 
@@ -142,6 +147,7 @@ class Cache:
             dry_run: invalidate nothing; what is returned has the number 0 and counts the tags' members.
             session: a watched one whose transaction is open: the tags go into the outbox with it, and are invalidated
                 after its commit.  What is returned then has the number 0: it is not done yet.
+            progress: called with how many members have been dealt with, after each chunk of some hundred.
 
         Raises:
             InvalidationIncomplete: the store failed; nothing is acknowledged.
@@ -152,16 +158,21 @@ class Cache:
         if session is not None:
             self._watching.of(session, mode).add(session, tags)
             return Invalidation(0, 0)
-        return run(self._invalidation(tags, mode, dry_run))
+        return run(self._invalidation(tags, mode, dry_run, progress))
 
     async def ainvalidate(
-        self, *tags: str, mode: Mode = "hard", session: AnySession | None = None, dry_run: bool = False
+        self,
+        *tags: str,
+        mode: Mode = "hard",
+        session: AnySession | None = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
     ) -> Invalidation:
         """Invalidate every entry that has any of the tags; see `invalidate`."""
         if session is not None:
             await self._watching.of(session, mode).aadd(session, tags)
             return Invalidation(0, 0)
-        return await arun(self._invalidation(tags, mode, dry_run))
+        return await arun(self._invalidation(tags, mode, dry_run, progress))
 
     # -- watching what changes
 
@@ -494,7 +505,9 @@ class Cache:
             progress=progress or (lambda state: None),
         )
 
-    def _invalidation(self, tags: Sequence[str], mode: Mode, dry_run: bool) -> Flow[Invalidation]:
+    def _invalidation(
+        self, tags: Sequence[str], mode: Mode, dry_run: bool, progress: Progress | None
+    ) -> Flow[Invalidation]:
         if mode not in ("hard", "soft", "reload"):
             raise ConfigError(f'mode must be "hard", "soft" or "reload", got {mode!r}')
         if not tags:
@@ -510,5 +523,5 @@ class Cache:
                 f"undone by a load before its commit; give session=, or call it after the commit"
             )
         if mode == "reload":
-            return reload_tags(self._ports, self._loaders, named)
-        return invalidate_tags(self._ports, named, mode)
+            return reload_tags(self._ports, self._loaders, named, progress)
+        return invalidate_tags(self._ports, named, mode, progress)

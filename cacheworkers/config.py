@@ -27,6 +27,8 @@ class Config:
             `cluster://host:port`.
         namespace: first part of every key in Redis; two namespaces never meet.
         store_timeout: how long one call to the store may take, and a connection to it.
+        replicas: how many replicas of each master must have an invalidation before it is acknowledged, and an entry's
+            tags before it is written; 0 waits for none.  Fewer in time: neither happens.
         breaker_for: after a failed call, how long the store is not asked again.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
         l1_bytes: most bytes of payloads kept there.
@@ -45,6 +47,9 @@ class Config:
         backoff_most_for: longest backoff after failed loads.
         tag_shards: tag prefix -> number of shards of its tag sets (a power of two).
         queue_prefix: first part of the queue names; empty takes the namespace.
+        revalidate_rate: most revalidations a second that this process asks for; what is stale beyond that is served,
+            and asked for at a later read, so that a soft invalidation of many does not load all of them at once; 0
+            does not limit.
         sweep_every: how often beat sweeps tag sets.
         drain_every: how often beat delivers what the outbox still holds.
         heat_every: how often a process that reads tells the store what was read; 0 tells nothing.
@@ -61,6 +66,7 @@ class Config:
     redis_url: str = "redis://127.0.0.1:6379/0"
     namespace: str = "cw"
     store_timeout: float = 0.25
+    replicas: int = 0
     breaker_for: float = 1.0
     l1_entries: int = 10_000
     l1_bytes: int = 64 * 1024 * 1024
@@ -79,6 +85,7 @@ class Config:
     backoff_most_for: float = 60.0
     tag_shards: Mapping[str, int] = field(default_factory=dict)
     queue_prefix: str = ""
+    revalidate_rate: float = 500.0
     sweep_every: float = 60.0
     drain_every: float = 5.0
     heat_every: float = 5.0
@@ -108,6 +115,7 @@ class Config:
             duration(name, getattr(self, name), most=86400.0, positive=True)
         for name in ("breaker_for", "l1_for", "l1_on_loss_for", "heat_every", "warm_every", "warm_least"):
             duration(name, getattr(self, name), most=86400.0)
+        duration("revalidate_rate", self.revalidate_rate, most=1e6, unit=" a second")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -158,6 +166,7 @@ class Queues:
 
 
 _LEAST = {
+    "replicas": 0,
     "l1_entries": 0,
     "l1_bytes": 0,
     "bulkhead": 1,

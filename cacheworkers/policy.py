@@ -33,8 +33,9 @@ class Policy:
         l1_for: how long this process's memory may answer without proof that it is coherent; 0 keeps
             the loader out of L1; None takes `Config.l1_for`.
         version: raise it when the value's shape or meaning changes; part of the call's text.
-        hold_off_for: entries loaded within this time of their tag's invalidation are stored stale, so that a
-            lagging replica cannot keep an old row fresh; 0 for loads that read the primary.
+        hold_off_for: entries whose load began within this time of an invalidation of any of their tags are stored
+            stale, for `stale_for`, so that a replica that lags no longer cannot keep an old row fresh; 0 for loads
+            that read the primary.  An invalidation by key is not remembered: use tags.
     """
 
     fresh_for: float = 60.0

@@ -30,8 +30,9 @@ FLOORS = {
     "app": 7,
 }
 LEAVES = {"errors", "policy", "config", "events"}
-#: Rooms on one floor that may use each other's public parts: the store answers the breaker and the clock of `local`.
-NEIGHBOURS = {("store", "local"), ("testing", "workers"), ("testing", "sql")}
+#: Rooms that may use each other's public parts: the store answers the breaker and the clock of `local`, and the command
+#: line checks what tests record.
+NEIGHBOURS = {("store", "local"), ("testing", "workers"), ("testing", "sql"), ("ops", "testing")}
 #: Packages that come with the library -> rooms that may import them.
 CLIENTS = {
     "redis": {"store"},

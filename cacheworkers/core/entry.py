@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import enum
 import math
+import zlib
 from collections.abc import Callable
 
 import msgspec
 
 from cacheworkers.policy import Policy
+
+#: By how much a process may misjudge the store's clock, seconds: what must not be fresh ended so long ago.
+CLOCK_MARGIN = 1.0
 
 
 class Freshness(enum.Enum):
@@ -84,6 +88,19 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         """
         return self.fresh_until + self.load_time * beta * math.log(chance)
 
+    def overdue_at(self) -> float:
+        """Return when a stale entry is to be revalidated at its next read, whatever else there is to do.
+
+        In the third quarter of its stale period, each call at an instant of its own, the same in all processes.
+        """
+        share = 0.5 + 0.25 * zlib.crc32(self.call.encode()) / 2**32
+        return self.fresh_until + share * (self.stale_until - self.fresh_until)
+
+    def held_off(self) -> Entry:
+        """Return this entry as one that may have been old when it was loaded: stale at once, and for `stale_for`."""
+        until = min(self.stale_until, self.created + self.stale_for)
+        return msgspec.structs.replace(self, fresh_until=self.created - CLOCK_MARGIN, stale_until=until)
+
 
 #: (freshness, may be asked for early, a failure's backoff is running) -> what a read does.
 DECISIONS: dict[tuple[Freshness, bool, bool], Action] = {
@@ -133,14 +150,12 @@ def life_of(
     load_time: float,
     is_negative: bool,
     fresh_for: float | None,
-    is_held_off: bool,
     chance: Callable[[], float],
 ) -> Life:
     """Return the life of a value loaded from `created` on, for `load_time` seconds.
 
     Args:
         fresh_for: what the load itself asked for, instead of the policy's.
-        is_held_off: a tag was invalidated so lately that a replica may have given an old value: stored stale.
         chance: uniform in [0, 1); shortens the life by at most the policy's jitter.
     """
     if fresh_for is None:
@@ -151,6 +166,4 @@ def life_of(
     fresh_until = created + fresh_for
     stale_until = fresh_until + stale_for
     expires_at = max(stale_until + error_for, created + load_time + LEAST_KEPT_FOR)
-    if is_held_off:
-        fresh_until = created
     return Life(created, fresh_until, stale_until, expires_at, stale_for, load_time)

@@ -21,6 +21,7 @@ class Keyspace:
         namespace: first part of every key.
         seq: the invalidation sequence.
         run_id: the run id of the server that was last replayed to.
+        touched: written for the sake of being written; what follows it makes it a key of a certain master.
         entries_prefix, failures_prefix: what the listener listens to.
         tag_sets_prefix: what all tag sets begin with.
         tag_sets_pattern, last_invalidations_pattern, doomed_indexes_pattern: for SCAN; all shards, no doomed sets.
@@ -35,6 +36,7 @@ class Keyspace:
         self._tag_shards = dict(tag_shards or {})
         self.seq = f"{namespace}:seq"
         self.run_id = f"{namespace}:run"
+        self.touched = f"{namespace}:w"
         self.entries_prefix = f"{namespace}:e:"
         self.failures_prefix = f"{namespace}:f:"
         self.tag_sets_prefix = f"{namespace}:t:"

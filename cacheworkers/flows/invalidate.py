@@ -5,7 +5,7 @@ Once `invalidate` has returned, no read through the store returns a value whose 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -16,6 +16,8 @@ from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ports
 
 Mode = Literal["hard", "soft", "reload"]
+#: Called with how many members an invalidation has gone through so far; must be quick, and must not raise.
+Progress = Callable[[int], None]
 
 #: How long to wait for this process's listener to hear of an invalidation before L1 is emptied instead, seconds.
 BARRIER_FOR = 1.0
@@ -33,14 +35,20 @@ class Invalidation(msgspec.Struct, frozen=True):
     entries: int
 
 
-def invalidate_tags(ports: Ports, tags: Sequence[str], mode: Mode) -> Flow[Invalidation]:
+def invalidate_tags(
+    ports: Ports, tags: Sequence[str], mode: Mode, progress: Progress | None = None
+) -> Flow[Invalidation]:
     """Invalidate everything that has any of the tags.
 
+    Args:
+        progress: called after each chunk of some hundred members.
+
     Raises:
-        InvalidationIncomplete: the store failed on the way; nothing is acknowledged, and what was begun is finished
-            by the next invalidation of the tag, or by a sweep.
+        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it; nothing is
+            acknowledged, and what was begun is finished by the next invalidation of the tag, or by a sweep.
     """
     started = ports.clock.monotonic()
+    told = _Told(progress)
     try:
         n = yield ports.store.next_seq()
         entries = 0
@@ -49,11 +57,12 @@ def invalidate_tags(ports: Ports, tags: Sequence[str], mode: Mode) -> Flow[Inval
                 doomed = yield ports.store.doom(tag, n)
             else:
                 yield ports.store.mark_tag(tag, n)
-                entries += yield from _soften_in_place(ports, tag)
+                entries += yield from _soften_in_place(ports, tag, told)
                 # A hard invalidation may have died half-way: what it put aside is hidden from the walk.
                 doomed = yield ports.store.doomed_sets(tag)
             for shard, name in doomed:
-                entries += yield from drain(ports, tag, shard, name)
+                entries += yield from drain(ports, tag, shard, name, told)
+        yield from replicated(ports)
     except StoreError as error:
         raise InvalidationIncomplete(f"invalidation of {', '.join(tags)} is not acknowledged: {error}") from error
     yield from hear_of_it(ports)
@@ -65,12 +74,14 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
     """Invalidate single calls.
 
     Raises:
-        InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
+        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it; nothing is
+            acknowledged.
     """
     started = ports.clock.monotonic()
     try:
         n = yield ports.store.next_seq()
         entries = yield ports.store.drop(calls) if mode == "hard" else ports.store.soften(calls)
+        yield from replicated(ports)
     except StoreError as error:
         raise InvalidationIncomplete(f"invalidation of {', '.join(calls[:3])} is not acknowledged: {error}") from error
     yield from hear_of_it(ports)
@@ -92,15 +103,45 @@ def members_of(ports: Ports, tag: str, most: int) -> Flow[list[str]]:
     return list(found)[:most]
 
 
-def drain(ports: Ports, tag: str, shard: int, doomed: str) -> Flow[int]:
-    """Delete the entries of a doomed set, in chunks; any number of drainers may share one."""
+class _Told:
+    """Adds up what one invalidation has gone through."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._members = 0
+
+    def __call__(self, members: int) -> None:
+        self._members += members
+        if self._progress is not None:
+            self._progress(self._members)
+
+
+def drain(ports: Ports, tag: str, shard: int, doomed: str, told: Progress = lambda members: None) -> Flow[int]:
+    """Delete the entries of a doomed set, in chunks; any number of drainers may share one.
+
+    Whoever comes next goes on where a drainer died: the next invalidation of the tag, or a sweep.
+
+    Args:
+        told: called with the size of each chunk that is done.
+    """
     entries = 0
     while calls := (yield ports.store.doomed_chunk(doomed)):
         entries += yield ports.store.drop(calls)
         # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
         yield ports.store.drained(tag, shard, doomed, calls)
+        told(len(calls))
     yield ports.store.drained(tag, shard, doomed, ())
     return entries
+
+
+def replicated(ports: Ports) -> Flow[None]:
+    """Return when as many replicas as `Config.replicas` says have all that was written so far.
+
+    Raises:
+        StoreError: fewer have it in time.
+    """
+    if ports.config.replicas:
+        yield ports.store.replicate(ports.config.replicas, ports.config.store_timeout)
 
 
 def hear_of_it(ports: Ports) -> Flow[None]:
@@ -109,7 +150,7 @@ def hear_of_it(ports: Ports) -> Flow[None]:
         ports.l1.clear()
 
 
-def _soften_in_place(ports: Ports, tag: str) -> Flow[int]:
+def _soften_in_place(ports: Ports, tag: str, told: Progress) -> Flow[int]:
     """Make stale what a tag's sets name.  Soft takes nothing out: a live entry must always be findable."""
     entries = 0
     for shard in range(ports.store.keys.shards(tag)):
@@ -117,6 +158,7 @@ def _soften_in_place(ports: Ports, tag: str) -> Flow[int]:
         while True:
             cursor, calls = yield ports.store.walk_tag(tag, shard, cursor)
             entries += yield ports.store.soften(calls)
+            told(len(calls))
             if cursor == 0:
                 break
     return entries

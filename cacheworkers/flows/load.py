@@ -18,6 +18,7 @@ from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CacheworkersError, EntryTooLarge, LoadError, LoadTimeout, StoreError, TagError
 from cacheworkers.events import Loaded, Outcome, Poisoned
 from cacheworkers.flows.driver import Flow
+from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports, Runner
 from cacheworkers.store.store import Claimed, Snapshot
 
@@ -184,6 +185,8 @@ def _write(
             [(entry.call, entry.tags, entry.expires_at - entry.created) for entry, _ in written],
             load_for=loader.load_for,
         )
+        # Before the write.  After it, a failover between them could keep the entry and lose its tags.
+        yield from replicated(ports)
         current: list[tuple[Entry, str]] = []
         newest = 0
         for (entry, fence), found in zip(written, registered, strict=True):
@@ -191,8 +194,9 @@ def _write(
                 newest = max(newest, found.newest)
                 continue
             if loader.policy.hold_off_for and found.newest / 1000 > snapshot.now - loader.policy.hold_off_for:
-                # A lagging replica may have given the old row: stored stale, so that it is soon loaded again.
-                entry = msgspec.structs.replace(entry, fresh_until=entry.created)
+                # A lagging replica may have given the old row: stored stale, so that it is soon loaded again.  By the
+                # snapshot's time, not by the registration's: a slow load may have read at its very beginning.
+                entry = entry.held_off()
                 results[entry.call].entry = entry
             # The fence is the version, so that a write whose reply was late knows itself when it is sent again.
             current.append((msgspec.structs.replace(entry, write_id=bytes.fromhex(fence)), fence))
@@ -253,7 +257,6 @@ def _entry(
         load_time=load_time,
         is_negative=value is None,
         fresh_for=loading.fresh_for.get(call.text),
-        is_held_off=False,
         chance=ports.chance,
     )
     entry = Entry(

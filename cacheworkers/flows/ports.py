@@ -20,6 +20,7 @@ from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.heat import Heat
 from cacheworkers.local.l1 import L1
+from cacheworkers.local.limiter import Limiter
 from cacheworkers.local.pace import Pace
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
@@ -123,12 +124,16 @@ class Asked:
         self._until: dict[tuple[str, bytes, float], float] = {}
         self._lock = threading.Lock()
 
+    def has(self, version: tuple[str, bytes, float], now: float) -> bool:
+        """Return whether this was asked for lately."""
+        return self._until.get(version, 0.0) > now
+
     def is_due(self, version: tuple[str, bytes, float], now: float, wait_for: float) -> bool:
         """Return whether to ask now; if so, not again for `wait_for` seconds."""
-        if self._until.get(version, 0.0) > now:
+        if self.has(version, now):
             return False
         with self._lock:
-            if self._until.get(version, 0.0) > now:
+            if self.has(version, now):
                 return False
             if len(self._until) >= self._MOST:
                 self._until = {key: until for key, until in self._until.items() if until > now}
@@ -161,3 +166,7 @@ class Ports:
     heat: Heat = field(default_factory=Heat)
     asked: Asked = field(default_factory=Asked)
     chance: Callable[[], float] = random.random
+    revalidations: Limiter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.revalidations = Limiter(self.config.revalidate_rate)

@@ -147,15 +147,25 @@ def ask(
     return True
 
 
-def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry) -> Flow[None]:
-    """Ask for one revalidation of an entry that is being served; never breaks the read."""
+def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry) -> Flow[bool]:
+    """Ask for one revalidation of an entry that is being served; never breaks the read.
+
+    False: nobody has been asked, for this process asks for too many; a later read is to come here again.  What is
+    read often thus gets its turn first, and what a soft invalidation made stale at one instant is spread over time.
+    """
     version = (entry.call, entry.write_id, entry.fresh_until)
-    if not ports.asked.is_due(version, ports.clock.monotonic(), loader.load_for):
-        return
+    now = ports.clock.monotonic()
+    if ports.asked.has(version, now):
+        return True
+    if not ports.revalidations.allows(now) and ports.clock.now() < entry.overdue_at():
+        return False
+    if not ports.asked.is_due(version, now, loader.load_for):
+        return True
     try:
         yield from ask(ports, loader, entry.call, entry.write_id, "revalidate")
     except StoreError:
         ports.asked.forget(version)
+    return True
 
 
 def _is_known_missing(flight: Flight, now: float) -> bool:
@@ -191,15 +201,15 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float) -> Flo
         case Action.SERVE:
             l1_until = min(early_at, entry.fresh_until)
         case Action.SERVE_AND_ASK:
-            if not is_mine:
-                yield from revalidate_soon(ports, loader, entry)
-            # Asked once; what comes of it is pushed, and drops the slot.
-            l1_until = (
-                entry.fresh_until if freshness is Freshness.FRESH else min(entry.stale_until, now + loader.load_for)
-            )
+            is_asked = not is_mine and (yield from revalidate_soon(ports, loader, entry))
+            if freshness is Freshness.FRESH:
+                l1_until = entry.fresh_until
+            else:
+                # Asked once; what comes of it is pushed, and drops the slot.  Not asked, the next read must ask.
+                l1_until = min(entry.stale_until, now + loader.load_for) if is_asked else now
         case _:
             return None
-    if wanted.keep is not None and is_coherent:
+    if wanted.keep is not None and is_coherent and l1_until > now:
         wanted.keep(entry, value, guard, l1_until - now + turn.started + waited)
     return Read.of(ports.clock.now(), entry, value, freshness, "store", waited)
 

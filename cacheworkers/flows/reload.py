@@ -8,18 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cacheworkers.flows.driver import Flow
-from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
+from cacheworkers.flows.invalidate import Invalidation, Progress, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.warm import warm
 
 
-def reload_tags(ports: Ports, loaders: Mapping[str, LoaderSpec], tags: Sequence[str]) -> Flow[Invalidation]:
+def reload_tags(
+    ports: Ports, loaders: Mapping[str, LoaderSpec], tags: Sequence[str], progress: Progress | None = None
+) -> Flow[Invalidation]:
     """Make everything that has any of the tags stale, and have workers load the hot of it anew.
+
+    Args:
+        progress: as for `invalidate_tags`.
 
     Raises:
         InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
     """
-    done = yield from invalidate_tags(ports, tags, "soft")
+    done = yield from invalidate_tags(ports, tags, "soft", progress)
     for name, loader in list(loaders.items()):
         found: list[tuple[str, float]] = yield ports.store.heat(name, ports.config.warm_most)
         hot = [call for call, _ in found]

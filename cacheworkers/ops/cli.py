@@ -14,10 +14,13 @@ from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
+from rich.console import Console
+from rich.progress import Progress
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.exporter_command import exporter
+from cacheworkers.ops.history_command import check_history
 from cacheworkers.ops.show import Obj, as_json, as_text
 from cacheworkers.ops.stats import stats
 from cacheworkers.ops.warm import warm
@@ -26,7 +29,7 @@ from cacheworkers.process import cache_of
 #: More entries than this are not invalidated without a question.
 MANY = 1000
 #: Commands that need no cache.
-WITHOUT_CACHE = {"completion"}
+WITHOUT_CACHE = {"check-history", "completion"}
 
 
 class _Group(click.Group):
@@ -145,7 +148,13 @@ def invalidate(obj: Obj, tags: tuple[str, ...], mode: Any, dry_run: bool, yes: b
     counted = cache.invalidate(*tags, dry_run=True)
     if not dry_run and counted.entries > MANY and not yes:
         click.confirm(f"{', '.join(tags)}: {counted.entries:,} entries; invalidate them?", abort=True)
-    show(counted if dry_run else cache.invalidate(*tags, mode=mode))
+    if dry_run:
+        show(counted)
+        return
+    with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(mode, total=counted.entries or None)
+        done = cache.invalidate(*tags, mode=mode, progress=lambda members: bar.update(task, completed=members))
+    show(done)
 
 
 @main.command()
@@ -193,5 +202,5 @@ def completion(context: click.Context, shell: str) -> None:
     click.echo(kind(main, {}, "cacheworkers", "_CACHEWORKERS_COMPLETE").source())
 
 
-for command in (stats, exporter, warm):
+for command in (stats, exporter, warm, check_history):
     main.add_command(command)

@@ -7,6 +7,9 @@ costs seconds instead of one timeout.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import itertools
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
+from redis.crc import key_slot
 from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
@@ -113,6 +117,7 @@ class Link:
         self._wires = Wires(
             lambda: self.client().connection_pool, lambda: self.aclient().connection_pool, config.store_timeout
         )
+        self._wires_of: dict[str, Wires] = {}
         self._sync: Any = None
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
         self._is_checked = False
@@ -127,11 +132,13 @@ class Link:
         self._sync = None
         self._async = weakref.WeakKeyDictionary()
         self._wires.reset()
+        self._wires_of = {}
         self._breaker.reset()
 
     def close(self) -> None:
         """Close the sync connections."""
-        self._wires.close()
+        for wires in (self._wires, *self._wires_of.values()):
+            wires.close()
         if self._sync is not None:
             self._sync.close()
             self._sync = None
@@ -216,6 +223,45 @@ class Link:
         if is_probe:
             self._answered()
         return reply, len(masters)
+
+    def on_masters(self, key: str, commands: Callable[[str], Sequence[tuple[Any, ...]]]) -> list[list[Any]]:
+        """Return every master's replies to commands that go over one connection of it, for threads only.
+
+        Args:
+            key: what a key begins with; on a Cluster, what makes it a key of each master is put behind it.
+            commands: makes them, given that key.
+        """
+        is_probe = self._probes()
+        try:
+            found = []
+            for wires, of_master in self._masters(key):
+                replies = wires.exchange(commands(of_master))
+                _check(replies)
+                found.append(replies)
+        except Exception as error:
+            if self.is_cluster:
+                with contextlib.suppress(Exception):
+                    self.client().nodes_manager.initialize()  # a master may be another now
+            raise self._translated(error) from error
+        if is_probe:
+            self._answered()
+        return found
+
+    def _masters(self, key: str) -> list[tuple[Wires, str]]:
+        """Return wires to every master that has slots, and a key of its own for each."""
+        if not self.is_cluster:
+            return [(self._wires, key)]
+        client = self.client()
+        slots = {node.name: slot for slot, (node, *_) in client.nodes_manager.slots_cache.items()}
+        found = []
+        for node in client.get_primaries():
+            if node.name not in slots:
+                continue
+            if node.name not in self._wires_of:
+                pool = functools.partial(getattr, client.get_redis_connection(node), "connection_pool")
+                self._wires_of[node.name] = Wires(pool, pool, self._config.store_timeout)
+            found.append((self._wires_of[node.name], f"{key}{{{_in_slot(slots[node.name])}}}"))
+        return found
 
     # -- clients
 
@@ -305,7 +351,8 @@ class Link:
             return StoreUnavailable(f"no free connection to the store at {where}")
         if isinstance(error, _UNAVAILABLE):
             text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
-            self._wires.drop()
+            for wires in (self._wires, *self._wires_of.values()):
+                wires.drop()
             if self._breaker.failed():
                 self._on_lost(text)
             return StoreUnavailable(text)
@@ -380,6 +427,12 @@ def parse_url(url: str) -> Where:
             raise ConfigError(f"redis_url must name a service, sentinel://host:port/service, got {url!r}")
         return Where("sentinel", f"sentinel://{hosts.split(',')[0].split(':')[0]}", nodes, service, database)
     raise ConfigError(f"redis_url must start with redis, rediss, unix, sentinel or cluster, got {scheme!r}")
+
+
+@functools.cache
+def _in_slot(slot: int) -> str:
+    """Return a short text whose Cluster slot this is: one of 16,384 or so is."""
+    return next(text for text in map(str, itertools.count()) if key_slot(text.encode()) == slot)
 
 
 def _not_run(replies: Sequence[Any]) -> list[int]:

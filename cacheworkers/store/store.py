@@ -9,11 +9,12 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.entry import Entry
+from cacheworkers.core.entry import CLOCK_MARGIN, Entry
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
 from cacheworkers.store import scripts
 from cacheworkers.store.link import Link, Request
+from cacheworkers.store.replicas import Replicate
 
 T = TypeVar("T")
 
@@ -249,7 +250,10 @@ class Store:
 
     def release(self, names: Iterable[tuple[str, str]]) -> Exchange[int]:
         """Give back the leases of many `(call, token or fence)`; how many were ours."""
-        requests = [Request.call(scripts.RELEASE, (self.keys.lease(call),), (name,)) for call, name in names]
+        requests = [
+            Request.call(scripts.RELEASE, (self.keys.lease(call), self.keys.attempts(call)), (name,))
+            for call, name in names
+        ]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
 
     def lease(self, call: str) -> Exchange[dict[str, str]]:
@@ -391,7 +395,7 @@ class Store:
             Request.call(
                 scripts.SOFTEN,
                 (self.keys.entry(call), self.keys.lease(call)),
-                (envelope.MAGIC, envelope.FRESH_UNTIL_AT),
+                (envelope.MAGIC, envelope.FRESH_UNTIL_AT, _ms(CLOCK_MARGIN)),
             )
             for call in calls
         ]
@@ -414,6 +418,12 @@ class Store:
         """One step of a walk through a tag set in place: `(next cursor, calls)`; it ends at cursor 0."""
         request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))
         return self._ask([request], lambda replies: _walked(replies[0]))
+
+    # -- replicas
+
+    def replicate(self, replicas: int, store_timeout: float) -> Replicate:
+        """Wait until so many replicas of every master have all that was written so far; raises if fewer do."""
+        return Replicate(self.link, self.keys.touched, replicas, store_timeout)
 
     # -- heat
 

@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar
 from cacheworkers.flows.driver import Flow
 
 T = TypeVar("T")
+#: Flows that crashed.  Nobody goes on with them, and while they are here nobody closes them either.
+_crashed: list[Any] = []
 
 
 class Stepper(Generic[T]):
@@ -59,6 +61,8 @@ class Stepper(Generic[T]):
 
     def crash(self) -> None:
         """Drop the flow where it stands, as a killed process does: no clean-up runs."""
+        # Garbage-collected, a generator is closed, and its `finally` runs: a killed process gives no lease back.
+        _crashed.append(self._flow)
         self._step = None
 
     def _advance(self, go: Any) -> None:

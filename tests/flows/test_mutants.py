@@ -54,7 +54,7 @@ def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
 
 
 def removes_members_first(patch: pytest.MonkeyPatch) -> None:
-    def drain(ports: Any, tag: str, shard: int, doomed: str) -> Generator[Any, Any, int]:
+    def drain(ports: Any, tag: str, shard: int, doomed: str, told: Any) -> Generator[Any, Any, int]:
         entries = 0
         while calls := (yield ports.store.doomed_chunk(doomed)):
             yield ports.store.drained(tag, shard, doomed, calls)
@@ -90,8 +90,12 @@ def forgets_to_raise_seq(patch: pytest.MonkeyPatch) -> None:
 
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[..., None]]] = {
     "no lease check at the write": (
-        edited("WRITE", 'if redis.call("HGET", lease, "fence") ~= fence then', "if false then"),
+        edited("WRITE", "if held[1] ~= fence or not is_here then", "if false then"),
         races.test_invalidation_between_register_and_write_breaks_the_lease,
+    ),
+    "a write does not ask where its load began": (
+        edited("WRITE", 'held[2] == string.match(redis.call("INFO", "server"), "run_id:(%x+)")', "true"),
+        races.test_load_that_began_on_another_server_registers_anew,
     ),
     "invalidator leaves the lease": (
         leaves_the_lease,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 from typing import Any
 
@@ -82,6 +83,19 @@ def test_invalidation_between_register_and_write_breaks_the_lease(shop: Shop) ->
     assert shop.stored() == (2, "fresh")
 
 
+def test_load_that_began_on_another_server_registers_anew(shop: Shop) -> None:
+    """A failover between register and write kept the lease, and lost the registration."""
+    load = shop.loader().until("write")
+    client, keys = shop.ports.store.link.client(), shop.ports.store.keys
+    client.delete(keys.tag_set("product:1"), keys.tag_set("products"))
+    client.hset(keys.lease("product[1]"), "run", "f" * 40)
+
+    load.finish()
+
+    assert shop.stored() == (1, "fresh")
+    assert shop.members() == shop.members("products") == ["product[1]"]
+
+
 def test_invalidation_by_key_during_a_load_is_not_lost(shop: Shop) -> None:
     load = shop.loader().until("write")
     shop.price = 2
@@ -125,6 +139,17 @@ def test_crashed_invalidator_leaves_work_that_the_next_one_finishes(shop: Shop) 
     assert shop.stored() is None
 
 
+def test_a_crashed_load_keeps_its_lease(shop: Shop) -> None:
+    """Else what crashes here would be tidier than what crashes in earnest."""
+    released: list[str] = []
+    shop.ports.release_soon = lambda call, name: released.append(call)
+    shop.loader().until("register").crash()
+    gc.collect()
+
+    assert released == []
+    assert shop.ports.store.lease("product[1]").run()["fence"]
+
+
 def test_sweep_finishes_an_invalidation_whose_process_died(shop: Shop, cache: Cache) -> None:
     shop.loader().finish()
     shop.invalidator().until("unlink").crash()
@@ -144,6 +169,15 @@ def test_soft_invalidation_leaves_the_entry_findable_by_a_hard_one(shop: Shop) -
     shop.invalidator("hard").finish()
 
     assert shop.stored() is None
+
+
+def test_a_process_whose_clock_is_behind_does_not_find_fresh_what_was_softened(shop: Shop) -> None:
+    """Its idea of the store's time comes from round trips, and may be off by as much as they took."""
+    shop.loader().finish()
+    shop.invalidator("soft").finish()
+    shop.ports.clock.offset -= 0.5
+
+    assert shop.stored() == (1, "stale")
 
 
 def test_load_overtaken_by_a_soft_invalidation_is_not_stored_as_fresh(shop: Shop) -> None:
@@ -214,6 +248,20 @@ def test_failure_sent_twice_backs_off_once(shop: Shop) -> None:
     assert fail.run() == fail.run() == [True]
 
     assert store.failures("product[1]").run()["count"] == "1"
+
+
+def test_loads_that_give_their_lease_back_are_no_poison(shop: Shop) -> None:
+    """Attempts count loads that died with their worker; an orderly end without a result, such as conflicts, is none."""
+    store = shop.ports.store
+    counted = []
+    for n in range(5):
+        store.claim("product[1]", "ab" * 8, lease_for=10).run()
+        [begun] = store.begin([("product[1]", "ab" * 8, f"{n:016x}", b"")], load_for=10).run()
+        counted.append(begun.attempts)
+
+        store.release([("product[1]", f"{n:016x}")]).run()
+
+    assert counted == [1] * 5
 
 
 def test_claim_names_the_version_that_was_seen(shop: Shop) -> None:

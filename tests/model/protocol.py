@@ -1,5 +1,7 @@
 """The consistency protocol as an explicit-state model: one call, one tag, all interleavings of its atomic steps.
 
+Loads read the database, or a replica that lags no longer than an invalidation holds entries off.
+
 Each step is one script, one statement of the database, or one thing that goes wrong.  `explore` visits every state
 that can be reached, breadth first, so that the trace of a violation is a shortest one.  A mutant is the protocol with
 one of its parts left out; each must lead to a violation, or that part would not be needed.
@@ -30,17 +32,21 @@ class Protocol:
     drop_before_remove: bool = True
     drains_what_others_left: bool = True
     gc_spares_what_may_be_written: bool = True
+    holds_off: bool = True
+    holds_off_by_snapshot: bool = True
 
 
 @dataclass(frozen=True)
 class Loader:
-    """A load under way; `fence` is the lease it began under."""
+    """A load under way; `fence` is the lease it began under, `settled` what was settled at its snapshot."""
 
     at: str = CLAIM
     fence: int = 0
     snapshot: int = 0
     value: int = -1
     tries: int = 1
+    settled: int = 0
+    is_held_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,21 @@ class State:
 
     Attributes:
         database: version of the row.
-        entry: version that is cached; None for no entry.
+        replica: version of the row where loads read it.
+        settled: number of the last invalidation that is longer ago than a replica may lag.
+        entry: version that is cached, and fresh; None for no entry, and for one that is stored stale.
         mark: number of the tag's last invalidation.
         is_member: the call is in the tag's set.
         doomed: sets put aside that still name the call, by the number of their invalidation.
         lease: fence of the lease; 0 for none.
         fences: how many leases there have been.
         acknowledged: newest version whose invalidation has returned.
+        lags: loads read a replica that may lag; else they read the database.
     """
 
     database: int
+    replica: int
+    settled: int
     entry: int | None
     seq: int
     mark: int
@@ -81,6 +92,7 @@ class State:
     evictions: int
     crashes: int
     collections: int
+    lags: bool
     loaders: tuple[Loader, ...]
     invalidators: tuple[Invalidator, ...]
 
@@ -96,11 +108,12 @@ def start(
     evictions: int = 1,
     crashes: int = 1,
     collections: int = 2,
+    lags: bool = False,
 ) -> State:
     """Return a warm cache, and how often each thing may go wrong."""
     return State(
-        database=0, entry=0, seq=0, mark=0, is_member=True, doomed=(), lease=0, fences=0, acknowledged=0,
-        expiries=expiries, evictions=evictions, crashes=crashes, collections=collections,
+        database=0, replica=0, settled=0, entry=0, seq=0, mark=0, is_member=True, doomed=(), lease=0, fences=0,
+        acknowledged=0, expiries=expiries, evictions=evictions, crashes=crashes, collections=collections, lags=lags,
         loaders=(Loader(),) * loaders, invalidators=(Invalidator(),) * invalidators,
     )  # fmt: skip
 
@@ -122,6 +135,11 @@ def steps(protocol: Protocol, state: State) -> Iterator[Step]:
         yield "the lease runs out", replace(state, lease=0, expiries=state.expiries - 1)
     if state.evictions and state.entry is not None:
         yield "the entry is evicted", replace(state, entry=None, evictions=state.evictions - 1)
+    if state.replica < state.database:
+        yield "the replica follows", replace(state, replica=state.replica + 1)
+    elif state.lags and state.settled < state.seq:
+        # As long as a replica may lag: it has caught up with what was committed before.
+        yield "time passes", replace(state, settled=state.seq)
     if state.collections:
         yield from _collector_steps(protocol, state)
 
@@ -139,15 +157,18 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
             fence = state.fences + 1
             yield "claim", replace(state, lease=fence, fences=fence), replace(loader, at=following, fence=fence)
         case "snapshot":
-            yield "snapshot", state, replace(loader, at=following, snapshot=state.seq)
+            yield "snapshot", state, replace(loader, at=following, snapshot=state.seq, settled=state.settled)
         case "load":
-            yield "load", state, replace(loader, at=following, value=state.database)
+            yield "load", state, replace(loader, at=following, value=state.replica)
         case "register":
             overtaken = protocol.compare_after_register and state.mark > loader.snapshot
-            yield "register", replace(state, is_member=True), again if overtaken else replace(loader, at=following)
+            settled = loader.settled if protocol.holds_off_by_snapshot else state.settled
+            is_held_off = state.lags and protocol.holds_off and state.mark > settled
+            registered = replace(loader, at=following, is_held_off=is_held_off)
+            yield "register", replace(state, is_member=True), again if overtaken else registered
         case "write":
             if state.lease == loader.fence or not protocol.lease_checked_at_write:
-                written = replace(state, entry=loader.value, lease=0)
+                written = replace(state, entry=None if loader.is_held_off else loader.value, lease=0)
                 yield "write", written, replace(loader, at=following)
             else:
                 yield "write is refused", state, replace(loader, at=ENDED)
@@ -162,7 +183,12 @@ def _invalidator_steps(
     match invalidator.at:
         case "commit":
             version = state.database + 1
-            yield "commit", replace(state, database=version), replace(invalidator, at=NUMBER, committed=version)
+            replica = state.replica if state.lags else version
+            yield (
+                "commit",
+                replace(state, database=version, replica=replica),
+                replace(invalidator, at=NUMBER, committed=version),
+            )
         case "number":
             yield "number", replace(state, seq=state.seq + 1), replace(invalidator, at=DOOM, number=state.seq + 1)
         case "doom":

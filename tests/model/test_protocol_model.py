@@ -18,6 +18,15 @@ def test_no_interleaving_is_violated() -> None:
     assert states > 5_000
 
 
+def test_no_interleaving_with_a_replica_that_lags_is_violated() -> None:
+    """An old value may be stored stale; it is never fresh."""
+    scene = start(loaders=2, invalidators=1, expiries=0, evictions=0, collections=0, lags=True)
+    states, trace = explore(Protocol(), scene)
+
+    assert trace is None
+    assert states > 5_000
+
+
 @pytest.mark.heavy
 def test_no_interleaving_of_two_invalidations_is_violated() -> None:
     scene = start(loaders=2, invalidators=2, expiries=0, evictions=0, collections=0)
@@ -31,8 +40,10 @@ def test_no_interleaving_of_two_invalidations_is_violated() -> None:
 def test_every_part_is_needed(part: str) -> None:
     """The shortest trace that shows it is in the message of the assertion, should it ever grow."""
     mutant = dataclasses.replace(Protocol(), **{part: False})
+    lags = part.startswith("holds_off")
 
-    _, trace = explore(mutant, start(loaders=1, invalidators=2, expiries=0, evictions=1, collections=1))
+    scene = start(loaders=1, invalidators=1 if lags else 2, expiries=0, evictions=1, collections=1, lags=lags)
+    _, trace = explore(mutant, scene)
 
     assert trace is not None, f"without {part} nothing goes wrong"
     assert len(trace) <= 16, trace
@@ -44,4 +55,5 @@ def test_a_load_can_always_be_written_again() -> None:
     def is_served(state: State) -> bool:
         return state.entry is not None and state.entry == state.acknowledged == 1
 
-    assert explore(Protocol(), start(loaders=2, invalidators=1, crashes=0), is_served)[1] is not None
+    for lags in (False, True):
+        assert explore(Protocol(), start(loaders=2, invalidators=1, crashes=0, lags=lags), is_served)[1] is not None

@@ -129,6 +129,22 @@ def test_delivered_rows_are_forgotten_in_time(shop: Shop) -> None:
         assert connection.exec_driver_sql("SELECT count(*) FROM cacheworkers_outbox").scalar() == 0
 
 
+def test_lag_is_the_age_of_the_oldest_row_that_waits(shop: Shop) -> None:
+    def lag() -> float:
+        with shop.engine.connect() as connection:
+            return shop.cache.outbox.lag(connection)
+
+    assert lag() == 0.0
+    write(shop, "a")
+    with shop.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 hour'")
+    write(shop, "b")
+
+    assert 3600.0 <= lag() < 3660.0
+    shop.cache.drain()
+    assert lag() == 0.0
+
+
 def test_a_drain_without_an_engine_says_so(make_cache: Any) -> None:
     with pytest.raises(ConfigError, match="engine"):
         make_cache().drain()

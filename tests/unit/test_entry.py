@@ -75,12 +75,27 @@ def test_early_revalidation_grows_likelier_towards_the_end() -> None:
 
 def test_life_of_none_has_no_stale_period_and_jitter_only_shortens() -> None:
     policy = Policy(fresh_for=100, jitter=0.5, negative_for=10)
-    made = life_of(
-        policy, created=0, load_time=0, is_negative=False, fresh_for=None, is_held_off=False, chance=lambda: 1
-    )
-    none = life_of(
-        policy, created=0, load_time=0, is_negative=True, fresh_for=None, is_held_off=False, chance=lambda: 0
-    )
+    made = life_of(policy, created=0, load_time=0, is_negative=False, fresh_for=None, chance=lambda: 1)
+    none = life_of(policy, created=0, load_time=0, is_negative=True, fresh_for=None, chance=lambda: 0)
 
     assert made.fresh_until == 50
     assert none.fresh_until == none.stale_until == 10
+
+
+@given(st.floats(0, 500), st.floats(0, 500))
+def test_an_entry_that_is_held_off_is_never_fresh_and_stale_no_longer_than_a_soft_invalidation_leaves_it(
+    stale_for: float, now: float
+) -> None:
+    made = entry(stale_for=stale_for).held_off()
+
+    assert made.freshness(now) is not Freshness.FRESH or now < made.created
+    assert made.stale_until <= made.created + stale_for
+    assert made.expires_at == entry().expires_at
+
+
+def test_calls_are_overdue_at_instants_of_their_own() -> None:
+    """In the third quarter of the stale period, which here is from 200 to 300."""
+    instants = [entry(call=f"find[{n}]").overdue_at() for n in range(1000)]
+
+    assert 250 <= min(instants) < 252 and 273 < max(instants) < 275
+    assert len({round(at) for at in instants}) == 26

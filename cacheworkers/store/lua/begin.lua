@@ -8,7 +8,7 @@
 -- Returns  {"begun", attempts, entry bytes or false} | {"left"}
 -- Atomic because of two workers with the same message only one may begin.
 -- The fence is new at each begin: a lease that was broken and claimed again under the same token must
--- not look unbroken to the load that was overtaken.
+-- not look unbroken to the load that was overtaken.  The run is the server's, for write.lua to compare.
 local entry, lease, attempts = KEYS[1], KEYS[2], KEYS[3]
 local token, fence, load_for_ms, seen = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local is_redelivered, magic, version_at = ARGV[5] == "1", ARGV[6], tonumber(ARGV[7])
@@ -38,7 +38,8 @@ else
     return {"left"}
   end
 end
-redis.call("HSET", lease, "token", token, "fence", fence)
+local run = string.match(redis.call("INFO", "server"), "run_id:(%x+)")
+redis.call("HSET", lease, "token", token, "fence", fence, "run", run)
 redis.call("PEXPIRE", lease, load_for_ms)
 local count = redis.call("INCR", attempts)
 redis.call("PEXPIRE", attempts, 10 * load_for_ms)

@@ -3,10 +3,11 @@
 --
 -- KEYS[1]  entry     KEYS[2]  lease
 -- ARGV[1]  magic     ARGV[2]  offset of fresh_until (stale_until follows it, stale_for is 16 bytes before it)
+-- ARGV[3]  margin_ms: how far a reader's idea of this clock may be behind; it must not find the entry fresh
 -- Returns  1 made stale, 0 nothing there, or stale already
 -- Atomic because SETRANGE on an entry that has just gone would create an immortal one.
 local entry, lease = KEYS[1], KEYS[2]
-local magic, at = ARGV[1], tonumber(ARGV[2])
+local magic, at, margin_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 redis.call("DEL", lease)
 local head = redis.pcall("GETRANGE", entry, 0, at + 15)
@@ -18,6 +19,6 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local stale_for_ms = struct.unpack(">I8", string.sub(head, at - 15, at - 8))
 local fresh_until_ms = struct.unpack(">I8", string.sub(head, at + 1, at + 8))
 local stale_until_ms = struct.unpack(">I8", string.sub(head, at + 9, at + 16))
-local fresh_ms, stale_ms = math.min(fresh_until_ms, now_ms), math.min(stale_until_ms, now_ms + stale_for_ms)
+local fresh_ms, stale_ms = math.min(fresh_until_ms, now_ms - margin_ms), math.min(stale_until_ms, now_ms + stale_for_ms)
 redis.call("SETRANGE", entry, at, struct.pack(">I8I8", fresh_ms, stale_ms))
 return fresh_until_ms > now_ms and 1 or 0

@@ -6,11 +6,18 @@
 -- ARGV[4]  version of this envelope     ARGV[5]  offset of the version
 -- Returns  1 stored, 0 refused
 -- Atomic because an invalidation may break the lease between the check and the SET.
+-- The lease says on which server its load began.  On another, a failover may have kept the lease and lost the
+-- registration that came after it: the entry would be in no tag set.  Refused, and the lease is given back.
 -- Idempotent: the version in the store tells a write that was already done.
 local entry, lease, failures, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local fence, envelope, expires_at_ms, version, version_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
-if redis.call("HGET", lease, "fence") ~= fence then
+local held = redis.call("HMGET", lease, "fence", "run")
+local is_here = held[2] == string.match(redis.call("INFO", "server"), "run_id:(%x+)")
+if held[1] == fence and not is_here then
+  redis.call("DEL", lease)
+end
+if held[1] ~= fence or not is_here then
   local there = redis.pcall("GETRANGE", entry, version_at, version_at + 7)
   return there == version and 1 or 0
 end

@@ -1,0 +1,209 @@
+"""The history checker: finds every read that is too old and no other; a checker with a fault in it does not pass."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from cacheworkers.testing import history
+from cacheworkers.testing.history import Invalidate, Operation, Read, Write
+
+#: Few keys, versions and instants, so that they meet often.
+keys = st.sampled_from("aab")
+instants = st.integers(0, 12).map(float)
+spans = st.tuples(instants, st.integers(0, 4))
+
+
+def ended(span: tuple[float, int]) -> float | None:
+    """The end of a span; those of length 4 have none."""
+    return None if span[1] == 4 else span[0] + span[1]
+
+
+versions = st.integers(0, 5)
+writes = st.builds(lambda k, v, s: Write(k, v, s[0], ended(s)), keys, versions, spans)
+invalidations = st.builds(lambda k, s, v: Invalidate(k, s[0], ended(s), v), keys, spans, st.one_of(st.none(), versions))
+reads = st.builds(lambda k, v, s: Read(k, v, s[0], ended(s)), keys, versions, spans)
+histories = st.lists(st.one_of(writes, invalidations, reads), min_size=3, max_size=12)
+
+
+def by_definition(operations: list[Operation]) -> list[tuple[Read, int]]:
+    """What the promise says, word for word: (read, least version)."""
+    found = []
+    for read in operations:
+        if not isinstance(read, Read):
+            continue
+        least = -1
+        for each in operations:
+            if isinstance(each, Invalidate) and each.key == read.key and each.ended is not None:
+                if each.ended < read.began:
+                    covered = [
+                        w.version
+                        for w in operations
+                        if isinstance(w, Write) and w.key == each.key and w.ended is not None and w.ended < each.began
+                    ]
+                    least = max([least, *covered, *([] if each.version is None else [each.version])])
+        if read.version < least:
+            found.append((read, least))
+    return found
+
+
+class Cache:
+    """A right cache of one key, driven step by step; what it does is recorded with one instant a step."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.database = 0
+        self.entry: int | None = 0
+        self.invalidating: list[float] = []
+        self.reading: list[tuple[float, int | None]] = []
+        self.history: list[Operation] = []
+
+    def step(self, what: str) -> None:
+        """Do one step, if it can be done."""
+        self.now += 1.0
+        match what:
+            case "commit":
+                self.database += 1
+                self.history.append(Write("a", self.database, self.now - 0.5, self.now))
+            case "begin to invalidate":
+                self.invalidating.append(self.now)
+            case "drop and acknowledge" if self.invalidating:
+                self.entry = None
+                self.history.append(Invalidate("a", self.invalidating.pop(0), self.now))
+            case "die" if self.invalidating:
+                self.history.append(Invalidate("a", self.invalidating.pop()))
+            case "begin to read":
+                self.reading.append((self.now, None))
+            case "get" if self.reading:
+                if self.entry is None:
+                    self.entry = self.database
+                self.reading[0] = (self.reading[0][0], self.entry)
+            case "return" if self.reading and self.reading[0][1] is not None:
+                began, version = self.reading.pop(0)
+                assert version is not None
+                self.history.append(Read("a", version, began, self.now))
+
+
+STEPS = [
+    "commit", "begin to invalidate", "drop and acknowledge", "die", "begin to read", "get", "return",
+]  # fmt: skip
+runs = st.lists(st.sampled_from(STEPS), max_size=60)
+
+
+def ran(steps: list[str]) -> Cache:
+    cache = Cache()
+    for step in steps:
+        cache.step(step)
+    return cache
+
+
+PLAY = settings(deadline=None, max_examples=1500, phases=[Phase.generate], derandomize=True, database=None)
+
+
+# -- the laws, each for a checker that is given
+
+
+def law_of_the_definition(check: Callable[..., Any]) -> None:
+    """It finds what the promise's own words find, and says the same least version."""
+
+    @given(histories)
+    @PLAY
+    def law(operations: list[Operation]) -> None:
+        assert [(stale.read, stale.least) for stale in check(operations)] == by_definition(operations)
+
+    law()
+
+
+def law_of_the_right_cache(check: Callable[..., Any]) -> None:
+    """Nothing is found in what a right cache did."""
+
+    @given(runs)
+    @PLAY
+    def law(steps: list[str]) -> None:
+        assert check(ran(steps).history) == []
+
+    law()
+
+
+def law_of_the_one_stale_read(check: Callable[..., Any]) -> None:
+    """One stale read put into it is found, and nothing else."""
+
+    @given(runs, st.data())
+    @PLAY
+    def law(steps: list[str], data: st.DataObject) -> None:
+        cache = ran([*steps, "commit", "begin to invalidate", "drop and acknowledge"])
+        acknowledged = [each for each in cache.history if isinstance(each, Invalidate) and each.ended is not None]
+        missed = data.draw(st.sampled_from(acknowledged))
+        covered = [w.version for w in cache.history if isinstance(w, Write) and (w.ended or 0) < missed.began]
+        if not covered:
+            return
+        assert missed.ended is not None
+        stale = Read("a", max(covered) - 1, missed.ended + data.draw(st.sampled_from([0.5, 40.0])), None, by="me")
+        at = data.draw(st.integers(0, len(cache.history)))
+
+        found = check([*cache.history[:at], stale, *cache.history[at:]])
+
+        assert [each.read for each in found] == [stale]
+        assert found[0].late > 0
+
+    law()
+
+
+LAWS = [law_of_the_definition, law_of_the_right_cache, law_of_the_one_stale_read]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_the_checker_keeps_the_laws(law: Callable[..., None]) -> None:
+    law(history.check)
+
+
+#: What is wrong with a checker -> its source, before and after.
+MUTANTS = {
+    "a promise holds from its beginning": ("acknowledged.append((each.ended,", "acknowledged.append((each.began,"),
+    "a read is judged by its end": (
+        "_last_before(self._acknowledged, read.began)",
+        "_last_before(self._acknowledged, read.ended or read.began)",
+    ),
+    "a write in doubt counts": (
+        "_rising((w.ended, w.version) for w in writes if w.ended is not None)",
+        "_rising((w.ended or w.began, w.version) for w in writes)",
+    ),
+    "an invalidation that died counts": (
+        "if each.ended is None:\n                continue",
+        "if each.ended is None:\n                each = Invalidate(each.key, each.began, each.began, each.version)",
+    ),
+    "a write that had only begun is covered": ("_rising((w.ended, w.version)", "_rising((w.began, w.version)"),
+    "equal instants are in order": ("bisect_left(rising", "bisect_right(rising"),
+    "the last promise alone counts": ("if not found or version > found[-1][1]:", "if True:"),
+    "one too old is let go": ("read.version >= least", "read.version >= least - 1"),
+    "an equal version is too old": ("read.version >= least", "read.version > least"),
+    "what the caller knew is forgotten": ("for version in (covered, each.version)", "for version in (covered,)"),
+    "keys are mixed up": ("writes.get(key, [])", "sum(writes.values(), [])"),
+}
+
+
+@pytest.mark.parametrize("fault", MUTANTS)
+def test_a_checker_with_a_fault_breaks_a_law(fault: str) -> None:
+    before, after = MUTANTS[fault]
+    source = Path(history.__file__).read_text()
+    assert source.count(before) == 1, f"the checker no longer has {before!r}"
+    mutant = types.ModuleType("mutant")
+    exec(compile(source.replace(before, after), history.__file__, "exec"), mutant.__dict__)
+    for name in ("Read", "Write", "Invalidate"):  # the histories are made of the checker's own
+        setattr(mutant, name, getattr(history, name))
+
+    assert any(is_broken(law, mutant.check) for law in LAWS), "every law still holds"
+
+
+def is_broken(law: Callable[..., None], check: Callable[..., Any]) -> bool:
+    try:
+        law(check)
+    except Exception:  # whatever it raises, it is no checker
+        return True
+    return False

@@ -1,0 +1,111 @@
+"""SQLite: no SKIP LOCKED, no LISTEN; its outbox is drained by looking again and again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine
+
+from cacheworkers import Cache, Load
+from cacheworkers.sql.outbox import TRIGGER, WATCH
+from cacheworkers.testing.servers import wait_until
+
+
+class Drained:
+    """A cache with an outbox on SQLite, and drains that poll it."""
+
+    def __init__(self, cache: Cache, path: Path, events: list[Any]) -> None:
+        self.cache = cache
+        self.engine: Engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 20})
+        cache.outbox.create(self.engine)
+        self._events = events
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, drains: int) -> None:
+        for _ in range(drains):
+            thread = threading.Thread(target=self.cache.drain_until, args=(self._stop, self.engine))
+            thread.start()
+            self._threads.append(thread)
+
+    def write(self, tag: str, source: str = TRIGGER, age: float = 0.0) -> None:
+        with self.engine.begin() as connection:
+            number = self.cache.outbox.write(connection, [tag], source)
+            older = "UPDATE cacheworkers_outbox SET written_at = datetime(written_at, ?) WHERE id = ?"
+            connection.exec_driver_sql(older, (f"-{age} seconds", number))
+
+    def waiting(self) -> int:
+        with self.engine.connect() as connection:
+            return self.cache.outbox.waiting(connection)
+
+    def lag(self) -> float:
+        with self.engine.connect() as connection:
+            return self.cache.outbox.lag(connection)
+
+    def delivered(self) -> set[str]:
+        return {tag for event in self._events if type(event).__name__ == "Invalidated" for tag in event.tags}
+
+    def close(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        self.engine.dispose()
+
+
+@pytest.fixture
+def polled(cache: Cache, tmp_path: Path, events: list[Any]) -> Iterator[Drained]:
+    made = Drained(cache, tmp_path / "shop.db", events)
+    yield made
+    made.close()
+
+
+def test_a_row_is_found_without_being_told(polled: Drained) -> None:
+    """Written while the drain is between two looks; the entry of its tag goes."""
+
+    @polled.cache.loader(tags=("n:{n}",), fresh_for=300)
+    def number(load: Load, n: int) -> int:
+        return n
+
+    number.get(1)
+    polled.start(1)
+    wait_until(lambda: polled.cache._ports.store.run_ids().run()[0])  # it has looked once
+
+    polled.write("n:1")
+
+    wait_until(lambda: polled.waiting() == 0)
+    assert number.peek(1) is None
+
+
+def test_rows_of_a_session_that_died_are_found_after_their_grace(polled: Drained) -> None:
+    polled.write("young", WATCH)
+    polled.write("orphan", WATCH, age=60.0)
+
+    assert polled.cache.drain(polled.engine) == 1
+
+    assert polled.delivered() == {"orphan"}
+
+
+def test_two_drains_leave_nothing(polled: Drained) -> None:
+    """Both may deliver one row, which is harmless; none is left out."""
+    polled.start(2)
+    for n in range(30):
+        polled.write(f"n:{n}")
+
+    wait_until(lambda: polled.waiting() == 0)
+
+    assert polled.delivered() == {f"n:{n}" for n in range(30)}
+
+
+def test_lag_is_the_age_of_the_oldest_row_that_waits(polled: Drained) -> None:
+    assert polled.lag() == 0.0
+    polled.write("a", age=3600.0)
+    polled.write("b")
+
+    assert 3600.0 <= polled.lag() < 3660.0
+    polled.cache.drain(polled.engine)
+    assert polled.lag() == 0.0

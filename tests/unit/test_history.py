@@ -1,0 +1,151 @@
+"""Histories in files: recorded by several processes, read as one, and bad lines named."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cacheworkers.testing.history import History, HistoryError, Invalidate, Read, Recorder, Write, check
+
+READ = '{"op":"read","key":"a","version":1,"began":5.0,"ended":6.0,"tier":"store","by":"price[1]"}'
+INVALIDATED = '{"op":"invalidate","key":"a","began":1.0,"ended":2.0,"version":2}'
+
+
+def test_what_was_acknowledged_is_compared_with_reads_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "writer").write_text(INVALIDATED)
+    (tmp_path / "reader").write_text(f"\n{READ}\n")
+
+    [stale] = check(History([tmp_path / "reader", tmp_path / "writer"]))
+
+    assert (stale.read.version, stale.least, stale.late) == (1, 2, 3.0)
+    assert str(stale) == ("a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged; 3.000000 s late")
+
+
+def test_it_is_late_since_the_first_acknowledgement_it_missed() -> None:
+    told = [Invalidate("a", at - 1.0, at, version) for version, at in ((1, 2.0), (2, 4.0), (3, 8.0))]
+
+    [stale] = check([*told, Read("a", 1, 9.0)])
+
+    assert (stale.least, stale.late) == (3, 5.0)
+
+
+def test_an_iterator_is_as_good_as_a_list() -> None:
+    assert len(check(iter([Invalidate("a", 1.0, 2.0, 5), Read("a", 4, 3.0)]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "truncated"),
+        ('{"op":"read","key":"a"}', "missing required field `version`"),
+        ('{"op":"drop","key":"a","began":1}', "Invalid value 'drop'"),
+        ('{"op":"write","key":"a","version":"1","began":1}', r"Expected `int`, got `str` - at `\$.version`"),
+        ('{"op":"write","key":"a","version":1,"began":1,"colour":2}', "unknown field `colour`"),
+        ('{"op":"write","key":"a","version":1,"began":2,"ended":1}', "ended must be >= began, got 1.0 after 2.0"),
+        ("\xff", "malformed"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_bytes(f"{READ}\n".encode() + line.encode("latin-1") + f"\n{INVALIDATED}".encode())
+    lenient = History([path], is_strict=False)
+
+    with pytest.raises(HistoryError, match=f"^{path}:2: .*{reason}"):
+        list(History([path]))
+    assert len(list(lenient)) == 2
+    assert len(lenient.bad) == 1 and lenient.bad[0].startswith(f"{path}:2: ")
+
+
+def test_an_operation_is_recorded_with_its_two_instants(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with Recorder(tmp_path / "h") as recorder:
+        recorder.wrote("a", 1, began)
+        recorder.invalidated("a", began, version=1)
+        recorder.read("a", 1, began, tier="l1", by="price[1]")
+
+    wrote, invalidated, read = History([tmp_path / "h"])
+
+    assert isinstance(wrote, Write) and isinstance(invalidated, Invalidate)
+    assert read == Read("a", 1, began, read.ended, "l1", "price[1]")
+    assert wrote.ended is not None and invalidated.ended is not None and read.ended is not None
+    assert began <= wrote.ended <= invalidated.ended <= read.ended <= time.monotonic()
+
+
+def record(path: Path, number: int, ready: object) -> None:
+    """Record until killed."""
+    recorder = Recorder(path)
+    while True:
+        recorder.read(f"key:{number}" + "x" * 100, 1, time.monotonic())
+        ready.set()  # type: ignore[attr-defined]
+
+
+def test_lines_of_processes_that_are_killed_are_whole(tmp_path: Path) -> None:
+    """Several append to one file, and die in the middle of it."""
+    context = multiprocessing.get_context("spawn")
+    path = tmp_path / "h"
+    recording = [(n, context.Event()) for n in range(3)]
+    processes = [context.Process(target=record, args=(path, n, ready)) for n, ready in recording]
+    for process in processes:
+        process.start()
+    for _, ready in recording:
+        assert ready.wait(60)
+    for process in processes:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+    assert {each.key[:5] for each in History([path])} == {"key:0", "key:1", "key:2"}
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = Path(sys.executable).parent / "cacheworkers"
+    env = {name: value for name, value in os.environ.items() if name != "CACHE_APP"}
+    return subprocess.run([command, *words], capture_output=True, text=True, env=env)
+
+
+def test_the_command_needs_no_cache_and_counts(tmp_path: Path) -> None:
+    (tmp_path / "h").write_text(f"{INVALIDATED}\n{READ.replace('1,', '2,', 1)}\n")
+
+    done = run("check-history", tmp_path / "h")
+
+    assert (done.returncode, done.stdout) == (0, "1 reads, 1 invalidations: 0 reads were too old\n"), done.stderr
+
+
+def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
+    """Status 2; a read from L1 has the time that it is given."""
+    (tmp_path / "w").write_text(INVALIDATED)
+    (tmp_path / "r").write_text(READ)
+    (tmp_path / "l1").write_text(READ.replace("store", "l1"))
+
+    found = run("check-history", tmp_path / "w", tmp_path / "r")
+    late = run("check-history", "--l1-for", "2.9", tmp_path / "w", tmp_path / "l1")
+    spared = run("check-history", "--l1-for", "3", tmp_path / "w", tmp_path / "l1")
+
+    assert [done.returncode for done in (found, late, spared)] == [2, 2, 0]
+    assert "a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged" in found.stdout
+
+
+def test_the_command_names_bad_lines(tmp_path: Path) -> None:
+    """Status 1: what they say was not checked."""
+    (tmp_path / "h").write_text(f"{INVALIDATED}\n{{\n")
+
+    done = run("check-history", tmp_path / "h")
+    strict = run("check-history", "--strict", tmp_path / "h")
+
+    assert (done.returncode, strict.returncode) == (1, 1)
+    assert f"{tmp_path / 'h'}:2: " in done.stderr and f"{tmp_path / 'h'}:2: " in strict.stderr
+    assert "Traceback" not in done.stderr + strict.stderr
+
+
+def test_other_commands_still_need_one() -> None:
+    done = run("sweep")
+
+    assert done.returncode == 2
+    assert "--app" in done.stderr
