@@ -154,6 +154,7 @@ class Cache:
         self.outbox = Outbox(config.namespace)
         self._delivered = Delivered(self.outbox)
         self._watches: list[Watch] = []
+        self._triggers: list[Triggers] = []
         self._outbox_engine: Engine | None = sync_engine_of(sessions.kw.get("bind")) if sessions else None
         self._bulkhead = Bulkhead(config.bulkhead)
         self._sessions = Sessions(sessions, async_sessions, pool_size=config.bulkhead)
@@ -190,6 +191,7 @@ class Cache:
                 emit=self._emit,
                 reset_after_fork=self._reset_after_fork,
                 waited_for=lambda: ports.waiters.calls,
+                has_run=lambda task: ports.store.note_beat(task).run(),
             )
         ports.dispatcher = _Deliverable(self, self._workers)
         _caches.add(self)
@@ -313,7 +315,9 @@ class Cache:
         Raises:
             ConfigError: a name or a template is malformed.
         """
-        return Triggers(self.config.namespace, templates, self.outbox.table.name)
+        declared = Triggers(self.config.namespace, templates, self.outbox.table.name)
+        self._triggers.append(declared)
+        return declared
 
     def drain(self, engine: Engine | None = None) -> int:
         """Deliver what the outbox still holds, and return how many rows that were.

@@ -86,6 +86,12 @@ class Keyspace:
         """Return the key that says when a loader's heat was last halved."""
         return f"{self.namespace}:hh:{{{loader}}}"
 
+    # -- of upkeep
+
+    def beat(self, task: str) -> str:
+        """Return the key that is there while an upkeep task runs as it should."""
+        return f"{self.namespace}:beat:{task}"
+
     # -- of a tag
 
     def shards(self, tag: str) -> int:

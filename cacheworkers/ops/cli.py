@@ -19,6 +19,7 @@ import msgspec
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
+from cacheworkers.ops.doctor.command import doctor
 
 #: What each command gets: the cache, and how to show a result.
 _Obj = tuple[Cache, Callable[[Any], None]]
@@ -178,6 +179,9 @@ def inspect(obj: _Obj, sample: int, grace: float, rate: float) -> None:
     show(result)
     if result.differences:
         raise click.exceptions.Exit(2)
+
+
+main.add_command(doctor)
 
 
 def _json(value: Any) -> None:

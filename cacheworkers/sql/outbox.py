@@ -154,6 +154,11 @@ class Outbox:
         return int(connection.execute(select(func.count()).select_from(self.table).where(mine)).scalar_one())
 
 
+def age_of(instant: Any, now: Any) -> float:
+    """Return how long before `now` an instant was, both as the database answers them, seconds."""
+    return max(0.0, (_aware(now) - _aware(instant)).total_seconds())
+
+
 def _aware(instant: Any) -> datetime.datetime:
     """Return an instant with its zone: SQLite answers UTC, as text or without one."""
     if isinstance(instant, str):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from celery import Celery
-from celery.signals import task_unknown, worker_process_init
+from celery.signals import task_unknown, worker_process_init, worker_ready
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
@@ -46,6 +47,20 @@ class CeleryWorkers:
         self._queue = AskQueue(
             self._publisher.publish, self._infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
         )
+
+    @property
+    def app(self) -> Celery:
+        """The app that is bound."""
+        return self._app
+
+    def on_ready(self, work: Callable[[], object]) -> None:
+        """Run something in each worker once it is ready, on a thread of its own: it delays and breaks nothing."""
+
+        def ready(sender: Any = None, **_: Any) -> None:
+            if getattr(sender, "app", None) is self._app:
+                threading.Thread(target=work, name="cacheworkers-on-ready", daemon=True).start()
+
+        worker_ready.connect(ready, weak=False)
 
     def register(self, info: LoaderInfo) -> None:
         """Make the task of a loader; before workers start, for they look for tasks only then.
@@ -129,6 +144,7 @@ def bind(
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
     waited_for: Callable[[], int] = lambda: 0,
+    has_run: Callable[[str], object] = lambda task: None,
 ) -> CeleryWorkers:
     """Bind the user's Celery app, and return the dispatcher.
 
@@ -144,6 +160,7 @@ def bind(
         undelivered: gives leases back; called from the publisher thread, and in workers.
         waited_for: returns how many calls this process's readers wait for.
         upkeep: name -> (what to run, every how many seconds).
+        has_run: called with the name of an upkeep task that has ended well.
 
     Raises:
         ConfigError: the app is bound already.
@@ -155,7 +172,7 @@ def bind(
     _bound.add(app)
     schedule: dict[str, dict[str, Any]] = {}
     for name, (work, every) in upkeep.items():
-        app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(_upkeep(work))
+        app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(_upkeep(name, work, has_run))
         schedule[f"cacheworkers-{name}"] = {
             "task": f"cacheworkers.{name}",
             "schedule": every,
@@ -190,9 +207,10 @@ def read_asks(loader: str, raw: Any) -> tuple[list[Ask], str]:
     return asks, reason
 
 
-def _upkeep(work: Callable[[], object]) -> Callable[[], None]:
+def _upkeep(name: str, work: Callable[[], object], has_run: Callable[[str], object]) -> Callable[[], None]:
     def upkeep() -> None:
         with contextlib.suppress(CacheworkersError):  # each has its own event; the next tick tries again
             work()
+            has_run(name)
 
     return upkeep
