@@ -139,7 +139,7 @@ class StoreProbe:
         Raises:
             StoreUnavailable: it does not answer.
         """
-        with _translated():
+        with self._translated():
             return [_facts(master, now) for master in self._masters()]
 
     def deafness(self) -> str:
@@ -148,7 +148,7 @@ class StoreProbe:
         Raises:
             StoreUnavailable: the store does not answer at all.
         """
-        with _translated():
+        with self._translated():
             masters = self._masters()
             for master in masters:
                 master.ask("TIME")
@@ -169,7 +169,7 @@ class StoreProbe:
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        with _translated():
+        with self._translated():
             name = f"{_PROBE}{secrets.token_hex(6)}"
             key = self._keys.entry(name)
             try:
@@ -193,12 +193,20 @@ class StoreProbe:
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        with _translated():
+        with self._translated():
             client = self._link.client()
             left = {task: int(client.execute_command("PTTL", self._keys.beat(task))) for task in tasks}
             return {task: BEAT_KEPT_FOR - ms / 1000 if ms >= 0 else None for task, ms in left.items()}
 
     # -- inside
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except _AWAY as error:
+            text = f"the store at {self._link.where} is unavailable: {type(error).__name__}: {error}"
+            raise StoreUnavailable(text) from error
 
     def _masters(self) -> list[Master]:
         client = self._link.client()
@@ -220,9 +228,14 @@ class StoreProbe:
         """Listen to one master, write there over another connection, and wait for the push."""
         names = (f"{_PROBE}{secrets.token_hex(6)}" for _ in itertools.count())
         key = next(key for key in map(self._keys.entry, names) if master.owns(key))
+        is_written = False
         ear = Ear(master.pool, self._config.store_timeout, (self._keys.entry(_PROBE)[:-1],))
         try:
-            self._link.client().execute_command("SET", key, "", "PX", int(PUSH_WITHIN * 1000))
+            with contextlib.suppress(ResponseError):
+                self._link.client().execute_command("SET", key, "", "PX", int(PUSH_WITHIN * 1000))
+                is_written = True
+            if not is_written:  # it may not, or memory is full: that is another finding
+                return ""
             end = time.monotonic() + PUSH_WITHIN
             while (left := end - time.monotonic()) > 0:
                 ear.socket.settimeout(left)
@@ -249,14 +262,6 @@ class StoreProbe:
         except ResponseError as error:  # of the wrong type, no such key: it was allowed
             return str(error).startswith("unknown command")
         return False
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except _AWAY as error:
-        raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
 
 def _filled(words: Sequence[Any], key: str) -> list[Any]:

@@ -78,7 +78,11 @@ class WorkerFacts(msgspec.Struct, frozen=True):
 
 
 def app_facts(app: Celery) -> AppFacts:
-    """Return how an app is set up; nothing is asked of anybody."""
+    """Return how an app is set up; nothing is asked of anybody.
+
+    Imports the modules that its workers import: they may declare tasks and loaders.
+    """
+    app.loader.import_default_modules()
     conf = app.conf
     ours = {name.removeprefix(settings.PREFIX): task for name, task in app.tasks.items() if _is_load(name)}
     keeping = [name for name, task in app.tasks.items() if not name.startswith("celery.") and not task.ignore_result]

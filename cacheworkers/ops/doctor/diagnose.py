@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -61,7 +61,10 @@ def diagnose(
         is_running: look also at what needs running processes: workers, beat, backlog, the drain.
         now: this machine's clock, seconds since the epoch.
     """
-    checks = list(_checks(cache, is_running, now))
+    app = getattr(cache._workers, "app", None)
+    # First, and in this thread: an app reads its configuration and makes its tasks at first use.
+    settings = [] if app is None else _looked(_settings(app))
+    checks = list(_checks(cache, app, is_running, now))
     found: queue.Queue[tuple[Check, list[Finding]]] = queue.Queue()
     for check in checks:
         # Daemons: one that hangs for ever must not keep the process.
@@ -70,7 +73,7 @@ def diagnose(
         ).start()
     end = time.monotonic() + within
     late = {check.name: check for check in checks}
-    findings: list[Finding] = []
+    findings = settings
     while late:
         try:
             check, theirs = found.get(timeout=max(0.0, end - time.monotonic()))
@@ -103,9 +106,13 @@ def log_when_workers_start(cache: Cache) -> None:
         on_ready(lambda: log_diagnosis(cache, is_running=False))
 
 
-def _checks(cache: Cache, is_running: bool, now: Callable[[], float]) -> Iterator[Check]:
-    """Yield what there is to look at: no broker without Celery, no outbox where nothing is watched."""
-    config, app = cache.config, getattr(cache._workers, "app", None)
+def _settings(app: Any) -> Check:
+    return Check("settings", worker_checks.AWAY, lambda: worker_checks.check_settings(app))
+
+
+def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) -> Iterator[Check]:
+    """Yield what there is to ask others: no broker without Celery, no outbox where nothing is watched."""
+    config = cache.config
     engine, triggers = cache._outbox_engine, cache._triggers
     has_outbox = bool(cache._watches or triggers)
 
@@ -115,7 +122,6 @@ def _checks(cache: Cache, is_running: bool, now: Callable[[], float]) -> Iterato
     yield Check("store-rights", store, lambda: store_checks.check_rights(config))
     if app is not None:
         broker = worker_checks.AWAY
-        yield Check("settings", broker, lambda: worker_checks.check_settings(app))
         yield Check("broker", broker, lambda: worker_checks.check_broker(app, config))
         if is_running:
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))

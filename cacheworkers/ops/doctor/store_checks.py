@@ -43,7 +43,8 @@ EVICTION = Rule(
     "`maxmemory-policy` is none of noeviction, volatile-lru and volatile-lfu.",
     "`allkeys-*` may evict tag sets, the marks of invalidations and `seq`: entries then outlive their invalidation, "
     "and nothing tells. `volatile-ttl` and `volatile-random` evict leases first: loads are done twice.",
-    "`CONFIG SET maxmemory-policy volatile-lru`, and the same in the server's configuration.",
+    "`CONFIG SET maxmemory-policy volatile-lru`, and the same in the server's configuration. `allow_evicting_store` "
+    "only silences the library.",
 )
 UNLIMITED = Rule(
     "maxmemory",

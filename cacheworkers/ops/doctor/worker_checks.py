@@ -148,7 +148,8 @@ def _check_shared(broker: BrokerFacts, config: Config) -> Iterator[Finding]:
     is_stuck = any(server.maxmemory and server.policy == "noeviction" for server in same)
     shown = f"the broker is {'' if same else 'not '}the store, {broker.where}"
     yield SHARED.finding(bool(same), shown)
-    yield SHARED_MEMORY.finding(is_stuck, shown + (" with noeviction" if is_stuck else ""))
+    if same:
+        yield SHARED_MEMORY.finding(is_stuck, f"{shown}, with maxmemory-policy {same[0].policy}")
 
 
 def check_backlog(app: Any, config: Config) -> Iterator[Finding]:
