@@ -149,9 +149,14 @@ class StoreProbe:
             StoreUnavailable: the store does not answer at all.
         """
         with self._translated():
-            masters = self._masters()
-            for master in masters:
-                master.ask("TIME")
+            try:
+                masters = self._masters()
+                for master in masters:
+                    master.ask("TIME")
+            except NoPermissionError:  # said by the check of rights
+                pass
+            except ResponseError as error:  # no connection gets past its HELLO
+                return f"{self._link.where}: {error}"
         for master in masters:
             try:
                 found = self._listened(master)
@@ -259,8 +264,11 @@ class StoreProbe:
             self._link.client().execute_command(*words)
         except NoPermissionError:
             return True
-        except ResponseError as error:  # of the wrong type, no such key: it was allowed
-            return str(error).startswith("unknown command")
+        except ResponseError as error:
+            text = str(error)
+            if text.startswith("unknown command") and words[0] not in text:  # not this one, but the connection's HELLO
+                raise
+            return text.startswith("unknown command")  # else of the wrong type, no such key: it was allowed
         return False
 
 
