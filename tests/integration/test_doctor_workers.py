@@ -119,10 +119,10 @@ def test_upkeep_leaves_a_sign_when_it_has_ended_well(make: Callable[..., Cache],
     """A sweep that the store refuses has not."""
     upkeep = make()._workers.app.tasks["cacheworkers.sweep"]
     with redis.Redis.from_url(store.url) as client:
-        client.acl_setuser("default", commands=["-scan"])
+        client.execute_command("ACL", "SETUSER", "default", "-scan")
         upkeep()
         failed = client.exists("cw:beat:sweep")
-        client.acl_setuser("default", commands=["+scan"])
+        client.execute_command("ACL", "SETUSER", "default", "+scan")
         upkeep()
 
         assert (failed, client.exists("cw:beat:sweep")) == (0, 1)
@@ -189,7 +189,10 @@ def test_each_setting_that_hurts_is_found(
 
 def test_a_result_backend_that_a_task_uses_is_no_finding(make: Callable[..., Cache]) -> None:
     cache = make(result_backend="redis://127.0.0.1:1/0")
-    cache._workers.app.task(name="shop.report")(lambda: 1)
+
+    @cache._workers.app.task(name="shop.report", shared=False)
+    def report() -> int:
+        return 1
 
     assert still(cache) == {}
 

@@ -59,5 +59,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
 def table(rules: Iterable[Rule]) -> str:
     """Return rules as a Markdown table."""
     lines = ["| check | level | what | why | fix |", "|---|---|---|---|---|"]
-    lines += [f"| `{rule.check}` | {rule.level} | {rule.finds} | {rule.why} | {rule.fix} |" for rule in rules]
+    for rule in rules:
+        cells = (f"`{rule.check}`", rule.level, rule.finds, rule.why, rule.fix)
+        lines.append(f"| {' | '.join(cell.replace('|', r'\|') for cell in cells)} |")
     return "\n".join(lines)
