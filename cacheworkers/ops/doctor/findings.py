@@ -60,6 +60,6 @@ def table(rules: Iterable[Rule]) -> str:
     """Return rules as a Markdown table."""
     lines = ["| check | level | what | why | fix |", "|---|---|---|---|---|"]
     for rule in rules:
-        cells = (f"`{rule.check}`", rule.level, rule.finds, rule.why, rule.fix)
-        lines.append(f"| {' | '.join(cell.replace('|', r'\|') for cell in cells)} |")
+        cells = [f"`{rule.check}`", rule.level, rule.finds, rule.why, rule.fix]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
