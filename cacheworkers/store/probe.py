@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import hiredis
@@ -25,57 +25,16 @@ from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.link import SAFE_POLICIES, Link
 from cacheworkers.store.listener import Ear
+from cacheworkers.store.rights import denied
 from cacheworkers.store.store import BEAT_KEPT_FOR
 
 __all__ = ["SAFE_POLICIES", "ServerFacts", "StoreProbe"]
 
 #: How long a push may take, seconds; its life bounds what a probe leaves behind.
 PUSH_WITHIN = 1.0
-#: Calls of no loader begin with it.
-_PROBE = "doctor:"
+#: Calls of no loader begin with it: no name has a colon.
+PROBE = "doctor:"
 _AWAY = (ConnectionError, RedisTimeoutError, ClusterDownError, OSError)
-
-#: Command -> what follows the key; tried on a key that is not there, or is a string of zero bytes.
-TRIED: Mapping[str, tuple[Any, ...]] = {
-    "GET": (),
-    "MGET": (),
-    "SET": ("", "PX", 1000),
-    "GETRANGE": (0, 1),
-    "SETRANGE": (0, ""),
-    "INCR": (),
-    "EXISTS": (),
-    "PEXPIRE": (1000,),
-    "PTTL": (),
-    "HGET": ("a",),
-    "HGETALL": (),
-    "HMGET": ("a",),
-    "HSET": ("a", "b"),
-    "HINCRBY": ("a", 1),
-    "SADD": ("a",),
-    "SREM": ("a",),
-    "SMEMBERS": (),
-    "ZADD": (1, "a"),
-    "ZCARD": (),
-    "ZINCRBY": (1, "a"),
-    "ZRANGE": (0, 1),
-    "ZRANGEBYSCORE": (0, 1),
-    "ZREM": ("a",),
-    "ZREMRANGEBYRANK": (0, 1),
-    "ZREMRANGEBYSCORE": (0, 1),
-    "ZREVRANGE": (0, 1),
-    "ZSCAN": (0,),
-    "ZSCORE": ("a",),
-    "RENAME": (...,),
-    "ZUNIONSTORE": (1, ...),
-    "UNLINK": (),
-    "DEL": (),
-}
-#: ... and those that take no key.
-TRIED_ALONE: Mapping[str, tuple[Any, ...]] = {
-    "INFO": ("server",),
-    "TIME": (),
-    "SCAN": (0, "COUNT", 1),
-}
 
 
 class Master(msgspec.Struct, frozen=True):
@@ -149,8 +108,8 @@ class StoreProbe:
             StoreUnavailable: the store does not answer at all.
         """
         with self._translated():
+            masters = self._masters()
             try:
-                masters = self._masters()
                 for master in masters:
                     master.ask("TIME")
             except NoPermissionError:  # said by the check of rights
@@ -175,22 +134,7 @@ class StoreProbe:
             StoreUnavailable: the store does not answer.
         """
         with self._translated():
-            name = f"{_PROBE}{secrets.token_hex(6)}"
-            key = self._keys.entry(name)
-            try:
-                kinds = [each for each in self._kinds(name) if self._is_denied("EVAL", "return 1", 1, each)]
-                if len(kinds) == len(self._kinds(name)):
-                    return ["EVAL, or every key of the namespace"]
-                found = [f"the key {each}" for each in kinds]
-                for command, more in {**TRIED, "EVALSHA": ()}.items():
-                    words = (command, "0" * 40, 1, key) if command == "EVALSHA" else (command, key, *_filled(more, key))
-                    if self._is_denied(*words):
-                        found.append(command)
-                found += [command for command, more in TRIED_ALONE.items() if self._is_denied(command, *more)]
-                return found
-            finally:
-                with contextlib.suppress(ResponseError):
-                    self._link.client().execute_command("UNLINK", key)
+            return denied(self._link.client(), self._keys, f"{PROBE}{secrets.token_hex(6)}")
 
     def upkeep_age(self, tasks: Sequence[str]) -> dict[str, float | None]:
         """Return how long ago each upkeep task last ended well, seconds; None where no sign is left.
@@ -231,10 +175,10 @@ class StoreProbe:
 
     def _listened(self, master: Master) -> str:
         """Listen to one master, write there over another connection, and wait for the push."""
-        names = (f"{_PROBE}{secrets.token_hex(6)}" for _ in itertools.count())
+        names = (f"{PROBE}{secrets.token_hex(6)}" for _ in itertools.count())
         key = next(key for key in map(self._keys.entry, names) if master.owns(key))
         is_written = False
-        ear = Ear(master.pool, self._config.store_timeout, (self._keys.entry(_PROBE)[:-1],))
+        ear = Ear(master.pool, self._config.store_timeout, (self._keys.entry(PROBE)[:-1],))
         try:
             with contextlib.suppress(ResponseError):
                 self._link.client().execute_command("SET", key, "", "PX", int(PUSH_WITHIN * 1000))
@@ -251,29 +195,6 @@ class StoreProbe:
         finally:
             ear.hang_up()
         return f"tracking is accepted, but a write by another connection was not pushed within {PUSH_WITHIN:g} s"
-
-    def _kinds(self, call: str) -> list[str]:
-        """Return one key of each kind."""
-        keys = self._keys
-        of_call = [keys.entry(call), keys.lease(call), keys.failures(call), keys.attempts(call)]
-        of_tag = [keys.tag_set(call), keys.last_invalidation(call), keys.doomed_index(call)]
-        return [*of_call, *of_tag, keys.heat(call), keys.heat_halved(call), keys.beat(call), keys.seq, keys.run_id]
-
-    def _is_denied(self, *words: Any) -> bool:
-        try:
-            self._link.client().execute_command(*words)
-        except NoPermissionError:
-            return True
-        except ResponseError as error:
-            text = str(error)
-            if text.startswith("unknown command") and words[0] not in text:  # not this one, but the connection's HELLO
-                raise
-            return text.startswith("unknown command")  # else of the wrong type, no such key: it was allowed
-        return False
-
-
-def _filled(words: Sequence[Any], key: str) -> list[Any]:
-    return [key if word is ... else word for word in words]
 
 
 def _names(reply: Any, key: str) -> bool:

@@ -21,7 +21,7 @@ from cacheworkers import Cache, Config
 from cacheworkers.ops.doctor import Finding, diagnose
 from cacheworkers.ops.doctor.diagnose import RULES
 from cacheworkers.ops.doctor.store_checks import check_pushes
-from cacheworkers.store import probe
+from cacheworkers.store import rights
 from cacheworkers.testing import Valkey
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,7 +230,7 @@ def test_missing_rights_are_found(
 
 def test_the_rights_that_are_tried_are_those_that_are_used() -> None:
     """Every command of the scripts and of the store is tried."""
-    package = Path(probe.__file__).parent
+    package = Path(rights.__file__).parent
     used = set()
     for path in package.glob("lua/*.lua"):
         used |= set(re.findall(r'redis\.p?call\("([A-Z]+)"', path.read_text()))
@@ -239,7 +239,7 @@ def test_the_rights_that_are_tried_are_those_that_are_used() -> None:
             re.findall(r'(?:Request\(\(|_words = \(|execute_command\()"([A-Z]+)"', (package / name).read_text())
         )
 
-    assert used == set(probe.TRIED) | set(probe.TRIED_ALONE)
+    assert used == set(rights.TRIED) | set(rights.TRIED_ALONE)
 
 
 # -- proxies
