@@ -18,7 +18,7 @@ from sqlalchemy import MetaData, Table, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Config
-from cacheworkers.ops.doctor import Finding, diagnose
+from cacheworkers.ops.doctor import Finding, diagnose, log_diagnosis, log_when_workers_start
 from cacheworkers.ops.doctor.diagnose import RULES
 from cacheworkers.ops.doctor.store_checks import check_pushes
 from cacheworkers.store import rights
@@ -446,3 +446,31 @@ def test_a_database_that_never_answers_costs_the_timeout(store: Valkey) -> None:
     assert bad(found) == {"database-away": "error"}
     assert "no answer to database within 2 s" in found["database-away"].what
     assert set(found) == STORE_RULES | {"database-away"}
+
+
+# -- the log
+
+
+def test_only_warnings_and_errors_are_logged(
+    store: Valkey, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the finding's parts as fields."""
+    configure(maxmemory_policy="allkeys-lru", appendonly="no", maxmemory=0)(client)
+    cache = Cache(Config(redis_url=store.url))
+
+    findings = log_diagnosis(cache)
+
+    cache.close()
+    said = [(record.levelname, record.__dict__["check"]) for record in caplog.records if record.name == "cacheworkers"]
+    assert said == [("ERROR", "eviction-policy"), ("WARNING", "maxmemory")]
+    assert caplog.records[0].__dict__["fix"] == findings[0].fix
+    assert bad(worst(findings))["persistence-none"] == "note"
+
+
+def test_without_celery_no_worker_starts_and_none_logs(store: Valkey) -> None:
+    cache = Cache(Config(redis_url=store.url))
+
+    log_when_workers_start(cache)
+
+    assert bad(worst(diagnose(cache))) == {}
+    cache.close()
