@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.sql.outbox import Outbox, age_of
@@ -81,8 +81,20 @@ def triggers_missing(engine: Engine, declared: Sequence[Triggers]) -> list[str]:
 @contextlib.contextmanager
 def _connected(engine: Engine) -> Iterator[Connection]:
     try:
-        with engine.connect() as connection:
+        with _apart(engine).connect() as connection:
             yield connection
-    except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
+    except (OperationalError, InterfaceError, OSError) as error:
         reason = str(getattr(error, "orig", error)).strip().replace("\n", " ")
         raise DatabaseUnavailable(f"{engine.url!r} is unavailable: {type(error).__name__}: {reason}") from error
+
+
+def _apart(engine: Engine) -> Engine:
+    """Return an engine like this one whose connections are closed after use.
+
+    A worker looks before its pool forks again: a connection that the engine kept would be its children's as well.
+    """
+    pool = engine.pool
+    if isinstance(pool, StaticPool | SingletonThreadPool):  # SQLite in memory: its connection is the database
+        return engine
+    single = NullPool(pool._creator, dialect=engine.dialect, _dispatch=pool.dispatch)
+    return Engine(single, engine.dialect, engine.url)

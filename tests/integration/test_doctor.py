@@ -16,6 +16,7 @@ import pytest
 import redis
 from sqlalchemy import MetaData, Table, create_engine, text
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
 
 from cacheworkers import Cache, Config
 from cacheworkers.ops.doctor import Finding, diagnose, log_diagnosis, log_when_workers_start
@@ -396,6 +397,30 @@ def test_a_missing_outbox_is_found(watched: Cache, statement: str, shown: str) -
 
     assert bad(found) == {"outbox-missing": "error"}
     assert shown in found["outbox-missing"].what
+
+
+def test_a_look_leaves_no_connection_in_the_engine(watched: Cache) -> None:
+    """Children that a worker forks later would share it."""
+    engine_of(watched).dispose()
+
+    findings = worst(diagnose(watched))
+
+    assert findings["outbox-lag"].level == "ok"
+    assert engine_of(watched).pool.checkedin() == 0
+
+
+def test_sqlite_in_memory_is_looked_at_where_it_is(store: Valkey) -> None:
+    """Another connection would be another database."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    cache = Cache(Config(redis_url=store.url), sessions=sessionmaker(engine))
+    cache.outbox.create(engine)
+    cache.watch(sessionmaker(engine), {Table("product", MetaData()): lambda row: ()})
+
+    found = worst(diagnose(cache))
+
+    cache.close()
+    assert bad(found) == {}
+    assert found["outbox-lag"].what.startswith("0 rows wait")
 
 
 def test_a_row_that_waits_for_long_is_found(watched: Cache) -> None:

@@ -104,6 +104,20 @@ def test_what_is_away_is_a_finding_and_no_traceback(cli: Run, store: Valkey) -> 
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_before_the_start_nobody_misses_workers(cli: Run) -> None:
+    module = """
+import os
+from celery import Celery
+from cacheworkers import Cache, Config
+cache = Cache(Config.from_env(), celery=Celery("shop", broker=os.environ["REDIS_URL"]))
+"""
+
+    before, after = cli("--before-start", module=module), cli(module=module)
+
+    assert (before.returncode, after.returncode) == (0, 1)
+    assert "queue-unserved" not in before.stdout and "warning  queue-unserved" in after.stdout
+
+
 def test_help_tells_the_statuses(cli: Run) -> None:
     told = " ".join(cli("--help").stdout.split())
 

@@ -15,14 +15,15 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option("--within", default=CHECK_WITHIN, show_default=True, help="Seconds that one check may take.")
+@click.option("--before-start", is_flag=True, help="Leave out workers, queues and beat: they are still to be started.")
 @click.pass_context
-def doctor(context: click.Context, as_json: bool, within: float) -> None:
+def doctor(context: click.Context, as_json: bool, within: float, before_start: bool) -> None:
     """Look for what is wrong with store, broker, workers and database, and say how to fix it.
 
     Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error.
     """
     cache: Cache = context.obj[0]
-    findings = diagnose(cache, within=within)
+    findings = diagnose(cache, within=within, is_running=not before_start)
     if as_json or context.find_root().params["as_json"]:
         click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
     else:

@@ -58,7 +58,7 @@ def diagnose(
 
     Args:
         within: how long one check may take, seconds; what has not answered by then is away.
-        is_running: look also at what needs running processes: workers, beat, backlog, the drain.
+        is_running: look also at what needs running processes: workers, queues, beat.
         now: this machine's clock, seconds since the epoch.
     """
     app = getattr(cache._workers, "app", None)
