@@ -103,15 +103,21 @@ def configure(**settings: Any) -> Callable[[redis.Redis], None]:
     return act
 
 
+def write(client: redis.Redis, kind: str, **options: Any) -> None:
+    """Write 20 MB; one by one, for a large command's buffer would count as used for a while."""
+    for n in range(2000):
+        client.set(f"cw:{kind}:{{{n}}}", "x" * 10_000, **options)
+
+
 def fill(client: redis.Redis) -> None:
     """Nearly all memory is used, and nothing may be evicted."""
-    client.set("big", "x" * 20_000_000, ex=600)
+    write(client, "e", ex=600)
     configure(maxmemory_policy="noeviction", maxmemory=int(client.info("memory")["used_memory"] * 1.1))(client)
 
 
 def fill_with_tag_sets(client: redis.Redis) -> None:
     """Nearly all memory is used by what has no expiry; the policy would evict what has."""
-    client.mset({f"cw:v:{{{n}}}": "x" * 10_000 for n in range(2000)})
+    write(client, "t")
     configure(maxmemory=int(client.info("memory")["used_memory"] * 1.1))(client)
 
 
@@ -149,8 +155,7 @@ def test_each_setting_that_hurts_is_found(case: str, store: Valkey, client: redi
 
 def test_a_full_store_that_can_evict_is_no_finding(store: Valkey, client: redis.Redis) -> None:
     """A cache fills its memory: that is what it is for."""
-    for n in range(2000):
-        client.set(f"cw:e:{{{n}}}", "x" * 10_000, ex=600)
+    write(client, "e", ex=600)
     configure(maxmemory=int(client.info("memory")["used_memory"] * 1.1))(client)
 
     assert bad(looked(store.url)) == {}
