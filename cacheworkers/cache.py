@@ -80,6 +80,7 @@ class Cache:
         self._loaders = Declared(config)
         self._ports = self._process.ports
         self._watching = self._process.watching
+        self._triggers: list[Triggers] = []
         self.outbox = self._watching.outbox
 
     # -- declaring loaders
@@ -204,7 +205,9 @@ class Cache:
         Raises:
             ConfigError: a name or a template is malformed.
         """
-        return Triggers(self.config.namespace, templates, self.outbox.table.name)
+        declared = Triggers(self.config.namespace, templates, self.outbox.table.name)
+        self._triggers.append(declared)
+        return declared
 
     def drain(self, engine: Engine | None = None) -> int:
         """Deliver what the outbox still holds, and return how many rows that were.

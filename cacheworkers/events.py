@@ -143,6 +143,14 @@ class Invalidated(Event, frozen=True):
     seconds: float
 
 
+class TicksMissed(Event, frozen=True):
+    """An upkeep task ran for the first time in `since` seconds, though beat should send it every `every`."""
+
+    task: str
+    since: float
+    every: float
+
+
 class HeatTold(Event, frozen=True):
     """Reads of so many calls of a loader were added to its heat in the store."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cacheworkers.config import Config
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.events import Event, Hook, StoreBack, StoreLost
+from cacheworkers.events import Event, Hook, StoreBack, StoreLost, TicksMissed
 from cacheworkers.flows.driver import Step, run
 from cacheworkers.flows.ports import Ask, Dispatcher, Ports
 from cacheworkers.flows.warm import tell_heat
@@ -45,6 +45,9 @@ _processes: weakref.WeakSet[Process] = weakref.WeakSet()
 
 #: How often hits in memory are told to the hook where no heat is told to the store, seconds.
 COUNTED_EVERY = 5.0
+#: An upkeep task that last ended so many periods, and so many seconds, ago has missed some.
+LATE = 2.0
+LATE_MARGIN = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
 Upkeep = dict[str, tuple[Callable[[], Any], float]]
 
@@ -124,6 +127,8 @@ class Process:
                 emit=self.emit,
                 reset_after_fork=self.reset,
                 waited_for=lambda: waiters.calls,
+                begins=self._begins,
+                has_run=lambda task: ports.store.note_beat(task).run(),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _processes.add(self)
@@ -136,6 +141,13 @@ class Process:
                 hook(event)
             except Exception:
                 log.exception("the hook raised on %r", event)
+
+    def _begins(self, task: str, every: float) -> bool:
+        """Return whether an upkeep task is to run now: two beats send each twice."""
+        is_ours, since = self.ports.store.begin_tick(task, every).run()
+        if is_ours and since is not None and since > LATE * every + LATE_MARGIN:
+            self.emit(TicksMissed(task, since, every))
+        return is_ours
 
     def misses(self) -> Step:
         """Return the step that looks how long the miss queue is."""

@@ -95,6 +95,14 @@ class Keyspace:
         """The key that says where a sweep that ran out of time stopped."""
         return f"{self.namespace}:sweep"
 
+    def tick(self, task: str) -> str:
+        """Return the key that is there while an upkeep task has been begun in this period."""
+        return f"{self.namespace}:tick:{task}"
+
+    def beat(self, task: str) -> str:
+        """Return the key that is there while an upkeep task runs as it should."""
+        return f"{self.namespace}:beat:{task}"
+
     # -- of a tag
 
     def shards(self, tag: str) -> int:

@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
+from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.exporter_command import exporter
 from cacheworkers.ops.history_command import check_history
 from cacheworkers.ops.show import Obj, as_json, as_text
@@ -202,5 +203,5 @@ def completion(context: click.Context, shell: str) -> None:
     click.echo(kind(main, {}, "cacheworkers", "_CACHEWORKERS_COMPLETE").source())
 
 
-for command in (stats, exporter, warm, check_history):
+for command in (stats, exporter, warm, check_history, doctor):
     main.add_command(command)

@@ -179,6 +179,11 @@ class Outbox:
         return max((_aware(found[1]) - _aware(found[0])).total_seconds(), 0.0)
 
 
+def age_of(instant: Any, now: Any) -> float:
+    """Return how long before `now` an instant was, both as the database answers them, seconds."""
+    return max(0.0, (_aware(now) - _aware(instant)).total_seconds())
+
+
 def _aware(instant: Any) -> datetime.datetime:
     """Return an instant with its zone: SQLite answers UTC, as text or without one."""
     if isinstance(instant, str):

@@ -55,7 +55,8 @@ _UNAVAILABLE = (
     RedisClusterException,
     OSError,
 )
-_SAFE_POLICIES = ("noeviction", "volatile-lru", "volatile-lfu")
+#: They evict no tag sets, and leases last of all.
+SAFE_POLICIES = ("noeviction", "volatile-lru", "volatile-lfu")
 _TRY_AGAIN = 5
 
 
@@ -126,6 +127,11 @@ class Link:
     def is_cluster(self) -> bool:
         """Whether keys live on several masters."""
         return self._where.kind == "cluster"
+
+    @property
+    def where(self) -> str:
+        """The store's address, without a password."""
+        return self._where.shown
 
     def reset(self) -> None:
         """Forget all connections, as a child does after a fork: the parent's sockets are not its own."""
@@ -368,10 +374,10 @@ class Link:
         if self.is_cluster and isinstance(info, dict) and info and isinstance(next(iter(info.values())), dict):
             info = next(iter(info.values()))
         policy = str(info.get("maxmemory_policy", "noeviction")) if isinstance(info, dict) else "noeviction"
-        if policy not in _SAFE_POLICIES and not self._config.allow_evicting_store:
+        if policy not in SAFE_POLICIES and not self._config.allow_evicting_store:
             raise UnsafeStore(
                 f"the store at {self._where.shown} has maxmemory-policy {policy}: it may evict tag sets or leases, and "
-                f"with them invalidations; set one of {', '.join(_SAFE_POLICIES)}, or allow_evicting_store=True"
+                f"with them invalidations; set one of {', '.join(SAFE_POLICIES)}, or allow_evicting_store=True"
             )
         version = str(info.get("redis_version", "7")) if isinstance(info, dict) else "7"
         if int(version.split(".")[0]) < 7:

@@ -119,7 +119,7 @@ class Listener:
     def reset(self) -> None:
         """Forget thread and connections, as a child does after a fork."""
         self._lock = threading.Lock()
-        self._ears: list[_Ear] = []
+        self._ears: list[Ear] = []
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._is_closed = False
@@ -206,7 +206,7 @@ class Listener:
         ears = []
         try:
             for pool in self._pools():
-                ears.append(_Ear(pool, self._timeout, (self._keys.entries_prefix, self._keys.failures_prefix)))
+                ears.append(Ear(pool, self._timeout, (self._keys.entries_prefix, self._keys.failures_prefix)))
         except BaseException:
             for ear in ears:
                 ear.hang_up()
@@ -249,7 +249,7 @@ class Listener:
                         if not ear.pings:
                             ear.ping()
 
-    def _take_in(self, ear: _Ear) -> None:
+    def _take_in(self, ear: Ear) -> None:
         entries, failures = self._entries, self._failures
         first, last = len(entries) + 1, -1  # between the braces of `ns:e:{product[42]}`
         first_failure = len(failures) + 1
@@ -273,7 +273,7 @@ class Listener:
                 self._emit(ListenerLag(received - sent))
 
 
-class _Ear:
+class Ear:
     """One master's connection: opened by redis-py (TLS, auth, names), read with hiredis alone."""
 
     def __init__(self, pool: Any, timeout: float, prefixes: tuple[str, ...]) -> None:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 #: registration, and a promoted master's clock may differ.
 REGISTRATION_MARGIN = 60.0
 CHUNK = 500
+#: How long the sign that an upkeep task has run is kept, seconds.
+BEAT_KEPT_FOR = 86400.0
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -463,6 +465,28 @@ class Store:
     def note_run_id(self, run_id: str) -> Exchange[None]:
         """Note a server's run id: another one there later says that it was restarted, or is another server."""
         return self._ask([Request(("SET", self.keys.run_id, run_id))], lambda replies: None)
+
+    def begin_tick(self, task: str, every: float) -> Exchange[tuple[bool, float | None]]:
+        """Whether nobody else has begun an upkeep task in this period, and how long ago it last ended, seconds.
+
+        None where that is more than a day, or never.
+        """
+        requests = [
+            Request(("SET", self.keys.tick(task), "", "NX", "PX", max(1, _ms(every * 0.9)))),
+            Request(("PTTL", self.keys.beat(task))),
+        ]
+        return self._ask(
+            requests,
+            lambda replies: (
+                replies[0] is not None,
+                BEAT_KEPT_FOR - int(replies[1]) / 1000 if int(replies[1]) > 0 else None,
+            ),
+        )
+
+    def note_beat(self, task: str) -> Exchange[None]:
+        """Leave a sign that an upkeep task has run; how much of its life is left says when."""
+        request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
+        return self._ask([request], lambda replies: None)
 
     # -- sweeping
 

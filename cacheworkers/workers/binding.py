@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from celery import Celery
-from celery.signals import task_unknown, worker_process_init
+from celery.signals import task_unknown, worker_process_init, worker_ready
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
@@ -49,6 +50,20 @@ class CeleryWorkers:
         self._queue = AskQueue(
             self._publisher.publish, self._infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
         )
+
+    @property
+    def app(self) -> Celery:
+        """The app that is bound."""
+        return self._app
+
+    def on_ready(self, work: Callable[[], object]) -> None:
+        """Run something in each worker once it is ready, on a thread of its own: it delays and breaks nothing."""
+
+        def ready(sender: Any = None, **_: Any) -> None:
+            if getattr(sender, "app", None) is self._app:
+                threading.Thread(target=work, name="cacheworkers-on-ready", daemon=True).start()
+
+        worker_ready.connect(ready, weak=False)
 
     def register(self, info: LoaderInfo) -> None:
         """Make the task of a loader; before workers start, for they look for tasks only then.
@@ -140,6 +155,8 @@ def bind(
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
     waited_for: Callable[[], int] = lambda: 0,
+    begins: Callable[[str, float], bool] = lambda task, every: True,
+    has_run: Callable[[str], object] = lambda task: None,
 ) -> CeleryWorkers:
     """Bind the user's Celery app, and return the dispatcher.
 
@@ -155,6 +172,8 @@ def bind(
         undelivered: gives leases back; called from the publisher thread, and in workers.
         waited_for: returns how many calls this process's readers wait for.
         upkeep: name -> (what to run, every how many seconds).
+        begins: says whether an upkeep task is to run, given its name and its period: not twice in one.
+        has_run: called with the name of an upkeep task that has ended well.
 
     Raises:
         ConfigError: the app is bound already.
@@ -167,7 +186,9 @@ def bind(
     stamp_messages("cacheworkers.")
     schedule: dict[str, dict[str, Any]] = {}
     for name, (work, every) in upkeep.items():
-        app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(_upkeep(work))
+        app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(
+            _upkeep(name, every, work, begins, has_run)
+        )
         schedule[f"cacheworkers-{name}"] = {
             "task": f"cacheworkers.{name}",
             "schedule": every,
@@ -202,9 +223,17 @@ def read_asks(loader: str, raw: Any) -> tuple[list[Ask], str]:
     return asks, reason
 
 
-def _upkeep(work: Callable[[], object]) -> Callable[[], None]:
+def _upkeep(
+    name: str,
+    every: float,
+    work: Callable[[], object],
+    begins: Callable[[str, float], bool],
+    has_run: Callable[[str], object],
+) -> Callable[[], None]:
     def upkeep() -> None:
         with contextlib.suppress(CacheworkersError):  # each has its own event; the next tick tries again
-            work()
+            if begins(name, every):
+                work()
+                has_run(name)
 
     return upkeep

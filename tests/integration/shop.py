@@ -10,6 +10,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Config, Load
+from cacheworkers.ops.doctor import log_when_workers_start
 
 app = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ["REDIS_URL"]))
 engine = create_engine(os.environ["DATABASE_URL"])
@@ -59,3 +60,7 @@ def gauge(load: Load, n: int) -> int:
     load.session.execute(text("SELECT pg_sleep(:s)"), {"s": float(os.environ.get("GAUGE_TIME", "0"))})
     found = load.session.execute(text("SELECT price FROM product WHERE id = :n"), {"n": n}).scalar_one()
     return int(found)
+
+
+if os.environ.get("LOG_DIAGNOSIS"):
+    log_when_workers_start(cache)

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from cacheworkers import Cache, Config, Load
+from cacheworkers.ops.doctor import diagnose
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import free_port, wait_until
 
@@ -110,6 +111,34 @@ def test_a_sweep_of_a_cluster_leaves_nothing_but_the_sequence(cluster: str) -> N
     assert (swept.members, again.members) == (60, 0)
     assert client.exists(cache._ports.store.keys.tag_set("all")) == 0
     cache.close()
+
+
+def test_doctor_looks_at_every_master_of_a_cluster(cluster: str) -> None:
+    """One of three with a policy that hurts is found, by its name."""
+    cache, _, _, _ = made(cluster, namespace="c5")
+    client = cache._ports.store.link.client()
+    one, *others = client.get_primaries()
+    client.execute_command("CONFIG SET", "maxmemory-policy", "allkeys-lru", target_nodes=one)
+
+    findings = diagnose(cache)
+
+    client.execute_command("CONFIG SET", "maxmemory-policy", "noeviction", target_nodes=one)
+    policies = {finding.what.split()[0]: finding.level for finding in findings if finding.check == "eviction-policy"}
+    assert policies == {one.name: "error", **{each.name: "ok" for each in others}}
+    assert {f.check: f.level for f in findings if f.check in ("tracking", "acl")} == {"tracking": "ok", "acl": "ok"}
+    assert "check-failed" not in {finding.check for finding in findings}
+    cache.close()
+
+
+def test_doctor_asks_sentinels_for_the_master() -> None:
+    with Valkey() as master, Sentinel(master.port) as sentinel:
+        cache, _, _, _ = made(f"sentinel://127.0.0.1:{sentinel.port}/shop")
+
+        findings = {finding.check: finding.level for finding in diagnose(cache)}
+
+        cache.close()
+    assert findings["store-replica"] == findings["tracking"] == findings["acl"] == "ok"
+    assert "check-failed" not in findings
 
 
 def test_sentinels_lead_to_the_master_and_to_the_next_one() -> None:

@@ -90,7 +90,19 @@ def test_labels_never_hold_calls_or_tags() -> None:
     labels = {label for _, names in COUNTERS.values() for label in names}
     labels |= {label for _, names, _ in HISTOGRAMS.values() for label in names}
 
-    assert labels == {"loader", "freshness", "tier", "kind", "reason", "queue", "mode", "outcome", "what", "where"}
+    assert labels == {
+        "loader",
+        "freshness",
+        "tier",
+        "kind",
+        "reason",
+        "queue",
+        "mode",
+        "outcome",
+        "what",
+        "where",
+        "task",
+    }
     assert not set(COUNTERS) & (set(HISTOGRAMS) | set(SUMS) | set(LOSSES))
 
 

@@ -1,0 +1,39 @@
+"""`cacheworkers doctor`: what `diagnose` finds, on the command line."""
+
+from __future__ import annotations
+
+import click
+
+from cacheworkers.ops.doctor.diagnose import CHECK_WITHIN, diagnose
+from cacheworkers.ops.doctor.findings import Finding, exit_code
+from cacheworkers.ops.show import as_json as show_json
+
+_COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.option("--within", default=CHECK_WITHIN, show_default=True, help="Seconds that one check may take.")
+@click.option("--before-start", is_flag=True, help="Leave out workers, queues and beat: they are still to be started.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool, within: float, before_start: bool) -> None:
+    """Look for what is wrong with store, broker, workers and database, and say how to fix it.
+
+    Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error.
+    """
+    cache, show = context.obj
+    findings = diagnose(cache, within=within, is_running=not before_start)
+    if as_json or show is show_json:
+        show_json(findings)
+    else:
+        for finding in findings:
+            _print(finding)
+    context.exit(exit_code(findings))
+
+
+def _print(finding: Finding) -> None:
+    level = click.style(finding.level.ljust(8), fg=_COLOURS[finding.level], bold=finding.level == "error")
+    click.echo(f"{level} {finding.check.ljust(22)} {finding.what}")
+    if finding.level != "ok":
+        click.echo(f"{' ' * 9}why  {finding.why}")
+        click.echo(f"{' ' * 9}fix  {finding.fix}")

@@ -1,0 +1,66 @@
+"""What is looked at in the database: does it answer, is the outbox there and drained, are triggers as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cacheworkers.config import Config
+from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.sql.outbox import GRACE, Outbox
+from cacheworkers.sql.postgres import Triggers
+from cacheworkers.sql.probe import answers, outbox_facts, triggers_missing
+
+AWAY = Rule(
+    "database-away",
+    "error",
+    "The database does not answer.",
+    "Nothing can be loaded: what is cached is served, stale after a while, and all else fails.",
+    "Start it, or correct the engine's URL; look at its log, its limit of connections and the network between.",
+)
+MISSING = Rule(
+    "outbox-missing",
+    "error",
+    "Sessions are watched, or triggers declared, and the outbox table is not there, or lacks a column.",
+    "Every commit that changes what is watched fails.",
+    "`cache.outbox.create(engine)`, or a migration with `cache.outbox.metadata`.",
+)
+LAG = Rule(
+    "outbox-lag",
+    "warning",
+    "A row of the outbox has waited for longer than three rounds of the drain, and at least 15 s.",
+    "It was committed and is not invalidated yet: readers see what it changed as it was before.",
+    "Run the drain (beat and a worker on the upkeep queue, or `cache.drain_until`); `cacheworkers drain` delivers at "
+    "once, and says why it cannot.",
+)
+TRIGGERS = Rule(
+    "triggers",
+    "error",
+    "Declared triggers are not in the database, or not as they are declared now.",
+    "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
+    "`triggers.install(connection)`, or its `up()` in a migration.",
+)
+RULES = (AWAY, MISSING, LAG, TRIGGERS)
+
+
+def check_database(engine: Any) -> Iterator[Finding]:
+    """Yield whether the database answers."""
+    yield AWAY.finding(False, f"{answers(engine)} answers")
+
+
+def check_outbox(engine: Any, outbox: Outbox, config: Config) -> Iterator[Finding]:
+    """Yield whether the outbox is there, and how long its oldest row has waited."""
+    facts = outbox_facts(engine, outbox)
+    shown = f"lacks {', '.join(facts.missing)}" if facts.missing else f"has {outbox.table.name}"
+    yield MISSING.finding(bool(facts.missing), f"{facts.where} {shown}")
+    if not facts.missing:
+        most = max(15.0, GRACE + 3 * config.drain_every)
+        shown = f"{facts.waiting:,} rows wait, the oldest for {facts.lag:,.1f} s"
+        yield LAG.finding(facts.lag > most, shown)
+
+
+def check_triggers(engine: Any, declared: Sequence[Triggers]) -> Iterator[Finding]:
+    """Yield whether triggers are as declared."""
+    missing = triggers_missing(engine, declared)
+    shown = f"missing or outdated on {', '.join(missing)}" if missing else "all are there"
+    yield TRIGGERS.finding(bool(missing), shown)

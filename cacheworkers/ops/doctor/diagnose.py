@@ -1,0 +1,164 @@
+"""Diagnose: every check at once, each with a timeout; what is away is a finding, and all other checks go on."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cacheworkers.errors import StoreUnavailable
+from cacheworkers.ops.doctor import database_checks, store_checks, worker_checks
+from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
+from cacheworkers.sql.probe import DatabaseUnavailable
+from cacheworkers.workers.probe import BrokerUnavailable, app_facts
+
+if TYPE_CHECKING:
+    from cacheworkers.cache import Cache
+
+log = logging.getLogger("cacheworkers")
+
+#: How long one check may take, seconds; they run side by side.
+CHECK_WITHIN = 5.0
+
+FAILED = Rule(
+    "check-failed",
+    "warning",
+    "A check could not be made.",
+    "What it looks at is not known.",
+    "Read the message: rights that are missing (see acl), or a hosted server that refuses a command.",
+)
+RULES = (*store_checks.RULES, *worker_checks.RULES, *database_checks.RULES, FAILED)
+_AWAY: dict[type[Exception], Rule] = {
+    StoreUnavailable: store_checks.AWAY,
+    BrokerUnavailable: worker_checks.AWAY,
+    DatabaseUnavailable: database_checks.AWAY,
+}
+Look = Callable[[], Iterable[Finding]]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One look at one thing; `away` is the rule when it does not answer."""
+
+    name: str
+    away: Rule
+    look: Look
+
+
+def diagnose(
+    cache: Cache, *, within: float = CHECK_WITHIN, is_running: bool = True, now: Callable[[], float] = time.time
+) -> list[Finding]:
+    """Return what is so with a cache's store, broker, workers and database; worst first.
+
+    Looks only: probe keys in the store are gone within a second.  Takes a second or two, and never raises.
+
+    Args:
+        within: how long one check may take, seconds; what has not answered by then is away.
+        is_running: look also at what needs running processes: workers, queues, beat.
+        now: this machine's clock, seconds since the epoch.
+    """
+    app = getattr(cache._process.workers, "app", None)
+    # First, and in this thread: an app reads its configuration and makes its tasks at first use.
+    settings = [] if app is None else _looked(_settings(app))
+    checks = list(_checks(cache, app, is_running, now))
+    found: queue.Queue[tuple[Check, list[Finding]]] = queue.Queue()
+    for check in checks:
+        # Daemons: one that hangs for ever must not keep the process.
+        threading.Thread(
+            target=lambda check=check: found.put((check, _looked(check))), name=f"doctor-{check.name}", daemon=True
+        ).start()
+    end = time.monotonic() + within
+    late = {check.name: check for check in checks}
+    findings = settings
+    while late:
+        try:
+            check, theirs = found.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            break
+        findings += theirs
+        del late[check.name]
+    findings += [check.away.finding(True, f"no answer to {check.name} within {within:g} s") for check in late.values()]
+    return _ordered(findings)
+
+
+def log_diagnosis(cache: Cache, *, within: float = CHECK_WITHIN, is_running: bool = True) -> list[Finding]:
+    """Log warnings and errors, one line each with the finding's fields, and return all findings."""
+    findings = diagnose(cache, within=within, is_running=is_running)
+    for finding in findings:
+        if finding.level in ("warning", "error"):
+            level = logging.ERROR if finding.level == "error" else logging.WARNING
+            fields = {"check": finding.check, "what": finding.what, "why": finding.why, "fix": finding.fix}
+            log.log(level, "doctor: %s: %s. %s", finding.check, finding.what, finding.fix, extra=fields)
+    return findings
+
+
+def log_when_workers_start(cache: Cache) -> None:
+    """Let each worker log what is wrong with its set-up, from a thread of its own, once it is ready.
+
+    What needs running processes is left out: they all start now.  Nothing happens where there is no Celery.
+    """
+    on_ready = getattr(cache._process.workers, "on_ready", None)
+    if on_ready is not None:
+        on_ready(lambda: log_diagnosis(cache, is_running=False))
+
+
+def _settings(app: Any) -> Check:
+    return Check("settings", worker_checks.AWAY, lambda: worker_checks.check_settings(app))
+
+
+def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) -> Iterator[Check]:
+    """Yield what there is to ask others: no broker without Celery, no outbox where nothing is watched."""
+    config = cache.config
+    engine, triggers = cache._watching.engine, cache._triggers
+    has_outbox = bool(cache.is_watching or triggers)
+
+    store = store_checks.AWAY
+    yield Check("store-servers", store, lambda: store_checks.check_servers(config, has_outbox=has_outbox, now=now))
+    yield Check("store-pushes", store, lambda: store_checks.check_pushes(config))
+    yield Check("store-rights", store, lambda: store_checks.check_rights(config))
+    if app is not None:
+        broker = worker_checks.AWAY
+        yield Check("broker", broker, lambda: worker_checks.check_broker(app, config))
+        if is_running:
+            yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
+            yield Check("workers", broker, lambda: worker_checks.check_workers(app, config))
+            yield Check("beat", store, lambda: store_checks.check_beat(config, sorted(app_facts(app).upkeep.items())))
+    if engine is not None:
+        database = database_checks.AWAY
+        yield Check("database", database, lambda: database_checks.check_database(engine))
+        if has_outbox:
+            yield Check("outbox", database, lambda: database_checks.check_outbox(engine, cache.outbox, config))
+        if triggers:
+            yield Check("triggers", database, lambda: database_checks.check_triggers(engine, triggers))
+
+
+def _looked(check: Check) -> list[Finding]:
+    try:
+        return list(check.look())
+    except Exception as error:  # whatever it was, the other checks go on
+        away = _AWAY.get(type(error))
+        if away is not None:
+            return [away.finding(True, str(error))]
+        return [FAILED.finding(True, f"{check.name}: {type(error).__name__}: {error}")]
+
+
+def _ordered(findings: list[Finding]) -> list[Finding]:
+    """Return findings worst first; what is away is said once, and not also that it answers."""
+    rank = {rule.check: place for place, rule in enumerate(RULES)}
+    findings.sort(key=lambda finding: (-LEVELS.index(finding.level), rank[finding.check], finding.what))
+    is_away = {rule.check for rule in _AWAY.values()}
+    said: set[str] = set()
+    kept = []
+    for finding in findings:
+        if finding.check in is_away and finding.level != "ok":
+            if finding.check in said:
+                continue
+            said.add(finding.check)
+        elif finding.check in said:
+            continue
+        kept.append(finding)
+    return kept

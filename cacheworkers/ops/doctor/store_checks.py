@@ -1,0 +1,213 @@
+"""What is looked at in the store: can it lose what must not be lost, and does it do what reads rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from cacheworkers.config import Config
+from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.store.probe import SAFE_POLICIES, ServerFacts, StoreProbe
+
+#: Of `maxmemory`: from here on the store counts as full.
+FULL = 0.85
+#: With a smaller share of keys that may go, eviction makes no more room.
+EVICTABLE = 0.1
+#: How far two clocks may be apart, seconds: the shortest upkeep task expires after five.
+SKEW = 2.0
+
+AWAY = Rule(
+    "store-away",
+    "error",
+    "The store does not answer.",
+    "Reads are served from memory for at most `l1_on_loss_for`, then every process loads for itself; "
+    "invalidations fail, and wait in the outbox if there is one.",
+    "Start it, or correct `Config.redis_url`; look at its log, its password and the network between.",
+)
+VERSION = Rule(
+    "store-version",
+    "error",
+    "The store is older than Redis 7.0.",
+    "Its scripts cannot run while memory is full, so that nothing could be invalidated then; the library refuses it.",
+    "Use Redis 7.0 or Valkey 7.2, or later.",
+)
+REPLICA = Rule(
+    "store-replica",
+    "error",
+    "`redis_url` leads to a replica.",
+    "Replicas refuse writes: nothing is stored, nothing is invalidated.",
+    "Give the master's address, or `sentinel://host:port/service`, which follows it through a failover.",
+)
+EVICTION = Rule(
+    "eviction-policy",
+    "error",
+    "`maxmemory-policy` is none of noeviction, volatile-lru and volatile-lfu.",
+    "`allkeys-*` may evict tag sets, the marks of invalidations and `seq`: entries then outlive their invalidation, "
+    "and nothing tells. `volatile-ttl` and `volatile-random` evict leases first: loads are done twice.",
+    "`CONFIG SET maxmemory-policy volatile-lru`, and the same in the server's configuration. `allow_evicting_store` "
+    "only silences the library.",
+)
+UNLIMITED = Rule(
+    "maxmemory",
+    "warning",
+    "`maxmemory` is not set.",
+    "The store grows until the kernel kills it, and every key goes at once.",
+    "`CONFIG SET maxmemory` to about three quarters of what the machine can spare, with maxmemory-policy volatile-lru.",
+)
+HEADROOM = Rule(
+    "memory-headroom",
+    "warning",
+    f"More than {FULL:.0%} of `maxmemory` is used, and eviction cannot make room: the policy is noeviction, or fewer "
+    f"than {EVICTABLE:.0%} of the keys have an expiry.",
+    "Soon entries are not stored any more, and every miss is loaded again and again. Invalidations still work.",
+    "Raise `maxmemory`, set volatile-lru, shorten `stale_for` and `error_for`, or move what else lives there.",
+)
+REFUSED = Rule(
+    "memory-refused",
+    "warning",
+    "The store has refused writes for want of memory since it started.",
+    "What was loaded then was not stored, and was loaded again for the next reader.",
+    "As for memory-headroom; `CONFIG RESETSTAT` sets the count back to 0.",
+)
+SNAPSHOTS = Rule(
+    "persistence-snapshots",
+    "warning",
+    "The store keeps snapshots only, and they may be older than what the drain replays.",
+    "A restart brings back entries as the snapshot has them, and with them what was invalidated since. The drain "
+    "delivers again what the outbox delivered within `replay_for`, and nothing without an outbox, or on a Cluster.",
+    '`appendonly yes`; or no persistence at all, `save ""`; or set `replay_for` above the longest interval of `save`.',
+)
+EPHEMERAL = Rule(
+    "persistence-none",
+    "note",
+    "The store keeps nothing on disk.",
+    "After a restart it is empty: nothing old can come back, but every read is a miss at first.",
+    "`appendonly yes`, if the database does not take all misses at once.",
+)
+HIDDEN = Rule(
+    "config-hidden",
+    "note",
+    "The store refuses `CONFIG GET`.",
+    "Whether it keeps snapshots is not known here; all else is looked at without.",
+    "Allow the user `+config|get`, or look up `save` at who runs the store.",
+)
+CLOCK = Rule(
+    "clock-skew",
+    "warning",
+    f"This machine's clock and the store's are more than {SKEW:g} s apart.",
+    "Entries do not mind: their instants are the store's. Celery does: a message expires by its sender's clock and is "
+    "judged by its worker's, and upkeep tasks expire after as little as 5 s: workers throw them away unseen.",
+    "Run NTP (chrony, systemd-timesyncd) on every machine.",
+)
+DEAF = Rule(
+    "tracking",
+    "error",
+    "`CLIENT TRACKING` on RESP3 does not work: a write is not pushed to who listens.",
+    "L1 stays off, and readers who wait for a load are not woken: they find its value when their wait ends.",
+    "Connect to the server itself, not through a proxy or a load balancer; allow `CLIENT` and `HELLO`; "
+    "ask for RESP3 where the store is hosted.",
+)
+DENIED = Rule(
+    "acl",
+    "error",
+    "The store's user may not run what the library runs.",
+    "The first read, load, invalidation or upkeep task that needs it fails with NOPERM.",
+    "`ACL SETUSER name ~namespace:* +@read +@write +@scripting +@connection +info +time +config|get`, with "
+    "`Config.namespace` for namespace; on a Cluster `+cluster` too.",
+)
+BEAT = Rule(
+    "beat",
+    "warning",
+    "An upkeep task has not ended well for three times its interval, and at least a minute.",
+    "Without upkeep nothing is warmed, tag sets grow, and rows that a crash left in the outbox are not delivered.",
+    "Run `celery -A module beat`, and a worker on the upkeep queue; look into its log if both are there, and at "
+    "clock-skew.",
+)
+RULES = (
+    AWAY,
+    VERSION,
+    REPLICA,
+    EVICTION,
+    UNLIMITED,
+    HEADROOM,
+    REFUSED,
+    SNAPSHOTS,
+    EPHEMERAL,
+    HIDDEN,
+    CLOCK,
+    DEAF,
+    DENIED,
+    BEAT,
+)
+
+
+def check_servers(config: Config, *, has_outbox: bool, now: Callable[[], float]) -> Iterator[Finding]:
+    """Yield what each master says of itself."""
+    with StoreProbe(config) as probe:
+        servers = probe.servers(now)
+        # An outbox is replayed where a restart is noticed, and on a Cluster it is not.
+        replay_for = config.replay_for if has_outbox and not config.redis_url.startswith("cluster") else 0.0
+    for server in servers:
+        yield from judge_server(server, replay_for)
+
+
+def judge_server(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
+    """Yield what is to be said of one master.
+
+    Args:
+        replay_for: how far back invalidations are delivered again after a restart, seconds; 0 for not at all.
+    """
+    where = server.where
+    yield AWAY.finding(False, f"{where} answers")
+    yield VERSION.finding(int(server.version.split(".")[0]) < 7, f"{where} is {server.product}")
+    yield REPLICA.finding(server.role != "master", f"{where} is a {server.role}")
+    policy = f"{where} has maxmemory-policy {server.policy}"
+    yield EVICTION.finding(server.policy not in SAFE_POLICIES, policy)
+    limit = f"{server.maxmemory:,} bytes" if server.maxmemory else "no limit"
+    yield UNLIMITED.finding(not server.maxmemory, f"{where} has maxmemory {limit}")
+    if server.maxmemory:
+        used = server.used_memory / server.maxmemory
+        is_stuck = server.policy == "noeviction" or server.evictable < EVICTABLE
+        shown = f"{where} uses {used:.0%} of maxmemory; {server.evictable:.0%} of its keys have an expiry"
+        yield HEADROOM.finding(used > FULL and is_stuck, shown)
+    yield REFUSED.finding(server.refused > 0, f"{where} has refused {server.refused:,} commands for want of memory")
+    yield from _judge_persistence(server, replay_for)
+    yield CLOCK.finding(abs(server.clock_ahead) > SKEW, f"{where} is {server.clock_ahead:+.2f} s from this machine")
+
+
+def _judge_persistence(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
+    where = server.where
+    yield HIDDEN.finding(
+        server.is_config_hidden, f"{where} {'hides' if server.is_config_hidden else 'tells'} its CONFIG"
+    )
+    if server.is_appending:
+        yield SNAPSHOTS.finding(False, f"{where} has appendonly yes")
+    elif server.save_every is not None:
+        shown = f"{where} may have a snapshot {server.save_every:,.0f} s old, and {replay_for:,.0f} s are replayed"
+        yield SNAPSHOTS.finding(server.save_every > replay_for, shown)
+    elif not server.is_config_hidden:
+        yield EPHEMERAL.finding(True, f"{where} has appendonly no and no snapshots")
+
+
+def check_pushes(config: Config) -> Iterator[Finding]:
+    """Yield whether a write is pushed to who listens."""
+    with StoreProbe(config) as probe:
+        deafness = probe.deafness()
+    yield DEAF.finding(bool(deafness), deafness or "a write by another connection was pushed")
+
+
+def check_rights(config: Config) -> Iterator[Finding]:
+    """Yield whether the store's user may do what the library does."""
+    with StoreProbe(config) as probe:
+        denied = probe.denied()
+    yield DENIED.finding(bool(denied), f"not allowed: {', '.join(denied)}" if denied else "every command is allowed")
+
+
+def check_beat(config: Config, upkeep: Sequence[tuple[str, float]]) -> Iterator[Finding]:
+    """Yield whether upkeep tasks run; `upkeep` is each task's name, and every how many seconds it is due."""
+    with StoreProbe(config) as probe:
+        ages = probe.upkeep_age([task for task, _ in upkeep])
+    for task, every in upkeep:
+        age = ages[task]
+        shown = "has left no sign of having run" if age is None else f"last ran {age:,.1f} s ago"
+        is_late = age is None or age > max(3 * every, 60.0)
+        yield BEAT.finding(is_late, f"{task} {shown}, and is due every {every:g} s")

@@ -1,0 +1,180 @@
+"""What is looked at in Celery: the app's settings, the broker, and the workers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cacheworkers.config import Config
+from cacheworkers.errors import CacheworkersError
+from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.store.probe import StoreProbe
+from cacheworkers.workers.probe import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
+
+#: From so many messages on a queue counts as backed up: readers wait for the first, nobody for the others.
+MISS_BACKLOG = 100
+BACKLOG = 1000
+
+AWAY = Rule(
+    "broker-away",
+    "error",
+    "The broker does not answer.",
+    "Nothing is revalidated, warmed or swept; misses are loaded by the readers themselves, a few at a time.",
+    "Start it, or correct the app's `broker_url`.",
+)
+BROKER_EVICTION = Rule(
+    "broker-eviction",
+    "error",
+    "The broker is a Redis with a `maxmemory-policy` of `allkeys-*`.",
+    "It may evict whole queues, with every message in them.",
+    "`CONFIG SET maxmemory-policy noeviction` on the broker; volatile-lru where it is the store as well.",
+)
+SHARED = Rule(
+    "shared-instance",
+    "note",
+    "Broker and store are one server.",
+    "They fail together, `FLUSHALL` empties both, and a large invalidation slows the queues. Database numbers change "
+    "nothing in that.",
+    "Give the broker a server of its own, with `appendonly yes` and noeviction, once the shop depends on it.",
+)
+SHARED_MEMORY = Rule(
+    "shared-memory",
+    "warning",
+    "Broker and store are one server, and its policy is noeviction with a `maxmemory`.",
+    "A full cache refuses the queues' messages too: no worker hears of anything until entries expire.",
+    "maxmemory-policy volatile-lru, which evicts entries and never a queue; or a server of its own for the broker.",
+)
+BACKED_UP = Rule(
+    "queue-backlog",
+    "warning",
+    f"More than {MISS_BACKLOG:,} messages wait in the miss queue, or {BACKLOG:,} in another.",
+    "Workers are fewer or slower than what is asked of them. Readers of misses take over and load for themselves; "
+    "what is stale stays stale for longer.",
+    "Start more workers on that queue, make its loaders quicker or batch loaders, or let entries be fresh for longer.",
+)
+UNSERVED = Rule(
+    "queue-unserved",
+    "warning",
+    "No worker that answers consumes one of the four queues.",
+    "miss: readers load for themselves, a few at a time. revalidate: what is stale stays so until it lapses. "
+    "warm: nothing is loaded ahead. upkeep: tag sets grow, and the outbox is not drained.",
+    "`celery -A module worker -Q` with the queue's name; `worker_enable_remote_control` must be on for it to answer.",
+)
+UNKNOWN = Rule(
+    "loader-unknown",
+    "warning",
+    "A worker that consumes a load queue does not know one of this process's loaders.",
+    "It gives such work back, and the reader loads for itself.",
+    "Deploy the same code to workers and web; make sure that the worker's app imports the module with the loader.",
+)
+PREFETCH = Rule(
+    "prefetch",
+    "warning",
+    "`worker_prefetch_multiplier` is not 1.",
+    "A worker takes messages that it cannot begin, while others have nothing to do; their readers wait.",
+    "`worker_prefetch_multiplier = 1`, or leave it out: it is then set to 1.",
+)
+EARLY_ACKS = Rule(
+    "acks-late",
+    "warning",
+    "A loader's task is acknowledged before it has run: `task_annotations` take `acks_late` from it.",
+    "A worker that is killed takes its messages with it; their readers wait until the lease ends.",
+    "Take `acks_late` of `cacheworkers.load.*` out of `task_annotations`.",
+)
+VISIBILITY = Rule(
+    "visibility-timeout",
+    "warning",
+    "`visibility_timeout` is shorter than the longest load may take.",
+    "The broker gives a message to a second worker while the first still runs it: the work is done twice.",
+    "Take it out of `broker_transport_options`, for it is then set to fit; or raise it above the time limit, or "
+    "shorten `load_for`.",
+)
+RESULTS = Rule(
+    "result-backend",
+    "note",
+    "A result backend is configured, and no task of the app keeps its result.",
+    "Loads never do. It is one more server to connect to and to fail.",
+    "Leave `result_backend` out.",
+)
+RULES = (
+    AWAY,
+    BROKER_EVICTION,
+    SHARED,
+    SHARED_MEMORY,
+    BACKED_UP,
+    UNSERVED,
+    UNKNOWN,
+    PREFETCH,
+    EARLY_ACKS,
+    VISIBILITY,
+    RESULTS,
+)
+
+
+def check_settings(app: Any) -> Iterator[Finding]:
+    """Yield how the app is set up; nothing is asked of anybody."""
+    yield from judge_app(app_facts(app))
+
+
+def judge_app(app: AppFacts) -> Iterator[Finding]:
+    """Yield what is to be said of an app's settings."""
+    yield PREFETCH.finding(app.prefetch != 1, f"worker_prefetch_multiplier is {app.prefetch}")
+    late = f"{', '.join(app.early_acks)} acknowledged early" if app.early_acks else "all loads are acknowledged late"
+    yield EARLY_ACKS.finding(bool(app.early_acks), late)
+    if app.visibility is not None:
+        shown = f"visibility_timeout is {app.visibility:g} s, the longest time limit of a load {app.longest:g} s"
+        yield VISIBILITY.finding(app.visibility <= app.longest, shown)
+    yield RESULTS.finding(bool(app.unread_results), f"result_backend is {app.unread_results or 'off, or of use'}")
+
+
+def check_broker(app: Any, config: Config) -> Iterator[Finding]:
+    """Yield what the broker says of itself, and whether it is the store."""
+    broker = broker_facts(app, ())
+    yield AWAY.finding(False, f"{broker.where} answers")
+    if not broker.run_id:
+        return
+    policy = f"{broker.where} has maxmemory-policy {broker.policy}"
+    yield BROKER_EVICTION.finding(broker.policy.startswith("allkeys"), policy)
+    yield from _check_shared(broker, config)
+
+
+def _check_shared(broker: BrokerFacts, config: Config) -> Iterator[Finding]:
+    try:
+        with StoreProbe(config) as probe:
+            servers = probe.servers()
+    except CacheworkersError:  # has a finding of its own
+        return
+    same = [server for server in servers if server.run_id == broker.run_id]
+    is_stuck = any(server.maxmemory and server.policy == "noeviction" for server in same)
+    shown = f"the broker is {'' if same else 'not '}the store, {broker.where}"
+    yield SHARED.finding(bool(same), shown)
+    if same:
+        yield SHARED_MEMORY.finding(is_stuck, f"{shown}, with maxmemory-policy {same[0].policy}")
+
+
+def check_backlog(app: Any, config: Config) -> Iterator[Finding]:
+    """Yield how many messages wait."""
+    queues = _queues(config)
+    for queue, length in broker_facts(app, queues).lengths.items():
+        most = MISS_BACKLOG if queue == config.queues.miss else BACKLOG
+        yield BACKED_UP.finding(length > most, f"{queue} has {length:,} messages")
+
+
+def check_workers(app: Any, config: Config) -> Iterator[Finding]:
+    """Yield which queues are consumed, and by workers that know what is in them."""
+    workers = worker_facts(app)
+    for queue in _queues(config):
+        names = [worker.name for worker in workers if queue in worker.queues]
+        yield UNSERVED.finding(not names, f"{queue} is consumed by {', '.join(names) or 'no worker'}")
+    ours = set(app_facts(app).loaders)
+    loading = {config.queues.miss, config.queues.revalidate, config.queues.warm}
+    for worker in workers:
+        if worker.queues & loading:
+            missing = sorted(ours - worker.loaders)
+            shown = f"does not know {', '.join(missing)}" if missing else f"knows all {len(ours)} loaders"
+            yield UNKNOWN.finding(bool(missing), f"{worker.name} {shown}")
+
+
+def _queues(config: Config) -> tuple[str, str, str, str]:
+    queues = config.queues
+    return queues.miss, queues.revalidate, queues.warm, queues.upkeep

@@ -1,0 +1,100 @@
+"""Probe: what the database says of the outbox and of its triggers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from sqlalchemy import Connection, Engine, func, inspect, select
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
+
+from cacheworkers.errors import CacheworkersError
+from cacheworkers.sql.outbox import Outbox, age_of
+from cacheworkers.sql.postgres import Triggers
+
+
+class DatabaseUnavailable(CacheworkersError):
+    """The database does not answer."""
+
+
+class OutboxFacts(msgspec.Struct, frozen=True):
+    """The outbox as the database has it.
+
+    Attributes:
+        where: the database's URL, without a password.
+        missing: what is not there: the table, or some of its columns.
+        waiting: rows that wait to be delivered.
+        lag: how old the oldest of them is, seconds.
+    """
+
+    where: str
+    missing: tuple[str, ...]
+    waiting: int
+    lag: float
+
+
+def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
+    """Return what the database says of an outbox.
+
+    Raises:
+        DatabaseUnavailable: it does not answer.
+    """
+    table = outbox.table
+    where = repr(engine.url)
+    with _connected(engine) as connection:
+        inspector = inspect(connection)
+        if not inspector.has_table(table.name):
+            return OutboxFacts(where, (f"the table {table.name}",), 0, 0.0)
+        there = {column["name"] for column in inspector.get_columns(table.name)}
+        missing = tuple(f"the column {table.name}.{name}" for name in table.c.keys() if name not in there)
+        if missing:
+            return OutboxFacts(where, missing, 0, 0.0)
+        mine = (table.c.namespace == outbox.namespace) & table.c.delivered_at.is_(None)
+        columns = (func.count(), func.min(table.c.written_at), func.current_timestamp())
+        waiting, oldest, now = connection.execute(select(*columns).select_from(table).where(mine)).one()
+    return OutboxFacts(where, (), int(waiting), 0.0 if oldest is None else age_of(oldest, now))
+
+
+def answers(engine: Engine) -> str:
+    """Return a database's URL, without its password, once it has answered.
+
+    Raises:
+        DatabaseUnavailable: it does not.
+    """
+    with _connected(engine) as connection:
+        connection.execute(select(1)).scalar_one()
+    return repr(engine.url)
+
+
+def triggers_missing(engine: Engine, declared: Sequence[Triggers]) -> list[str]:
+    """Return the tables whose declared triggers are not there, or not as they are declared now.
+
+    Raises:
+        DatabaseUnavailable: it does not answer.
+    """
+    with _connected(engine) as connection:
+        return [table for triggers in declared for table in triggers.missing(connection)]
+
+
+@contextlib.contextmanager
+def _connected(engine: Engine) -> Iterator[Connection]:
+    try:
+        with _apart(engine).connect() as connection:
+            yield connection
+    except (OperationalError, InterfaceError, OSError) as error:
+        reason = str(getattr(error, "orig", error)).strip().replace("\n", " ")
+        raise DatabaseUnavailable(f"{engine.url!r} is unavailable: {type(error).__name__}: {reason}") from error
+
+
+def _apart(engine: Engine) -> Engine:
+    """Return an engine like this one whose connections are closed after use.
+
+    A worker looks before its pool forks again: a connection that the engine kept would be its children's as well.
+    """
+    pool = engine.pool
+    if isinstance(pool, StaticPool | SingletonThreadPool):  # SQLite in memory: its connection is the database
+        return engine
+    single = NullPool(pool._creator, dialect=engine.dialect, _dispatch=pool.dispatch)
+    return Engine(single, engine.dialect, engine.url)

@@ -1,0 +1,124 @@
+"""`cacheworkers doctor`: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from cacheworkers.testing import Valkey
+
+MODULE = """
+from cacheworkers import Cache, Config
+cache = Cache(Config.from_env())
+"""
+AWAY = """
+from cacheworkers import Cache, Config
+from sqlalchemy import MetaData, Table, create_engine
+from sqlalchemy.orm import sessionmaker
+cache = Cache(Config.from_env())
+sessions = sessionmaker(create_engine("postgresql+psycopg://127.0.0.1:1/shop"))
+cache.watch(sessions, {Table("product", MetaData()): lambda row: ()})
+"""
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def store() -> Iterator[Valkey]:
+    with Valkey(maxmemory="100mb", maxmemory_policy="volatile-lru") as server:
+        yield server
+
+
+@pytest.fixture
+def cli(tmp_path: Path, store: Valkey) -> Run:
+    def run(*words: str, module: str = MODULE, first: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "shop.py").write_text(module)
+        return subprocess.run(
+            [str(Path(sys.executable).parent / "cacheworkers"), "--app", "shop:cache", *first, "doctor", *words],
+            cwd=tmp_path,
+            env={**os.environ, "REDIS_URL": store.url},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def set_policy(store: Valkey, policy: str) -> None:
+    with redis.Redis.from_url(store.url) as client:
+        client.config_set("maxmemory-policy", policy)
+
+
+def test_notes_are_no_failure(cli: Run) -> None:
+    """Status 0; notes say why and how, what is ok does not."""
+    done = cli()
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("note     persistence-none ")
+    assert lines[1].strip().startswith("why  ") and lines[2].strip().startswith("fix  ")
+    assert all(line.startswith("ok ") for line in lines[3:])
+
+
+def test_a_warning_ends_with_one(cli: Run, store: Valkey) -> None:
+    with redis.Redis.from_url(store.url) as client:
+        client.config_set("maxmemory", 0)
+
+    done = cli()
+
+    assert done.returncode == 1
+    assert done.stdout.startswith("warning  maxmemory ")
+
+
+@pytest.mark.parametrize(("words", "first"), [(("--json",), ()), ((), ("--json",))])
+def test_an_error_ends_with_two_and_json_says_the_same(
+    cli: Run, store: Valkey, words: tuple[str, ...], first: tuple[str, ...]
+) -> None:
+    set_policy(store, "allkeys-lru")
+
+    done = cli(*words, first=first)
+
+    assert done.returncode == 2
+    findings = json.loads(done.stdout)
+    assert [set(finding) for finding in findings] == [{"check", "level", "what", "why", "fix"}] * len(findings)
+    assert (findings[0]["check"], findings[0]["level"]) == ("eviction-policy", "error")
+    assert {finding["level"] for finding in findings} == {"error", "note", "ok"}
+
+
+def test_what_is_away_is_a_finding_and_no_traceback(cli: Run, store: Valkey) -> None:
+    store.kill()
+
+    done = cli(module=AWAY)
+
+    assert done.returncode == 2
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("error")] == [
+        "store-away",
+        "database-away",
+    ]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_before_the_start_nobody_misses_workers(cli: Run) -> None:
+    module = """
+import os
+from celery import Celery
+from cacheworkers import Cache, Config
+cache = Cache(Config.from_env(), celery=Celery("shop", broker=os.environ["REDIS_URL"]))
+"""
+
+    before, after = cli("--before-start", module=module), cli(module=module)
+
+    assert (before.returncode, after.returncode) == (0, 1)
+    assert "queue-unserved" not in before.stdout and "warning  queue-unserved" in after.stdout
+
+
+def test_help_tells_the_statuses(cli: Run) -> None:
+    told = " ".join(cli("--help").stdout.split())
+
+    assert "Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error." in told

@@ -1,0 +1,255 @@
+"""Doctor on real workers and brokers: each finding where it is so, and none where the set-up is good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from sqlalchemy import MetaData, Table
+from sqlalchemy.orm import sessionmaker
+
+from cacheworkers import Cache, Config, Load
+from cacheworkers.ops.doctor import Finding, diagnose
+from cacheworkers.ops.doctor.diagnose import RULES
+from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
+
+MakeShop = Callable[..., Any]
+GOOD = {"maxmemory": "100mb", "maxmemory_policy": "volatile-lru"}
+
+
+@pytest.fixture
+def store() -> Iterator[Valkey]:
+    with Valkey(persist=True, **GOOD) as server:
+        yield server
+
+
+@pytest.fixture
+def broker() -> Iterator[Valkey]:
+    with Valkey(persist=True) as server:
+        yield server
+
+
+@pytest.fixture
+def make(store: Valkey, broker: Valkey) -> Iterator[Callable[..., Cache]]:
+    """Make caches with a Celery app of their own, nobody works for."""
+    caches = []
+
+    def made(broker_url: str = broker.url, redis_url: str = store.url, **conf: Any) -> Cache:
+        app = Celery("doctor", broker=broker_url)
+        app.conf.update(conf)
+        cache = Cache(Config(redis_url=redis_url), celery=app)
+
+        @cache.loader(load_for=30)
+        def number(load: Load, n: int) -> int:
+            return n
+
+        caches.append(cache)
+        return cache
+
+    yield made
+    for cache in caches:
+        cache.close()
+
+
+def worst(findings: list[Finding]) -> dict[str, Finding]:
+    found: dict[str, Finding] = {}
+    for finding in findings:
+        found.setdefault(finding.check, finding)
+    return found
+
+
+def bad(findings: list[Finding]) -> dict[str, str]:
+    """What is not ok: check -> level."""
+    return {check: finding.level for check, finding in worst(findings).items() if finding.level != "ok"}
+
+
+def still(cache: Cache) -> dict[str, str]:
+    """What is not ok apart from what needs running processes."""
+    return bad(diagnose(cache, is_running=False))
+
+
+def test_a_good_set_up_has_no_finding(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
+    """Everything there is to look at is looked at, and nothing is worth a note."""
+    here = shop(REDIS_URL=store.url, BROKER_URL=broker.url)
+    module = here.module
+    module.cache.outbox.create(module.engine)
+    module.cache.watch(sessionmaker(module.engine), {Table("product", MetaData()): lambda row: ()})
+    triggers = module.cache.triggers({"product": ["product:{id}"]})
+    with module.engine.connect() as connection:
+        triggers.install(connection)
+        connection.commit()
+    here.worker("-B", "-c", "1", "-s", str(here.tmp_path / "schedule"), CACHEWORKERS_SWEEP_EVERY="1")
+    with redis.Redis.from_url(store.url) as client:
+        tasks = {"sweep", "drain_outbox", "warm"}
+        wait_until(lambda: all(client.exists(f"cw:beat:{task}") for task in tasks), 30)
+
+    findings = diagnose(module.cache)
+
+    assert bad(findings) == {}
+    seldom = {"shared-memory", "persistence-none", "check-failed"}
+    assert {rule.check for rule in RULES} - set(worst(findings)) == seldom
+    assert {finding.what.split()[0] for finding in findings if finding.check == "beat"} == tasks
+
+
+def test_beat_that_stopped_is_found(make: Callable[..., Cache], store: Valkey) -> None:
+    """An upkeep task that has not ended well for long, or never has."""
+    cache = make()
+    with redis.Redis.from_url(store.url) as client:
+        for task in ("sweep", "warm"):
+            cache._ports.store.note_beat(task).run()
+        client.pexpire("cw:beat:sweep", client.pttl("cw:beat:sweep") - 600_000)
+
+    beat = {f.what.split()[0]: f for f in diagnose(cache) if f.check == "beat"}
+
+    assert {task: finding.level for task, finding in beat.items()} == {
+        "sweep": "warning",
+        "warm": "ok",
+        "drain_outbox": "warning",
+    }
+    assert "last ran 600." in beat["sweep"].what
+    assert "no sign" in beat["drain_outbox"].what
+
+
+def test_upkeep_leaves_a_sign_when_it_has_ended_well(make: Callable[..., Cache], store: Valkey) -> None:
+    """A sweep that the store refuses has not."""
+    upkeep = make()._process.workers.app.tasks["cacheworkers.sweep"]
+    with redis.Redis.from_url(store.url) as client:
+        client.execute_command("ACL", "SETUSER", "default", "-scan")
+        upkeep()
+        failed = client.exists("cw:beat:sweep")
+        client.delete("cw:tick:sweep")  # the next period
+        client.execute_command("ACL", "SETUSER", "default", "+scan")
+        upkeep()
+
+        assert (failed, client.exists("cw:beat:sweep")) == (0, 1)
+
+
+def test_queues_without_a_worker_are_found(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
+    here = shop(REDIS_URL=store.url, BROKER_URL=broker.url)
+    here.worker("-c", "1", "-X", "cw.warm,cw.upkeep")
+
+    unserved = {f.what.split()[0]: f.level for f in diagnose(here.module.cache) if f.check == "queue-unserved"}
+
+    assert unserved == {"cw.miss": "ok", "cw.revalidate": "ok", "cw.warm": "warning", "cw.upkeep": "warning"}
+
+
+def test_a_worker_of_an_older_deploy_is_found(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
+    here = shop(REDIS_URL=store.url, BROKER_URL=broker.url)
+    here.worker("-c", "1")
+
+    @here.module.cache.loader()
+    def brand_new(load: Load, n: int) -> int:
+        return n
+
+    found = worst(diagnose(here.module.cache))["loader-unknown"]
+
+    assert found.level == "warning"
+    assert "does not know brand_new" in found.what
+
+
+def test_a_backlog_is_found(make: Callable[..., Cache], broker: Valkey) -> None:
+    """Readers wait for what is in the miss queue: less of it is too much."""
+    cache = make()
+    with redis.Redis.from_url(broker.url) as client:
+        client.lpush("cw.miss", *["{}"] * 101)
+        client.lpush("cw.warm", *["{}"] * 101)
+        client.lpush("cw.revalidate", *["{}"] * 1001)
+
+    lengths = {f.what: f.level for f in diagnose(cache) if f.check == "queue-backlog"}
+
+    assert lengths == {
+        "cw.miss has 101 messages": "warning",
+        "cw.warm has 101 messages": "ok",
+        "cw.revalidate has 1,001 messages": "warning",
+        "cw.upkeep has 0 messages": "ok",
+    }
+
+
+@pytest.mark.parametrize(
+    ("conf", "expected"),
+    [
+        ({}, {}),
+        ({"worker_prefetch_multiplier": 4}, {"prefetch": "warning"}),
+        ({"task_annotations": {"*": {"acks_late": False}}}, {"acks-late": "warning"}),
+        ({"broker_transport_options": {"visibility_timeout": 60}}, {"visibility-timeout": "warning"}),
+        ({"broker_transport_options": {"visibility_timeout": 600}}, {}),
+        ({"result_backend": "redis://127.0.0.1:1/0", "task_ignore_result": True}, {"result-backend": "note"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_each_setting_that_hurts_is_found(
+    make: Callable[..., Cache], conf: dict[str, Any], expected: dict[str, str]
+) -> None:
+    assert still(make(**conf)) == expected
+
+
+def test_a_result_backend_that_a_task_uses_is_no_finding(make: Callable[..., Cache]) -> None:
+    cache = make(result_backend="redis://127.0.0.1:1/0")
+
+    @cache._process.workers.app.task(name="shop.report", shared=False)
+    def report() -> int:
+        return 1
+
+    assert still(cache) == {}
+
+
+def test_one_server_for_broker_and_store_is_found(make: Callable[..., Cache], store: Valkey) -> None:
+    """A note where its policy evicts entries and never queues; else a warning: full, it refuses messages."""
+    cache = make(broker_url=store.url.replace("/0", "/1"))
+    evicting = still(cache)
+    with redis.Redis.from_url(store.url) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+
+    refusing = still(cache)
+
+    assert evicting == {"shared-instance": "note"}
+    assert refusing == {"shared-instance": "note", "shared-memory": "warning"}
+
+
+def test_a_broker_that_evicts_queues_is_found(make: Callable[..., Cache], broker: Valkey) -> None:
+    with redis.Redis.from_url(broker.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+
+    assert still(make()) == {"broker-eviction": "error"}
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+def test_a_broker_that_is_away_is_one_finding(make: Callable[..., Cache], broker: Valkey, how: str) -> None:
+    """The store is looked at all the same; there is nothing to be said of workers."""
+    cache = make()
+    getattr(broker, how)()
+
+    findings = diagnose(cache)
+
+    assert bad(findings) == {"broker-away": "error", "beat": "warning"}
+    assert worst(findings)["tracking"].level == "ok"
+
+
+def test_workers_log_what_is_wrong_when_they_start(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
+    """Warnings and errors only, and nothing of what needs the other processes: they start now."""
+    with redis.Redis.from_url(store.url) as client:
+        client.config_set("maxmemory", 0)
+    here = shop(REDIS_URL=store.url, BROKER_URL=broker.url, LOG_DIAGNOSIS="1")
+
+    here.worker("-c", "1")
+
+    log: Path = here.tmp_path / "worker0.log"
+    wait_until(lambda: "doctor: maxmemory:" in log.read_text())
+    said = [line.partition("doctor: ")[2].split(":")[0] for line in log.read_text().splitlines() if "doctor: " in line]
+    assert said == ["maxmemory"]
+
+
+def test_a_store_that_is_away_does_not_delay_a_worker(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
+    here = shop(REDIS_URL=store.url, BROKER_URL=broker.url, LOG_DIAGNOSIS="1")
+    store.pause()
+
+    here.worker("-c", "1")
+
+    log: Path = here.tmp_path / "worker0.log"
+    wait_until(lambda: "doctor: store-away:" in log.read_text())
+    assert here.workers[0].poll() is None
