@@ -1,0 +1,143 @@
+"""What `make up` lets its page do to the processes that it started: one JSON request and one answer a connection.
+
+The socket is in a directory that only this user can enter.  Nothing is named by process id: what `make up` did not
+start is out of reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal, Self
+
+import msgspec
+
+from app.supervisor import Supervisor
+from cacheworkers.testing.servers import Valkey
+
+#: Names the socket in the environment of what `make up` starts.
+VARIABLE = "UP_CONTROL"
+NOT_OURS = "REDIS_URL names the store: `make up` did not start it, and leaves it alone"
+ANSWER_WITHIN = 40.0
+
+
+class Refused(Exception):
+    """`make up` cannot, or may not, do what was asked; the text says why."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What is asked for; `name` is a worker's."""
+
+    do: Literal["state", "kill", "stop-store", "start-store"]
+    name: str = ""
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """One Celery worker, by its name in the Procfile."""
+
+    name: str
+    pid: int
+    is_ready: bool
+    restarts: int
+
+
+class State(msgspec.Struct, frozen=True):
+    """What can be done now.
+
+    Attributes:
+        store_pid: the store's process; 0 while it is stopped, None if it is not ours.
+        why: why something could not be done; empty if all is well.
+    """
+
+    workers: tuple[WorkerState, ...] = ()
+    store_pid: int | None = None
+    why: str = ""
+
+
+class Control:
+    """Listens, in the process of `make up`; an async context manager."""
+
+    def __init__(self, supervisor: Supervisor, store: Valkey | None) -> None:
+        self._supervisor = supervisor
+        self._store = store
+        self._dir = Path(tempfile.mkdtemp(prefix="cwup-"))  # a socket's path has at most 107 bytes: not in the data
+        self.path = self._dir / "control"
+        self._server: asyncio.AbstractServer | None = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._serve, self.path)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            order = msgspec.json.decode(await reader.readline(), type=Order)
+            await self._do(order)
+            answer = self._state()
+        except (Refused, RuntimeError, msgspec.MsgspecError) as error:
+            answer = msgspec.structs.replace(self._state(), why=str(error))
+        with contextlib.suppress(ConnectionError):
+            writer.write(msgspec.json.encode(answer) + b"\n")
+            await writer.drain()
+        writer.close()
+
+    async def _do(self, order: Order) -> None:
+        match order.do:
+            case "state":
+                pass
+            case "kill":
+                if not self._supervisor.kill(order.name):
+                    raise Refused(f"a worker must be one that runs and is started again, got {order.name!r}")
+            case "stop-store":
+                await asyncio.to_thread(self._ours().close)
+            case "start-store":
+                # On the loop's own thread, for some tens of milliseconds: the kernel ends the store with the thread
+                # that started it.
+                if self._ours().process is None:
+                    self._ours().start()
+
+    def _ours(self) -> Valkey:
+        if self._store is None:
+            raise Refused(NOT_OURS)
+        return self._store
+
+    def _state(self) -> State:
+        workers = tuple(
+            WorkerState(child.name, child.process.pid, child.is_ready, child.restarts or 0)
+            for child in self._supervisor.restarting()
+        )
+        if self._store is None:
+            return State(workers, None)
+        return State(workers, self._store.process.pid if self._store.process else 0)
+
+
+async def ask(do: Literal["state", "kill", "stop-store", "start-store"], name: str = "") -> State:
+    """Have `make up` do something; return what holds then.
+
+    Raises:
+        Refused: it cannot, or this process was not started by `make up`.
+    """
+    path = os.environ.get(VARIABLE)
+    if path is None:
+        raise Refused("these processes were not started by `make up`: there is nobody who would start them again")
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                writer.write(msgspec.json.encode(Order(do, name)) + b"\n")
+                state = msgspec.json.decode(await reader.readline(), type=State)
+            finally:
+                writer.close()
+    except (OSError, msgspec.MsgspecError) as error:
+        raise Refused(f"`make up` does not answer: {error}") from error
+    if state.why:
+        raise Refused(state.why)
+    return state
