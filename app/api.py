@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from app import shop
-from cacheworkers import CacheworkersError, LoadError, ReadError
+from cacheworkers import CacheworkersError, Freshness, LoadError, Read, ReadError
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 _JSON = [(b"content-type", b"application/json")]
@@ -42,10 +42,10 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, A
         return
     if scope["type"] != "http":
         return
-    headers = _JSON
+    headers = [*_JSON]
     status = 200
     try:
-        body = await _answer(scope["method"], scope["path"], scope, receive)
+        body = await _answer(scope["method"], scope["path"], scope, receive, headers)
     except Problem as problem:
         status, body, headers = problem.status, problem.body, _PROBLEM
     except (ReadError, CacheworkersError) as error:
@@ -57,11 +57,15 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, A
     await send({"type": "http.response.body", "body": body})
 
 
-async def _answer(method: str, path: str, scope: dict[str, Any], receive: Any) -> bytes:
+async def _answer(
+    method: str, path: str, scope: dict[str, Any], receive: Any, headers: list[tuple[bytes, bytes]]
+) -> bytes:
     match path.split("/")[1:]:
         case ["products", number]:
             _only("GET", method)
-            return _found(await shop.product.aget_json(_number("product id", number)), path)
+            read = await shop.product.aread(_number("product id", number))
+            headers.append((b"cache-status", _status(read)))
+            return _found(msgspec.json.encode(read.value), path)
         case ["products", number, "price"]:
             _only("PUT", method)
             return await _put_price(_number("product id", number), receive)
@@ -99,10 +103,20 @@ async def _put_price(product_id: int, receive: Any) -> bytes:
         raise Problem(422, "Unprocessable", f'the body must be {{"amount": cents}}: {error}') from None
     if not 0 < new.amount <= 10**11:
         raise Problem(422, "Unprocessable", f"amount must be 1 to 10^11 cents, got {new.amount}")
-    done = await asyncio.to_thread(shop.set_price, product_id, new.amount)
-    if not done:
+    committed_at = await asyncio.to_thread(shop.set_price, product_id, new.amount)
+    if committed_at is None:
         raise Problem(404, "Not found", f"there is no product {product_id}")
-    return msgspec.json.encode({"id": product_id, "amount": new.amount})
+    return msgspec.json.encode({"id": product_id, "amount": new.amount, "committed_at": committed_at})
+
+
+def _status(read: Read) -> bytes:
+    """Return a Cache-Status (RFC 9211); of what is stale, the ttl is negative."""
+    if read.tier == "load" or (read.tier == "store" and read.age <= read.waited):
+        return b"cacheworkers; fwd=miss"
+    return b"cacheworkers; hit; ttl=%d; detail=%s" % (
+        0 if read.freshness is Freshness.FRESH else -1,
+        read.tier.encode(),
+    )
 
 
 def _only(allowed: str, method: str) -> None:
