@@ -28,7 +28,7 @@ from app.page.queries import Count, count
 from app.page.traffic import Mode, Report, Setting, SideReport
 
 #: How many half seconds the charts show.
-KEPT = 240
+KEPT = 120
 OUTCOMES = 30
 #: A crowd that nobody watches goes home after so many seconds.
 WATCHED_WITHIN = 10.0
@@ -203,12 +203,8 @@ class Sale:
             self._state = State()
             self._why_not = dict.fromkeys(("kill", "stop-store", "start-store"), str(error))
             return
-        why = {}
-        if not any(worker.is_ready for worker in self._state.workers):
-            why["kill"] = "no worker is ready: those that were killed are still being started again"
-        if self._state.store_pid is None:
-            why["stop-store"] = why["start-store"] = NOT_OURS
-        self._why_not = why
+        is_ours = self._state.store_pid is not None
+        self._why_not = {} if is_ours else dict.fromkeys(("stop-store", "start-store"), NOT_OURS)
 
     async def _products(self) -> int:
         """Return how many products there are, as soon as the database answers."""
@@ -288,7 +284,7 @@ class Sale:
         state = await control.ask("state")
         ready = [worker for worker in state.workers if worker.is_ready]
         if not ready:
-            raise Refused(self._why_not.get("kill", "no worker is ready"))
+            raise Refused("no worker is ready: those that were killed are still being started again")
         worker = ready[0]
         totals, begun = (self._totals[0], self._totals[1]), time.monotonic()
         await control.ask("kill", worker.name)
@@ -399,12 +395,12 @@ class Sale:
 def _side(report: SideReport, took: float, before: Count | None, now: Count | None, name: str) -> SideTick:
     """Return a side's rates in its own time: the seconds for which it was asked."""
     seconds = report.seconds or took
-    is_counted = before is not None and now is not None and before.source == now.source
-    if name == "uncached" and not report.seconds or (name == "uncached" and now and now.source == "pg_stat_database"):
-        is_counted = False
-    queries = max(0, getattr(now, name) - getattr(before, name)) / seconds if is_counted else None
-    rate = report.requests / seconds if report.seconds or name == "cached" else None
-    return SideTick(rate, queries, report.p50, report.p99, report.failed)
+    queries = None
+    is_asked = name == "cached" or report.seconds > 0
+    if before is not None and now is not None and before.source == now.source and is_asked:
+        is_apart = now.source == "pg_stat_statements"
+        queries = max(0, getattr(now, name) - getattr(before, name)) / seconds if is_apart or name == "cached" else None
+    return SideTick(report.requests / seconds if is_asked else None, queries, report.p50, report.p99, report.failed)
 
 
 def _put_price(amount: int) -> float:

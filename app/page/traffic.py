@@ -27,12 +27,13 @@ REPORT_EVERY = 0.5
 #: Shares of a report's time in which a sale's crowd asks each side.
 TURNS = {"cached": 0.7, "uncached": 0.3}
 PATHS = {"cached": "/products", "uncached": "/uncached/products"}
-SHOPPERS = 16
+#: Connections: of a sale's crowd, which all ask on at once, and of normal traffic, where some wait for their answer.
+CROWD, SHOPPERS = 16, 64
 NORMAL_RATE = 300.0
 TICK = 0.01
 #: A sale's crowd wants few things, normal traffic all of them.
 HOT_PRODUCTS, HOT_EXPONENT = 20, 1.3
-EXPONENT = 0.9
+EXPONENT = 1.2
 #: How long a side whose turn is over may take for its last answers.
 LAST_ANSWERS = 0.1
 
@@ -188,11 +189,9 @@ class Side:
         """Have everybody ask as fast as they can."""
         begun = time.perf_counter()
         self._is_open = True
-        for shopper in (free := list(self._free)):
-            shopper.ask(next(self._hot))
-        for _ in free:
-            self._free.popleft()
         self._all_free.clear()
+        for _ in range(min(CROWD, len(self._free))):
+            self._free.popleft().ask(next(self._hot))
         await asyncio.sleep(seconds)
         self._is_open = False
         with contextlib.suppress(TimeoutError):
@@ -277,7 +276,7 @@ def _field(head: bytes, name: bytes) -> bytes:
 
 async def main() -> None:
     """Shop at WEB_URL, as stdin says, until it ends: `python -m app.page.traffic PRODUCTS`."""
-    os.nice(5)  # a real crowd has machines of its own: this one takes no time from what it asks
+    os.nice(10)  # a real crowd has machines of its own: this one takes no time from what it asks
     crowd = Crowd(os.environ["WEB_URL"], int(sys.argv[1]))
     shopping = asyncio.create_task(crowd.shop())
     async for setting in read_lines(sys.stdin, Setting):
