@@ -276,7 +276,7 @@ def _field(head: bytes, name: bytes) -> bytes:
 
 async def main() -> None:
     """Shop at WEB_URL, as stdin says, until it ends: `python -m app.page.traffic PRODUCTS`."""
-    os.nice(10)  # a real crowd has machines of its own: this one takes no time from what it asks
+    os.nice(5)  # a real crowd has machines of its own: this one takes no time from what it asks
     crowd = Crowd(os.environ["WEB_URL"], int(sys.argv[1]))
     shopping = asyncio.create_task(crowd.shop())
     async for setting in read_lines(sys.stdin, Setting):

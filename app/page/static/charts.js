@@ -1,11 +1,14 @@
 // Four charts of the last minute, on uPlot; colours come from the style sheet, anew with each theme.
 
 const WINDOW = 60;
+// Rates and percentiles are shown as means of so many half seconds: two seconds.
+const MEAN_OF = 4;
 const MARKED = { sale: "sale", price: "price", kill: "kill", "stop-store": "store stops", "start-store": "store starts" };
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 export const count = (value) => (value == null ? "–" : whole.format(value));
 export const short = (value) => (value >= 1000 ? `${+(value / 1000).toFixed(1)}k` : `${+value.toFixed(2)}`);
+const plain = (value) => (value == null ? "–" : value < 10 ? value.toFixed(1) : whole.format(value));
 export const ms = (value) => (value == null ? "–" : `${value < 10 ? value.toFixed(1) : whole.format(value)} ms`);
 const percent = (value) => (value == null ? "–" : `${value > 0 && value < 1 ? "<1" : Math.round(value)}%`);
 
@@ -33,6 +36,7 @@ const SPECS = {
     ],
     show: count,
     least: 400,
+    isMean: true,
   },
   queries: {
     title: "Database queries a second",
@@ -42,17 +46,19 @@ const SPECS = {
     ],
     show: count,
     least: 400,
+    isMean: true,
   },
   latency: {
-    title: "Latency",
+    title: "Latency, ms",
     series: [
-      { label: "p50", colour: "cached", of: (tick) => tick.cached.p50 },
+      { label: "cached p50", colour: "cached", of: (tick) => tick.cached.p50 },
       { label: "p99", colour: "cached", thin: true, of: (tick) => tick.cached.p99 },
       { label: "uncached p50", colour: "uncached", dashed: true, of: (tick) => tick.uncached.p50 },
       { label: "p99", colour: "uncached", dashed: true, thin: true, of: (tick) => tick.uncached.p99 },
     ],
-    show: ms,
+    show: plain,
     isLog: true,
+    isMean: true,
   },
   kinds: {
     title: "Where answers come from",
@@ -111,7 +117,7 @@ class Chart {
     return {
       width: 300,
       height: 190,
-      padding: [8, 8, 0, 0],
+      padding: [10, 16, 0, 0],
       legend: { show: false },
       cursor: { sync: { key: "sale" }, y: false, points: { size: 6 }, drag: { setScale: false, x: false } },
       scales: {
@@ -123,7 +129,8 @@ class Chart {
         {
           ...axis, size: 52, gap: 6,
           values: (_, at) => at.map((value) => (value == null ? "" : spec.isLog ? logLabel(value) : spec.most ? `${value}%` : short(value))),
-          ...(spec.isLog ? {} : { splits: (plot, _, low, high, increment) => steps(high) }),
+          ...(spec.isLog ? { filter: (_, at) => at.map((value) => (isDecade(value) ? value : null)) } : {}),
+          ...(spec.isLog ? { grid: { ...axis.grid, filter: (_, at) => at.map((value) => (isDecade(value) ? value : null)) } } : { splits: (plot, _, low, high) => steps(high) }),
         },
       ],
       series: [{}, ...spec.series.map((series) => this.line(series))],
@@ -138,7 +145,7 @@ class Chart {
     return {
       stroke: () => colour(series.colour),
       ...(series.fill ? { fill: () => colour(series.fill) } : {}),
-      width: series.thin ? 1.25 : 2.25,
+      width: series.thin ? 1.25 : 2,
       dash: series.dashed ? [6, 4] : undefined,
       points: { show: false },
     };
@@ -149,8 +156,9 @@ class Chart {
     const { ctx, bbox } = plot;
     const ratio = devicePixelRatio;
     ctx.save();
-    ctx.font = `${10.5 * ratio}px Inter, system-ui, sans-serif`;
+    ctx.font = `${11 * ratio}px Inter, system-ui, sans-serif`;
     ctx.textBaseline = "top";
+    ctx.textAlign = "left";
     ctx.lineWidth = ratio;
     ctx.setLineDash([2 * ratio, 3 * ratio]);
     let free = bbox.left;
@@ -166,11 +174,11 @@ class Chart {
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
       const width = ctx.measureText(word).width;
-      if (!this.spec.most && x + 4 * ratio >= free && x + 4 * ratio + width <= bbox.left + bbox.width) {
+      if (!this.spec.most && x >= free && x + 4 * ratio + width <= bbox.left + bbox.width) {
         ctx.globalAlpha = 1;
         ctx.fillStyle = colour("dim");
-        ctx.fillText(word, x + 4 * ratio, bbox.top + 2 * ratio);
-        free = x + width + 10 * ratio;
+        ctx.fillText(word, x + 4 * ratio, bbox.top - 9 * ratio);
+        free = x + width + 8 * ratio;
       }
     }
     ctx.restore();
@@ -187,11 +195,23 @@ class Chart {
   draw(ticks) {
     const { spec } = this;
     this.now = ticks.length ? ticks.at(-1).at : 0;
-    const rows = ticks.map(spec.rows ?? ((tick) => spec.series.map((series) => positive(series.of(tick), spec.isLog))));
+    let rows = ticks.map(spec.rows ?? ((tick) => spec.series.map((series) => positive(series.of(tick), spec.isLog))));
+    if (spec.isMean) rows = means(rows);
     this.own = spec.own ? ticks.map(spec.own) : rows;
     this.plot.setData([ticks.map((tick) => tick.at - this.now), ...spec.series.map((_, at) => rows.map((row) => row[at]))]);
     this.label(this.plot.cursor.idx);
   }
+}
+
+// The mean of each value and those just before it, as far as there are any.
+export function means(rows) {
+  return rows.map((row, at) =>
+    row.map((value, series) => {
+      if (value == null) return null;
+      const near = rows.slice(Math.max(0, at - MEAN_OF + 1), at + 1).map((each) => each[series]).filter((each) => each != null);
+      return near.reduce((sum, each) => sum + each, 0) / near.length;
+    }),
+  );
 }
 
 const positive = (value, isLog) => (isLog && value === 0 ? null : value);
@@ -201,7 +221,8 @@ function logRange(low, high) {
   return [10 ** Math.floor(Math.log10(Math.min(low, 0.9))), 10 ** Math.ceil(Math.log10(Math.max(high, 11)))];
 }
 
-const logLabel = (value) => (Number.isInteger(Math.log10(value)) || value < 1 && /^0\.0*1$/.test(String(value)) ? (value >= 1000 ? `${value / 1000} s` : `${value} ms`) : "");
+const isDecade = (value) => Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9;
+const logLabel = (value) => short(value);
 
 function steps(high) {
   const raw = high / 4;

@@ -1,6 +1,6 @@
 // The page: one stream of events in, actions out.
 
-import { count, makeCharts, ms } from "./charts.js";
+import { count, makeCharts, means, ms } from "./charts.js";
 import { makeRace } from "./race.js";
 
 const KEPT = 120;
@@ -54,6 +54,7 @@ function hello(message) {
     tell(last.text, last.stage);
   }
   wasLost = false;
+  heardAt = performance.now();
   state("live", "Live");
   draw();
 }
@@ -101,7 +102,8 @@ function draw() {
   const last = ticks.at(-1);
   if (!last) return;
   for (const side of ["cached", "uncached"]) {
-    const { rate, queries, p50, p99, failed } = last[side];
+    const { p50, p99, failed } = last[side];
+    const [rate, queries] = means(ticks.slice(-4).map((tick) => [tick[side].rate, tick[side].queries])).at(-1);
     show(`${side}-rate`, count(rate));
     show(`${side}-queries`, count(queries));
     const latency = p50 === null ? "" : `p50 ${ms(p50)}, p99 ${ms(p99)}`;
@@ -142,12 +144,12 @@ function drawProcesses({ state: { workers, store_pid: store }, counted_by: count
   const rows = workers.map(({ name, pid, is_ready: isReady, restarts }) => ({
     name: `Worker ${name}`,
     state: isReady ? "up" : "wait",
-    more: isReady ? `process ${pid}${restarts ? `, start ${restarts + 1}` : ""}` : "starting",
+    more: isReady ? `${pid}${restarts ? ` · start ${restarts + 1}` : ""}` : "starting",
   }));
-  rows.push({ name: "Store", state: store === 0 ? "down" : "up", more: store === 0 ? "stopped" : store ? `process ${store}` : "not ours" });
-  rows.push({ name: "Postgres", state: counted ? "up" : "down", more: counted ? "counts queries" : "no answer" });
+  rows.push({ name: "Store", state: store === 0 ? "down" : "up", more: store === 0 ? "stopped" : store ? `${store}` : "not ours" });
+  rows.push({ name: "Postgres", state: counted ? "up" : "down", more: counted ? "counting" : "no answer" });
   const there = panels.filter((seen) => seen && !seen.error).length;
-  rows.push({ name: "Panels", state: there === panels.length ? "up" : "wait", more: `${there} of ${panels.length} show a price` });
+  rows.push({ name: "Panels", state: there === panels.length ? "up" : "wait", more: `${there} of ${panels.length}` });
   const list = byId("processes");
   while (list.children.length < rows.length) list.append(Object.assign(document.createElement("li"), { innerHTML: "<b></b><span></span>" }));
   while (list.children.length > rows.length) list.lastChild.remove();

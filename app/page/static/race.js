@@ -52,7 +52,7 @@ export function makeRace() {
     tick(panels) {
       panels.forEach((seen, at) => {
         const item = panel(at);
-        text(item, ".pid", seen ? `process ${seen.pid}` : "starting");
+        text(item, ".pid", seen ? `${seen.pid}` : "starting");
         text(item, ".tier", seen?.error ? "no answer" : (TIERS[seen?.tier] ?? ""));
         item.title = seen?.error ?? "";
         if (seen?.amount) text(item, ".price", euro(seen.amount));
