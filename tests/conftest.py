@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +22,38 @@ _names = itertools.count(1)
 # Examples are bounded in number, not in time: a busy machine is no finding.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_left_out: list[str] = []
+
+
+def _chromium() -> str | None:
+    """Return where a Chromium is: what CHROMIUM names, or the first on the path."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _BROWSERS)), None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the browser's tests out where there is no browser; the summary says so."""
+    if _chromium() is None:
+        left_out = [item for item in items if item.get_closest_marker("browser")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+        _left_out.extend(item.name for item in left_out)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _left_out:
+        terminalreporter.write_line(
+            f"{len(_left_out)} browser tests did NOT run: no Chromium on the path, and CHROMIUM names none", yellow=True
+        )
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    found = _chromium()
+    assert found is not None, "tests that need a browser carry the marker `browser`"
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from app.page.control import NOT_OURS, Refused, State
 from app.page.lines import Helper
 from app.page.panels import HOT, PANELS, Race, Seen
 from app.page.queries import Count, count
-from app.page.traffic import Mode, Report, Setting, SideReport
+from app.page.traffic import HOT_PRODUCTS, NORMAL_RATE, Mode, Report, Setting, SideReport
 
 #: How many half seconds the charts show.
 KEPT = 120
@@ -261,8 +261,8 @@ class Sale:
 
     async def _set_mode(self, mode: Mode) -> str:
         texts = {
-            "normal": "Normal traffic: 300 requests a second over all products, the popular ones more often.",
-            "sale": "Flash sale: a crowd asks for 20 products, as fast as it is answered.",
+            "normal": f"Normal traffic: {NORMAL_RATE:g} requests a second over all products, some more often.",
+            "sale": f"Flash sale: a crowd asks for {HOT_PRODUCTS} products, as fast as it is answered.",
             "idle": "The traffic has stopped.",
         }
         self._order(Setting(mode, self._setting.is_compared))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 
 from app.page.control import Refused
+from app.page.origin import is_ours
 from app.page.sale import Sale
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -86,23 +86,6 @@ class Page:
             await _reply(send, 200, body, kind, is_head=method == "HEAD")
         else:
             await _problem(send, 404, f"there is nothing at {path}")
-
-
-def is_ours(host: str, origin: str) -> bool:
-    """Return whether a request is for this page, from this page: no other site may press its buttons.
-
-    A name that another site points here would be its own Host: only numbers and localhost count.
-    """
-    if origin and origin.partition("://")[2] != host:
-        return False
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    if name == "localhost":
-        return True
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True
 
 
 async def _act(sale: Sale, name: str, send: Send) -> None:

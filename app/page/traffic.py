@@ -29,11 +29,10 @@ TURNS = {"cached": 0.7, "uncached": 0.3}
 PATHS = {"cached": "/products", "uncached": "/uncached/products"}
 #: Connections: of a sale's crowd, which all ask on at once, and of normal traffic, where some wait for their answer.
 CROWD, SHOPPERS = 16, 64
-NORMAL_RATE = 300.0
+NORMAL_RATE = 200.0
 TICK = 0.01
 #: A sale's crowd wants few things, normal traffic all of them.
-HOT_PRODUCTS, HOT_EXPONENT = 20, 1.3
-EXPONENT = 1.2
+HOT_PRODUCTS, EXPONENT = 20, 1.3
 #: How long a side whose turn is over may take for its last answers.
 LAST_ANSWERS = 0.1
 
@@ -135,11 +134,11 @@ class Side:
             for number in range(1, products + 1)
         }
 
-        def endless(most: int, exponent: float) -> Iterator[bytes]:
-            return itertools.cycle([requests[key] for key in zipf_keys(50_000, most, exponent)])
+        def endless(most: int) -> Iterator[bytes]:
+            return itertools.cycle([requests[key] for key in zipf_keys(50_000, most, EXPONENT)])
 
-        self._all = endless(products, EXPONENT)
-        self._hot = endless(min(HOT_PRODUCTS, products), HOT_EXPONENT)
+        self._all = endless(products)
+        self._hot = endless(min(HOT_PRODUCTS, products))
         self._free: collections.deque[Shopper] = collections.deque()
         self._everybody: set[Shopper] = set()
         self._is_open = False
