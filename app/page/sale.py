@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import logging
 import os
 import random
 import time
@@ -26,6 +27,8 @@ from app.page.lines import Helper
 from app.page.panels import HOT, PANELS, Race, Seen
 from app.page.queries import Count, count
 from app.page.traffic import HOT_PRODUCTS, NORMAL_RATE, Mode, Report, Setting, SideReport
+
+log = logging.getLogger(__name__)
 
 #: How many half seconds the charts show.
 KEPT = 120
@@ -136,7 +139,15 @@ class Sale:
     # -- for the server
 
     async def run(self) -> None:
-        """Run crowd, panels and clock until cancelled."""
+        """Run crowd, panels and clock until cancelled, whatever fails."""
+        while True:
+            try:
+                await self._run()
+            except Exception:
+                log.exception("the sale failed; it begins anew in a second")
+                await asyncio.sleep(1.0)
+
+    async def _run(self) -> None:
         products = await self._products()
         self._traffic = Helper(["app.page.traffic", str(products)], Report, self._reports.put_nowait)
         self._traffic.order(self._setting)
@@ -179,7 +190,8 @@ class Sale:
                 is_compared=self._setting.is_compared,
                 cached=_side(report.cached, now - at, before, counted, "cached"),
                 uncached=_side(report.uncached, now - at, before, counted, "uncached"),
-                kinds={name: n / report.cached.seconds for name, n in report.cached.kinds.items()},
+                # The last answers come when nothing is asked any more: in no second of the side's own.
+                kinds={name: n / (report.cached.seconds or now - at) for name, n in report.cached.kinds.items()},
                 counted_by=counted.source if counted else "",
                 state=self._state,
                 why_not=self._why_not,
