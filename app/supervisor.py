@@ -244,7 +244,7 @@ class Supervisor:
     async def _watch(self, child: Child) -> None:
         """Wait for a child's end: start it again if it was killed, else end all."""
         while True:
-            status = await child.process.wait()
+            status = await _end_of(child)
             if self._is_stopping or self._outcome.done():
                 return
             if status != -signal.SIGKILL or child.restarts is None or not child.has_said_ready.is_set():
@@ -257,6 +257,16 @@ class Supervisor:
         if not self._outcome.done():
             self._outcome.set_exception(ChildDied(_epitaph(child, status)))
             self._outcome.exception()
+
+
+async def _end_of(child: Child) -> int:
+    """Return a child's status once it has ended.
+
+    `Process.wait` would wait as well for what the child has left behind, while that holds its output.
+    """
+    while child.process.returncode is None:
+        await asyncio.sleep(0.05)
+    return child.process.returncode
 
 
 def _epitaph(child: Child, status: int) -> str:

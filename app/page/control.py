@@ -64,6 +64,8 @@ class Control:
     def __init__(self, supervisor: Supervisor, store: Valkey | None) -> None:
         self._supervisor = supervisor
         self._store = store
+        self._store_pid = _pid(store)
+        self._one_at_a_time = asyncio.Lock()
         self._dir = Path(tempfile.mkdtemp(prefix="cwup-"))  # a socket's path has at most 107 bytes: not in the data
         self.path = self._dir / "control"
         self._server: asyncio.AbstractServer | None = None
@@ -96,13 +98,16 @@ class Control:
             case "kill":
                 if not self._supervisor.kill(order.name):
                     raise Refused(f"a worker must be one that runs and is started again, got {order.name!r}")
-            case "stop-store":
-                await asyncio.to_thread(self._ours().close)
-            case "start-store":
-                # On the loop's own thread, for some tens of milliseconds: the kernel ends the store with the thread
-                # that started it.
-                if self._ours().process is None:
-                    self._ours().start()
+            case "stop-store" | "start-store":
+                store = self._ours()
+                async with self._one_at_a_time:  # a store that is ending still holds its port
+                    if order.do == "stop-store":
+                        await asyncio.to_thread(store.close)
+                    elif store.process is None:
+                        # On the loop's own thread, for some tens of milliseconds: the kernel ends the store with the
+                        # thread that started it.
+                        store.start()
+                    self._store_pid = _pid(store)
 
     def _ours(self) -> Valkey:
         if self._store is None:
@@ -114,9 +119,14 @@ class Control:
             WorkerState(child.name, child.process.pid, child.is_ready, child.restarts or 0)
             for child in self._supervisor.restarting()
         )
-        if self._store is None:
-            return State(workers, None)
-        return State(workers, self._store.process.pid if self._store.process else 0)
+        return State(workers, self._store_pid)
+
+
+def _pid(store: Valkey | None) -> int | None:
+    """Return a store's process; 0 if it is stopped, None if it is not ours."""
+    if store is None:
+        return None
+    return store.process.pid if store.process is not None else 0
 
 
 async def ask(do: Literal["state", "kill", "stop-store", "start-store"], name: str = "") -> State:
