@@ -117,7 +117,7 @@ class Control:
     def _state(self) -> State:
         workers = tuple(
             WorkerState(child.name, child.process.pid, child.is_ready, child.restarts or 0)
-            for child in self._supervisor.restarting()
+            for child in sorted(self._supervisor.restarting(), key=lambda child: child.name)
         )
         return State(workers, self._store_pid)
 

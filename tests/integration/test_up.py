@@ -173,7 +173,7 @@ def test_a_process_that_dies_ends_the_stack(up: Callable[..., Up]) -> None:
 
 def test_a_worker_that_is_killed_is_started_again(up: Callable[..., Up]) -> None:
     """kill -9 of a worker that was ready: it comes back as another process, with nothing of the old one left."""
-    stack = up(f"one: {IDLE}\nmiss: sh -c '{IDLE} & echo it is ready. $$ $!; exec {IDLE}'\n")
+    stack = up(f"one: {IDLE}\nmiss: sh -c '{IDLE} & echo it is ready. $$ $!; exec {IDLE}'\n", "--stop-within", "0.2")
     pid, child = (int(each) for each in stack.until(r"ready\. (\d+) (\d+)").groups())
     stack.until("ready; Ctrl-C ends it")
 
