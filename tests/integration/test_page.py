@@ -428,7 +428,7 @@ def test_a_price_change_is_seen_on_every_panel(calm: Stack, browser: Browser) ->
 
     for page, old in zip(pages, before, strict=True):
         page.wait_for_function(
-            "(old) => [document.querySelector('#race').innerText].every((now) => now !== old && /in all six/.test(now))",
+            "(old) => [document.querySelector('#race').innerText].some((now) => now !== old && /all six/.test(now))",
             arg=old,
         )
         assert page.locator("#panels .is-new").count() == PANELS
