@@ -8,8 +8,10 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import shop
+from cacheworkers.ops.metrics import exposition
 from cacheworkers.web import UNAVAILABLE, Answer, HttpPolicy, refusal
 from cacheworkers.web.asgi import Responder, send_answer
 
@@ -74,6 +76,9 @@ async def _answer(method: str, path: str, scope: dict[str, Any], receive: Receiv
         case ["uncached", "products", number]:
             _only(_READS, method)
             return _found(await asyncio.to_thread(shop.uncached_product, _number("product id", number)), path)
+        case ["metrics"]:
+            _only(_READS, method)
+            return _whole(200, CONTENT_TYPE_LATEST.encode(), await asyncio.to_thread(exposition))
         case ["health"]:
             _only(_READS, method)
             is_up = await asyncio.to_thread(shop.is_database_up)
@@ -95,10 +100,10 @@ async def _put_price(product_id: int, receive: Receive) -> bytes:
         raise Problem(422, "Unprocessable Content", f'the body must be {{"amount": cents}}: {error}') from None
     if not 0 < new.amount <= 10**11:
         raise Problem(422, "Unprocessable Content", f"amount must be 1 to 10^11 cents, got {new.amount}")
-    done = await asyncio.to_thread(shop.set_price, product_id, new.amount)
-    if not done:
+    committed_at = await asyncio.to_thread(shop.set_price, product_id, new.amount)
+    if committed_at is None:
         raise Problem(404, "Not Found", f"there is no product {product_id}")
-    return msgspec.json.encode({"id": product_id, "amount": new.amount})
+    return msgspec.json.encode({"id": product_id, "amount": new.amount, "committed_at": committed_at})
 
 
 def _only(allowed: tuple[str, ...], method: str) -> None:

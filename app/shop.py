@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 from celery import Celery
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, literal_column, select, text
+from sqlalchemy.orm import Session
 
 from app.database import engine, sessions
 from app.models import Price, Product, Stock
 from cacheworkers import Cache, Config, Load
+from cacheworkers.ops.metrics import Metrics
 
 PAGE = 20
 
 celery = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")))
-cache = Cache(Config.from_env(), celery=celery, sessions=sessions)
+cache = Cache(Config.from_env(), celery=celery, sessions=sessions, hook=Metrics())
 # `app.seed` makes the tables, the outbox among them; web and workers start after it.
 cache.watch(
     sessions,
@@ -28,6 +31,11 @@ cache.watch(
     },
     check=False,
 )
+
+
+@event.listens_for(sessions, "after_commit", insert=True)  # before the cache's own hook, which invalidates
+def _note_commit(session: Session) -> None:
+    session.info["committed_at"] = time.time()
 
 
 class ProductView(msgspec.Struct, frozen=True):
@@ -93,20 +101,24 @@ def deals(load: Load) -> tuple[ProductView, ...]:
     return tuple(map(_view, found))
 
 
-def set_price(product_id: int, amount: int) -> bool:
-    """Set a product's price, in cents; visible everywhere when this returns.  False if there is no such product."""
+def set_price(product_id: int, amount: int) -> float | None:
+    """Set a product's price, in cents; visible everywhere when this returns.
+
+    Returns the instant of its commit, seconds since the epoch; None if there is no such product.
+    """
     with sessions.begin() as session:
         price = session.get(Price, product_id)
         if price is None:
-            return False
+            return None
         price.amount = Decimal(amount) / 100
-    return True
+    return float(session.info["committed_at"])
 
 
 def uncached_product(product_id: int) -> bytes:
-    """The same product straight from the database, for comparison."""
+    """The same product straight from the database, for comparison; Postgres counts it apart by its extra column."""
+    statement = _select().add_columns(literal_column("1").label("uncached"))
     with sessions() as session:
-        row = session.execute(_select().where(Product.id == product_id)).one_or_none()
+        row = session.execute(statement.where(Product.id == product_id)).one_or_none()
     return b"null" if row is None else msgspec.json.encode(_view(row))
 
 

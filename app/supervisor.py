@@ -1,7 +1,7 @@
 """Supervisor: child processes with prefixed logs, which end together and leave nothing behind.
 
 Every child leads a process group of its own: a Ctrl-C in the terminal reaches only this process, and what a child
-left behind is killed with its group.
+left behind is killed with its group.  A child that dies ends all; but a worker that somebody killed is started again.
 """
 
 from __future__ import annotations
@@ -58,14 +58,27 @@ class Console:
 
 
 class Child:
-    """One process, its last lines, and whether it has said that it is ready."""
+    """One process, its last lines, and whether it has said that it is ready.
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, needle: str | None) -> None:
+    Attributes:
+        restarts: how often it has been started again; None if it never is.
+    """
+
+    def __init__(
+        self, name: str, command: str, process: asyncio.subprocess.Process, needle: str | None, restarts: int | None
+    ) -> None:
         self.name = name
+        self.command = command
         self.process = process
         self.needle = needle
+        self.restarts = restarts
         self.tail: collections.deque[str] = collections.deque(maxlen=TAIL)
         self.has_said_ready = asyncio.Event()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it runs and has said that it is ready."""
+        return self.has_said_ready.is_set() and self.process.returncode is None
 
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the child and all that it started."""
@@ -74,16 +87,20 @@ class Child:
 
 
 class Supervisor:
-    """Starts children, notices when one dies, and ends them all."""
+    """Starts children, notices when one dies, and ends them all.
 
-    def __init__(self, console: Console, *, cwd: Path, env: Mapping[str, str], stop_within: float = 10.0) -> None:
+    Attributes:
+        env: the environment of children that are started from now on.
+    """
+
+    def __init__(self, console: Console, *, cwd: Path, stop_within: float = 10.0) -> None:
         """
         Args:
             stop_within: seconds that children have to end by themselves; then they are killed.
         """
+        self.env: Mapping[str, str] = os.environ
         self._console = console
         self._cwd = cwd
-        self._env = dict(env)
         self._stop_within = stop_within
         self._children: list[Child] = []
         self._pumps: list[asyncio.Task[None]] = []
@@ -109,12 +126,27 @@ class Supervisor:
             self._outcome.set_exception(Stopped())
             self._outcome.exception()  # seen: nobody need wait for it
 
-    async def start(self, name: str, command: str, *, needle: str | None = None) -> Child:
-        """Start a child that stays; `needle` is in the line by which it says that it is ready."""
-        child = await self._spawn(name, command, needle)
-        wait = asyncio.create_task(self._report_death(child))
-        self._waits.add(wait)
+    async def start(self, name: str, command: str, *, needle: str | None = None, restarts: bool = False) -> Child:
+        """Start a child that stays.
+
+        Args:
+            needle: is in the line by which it says that it is ready.
+            restarts: once it was ready, start it again when it is killed with SIGKILL, by whomever.
+        """
+        child = await self._spawn(name, command, needle, 0 if restarts else None)
+        self._waits.add(asyncio.create_task(self._watch(child)))
         return child
+
+    def restarting(self) -> list[Child]:
+        """Return the children that are started again when they are killed."""
+        return [child for child in self._children if child.restarts is not None]
+
+    def kill(self, name: str) -> bool:
+        """Kill -9 a child that is started again, with all that it started; False if none of that name is ready."""
+        found = [child for child in self.restarting() if child.name == name and child.is_ready]
+        for child in found:
+            child.signal_group(signal.SIGKILL)
+        return bool(found)
 
     async def finish(self, name: str, command: str) -> None:
         """Run a child to its end.
@@ -122,7 +154,7 @@ class Supervisor:
         Raises:
             ChildDied: it failed.
         """
-        child = await self._spawn(name, command, None)
+        child = await self._spawn(name, command, None, None)
         status = await child.process.wait()
         if status != 0:
             await asyncio.wait(self._pumps, timeout=1.0)
@@ -147,6 +179,9 @@ class Supervisor:
     async def stop(self) -> None:
         """End all children: ask, wait for `stop_within`, kill; nothing they started is left."""
         self._is_stopping = True
+        for task in self._waits:  # first: nothing is started from here on
+            task.cancel()
+        await asyncio.gather(*self._waits, return_exceptions=True)
         running = [child for child in self._children if child.process.returncode is None]
         for child in running:
             # To the child alone: it ends its own children, a worker's pool would take the signal as an accident.
@@ -166,22 +201,22 @@ class Supervisor:
         hurry.cancel()
         if self._pumps:
             await asyncio.wait(self._pumps, timeout=1.0)
-        for task in (*self._pumps, *self._waits):
+        for task in self._pumps:
             task.cancel()
-        await asyncio.gather(*self._pumps, *self._waits, hurry, return_exceptions=True)
+        await asyncio.gather(*self._pumps, hurry, return_exceptions=True)
 
-    async def _spawn(self, name: str, command: str, needle: str | None) -> Child:
+    async def _spawn(self, name: str, command: str, needle: str | None, restarts: int | None) -> Child:
         process = await asyncio.create_subprocess_exec(
             *argv(command),
             cwd=self._cwd,
-            env=self._env,
+            env=self.env,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=end_with_parent(),
         )
-        child = Child(name, process, needle)
+        child = Child(name, command, process, needle, restarts)
         self._children.append(child)
         self._pumps.append(asyncio.create_task(self._pump(child)))
         return child
@@ -206,14 +241,32 @@ class Supervisor:
         if self._console.is_gone and not self._outcome.done():
             self.ask_to_stop()
 
-    async def _report_death(self, child: Child) -> None:
-        status = await child.process.wait()
-        if self._is_stopping or self._outcome.done():
-            return
+    async def _watch(self, child: Child) -> None:
+        """Wait for a child's end: start it again if it was killed, else end all."""
+        while True:
+            status = await _end_of(child)
+            if self._is_stopping or self._outcome.done():
+                return
+            if status != -signal.SIGKILL or child.restarts is None or not child.has_said_ready.is_set():
+                break
+            child.signal_group(signal.SIGKILL)
+            self._children.remove(child)
+            child = await self._spawn(child.name, child.command, child.needle, child.restarts + 1)
+            self._console.say("up", f"{child.name} was killed by SIGKILL; it is started again")
         await asyncio.wait(self._pumps, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)  # its last words
         if not self._outcome.done():
             self._outcome.set_exception(ChildDied(_epitaph(child, status)))
             self._outcome.exception()
+
+
+async def _end_of(child: Child) -> int:
+    """Return a child's status once it has ended.
+
+    `Process.wait` would wait as well for what the child has left behind, while that holds its output.
+    """
+    while child.process.returncode is None:
+        await asyncio.sleep(0.05)
+    return child.process.returncode
 
 
 def _epitaph(child: Child, status: int) -> str:

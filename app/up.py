@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -24,15 +25,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from app.page.control import VARIABLE, Control
 from app.procfile import parse
 from app.supervisor import ENDING, Child, ChildDied, Console, Stopped, Supervisor
+from cacheworkers.testing.servers import Postgres, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
 #: How long a process may take until it says that it is ready, seconds.
 READY_WITHIN = 60.0
 #: By what a process says that it is ready: the path it answers, or words in its log.
-READY_PATHS = {"web": "/health", "flower": "/healthcheck"}
+READY_PATHS = {"web": "/health", "page": "/health", "exporter": "/metrics", "flower": "/healthcheck"}
 READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting", "drain": "draining"}
+#: What is started again when it is killed.
+RESTARTED = {"miss", "rest"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,9 @@ class Addresses:
     """Where a stack that runs is found."""
 
     pid: int
+    page: str
     web: str
+    exporter: str
     flower: str
     redis_url: str
     database_url: str
@@ -99,9 +106,9 @@ def _run(options: argparse.Namespace, data_dir: Path, console: Console) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)  # until the supervisor listens
     try:
-        with _servers(data_dir, console) as urls:
+        with _servers(data_dir, console) as servers:
             try:
-                return asyncio.run(_up(options, commands, urls, data_dir, console))
+                return asyncio.run(_up(options, commands, servers, data_dir, console))
             finally:
                 for number in ENDING:  # the servers must not be left behind now
                     signal.signal(number, signal.SIG_IGN)
@@ -113,21 +120,32 @@ def _run(options: argparse.Namespace, data_dir: Path, console: Console) -> int:
 async def _up(
     options: argparse.Namespace,
     commands: Mapping[str, str],
-    urls: Mapping[str, str],
+    servers: Servers,
     data_dir: Path,
     console: Console,
 ) -> int:
-    web, flower = free_port(options.port), free_port(options.flower_port)
-    here = Addresses(os.getpid(), f"http://127.0.0.1:{web}", f"http://127.0.0.1:{flower}", **urls)
-    env = {"BEAT_SCHEDULE": str(data_dir / "celerybeat-schedule"), **_environment(here, web, flower)}
-    login = env["FLOWER_BASIC_AUTH"]
-    supervisor = Supervisor(console, cwd=ROOT, env=env, stop_within=options.stop_within)
+    ports = {
+        "PAGE_PORT": free_port(options.page_port),
+        "PORT": free_port(options.port),
+        "METRICS_PORT": free_port(options.metrics_port),
+        "FLOWER_PORT": free_port(options.flower_port),
+    }
+    here = Addresses(os.getpid(), *(f"http://127.0.0.1:{port}" for port in ports.values()), **servers.urls)
+    supervisor = Supervisor(console, cwd=ROOT, stop_within=options.stop_within)
     supervisor.listen_to_signals()
     try:
-        await supervisor.until_over(_bring_up(supervisor, commands, here, options, console))
-        (data_dir / "up.json").write_text(json.dumps(asdict(here)))
-        _announce(console, commands, here, login)
-        await supervisor.until_over(asyncio.Event().wait())
+        async with Control(supervisor, servers.store) as control:
+            supervisor.env = {
+                "BEAT_SCHEDULE": str(data_dir / "celerybeat-schedule"),
+                "PROMETHEUS_MULTIPROC_DIR": str(_emptied(data_dir / "metrics")),
+                **_environment(here),
+                **{name: str(port) for name, port in ports.items()},
+                VARIABLE: str(control.path),
+            }
+            await supervisor.until_over(_bring_up(supervisor, commands, here, options, console))
+            (data_dir / "up.json").write_text(json.dumps(asdict(here)))
+            _announce(console, commands, here, servers, supervisor.env["FLOWER_BASIC_AUTH"])
+            await supervisor.until_over(asyncio.Event().wait())
     except Stopped:
         console.say("up", "ending")
         return 0
@@ -153,7 +171,8 @@ async def _bring_up(
     if options.prepare:
         await supervisor.finish("prepare", options.prepare)
     children = [
-        await supervisor.start(name, command, needle=READY_WORDS.get(name)) for name, command in commands.items()
+        await supervisor.start(name, command, needle=READY_WORDS.get(name), restarts=name in RESTARTED)
+        for name, command in commands.items()
     ]
     await asyncio.gather(*(_until_ready(child, here) for child in children))
     if "web" in commands and options.warm:
@@ -173,8 +192,7 @@ async def _until_ready(child: Child, here: Addresses) -> None:
             if child.needle is not None:
                 await child.has_said_ready.wait()
             elif child.name in READY_PATHS:
-                base = here.web if child.name == "web" else here.flower
-                while await _status(base + READY_PATHS[child.name]) != 200:
+                while await _status(getattr(here, child.name) + READY_PATHS[child.name]) != 200:
                     await asyncio.sleep(0.05)
     except TimeoutError:
         last = "\n".join(f"    {line}" for line in child.tail)
@@ -197,32 +215,35 @@ async def _status(url: str) -> int:
     return await asyncio.to_thread(get)
 
 
-@contextlib.contextmanager
-def _servers(data_dir: Path, console: Console) -> Iterator[dict[str, str]]:
-    """Start the servers that the environment does not name; yield where they are."""
-    from cacheworkers.testing.servers import Postgres, Valkey
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the servers are, and the store if it was started here."""
 
+    urls: Mapping[str, str]
+    store: Valkey | None
+
+
+@contextlib.contextmanager
+def _servers(data_dir: Path, console: Console) -> Iterator[Servers]:
+    """Start the servers that the environment does not name; yield where they are."""
     with contextlib.ExitStack() as stack:
-        redis_url = os.environ.get("REDIS_URL")
+        redis_url, store = os.environ.get("REDIS_URL"), None
         if redis_url is None:
-            redis_url = stack.enter_context(Valkey(data_dir / "valkey", persist=True)).url
-            console.say("up", f"Valkey: {redis_url}")
+            store = stack.enter_context(Valkey(data_dir / "valkey", persist=True))
+            redis_url = store.url
         database_url = os.environ.get("DATABASE_URL")
         if database_url is None:
             postgres = stack.enter_context(Postgres(_reachable(data_dir, console) / "postgres"))
             database_url = _database(postgres)
-            console.say("up", f"Postgres: {database_url}")
         broker_url = os.environ.get("BROKER_URL", redis_url)
-        yield {"redis_url": redis_url, "database_url": database_url, "broker_url": broker_url}
+        urls = {"redis_url": redis_url, "database_url": database_url, "broker_url": broker_url}
+        yield Servers(urls, store)
 
 
-def _database(postgres: object) -> str:
+def _database(postgres: Postgres) -> str:
     """Return the URL of the shop's database, made at the first start."""
     import psycopg
 
-    from cacheworkers.testing.servers import Postgres
-
-    assert isinstance(postgres, Postgres)
     try:
         return postgres.create_database("shop")
     except psycopg.errors.DuplicateDatabase:
@@ -242,7 +263,7 @@ def _reachable(data_dir: Path, console: Console) -> Path:
     return place
 
 
-def _environment(here: Addresses, web: int, flower: int) -> dict[str, str]:
+def _environment(here: Addresses) -> dict[str, str]:
     """Return what the processes find in their environment."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
@@ -253,19 +274,28 @@ def _environment(here: Addresses, web: int, flower: int) -> dict[str, str]:
         "REDIS_URL": here.redis_url,
         "DATABASE_URL": here.database_url,
         "BROKER_URL": here.broker_url,
-        "PORT": str(web),
-        "FLOWER_PORT": str(flower),
         "FLOWER_BASIC_AUTH": os.environ.get("FLOWER_BASIC_AUTH", f"shop:{secrets.token_urlsafe(9)}"),
+        "WEB_URL": here.web,
+        "FLOWER_URL": here.flower,
     }
 
 
-def _announce(console: Console, commands: Mapping[str, str], here: Addresses, login: str) -> None:
+def _announce(console: Console, commands: Mapping[str, str], here: Addresses, servers: Servers, login: str) -> None:
+    """Say where everything is, first what to look at first."""
     console.say("up", "ready; Ctrl-C ends it")
+    if "page" in commands:
+        console.say("up", f"Page:   {here.page}")
     if "web" in commands:
         console.say("up", f"API:    {here.web}/products/1")
     if "flower" in commands:
         user, _, password = login.partition(":")
         console.say("up", f"Flower: {here.flower}  user {user}, password {password}")
+    if "exporter" in commands:
+        console.say("up", f"Metrics: {here.exporter}/metrics")
+    if servers.store is not None:
+        console.say("up", f"Valkey: {here.redis_url}")
+    if "DATABASE_URL" not in os.environ:
+        console.say("up", f"Postgres: {here.database_url}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -275,11 +305,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prepare", default="python -m app.seed", help="command that migrates and seeds; empty for none"
     )
+    parser.add_argument("--page-port", type=int, default=8080, help="the page's port, or the next free one")
     parser.add_argument("--port", type=int, default=8000, help="the API's port, or the next free one")
+    parser.add_argument("--metrics-port", type=int, default=9808, help="the exporter's port, or the next free one")
     parser.add_argument("--flower-port", type=int, default=5555, help="Flower's port, or the next free one")
     parser.add_argument("--warm", type=int, default=100, help="how many products to read before it is ready")
     parser.add_argument("--stop-within", type=float, default=10.0, help="seconds until what has not ended is killed")
     return parser
+
+
+def _emptied(directory: Path) -> Path:
+    """Return a directory with nothing in it: what processes counted before belongs to no process now."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
 
 
 def _flush() -> None:

@@ -24,26 +24,51 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 
-#: Marker -> the programs of which one has to be installed; PyPI has none of them.
-PROGRAMS = {"promtool": ("promtool",)}
-_missing: dict[str, int] = {}
+#: Marker -> the programs of which one has to be installed, for PyPI has none of them, or be named by the variable.
+PROGRAMS = {
+    "promtool": ("PROMTOOL", ("promtool",)),
+    "browser": ("CHROMIUM", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")),
+}
+_left_out: dict[str, int] = {}
+
+
+def _program(marker: str) -> str | None:
+    variable, names = PROGRAMS[marker]
+    return os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of programs that are not on this machine; the summary says so."""
-    absent = {marker for marker, programs in PROGRAMS.items() if not any(map(shutil.which, programs))}
-    left = [item for item in items if absent & {marker.name for marker in item.iter_markers()}]
-    for item in left:
-        for marker in absent & {marker.name for marker in item.iter_markers()}:
-            _missing[marker] = _missing.get(marker, 0) + 1
-    items[:] = [item for item in items if item not in left]
-    config.hook.pytest_deselected(items=left)
+    for marker in PROGRAMS:
+        if _program(marker) is None:
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
+            _left_out[marker] = len(left_out)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for marker, count in _missing.items():
-        programs = " or ".join(PROGRAMS[marker])
-        terminalreporter.write_line(f"NOT RUN: {count} tests marked {marker}, for want of {programs} on this machine")
+    for marker, count in _left_out.items():
+        if count:
+            variable, names = PROGRAMS[marker]
+            terminalreporter.write_line(
+                f"{count} tests marked {marker} did NOT run: no {names[0]} on the path, and {variable} names none",
+                yellow=True,
+            )
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    found = _program("browser")
+    assert found is not None, "tests that need a browser carry the marker `browser`"
+    return found
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    found = _program("promtool")
+    assert found is not None, "tests that need promtool carry the marker `promtool`"
+    return found
 
 
 @pytest.fixture(scope="session")

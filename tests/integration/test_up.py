@@ -89,7 +89,7 @@ def up(tmp_path: Path, valkey: Valkey) -> Iterator[Callable[..., Up]]:
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or while it was read
         return False
 
 
@@ -169,6 +169,30 @@ def test_a_process_that_dies_ends_the_stack(up: Callable[..., Up]) -> None:
 
     assert status == 1
     assert re.search(r"up +\| two ended with status 7; its last lines:\nup +\|     my last words", stack.text)
+
+
+def test_a_worker_that_is_killed_is_started_again(up: Callable[..., Up]) -> None:
+    """kill -9 of a worker that was ready: it comes back as another process, with nothing of the old one left."""
+    stack = up(f"one: {IDLE}\nmiss: sh -c '{IDLE} & echo it is ready. $$ $!; exec {IDLE}'\n", "--stop-within", "0.2")
+    pid, child = (int(each) for each in stack.until(r"ready\. (\d+) (\d+)").groups())
+    stack.until("ready; Ctrl-C ends it")
+
+    os.kill(pid, signal.SIGKILL)
+
+    stack.until(r"up +\| miss was killed by SIGKILL; it is started again")
+    again = int(stack.until(rf"ready\. (?!{pid} )(\d+) \d+")[1])
+    wait_until(lambda: not is_alive(child))
+    assert is_alive(again)
+    assert stack.end(signal.SIGINT) == 0
+    assert not is_alive(again)
+
+
+def test_a_worker_that_fails_ends_the_stack(up: Callable[..., Up]) -> None:
+    """Only a kill is undone: a worker that ends by itself is a failure as any other's."""
+    stack = up(f"one: {IDLE}\nmiss: sh -c 'echo it is ready.; exit 3'\n")
+
+    assert stack.end() == 1
+    assert "miss ended with status 3" in stack.text
 
 
 def test_data_that_cannot_be_prepared_ends_it(up: Callable[..., Up]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -22,7 +21,6 @@ from cacheworkers.ops.metrics import COUNTERS, HISTOGRAMS, LOSSES, SUMS, Metrics
 from cacheworkers.testing import Valkey
 
 MONITORING = Path(__file__).resolve().parents[2] / "monitoring"
-PROMTOOL = shutil.which("promtool")
 
 
 @pytest.fixture
@@ -75,17 +73,17 @@ def test_the_dashboard_is_the_one_that_is_made_and_asks_for_series_that_exist(kn
 
 @pytest.mark.promtool
 @pytest.mark.parametrize("words", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts.test.yml")])
-def test_promtool_takes_the_alerts(words: tuple[str, ...]) -> None:
-    done = subprocess.run([str(PROMTOOL), *words], cwd=MONITORING, capture_output=True, text=True)
+def test_promtool_takes_the_alerts(promtool: str, words: tuple[str, ...]) -> None:
+    done = subprocess.run([promtool, *words], cwd=MONITORING, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.promtool
-def test_promtool_takes_the_names_of_the_metrics() -> None:
+def test_promtool_takes_the_names_of_the_metrics(promtool: str) -> None:
     registry = CollectorRegistry()
     Metrics(registry)
-    done = subprocess.run([str(PROMTOOL), "check", "metrics"], input=exposition(registry), capture_output=True)
+    done = subprocess.run([promtool, "check", "metrics"], input=exposition(registry), capture_output=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
 
