@@ -1,0 +1,125 @@
+"""Reference tables made from the code, as Markdown: settings, policies, events, errors and commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import click
+
+from cacheworkers import Config, Policy, errors, events
+from cacheworkers.config import ENV_PREFIX
+from cacheworkers.ops.cli import main
+
+
+def settings() -> str:
+    """Return every field of Config: its default, its variable and what it says of itself."""
+    described = attributes_of(Config)
+    rows = [
+        (f"`{field.name}`", _default(field), f"`{ENV_PREFIX}{field.name.upper()}`", described[field.name])
+        for field in dataclasses.fields(Config)
+    ]
+    return _table(("setting", "default", "environment", "meaning"), rows)
+
+
+def policy() -> str:
+    """Return every field of Policy."""
+    described = attributes_of(Policy)
+    rows = [(f"`{field.name}`", _default(field), described[field.name]) for field in dataclasses.fields(Policy)]
+    return _table(("option", "default", "meaning"), rows)
+
+
+def event_table() -> str:
+    """Return every event with its fields."""
+    rows = [
+        (f"`{each.__name__}`", ", ".join(f"`{name}`" for name in each.__struct_fields__) or "none", _doc(each))
+        for each in event_classes()
+    ]
+    return _table(("event", "fields", "what happened"), rows)
+
+
+def error_table() -> str:
+    """Return every error, and what else it is."""
+    rows = [
+        (f"`{each.__name__}`", ", ".join(f"`{base.__name__}`" for base in each.__bases__), _doc(each))
+        for each in error_classes()
+    ]
+    return _table(("error", "is a", "when"), rows)
+
+
+def commands() -> str:
+    """Return every command of the command line with its arguments and options."""
+    return "\n\n".join(_command(name, command) for name, command in sorted(main.commands.items()))
+
+
+#: What a page may ask for by name.
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "policy": policy,
+    "events": event_table,
+    "errors": error_table,
+    "commands": commands,
+}
+
+
+def event_classes() -> list[type[Any]]:
+    """Return every kind of event, in the order of the module."""
+    return [each for each in _classes(events) if issubclass(each, events.Event) and each is not events.Event]
+
+
+def error_classes() -> list[type[Any]]:
+    """Return every error, in the order of the module."""
+    return [each for each in _classes(errors) if issubclass(each, Exception)]
+
+
+def attributes_of(described: type[Any]) -> dict[str, str]:
+    """Return what the `Attributes:` of a class's docstring say, by name."""
+    _, _, section = inspect.cleandoc(described.__doc__ or "").partition("\nAttributes:\n")
+    found: dict[str, str] = {}
+    for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
+        for name in names.split(", "):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def _classes(module: Any) -> Iterator[type[Any]]:
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            yield value
+
+
+def _command(name: str, command: click.Command) -> str:
+    """Return one command as a section."""
+    context = click.Context(command, info_name=name, parent=click.Context(main, info_name="cacheworkers"))
+    options = [
+        (f"`{', '.join(each.opts)}`", each.help or "") for each in command.params if isinstance(each, click.Option)
+    ]
+    usage = " ".join([context.command_path.replace("cacheworkers", "cacheworkers --app APP", 1), *_usage(command)])
+    lines = [f"## {name}", f"`{usage}`", (command.help or "").strip()]
+    return "\n\n".join([*lines, _table(("option", "meaning"), options)] if options else lines)
+
+
+def _usage(command: click.Command) -> list[str]:
+    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    return [f"{each.human_readable_name.upper()}{'...' if each.nargs == -1 else ''}" for each in arguments]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default
+    if value is dataclasses.MISSING:
+        assert field.default_factory is not dataclasses.MISSING
+        value = field.default_factory()
+    return f"`{value!r}`"
+
+
+def _doc(described: type[Any]) -> str:
+    return " ".join(inspect.cleandoc(described.__doc__ or "").partition("\n\n")[0].split())
+
+
+def _table(head: typing.Sequence[str], rows: Iterable[typing.Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
