@@ -20,13 +20,13 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "reference",
-    "sequence",
+    "mermaid",
 ]
 exclude_patterns = ["_build", "_ext"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-# On GitHub a Mermaid fence is a picture; here `sequence` draws it.
+# On GitHub a Mermaid fence is a picture; here `mermaid` draws it.
 myst_fence_as_directive = ["mermaid"]
 
 # Docstrings put code between single backticks.

@@ -1,4 +1,4 @@
-"""Draws Mermaid sequence diagrams as SVG at build time, so that a page needs no script and follows the theme.
+"""Mermaid sequence diagrams as SVG: drawn when the site is built, so that a page needs no script and has its theme.
 
 Of Mermaid's language it takes `participant`, `->>` and `-->>` messages, `Note over`; anything else is an error.
 """
@@ -8,10 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
-
-from docutils import nodes
-from sphinx.util.docutils import SphinxDirective
 
 COLUMN, HEAD, ROW, MARGIN, LINE = 205, 34, 40, 16, 16
 _PARTICIPANT = re.compile(r"participant (\w+)(?: as (.+))?")
@@ -114,23 +110,3 @@ def _text(x: float, y: float, lines: list[str], anchor: str = "middle", *, rises
         f'<text x="{x:g}" y="{top + LINE * index:g}" text-anchor="{anchor}">{escape(line)}</text>'
         for index, line in enumerate(lines)
     )
-
-
-class Mermaid(SphinxDirective):
-    """A Mermaid fence, drawn."""
-
-    has_content = True
-
-    def run(self) -> list[nodes.Node]:
-        """Return the picture's node."""
-        try:
-            picture = svg(parse("\n".join(self.content)))
-        except DiagramError as error:
-            raise self.error(str(error)) from None
-        return [nodes.raw("", picture, format="html")]
-
-
-def setup(app: Any) -> dict[str, bool]:
-    """Register the directive."""
-    app.add_directive("mermaid", Mermaid)
-    return {"parallel_read_safe": True}
