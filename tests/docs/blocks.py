@@ -5,7 +5,8 @@ A comment right before a block, invisible on the page, says how it is tested:
     <!-- fragment -->              Python that only has to compile: it needs what the page does not have
     <!-- file: shop.py -->         the block is this file, for the commands that follow
     <!-- stays: regular expr. -->  the last command goes on; it is up when it has printed this
-    <!-- prints -->                the block is what the Python block or the commands before it print
+    <!-- adds: shop.py -->         the block is added to the end of this file
+    <!-- prints -->                the block is what the Python block or the commands before it print, but for times
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
-_COMMENT = re.compile(r"<!--\s*(fragment|file|stays|prints)(?::\s*(.*?))?\s*-->\s*")
+_COMMENT = re.compile(r"<!--\s*(fragment|file|adds|stays|prints)(?::\s*(.*?))?\s*-->\s*")
 _FENCE = re.compile(r"^\s*(```+|~~~+|:::+)(.*)$", re.MULTILINE)
 
 

@@ -28,7 +28,7 @@ from . import shell
 from .blocks import ROOT, Block
 
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
-import drawing  # noqa: E402  # found through the line above
+import drawing  # found through the line above
 
 #: Ports that a tutorial names, and that are taken anywhere else when it is tested.
 PORTS = ("8000",)
@@ -54,7 +54,7 @@ class Page:
         self._is_session = is_session
         self._files: set[str] = set()
         self._runner = asyncio.Runner()
-        self._staying: list[subprocess.Popen[bytes]] = []
+        self._staying: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = {port: str(free_port()) for port in PORTS}
         self._env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
         self._printed = ""
@@ -64,15 +64,8 @@ class Page:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._staying):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in reversed(self._staying):
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        for command in reversed([*self._staying]):
+            self._stop(command)
         self._runner.close()
         for value in list(self._names.values()):
             if isinstance(value, Cache):
@@ -94,13 +87,13 @@ class Page:
             case "python", "fragment":
                 compile(textwrap.dedent(block.text), block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
                 return "compiled"
-            case _, "file":
+            case _, "file" | "adds":
                 self._write(block)
                 return "written"
             case "bash", "" | "stays":
                 return self._shell(block)
             case "text", "prints":
-                assert block.text.strip() == self._printed.strip(), f"{block.place}: it prints {self._printed!r}"
+                assert _timeless(block.text) == _timeless(self._printed), f"{block.place}: it prints {self._printed!r}"
                 return "printed"
             case "text", "":
                 return "shown"
@@ -126,10 +119,13 @@ class Page:
         self._printed = out.getvalue()
 
     def _write(self, block: Block) -> None:
+        path = self._directory / block.says
         text = self._moved(block.text)
+        if block.mark == "adds":
+            text = f"{path.read_text()}\n\n{text}"
         if block.language == "python":
             compile(text, block.place, "exec")
-        (self._directory / block.says).write_text(text)
+        path.write_text(text)
         self._files.add(block.says)
 
     def _shell(self, block: Block) -> str:
@@ -159,26 +155,45 @@ class Page:
         self._printed = done.stdout
 
     def _stay(self, lines: list[str], block: Block) -> None:
-        """Run all commands but the last one, start that, and return when it is up."""
+        """Run all commands but the last one, start that (anew if it goes on already), and return when it is up."""
+        command = lines[-1]
+        self._stop(command)
         self._execute(lines[:-1], block)
-        log = self._directory / f"{len(self._staying)}.log"
+        log = self._directory / f"{block.line}.log"
         with open(log, "wb") as out:
             process = subprocess.Popen(
-                ["bash", "-c", "exec " + self._moved(lines[-1])],
+                ["bash", "-c", "exec " + self._moved(command)],
                 cwd=self._directory,
                 env=self._env,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
             )
-        self._staying.append(process)
+        self._staying[command] = process
         wait_until(lambda: re.search(block.says, log.read_text()) or process.poll() is not None, UP_WITHIN)
         assert process.poll() is None, f"{block.place}: it ended: {log.read_text()}"
+
+    def _stop(self, command: str) -> None:
+        """End a command as Ctrl-C does."""
+        process = self._staying.pop(command, None)
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def _moved(self, text: str) -> str:
         for named, taken in self._ports.items():
             text = text.replace(named, taken)
         return text
+
+
+def _timeless(printed: str) -> str:
+    return re.sub(r"[\d.]+ ms", "# ms", printed.strip())
 
 
 _READERS = {"toml": tomllib.loads, "json": json.loads}
