@@ -1,7 +1,4 @@
-"""What a page of fragments of one shop takes for granted: a database with products, a cache, two loaders.
-
-`README.md` declares its own cache and loader, and tutorials begin with nothing.
-"""
+"""What a page takes for granted: a shop's database with products, and a cache with two loaders where it makes none."""
 
 from __future__ import annotations
 
@@ -106,17 +103,10 @@ def shop() -> dict[str, Any]:
     }
 
 
-def nothing() -> dict[str, Any]:
-    """Return nothing: the page makes all it needs."""
-    return {}
-
-
 def of(page: str) -> dict[str, Any]:
     """Return what a page takes for granted."""
-    if page == "README.md":
-        return models()
-    return nothing() if page in ALONE else shop()
+    return models() if page == "README.md" or page.startswith(DECLARING) else shop()
 
 
-#: Pages that make all they need themselves.
-ALONE: frozenset[str] = frozenset()
+#: Pages that make a cache and loaders of their own.
+DECLARING = ("docs/how-to/fastapi", "docs/how-to/flask", "docs/how-to/migrate")

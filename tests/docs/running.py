@@ -1,4 +1,4 @@
-"""Runs a page: its Python in one namespace, in order; its commands checked, or run if the page is a tutorial."""
+"""Runs a page: its Python in one namespace, in order; its commands checked, or run if it has the reader write files."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class Page:
 
 
 def _timeless(printed: str) -> str:
-    return re.sub(r"[\d.]+ ms", "# ms", printed.strip())
+    return re.sub(r"\d[\d.]*( ?m?s)\b", r"#\1", printed.strip())
 
 
 _READERS = {"toml": tomllib.loads, "json": json.loads}
