@@ -36,7 +36,7 @@ format: .venv/.ready  ## Format the code.
 
 .PHONY: docs
 docs: .venv-docs/.ready  ## Build the documentation into docs/_build; a warning is an error.
-	PYTHONPATH=. .venv-docs/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b dirhtml docs docs/_build
+	PYTHONPATH=. .venv-docs/bin/python -m sphinx --fail-on-warning --quiet --fresh-env --write-all -b dirhtml docs docs/_build
 
 clean:  ## Remove what the targets made.
 	rm -rf .venv .venv-docs docs/_build .data .pytest_cache .mypy_cache .ruff_cache

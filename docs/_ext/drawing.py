@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass, field
 from html import escape
 
-COLUMN, HEAD, ROW, MARGIN, LINE = 205, 34, 40, 16, 16
+#: Pixels: between two participants, of a participant's box, between rows, around all, between lines of text.
+COLUMN, HEAD, ROW, MARGIN, LINE = 215, 34, 40, 16, 16
 _PARTICIPANT = re.compile(r"participant (\w+)(?: as (.+))?")
 _MESSAGE = re.compile(r"(\w+)(--?>>)(\w+): (.+)")
 _NOTE = re.compile(r"Note over (\w+)(?:,(\w+))?: (.+)")
@@ -82,7 +83,7 @@ def svg(diagram: Diagram) -> str:
 
 def _actor(x: float, name: str) -> str:
     box = f'<rect class="actor" x="{x - COLUMN / 2 + 12}" y="{MARGIN}" width="{COLUMN - 24}" height="{HEAD}" rx="5"/>'
-    return box + _text(x, MARGIN + HEAD / 2 + 5, [name])
+    return box + _text(x, MARGIN + HEAD / 2 + 5, [name], kind="boxed")
 
 
 def _arrow(start: float, end: float, y: float, lines: list[str], is_reply: bool) -> str:
@@ -100,13 +101,15 @@ def _own(x: float, y: float, lines: list[str]) -> str:
 def _note(left: float, right: float, y: float, lines: list[str]) -> str:
     height = LINE * len(lines) + 10
     box = f'<rect class="note" x="{left}" y="{y - height + 12}" width="{right - left}" height="{height}" rx="3"/>'
-    return box + _text((left + right) / 2, y + 2, lines)
+    return box + _text((left + right) / 2, y + 2, lines, kind="boxed")
 
 
-def _text(x: float, y: float, lines: list[str], anchor: str = "middle", *, rises: bool = True) -> str:
+def _text(
+    x: float, y: float, lines: list[str], anchor: str = "middle", *, rises: bool = True, kind: str = "free"
+) -> str:
     """Return lines of text; the last one at `y`, or the first if they do not rise."""
     top = y - LINE * (len(lines) - 1) if rises else y
     return "".join(
-        f'<text x="{x:g}" y="{top + LINE * index:g}" text-anchor="{anchor}">{escape(line)}</text>'
+        f'<text class="{kind}" x="{x:g}" y="{top + LINE * index:g}" text-anchor="{anchor}">{escape(line)}</text>'
         for index, line in enumerate(lines)
     )

@@ -12,18 +12,14 @@ from typing import Any
 import click
 
 from cacheworkers import Config, Policy, errors, events
-from cacheworkers.config import ENV_PREFIX
 from cacheworkers.ops.cli import main
 
 
 def settings() -> str:
-    """Return every field of Config: its default, its variable and what it says of itself."""
+    """Return every field of Config: its default and what it says of itself."""
     described = attributes_of(Config)
-    rows = [
-        (f"`{field.name}`", _default(field), f"`{ENV_PREFIX}{field.name.upper()}`", described[field.name])
-        for field in dataclasses.fields(Config)
-    ]
-    return _table(("setting", "default", "environment", "meaning"), rows)
+    rows = [(f"`{field.name}`", _default(field), described[field.name]) for field in dataclasses.fields(Config)]
+    return _table(("setting", "default", "meaning"), rows)
 
 
 def policy() -> str:

@@ -70,6 +70,9 @@ def models() -> dict[str, Any]:
         "Session": sessionmaker(engine),
         "sessionmaker": sessionmaker,
         "celery_app": None,
+        "Cache": Cache,
+        "Config": Config,
+        "Load": Load,
     }
 
 
