@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+import cacheworkers
 from cacheworkers import Config, Policy, errors, events
 from cacheworkers.ops.cli import main
 
@@ -68,8 +69,8 @@ def event_classes() -> list[type[Any]]:
 
 
 def error_classes() -> list[type[Any]]:
-    """Return every error, in the order of the module."""
-    return [each for each in _classes(errors) if issubclass(each, Exception)]
+    """Return every error that users can meet, in the order of the module."""
+    return [each for each in _classes(errors) if each.__name__ in cacheworkers.__all__]
 
 
 def attributes_of(described: type[Any]) -> dict[str, str]:
