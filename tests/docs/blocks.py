@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
 _COMMENT = re.compile(r"<!--\s*(fragment|file|adds|stays|prints)(?::\s*(.*?))?\s*-->\s*")
+_COMMAND = re.compile(r"(make|python -m|cacheworkers|celery|docker compose|pip install) \S")
 _FENCE = re.compile(r"^\s*(```+|~~~+|:::+)(.*)$", re.MULTILINE)
 
 
@@ -80,6 +81,13 @@ def blocks_of(page: str, text: str | None = None) -> list[Block]:
             assert not mark, f"{page}: the comment {mark!r} must stand right before a block"
     _assert_none_missed(page, text, found)
     return found
+
+
+def commands_within(page: str) -> list[str]:
+    """Return the commands that a page names in its text and tables: `make demo`."""
+    tokens = [token for token in MarkdownIt().enable("table").parse((ROOT / page).read_text()) if token.children]
+    spans = [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]
+    return [span for span in spans if _COMMAND.match(span)]
 
 
 def _assert_none_missed(page: str, text: str, found: list[Block]) -> None:

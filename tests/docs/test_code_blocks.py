@@ -9,8 +9,8 @@ import pytest
 
 from cacheworkers.testing import Postgres, Valkey
 
-from . import prelude
-from .blocks import Block, blocks_of, pages
+from . import prelude, shell
+from .blocks import Block, blocks_of, commands_within, pages
 from .running import Page
 
 _names = itertools.count(1)
@@ -36,6 +36,13 @@ def test_every_block_works(page: str, postgres: Postgres, tmp_path: Path, monkey
 
     assert len(done) == len(blocks)
     assert set(done) <= OUTCOMES
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_command_in_a_text_exists(page: str) -> None:
+    """A figure names the command that repeats it, and a sentence the one to type."""
+    for command in commands_within(page):
+        shell.check(command, set())
 
 
 BAD = {
