@@ -93,11 +93,21 @@ def _command(name: str, command: click.Command) -> str:
     """Return one command as a section."""
     context = click.Context(command, info_name=name, parent=click.Context(main, info_name="cacheworkers"))
     options = [
-        (f"`{', '.join(each.opts)}`", each.help or "") for each in command.params if isinstance(each, click.Option)
+        (f"`{', '.join(each.opts)}`", _meaning(each)) for each in command.params if isinstance(each, click.Option)
     ]
     usage = " ".join([context.command_path.replace("cacheworkers", "cacheworkers --app APP", 1), *_usage(command)])
     lines = [f"## {name}", f"`{usage}`", (command.help or "").strip()]
     return "\n\n".join([*lines, _table(("option", "meaning"), options)] if options else lines)
+
+
+def _meaning(option: click.Option) -> str:
+    """Return what an option is for, what it takes and what it is by default."""
+    parts = [option.help or ""]
+    if isinstance(option.type, click.Choice):
+        parts.append("One of " + ", ".join(f"`{choice}`" for choice in option.type.choices) + ".")
+    if not option.is_flag and isinstance(option.default, str | int | float):
+        parts.append(f"Default `{option.default}`.")
+    return " ".join(filter(None, parts))
 
 
 def _usage(command: click.Command) -> list[str]:
