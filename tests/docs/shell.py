@@ -29,6 +29,10 @@ class BadLine(AssertionError):
     """A shell line cannot work."""
 
 
+class Incomplete(BadLine):
+    """A shell line is right as far as it goes."""
+
+
 def check(line: str, files: set[str]) -> None:
     """Check one line of a page.
 
@@ -84,7 +88,7 @@ def _group(group: click.Group, name: str, words: list[str], about: object = None
     context.obj = about
     rest = [*context._protected_args, *context.args]
     if not rest:
-        raise BadLine(f"{name} needs a command, one of {', '.join(sorted(group.commands))}")
+        raise Incomplete(f"{name} needs a command, one of {', '.join(sorted(group.commands))}")
     command = group.commands.get(rest[0])
     if command is None:
         raise BadLine(f"{name} has no command {rest[0]!r}; it has {', '.join(sorted(group.commands))}")
@@ -96,6 +100,8 @@ def _parse(command: click.Command, words: list[str], parent: click.Context | Non
         return command.make_context(command.name or "", list(words), parent=parent)
     except click.exceptions.Exit:
         return click.Context(command)
+    except (click.MissingParameter, click.BadOptionUsage) as error:
+        raise Incomplete(f"{command.name} {' '.join(words)}: {error.format_message()}") from None
     except click.BadParameter as error:
         if "does not exist" in str(error):  # a file of the reader's
             return click.Context(command)
