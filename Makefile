@@ -29,8 +29,17 @@ format: .venv/.ready  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.venv-docs/.ready: requirements/docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --requirement requirements/docs.lock
+	@touch $@
+
+.PHONY: docs
+docs: .venv-docs/.ready  ## Build the documentation into docs/_build; a warning is an error.
+	PYTHONPATH=. .venv-docs/bin/python -m sphinx --fail-on-warning --quiet --fresh-env --write-all -b dirhtml docs docs/_build
+
 clean:  ## Remove what the targets made.
-	rm -rf .venv .data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-docs docs/_build .data .pytest_cache .mypy_cache .ruff_cache
 
 .PHONY: up
 up: .venv/.ready  ## Start servers, data, web, workers, beat and Flower; stays until Ctrl-C.

@@ -208,7 +208,7 @@ def table(bench: Bench) -> Table:
 
 def markdown(bench: Bench) -> str:
     """Return the rows as Markdown."""
-    lines = ["| hit | library | us a read | ratio |", "|---|---|---|---|"]
+    lines = ["# What a hit costs", "", "| hit | library | us a read | ratio |", "|---|---|---|---|"]
     lines += [f"| {group} | {name} | {median:,.2f} | {ratio} |" for group, name, median, ratio in bench.rows]
     return "\n".join(lines) + "\n"
 

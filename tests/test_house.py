@@ -8,9 +8,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from app.procfile import parse
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCKS = ("dev.lock", "docs.lock")
 
 
 def test_containers_run_the_processes_of_the_procfile() -> None:
@@ -38,9 +41,10 @@ def test_one_process_of_the_procfile_starts_alone(tmp_path: Path) -> None:
     assert "NAME is one of greet" in unknown.stderr
 
 
-def test_the_lock_names_versions_and_nothing_else() -> None:
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_names_versions_and_nothing_else(lock: str) -> None:
     """Development installs exact versions, from wherever pip is set up to look."""
-    lines = (ROOT / "requirements" / "dev.lock").read_text().splitlines()
+    lines = (ROOT / "requirements" / lock).read_text().splitlines()
 
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", line)] == []
 
@@ -48,11 +52,21 @@ def test_the_lock_names_versions_and_nothing_else() -> None:
 def test_every_dependency_is_locked() -> None:
     """What pyproject.toml asks for has a version in the lock; but for the peers that a benchmark can do without."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    locked = {_name(line) for line in (ROOT / "requirements" / "dev.lock").read_text().splitlines()}
     extras = {name: extra for name, extra in project["optional-dependencies"].items() if name != "bench"}
+    documentation = extras.pop("docs")
     asked = [*project["dependencies"], *(each for extra in extras.values() for each in extra)]
 
-    assert {_name(each) for each in asked} - {"cacheworkers"} <= locked
+    assert {_name(each) for each in asked} - {"cacheworkers"} <= set(_locked("dev.lock"))
+    assert {_name(each) for each in [*project["dependencies"], *documentation]} <= set(_locked("docs.lock"))
+
+
+def test_locks_agree() -> None:
+    """The documentation is made with the versions that the suite has run."""
+    tested, documented = (_locked(lock) for lock in LOCKS)
+
+    assert {name: (tested[name], documented[name]) for name in tested.keys() & documented.keys()} == {
+        name: (tested[name], tested[name]) for name in tested.keys() & documented.keys()
+    }
 
 
 def test_every_package_is_shipped() -> None:
@@ -62,6 +76,12 @@ def test_every_package_is_shipped() -> None:
 
     assert set(tool["packages"]) == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert tool["package-data"] == {"cacheworkers": ["py.typed"], "cacheworkers.store": ["lua/*.lua"]}
+
+
+def _locked(lock: str) -> dict[str, str]:
+    """Return the versions in a lock, by name."""
+    lines = (ROOT / "requirements" / lock).read_text().splitlines()
+    return {_name(line): line.partition("==")[2] for line in lines}
 
 
 def _name(requirement: str) -> str:

@@ -71,6 +71,15 @@ def test_the_dashboard_is_the_one_that_is_made_and_asks_for_series_that_exist(kn
     assert len(ids) == len(set(ids))
 
 
+def test_the_reference_tells_what_the_exporter_shows(known: set[str]) -> None:
+    told = series((MONITORING.parent / "docs" / "reference" / "metrics.md").read_text())
+    of_processes = {f"cacheworkers_{name}" for name in [*COUNTERS, *SUMS, *LOSSES, *HISTOGRAMS]}
+    ends = ("_bucket", "_count", "_sum")
+
+    shown = {name for name in known - of_processes if not name.endswith(ends)} - {"cacheworkers_store_evictions"}
+    assert shown | {"cacheworkers_store_evictions_total"} <= told
+
+
 @pytest.mark.promtool
 @pytest.mark.parametrize("words", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts.test.yml")])
 def test_promtool_takes_the_alerts(promtool: str, words: tuple[str, ...]) -> None:

@@ -1,0 +1,143 @@
+"""Reference tables made from the code, as Markdown: settings, policies, events, errors and commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import click
+
+import cacheworkers
+from cacheworkers import Config, Policy, errors, events
+from cacheworkers.ops import metrics
+from cacheworkers.ops.cli import main
+
+
+def settings() -> str:
+    """Return every field of Config: its default and what it says of itself."""
+    described = attributes_of(Config)
+    rows = [(f"`{field.name}`", _default(field), described[field.name]) for field in dataclasses.fields(Config)]
+    return _table(("setting", "default", "meaning"), rows)
+
+
+def policy() -> str:
+    """Return every field of Policy."""
+    described = attributes_of(Policy)
+    rows = [(f"`{field.name}`", _default(field), described[field.name]) for field in dataclasses.fields(Policy)]
+    return _table(("option", "default", "meaning"), rows)
+
+
+def event_table() -> str:
+    """Return every event with its fields."""
+    rows = [
+        (f"`{each.__name__}`", ", ".join(f"`{name}`" for name in each.__struct_fields__) or "none", _doc(each))
+        for each in event_classes()
+    ]
+    return _table(("event", "fields", "what happened"), rows)
+
+
+def error_table() -> str:
+    """Return every error, and what else it is."""
+    rows = [
+        (f"`{each.__name__}`", ", ".join(f"`{base.__name__}`" for base in each.__bases__), _doc(each))
+        for each in error_classes()
+    ]
+    return _table(("error", "is a", "when"), rows)
+
+
+def commands() -> str:
+    """Return every command of the command line with its arguments and options."""
+    return "\n\n".join(_command(name, command) for name, command in sorted(main.commands.items()))
+
+
+#: What a page may ask for by name.
+def metric_table() -> str:
+    """Return the metrics that processes show, with their labels."""
+    told = [(name, labels, says) for name, (says, labels) in metrics.COUNTERS.items()]
+    told += [(name, labels, says) for name, (says, labels, _) in metrics.HISTOGRAMS.items()]
+    told += [(name, (), says) for name, says in [*metrics.SUMS.items(), *metrics.LOSSES.items()]]
+    rows = [(f"`cacheworkers_{name}`", ", ".join(labels) or "-", says) for name, labels, says in told]
+    return _table(("metric", "labels", "what it says"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "policy": policy,
+    "events": event_table,
+    "errors": error_table,
+    "commands": commands,
+    "metrics": metric_table,
+}
+
+
+def event_classes() -> list[type[Any]]:
+    """Return every kind of event, in the order of the module."""
+    return [each for each in _classes(events) if issubclass(each, events.Event) and each is not events.Event]
+
+
+def error_classes() -> list[type[Any]]:
+    """Return every error that users can meet, in the order of the module."""
+    return [each for each in _classes(errors) if each.__name__ in cacheworkers.__all__]
+
+
+def attributes_of(described: type[Any]) -> dict[str, str]:
+    """Return what the `Attributes:` of a class's docstring say, by name."""
+    _, _, section = inspect.cleandoc(described.__doc__ or "").partition("\nAttributes:\n")
+    found: dict[str, str] = {}
+    for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
+        for name in names.split(", "):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def _classes(module: Any) -> Iterator[type[Any]]:
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            yield value
+
+
+def _command(name: str, command: click.Command) -> str:
+    """Return one command as a section."""
+    context = click.Context(command, info_name=name, parent=click.Context(main, info_name="cacheworkers"))
+    options = [
+        (f"`{', '.join(each.opts)}`", _meaning(each)) for each in command.params if isinstance(each, click.Option)
+    ]
+    usage = " ".join([context.command_path.replace("cacheworkers", "cacheworkers --app APP", 1), *_usage(command)])
+    lines = [f"## {name}", f"`{usage}`", (command.help or "").strip()]
+    return "\n\n".join([*lines, _table(("option", "meaning"), options)] if options else lines)
+
+
+def _meaning(option: click.Option) -> str:
+    """Return what an option is for, what it takes and what it is by default."""
+    parts = [option.help or ""]
+    if isinstance(option.type, click.Choice):
+        parts.append("One of " + ", ".join(f"`{choice}`" for choice in option.type.choices) + ".")
+    if not option.is_flag and isinstance(option.default, str | int | float):
+        parts.append(f"Default `{option.default}`.")
+    return " ".join(filter(None, parts))
+
+
+def _usage(command: click.Command) -> list[str]:
+    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    return [f"{each.human_readable_name.upper()}{'...' if each.nargs == -1 else ''}" for each in arguments]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default
+    if value is dataclasses.MISSING:
+        assert field.default_factory is not dataclasses.MISSING
+        value = field.default_factory()
+    return f"`{value!r}`"
+
+
+def _doc(described: type[Any]) -> str:
+    return " ".join(inspect.cleandoc(described.__doc__ or "").partition("\n\n")[0].split())
+
+
+def _table(head: typing.Sequence[str], rows: Iterable[typing.Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)

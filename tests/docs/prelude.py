@@ -1,0 +1,115 @@
+"""What a page takes for granted: a shop's database with products, and a cache with two loaders where it makes none."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import msgspec
+from sqlalchemy import Column, ForeignKey, Integer, Table, create_engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from cacheworkers import Cache, Config, Load
+from cacheworkers.sql.outbox import Outbox
+
+#: The product that pages ask for, and how many there are.
+MANY = 100
+
+
+class Base(DeclarativeBase):
+    """The tables of the shop."""
+
+
+class Product(Base):
+    """Something to buy; the price is in cents."""
+
+    __tablename__ = "product"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    category_id: Mapped[int]
+    price: Mapped[int]
+
+
+product_label = Table(
+    "product_label",
+    Base.metadata,
+    Column("product_id", ForeignKey("product.id"), primary_key=True),
+    Column("label_id", Integer, primary_key=True),
+)
+
+
+class ProductView(msgspec.Struct, frozen=True):
+    """A product as pages show it."""
+
+    id: int
+    name: str
+    category_id: int
+    price: int
+
+    @classmethod
+    def from_row(cls, row: Product) -> ProductView:
+        """Return a row as what is cached."""
+        return cls(row.id, row.name, row.category_id, row.price)
+
+
+def models() -> dict[str, Any]:
+    """Return the shop's database, without a cache."""
+    engine = create_engine(os.environ["DATABASE_URL"])
+    Base.metadata.create_all(engine)
+    Outbox(Config.from_env().namespace).create(engine)
+    with Session(engine) as session:
+        session.add_all(Product(id=i, name=f"product {i}", category_id=7, price=i * 10) for i in range(1, MANY + 1))
+        session.commit()
+    return {
+        "engine": engine,
+        "Base": Base,
+        "Product": Product,
+        "ProductView": ProductView,
+        "product_label": product_label,
+        "Session": sessionmaker(engine),
+        "sessionmaker": sessionmaker,
+        "celery_app": None,
+        "Cache": Cache,
+        "Config": Config,
+        "Load": Load,
+    }
+
+
+def shop() -> dict[str, Any]:
+    """Return the shop, with a cache that loads on threads of this process."""
+    names = models()
+    cache = Cache(Config.from_env(), sessions=names["Session"])
+
+    @cache.loader(fresh_for=300, stale_for=60, tags=("product:{product_id}",))
+    def product(load: Load, product_id: int) -> ProductView | None:
+        row = load.session.get(Product, product_id)
+        if row is None:
+            return None
+        load.tag(f"category:{row.category_id}")
+        return ProductView.from_row(row)
+
+    @cache.batch_loader(fresh_for=300, stale_for=60, tags=("product:{key}",))
+    def products(load: Load, keys: list[int]) -> dict[int, ProductView]:
+        rows = load.session.scalars(select(Product).where(Product.id.in_(keys)))
+        return {row.id: ProductView.from_row(row) for row in rows}
+
+    stop = threading.Event()
+    stop.set()
+    return {
+        **names,
+        "cache": cache,
+        "product": product,
+        "products": products,
+        "ids": [*range(1, MANY + 1)],
+        "stop": stop,
+    }
+
+
+def of(page: str) -> dict[str, Any]:
+    """Return what a page takes for granted."""
+    return models() if page == "README.md" or page.startswith(DECLARING) else shop()
+
+
+#: Pages that make a cache and loaders of their own.
+DECLARING = ("docs/how-to/fastapi", "docs/how-to/flask", "docs/how-to/migrate")

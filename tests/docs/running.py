@@ -1,0 +1,199 @@
+"""Runs a page: its Python in one namespace, in order; its commands checked, or run if it has the reader write files."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import inspect
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import tomllib
+import types
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from cacheworkers import Cache
+from cacheworkers.testing.servers import free_port, wait_until
+
+from . import shell
+from .blocks import ROOT, Block
+
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+import drawing  # found through the line above
+
+#: Ports that a tutorial names, and that are taken anywhere else when it is tested.
+PORTS = ("8000",)
+#: Fences that are no code, but what the site's generator puts there.
+DIRECTIVES = ("{eval-rst}", "{generated}", "{include}", "{toctree}")
+UP_WITHIN = 60.0
+
+
+class Page:
+    """Runs blocks; a context manager that closes what they have opened."""
+
+    def __init__(self, name: str, directory: Path, names: dict[str, Any], *, is_session: bool) -> None:
+        """
+        Args:
+            directory: where files are written and commands run.
+            names: what the page's Python takes for granted.
+            is_session: commands are run, not only checked.
+        """
+        self._module = types.ModuleType("page_" + re.sub(r"\W", "_", name))
+        self._names = self._module.__dict__
+        self._names.update(names)
+        self._directory = directory
+        self._is_session = is_session
+        self._files: set[str] = set()
+        self._runner = asyncio.Runner()
+        self._staying: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports = {port: str(free_port()) for port in PORTS}
+        self._env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+        self._printed = ""
+
+    def __enter__(self) -> Page:
+        sys.modules[self._module.__name__] = self._module
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for command in reversed([*self._staying]):
+            self._stop(command)
+        self._runner.close()
+        for value in list(self._names.values()):
+            if isinstance(value, Cache):
+                value.close()
+            elif isinstance(value, Engine):
+                value.dispose()
+        del sys.modules[self._module.__name__]
+
+    def perform(self, block: Block) -> str:
+        """Do with a block what its language and its mark ask for, and return what that was.
+
+        Raises:
+            AssertionError: nobody knows what to do with it, or it does not do what the page says.
+        """
+        match block.language, block.mark:
+            case "python", "":
+                self._run(block)
+                return "run"
+            case "python", "fragment":
+                compile(textwrap.dedent(block.text), block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                return "compiled"
+            case _, "file" | "adds":
+                self._write(block)
+                return "written"
+            case "bash", "" | "stays":
+                return self._shell(block)
+            case "text", "prints":
+                assert _timeless(block.text) == _timeless(self._printed), f"{block.place}: it prints {self._printed!r}"
+                return "printed"
+            case "text", "":
+                return "shown"
+            case ("toml" | "json") as language, "":
+                _READERS[language](block.text)
+                return "parsed"
+            case "mermaid", "":
+                drawing.svg(drawing.parse(block.text))
+                return "drawn"
+            case language, "" if language in DIRECTIVES:
+                return "directive"
+        raise AssertionError(f"{block.place}: nobody tests a {block.language or 'nameless'} block {block.mark}")
+
+    def _run(self, block: Block) -> None:
+        source = "\n" * block.line + textwrap.dedent(block.text)  # so that a traceback names the page's lines
+        code = compile(source, str(ROOT / block.page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            if code.co_flags & inspect.CO_COROUTINE:
+                self._runner.run(types.FunctionType(code, self._names)())
+            else:
+                exec(code, self._names)
+        self._printed = out.getvalue()
+
+    def _write(self, block: Block) -> None:
+        path = self._directory / block.says
+        text = self._moved(block.text)
+        if block.mark == "adds":
+            text = f"{path.read_text()}\n\n{text}"
+        if block.language == "python":
+            compile(text, block.place, "exec")
+        path.write_text(text)
+        self._files.add(block.says)
+
+    def _shell(self, block: Block) -> str:
+        lines = shell.lines_of(block.text)
+        for line in lines:
+            try:
+                shell.check(line, self._files)
+            except shell.BadLine as error:
+                raise AssertionError(f"{block.place}: {error}") from None
+        if not self._is_session or any(line.startswith("pip ") for line in lines):
+            return "checked"
+        if block.mark == "stays":
+            self._stay(lines, block)
+        else:
+            self._execute(lines, block)
+        return "executed"
+
+    def _execute(self, lines: list[str], block: Block) -> None:
+        """Run commands in one shell, and take over what they export."""
+        kept = self._directory / ".env"
+        script = "\n".join(["set -e", *map(self._moved, lines), f"env -0 > {kept}"])
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=self._directory, env=self._env, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
+        self._env = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if pair)
+        self._printed = done.stdout
+
+    def _stay(self, lines: list[str], block: Block) -> None:
+        """Run all commands but the last one, start that (anew if it goes on already), and return when it is up."""
+        command = lines[-1]
+        self._stop(command)
+        self._execute(lines[:-1], block)
+        log = self._directory / f"{block.line}.log"
+        with open(log, "wb") as out:
+            process = subprocess.Popen(
+                ["bash", "-c", "exec " + self._moved(command)],
+                cwd=self._directory,
+                env=self._env,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        self._staying[command] = process
+        wait_until(lambda: re.search(block.says, log.read_text()) or process.poll() is not None, UP_WITHIN)
+        assert process.poll() is None, f"{block.place}: it ended: {log.read_text()}"
+
+    def _stop(self, command: str) -> None:
+        """End a command as Ctrl-C does."""
+        process = self._staying.pop(command, None)
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _moved(self, text: str) -> str:
+        for named, taken in self._ports.items():
+            text = text.replace(named, taken)
+        return text
+
+
+def _timeless(printed: str) -> str:
+    return re.sub(r"\d[\d.]*( ?m?s)\b", r"#\1", printed.strip())
+
+
+_READERS = {"toml": tomllib.loads, "json": json.loads}

@@ -1,0 +1,95 @@
+"""Every code block of the README and the documentation does what the page says."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from pathlib import Path
+
+import pytest
+
+from cacheworkers.testing import Postgres, Valkey
+
+from . import prelude, shell
+from .blocks import Block, blocks_of, commands_within, pages
+from .running import Page
+
+_names = itertools.count(1)
+OUTCOMES = {"run", "compiled", "written", "checked", "executed", "printed", "shown", "parsed", "drawn", "directive"}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_block_works(page: str, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks run in order, in one namespace, on a store and a database of the page's own; none is left out."""
+    blocks = blocks_of(page)
+    is_session = any(block.mark == "file" for block in blocks)
+    monkeypatch.chdir(tmp_path)
+
+    with Valkey() as valkey:
+        monkeypatch.setenv("CACHEWORKERS_STORE_TIMEOUT", "5")
+        if not is_session:
+            monkeypatch.setenv("REDIS_URL", valkey.url)
+            monkeypatch.setenv("DATABASE_URL", postgres.create_database(f"docs{next(_names)}"))
+        is_run = any((block.language, block.mark) == ("python", "") for block in blocks)
+        names = prelude.of(page) if is_run else {}
+        with Page(page, tmp_path, names, is_session=is_session) as running:
+            done = [running.perform(block) for block in blocks]
+
+    assert len(done) == len(blocks)
+    assert set(done) <= OUTCOMES
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_command_in_a_text_exists(page: str) -> None:
+    """A figure names the command that repeats it, and a sentence the one to type."""
+    for command in commands_within(page):
+        with contextlib.suppress(shell.Incomplete):  # a sentence may name a command without its arguments
+            shell.check(command, set())
+
+
+BAD = {
+    "raises": Block("page.md", 1, "python", "1 / 0"),
+    "an unknown name": Block("page.md", 1, "python", "nobody_knows"),
+    "a fragment that does not compile": Block("page.md", 1, "python", "def f(:", "fragment"),
+    "no such command": Block("page.md", 1, "bash", "cacheworkers -A shop:cache explode"),
+    "no such option": Block("page.md", 1, "bash", "cacheworkers -A shop:cache explain --nicely 'product[42]'"),
+    "an argument is missing": Block("page.md", 1, "bash", "cacheworkers -A shop:cache explain"),
+    "no such target": Block("page.md", 1, "bash", "make money"),
+    "no such module": Block("page.md", 1, "bash", "python -m benchmarks.nothing"),
+    "a program that nobody checks": Block("page.md", 1, "bash", "rm -rf ."),
+    "another output": Block("page.md", 1, "text", "something else", "prints"),
+    "no language": Block("page.md", 1, "", "x = 1"),
+    "an unknown language": Block("page.md", 1, "cobol", "STOP RUN."),
+    "a diagram that cannot be drawn": Block("page.md", 1, "mermaid", "sequenceDiagram\n a->>b: hello"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_block_that_does_not_work_is_found(case: str, tmp_path: Path) -> None:
+    """A check that stopped looking would find nothing here."""
+    with (
+        Page("page.md", tmp_path, {}, is_session=False) as page,
+        pytest.raises((AssertionError, ArithmeticError, NameError, SyntaxError, ValueError)),
+    ):
+        page.perform(BAD[case])
+
+
+def test_blocks_of_a_page_share_names_and_prints(tmp_path: Path) -> None:
+    """A later block sees what an earlier one has made, awaits included, and its output is compared."""
+    text = "```python\nx = 41\n```\n\n```python\nimport asyncio\n\nawait asyncio.sleep(0)\nprint(x + 1)\n```\n"
+    blocks = blocks_of("page.md", f"{text}\n<!-- prints -->\n```text\n42\n```\n")
+
+    with Page("page.md", tmp_path, {}, is_session=False) as page:
+        done = [page.perform(block) for block in blocks]
+
+    assert done == ["run", "run", "printed"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["text\n\n    indented = 1\n", "<!-- fragment -->\n\ntext\n\n```python\n1\n```\n", "<!-- fragment -->\n\n# A\n"],
+)
+def test_what_would_be_left_out_is_an_error(text: str) -> None:
+    """A block without a fence has no language, and a mark without a block marks nothing."""
+    with pytest.raises(AssertionError):
+        blocks_of("page.md", text)

@@ -1,0 +1,121 @@
+"""The reference tells of everything there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+
+import pytest
+
+import cacheworkers
+from cacheworkers import Config, Policy, errors, events
+from cacheworkers.core.keys import Keyspace
+from cacheworkers.ops.cli import main
+
+from .blocks import ROOT
+
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+import drawing
+import tables
+
+REFERENCE = ROOT / "docs" / "reference"
+API = (REFERENCE / "api.md").read_text()
+#: Methods that build no key, and attributes that are no key.
+NO_KEYS = {"call_of", "shards", "shard_of", "tag_of", "namespace"}
+
+
+@pytest.mark.parametrize("name", sorted(tables.TABLES))
+def test_every_table_is_on_a_page(name: str) -> None:
+    """A table that no page shows documents nothing."""
+    shown = [page.name for page in REFERENCE.glob("*.md") if f"```{{generated}} {name}\n" in page.read_text()]
+
+    assert len(shown) == 1
+
+
+def test_every_setting_says_what_it_is() -> None:
+    """Each field of Config and Policy has a row with its default and a meaning."""
+    for owner, table in ((Config, tables.settings()), (Policy, tables.policy())):
+        for field in dataclasses.fields(owner):
+            assert re.search(rf"^\| `{field.name}` \| `.+` \| .{{8,}} \|$", table, re.MULTILINE), field.name
+
+
+def test_every_event_says_what_happened() -> None:
+    """Each event has a row, with each of its fields."""
+    classes = {value for value in vars(events).values() if isinstance(value, type) and issubclass(value, events.Event)}
+    table = tables.event_table()
+
+    assert set(tables.event_classes()) == classes - {events.Event}
+    for each in tables.event_classes():
+        fields = ", ".join(f"`{name}`" for name in each.__struct_fields__) or "none"
+        assert re.search(rf"^\| `{each.__name__}` \| {re.escape(fields)} \| .{{8,}} \|$", table, re.MULTILINE), each
+
+
+def test_every_error_says_when() -> None:
+    """Each error has a row with what else it is."""
+    table = tables.error_table()
+
+    for name, each in vars(errors).items():
+        if name in cacheworkers.__all__:
+            assert re.search(rf"^\| `{name}` \| `{each.__bases__[0].__name__}`.* \| .{{8,}} \|$", table, re.MULTILINE)
+
+
+def test_every_command_has_a_section() -> None:
+    """Each command has its line, what it does, and its options."""
+    text = tables.commands()
+
+    for name, command in main.commands.items():
+        assert f"## {name}\n\n`cacheworkers --app APP {name}" in text
+        assert all(f"`{option}`" in text for each in command.params for option in each.opts if option.startswith("--"))
+
+
+def test_every_public_name_is_documented() -> None:
+    """What `import cacheworkers` has is on the API page, or among the errors."""
+    documented = set(re.findall(r"^\.\. auto\w+:: (\w+)$", API, re.MULTILINE))
+    errors_told = {each.__name__ for each in tables.error_classes()}
+
+    assert set(cacheworkers.__all__) - {"__version__"} <= documented | errors_told
+    assert documented <= set(cacheworkers.__all__)
+
+
+@pytest.mark.parametrize("owner", ["Cache", "Loader", "BatchLoader", "Load", "AsyncLoad"])
+def test_every_method_is_documented(owner: str) -> None:
+    """The page takes all members of what users call, and each has a docstring to show."""
+    section = API.partition(f".. autoclass:: {owner}\n")[2]
+    documented = getattr(cacheworkers, owner)
+
+    assert section.startswith("   :members:\n")
+    assert all(getattr(documented, name).__doc__ for name in dir(documented) if not name.startswith("_"))
+
+
+def test_every_key_is_documented() -> None:
+    """The table of keys has each that a Keyspace can build, its parameters in capitals, and no other."""
+    keys = Keyspace("cw")
+    built = set()
+    for name in set(dir(keys)) - NO_KEYS:
+        value = getattr(keys, name)
+        if name.startswith("_") or name.endswith(("_prefix", "_pattern")):
+            continue
+        if callable(value):
+            wanted = value.__code__.co_varnames[1 : value.__code__.co_argcount]
+            value = value(*(0 if each == "shard" else each.upper() for each in wanted))
+        built.add(value)
+
+    documented = re.findall(r"^\| `(cw:[^`]+)` \|", (REFERENCE / "keys.md").read_text(), re.MULTILINE)
+
+    assert sorted(documented) == sorted(built)
+
+
+def test_a_diagram_has_what_its_text_says() -> None:
+    """Participants, messages and notes are drawn; anything else is refused, not left out."""
+    text = (
+        "sequenceDiagram\nparticipant a as one\nparticipant b\na->>b: x < 1\nb-->>a: y\na->>a: z\nNote over a,b: n<br>m"
+    )
+    picture = drawing.svg(drawing.parse(text))
+
+    assert [word for word in (">one<", ">b<", ">x &lt; 1<", ">y<", ">z<", ">n<", ">m<") if word not in picture] == []
+    assert picture.count('class="head"') == 3
+    assert picture.count("reply") == 1
+    for wrong in ("graph LR", "sequenceDiagram\nloop ever", "sequenceDiagram\nparticipant a\na->>b: x"):
+        with pytest.raises(drawing.DiagramError):
+            drawing.parse(wrong)
