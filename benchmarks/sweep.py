@@ -143,7 +143,7 @@ def main() -> None:
         idle, busy = results.get(timeout=60)
         reader.join()
         slow = client.slowlog_get(1000)
-        left = kinds_of(client, cache.config.namespace)
+        left = sorted(kinds_of(client, cache.config.namespace).items())
         rows = [
             ("dead members, tag sets", f"{members:,}, {sets:,}"),
             ("swept, in", f"{swept.members:,}, {took:.1f} s"),
@@ -151,7 +151,10 @@ def main() -> None:
             ("a reader, idle: p50, p99, most", line(idle)),
             ("a reader meanwhile: p50, p99, most", line(busy)),
             ("memory empty, full, swept", f"{empty:.1f}, {full:.1f}, {used(client):.1f} MB"),
-            (f"keys left ({fresh_marks + 1:,} marks must stay)", ", ".join(f"{k}: {n:,}" for k, n in sorted(left.items()))),
+            (
+                f"keys left ({fresh_marks + 1:,} marks must stay)",
+                ", ".join(f"{kind}: {count:,}" for kind, count in left),
+            ),
         ]
         print(markdown(("what", "measured"), rows))
         for entry in slow[:5]:
