@@ -74,13 +74,10 @@ def dogpile(url: str, readers: int, gate: Any) -> list[float]:
     """dogpile.cache: threads, and its distributed lock."""
     from dogpile.cache import make_region
 
-    arguments = {
-        "url": url,
-        "distributed_lock": True,
-        "lock_timeout": 30,
-        "redis_expiration_time": 60,
-        "thread_local_lock": False,
-    }
+    # Room for everybody: with redis-py's hundred connections all other readers would fail.
+    pool = redis.ConnectionPool.from_url(url, max_connections=readers + 10)
+    lock = {"distributed_lock": True, "lock_timeout": 30, "thread_local_lock": False}
+    arguments = {"connection_pool": pool, "redis_expiration_time": 60, **lock}
     region = make_region().configure("dogpile.cache.redis", arguments=arguments)
     client = redis.Redis.from_url(url)
 
