@@ -360,6 +360,7 @@ def main() -> None:
     parser.add_argument("--hot", type=int, default=100)
     parser.add_argument("--workers", type=int, default=0, help="of each queue; 0 for as many as there is work")
     parser.add_argument("--defaults", action="store_true", help="vary each default instead of the ways")
+    parser.add_argument("--ways", nargs="+", help="names of rows; none for all")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a small Zipf only")
     parser.add_argument("--write-to", type=Path, help="directory for the tables and their picture")
@@ -372,7 +373,7 @@ def main() -> None:
     ]
     if not scenes:
         parser.error(f"--only must name a trace that is there, got {', '.join(options.only)}")
-    ways = DEFAULTS if options.defaults else WAYS
+    ways = [way for way in (DEFAULTS if options.defaults else WAYS) if not options.ways or way.name in options.ways]
     outcomes = play_all(scenes, ways, options.jobs)
     tables = [(title_of(scene), [one.row() for one in those]) for scene, those in zip(scenes, outcomes, strict=True)]
     text = "\n".join(f"**{title}**\n\n{report.markdown(HEADS, rows)}" for title, rows in tables)
