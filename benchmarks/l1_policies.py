@@ -9,17 +9,13 @@ theine`), and is left out where that is not installed.
 from __future__ import annotations
 
 import argparse
-import array
 import importlib.util
-import itertools
-import lzma
-import random
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.traces import read_trace, zipf
 from cacheworkers.core.entry import Entry
 from cacheworkers.local.l1 import L1, MISSING
 
@@ -172,21 +168,6 @@ POLICIES: dict[str, Policy] = {
     "W-TinyLFU": w_tinylfu,
     "L1": this_l1,
 }
-
-
-def read_trace(path: Path, *, longs: bool = False) -> Sequence[int]:
-    """Return the keys of a trace file."""
-    keys = array.array("q" if longs else "i")
-    keys.frombytes(lzma.decompress(path.read_bytes()))
-    if sys.byteorder == "little":
-        keys.byteswap()
-    return keys
-
-
-def zipf(requests: int, keys: int, *, skew: float = 0.9, seed: int = 7) -> Sequence[int]:
-    """Return a made-up trace: popularity falls as rank to the power of `-skew`; the same seed gives the same trace."""
-    weights = list(itertools.accumulate((rank + 1) ** -skew for rank in range(keys)))
-    return random.Random(seed).choices(range(keys), cum_weights=weights, k=requests)
 
 
 def main() -> None:

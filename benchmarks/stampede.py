@@ -1,15 +1,36 @@
-"""Simultaneous readers of one cold key: `python -m benchmarks.stampede [--readers 50000] [--processes 4]`."""
+"""Simultaneous readers of one cold key: `python -m benchmarks.stampede [--readers 50000] [--processes 4] [--peers]`.
+
+With `--peers` the same beside libraries that have a lock, where they are installed: `pip install 'cashews[redis]'
+ dogpile.cache 'aiocache[redis]'`.
+Their loads run in the readers' processes, for as long.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import importlib.metadata
 import multiprocessing
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
+import redis
+import redis.asyncio
+
+from benchmarks import report
 from benchmarks.stack import stack
+from cacheworkers.testing import Valkey
+
+#: Seconds of the slow load, here and in `benchmarks/shop.py`.
+LOAD_TIME = 0.4
+PEERS_READERS = 5000
+#: Seconds after which a peer's process is given up.
+PATIENCE = 120.0
 
 
 def read(readers: int, key: int, gate: Any, results: Any) -> None:
@@ -49,12 +70,173 @@ def rounds(readers: int, processes: int, count: int) -> Iterator[tuple[int, int,
             yield here.calls("SELECT pg_sleep%"), sum(served for _, _, served in rows), took
 
 
+def dogpile(url: str, readers: int, gate: Any) -> list[float]:
+    """dogpile.cache: threads, and its distributed lock."""
+    from dogpile.cache import make_region
+
+    # Room for everybody: with redis-py's hundred connections all other readers would fail.
+    pool = redis.ConnectionPool.from_url(url, max_connections=readers + 10)
+    lock = {"distributed_lock": True, "lock_timeout": 30, "thread_local_lock": False}
+    arguments = {"connection_pool": pool, "redis_expiration_time": 60, **lock}
+    region = make_region().configure("dogpile.cache.redis", arguments=arguments)
+    client = redis.Redis.from_url(url)
+
+    def load() -> int:
+        client.incr("loads:dogpile")
+        time.sleep(LOAD_TIME)
+        return 7
+
+    ends: list[float] = []
+
+    def one() -> None:
+        with contextlib.suppress(Exception):  # whoever is not served is not counted
+            region.get_or_create("slow", load, 60)
+            ends.append(time.monotonic())
+
+    threading.stack_size(256 * 1024)
+    crowd = [threading.Thread(target=one) for _ in range(readers)]
+    gate.wait()
+    for each in crowd:
+        each.start()
+    for each in crowd:
+        each.join()
+    return ends
+
+
+def cashews(url: str, readers: int, gate: Any) -> list[float]:
+    """cashews: tasks, and `lock=True`."""
+    from cashews import Cache as Cashews
+
+    async def crowd() -> list[float]:
+        cache = Cashews()
+        cache.setup(url, client_side=False, max_connections=100, wait_for_connection_timeout=60)
+        client = redis.asyncio.Redis.from_url(url)
+
+        @cache(ttl="1m", key="slow", lock=True)
+        async def slow() -> int:
+            await client.incr("loads:cashews")
+            await asyncio.sleep(LOAD_TIME)
+            return 7
+
+        try:
+            return await served(slow, readers, gate)
+        finally:
+            await cache.close()
+            await client.aclose()
+
+    return asyncio.run(crowd())
+
+
+def aiocache(url: str, readers: int, gate: Any) -> list[float]:
+    """aiocache: tasks, and `cached_stampede`, whose lock is Redis's."""
+    from aiocache import RedisCache, cached_stampede
+
+    async def crowd() -> list[float]:
+        parts = urlsplit(url)
+        client = redis.asyncio.Redis.from_url(url)
+
+        # Room for everybody: with its own ten connections most readers would fail, and load for themselves.
+        where = {"endpoint": parts.hostname, "port": parts.port, "pool_max_size": readers + 10, "timeout": PATIENCE}
+
+        @cached_stampede(lease=30, ttl=60, key="slow", cache=RedisCache, namespace="ai", **where)
+        async def slow() -> int:
+            await client.incr("loads:aiocache")
+            await asyncio.sleep(LOAD_TIME)
+            return 7
+
+        try:
+            return await served(slow, readers, gate)
+        finally:
+            await client.aclose()
+
+    return asyncio.run(crowd())
+
+
+async def served(slow: Callable[[], Awaitable[int]], readers: int, gate: Any) -> list[float]:
+    """Read from so many tasks at once, and return when each was served."""
+
+    async def one() -> float:
+        await slow()
+        return time.monotonic()
+
+    gate.wait()
+    found = await asyncio.gather(*(one() for _ in range(readers)), return_exceptions=True)
+    return [end for end in found if isinstance(end, float)]
+
+
+PEERS: dict[str, tuple[str, Callable[[str, int, Any], list[float]]]] = {
+    "dogpile.cache": ("distributed_lock, threads", dogpile),
+    "cashews": ("lock=True, tasks", cashews),
+    "aiocache": ("cached_stampede, tasks", aiocache),
+}
+
+
+def play(peer: str, url: str, readers: int, gate: Any, results: Any) -> None:
+    """Be one process of a peer's crowd: how many were served, and when the first began and the last ended."""
+    began: list[float] = []
+
+    class Begun:
+        def wait(self) -> None:
+            gate.wait()
+            began.append(time.monotonic())
+
+    ends = PEERS[peer][1](url, readers, Begun())
+    results.put((began[0], max(ends, default=began[0]), len(ends)))
+
+
+def against(peer: str, readers: int, processes: int) -> tuple[int, int, float]:
+    """Return a peer's loads by Redis's count, readers served, and seconds to the last; those still waiting count not.
+
+    Raises:
+        queue.Empty: a process was not done within `PATIENCE` seconds.
+    """
+    context = multiprocessing.get_context("spawn")
+    with Valkey() as valkey:
+        gate, results = context.Barrier(processes), context.Queue()
+        words = (peer, valkey.url, readers // processes, gate, results)
+        crowd = [context.Process(target=play, args=words) for _ in range(processes)]
+        for each in crowd:
+            each.start()
+        try:
+            rows = [results.get(timeout=PATIENCE) for _ in crowd]
+        finally:
+            for each in crowd:
+                each.kill()
+                each.join()
+        loads = int(redis.Redis.from_url(valkey.url).get(f"loads:{peer.partition('.')[0]}") or 0)
+    return loads, sum(row[2] for row in rows), max(row[1] for row in rows) - min(row[0] for row in rows)
+
+
+def beside_peers(readers: int, processes: int) -> list[tuple[str, ...]]:
+    """Return a row for this library, and one for each peer that is installed."""
+    [(loads, served_, took)] = rounds(readers, processes, 1)
+    rows = [("cacheworkers", "Celery workers load, tasks", f"{loads}", f"{served_:,}", f"{took:.2f} s")]
+    for peer, (how, _) in PEERS.items():
+        try:
+            name = f"{peer} {importlib.metadata.version(peer)}"
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((peer, "not installed", "", "", ""))
+            continue
+        try:
+            loads, served_, took = against(peer, readers, processes)
+            rows.append((name, how, f"{loads}", f"{served_:,}", f"{took:.2f} s"))
+        except queue.Empty:
+            rows.append((name, how, "", "", f"not done after {PATIENCE:g} s"))
+    return rows
+
+
 def main() -> None:
     """Run it and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--readers", type=int, default=50_000)
     parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--peers", action="store_true", help="one round beside peers, of 5,000 readers")
     options = parser.parse_args()
+    if options.peers:
+        readers = min(options.readers, PEERS_READERS)
+        heads = (f"{readers:,} readers in {options.processes} processes", "how", "loads", "served", "the last after")
+        print(report.markdown(heads, beside_peers(readers, options.processes)))
+        return
     for loads, served, took in rounds(options.readers, options.processes, 3):
         print(
             f"{options.readers:,} readers in {options.processes} processes, load 0.4 s: "

@@ -1,0 +1,53 @@
+"""How much of a trace this library's L1 answers, by its size: `python -m benchmarks.l1_sizes [--trace FILE ...]`.
+
+Replayed are a seeded Zipf and the recorded traces in `../shared/data`, where there are any, through `L1` itself, with
+nothing invalidated and nothing expired: what is missed is missed for want of room, or read for the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from benchmarks.l1_policies import this_l1
+from benchmarks.report import markdown, progress
+from benchmarks.traces import Trace, found, named, zipf
+from cacheworkers import Config
+
+SIZES = (100, 300, 1000, 3000, Config().l1_entries, 30_000, 100_000)
+HEADS = ("trace", "entries kept", "share of keys", "hit ratio", "of the ideal", "CPU us a read")
+
+
+def rows_of(trace: Trace, sizes: list[int]) -> list[tuple[str, ...]]:
+    """Return a row a size; the last is the first that has room for everything."""
+    reads, distinct = len(trace.keys), len(trace.counts)
+    ideal = 1 - distinct / reads
+    rows = []
+    with progress() as bar:
+        for size in bar.track(sizes, description=trace.name):
+            began = time.process_time()
+            ratio = this_l1(trace.keys, size) / reads
+            each = (time.process_time() - began) / reads * 1e6
+            room = f"{min(size / distinct, 1.0):.1%}"
+            rows.append((trace.name, f"{size:,}", room, f"{ratio:.3f}", f"{ratio / ideal:.3f}", f"{each:.2f}"))
+            if size >= distinct:
+                break
+    return rows
+
+
+def main() -> None:
+    """Replay, and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, nargs="+", help="instead of what is in ../shared/data")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--quick", action="store_true", help="the Zipf only")
+    options = parser.parse_args()
+    traces = [Trace("Zipf 0.9", zipf(500_000, 50_000))]
+    if not options.quick:
+        traces += [named(path) for path in found(options.trace)]
+    print(markdown(HEADS, [row for trace in traces for row in rows_of(trace, sorted(options.sizes))]))
+
+
+if __name__ == "__main__":
+    main()

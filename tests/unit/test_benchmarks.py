@@ -1,0 +1,113 @@
+"""Benchmarks: what their numbers are made of."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import heat_cost, report, simulation, sweep, traces
+from cacheworkers.loader import Loader
+
+
+def test_percentiles_are_values_that_were_seen() -> None:
+    assert report.percentile(range(1, 101), 0.99) == 100
+    assert report.percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert report.percentile([], 0.99) == 0.0
+
+
+def test_a_table_is_markdown_with_its_numbers_on_the_right() -> None:
+    assert report.markdown(("what", "ns"), [("a hit", "95")]) == "| what | ns |\n|---|---:|\n| a hit | 95 |\n"
+
+
+@pytest.mark.parametrize("members", [1000, 123_457, 1_000_000])
+def test_the_swept_tags_have_the_members_that_were_asked_for(members: int) -> None:
+    tags = dict(sweep.tags_of(members))
+
+    assert sum(tags.values()) == members
+    assert tags["all"] == members // 2
+
+
+def test_the_hit_without_counting_differs_by_that_line_alone() -> None:
+    """The benchmark takes the library's own hit path apart, and fails when it no longer fits."""
+
+    class Slot:
+        reads = 0
+
+    def hit(slot: Slot) -> int:
+        slot.reads += 1
+        return 7
+
+    def counts_nothing(slot: Slot) -> int:
+        return 7
+
+    slot = Slot()
+
+    assert heat_cost.without_counting(hit)(slot) == 7
+    assert slot.reads == 0
+    assert heat_cost.without_counting(Loader.get).__name__ == "get"
+    with pytest.raises(ValueError, match="must have one line"):
+        heat_cost.without_counting(counts_nothing)
+
+
+def scene(**options: Any) -> simulation.Scene:
+    keys = traces.zipf(20_000, 200)
+    return simulation.Scene(traces.Trace("small", keys), 60.0, 60.0, **{"lasts": 600.0, "hot": 20, **options})
+
+
+def way(name: str) -> simulation.Way:
+    return next(way for way in simulation.WAYS if way.name == name)
+
+
+def test_simulated_readers_at_once_share_a_load() -> None:
+    """A thousand readers of one key within a load's time: one load, and all but those after it wait."""
+    crowd = simulation.Scene(traces.Trace("crowd", [7] * 1000), 60.0, 60.0, lasts=0.0005, writes=0.0, hot=1)
+
+    alone = simulation.Replay(crowd, way("TTL, every reader loads")).play()
+    shared = simulation.Replay(crowd, way("TTL, one load for all")).play()
+
+    assert (alone.loads, alone.most_at_once) == (1000, 1000)
+    assert (shared.loads, shared.most_at_once, shared.waits, shared.in_vain) == (1, 1, 100.0, 0)
+
+
+def test_a_simulation_repeats_itself() -> None:
+    first, second = (simulation.Replay(scene(), way("SWR + early + warm")).play() for _ in range(2))
+
+    assert first == second
+
+
+def test_simulated_warming_spares_hot_keys_their_stale_reads() -> None:
+    """Without stale times nobody reads stale; with them, and warming, readers of hot keys hardly ever do."""
+    plain, swr, warm = (
+        simulation.Replay(scene(), way(name)).play() for name in ("TTL, one load for all", "SWR", "SWR + warm")
+    )
+
+    assert plain.stale == 0.0
+    assert swr.stale_hot > 1.0 > 10 * warm.stale_hot
+    assert swr.waits < plain.waits
+
+
+def test_a_simulated_write_is_read_at_once() -> None:
+    """An invalidation makes the next read wait for a load of its own, and drops what L1 holds."""
+    unwritten = simulation.Replay(scene(writes=0.0), way("SWR + warm")).play()
+    written = simulation.Replay(scene(writes=0.05), way("SWR + warm")).play()
+
+    assert written.loads > unwritten.loads + 500
+    assert written.waits > unwritten.waits
+
+
+def test_workers_that_are_few_load_one_after_the_other() -> None:
+    few = simulation.Replay(scene(workers=1), way("TTL, one load for all")).play()
+
+    assert few.most_at_once == 1
+
+
+def test_a_recorded_trace_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "some.trace.xz").write_bytes(lzma.compress(struct.pack(">3i", 7, 1, 7)))
+    (tmp_path / "some.longs.xz").write_bytes(lzma.compress(struct.pack(">2q", 1 << 40, 3)))
+
+    assert traces.named(tmp_path / "some.trace.xz").counts == {7: 2, 1: 1}
+    assert list(traces.named(tmp_path / "some.longs.xz").keys) == [1 << 40, 3]
