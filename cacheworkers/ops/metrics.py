@@ -11,6 +11,7 @@ processes that share the directory are shown together, whichever of them is aske
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,24 +73,21 @@ LOSSES = {
 }
 
 
+_registered: weakref.WeakKeyDictionary[CollectorRegistry, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
 class Metrics:
     """Counts what happens; give it to `Cache(hook=...)`."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         """
         Args:
-            registry: where the metrics are registered; one process makes them once for each registry.
+            registry: where the metrics are registered; the hooks of several caches may share one, and add up there.
         """
         self._children: dict[tuple[str, ...], Any] = {}
-        self._metrics: dict[str, Any] = {}
-        for name, (says, labels) in COUNTERS.items():
-            self._metrics[name] = Counter(_full(name), says, labels, registry=registry)
-        for name, (says, labels, buckets) in HISTOGRAMS.items():
-            self._metrics[name] = Histogram(_full(name), says, labels, buckets=buckets, registry=registry)
-        for name, says in SUMS.items():
-            self._metrics[name] = Gauge(_full(name), says, registry=registry, multiprocess_mode="livesum")
-        for name, says in LOSSES.items():
-            self._metrics[name] = Gauge(_full(name), says, registry=registry, multiprocess_mode="livemax")
+        if registry not in _registered:
+            _registered[registry] = _register(registry)
+        self._metrics = _registered[registry]
         self._takes: dict[type[events.Event], Callable[[Any], None]] = {
             events.Served: self._served,
             events.MemoryHits: self._memory_hits,
@@ -183,6 +181,19 @@ class Metrics:
 
     def _set(self, name: str, value: float) -> None:
         self._metrics[name].set(value)
+
+
+def _register(registry: CollectorRegistry) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    for name, (says, labels) in COUNTERS.items():
+        metrics[name] = Counter(_full(name), says, labels, registry=registry)
+    for name, (says, labels, buckets) in HISTOGRAMS.items():
+        metrics[name] = Histogram(_full(name), says, labels, buckets=buckets, registry=registry)
+    for name, says in SUMS.items():
+        metrics[name] = Gauge(_full(name), says, registry=registry, multiprocess_mode="livesum")
+    for name, says in LOSSES.items():
+        metrics[name] = Gauge(_full(name), says, registry=registry, multiprocess_mode="livemax")
+    return metrics
 
 
 def _full(name: str) -> str:

@@ -281,3 +281,11 @@ def test_a_foreign_message_has_no_age(make_cache: Callable[..., Cache], valkey: 
     client.delete("foreign.miss")
     client.close()
     cache.close()
+
+
+def test_caches_of_one_process_add_up() -> None:
+    registry = CollectorRegistry()
+    for metrics in (Metrics(registry), Metrics(registry)):
+        metrics(events.MemoryHits("product", 2))
+
+    assert read(generate_latest(registry))["cacheworkers_reads_total", "fresh", "product", "l1"] == 4
