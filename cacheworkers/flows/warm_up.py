@@ -26,6 +26,8 @@ ASK_EVERY = 0.5
 BUSY = 8
 #: A load may take this much longer than its deadline until it counts as lost, seconds: its message was queued.
 LOST_AFTER = 30.0
+#: A call that somebody else is loading is claimed again after so many seconds.
+HELD_FOR = 1.0
 
 
 class WarmUp(msgspec.Struct):
@@ -60,10 +62,11 @@ class WarmUp(msgspec.Struct):
 
 
 class _Asked(msgspec.Struct):
-    """A call that a worker has been asked for."""
+    """A call that a worker has been asked for, by us or by somebody else; until when that is believed."""
 
     seen: bytes
     until: float
+    is_ours: bool
 
 
 def warm_up(
@@ -115,7 +118,7 @@ def warm_up(
         else:
             yield pause(LOOK_EVERY)
         if asked:
-            yield from _look(ports, asked, state, throttle)
+            left += yield from _look(ports, asked, state, throttle)
         state.window = throttle.window
         progress(state)
     return state
@@ -136,14 +139,15 @@ def _ask(
     if not wanted:
         return 0
     claims = yield ports.store.claim_many(wanted, lease_for=loader.load_for)
-    until = ports.clock.monotonic() + loader.load_for + LOST_AFTER
+    now = ports.clock.monotonic()
     asks = []
     for (call, token, seen), claim in zip(wanted, claims, strict=True):
         if isinstance(claim, Backoff):
             _failed(state, call)
             continue
-        asked[call] = _Asked(seen, until)
-        if isinstance(claim, Claimed):  # else somebody is at it, or has just loaded it: the next look finds out
+        is_ours = isinstance(claim, Claimed)  # else somebody is at it, or has just loaded it: looks find out
+        asked[call] = _Asked(seen, now + (loader.load_for + LOST_AFTER if is_ours else HELD_FOR), is_ours)
+        if is_ours:
             asks.append(Ask(loader.name, call, token, seen.hex(), "warm"))
     taken = ports.dispatcher.submit_all(asks)
     for left in asks[taken:]:
@@ -153,8 +157,8 @@ def _ask(
     return len(asks)
 
 
-def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throttle) -> Flow[None]:
-    """Take off what has been loaded, has failed or was lost."""
+def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throttle) -> Flow[list[str]]:
+    """Take off what has been loaded, has failed or was lost; return what is to be asked for again."""
     calls = list(asked)
     raws = yield ports.store.get_many(calls)
     for call, raw in zip(calls, raws, strict=True):
@@ -167,11 +171,17 @@ def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throt
         except EnvelopeError:  # another layout, of a newer deploy: loaded it is
             continue
     calls = list(asked)
+    again = []
     backoffs = (yield ports.store.failing_until(calls)) if calls else []
     for call, backoff_until in zip(calls, backoffs, strict=True):
-        if backoff_until > ports.clock.now() or ports.clock.monotonic() > asked[call].until:
+        is_over = ports.clock.monotonic() > asked[call].until
+        if is_over and not asked[call].is_ours:  # whoever was at it may have died, or given it up
+            del asked[call]
+            again.append(call)
+        elif is_over or backoff_until > ports.clock.now():
             del asked[call]
             _failed(state, call)
+    return again
 
 
 def _failed(state: WarmUp, call: str) -> None:

@@ -228,3 +228,17 @@ def test_foreign_calls_are_refused_before_anything_is_loaded(cache: Cache) -> No
         cache.warm_up("number", ["number[1]", "other[2]"])
     assert loads == []
     assert cache.warm_up("number", []).share == 1.0
+
+
+def test_a_call_whose_loader_has_died_is_loaded_once_its_lease_ends(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's claim is no promise."""
+    _, loads = batched(cache)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.HELD_FOR", 0.05)
+    cache._ports.store.claim("number[7]", "f" * 16, lease_for=0.5).run()
+
+    done = cache.warm_up("number", ["number[7]"])
+
+    assert (done.loaded, done.failed) == (1, 0)
+    assert loads == [[7]]
