@@ -229,7 +229,9 @@ def _servers(data_dir: Path, console: Console) -> Iterator[Servers]:
     with contextlib.ExitStack() as stack:
         redis_url, store = os.environ.get("REDIS_URL"), None
         if redis_url is None:
-            store = stack.enter_context(Valkey(data_dir / "valkey", persist=True))
+            store = stack.enter_context(
+                Valkey(data_dir / "valkey", persist=True, maxmemory="1gb", maxmemory_policy="volatile-lru")
+            )
             redis_url = store.url
         database_url = os.environ.get("DATABASE_URL")
         if database_url is None:
