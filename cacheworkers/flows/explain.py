@@ -34,6 +34,9 @@ class Explanation(msgspec.Struct, frozen=True):
         in_l1: this process's memory would answer.
         l1_reads: how often it has, since it was kept.
         is_listening: this process hears pushes.
+        revalidates_in: until it is revalidated, by warming if it is hot, else by the first reader then; early
+            revalidation may come before.
+        attempts: how many loads have begun since the last that ended: more than one, and workers have died of it.
         lease: token, fence and what else is known of a load under way; empty for none.
         failure: kind, text, count of the last load that failed; empty for none.
         heat: reads by all processes, halved with every half-life.
@@ -53,6 +56,8 @@ class Explanation(msgspec.Struct, frozen=True):
     in_l1: bool = False
     l1_reads: int = 0
     is_listening: bool = False
+    revalidates_in: float | None = None
+    attempts: int = 0
     lease: dict[str, str] = {}
     failure: dict[str, str] = {}
     heat: float = 0.0
@@ -68,6 +73,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     lease: dict[str, str] = yield ports.store.lease(call)
     failure: dict[str, str] = yield ports.store.failures(call)
     heat: float = yield ports.store.heat_of(loader.name, call)
+    attempts: int = yield ports.store.attempts(call)
     slot = ports.l1.get(call)
     monotonic, now = ports.clock.monotonic(), ports.clock.now()
     in_l1 = slot is not None and monotonic < slot.until
@@ -80,6 +86,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "in_l1": in_l1,
         "l1_reads": slot.reads if slot is not None else 0,
         "is_listening": ports.listener.is_up,
+        "attempts": attempts,
         "lease": lease,
         "failure": failure,
         "heat": heat,
@@ -103,10 +110,17 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         kept_for=entry.expires_at - now,
         load_time=entry.load_time,
         seq=entry.seq,
+        revalidates_in=max(0.0, entry.fresh_until - now - _lead(ports, heat)),
         size=len(entry.payload),
         tags=tuple(tags),
         **common,
     )
+
+
+def _lead(ports: Ports, heat: float) -> float:
+    """Return how long before it goes stale warming revalidates an entry of this heat."""
+    config = ports.config
+    return 3 * config.warm_every if config.warm_every and heat >= config.warm_least else 0.0
 
 
 def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:

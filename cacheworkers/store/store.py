@@ -267,6 +267,10 @@ class Store:
         requests = [Request(("HGET", self.keys.failures(call), "until_ms")) for call in calls]
         return self._ask(requests, lambda replies: [float(reply or 0) / 1000 for reply in replies])
 
+    def attempts(self, call: str) -> Exchange[int]:
+        """How many loads of a call have begun since the last that ended."""
+        return self._ask([Request(("GET", self.keys.attempts(call)))], lambda replies: int(replies[0] or 0))
+
     def failures(self, call: str) -> Exchange[dict[str, str]]:
         """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
         return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: _fields(replies[0]))

@@ -108,3 +108,21 @@ def test_what_is_no_call_is_refused(cache: Cache) -> None:
         cache.explain("nobody[1]")
     with pytest.raises(CallError):
         cache.explain('number["x"]')
+
+
+def test_when_it_is_revalidated_and_how_often_its_load_has_begun(cache: Cache) -> None:
+    number = declared(cache)
+    number.get(1)
+    cold = cache.explain("number[1]")
+    assert cold.revalidates_in == cold.fresh_for and cold.attempts == 0
+
+    for _ in range(5):
+        cache._ports.heat.count("number[1]")
+    cache.tell_heat()
+    hot = cache.explain("number[1]")
+    assert hot.fresh_for is not None and hot.revalidates_in == hot.fresh_for - 3 * cache.config.warm_every
+
+    store: Any = cache._ports.store
+    store.claim("number[7]", "a" * 16, lease_for=60.0).run()
+    store.begin([("number[7]", "a" * 16, "b" * 16, b"")], load_for=60.0).run()
+    assert cache.explain("number[7]").attempts == 1
