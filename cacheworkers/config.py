@@ -27,6 +27,8 @@ class Config:
             `cluster://host:port`.
         namespace: first part of every key in Redis; two namespaces never meet.
         store_timeout: how long one call to the store may take, and a connection to it.
+        spin_for: how long a thread polls for the store's reply before it sleeps for it, at most a millisecond; 0 never
+            polls.  Less often, down to next to never, where that is in vain: the store is far, or cores are shared.
         replicas: how many replicas of each master must have an invalidation before it is acknowledged, and an entry's
             tags before it is written; 0 waits for none.  Fewer in time: neither happens.
         breaker_for: after a failed call, how long the store is not asked again.
@@ -66,6 +68,7 @@ class Config:
     redis_url: str = "redis://127.0.0.1:6379/0"
     namespace: str = "cw"
     store_timeout: float = 0.25
+    spin_for: float = 30e-6
     replicas: int = 0
     breaker_for: float = 1.0
     l1_entries: int = 10_000
@@ -115,6 +118,7 @@ class Config:
             duration(name, getattr(self, name), most=86400.0, positive=True)
         for name in ("breaker_for", "l1_for", "l1_on_loss_for", "heat_every", "warm_every", "warm_least"):
             duration(name, getattr(self, name), most=86400.0)
+        duration("spin_for", self.spin_for, most=1e-3)
         duration("revalidate_rate", self.revalidate_rate, most=1e6, unit=" a second")
         for name, least in _LEAST.items():
             value = getattr(self, name)

@@ -116,7 +116,10 @@ class Link:
         self._on_back = on_back
         self._where = parse_url(config.redis_url)
         self._wires = Wires(
-            lambda: self.client().connection_pool, lambda: self.aclient().connection_pool, config.store_timeout
+            lambda: self.client().connection_pool,
+            lambda: self.aclient().connection_pool,
+            config.store_timeout,
+            config.spin_for,
         )
         self._wires_of: dict[str, Wires] = {}
         self._sync: Any = None
@@ -265,7 +268,7 @@ class Link:
                 continue
             if node.name not in self._wires_of:
                 pool = functools.partial(getattr, client.get_redis_connection(node), "connection_pool")
-                self._wires_of[node.name] = Wires(pool, pool, self._config.store_timeout)
+                self._wires_of[node.name] = Wires(pool, pool, self._config.store_timeout, self._config.spin_for)
             found.append((self._wires_of[node.name], f"{key}{{{_in_slot(slots[node.name])}}}"))
         return found
 

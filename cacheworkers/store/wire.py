@@ -20,6 +20,8 @@ from typing import Any
 import hiredis
 from redis import exceptions as redis_errors
 
+from cacheworkers.local.spin import Spin
+
 #: A wire that was idle for longer is looked at before it is used: the server may have closed it, seconds.
 FRESH_FOR = 0.2
 _READ = 1 << 16
@@ -36,11 +38,12 @@ def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
 class Wire:
     """A blocking connection, for one thread at a time."""
 
-    def __init__(self, pool: Any, timeout: float) -> None:
+    def __init__(self, pool: Any, timeout: float, spin: Spin) -> None:
         """
         Args:
             pool: redis-py's, of a standalone server or a Sentinel service; it says how to connect.
             timeout: of each send and each receive, seconds.
+            spin: says whether to poll for a reply.
 
         Raises:
             RedisError, OSError: no connection.
@@ -50,7 +53,9 @@ class Wire:
         self._socket: socket.socket = self._connection._sock
         self._reader = _reader(self._connection)
         self._used_at = time.monotonic()
-        if not isinstance(self._socket, ssl.SSLSocket):
+        self._spin = spin
+        self._is_plain = not isinstance(self._socket, ssl.SSLSocket)
+        if self._is_plain:
             # The kernel keeps the time: with a timeout of its own, Python asks before each call whether it may.
             interval = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
             self._socket.setblocking(True)
@@ -72,7 +77,7 @@ class Wire:
         Raises:
             ConnectionError, TimeoutError: redis-py's; the wire must be closed.
         """
-        reader, receive = self._reader, self._socket.recv
+        reader = self._reader
         replies: list[Any] = []
         try:
             self._socket.sendall(packed)
@@ -82,7 +87,7 @@ class Wire:
                     if type(reply) is not hiredis.PushNotification:
                         replies.append(reply)
                     continue
-                data = receive(_READ)
+                data = self._polled() if self._is_plain and self._spin.is_due() else self._socket.recv(_READ)
                 if not data:
                     raise redis_errors.ConnectionError("the store closed the connection")
                 reader.feed(data)
@@ -98,6 +103,21 @@ class Wire:
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
+
+    def _polled(self) -> bytes:
+        """Return what arrives, polling for a while before sleeping for it."""
+        receive, clock = self._socket.recv, time.perf_counter
+        until = clock() + self._spin.seconds
+        while True:
+            try:
+                data = receive(_READ, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if clock() < until:
+                    continue
+                self._spin.note(clock() - until)
+                return receive(_READ)
+            self._spin.note(clock() - until)
+            return data
 
 
 class AsyncWire(asyncio.Protocol):

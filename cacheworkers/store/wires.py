@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cacheworkers.local.spin import Spin
 from cacheworkers.store.wire import AsyncWire, Wire, pack
 
 #: Idle connections that are kept; more threads than these at once open and close their own.
@@ -18,15 +19,17 @@ _Words = Sequence[tuple[Any, ...]]
 class Wires:
     """Sends commands over whatever connection is free, and opens one when none is."""
 
-    def __init__(self, pool: Callable[[], Any], async_pool: Callable[[], Any], timeout: float) -> None:
+    def __init__(self, pool: Callable[[], Any], async_pool: Callable[[], Any], timeout: float, spin_for: float) -> None:
         """
         Args:
             pool, async_pool: return redis-py's pools, which say how to connect.
             timeout: seconds.
+            spin_for: how long a thread polls for a reply before it sleeps, seconds.
         """
         self._pool = pool
         self._async_pool = async_pool
         self._timeout = timeout
+        self._spin = Spin(spin_for)
         self.reset()
 
     def reset(self) -> None:
@@ -78,7 +81,7 @@ class Wires:
             try:
                 wire = self._idle.pop()
             except IndexError:
-                return Wire(self._pool(), self._timeout)
+                return Wire(self._pool(), self._timeout, self._spin)
             if wire.is_usable:
                 return wire
             wire.close()
