@@ -25,6 +25,7 @@ from cacheworkers.local.spin import Spin
 #: A wire that was idle for longer is looked at before it is used: the server may have closed it, seconds.
 FRESH_FOR = 0.2
 _READ = 1 << 16
+_LATE = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError)
 
 
 def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
@@ -77,10 +78,31 @@ class Wire:
         Raises:
             ConnectionError, TimeoutError: redis-py's; the wire must be closed.
         """
+        self.send(packed)
+        return self.receive(count)
+
+    def send(self, packed: bytes) -> None:
+        """Send what is packed; all its replies are to be received before anything else is sent.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+        """
+        try:
+            self._socket.sendall(packed)
+        except _LATE as error:
+            raise redis_errors.TimeoutError("not sent within the timeout") from error
+        except OSError as error:
+            raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
+
+    def receive(self, count: int) -> list[Any]:
+        """Return so many replies to what was sent; errors that the server answered are among them.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+        """
         reader = self._reader
         replies: list[Any] = []
         try:
-            self._socket.sendall(packed)
             while len(replies) < count:
                 reply = reader.gets()
                 if reply is not False:
@@ -91,7 +113,7 @@ class Wire:
                 if not data:
                     raise redis_errors.ConnectionError("the store closed the connection")
                 reader.feed(data)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError) as error:
+        except _LATE as error:
             raise redis_errors.TimeoutError("no answer within the timeout") from error
         except OSError as error:
             raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
@@ -155,6 +177,8 @@ class AsyncWire(asyncio.Protocol):
         Raises:
             ConnectionError, TimeoutError: redis-py's.
         """
+        if self._transport.is_closing():
+            raise redis_errors.ConnectionError("the connection was closed")
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         self._waiting.append(_Waiting(count, future))
         self._transport.write(packed)
@@ -163,6 +187,12 @@ class AsyncWire(asyncio.Protocol):
             return await future
         finally:
             timer.cancel()
+
+    def retire(self) -> None:
+        """Take nobody new, and close once nobody waits."""
+        self.is_usable = False
+        if not self._waiting:
+            self.close()
 
     def close(self) -> None:
         """Close the connection; who waits gets an error."""
@@ -186,6 +216,8 @@ class AsyncWire(asyncio.Protocol):
                     self._waiting.popleft()
                     if not first.future.done():
                         first.future.set_result(first.replies)
+            if not self.is_usable:
+                self.retire()
         except (hiredis.HiredisError, IndexError) as error:
             self._lose(redis_errors.ConnectionError(f"not RESP, or a reply that nobody asked for: {error}"))
 
