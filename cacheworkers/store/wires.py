@@ -22,6 +22,7 @@ class Wires:
     """Sends commands over whatever connection is free, and opens one when none is.
 
     Attributes:
+        pool: returns redis-py's pool, which says how to connect.
         failed_at: when one of them last failed, of this process's monotonic clock; 0 for never.
     """
 
@@ -32,7 +33,7 @@ class Wires:
             timeout: seconds.
             spin_for: how long a thread polls for a reply before it sleeps, seconds.
         """
-        self._pool = pool
+        self.pool = pool
         self._async_pool = async_pool
         self._timeout = timeout
         self._spin = Spin(spin_for)
@@ -99,7 +100,7 @@ class Wires:
             try:
                 wire = self._idle.pop()
             except IndexError:
-                return Wire(self._pool(), self._timeout, self._spin)
+                return Wire(self.pool(), self._timeout, self._spin)
             if wire.is_usable:
                 return wire
             wire.close()
