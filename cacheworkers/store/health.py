@@ -43,7 +43,11 @@ class Breaker(Protocol):
 
 
 class Health:
-    """Whether the store may be asked, and what its failures are called."""
+    """Whether the store may be asked, and what its failures are called.
+
+    Attributes:
+        breaker: open since the last exchange that failed.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class Health:
             on_lost: called with an error when the breaker opens.
             on_back: called when it closes again.
         """
-        self._breaker = breaker
+        self.breaker = breaker
         self._where = where
         self._on_failure = on_failure
         self._on_lost = on_lost
@@ -69,7 +73,7 @@ class Health:
 
     def reset(self) -> None:
         """Close the breaker, as a child does after a fork."""
-        self._breaker.reset()
+        self.breaker.reset()
 
     def asking(self) -> Asking:
         """Return a context manager around one exchange.
@@ -80,16 +84,15 @@ class Health:
         """
         return Asking(self)
 
-    def may_ask(self) -> bool:
-        """Return whether this exchange finds out if the store is back; raises while nobody should try."""
-        is_probe = self._breaker.is_open
-        if is_probe and not self._breaker.allows():
+    def probe(self) -> bool:
+        """Return True if this exchange is to find out whether the store is back; raises if nobody should try yet."""
+        if not self.breaker.allows():
             raise StoreUnavailable(f"the store at {self._where} did not answer lately; its breaker is open")
-        return is_probe
+        return True
 
     def probed(self) -> None:
         """Note that a probe was answered; other successes may be answers from before the failure."""
-        if self._breaker.succeeded():
+        if self.breaker.succeeded():
             self._on_back()
 
     def translated(self, error: Exception) -> CacheworkersError:
@@ -104,7 +107,7 @@ class Health:
         if isinstance(error, _UNAVAILABLE):
             text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
             self._on_failure()
-            if self._breaker.failed():
+            if self.breaker.failed():
                 self._on_lost(text)
             return StoreUnavailable(text)
         return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")
@@ -119,7 +122,8 @@ class Asking:
         self._health = health
 
     def __enter__(self) -> None:
-        self._is_probe = self._health.may_ask()
+        health = self._health
+        self._is_probe = health.breaker.is_open and health.probe()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
