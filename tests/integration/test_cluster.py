@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from cacheworkers import Cache, Config, Load, StoreUnavailable
+from cacheworkers.core.driver import run
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.link import Link
@@ -319,8 +320,7 @@ def test_patience_with_a_slot_on_its_way_ends_and_no_master_is_blamed(cluster: V
 def test_what_concerns_every_master_takes_another_slot_when_one_is_on_its_way(
     cluster: ValkeyCluster, link: Link, prefix: str
 ) -> None:
-    [[first]] = [each.slots[:1] for each in link_masters(link)[:1]]
-    slot = first[0]
+    slot = run(link._masters.every())[0].slots[0][0]
     target = other_than(cluster, slot)
     cluster.begin_move(slot, target)
 
@@ -328,12 +328,6 @@ def test_what_concerns_every_master_takes_another_slot_when_one_is_on_its_way(
 
     assert found == [[b"OK", b"x"]] * 3
     cluster.end_move(slot, target)
-
-
-def link_masters(link: Link) -> list[Any]:
-    from cacheworkers.core.driver import run
-
-    return run(link._masters.every())
 
 
 @pytest.mark.parametrize("how", ["threads", "tasks"])
