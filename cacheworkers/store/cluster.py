@@ -49,7 +49,11 @@ class _Errand(NamedTuple):
 
 
 class Cluster:
-    """The masters of a Cluster, as far as this process knows."""
+    """The masters of a Cluster, as far as this process knows.
+
+    Attributes:
+        names: of the masters that have slots.
+    """
 
     def __init__(self, entrance: Node, wires_to: Callable[[Node], Wires], patience: float) -> None:
         """
@@ -68,15 +72,11 @@ class Cluster:
         self._wires: dict[Node, Wires] = {}
         self._owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._slots: dict[Node, list[range]] = {}
+        self.names: frozenset[str] = frozenset()
         self._known: tuple[Node, ...] = (self._entrance,)
         #: Where a slot was last said to have gone: after a failover or a migration it knows better than the others.
         self._informed = self._entrance
         self._is_doubtful = True
-
-    @property
-    def names(self) -> object:
-        """The masters that have slots."""
-        return frozenset(self._slots)
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Return the replies, in order, errors among them, after one round trip per master."""
@@ -89,7 +89,7 @@ class Cluster:
     def every(self) -> Flow[list[Master]]:
         """Return all masters that have slots, always in the same order."""
         yield from self._find_out()
-        return [Master(self._to(node), slots) for node, slots in sorted(self._slots.items())]
+        return [Master(_name(node), self._to(node), slots) for node, slots in sorted(self._slots.items())]
 
     def doubt(self) -> None:
         """Ask for the slots again before the next exchange."""
@@ -194,7 +194,7 @@ class Cluster:
             if isinstance(reply, Exception):
                 failure = reply
             elif not reply:
-                failure = ClusterDownError(f"{node[0]}:{node[1]} knows of no slots")
+                failure = ClusterDownError(f"{_name(node)} knows of no slots")
             else:
                 self._take_in(reply, node[0])
                 return
@@ -214,8 +214,11 @@ class Cluster:
             known.update(dict.fromkeys(named))
         known[self._entrance] = None
         self._owners, self._slots, self._known = owners, slots, tuple(known)
+        self.names = frozenset(map(_name, slots))
         for node in self._wires.keys() - known.keys():
-            self._wires.pop(node).drop()
+            gone = self._wires.pop(node, None)
+            if gone is not None:
+                gone.drop()
 
     def _to(self, node: Node) -> Wires:
         wires = self._wires.get(node)
@@ -248,6 +251,10 @@ def _pauses(patience: float) -> Iterator[float]:
         yield min(pause, patience)
         patience -= pause
         pause = min(2 * pause, _LONGEST)
+
+
+def _name(node: Node) -> str:
+    return f"{node[0]}:{node[1]}"
 
 
 def _text(reply: Any) -> str:

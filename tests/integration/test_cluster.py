@@ -216,16 +216,20 @@ def test_a_master_that_forgot_its_scripts_is_told_them(cluster: ValkeyCluster, e
     assert exchange(calls) == [2] * 30
 
 
-def test_every_node_is_reached_with_the_password_of_the_url(prefix: str) -> None:
+def test_the_rights_that_doctor_names_are_enough_on_every_node(prefix: str) -> None:
+    """With a password in the URL, and while a slot is on its way."""
+    rights = "+@read +@write +@scripting +@connection +info +time +config|get +cluster"
     with ValkeyCluster() as cluster:
         for node in cluster.masters:
-            node.ask("ACL", "SETUSER", "shop", "on", ">secret", "~*", "+@all")
+            node.ask("ACL", "SETUSER", "shop", "on", ">secret", f"~{prefix}:*", *rights.split())
             node.ask("ACL", "SETUSER", "default", "off")
         link = link_to(cluster.url.replace("://", "://shop:secret@"))
         keys = [f"{prefix}:{n}" for n in range(30)]
 
-        assert link.exchange([Request(("SET", key, 1)) for key in keys]) == [b"OK"] * 30
-        assert asyncio.run(link.aexchange(gets(keys))) == [b"1"] * 30
+        assert link.exchange([Request.call(COUNT, (key,), ()) for key in keys]) == [1] * 30
+        new = f"{prefix}:new"
+        cluster.begin_move(slot_of(new), other_than(cluster, slot_of(new)))
+        assert asyncio.run(link.aexchange(gets([*keys, new]))) == [b"1"] * 30 + [None]
 
         link.close()
 
@@ -439,6 +443,33 @@ def test_the_listener_hears_a_master_that_joined(prefix: str) -> None:
         wait_until(lambda: here._ports.l1.get("number[1]") is None)
         here.close()
         there.close()
+
+
+def test_an_invalidation_empties_memory_while_a_master_is_not_heard(prefix: str, monkeypatch: Any) -> None:
+    """What lies on a master that joined may be in memory before the listener has noticed."""
+    monkeypatch.setattr("cacheworkers.store.listener.PING_EVERY", 600.0)
+    with ValkeyCluster(has_spare=True) as cluster:
+        assert cluster.spare is not None
+        cache = Cache(Config(redis_url=cluster.url, store_timeout=5.0, namespace=prefix, l1_for=300.0))
+        database = {1: 10}
+
+        @cache.loader(tags=("n:{n}",), fresh_for=300)
+        def number(load: Load, n: int) -> int:
+            return database[n]
+
+        number.get(1)
+        wait_until(lambda: cache._ports.listener.is_up)
+        cluster.move(slot_of(cache._ports.store.keys.entry("number[1]")), cluster.spare)
+        wait_until(lambda: cache._ports.l1.get("number[1]") is None)
+        number.get(1)
+        assert number.read(1).tier == "l1"
+        assert len(cache._ports.listener._ears) == 3
+        database[1] = 11
+
+        cache.invalidate("n:1")
+
+        assert number.get(1) == 11
+        cache.close()
 
 
 # -- masters that fail
