@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -184,6 +185,7 @@ class Store:
     def __init__(self, link: Link, keys: Keyspace, *, batch_size: int = 100) -> None:
         self.link = link
         self.keys = keys
+        self._batch_size = batch_size
         self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), batch_size)
 
     def reset(self) -> None:
@@ -199,13 +201,14 @@ class Store:
 
     def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The envelopes of many calls, in their order."""
-        keys = [self.keys.entry(call) for call in calls]
+        keys = self.keys.entries(calls)
         if self.link.is_cluster:
             return self._ask([Request(("GET", key)) for key in keys], lambda replies: [_bytes(r) for r in replies])
-        return self._ask(
-            [Request(("MGET", *keys))] if keys else [],
-            lambda replies: [_bytes(r) for r in replies[0]] if replies else [],
-        )
+        size = self._batch_size
+        if len(keys) <= size:
+            return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: replies[0] if replies else [])
+        chunks = [Request(("MGET", *keys[at : at + size])) for at in range(0, len(keys), size)]
+        return self._ask(chunks, lambda replies: list(itertools.chain.from_iterable(replies)))
 
     # -- leases
 
