@@ -44,6 +44,7 @@ from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, StoreFull, StoreUnavailable, UnsafeStore
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.scripts import Script
+from cacheworkers.store.wire import Outcome
 from cacheworkers.store.wires import Wires
 
 _UNAVAILABLE = (
@@ -205,6 +206,26 @@ class Link:
         if is_probe:
             self._answered()
         return replies
+
+    def submit(self, words: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
+        """Send one command at once, and return True; False when it takes more than that, and `aexchange` must do it.
+
+        Args:
+            done: called on the running loop with the one reply in a list, or with what `exchange` raises.
+        """
+        if self.is_cluster or self._breaker.is_open or not self._is_checked:
+            return False
+
+        def checked(outcome: Outcome) -> None:
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                _check(outcome)
+            except Exception as error:
+                outcome = self._translated(error)
+            done(outcome)
+
+        return self._wires.submit(words, checked)
 
     def on_master(self, at: int, words: tuple[Any, ...]) -> tuple[Any, int]:
         """Return one Cluster master's reply to a command without keys, and how many masters there are."""

@@ -186,7 +186,7 @@ class Store:
         self.link = link
         self.keys = keys
         self._batch_size = batch_size
-        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), batch_size)
+        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
 
     def reset(self) -> None:
         """Forget connections and what was asked, as a child does after a fork."""
@@ -209,6 +209,14 @@ class Store:
             return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: replies[0] if replies else [])
         chunks = [Request(("MGET", *keys[at : at + size])) for at in range(0, len(keys), size)]
         return self._ask(chunks, lambda replies: list(itertools.chain.from_iterable(replies)))
+
+    def _submit_get_many(self, calls: list[str], done: Callable[[list[bytes | None] | Exception], None]) -> bool:
+        """Ask for the envelopes of many calls at once, as `Link.submit` does."""
+
+        def unwrapped(outcome: list[Any] | Exception) -> None:
+            done(outcome[0] if isinstance(outcome, list) else outcome)
+
+        return self.link.submit(("MGET", *self.keys.entries(calls)), unwrapped)
 
     # -- leases
 

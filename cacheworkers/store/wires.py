@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cacheworkers.local.spin import Spin
-from cacheworkers.store.wire import AsyncWire, Wire, pack
+from cacheworkers.store.wire import AsyncWire, Outcome, Wire, pack
 
 #: Idle connections that are kept; more threads than these at once open and close their own.
 MOST_IDLE = 64
@@ -64,6 +64,18 @@ class Wires:
         if wire is None or not wire.is_usable:
             wire = await self._connected(loop)
         return await wire.exchange(pack(commands), len(commands))
+
+    def submit(self, command: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
+        """Send one command over the running loop's wire, and return True; False if there is none yet.
+
+        Args:
+            done: called on that loop with the one reply in a list, or an error.
+        """
+        wire = self._of_loop.get(asyncio.get_running_loop())
+        if wire is None or not wire.is_usable:
+            return False
+        wire.submit(pack((command,)), 1, done)
+        return True
 
     def close(self) -> None:
         """Close what is idle; a loop's wire goes with its next failure, or its loop."""
