@@ -279,8 +279,10 @@ class Store:
         return self._ask(requests, lambda replies: [float(reply or 0) / 1000 for reply in replies])
 
     def attempts(self, call: str) -> Exchange[int]:
-        """How many loads of a call have begun since the last that ended."""
-        return self._ask([Request(("GET", self.keys.attempts(call)))], lambda replies: int(replies[0] or 0))
+        """How many loads of a call have begun since the last that ended; of those broken off by invalidations, one."""
+        return self._ask(
+            [Request(("GET", self.keys.attempts(call)))], lambda replies: int((replies[0] or b"0").split()[0])
+        )
 
     def failures(self, call: str) -> Exchange[dict[str, str]]:
         """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
