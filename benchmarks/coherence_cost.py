@@ -24,7 +24,7 @@ from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import pack
 from cacheworkers.flows.driver import run
 from cacheworkers.flows.invalidate import invalidate_calls
-from cacheworkers.store.link import Request
+from cacheworkers.store.request import Request
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 

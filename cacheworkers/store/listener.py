@@ -120,6 +120,7 @@ class Listener:
         """Forget thread and connections, as a child does after a fork."""
         self._lock = threading.Lock()
         self._ears: list[Ear] = []
+        self._masters: object = None
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._is_closed = False
@@ -205,7 +206,9 @@ class Listener:
     def _connect(self) -> None:
         ears = []
         try:
-            for pool in self._pools():
+            pools = self._link.pools()
+            self._masters = self._link.masters
+            for pool in pools:
                 ears.append(Ear(pool, self._timeout, (self._keys.entries_prefix, self._keys.failures_prefix)))
         except BaseException:
             for ear in ears:
@@ -217,12 +220,6 @@ class Listener:
             self._ears = ears
         for ear in ears:
             ear.ping()
-
-    def _pools(self) -> list[Any]:
-        client = self._link.client()
-        if self._link.is_cluster:
-            return [client.get_redis_connection(node).connection_pool for node in client.get_primaries()]
-        return [client.connection_pool]
 
     def _hear(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -243,6 +240,8 @@ class Listener:
                             self._emit(ListenerUp(ear.master))
                 if now >= next_ping:
                     next_ping = now + PING_EVERY
+                    if self._link.masters != self._masters:
+                        raise OSError("the Cluster has other masters now")
                     for ear in self._ears:
                         if ear.silent_for(now) > PING_LOST_AFTER:
                             raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")

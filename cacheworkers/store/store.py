@@ -14,8 +14,10 @@ from cacheworkers.core.entry import CLOCK_MARGIN, Entry
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
 from cacheworkers.store import scripts
-from cacheworkers.store.link import Link, Request
+from cacheworkers.store.link import Link
 from cacheworkers.store.replicas import Replicate
+from cacheworkers.store.request import Request
+from cacheworkers.store.server import info_of
 
 T = TypeVar("T")
 
@@ -122,7 +124,7 @@ class Get:
         return await self._store.batcher.get(self._call)
 
 
-class ScanCluster:
+class Scan:
     """A step: one SCAN of one master; a cursor's upper half says which."""
 
     __slots__ = ("_at", "_link", "_words")
@@ -145,7 +147,7 @@ class ScanCluster:
 
     def _shape(self, reply: Any, masters: int) -> tuple[int, list[str]]:
         cursor, keys = reply
-        inner = int(next(iter(cursor.values())) if isinstance(cursor, dict) else cursor)
+        inner = int(cursor)
         if inner:
             following = self._at << 64 | inner
         else:
@@ -166,17 +168,11 @@ class Info:
 
     def run(self) -> list[dict[str, str]]:
         """Ask, blocking this thread."""
-        if not self._link.is_cluster:
-            return [_info(self._link.exchange([Request(("INFO",))])[0])]
-        reply, masters = self._link.on_master(0, ("INFO",))
-        return [_info(reply), *(_info(self._link.on_master(at, ("INFO",))[0]) for at in range(1, masters))]
+        return [info_of(reply) for [reply] in self._link.on_masters("", _ask_info)]
 
     async def arun(self) -> list[dict[str, str]]:
         """Ask on the running loop."""
-        if not self._link.is_cluster:
-            return [_info((await self._link.aexchange([Request(("INFO",))]))[0])]
-        reply, masters = await self._link.aon_master(0, ("INFO",))
-        return [_info(reply), *[_info((await self._link.aon_master(at, ("INFO",)))[0]) for at in range(1, masters)]]
+        return [info_of(reply) for [reply] in await self._link.aon_masters("", _ask_info)]
 
 
 class Store:
@@ -203,6 +199,8 @@ class Store:
         """The envelopes of many calls, in their order."""
         keys = self.keys.entries(calls)
         if self.link.is_cluster:
+            # An MGET takes keys of one slot only, and of a hundred keys hardly two have the same: as many GETs, which
+            # go out in one write per master, are no more work for it, and work while a slot is on its way.
             return self._ask([Request(("GET", key)) for key in keys], lambda replies: [_bytes(r) for r in replies])
         size = self._batch_size
         if len(keys) <= size:
@@ -477,7 +475,7 @@ class Store:
     def run_ids(self) -> Exchange[tuple[str, str]]:
         """The run id that was noted last, empty for none, and that of the server that answers now."""
         requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server"))]
-        return self._ask(requests, lambda replies: (_text(replies[0] or b""), _run_id(replies[1])))
+        return self._ask(requests, lambda replies: (_text(replies[0] or b""), info_of(replies[1]).get("run_id", "")))
 
     def note_run_id(self, run_id: str) -> Exchange[None]:
         """Note a server's run id: another one there later says that it was restarted, or is another server."""
@@ -522,12 +520,9 @@ class Store:
         words = ("DEL", key) if position is None else ("SET", key, "{}:{}".format(*position), "EX", 86_400)
         return self._ask([Request(words)], lambda replies: None)
 
-    def scan(self, cursor: int, pattern: str) -> Exchange[tuple[int, list[str]]] | ScanCluster:
+    def scan(self, cursor: int, pattern: str) -> Scan:
         """One step of a walk through the keys that match a pattern, on all masters; it ends at cursor 0."""
-        if self.link.is_cluster:
-            return ScanCluster(self.link, cursor, pattern)
-        request = Request(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
-        return self._ask([request], lambda replies: (int(replies[0][0]), [_text(key) for key in replies[0][1]]))
+        return Scan(self.link, cursor, pattern)
 
     # -- helpers
 
@@ -588,18 +583,8 @@ def _scored(reply: Any) -> list[tuple[str, float]]:
     return [(_text(member), float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
 
 
-def _info(reply: Any) -> dict[str, str]:
-    """Return INFO's fields; a Cluster's client has taken them apart already, the keys of a database too."""
-    if isinstance(reply, dict):
-        return {
-            str(name): f"keys={value['keys']}" if isinstance(value, dict) and "keys" in value else str(value)
-            for name, value in reply.items()
-        }
-    return dict(line.split(":", 1) for line in _text(reply).splitlines() if ":" in line)
-
-
-def _run_id(reply: Any) -> str:
-    return _info(reply).get("run_id", "")
+def _ask_info(_: str) -> list[tuple[str]]:
+    return [("INFO",)]
 
 
 def _position(reply: Any) -> tuple[int, int]:

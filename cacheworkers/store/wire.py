@@ -27,6 +27,7 @@ FRESH_FOR = 0.2
 _READ = 1 << 16
 #: What became of an exchange: its replies, or why there are none.
 Outcome = list[Any] | Exception
+_LATE = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError)
 
 
 def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
@@ -79,10 +80,31 @@ class Wire:
         Raises:
             ConnectionError, TimeoutError: redis-py's; the wire must be closed.
         """
+        self.send(packed)
+        return self.receive(count)
+
+    def send(self, packed: bytes) -> None:
+        """Send what is packed; all its replies are to be received before anything else is sent.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+        """
+        try:
+            self._socket.sendall(packed)
+        except _LATE as error:
+            raise redis_errors.TimeoutError("not sent within the timeout") from error
+        except OSError as error:
+            raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
+
+    def receive(self, count: int) -> list[Any]:
+        """Return so many replies to what was sent; errors that the server answered are among them.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+        """
         reader = self._reader
         replies: list[Any] = []
         try:
-            self._socket.sendall(packed)
             while len(replies) < count:
                 reply = reader.gets()
                 if reply is not False:
@@ -93,7 +115,7 @@ class Wire:
                 if not data:
                     raise redis_errors.ConnectionError("the store closed the connection")
                 reader.feed(data)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError) as error:
+        except _LATE as error:
             raise redis_errors.TimeoutError("no answer within the timeout") from error
         except OSError as error:
             raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
@@ -158,6 +180,10 @@ class AsyncWire(asyncio.Protocol):
         Raises:
             ConnectionError, TimeoutError: redis-py's.
         """
+        if self._transport.is_closing():
+            raise redis_errors.ConnectionError("the connection was closed")
+        if self._transport.is_closing():
+            raise redis_errors.ConnectionError("the connection was closed")
         future: asyncio.Future[list[Any]] = self._loop.create_future()
 
         def done(outcome: Outcome) -> None:
@@ -178,6 +204,12 @@ class AsyncWire(asyncio.Protocol):
         if self._watch is None:
             # One timer for all who wait: it fires once a timeout, and not at all on a wire that is idle.
             self._watch = self._loop.call_later(self._timeout, self._look_for_late)
+
+    def retire(self) -> None:
+        """Take nobody new, and close once nobody waits."""
+        self.is_usable = False
+        if not self._waiting:
+            self.close()
 
     def close(self) -> None:
         """Close the connection; who waits gets an error."""
@@ -200,6 +232,8 @@ class AsyncWire(asyncio.Protocol):
                 if len(first.replies) == first.count:
                     self._waiting.popleft()
                     first.settle(first.replies)
+            if not self.is_usable:
+                self.retire()
         except (hiredis.HiredisError, IndexError) as error:
             self._lose(redis_errors.ConnectionError(f"not RESP, or a reply that nobody asked for: {error}"))
 

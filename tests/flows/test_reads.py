@@ -270,31 +270,31 @@ def test_a_store_that_goes_and_comes_back_is_two_events(events: list[Any]) -> No
 def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cache, monkeypatch: Any) -> None:
     """Only a probe does: it was sent after."""
     link = cache._ports.store.link
-    exchange = link._wires.exchange
+    exchange = link._masters.wires.exchange
 
     def overtaken(commands: Any) -> Any:
         replies = exchange(commands)
-        link._breaker.failed()
+        link._health._breaker.failed()
         return replies
 
     cache.sweep()
     with monkeypatch.context() as patch:
-        patch.setattr(link._wires, "exchange", overtaken)
+        patch.setattr(link._masters.wires, "exchange", overtaken)
         cache._ports.store.get("x").run()
 
-    assert link._breaker.is_open
+    assert link._health._breaker.is_open
 
 
 def test_after_a_failure_no_older_connection_is_used(cache: Cache, monkeypatch: Any) -> None:
     link = cache._ports.store.link
     cache.sweep()
-    assert len(link._wires._idle) > 0
+    assert len(link._masters.wires._idle) > 0
 
     with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
-        patch.setattr(link._wires, "exchange", lambda commands: (_ for _ in ()).throw(ConnectionError("cut")))
+        patch.setattr(link._masters.wires, "exchange", lambda commands: (_ for _ in ()).throw(ConnectionError("cut")))
         cache._ports.store.get("x").run()
 
-    assert len(link._wires._idle) == 0
+    assert len(link._masters.wires._idle) == 0
 
 
 def test_an_entry_under_another_call_s_key_is_not_served(cache: Cache, get: Any) -> None:

@@ -1,0 +1,54 @@
+"""Drive a flow: perform each step that it yields, in this thread or on the running loop.
+
+A step has `run()` and `arun()`.  A flow yields a step to wait for it, and yields from another flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Step(Protocol):
+    """One piece of I/O that a flow waits for."""
+
+    def run(self) -> Any: ...
+    async def arun(self) -> Any: ...
+
+
+#: A flow yields steps, is sent their results, and returns a T.
+Flow = Generator[Step, Any, T]
+
+
+def run(flow: Flow[T]) -> T:
+    """Return the flow's result, blocking this thread at each step."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = step.run()
+            except BaseException as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+
+
+async def arun(flow: Flow[T]) -> T:
+    """Return the flow's result, awaiting each step; a cancellation is thrown into the flow."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                result = await step.arun()
+            except BaseException as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value

@@ -1,0 +1,138 @@
+"""Health: what each exchange tells of the store: errors translated once, and the breaker kept informed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MaxConnectionsError,
+    ReadOnlyError,
+    RedisClusterException,
+    TimeoutError,
+    TryAgainError,
+)
+
+from cacheworkers.errors import CacheworkersError, StoreError, StoreUnavailable
+
+_UNAVAILABLE = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    ClusterDownError,
+    RedisClusterException,
+    OSError,
+)
+
+
+class Breaker(Protocol):
+    """Says whether a dead store is worth asking again."""
+
+    is_open: bool
+
+    def allows(self) -> bool: ...
+    def failed(self) -> bool: ...
+    def succeeded(self) -> bool: ...
+    def reset(self) -> None: ...
+
+
+class Health:
+    """Whether the store may be asked, and what its failures are called."""
+
+    def __init__(
+        self,
+        breaker: Breaker,
+        where: str,
+        *,
+        on_failure: Callable[[], None],
+        on_lost: Callable[[str], None],
+        on_back: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            where: the store's address, without a password.
+            on_failure: called when the store is unavailable.
+            on_lost: called with an error when the breaker opens.
+            on_back: called when it closes again.
+        """
+        self._breaker = breaker
+        self._where = where
+        self._on_failure = on_failure
+        self._on_lost = on_lost
+        self._on_back = on_back
+
+    def reset(self) -> None:
+        """Close the breaker, as a child does after a fork."""
+        self._breaker.reset()
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the store may be asked without finding out anything by it."""
+        return not self._breaker.is_open
+
+    def asking(self) -> Asking:
+        """Return a context manager around one exchange.
+
+        Raises:
+            StoreUnavailable: no answer, no connection, or the breaker is open.
+            StoreError: a request was answered with an error.
+        """
+        return Asking(self)
+
+    def may_ask(self) -> bool:
+        """Return whether this exchange finds out if the store is back; raises while nobody should try."""
+        is_probe = self._breaker.is_open
+        if is_probe and not self._breaker.allows():
+            raise StoreUnavailable(f"the store at {self._where} did not answer lately; its breaker is open")
+        return is_probe
+
+    def probed(self) -> None:
+        """Note that a probe was answered; other successes may be answers from before the failure."""
+        if self._breaker.succeeded():
+            self._on_back()
+
+    def translated(self, error: Exception) -> CacheworkersError:
+        """Return what to raise for a failed exchange, and keep the breaker informed."""
+        where = self._where
+        if isinstance(error, CacheworkersError):
+            return error
+        if isinstance(error, MaxConnectionsError):
+            return StoreUnavailable(f"no free connection to the store at {where}")
+        if isinstance(error, AskError | TryAgainError):  # for one slot, and no failure of those that answered
+            return StoreUnavailable(f"a slot of the store at {where} is on its way: {type(error).__name__}: {error}")
+        if isinstance(error, _UNAVAILABLE):
+            text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
+            self._on_failure()
+            if self._breaker.failed():
+                self._on_lost(text)
+            return StoreUnavailable(text)
+        return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")
+
+
+class Asking:
+    """One exchange, from the question whether the store may be asked to what came of it."""
+
+    __slots__ = ("_health", "_is_probe")
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def __enter__(self) -> None:
+        self._is_probe = self._health.may_ask()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            if self._is_probe:
+                self._health.probed()
+        elif isinstance(error, Exception):
+            translated = self._health.translated(error)
+            if translated is not error:
+                raise translated from error
