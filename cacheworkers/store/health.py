@@ -66,6 +66,7 @@ class Health:
         self._on_failure = on_failure
         self._on_lost = on_lost
         self._on_back = on_back
+        self._asking = Asking(self, is_probe=False)
 
     def reset(self) -> None:
         """Close the breaker, as a child does after a fork."""
@@ -83,14 +84,11 @@ class Health:
             StoreUnavailable: no answer, no connection, or the breaker is open.
             StoreError: a request was answered with an error.
         """
-        return Asking(self)
-
-    def may_ask(self) -> bool:
-        """Return whether this exchange finds out if the store is back; raises while nobody should try."""
-        is_probe = self._breaker.is_open
-        if is_probe and not self._breaker.allows():
+        if not self._breaker.is_open:
+            return self._asking
+        if not self._breaker.allows():
             raise StoreUnavailable(f"the store at {self._where} did not answer lately; its breaker is open")
-        return is_probe
+        return Asking(self, is_probe=True)
 
     def probed(self) -> None:
         """Note that a probe was answered; other successes may be answers from before the failure."""
@@ -116,15 +114,16 @@ class Health:
 
 
 class Asking:
-    """One exchange, from the question whether the store may be asked to what came of it."""
+    """What comes of exchanges; a probe is one that finds out whether the store is back."""
 
     __slots__ = ("_health", "_is_probe")
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, *, is_probe: bool) -> None:
         self._health = health
+        self._is_probe = is_probe
 
     def __enter__(self) -> None:
-        self._is_probe = self._health.may_ask()
+        pass
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
