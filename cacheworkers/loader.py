@@ -69,7 +69,7 @@ class Loader(Face[T], Generic[P, T]):
                     value = slot.value
                     return self._value(slot) if value is MISSING else value
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         if slot is not None:
             return self._value(slot)
         found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value

@@ -110,6 +110,7 @@ class Process:
             worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, gate),
             emit=self.emit,
             release_soon=self.release_soon,
+            is_heard=hook is not None,
         )
         self.watching = Watching(ports, sessions)
         l1.on_gone = ports.heat.note_gone

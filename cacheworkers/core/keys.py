@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 _ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "{}#%"})
@@ -56,6 +56,11 @@ class Keyspace:
     def entry(self, call: str) -> str:
         """Return the key of a call's entry."""
         return f"{self._entry}{call}}}"
+
+    def entries(self, calls: Iterable[str]) -> list[str]:
+        """Return the keys of many calls' entries."""
+        prefix = self._entry
+        return [f"{prefix}{call}}}" for call in calls]
 
     def lease(self, call: str) -> str:
         """Return the key of a call's lease."""

@@ -93,12 +93,13 @@ def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted, *, is_kno
         ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
         raise
     ports.heat.count(call.text)
-    ports.emit(Served(loader.name, found.freshness.value, found.tier, found.age, found.waited))
+    if ports.is_heard:
+        ports.emit(Served(loader.name, found.freshness.value, found.tier, found.age, found.waited))
     return found
 
 
 def fresh_hit(
-    ports: Ports, loader: LoaderSpec, call: Call, raw: bytes, since: int, decode: Callable[[bytes], Any]
+    ports: Ports, loader: LoaderSpec, text: str, raw: bytes, since: int, decode: Callable[[bytes], Any]
 ) -> tuple[Entry, Any, float, float] | None:
     """Return `(entry, value, now, until when L1 may answer)`, if the entry is fresh and nothing is to be asked for.
 
@@ -108,7 +109,7 @@ def fresh_hit(
     try:
         entry = envelope.unpack(raw)
         now = ports.clock.now()
-        if now >= entry.fresh_until or entry.call != call.text or entry.seq < since:
+        if now >= entry.fresh_until or entry.call != text or entry.seq < since:
             return None
         early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
         if now >= early_at:

@@ -14,7 +14,7 @@ import os
 INTERRUPTED = 500e-6
 #: How long polling rests after an interruption, in exchanges; twice as long after the next, at most `LONGEST_REST`.
 _REST_WHEN_CROWDED = 1024
-LONGEST_REST = 16_384
+LONGEST_REST = 4096
 
 
 class Spin:

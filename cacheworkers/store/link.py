@@ -19,6 +19,7 @@ from cacheworkers.store.masters import Master, Masters, OneMaster
 from cacheworkers.store.request import Request, check
 from cacheworkers.store.server import check_server, info_of
 from cacheworkers.store.trips import Trip, Trips
+from cacheworkers.store.wire import Outcome
 from cacheworkers.store.wires import Wires
 
 _Words = tuple[Any, ...]
@@ -50,10 +51,12 @@ class Link:
         self._address = address = parse_url(config.redis_url)
         self._clients = clients = Clients(address, config.store_timeout)
         self._masters: Masters
+        self._alone: Wires | None = None
         if self.is_cluster:
             self._masters = Cluster(address.nodes[0], self._wires_to, config.store_timeout)
         else:
-            self._masters = OneMaster(Wires(clients.pool, clients.async_pool, config.store_timeout, config.spin_for))
+            self._alone = Wires(clients.pool, clients.async_pool, config.store_timeout, config.spin_for)
+            self._masters = OneMaster(self._alone)
         self._health = Health(breaker, address.shown, on_failure=self._masters.drop, on_lost=on_lost, on_back=on_back)
         self._is_checked = False
 
@@ -107,6 +110,26 @@ class Link:
             replies = await self._masters.aexchange(requests)
             check(replies)
             return replies
+
+    def submit(self, words: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
+        """Send one command at once, and return True; False when it takes more than that, and `aexchange` must do it.
+
+        Args:
+            done: called on the running loop with the one reply in a list, or with what `exchange` raises.
+        """
+        if self._alone is None or not self._is_checked or not self._health.is_well:
+            return False
+
+        def checked(outcome: Outcome) -> None:
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                check(outcome)
+            except Exception as error:
+                outcome = self._health.translated(error)
+            done(outcome)
+
+        return self._alone.submit(words, checked)
 
     def on_master(self, at: int, words: _Words) -> tuple[Any, int]:
         """Return one master's reply to a command without keys, and how many masters there are."""

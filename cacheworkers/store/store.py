@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -180,7 +181,8 @@ class Store:
     def __init__(self, link: Link, keys: Keyspace, *, batch_size: int = 100) -> None:
         self.link = link
         self.keys = keys
-        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), batch_size)
+        self._batch_size = batch_size
+        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
 
     def reset(self) -> None:
         """Forget connections and what was asked, as a child does after a fork."""
@@ -195,15 +197,24 @@ class Store:
 
     def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The envelopes of many calls, in their order."""
-        keys = [self.keys.entry(call) for call in calls]
+        keys = self.keys.entries(calls)
         if self.link.is_cluster:
             # An MGET takes keys of one slot only, and of a hundred keys hardly two have the same: as many GETs, which
             # go out in one write per master, are no more work for it, and work while a slot is on its way.
             return self._ask([Request(("GET", key)) for key in keys], lambda replies: [_bytes(r) for r in replies])
-        return self._ask(
-            [Request(("MGET", *keys))] if keys else [],
-            lambda replies: [_bytes(r) for r in replies[0]] if replies else [],
-        )
+        size = self._batch_size
+        if len(keys) <= size:
+            return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: replies[0] if replies else [])
+        chunks = [Request(("MGET", *keys[at : at + size])) for at in range(0, len(keys), size)]
+        return self._ask(chunks, lambda replies: list(itertools.chain.from_iterable(replies)))
+
+    def _submit_get_many(self, calls: list[str], done: Callable[[list[bytes | None] | Exception], None]) -> bool:
+        """Ask for the envelopes of many calls at once, as `Link.submit` does."""
+
+        def unwrapped(outcome: list[Any] | Exception) -> None:
+            done(outcome[0] if isinstance(outcome, list) else outcome)
+
+        return self.link.submit(("MGET", *self.keys.entries(calls)), unwrapped)
 
     # -- leases
 
@@ -266,8 +277,10 @@ class Store:
         return self._ask(requests, lambda replies: [float(reply or 0) / 1000 for reply in replies])
 
     def attempts(self, call: str) -> Exchange[int]:
-        """How many loads of a call have begun since the last that ended."""
-        return self._ask([Request(("GET", self.keys.attempts(call)))], lambda replies: int(replies[0] or 0))
+        """How many loads of a call have begun since the last that ended; of those broken off by invalidations, one."""
+        return self._ask(
+            [Request(("GET", self.keys.attempts(call)))], lambda replies: int((replies[0] or b"0").split()[0])
+        )
 
     def failures(self, call: str) -> Exchange[dict[str, str]]:
         """The last failure of a call: kind, text, until_ms, count; empty when there is none."""

@@ -14,7 +14,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -25,6 +25,8 @@ from cacheworkers.local.spin import Spin
 #: A wire that was idle for longer is looked at before it is used: the server may have closed it, seconds.
 FRESH_FOR = 0.2
 _READ = 1 << 16
+#: What became of an exchange: its replies, or why there are none.
+Outcome = list[Any] | Exception
 _LATE = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError)
 
 
@@ -155,6 +157,7 @@ class AsyncWire(asyncio.Protocol):
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._watch: asyncio.TimerHandle | None = None
         self.is_usable = False
 
     async def connect(self, pool: Any) -> AsyncWire:
@@ -179,14 +182,28 @@ class AsyncWire(asyncio.Protocol):
         """
         if self._transport.is_closing():
             raise redis_errors.ConnectionError("the connection was closed")
+        if self._transport.is_closing():
+            raise redis_errors.ConnectionError("the connection was closed")
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._waiting.append(_Waiting(count, future))
+
+        def done(outcome: Outcome) -> None:
+            if future.done():  # its task was cancelled
+                return
+            if isinstance(outcome, list):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+        self.submit(packed, count, done)
+        return await future
+
+    def submit(self, packed: bytes, count: int, done: Callable[[Outcome], None]) -> None:
+        """Send what is packed; `done` is called with so many replies, or with redis-py's error."""
+        self._waiting.append(_Waiting(count, done, self._loop.time() + self._timeout))
         self._transport.write(packed)
-        timer = self._loop.call_later(self._timeout, self._late, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        if self._watch is None:
+            # One timer for all who wait: it fires once a timeout, and not at all on a wire that is idle.
+            self._watch = self._loop.call_later(self._timeout, self._look_for_late)
 
     def retire(self) -> None:
         """Take nobody new, and close once nobody waits."""
@@ -214,8 +231,7 @@ class AsyncWire(asyncio.Protocol):
                 first.replies.append(reply)
                 if len(first.replies) == first.count:
                     self._waiting.popleft()
-                    if not first.future.done():
-                        first.future.set_result(first.replies)
+                    first.settle(first.replies)
             if not self.is_usable:
                 self.retire()
         except (hiredis.HiredisError, IndexError) as error:
@@ -227,31 +243,44 @@ class AsyncWire(asyncio.Protocol):
 
     # -- inside
 
-    def _late(self, future: asyncio.Future[list[Any]]) -> None:
-        if not future.done():
-            future.set_exception(redis_errors.TimeoutError("no answer within the timeout"))
-            # Those who asked later wait no longer than their own timeout; nobody new comes.
-            self.is_usable = False
-            if all(each.future.done() for each in self._waiting):
-                self.close()
+    def _look_for_late(self) -> None:
+        self._watch = None
+        now = self._loop.time()
+        for each in self._waiting:
+            if each.deadline <= now:
+                # Those who asked later wait no longer than their own timeout; nobody new comes.
+                self.is_usable = False
+                each.settle(redis_errors.TimeoutError("no answer within the timeout"))
+        left = [each.deadline for each in self._waiting if not each.is_settled]
+        if left:
+            self._watch = self._loop.call_at(left[0], self._look_for_late)
+        elif self._waiting:
+            self.close()
 
     def _lose(self, error: Exception) -> None:
         self.close()
         waiting, self._waiting = self._waiting, collections.deque()
         for each in waiting:
-            if not each.future.done():
-                each.future.set_exception(error)
+            each.settle(error)
 
 
 class _Waiting:
     """One exchange whose replies are still to come."""
 
-    __slots__ = ("count", "future", "replies")
+    __slots__ = ("_done", "count", "deadline", "is_settled", "replies")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+    def __init__(self, count: int, done: Callable[[Outcome], None], deadline: float) -> None:
+        self._done = done
         self.count = count
-        self.future = future
+        self.deadline = deadline
+        self.is_settled = False
         self.replies: list[Any] = []
+
+    def settle(self, outcome: Outcome) -> None:
+        """Tell who asked, once."""
+        if not self.is_settled:
+            self.is_settled = True
+            self._done(outcome)
 
 
 def unconnected(pool: Any, **options: Any) -> Any:

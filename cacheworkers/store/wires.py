@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cacheworkers.local.spin import Spin
-from cacheworkers.store.wire import AsyncWire, Wire, pack
+from cacheworkers.store.wire import AsyncWire, Outcome, Wire, pack
 
 #: Idle connections that are kept; more threads than these at once open and close their own.
 MOST_IDLE = 64
@@ -89,6 +89,24 @@ class Wires:
         except Exception:
             self._failed(None)
             raise
+
+    def submit(self, command: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
+        """Send one command over the running loop's wire, and return True; False if there is none yet.
+
+        Args:
+            done: called on that loop with the one reply in a list, or an error.
+        """
+        wire = self._of_loop.get(asyncio.get_running_loop())
+        if wire is None or not wire.is_usable:
+            return False
+
+        def told(outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                self._failed(None)
+            done(outcome)
+
+        wire.submit(pack((command,)), 1, told)
+        return True
 
     def close(self) -> None:
         """Close what is idle; a loop's wire goes with its next failure, or its loop."""

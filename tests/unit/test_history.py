@@ -43,7 +43,7 @@ def test_an_iterator_is_as_good_as_a_list() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "truncated"),
+        ("[]", "Expected `object`"),
         ('{"op":"read","key":"a"}', "missing required field `version`"),
         ('{"op":"drop","key":"a","began":1}', "Invalid value 'drop'"),
         ('{"op":"write","key":"a","version":"1","began":1}', r"Expected `int`, got `str` - at `\$.version`"),
@@ -84,6 +84,19 @@ def record(path: Path, number: int, ready: object) -> None:
     while True:
         recorder.read(f"key:{number}" + "x" * 100, 1, time.monotonic())
         ready.set()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("left", range(0, len(READ), 7))
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path, left: int) -> None:
+    """A process was killed in the middle of it, and another went on."""
+    path = tmp_path / "h"
+    path.write_text(f"\n{READ[:left]}")
+    with Recorder(path) as recorder:
+        recorder.invalidated("price[1]", 1.0, version=2)
+
+    [found] = History([path])
+
+    assert isinstance(found, Invalidate)
 
 
 def test_lines_of_processes_that_are_killed_are_whole(tmp_path: Path) -> None:
@@ -134,7 +147,7 @@ def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
 
 def test_the_command_names_bad_lines(tmp_path: Path) -> None:
     """Status 1: what they say was not checked."""
-    (tmp_path / "h").write_text(f"{INVALIDATED}\n{{\n")
+    (tmp_path / "h").write_text(f'{INVALIDATED}\n{{"op":"other"}}\n')
 
     done = run("check-history", tmp_path / "h")
     strict = run("check-history", "--strict", tmp_path / "h")
