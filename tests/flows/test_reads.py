@@ -274,7 +274,7 @@ def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cac
 
     def overtaken(commands: Any) -> Any:
         replies = exchange(commands)
-        link._health._breaker.failed()
+        link._health.breaker.failed()
         return replies
 
     cache.sweep()
@@ -282,7 +282,7 @@ def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cac
         patch.setattr(link._masters.wires, "exchange", overtaken)
         cache._ports.store.get("x").run()
 
-    assert link._health._breaker.is_open
+    assert link._health.breaker.is_open
 
 
 def test_after_a_failure_no_older_connection_is_used(cache: Cache, monkeypatch: Any) -> None:

@@ -315,7 +315,7 @@ def test_patience_with_a_slot_on_its_way_ends_and_no_master_is_blamed(cluster: V
     with pytest.raises(StoreUnavailable, match="slot"):
         link.exchange([call])
 
-    assert not link._health._breaker.is_open
+    assert not link._health.breaker.is_open
     cluster.end_move(slot, target)
     assert link.exchange([call]) == [[2, 2]]
     link.close()
