@@ -20,7 +20,6 @@ TRIED: Mapping[str, tuple[Any, ...]] = {
     "SET": ("", "PX", 1000),
     "GETRANGE": (0, 1),
     "SETRANGE": (0, ""),
-    "INCR": (),
     "EXISTS": (),
     "PEXPIRE": (1000,),
     "PTTL": (),
