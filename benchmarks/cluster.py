@@ -30,13 +30,13 @@ def sync(bench: Bench, url: str, product: Any) -> None:
                 pipeline.get(key)
             return [_decode(raw) for raw in pipeline.execute()]
 
-    group = "sync, one key"
-    bench.sync(group, "redis-py get + decode", lambda: _decode(client.get(KEYS[0])), 1000)
-    bench.sync(group, "cacheworkers get", lambda: product.get(42), 1000)
-    group = "sync, get_many(100)"
-    bench.sync(group, "redis-py mget_nonatomic + decode", lambda: [*map(_decode, client.mget_nonatomic(KEYS))], 10)
-    bench.sync(group, "redis-py pipeline of get + decode", piped, 30)
-    bench.sync(group, "cacheworkers get_many", lambda: product.get_many(range(100)), 100)
+    bench.add("redis-py get + decode", lambda: _decode(client.get(KEYS[0])), 1000)
+    bench.add("cacheworkers get", lambda: product.get(42), 1000)
+    bench.run("sync, one key")
+    bench.add("redis-py mget_nonatomic + decode", lambda: [*map(_decode, client.mget_nonatomic(KEYS))], 30)
+    bench.add("redis-py pipeline of get + decode", piped, 30)
+    bench.add("cacheworkers get_many", lambda: product.get_many(range(100)), 100)
+    bench.run("sync, get_many(100)")
     client.close()
 
 
@@ -53,18 +53,14 @@ async def on_a_loop(bench: Bench, url: str, product: Any) -> None:
             pipeline.get(key)
         return [_decode(raw) for raw in await pipeline.execute()]
 
-    group = "async, one key"
-    await bench.asynchronous(group, "redis.asyncio get + decode", lambda: plain(KEYS[0]), 1000)
-    await bench.asynchronous(group, "cacheworkers aget", lambda: product.aget(42), 1000)
-    group = "async, 100 keys"
-    await bench.asynchronous(
-        group, "redis.asyncio get + decode, 100 tasks", lambda: asyncio.gather(*map(plain, KEYS)), 30
-    )
-    await bench.asynchronous(group, "redis.asyncio pipeline of get + decode", piped, 30)
-    await bench.asynchronous(
-        group, "cacheworkers aget, 100 tasks", lambda: asyncio.gather(*map(product.aget, range(100))), 100
-    )
-    await bench.asynchronous(group, "cacheworkers aget_many", lambda: product.aget_many(range(100)), 100)
+    bench.add("redis.asyncio get + decode", lambda: plain(KEYS[0]), 1000)
+    bench.add("cacheworkers aget", lambda: product.aget(42), 1000)
+    await bench.arun("async, one key")
+    bench.add("redis.asyncio get + decode, 100 tasks", lambda: asyncio.gather(*map(plain, KEYS)), 30)
+    bench.add("redis.asyncio pipeline of get + decode", piped, 30)
+    bench.add("cacheworkers aget, 100 tasks", lambda: asyncio.gather(*map(product.aget, range(100))), 100)
+    bench.add("cacheworkers aget_many", lambda: product.aget_many(range(100)), 100)
+    await bench.arun("async, 100 keys")
     await client.aclose()
 
 
