@@ -19,6 +19,7 @@ from cacheworkers.config import Config
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.heat import read_at_of
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Loaded
@@ -28,7 +29,7 @@ from cacheworkers.flows.invalidate import invalidate_calls
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports
 from cacheworkers.flows.wait import Wait
-from cacheworkers.flows.warm import tell_heat, warm_hot
+from cacheworkers.flows.warm import Queued, tell_heat, warm_round
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.l1 import L1, MISSING
 from cacheworkers.local.waiters import Waiter, Waiters
@@ -178,7 +179,7 @@ class VirtualStore:
         self._leases: dict[str, _Lease] = {}
         self._seq = 0
         self._heat: dict[str, float] = {}
-        self._halved_at = world.now
+        self._ranked: list[tuple[str, float]] = []
 
     def raw(self, call: str) -> bytes | None:
         """Return the envelope that is there."""
@@ -190,6 +191,8 @@ class VirtualStore:
 
     def get_many(self, calls: Sequence[str]) -> _Done:
         return _Done([self.raw(call) for call in calls])
+
+    heads = get_many
 
     def claim(
         self, call: str, token: str, *, lease_for: float, seen: bytes, expected: str = "", heeds_backoff: bool = True
@@ -272,19 +275,18 @@ class VirtualStore:
         return _Done(len(there))
 
     def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> _Done:
-        heat, halves = self._heat, int((self._world.now - self._halved_at) / half_life)
-        if halves:
-            heat = {call: count * 0.5**halves for call, count in heat.items() if count * 0.5**halves >= 0.5}
-            self._halved_at += halves * half_life
+        heat, now = self._heat, self._world.now
         for call, count in reads:
-            heat[call] = heat.get(call, 0.0) + count
+            heat[call] = read_at_of(heat.get(call), count, now, half_life)
         if len(heat) > most:
-            heat = dict(heapq.nlargest(most, heat.items(), key=lambda item: item[1]))
-        self._heat = heat
-        return _Done(len(heat))
+            self._heat = dict(heapq.nlargest(most, heat.items(), key=lambda item: item[1]))
+        self._ranked = []
+        return _Done(len(self._heat))
 
-    def heat(self, loader: str, most: int) -> _Done:
-        return _Done(heapq.nlargest(most, self._heat.items(), key=lambda item: item[1]))
+    def heat(self, loader: str, first: int, most: int, since: float) -> _Done:
+        if not self._ranked:
+            self._ranked = sorted(self._heat.items(), key=lambda item: -item[1])
+        return _Done([each for each in self._ranked[first : first + most] if each[1] >= since])
 
 
 class _Clock:
@@ -338,6 +340,10 @@ class Workers:
         """Take asks together."""
         return sum(self.submit(ask) for ask in asks)
 
+    def queued(self) -> Queued:
+        """Return how many asks no worker has taken; those under way from a queue without limit are none."""
+        return Queued(len(self._queues["miss"]), len(self._queues["warm"]))
+
     def note(self, event: Any) -> None:
         """Take an event."""
         if isinstance(event, Loaded):
@@ -366,6 +372,7 @@ class Process:
     def __init__(self, world: World, store: VirtualStore, workers: Workers, spec: LoaderSpec, config: Config) -> None:
         self.world = world
         self.store = store
+        self.workers = workers
         self.spec = spec
         gate = Gate()
         gate.heard(float("inf"))
@@ -421,7 +428,8 @@ class Process:
 
     def warm(self) -> None:
         """Do one round of warming, as beat has it done."""
-        self.world.drive(warm_hot(self.ports, self.spec), _nothing)
+        loaders = {self.spec.name: self.spec}
+        self.world.drive(warm_round(self.ports, loaders, lambda: _Done(self.workers.queued())), _nothing)
 
     def hear(self, call: str) -> None:
         """Take a push."""

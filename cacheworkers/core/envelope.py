@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import struct
 
+import msgspec
+
 from cacheworkers.core.entry import Entry
 from cacheworkers.errors import EnvelopeError
 
@@ -119,6 +121,24 @@ def fresh_payload(raw: bytes, now: float, since: int) -> bytes | None:
         return None
     payload: bytes = raw[payload_at:]
     return payload
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """What an envelope's header says of an entry's life, for who looks at many; see `Entry`."""
+
+    created: float
+    fresh_until: float
+    load_time: float
+
+
+def head_of(raw: bytes | None) -> Head | None:
+    """Return the head of an envelope, of which the header is enough; None for none, or for what cannot be read."""
+    if raw is None or len(raw) < HEADER_BYTES:
+        return None
+    magic, _, codec, _, load_ms, _, created, fresh, *_ = _HEADER.unpack_from(raw)
+    if magic != MAGIC or codec != CODEC_JSON:
+        return None
+    return Head(created / 1000, fresh / 1000, load_ms / 1000)
 
 
 def version_of(raw: bytes | None) -> bytes:

@@ -84,10 +84,6 @@ class Keyspace:
         """Return the key of a loader's hottest calls."""
         return f"{self.namespace}:h:{{{loader}}}"
 
-    def heat_halved(self, loader: str) -> str:
-        """Return the key that says when a loader's heat was last halved."""
-        return f"{self.namespace}:hh:{{{loader}}}"
-
     # -- of upkeep
 
     @property

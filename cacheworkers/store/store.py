@@ -22,6 +22,8 @@ T = TypeVar("T")
 #: registration, and a promoted master's clock may differ.
 REGISTRATION_MARGIN = 60.0
 CHUNK = 500
+#: Half-lives for which heat is remembered.
+HEAT_KEPT_FOR = 100
 #: How long the sign that an upkeep task has run is kept, seconds.
 BEAT_KEPT_FOR = 86400.0
 
@@ -206,6 +208,11 @@ class Store:
             [Request(("MGET", *keys))] if keys else [],
             lambda replies: [_bytes(r) for r in replies[0]] if replies else [],
         )
+
+    def heads(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
+        """The headers of the envelopes of many calls, in their order; an entry may be megabytes."""
+        requests = [Request(("GETRANGE", self.keys.entry(call), 0, envelope.HEADER_BYTES - 1)) for call in calls]
+        return self._ask(requests, lambda replies: [_bytes(reply) or None for reply in replies])
 
     # -- leases
 
@@ -435,20 +442,25 @@ class Store:
 
     def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> Exchange[int]:
         """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has."""
-        keys = (self.keys.heat(loader), self.keys.heat_halved(loader))
         words = [word for call, count in reads for word in (call, count)]
-        request = Request.call(scripts.HEAT, keys, (_ms(half_life), most, *words))
+        kept_for = HEAT_KEPT_FOR * half_life
+        request = Request.call(scripts.HEAT, (self.keys.heat(loader),), (half_life, most, kept_for, *words))
         return self._ask([request], lambda replies: int(replies[0]))
 
-    def heat(self, loader: str, most: int) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader, with their heat."""
-        request = Request(("ZREVRANGE", self.keys.heat(loader), 0, most - 1, "WITHSCORES"))
+    def heat(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core.heat`, whose reads these are.
+
+        Args:
+            since: least `read_at`.
+        """
+        key, limit = self.keys.heat(loader), ("LIMIT", first, most)
+        request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
         return self._ask([request], lambda replies: _scored(replies[0]))
 
-    def heat_of(self, loader: str, call: str) -> Exchange[float]:
-        """The heat of one call; 0 if it is not among the hottest."""
+    def heat_of(self, loader: str, call: str) -> Exchange[float | None]:
+        """The `read_at` of one call; None if it is not among the hottest."""
         request = Request(("ZSCORE", self.keys.heat(loader), call))
-        return self._ask([request], lambda replies: float(replies[0] or 0.0))
+        return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
 
     def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
         """The number of a tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
