@@ -13,6 +13,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from cacheworkers.config import Config
@@ -180,6 +181,7 @@ class VirtualStore:
         self._seq = 0
         self._heat: dict[str, float] = {}
         self._ranked: list[tuple[str, float]] = []
+        self._heat_most = 0
 
     def raw(self, call: str) -> bytes | None:
         """Return the envelope that is there."""
@@ -278,14 +280,14 @@ class VirtualStore:
         heat, now = self._heat, self._world.now
         for call, count in reads:
             heat[call] = read_at_of(heat.get(call), count, now, half_life)
-        if len(heat) > most:
-            self._heat = dict(heapq.nlargest(most, heat.items(), key=lambda item: item[1]))
-        self._ranked = []
+        if len(heat) > 1.1 * most:
+            self._heat = dict(sorted(heat.items(), key=itemgetter(1), reverse=True)[:most])
+        self._ranked, self._heat_most = [], most
         return _Done(len(self._heat))
 
     def heat(self, loader: str, first: int, most: int, since: float) -> _Done:
         if not self._ranked:
-            self._ranked = sorted(self._heat.items(), key=lambda item: -item[1])
+            self._ranked = sorted(self._heat.items(), key=itemgetter(1), reverse=True)[: self._heat_most]
         return _Done([each for each in self._ranked[first : first + most] if each[1] >= since])
 
 

@@ -52,6 +52,7 @@ class Config:
             does not limit.
         sweep_every: how often beat sweeps tag sets.
         drain_every: how often beat delivers what the outbox still holds.
+        beat_lease_for: with several beats, of which one sends: how long after its end another takes over.
         heat_every: how often a process that reads tells the store what was read; 0 tells nothing.
         heat_told: most calls that a process tells of at once.
         heat_kept: most calls whose heat is kept, of each loader; what has none is not kept warm.
@@ -90,6 +91,7 @@ class Config:
     revalidate_rate: float = 500.0
     sweep_every: float = 60.0
     drain_every: float = 5.0
+    beat_lease_for: float = 10.0
     heat_every: float = 5.0
     heat_told: int = 5000
     heat_kept: int = 20_000
@@ -110,6 +112,7 @@ class Config:
             "store_timeout",
             "sweep_every",
             "drain_every",
+            "beat_lease_for",
             "replay_for",
             "heat_half_life",
             "backoff_for",

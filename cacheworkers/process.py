@@ -129,6 +129,7 @@ class Process:
                 waited_for=lambda: waiters.calls,
                 begins=self._begins,
                 has_run=lambda task: ports.store.note_beat(task).run(),
+                beat_lease=(ports.store, config.beat_lease_for),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _processes.add(self)

@@ -88,15 +88,14 @@ def tell_heat(ports: Ports) -> Flow[int]:
 
 def hottest(ports: Ports, loader: str, most: int, since: float = float("-inf")) -> Flow[list[tuple[str, float]]]:
     """Return the hottest calls of a loader, each with its `read_at`, which is at least `since`."""
-    found: list[tuple[str, float]] = []
-    while len(found) < most:
-        wanted = min(CHUNK, most - len(found))
-        chunk = yield ports.store.heat(loader, len(found), wanted, since)
-        found += chunk
+    found: dict[str, float] = {}
+    for first in range(0, most, CHUNK):
+        wanted = min(CHUNK, most - first)
+        chunk = yield ports.store.heat(loader, first, wanted, since)
+        found.update(chunk)  # what has moved meanwhile may be there already
         if len(chunk) < wanted:
             break
-    # Between two chunks a call may have moved, and be in both.
-    return list(dict(found).items())
+    return list(found.items())
 
 
 def hot(ports: Ports, loader: str, most: int) -> Flow[list[tuple[str, float]]]:
@@ -139,17 +138,18 @@ def warm_hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
     config, every = ports.config, _every(ports)
     since = ports.clock.now() - loader.policy.kept_warm_for
     found: list[tuple[str, float]] = yield from hottest(ports, loader.name, config.heat_kept, since)
-    calls = list(dict.fromkeys(filter(None, (loader.signature.of_this_version(call) for call, _ in found))))
     turns = max(1, int(loader.policy.fresh_for * TURN / every))
     turn = _round_at(ports) % turns
-    others = [call for call in calls[config.warm_most :] if zlib.crc32(call.encode()) % turns == turn]
+    others = [call for call, _ in found[config.warm_most :] if zlib.crc32(call.encode()) % turns == turn]
     heads: list[Head] = []
-    wanted = yield from _look(ports, calls[: config.warm_most], every + MARGIN, heads)
-    wanted += yield from _look(ports, others, (turns + 1) * every + MARGIN, heads)
-    allowed = math.ceil(most * quickness(heads, ports.clock.now()))
-    asked, held = yield from _ask(ports, loader, wanted[:allowed])
-    looked = min(config.warm_most, len(calls)) + len(others)
-    left = len(wanted) - len(wanted[:allowed])
+    looked, wanted = 0, []
+    for some, lead in (([call for call, _ in found[: config.warm_most]], every), (others, (turns + 1) * every)):
+        calls = _of_this_version(loader, some)
+        looked += len(calls)
+        wanted += yield from _look(ports, calls, lead + MARGIN, heads)
+    allowed = wanted[: math.ceil(most * quickness(heads, ports.clock.now()))]
+    asked, held = yield from _ask(ports, loader, allowed)
+    left = len(wanted) - len(allowed)
     return _told(ports, loader, Warming(looked, looked - len(wanted), asked, held, left))
 
 
@@ -179,6 +179,11 @@ def quickness(heads: Sequence[Head], now: float) -> float:
         return 1.0
     usually, slow = statistics.median(head.load_time for head in heads), statistics.median(lately)
     return usually / slow if slow > SLOW * usually + SLACK else 1.0
+
+
+def _of_this_version(loader: LoaderSpec, calls: Sequence[str]) -> list[str]:
+    """Return the same calls under the loader's version: what was hot under another is hot now."""
+    return list(dict.fromkeys(filter(None, map(loader.signature.of_this_version, calls))))
 
 
 def _look(ports: Ports, calls: Sequence[str], lead: float, heads: list[Head]) -> Flow[list[tuple[str, bytes]]]:

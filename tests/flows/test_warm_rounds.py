@@ -72,7 +72,7 @@ def test_a_round_asks_for_no_more_than_it_may_and_the_next_goes_on(make_cache: M
     for _ in range(3):
         done = cache.warm()["number"]
         asked.append((done.asked, done.left))
-        wait_until(lambda: len(loads) == sum(asked for asked, _ in asked))  # noqa: B023
+        wait_until(lambda: len(loads) == sum(asked for asked, _ in asked))
 
     assert asked == [(10, 15), (10, 5), (5, 0)]
     assert sorted(loads) == list(range(25))
