@@ -7,6 +7,7 @@ in `cacheworkers/store/lua` do.  Reading and writing the store takes no time; a 
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import random
@@ -50,7 +51,8 @@ class World:
     Attributes:
         now: seconds.
         loading, most_loading: loads under way, and the most of them at once.
-        loads: call -> how many loads have begun.
+        loads: call -> how many loads have begun; `last_loads`: when the last of them did.
+        queries: how many times a loader was called; a batch loader loads many with one.
     """
 
     def __init__(self, seed: int, load_time: Callable[[random.Random], float]) -> None:
@@ -58,6 +60,8 @@ class World:
         self.chance = random.Random(seed)
         self.loading = self.most_loading = 0
         self.loads: Counter[str] = Counter()
+        self.last_loads: dict[str, float] = {}
+        self.queries = 0
         self._load_time = load_time
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, Callable[[], object]]] = []
@@ -86,6 +90,8 @@ class World:
     def load(self, calls: Sequence[str], done: Callable[[], object]) -> None:
         """Begin a load, and say when it is done."""
         self.loads.update(calls)
+        self.last_loads.update(dict.fromkeys(calls, self.now))
+        self.queries += 1
         self.loading += 1
         self.most_loading = max(self.most_loading, self.loading)
 
@@ -329,18 +335,21 @@ class Workers:
     ports: Any = None
 
     def __post_init__(self) -> None:
-        self._queues: dict[str, deque[Ask]] = {name: deque() for name in ("miss", "revalidate", "warm")}
+        self._queues: dict[str, deque[list[Ask]]] = {name: deque() for name in ("miss", "revalidate", "warm")}
         self._busy: Counter[str] = Counter()
 
     def submit(self, ask: Ask) -> bool:
         """Take an ask."""
-        self._queues[ask.queue].append(ask)
-        self.world.at(self.world.now + MESSAGE, lambda: self._work(ask.queue))
-        return True
+        return self.submit_all([ask]) == 1
 
     def submit_all(self, asks: Sequence[Ask]) -> int:
-        """Take asks together."""
-        return sum(self.submit(ask) for ask in asks)
+        """Take asks together: of a batch loader they are one message, of another one each."""
+        size = len(asks) if self.spec.is_batch else 1
+        for start in range(0, len(asks), max(1, size)):
+            group = list(asks[start : start + size])
+            self._queues[group[0].queue].append(group)
+            self.world.at(self.world.now + MESSAGE, functools.partial(self._work, group[0].queue))
+        return len(asks)
 
     def queued(self) -> Queued:
         """Return how many asks no worker has taken; those under way from a queue without limit are none."""
@@ -358,14 +367,14 @@ class Workers:
     def _work(self, queue: str) -> None:
         if not self._queues[queue] or (self.most and self._busy[queue] >= self.most):
             return
-        ask = self._queues[queue].popleft()
+        group = self._queues[queue].popleft()
         self._busy[queue] += 1
 
         def done(result: Any) -> None:
             self._busy[queue] -= 1
             self._work(queue)
 
-        self.world.drive(load(self.ports, self.spec, [ask], self), done)
+        self.world.drive(load(self.ports, self.spec, group, self), done)
 
 
 class Process:
