@@ -17,8 +17,10 @@ from cacheworkers.flows.warm import BUSY, Queued, is_fresh_for
 from cacheworkers.local.throttle import Throttle
 from cacheworkers.store.store import Backoff, Claimed
 
-#: Seconds between two looks at what is under way.
-LOOK_EVERY = 0.02
+#: Seconds between two looks at what is under way: a look is a command for each call.
+LOOK_EVERY = 0.05
+#: Seconds between two looks at what has failed, which is seldom.
+FAILED_EVERY = 0.5
 #: Seconds between two looks at the miss queue.
 ASK_EVERY = 0.5
 #: A load may take this much longer than its deadline until it counts as lost, seconds: its message was queued.
@@ -96,7 +98,8 @@ def warm_up(
     asked: dict[str, _Asked] = {}
     clock = ports.clock
     most_budget = max(max_rate * ASK_EVERY, 1.0)
-    budget, budgeted_at, misses_at = 1.0, clock.monotonic(), float("-inf")
+    budget, budgeted_at = 1.0, clock.monotonic()
+    misses_at = failed_at = float("-inf")
     while (left or asked) and state.share < until:
         now = clock.monotonic()
         if now - misses_at >= ASK_EVERY:
@@ -116,7 +119,10 @@ def warm_up(
         else:
             yield pause(LOOK_EVERY)
         if asked:
-            left += yield from _look(ports, asked, state, throttle)
+            yield from _look(ports, asked, state, throttle)
+        if asked and now - failed_at >= FAILED_EVERY:
+            failed_at = now
+            left += yield from _look_for_failed(ports, asked, state)
         state.window = throttle.window
         progress(state)
     return state
@@ -155,8 +161,8 @@ def _ask(
     return len(asks)
 
 
-def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throttle) -> Flow[list[str]]:
-    """Take off what has been loaded, has failed or was lost; return what is to be asked for again."""
+def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throttle) -> Flow[None]:
+    """Take off what has been loaded."""
     calls = list(asked)
     raws = yield ports.store.heads(calls)
     for call, raw in zip(calls, raws, strict=True):
@@ -167,9 +173,13 @@ def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throt
         head = envelope.head_of(raw)
         if head is not None:  # else another layout, of a newer deploy: loaded it is
             throttle.note(head.load_time)
+
+
+def _look_for_failed(ports: Ports, asked: dict[str, _Asked], state: WarmUp) -> Flow[list[str]]:
+    """Take off what has failed or was lost; return what is to be asked for again."""
     calls = list(asked)
     again = []
-    backoffs = (yield ports.store.failing_until(calls)) if calls else []
+    backoffs = yield ports.store.failing_until(calls)
     for call, backoff_until in zip(calls, backoffs, strict=True):
         is_over = ports.clock.monotonic() > asked[call].until
         if is_over and not asked[call].is_ours:  # whoever was at it may have died, or given it up
