@@ -42,6 +42,7 @@ HEADS = (
     "waits % all",
     "waits % hot",
     "loads",
+    "queries",
     "loads per hot key and period",
     "most loads at once",
     "loads in vain",
@@ -54,6 +55,7 @@ class Way:
 
     Attributes:
         is_plain: every reader that misses loads for itself.
+        is_batch: the loader loads many keys with one query.
         policy, config: what differs from the library's defaults.
     """
 
@@ -61,6 +63,7 @@ class Way:
     policy: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     is_plain: bool = False
+    is_batch: bool = False
 
 
 OFF = {"stale_for": 0.0, "early": 0.0}
@@ -164,6 +167,7 @@ class Outcome:
     waits: float
     waits_hot: float
     loads: int
+    queries: int
     loads_per_period: float
     most_at_once: int
     in_vain: int
@@ -171,7 +175,13 @@ class Outcome:
     def row(self) -> tuple[str, ...]:
         """Return it as text."""
         shares = (f"{share:.3f}" for share in (self.stale, self.stale_hot, self.waits, self.waits_hot))
-        rest = (f"{self.loads:,}", f"{self.loads_per_period:.2f}", f"{self.most_at_once:,}", f"{self.in_vain:,}")
+        rest = (
+            f"{self.loads:,}",
+            f"{self.queries:,}",
+            f"{self.loads_per_period:.3f}",
+            f"{self.most_at_once:,}",
+            f"{self.in_vain:,}",
+        )
         return (self.way, *shares, *rest)
 
 
@@ -188,19 +198,24 @@ class Replay:
         def product(load: Load, number: int) -> int:
             return number
 
-        self.spec: LoaderSpec = product._spec
+        @cache.batch_loader(**policy)
+        def products(load: Load, numbers: list[int]) -> dict[int, int]:
+            return dict(zip(numbers, numbers, strict=True))
+
+        self.spec: LoaderSpec = products._spec if way.is_batch else product._spec
         self.config = cache.config
         self.calls: dict[int, Call] = {key: self.spec.signature.bind((key,), {}) for key in scene.trace.counts}
         self.hot = frozenset(scene.trace.hottest(scene.hot))
         self.rest, self.of_hot = Tally(), Tally()
-        self.periods = 0
+        self.periods = 0.0
+        self.ends_at = BEGIN
         self.world = World(scene.seed + 2, load_time)
 
     def play(self) -> Outcome:
         """Replay, and return what it came to."""
         in_vain = self._play_plain() if self.way.is_plain else self._play()
         loads = self.world.loads
-        hot_loads = sum(loads[self.calls[key].text] for key in self.hot)
+        hot_loads = sum(self._loads_of(self.calls[key].text) for key in self.hot)
         rest, hot = self.rest, self.of_hot
         return Outcome(
             self.way.name,
@@ -209,10 +224,16 @@ class Replay:
             share(rest.waits + hot.waits + rest.errors + hot.errors, rest.reads + hot.reads),
             share(hot.waits + hot.errors, hot.reads),
             loads.total(),
+            self.world.queries,
             hot_loads / self.periods,
             self.world.most_loading,
             in_vain,
         )
+
+    def _loads_of(self, call: str) -> float:
+        """Return how many loads a call had, the last one as far as it was of use before the end."""
+        since = self.ends_at - self.world.last_loads.get(call, self.ends_at)
+        return self.world.loads[call] - 1 + min(1.0, since / self.scene.fresh_for)
 
     def _play(self) -> int:
         """Replay with the library's flows; how many loads stored nothing."""
@@ -297,6 +318,9 @@ class Replay:
                     self.periods += 1
             tally.reads += 1
             yield now, at, key, tally
+        self.ends_at = now
+        # A period that has not ended counts as far as it has gone.
+        self.periods -= sum(max(0.0, end - now) / fresh_for for end in ends.values())
 
 
 def load_time(chance: random.Random) -> float:

@@ -8,9 +8,11 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Action, Entry, decide
+from cacheworkers.core.heat import heat_of
 from cacheworkers.errors import EnvelopeError
 from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.flows.warm import MARGIN
 
 
 class TagState(msgspec.Struct, frozen=True):
@@ -72,10 +74,11 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     raw = yield ports.store.get(call)
     lease: dict[str, str] = yield ports.store.lease(call)
     failure: dict[str, str] = yield ports.store.failures(call)
-    heat: float = yield ports.store.heat_of(loader.name, call)
+    read_at: float | None = yield ports.store.heat_of(loader.name, call)
     attempts: int = yield ports.store.attempts(call)
     slot = ports.l1.get(call)
     monotonic, now = ports.clock.monotonic(), ports.clock.now()
+    heat = 0.0 if read_at is None else heat_of(read_at, now, ports.config.heat_half_life)
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
     try:
@@ -110,17 +113,18 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         kept_for=entry.expires_at - now,
         load_time=entry.load_time,
         seq=entry.seq,
-        revalidates_in=max(0.0, entry.fresh_until - now - _lead(ports, heat)),
+        revalidates_in=max(0.0, entry.fresh_until - now - _lead(ports, loader, read_at, now)),
         size=len(entry.payload),
         tags=tuple(tags),
         **common,
     )
 
 
-def _lead(ports: Ports, heat: float) -> float:
-    """Return how long before it goes stale warming revalidates an entry of this heat."""
-    config = ports.config
-    return 3 * config.warm_every if config.warm_every and heat >= config.warm_least else 0.0
+def _lead(ports: Ports, loader: LoaderSpec, read_at: float | None, now: float) -> float:
+    """Return how long before it goes stale warming revalidates an entry at the latest; 0 if it is not kept warm."""
+    every = ports.config.warm_every
+    is_kept_warm = every and read_at is not None and read_at >= now - loader.policy.kept_warm_for
+    return every + MARGIN if is_kept_warm else 0.0
 
 
 def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:

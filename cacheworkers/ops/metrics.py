@@ -41,6 +41,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "invalidations_total": ("Invalidations acknowledged.", ("mode",)),
     "invalidated_entries_total": ("Entries that invalidations dropped or made stale.", ("mode",)),
     "warmed_total": ("Calls that warming looked at.", ("loader", "outcome")),
+    "warming_held_back_total": ("Rounds of warming that asked for nothing, for workers were behind.", ()),
     "heat_told_total": ("Calls whose reads were added to the heat in the store.", ("loader",)),
     "ticks_missed_total": ("Upkeep tasks that ran much later than they should have.", ("task",)),
     "swept_total": ("What sweeps freed.", ("what",)),
@@ -112,6 +113,7 @@ class Metrics:
             events.UnreadableEntry: lambda event: self._add("unreadable_entries_total", 1),
             events.Undelivered: lambda event: self._add("outbox_undelivered_total", event.rows),
             events.Replayed: lambda event: self._add("outbox_replayed_total", event.rows),
+            events.WarmingHeldBack: lambda event: self._add("warming_held_back_total", 1),
             events.HeatTold: lambda event: self._add("heat_told_total", event.calls, event.loader),
             events.TicksMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
             events.StoreLost: lambda event: self._lost("store", 1),
@@ -159,7 +161,7 @@ class Metrics:
         self._add("outbox_lag_seconds", event.lag)
 
     def _warmed(self, event: events.Warmed) -> None:
-        for outcome in ("fresh", "asked", "held"):
+        for outcome in ("fresh", "asked", "held", "left"):
             self._add("warmed_total", getattr(event, outcome), event.loader, outcome)
 
     def _lost(self, what: str, is_lost: int) -> None:
