@@ -22,7 +22,7 @@ import tables
 REFERENCE = ROOT / "docs" / "reference"
 API = (REFERENCE / "api.md").read_text()
 #: Methods that build no key, and attributes that are no key.
-NO_KEYS = {"call_of", "shards", "shard_of", "tag_of", "namespace"}
+NO_KEYS = {"entries", "call_of", "shards", "shard_of", "tag_of", "namespace"}
 
 
 @pytest.mark.parametrize("name", sorted(tables.TABLES))
