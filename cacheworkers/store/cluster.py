@@ -168,6 +168,7 @@ class Cluster:
     def _note_move(self, slot: int, node: Node) -> None:
         self._owners[slot] = node
         self._informed = node
+        self._to(node).failed_at = 0.0  # another has heard of it since
         self._is_doubtful = True
 
     def _find_out(self) -> Flow[None]:

@@ -120,6 +120,7 @@ def test_who_names_another_master_is_believed_and_that_one_is_asked_for_the_slot
     nodes = Nodes(a=always(MovedError(f"{key_slot(key.encode())} c:3")), c=echoed)
     nodes.slots = lambda node: SLOTS if node == A else [[0, 16383, [b"c", 3, b"id"]]]
     cluster = made(nodes)
+    cluster._to(C).failed_at = 1.0  # some time ago
     before = cluster.names
 
     assert cluster.exchange(got(key)) == [key]
