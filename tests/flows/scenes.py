@@ -45,6 +45,13 @@ def a_read(p: Processes, number: int, how: How, name: str = "price") -> list[Ste
     return [Step(_checked(p, begin)), *[go_on] * 5]
 
 
+def _a_read_under_way(p: Processes, number: int, how: How, name: str = "price") -> list[Step]:
+    """Its guard has been taken."""
+    reading = p.reading(name, number, how)
+    reading.step()
+    return [Step(_checked(p, reading.step), lambda: bool(reading.at))] * 2
+
+
 def a_change(p: Processes, number: int, mode: Any = "hard", by: str = "others") -> list[Step]:
     """It is committed and numbered, its entries are deleted or made stale, and it is acknowledged."""
     flow: list[Stepper[Any]] = []
@@ -149,10 +156,7 @@ def a_change_of_what_is_evicted(p: Processes, number: int, how: How) -> Actors:
 
 def a_change_of_two_loaders(p: Processes, number: int, how: How) -> Actors:
     """One tag, two entries; both reads have taken their guard."""
-    readings = [p.reading(name, number, how) for name in p.loaders]
-    for reading in readings:
-        reading.step()
-    reads = [[Step(_checked(p, r.step), lambda r=r: bool(r.at))] * 2 for r in readings]
+    reads = [_a_read_under_way(p, number, how, name) for name in p.loaders]
     return [*reads, at_once(p, a_change(p, number)), pushes(p)]
 
 
@@ -195,7 +199,8 @@ def a_change_before_a_ping(p: Processes, number: int, how: How) -> Actors:
 
 def two_reads_and_two_changes(p: Processes, number: int, how: How) -> Actors:
     changes = at_once(p, a_change(p, number)) + _steps(p, lambda: p.load("price", number))
-    return [a_read(p, number, how), a_read(p, number, how), changes + at_once(p, a_change(p, number)), pushes(p)]
+    reads = [_a_read_under_way(p, number, how), a_read(p, number, how)]
+    return [*reads, changes + at_once(p, a_change(p, number)), pushes(p)]
 
 
 SCENES: list[Scene] = [

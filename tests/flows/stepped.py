@@ -352,8 +352,8 @@ class Processes:
                 continue
             for name in promise.loaders:
                 loader = self.loaders[name]
-                found = _in_memory(lambda loader=loader: loader.read(promise.number))
-                value = _in_memory(lambda loader=loader: loader.get(promise.number))
+                found = _in_memory(loader.read, promise.number)
+                value = _in_memory(loader.get, promise.number)
                 if found is None or (found.value >= promise.version and value in (None, found.value)):
                     continue
                 assert promise.is_soft and found.freshness is not Freshness.FRESH, (
@@ -373,9 +373,9 @@ def hold(at: str) -> None:
         reading.hold(at)
 
 
-def _in_memory(read: Callable[[], Any]) -> Any:
+def _in_memory(read: Callable[[int], Any], number: int) -> Any:
     try:
-        return read()
+        return read(number)
     except _Missed:
         return None
 
