@@ -33,7 +33,7 @@ class Config:
             tags before it is written; 0 waits for none.  Fewer in time: neither happens.
         breaker_for: after a failed call, how long the store is not asked again.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
-        l1_bytes: most bytes of payloads kept there.
+        l1_bytes: most bytes kept there, about: payloads, decoded values that callers share, 1,000 an entry.
         l1_for: how long L1 may answer since the listener last proved that it hears invalidations.
         l1_on_loss_for: how long L1 may answer while the store is gone.
         bulkhead: how many loads this process may run itself at once.

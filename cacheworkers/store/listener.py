@@ -11,7 +11,6 @@ import asyncio
 import collections
 import contextlib
 import logging
-import os
 import random
 import selectors
 import socket
@@ -122,9 +121,7 @@ class Listener:
         self._ears: list[Ear] = []
         self._masters: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
         self._is_closed = False
-        self._wakeup: socket.socket | None = None
 
     @property
     def is_up(self) -> bool:
@@ -226,27 +223,36 @@ class Listener:
             for ear in self._ears:
                 selector.register(ear.socket, selectors.EVENT_READ, ear)
             next_ping = time.monotonic() + PING_EVERY
-            is_up = False
             while not self._is_closed:
                 ready = selector.select(max(0.0, next_ping - time.monotonic()))
                 for key, _ in ready:
                     self._take_in(key.data)
                 if self._link.masters != self._masters:  # one is not heard: no ping may prove the opposite
                     raise OSError("the Cluster has other masters now")
+                if ready:
+                    self._prove()
                 now = time.monotonic()
-                if ready and all(ear.heard_at for ear in self._ears):
-                    self._gate.heard(min(ear.heard_at for ear in self._ears))
-                    if not is_up:
-                        is_up = True
-                        for ear in self._ears:
-                            self._emit(ListenerUp(ear.master))
                 if now >= next_ping:
                     next_ping = now + PING_EVERY
-                    for ear in self._ears:
-                        if ear.silent_for(now) > PING_LOST_AFTER:
-                            raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
-                        if not ear.pings:
-                            ear.ping()
+                    self._look_after(now)
+
+    def _prove(self) -> None:
+        """Tell the gate up to when every push of every master has been processed."""
+        if not all(ear.heard_at for ear in self._ears):
+            return
+        was_up = self._gate.is_coherent
+        self._gate.heard(min(ear.heard_at for ear in self._ears))
+        if not was_up:
+            for ear in self._ears:
+                self._emit(ListenerUp(ear.master))
+
+    def _look_after(self, now: float) -> None:
+        """Ping every master that owes no answer; raise if one owes it for too long."""
+        for ear in self._ears:
+            if ear.silent_for(now) > PING_LOST_AFTER:
+                raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
+            if not ear.pings:
+                ear.ping()
 
     def _take_in(self, ear: Ear) -> None:
         entries, failures = self._entries, self._failures
