@@ -13,6 +13,7 @@ A hot key is one of the `--hot` most read.  Its periods are those that a perfect
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import math
 import multiprocessing
@@ -56,6 +57,7 @@ class Way:
     Attributes:
         is_plain: every reader that misses loads for itself.
         is_batch: the loader loads many keys with one query.
+        periods: `warm_for` as a multiple of `fresh_for`.
         policy, config: what differs from the library's defaults.
     """
 
@@ -64,6 +66,7 @@ class Way:
     config: dict[str, Any] = field(default_factory=dict)
     is_plain: bool = False
     is_batch: bool = False
+    periods: float | None = None
 
 
 OFF = {"stale_for": 0.0, "early": 0.0}
@@ -81,19 +84,17 @@ WAYS = (
 )
 
 
-def kept_warm(most: int) -> dict[str, int]:
-    """Return settings that keep so many calls warm, with the default's proportions."""
-    return {"warm_most": most, "heat_told": most, "heat_kept": 4 * most}
-
-
 DEFAULTS = (
     Way("the defaults"),
-    *(Way(f"early {beta:g}", {"early": beta}) for beta in (0.0, 3.0, 10.0)),
-    *(Way(f"warm_every {every:g}", {}, {"warm_every": every}) for every in (1.0, 2.0, 10.0)),
-    *(Way(f"warm_least {least:g}", {}, {"warm_least": least}) for least in (1.0, 10.0)),
-    Way("heat_half_life 300", {}, {"heat_half_life": 300.0}),
-    *(Way(f"warm_most {most:,}", {}, kept_warm(most)) for most in (2000, 10_000)),
-    Way("warm_most 40,000, half-life 600", {}, {**kept_warm(40_000), "heat_half_life": 600.0, "warm_least": 0.5}),
+    Way("the defaults, a batch loader", is_batch=True),
+    Way("no warming", {"warm_for": 0.0}),
+    Way("no warming, a batch loader", {"warm_for": 0.0}, is_batch=True),
+    Way("only what is read again and again", {"warm_for": 0.001}),
+    *(Way(f"warm_for {periods:g} x fresh_for", periods=periods) for periods in (0.5, 1.0, 2.0, 6.0)),
+    *(Way(f"warm_every {every:g}", {}, {"warm_every": every}) for every in (1.0, 5.0, 10.0)),
+    *(Way(f"warm_rate {rate:g}", {}, {"warm_rate": rate}) for rate in (50.0, 1000.0)),
+    Way("heat_kept 20,000", {}, {"heat_kept": 20_000}),
+    *(Way(f"early {beta:g}", {"early": beta}) for beta in (0.0, 10.0)),
     Way("jitter 0", {"jitter": 0.0}),
 )
 
@@ -192,6 +193,8 @@ class Replay:
         self.scene = scene
         self.way = way
         policy = {"fresh_for": scene.fresh_for, "stale_for": scene.stale_for, "error_for": 0.0, **way.policy}
+        if way.periods is not None:
+            policy["warm_for"] = way.periods * scene.fresh_for
         cache = Cache(Config(**way.config))
 
         @cache.loader(**policy)
@@ -300,6 +303,9 @@ class Replay:
         changes = scene.changes()
         write_in = next(changes)
         for number, (now, at, key) in enumerate(scene.arrivals()):
+            if number % TOLD_EVERY == 0:
+                with _replayed.get_lock():
+                    _replayed.value += TOLD_EVERY
             write_in -= 1
             if not write_in:
                 changed = keys[max(0, number - next(changes))]
@@ -335,6 +341,10 @@ def share(part: int, whole: int) -> float:
 
 #: Set before the pool forks, so that the traces are shared and not sent.
 _scenes: list[Scene] = []
+#: Reads that have been replayed, in all processes together.
+_replayed = multiprocessing.get_context("fork").Value("q")
+#: ... are told after so many.
+TOLD_EVERY = 20_000
 
 
 def _play(job: tuple[int, Way]) -> tuple[int, Outcome]:
@@ -348,10 +358,13 @@ def play_all(scenes: Iterable[Scene], ways: Iterable[Way], jobs: int) -> list[li
     work = [(at, way) for at in range(len(_scenes)) for way in ways]
     outcomes: dict[tuple[int, str], Outcome] = {}
     with multiprocessing.get_context("fork").Pool(jobs) as pool, report.progress() as bar:
-        task = bar.add_task("replays", total=len(work))
-        for at, outcome in pool.imap_unordered(_play, work):
-            outcomes[at, outcome.way] = outcome
-            bar.advance(task)
+        task = bar.add_task("reads", total=sum(len(_scenes[at].trace.keys) for at, _ in work))
+        played = pool.imap_unordered(_play, work)
+        while len(outcomes) < len(work):
+            with contextlib.suppress(multiprocessing.TimeoutError):
+                at, outcome = played.next(1.0)
+                outcomes[at, outcome.way] = outcome
+            bar.update(task, completed=_replayed.value)
     return [[outcomes[at, way.name] for at2, way in work if at2 == at] for at in range(len(_scenes))]
 
 

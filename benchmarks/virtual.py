@@ -7,6 +7,7 @@ in `cacheworkers/store/lua` do.  Reading and writing the store takes no time; a 
 
 from __future__ import annotations
 
+import bisect
 import functools
 import heapq
 import itertools
@@ -294,7 +295,8 @@ class VirtualStore:
     def heat(self, loader: str, first: int, most: int, since: float) -> _Done:
         if not self._ranked:
             self._ranked = sorted(self._heat.items(), key=itemgetter(1), reverse=True)[: self._heat_most]
-        return _Done([each for each in self._ranked[first : first + most] if each[1] >= since])
+        end = bisect.bisect_right(self._ranked, -since, key=lambda item: -item[1])
+        return _Done(self._ranked[first : min(first + most, end)])
 
 
 class _Clock:

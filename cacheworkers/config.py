@@ -97,7 +97,7 @@ class Config:
     beat_lease_for: float = 10.0
     heat_every: float = 5.0
     heat_told: int = 5000
-    heat_kept: int = 20_000
+    heat_kept: int = 100_000
     heat_half_life: float = 60.0
     warm_every: float = 2.0
     warm_most: int = 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.ops.show import Obj
 
+#: What begins so is a call, of whatever loader; no JSON does.
+_A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
 #: Where a row comes from, for messages, and what it says: arguments, or text that still has to be read.
 Row = tuple[str, Any]
 
@@ -69,7 +72,7 @@ class Warmed(msgspec.Struct, frozen=True):
 @click.option("--sql", help="Rows of a query, on the database of the watched sessions.")
 @click.option("--hot", type=click.IntRange(min=1), help="So many of the calls that were hot lately.")
 @click.option("--max-rate", type=float, metavar="PER_SECOND", help="Most calls a second.")
-@click.option("--at-once", type=int, help="Most calls under way.  [default: four batches]")
+@click.option("--at-once", type=int, help="Most calls under way.  [default: Config.warm_at_once]")
 @click.option("--until", type=Share(), default=1.0, help="Enough is warm at this share: 95%.  [default: 100%]")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row, before anything is loaded.")
 @click.pass_obj
@@ -169,7 +172,7 @@ def _call(signature: Signature, row: Any) -> str:
     if not isinstance(row, str):
         return signature.bind(tuple(row), {}).text
     text = row.strip()
-    if text.startswith((f"{signature.name}[", f"{signature.name}@")):
+    if _A_CALL.match(text):
         return signature.parse(text).text
     value = msgspec.json.decode(text)
     takes_several = len(signature.parameters) != 1

@@ -191,3 +191,47 @@ def test_heat_that_is_long_past_is_forgotten(make_cache: MakeCache) -> None:
         return [call for call, _ in store.heat("product", 0, 10, float("-inf")).run()] == ["product[2]"]
 
     wait_until(is_forgotten)
+
+
+def test_heat_outlives_the_processes_that_have_read(make_cache: MakeCache) -> None:
+    """A deploy starts all web processes anew; what was hot is kept warm meanwhile, and known after it."""
+    old = make_cache()
+    number, _ = counted(old)
+    read(number, old, range(3))
+    old.close()
+
+    new = make_cache()
+    _, loads = counted(new)
+    stale_now(new, "number")
+
+    assert new.warm()["number"].asked == 3
+    wait_until(lambda: sorted(loads) == [0, 1, 2])
+
+
+def test_a_loader_that_fails_holds_up_no_other(make_cache: MakeCache) -> None:
+    """Its calls are left alone until their backoff ends."""
+    cache = make_cache(backoff_for=60.0)
+    is_down = False
+
+    @cache.loader(fresh_for=300.0)
+    def failing(load: Load, n: int) -> int:
+        if is_down:
+            raise RuntimeError("down")
+        return n
+
+    number, loads = counted(cache)
+    read(failing, cache, range(5))
+    read(number, cache, range(5))
+    is_down = True
+    for _ in range(2):
+        stale_now(cache, "failing")
+        cache.warm()
+        wait_until(lambda: all(cache._ports.store.failing_until([f"failing[{n}]" for n in range(5)]).run()))
+    stale_now(cache, "number")
+    loads.clear()
+
+    done = cache.warm()
+
+    assert (done["failing"].asked, done["failing"].held) == (0, 5)
+    assert done["number"].asked == 5
+    wait_until(lambda: sorted(loads) == list(range(5)))

@@ -177,18 +177,14 @@ def test_what_was_hot_before_a_deploy_is_warmed_under_the_new_version(make_cache
         def product(load: Load, n: int) -> int:
             return n
 
-    for _ in range(5):
-        old._loaders["product"]
-        old.stored("product[7]")
-    reader = old._loaders["product"]
-    assert reader.signature.of_this_version("product@2[7]") == "product[7]"
-    old._ports.heat.count("product[7]", 5)
-    old.tell_heat()
+        if version == 1:
+            product.get(7)
+            old.tell_heat()
 
     assert new.warm()["product"].asked == 1
     done = new.warm_up("product", ["product@2[7]"])
     assert done.share == 1.0
-    assert new.invalidate("product:7").entries == 1
+    assert new.invalidate("product:7").entries == 2, "both versions"
     assert new.stored("product@2[7]") is None
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from app.up import free_port
 from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
 
 MODULE = """
 from cacheworkers import Cache, Config, Load
@@ -216,3 +217,78 @@ def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message
 
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_path: Path) -> None:
+    """Another loader's call, too many arguments, a wrong type, no JSON; one call in three ways is one."""
+    file = tmp_path / "numbers.txt"
+    file.write_text('1\nother[2]\n[1, 2]\ntrue\n{"n"\nnumber[1]\n"1"\n2\n')
+
+    done = cli("--json", "warm", "number", "--file", str(file))
+
+    found = json.loads(done.stdout)
+    assert (found["calls"], found["loaded"], found["bad"], found["duplicates"]) == (2, 2, 4, 2)
+    for line in (2, 3, 4, 5):
+        assert f"{file}:{line}: " in done.stderr
+    assert "other[2]" in done.stderr
+    assert done.returncode == 1
+
+
+def test_it_warms_from_a_query_and_names_bad_rows(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    module = (tmp_path / "shop.py").read_text()
+    (tmp_path / "sqlshop.py").write_text(
+        "from sqlalchemy import create_engine\nfrom sqlalchemy.orm import sessionmaker\n"
+        + module.replace(
+            "cache = Cache(", "cache = Cache(sessions=sessionmaker(create_engine('sqlite://')), config=", 1
+        )
+    )
+
+    query = "SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT NULL UNION ALL SELECT 2"
+    done = cli("--json", "warm", "number", "--sql", query, app="sqlshop:cache")
+
+    found = json.loads(done.stdout)
+    assert (found["loaded"], found["bad"], found["duplicates"]) == (2, 1, 1)
+    assert "row 3: " in done.stderr
+
+
+def test_what_fails_is_named_and_is_no_success(cli: Run, tmp_path: Path) -> None:
+    module = (tmp_path / "shop.py").read_text().replace("return n * 10", "return 10 // n")
+    (tmp_path / "failing.py").write_text(module)
+
+    done = cli("--json", "warm", "number", "0", "1", "2", app="failing:cache")
+
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["loaded"], found["failed"], found["failures"]) == (1, 2, 1, ["number[0]"])
+    assert cli("warm", "number", "0", "1", "2", "--until", "60%", app="failing:cache").returncode == 0
+
+
+def test_a_warm_up_that_was_killed_goes_on_where_it_was(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    file = tmp_path / "numbers.txt"
+    file.write_text("".join(f"{n}\n" for n in range(300)))
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "--app", "shop:cache", "warm", "number"]
+    words += ["--file", str(file), "--max-rate", "100"]
+    process = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "REDIS_URL": valkey.url})
+    wait_until(lambda: cli("get", "number[299]").returncode == 0 or cli("get", "number[0]").returncode == 0, 60)
+    process.kill()
+    process.wait()
+
+    found = parsed(cli("--json", "warm", "number", "--file", str(file)))
+
+    assert 0 < found["fresh"] < 300
+    assert (found["calls"], found["failed"], found["share"]) == (300, 0, 1.0)
+    assert found["fresh"] + found["loaded"] == 300
+
+
+def test_what_was_hot_is_warmed_under_a_new_version(cli: Run, warm: None, tmp_path: Path) -> None:
+    """With the old version still serving; an invalidation by either reaches both."""
+    module = (tmp_path / "shop.py").read_text().replace("fresh_for=300", "fresh_for=300, version=2")
+    (tmp_path / "deployed.py").write_text(module)
+
+    found = parsed(cli("--json", "warm", "number", "--hot", "50", app="deployed:cache"))
+
+    assert (found["calls"], found["loaded"], found["share"]) == (50, 50, 1.0)
+    hottest = parsed(cli("--json", "hot", "number", "--most", "1"))[0]["call"]
+    number = hottest[len("number[") : -1]
+    assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 0
+    assert parsed(cli("--json", "invalidate", f"n:{number}"))["entries"] == 2
+    assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 1
