@@ -362,7 +362,7 @@ class Workers:
         if isinstance(event, Loaded):
             self.outcomes[event.outcome] += 1
 
-    def step(self, loader: LoaderSpec, loading: Loading) -> _Load:
+    def step(self, loader: LoaderSpec, loading: Loading) -> Any:
         """Return the step that loads: this is a runner, too."""
         return _Load([call.text for call in loading.calls])
 
@@ -399,8 +399,8 @@ class Process:
             l1=self.l1,
             waiters=self.waiters,
             dispatcher=workers,  # type: ignore[arg-type]
-            reader=workers,  # type: ignore[arg-type]
-            worker=workers,  # type: ignore[arg-type]
+            reader=workers,
+            worker=workers,
             emit=workers.note,
             release_soon=self._release,
             chance=world.chance.random,
@@ -481,7 +481,8 @@ class System:
         crew.ports = upkeep.ports
 
         def changed(call: str) -> None:
-            world.at(world.now + PUSH, lambda: [process.hear(call) for process in crowd])
+            for process in crowd:
+                world.at(world.now + PUSH, functools.partial(process.hear, call))
 
         store.changed = changed
         if config.warm_every:

@@ -220,6 +220,7 @@ class Cache:
 
         Raises:
             ConfigError: there is no engine to be had.
+            OutboxUnavailable: the database does not answer, or has no outbox.
             InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
         """
         return self._watching.drain(engine)

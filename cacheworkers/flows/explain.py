@@ -16,16 +16,23 @@ from cacheworkers.flows.warm import MARGIN
 
 
 class TagState(msgspec.Struct, frozen=True):
-    """One tag of an entry; `last_invalidation` is the number of its last one, 0 for none that is remembered."""
+    """One tag of an entry.
+
+    Attributes:
+        last_invalidation: the number of its last one; 0 for none that is remembered.
+        ago: seconds since then; None for none.
+    """
 
     tag: str
     last_invalidation: int
+    ago: float | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True):
     """What is known of a call.  Instants are seconds from now: negative ones have passed.
 
     Attributes:
+        at: now, in seconds since the epoch, on the store's clock.
         verdict: what a read would do, in a sentence.
         freshness: of the stored entry: fresh, stale, lapsed or missing.
         age, fresh_for, stale_for, kept_for: since its load began, and until it ends.
@@ -63,6 +70,7 @@ class Explanation(msgspec.Struct, frozen=True):
     lease: dict[str, str] = {}
     failure: dict[str, str] = {}
     heat: float = 0.0
+    at: float = 0.0
 
 
 def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
@@ -84,7 +92,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     try:
         entry: Entry | None = envelope.unpack(raw) if raw is not None else None
     except EnvelopeError as error:
-        return Explanation(call, f"load it: what is stored cannot be read ({error})", "missing", heat=heat)
+        return Explanation(call, f"load it: what is stored cannot be read ({error})", "missing", heat=heat, at=now)
     common: dict[str, Any] = {
         "in_l1": in_l1,
         "l1_reads": slot.reads if slot is not None else 0,
@@ -93,6 +101,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "lease": lease,
         "failure": failure,
         "heat": heat,
+        "at": now,
     }
     if entry is None:
         verdict = _missing(lease, failure, is_failing)
@@ -100,7 +109,8 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     tags = []
     for tag in entry.tags:
         last = yield ports.store.last_invalidation(tag, call)
-        tags.append(TagState(tag, last))
+        # Numbers are the store's clock in milliseconds; many at once are a little ahead of it.
+        tags.append(TagState(tag, last, max(0.0, now - last / 1000) if last else None))
     freshness = entry.freshness(now)
     action = decide(freshness, is_failing=is_failing)
     return Explanation(

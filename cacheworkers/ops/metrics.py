@@ -10,6 +10,7 @@ processes that share the directory are shown together, whichever of them is aske
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Callable
@@ -221,11 +222,11 @@ def serve(port: int, address: str = "127.0.0.1", registry: CollectorRegistry | N
     """
     try:
         server, thread = start_http_server(port, address, registry or shared_registry() or REGISTRY)
-    except OSError as error:
-        raise ConfigError(
-            f"metrics cannot be shown at {address}:{port}: {error.strerror or error}; "
-            f"another exporter may be there: give each its own port"
-        ) from None
+    except (OSError, OverflowError) as error:
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "another exporter may be there: give each its own port" if is_taken else "address and port must be ours"
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"metrics cannot be shown at {address}:{port}: {reason}; {hint}") from None
 
     def stop() -> None:
         server.shutdown()

@@ -72,7 +72,11 @@ class Watching:
 
     def drain(self, engine: Engine | None) -> int:
         """Deliver what the outbox still holds; see `Cache.drain`."""
-        return drain_outbox(self._ports, self.outbox, self._known(engine, "drain"))
+        known = self._known(engine, "drain")
+        try:
+            return drain_outbox(self._ports, self.outbox, known)
+        except SQLAlchemyError as error:
+            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be drained: {_reason(error)}") from error
 
     @property
     def is_any(self) -> bool:
@@ -86,7 +90,7 @@ class Watching:
             with known.connect() as connection:
                 return self.outbox.backlog(connection)
         except SQLAlchemyError as error:
-            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be read: {error}") from error
+            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be read: {_reason(error)}") from error
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Return a query's rows; see `Cache.query`."""
@@ -94,7 +98,7 @@ class Watching:
             with self._known(None, "query").connect() as connection:
                 return [tuple(row) for row in connection.execute(text(sql))]
         except SQLAlchemyError as error:
-            raise ConfigError(f"the query {sql!r} failed: {error}") from error
+            raise ConfigError(f"the query {sql!r} failed: {_reason(error)}") from error
 
     def drain_if_watching(self) -> None:
         """Drain, where there is a database to drain."""
@@ -134,3 +138,8 @@ class Watching:
         """A commit's invalidation failed: this process at least forgets what it had; the drain does the rest."""
         self._ports.l1.clear()
         self._ports.emit(Undelivered(len(rows), f"{type(error).__name__}: {error}"))
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """Return what the driver said, on one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())

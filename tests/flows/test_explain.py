@@ -57,6 +57,8 @@ def test_a_stale_entry_and_its_invalidation(cache: Cache) -> None:
     assert found.freshness == "stale"
     assert found.verdict.endswith("ask a worker to revalidate it")
     assert found.tags[0].last_invalidation == done.seq > found.seq
+    assert found.tags[0].ago is not None and 0 <= found.tags[0].ago < 60
+    assert found.at == pytest.approx(cache._ports.clock.now(), abs=60)
 
 
 def test_a_missing_one(cache: Cache) -> None:

@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 
-from cacheworkers import Cache, Config, ConfigError, StoreError
+from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError
 from cacheworkers.sql.outbox import TRIGGER
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -282,3 +282,12 @@ def test_tags_with_quotes_and_percents(shop: Shop) -> None:
         session.add(Product(id=1, category_id=1, price=1))
 
     assert delivered(shop) == [{"it's 100%:1"}]
+
+
+def test_a_database_that_is_away_is_named(shop: Shop) -> None:
+    """In the library's words, and without its password."""
+    away = create_engine("postgresql+psycopg://shop:secret@127.0.0.1:1/shop")
+
+    with pytest.raises(OutboxUnavailable, match=r"outbox at postgresql\+psycopg://shop:\*\*\*@127") as raised:
+        shop.cache.drain(away)
+    assert "\n" not in str(raised.value)
