@@ -56,10 +56,11 @@ class TagTemplates:
         Raises:
             TagError: an argument makes an illegal tag.
         """
-        return tuple(
-            check_tag("".join(text if at is None else f"{arguments[at]}" for text, at in parts), self._max_bytes)
-            for parts in self._templates
-        )
+        return tuple(check_tag(tag, self._max_bytes) for tag in self.texts(arguments))
+
+    def texts(self, arguments: Sequence[Any]) -> list[str]:
+        """Return what would be the tags of these arguments, legal or not."""
+        return ["".join(text if at is None else f"{arguments[at]}" for text, at in parts) for parts in self._templates]
 
     def _parse(self, template: str) -> list[tuple[str, int | None]]:
         """Return a template's parts: `(text, None)`, or `("", index of the argument)`."""

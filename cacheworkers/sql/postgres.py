@@ -180,14 +180,19 @@ def channel(namespace: str) -> str:
     return "cacheworkers_" + namespace.replace("-", "_")
 
 
-def tables_with_triggers(connection: Connection, namespace: str) -> frozenset[str]:
-    """Return the tables whose triggers write this namespace's outbox."""
+def have_triggers(connection: Connection, namespace: str, tables: Sequence[str]) -> frozenset[str]:
+    """Return which of some tables have enabled triggers that write this namespace's outbox.
+
+    Args:
+        tables: names as SQL has them, quoted where that is needed.
+    """
     found = connection.execute(
         text(
-            "SELECT c.relname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid "
-            "WHERE NOT t.tgisinternal AND starts_with(t.tgname, :prefix) GROUP BY c.relname HAVING count(*) >= 3"
+            "SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE 3 <= ("
+            "SELECT count(*) FROM pg_trigger WHERE tgrelid = to_regclass(name) AND NOT tgisinternal "
+            "AND tgenabled IN ('O', 'A') AND starts_with(obj_description(tgfoid, 'pg_proc'), :mark))"
         ),
-        {"prefix": _prefix(namespace)},
+        {"tables": list(tables), "mark": f"cacheworkers {namespace} v"},
     )
     return frozenset(str(row[0]) for row in found)
 
