@@ -206,7 +206,9 @@ class Cache:
         Raises:
             ConfigError: a name or a template is malformed.
         """
-        declared = Triggers(self.config.namespace, templates, self.outbox.table.name)
+        declared = Triggers(
+            self.config.namespace, templates, self.outbox.table.name, max_tag_bytes=self.config.max_tag_bytes
+        )
         self._triggers.append(declared)
         return declared
 

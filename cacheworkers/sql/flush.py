@@ -144,7 +144,7 @@ class Flush:
             if tags_of is None:
                 changes.append((connection, tags))
             elif is_modified or self._session.is_modified(state.obj()):
-                new = tags_of(after(connection, state, self._before.fetched(state)))
+                new = tags_of(after(connection, state, self._before.kept(state)))
                 changes.append((connection, [*tags, *new]))
         found: dict[Connection, dict[str, None]] = {}
         for connection, tags in changes:

@@ -66,17 +66,20 @@ class Before:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._rows: dict[InstanceState[Any], Mapping[str, Any]] = {}
+        self._expired: dict[InstanceState[Any], set[str]] = {}
 
     def row(self, connection: Connection, state: InstanceState[Any]) -> Row:
         """Return the row of an instance that has one."""
         mapper = state.mapper
         identity = state.identity or ()
+        self._expired[state] = state.expired_attributes & state.unmodified
         known = dict(zip(key_names(mapper), identity, strict=True))
         return Row(mapper.class_.__name__, names_of(mapper), known, lambda: self._fetched(connection, state))
 
-    def fetched(self, state: InstanceState[Any]) -> Mapping[str, Any] | None:
-        """Return a row if it was fetched."""
-        return self._rows.get(state)
+    def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
+        """Return what was fetched of a row, and what the flush has not left to the database since."""
+        changed = state.expired_attributes - self._expired.get(state, set())
+        return {name: value for name, value in self._rows.get(state, {}).items() if name not in changed}
 
     def _fetched(self, connection: Connection, state: InstanceState[Any]) -> Mapping[str, Any]:
         if state not in self._rows:
@@ -100,18 +103,17 @@ class Before:
                 self._rows[found] = row
 
 
-def after(connection: Connection, state: InstanceState[Any], before: Mapping[str, Any] | None) -> Row:
+def after(connection: Connection, state: InstanceState[Any], kept: Mapping[str, Any]) -> Row:
     """Return an instance's row as it was just flushed.
 
     Args:
-        before: what was fetched of it before; None for one that was inserted, or of which nothing was needed.
+        kept: what was fetched of it before, and was not changed without this session's knowledge.
     """
     mapper = state.mapper
     names = names_of(mapper)
     values = state.dict
     if state.key is None:  # inserted: what it has is what was written, and the server made the rest
         known = {name: values[name] for name in names if name in values}
-        kept: Mapping[str, Any] = {}
     else:
         keys = key_names(mapper)
         moving = _moving(mapper)
@@ -120,7 +122,6 @@ def after(connection: Connection, state: InstanceState[Any], before: Mapping[str
             for name in names
             if name in values and (name in keys or name in moving or state.attrs[name].history.has_changes())
         }
-        kept = {name: value for name, value in (before or {}).items() if name in values}
     known = {name: value for name, value in known.items() if not isinstance(value, ClauseElement)}
 
     def missing() -> Mapping[str, Any]:

@@ -260,6 +260,11 @@ class Watch:
                     f"unknown; roll back and try again"
                 )
         for connection, tags in flush.tags().items():
+            if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+                raise UnwatchedWrite(
+                    "watched rows were changed with isolation_level='AUTOCOMMIT': without a transaction, the outbox "
+                    "cannot be written in the same one"
+                )
             row = self._outbox.write(connection, tags)
             self._touched(session).flushed(tags, row, connection.engine)
 

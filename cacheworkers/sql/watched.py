@@ -59,6 +59,7 @@ class Watched:
         self._cascades: Cascades | None = None
         self._statements: Statements | None = None
         event.listen(Mapper, "after_configured", self._forget)
+        _ = self.cascades  # what cannot be followed is said now
 
     def of(self, kind: type) -> Tags | None:
         """Return what makes the tags of a class's rows: its own, or that of the nearest watched class above it."""

@@ -22,6 +22,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -33,6 +34,7 @@ from sqlalchemy.orm import (
     relationship,
     sessionmaker,
 )
+from sqlalchemy.orm.exc import StaleDataError
 
 from cacheworkers import Cache, UnwatchedWrite
 
@@ -116,6 +118,12 @@ class Fan(Base):
     lots: WriteOnlyMapped[Item] = relationship(viewonly=True)
 
 
+class Ring(Base):
+    __tablename__ = "way_ring"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    next_id: Mapped[int | None] = mapped_column(ForeignKey("way_ring.id", ondelete="CASCADE"))
+
+
 class Animal(Base):
     __tablename__ = "way_animal"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -150,6 +158,7 @@ MAPPING: dict[Any, Any] = {
     Item: item_tags,
     badge_link: lambda row: (f"badge:{row.badge_id}", f"badges_of:{row.item_id}"),
     Animal: lambda row: (f"animal:{row.id}", f"name:{row.name}"),
+    Ring: ["ring:{id}"],
 }
 
 
@@ -532,3 +541,143 @@ def test_counting_is_no_writing(ways: Ways) -> None:
     """A read costs one look at its text."""
     with ways.sessions() as session:
         assert session.scalar(select(func.count()).select_from(Item)) == 0
+
+
+# -- others who write meanwhile
+
+
+def moved_by_another(ways: Ways, group: int) -> None:
+    with Session(ways.engine) as other, other.begin():
+        item(other).group = group
+
+
+def test_a_row_that_another_has_changed_meanwhile(ways: Ways) -> None:
+    """It is in a group that this session has never seen, and that shows the price which it sets."""
+    ways.given(Item(id=1, group=7))
+
+    def reprice(session: Session) -> None:
+        found = item(session)
+        assert found.group == 7
+        moved_by_another(ways, 8)
+        found.price = 5
+
+    assert ways.tags(reprice) == {"item:1", "group:8"}
+
+
+def test_a_row_that_another_has_moved_away_meanwhile(ways: Ways) -> None:
+    """Who has not seen the move takes the row out of the group to which it was moved."""
+    ways.given(Item(id=1, group=7))
+
+    def regroup(session: Session) -> None:
+        found = item(session)
+        assert found.group == 7
+        moved_by_another(ways, 8)
+        found.group = 9
+
+    assert ways.tags(regroup) == {"item:1", "group:8", "group:9"}
+
+
+def test_a_row_that_another_has_changed_before_it_is_deleted(ways: Ways) -> None:
+    ways.given(Item(id=1, group=7))
+
+    def remove(session: Session) -> None:
+        found = item(session)
+        assert found.group == 7
+        moved_by_another(ways, 8)
+        session.delete(found)
+
+    assert ways.tags(remove) == {"item:1", "group:8"}
+
+
+def test_many_rows_are_looked_at_together(ways: Ways) -> None:
+    """One statement for all of them, not one for each."""
+    ways.given(*(Item(id=n, group=n) for n in range(1, 11)))
+    seen: list[str] = []
+
+    def watch_statements(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "pg_trigger" not in statement:  # asked once for each engine
+            seen.append(statement)
+
+    def reprice(session: Session) -> None:
+        items = session.scalars(select(Item)).all()
+        event.listen(ways.engine, "before_cursor_execute", watch_statements)
+        for each in items:
+            each.price = 5
+
+    assert len(ways.tags(reprice)) == 20
+    event.remove(ways.engine, "before_cursor_execute", watch_statements)
+    assert [statement.split()[0] for statement in seen] == ["SELECT", "UPDATE", "INSERT"]
+    assert "FOR NO KEY UPDATE" in seen[0]
+
+
+def test_a_row_that_is_gone_is_the_flush_s_own_error(ways: Ways) -> None:
+    ways.given(Item(id=1, group=7))
+
+    def late(session: Session) -> None:
+        found = item(session)
+        with Session(ways.engine) as other, other.begin():
+            other.delete(item(other))
+        found.price = 5
+
+    with pytest.raises(StaleDataError):
+        ways.tags(late)
+
+
+# -- inside a flush
+
+
+def test_a_hook_s_own_statement_is_refused(ways: Ways) -> None:
+    """In the middle of a flush, where the unit of work's own statements are let through."""
+    ways.given(Item(id=1))
+
+    def hook(mapper: Any, connection: Any, target: Any) -> None:
+        connection.execute(update(Item).values(price=1))
+
+    event.listen(Shelf, "after_insert", hook)
+    try:
+        with ways.sessions() as session, pytest.raises(UnwatchedWrite, match="way_item"):
+            session.add(Shelf(id=1))
+            session.flush()
+    finally:
+        event.remove(Shelf, "after_insert", hook)
+
+
+def test_a_bulk_statement_after_a_flush_that_had_nothing_to_do(ways: Ways) -> None:
+    ways.given(Item(id=1))
+
+    with ways.sessions() as session:
+        session.flush()
+        found = item(session)
+        found.price = found.price
+        session.flush()
+        with pytest.raises(UnwatchedWrite):
+            session.bulk_update_mappings(Item.__mapper__, [{"id": 1, "price": 2}])
+
+
+def test_a_bulk_statement_after_a_flush_that_failed(ways: Ways) -> None:
+    ways.given(Item(id=1))
+
+    with ways.sessions() as session:
+        session.add(Item(id=1))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        session.rollback()
+        with pytest.raises(UnwatchedWrite):
+            session.bulk_update_mappings(Item.__mapper__, [{"id": 1, "price": 2}])
+
+
+def test_rows_that_refer_to_one_another_in_a_ring(ways: Ways) -> None:
+    ways.given(Ring(id=1), Ring(id=2, next_id=1))
+    with ways.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE way_ring SET next_id = 2 WHERE id = 1")
+
+    assert ways.tags(lambda session: session.delete(held(session, Ring, 1))) == {"ring:1", "ring:2"}
+
+
+def test_a_key_set_to_an_expression_that_the_database_copies(ways: Ways) -> None:
+    """What it copies to cannot be known before."""
+    ways.given(Maker(name="a"), Item(id=1, maker="a"))
+
+    with ways.sessions() as session, pytest.raises(UnwatchedWrite, match=r"Maker\.name.*expression"):
+        held(session, Maker, "a").name = Maker.name + "z"  # type: ignore[assignment]  # as SQLAlchemy allows
+        session.flush()
