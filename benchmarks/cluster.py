@@ -20,7 +20,7 @@ _decode = msgspec.json.Decoder(Product).decode
 
 def sync(bench: Bench, url: str, product: Any) -> None:
     """Measure a thread."""
-    client = RedisCluster.from_url(url)
+    client: Any = RedisCluster.from_url(url)
     for key in KEYS:
         client.set(key, msgspec.json.encode(product_of(42)))
 
@@ -42,7 +42,7 @@ def sync(bench: Bench, url: str, product: Any) -> None:
 
 async def on_a_loop(bench: Bench, url: str, product: Any) -> None:
     """Measure an event loop."""
-    client = AsyncRedisCluster.from_url(url)
+    client: Any = AsyncRedisCluster.from_url(url)
 
     async def plain(key: str) -> Product:
         return _decode(await client.get(key))

@@ -168,6 +168,9 @@ class _Done:
     def run(self) -> Any:
         return self.result
 
+    async def arun(self) -> Any:
+        return self.result
+
 
 @dataclass(slots=True)
 class _Lease:
@@ -416,7 +419,7 @@ class Process:
             raw = self.store.raw(text)
             is_known_missing = raw is None
             if raw is not None:
-                found = reading.fresh_hit(self.ports, self.spec, call, raw, 0, _not_decoded)
+                found = reading.fresh_hit(self.ports, self.spec, text, raw, 0, _not_decoded)
                 if found is not None:
                     entry, _, _, until = found
                     self.l1.fill(text, entry=entry, value=MISSING, until=until, guard=guard)

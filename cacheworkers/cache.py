@@ -27,9 +27,10 @@ from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_round
 from cacheworkers.flows.warm_up import WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.process import Process
+from cacheworkers.sql.flush import TagsOf
 from cacheworkers.sql.outbox import Backlog
 from cacheworkers.sql.postgres import Triggers
-from cacheworkers.sql.watch import AnySession, TagsOf, dirty_here
+from cacheworkers.sql.watch import AnySession, dirty_here
 from cacheworkers.workers import LoaderInfo, QueueState
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Cache:
 
     # -- watching what changes
 
-    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf], *, check: bool = True) -> None:
+    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf | Sequence[str]], *, check: bool = True) -> None:
         """Invalidate with every commit of these sessions what their units of work have changed.
 
         Tags are made of old and new column values, and written to the outbox in the same transaction: once it is
@@ -205,7 +206,9 @@ class Cache:
         Raises:
             ConfigError: a name or a template is malformed.
         """
-        declared = Triggers(self.config.namespace, templates, self.outbox.table.name)
+        declared = Triggers(
+            self.config.namespace, templates, self.outbox.table.name, max_tag_bytes=self.config.max_tag_bytes
+        )
         self._triggers.append(declared)
         return declared
 

@@ -37,7 +37,7 @@ class TagTemplates:
     A field is written as an f-string writes the canonical argument, braces and all; `{{` and `}}` are plain braces.
 
     Attributes:
-        texts: the templates as they were declared.
+        declared: the templates as they were declared.
     """
 
     def __init__(self, templates: Sequence[str], parameters: Sequence[str], *, max_bytes: int) -> None:
@@ -49,7 +49,7 @@ class TagTemplates:
         Raises:
             DeclarationError: a template is malformed, makes no legal tag, or names something that is no parameter.
         """
-        self.texts = tuple(templates)
+        self.declared = tuple(templates)
         self._max_bytes = max_bytes
         self._at = {name: at for at, name in enumerate(parameters)}
         self._templates = [self._parse(template) for template in templates]
@@ -60,10 +60,11 @@ class TagTemplates:
         Raises:
             TagError: an argument makes an illegal tag.
         """
-        return tuple(
-            check_tag("".join(text if at is None else f"{arguments[at]}" for text, at in parts), self._max_bytes)
-            for parts in self._templates
-        )
+        return tuple(check_tag(tag, self._max_bytes) for tag in self.texts(arguments))
+
+    def texts(self, arguments: Sequence[Any]) -> list[str]:
+        """Return what would be the tags of these arguments, legal or not."""
+        return ["".join(text if at is None else f"{arguments[at]}" for text, at in parts) for parts in self._templates]
 
     @property
     def beginnings(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:
     templates = [spec.templates for spec in cache.loaders.values()]
     unknown = [tag for tag in empty if not any(each.may_make(tag) for each in templates)]
     if unknown:
-        declared = ", ".join(sorted({text for each in templates for text in each.texts})) or "none"
+        declared = ", ".join(sorted({text for each in templates for text in each.declared})) or "none"
         raise click.ClickException(f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}")
 
 

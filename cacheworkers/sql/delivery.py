@@ -9,11 +9,9 @@ import asyncio
 import logging
 import threading
 import time
-from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Session
 
 from cacheworkers.sql.outbox import GRACE, Outbox
 
@@ -39,9 +37,8 @@ class Delivered:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_gathering: set[Engine] = set()
 
-    def note(self, session: Session, rows: tuple[int, ...]) -> None:
-        """Take rows whose tags are invalidated; called right after the commit of a session that wrote them."""
-        engine = _engine_of(session)
+    def note(self, engine: Engine, rows: tuple[int, ...]) -> None:
+        """Take rows of a database whose tags are invalidated; called right after the commit that wrote them."""
         with self._changed:
             self._rows.setdefault(engine, []).extend(rows)
             if engine.dialect.is_async:
@@ -99,9 +96,3 @@ class Delivered:
         for engine in due:
             del self._rows[engine]
         return due
-
-
-def _engine_of(session: Session) -> Engine:
-    bind: Any = session.get_bind()
-    engine: Engine = bind.engine
-    return engine

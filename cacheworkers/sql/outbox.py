@@ -89,17 +89,22 @@ class Outbox:
         """Create the table, if it is not there; with Alembic, use `metadata` instead."""
         self.metadata.create_all(engine)
 
-    def check(self, engine: Engine) -> None:
-        """Make sure that the table is there.
+    def check(self, bind: Engine | Connection) -> None:
+        """Make sure that the table is there, with all its columns.
 
         Raises:
             ConfigError: it is not; found out now, not at the first commit.
         """
-        if not inspect(engine).has_table(self.table.name):
-            raise ConfigError(
-                f"watched sessions need the table {self.table.name}, which {engine.url!r} does not have; "
-                f"create it with cache.outbox.create(engine), or migrate with cache.outbox.metadata"
-            )
+        name = self.table.name
+        found = inspect(bind)
+        url = bind.engine.url
+        advice = "create it with cache.outbox.create(engine), or migrate with cache.outbox.metadata"
+        if not found.has_table(name):
+            raise ConfigError(f"watched sessions need the table {name}, which {url!r} does not have; {advice}")
+        there = {column["name"] for column in found.get_columns(name)}
+        missing = [column for column in self.table.c.keys() if column not in there]
+        if missing:
+            raise ConfigError(f"the table {name} of {url!r} has no column {', '.join(missing)}; {advice}")
 
     def write(self, connection: Connection, tags: Iterable[str], source: str = WATCH) -> int:
         """Write tags in the connection's transaction, and return the row's id."""

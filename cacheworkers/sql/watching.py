@@ -16,9 +16,10 @@ from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.delivery import Delivered
 from cacheworkers.sql.drain import drain_outbox, sync_engine_of
+from cacheworkers.sql.flush import TagsOf
 from cacheworkers.sql.outbox import Backlog, Outbox
 from cacheworkers.sql.postgres import Ear
-from cacheworkers.sql.watch import AnySession, TagsOf, Watch
+from cacheworkers.sql.watch import AnySession, Watch
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -40,7 +41,7 @@ class Watching:
         #: Of the database with the outbox, as far as it is known.
         self.engine: Engine | None = sync_engine_of(sessions.kw.get("bind")) if sessions else None
 
-    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf], *, check: bool) -> None:
+    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf | Sequence[str]], *, check: bool) -> None:
         """Begin to watch sessions; see `Cache.watch`."""
         ports = self._ports
         watch = Watch(
