@@ -11,10 +11,11 @@ from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.ops.doctor import log_when_workers_start
+from cacheworkers.ops.metrics import Metrics, serve_when_workers_start
 
 app = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ["REDIS_URL"]))
 engine = create_engine(os.environ["DATABASE_URL"])
-cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessionmaker(engine))
+cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessionmaker(engine), hook=Metrics())
 
 if os.environ.get("USE_ENGINE_EARLY"):
     with engine.connect() as connection:
@@ -62,5 +63,7 @@ def gauge(load: Load, n: int) -> int:
     return int(found)
 
 
+if os.environ.get("OWN_METRICS_PORT"):
+    serve_when_workers_start(cache, int(os.environ["OWN_METRICS_PORT"]))
 if os.environ.get("LOG_DIAGNOSIS"):
     log_when_workers_start(cache)
