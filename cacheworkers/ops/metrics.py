@@ -11,17 +11,23 @@ processes that share the directory are shown together, whichever of them is aske
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from cacheworkers import events
 from cacheworkers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cacheworkers.cache import Cache
+
+log = logging.getLogger("cacheworkers")
 
 #: Seconds: reads and loads take from a tenth of a millisecond to half a minute.
 TIMES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -234,6 +240,25 @@ def serve(port: int, address: str = "127.0.0.1", registry: CollectorRegistry | N
         thread.join()
 
     return stop
+
+
+def serve_when_workers_start(cache: Cache, port: int, address: str = "127.0.0.1") -> None:
+    """Let each Celery worker show its metrics at `http://address:port/metrics`, from its main process.
+
+    What a prefork pool's children count is there with `PROMETHEUS_MULTIPROC_DIR` alone, a directory of this machine's
+    or container's own: its files are named by process id.  A port that is taken is logged, and stops no worker.
+    Nothing happens where there is no Celery.
+    """
+
+    def show() -> None:
+        try:
+            serve(port, address)
+        except ConfigError as error:
+            log.error("%s", error)
+
+    on_ready = getattr(cache._process.workers, "on_ready", None)
+    if on_ready is not None:
+        on_ready(show)
 
 
 def shared_registry() -> CollectorRegistry | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -340,6 +341,22 @@ def test_a_given_store_is_not_stopped(small: Stack) -> None:
 
     assert status == 409
     assert problem["detail"] == tick["why_not"]["stop-store"] == control.NOT_OURS
+
+
+def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> None:
+    """It asks workers once: it must not start before them; and its own metrics are not the exporter's."""
+    login = re.search(r"Flower: \S+  user (\S+), password (\S+)", stack.text)
+    assert login is not None
+
+    request = urllib.request.Request(f"{stack.here.flower}/api/queues/length")
+    request.add_header("Authorization", "Basic " + base64.b64encode(":".join(login.groups()).encode()).decode())
+    with urllib.request.urlopen(request, timeout=WITHIN) as answer:
+        queues = {queue["name"] for queue in json.load(answer)["active_queues"]}
+    with urllib.request.urlopen(f"{stack.here.exporter}/metrics", timeout=WITHIN) as answer:
+        exported = answer.read()
+
+    assert queues == {"cw.miss", "cw.revalidate", "cw.warm", "cw.upkeep"}
+    assert b"cacheworkers_queue_messages" in exported and b"flower_" not in exported
 
 
 # -- in a browser
