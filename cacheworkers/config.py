@@ -101,8 +101,8 @@ class Config:
     heat_half_life: float = 60.0
     warm_every: float = 2.0
     warm_most: int = 500
-    warm_rate: float = 200.0
-    warm_at_once: int = 400
+    warm_rate: float = 300.0
+    warm_at_once: int = 600
     replay_for: float = 600.0
     allow_evicting_store: bool = False
 

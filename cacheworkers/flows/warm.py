@@ -34,7 +34,7 @@ MARGIN = 1.0
 #: Where beat does no rounds, one that is done by hand counts as one of so many seconds.
 BY_HAND = 2.0
 #: What is not among the hottest is looked at in turns, all of it once in this share of `fresh_for`.
-TURN = 0.05
+TURN = 0.025
 #: Loads that began within so many seconds tell how slow the database is now ...
 LATELY = 10.0
 #: ... if there are so many of them.
@@ -143,7 +143,7 @@ def warm_hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
     others = [call for call, _ in found[config.warm_most :] if zlib.crc32(call.encode()) % turns == turn]
     heads: list[Head] = []
     looked, wanted = 0, []
-    for some, lead in (([call for call, _ in found[: config.warm_most]], every), (others, (turns + 1) * every)):
+    for some, lead in (([call for call, _ in found[: config.warm_most]], every), (others, turns * every)):
         calls = _of_this_version(loader, some)
         looked += len(calls)
         wanted += yield from _look(ports, calls, lead + MARGIN, heads)

@@ -22,6 +22,8 @@ from cacheworkers.workers.queue import AskQueue, LoaderInfo
 from cacheworkers.workers.queues import QueueState, queue_states, stamp_messages
 from cacheworkers.workers.settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
 
+#: An upkeep task may wait so long behind another, a sweep say, and be done all the same, seconds.
+WAITS_FOR = 30.0
 #: Task names are not the namespace's: two caches on one app would answer for each other.
 _bound: weakref.WeakKeyDictionary[Celery, tuple[Store, float] | None] = weakref.WeakKeyDictionary()
 
@@ -195,7 +197,7 @@ def bind(
         schedule[f"cacheworkers-{name}"] = {
             "task": f"cacheworkers.{name}",
             "schedule": every,
-            "options": {"queue": config.queues.upkeep, "expires": every, "ignore_result": True},
+            "options": {"queue": config.queues.upkeep, "expires": max(every, WAITS_FOR), "ignore_result": True},
         }
     workers = CeleryWorkers(app, config, WorkerSettings(app, config, schedule), perform, undelivered, emit, waited_for)
 

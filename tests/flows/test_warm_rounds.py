@@ -118,7 +118,7 @@ def test_nothing_is_asked_for_while_workers_are_behind(
 def test_what_is_not_among_the_hottest_has_its_turn(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call is looked at once in so many rounds, and the hottest in each of them."""
     cache = make_cache(warm_most=5, warm_every=1.0)
-    number, _ = counted(cache, fresh_for=100.0)
+    number, _ = counted(cache, fresh_for=200.0)
     read(number, cache, range(40))
     for _ in range(3):
         number.get_many(range(5))
