@@ -155,6 +155,8 @@ def test_a_link_that_is_lost_comes_back_and_memory_begins_anew(
         proxy.release()
 
     wait_until(lambda: told(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
+    [down] = [event for event in events if isinstance(event, ListenerDown)]
+    assert ("no answer to a ping" in down.error) == (how == "silent")
     assert ear not in shop.ports.listener._ears
     assert shop.ports.l1.get("price[1]") is None
     shop.keep(1)
@@ -168,6 +170,54 @@ def kill_links(server: Valkey) -> None:
     for each in client.client_list():
         if "B" in each["flags"]:
             client.client_kill_filter(_id=each["id"])
+
+
+def test_a_ping_that_is_refused_loses_the_link(make_cache: MakeCache, quick: None, events: list[Any]) -> None:
+    """Rights were taken away: without proof memory must not answer."""
+    with Valkey() as server:
+        shop = Shop(make_cache, server, None)
+        shop.keep(1)
+        redis.Redis.from_url(server.url).execute_command("ACL", "SETUSER", "default", "-time")
+
+        wait_until(lambda: told(events, ListenerDown))
+
+        assert any("NOPERM" in event.error for event in events if isinstance(event, ListenerDown))
+        assert shop.price.read(1).tier == "store"
+
+
+def test_other_masters_lose_the_link(shop: Shop, events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pushes of a master that has come since would not be heard."""
+    shop.keep(1)
+
+    monkeypatch.setattr(type(shop.ports.store.link), "masters", "others")
+
+    wait_until(lambda: told(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
+    assert shop.ports.l1.get("price[1]") is None
+
+
+def test_who_waits_for_a_ping_is_told_when_it_is_lost(shop: Shop, proxy: FaultProxy) -> None:
+    shop.keep(1)
+    proxy.hold_replies()
+    pings = shop.ports.listener.ping()
+    assert pings is not None
+
+    proxy.cut()
+
+    assert [ping.result(20) for ping in pings] == [False]
+    proxy.release()
+
+
+def test_a_ping_that_cannot_be_sent_fails_nobody(shop: Shop) -> None:
+    """The link breaks just then; the barrier was in vain, which is no error."""
+    shop.keep(1)
+    [ear] = shop.ports.listener._ears
+
+    def broken(data: bytes) -> None:
+        raise BrokenPipeError
+
+    ear.socket = SimpleNamespace(sendall=broken, recv=ear.socket.recv, shutdown=lambda how: None)  # type: ignore
+
+    assert shop.ports.listener.barrier(20.0).run() is False
 
 
 def test_while_nothing_is_heard_reads_go_past_memory(shop: Shop, proxy: FaultProxy) -> None:
