@@ -134,8 +134,14 @@ class Listener:
             return
         with self._lock:
             if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._listen, name="cacheworkers-listener", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._listen, name="cacheworkers-listener", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # No more threads, none in this kind of interpreter, or it is ending: reads go past L1.
+                    log.debug("no listener: %s", error)
+                    return
+                self._thread = thread
                 self.on_start()
 
     def close(self) -> None:
@@ -166,6 +172,7 @@ class Listener:
             self._listen_until_closed()
         finally:  # whatever ended it: L1 must not answer for what nobody hears of
             self._gate.lost(time.monotonic())
+            self._hang_up()
 
     def _listen_until_closed(self) -> None:
         backoff = _BACKOFF[0]
@@ -191,14 +198,19 @@ class Listener:
     def _lose(self, error: Exception) -> None:
         was_up = self._gate.is_coherent
         self._gate.lost(time.monotonic())
-        with self._lock:
-            ears, self._ears = self._ears, []
-        for ear in ears:
-            ear.hang_up()
+        ears = self._hang_up()
         if was_up:
             # Order: the gate is closed first, so that whatever is filled from here on is filled under a new guard.
             self._on_lost()
             self._emit(ListenerDown(ears[0].master if ears else "", f"{type(error).__name__}: {error}"))
+
+    def _hang_up(self) -> list[Ear]:
+        """Close all connections, and return them."""
+        with self._lock:
+            ears, self._ears = self._ears, []
+        for ear in ears:
+            ear.hang_up()
+        return ears
 
     def _connect(self) -> None:
         ears = []
