@@ -187,13 +187,14 @@ class Cache:
 
         Args:
             sessions: a `sessionmaker`, a `Session` class, or their async kinds.
-            mapping: mapped class, or association `Table`, -> function of a row's columns to its tags:
-                `{Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}")}`.
+            mapping: mapped class, or association `Table`, -> function of a row's columns to its tags, or templates:
+                `{Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}"), Label: ["label:{id}"]}`.
             check: make sure now that the outbox table is there; False where this module is also what migrates, which
                 then calls `cache.outbox.check(engine)` itself before it serves.
 
         Raises:
-            ConfigError: a key is neither, `sessions` is something else, or the outbox table is not there.
+            ConfigError: a key is neither, its tags are illegal or of no column, `sessions` is something else or commits
+                by itself, or the outbox table is not there.
         """
         self._watching.watch(sessions, mapping, check=check)
 

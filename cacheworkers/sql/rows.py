@@ -10,10 +10,11 @@ Whatever else a tag is made of is read from the database, and locked as the UPDA
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, Table, and_, inspect, or_, select
+from sqlalchemy import ClauseElement, Connection, Table, and_, bindparam, inspect, or_, select
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
 
@@ -21,6 +22,7 @@ from cacheworkers.errors import ConfigError
 
 #: Most rows that one statement locks.
 CHUNK = 500
+_statements: weakref.WeakKeyDictionary[Mapper[Any], dict[bool, Any]] = weakref.WeakKeyDictionary()
 
 
 class Row:
@@ -139,16 +141,30 @@ def fetch(
 ) -> list[Mapping[str, Any]]:
     """Return rows by their primary keys, as this transaction sees them; those that are not there are left out."""
     names = names_of(mapper)
-    columns = [attribute.columns[0] for attribute in mapper.column_attrs]
     found: list[Mapping[str, Any]] = []
     for at in range(0, len(identities), CHUNK):
-        statement = select(*columns).select_from(mapper.persist_selectable)
-        statement = statement.where(among(mapper.primary_key, identities[at : at + CHUNK]))
-        if locks:
-            # The lock of an UPDATE, and in one order, so that two sessions cannot each wait for the other.
-            statement = statement.order_by(*mapper.primary_key).with_for_update(key_share=True)
-        found += [dict(zip(names, row, strict=True)) for row in connection.execute(statement)]
+        chunk = identities[at : at + CHUNK]
+        if len(mapper.primary_key) == 1:
+            rows = connection.execute(_statement(mapper, locks), {"keys": [values[0] for values in chunk]})
+        else:
+            rows = connection.execute(_select(mapper, among(mapper.primary_key, chunk), locks))
+        found += [dict(zip(names, row, strict=True)) for row in rows]
     return found
+
+
+def _statement(mapper: Mapper[Any], locks: bool) -> Any:
+    """Return what selects rows by a list `keys`; made once, for it takes as long as its round trip."""
+    made = _statements.setdefault(mapper, {})
+    if locks not in made:
+        made[locks] = _select(mapper, mapper.primary_key[0].in_(bindparam("keys", expanding=True)), locks)
+    return made[locks]
+
+
+def _select(mapper: Mapper[Any], where: Any, locks: bool) -> Any:
+    columns = [attribute.columns[0] for attribute in mapper.column_attrs]
+    statement = select(*columns).select_from(mapper.persist_selectable).where(where)
+    # The lock of an UPDATE, and in one order, so that two sessions cannot each wait for the other.
+    return statement.order_by(*mapper.primary_key).with_for_update(key_share=True) if locks else statement
 
 
 def among(columns: Sequence[Any], wanted: Sequence[Sequence[Any]]) -> Any:
