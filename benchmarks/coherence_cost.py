@@ -20,9 +20,9 @@ import msgspec
 
 from benchmarks.report import markdown, progress
 from cacheworkers import Cache, Config, Load
+from cacheworkers.core.driver import run
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import pack
-from cacheworkers.flows.driver import run
 from cacheworkers.flows.invalidate import invalidate_calls
 from cacheworkers.store.request import Request
 from cacheworkers.testing import Valkey

@@ -21,13 +21,13 @@ from typing import Any
 from cacheworkers.config import Config
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.heat import read_at_of
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Loaded
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.invalidate import invalidate_calls
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
+from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.declare import DeclareBatchLoader, Declared, DeclareLoader
 from cacheworkers.errors import CallError, ConfigError
 from cacheworkers.events import Hook, MalformedTask, Swept, UnknownTask
-from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
@@ -22,7 +22,6 @@ from cacheworkers.flows.ports import Ask, LoaderSpec
 from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.sweep import sweep
-from cacheworkers.flows.wait import Pause
 from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_round
 from cacheworkers.flows.warm_up import WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, Loader

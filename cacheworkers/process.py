@@ -13,10 +13,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
+from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, StoreBack, StoreLost, TicksMissed
-from cacheworkers.flows.driver import Step, run
 from cacheworkers.flows.ports import Ask, Dispatcher, Ports
 from cacheworkers.flows.warm import Queued, tell_heat
 from cacheworkers.local.breaker import Breaker

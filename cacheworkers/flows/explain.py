@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core import envelope
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, decide
 from cacheworkers.core.heat import heat_of
 from cacheworkers.errors import EnvelopeError
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.warm import MARGIN
 

@@ -12,9 +12,9 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call, loader_name_of
+from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.errors import CacheworkersError, CallError, EnvelopeError
-from cacheworkers.flows.driver import Flow, Step
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 _Compared = tuple[Entry, bytes | None] | BaseException | None

@@ -10,12 +10,12 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CodecError, EnvelopeError, LoadError, LoadTimeout, StoreError, StoreUnavailable
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, TookOver, UnreadableEntry
 from cacheworkers.flows import here
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.waiters import Flight, Waiter

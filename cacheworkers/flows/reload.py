@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cacheworkers.flows.driver import Flow
+from cacheworkers.core.driver import Flow
 from cacheworkers.flows.invalidate import Invalidation, Progress, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.warm import hottest, warm

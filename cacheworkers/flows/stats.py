@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from cacheworkers.flows.driver import Flow
+from cacheworkers.core.driver import Flow
 from cacheworkers.flows.ports import Ports
 from cacheworkers.flows.warm import hot
 

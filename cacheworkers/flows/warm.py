@@ -17,10 +17,10 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import loader_name_of
+from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.envelope import Head
 from cacheworkers.core.heat import heat_of
 from cacheworkers.events import HeatTold, MemoryHits, MemoryUsed, Warmed, WarmingHeldBack
-from cacheworkers.flows.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.local.throttle import SLACK, SLOW
 from cacheworkers.store.store import Claimed

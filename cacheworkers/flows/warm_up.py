@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.flows.driver import Flow, Step
+from cacheworkers.core.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.warm import BUSY, Queued, is_fresh_for
 from cacheworkers.local.throttle import Throttle

@@ -24,10 +24,10 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from cacheworkers.core.driver import Flow, arun, run
+from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.store.masters import Master
 from cacheworkers.store.request import Request
-from cacheworkers.store.trips import Pause, Trip, Trips
+from cacheworkers.store.trips import Trip, Trips
 from cacheworkers.store.wires import Wires
 
 #: Host and port.

@@ -53,7 +53,7 @@ def test_a_difference_that_goes_within_the_grace_is_none(shop: Shop, is_changed_
         async def arun(self) -> None:
             self.run()
 
-    from cacheworkers.flows.driver import run
+    from cacheworkers.core.driver import run
     from cacheworkers.flows.inspect import inspect
 
     found = run(inspect(shop.cache._ports, shop.cache._loaders, 10, 60.0, Hurried, 1000.0))
