@@ -296,8 +296,8 @@ def test_a_script_whose_keys_are_here_and_there_waits_and_runs_once(
     async def apause(seconds: float) -> None:
         pause(seconds)
 
-    monkeypatch.setattr("cacheworkers.store.trips.time.sleep", pause)
-    monkeypatch.setattr("cacheworkers.store.trips.asyncio.sleep", apause)
+    monkeypatch.setattr("cacheworkers.core.driver.time.sleep", pause)
+    monkeypatch.setattr("cacheworkers.core.driver.asyncio.sleep", apause)
 
     assert exchange([call]) == [[2, 2]]
     assert len(pauses) == 3
