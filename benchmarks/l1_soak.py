@@ -179,6 +179,7 @@ class Reader:
 def read(kind: str, number: int, url: str, database: Any, stop: Any, results: Any, where: Path) -> None:
     """Read until told to stop, and record it."""
     shop = Shop(url, database, where)
+    results.put("ready")
     with recorded(where, f"reader{number}") as recorders:
         readers = [Reader(shop, recorders, number + each) for each in range(1 if kind in ("thread", "forks") else 4)]
         match kind:
@@ -261,6 +262,7 @@ def _tell(readers: list[Reader], results: Any) -> None:
 def write(number: int, url: str, database: Any, stop: Any, results: Any, where: Path, rate: float) -> None:
     """Raise the versions of one's own share of the prices, and invalidate them, until told to stop."""
     shop = Shop(url, database, where)
+    results.put("ready")
     chance = random.Random(number)
     mine = [n for n in range(PRICES) if n % WRITERS == number]
     changes = unacknowledged = 0
@@ -368,8 +370,11 @@ def soak(seconds: float, rate: float = 100.0, fault_every: float = 1.0) -> Repor
         ]
         for process in processes:
             process.start()
-        faults, end = Faults(valkey, proxy), time.monotonic() + seconds
+        faults = Faults(valkey, proxy)
         try:
+            for queue in [told] * len(KINDS) + [written] * WRITERS:
+                assert queue.get(timeout=60) == "ready"
+            end = time.monotonic() + seconds
             while (left := end - time.monotonic()) > 0:
                 time.sleep(min(left, random.expovariate(1 / fault_every)))
                 faults.one()

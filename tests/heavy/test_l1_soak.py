@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.heavy
 
 
 def test_no_read_from_memory_is_older_than_what_it_had_heard_of(tmp_path: Path) -> None:
     """In processes of their own, for they are spawned, and some fork."""
-    code = "from benchmarks.l1_soak import soak; r = soak(4, fault_every=0.1)"
+    code = "from benchmarks.l1_soak import soak; r = soak(10, fault_every=0.1)"
     told = "print(r.old, r.reads['l1'] > 0, r.changes > 0, r.proofs > 0, len(r.faults) > 2)"
     script = tmp_path / "script.py"
     script.write_text(
