@@ -43,8 +43,10 @@ def check_history(obj: tuple[None, Show], files: tuple[Path, ...], l1_for: float
     Status 2 if a read was too old, 1 if a line is bad.
     """
     history = History(files, is_strict=strict)
-    found = [stale for stale in check(history) if stale.read.tier != "l1" or stale.late > l1_for]
-    counts = Counter(type(each) for each in history)
+    found = check(history, l1_for=l1_for)
+    counts = Counter[type]()
+    for each in history:
+        counts[type(each)] += each.count if isinstance(each, Read) else 1
     for reason in history.bad:
         note(reason)
     if obj[1] is as_json:

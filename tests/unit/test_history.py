@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheworkers.testing.history import History, HistoryError, Invalidate, Read, Recorder, Write, check
+from cacheworkers.testing.history import Heard, History, HistoryError, Invalidate, Read, Recorder, Write, check
 
 READ = '{"op":"read","key":"a","version":1,"began":5.0,"ended":6.0,"tier":"store","by":"price[1]"}'
 INVALIDATED = '{"op":"invalidate","key":"a","began":1.0,"ended":2.0,"version":2}'
@@ -71,9 +71,12 @@ def test_an_operation_is_recorded_with_its_two_instants(tmp_path: Path) -> None:
         recorder.invalidated("a", began, version=1)
         recorder.read("a", 1, began, tier="l1", by="price[1]")
 
-    wrote, invalidated, read = History([tmp_path / "h"])
+        recorder.heard("web1", began)
+
+    wrote, invalidated, read, heard = History([tmp_path / "h"])
 
     assert isinstance(wrote, Write) and isinstance(invalidated, Invalidate)
+    assert heard == Heard("web1", began, heard.ended)
     assert read == Read("a", 1, began, read.ended, "l1", "price[1]")
     assert wrote.ended is not None and invalidated.ended is not None and read.ended is not None
     assert began <= wrote.ended <= invalidated.ended <= read.ended <= time.monotonic()
@@ -130,6 +133,21 @@ def test_the_command_needs_no_cache_and_counts(tmp_path: Path) -> None:
     done = run("check-history", tmp_path / "h")
 
     assert (done.returncode, done.stdout) == (0, "1 reads, 1 invalidations: 0 reads were too old\n"), done.stderr
+
+
+def test_many_reads_in_a_row_are_one_line(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "h") as recorder:
+        recorder.read("a", 1, time.monotonic(), tier="l1", memory="web1", count=5000)
+
+    assert run("check-history", tmp_path / "h").stdout.startswith("5,000 reads, 0 invalidations")
+
+
+def test_what_its_memory_had_heard_of_a_read_must_know(tmp_path: Path) -> None:
+    """Within `l1_for` only what has not been heard of may be missed."""
+    read, told = Read("a", 1, 5.0, tier="l1", memory="web1"), Invalidate("a", 1.0, 2.0, 2)
+
+    assert check([told, read, Heard("web1", 2.5, 3.0)], l1_for=10.0)
+    assert not check([told, read, Heard("web2", 2.5, 3.0), Heard("web1", 1.5, 3.0)], l1_for=10.0)
 
 
 def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
