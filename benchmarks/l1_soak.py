@@ -243,7 +243,7 @@ def recorded(where: Path, name: str) -> Iterator[tuple[Recorder, Recorder]]:
             heard(gate, at)
             history.heard(me, at)
 
-        Gate.heard = note  # type: ignore[method-assign]
+        Gate.heard = note  # type: ignore[assignment, method-assign]
         try:
             yield history, kept
         finally:

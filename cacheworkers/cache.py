@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
+from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.declare import DeclareBatchLoader, Declared, DeclareLoader
 from cacheworkers.errors import CallError, ConfigError
 from cacheworkers.events import Hook, MalformedTask, Swept, UnknownTask
-from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
@@ -22,14 +22,14 @@ from cacheworkers.flows.ports import Ask, LoaderSpec
 from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.sweep import sweep
-from cacheworkers.flows.wait import Pause
-from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_hot
+from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_round
 from cacheworkers.flows.warm_up import WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.process import Process
+from cacheworkers.sql.flush import TagsOf
 from cacheworkers.sql.outbox import Backlog
 from cacheworkers.sql.postgres import Triggers
-from cacheworkers.sql.watch import AnySession, TagsOf, dirty_here
+from cacheworkers.sql.watch import AnySession, dirty_here
 from cacheworkers.workers import LoaderInfo, QueueState
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Cache:
 
     # -- watching what changes
 
-    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf], *, check: bool = True) -> None:
+    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf | Sequence[str]], *, check: bool = True) -> None:
         """Invalidate with every commit of these sessions what their units of work have changed.
 
         Tags are made of old and new column values, and written to the outbox in the same transaction: once it is
@@ -186,13 +186,14 @@ class Cache:
 
         Args:
             sessions: a `sessionmaker`, a `Session` class, or their async kinds.
-            mapping: mapped class, or association `Table`, -> function of a row's columns to its tags:
-                `{Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}")}`.
+            mapping: mapped class, or association `Table`, -> function of a row's columns to its tags, or templates:
+                `{Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}"), Label: ["label:{id}"]}`.
             check: make sure now that the outbox table is there; False where this module is also what migrates, which
                 then calls `cache.outbox.check(engine)` itself before it serves.
 
         Raises:
-            ConfigError: a key is neither, `sessions` is something else, or the outbox table is not there.
+            ConfigError: a key is neither, its tags are illegal or of no column, `sessions` is something else or commits
+                by itself, or the outbox table is not there.
         """
         self._watching.watch(sessions, mapping, check=check)
 
@@ -205,7 +206,9 @@ class Cache:
         Raises:
             ConfigError: a name or a template is malformed.
         """
-        declared = Triggers(self.config.namespace, templates, self.outbox.table.name)
+        declared = Triggers(
+            self.config.namespace, templates, self.outbox.table.name, max_tag_bytes=self.config.max_tag_bytes
+        )
         self._triggers.append(declared)
         return declared
 
@@ -220,6 +223,7 @@ class Cache:
 
         Raises:
             ConfigError: there is no engine to be had.
+            OutboxUnavailable: the database does not answer, or has no outbox.
             InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
         """
         return self._watching.drain(engine)
@@ -354,7 +358,7 @@ class Cache:
             loader: its name.
             calls: texts, as `call` returns them.
             max_rate: most calls a second; without it, as many as do no harm.
-            at_once: most calls under way; None takes four batches.
+            at_once: most calls under way; None takes `Config.warm_at_once`.
             until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
             progress: called many times a second with how far it is.
 
@@ -398,11 +402,11 @@ class Cache:
 
     def warm(self) -> dict[str, Warming]:
         """Have workers revalidate hot entries that go stale soon; loader -> what was done.  Beat calls it."""
-        return {name: run(warm_hot(self._ports, spec)) for name, spec in list(self._loaders.items())}
+        return run(self._warm_round())
 
     async def awarm(self) -> dict[str, Warming]:
         """Have workers revalidate hot entries that go stale soon; see `warm`."""
-        return {name: await arun(warm_hot(self._ports, spec)) for name, spec in list(self._loaders.items())}
+        return await arun(self._warm_round())
 
     def tell_heat(self) -> int:
         """Add what this process has read to the store's heat; how many calls.  A thread does it by itself."""
@@ -473,6 +477,9 @@ class Cache:
     def _drain_if_watching(self) -> None:
         self._watching.drain_if_watching()
 
+    def _warm_round(self) -> Flow[dict[str, Warming]]:
+        return warm_round(self._ports, dict(self._loaders), self._process.queued)
+
     def _warming(self, loader: str, keys: Iterable[Any]) -> Flow[Warming]:
         spec = self._loaders.named(loader)
         calls = list(dict.fromkeys(spec.signature.bind((key,), {}).text for key in keys))
@@ -487,7 +494,7 @@ class Cache:
         until: float,
         progress: Callable[[WarmUp], None] | None,
     ) -> Flow[WarmUp]:
-        at_once = 4 * self.config.batch_size if at_once is None else at_once
+        at_once = self.config.warm_at_once if at_once is None else at_once
         if not max_rate > 0:
             raise ConfigError(f"max_rate must be more than 0 calls a second, got {max_rate!r}")
         if at_once < 1:
@@ -504,7 +511,7 @@ class Cache:
             at_once=at_once,
             until=until,
             pause=Pause,
-            misses=self._process.misses,
+            queued=self._process.queued,
             progress=progress or (lambda state: None),
         )
 

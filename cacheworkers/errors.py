@@ -71,7 +71,7 @@ class InvalidationIncomplete(StoreError):
 
 
 class UnwatchedWrite(CacheworkersError):
-    """A bulk statement changes watched rows, and nobody can tell which tags that touches."""
+    """Watched rows are changed in a way that does not tell which tags that touches."""
 
 
 class ReadError(CacheworkersError):

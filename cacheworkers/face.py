@@ -12,12 +12,12 @@ from cacheworkers import load as loads
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.codec import Codec
+from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.errors import StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.many import ManyWanted, one_by_one, read_many
 from cacheworkers.flows.nested import nested, nested_many

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from cacheworkers.core.driver import arun, run
 from cacheworkers.core.read import Read
 from cacheworkers.face import Face
-from cacheworkers.flows.driver import arun, run
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.flows.warm import Warming, hot
 from cacheworkers.local.l1 import MISSING

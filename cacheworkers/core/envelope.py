@@ -12,6 +12,8 @@ import math
 import struct
 from typing import cast
 
+import msgspec
+
 from cacheworkers.core.entry import Entry
 from cacheworkers.errors import EnvelopeError
 
@@ -152,6 +154,24 @@ def created_of(raw: bytes) -> float:
     created: int
     [created] = _INSTANT.unpack_from(raw, _CREATED_AT)
     return created / 1000
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """What an envelope's header says of an entry's life, for who looks at many; see `Entry`."""
+
+    created: float
+    fresh_until: float
+    load_time: float
+
+
+def head_of(raw: bytes | None) -> Head | None:
+    """Return the head of an envelope, of which the header is enough; None for none, or for what cannot be read."""
+    if raw is None or len(raw) < HEADER_BYTES:
+        return None
+    magic, _, codec, _, load_ms, _, created, fresh, *_ = _HEADER.unpack_from(raw)
+    if magic != MAGIC or codec != CODEC_JSON:
+        return None
+    return Head(created / 1000, fresh / 1000, load_ms / 1000)
 
 
 def version_of(raw: bytes | None) -> bytes:

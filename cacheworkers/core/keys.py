@@ -89,16 +89,22 @@ class Keyspace:
         """Return the key of a loader's hottest calls."""
         return f"{self.namespace}:h:{{{loader}}}"
 
-    def heat_halved(self, loader: str) -> str:
-        """Return the key that says when a loader's heat was last halved."""
-        return f"{self.namespace}:hh:{{{loader}}}"
-
     # -- of upkeep
 
     @property
     def sweep_position(self) -> str:
         """The key that says where a sweep that ran out of time stopped."""
         return f"{self.namespace}:sweep"
+
+    @property
+    def leader(self) -> str:
+        """The key that names the beat that sends."""
+        return f"{self.namespace}:leader"
+
+    @property
+    def sent(self) -> str:
+        """The key that says when each entry of beat's schedule was last sent."""
+        return f"{self.namespace}:sent"
 
     def tick(self, task: str) -> str:
         """Return the key that is there while an upkeep task has been begun in this period."""

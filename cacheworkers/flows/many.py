@@ -10,11 +10,11 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CacheworkersError, CodecError, EnvelopeError, LoadErrors, StoreError
 from cacheworkers.events import Served
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.read import fresh_hit, revalidate_soon
 from cacheworkers.store.store import Claimed

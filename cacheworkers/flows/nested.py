@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CacheworkersError, CodecError, EnvelopeError, LoadErrors, StoreUnavailable
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 K = TypeVar("K")

@@ -13,9 +13,9 @@ import msgspec
 from cacheworkers.config import Config
 from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
+from cacheworkers.core.driver import Step
 from cacheworkers.core.tags import TagTemplates
 from cacheworkers.events import Hook
-from cacheworkers.flows.driver import Step
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.heat import Heat

@@ -11,19 +11,18 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.errors import EnvelopeError
-from cacheworkers.flows.driver import Flow, Step
+from cacheworkers.core.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
-from cacheworkers.flows.warm import is_fresh_for
+from cacheworkers.flows.warm import BUSY, Queued, is_fresh_for
 from cacheworkers.local.throttle import Throttle
 from cacheworkers.store.store import Backoff, Claimed
 
-#: Seconds between two looks at what is under way.
-LOOK_EVERY = 0.02
+#: Seconds between two looks at what is under way: a look is a command for each call.
+LOOK_EVERY = 0.05
+#: Seconds between two looks at what has failed, which is seldom.
+FAILED_EVERY = 0.5
 #: Seconds between two looks at the miss queue.
 ASK_EVERY = 0.5
-#: With more messages than this in the miss queue, readers wait for workers: nothing new is asked for.
-BUSY = 8
 #: A load may take this much longer than its deadline until it counts as lost, seconds: its message was queued.
 LOST_AFTER = 30.0
 #: A call that somebody else is loading is claimed again after so many seconds.
@@ -79,7 +78,7 @@ def warm_up(
     at_once: int,
     until: float,
     pause: Callable[[float], Step],
-    misses: Callable[[], Step],
+    queued: Callable[[], Step],
     progress: Callable[[WarmUp], None],
 ) -> Flow[WarmUp]:
     """Load calls of one loader until so large a share of them is fresh, or none is left.
@@ -90,7 +89,7 @@ def warm_up(
         at_once: most calls under way.
         until: a share, 0 to 1.
         pause: makes the step that waits so many seconds.
-        misses: makes the step that returns the length of the miss queue.
+        queued: makes the step that returns how many messages are `Queued`.
         progress: called after each look with how far it is.
     """
     state = WarmUp(len(calls))
@@ -99,12 +98,14 @@ def warm_up(
     asked: dict[str, _Asked] = {}
     clock = ports.clock
     most_budget = max(max_rate * ASK_EVERY, 1.0)
-    budget, budgeted_at, misses_at = 1.0, clock.monotonic(), float("-inf")
+    budget, budgeted_at = 1.0, clock.monotonic()
+    misses_at = failed_at = float("-inf")
     while (left or asked) and state.share < until:
         now = clock.monotonic()
         if now - misses_at >= ASK_EVERY:
             misses_at = now
-            state.is_waiting = (yield misses()) > BUSY
+            waiting: Queued = yield queued()
+            state.is_waiting = waiting.miss > BUSY
             if state.is_waiting:
                 throttle.halve()
         budget = min(budget + (now - budgeted_at) * max_rate, most_budget)
@@ -118,7 +119,10 @@ def warm_up(
         else:
             yield pause(LOOK_EVERY)
         if asked:
-            left += yield from _look(ports, asked, state, throttle)
+            yield from _look(ports, asked, state, throttle)
+        if asked and now - failed_at >= FAILED_EVERY:
+            failed_at = now
+            left += yield from _look_for_failed(ports, asked, state)
         state.window = throttle.window
         progress(state)
     return state
@@ -128,11 +132,11 @@ def _ask(
     ports: Ports, loader: LoaderSpec, chunk: list[str], lead: float, state: WarmUp, asked: dict[str, _Asked]
 ) -> Flow[int]:
     """Ask for what is not fresh; how many that were."""
-    raws = yield ports.store.get_many(chunk)
+    raws = yield ports.store.heads(chunk)
     now = ports.clock.now()
     wanted = []
     for call, raw in zip(chunk, raws, strict=True):
-        if is_fresh_for(raw, now, lead):
+        if is_fresh_for(envelope.head_of(raw), now, lead):
             state.fresh += 1
         else:
             wanted.append((call, secrets.token_hex(8), envelope.version_of(raw)))
@@ -157,22 +161,25 @@ def _ask(
     return len(asks)
 
 
-def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throttle) -> Flow[list[str]]:
-    """Take off what has been loaded, has failed or was lost; return what is to be asked for again."""
+def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throttle) -> Flow[None]:
+    """Take off what has been loaded."""
     calls = list(asked)
-    raws = yield ports.store.get_many(calls)
+    raws = yield ports.store.heads(calls)
     for call, raw in zip(calls, raws, strict=True):
         if raw is None or envelope.version_of(raw) == asked[call].seen:
             continue
         del asked[call]
         state.loaded += 1
-        try:
-            throttle.note(envelope.unpack(raw).load_time)
-        except EnvelopeError:  # another layout, of a newer deploy: loaded it is
-            continue
+        head = envelope.head_of(raw)
+        if head is not None:  # else another layout, of a newer deploy: loaded it is
+            throttle.note(head.load_time)
+
+
+def _look_for_failed(ports: Ports, asked: dict[str, _Asked], state: WarmUp) -> Flow[list[str]]:
+    """Take off what has failed or was lost; return what is to be asked for again."""
     calls = list(asked)
     again = []
-    backoffs = (yield ports.store.failing_until(calls)) if calls else []
+    backoffs = yield ports.store.failing_until(calls)
     for call, backoff_until in zip(calls, backoffs, strict=True):
         is_over = ports.clock.monotonic() > asked[call].until
         if is_over and not asked[call].is_ours:  # whoever was at it may have died, or given it up

@@ -7,10 +7,10 @@ high-performance algorithm for identifying frequent items in data streams", IMC 
 
 from __future__ import annotations
 
-import heapq
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from operator import itemgetter
 
 from cacheworkers.core.calls import loader_name_of
 from cacheworkers.local.l1 import Slot
@@ -68,7 +68,7 @@ class Heat:
                 self._note_hits(slot.call, reads)
         if len(counts) <= most:
             return counts
-        return dict(heapq.nlargest(most, counts.items(), key=lambda item: item[1]))
+        return dict(sorted(counts.items(), key=itemgetter(1), reverse=True)[:most])
 
     def hits(self) -> dict[str, int]:
         """Return loader -> reads that L1 answered, as far as `taken` and `note_gone` have seen, and begin anew."""

@@ -9,11 +9,9 @@ import asyncio
 import logging
 import threading
 import time
-from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Session
 
 from cacheworkers.sql.outbox import GRACE, Outbox
 
@@ -37,19 +35,18 @@ class Delivered:
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_gathering: set[Engine] = set()
 
-    def note(self, session: Session, rows: tuple[int, ...]) -> None:
-        """Take rows whose tags are invalidated; called right after the commit of a session that wrote them."""
-        engine = _engine_of(session)
+    def note(self, engine: Engine, rows: tuple[int, ...]) -> None:
+        """Take rows of a database whose tags are invalidated; called right after the commit that wrote them."""
         with self._changed:
+            is_first = engine not in self._rows
             self._rows.setdefault(engine, []).extend(rows)
+            if not is_first:
+                return  # whoever was told of the first row takes this one too
             if engine.dialect.is_async:
-                if engine not in self._is_gathering:
-                    self._is_gathering.add(engine)
-                    task = asyncio.get_running_loop().create_task(self._mark_soon(engine))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                task = asyncio.get_running_loop().create_task(self._mark_soon(engine))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
                 return
             if self._thread is None and not self._is_closed:
                 self._thread = threading.Thread(target=self._mark_all, name="cacheworkers-outbox", daemon=True)
@@ -67,14 +64,11 @@ class Delivered:
     def _mark_all(self) -> None:
         while True:
             with self._changed:
-                while not (due := self._take(is_async=False)) and not self._is_closed:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._is_closed or self._has_sync_rows())
+                self._changed.wait_for(lambda: self._is_closed, GATHER_FOR)
+                due = {engine: self._rows.pop(engine) for engine in list(self._rows) if not engine.dialect.is_async}
                 if not due:
                     return
-                if not self._is_closed:
-                    self._changed.wait_for(lambda: self._is_closed, GATHER_FOR)
-                    for engine, rows in self._take(is_async=False).items():
-                        due.setdefault(engine, []).extend(rows)
             for engine, rows in due.items():
                 try:
                     with engine.begin() as connection:
@@ -84,24 +78,16 @@ class Delivered:
                     time.sleep(GATHER_FOR)
 
     async def _mark_soon(self, engine: Engine) -> None:
-        await asyncio.sleep(GATHER_FOR)
-        with self._changed:
-            self._is_gathering.discard(engine)
-            rows = self._rows.pop(engine, [])
+        try:
+            await asyncio.sleep(GATHER_FOR)
+        finally:  # a loop that ends leaves the rows to the drain, and the next ones to another loop
+            with self._changed:
+                rows = self._rows.pop(engine, [])
         try:
             async with AsyncEngine(engine).begin() as connection:
                 await connection.run_sync(self._outbox.delivered, rows)
         except Exception as error:
             log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
 
-    def _take(self, *, is_async: bool) -> dict[Engine, list[int]]:
-        due = {engine: rows for engine, rows in self._rows.items() if engine.dialect.is_async is is_async}
-        for engine in due:
-            del self._rows[engine]
-        return due
-
-
-def _engine_of(session: Session) -> Engine:
-    bind: Any = session.get_bind()
-    engine: Engine = bind.engine
-    return engine
+    def _has_sync_rows(self) -> bool:
+        return any(not engine.dialect.is_async for engine in self._rows)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cacheworkers.core.driver import run
+from cacheworkers.core.tags import check_tag
+from cacheworkers.errors import TagError
 from cacheworkers.events import Drained, Replayed
-from cacheworkers.flows.driver import run
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox import GRACE, Delivery, Outbox
+
+log = logging.getLogger("cacheworkers")
 
 
 def drain_outbox(ports: Ports, outbox: Outbox, engine: Engine, *, grace: float = GRACE) -> int:
@@ -46,9 +52,23 @@ def _deliver(ports: Ports, outbox: Outbox, engine: Engine, grace: float) -> Deli
     with engine.begin() as connection:
         delivery = outbox.claim(connection, grace=grace)
         if delivery is not None:
-            run(invalidate_tags(ports, delivery.tags, "hard"))
+            tags = list(_legal(delivery.tags, ports.config.max_tag_bytes))
+            if tags:
+                run(invalidate_tags(ports, tags, "hard"))
             outbox.delivered(connection, delivery.ids)
         return delivery
+
+
+def _legal(tags: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """Yield what an entry can have as a tag.
+
+    A trigger makes tags of whatever a column holds.  One that no entry can have must not keep the others waiting.
+    """
+    for tag in tags:
+        try:
+            yield check_tag(tag, max_bytes)
+        except TagError as error:
+            log.warning("a tag in the outbox is left out: %s", error)
 
 
 def _replay_to_a_new_store(ports: Ports, outbox: Outbox, engine: Engine) -> None:

@@ -82,32 +82,49 @@ class Outbox:
             Column("delivered_at", DateTime(timezone=True)),
         )
         column = self.table.c.delivered_at
+        # Each row is in one of them: an insert pays for one, and a delivery for the other.
         Index(f"{name}_waiting", self.table.c.namespace, self.table.c.id, postgresql_where=column.is_(None))
-        Index(f"{name}_delivered", column)
+        Index(f"{name}_delivered", column, postgresql_where=column.is_not(None))
+        self._inserts: dict[tuple[str, str], tuple[str, Sequence[str] | None]] = {}
 
     def create(self, engine: Engine) -> None:
         """Create the table, if it is not there; with Alembic, use `metadata` instead."""
         self.metadata.create_all(engine)
 
-    def check(self, engine: Engine) -> None:
-        """Make sure that the table is there.
+    def check(self, bind: Engine | Connection) -> None:
+        """Make sure that the table is there, with all its columns.
 
         Raises:
             ConfigError: it is not; found out now, not at the first commit.
         """
-        if not inspect(engine).has_table(self.table.name):
-            raise ConfigError(
-                f"watched sessions need the table {self.table.name}, which {engine.url!r} does not have; "
-                f"create it with cache.outbox.create(engine), or migrate with cache.outbox.metadata"
-            )
+        name = self.table.name
+        found = inspect(bind)
+        url = bind.engine.url
+        advice = "create it with cache.outbox.create(engine), or migrate with cache.outbox.metadata"
+        if not found.has_table(name):
+            raise ConfigError(f"watched sessions need the table {name}, which {url!r} does not have; {advice}")
+        there = {column["name"] for column in found.get_columns(name)}
+        missing = [column for column in self.table.c.keys() if column not in there]
+        if missing:
+            raise ConfigError(f"the table {name} of {url!r} has no column {', '.join(missing)}; {advice}")
 
     def write(self, connection: Connection, tags: Iterable[str], source: str = WATCH) -> int:
         """Write tags in the connection's transaction, and return the row's id."""
         row = {"namespace": self.namespace, "source": source, "tags": "\n".join(tags)}
-        done = connection.execute(insert(self.table).values(row))
-        key = done.inserted_primary_key
-        assert key is not None
-        return int(key[0])
+        dialect = connection.dialect
+        if not dialect.insert_returning:
+            done = connection.execute(insert(self.table).values(row))
+            key = done.inserted_primary_key
+            assert key is not None
+            return int(key[0])
+        # As text, for this is on the way of every watched commit, and compiling takes longer than the round trip.
+        name = (dialect.name, dialect.driver)
+        if name not in self._inserts:
+            made: Any = insert(self.table).values(row).returning(self.table.c.id).compile(dialect=dialect)
+            self._inserts[name] = (str(made), made.positiontup)
+        statement, order = self._inserts[name]
+        values: Any = row if order is None else tuple(row[each] for each in order)
+        return int(connection.exec_driver_sql(statement, values).scalar_one())
 
     def claim(self, connection: Connection, *, grace: float = GRACE, most: int = BATCH) -> Delivery | None:
         """Lock the oldest rows that wait, in the connection's transaction; None if there are none.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 
 from cacheworkers.errors import CacheworkersError
@@ -55,6 +59,40 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
         columns = (func.count(), func.min(table.c.written_at), func.current_timestamp())
         waiting, oldest, now = connection.execute(select(*columns).select_from(table).where(mine)).one()
     return OutboxFacts(where, (), int(waiting), 0.0 if oldest is None else age_of(oldest, now))
+
+
+def bound_engines(sessions: Any) -> Iterator[Engine]:
+    """Yield the engines that a session factory is bound to, as far as it says so; of async ones their sync half."""
+    options = getattr(sessions, "kw", {})
+    for bind in dict.fromkeys((options.get("bind"), *(options.get("binds") or {}).values())):
+        engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
+        if isinstance(engine, Engine):
+            yield engine
+
+
+def is_autocommit(engine: Engine) -> bool:
+    """Return whether an engine's statements are committed one by one."""
+    level = engine.get_execution_options().get("isolation_level")
+    return (level or getattr(engine.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
+
+
+def check_outbox(outbox: Outbox, engine: Engine) -> None:
+    """Make sure that a database has the outbox; of an async engine on a loop of its own, in a thread.
+
+    Raises:
+        ConfigError: it has not.
+        SQLAlchemyError: the database does not answer.
+    """
+    if not engine.dialect.is_async:
+        outbox.check(engine)
+        return
+
+    async def check() -> None:
+        async with AsyncEngine(_apart(engine)).connect() as connection:
+            await connection.run_sync(outbox.check)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, check()).result()
 
 
 def answers(engine: Engine) -> str:

@@ -17,6 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
+from cacheworkers.sql.probe import is_autocommit
+
 #: How long a load waits for a connection of the library's pool, seconds.
 POOL_TIMEOUT = 10.0
 #: Event of an engine -> whether its listeners, as SQLAlchemy keeps them, return the statement.
@@ -138,7 +140,7 @@ class Sessions:
             size = {"pool_size": self._pool_size, "max_overflow": self._pool_size, "timeout": POOL_TIMEOUT}
             copied = kind(pool._creator, pre_ping=True, **size, **same)
         options = dict(engine.get_execution_options())
-        if _is_postgres(engine) and _is_autocommit(engine):
+        if _is_postgres(engine) and is_autocommit(engine):
             # Without a transaction there is nothing to make read-only, and no limit to set for its length.
             options["isolation_level"] = "READ COMMITTED"
         own = Engine(
@@ -158,11 +160,6 @@ class Sessions:
 
 def _is_postgres(engine: Engine) -> bool:
     return engine.dialect.name == "postgresql"
-
-
-def _is_autocommit(engine: Engine) -> bool:
-    level = engine.get_execution_options().get("isolation_level")
-    return (level or getattr(engine.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
 
 
 def _limit(session: Session, load_for: float) -> None:

@@ -16,9 +16,10 @@ from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.delivery import Delivered
 from cacheworkers.sql.drain import drain_outbox, sync_engine_of
+from cacheworkers.sql.flush import TagsOf
 from cacheworkers.sql.outbox import Backlog, Outbox
 from cacheworkers.sql.postgres import Ear
-from cacheworkers.sql.watch import AnySession, TagsOf, Watch
+from cacheworkers.sql.watch import AnySession, Watch
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -40,7 +41,7 @@ class Watching:
         #: Of the database with the outbox, as far as it is known.
         self.engine: Engine | None = sync_engine_of(sessions.kw.get("bind")) if sessions else None
 
-    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf], *, check: bool) -> None:
+    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf | Sequence[str]], *, check: bool) -> None:
         """Begin to watch sessions; see `Cache.watch`."""
         ports = self._ports
         watch = Watch(
@@ -72,7 +73,11 @@ class Watching:
 
     def drain(self, engine: Engine | None) -> int:
         """Deliver what the outbox still holds; see `Cache.drain`."""
-        return drain_outbox(self._ports, self.outbox, self._known(engine, "drain"))
+        known = self._known(engine, "drain")
+        try:
+            return drain_outbox(self._ports, self.outbox, known)
+        except SQLAlchemyError as error:
+            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be drained: {_reason(error)}") from error
 
     @property
     def is_any(self) -> bool:
@@ -86,7 +91,7 @@ class Watching:
             with known.connect() as connection:
                 return self.outbox.backlog(connection)
         except SQLAlchemyError as error:
-            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be read: {error}") from error
+            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be read: {_reason(error)}") from error
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Return a query's rows; see `Cache.query`."""
@@ -94,7 +99,7 @@ class Watching:
             with self._known(None, "query").connect() as connection:
                 return [tuple(row) for row in connection.execute(text(sql))]
         except SQLAlchemyError as error:
-            raise ConfigError(f"the query {sql!r} failed: {error}") from error
+            raise ConfigError(f"the query {sql!r} failed: {_reason(error)}") from error
 
     def drain_if_watching(self) -> None:
         """Drain, where there is a database to drain."""
@@ -134,3 +139,8 @@ class Watching:
         """A commit's invalidation failed: this process at least forgets what it had; the drain does the rest."""
         self._ports.l1.clear()
         self._ports.emit(Undelivered(len(rows), f"{type(error).__name__}: {error}"))
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """Return what the driver said, on one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())

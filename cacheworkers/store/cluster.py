@@ -24,17 +24,18 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from cacheworkers.core.driver import Flow, arun, run
+from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.store.masters import Master
 from cacheworkers.store.request import Request
-from cacheworkers.store.trips import Pause, Trip, Trips
+from cacheworkers.store.trips import Trip, Trips
 from cacheworkers.store.wires import Wires
 
 #: Host and port.
 Node = tuple[str, int]
 _ASKING = ("ASKING",)
-#: What is sent again waits before it: not at all for the first of these times, then twice as long each time, seconds.
-_AT_ONCE = 3
+#: How often an exchange goes where it is sent without a pause: nodes that contradict one another will agree soon.
+_AT_ONCE = 4
+#: Pauses, each twice as long as the one before, seconds.
 _SHORTEST, _LONGEST = 0.001, 0.05
 
 
@@ -48,7 +49,11 @@ class _Errand(NamedTuple):
 
 
 class Cluster:
-    """The masters of a Cluster, as far as this process knows."""
+    """The masters of a Cluster, as far as this process knows.
+
+    Attributes:
+        names: of the masters that have slots.
+    """
 
     def __init__(self, entrance: Node, wires_to: Callable[[Node], Wires], patience: float) -> None:
         """
@@ -67,15 +72,11 @@ class Cluster:
         self._wires: dict[Node, Wires] = {}
         self._owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._slots: dict[Node, list[range]] = {}
+        self.names: frozenset[str] = frozenset()
         self._known: tuple[Node, ...] = (self._entrance,)
         #: Where a slot was last said to have gone: after a failover or a migration it knows better than the others.
         self._informed = self._entrance
         self._is_doubtful = True
-
-    @property
-    def names(self) -> object:
-        """The masters that have slots."""
-        return frozenset(self._slots)
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Return the replies, in order, errors among them, after one round trip per master."""
@@ -88,7 +89,7 @@ class Cluster:
     def every(self) -> Flow[list[Master]]:
         """Return all masters that have slots, always in the same order."""
         yield from self._find_out()
-        return [Master(self._to(node), slots) for node, slots in sorted(self._slots.items())]
+        return [Master(_name(node), self._to(node), slots) for node, slots in sorted(self._slots.items())]
 
     def doubt(self) -> None:
         """Ask for the slots again before the next exchange."""
@@ -110,22 +111,25 @@ class Cluster:
     def _exchange(self, requests: Sequence[Request]) -> Flow[list[Any]]:
         replies: list[Any] = [None] * len(requests)
         errands = [_Errand(at, request.words) for at, request in enumerate(requests)]
-        pauses = _pauses(self._patience)
+        at_once, pauses = iter(range(_AT_ONCE)), _pauses(self._patience)
         while True:
             yield from self._find_out()
             groups = self._by_node(errands, requests)
             trips = [Trip(self._to(node), _commands(group)) for node, group in groups.items()]
             found = yield Trips(*trips)
-            errands = []
+            errands, is_early = [], False
             for (node, group), answers in zip(groups.items(), found, strict=True):
                 for errand, reply in zip(group, _without_asking(group, answers), strict=True):
                     replies[errand.at] = reply
                     if isinstance(reply, RedisError):
                         errands += self._again(errand, node, reply, requests[errand.at])
-            pause = next(pauses, None)
-            if not errands or pause is None:
+                        is_early = is_early or isinstance(reply, TryAgainError)
+            if not errands:
                 return replies
-            if pause:
+            if is_early or next(at_once, None) is None:
+                pause = next(pauses, None)
+                if pause is None:
+                    return replies
                 yield Pause(pause)
 
     def _by_node(self, errands: Sequence[_Errand], requests: Sequence[Request]) -> dict[Node, list[_Errand]]:
@@ -164,6 +168,7 @@ class Cluster:
     def _note_move(self, slot: int, node: Node) -> None:
         self._owners[slot] = node
         self._informed = node
+        self._to(node).failed_at = 0.0  # another has heard of it since
         self._is_doubtful = True
 
     def _find_out(self) -> Flow[None]:
@@ -190,7 +195,7 @@ class Cluster:
             if isinstance(reply, Exception):
                 failure = reply
             elif not reply:
-                failure = ClusterDownError(f"{node[0]}:{node[1]} knows of no slots")
+                failure = ClusterDownError(f"{_name(node)} knows of no slots")
             else:
                 self._take_in(reply, node[0])
                 return
@@ -210,8 +215,11 @@ class Cluster:
             known.update(dict.fromkeys(named))
         known[self._entrance] = None
         self._owners, self._slots, self._known = owners, slots, tuple(known)
+        self.names = frozenset(map(_name, slots))
         for node in self._wires.keys() - known.keys():
-            self._wires.pop(node).drop()
+            gone = self._wires.pop(node, None)
+            if gone is not None:
+                gone.drop()
 
     def _to(self, node: Node) -> Wires:
         wires = self._wires.get(node)
@@ -238,14 +246,16 @@ def _without_asking(errands: Sequence[_Errand], answers: Sequence[Any]) -> Itera
 
 
 def _pauses(patience: float) -> Iterator[float]:
-    """Yield how long to wait before each time that something is sent again, until there is no patience left."""
-    for _ in range(_AT_ONCE):
-        yield 0.0
+    """Yield how long to wait before something is sent again, until there is no patience left."""
     pause = _SHORTEST
     while patience > 0.0:
         yield min(pause, patience)
         patience -= pause
         pause = min(2 * pause, _LONGEST)
+
+
+def _name(node: Node) -> str:
+    return f"{node[0]}:{node[1]}"
 
 
 def _text(reply: Any) -> str:

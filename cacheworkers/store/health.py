@@ -43,7 +43,11 @@ class Breaker(Protocol):
 
 
 class Health:
-    """Whether the store may be asked, and what its failures are called."""
+    """Whether the store may be asked, and what its failures are called.
+
+    Attributes:
+        breaker: open since the last exchange that failed.
+    """
 
     def __init__(
         self,
@@ -61,20 +65,21 @@ class Health:
             on_lost: called with an error when the breaker opens.
             on_back: called when it closes again.
         """
-        self._breaker = breaker
+        self.breaker = breaker
         self._where = where
         self._on_failure = on_failure
         self._on_lost = on_lost
         self._on_back = on_back
+        self._asking = Asking(self, is_probe=False)
 
     def reset(self) -> None:
         """Close the breaker, as a child does after a fork."""
-        self._breaker.reset()
+        self.breaker.reset()
 
     @property
     def is_well(self) -> bool:
         """Whether the store may be asked without finding out anything by it."""
-        return not self._breaker.is_open
+        return not self.breaker.is_open
 
     def asking(self) -> Asking:
         """Return a context manager around one exchange.
@@ -83,18 +88,15 @@ class Health:
             StoreUnavailable: no answer, no connection, or the breaker is open.
             StoreError: a request was answered with an error.
         """
-        return Asking(self)
-
-    def may_ask(self) -> bool:
-        """Return whether this exchange finds out if the store is back; raises while nobody should try."""
-        is_probe = self._breaker.is_open
-        if is_probe and not self._breaker.allows():
+        if not self.breaker.is_open:
+            return self._asking
+        if not self.breaker.allows():
             raise StoreUnavailable(f"the store at {self._where} did not answer lately; its breaker is open")
-        return is_probe
+        return Asking(self, is_probe=True)
 
     def probed(self) -> None:
         """Note that a probe was answered; other successes may be answers from before the failure."""
-        if self._breaker.succeeded():
+        if self.breaker.succeeded():
             self._on_back()
 
     def translated(self, error: Exception) -> CacheworkersError:
@@ -109,22 +111,23 @@ class Health:
         if isinstance(error, _UNAVAILABLE):
             text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
             self._on_failure()
-            if self._breaker.failed():
+            if self.breaker.failed():
                 self._on_lost(text)
             return StoreUnavailable(text)
         return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")
 
 
 class Asking:
-    """One exchange, from the question whether the store may be asked to what came of it."""
+    """What comes of exchanges; a probe is one that finds out whether the store is back."""
 
     __slots__ = ("_health", "_is_probe")
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, *, is_probe: bool) -> None:
         self._health = health
+        self._is_probe = is_probe
 
     def __enter__(self) -> None:
-        self._is_probe = self._health.may_ask()
+        pass
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

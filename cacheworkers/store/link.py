@@ -159,18 +159,18 @@ class Link:
     # -- masters
 
     @property
-    def masters(self) -> object:
-        """Changes when there are other masters on the Cluster."""
+    def masters(self) -> frozenset[str]:
+        """Names of the masters that this process knows of; the only one's is empty."""
         return self._masters.names
 
-    def pools(self) -> list[Any]:
-        """Return redis-py's pools, which say how to connect, of all masters that there are now.
+    def pools(self) -> dict[str, Any]:
+        """Return redis-py's pools, which say how to connect, of all masters that there are now, by their names.
 
         Raises:
             RedisError, OSError: no node of the Cluster answers.
         """
         self._masters.doubt()
-        return [master.wires.pool() for master in run(self._masters.every())]
+        return {master.name: master.wires.pool() for master in run(self._masters.every())}
 
     # -- inside
 

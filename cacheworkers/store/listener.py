@@ -119,7 +119,7 @@ class Listener:
         """Forget thread and connections, as a child does after a fork."""
         self._lock = threading.Lock()
         self._ears: list[Ear] = []
-        self._masters: object = None
+        self._masters: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -159,9 +159,9 @@ class Listener:
         return Barrier(self, timeout)
 
     def ping(self) -> list[Future[bool]] | None:
-        """Send a ping to every master; None when the listener is not up."""
+        """Send a ping to every master; None when not all are heard."""
         with self._lock:
-            if not self.is_up or not self._ears:
+            if not self.is_up or not self._ears or self._link.masters != self._masters:
                 return None
             return [ear.ping() for ear in self._ears]
 
@@ -216,8 +216,8 @@ class Listener:
         ears = []
         try:
             pools = self._link.pools()
-            self._masters = self._link.masters
-            for pool in pools:
+            self._masters = frozenset(pools)
+            for pool in pools.values():
                 ears.append(Ear(pool, self._timeout, (self._keys.entries_prefix, self._keys.failures_prefix)))
         except BaseException:
             for ear in ears:
@@ -239,6 +239,8 @@ class Listener:
                 ready = selector.select(max(0.0, next_ping - time.monotonic()))
                 for key, _ in ready:
                     self._take_in(key.data)
+                if self._link.masters != self._masters:  # one is not heard: no ping may prove the opposite
+                    raise OSError("the Cluster has other masters now")
                 if ready:
                     self._prove()
                 now = time.monotonic()
@@ -257,9 +259,7 @@ class Listener:
                 self._emit(ListenerUp(ear.master))
 
     def _look_after(self, now: float) -> None:
-        """Ping every master that owes no answer; raise if one owes it for too long, or they are others now."""
-        if self._link.masters != self._masters:
-            raise OSError("the Cluster has other masters now")
+        """Ping every master that owes no answer; raise if one owes it for too long."""
         for ear in self._ears:
             if ear.silent_for(now) > PING_LOST_AFTER:
                 raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")

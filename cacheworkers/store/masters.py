@@ -17,6 +17,7 @@ from cacheworkers.store.wires import Wires
 class Master(NamedTuple):
     """One master, and the slots that it has on a Cluster."""
 
+    name: str
     wires: Wires
     slots: Sequence[range] = ()
 
@@ -32,11 +33,10 @@ class Masters(Protocol):
     """The masters of a store, and the way of requests to them.
 
     Attributes:
-        names: changes when there are other masters.
+        names: of those that it knows of.
     """
 
-    @property
-    def names(self) -> object: ...
+    names: frozenset[str]
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Return the replies, in order, errors among them, after one round trip per master.
@@ -67,9 +67,8 @@ class Masters(Protocol):
 class OneMaster:
     """A standalone server, or the master that Sentinels name."""
 
-    names = None
-
     def __init__(self, wires: Wires) -> None:
+        self.names = frozenset({""})
         self.wires = wires
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
@@ -93,7 +92,7 @@ class OneMaster:
     def every(self) -> Flow[list[Master]]:
         """Return the one."""
         yield from ()
-        return [Master(self.wires)]
+        return [Master("", self.wires)]
 
     def doubt(self) -> None:
         """Do nothing: whoever connects asks the Sentinels."""

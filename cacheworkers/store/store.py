@@ -25,6 +25,10 @@ T = TypeVar("T")
 #: registration, and a promoted master's clock may differ.
 REGISTRATION_MARGIN = 60.0
 CHUNK = 500
+#: How long it is known when beat has last sent what, seconds: longer than any schedule's period.
+SENT_KEPT_FOR = 366 * 86400.0
+#: Half-lives for which heat is remembered.
+HEAT_KEPT_FOR = 100
 #: How long the sign that an upkeep task has run is kept, seconds.
 BEAT_KEPT_FOR = 86400.0
 
@@ -215,6 +219,11 @@ class Store:
             done(outcome[0] if isinstance(outcome, list) else outcome)
 
         return self.link.submit(("MGET", *self.keys.entries(calls)), unwrapped)
+
+    def heads(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
+        """The headers of the envelopes of many calls, in their order; an entry may be megabytes."""
+        requests = [Request(("GETRANGE", self.keys.entry(call), 0, envelope.HEADER_BYTES - 1)) for call in calls]
+        return self._ask(requests, lambda replies: [_bytes(reply) or None for reply in replies])
 
     # -- leases
 
@@ -446,20 +455,25 @@ class Store:
 
     def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> Exchange[int]:
         """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has."""
-        keys = (self.keys.heat(loader), self.keys.heat_halved(loader))
         words = [word for call, count in reads for word in (call, count)]
-        request = Request.call(scripts.HEAT, keys, (_ms(half_life), most, *words))
+        kept_for = HEAT_KEPT_FOR * half_life
+        request = Request.call(scripts.HEAT, (self.keys.heat(loader),), (half_life, most, kept_for, *words))
         return self._ask([request], lambda replies: int(replies[0]))
 
-    def heat(self, loader: str, most: int) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader, with their heat."""
-        request = Request(("ZREVRANGE", self.keys.heat(loader), 0, most - 1, "WITHSCORES"))
+    def heat(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core.heat`, whose reads these are.
+
+        Args:
+            since: least `read_at`.
+        """
+        key, limit = self.keys.heat(loader), ("LIMIT", first, most)
+        request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
         return self._ask([request], lambda replies: _scored(replies[0]))
 
-    def heat_of(self, loader: str, call: str) -> Exchange[float]:
-        """The heat of one call; 0 if it is not among the hottest."""
+    def heat_of(self, loader: str, call: str) -> Exchange[float | None]:
+        """The `read_at` of one call; None if it is not among the hottest."""
         request = Request(("ZSCORE", self.keys.heat(loader), call))
-        return self._ask([request], lambda replies: float(replies[0] or 0.0))
+        return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
 
     def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
         """The number of a tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
@@ -502,6 +516,24 @@ class Store:
         """Leave a sign that an upkeep task has run; how much of its life is left says when."""
         request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
         return self._ask([request], lambda replies: None)
+
+    # -- beat
+
+    def lead(self, token: str, lease_for: float) -> Exchange[bool]:
+        """Take or keep the lease of the beat that sends; False while it is another's.  0 seconds give it back."""
+        request = Request.call(scripts.LEAD, (self.keys.leader,), (token, _ms(lease_for)))
+        return self._ask([request], lambda replies: replies[0] == 1)
+
+    def note_sent(self, entry: str, at: float) -> Exchange[None]:
+        """Note when an entry of beat's schedule was sent."""
+        key = self.keys.sent
+        requests = [Request(("HSET", key, entry, at)), Request(("PEXPIRE", key, _ms(SENT_KEPT_FOR)))]
+        return self._ask(requests, lambda replies: None)
+
+    def sent(self) -> Exchange[dict[str, float]]:
+        """Return when each entry of beat's schedule was last sent, seconds since the epoch."""
+        request = Request(("HGETALL", self.keys.sent))
+        return self._ask([request], lambda replies: {name: float(at) for name, at in _fields(replies[0]).items()})
 
     # -- sweeping
 

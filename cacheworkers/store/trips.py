@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -62,23 +61,3 @@ class Trips:
             if isinstance(each, BaseException):
                 raise each
         return found  # type: ignore[return-value]  # exceptions have been raised
-
-
-class Pause:
-    """A step: let some time pass."""
-
-    __slots__ = ("_seconds",)
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __repr__(self) -> str:
-        return "pause"
-
-    def run(self) -> None:
-        """Pause this thread."""
-        time.sleep(self._seconds)
-
-    async def arun(self) -> None:
-        """Pause this task."""
-        await asyncio.sleep(self._seconds)

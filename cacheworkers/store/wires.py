@@ -53,7 +53,15 @@ class Wires:
         Raises:
             RedisError, OSError: no connection, or it failed.
         """
-        return self.send(commands).receive()
+        wire = None
+        try:
+            wire = self._free_wire()
+            replies = wire.exchange(pack(commands), len(commands))
+        except BaseException:
+            self._failed(wire)
+            raise
+        self._take_back(wire)
+        return replies
 
     def send(self, commands: _Words) -> Sent:
         """Send commands in one write; their replies are to be received, or given up.

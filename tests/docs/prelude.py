@@ -31,6 +31,13 @@ class Product(Base):
     price: Mapped[int]
 
 
+class Label(Base):
+    """What products may have in common."""
+
+    __tablename__ = "label"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 product_label = Table(
     "product_label",
     Base.metadata,
@@ -65,6 +72,7 @@ def models() -> dict[str, Any]:
         "engine": engine,
         "Base": Base,
         "Product": Product,
+        "Label": Label,
         "ProductView": ProductView,
         "product_label": product_label,
         "Session": sessionmaker(engine),

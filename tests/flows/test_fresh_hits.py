@@ -12,8 +12,8 @@ import pytest
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
+from cacheworkers.core.driver import run
 from cacheworkers.core.entry import Entry
-from cacheworkers.flows.driver import run
 from cacheworkers.flows.ports import Ask
 from cacheworkers.testing.servers import wait_until
 

@@ -19,8 +19,8 @@ import pytest
 import redis
 
 from cacheworkers import Cache, Load
+from cacheworkers.core.driver import run
 from cacheworkers.events import ListenerDown, ListenerLag, ListenerUp
-from cacheworkers.flows.driver import run
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
 from cacheworkers.store import listener as listening

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine, update
 from sqlalchemy.orm import Session
 
-from cacheworkers import Cache, Config, ConfigError, StoreError
+from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError, UnwatchedWrite
 from cacheworkers.sql.outbox import TRIGGER
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -62,6 +63,29 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str,
         with shop.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
 
+        wait_until(lambda: cache.drain() == 1)
+        assert shop.price.get(1) == 11
+        cache.close()
+        shop.engine.dispose()
+
+
+def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_url: str, events: list[Any]) -> None:
+    with Valkey() as server:
+        cache = Cache(Config(redis_url=server.url, store_timeout=1.0, breaker_for=0.0), hook=events.append)
+        shop = Shop(cache, database_url, events).watch()
+        shop.add(1)
+
+        async def change() -> None:
+            async with shop.async_sessions.begin() as session:
+                (await session.get_one(Product, 1)).price = 11
+            await shop.async_engine.dispose()
+
+        server.pause()
+        asyncio.run(change())
+        server.resume()
+
+        assert any(type(event).__name__ == "Undelivered" for event in events)
+        run_sql(shop.engine, "UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
         wait_until(lambda: cache.drain() == 1)
         assert shop.price.get(1) == 11
         cache.close()
@@ -153,7 +177,16 @@ def test_a_drain_without_an_engine_says_so(make_cache: Any) -> None:
 # -- triggers
 
 INSERT = "INSERT INTO product (id, category_id, price) SELECT i, 7, i FROM generate_series(1, {}) i"
-MALFORMED = [{"a b": ["x"]}, {"product": "x"}, {"product": ["x:{id!r}"]}, {"product": ["a\n"]}]
+MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
+    "a table that is no name": ({"a b": ["x"]}, "plain name.*'a b'"),
+    "one text for templates": ({"product": "x"}, "triggers on product take a list.*'x'"),
+    "no templates": ({"product": []}, r"triggers on product take a list.*\[\]"),
+    "a conversion": ({"product": ["x:{id!r}"]}, r"'x:\{id!r\}' of product.*plain columns"),
+    "an open brace": ({"product": ["x:{id"]}, "'x:{id' of product is malformed"),
+    "a control character": ({"product": ["a\n{id}"]}, "of product.*control characters"),
+    "over the limit": ({"product": ["t" * 201 + "{id}"]}, "of product.*at most 200 bytes.*has 201"),
+    "an empty text": ({"product": [""]}, "of product.*not empty"),
+}
 
 
 @pytest.fixture
@@ -201,8 +234,6 @@ def test_a_bulk_update_is_a_few_rows(triggered: Shop) -> None:
 
 def test_sessions_leave_tables_with_triggers_to_them(triggered: Shop) -> None:
     """One row for one change; bulk statements are allowed, for they are covered."""
-    from sqlalchemy import update
-
     with triggered.sessions.begin() as session:
         session.add(Product(id=1, category_id=7, price=10))
     assert triggered.waiting() == 1
@@ -253,17 +284,26 @@ def test_triggers_are_shown_versioned_and_removed(triggered: Shop) -> None:
     [
         ({"nowhere": ["x:{id}"]}, "no table nowhere"),
         ({"product": ["x:{colour}"]}, "no column 'colour'.*category_id"),
+        ({"elsewhere.product": ["x:{id}"]}, "no table product in schema elsewhere"),
+        ({"cheap": ["x:{id}"]}, "cheap is a view"),
+        ({"sold_2024": ["x:{id}"]}, "sold_2024 is a part of sold"),
     ],
 )
 def test_what_the_database_does_not_have_is_named(shop: Shop, templates: Any, message: str) -> None:
+    run_sql(shop.engine, "CREATE VIEW cheap AS SELECT * FROM product WHERE price < 10")
+    run_sql(shop.engine, "CREATE TABLE sold (id int) PARTITION BY RANGE (id)")
+    run_sql(shop.engine, "CREATE TABLE sold_2024 PARTITION OF sold FOR VALUES FROM (1) TO (100)")
+
     with shop.engine.connect() as connection, pytest.raises(ConfigError, match=message):
         shop.cache.triggers(templates).install(connection)
 
 
-@pytest.mark.parametrize("templates", MALFORMED)
-def test_malformed_triggers_are_refused(shop: Shop, templates: Any) -> None:
-    with pytest.raises(ConfigError):
-        shop.cache.triggers(templates)
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_triggers_are_refused(cache: Cache, what: str) -> None:
+    templates, message = MALFORMED[what]
+
+    with pytest.raises(ConfigError, match=message):
+        cache.triggers(templates)
 
 
 def test_a_missing_outbox_is_found_before_triggers_are_installed(shop: Shop) -> None:
@@ -282,3 +322,156 @@ def test_tags_with_quotes_and_percents(shop: Shop) -> None:
         session.add(Product(id=1, category_id=1, price=1))
 
     assert delivered(shop) == [{"it's 100%:1"}]
+
+
+def test_a_database_that_is_away_is_named(shop: Shop) -> None:
+    """In the library's words, and without its password."""
+    away = create_engine("postgresql+psycopg://shop:secret@127.0.0.1:1/shop")
+
+    with pytest.raises(OutboxUnavailable, match=r"outbox at postgresql\+psycopg://shop:\*\*\*@127") as raised:
+        shop.cache.drain(away)
+    assert "\n" not in str(raised.value)
+
+
+def test_parts_of_a_table_have_triggers_of_their_own(shop: Shop) -> None:
+    """A statement on the whole fires those of the whole, one on a part those of the part."""
+    run_sql(shop.engine, "CREATE TABLE sold (id int) PARTITION BY RANGE (id)")
+    run_sql(shop.engine, "CREATE TABLE sold_2024 PARTITION OF sold FOR VALUES FROM (1) TO (100)")
+    install(shop, {"sold": ["sold:{id}"], "sold_2024": ["sold:{id}"]})
+
+    run_sql(shop.engine, "INSERT INTO sold VALUES (1)")
+    assert delivered(shop) == [{"sold:1"}]
+    run_sql(shop.engine, "INSERT INTO sold_2024 VALUES (2)")
+    assert delivered(shop) == [{"sold:2"}]
+
+
+def install(shop: Shop, templates: dict[str, list[str]], cache: Cache | None = None) -> None:
+    with shop.engine.connect() as connection:
+        (cache or shop.cache).triggers(templates).install(connection)
+        connection.commit()
+
+
+def test_a_truncation_invalidates_every_row(triggered: Shop) -> None:
+    run_sql(triggered.engine, INSERT.format(3))
+    delivered(triggered)
+
+    run_sql(triggered.engine, "TRUNCATE product CASCADE")
+
+    assert delivered(triggered) == [{"product:1", "product:2", "product:3", "category:7"}]
+
+
+def test_rows_that_the_database_deletes_fire_triggers(shop: Shop) -> None:
+    run_sql(shop.engine, "CREATE TABLE part (id int PRIMARY KEY, whole int REFERENCES product ON DELETE CASCADE)")
+    install(shop, {"part": ["part:{id}"]})
+    shop.add(1)
+    run_sql(shop.engine, "INSERT INTO part VALUES (5, 1)")
+    delivered(shop)
+
+    run_sql(shop.engine, "DELETE FROM product")
+
+    assert delivered(shop) == [{"part:5"}]
+
+
+def test_a_copy_fires_triggers(triggered: Shop) -> None:
+    import psycopg
+
+    url = triggered.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url) as connection, connection.cursor() as cursor:
+        with cursor.copy("COPY product (id, category_id, price) FROM STDIN") as copy:
+            copy.write("1\t7\t10\n")
+
+    assert delivered(triggered) == [{"product:1", "category:7"}]
+
+
+def test_a_value_that_makes_no_legal_tag_does_not_stop_the_drain(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """No entry can have it as a tag; the rows after it are delivered."""
+    install(shop, {"product": ["{slug}", "product:{id}"]})
+    rows = [(1, "a\x7fb"), (2, "x" * 300), (3, ""), (4, "good")]
+    with shop.engine.begin() as connection:
+        for number, slug in rows:
+            insert_one = "INSERT INTO product (id, category_id, price, slug) VALUES (%s, 1, 1, %s)"
+            connection.exec_driver_sql(insert_one, (number, slug))
+
+    [tags] = delivered(shop)
+
+    assert tags == {"product:1", "product:2", "product:3", "product:4", "good"}
+    assert caplog.text.count("is left out") == 3
+
+
+def test_names_that_are_too_long_or_alike(shop: Shop, make_cache: Any) -> None:
+    """Postgres cuts names off at 63 bytes, and knows no `-` in them: triggers must not replace one another."""
+    long = "a_table_with_a_name_that_is_much_too_long_for_two_of_them"
+    for table in (f"{long}_1", f"{long}_2"):
+        run_sql(shop.engine, f"CREATE TABLE {table} (id int PRIMARY KEY)")
+    one, other = (make_cache(namespace=f"a_namespace_of_{mark}_thirty_bytes") for mark in "-_")
+    templates = {f"{long}_1": ["one:{id}"], f"{long}_2": ["two:{id}"]}
+    for cache in (one, other):
+        install(shop, templates, cache)
+
+    with shop.engine.connect() as connection:
+        assert [cache.triggers(templates).missing(connection) for cache in (one, other)] == [[], []]
+    run_sql(shop.engine, f"INSERT INTO {long}_2 VALUES (1)")
+    for cache in (one, other):
+        with shop.engine.connect() as connection:
+            assert cache.outbox.waiting(connection) == 1
+
+
+@pytest.mark.parametrize(
+    "undo",
+    [
+        "DROP TRIGGER cacheworkers_{namespace}_product_update ON product",
+        "ALTER TABLE product DISABLE TRIGGER USER",
+        "ALTER TABLE product DISABLE TRIGGER cacheworkers_{namespace}_product_insert",
+    ],
+)
+def test_a_trigger_that_is_gone_or_disabled_is_missing(triggered: Shop, undo: str) -> None:
+    run_sql(triggered.engine, undo.format(namespace=triggered.cache.config.namespace))
+
+    triggers = triggered.cache.triggers({"product": ["product:{id}", "category:{category_id}"]})
+    with triggered.engine.connect() as connection:
+        assert triggers.missing(connection) == ["product"]
+
+
+# -- triggers and sessions
+
+
+@pytest.mark.parametrize("undo", ["DROP TRIGGER {name}_{kind} ON product", "ALTER TABLE product DISABLE TRIGGER USER"])
+def test_triggers_that_go_while_sessions_rely_on_them_lose_nothing(triggered: Shop, undo: str) -> None:
+    """The first transaction that would have relied on them fails; from then on the sessions write the outbox."""
+    with triggered.sessions.begin() as session:
+        session.add(Product(id=1, category_id=7, price=10))
+    delivered(triggered)
+    name = f"cacheworkers_{triggered.cache.config.namespace}_product"
+    for kind in ("insert", "update", "delete", "truncate"):
+        run_sql(triggered.engine, undo.format(name=name, kind=kind))
+
+    with pytest.raises(UnwatchedWrite, match="triggers of product have gone"), triggered.sessions.begin() as session:
+        session.get_one(Product, 1).price = 11
+    with triggered.sessions() as session, pytest.raises(UnwatchedWrite, match="product"):
+        session.execute(update(Product).values(price=11))
+    with triggered.sessions.begin() as session:
+        session.get_one(Product, 1).price = 12
+
+    assert triggered.invalidated()[-1] == {"product:1", "category:7"}
+    assert triggered.price.get(1) == 12
+
+
+@pytest.mark.parametrize("whose", ["another schema's", "another namespace's", "half of them"])
+def test_triggers_that_are_not_the_table_s_own_are_not_relied_on(shop: Shop, make_cache: Any, whose: str) -> None:
+    namespace = shop.cache.config.namespace
+    if whose == "another schema's":
+        run_sql(shop.engine, "CREATE SCHEMA elsewhere")
+        run_sql(shop.engine, "CREATE TABLE elsewhere.product (id int PRIMARY KEY)")
+        install(shop, {"elsewhere.product": ["product:{id}"]})
+    elif whose == "another namespace's":
+        install(shop, {"product": ["product:{id}"]}, make_cache(namespace=f"{namespace}_product"))
+        install(shop, {"product": ["product:{id}"]}, make_cache(namespace=f"{namespace}x"))
+    else:
+        install(shop, {"product": ["product:{id}"]})
+        for kind in ("update", "delete"):
+            run_sql(shop.engine, f"DROP TRIGGER cacheworkers_{namespace}_product_{kind} ON product")
+
+    with shop.sessions.begin() as session:
+        session.add(Product(id=1, category_id=7, price=10))
+
+    assert shop.invalidated() == [{"product:1", "category:7"}]

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from cacheworkers import Cache, Load
+from cacheworkers import Cache, Config, Load
 from cacheworkers.sql.outbox import TRIGGER, WATCH
+from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
 
@@ -109,3 +111,48 @@ def test_lag_is_the_age_of_the_oldest_row_that_waits(polled: Drained) -> None:
     assert 3600.0 <= polled.lag() < 3660.0
     polled.cache.drain(polled.engine)
     assert polled.lag() == 0.0
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Price(Base):
+    __tablename__ = "price"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    amount: Mapped[int]
+
+
+def test_a_store_that_is_down_at_commit_costs_no_invalidation(tmp_path: Path, events: list[Any]) -> None:
+    """The commit succeeds, the row stays; the drain delivers once the store is back."""
+    with Valkey() as server:
+        engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+        sessions = sessionmaker(engine)
+        config = Config(redis_url=server.url, store_timeout=1.0, breaker_for=0.0)
+        cache = Cache(config, sessions=sessions, hook=events.append)
+        Base.metadata.create_all(engine)
+        cache.outbox.create(engine)
+        cache.watch(sessions, {Price: ["price:{id}"]})
+
+        @cache.loader(tags=("price:{number}",), fresh_for=300)
+        def price(load: Load, number: int) -> int:
+            return load.session.get_one(Price, number).amount
+
+        with sessions.begin() as session:
+            session.add(Price(id=1, amount=10))
+        assert price.get(1) == 10
+        server.pause()
+        with sessions.begin() as session:
+            session.get_one(Price, 1).amount = 11
+        assert [type(event).__name__ for event in events if type(event).__name__ == "Undelivered"] == ["Undelivered"]
+        server.resume()
+
+        with engine.begin() as connection:
+            assert connection.exec_driver_sql("SELECT amount FROM price").scalar() == 11
+            connection.exec_driver_sql(
+                "UPDATE cacheworkers_outbox SET written_at = datetime(written_at, '-60 seconds')"
+            )
+        wait_until(lambda: cache.drain() == 1)
+        assert price.get(1) == 11
+        cache.close()
+        engine.dispose()

@@ -275,11 +275,9 @@ def test_the_same_sessions_are_watched_once(shop: Shop) -> None:
 
 def test_an_unknown_column_is_named(unwatched: Shop) -> None:
     unwatched.mapping[Product] = lambda row: (f"product:{row.colour}",)
-    shop = unwatched.watch()
 
-    with shop.sessions() as session, pytest.raises(ConfigError, match=r"Product\.colour.*price"):
-        session.add(Product(id=1, category_id=1, price=1))
-        session.flush()
+    with pytest.raises(ConfigError, match=r"Product\.colour.*price"):
+        unwatched.watch()
 
 
 def test_it_works_on_sqlite(unwatched: Shop, tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -43,7 +44,7 @@ def test_an_iterator_is_as_good_as_a_list() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "truncated"),
+        ("[]", "Expected `object`"),
         ('{"op":"read","key":"a"}', "missing required field `version`"),
         ('{"op":"drop","key":"a","began":1}', "Invalid value 'drop'"),
         ('{"op":"write","key":"a","version":"1","began":1}', r"Expected `int`, got `str` - at `\$.version`"),
@@ -87,6 +88,19 @@ def record(path: Path, number: int, ready: object) -> None:
     while True:
         recorder.read(f"key:{number}" + "x" * 100, 1, time.monotonic())
         ready.set()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("left", range(0, len(READ), 7))
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path, left: int) -> None:
+    """A process was killed in the middle of it, and another went on."""
+    path = tmp_path / "h"
+    path.write_text(f"\n{READ[:left]}")
+    with Recorder(path) as recorder:
+        recorder.invalidated("price[1]", 1.0, version=2)
+
+    [found] = History([path])
+
+    assert isinstance(found, Invalidate)
 
 
 def test_lines_of_processes_that_are_killed_are_whole(tmp_path: Path) -> None:
@@ -148,11 +162,14 @@ def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
 
     assert [done.returncode for done in (found, late, spared)] == [2, 2, 0]
     assert "a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged" in found.stdout
+    told = json.loads(run("check-history", "--json", tmp_path / "w", tmp_path / "r").stdout)
+    assert (told["reads"], told["invalidations"], told["too_old"], told["bad"]) == (1, 1, 1, 0)
+    assert (told["stale"][0]["least"], told["stale"][0]["read"]["version"]) == (2, 1)
 
 
 def test_the_command_names_bad_lines(tmp_path: Path) -> None:
     """Status 1: what they say was not checked."""
-    (tmp_path / "h").write_text(f"{INVALIDATED}\n{{\n")
+    (tmp_path / "h").write_text(f'{INVALIDATED}\n{{"op":"other"}}\n')
 
     done = run("check-history", tmp_path / "h")
     strict = run("check-history", "--strict", tmp_path / "h")
