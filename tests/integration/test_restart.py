@@ -55,7 +55,7 @@ class Shop:
         """Start it again, empty, and let as much time pass as the breaker asks for."""
         self.server.kill()
         self.server.start()
-        self.cache._ports.store.link._health._breaker._probe_at = 0.0  # type: ignore[attr-defined]
+        self.cache._ports.store.link._health.breaker._probe_at = 0.0  # type: ignore[attr-defined]
 
 
 @pytest.fixture
