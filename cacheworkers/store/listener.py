@@ -38,6 +38,7 @@ PING_EVERY = 0.5
 PING_LOST_AFTER = 2.0
 _BACKOFF = (0.05, 2.0)
 _TIME = b"*1\r\n$4\r\nTIME\r\n"
+_ROLE = b"*2\r\n$4\r\nINFO\r\n$11\r\nREPLICATION\r\n"
 
 
 class Barrier:
@@ -228,7 +229,7 @@ class Listener:
         with self._lock:
             self._ears = ears
         for ear in ears:
-            ear.ping()
+            ear.ping(asks_role=True)
 
     def _hear(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -264,7 +265,7 @@ class Listener:
             if ear.silent_for(now) > PING_LOST_AFTER:
                 raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
             if not ear.pings:
-                ear.ping()
+                ear.ping(asks_role=True)
 
     def _take_in(self, ear: Ear) -> None:
         entries, failures = self._entries, self._failures
@@ -284,6 +285,10 @@ class Listener:
                         self._on_failure(key[first_failure:last].decode(errors="replace"))
             elif isinstance(reply, hiredis.ReplyError):
                 raise OSError(f"the listener's connection answered {reply}")
+            elif isinstance(reply, bytes):
+                # A replica pushes too, but as late as it pleases: its answers would prove nothing.
+                if b"role:master" not in reply:
+                    raise OSError(f"{ear.master} is no master any more")
             else:
                 sent, received = ear.ponged()
                 self._clock.measure(int(reply[0]) + int(reply[1]) / 1e6, sent, received)
@@ -310,13 +315,17 @@ class Ear:
         options_shown = pool.connection_kwargs
         self.master = f"{options_shown.get('host', options_shown.get('path', ''))}:{options_shown.get('port', '')}"
 
-    def ping(self) -> Future[bool]:
-        """Send a ping; the future is done once its answer, and so all earlier pushes, have been processed."""
+    def ping(self, *, asks_role: bool = False) -> Future[bool]:
+        """Send a ping; the future is done once its answer, and so all earlier pushes, have been processed.
+
+        Args:
+            asks_role: a server that is no master loses the link.
+        """
         ping: Future[bool] = Future()
         with self._lock:
             self.pings.append((time.monotonic(), ping))
             try:
-                self.socket.sendall(_TIME)
+                self.socket.sendall(_ROLE + _TIME if asks_role else _TIME)
             except OSError:
                 ping.set_result(False)
                 with contextlib.suppress(OSError):
