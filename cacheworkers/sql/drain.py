@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cacheworkers.core.driver import run
+from cacheworkers.core.driver import Flow, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import TagError
 from cacheworkers.events import Drained, Replayed
@@ -48,15 +48,22 @@ def sync_engine_of(bind: Any) -> Engine | None:
     return None
 
 
+def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) -> Flow[Delivery | None]:
+    """Invalidate what the oldest rows say, and mark them, in the connection's transaction; None if none wait."""
+    delivery = outbox.claim(connection, grace=grace)
+    if delivery is None:
+        return None
+    tags = list(_legal(delivery.tags, ports.config.max_tag_bytes))
+    if tags:
+        yield from invalidate_tags(ports, tags, "hard")
+    # Only now.  Marked before, what a crash in between leaves would be delivered by nobody.
+    outbox.delivered(connection, delivery.ids)
+    return delivery
+
+
 def _deliver(ports: Ports, outbox: Outbox, engine: Engine, grace: float) -> Delivery | None:
     with engine.begin() as connection:
-        delivery = outbox.claim(connection, grace=grace)
-        if delivery is not None:
-            tags = list(_legal(delivery.tags, ports.config.max_tag_bytes))
-            if tags:
-                run(invalidate_tags(ports, tags, "hard"))
-            outbox.delivered(connection, delivery.ids)
-        return delivery
+        return run(deliver(ports, outbox, connection, grace))
 
 
 def _legal(tags: Iterable[str], max_bytes: int) -> Iterator[str]:

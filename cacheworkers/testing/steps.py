@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from cacheworkers.core.driver import Flow
@@ -22,6 +23,7 @@ class Stepper(Generic[T]):
     def __init__(self, flow: Flow[T]) -> None:
         self._flow = flow
         self._step: Any = None
+        self._reply: Callable[[], Any] | None = None
         self.result: T | None = None
         self.error: BaseException | None = None
         self._advance(lambda: next(self._flow))
@@ -31,16 +33,22 @@ class Stepper(Generic[T]):
         """The step that waits to be performed."""
         return "" if self._step is None else repr(self._step)
 
+    def send(self) -> None:
+        """Perform the step, and keep the flow from its reply until the next `step`: it is on its way."""
+        if self._reply is None:
+            try:
+                found = self._step.run()
+            except BaseException as error:
+                failure = error
+                self._reply = lambda: self._flow.throw(failure)
+            else:
+                self._reply = lambda: self._flow.send(found)
+
     def step(self) -> str:
         """Perform one step, and return the name of the next."""
-        step = self._step
-        try:
-            found = step.run()
-        except BaseException as error:
-            failure = error
-            self._advance(lambda: self._flow.throw(failure))
-        else:
-            self._advance(lambda: self._flow.send(found))
+        self.send()
+        reply, self._reply = self._reply, None
+        self._advance(reply)
         return self.at
 
     def until(self, name: str) -> Stepper[T]:

@@ -1,0 +1,404 @@
+"""Everything at once, at random, step by step through the real flows and scripts: what is read is never too old.
+
+Readers with and without `since`, workers, changes that are invalidated hard, soft or by a reload, sweeps, the outbox
+and its drains, memory and its listener; any of them may die at any step, and leases, entries and the sequence may get
+lost.  `test_races.py` looks at loads and hard invalidations alone, and closer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from mutation import Mutation, python, script
+from sqlalchemy import Engine, create_engine, event
+
+from cacheworkers import Cache, Load
+from cacheworkers.core import envelope
+from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.read import Read
+from cacheworkers.errors import LoadTimeout
+from cacheworkers.flows import invalidate as invalidating
+from cacheworkers.flows import load as loading
+from cacheworkers.flows import read as reading
+from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
+from cacheworkers.flows.load import load
+from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.reload import reload_tags
+from cacheworkers.flows.sweep import sweep
+from cacheworkers.local.l1 import L1
+from cacheworkers.sql import drain as draining
+from cacheworkers.store.store import Store
+from cacheworkers.testing import Stepper
+from cacheworkers.testing.servers import wait_until
+
+AT_ONCE = 3
+_ids = itertools.count(1)
+some = st.integers(1, 4)
+one_of_them = st.integers(0, AT_ONCE - 1)
+
+
+class Asks:
+    """A dispatcher that keeps what it is given, for workers to take."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Ask] = []
+
+    def submit(self, ask: Ask) -> bool:
+        self.waiting.append(ask)
+        return True
+
+    def submit_all(self, asks: Any) -> int:
+        self.waiting += asks
+        return len(asks)
+
+    def close(self) -> None:
+        pass
+
+
+class World:
+    """A cache that listens, prices in no database, and an outbox on SQLite."""
+
+    def __init__(self, cache: Cache, engine: Engine) -> None:
+        self.cache, self.engine, self.outbox = cache, engine, cache.outbox
+        self.prices: dict[int, int] = {}
+        self.ports = cache._ports
+        self.ports.dispatcher = self.asks = Asks()
+        # At once instead of in a thread, as pushes are waited for below: the same choices make the same world.
+        self.ports.release_soon = lambda call, name: self.ports.store.release([(call, name)]).run()
+        cache.outbox.create(engine)
+
+        @cache.loader(tags=("price:{number}",), fresh_for=300, stale_for=60, jitter=0, early=0, l1_for=60)
+        def price(load: Load, number: int) -> int:
+            return self.prices[number]
+
+        self.price, self.spec = price, cache._loaders["price"]
+        self.ports.listener.start()
+        wait_until(lambda: self.ports.listener.is_up)
+
+
+class Reader(msgspec.Struct):
+    """A read under way, and what it may not be older than."""
+
+    going: Stepper[Read]
+    hard: int
+    any: int
+    since: int
+
+
+def everything(world: World) -> type[RuleBasedStateMachine]:
+    """Return a state machine; each run has a product of its own."""
+    ports, spec, store, outbox = world.ports, world.spec, world.ports.store, world.outbox
+
+    class Everything(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = next(_ids)
+            self.call, self.tag = f"price[{self.number}]", f"price:{self.number}"
+            world.prices[self.number] = self.hard = self.any = 0
+            world.asks.waiting.clear()
+            self.told: list[tuple[int, int]] = []
+            self.sweeps, self.accidents = 3, 4
+            self.versions: dict[int, int] = {}
+            self.loads: list[Stepper[Any]] = []
+            self.readers: list[Reader] = []
+            self.invalidations: list[tuple[int, int, str, Stepper[Invalidation]]] = []
+            self.drains: list[tuple[Any, Stepper[Any]]] = []
+            self.sweeping: list[Stepper[Any]] = []
+            store.add_heat("price", [(self.call, 1000)], half_life=3600, most=10_000).run()
+
+        # -- readers and workers
+
+        @precondition(lambda self: len(self.readers) < AT_ONCE)
+        @rule(wait_for=st.sampled_from([0.0, 30.0]), is_since=st.booleans())
+        def a_reader_comes(self, wait_for: float, is_since: bool) -> None:
+            n, version = self.told[-1] if is_since and self.told else (0, 0)
+            view = world.price.since(Invalidation(n, 0))
+            call = view._bind((self.number,), {})
+            wanted = msgspec.structs.replace(view._wanted(call, None, spec.codec.decode), wait_for=wait_for)
+            going = Stepper(reading.read(ports, spec, call, wanted))
+            self.readers.append(Reader(going, self.hard, self.any, version))
+
+        @precondition(lambda self: self.readers)
+        @rule(at=one_of_them, steps=some)
+        def a_reader_goes_on(self, at: int, steps: int) -> None:
+            reader = self.readers[at % len(self.readers)]
+            for _ in range(steps):
+                if reader.going.at == "wait":
+                    reader.going._step.timeout = 0.0
+                if reader.going.at:
+                    reader.going.step()
+            if not reader.going.at:
+                self.readers.remove(reader)
+                if reader.going.error is None:
+                    self.check_read(reader.going.finish(), reader)
+                else:
+                    assert isinstance(reader.going.error, LoadTimeout), reader.going.error
+
+        @rule(who=st.sampled_from(["loads", "readers", "invalidations", "drains"]), at=one_of_them)
+        def a_reply_is_late(self, who: str, at: int) -> None:
+            """The store has done it; who asked has not heard of it yet."""
+            group = getattr(self, who)
+            if group:
+                going = self.going(group[at % len(group)])
+                if going.at not in ("wait", ""):
+                    going.send()
+
+        @precondition(lambda self: store.get(self.call).run() is not None)
+        @rule(is_since=st.booleans())
+        def somebody_reads_at_once(self, is_since: bool) -> None:
+            """By the quick way, and from memory."""
+            n, version = self.told[-1] if is_since and self.told else (0, 0)
+            entry = envelope.unpack(store.get(self.call).run())
+            if entry.seq >= n:
+                found = world.price.since(Invalidation(n, 0)).read(self.number)
+                self.check_read(found, Reader(None, self.hard, self.any, version))  # type: ignore[arg-type]
+
+        @precondition(lambda self: world.asks.waiting and len(self.loads) < AT_ONCE)
+        @rule()
+        def a_worker_takes_an_ask(self) -> None:
+            asks, world.asks.waiting[:] = world.asks.waiting[:], []
+            for ask in asks:
+                if ask.call == self.call:
+                    self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
+
+        @precondition(lambda self: self.loads)
+        @rule(at=one_of_them, steps=some)
+        def a_load_goes_on(self, at: int, steps: int) -> None:
+            going = self.loads[at % len(self.loads)]
+            for _ in range(steps):
+                if going.at:
+                    going.step()
+            if not going.at:
+                assert going.error is None, going.error
+                self.loads.remove(going)
+
+        # -- changes
+
+        @precondition(lambda self: len(self.invalidations) < AT_ONCE)
+        @rule(mode=st.sampled_from(["hard", "soft", "reload"]))
+        def a_change_is_committed(self, mode: str) -> None:
+            """With its outbox row, whose tags the drain invalidates hard."""
+            world.prices[self.number] += 1
+            version = world.prices[self.number]
+            with world.engine.begin() as connection:
+                row = outbox.write(connection, [self.tag])
+            self.versions[row] = version
+            flow = (
+                reload_tags(ports, {"price": spec}, [self.tag])
+                if mode == "reload"
+                else invalidate_tags(ports, [self.tag], mode)  # type: ignore[arg-type]
+            )
+            self.invalidations.append((row, version, mode, Stepper(flow)))
+
+        @precondition(lambda self: self.invalidations)
+        @rule(at=one_of_them, steps=some)
+        def an_invalidation_goes_on(self, at: int, steps: int) -> None:
+            row, version, mode, going = self.invalidations[at % len(self.invalidations)]
+            for _ in range(2 * steps):
+                if going.at:
+                    going.step()
+            if not going.at:
+                done = going.finish()
+                self.invalidations.remove((row, version, mode, going))
+                self.any = max(self.any, version)
+                self.told.append((done.seq, version))
+                if mode == "hard":
+                    self.hard = max(self.hard, version)
+                    with world.engine.begin() as connection:
+                        outbox.delivered(connection, [row])
+
+        @precondition(lambda self: len(self.drains) < 2)
+        @rule()
+        def a_drain_begins(self) -> None:
+            connection = world.engine.connect()
+            going = Stepper(draining.deliver(ports, outbox, connection, 0.0))
+            self.drains.append((connection, going))
+
+        @precondition(lambda self: self.drains)
+        @rule(at=one_of_them, steps=some)
+        def a_drain_goes_on(self, at: int, steps: int) -> None:
+            connection, going = self.drains[at % len(self.drains)]
+            for _ in range(2 * steps):
+                if going.at:
+                    going.step()
+            if not going.at:
+                self.drains.remove((connection, going))
+                self.drained(connection, going)
+
+        # -- upkeep and accidents
+
+        @precondition(lambda self: self.sweeps)
+        @rule()
+        def a_sweep_begins(self) -> None:
+            self.sweeps -= 1
+            self.sweeping.append(Stepper(sweep(ports)))
+
+        @precondition(lambda self: self.sweeping)
+        @rule(at=one_of_them, steps=some)
+        def a_sweep_goes_on(self, at: int, steps: int) -> None:
+            going = self.sweeping[at % len(self.sweeping)]
+            for _ in range(4 * steps):
+                if going.at:
+                    going.step()
+            if not going.at:
+                going.finish()
+                self.sweeping.remove(going)
+
+        @precondition(lambda self: self.accidents)
+        @rule(who=st.sampled_from(["loads", "readers", "invalidations", "drains", "sweeping"]), at=one_of_them)
+        def somebody_dies(self, who: str, at: int) -> None:
+            group = getattr(self, who)
+            if not group:
+                return
+            self.accidents -= 1
+            dead = group.pop(at % len(group))
+            self.going(dead).crash()
+            if who == "drains":
+                dead[0].close()
+
+        @precondition(lambda self: self.accidents)
+        @rule(what=st.sampled_from(["lease", "entry", "failures", "seq"]))
+        def a_key_is_lost(self, what: str) -> None:
+            """A lease runs out, an entry is evicted, a failover loses increments."""
+            self.accidents -= 1
+            keys = store.keys
+            store.link.client().unlink(keys.seq if what == "seq" else getattr(keys, what)(self.call))
+
+        @staticmethod
+        def going(what: Any) -> Stepper[Any]:
+            if isinstance(what, tuple):
+                what = what[-1]
+            found: Stepper[Any] = what.going if isinstance(what, Reader) else what
+            return found
+
+        # -- what must hold
+
+        @invariant()
+        def nothing_old_is_there(self) -> None:
+            assert ports.listener.barrier(5.0).run()
+            raw = store.get(self.call).run()
+            if raw is not None:
+                self.check_entry(envelope.unpack(raw), "the store")
+            slot = ports.l1.get(self.call)
+            if slot is not None:
+                self.check_entry(slot.entry, "memory")
+
+        def check_entry(self, entry: Entry, where: str) -> None:
+            value = int(entry.payload)
+            assert value >= self.hard, f"{where} has {value}, {self.hard} was acknowledged"
+            if entry.freshness(ports.clock.now()) is Freshness.FRESH:
+                assert value >= self.any, f"{where} has {value} as fresh, {self.any} was acknowledged"
+            for n, version in self.told:
+                assert entry.seq < n or value >= version, f"{where} has {value} since {n}, {version} was acknowledged"
+
+        def check_read(self, found: Read, reader: Reader) -> None:
+            assert found.value >= reader.hard, f"{found.value} was read, {reader.hard} was acknowledged"
+            assert found.value >= reader.since, f"{found.value} was read since, {reader.since} was acknowledged"
+            if found.freshness is Freshness.FRESH:
+                assert found.value >= reader.any, f"{found.value} was read as fresh, {reader.any} was acknowledged"
+
+        def drained(self, connection: Any, going: Stepper[Any]) -> None:
+            delivery = going.finish()
+            connection.commit()
+            connection.close()
+            if delivery is not None:
+                version = max((self.versions[row] for row in delivery.ids if row in self.versions), default=0)
+                self.hard, self.any = max(self.hard, version), max(self.any, version)
+                self.nothing_old_is_there()
+
+        def teardown(self) -> None:
+            """Once the outbox is empty, every committed change has been invalidated, whoever died."""
+            try:
+                for connection, going in self.drains:
+                    going.crash()
+                    connection.close()
+                connection = world.engine.connect()
+                self.drained(connection, Stepper(draining.deliver(ports, outbox, connection, 0.0)))
+                raw = store.get(self.call).run()
+                committed = world.prices[self.number]
+                if raw is not None:
+                    value = int(envelope.unpack(raw).payload)
+                    assert value == committed, f"the store has {value}, {committed} was acknowledged by the drain"
+            finally:
+                client = store.link.client()
+                with world.engine.begin() as connection:
+                    connection.exec_driver_sql("DELETE FROM cacheworkers_outbox")
+                for key in client.scan_iter(f"{store.keys.namespace}:*"):
+                    client.unlink(key)
+                ports.l1.clear()
+
+    return Everything
+
+
+@pytest.fixture
+def world(cache: Cache, tmp_path: Path) -> Iterator[World]:
+    engine = create_engine(f"sqlite:///{tmp_path / 'outbox.db'}")
+
+    @event.listens_for(engine, "connect")
+    def forget_the_disk(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA journal_mode = MEMORY")
+
+    yield World(cache, engine)
+    engine.dispose()
+
+
+PLAY = settings(
+    deadline=None,
+    max_examples=40,
+    stateful_step_count=60,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
+)
+
+
+def test_no_interleaving_reads_what_is_too_old(world: World) -> None:
+    run_state_machine_as_test(everything(world), settings=PLAY)
+
+
+@pytest.mark.heavy
+def test_no_interleaving_of_many_reads_what_is_too_old(world: World) -> None:
+    run_state_machine_as_test(everything(world), settings=settings(PLAY, max_examples=1500))
+
+
+def nothing(store: Store, tag: str, n: int) -> Any:
+    """Mark no tag: any step will do."""
+    return store.tag_size(tag)
+
+
+MUTANTS: dict[str, Mutation] = {
+    "a soft invalidation leaves no mark": lambda patch: patch.setattr(Store, "mark_tag", nothing),
+    "a soft invalidation leaves the lease": script("SOFTEN", 'redis.call("DEL", lease)', ""),
+    "a soft invalidation softens nothing": script("SOFTEN", 'redis.call("SETRANGE"', 'redis.call("STRLEN", entry) --'),
+    "a conflict is not seen": python(loading, "_write", "found.newest > snapshot.seq", "False"),
+    "a read heeds no since": python(reading, "_look", "or entry.seq < wanted.since", ""),
+    "a fill has no guard": python(L1, "fill", "!= guard", "< 0"),
+    "a drain marks first": python(
+        draining,
+        "deliver",
+        "    tags = list(",
+        "    outbox.delivered(connection, delivery.ids)\n    connection.commit()\n    tags = list(",
+    ),
+    "a hard invalidation deletes nothing": python(
+        invalidating, "drain", "entries += yield ports.store.drop(calls)", "pass"
+    ),
+}
+
+
+@pytest.mark.parametrize("part", MUTANTS)
+def test_it_finds_a_library_without_a_part(world: World, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would prove nothing."""
+    MUTANTS[part](monkeypatch)
+
+    with pytest.raises(AssertionError, match="was acknowledged"):
+        run_state_machine_as_test(
+            everything(world), settings=settings(PLAY, max_examples=2000, derandomize=True, database=None)
+        )
