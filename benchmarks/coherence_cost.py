@@ -68,7 +68,7 @@ def write(cache: Cache, calls: list[str]) -> None:
     """Store entries as workers would, without their leases."""
     link, keys, now = cache._ports.store.link, cache._ports.store.keys, time.time()
     ends = (now, now + 3600, now + 3600, now + 3600, 0.0)
-    blank = Entry("", (), b"7", *ends, 0.0, 0, b"12345678")
+    blank = Entry("", (), b"7", *ends, 0.0, 0, b"12345678", b"")
     requests = [
         Request(("SET", keys.entry(call), pack(msgspec.structs.replace(blank, call=call)), "EX", 3600))
         for call in calls

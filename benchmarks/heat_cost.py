@@ -193,7 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.reads, options.calls, options.skews = 1_000_000, 100_000, [1.0]
-    entry = Entry("", (), b'{"id":1}', 0.0, 1e12, 1e12, 1e12, 0.0, 0.0, 0, b"12345678")
+    entry = Entry("", (), b'{"id":1}', 0.0, 1e12, 1e12, 1e12, 0.0, 0.0, 0, b"12345678", b"")
     with Valkey() as valkey:
         cache, product = declared(valkey.url, "cost")
         product.get(42)
