@@ -174,7 +174,7 @@ def find_the_hottest(url: str, reads: int, distinct: int, skew: float, entry: En
 def declared(url: str, namespace: str) -> tuple[Cache, Any]:
     """Return a cache that tells when it is told to, and its loader."""
     cache = Cache(Config(redis_url=url, namespace=namespace, store_timeout=5.0))
-    cache._teller.close()
+    cache._process._teller.close()
 
     @cache.loader(fresh_for=3600, early=0)
     def product(load: Load, number: int) -> int:
