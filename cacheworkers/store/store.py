@@ -280,6 +280,11 @@ class Store:
         """The lease of a call as it stands: token, fence, taken_over; empty when nobody holds it."""
         return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: _fields(replies[0]))
 
+    def are_claimed(self, calls: Sequence[str]) -> Exchange[list[bool]]:
+        """Whether anybody holds the lease of each call."""
+        requests = [Request(("EXISTS", self.keys.lease(call))) for call in calls]
+        return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
+
     def failing_until(self, calls: Sequence[str]) -> Exchange[list[float]]:
         """The instant, seconds, at which the backoff of each call's last failed load ends; 0 for none."""
         requests = [Request(("HGET", self.keys.failures(call), "until_ms")) for call in calls]

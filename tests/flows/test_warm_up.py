@@ -232,10 +232,62 @@ def test_a_call_whose_loader_has_died_is_loaded_once_its_lease_ends(
 ) -> None:
     """Somebody else's claim is no promise."""
     _, loads = batched(cache)
-    monkeypatch.setattr("cacheworkers.flows.warm_up.HELD_FOR", 0.05)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_EVERY", 0.05)
     cache._ports.store.claim("number[7]", "f" * 16, lease_for=0.5).run()
 
     done = cache.warm_up("number", ["number[7]"])
 
     assert (done.loaded, done.failed) == (1, 0)
     assert loads == [[7]]
+
+
+def test_a_broker_that_hangs_for_a_moment_costs_that_moment(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the dispatcher does not take is asked for again."""
+    _, loads = batched(cache)
+    dispatcher = cache._ports.dispatcher
+    submit_all, refusals = dispatcher.submit_all, iter(range(5))
+    monkeypatch.setattr(
+        dispatcher,
+        "submit_all",
+        lambda asks: 0 if next(refusals, None) is not None else submit_all(asks),
+        raising=False,
+    )
+
+    done = cache.warm_up("number", texts(cache, "number", range(250)))
+
+    assert (done.loaded, done.failed) == (250, 0)
+    assert sorted(key for keys in loads for key in keys) == list(range(250))
+
+
+def test_a_broker_that_is_away_ends_it(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    batched(cache)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_AFTER", 0.1)
+    monkeypatch.setattr(cache._ports.dispatcher, "submit_all", lambda asks: 0, raising=False)
+
+    done = cache.warm_up("number", texts(cache, "number", range(250)))
+
+    assert (done.loaded, done.failed) == (0, 250)
+
+
+@pytest.mark.parametrize(("lost", "loaded"), [(1, 1), (99, 0)])
+def test_a_message_that_is_lost_is_sent_again_a_few_times(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, lost: int, loaded: int
+) -> None:
+    """Whoever could not send it has given its lease back."""
+    batched(cache)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_EVERY", 0.05)
+    dispatcher = cache._ports.dispatcher
+    submit_all, losses = dispatcher.submit_all, iter(range(lost))
+
+    def lose(asks: Any) -> int:
+        if next(losses, None) is None:
+            return submit_all(asks)
+        cache._process.undelivered(asks)
+        cache._process._undeliverable_until = 0.0
+        return len(asks)
+
+    monkeypatch.setattr(dispatcher, "submit_all", lose, raising=False)
+
+    done = cache.warm_up("number", texts(cache, "number", [7]))
+
+    assert (done.loaded, done.failed) == (loaded, 1 - loaded)
