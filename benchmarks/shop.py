@@ -6,13 +6,32 @@ import os
 
 from celery import Celery
 from sqlalchemy import create_engine, text
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from cacheworkers import Cache, Config, Load
 
+
+class Base(DeclarativeBase):
+    """What is changed by sessions."""
+
+
+class Price(Base):
+    """A price."""
+
+    __tablename__ = "price"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    amount: Mapped[int]
+
+
 app = Celery("bench", broker=os.environ["REDIS_URL"])
 engine = create_engine(os.environ["DATABASE_URL"])
-cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessionmaker(engine))
+sessions = sessionmaker(engine)
+cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessions)
+
+
+def watch_prices() -> None:
+    """Let sessions invalidate what they change; the outbox must be there."""
+    cache.watch(sessions, {Price: ["price:{id}"]})
 
 
 @cache.loader(fresh_for=300, load_for=20, wait_for=20)
@@ -23,6 +42,13 @@ def slow(load: Load, n: int) -> int:
 
 @cache.loader(fresh_for=300, wait_for=10, tags=("price:{product_id}",))
 def price(load: Load, product_id: int) -> int:
+    statement = text("SELECT amount FROM price WHERE id = :id")
+    return int(load.session.execute(statement, {"id": product_id}).scalar_one())
+
+
+@cache.loader(fresh_for=300, wait_for=10, l1_for=60, tags=("price:{product_id}",))
+def near(load: Load, product_id: int) -> int:
+    """The same, kept in memory too."""
     statement = text("SELECT amount FROM price WHERE id = :id")
     return int(load.session.execute(statement, {"id": product_id}).scalar_one())
 

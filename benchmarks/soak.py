@@ -1,10 +1,11 @@
 """Everything dies all the time, and no read is older than an acknowledged change: `python -m benchmarks.soak`.
 
-Readers, writers, workers and drains are processes of their own; writers, workers and drains are killed with -9, the
-store is frozen, entries and leases are deleted at random, and sweeps run.  A change is acknowledged when the commit
-of its watched session has returned.  All of them record what they did; at the end each read is compared with what was
-acknowledged before it began (`cacheworkers.testing.history`; `--keep DIR` leaves the files to `cacheworkers
-check-history`), and once the drain is through, every entry must be what the database says.
+Readers, writers, workers and drains are processes of their own.  Writers, workers and drains are killed with -9 at
+random, writers also right between commit and invalidation, and drains right before they mark what they have delivered;
+the store is frozen, entries and leases are deleted, loads outlast their leases, and sweeps run.  A change is
+acknowledged when the commit of its watched session has returned.  All of them record what they did; at the end each
+read is compared with what was acknowledged before it began (`cacheworkers.testing.history`; `--keep DIR` leaves the
+files to `cacheworkers check-history`), and once the drain is through, every entry must be what the database says.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import event
+
 from benchmarks.stack import ROOT
 from cacheworkers.testing import Postgres, Valkey
 from cacheworkers.testing.history import History, Recorder, check
@@ -35,7 +38,9 @@ from cacheworkers.testing.servers import wait_until
 PRICES, READERS, WRITERS = 40, 4, 2
 WORKER = [sys.executable, "-m", "celery", "-A", "benchmarks.soakshop", "worker", "-c", "2", "-l", "ERROR"]
 WORKER += ["-Q", "cw.miss,cw.revalidate,cw.warm,cw.upkeep", "--without-mingle", "--without-gossip"]
-DRAIN = "import threading; from benchmarks.soakshop import cache; cache.drain_until(threading.Event())"
+DRAIN = "from benchmarks.soak import drain; drain()"
+#: How often a writer dies between its commit and the invalidation, and a drain before it has marked what it delivered.
+DIES_AFTER_COMMIT, DIES_BEFORE_MARK = 0.005, 0.2
 
 
 @dataclass
@@ -106,6 +111,7 @@ def write(number: int, shared: Shared, rate: float, histories: Path) -> None:
     """Raise prices of one's own share, for ever."""
     from benchmarks.soakshop import Price, sessions, undelivered
 
+    event.listen(sessions, "after_commit", die_after_commit, insert=True)  # before the one that invalidates
     chance = random.Random()
     recorder = Recorder(histories / f"writer{number}.jsonl")
     mine = [n for n in range(1, PRICES + 1) if n % WRITERS == number]
@@ -125,6 +131,27 @@ def write(number: int, shared: Shared, rate: float, histories: Path) -> None:
         time.sleep(chance.expovariate(rate))
 
 
+def drain() -> None:
+    """Deliver what dead writers have left, for ever, or die right before it is marked."""
+    from benchmarks.soakshop import cache
+
+    mark = cache.outbox.delivered
+
+    def die_or_mark(*args: Any) -> None:
+        if random.random() < DIES_BEFORE_MARK:
+            os.kill(os.getpid(), signal.SIGKILL)
+        mark(*args)
+
+    cache.outbox.delivered = die_or_mark  # type: ignore[method-assign]  # as only a process of its own can be treated
+    cache.drain_until(threading.Event())
+
+
+def die_after_commit(session: Any) -> None:
+    """Kill this process now and then, when it has committed and not yet invalidated."""
+    if random.random() < DIES_AFTER_COMMIT:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Chaos:
     """Starts what dies, and kills it."""
 
@@ -139,6 +166,7 @@ class Chaos:
         """Do one bad thing."""
         import redis
 
+        self.revive()
         act = random.choice(["worker", "child", "drain", "writer", "freeze", "evict", "leases", "evict"])
         self.report.acts[act] += 1
         client = redis.Redis.from_url(self.valkey.url)
@@ -171,6 +199,17 @@ class Chaos:
             if keys:
                 client.unlink(*keys)
         client.close()
+
+    def revive(self) -> None:
+        """Start again what has killed itself."""
+        for at, writer in enumerate(self.writers):
+            if not writer.is_alive() and not self.shared.stop_writing.value:
+                self.report.acts["writer, between commit and invalidation"] += 1
+                self.writers[at] = self._writer(at)
+        for at, each in enumerate(self.drains):
+            if each.poll() is not None:
+                self.report.acts["drain, before it marked"] += 1
+                self.drains[at] = self._spawn("drain", [sys.executable, "-c", DRAIN])
 
     def calm(self) -> None:
         """Let writers end, and drains go on."""
@@ -234,7 +273,12 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
             print(file=sys.stderr)
             chaos.calm()
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                wait_until(lambda: cache.outbox.waiting(connection) == 0, 30)
+
+                def is_drained() -> bool:
+                    chaos.revive()
+                    return cache.outbox.waiting(connection) == 0
+
+                wait_until(is_drained, 60)
             shared.stop_reading.set()
             for _ in readers:
                 mine = results.get(timeout=60)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from cacheworkers.core.driver import Flow
 
 T = TypeVar("T")
-#: Flows that crashed.  Nobody goes on with them, and while they are here nobody closes them either.
-_crashed: list[Any] = []
 
 
 class Stepper(Generic[T]):
@@ -69,8 +68,9 @@ class Stepper(Generic[T]):
 
     def crash(self) -> None:
         """Drop the flow where it stands, as a killed process does: no clean-up runs."""
-        # Garbage-collected, a generator is closed, and its `finally` runs: a killed process gives no lease back.
-        _crashed.append(self._flow)
+        # Garbage-collected, a generator is closed, and its `finally` runs: a killed process gives no lease back.  With
+        # a reference that is nobody's it is collected never, not even when the interpreter ends.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._flow))
         self._step = None
 
     def _advance(self, go: Any) -> None:

@@ -8,6 +8,7 @@ lost.  `test_races.py` looks at loads and hard invalidations alone, and closer.
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,14 @@ from cacheworkers.flows.reload import reload_tags
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.local.l1 import L1
 from cacheworkers.sql import drain as draining
-from cacheworkers.store.store import Store
+from cacheworkers.store.store import Claimed, Store
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 AT_ONCE = 3
+MODES = ("hard", "soft", "reload")
 _ids = itertools.count(1)
-some = st.integers(1, 4)
+some = st.sampled_from([1, 1, 2, 3, 4, 20])
 one_of_them = st.integers(0, AT_ONCE - 1)
 
 
@@ -93,8 +95,17 @@ class Reader(msgspec.Struct):
     since: int
 
 
-def everything(world: World) -> type[RuleBasedStateMachine]:
-    """Return a state machine; each run has a product of its own."""
+LOADS = ("somebody_claims_for_a_worker", "a_load_goes_on")
+CHANGES = ("a_change_is_committed", "an_invalidation_goes_on")
+READERS = ("a_reader_comes", "a_reader_goes_on")
+
+
+def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] = MODES) -> type[RuleBasedStateMachine]:
+    """Return a state machine; each run has a product of its own.
+
+    Args:
+        only: what happens, of all that may; nothing for everything.
+    """
     ports, spec, store, outbox = world.ports, world.spec, world.ports.store, world.outbox
 
     class Everything(RuleBasedStateMachine):
@@ -105,7 +116,7 @@ def everything(world: World) -> type[RuleBasedStateMachine]:
             world.prices[self.number] = self.hard = self.any = 0
             world.asks.waiting.clear()
             self.told: list[tuple[int, int]] = []
-            self.sweeps, self.accidents = 3, 4
+            self.sweeps, self.accidents = 2, 3
             self.versions: dict[int, int] = {}
             self.loads: list[Stepper[Any]] = []
             self.readers: list[Reader] = []
@@ -161,6 +172,15 @@ def everything(world: World) -> type[RuleBasedStateMachine]:
                 found = world.price.since(Invalidation(n, 0)).read(self.number)
                 self.check_read(found, Reader(None, self.hard, self.any, version))  # type: ignore[arg-type]
 
+        @precondition(lambda self: len(self.loads) < AT_ONCE)
+        @rule()
+        def somebody_claims_for_a_worker(self) -> None:
+            token = secrets.token_hex(8)
+            seen = envelope.version_of(store.get(self.call).run())
+            if isinstance(store.claim(self.call, token, lease_for=30, seen=seen).run(), Claimed):
+                ask = Ask("price", self.call, token, seen.hex(), "miss")
+                self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
+
         @precondition(lambda self: world.asks.waiting and len(self.loads) < AT_ONCE)
         @rule()
         def a_worker_takes_an_ask(self) -> None:
@@ -183,7 +203,7 @@ def everything(world: World) -> type[RuleBasedStateMachine]:
         # -- changes
 
         @precondition(lambda self: len(self.invalidations) < AT_ONCE)
-        @rule(mode=st.sampled_from(["hard", "soft", "reload"]))
+        @rule(mode=st.sampled_from(modes))
         def a_change_is_committed(self, mode: str) -> None:
             """With its outbox row, whose tags the drain invalidates hard."""
             world.prices[self.number] += 1
@@ -202,7 +222,7 @@ def everything(world: World) -> type[RuleBasedStateMachine]:
         @rule(at=one_of_them, steps=some)
         def an_invalidation_goes_on(self, at: int, steps: int) -> None:
             row, version, mode, going = self.invalidations[at % len(self.invalidations)]
-            for _ in range(2 * steps):
+            for _ in range(steps):
                 if going.at:
                     going.step()
             if not going.at:
@@ -226,7 +246,7 @@ def everything(world: World) -> type[RuleBasedStateMachine]:
         @rule(at=one_of_them, steps=some)
         def a_drain_goes_on(self, at: int, steps: int) -> None:
             connection, going = self.drains[at % len(self.drains)]
-            for _ in range(2 * steps):
+            for _ in range(steps):
                 if going.at:
                     going.step()
             if not going.at:
@@ -317,8 +337,9 @@ def everything(world: World) -> type[RuleBasedStateMachine]:
         def teardown(self) -> None:
             """Once the outbox is empty, every committed change has been invalidated, whoever died."""
             try:
-                for connection, going in self.drains:
-                    going.crash()
+                for each in (*self.loads, *self.readers, *self.invalidations, *self.sweeping, *self.drains):
+                    self.going(each).crash()
+                for connection, _ in self.drains:
                     connection.close()
                 connection = world.engine.connect()
                 self.drained(connection, Stepper(draining.deliver(ports, outbox, connection, 0.0)))
@@ -335,6 +356,9 @@ def everything(world: World) -> type[RuleBasedStateMachine]:
                     client.unlink(key)
                 ports.l1.clear()
 
+    for name in [name for name, each in vars(Everything).items() if hasattr(each, "hypothesis_stateful_rule")]:
+        if only and name not in only:
+            delattr(Everything, name)
     return Everything
 
 
@@ -360,13 +384,25 @@ PLAY = settings(
 )
 
 
-def test_no_interleaving_reads_what_is_too_old(world: World) -> None:
-    run_state_machine_as_test(everything(world), settings=PLAY)
+#: All at once, which leaves few steps to each; and some of it, closer.
+PLAYS: dict[str, tuple[str, ...]] = {
+    "everything": (),
+    "loads and changes": (*LOADS, *CHANGES),
+    "readers": (*LOADS, *CHANGES, *READERS, "a_worker_takes_an_ask", "a_reply_is_late", "somebody_reads_at_once"),
+    "accidents": (*LOADS, *CHANGES, "somebody_dies", "a_key_is_lost", "a_sweep_begins", "a_sweep_goes_on"),
+    "drains": (*LOADS, *CHANGES, "somebody_dies", "a_drain_begins", "a_drain_goes_on"),
+}
+
+
+@pytest.mark.parametrize("play", PLAYS)
+def test_no_interleaving_reads_what_is_too_old(world: World, play: str) -> None:
+    run_state_machine_as_test(everything(world, PLAYS[play]), settings=PLAY)
 
 
 @pytest.mark.heavy
-def test_no_interleaving_of_many_reads_what_is_too_old(world: World) -> None:
-    run_state_machine_as_test(everything(world), settings=settings(PLAY, max_examples=1500))
+@pytest.mark.parametrize("play", PLAYS)
+def test_no_interleaving_of_many_reads_what_is_too_old(world: World, play: str) -> None:
+    run_state_machine_as_test(everything(world, PLAYS[play]), settings=settings(PLAY, max_examples=1000))
 
 
 def nothing(store: Store, tag: str, n: int) -> Any:
@@ -374,21 +410,52 @@ def nothing(store: Store, tag: str, n: int) -> Any:
     return store.tag_size(tag)
 
 
-MUTANTS: dict[str, Mutation] = {
-    "a soft invalidation leaves no mark": lambda patch: patch.setattr(Store, "mark_tag", nothing),
-    "a soft invalidation leaves the lease": script("SOFTEN", 'redis.call("DEL", lease)', ""),
-    "a soft invalidation softens nothing": script("SOFTEN", 'redis.call("SETRANGE"', 'redis.call("STRLEN", entry) --'),
-    "a conflict is not seen": python(loading, "_write", "found.newest > snapshot.seq", "False"),
-    "a read heeds no since": python(reading, "_look", "or entry.seq < wanted.since", ""),
-    "a fill has no guard": python(L1, "fill", "!= guard", "< 0"),
-    "a drain marks first": python(
-        draining,
-        "deliver",
-        "    tags = list(",
-        "    outbox.delivered(connection, delivery.ids)\n    connection.commit()\n    tags = list(",
+#: What was removed -> how, what is played to find it, and in which modes.
+MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
+    "a soft invalidation leaves no mark": (
+        lambda patch: patch.setattr(Store, "mark_tag", nothing),
+        (*LOADS, *CHANGES),
+        ("soft",),
     ),
-    "a hard invalidation deletes nothing": python(
-        invalidating, "drain", "entries += yield ports.store.drop(calls)", "pass"
+    "a soft invalidation leaves the lease": (
+        script("SOFTEN", 'redis.call("DEL", lease)', ""),
+        (*LOADS, *CHANGES),
+        ("soft",),
+    ),
+    "a soft invalidation softens nothing": (
+        script("SOFTEN", 'redis.call("SETRANGE"', 'redis.call("STRLEN", entry) --'),
+        (),
+        MODES,
+    ),
+    "a hard invalidation deletes nothing": (
+        python(invalidating, "drain", "entries += yield ports.store.drop(calls)", "pass"),
+        (),
+        MODES,
+    ),
+    "a conflict is not seen": (
+        python(loading, "_write", "found.newest > snapshot.seq", "False"),
+        (*LOADS, *CHANGES),
+        MODES,
+    ),
+    "a read heeds no since": (
+        python(reading, "_look", "or entry.seq < wanted.since", ""),
+        (*LOADS, *CHANGES, *READERS),
+        ("soft",),
+    ),
+    "a fill has no guard": (
+        python(L1, "fill", "!= guard", "< 0"),
+        (*LOADS, *CHANGES, *READERS, "a_reply_is_late"),
+        ("hard",),
+    ),
+    "a drain marks first": (
+        python(
+            draining,
+            "deliver",
+            "    tags = list(",
+            "    outbox.delivered(connection, delivery.ids)\n    connection.commit()\n    tags = list(",
+        ),
+        (),
+        MODES,
     ),
 }
 
@@ -396,9 +463,11 @@ MUTANTS: dict[str, Mutation] = {
 @pytest.mark.parametrize("part", MUTANTS)
 def test_it_finds_a_library_without_a_part(world: World, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would prove nothing."""
-    MUTANTS[part](monkeypatch)
+    mutate, only, modes = MUTANTS[part]
+    mutate(monkeypatch)
 
     with pytest.raises(AssertionError, match="was acknowledged"):
         run_state_machine_as_test(
-            everything(world), settings=settings(PLAY, max_examples=2000, derandomize=True, database=None)
+            everything(world, only, modes),
+            settings=settings(PLAY, max_examples=1000, derandomize=True, database=None),
         )
