@@ -417,7 +417,7 @@ def main() -> None:
     if options.write_to:
         name = "simulation_defaults" if options.defaults else "simulation"
         options.write_to.mkdir(parents=True, exist_ok=True)
-        (options.write_to / f"{name}.md").write_text(f"# What was simulated\n\n{text}")
+        (options.write_to / f"{name}.md").write_text(f"# What keeps readers from stale entries and waits\n\n{text}")
         pictures = [report.table(title, HEADS, rows) for title, rows in tables]
         report.write_picture(options.write_to / f"{name}.svg", "python -m benchmarks.simulation", pictures)
 
