@@ -122,7 +122,7 @@ class Listener:
         self._ears: list[Ear] = []
         self._masters: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
-        self._is_closed = False
+        self._closed = threading.Event()
 
     @property
     def is_up(self) -> bool:
@@ -134,7 +134,7 @@ class Listener:
         if self._thread is not None:
             return
         with self._lock:
-            if self._thread is None and not self._is_closed:
+            if self._thread is None and not self._closed.is_set():
                 thread = threading.Thread(target=self._listen, name="cacheworkers-listener", daemon=True)
                 try:
                     thread.start()
@@ -147,7 +147,7 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening for good."""
-        self._is_closed = True
+        self._closed.set()
         with self._lock:
             for ear in self._ears:
                 ear.hang_up()
@@ -177,24 +177,22 @@ class Listener:
 
     def _listen_until_closed(self) -> None:
         backoff = _BACKOFF[0]
-        while not self._is_closed:
+        while not self._closed.is_set():
             try:
                 self._connect()
                 backoff = _BACKOFF[0]
                 self._hear()
             except (OSError, RedisError, hiredis.HiredisError) as error:
                 self._lose(error)
-                if self._is_closed:
-                    return
-                time.sleep(backoff * (0.5 + random.random() / 2))
+                self._closed.wait(backoff * (0.5 + random.random() / 2))
                 backoff = min(backoff * 2, _BACKOFF[1])
             except Exception as error:  # a bug in a callback must not leave L1 serving what it no longer hears of
-                if self._is_closed:  # its sockets were closed under it
+                if self._closed.is_set():  # its sockets were closed under it
                     self._lose(error)
                     return
                 log.exception("listener failed")
                 self._lose(error)
-                time.sleep(_BACKOFF[1])
+                self._closed.wait(_BACKOFF[1])
 
     def _lose(self, error: Exception) -> None:
         was_up = self._gate.is_coherent
@@ -236,8 +234,9 @@ class Listener:
             for ear in self._ears:
                 selector.register(ear.socket, selectors.EVENT_READ, ear)
             next_ping = time.monotonic() + PING_EVERY
-            while not self._is_closed:
-                ready = selector.select(max(0.0, next_ping - time.monotonic()))
+            while not self._closed.is_set():
+                looked_at = time.monotonic()
+                ready = selector.select(max(0.0, next_ping - looked_at))
                 for key, _ in ready:
                     self._take_in(key.data)
                 if self._link.masters != self._masters:  # one is not heard: no ping may prove the opposite
@@ -247,7 +246,7 @@ class Listener:
                 now = time.monotonic()
                 if now >= next_ping:
                     next_ping = now + PING_EVERY
-                    self._look_after(now)
+                    self._look_after(looked_at)
 
     def _prove(self) -> None:
         """Tell the gate up to when every push of every master has been processed."""
@@ -259,10 +258,15 @@ class Listener:
             for ear in self._ears:
                 self._emit(ListenerUp(ear.master))
 
-    def _look_after(self, now: float) -> None:
-        """Ping every master that owes no answer; raise if one owes it for too long."""
+    def _look_after(self, looked_at: float) -> None:
+        """Ping every master that owes no answer; raise if one owes it for too long.
+
+        Args:
+            looked_at: when what has arrived was last asked for. Not the present: a process that was paused since then
+                finds the answer as it goes on.
+        """
         for ear in self._ears:
-            if ear.silent_for(now) > PING_LOST_AFTER:
+            if ear.silent_for(looked_at) > PING_LOST_AFTER:
                 raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
             if not ear.pings:
                 ear.ping(asks_role=True)

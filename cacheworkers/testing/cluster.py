@@ -76,11 +76,21 @@ class ValkeyCluster:
         self._servers.close()
 
     def owner(self, slot: int) -> Node:
-        """Return the master of a slot."""
-        for node in (*self.masters, self.spare, self.replica):
-            if node and node.process and _has(node, slot):
+        """Return the master of a slot.
+
+        Raises:
+            LookupError: no server that is alive is.
+        """
+        for node in self._nodes:
+            claim = _claim(node, slot)
+            if claim and claim[0] == node.id:
                 return node
         raise LookupError(f"no master has slot {slot}")
+
+    @property
+    def _nodes(self) -> list[Node]:
+        """Those that are alive."""
+        return [node for node in (*self.masters, self.spare, self.replica) if node and node.process]
 
     def begin_move(self, slot: int, target: Node) -> None:
         """Have a slot's keys be on their way: what its master has not any more, the target is asked for."""
@@ -103,6 +113,9 @@ class ValkeyCluster:
         source = self.owner(slot)
         for node in (target, source):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        # Each takes the latest epoch it has heard of and adds one.  Were the slot moved on before all had heard of this
+        # one, two masters could claim it under the same epoch, or none.
+        wait_until(lambda: len({_claim(node, slot) for node in self._nodes}) == 1)
 
     def move(self, slot: int, target: Node) -> None:
         """Move a slot and its keys to another master."""
@@ -131,8 +144,12 @@ def _is_settled(node: Node, nodes: int) -> bool:
     return b"cluster_state:ok" in info and f"cluster_known_nodes:{nodes}\r".encode() in info
 
 
-def _has(node: Node, slot: int) -> bool:
-    own = str(node.port)
-    return any(
-        first <= slot <= last and str(master[1]) == own for first, last, master, *_ in node.ask("CLUSTER", "SLOTS")
-    )
+def _claim(node: Node, slot: int) -> tuple[str, int] | None:
+    """Return which master has a slot, as a node sees it, and under which epoch."""
+    for line in node.ask("CLUSTER", "NODES").decode().splitlines():
+        name, _, _, _, _, _, epoch, _, *ranges = line.split()
+        for each in ranges:
+            first, _, last = each.partition("-")
+            if first.isdigit() and int(first) <= slot <= int(last or first):
+                return name, int(epoch)
+    return None

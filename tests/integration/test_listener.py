@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -327,15 +326,16 @@ def test_it_tries_again_less_and_less_often_until_it_connects(
     cache = make_cache(redis_url=server.url)
     link, listener = cache._ports.store.link, cache._ports.listener
     waits: list[float] = []
-    pools, monotonic = link.pools, time.monotonic
+    pools = link.pools
 
-    def sleep(seconds: float) -> None:
+    def wait(seconds: float) -> bool:
         waits.append(seconds)
         if len(waits) == 10:
             link.pools = pools  # type: ignore[method-assign]
+        return False
 
     link.pools = lambda: (_ for _ in ()).throw(OSError("nobody there"))  # type: ignore[method-assign]
-    monkeypatch.setattr(listening, "time", SimpleNamespace(monotonic=monotonic, sleep=sleep))
+    monkeypatch.setattr(listener._closed, "wait", wait)
     listener.start()
     wait_until(lambda: listener.is_up)
     kill_links(server)
@@ -421,7 +421,7 @@ def test_closed_while_it_connects_it_leaves_no_connection(shop: Shop, proxy: Fau
 
     def closes_meanwhile(*args: Any) -> Any:
         opened.append(ear(*args))
-        shop.ports.listener._is_closed = True
+        shop.ports.listener._closed.set()
         return opened[0]
 
     with pytest.MonkeyPatch.context() as patch:
