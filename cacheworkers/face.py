@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -32,9 +32,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-_NOT_HERE = (False, None)
 
 
 def _as_is(payload: bytes) -> bytes:
@@ -351,7 +348,7 @@ class Face(Generic[T]):
             self._codec.decode_each,
             self._one_key,
             self._one,
-            self._slot_value if self._l1_for else None,
+            self._from_l1 if self._l1_for else None,
             self._keep_key if self._l1_for else None,
         )
 
@@ -365,9 +362,27 @@ class Face(Generic[T]):
     def _one(self, call: Call) -> Flow[Read]:
         return self._flow(call, call.arguments, self._codec.decode)
 
-    def _slot_value(self, text: str) -> tuple[bool, Any]:
-        slot = self._slot(text)
-        return _NOT_HERE if slot is None else (True, self._value(slot))
+    def _from_l1(self, texts: Mapping[Any, str]) -> tuple[dict[Any, Any], Mapping[Any, str]]:
+        """Return key -> value of what L1 may answer now, and key -> text of the rest.
+
+        Not for loads and dirty transactions.  The gate is looked at once for all: what a push drops from here on is
+        not served, for its slot's time is over.
+        """
+        now = monotonic()
+        if now - self._gate.heard_at >= self._l1_for:
+            return {}, texts
+        slots, since = self._ports.l1.slots, self._since
+        values: dict[Any, Any] = {}
+        missing: dict[Any, str] = {}
+        for key, text in texts.items():
+            slot = slots.get(text)
+            if slot is not None and now < slot.until and slot.entry.seq >= since:
+                slot.reads += 1
+                value = slot.value
+                values[key] = self._value(slot) if value is MISSING else value
+            else:
+                missing[key] = text
+        return values, missing
 
 
 def _served(entry: Entry, now: float) -> Freshness:
