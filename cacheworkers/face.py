@@ -94,7 +94,7 @@ class Face(Generic[T]):
         if value is MISSING:
             value = self._codec.decode(slot.payload)
             if self._is_shareable:
-                slot.value = value
+                self._ports.l1.keep_value(slot, value)
         found: T = value
         return found
 
@@ -349,15 +349,21 @@ class Face(Generic[T]):
             self._one_key,
             self._one,
             self._from_l1 if self._l1_for else None,
-            self._keep_key if self._l1_for else None,
+            self._keep_each if self._l1_for else None,
         )
 
     def _one_key(self, key: Any) -> Call:
         return self._bind((key,), {})
 
-    def _keep_key(self, key: Any, text: str, entry: Entry, value: Any, guard: int, until: float) -> None:
-        arguments = (key,)
-        self._keep(Call(text, arguments), arguments, self._codec.decode, entry, value, guard, until)
+    def _keep_each(self, hits: list[tuple[Any, Entry, float, int]], values: list[Any]) -> None:
+        """Keep many keys' entries in L1: (key, entry, monotonic instant until which, guard) and value of each."""
+        is_shareable = self._is_shareable
+        slots = [
+            Slot(entry.call, entry, value if is_shareable else MISSING, until, (key,))
+            for (key, entry, until, _), value in zip(hits, values, strict=True)
+        ]
+        index = self._index if self._spec.signature.positional_keys else None
+        self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
 
     def _one(self, call: Call) -> Flow[Read]:
         return self._flow(call, call.arguments, self._codec.decode)

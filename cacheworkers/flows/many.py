@@ -17,7 +17,7 @@ from cacheworkers.core.read import Read
 from cacheworkers.errors import CacheworkersError, CodecError, EnvelopeError, LoadErrors, StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
-from cacheworkers.flows.read import fresh_hit, revalidate_soon
+from cacheworkers.flows.read import fresh_entry, revalidate_soon
 from cacheworkers.store.store import Claimed
 
 K = TypeVar("K")
@@ -33,7 +33,7 @@ class ManyWanted(msgspec.Struct, frozen=True):
         call_of: key -> call.
         one: the flow that reads a single call; takes over for what is neither fresh nor stale.
         from_l1: key -> text -> (key -> value of what L1 has, key -> text of the rest); None where L1 does not answer.
-        keep: called with key, call text, entry, value, guard and the monotonic instant until which L1 may answer.
+        keep: called with (key, entry, monotonic instant until which L1 may answer, guard) of each, and their values.
     """
 
     since: int
@@ -42,7 +42,7 @@ class ManyWanted(msgspec.Struct, frozen=True):
     call_of: Callable[[Any], Call]
     one: Callable[[Call], Flow[Read]]
     from_l1: Callable[[Mapping[Any, str]], tuple[dict[Any, Any], Mapping[Any, str]]] | None
-    keep: Callable[[Any, str, Entry, Any, int, float], None] | None
+    keep: Callable[[list[tuple[Any, Entry, float, int]], list[Any]], None] | None
 
 
 def read_many(ports: Ports, loader: LoaderSpec, texts: Mapping[K, str], wanted: ManyWanted) -> Flow[dict[K, Any]]:
@@ -157,15 +157,21 @@ def _kept_fresh(
 ) -> dict[K, Any]:
     """Return what is fresh, and keep it in L1."""
     assert wanted.keep is not None
-    at = ports.clock.monotonic()
-    values: dict[K, Any] = {}
+    now, at = ports.clock.now(), ports.clock.monotonic()
+    hits: list[tuple[K, Entry, float, int]] = []
     for (key, text), raw, guard in zip(missing.items(), raws, guards, strict=True):
-        found = None if raw is None else fresh_hit(ports, loader, text, raw, wanted.since, wanted.decode)
+        found = None if raw is None else fresh_entry(ports, loader, text, raw, wanted.since, now)
         if found is not None:
-            entry, values[key], now, until = found
-            wanted.keep(key, text, entry, values[key], guard, at + until - now)
-            _count(ports, loader, [text], [now - entry.created], Freshness.FRESH, started)
-    return values
+            entry, until = found
+            hits.append((key, entry, at + until - now, guard))
+    try:
+        values = wanted.decode_each([entry.payload for _, entry, _, _ in hits])
+    except CodecError:
+        return {}  # one by one, then: the others are good
+    wanted.keep(hits, values)
+    ages = [now - entry.created for _, entry, _, _ in hits] if ports.is_heard else []
+    _count(ports, loader, [entry.call for _, entry, _, _ in hits], ages, Freshness.FRESH, started)
+    return dict(zip([key for key, _, _, _ in hits], values, strict=True))
 
 
 def _count(
