@@ -28,10 +28,11 @@ _LONGEST_CHANCE = 37.0
 # created, fresh_until, stale_until, expires_at, seq, write_id, digest, len(tags)
 _HEADER = struct.Struct(">4sBBHIQQQQQQ8s8sI")
 #: The same, but for what a fresh entry is not asked for; magic, flags and codec are one text.
-_FRESH_HEADER = struct.Struct(">6sHI16xQ16xQ16xI")
+_FRESH_HEADER = struct.Struct(">6sHI16xQ40xI")
 _READABLE = (MAGIC + bytes((0, CODEC_JSON)), MAGIC + bytes((NEGATIVE, CODEC_JSON)))
 _INSTANT = struct.Struct(">Q")
 _CREATED_AT = 20
+_SEQ_AT = 52
 FRESH_UNTIL_AT = 28
 WRITE_ID_AT = 60
 HEADER_BYTES = _HEADER.size
@@ -124,23 +125,27 @@ def fresh_payloads(raws: list[bytes | None], now: float, since: int, beta: float
     For many at once: it makes no Entry, and takes the call's name on trust, for its key has it too.  What might be
     revalidated early (`Entry.early_at`) is none of these, and what is cut short is none or is no JSON.
     """
+    if since:
+        raws = [
+            raw if raw is not None and int.from_bytes(raw[_SEQ_AT : _SEQ_AT + 8]) >= since else None for raw in raws
+        ]
     try:
-        return _fresh_payloads(cast(list[bytes], raws), now, since, beta)
+        return _fresh_payloads(cast(list[bytes], raws), now, beta)
     except (TypeError, struct.error):  # one is None, or has no whole header
         whole = [raw is not None and len(raw) >= HEADER_BYTES for raw in raws]
-        payloads = iter(_fresh_payloads(cast(list[bytes], [*itertools.compress(raws, whole)]), now, since, beta))
+        payloads = iter(_fresh_payloads(cast(list[bytes], [*itertools.compress(raws, whole)]), now, beta))
         return [next(payloads) if is_whole else None for is_whole in whole]
 
 
-def _fresh_payloads(raws: list[bytes], now: float, since: int, beta: float) -> list[bytes | None]:
+def _fresh_payloads(raws: list[bytes], now: float, beta: float) -> list[bytes | None]:
     # Whole numbers: to compare one with a fraction takes several times as long.
     now_ms, soonest = math.floor(now * 1000), math.ceil(_LONGEST_CHANCE * beta)
     readable, header_bytes = _READABLE, HEADER_BYTES
     return [
         (raw[header_bytes + call_len + tags_len :] or None)
-        if kind in readable and now_ms + load_ms * soonest < fresh and seq >= since
+        if kind in readable and now_ms + load_ms * soonest < fresh
         else None
-        for raw, (kind, call_len, load_ms, fresh, seq, tags_len) in zip(
+        for raw, (kind, call_len, load_ms, fresh, tags_len) in zip(
             raws, map(_FRESH_HEADER.unpack_from, raws), strict=True
         )
     ]
