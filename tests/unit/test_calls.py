@@ -336,7 +336,7 @@ def test_an_equal_key_of_another_type_is_converted_and_not_remembered() -> None:
 
     assert signature.texts([1, "2"]) == {1: "find[1]", "2": "find[2]"}
     assert signature.texts([2.0, 1.0]) == {2.0: "find[2]", 1.0: "find[1]"}
-    for wrong in (2**64, "x"):
+    for wrong in (10**600, "x"):
         for _ in range(2):
             with pytest.raises(CallError):
                 signature.texts([1, wrong])
