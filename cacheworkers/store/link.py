@@ -53,7 +53,7 @@ class Link:
         self._masters: Masters
         self._alone: Wires | None = None
         if self.is_cluster:
-            self._masters = Cluster(address.nodes[0], self._wires_to, config.store_timeout)
+            self._masters = Cluster(address.nodes[0], self._wires_to, config.store_timeout, config.store_timeout)
         else:
             self._alone = Wires(clients.pool, clients.async_pool, config.store_timeout, config.spin_for)
             self._masters = OneMaster(self._alone)
