@@ -51,6 +51,8 @@ class Face(Generic[T]):
         self._gate = ports.gate
         l1_for = spec.policy.l1_for
         self._l1_for = ports.config.l1_for if l1_for is None else l1_for
+        if not ports.config.l1_entries:
+            self._l1_for = 0.0  # nothing is kept, so nothing needs to be looked for
         self._since = 0
         assert isinstance(ports.reader, LoaderRunner)
         self._runner = ports.reader

@@ -171,3 +171,17 @@ def test_values_come_in_the_order_of_the_keys_wherever_each_was_found(cache: Cac
 
     assert list(found.items()) == [(key, key * 10) for key in (9, 8, 12, 7, 6, 5, 4, 3, 2, 1, 0, 11)]
     assert {4, 11, 12} <= set(loads)
+
+
+def test_without_memory_many_are_read_from_the_store_each_time(make_cache: Any, many: Any) -> None:
+    cache = make_cache(l1_entries=0)
+    prices, loads = priced(cache)
+    prices.get_many([1, 2])
+    wait_until(lambda: cache._ports.gate.is_coherent)
+
+    assert many(prices, [1, 2]) == {1: 10, 2: 20}
+
+    assert len(cache._ports.l1) == 0
+    assert prices._many_wanted.keep is None
+    assert prices.read(1).tier == "store"
+    assert sorted(loads) == [1, 2]
