@@ -81,10 +81,12 @@ class Face(Generic[T]):
         """Return the L1 slot that may answer now."""
         if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
             return None
+        now = monotonic()
+        if now >= self._gate.look_at:
+            self._gate.look(now)
         slot = self._ports.l1.get(text)
         if slot is None:
             return None
-        now = monotonic()
         if now < slot.until and now - self._gate.heard_at < self._l1_for and slot.entry.seq >= self._since:
             slot.reads += 1
             return slot
@@ -282,8 +284,8 @@ class Face(Generic[T]):
         except TypeError:  # unhashable arguments have no place in the index
             return None
         if slot is not None:
-            now = monotonic()
-            if now < slot.until and now - self._gate.heard_at < self._l1_for:
+            now, gate = monotonic(), self._gate
+            if now < slot.until and now - gate.heard_at < self._l1_for and now < gate.look_at:
                 slot.reads += 1
                 return self._json_slot(slot)
         return None
@@ -377,6 +379,8 @@ class Face(Generic[T]):
         not served, for its slot's time is over.
         """
         now = monotonic()
+        if now >= self._gate.look_at:
+            self._gate.look(now)
         if now - self._gate.heard_at >= self._l1_for:
             return {}, texts
         slots, since = self._ports.l1.slots, self._since
