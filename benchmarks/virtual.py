@@ -36,7 +36,7 @@ from cacheworkers.flows.warm import Queued, tell_heat, warm_round
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.l1 import L1, MISSING
 from cacheworkers.local.waiters import Waiter, Waiters
-from cacheworkers.store.store import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
+from cacheworkers.store.shapes import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
 
 #: Seconds from a change in the store until a process has heard of it.
 PUSH = 0.001

@@ -23,7 +23,7 @@ from cacheworkers.core.heat import heat_of
 from cacheworkers.events import HeatTold, MemoryHits, MemoryUsed, Warmed, WarmingHeldBack
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.local.throttle import SLACK, SLOW
-from cacheworkers.store.store import Claimed
+from cacheworkers.store.shapes import Claimed
 
 #: Most calls in one exchange about heat or heads: each is a millisecond of the store.
 CHUNK = 500

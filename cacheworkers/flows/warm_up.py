@@ -16,7 +16,7 @@ from cacheworkers.core.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.warm import BUSY, Queued, is_fresh_for
 from cacheworkers.local.throttle import Throttle
-from cacheworkers.store.store import Backoff, Claimed
+from cacheworkers.store.shapes import Backoff, Claimed
 
 #: Seconds between two looks at what is under way: a look is a command for each call.
 LOOK_EVERY = 0.05

@@ -36,7 +36,8 @@ from cacheworkers.flows.reload import reload_tags
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.local.l1 import L1
 from cacheworkers.sql import drain as draining
-from cacheworkers.store.store import Claimed, Store
+from cacheworkers.store.shapes import Claimed
+from cacheworkers.store.store import Store
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 

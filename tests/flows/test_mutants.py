@@ -13,7 +13,8 @@ from cacheworkers import Cache
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.store import scripts
 from cacheworkers.store.scripts import Script
-from cacheworkers.store.store import Registered, Store
+from cacheworkers.store.shapes import Registered
+from cacheworkers.store.store import Store
 
 
 def edited(name: str, old: str, new: str) -> Callable[[pytest.MonkeyPatch], None]:
