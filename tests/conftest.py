@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 from cacheworkers import Cache, Config
 from cacheworkers.policy import Policy
 from cacheworkers.testing import Postgres, Valkey
+from cacheworkers.workers.settings import PUBLISHER
 
 _names = itertools.count(1)
 
@@ -120,6 +121,13 @@ def database_beside(url: str, name: str) -> str:
 @pytest.fixture
 def database_url(postgres: Postgres) -> str:
     return postgres.create_database(f"test{next(_names)}")
+
+
+@pytest.fixture
+def patient_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker may take longer to answer than readers would wait for it."""
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        monkeypatch.setitem(PUBLISHER, name, 2.0)
 
 
 @pytest.fixture

@@ -17,16 +17,13 @@ import pytest
 from cacheworkers.ops.doctor import diagnose, log_diagnosis
 from cacheworkers.testing import Postgres, Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers import settings
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def patience(patient_publisher: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a busy machine answers late is not away: neither for the publisher nor for the doctor."""
-    monkeypatch.setitem(settings.PUBLISHER, "socket_timeout", 2.0)
-    monkeypatch.setitem(settings.PUBLISHER, "socket_connect_timeout", 2.0)
     for look in (diagnose, log_diagnosis):
         defaults: Any = look.__kwdefaults__
         monkeypatch.setitem(defaults, "within", 60.0)

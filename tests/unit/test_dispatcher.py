@@ -41,7 +41,7 @@ class Stuck:
         self._began, self._gate = threading.Event(), threading.Event()
         self.queue = AskQueue(self._send, INFOS.get, most, unsent=self.given_back.extend)
         assert self.queue.submit(an_ask(0))
-        assert self._began.wait(10)
+        assert self._began.wait(60)
 
     def _send(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
         self._began.set()
@@ -195,8 +195,8 @@ def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None
     def perform(loader: str, asks: list[Ask], is_redelivered: bool) -> None:
         seen.append((loader, len(asks), is_redelivered))
         if len(seen) <= 2:
-            both_busy.wait(10)
-            assert gate.wait(10)
+            both_busy.wait(60)
+            assert gate.wait(60)
             raise UnknownLoader("nobody")
 
     workers = LocalWorkers(Config(bulkhead=2), perform=perform)
@@ -205,7 +205,7 @@ def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None
 
     workers.submit(an_ask(1))
     workers.submit(an_ask(1, "page"))
-    both_busy.wait(10)
+    both_busy.wait(60)
     for number in range(5):
         workers.submit(an_ask(number, "products"))
     gate.set()
