@@ -45,6 +45,10 @@ class Shop:
         self.price = price
         self._count_timeouts()
         for n in HOT:
+            price.get(n)
+        wait_until(lambda: self.listener.is_up)
+        assert self.listener.barrier(60.0).run()  # no push comes late
+        for n in HOT:
             wait_until(lambda n=n: price.read(n).tier == "l1")
         self.loads.clear()
 
