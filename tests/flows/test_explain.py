@@ -38,6 +38,8 @@ def test_a_fresh_entry(cache: Cache) -> None:
 def test_what_memory_would_answer(cache: Cache) -> None:
     number = declared(cache)
     number.get(1)
+    wait_until(lambda: cache._ports.listener.is_up)
+    assert cache._ports.listener.barrier(60.0).run()  # no push comes late
     wait_until(lambda: number.read(1).tier == "l1")
     number.get(1)
 

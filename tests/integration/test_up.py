@@ -20,7 +20,7 @@ from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-WITHIN = 30.0
+WITHIN = 120.0
 
 IDLE = "tail -f /dev/null"
 #: Says its pid and that of a child of its own, which heeds no SIGTERM; then stays.
@@ -113,7 +113,7 @@ def test_a_signal_ends_everything(up: Callable[..., Up], number: signal.Signals)
     status = stack.end(number)
 
     assert status == 0, stack.text
-    assert not [pid for pid in pids if is_alive(pid)]
+    wait_until(lambda: not [pid for pid in pids if is_alive(pid)])  # the kernel ends at once what was killed, or soon
 
 
 def test_a_process_that_heeds_the_signal_is_not_killed(up: Callable[..., Up]) -> None:

@@ -111,7 +111,7 @@ def test_what_is_served_is_what_prometheus_reads() -> None:
     port = free_port(9900)
     stop = serve(port, registry=registry)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=")
             assert b"cacheworkers_store_lost 0.0" in answer.read()
     finally:

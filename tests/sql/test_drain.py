@@ -38,6 +38,7 @@ def test_a_fresh_row_is_left_to_the_process_that_wrote_it(shop: Shop, monkeypatc
     """It is delivered later, for that process may have died between commit and invalidation."""
     write(shop, "a", source="watch")
 
+    monkeypatch.setattr("cacheworkers.sql.drain.drain_outbox.__kwdefaults__", {"grace": 600.0})
     assert shop.cache.drain() == 0
     monkeypatch.setattr("cacheworkers.sql.drain.drain_outbox.__kwdefaults__", {"grace": 0.0})
     assert shop.cache.drain() == 1

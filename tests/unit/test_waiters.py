@@ -20,7 +20,7 @@ LONG = 30.0
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition, at most ten seconds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0)
@@ -37,7 +37,7 @@ class InTurn:
         self._changed.acquire()
         name = threading.current_thread().name
         while name in self._order and self._order[0] != name:
-            assert self._changed.wait(10), f"it was never {name}'s turn: {self._order}"
+            assert self._changed.wait(60), f"it was never {name}'s turn: {self._order}"
 
     def __exit__(self, *_: object) -> None:
         if self._order and self._order[0] == threading.current_thread().name:
@@ -558,10 +558,10 @@ def test_child_of_a_fork_begins_with_nobody() -> None:
     def hold() -> None:
         with waiters._lock:
             holding.set()
-            go_on.wait(10)
+            go_on.wait(60)
 
     holder, _ = in_thread("holder", hold)
-    holding.wait(10)
+    holding.wait(60)
 
     code = in_child(lambda: _works_in_child(waiters, waiter))
     go_on.set()
@@ -593,7 +593,7 @@ def in_child(work: Callable[[], None]) -> int:
         except BaseException:
             os._exit(1)
         os._exit(0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
