@@ -37,7 +37,7 @@ READY_WITHIN = 60.0
 #: By what a process says that it is ready: the path it answers, or words in its log.
 READY_PATHS = {"web": "/health", "page": "/health", "exporter": "/metrics", "flower": "/healthcheck"}
 READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting", "drain": "draining"}
-#: What workers and beat say of each task, thousands a minute: the addresses must not be lost in it.  Failures are shown.
+#: What workers and beat say of each task: the addresses must not be lost in it.  Failures are shown.
 ROUTINE = re.compile(r": INFO/\S+\] (Task \S+ (received|succeeded in )|Scheduler: Sending due task )")
 #: What starts when all else is ready: Flower asks workers once, at its start, for the queues that they consume.
 LAST = {"flower"}

@@ -323,10 +323,22 @@ def test_it_inspects_and_sweeps(cli: Run, warm: None) -> None:
         (("explain", "nobody[1]"), "shop:cache", "declared are number"),
         (("explain", "number[1]"), "nowhere:cache", "No module named 'nowhere'"),
         (("explain", "number[1]"), "shop:wrong", "is a int"),
-        (("drain",), "shop:cache", "engine"),
+        (("drain",), "shop:cache", "this cache watches no sessions, so it has no outbox to drain"),
+        (("explain", "number[1]"), "broken:cache", "broken cannot be imported: KeyError: 'DSN', in broken.py, line 2"),
+        (("explain", "number[1]"), "unset:cache", "unset cannot be imported: ConfigError: l1_for must be >= 0"),
+        (("explain", "number[1]"), "typo:cache", "typo cannot be imported: SyntaxError: "),
+        (("explain", "number[1]"), "needs:cache", "needs cannot be imported: ModuleNotFoundError: No module named 'no"),
+        (("explain", "number[1]"), ":cache", "--app must be module:name of a Cache, got ':cache'"),
+        (("explain", "number[1]"), "./shop.py", "--app must be module:name of a Cache, got './shop.py'"),
     ],
 )
-def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message: str) -> None:
+def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message: str, tmp_path: Path) -> None:
+    """Also those of the module that makes the cache: what it says, and in which of its lines."""
+    (tmp_path / "broken.py").write_text("settings = {}\ncache = settings['DSN']\n")
+    (tmp_path / "unset.py").write_text("from cacheworkers import Cache, Config\ncache = Cache(Config(l1_for=-1))\n")
+    (tmp_path / "typo.py").write_text("def (\n")
+    (tmp_path / "needs.py").write_text("import nothing_of_this_name\n")
+
     done = cli(*words, app=app)
 
     assert done.returncode == 1
@@ -345,6 +357,7 @@ def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_p
     for line in (2, 3, 4, 5):
         assert f"{file}:{line}: " in done.stderr
     assert "other[2]" in done.stderr
+    assert """'{"n"' is neither arguments as JSON, 42 or "lamp", nor a call of number\n""" in done.stderr
     assert done.returncode == 1
 
 
