@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -308,6 +309,10 @@ def _announce(console: Console, commands: Mapping[str, str], here: Addresses, se
         console.say("up", f"Valkey: {here.redis_url}")
     if "DATABASE_URL" not in os.environ:
         console.say("up", f"Postgres: {here.database_url}")
+    if servers.store is not None and not {"DATABASE_URL", "BROKER_URL"} & os.environ.keys():
+        urls = f"REDIS_URL={shlex.quote(here.redis_url)} DATABASE_URL={shlex.quote(here.database_url)}"
+        command = os.path.relpath(Path(sys.executable).parent / "cacheworkers", ROOT)
+        console.say("up", f"Look inside: {urls} {command} -A app.shop:cache stats")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -359,6 +359,17 @@ def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> Non
     assert b"cacheworkers_queue_messages" in exported and b"flower_" not in exported
 
 
+def test_the_command_that_it_shows_looks_inside(stack: Stack) -> None:
+    """The servers have ports and sockets of their own: the command names them, ready to be pasted."""
+    shown = re.search(r"Look inside: (.+)", stack.text)
+    assert shown is not None
+
+    done = subprocess.run(f"{shown[1]} --json", shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert {queue["name"] for queue in json.loads(done.stdout)["queues"]} >= {"cw.miss", "cw.upkeep"}
+
+
 # -- in a browser
 
 
