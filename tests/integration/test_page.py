@@ -350,12 +350,15 @@ def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> Non
 
     request = urllib.request.Request(f"{stack.here.flower}/api/queues/length")
     request.add_header("Authorization", "Basic " + base64.b64encode(":".join(login.groups()).encode()).decode())
-    with urllib.request.urlopen(request, timeout=WITHIN) as answer:
-        queues = {queue["name"] for queue in json.load(answer)["active_queues"]}
+
+    def queues() -> set[str]:
+        with urllib.request.urlopen(request, timeout=WITHIN) as answer:
+            return {queue["name"] for queue in json.load(answer)["active_queues"]}
+
+    # It is healthy while it still collects the workers' answers.
+    wait_until(lambda: queues() == {"cw.miss", "cw.revalidate", "cw.warm", "cw.upkeep"}, WITHIN)
     with urllib.request.urlopen(f"{stack.here.exporter}/metrics", timeout=WITHIN) as answer:
         exported = answer.read()
-
-    assert queues == {"cw.miss", "cw.revalidate", "cw.warm", "cw.upkeep"}
     assert b"cacheworkers_queue_messages" in exported and b"flower_" not in exported
 
 
