@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,8 +111,8 @@ def test_beat_that_stopped_is_found(make: Callable[..., Cache], store: Valkey) -
         "warm": "ok",
         "drain_outbox": "warning",
     }
-    assert re.search(r"last ran 6\d\d\.", beat["sweep"].what)
-    assert "no sign" in beat["drain_outbox"].what and "look again then" in beat["drain_outbox"].what
+    assert "last ran 600." in beat["sweep"].what
+    assert "no sign" in beat["drain_outbox"].what
 
 
 def test_upkeep_leaves_a_sign_when_it_has_ended_well(make: Callable[..., Cache], store: Valkey) -> None:
