@@ -239,9 +239,11 @@ def test_stats_go_on_on_a_terminal_until_told_to_end(cli: Run, warm: None, tmp_p
     os.close(ours)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
-    cli: Run, tmp_path: Path, valkey: Valkey
+    cli: Run, tmp_path: Path, valkey: Valkey, number: signal.Signals
 ) -> None:
+    """Ctrl-C and a container's stop both end it well."""
     port = free_port(9900)
     words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "exporter", "--port", str(port)]
     env = {**os.environ, "REDIS_URL": valkey.url}
@@ -258,8 +260,8 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     assert second.returncode == 1 and "another exporter may be there" in second.stderr
     assert foreign.returncode == 1 and "address and port must be ours" in foreign.stderr
     assert beyond.returncode == 2 and "65536 is not in the range" in beyond.stderr
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    process.send_signal(number)
+    assert process.wait(60) == 0
     process.stderr.close()
 
 
