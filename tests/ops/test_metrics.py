@@ -226,24 +226,6 @@ def test_the_exporter_says_what_the_store_has_and_who_is_away() -> None:
             cache.close()
 
 
-def test_the_exporter_says_when_upkeep_last_ran(valkey: Valkey) -> None:
-    """A beat that is dead sends nothing that could be counted: the sign that its tasks leave gets old instead."""
-    from celery import Celery
-
-    config = Config(redis_url=valkey.url, namespace="upkept", store_timeout=5.0, sweep_every=60)
-    cache = Cache(config, celery=Celery("upkept", broker=valkey.url))
-    cache._ports.store.note_beat("sweep").run()
-
-    registry = CollectorRegistry()
-    registry.register(Exporter(cache))
-    found = read(exposition(registry))
-
-    assert 0 <= found["cacheworkers_upkeep_age_seconds", "sweep"] < 600
-    assert found["cacheworkers_upkeep_every_seconds", "sweep"] == 60
-    assert found["cacheworkers_upkeep_age_seconds", "drain_outbox"] == 86400, "it has never run"
-    cache.close()
-
-
 def test_queues_tell_how_long_they_are_and_how_old_their_oldest_message_is(valkey: Valkey) -> None:
     from celery import Celery
 
@@ -307,3 +289,21 @@ def test_caches_of_one_process_add_up() -> None:
         metrics(events.MemoryHits("product", 2))
 
     assert read(generate_latest(registry))["cacheworkers_reads_total", "fresh", "product", "l1"] == 4
+
+
+def test_the_exporter_says_when_upkeep_last_ran(valkey: Valkey) -> None:
+    """A beat that is dead sends nothing that could be counted: the sign that its tasks leave gets old instead."""
+    from celery import Celery
+
+    config = Config(redis_url=valkey.url, namespace="upkept", store_timeout=5.0, sweep_every=60)
+    cache = Cache(config, celery=Celery("upkept", broker=valkey.url))
+    cache._ports.store.note_beat("sweep").run()
+
+    registry = CollectorRegistry()
+    registry.register(Exporter(cache))
+    found = read(exposition(registry))
+
+    assert 0 <= found["cacheworkers_upkeep_age_seconds", "sweep"] < 600
+    assert found["cacheworkers_upkeep_every_seconds", "sweep"] == 60
+    assert found["cacheworkers_upkeep_age_seconds", "drain_outbox"] == 86400, "it has never run"
+    cache.close()
