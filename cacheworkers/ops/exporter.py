@@ -6,6 +6,7 @@ Asked by Prometheus, it asks them; what is away has no numbers, and a gauge that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -32,9 +33,8 @@ class Exporter(Collector):
         """Ask broker, store and database, each by itself."""
         answers = _gauge("answers", "Whether a server answered the exporter.", "server")
         parts: dict[str, Callable[[], Families]] = {"broker": self._queues, "store": self._store}
-        upkeep = self._upkeep_due()
-        if upkeep:
-            parts["store"] = lambda: chain(self._store(), self._upkeep(upkeep))
+        if self._upkeep_due:
+            parts["store"] = lambda: chain(self._store(), self._upkeep())
         if self._cache.is_watching:
             parts["outbox"] = self._outbox
         for name, part in parts.items():
@@ -73,12 +73,14 @@ class Exporter(Collector):
             heat.add_metric([loader.loader], loader.heat)
         yield heat
 
+    @cached_property
     def _upkeep_due(self) -> dict[str, float]:
         """Return every how many seconds beat sends each upkeep task; nothing where there is no Celery."""
         app = getattr(self._cache._process.workers, "app", None)
         return {} if app is None else app_facts(app).upkeep
 
-    def _upkeep(self, due: dict[str, float]) -> Families:
+    def _upkeep(self) -> Families:
+        due = self._upkeep_due
         with StoreProbe(self._cache.config) as probe:
             ages = probe.upkeep_age(sorted(due))
         age = _gauge("upkeep_age_seconds", "Since an upkeep task has ended well; a day if that is longer ago.", "task")
