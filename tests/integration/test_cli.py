@@ -239,6 +239,22 @@ def test_stats_go_on_on_a_terminal_until_told_to_end(cli: Run, warm: None, tmp_p
     os.close(ours)
 
 
+def test_stats_end_with_their_terminal(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
+    """A terminal that is gone without a signal: nobody looks any more, and the store is left alone."""
+    ours, theirs = pty.openpty()
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--every", "0.1"]
+    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "xterm"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b"commands/s" not in shown:
+        shown += os.read(ours, 65536)
+
+    os.close(ours)
+
+    process.wait(60)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     cli: Run, tmp_path: Path, valkey: Valkey, number: signal.Signals
