@@ -239,27 +239,9 @@ def test_stats_go_on_on_a_terminal_until_told_to_end(cli: Run, warm: None, tmp_p
     os.close(ours)
 
 
-def test_stats_end_with_their_terminal(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
-    """A terminal that is gone without a signal: nobody looks any more, and the store is left alone."""
-    ours, theirs = pty.openpty()
-    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--every", "0.1"]
-    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "xterm"}
-    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while b"commands/s" not in shown:
-        shown += os.read(ours, 65536)
-
-    os.close(ours)
-
-    process.wait(60)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
-    cli: Run, tmp_path: Path, valkey: Valkey, number: signal.Signals
+    cli: Run, tmp_path: Path, valkey: Valkey
 ) -> None:
-    """Ctrl-C and a container's stop both end it well."""
     port = free_port(9900)
     words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "exporter", "--port", str(port)]
     env = {**os.environ, "REDIS_URL": valkey.url}
@@ -276,8 +258,8 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     assert second.returncode == 1 and "another exporter may be there" in second.stderr
     assert foreign.returncode == 1 and "address and port must be ours" in foreign.stderr
     assert beyond.returncode == 2 and "65536 is not in the range" in beyond.stderr
-    process.send_signal(number)
-    assert process.wait(60) == 0
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
     process.stderr.close()
 
 
@@ -437,3 +419,40 @@ def test_what_was_hot_is_warmed_under_a_new_version(cli: Run, warm: None, tmp_pa
     assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 0
     assert parsed(cli("--json", "invalidate", f"n:{number}"))["entries"] == 2
     assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 1
+
+
+def test_the_exporter_ends_when_its_container_is_stopped(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    """SIGTERM is to a container what Ctrl-C is to a terminal."""
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "exporter", "--port", "0"]
+    env = {**os.environ, "REDIS_URL": valkey.url}
+    with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None and b"metrics at" in process.stderr.readline()
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(60) == 0
+
+
+def test_a_list_that_is_cut_says_so(cli: Run, warm: None) -> None:
+    """Two of a thousand are not taken for all; on stderr, so that JSON stays JSON."""
+    cut, whole = cli("--json", "tag", "all", "--most", "2"), cli("--json", "tag", "n:7", "--most", "1")
+
+    assert len(parsed(cut)) == 2
+    assert "more have it than --most 2" in cut.stderr and "invalidate all --dry-run" in cut.stderr
+    assert len(parsed(whole)) == 1 and whole.stderr == ""
+
+
+def test_stats_end_with_their_terminal(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
+    """A terminal that is gone without a signal: nobody looks any more, and the store is left alone."""
+    ours, theirs = pty.openpty()
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--every", "0.1"]
+    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "xterm"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b"commands/s" not in shown:
+        shown += os.read(ours, 65536)
+
+    os.close(ours)
+
+    process.wait(60)
