@@ -187,7 +187,7 @@ def _call(signature: Signature, row: Any) -> str:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError:
         raise CallError(
-            f'{text[:80]!r} is neither arguments as JSON, 42 or "lamp", nor a call of {signature}'
+            f'{text[:80]!r} is neither arguments as JSON, 42 or "lamp", nor a call of {signature.name}'
         ) from None
     takes_several = len(signature.parameters) != 1
     return signature.bind(tuple(value) if takes_several and isinstance(value, list) else (value,), {}).text

@@ -323,10 +323,22 @@ def test_it_inspects_and_sweeps(cli: Run, warm: None) -> None:
         (("explain", "nobody[1]"), "shop:cache", "declared are number"),
         (("explain", "number[1]"), "nowhere:cache", "No module named 'nowhere'"),
         (("explain", "number[1]"), "shop:wrong", "is a int"),
-        (("drain",), "shop:cache", "engine"),
+        (("drain",), "shop:cache", "this cache watches no sessions, so it has no outbox to drain"),
+        (("explain", "number[1]"), "broken:cache", "broken cannot be imported: KeyError: 'DSN', in broken.py, line 2"),
+        (("explain", "number[1]"), "unset:cache", "unset cannot be imported: ConfigError: l1_for must be >= 0"),
+        (("explain", "number[1]"), "typo:cache", "typo cannot be imported: SyntaxError: "),
+        (("explain", "number[1]"), "needs:cache", "needs cannot be imported: ModuleNotFoundError: No module named 'no"),
+        (("explain", "number[1]"), ":cache", "--app must be module:name of a Cache, got ':cache'"),
+        (("explain", "number[1]"), "./shop.py", "--app must be module:name of a Cache, got './shop.py'"),
     ],
 )
-def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message: str) -> None:
+def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message: str, tmp_path: Path) -> None:
+    """Also those of the module that makes the cache: what it says, and in which of its lines."""
+    (tmp_path / "broken.py").write_text("settings = {}\ncache = settings['DSN']\n")
+    (tmp_path / "unset.py").write_text("from cacheworkers import Cache, Config\ncache = Cache(Config(l1_for=-1))\n")
+    (tmp_path / "typo.py").write_text("def (\n")
+    (tmp_path / "needs.py").write_text("import nothing_of_this_name\n")
+
     done = cli(*words, app=app)
 
     assert done.returncode == 1
@@ -345,6 +357,7 @@ def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_p
     for line in (2, 3, 4, 5):
         assert f"{file}:{line}: " in done.stderr
     assert "other[2]" in done.stderr
+    assert """'{"n"' is neither arguments as JSON, 42 or "lamp", nor a call of number\n""" in done.stderr
     assert done.returncode == 1
 
 
@@ -406,3 +419,40 @@ def test_what_was_hot_is_warmed_under_a_new_version(cli: Run, warm: None, tmp_pa
     assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 0
     assert parsed(cli("--json", "invalidate", f"n:{number}"))["entries"] == 2
     assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 1
+
+
+def test_the_exporter_ends_when_its_container_is_stopped(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    """SIGTERM is to a container what Ctrl-C is to a terminal."""
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "exporter", "--port", "0"]
+    env = {**os.environ, "REDIS_URL": valkey.url}
+    with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None and b"metrics at" in process.stderr.readline()
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(60) == 0
+
+
+def test_a_list_that_is_cut_says_so(cli: Run, warm: None) -> None:
+    """Two of a thousand are not taken for all; on stderr, so that JSON stays JSON."""
+    cut, whole = cli("--json", "tag", "all", "--most", "2"), cli("--json", "tag", "n:7", "--most", "1")
+
+    assert len(parsed(cut)) == 2
+    assert "more have it than --most 2" in cut.stderr and "invalidate all --dry-run" in cut.stderr
+    assert len(parsed(whole)) == 1 and whole.stderr == ""
+
+
+def test_stats_end_with_their_terminal(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
+    """A terminal that is gone without a signal: nobody looks any more, and the store is left alone."""
+    ours, theirs = pty.openpty()
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--every", "0.1"]
+    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "xterm"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b"commands/s" not in shown:
+        shown += os.read(ours, 65536)
+
+    os.close(ours)
+
+    process.wait(60)

@@ -253,6 +253,17 @@ def test_the_exporter_shows_web_workers_queues_and_outbox_together(stack: Stack)
     assert re.search(expected[1], shown(f"{stack.here.web}/metrics"))
 
 
+def test_the_command_that_it_shows_looks_inside(stack: Stack) -> None:
+    """The servers have ports and sockets of their own: the command names them, ready to be pasted."""
+    shown = re.search(r"Look inside: (.+)", stack.text)
+    assert shown is not None
+
+    done = subprocess.run(f"{shown[1]} --json", shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert {queue["name"] for queue in json.loads(done.stdout)["queues"]} >= {"cw.miss", "cw.upkeep"}
+
+
 def test_files_are_served_from_here_alone(stack: Stack) -> None:
     """The page loads nothing from elsewhere, and other sites may not frame or press it."""
     with urllib.request.urlopen(stack.here.page, timeout=WITHIN) as answer:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.up import free_port
 from cacheworkers import Cache, Config, ConfigError, Load, events
-from cacheworkers.ops.exporter import serve_cache
+from cacheworkers.ops.exporter import Exporter, serve_cache
 from cacheworkers.ops.metrics import COUNTERS, HISTOGRAMS, LOSSES, SUMS, Metrics, exposition, serve
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -294,3 +294,21 @@ def test_caches_of_one_process_add_up() -> None:
         metrics(events.MemoryHits("product", 2))
 
     assert read(generate_latest(registry))["cacheworkers_reads_total", "fresh", "product", "l1"] == 4
+
+
+def test_the_exporter_says_when_upkeep_last_ran(valkey: Valkey) -> None:
+    """A beat that is dead sends nothing that could be counted: the sign that its tasks leave gets old instead."""
+    from celery import Celery
+
+    config = Config(redis_url=valkey.url, namespace="upkept", store_timeout=5.0, sweep_every=60)
+    cache = Cache(config, celery=Celery("upkept", broker=valkey.url))
+    cache._ports.store.note_beat("sweep").run()
+
+    registry = CollectorRegistry()
+    registry.register(Exporter(cache))
+    found = read(exposition(registry))
+
+    assert 0 <= found["cacheworkers_upkeep_age_seconds", "sweep"] < 600
+    assert found["cacheworkers_upkeep_every_seconds", "sweep"] == 60
+    assert found["cacheworkers_upkeep_age_seconds", "drain_outbox"] == 86400, "it has never run"
+    cache.close()
