@@ -98,7 +98,7 @@ DEFAULTS = (
     Way("only what is read again and again", {"warm_for": 0.001}),
     *(Way(f"warm_for {periods:g} x fresh_for", periods=periods) for periods in (0.5, 1.0, 2.0, 6.0)),
     *(Way(f"warm_every {every:g}", {}, {"warm_every": every}) for every in (1.0, 5.0, 10.0)),
-    *(Way(f"warm_rate {rate:g}", {}, {"warm_rate": rate}) for rate in (50.0, 1000.0)),
+    *(Way(f"warm_rate {rate:g}", {}, {"warm_rate": rate, "warm_at_once": int(2 * rate)}) for rate in (50.0, 1000.0)),
     Way("heat_kept 20,000", {}, {"heat_kept": 20_000}),
     *(Way(f"early {beta:g}", {"early": beta}) for beta in (0.0, 10.0)),
     Way("jitter 0", {"jitter": 0.0}),
