@@ -189,10 +189,11 @@ def test_beat_sends_upkeep_to_its_queue(pool: Pool, tmp_path: Path) -> None:
     wait_until(lambda: len(pool.notes("sweep")) >= 2)
 
 
-@pytest.mark.parametrize(("queues", "niceness"), [("cw.warm,cw.upkeep", 10), ("cw.warm", 10), ("cw.miss,cw.warm", 0)])
+@pytest.mark.parametrize(("queues", "niceness"), [("cw.warm,cw.upkeep", 3), ("cw.warm", 3), ("cw.miss,cw.warm", 0)])
 def test_a_pool_that_only_warms_is_nice_and_so_is_its_session(pool: Pool, queues: str, niceness: int) -> None:
     """Where sessions share processors, a nice process that is alone in its own is nice to nobody."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
+    pool.env["CACHEWORKERS_WARM_NICE"] = "3"
     pool.start("-Q", queues)
     assert pool.worker is not None
     autogroup = Path(f"/proc/{pool.worker.pid}/autogroup")
