@@ -7,6 +7,7 @@ hurt those who wait.  The pool that warms is nice by itself, and who has it warm
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import time
@@ -30,11 +31,12 @@ def warm_as_told(pipe: Connection) -> None:
 
     yield_to_others(NICE)
     pipe.send(None)
-    while (told := pipe.recv()) is not None:
-        keys, pace = told
-        done = cache.warm_up("prices", [cache.call("prices", key) for key in keys], **pace)
-        assert done.loaded == done.calls, done
-        pipe.send(None)
+    with contextlib.suppress(EOFError):  # whoever told was ended
+        while (told := pipe.recv()) is not None:
+            keys, pace = told
+            done = cache.warm_up("prices", [cache.call("prices", key) for key in keys], **pace)
+            assert done.loaded == done.calls, done
+            pipe.send(None)
     cache.close()
 
 
