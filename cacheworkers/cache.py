@@ -23,7 +23,7 @@ from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_round
-from cacheworkers.flows.warm_up import WarmUp, warm_up
+from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS, WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.process import Process
 from cacheworkers.sql.flush import TagsOf
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
-
-#: More calls a second than any database answers.
-AS_FAST_AS_HARMLESS = 1e9
 
 
 class Cache:
@@ -102,7 +99,8 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> Loader[..., Any]:
-            return Loader(self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=False))
+            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=False)
+            return Loader(self._warm_up, self._ports, spec)
 
         return declare  # type: ignore[return-value]  # one function answers both overloads
 
@@ -116,9 +114,8 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
-            return BatchLoader(
-                self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=True)
-            )
+            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=True)
+            return BatchLoader(self._warm_up, self._ports, spec)
 
         return declare
 

@@ -143,13 +143,14 @@ def _rows(
 
 
 def _lines(file: Path) -> Iterator[Row]:
+    """Yield lines as bytes: one that is no text is a bad row, and not the end of all."""
     if str(file) == "-":
-        yield from ((f"line {number}", line) for number, line in enumerate(sys.stdin, 1) if line.strip())
+        yield from ((f"line {number}", line) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip())
         return
     try:
-        with file.open() as lines:
+        with file.open("rb") as lines:
             yield from ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise click.ClickException(f"{file} cannot be read: {error}") from None
 
 
@@ -178,6 +179,11 @@ def _call(signature: Signature, row: Any) -> str:
     Raises:
         CallError: it names none.
     """
+    if isinstance(row, bytes):
+        try:
+            row = row.decode("utf-8-sig")  # some editors begin a file with a mark
+        except UnicodeDecodeError as error:
+            raise CallError(f"{row[:80]!r} is no UTF-8: {error.reason} at byte {error.start}") from None
     if not isinstance(row, str):
         return signature.bind(tuple(row), {}).text
     text = row.strip()

@@ -45,7 +45,7 @@ def test_after_all_entries_have_expired_one_sweep_leaves_only_seq(make_cache: Ma
     cache.invalidate("t:8", mode="soft")
     things.get(3)
     cache.tell_heat()
-    things.warm(4)
+    things.warm_many([4])
     assert len(names(cache)) > 2
 
     def only_seq() -> bool:

@@ -195,7 +195,7 @@ def test_it_warms_what_was_hot_and_gates_a_deploy(cli: Run, warm: None) -> None:
         (("number", "1", "--max-rate", "-1"), "max_rate must be more than 0"),
         (("number", "--file", "nowhere.txt"), "nowhere.txt cannot be read"),
         (("number", "--sql", "SELECT 1"), "no session that this cache watches"),
-        (("number", "x"), "key 1: 'x' is neither arguments as JSON"),
+        (("number", "x"), "key 1: 'x' is neither arguments as JSON, 42 or \"lamp\", nor a call of number\n"),
     ],
 )
 def test_a_warm_up_that_cannot_be_says_why(cli: Run, words: tuple[str, ...], message: str) -> None:
@@ -361,6 +361,20 @@ def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_p
     assert done.returncode == 1
 
 
+def test_a_line_that_is_no_text_is_a_bad_row_and_the_rest_goes_on(cli: Run, tmp_path: Path) -> None:
+    """A file may begin with a byte order mark, and end its lines as Windows does."""
+    file = tmp_path / "numbers.txt"
+    file.write_bytes(b"\xef\xbb\xbf1\r\n\xff\xfe\r\n\x00\n2\r\n")
+
+    done = cli("--json", "warm", "number", "--file", str(file))
+
+    found = json.loads(done.stdout)
+    assert (found["calls"], found["loaded"], found["bad"]) == (2, 2, 2)
+    assert f"{file}:2: b'\\xff\\xfe\\r\\n' is no UTF-8: invalid start byte at byte 0" in done.stderr
+    assert f"{file}:3: " in done.stderr
+    assert done.returncode == 1
+
+
 def test_it_warms_from_a_query_and_names_bad_rows(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
     module = (tmp_path / "shop.py").read_text()
     (tmp_path / "sqlshop.py").write_text(
@@ -393,9 +407,9 @@ def test_a_warm_up_that_was_killed_goes_on_where_it_was(cli: Run, tmp_path: Path
     file = tmp_path / "numbers.txt"
     file.write_text("".join(f"{n}\n" for n in range(300)))
     words = [str(Path(sys.executable).parent / "cacheworkers"), "--app", "shop:cache", "warm", "number"]
-    words += ["--file", str(file), "--max-rate", "5"]
+    words += ["--file", str(file), "--max-rate", "1"]  # so slow that it cannot be done before it is killed
     process = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "REDIS_URL": valkey.url})
-    wait_until(lambda: cli("get", "number[299]").returncode == 0 or cli("get", "number[0]").returncode == 0)
+    wait_until(lambda: cli("get", "number[0]").returncode == 0, 60)
     process.kill()
     process.wait()
 
