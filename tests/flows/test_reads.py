@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -449,6 +450,7 @@ def test_a_closed_cache_hears_no_pushes_so_its_memory_does_not_answer(cache: Cac
 
     cache.close()
 
+    cache._ports.gate.heard(time.monotonic())  # its thread was about to say so
     assert not cache._ports.listener.is_up
     assert cache._ports.gate.heard_at == NEVER
 
