@@ -100,11 +100,11 @@ def test_a_call_that_somebody_else_is_loading_is_waited_for(make_cache: MakeCach
         @cache.loader(fresh_for=300)
         def slow(load: Load, n: int) -> int:
             begun.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             return n
 
     assert other.warm_many("slow", [1]).asked == 1
-    assert begun.wait(20)
+    assert begun.wait(60)
     seen: list[int] = []
 
     def look(state: WarmUp) -> None:

@@ -127,7 +127,7 @@ def test_a_wire_that_is_cut_in_use_is_an_error_and_replaced(proxy: FaultProxy, s
     reader = threading.Thread(target=read)
     reader.start()
     proxy.cut()
-    reader.join(10)
+    reader.join(60)
     proxy.release()
 
     assert len(failed) == 1

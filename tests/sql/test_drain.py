@@ -262,7 +262,7 @@ def test_a_draining_process_is_woken_by_the_change(triggered: Shop, monkeypatch:
     wait_until(lambda: triggered.invalidated() == [{"product:1", "category:7"}])
     stop.set()
     run_sql(triggered.engine, "DELETE FROM product")  # wakes it, so that it sees that it is to stop
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -54,7 +54,7 @@ class Drained:
     def close(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
         self.engine.dispose()
 

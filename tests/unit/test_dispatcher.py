@@ -51,7 +51,7 @@ class Stuck:
 
     def _send(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
         self._began.set()
-        assert self._gate.wait(30)
+        assert self._gate.wait(60)
         self.groups.append((queue, info.name, [int(ask.call.split("[")[1][:-1]) for ask in asks]))
 
     def let_go(self) -> list[tuple[str, str, list[int]]]:

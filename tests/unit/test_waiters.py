@@ -114,7 +114,7 @@ def test_thread_is_woken_whichever_comes_first(order: tuple[str, str]) -> None:
 
     sleeper, woken = in_thread("sleeper", lambda: waiter.wait(LONG))
     in_thread("waker", lambda: waiters.wake("product[1]"))
-    sleeper.join(10)
+    sleeper.join(60)
 
     assert woken == [True]
 
@@ -128,7 +128,7 @@ def test_task_is_woken_whichever_comes_first(order: tuple[str, str]) -> None:
 
     sleeper, woken = in_thread("sleeper", lambda: asyncio.run(waiter.await_(LONG)))
     in_thread("waker", lambda: waiters.wake("product[1]"))
-    sleeper.join(10)
+    sleeper.join(60)
 
     assert woken == [True]
 
@@ -142,8 +142,8 @@ def test_reader_who_enters_as_the_last_one_leaves_is_in_the_flight_that_is_woken
 
     leaver, _ = in_thread("leaver", lambda: waiters.leave(last))
     enterer, entered = in_thread("enterer", lambda: waiters.enter("product[1]"))
-    leaver.join(10)
-    enterer.join(10)
+    leaver.join(60)
+    enterer.join(60)
     waiters.wake("product[1]")
 
     assert entered[0].woken
@@ -276,7 +276,7 @@ def test_threads_and_tasks_of_several_loops_are_woken_together() -> None:
 
     waiters.wake("product[1]")
     for thread, _ in threads:
-        thread.join(10)
+        thread.join(60)
 
     assert [found for _, found in threads] == [[[True] * 3], [[True] * 3], [True], [True]]
     assert len(waiters) == 0
@@ -372,7 +372,7 @@ def test_closed_loop_does_not_disturb_a_wake() -> None:
     until(lambda: _asleep(waiters, "product[1]") == 2)
 
     waiters.wake("product[1]")
-    thread.join(10)
+    thread.join(60)
 
     assert woken == [True]
     assert not waiters._due
@@ -495,7 +495,7 @@ def test_nudge_wakes_a_sleeping_thread() -> None:
     assert sorted(first) == [[], [True]]
     waiters.wake("product[1]")
     for thread, _ in threads:
-        thread.join(10)
+        thread.join(60)
 
 
 def test_nudge_reaches_a_waiter_that_is_about_to_sleep() -> None:
@@ -536,7 +536,7 @@ def test_baton_is_spent_when_its_holder_sleeps_again() -> None:
     sleeper, _ = in_thread("sleeper", lambda: first.wait(LONG))
     until(lambda: _asleep(waiters, "product[1]") == 1)
     waiters.nudge(second.flight)
-    sleeper.join(10)
+    sleeper.join(60)
     second.rearm()
 
     first.rearm()
@@ -565,7 +565,7 @@ def test_child_of_a_fork_begins_with_nobody() -> None:
 
     code = in_child(lambda: _works_in_child(waiters, waiter))
     go_on.set()
-    holder.join(10)
+    holder.join(60)
 
     assert code == 0
     assert len(waiters) == 1
@@ -580,7 +580,7 @@ def _works_in_child(waiters: Waiters, of_parent: Waiter) -> None:
         thread, woken = in_thread("sleeper", lambda: waiter.wait(LONG))
         until(lambda: _asleep(waiters, "product[1]") == 1)
         waiters.wake("product[1]")
-        thread.join(10)
+        thread.join(60)
         assert woken == [True]
 
 
