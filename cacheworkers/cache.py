@@ -225,6 +225,7 @@ class Cache:
         Raises:
             ConfigError: there is no engine to be had.
             InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
+            OutboxUnavailable: the database does not answer, or has no outbox.
         """
         return self._watching.drain(engine)
 
@@ -270,12 +271,16 @@ class Cache:
         Args:
             sample: most entries to compare, chosen at random.
             grace: an entry that differs is looked at again so many seconds later; it counts if it still does.
+
+        Raises:
+            ConfigError: `sample`, `grace` or `rate` is out of bounds.
+            StoreUnavailable: the store does not answer.
         """
-        return run(inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate))
+        return run(self._inspection(sample, grace, rate))
 
     async def ainspect(self, sample: int = 1000, *, grace: float = 1.0, rate: float = 100.0) -> Inspection:
         """Compare live entries with what their loaders return now; see `inspect`."""
-        return await arun(inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate))
+        return await arun(self._inspection(sample, grace, rate))
 
     def explain(self, call: str) -> Explanation:
         """Return what a read of a call's text would get now, tier by tier, and why; nothing is loaded or claimed.
@@ -473,6 +478,15 @@ class Cache:
             LoaderInfo(spec.name, spec.load_for, spec.is_batch, config.batch_size, spec.rate_limit, spec.pace)
         )
         return spec
+
+    def _inspection(self, sample: int, grace: float, rate: float) -> Flow[Inspection]:
+        if sample < 1:
+            raise ConfigError(f"sample must be at least 1 entry, got {sample!r}")
+        if not grace >= 0:
+            raise ConfigError(f"grace must be 0 seconds or more, got {grace!r}")
+        if not rate > 0:
+            raise ConfigError(f"rate must be more than 0 loads a second, got {rate!r}")
+        return inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate)
 
     def _drain_if_watching(self) -> None:
         self._watching.drain_if_watching()

@@ -82,6 +82,7 @@ def inspect(
     if suspects:
         yield pause(grace)
     for text, version in suspects:
+        yield pause(1 / rate)
         again = yield from _compare(ports, loaders, text)
         if again is None or again[0].write_id != version or again[1] is None:
             continue

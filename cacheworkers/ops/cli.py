@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 import click
+import msgspec
 from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.progress import Progress
@@ -31,10 +32,16 @@ from cacheworkers.process import cache_of
 MANY = 1000
 #: Commands that need no cache.
 WITHOUT_CACHE = {"check-history", "completion"}
+#: Whether a command is asked what it does.
+HELP = "cacheworkers.help"
 
 
 class _Group(click.Group):
-    """Errors of the library are messages, not tracebacks; they end with status 1."""
+    """Errors of the library are messages, not tracebacks; they end with status 1.  Help needs no cache."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        context.meta[HELP] = not {"-h", "--help"}.isdisjoint(args)
+        return super().parse_args(context, args)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -84,7 +91,7 @@ def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     A CALL is a loader and its arguments as JSON: product[42], search["lamp",2].  Within `celery -A shop cacheworkers`
     the cache is the one that is bound to the Celery app.
     """
-    if context.invoked_subcommand in WITHOUT_CACHE:
+    if context.invoked_subcommand in WITHOUT_CACHE or context.meta[HELP]:
         return
     if app is not None:
         cache = found(app)
@@ -183,7 +190,7 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
     """Compare live entries with what their loaders return now.  Status 2 if any differs."""
     cache, show = obj
     result = cache.inspect(sample, grace=grace, rate=rate)
-    show(result)
+    show({**msgspec.to_builtins(result), "per_million": result.per_million})
     if result.differences:
         raise click.exceptions.Exit(2)
 

@@ -20,16 +20,20 @@ MOST_SHOWN = 20
 def check_history(files: tuple[Path, ...], l1_for: float, strict: bool) -> None:
     """Compare each read recorded in FILES with the invalidations acknowledged before it began.
 
-    FILES are JSON lines, together one history.  Status 2 if a read was too old, 1 if a line is bad.
+    FILES are JSON lines, together one history.  The latest are shown first.  Status 2 if a read was too old, 1 if a line
+    is bad.
     """
     history = History(files, is_strict=strict)
     found = [stale for stale in check(history) if stale.read.tier != "l1" or stale.late > l1_for]
     counts = Counter(type(each) for each in history)
     for reason in history.bad:
         click.echo(reason, err=True)
-    for stale in found[:MOST_SHOWN]:
+    for stale in sorted(found, key=lambda each: -each.late)[:MOST_SHOWN]:
         click.echo(str(stale))
     click.echo(f"{counts[Read]:,} reads, {counts[Invalidate]:,} invalidations: {len(found):,} reads were too old")
+    if found and all(stale.read.tier == "l1" for stale in found):
+        latest = max(stale.late for stale in found)
+        click.echo(f"All were from processes' own memory, at most {latest:.6f} s late; --l1-for says what is allowed")
     if found:
         raise click.exceptions.Exit(2)
     if history.bad:

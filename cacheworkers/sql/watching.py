@@ -73,7 +73,12 @@ class Watching:
 
     def drain(self, engine: Engine | None) -> int:
         """Deliver what the outbox still holds; see `Cache.drain`."""
-        return drain_outbox(self._ports, self.outbox, self._known(engine, "drain"))
+        known = self._known(engine, "drain")
+        try:
+            return drain_outbox(self._ports, self.outbox, known)
+        except SQLAlchemyError as error:
+            reason = str(getattr(error, "orig", error)).partition("\n")[0]
+            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be drained: {reason}") from error
 
     @property
     def is_any(self) -> bool:

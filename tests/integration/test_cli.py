@@ -202,9 +202,22 @@ def test_it_inspects_and_sweeps(cli: Run, warm: None) -> None:
     assert "members" in parsed(cli("--json", "sweep"))
 
 
+def test_the_meter_says_how_many_in_a_million(cli: Run, warm: None) -> None:
+    assert parsed(cli("--json", "inspect", "--sample", "5", "--rate", "10000"))["per_million"] == 0.0
+
+
+def test_help_needs_no_cache(cli: Run) -> None:
+    for words in (("inspect", "--help"), ("drain", "-h")):
+        done = cli(*words, app="")
+        assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "app", "message"),
     [
+        (("inspect", "--rate", "0"), "shop:cache", "rate must be more than 0 loads a second, got 0.0"),
+        (("inspect", "--sample", "0"), "shop:cache", "sample must be at least 1 entry, got 0"),
+        (("inspect", "--grace", "-1"), "shop:cache", "grace must be 0 seconds or more, got -1.0"),
         (("explain", "nobody[1]"), "shop:cache", "declared are number"),
         (("explain", "number[1]"), "nowhere:cache", "No module named 'nowhere'"),
         (("explain", "number[1]"), "shop:wrong", "is a int"),

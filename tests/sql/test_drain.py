@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from cacheworkers import Cache, Config, ConfigError, StoreError, UnwatchedWrite
+from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError, UnwatchedWrite
 from cacheworkers.sql.outbox import TRIGGER
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -172,6 +172,13 @@ def test_lag_is_the_age_of_the_oldest_row_that_waits(shop: Shop) -> None:
 def test_a_drain_without_an_engine_says_so(make_cache: Any) -> None:
     with pytest.raises(ConfigError, match="engine"):
         make_cache().drain()
+
+
+def test_a_drain_of_a_database_without_an_outbox_says_so(shop: Shop) -> None:
+    shop.cache.outbox.metadata.drop_all(shop.engine)
+
+    with pytest.raises(OutboxUnavailable, match=r"cannot be drained.*cacheworkers_outbox"):
+        shop.cache.drain()
 
 
 # -- triggers

@@ -130,6 +130,7 @@ def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
 
     assert [done.returncode for done in (found, late, spared)] == [2, 2, 0]
     assert "a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged" in found.stdout
+    assert "own memory, at most 3.000000 s late; --l1-for" in late.stdout and "own memory" not in found.stdout
 
 
 def test_the_command_names_bad_lines(tmp_path: Path) -> None:
