@@ -20,8 +20,8 @@ MOST_SHOWN = 20
 def check_history(files: tuple[Path, ...], l1_for: float, strict: bool) -> None:
     """Compare each read recorded in FILES with the invalidations acknowledged before it began.
 
-    FILES are JSON lines, together one history.  The latest are shown first.  Status 2 if a read was too old, 1 if a line
-    is bad.
+    FILES are JSON lines, together one history.  The latest are shown first.  Status 2 if a read was too old, 1 if a
+    line is bad.
     """
     history = History(files, is_strict=strict)
     found = [stale for stale in check(history) if stale.read.tier != "l1" or stale.late > l1_for]
