@@ -9,6 +9,7 @@ and both for the last of the processes.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import multiprocessing
 import os
 import statistics
@@ -48,20 +49,26 @@ def watch_all(stop: Any, reports: Any, pause: float) -> None:
     """Read every price from memory again and again; report when each was last seen old, and first new."""
     from benchmarks.shop import near
 
-    known = {key: near.get(key) for key in range(1, PRICES + 1)}
-    last = dict.fromkeys(known, time.monotonic())
-    sightings = []
-    reports.put("ready")
-    while not stop.is_set():
-        for key, old in known.items():
-            value = near.get(key)
+    sightings: list[tuple[int, int, float, float]] = []
+
+    async def one(key: int) -> None:
+        known, last = await near.aget(key), time.monotonic()
+        while not stop.is_set():
+            value = await near.aget(key)  # a task a price: who waits for one still sees the others
             now = time.monotonic()
-            if value != old:
-                sightings.append(Sighting(key, value, now, last[key]))
-                known[key] = value
-            last[key] = now
-        time.sleep(pause)
-    reports.put([tuple(each) for each in sightings])
+            if value != known:
+                sightings.append((key, value, now, last))
+                known = value
+            last = now
+            await asyncio.sleep(pause)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(near.aget(key) for key in range(1, PRICES + 1)))
+        reports.put("ready")
+        await asyncio.gather(*(one(key) for key in range(1, PRICES + 1)))
+
+    asyncio.run(all_of_them())
+    reports.put(sightings)
 
 
 def changes(count: int) -> tuple[int, list[float]]:
@@ -159,7 +166,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=1000)
     parser.add_argument("--rate", type=float, help="changes a second, by a watched session, read from memory")
     parser.add_argument("--processes", type=int, default=4, help="that read; with --rate")
-    parser.add_argument("--pause", type=float, default=0.002, help="seconds they rest after each round; with --rate")
+    parser.add_argument("--pause", type=float, default=0.003, help="seconds between two reads of a price; with --rate")
     options = parser.parse_args()
     if options.rate is None:
         old, late = changes(options.changes)
