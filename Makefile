@@ -38,6 +38,9 @@ format: .venv/.ready  ## Format the code.
 docs: .venv-docs/.ready  ## Build the documentation into docs/_build; a warning is an error.
 	PYTHONPATH=. .venv-docs/bin/python -m sphinx --fail-on-warning --quiet --fresh-env --write-all -b dirhtml docs docs/_build
 
+.PHONY: check
+check: test docs  ## All that a change has to pass: the suite, and the documentation built.
+
 clean:  ## Remove what the targets made.
 	rm -rf .venv .venv-docs docs/_build .data .pytest_cache .mypy_cache .ruff_cache
 

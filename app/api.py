@@ -68,7 +68,7 @@ async def _answer(method: str, path: str, scope: dict[str, Any], receive: Receiv
         case ["categories", number]:
             _only(_READS, method)
             category = _number("category id", number)
-            page = _number("page", parse_qs(scope["query_string"].decode()).get("page", ["1"])[-1])
+            page = _number("page", parse_qs(scope["query_string"].decode("latin-1")).get("page", ["1"])[-1])
             return await respond(scope, shop.category_page.aread_json, category, page)
         case ["deals"]:
             _only(_READS, method)

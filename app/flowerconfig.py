@@ -12,6 +12,8 @@ if not os.environ.get("FLOWER_BASIC_AUTH", "").partition(":")[2]:
 
 #: A task's arguments are its calls, `product[42] +17`: what an operator looks for.
 tasks_columns = "name,args,state,received,runtime,worker"
+#: How long workers may take to say what they are and consume, milliseconds; one that is late is unknown.
+inspect_timeout = 2_000.0
 #: Oldest first out of memory.
 max_tasks = 10_000
 #: Workers that were scaled away go from the list after so many seconds.

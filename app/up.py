@@ -36,6 +36,8 @@ READY_WITHIN = 60.0
 #: By what a process says that it is ready: the path it answers, or words in its log.
 READY_PATHS = {"web": "/health", "page": "/health", "exporter": "/metrics", "flower": "/healthcheck"}
 READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting", "drain": "draining"}
+#: What starts when all else is ready: Flower asks workers once, at its start, for the queues that they consume.
+LAST = {"flower"}
 #: What is started again when it is killed.
 RESTARTED = {"miss", "rest"}
 
@@ -170,11 +172,13 @@ async def _bring_up(
     """Prepare the data, start every process, wait until all are ready, and warm what is read most."""
     if options.prepare:
         await supervisor.finish("prepare", options.prepare)
-    children = [
-        await supervisor.start(name, command, needle=READY_WORDS.get(name), restarts=name in RESTARTED)
-        for name, command in commands.items()
-    ]
-    await asyncio.gather(*(_until_ready(child, here) for child in children))
+    for names in (commands.keys() - LAST, commands.keys() & LAST):
+        children = [
+            await supervisor.start(name, command, needle=READY_WORDS.get(name), restarts=name in RESTARTED)
+            for name, command in commands.items()
+            if name in names
+        ]
+        await asyncio.gather(*(_until_ready(child, here) for child in children))
     if "web" in commands and options.warm:
         paths = [f"/products/{number}" for number in range(1, options.warm + 1)]
         answers = [await _status(here.web + path) for path in paths]

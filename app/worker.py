@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from app.shop import cache
 from app.shop import celery as app
 from cacheworkers.ops.doctor import log_when_workers_start
+from cacheworkers.ops.metrics import serve_when_workers_start
 
 log_when_workers_start(cache)
+if "OWN_METRICS_PORT" in os.environ:  # where no exporter sees this process's files: in a container of its own
+    serve_when_workers_start(cache, int(os.environ["OWN_METRICS_PORT"]), os.environ.get("HOST", "127.0.0.1"))
 
 __all__ = ["app"]

@@ -20,11 +20,11 @@ import msgspec
 
 from benchmarks.report import markdown, progress
 from cacheworkers import Cache, Config, Load
+from cacheworkers.core.driver import run
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import pack
-from cacheworkers.flows.driver import run
 from cacheworkers.flows.invalidate import invalidate_calls
-from cacheworkers.store.link import Request
+from cacheworkers.store.request import Request
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -68,7 +68,7 @@ def write(cache: Cache, calls: list[str]) -> None:
     """Store entries as workers would, without their leases."""
     link, keys, now = cache._ports.store.link, cache._ports.store.keys, time.time()
     ends = (now, now + 3600, now + 3600, now + 3600, 0.0)
-    blank = Entry("", (), b"7", *ends, 0.0, 0, b"12345678")
+    blank = Entry("", (), b"7", *ends, 0.0, 0, b"12345678", b"12345678")
     requests = [
         Request(("SET", keys.entry(call), pack(msgspec.structs.replace(blank, call=call)), "EX", 3600))
         for call in calls

@@ -154,7 +154,7 @@ def find_the_hottest(url: str, reads: int, distinct: int, skew: float, entry: En
         rows.append((f"Zipf {skew:g}: of the true top {most} found", f"{there}"))
     client = redis.Redis.from_url(url)
     key = caches[0]._ports.store.keys.heat("product")
-    kept, kept_bytes = client.zcard(key), client.memory_usage(key, samples=0)
+    kept, kept_bytes = client.zcard(key), client.memory_usage(key, samples=0) or 0
     most_counted = max(reader.most for reader in readers)
     rows += [
         (
@@ -174,7 +174,7 @@ def find_the_hottest(url: str, reads: int, distinct: int, skew: float, entry: En
 def declared(url: str, namespace: str) -> tuple[Cache, Any]:
     """Return a cache that tells when it is told to, and its loader."""
     cache = Cache(Config(redis_url=url, namespace=namespace, store_timeout=5.0))
-    cache._teller.close()
+    cache._process._teller.close()
 
     @cache.loader(fresh_for=3600, early=0)
     def product(load: Load, number: int) -> int:
@@ -193,7 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.reads, options.calls, options.skews = 1_000_000, 100_000, [1.0]
-    entry = Entry("", (), b'{"id":1}', 0.0, 1e12, 1e12, 1e12, 0.0, 0.0, 0, b"12345678")
+    entry = Entry("", (), b'{"id":1}', 0.0, 1e12, 1e12, 1e12, 0.0, 0.0, 0, b"12345678", b"12345678")
     with Valkey() as valkey:
         cache, product = declared(valkey.url, "cost")
         product.get(42)

@@ -23,7 +23,7 @@ def rows_of(trace: Trace, sizes: list[int]) -> list[tuple[str, ...]]:
     """Return a row a size; the last is the first that has room for everything."""
     reads, distinct = len(trace.keys), len(trace.counts)
     ideal = 1 - distinct / reads
-    rows = []
+    rows: list[tuple[str, ...]] = []
     with progress() as bar:
         for size in bar.track(sizes, description=trace.name):
             began = time.process_time()

@@ -13,6 +13,7 @@ A hot key is one of the `--hot` most read.  Its periods are those that a perfect
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import math
 import multiprocessing
@@ -42,6 +43,7 @@ HEADS = (
     "waits % all",
     "waits % hot",
     "loads",
+    "queries",
     "loads per hot key and period",
     "most loads at once",
     "loads in vain",
@@ -54,6 +56,8 @@ class Way:
 
     Attributes:
         is_plain: every reader that misses loads for itself.
+        is_batch: the loader loads many keys with one query.
+        periods: `warm_for` as a multiple of `fresh_for`.
         policy, config: what differs from the library's defaults.
     """
 
@@ -61,6 +65,8 @@ class Way:
     policy: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     is_plain: bool = False
+    is_batch: bool = False
+    periods: float | None = None
 
 
 OFF = {"stale_for": 0.0, "early": 0.0}
@@ -78,19 +84,17 @@ WAYS = (
 )
 
 
-def kept_warm(most: int) -> dict[str, int]:
-    """Return settings that keep so many calls warm, with the default's proportions."""
-    return {"warm_most": most, "heat_told": most, "heat_kept": 4 * most}
-
-
 DEFAULTS = (
     Way("the defaults"),
-    *(Way(f"early {beta:g}", {"early": beta}) for beta in (0.0, 3.0, 10.0)),
-    *(Way(f"warm_every {every:g}", {}, {"warm_every": every}) for every in (1.0, 2.0, 10.0)),
-    *(Way(f"warm_least {least:g}", {}, {"warm_least": least}) for least in (1.0, 10.0)),
-    Way("heat_half_life 300", {}, {"heat_half_life": 300.0}),
-    *(Way(f"warm_most {most:,}", {}, kept_warm(most)) for most in (2000, 10_000)),
-    Way("warm_most 40,000, half-life 600", {}, {**kept_warm(40_000), "heat_half_life": 600.0, "warm_least": 0.5}),
+    Way("the defaults, a batch loader", is_batch=True),
+    Way("no warming", {"warm_for": 0.0}),
+    Way("no warming, a batch loader", {"warm_for": 0.0}, is_batch=True),
+    Way("only what is read again and again", {"warm_for": 0.001}),
+    *(Way(f"warm_for {periods:g} x fresh_for", periods=periods) for periods in (0.5, 1.0, 2.0, 6.0)),
+    *(Way(f"warm_every {every:g}", {}, {"warm_every": every}) for every in (1.0, 5.0, 10.0)),
+    *(Way(f"warm_rate {rate:g}", {}, {"warm_rate": rate}) for rate in (50.0, 1000.0)),
+    Way("heat_kept 20,000", {}, {"heat_kept": 20_000}),
+    *(Way(f"early {beta:g}", {"early": beta}) for beta in (0.0, 10.0)),
     Way("jitter 0", {"jitter": 0.0}),
 )
 
@@ -164,6 +168,7 @@ class Outcome:
     waits: float
     waits_hot: float
     loads: int
+    queries: int
     loads_per_period: float
     most_at_once: int
     in_vain: int
@@ -171,7 +176,13 @@ class Outcome:
     def row(self) -> tuple[str, ...]:
         """Return it as text."""
         shares = (f"{share:.3f}" for share in (self.stale, self.stale_hot, self.waits, self.waits_hot))
-        rest = (f"{self.loads:,}", f"{self.loads_per_period:.2f}", f"{self.most_at_once:,}", f"{self.in_vain:,}")
+        rest = (
+            f"{self.loads:,}",
+            f"{self.queries:,}",
+            f"{self.loads_per_period:.3f}",
+            f"{self.most_at_once:,}",
+            f"{self.in_vain:,}",
+        )
         return (self.way, *shares, *rest)
 
 
@@ -182,25 +193,32 @@ class Replay:
         self.scene = scene
         self.way = way
         policy = {"fresh_for": scene.fresh_for, "stale_for": scene.stale_for, "error_for": 0.0, **way.policy}
+        if way.periods is not None:
+            policy["warm_for"] = way.periods * scene.fresh_for
         cache = Cache(Config(**way.config))
 
         @cache.loader(**policy)
         def product(load: Load, number: int) -> int:
             return number
 
-        self.spec: LoaderSpec = product._spec
+        @cache.batch_loader(**policy)
+        def products(load: Load, numbers: list[int]) -> dict[int, int]:
+            return dict(zip(numbers, numbers, strict=True))
+
+        self.spec: LoaderSpec = products._spec if way.is_batch else product._spec
         self.config = cache.config
         self.calls: dict[int, Call] = {key: self.spec.signature.bind((key,), {}) for key in scene.trace.counts}
         self.hot = frozenset(scene.trace.hottest(scene.hot))
         self.rest, self.of_hot = Tally(), Tally()
-        self.periods = 0
+        self.periods = 0.0
+        self.ends_at = BEGIN
         self.world = World(scene.seed + 2, load_time)
 
     def play(self) -> Outcome:
         """Replay, and return what it came to."""
         in_vain = self._play_plain() if self.way.is_plain else self._play()
         loads = self.world.loads
-        hot_loads = sum(loads[self.calls[key].text] for key in self.hot)
+        hot_loads = sum(self._loads_of(self.calls[key].text) for key in self.hot)
         rest, hot = self.rest, self.of_hot
         return Outcome(
             self.way.name,
@@ -209,10 +227,16 @@ class Replay:
             share(rest.waits + hot.waits + rest.errors + hot.errors, rest.reads + hot.reads),
             share(hot.waits + hot.errors, hot.reads),
             loads.total(),
+            self.world.queries,
             hot_loads / self.periods,
             self.world.most_loading,
             in_vain,
         )
+
+    def _loads_of(self, call: str) -> float:
+        """Return how many loads a call had, the last one as far as it was of use before the end."""
+        since = self.ends_at - self.world.last_loads.get(call, self.ends_at)
+        return self.world.loads[call] - 1 + min(1.0, since / self.scene.fresh_for)
 
     def _play(self) -> int:
         """Replay with the library's flows; how many loads stored nothing."""
@@ -279,6 +303,9 @@ class Replay:
         changes = scene.changes()
         write_in = next(changes)
         for number, (now, at, key) in enumerate(scene.arrivals()):
+            if number % TOLD_EVERY == 0:
+                with _replayed.get_lock():
+                    _replayed.value += TOLD_EVERY
             write_in -= 1
             if not write_in:
                 changed = keys[max(0, number - next(changes))]
@@ -297,6 +324,9 @@ class Replay:
                     self.periods += 1
             tally.reads += 1
             yield now, at, key, tally
+        self.ends_at = now
+        # A period that has not ended counts as far as it has gone.
+        self.periods -= sum(max(0.0, end - now) / fresh_for for end in ends.values())
 
 
 def load_time(chance: random.Random) -> float:
@@ -311,6 +341,10 @@ def share(part: int, whole: int) -> float:
 
 #: Set before the pool forks, so that the traces are shared and not sent.
 _scenes: list[Scene] = []
+#: Reads that have been replayed, in all processes together.
+_replayed = multiprocessing.get_context("fork").Value("q")
+#: ... are told after so many.
+TOLD_EVERY = 20_000
 
 
 def _play(job: tuple[int, Way]) -> tuple[int, Outcome]:
@@ -324,10 +358,13 @@ def play_all(scenes: Iterable[Scene], ways: Iterable[Way], jobs: int) -> list[li
     work = [(at, way) for at in range(len(_scenes)) for way in ways]
     outcomes: dict[tuple[int, str], Outcome] = {}
     with multiprocessing.get_context("fork").Pool(jobs) as pool, report.progress() as bar:
-        task = bar.add_task("replays", total=len(work))
-        for at, outcome in pool.imap_unordered(_play, work):
-            outcomes[at, outcome.way] = outcome
-            bar.advance(task)
+        task = bar.add_task("reads", total=sum(len(_scenes[at].trace.keys) for at, _ in work))
+        played = pool.imap_unordered(_play, work)
+        while len(outcomes) < len(work):
+            with contextlib.suppress(multiprocessing.TimeoutError):
+                at, outcome = played.next(1.0)
+                outcomes[at, outcome.way] = outcome
+            bar.update(task, completed=_replayed.value)
     return [[outcomes[at, way.name] for at2, way in work if at2 == at] for at in range(len(_scenes))]
 
 
@@ -380,7 +417,7 @@ def main() -> None:
     if options.write_to:
         name = "simulation_defaults" if options.defaults else "simulation"
         options.write_to.mkdir(parents=True, exist_ok=True)
-        (options.write_to / f"{name}.md").write_text(text)
+        (options.write_to / f"{name}.md").write_text(f"# What keeps readers from stale entries and waits\n\n{text}")
         pictures = [report.table(title, HEADS, rows) for title, rows in tables]
         report.write_picture(options.write_to / f"{name}.svg", "python -m benchmarks.simulation", pictures)
 

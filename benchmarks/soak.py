@@ -142,7 +142,7 @@ def drain() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         mark(*args)
 
-    cache.outbox.delivered = die_or_mark  # type: ignore[method-assign]  # as only a process of its own can be treated
+    cache.outbox.delivered = die_or_mark  # type: ignore[assignment, method-assign]  # as only a process of its own can be treated
     cache.drain_until(threading.Event())
 
 

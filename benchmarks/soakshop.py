@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from typing import Any
 
 from celery import Celery
 from sqlalchemy import create_engine
@@ -60,7 +61,7 @@ def find(load: Load, number: int) -> int:
     return amount
 
 
-options = {"tags": ("price:{number}",), "fresh_for": 5.0, "stale_for": 0.0, "load_for": LOAD_FOR, "wait_for": 3.0}
+options: Any = {"tags": ("price:{number}",), "fresh_for": 5.0, "stale_for": 0.0, "load_for": LOAD_FOR, "wait_for": 3.0}
 near = cache.loader(name="near", **options)(find)
 strict = cache.loader(name="strict", l1_for=0.0, **options)(find)
 

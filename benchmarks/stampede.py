@@ -210,7 +210,9 @@ def against(peer: str, readers: int, processes: int) -> tuple[int, int, float]:
 def beside_peers(readers: int, processes: int) -> list[tuple[str, ...]]:
     """Return a row for this library, and one for each peer that is installed."""
     [(loads, served_, took)] = rounds(readers, processes, 1)
-    rows = [("cacheworkers", "Celery workers load, tasks", f"{loads}", f"{served_:,}", f"{took:.2f} s")]
+    rows: list[tuple[str, ...]] = [
+        ("cacheworkers", "Celery workers load, tasks", f"{loads}", f"{served_:,}", f"{took:.2f} s")
+    ]
     for peer, (how, _) in PEERS.items():
         try:
             name = f"{peer} {importlib.metadata.version(peer)}"

@@ -99,7 +99,7 @@ def readers(url: str, cache: Cache) -> dict[str, Callable[[int], Any]]:
     far.get_many(range(KEYS))
     near.get_many(range(KEYS))
     wait_until(lambda: near.get_many(range(KEYS)) and all(near.read(number).tier == "l1" for number in range(KEYS)))
-    client = redis.Redis.from_url(url)
+    client: Any = redis.Redis.from_url(url)
     decode = msgspec.json.Decoder(Product).decode
     for number in range(KEYS):
         client.set(f"bare{number}", msgspec.json.encode(product_of(number)))

@@ -7,28 +7,32 @@ in `cacheworkers/store/lua` do.  Reading and writing the store takes no time; a 
 
 from __future__ import annotations
 
+import bisect
+import functools
 import heapq
 import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.heat import read_at_of
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Loaded
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.invalidate import invalidate_calls
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports
 from cacheworkers.flows.wait import Wait
-from cacheworkers.flows.warm import tell_heat, warm_hot
+from cacheworkers.flows.warm import Queued, tell_heat, warm_round
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.l1 import L1, MISSING
 from cacheworkers.local.waiters import Waiter, Waiters
@@ -48,7 +52,8 @@ class World:
     Attributes:
         now: seconds.
         loading, most_loading: loads under way, and the most of them at once.
-        loads: call -> how many loads have begun.
+        loads: call -> how many loads have begun; `last_loads`: when the last of them did.
+        queries: how many times a loader was called; a batch loader loads many with one.
     """
 
     def __init__(self, seed: int, load_time: Callable[[random.Random], float]) -> None:
@@ -56,6 +61,8 @@ class World:
         self.chance = random.Random(seed)
         self.loading = self.most_loading = 0
         self.loads: Counter[str] = Counter()
+        self.last_loads: dict[str, float] = {}
+        self.queries = 0
         self._load_time = load_time
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, Callable[[], object]]] = []
@@ -84,6 +91,8 @@ class World:
     def load(self, calls: Sequence[str], done: Callable[[], object]) -> None:
         """Begin a load, and say when it is done."""
         self.loads.update(calls)
+        self.last_loads.update(dict.fromkeys(calls, self.now))
+        self.queries += 1
         self.loading += 1
         self.most_loading = max(self.most_loading, self.loading)
 
@@ -159,6 +168,9 @@ class _Done:
     def run(self) -> Any:
         return self.result
 
+    async def arun(self) -> Any:
+        return self.result
+
 
 @dataclass(slots=True)
 class _Lease:
@@ -178,7 +190,8 @@ class VirtualStore:
         self._leases: dict[str, _Lease] = {}
         self._seq = 0
         self._heat: dict[str, float] = {}
-        self._halved_at = world.now
+        self._ranked: list[tuple[str, float]] = []
+        self._heat_most = 0
 
     def raw(self, call: str) -> bytes | None:
         """Return the envelope that is there."""
@@ -190,6 +203,8 @@ class VirtualStore:
 
     def get_many(self, calls: Sequence[str]) -> _Done:
         return _Done([self.raw(call) for call in calls])
+
+    heads = get_many
 
     def claim(
         self, call: str, token: str, *, lease_for: float, seen: bytes, expected: str = "", heeds_backoff: bool = True
@@ -272,19 +287,19 @@ class VirtualStore:
         return _Done(len(there))
 
     def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> _Done:
-        heat, halves = self._heat, int((self._world.now - self._halved_at) / half_life)
-        if halves:
-            heat = {call: count * 0.5**halves for call, count in heat.items() if count * 0.5**halves >= 0.5}
-            self._halved_at += halves * half_life
+        heat, now = self._heat, self._world.now
         for call, count in reads:
-            heat[call] = heat.get(call, 0.0) + count
-        if len(heat) > most:
-            heat = dict(heapq.nlargest(most, heat.items(), key=lambda item: item[1]))
-        self._heat = heat
-        return _Done(len(heat))
+            heat[call] = read_at_of(heat.get(call), count, now, half_life)
+        if len(heat) > 1.1 * most:
+            self._heat = dict(sorted(heat.items(), key=itemgetter(1), reverse=True)[:most])
+        self._ranked, self._heat_most = [], most
+        return _Done(len(self._heat))
 
-    def heat(self, loader: str, most: int) -> _Done:
-        return _Done(heapq.nlargest(most, self._heat.items(), key=lambda item: item[1]))
+    def heat(self, loader: str, first: int, most: int, since: float) -> _Done:
+        if not self._ranked:
+            self._ranked = sorted(self._heat.items(), key=itemgetter(1), reverse=True)[: self._heat_most]
+        end = bisect.bisect_right(self._ranked, -since, key=lambda item: -item[1])
+        return _Done(self._ranked[first : min(first + most, end)])
 
 
 class _Clock:
@@ -325,39 +340,46 @@ class Workers:
     ports: Any = None
 
     def __post_init__(self) -> None:
-        self._queues: dict[str, deque[Ask]] = {name: deque() for name in ("miss", "revalidate", "warm")}
+        self._queues: dict[str, deque[list[Ask]]] = {name: deque() for name in ("miss", "revalidate", "warm")}
         self._busy: Counter[str] = Counter()
 
     def submit(self, ask: Ask) -> bool:
         """Take an ask."""
-        self._queues[ask.queue].append(ask)
-        self.world.at(self.world.now + MESSAGE, lambda: self._work(ask.queue))
-        return True
+        return self.submit_all([ask]) == 1
 
     def submit_all(self, asks: Sequence[Ask]) -> int:
-        """Take asks together."""
-        return sum(self.submit(ask) for ask in asks)
+        """Take asks together: of a batch loader they are one message, of another one each."""
+        size = len(asks) if self.spec.is_batch else 1
+        for start in range(0, len(asks), max(1, size)):
+            group = list(asks[start : start + size])
+            self._queues[group[0].queue].append(group)
+            self.world.at(self.world.now + MESSAGE, functools.partial(self._work, group[0].queue))
+        return len(asks)
+
+    def queued(self) -> Queued:
+        """Return how many asks no worker has taken; those under way from a queue without limit are none."""
+        return Queued(len(self._queues["miss"]), len(self._queues["warm"]))
 
     def note(self, event: Any) -> None:
         """Take an event."""
         if isinstance(event, Loaded):
             self.outcomes[event.outcome] += 1
 
-    def step(self, loader: LoaderSpec, loading: Loading) -> _Load:
+    def step(self, loader: LoaderSpec, loading: Loading) -> Any:
         """Return the step that loads: this is a runner, too."""
         return _Load([call.text for call in loading.calls])
 
     def _work(self, queue: str) -> None:
         if not self._queues[queue] or (self.most and self._busy[queue] >= self.most):
             return
-        ask = self._queues[queue].popleft()
+        group = self._queues[queue].popleft()
         self._busy[queue] += 1
 
         def done(result: Any) -> None:
             self._busy[queue] -= 1
             self._work(queue)
 
-        self.world.drive(load(self.ports, self.spec, [ask], self), done)
+        self.world.drive(load(self.ports, self.spec, group, self), done)
 
 
 class Process:
@@ -366,6 +388,7 @@ class Process:
     def __init__(self, world: World, store: VirtualStore, workers: Workers, spec: LoaderSpec, config: Config) -> None:
         self.world = world
         self.store = store
+        self.workers = workers
         self.spec = spec
         gate = Gate()
         gate.heard(float("inf"))
@@ -379,8 +402,8 @@ class Process:
             l1=self.l1,
             waiters=self.waiters,
             dispatcher=workers,  # type: ignore[arg-type]
-            reader=workers,  # type: ignore[arg-type]
-            worker=workers,  # type: ignore[arg-type]
+            reader=workers,
+            worker=workers,
             emit=workers.note,
             release_soon=self._release,
             chance=world.chance.random,
@@ -396,7 +419,7 @@ class Process:
             raw = self.store.raw(text)
             is_known_missing = raw is None
             if raw is not None:
-                found = reading.fresh_hit(self.ports, self.spec, call, raw, 0, _not_decoded)
+                found = reading.fresh_hit(self.ports, self.spec, text, raw, 0, _not_decoded)
                 if found is not None:
                     entry, _, _, until = found
                     self.l1.fill(text, entry=entry, value=MISSING, until=until, guard=guard)
@@ -421,7 +444,8 @@ class Process:
 
     def warm(self) -> None:
         """Do one round of warming, as beat has it done."""
-        self.world.drive(warm_hot(self.ports, self.spec), _nothing)
+        loaders = {self.spec.name: self.spec}
+        self.world.drive(warm_round(self.ports, loaders, lambda: _Done(self.workers.queued())), _nothing)
 
     def hear(self, call: str) -> None:
         """Take a push."""
@@ -460,7 +484,8 @@ class System:
         crew.ports = upkeep.ports
 
         def changed(call: str) -> None:
-            world.at(world.now + PUSH, lambda: [process.hear(call) for process in crowd])
+            for process in crowd:
+                world.at(world.now + PUSH, functools.partial(process.hear, call))
 
         store.changed = changed
         if config.warm_every:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
+from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.declare import DeclareBatchLoader, Declared, DeclareLoader
 from cacheworkers.errors import CallError, ConfigError
 from cacheworkers.events import Hook, MalformedTask, Swept, UnknownTask
-from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
@@ -22,8 +22,7 @@ from cacheworkers.flows.ports import Ask, LoaderSpec
 from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.sweep import sweep
-from cacheworkers.flows.wait import Pause
-from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_hot
+from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_round
 from cacheworkers.flows.warm_up import WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.process import Process
@@ -224,6 +223,7 @@ class Cache:
 
         Raises:
             ConfigError: there is no engine to be had.
+            OutboxUnavailable: the database does not answer, or has no outbox.
             InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
             OutboxUnavailable: the database does not answer, or has no outbox.
         """
@@ -363,7 +363,7 @@ class Cache:
             loader: its name.
             calls: texts, as `call` returns them.
             max_rate: most calls a second; without it, as many as do no harm.
-            at_once: most calls under way; None takes four batches.
+            at_once: most calls under way; None takes `Config.warm_at_once`.
             until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
             progress: called many times a second with how far it is.
 
@@ -407,11 +407,11 @@ class Cache:
 
     def warm(self) -> dict[str, Warming]:
         """Have workers revalidate hot entries that go stale soon; loader -> what was done.  Beat calls it."""
-        return {name: run(warm_hot(self._ports, spec)) for name, spec in list(self._loaders.items())}
+        return run(self._warm_round())
 
     async def awarm(self) -> dict[str, Warming]:
         """Have workers revalidate hot entries that go stale soon; see `warm`."""
-        return {name: await arun(warm_hot(self._ports, spec)) for name, spec in list(self._loaders.items())}
+        return await arun(self._warm_round())
 
     def tell_heat(self) -> int:
         """Add what this process has read to the store's heat; how many calls.  A thread does it by itself."""
@@ -491,6 +491,9 @@ class Cache:
     def _drain_if_watching(self) -> None:
         self._watching.drain_if_watching()
 
+    def _warm_round(self) -> Flow[dict[str, Warming]]:
+        return warm_round(self._ports, dict(self._loaders), self._process.queued)
+
     def _warming(self, loader: str, keys: Iterable[Any]) -> Flow[Warming]:
         spec = self._loaders.named(loader)
         calls = list(dict.fromkeys(spec.signature.bind((key,), {}).text for key in keys))
@@ -505,7 +508,7 @@ class Cache:
         until: float,
         progress: Callable[[WarmUp], None] | None,
     ) -> Flow[WarmUp]:
-        at_once = 4 * self.config.batch_size if at_once is None else at_once
+        at_once = self.config.warm_at_once if at_once is None else at_once
         if not max_rate > 0:
             raise ConfigError(f"max_rate must be more than 0 calls a second, got {max_rate!r}")
         if at_once < 1:
@@ -522,7 +525,7 @@ class Cache:
             at_once=at_once,
             until=until,
             pause=Pause,
-            misses=self._process.misses,
+            queued=self._process.queued,
             progress=progress or (lambda state: None),
         )
 

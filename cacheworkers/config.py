@@ -27,11 +27,13 @@ class Config:
             `cluster://host:port`.
         namespace: first part of every key in Redis; two namespaces never meet.
         store_timeout: how long one call to the store may take, and a connection to it.
+        spin_for: how long a thread polls for the store's reply before it sleeps for it, at most a millisecond; 0 never
+            polls.  Less often, down to next to never, where that is in vain: the store is far, or cores are shared.
         replicas: how many replicas of each master must have an invalidation before it is acknowledged, and an entry's
             tags before it is written; 0 waits for none.  Fewer in time: neither happens.
         breaker_for: after a failed call, how long the store is not asked again.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
-        l1_bytes: most bytes of payloads kept there.
+        l1_bytes: most bytes kept there, about: payloads, decoded values that callers share, 1,000 an entry.
         l1_for: how long L1 may answer since the listener last proved that it hears invalidations.
         l1_on_loss_for: how long L1 may answer while the store is gone.
         bulkhead: how many loads this process may run itself at once.
@@ -52,13 +54,16 @@ class Config:
             does not limit.
         sweep_every: how often beat sweeps tag sets.
         drain_every: how often beat delivers what the outbox still holds.
+        beat_lease_for: with several beats, of which one sends: how long after its end another takes over.
         heat_every: how often a process that reads tells the store what was read; 0 tells nothing.
         heat_told: most calls that a process tells of at once.
-        heat_kept: most calls whose heat is kept, of each loader.
+        heat_kept: most calls whose heat is kept, of each loader; what has none is not kept warm.
         heat_half_life: how long until a read counts half.
         warm_every: how often beat looks for hot entries that go stale soon; 0 never.
-        warm_most: most hot calls of each loader that are kept warm.
-        warm_least: least heat of a call that is kept warm.
+        warm_most: how many of the hottest calls of each loader are looked at in each round, and reloaded at once by
+            an invalidation that reloads; others are looked at in turns.
+        warm_rate: most calls a second that beat has loaded, of all loaders together.
+        warm_at_once: most calls that one round of warming, or one warm-up, has under way.
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
@@ -66,6 +71,7 @@ class Config:
     redis_url: str = "redis://127.0.0.1:6379/0"
     namespace: str = "cw"
     store_timeout: float = 0.25
+    spin_for: float = 30e-6
     replicas: int = 0
     breaker_for: float = 1.0
     l1_entries: int = 10_000
@@ -88,13 +94,15 @@ class Config:
     revalidate_rate: float = 500.0
     sweep_every: float = 60.0
     drain_every: float = 5.0
+    beat_lease_for: float = 10.0
     heat_every: float = 5.0
-    heat_told: int = 500
-    heat_kept: int = 2000
+    heat_told: int = 5000
+    heat_kept: int = 100_000
     heat_half_life: float = 60.0
-    warm_every: float = 5.0
+    warm_every: float = 2.0
     warm_most: int = 500
-    warm_least: float = 3.0
+    warm_rate: float = 300.0
+    warm_at_once: int = 600
     replay_for: float = 600.0
     allow_evicting_store: bool = False
 
@@ -107,15 +115,18 @@ class Config:
             "store_timeout",
             "sweep_every",
             "drain_every",
+            "beat_lease_for",
             "replay_for",
             "heat_half_life",
             "backoff_for",
             "backoff_most_for",
         ):
             duration(name, getattr(self, name), most=86400.0, positive=True)
-        for name in ("breaker_for", "l1_for", "l1_on_loss_for", "heat_every", "warm_every", "warm_least"):
+        for name in ("breaker_for", "l1_for", "l1_on_loss_for", "heat_every", "warm_every"):
             duration(name, getattr(self, name), most=86400.0)
+        duration("spin_for", self.spin_for, most=1e-3)
         duration("revalidate_rate", self.revalidate_rate, most=1e6, unit=" a second")
+        duration("warm_rate", self.warm_rate, most=1e6, unit=" a second")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -179,6 +190,7 @@ _LEAST = {
     "heat_told": 1,
     "heat_kept": 1,
     "warm_most": 0,
+    "warm_at_once": 1,
     "load_attempts": 1,
     "poison_after": 1,
 }

@@ -166,6 +166,14 @@ class Warmed(Event, frozen=True):
     fresh: int
     asked: int
     held: int
+    left: int = 0
+
+
+class WarmingHeldBack(Event, frozen=True):
+    """A round of warming asked for nothing: so many messages wait for workers in the miss and in the warm queue."""
+
+    misses: int
+    warm: int
 
 
 class Swept(Event, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -11,15 +12,15 @@ from cacheworkers import load as loads
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.codec import Codec
+from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.errors import StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
-from cacheworkers.flows.many import one_by_one, read_many
-from cacheworkers.flows.nested import nested
+from cacheworkers.flows.many import ManyWanted, one_by_one, read_many
+from cacheworkers.flows.nested import nested, nested_many
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.transaction import read_in_transaction
 from cacheworkers.flows.warm import Warming, warm
@@ -77,11 +78,11 @@ class Face(Generic[T]):
 
     # -- from arguments to a flow
 
-    def _slot(self, call: Call) -> Slot | None:
+    def _slot(self, text: str) -> Slot | None:
         """Return the L1 slot that may answer now."""
         if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
             return None
-        slot = self._ports.l1.get(call.text)
+        slot = self._ports.l1.get(text)
         if slot is None:
             return None
         now = monotonic()
@@ -175,6 +176,7 @@ class Face(Generic[T]):
         view = copy.copy(self)
         view._since = done.seq
         view._index = {}
+        view.__dict__.pop("_many_wanted", None)
         return view
 
     # -- shared by both faces of both kinds
@@ -233,7 +235,7 @@ class Face(Generic[T]):
         guard: int | None,
     ) -> Read | None:
         """Return what the store had, if it is fresh; kept in L1 under a guard that was taken before."""
-        found = reading.fresh_hit(self._ports, self._spec, call, raw, self._since, decode)
+        found = reading.fresh_hit(self._ports, self._spec, call.text, raw, self._since, decode)
         if found is None:
             return None
         entry, value, now, l1_until = found
@@ -242,12 +244,13 @@ class Face(Generic[T]):
             self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
         age = now - entry.created
         self._ports.heat.count(call.text)
-        self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
+        if self._ports.is_heard:
+            self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
         return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
 
     def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         if slot is not None:
             return self._value(slot)
         value: T = self._through_store(call, arguments, self._codec.decode).value
@@ -255,7 +258,7 @@ class Face(Generic[T]):
 
     async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         if slot is not None:
             return self._value(slot)
         value: T = (await self._athrough_store(call, arguments, self._codec.decode)).value
@@ -263,12 +266,12 @@ class Face(Generic[T]):
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         return self._read_slot(slot) if slot else self._through_store(call, arguments, self._codec.decode)
 
     async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         if slot is not None:
             return self._read_slot(slot)
         return await self._athrough_store(call, arguments, self._codec.decode)
@@ -295,17 +298,17 @@ class Face(Generic[T]):
 
     def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         return self._json_slot(slot) if slot else self._through_store(call, arguments, _as_is)
 
     async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, _as_is)
 
     def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
         payload: bytes = self._through_store(call, arguments, _as_is).value
@@ -313,7 +316,7 @@ class Face(Generic[T]):
 
     async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
         payload: bytes = (await self._athrough_store(call, arguments, _as_is)).value
@@ -328,16 +331,42 @@ class Face(Generic[T]):
         return invalidate_calls(self._ports, [call.text], "hard")
 
     def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
-        calls = {key: self._bind((key,), {}) for key in keys}
-        if dirty_here() is not None:
-            return one_by_one(calls, self._one)
-        return read_many(self._ports, self._spec, calls, self._one, self._codec.decode, self._since, self._slot_value)
+        texts = self._spec.signature.texts(keys)
+        unit, inside = dirty_here(), loads.current.get()
+        if unit is not None:
+            return one_by_one({key: self._one_key(key) for key in texts}, self._one)
+        if inside is not None:
+            return nested_many(
+                self._ports, self._spec, {key: self._one_key(key) for key in texts}, self._codec.decode, inside[1]
+            )
+        self._ports.listener.start()
+        return read_many(self._ports, self._spec, texts, self._many_wanted)
+
+    @functools.cached_property
+    def _many_wanted(self) -> ManyWanted:
+        """What reads of many want; made once, for it costs as much as some reads."""
+        return ManyWanted(
+            self._since,
+            self._codec.decode,
+            self._codec.decode_each,
+            self._one_key,
+            self._one,
+            self._slot_value if self._l1_for else None,
+            self._keep_key if self._l1_for else None,
+        )
+
+    def _one_key(self, key: Any) -> Call:
+        return self._bind((key,), {})
+
+    def _keep_key(self, key: Any, text: str, entry: Entry, value: Any, guard: int, until: float) -> None:
+        arguments = (key,)
+        self._keep(Call(text, arguments), arguments, self._codec.decode, entry, value, guard, until)
 
     def _one(self, call: Call) -> Flow[Read]:
         return self._flow(call, call.arguments, self._codec.decode)
 
-    def _slot_value(self, call: Call) -> tuple[bool, Any]:
-        slot = self._slot(call)
+    def _slot_value(self, text: str) -> tuple[bool, Any]:
+        slot = self._slot(text)
         return _NOT_HERE if slot is None else (True, self._value(slot))
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from cacheworkers.core.driver import arun, run
 from cacheworkers.core.read import Read
 from cacheworkers.face import Face
-from cacheworkers.flows.driver import arun, run
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.flows.warm import Warming, hot
 from cacheworkers.local.l1 import MISSING
@@ -69,7 +69,7 @@ class Loader(Face[T], Generic[P, T]):
                     value = slot.value
                     return self._value(slot) if value is MISSING else value
         call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call)
+        slot = self._slot(call.text)
         if slot is not None:
             return self._value(slot)
         found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value

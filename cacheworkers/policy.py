@@ -32,6 +32,8 @@ class Policy:
         jitter: share of `fresh_for` (0 to 0.5) by which each entry's life is shortened at random.
         l1_for: how long this process's memory may answer without proof that it is coherent; 0 keeps
             the loader out of L1; None takes `Config.l1_for`.
+        warm_for: how long after its last read an entry is kept warm by beat, one that is read often longer; 0 never;
+            None three times `fresh_for`.
         version: raise it when the value's shape or meaning changes; part of the call's text.
         hold_off_for: entries whose load began within this time of an invalidation of any of their tags are stored
             stale, for `stale_for`, so that a replica that lags no longer cannot keep an old row fresh; 0 for loads
@@ -48,14 +50,16 @@ class Policy:
     early: float = 1.0
     jitter: float = 0.05
     l1_for: float | None = None
+    warm_for: float | None = None
     version: int = 1
     hold_off_for: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("fresh_for", "stale_for", "error_for", "negative_for", "hold_off_for"):
             duration(name, getattr(self, name))
-        if self.l1_for is not None:
-            duration("l1_for", self.l1_for)
+        for name in ("l1_for", "warm_for"):
+            if getattr(self, name) is not None:
+                duration(name, getattr(self, name))
         duration("load_for", self.load_for, most=MAX_LOAD_FOR, positive=True)
         duration("wait_for", self.wait_for, most=MAX_LOAD_FOR)
         duration("early", self.early, most=100.0, unit="")
@@ -64,6 +68,11 @@ class Policy:
             raise ConfigError(f'on_timeout must be "load" or "raise", got {self.on_timeout!r}')
         if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
             raise ConfigError(f"version must be a whole number >= 1, got {self.version!r}")
+
+    @property
+    def kept_warm_for(self) -> float:
+        """How long after its last read an entry is kept warm, seconds."""
+        return 3 * self.fresh_for if self.warm_for is None else self.warm_for
 
     def replace(self, **changes: Any) -> Policy:
         """Return this policy with some fields changed, validated anew."""

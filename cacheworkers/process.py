@@ -13,12 +13,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
+from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, StoreBack, StoreLost, TicksMissed
-from cacheworkers.flows.driver import Step, run
 from cacheworkers.flows.ports import Ask, Dispatcher, Ports
-from cacheworkers.flows.warm import tell_heat
+from cacheworkers.flows.warm import Queued, tell_heat
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
@@ -110,6 +110,7 @@ class Process:
             worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, gate),
             emit=self.emit,
             release_soon=self.release_soon,
+            is_heard=hook is not None,
         )
         self.watching = Watching(ports, sessions)
         l1.on_gone = ports.heat.note_gone
@@ -129,6 +130,7 @@ class Process:
                 waited_for=lambda: waiters.calls,
                 begins=self._begins,
                 has_run=lambda task: ports.store.note_beat(task).run(),
+                beat_lease=(ports.store, config.beat_lease_for),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _processes.add(self)
@@ -149,9 +151,9 @@ class Process:
             self.emit(TicksMissed(task, since, every))
         return is_ours
 
-    def misses(self) -> Step:
-        """Return the step that looks how long the miss queue is."""
-        return _Misses(self.workers)
+    def queued(self) -> Step:
+        """Return the step that looks how long the queues are."""
+        return _Queued(self.workers)
 
     def undelivered(self, asks: Sequence[Ask]) -> None:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
@@ -243,21 +245,21 @@ def _listener(
     )
 
 
-class _Misses:
-    """A step: how many messages wait in the miss queue; 0 where that cannot be told."""
+class _Queued:
+    """A step: how many messages wait for workers; none where that cannot be told."""
 
     def __init__(self, workers: Any) -> None:
         self._workers = workers
 
-    def run(self) -> int:
+    def run(self) -> Queued:
         """Ask, blocking this thread."""
         try:
             queues = self._workers.queue_states()
         except BrokerUnavailable:  # then nothing is queued that could be waited for
-            return 0
-        return queues[0].length if queues else 0
+            return Queued(0, 0)
+        return Queued(queues[0].length, queues[2].length) if queues else Queued(0, 0)
 
-    async def arun(self) -> int:
+    async def arun(self) -> Queued:
         """Ask from another thread."""
         return await asyncio.to_thread(self.run)
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from cacheworkers import load as loads
+from cacheworkers.core.driver import Step
 from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
-from cacheworkers.flows.driver import Step
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.gate import Gate

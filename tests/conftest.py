@@ -27,6 +27,7 @@ settings.load_profile("suite")
 #: Marker -> the programs of which one has to be installed, for PyPI has none of them, or be named by the variable.
 PROGRAMS = {
     "promtool": ("PROMTOOL", ("promtool",)),
+    "compose": ("DOCKER_COMPOSE", ("docker-compose",)),
     "browser": ("CHROMIUM", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")),
 }
 _left_out: dict[str, int] = {}
@@ -68,6 +69,13 @@ def chromium() -> str:
 def promtool() -> str:
     found = _program("promtool")
     assert found is not None, "tests that need promtool carry the marker `promtool`"
+    return found
+
+
+@pytest.fixture(scope="session")
+def docker_compose() -> str:
+    found = _program("compose")
+    assert found is not None, "tests that need docker-compose carry the marker `compose`"
     return found
 
 

@@ -285,7 +285,7 @@ def test_the_checks_see_the_project() -> None:
     }
 
 
-FLOW = "from cacheworkers.flows.driver import Flow, run\ndef look() -> Flow[int]:\n    yield 1\n    return 2\n"
+FLOW = "from cacheworkers.core.driver import Flow, run\ndef look() -> Flow[int]:\n    yield 1\n    return 2\n"
 
 BAD = {
     "up to a face": (upward_imports, "core/x.py", "from cacheworkers.cache import Cache\n"),

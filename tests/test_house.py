@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app.procfile import parse
 
@@ -25,6 +26,23 @@ def test_containers_run_the_processes_of_the_procfile() -> None:
 
     assert services == processes | {"valkey", "broker", "postgres", "seed"}
     assert set(re.findall(r"command: python -m app\.procfile ([a-z]+)$", compose, re.MULTILINE)) == processes
+
+
+@pytest.mark.compose
+def test_docker_compose_takes_the_file(docker_compose: str) -> None:
+    """Whatever is set; and each container has a metrics directory of its own: files there are named by process id."""
+    words = [docker_compose, "--file", str(ROOT / "docker-compose.yml"), "config"]
+    env = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere"}
+
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    built = {name: service for name, service in services.items() if "build" in service}
+    assert set(built) == {*parse((ROOT / "Procfile").read_text()), "seed"}
+    for name, service in built.items():
+        assert [service["environment"]["PROMETHEUS_MULTIPROC_DIR"]] == service["tmpfs"], name
+    assert {name for name in built if "healthcheck" in built[name]} == set(built) - {"seed", "beat"}
 
 
 def test_one_process_of_the_procfile_starts_alone(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class PriceRace:
         self._teller.tell("race", race)
         late = [each for each in race.seen if each is not None]
         if len(late) == PANELS:
-            times = f"{min(late):.1f} to {max(late):.1f} ms after the commit"
+            times = f"{_span(min(late))} to {_span(max(late))} after the commit"
             self._end("done", f"{PANELS} processes showed it {times}")
 
     def _end(self, stage: Stage, how: str) -> None:
@@ -135,3 +135,10 @@ def _new_amount(amount: int) -> int:
 
 def _money(amount: int) -> str:
     return f"€{amount / 100:,.2f}"
+
+
+def _span(late: float) -> str:
+    """Return milliseconds as the page shows them."""
+    if late < 1000:
+        return f"{late:.1f} ms" if late < 10 else f"{late:.0f} ms"
+    return f"{late / 1000:.1f} s"

@@ -14,7 +14,7 @@ import math
 import re
 import typing
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -133,6 +133,16 @@ class Signature:
             shown = (self._prefix.encode() + text)[:60].decode(errors="ignore")
             raise CallError(f"a call's text has at most {self._max_bytes} bytes, {shown}... has {length}")
         return Call(self._prefix + text.decode(), canonical)
+
+    def texts(self, keys: Iterable[Any]) -> dict[Any, str]:
+        """Return key -> text of the call of that one argument; raises as `bind` does."""
+        if self._is_one_int:
+            prefix, least, end = f"{self._prefix}[", -_WIDE, _WIDE
+            return {
+                key: f"{prefix}{key}]" if type(key) is int and least <= key < end else self.bind((key,), {}).text
+                for key in keys
+            }
+        return {key: self.bind((key,), {}).text for key in keys}
 
     def parse(self, text: str) -> Call:
         """Return the call that a text names; the reverse of `bind`.

@@ -9,7 +9,7 @@ import enum
 import math
 import typing
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -95,6 +95,13 @@ class Codec:
             return self._decode(payload)
         except _WRONG as error:
             raise CodecError(f"the payload is no {shown(self.annotation)}: {error}") from None
+
+    def decode_each(self, payloads: Iterable[bytes]) -> list[Any]:
+        """Return the values of many payloads; raises as `decode` does, without telling of which."""
+        try:
+            return list(map(self._decode, payloads))
+        except _WRONG as error:
+            raise CodecError(f"a payload is no {shown(self.annotation)}: {error}") from None
 
     def encode(self, value: Any) -> bytes:
         """Return a value's JSON, proven to decode again.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 _ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "{}#%"})
@@ -57,6 +57,11 @@ class Keyspace:
         """Return the key of a call's entry."""
         return f"{self._entry}{call}}}"
 
+    def entries(self, calls: Iterable[str]) -> list[str]:
+        """Return the keys of many calls' entries."""
+        prefix = self._entry
+        return [f"{prefix}{call}}}" for call in calls]
+
     def lease(self, call: str) -> str:
         """Return the key of a call's lease."""
         return f"{self._lease}{call}}}"
@@ -84,16 +89,22 @@ class Keyspace:
         """Return the key of a loader's hottest calls."""
         return f"{self.namespace}:h:{{{loader}}}"
 
-    def heat_halved(self, loader: str) -> str:
-        """Return the key that says when a loader's heat was last halved."""
-        return f"{self.namespace}:hh:{{{loader}}}"
-
     # -- of upkeep
 
     @property
     def sweep_position(self) -> str:
         """The key that says where a sweep that ran out of time stopped."""
         return f"{self.namespace}:sweep"
+
+    @property
+    def leader(self) -> str:
+        """The key that names the beat that sends."""
+        return f"{self.namespace}:leader"
+
+    @property
+    def sent(self) -> str:
+        """The key that says when each entry of beat's schedule was last sent."""
+        return f"{self.namespace}:sent"
 
     def tick(self, task: str) -> str:
         """Return the key that is there while an upkeep task has been begun in this period."""

@@ -20,6 +20,7 @@ class Read(msgspec.Struct, frozen=True):
         seq: the invalidation sequence when its load began.
         waited: seconds this read took until it had the value.
         entry: the entry; None, or without a `write_id`, when the value was not stored.
+        is_joined: this read waited for a load that another had asked for.
     """
 
     value: Any
@@ -29,8 +30,18 @@ class Read(msgspec.Struct, frozen=True):
     seq: int
     waited: float = 0.0
     entry: Entry | None = None
+    is_joined: bool = False
 
     @classmethod
-    def of(cls, now: float, entry: Entry, value: Any, freshness: Freshness, tier: str, waited: float) -> Read:
+    def of(
+        cls,
+        now: float,
+        entry: Entry,
+        value: Any,
+        freshness: Freshness,
+        tier: str,
+        waited: float,
+        is_joined: bool = False,
+    ) -> Read:
         """Return an entry and its value as a Read."""
-        return cls(value, freshness, tier, max(0.0, now - entry.created), entry.seq, waited, entry)
+        return cls(value, freshness, tier, max(0.0, now - entry.created), entry.seq, waited, entry, is_joined)

@@ -35,6 +35,9 @@ class TagTemplates:
     """The static tags of a loader: `"product:{product_id}"`.
 
     A field is written as an f-string writes the canonical argument, braces and all; `{{` and `}}` are plain braces.
+
+    Attributes:
+        declared: the templates as they were declared.
     """
 
     def __init__(self, templates: Sequence[str], parameters: Sequence[str], *, max_bytes: int) -> None:
@@ -46,6 +49,7 @@ class TagTemplates:
         Raises:
             DeclarationError: a template is malformed, makes no legal tag, or names something that is no parameter.
         """
+        self.declared = tuple(templates)
         self._max_bytes = max_bytes
         self._at = {name: at for at, name in enumerate(parameters)}
         self._templates = [self._parse(template) for template in templates]
@@ -61,6 +65,17 @@ class TagTemplates:
     def texts(self, arguments: Sequence[Any]) -> list[str]:
         """Return what would be the tags of these arguments, legal or not."""
         return ["".join(text if at is None else f"{arguments[at]}" for text, at in parts) for parts in self._templates]
+
+    @property
+    def beginnings(self) -> tuple[str, ...]:
+        """What every tag of each template begins with; the whole tag, if the template has no field."""
+        heads = (parts[0] if parts else ("", None) for parts in self._templates)
+        return tuple(text for text, at in heads if at is None and text)
+
+    def may_make(self, tag: str) -> bool:
+        """Return whether some call's arguments could make this tag."""
+        patterns = ("".join(re.escape(text) if at is None else ".*" for text, at in parts) for parts in self._templates)
+        return any(re.fullmatch(pattern, tag, re.DOTALL) for pattern in patterns)
 
     def _parse(self, template: str) -> list[tuple[str, int | None]]:
         """Return a template's parts: `(text, None)`, or `("", index of the argument)`."""

@@ -7,23 +7,32 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core import envelope
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, decide
+from cacheworkers.core.heat import heat_of
 from cacheworkers.errors import EnvelopeError
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.flows.warm import MARGIN
 
 
 class TagState(msgspec.Struct, frozen=True):
-    """One tag of an entry; `last_invalidation` is the number of its last one, 0 for none that is remembered."""
+    """One tag of an entry.
+
+    Attributes:
+        last_invalidation: the number of its last one; 0 for none that is remembered.
+        ago: seconds since then; None for none.
+    """
 
     tag: str
     last_invalidation: int
+    ago: float | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True):
     """What is known of a call.  Instants are seconds from now: negative ones have passed.
 
     Attributes:
+        at: now, in seconds since the epoch, on the store's clock.
         verdict: what a read would do, in a sentence.
         freshness: of the stored entry: fresh, stale, lapsed or missing.
         age, fresh_for, stale_for, kept_for: since its load began, and until it ends.
@@ -61,6 +70,7 @@ class Explanation(msgspec.Struct, frozen=True):
     lease: dict[str, str] = {}
     failure: dict[str, str] = {}
     heat: float = 0.0
+    at: float = 0.0
 
 
 def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
@@ -72,16 +82,17 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     raw = yield ports.store.get(call)
     lease: dict[str, str] = yield ports.store.lease(call)
     failure: dict[str, str] = yield ports.store.failures(call)
-    heat: float = yield ports.store.heat_of(loader.name, call)
+    read_at: float | None = yield ports.store.heat_of(loader.name, call)
     attempts: int = yield ports.store.attempts(call)
     slot = ports.l1.get(call)
     monotonic, now = ports.clock.monotonic(), ports.clock.now()
+    heat = 0.0 if read_at is None else heat_of(read_at, now, ports.config.heat_half_life)
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
     try:
         entry: Entry | None = envelope.unpack(raw) if raw is not None else None
     except EnvelopeError as error:
-        return Explanation(call, f"load it: what is stored cannot be read ({error})", "missing", heat=heat)
+        return Explanation(call, f"load it: what is stored cannot be read ({error})", "missing", heat=heat, at=now)
     common: dict[str, Any] = {
         "in_l1": in_l1,
         "l1_reads": slot.reads if slot is not None else 0,
@@ -90,6 +101,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "lease": lease,
         "failure": failure,
         "heat": heat,
+        "at": now,
     }
     if entry is None:
         verdict = _missing(lease, failure, is_failing)
@@ -97,7 +109,8 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     tags = []
     for tag in entry.tags:
         last = yield ports.store.last_invalidation(tag, call)
-        tags.append(TagState(tag, last))
+        # Numbers are the store's clock in milliseconds; many at once are a little ahead of it.
+        tags.append(TagState(tag, last, max(0.0, now - last / 1000) if last else None))
     freshness = entry.freshness(now)
     action = decide(freshness, is_failing=is_failing)
     return Explanation(
@@ -110,17 +123,18 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         kept_for=entry.expires_at - now,
         load_time=entry.load_time,
         seq=entry.seq,
-        revalidates_in=max(0.0, entry.fresh_until - now - _lead(ports, heat)),
+        revalidates_in=max(0.0, entry.fresh_until - now - _lead(ports, loader, read_at, now)),
         size=len(entry.payload),
         tags=tuple(tags),
         **common,
     )
 
 
-def _lead(ports: Ports, heat: float) -> float:
-    """Return how long before it goes stale warming revalidates an entry of this heat."""
-    config = ports.config
-    return 3 * config.warm_every if config.warm_every and heat >= config.warm_least else 0.0
+def _lead(ports: Ports, loader: LoaderSpec, read_at: float | None, now: float) -> float:
+    """Return how long before it goes stale warming revalidates an entry at the latest; 0 if it is not kept warm."""
+    every = ports.config.warm_every
+    is_kept_warm = every and read_at is not None and read_at >= now - loader.policy.kept_warm_for
+    return every + MARGIN if is_kept_warm else 0.0
 
 
 def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.errors import LoadError, LoadTimeout
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.load import as_load_error, load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports
 from cacheworkers.flows.wait import wait_for_push

@@ -12,10 +12,12 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call, loader_name_of
+from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Entry, Freshness
-from cacheworkers.errors import CacheworkersError, EnvelopeError
-from cacheworkers.flows.driver import Flow, Step
+from cacheworkers.errors import CacheworkersError, CallError, EnvelopeError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
+
+_Compared = tuple[Entry, bytes | None] | BaseException | None
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -39,13 +41,17 @@ class Inspection(msgspec.Struct, frozen=True):
 
     Attributes:
         sampled: entries that were compared.
-        skipped: keys that were not: of unknown loaders, not fresh, unreadable, or whose load failed.
+        skipped: keys that were not: of unknown loaders, not fresh, or unreadable.
         differences: evidence of each violation.
+        failed: entries that were not compared because their load failed: nothing is known of them.
+        failure: why the first of these failed; empty for none.
     """
 
     sampled: int
     skipped: int
     differences: tuple[Difference, ...]
+    failed: int = 0
+    failure: str = ""
 
     @property
     def per_million(self) -> float:
@@ -69,11 +75,15 @@ def inspect(
     """
     calls = yield from _sampled(ports, sample)
     compared, skipped, suspects = 0, 0, []
+    failures: list[str] = []
     for text in calls:
         yield pause(1 / rate)
         found = yield from _compare(ports, loaders, text)
         if found is None:
             skipped += 1
+            continue
+        if isinstance(found, BaseException):
+            failures.append(f"{text}: {type(found).__name__}: {found}")
             continue
         compared += 1
         if found[1] is not None:
@@ -84,13 +94,13 @@ def inspect(
     for text, version in suspects:
         yield pause(1 / rate)
         again = yield from _compare(ports, loaders, text)
-        if again is None or again[0].write_id != version or again[1] is None:
+        if again is None or isinstance(again, BaseException) or again[0].write_id != version or again[1] is None:
             continue
         entry, loaded = again[0], again[1] or b""
         age = ports.clock.now() - entry.created
         stored = entry.payload[:500].decode(errors="replace")
         differences.append(Difference(text, age, entry.tags, entry.seq, stored, loaded[:500].decode(errors="replace")))
-    return Inspection(compared, skipped, tuple(differences))
+    return Inspection(compared, skipped, tuple(differences), len(failures), failures[0] if failures else "")
 
 
 def _sampled(ports: Ports, sample: int) -> Flow[list[str]]:
@@ -109,8 +119,8 @@ def _sampled(ports: Ports, sample: int) -> Flow[list[str]]:
     return sorted(found, key=lambda _: ports.chance())[:sample]
 
 
-def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow[tuple[Entry, bytes | None] | None]:
-    """Return the entry, and what was loaded instead if that differs; None if it cannot be compared."""
+def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow[_Compared]:
+    """Return the entry, and what was loaded instead if that differs; None if it cannot be compared, or the error."""
     loader = loaders.get(loader_name_of(text))
     if loader is None:
         return None
@@ -124,8 +134,10 @@ def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow
         values = yield ports.worker.step(loader, loading)
         value = values[text]
         if isinstance(value, BaseException):
-            return None
+            return value
         payload = loader.codec.encode(value)
         return entry, None if payload == entry.payload else payload
-    except (CacheworkersError, EnvelopeError):
+    except (CallError, EnvelopeError):
         return None
+    except CacheworkersError as error:
+        return error

@@ -10,9 +10,9 @@ from typing import Literal
 
 import msgspec
 
+from cacheworkers.core.driver import Flow
 from cacheworkers.errors import InvalidationIncomplete, StoreError
 from cacheworkers.events import Invalidated
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ports
 
 Mode = Literal["hard", "soft", "reload"]

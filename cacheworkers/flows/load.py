@@ -13,11 +13,11 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Life, life_of
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CacheworkersError, EntryTooLarge, LoadError, LoadTimeout, StoreError, TagError
 from cacheworkers.events import Loaded, Outcome, Poisoned
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports, Runner
 from cacheworkers.store.store import Claimed, Snapshot

@@ -13,9 +13,9 @@ import msgspec
 from cacheworkers.config import Config
 from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
+from cacheworkers.core.driver import Step
 from cacheworkers.core.tags import TagTemplates
 from cacheworkers.events import Hook
-from cacheworkers.flows.driver import Step
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.heat import Heat
@@ -149,7 +149,11 @@ class Asked:
 
 @dataclass(slots=True)
 class Ports:
-    """This process's parts, as flows use them."""
+    """This process's parts, as flows use them.
+
+    Attributes:
+        is_heard: somebody hears what is emitted; where an event is told of every read, none is made for nobody.
+    """
 
     config: Config
     store: Store
@@ -163,6 +167,7 @@ class Ports:
     worker: Runner
     emit: Hook
     release_soon: Callable[[str, str], None]
+    is_heard: bool = True
     heat: Heat = field(default_factory=Heat)
     asked: Asked = field(default_factory=Asked)
     chance: Callable[[], float] = random.random

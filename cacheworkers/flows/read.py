@@ -10,12 +10,12 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CodecError, EnvelopeError, LoadError, LoadTimeout, StoreError, StoreUnavailable
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, TookOver, UnreadableEntry
 from cacheworkers.flows import here
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.waiters import Flight, Waiter
@@ -45,6 +45,7 @@ class _Turn(msgspec.Struct):
         seen: the version that was found and could not be served.
         lapsed: what to serve if its reload fails.
         give_up_at: monotonic; a lease that was taken over is waited for to its end, then no longer.
+        has_asked, has_waited: it got the lease itself, once; it waited for what somebody was at.
     """
 
     call: Call
@@ -55,6 +56,13 @@ class _Turn(msgspec.Struct):
     seen: bytes = b""
     lapsed: tuple[Entry, Any] | None = None
     give_up_at: float = 0.0
+    has_asked: bool = False
+    has_waited: bool = False
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether its value is that of a load which another read has asked for."""
+        return self.has_waited and not self.has_asked
 
 
 def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted, *, is_known_missing: bool = False) -> Flow[Read]:
@@ -93,12 +101,13 @@ def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted, *, is_kno
         ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
         raise
     ports.heat.count(call.text)
-    ports.emit(Served(loader.name, found.freshness.value, found.tier, found.age, found.waited))
+    if ports.is_heard:
+        ports.emit(Served(loader.name, found.freshness.value, found.tier, found.age, found.waited))
     return found
 
 
 def fresh_hit(
-    ports: Ports, loader: LoaderSpec, call: Call, raw: bytes, since: int, decode: Callable[[bytes], Any]
+    ports: Ports, loader: LoaderSpec, text: str, raw: bytes, since: int, decode: Callable[[bytes], Any]
 ) -> tuple[Entry, Any, float, float] | None:
     """Return `(entry, value, now, until when L1 may answer)`, if the entry is fresh and nothing is to be asked for.
 
@@ -108,7 +117,7 @@ def fresh_hit(
     try:
         entry = envelope.unpack(raw)
         now = ports.clock.now()
-        if now >= entry.fresh_until or entry.call != call.text or entry.seq < since:
+        if now >= entry.fresh_until or entry.call != text or entry.seq < since:
             return None
         early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
         if now >= early_at:
@@ -211,7 +220,7 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float) -> Flo
             return None
     if wanted.keep is not None and is_coherent and l1_until > now:
         wanted.keep(entry, value, guard, l1_until - now + turn.started + waited)
-    return Read.of(ports.clock.now(), entry, value, freshness, "store", waited)
+    return Read.of(ports.clock.now(), entry, value, freshness, "store", waited, turn.is_joined)
 
 
 def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | None]:
@@ -229,6 +238,7 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
         if flight.is_begun:
             return _give_up(ports, turn)
     if flight.is_claiming or (not is_over and now < flight.held_until):
+        turn.has_waited = True
         ends = [at for at in (turn.deadline, flight.held_until) if at > now]
         yield from wait_for_push(ports, turn.waiter, min(ends, default=now + loader.load_for))
         return None
@@ -269,6 +279,7 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
                 ports.waiters.nudge_all(flight)
             return None
         case Claimed():
+            turn.has_asked = True
             flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not turn.seen
             flight.is_begun, flight.is_taken_over = False, is_over
             the_ask = Ask(loader.name, turn.call.text, token, turn.seen.hex(), "miss")

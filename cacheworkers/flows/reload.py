@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cacheworkers.flows.driver import Flow
+from cacheworkers.core.driver import Flow
 from cacheworkers.flows.invalidate import Invalidation, Progress, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
-from cacheworkers.flows.warm import warm
+from cacheworkers.flows.warm import hottest, warm
 
 
 def reload_tags(
@@ -26,7 +26,7 @@ def reload_tags(
     """
     done = yield from invalidate_tags(ports, tags, "soft", progress)
     for name, loader in list(loaders.items()):
-        found: list[tuple[str, float]] = yield ports.store.heat(name, ports.config.warm_most)
+        found = yield from hottest(ports, name, ports.config.warm_most)
         hot = [call for call, _ in found]
         members: set[str] = set()
         for tag in tags:

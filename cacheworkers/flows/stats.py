@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from cacheworkers.flows.driver import Flow
+from cacheworkers.core.driver import Flow
 from cacheworkers.flows.ports import Ports
+from cacheworkers.flows.warm import hot
 
 
 class StoreStats(msgspec.Struct, frozen=True):
@@ -73,7 +74,7 @@ def loader_stats(ports: Ports, loaders: Iterable[str]) -> Flow[list[LoaderStats]
     """Look at the heat of each loader, the hottest loader first."""
     found = []
     for name in loaders:
-        heat: list[tuple[str, float]] = yield ports.store.heat(name, ports.config.heat_kept)
+        heat = yield from hot(ports, name, ports.config.heat_kept)
         hottest, most = heat[0] if heat else ("-", 0.0)
         found.append(LoaderStats(name, sum(reads for _, reads in heat), len(heat), hottest, most))
     return sorted(found, key=lambda each: -each.heat)

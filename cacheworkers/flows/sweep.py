@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from cacheworkers.core.driver import Flow
 from cacheworkers.events import Swept
-from cacheworkers.flows.driver import Flow
 from cacheworkers.flows.invalidate import drain
 from cacheworkers.flows.ports import Ports
 from cacheworkers.policy import MAX_LOAD_FOR

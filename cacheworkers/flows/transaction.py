@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CodecError, EnvelopeError, StoreError
 from cacheworkers.events import Served
-from cacheworkers.flows.driver import Flow, Step
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 

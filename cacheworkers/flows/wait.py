@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-
-from cacheworkers.flows.driver import Flow
+from cacheworkers.core.driver import Flow
 from cacheworkers.flows.ports import Ports
 from cacheworkers.local.waiters import Waiter
 
@@ -32,26 +29,6 @@ class Wait:
     async def arun(self) -> bool:
         """Sleep on the running loop."""
         return await self.waiter.await_(self.timeout)
-
-
-class Pause:
-    """A step: let so many seconds pass."""
-
-    __slots__ = ("_seconds",)
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __repr__(self) -> str:
-        return "pause"
-
-    def run(self) -> None:
-        """Sleep, blocking this thread."""
-        time.sleep(self._seconds)
-
-    async def arun(self) -> None:
-        """Sleep on the running loop."""
-        await asyncio.sleep(self._seconds)
 
 
 def wait_for_push(ports: Ports, waiter: Waiter, until: float) -> Flow[None]:

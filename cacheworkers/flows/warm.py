@@ -6,18 +6,39 @@ are queued.  Claims make it harmless to do this twice at once.
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Sequence
+import statistics
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import loader_name_of
-from cacheworkers.errors import EnvelopeError
-from cacheworkers.events import HeatTold, MemoryHits, MemoryUsed, Warmed
-from cacheworkers.flows.driver import Flow
+from cacheworkers.core.driver import Flow, Step
+from cacheworkers.core.envelope import Head
+from cacheworkers.core.heat import heat_of
+from cacheworkers.events import HeatTold, MemoryHits, MemoryUsed, Warmed, WarmingHeldBack
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
+from cacheworkers.local.throttle import SLACK, SLOW
 from cacheworkers.store.store import Claimed
+
+#: Most calls in one exchange about heat or heads: each is a millisecond of the store.
+CHUNK = 500
+#: With more messages than this in the miss queue, readers wait for workers: nothing new is asked for.
+BUSY = 8
+#: A round asks for what goes stale before the next one, and so many seconds after that: for the message and the load.
+MARGIN = 1.0
+#: Where beat does no rounds, one that is done by hand counts as one of so many seconds.
+BY_HAND = 2.0
+#: What is not among the hottest is looked at in turns, all of it once in this share of `fresh_for`.
+TURN = 0.025
+#: Loads that began within so many seconds tell how slow the database is now ...
+LATELY = 10.0
+#: ... if there are so many of them.
+ENOUGH = 8
 
 
 class Warming(msgspec.Struct, frozen=True):
@@ -28,12 +49,21 @@ class Warming(msgspec.Struct, frozen=True):
         fresh: those that needs nothing.
         asked: those that workers will load.
         held: those that somebody else is loading, or whose last load failed lately.
+        left: those that the next rounds will see to, for this one has asked for enough.
     """
 
     looked: int
     fresh: int
     asked: int
     held: int
+    left: int = 0
+
+
+class Queued(NamedTuple):
+    """Messages that no worker has taken yet."""
+
+    miss: int
+    warm: int
 
 
 def tell_heat(ports: Ports) -> Flow[int]:
@@ -49,65 +79,160 @@ def tell_heat(ports: Ports) -> Flow[int]:
     for call, count in counts.items():
         by_loader.setdefault(loader_name_of(call), []).append((call, count))
     for name, told in by_loader.items():
-        yield ports.store.add_heat(name, told, half_life=config.heat_half_life, most=config.heat_kept)
+        for start in range(0, len(told), CHUNK):
+            chunk = told[start : start + CHUNK]
+            yield ports.store.add_heat(name, chunk, half_life=config.heat_half_life, most=config.heat_kept)
         ports.emit(HeatTold(name, len(told)))
     return len(counts)
 
 
+def hottest(ports: Ports, loader: str, most: int, since: float = float("-inf")) -> Flow[list[tuple[str, float]]]:
+    """Return the hottest calls of a loader, each with its `read_at`, which is at least `since`."""
+    found: dict[str, float] = {}
+    for first in range(0, most, CHUNK):
+        wanted = min(CHUNK, most - first)
+        chunk = yield ports.store.heat(loader, first, wanted, since)
+        found.update(chunk)  # what has moved meanwhile may be there already
+        if len(chunk) < wanted:
+            break
+    return list(found.items())
+
+
 def hot(ports: Ports, loader: str, most: int) -> Flow[list[tuple[str, float]]]:
     """Return the hottest calls of a loader, with their heat: reads, halved with every half-life."""
-    found = yield ports.store.heat(loader, most)
-    return list(found)
+    found = yield from hottest(ports, loader, most)
+    now = ports.clock.now()
+    return [(call, heat_of(read_at, now, ports.config.heat_half_life)) for call, read_at in found]
 
 
-def warm_hot(ports: Ports, loader: LoaderSpec) -> Flow[Warming]:
-    """Ask for the hot calls of a loader that go stale before the next round but one."""
-    found: list[tuple[str, float]] = yield ports.store.heat(loader.name, ports.config.warm_most)
-    calls = [call for call, reads in found if reads >= ports.config.warm_least]
-    calls = list(dict.fromkeys(filter(None, map(loader.signature.of_this_version, calls))))
-    return (yield from warm(ports, loader, calls, lead=3 * ports.config.warm_every))
+def warm_round(ports: Ports, loaders: Mapping[str, LoaderSpec], queued: Callable[[], Step]) -> Flow[dict[str, Warming]]:
+    """Do one round of warming: ask for what is kept warm and goes stale before it is looked at again.
+
+    Nothing is asked for while readers' misses are queued, or what earlier rounds have asked for.
+
+    Args:
+        queued: makes the step that returns how many messages are `Queued`.
+    """
+    config = ports.config
+    waiting: Queued = yield queued()
+    if waiting.miss > BUSY or waiting.warm > BUSY:
+        ports.emit(WarmingHeldBack(waiting.miss, waiting.warm))
+        return {}
+    done: dict[str, Warming] = {}
+    room = min(int(config.warm_rate * _every(ports)), config.warm_at_once)
+    # Each in turn is the first: what the others leave goes to the last.
+    specs = [spec for spec in loaders.values() if spec.policy.kept_warm_for > 0]
+    first = _round_at(ports) % len(specs) if specs else 0
+    for at, spec in enumerate(specs[first:] + specs[:first]):
+        done[spec.name] = yield from warm_hot(ports, spec, room // (len(specs) - at))
+        room -= done[spec.name].asked
+    return done
+
+
+def warm_hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
+    """Ask for at most so many of the calls of a loader that are kept warm; fewer while the database is slow.
+
+    The hottest are looked at in each round, and asked for just before they go stale.  The others are looked at in
+    turns, so that a round costs little however many they are, and are asked for a little sooner.
+    """
+    config, every = ports.config, _every(ports)
+    since = ports.clock.now() - loader.policy.kept_warm_for
+    found: list[tuple[str, float]] = yield from hottest(ports, loader.name, config.heat_kept, since)
+    turns = max(1, int(loader.policy.fresh_for * TURN / every))
+    turn = _round_at(ports) % turns
+    others = [call for call, _ in found[config.warm_most :] if zlib.crc32(call.encode()) % turns == turn]
+    heads: list[Head] = []
+    looked, wanted = 0, []
+    for some, lead in (([call for call, _ in found[: config.warm_most]], every), (others, turns * every)):
+        calls = _of_this_version(loader, some)
+        looked += len(calls)
+        wanted += yield from _look(ports, calls, lead + MARGIN, heads)
+    allowed = wanted[: math.ceil(most * quickness(heads, ports.clock.now()))]
+    asked, held = yield from _ask(ports, loader, allowed)
+    left = len(wanted) - len(allowed)
+    return _told(ports, loader, Warming(looked, looked - len(wanted), asked, held, left))
 
 
 def warm(ports: Ports, loader: LoaderSpec, calls: Sequence[str], *, lead: float) -> Flow[Warming]:
     """Ask for those calls that are missing, or are not fresh any more in `lead` seconds."""
-    fresh = asked = held = 0
-    size = ports.config.batch_size
-    for start in range(0, len(calls), size):
-        wanted = []
-        chunk = calls[start : start + size]
-        raws = yield ports.store.get_many(chunk)
+    wanted = yield from _look(ports, calls, lead, [])
+    asked, held = yield from _ask(ports, loader, wanted)
+    return _told(ports, loader, Warming(len(calls), len(calls) - len(wanted), asked, held))
+
+
+def is_fresh_for(head: Head | None, now: float, lead: float) -> bool:
+    """Return whether an entry is still fresh in `lead` seconds.
+
+    Its own life may be shorter than the lead: then half of it has to pass first.
+    """
+    return head is not None and now < max(head.fresh_until - lead, (head.created + head.fresh_until) / 2)
+
+
+def quickness(heads: Sequence[Head], now: float) -> float:
+    """Return 1 while loads take as long as they do, and less while they are slow: half, if they take twice as long.
+
+    Entries tell how long their loads took: those of the last seconds are compared with all.  As many are then under
+    way as at other times: a rate by a time is a number.
+    """
+    lately = [head.load_time for head in heads if head.created > now - LATELY]
+    if len(lately) < ENOUGH:
+        return 1.0
+    usually, slow = statistics.median(head.load_time for head in heads), statistics.median(lately)
+    return usually / slow if slow > SLOW * usually + SLACK else 1.0
+
+
+def _of_this_version(loader: LoaderSpec, calls: Sequence[str]) -> list[str]:
+    """Return the same calls under the loader's version: what was hot under another is hot now."""
+    return list(dict.fromkeys(filter(None, map(loader.signature.of_this_version, calls))))
+
+
+def _look(ports: Ports, calls: Sequence[str], lead: float, heads: list[Head]) -> Flow[list[tuple[str, bytes]]]:
+    """Return the calls that are to be loaded, each with the version that is there, and add all heads to `heads`."""
+    wanted = []
+    for start in range(0, len(calls), CHUNK):
+        chunk = calls[start : start + CHUNK]
+        raws = yield ports.store.heads(chunk)
         now = ports.clock.now()
         for call, raw in zip(chunk, raws, strict=True):
-            if is_fresh_for(raw, now, lead):
-                fresh += 1
-            else:
-                wanted.append((call, secrets.token_hex(8), envelope.version_of(raw)))
-        claims = (yield ports.store.claim_many(wanted, lease_for=loader.load_for)) if wanted else []
+            head = envelope.head_of(raw)
+            if head is not None:
+                heads.append(head)
+            if not is_fresh_for(head, now, lead):
+                wanted.append((call, envelope.version_of(raw)))
+    return wanted
+
+
+def _ask(ports: Ports, loader: LoaderSpec, wanted: Sequence[tuple[str, bytes]]) -> Flow[tuple[int, int]]:
+    """Claim calls and have workers load them; how many are asked for, and how many are held by others."""
+    asked = held = 0
+    size = ports.config.batch_size
+    for start in range(0, len(wanted), size):
+        claims = [(call, secrets.token_hex(8), seen) for call, seen in wanted[start : start + size]]
+        answers = yield ports.store.claim_many(claims, lease_for=loader.load_for)
         asks = [
             Ask(loader.name, call, token, seen.hex(), "warm")
-            for (call, token, seen), claim in zip(wanted, claims, strict=True)
-            if isinstance(claim, Claimed)
+            for (call, token, seen), answer in zip(claims, answers, strict=True)
+            if isinstance(answer, Claimed)
         ]
         taken = ports.dispatcher.submit_all(asks)
         for left in asks[taken:]:
             ports.release_soon(left.call, left.token)
         asked += taken
-        held += len(wanted) - taken
-    warmed = Warming(len(calls), fresh, asked, held)
-    if calls:
-        ports.emit(Warmed(loader.name, warmed.looked, warmed.fresh, warmed.asked, warmed.held))
-    return warmed
+        held += len(claims) - taken
+    return asked, held
 
 
-def is_fresh_for(raw: bytes | None, now: float, lead: float) -> bool:
-    """Return whether an envelope is that of an entry which is still fresh in `lead` seconds.
+def _told(ports: Ports, loader: LoaderSpec, warming: Warming) -> Warming:
+    if warming.looked:
+        ports.emit(Warmed(loader.name, warming.looked, warming.fresh, warming.asked, warming.held, warming.left))
+    return warming
 
-    An entry's own life may be shorter than the lead: then half of it has to pass first.
-    """
-    if raw is None:
-        return False
-    try:
-        entry = envelope.unpack(raw)
-    except EnvelopeError:
-        return False
-    return now < max(entry.fresh_until - lead, (entry.created + entry.fresh_until) / 2)
+
+def _round_at(ports: Ports) -> int:
+    """Return the number of the round that it is time for, the same in all processes."""
+    return int(ports.clock.now() / _every(ports))
+
+
+def _every(ports: Ports) -> float:
+    """Return the seconds from one round to the next; one that is done by hand, where beat does none, is like beat's."""
+    return ports.config.warm_every or BY_HAND

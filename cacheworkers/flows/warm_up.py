@@ -6,28 +6,29 @@ What is fresh already is passed over, so that a job that was killed is resumed b
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.errors import EnvelopeError
-from cacheworkers.flows.driver import Flow, Step
+from cacheworkers.core.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
-from cacheworkers.flows.warm import is_fresh_for
+from cacheworkers.flows.warm import BUSY, Queued, is_fresh_for
 from cacheworkers.local.throttle import Throttle
 from cacheworkers.store.store import Backoff, Claimed
 
-#: Seconds between two looks at what is under way.
-LOOK_EVERY = 0.02
+#: Seconds between two looks at what is under way: a look is a command for each call.
+LOOK_EVERY = 0.05
+#: Seconds between two looks at what has failed or was lost, which is seldom.
+LOST_EVERY = 0.5
 #: Seconds between two looks at the miss queue.
 ASK_EVERY = 0.5
-#: With more messages than this in the miss queue, readers wait for workers: nothing new is asked for.
-BUSY = 8
-#: A load may take this much longer than its deadline until it counts as lost, seconds: its message was queued.
+#: A load may take this much longer than its deadline until it counts as lost, seconds: its message was queued.  For so
+#: long, too, may the broker take no messages.
 LOST_AFTER = 30.0
-#: A call that somebody else is loading is claimed again after so many seconds.
-HELD_FOR = 1.0
+#: A call whose load comes to nothing is asked for so many times.
+TRIES = 5
 
 
 class WarmUp(msgspec.Struct):
@@ -66,7 +67,26 @@ class _Asked(msgspec.Struct):
 
     seen: bytes
     until: float
-    is_ours: bool
+
+
+class _Job:
+    """What one warm-up has to do, and has under way.
+
+    Attributes:
+        left: calls that are still to be asked for, the next at the end.
+        asked: those that are under way.
+        tries: how often a call was asked for that is not there.
+        refused_at: since when the dispatcher has taken nothing; None while it does.
+    """
+
+    def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, at_once: int) -> None:
+        self.ports, self.loader, self.lead = ports, loader, lead
+        self.state = WarmUp(len(calls))
+        self.throttle = Throttle(at_once, first=ports.config.batch_size if loader.is_batch else 8)
+        self.left = list(reversed(calls))
+        self.asked: dict[str, _Asked] = {}
+        self.tries: Counter[str] = Counter()
+        self.refused_at: float | None = None
 
 
 def warm_up(
@@ -79,7 +99,7 @@ def warm_up(
     at_once: int,
     until: float,
     pause: Callable[[float], Step],
-    misses: Callable[[], Step],
+    queued: Callable[[], Step],
     progress: Callable[[WarmUp], None],
 ) -> Flow[WarmUp]:
     """Load calls of one loader until so large a share of them is fresh, or none is left.
@@ -90,50 +110,53 @@ def warm_up(
         at_once: most calls under way.
         until: a share, 0 to 1.
         pause: makes the step that waits so many seconds.
-        misses: makes the step that returns the length of the miss queue.
+        queued: makes the step that returns how many messages are `Queued`.
         progress: called after each look with how far it is.
     """
-    state = WarmUp(len(calls))
-    throttle = Throttle(at_once, first=ports.config.batch_size if loader.is_batch else 8)
-    left = list(reversed(calls))
-    asked: dict[str, _Asked] = {}
-    clock = ports.clock
+    job = _Job(ports, loader, calls, lead, at_once)
+    state, throttle, clock = job.state, job.throttle, ports.clock
     most_budget = max(max_rate * ASK_EVERY, 1.0)
-    budget, budgeted_at, misses_at = 1.0, clock.monotonic(), float("-inf")
-    while (left or asked) and state.share < until:
+    budget, budgeted_at = 1.0, clock.monotonic()
+    misses_at = lost_at = float("-inf")
+    while (job.left or job.asked) and state.share < until:
         now = clock.monotonic()
         if now - misses_at >= ASK_EVERY:
             misses_at = now
-            state.is_waiting = (yield misses()) > BUSY
+            waiting: Queued = yield queued()
+            state.is_waiting = waiting.miss > BUSY
             if state.is_waiting:
                 throttle.halve()
         budget = min(budget + (now - budgeted_at) * max_rate, most_budget)
         budgeted_at = now
-        most = min(len(left), ports.config.batch_size)
-        room = 0 if state.is_waiting else min(throttle.window - len(asked), int(budget), most)
+        most = min(len(job.left), ports.config.batch_size)
+        room = 0 if state.is_waiting else min(throttle.window - len(job.asked), int(budget), most)
         # Calls are asked for together: a message with one of them would be a query with one key.
         if room >= max(1, min(most, throttle.window // 2, int(most_budget))):
-            chunk = [left.pop() for _ in range(room)]
-            budget -= yield from _ask(ports, loader, chunk, lead, state, asked)
+            budget -= yield from _ask(job, [job.left.pop() for _ in range(room)])
+            is_idle = job.refused_at is not None
         else:
+            is_idle = True
+        if is_idle:
             yield pause(LOOK_EVERY)
-        if asked:
-            left += yield from _look(ports, asked, state, throttle)
+        if job.asked:
+            yield from _look(job)
+        if job.asked and now - lost_at >= LOST_EVERY:
+            lost_at = now
+            yield from _look_for_lost(job)
         state.window = throttle.window
         progress(state)
     return state
 
 
-def _ask(
-    ports: Ports, loader: LoaderSpec, chunk: list[str], lead: float, state: WarmUp, asked: dict[str, _Asked]
-) -> Flow[int]:
+def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
     """Ask for what is not fresh; how many that were."""
-    raws = yield ports.store.get_many(chunk)
+    ports, loader = job.ports, job.loader
+    raws = yield ports.store.heads(chunk)
     now = ports.clock.now()
     wanted = []
     for call, raw in zip(chunk, raws, strict=True):
-        if is_fresh_for(raw, now, lead):
-            state.fresh += 1
+        if is_fresh_for(envelope.head_of(raw), now, job.lead):
+            job.state.fresh += 1
         else:
             wanted.append((call, secrets.token_hex(8), envelope.version_of(raw)))
     if not wanted:
@@ -143,48 +166,66 @@ def _ask(
     asks = []
     for (call, token, seen), claim in zip(wanted, claims, strict=True):
         if isinstance(claim, Backoff):
-            _failed(state, call)
+            _failed(job, call)
             continue
-        is_ours = isinstance(claim, Claimed)  # else somebody is at it, or has just loaded it: looks find out
-        asked[call] = _Asked(seen, now + (loader.load_for + LOST_AFTER if is_ours else HELD_FOR), is_ours)
-        if is_ours:
+        # Not claimed, somebody is at it, or has just loaded it: looks find out.
+        job.asked[call] = _Asked(seen, now + loader.load_for + LOST_AFTER)
+        if isinstance(claim, Claimed):
             asks.append(Ask(loader.name, call, token, seen.hex(), "warm"))
     taken = ports.dispatcher.submit_all(asks)
-    for left in asks[taken:]:
-        ports.release_soon(left.call, left.token)
-        del asked[left.call]
-        _failed(state, left.call)
-    return len(asks)
+    if taken or not asks:
+        job.refused_at = None
+    elif job.refused_at is None:
+        job.refused_at = now
+    for ask in asks[taken:]:
+        ports.release_soon(ask.call, ask.token)
+        del job.asked[ask.call]
+        # A broker that hangs for a moment costs that moment.
+        if job.refused_at is not None and now - job.refused_at > LOST_AFTER:
+            _failed(job, ask.call)
+        else:
+            job.left.append(ask.call)
+    return taken
 
 
-def _look(ports: Ports, asked: dict[str, _Asked], state: WarmUp, throttle: Throttle) -> Flow[list[str]]:
-    """Take off what has been loaded, has failed or was lost; return what is to be asked for again."""
-    calls = list(asked)
-    raws = yield ports.store.get_many(calls)
+def _look(job: _Job) -> Flow[None]:
+    """Take off what has been loaded."""
+    calls = list(job.asked)
+    raws = yield job.ports.store.heads(calls)
     for call, raw in zip(calls, raws, strict=True):
-        if raw is None or envelope.version_of(raw) == asked[call].seen:
+        if raw is None or envelope.version_of(raw) == job.asked[call].seen:
             continue
-        del asked[call]
-        state.loaded += 1
-        try:
-            throttle.note(envelope.unpack(raw).load_time)
-        except EnvelopeError:  # another layout, of a newer deploy: loaded it is
-            continue
-    calls = list(asked)
-    again = []
-    backoffs = (yield ports.store.failing_until(calls)) if calls else []
-    for call, backoff_until in zip(calls, backoffs, strict=True):
-        is_over = ports.clock.monotonic() > asked[call].until
-        if is_over and not asked[call].is_ours:  # whoever was at it may have died, or given it up
-            del asked[call]
-            again.append(call)
-        elif is_over or backoff_until > ports.clock.now():
-            del asked[call]
-            _failed(state, call)
-    return again
+        del job.asked[call]
+        job.state.loaded += 1
+        head = envelope.head_of(raw)
+        if head is not None:  # else another layout, of a newer deploy: loaded it is
+            job.throttle.note(head.load_time)
 
 
-def _failed(state: WarmUp, call: str) -> None:
-    state.failed += 1
-    if len(state.failures) < 20:
-        state.failures.append(call)
+def _look_for_lost(job: _Job) -> Flow[None]:
+    """Take off what has failed, and what nobody is at any more; that is asked for again, a few times."""
+    ports = job.ports
+    calls = list(job.asked)
+    # Before what is there: the other way round, an entry that is written in between would count as lost.
+    are_claimed: list[bool] = yield ports.store.are_claimed(calls)
+    backoffs: list[float] = yield ports.store.failing_until(calls)
+    yield from _look(job)
+    for call, is_claimed, backoff_until in zip(calls, are_claimed, backoffs, strict=True):
+        if call not in job.asked:
+            continue
+        if backoff_until > ports.clock.now() or ports.clock.monotonic() > job.asked[call].until:
+            del job.asked[call]
+            _failed(job, call)
+        elif not is_claimed:  # its message did not go out, or its worker has died, or given it up
+            del job.asked[call]
+            job.tries[call] += 1
+            if job.tries[call] < TRIES:
+                job.left.append(call)
+            else:
+                _failed(job, call)
+
+
+def _failed(job: _Job, call: str) -> None:
+    job.state.failed += 1
+    if len(job.state.failures) < 20:
+        job.state.failures.append(call)

@@ -8,6 +8,8 @@ from typing import Any
 
 _Loop = asyncio.AbstractEventLoop
 _Future = asyncio.Future[bytes | None]
+#: What a fetch returns: for each key its value.
+Values = list[bytes | None]
 #: What one turn of a loop asks for: key -> those who wait for it.
 _Turn = dict[str, list[_Future]]
 
@@ -19,13 +21,21 @@ class Batcher:
     here only while something of it is under way.
     """
 
-    def __init__(self, fetch: Callable[[list[str]], Awaitable[list[bytes | None]]], limit: int = 100) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[list[str]], Awaitable[list[bytes | None]]],
+        submit: Callable[[list[str], Callable[[Values | Exception], None]], bool] = lambda keys, done: False,
+        limit: int = 100,
+    ) -> None:
         """
         Args:
             fetch: returns the values of distinct keys, in their order.
+            submit: asks for them at once and returns True, and has their values or an error told later; or returns
+                False, where that takes more than a write, and `fetch` must do it.
             limit: most keys in one fetch.
         """
         self._fetch = fetch
+        self._submit = submit
         self._limit = limit
         self.reset()
 
@@ -45,45 +55,48 @@ class Batcher:
         if turn is None:
             self._forget_closed_loops()
             self._turns[loop] = {key: [future]}
-            # The task begins in the loop's next turn: alone, a read waits for that and no longer.
-            self._spawn(loop, self._send(loop))
+            # Sent in the loop's next turn: alone, a read waits for that and no longer.
+            loop.call_soon(self._send, loop)
         elif key in turn:
             turn[key].append(future)
         else:
             turn[key] = [future]
         return future
 
-    async def _send(self, loop: _Loop) -> None:
+    def _send(self, loop: _Loop) -> None:
         # From here on nobody joins.
         turn = self._turns.pop(loop, {})
-        if len(turn) > self._limit:
-            items = list(turn.items())
-            for start in range(self._limit, len(items), self._limit):
-                self._spawn(loop, self._deliver(dict(items[start : start + self._limit])))
-            turn = dict(items[: self._limit])
-        await self._deliver(turn)
+        if len(turn) <= self._limit:
+            self._send_part(loop, turn)
+            return
+        items = list(turn.items())
+        for start in range(0, len(items), self._limit):
+            self._send_part(loop, dict(items[start : start + self._limit]))
+
+    def _send_part(self, loop: _Loop, turn: _Turn) -> None:
+        def settle(outcome: Values | Exception) -> None:
+            _settle(turn, outcome)
+
+        try:
+            is_sent = self._submit(list(turn), settle)
+        except Exception as error:
+            settle(error)
+            return
+        if not is_sent:
+            self._spawn(loop, self._deliver(turn))
 
     async def _deliver(self, turn: _Turn) -> None:
         try:
-            values = await self._fetch(list(turn))
-            if len(values) != len(turn):
-                raise RuntimeError(f"a fetch must return a value for each key, got {len(values)} for {len(turn)} keys")
+            outcome: Values | Exception = await self._fetch(list(turn))
         except Exception as error:
-            for futures in turn.values():
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
+            outcome = error
         except BaseException:
             # The fetch was cancelled, with its loop as a rule: nobody may be left waiting for it.
             for futures in turn.values():
                 for future in futures:
                     future.cancel()
             raise
-        else:
-            for futures, value in zip(turn.values(), values, strict=True):
-                for future in futures:
-                    if not future.done():  # its reader was cancelled
-                        future.set_result(value)
+        _settle(turn, outcome)
 
     def _spawn(self, loop: _Loop, work: Coroutine[Any, Any, None]) -> None:
         task = loop.create_task(work)
@@ -95,3 +108,19 @@ class Batcher:
         for loop in list(self._turns):
             if loop.is_closed():
                 self._turns.pop(loop, None)
+
+
+def _settle(turn: _Turn, outcome: Values | Exception) -> None:
+    """Give everybody who waits what became of the fetch; who was cancelled waits no more."""
+    if isinstance(outcome, list) and len(outcome) != len(turn):
+        outcome = RuntimeError(f"a fetch must return a value for each key, got {len(outcome)} for {len(turn)} keys")
+    if isinstance(outcome, Exception):
+        for futures in turn.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(outcome)
+        return
+    for futures, value in zip(turn.values(), outcome, strict=True):
+        for future in futures:
+            if not future.done():
+                future.set_result(value)

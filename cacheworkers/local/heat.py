@@ -7,9 +7,10 @@ high-performance algorithm for identifying frequent items in data streams", IMC 
 
 from __future__ import annotations
 
-import heapq
 import threading
+from collections import Counter
 from collections.abc import Iterable
+from operator import itemgetter
 
 from cacheworkers.core.calls import loader_name_of
 from cacheworkers.local.l1 import Slot
@@ -28,7 +29,7 @@ class Heat:
     def reset(self) -> None:
         """Forget everything, as a child does after a fork: the parent tells of its own reads."""
         self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
         self._hits: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -40,11 +41,14 @@ class Heat:
         counts = self._counts
         counts[call] = counts.get(call, 0) + reads
         if len(counts) > self._most:
-            with self._lock:
-                counts = self._counts
-                if len(counts) > self._most:
-                    median = sorted(counts.values())[len(counts) // 2]
-                    self._counts = {key: n - median for key, n in list(counts.items()) if n > median}
+            self._thin()
+
+    def count_each(self, calls: Iterable[str]) -> None:
+        """Note one read of each call."""
+        counts = self._counts
+        counts.update(calls)
+        if len(counts) > self._most:
+            self._thin()
 
     def note_gone(self, slot: Slot) -> None:
         """Note the reads of a slot that L1 drops."""
@@ -55,7 +59,7 @@ class Heat:
 
     def taken(self, slots: Iterable[Slot], most: int) -> dict[str, int]:
         """Return the counts of the `most` hottest calls, those of L1's slots included, and begin anew."""
-        counts, self._counts = self._counts, {}
+        counts, self._counts = self._counts, Counter()
         for slot in slots:
             reads = slot.reads - slot.reads_told
             if reads > 0:
@@ -64,12 +68,20 @@ class Heat:
                 self._note_hits(slot.call, reads)
         if len(counts) <= most:
             return counts
-        return dict(heapq.nlargest(most, counts.items(), key=lambda item: item[1]))
+        return dict(sorted(counts.items(), key=itemgetter(1), reverse=True)[:most])
 
     def hits(self) -> dict[str, int]:
         """Return loader -> reads that L1 answered, as far as `taken` and `note_gone` have seen, and begin anew."""
         hits, self._hits = self._hits, {}
         return hits
+
+    def _thin(self) -> None:
+        """Take the median off every count."""
+        with self._lock:
+            counts = self._counts
+            if len(counts) > self._most:
+                median = sorted(counts.values())[len(counts) // 2]
+                self._counts = Counter({key: n - median for key, n in list(counts.items()) if n > median})
 
     def _note_hits(self, call: str, reads: int) -> None:
         loader = loader_name_of(call)

@@ -8,6 +8,7 @@ what left the first queue unread is remembered by its hash, and goes straight to
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -20,6 +21,9 @@ NEVER = float("-inf")
 _BUCKETS = 4096
 #: Bytes of Python objects that one slot costs besides payload and call.
 _OVERHEAD = 1000
+#: Bytes of Python objects for each byte of JSON that they were decoded from: numbers, texts and structs of a few bytes
+#: each take 4 to 6.
+_DECODED = 6
 #: One entry in so many is new.
 _NEW_SHARE = 10
 _MOST_VISITS = 3
@@ -60,7 +64,7 @@ class Slot:
         self.until = until
         self.reads = 0
         self.reads_told = 0
-        self.size = len(entry.payload) + len(call) + _OVERHEAD
+        self.size = len(entry.payload) + len(call) + _OVERHEAD + _size_of(value, entry.payload)
         self.index: dict[Any, Slot] | None = None
         self.arguments: Hashable = None
         self._reads_seen = 0
@@ -87,16 +91,17 @@ class L1:
         self._most_bytes = bytes_
         self.on_gone: Callable[[Slot], None] = lambda slot: None
         self.slots: dict[str, Slot] = {}
+        self._guards = [0] * _BUCKETS
+        self._epoch = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, as a child does after a fork."""
+        """Forget everything, as a child does after a fork; fills that had begun before it are refused."""
         self._lock = threading.Lock()
+        self._epoch += 1
         for slot in list(self.slots.values()):
             _cut(slot)
         self.slots = {}
-        self._guards = [0] * _BUCKETS
-        self._epoch = 0
         self._new: OrderedDict[str, Slot] = OrderedDict()
         self._main: OrderedDict[str, Slot] = OrderedDict()
         self._remembered: OrderedDict[int, None] = OrderedDict()
@@ -226,6 +231,13 @@ class L1:
         # Here, and not under the lock: it is others' code, and the last reference to values with finalizers.
         for slot in gone:
             self.on_gone(slot)
+
+
+def _size_of(value: Any, payload: bytes) -> int:
+    """Return about how many bytes a decoded value takes; going through all its parts would cost more than decoding."""
+    if value is MISSING:
+        return 0
+    return sys.getsizeof(value) if isinstance(value, str | int | float) else _DECODED * len(payload)
 
 
 def _cut(slot: Slot) -> None:

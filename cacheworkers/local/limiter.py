@@ -26,7 +26,7 @@ class Limiter:
         """Return whether one more may be done at this monotonic instant; if so, it counts."""
         # Not locked: of two at once one may not be counted, which a limit can bear.
         at = max(self._full_at, now - BURST_FOR) + self._interval
-        if at > now:
+        if at > now + self._interval / 2:  # half of one: sums of intervals are not exact
             return False
         self._full_at = at
         return True

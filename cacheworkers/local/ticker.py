@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -30,8 +31,10 @@ class Ticker:
     def start(self) -> None:
         """Start, unless it has been started or closed."""
         if self._every and self._thread is None and not self._stop.is_set():
-            self._thread = threading.Thread(target=self._tick, args=(self._stop,), name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._tick, args=(self._stop,), name=self._name, daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads: it is done without
+                thread.start()
+                self._thread = thread
 
     def close(self) -> None:
         """Stop; a call that runs is not waited for."""

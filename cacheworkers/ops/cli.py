@@ -7,41 +7,45 @@ The app is a module and the name of its `Cache`; `CACHE_APP` in the environment 
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from typing import Any
 
 import click
 import msgspec
-from click.shell_completion import get_completion_class
-from rich.console import Console
-from rich.progress import Progress
 
-from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
+from cacheworkers.ops.completing import source
 from cacheworkers.ops.doctor.command import doctor
+from cacheworkers.ops.explained import told
 from cacheworkers.ops.exporter_command import exporter
+from cacheworkers.ops.finding import COMPLETES, of_group
 from cacheworkers.ops.history_command import check_history
-from cacheworkers.ops.show import Obj, as_json, as_text
+from cacheworkers.ops.show import Obj, as_json, as_text, note
 from cacheworkers.ops.stats import stats
+from cacheworkers.ops.tag_commands import invalidate, tag
 from cacheworkers.ops.warm import warm
-from cacheworkers.process import cache_of
 
-#: More entries than this are not invalidated without a question.
-MANY = 1000
 #: Commands that need no cache.
 WITHOUT_CACHE = {"check-history", "completion"}
 #: Whether a command is asked what it does.
 HELP = "cacheworkers.help"
+#: Commands that print no result.
+WITHOUT_JSON = {"completion", "exporter"}
 
 
 class _Group(click.Group):
-    """Errors of the library are messages, not tracebacks; they end with status 1.  Help needs no cache."""
+    """Its commands take `--json` too; errors of the library are messages, with status 1; help needs no cache."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         context.meta[HELP] = not {"-h", "--help"}.isdisjoint(args)
         return super().parse_args(context, args)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        if cmd.name not in WITHOUT_JSON:
+            says = "Print JSON instead of text."
+            cmd.params.append(
+                click.Option(["--json"], is_flag=True, expose_value=False, callback=_show_json, help=says)
+            )
+        super().add_command(cmd, name)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -50,34 +54,9 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from None
 
 
-def found(app: str) -> Cache:
-    """Return the cache that `module:name` names.
-
-    Raises:
-        click.ClickException: there is none.
-    """
-    module, _, name = app.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        cache = getattr(importlib.import_module(module), name or "cache")
-    except (ImportError, AttributeError) as error:
-        raise click.ClickException(f"--app must be module:name of a Cache, got {app!r}: {error}") from None
-    if not isinstance(cache, Cache):
-        raise click.ClickException(f"--app must be module:name of a Cache, {app!r} is a {type(cache).__name__}")
-    return cache
-
-
-def bound(celery: Any) -> Cache:
-    """Return the cache that is bound to a Celery app.
-
-    Raises:
-        click.ClickException: none is.
-    """
-    celery.loader.import_default_modules()  # the cache may be declared in a module of tasks
-    cache = cache_of(celery)
-    if not isinstance(cache, Cache):
-        raise click.ClickException(f"no Cache is bound to {celery!r}: import the module that makes it in the app's own")
-    return cache
+def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if is_asked and context.obj is not None:  # None while a shell completes
+        context.obj = (context.obj[0], as_json)
 
 
 @click.group("cacheworkers", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,87 +67,92 @@ def bound(celery: Any) -> Cache:
 def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     """Look into a cache, and steer it.
 
-    A CALL is a loader and its arguments as JSON: product[42], search["lamp",2].  Within `celery -A shop cacheworkers`
-    the cache is the one that is bound to the Celery app.
+    A CALL is a loader and its arguments as JSON: product[42], search["lamp",2]; quote it, for the shell's sake.  Within
+    `celery -A shop cacheworkers` the cache is the one that is bound to the Celery app.
+
+    \b
+    Why is this price old?      cacheworkers -A shop.cache:cache explain 'product[42]'
+    Is it set up right?         cacheworkers -A shop.cache:cache doctor
+    What is going on?           cacheworkers -A shop.cache:cache stats
+    Drop what has a tag         cacheworkers -A shop.cache:cache invalidate category:7
+
+    Status 0 if it was done; 1 if it was not, and the last line says why; 2 if the command line is wrong, or if doctor,
+    inspect or check-history has found that something is.
     """
+    show = as_json if as_json_ else as_text
     if context.invoked_subcommand in WITHOUT_CACHE or context.meta[HELP]:
+        context.obj = (None, show)
         return
-    if app is not None:
-        cache = found(app)
-    elif (celery := getattr(context.obj, "app", None)) is not None:
-        cache = bound(celery)
-    else:
-        raise click.UsageError("--app (-A) must be module:name of a Cache, or CACHE_APP be set")
-    context.obj = (cache, as_json if as_json_ else as_text)
+    cache = of_group(context)
+    context.obj = (cache, show)
     context.call_on_close(cache.close)
 
 
 @main.command()
-@click.argument("call")
+@click.argument("call", shell_complete=COMPLETES.calls)
 @click.pass_obj
 def explain(obj: Obj, call: str) -> None:
-    """Say what a read of CALL would get now, and why."""
+    """Say what a read of CALL would get now, and why.
+
+    Nothing is loaded, claimed or counted.
+
+    \b
+    cacheworkers explain 'product[42]'
+    """
     cache, show = obj
-    show(cache.explain(call))
+    found = cache.explain(call)
+    if show is as_json:
+        show(found)
+    else:
+        told(found)
 
 
 @main.command()
-@click.argument("call")
+@click.argument("call", shell_complete=COMPLETES.calls)
 @click.pass_obj
 def get(obj: Obj, call: str) -> None:
-    """Print the stored value of CALL, as JSON; nothing is loaded.  Status 1 if there is none."""
+    """Print the stored value of CALL, as JSON.
+
+    Nothing is loaded, and what is stale or lapsed is printed too.
+
+    \b
+    cacheworkers get 'product[42]' | jq .price
+
+    Status 1 if nothing is stored.
+    """
     cache, _ = obj
     payload = cache.stored(call)
     if payload is None:
-        raise click.ClickException(f"{call} is not stored")
+        raise click.ClickException(f"{call} is not stored; `cacheworkers explain '{call}'` says what a read would get")
     click.echo(payload)
 
 
 @main.command()
-@click.argument("loader")
-@click.option("--most", default=20, show_default=True, help="How many.")
+@click.argument("loader", shell_complete=COMPLETES.loaders)
+@click.option("--most", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
 @click.pass_obj
 def hot(obj: Obj, loader: str, most: int) -> None:
-    """List what is read most of LOADER, with its heat."""
+    """List what is read most of LOADER, with its heat.
+
+    Heat is reads by all processes, halved with every half-life.
+
+    \b
+    cacheworkers hot product --most 5
+    """
     cache, show = obj
-    show([{"call": call, "heat": heat} for call, heat in cache.hot(loader, most)])
-
-
-@main.command()
-@click.argument("tag")
-@click.option("--most", default=100, show_default=True, help="How many calls to list.")
-@click.pass_obj
-def tag(obj: Obj, tag: str, most: int) -> None:
-    """List the calls whose entries have TAG."""
-    cache, show = obj
-    show([{"call": call} for call in cache.calls_of(tag, most)])
-
-
-@main.command()
-@click.argument("tags", nargs=-1, required=True)
-@click.option("--mode", type=click.Choice(["hard", "soft", "reload"]), default="hard", show_default=True)
-@click.option("--dry-run", is_flag=True, help="Count only.")
-@click.option("--yes", is_flag=True, help=f"Do not ask before more than {MANY:,} entries.")
-@click.pass_obj
-def invalidate(obj: Obj, tags: tuple[str, ...], mode: Any, dry_run: bool, yes: bool) -> None:
-    """Invalidate everything that has any of TAGS."""
-    cache, show = obj
-    counted = cache.invalidate(*tags, dry_run=True)
-    if not dry_run and counted.entries > MANY and not yes:
-        click.confirm(f"{', '.join(tags)}: {counted.entries:,} entries; invalidate them?", abort=True)
-    if dry_run:
-        show(counted)
-        return
-    with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(mode, total=counted.entries or None)
-        done = cache.invalidate(*tags, mode=mode, progress=lambda members: bar.update(task, completed=members))
-    show(done)
+    found = cache.hot(loader, most)
+    if not found:
+        note(f"nothing of {loader} has been read lately")
+    show([{"call": call, "heat": heat} for call, heat in found])
 
 
 @main.command()
 @click.pass_obj
 def sweep(obj: Obj) -> None:
-    """Drop what has expired from tag sets, and finish invalidations whose process died."""
+    """Drop expired leftovers; finish broken-off invalidations.
+
+    Beat does it by itself, every minute unless told otherwise: this is for a store that has no beat.
+    """
     cache, show = obj
     show(cache.sweep())
 
@@ -176,39 +160,64 @@ def sweep(obj: Obj) -> None:
 @main.command()
 @click.pass_obj
 def drain(obj: Obj) -> None:
-    """Deliver what the outbox still holds."""
+    """Deliver what the outbox still holds.
+
+    Beat does it by itself: this is for after an outage, when nobody wants to wait.
+    """
     cache, show = obj
     show({"rows": cache.drain()})
 
 
 @main.command()
-@click.option("--sample", default=1000, show_default=True, help="Most entries to compare.")
-@click.option("--grace", default=1.0, show_default=True, help="Seconds until a difference is looked at again.")
-@click.option("--rate", default=100.0, show_default=True, help="Most loads a second.")
+@click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Most entries to compare.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Seconds until a difference is looked at again.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="Most loads a second.",
+)
 @click.pass_obj
 def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
-    """Compare live entries with what their loaders return now.  Status 2 if any differs."""
+    """Compare live entries with what their loaders return now.
+
+    Only reads, so that it can run on production.  An entry counts as wrong if it still differs after the grace.
+
+    \b
+    cacheworkers inspect --sample 10000 --rate 500
+
+    Status 2 if any differs, 1 if loads failed and nothing that could be compared differs.
+    """
     cache, show = obj
     result = cache.inspect(sample, grace=grace, rate=rate)
     show({**msgspec.to_builtins(result), "per_million": result.per_million})
     if result.differences:
         raise click.exceptions.Exit(2)
+    if result.failed:
+        raise click.ClickException(f"{result.failed:,} entries were not compared, for their loads failed")
 
 
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.pass_context
-def completion(context: click.Context, shell: str) -> None:
-    """Print what completes commands and loaders in SHELL.
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands, loaders and tags.
 
     \b
     bash:  eval "$(cacheworkers completion bash)"
+    zsh:   eval "$(cacheworkers completion zsh)"
     fish:  cacheworkers completion fish | source
+
+    Loaders and tags are completed where CACHE_APP or --app says of which cache.
     """
-    kind = get_completion_class(shell)
-    assert kind is not None
-    click.echo(kind(main, {}, "cacheworkers", "_CACHEWORKERS_COMPLETE").source())
+    click.echo(source(main, shell))
 
 
-for command in (stats, exporter, warm, check_history, doctor):
+for command in (stats, tag, invalidate, exporter, warm, check_history, doctor):
     main.add_command(command)

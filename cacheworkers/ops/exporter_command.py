@@ -11,13 +11,25 @@ from cacheworkers.ops.show import Obj
 
 
 @click.command()
-@click.option("--port", default=9808, show_default=True, help="Where Prometheus asks: http://...:PORT/metrics.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9808,
+    show_default=True,
+    help="Where Prometheus asks: http://...:PORT/metrics.",
+)
 @click.option("--address", default="127.0.0.1", show_default=True, help="0.0.0.0 shows them to other machines.")
 @click.pass_obj
 def exporter(obj: Obj, port: int, address: str) -> None:
-    """Show queues, the store, heat and the outbox to Prometheus, until Ctrl-C.
+    """Show Prometheus what only servers know, until Ctrl-C.
 
-    With PROMETHEUS_MULTIPROC_DIR set, the metrics of all processes that share it are shown too.
+    Queues with the age of their oldest message, the store, heat and the outbox.  With PROMETHEUS_MULTIPROC_DIR set, the
+    metrics of all processes that share it are shown too.
+
+    \b
+    cacheworkers exporter --port 9808 --address 0.0.0.0
+
+    Status 1 if the port is taken, by another exporter perhaps.
     """
     try:
         from cacheworkers.ops.exporter import serve_cache

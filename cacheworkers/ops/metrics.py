@@ -10,17 +10,24 @@ processes that share the directory are shown together, whichever of them is aske
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from cacheworkers import events
 from cacheworkers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cacheworkers.cache import Cache
+
+log = logging.getLogger("cacheworkers")
 
 #: Seconds: reads and loads take from a tenth of a millisecond to half a minute.
 TIMES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -41,6 +48,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "invalidations_total": ("Invalidations acknowledged.", ("mode",)),
     "invalidated_entries_total": ("Entries that invalidations dropped or made stale.", ("mode",)),
     "warmed_total": ("Calls that warming looked at.", ("loader", "outcome")),
+    "warming_held_back_total": ("Rounds of warming that asked for nothing, for workers were behind.", ()),
     "heat_told_total": ("Calls whose reads were added to the heat in the store.", ("loader",)),
     "ticks_missed_total": ("Upkeep tasks that ran much later than they should have.", ("task",)),
     "swept_total": ("What sweeps freed.", ("what",)),
@@ -112,6 +120,7 @@ class Metrics:
             events.UnreadableEntry: lambda event: self._add("unreadable_entries_total", 1),
             events.Undelivered: lambda event: self._add("outbox_undelivered_total", event.rows),
             events.Replayed: lambda event: self._add("outbox_replayed_total", event.rows),
+            events.WarmingHeldBack: lambda event: self._add("warming_held_back_total", 1),
             events.HeatTold: lambda event: self._add("heat_told_total", event.calls, event.loader),
             events.TicksMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
             events.StoreLost: lambda event: self._lost("store", 1),
@@ -159,7 +168,7 @@ class Metrics:
         self._add("outbox_lag_seconds", event.lag)
 
     def _warmed(self, event: events.Warmed) -> None:
-        for outcome in ("fresh", "asked", "held"):
+        for outcome in ("fresh", "asked", "held", "left"):
             self._add("warmed_total", getattr(event, outcome), event.loader, outcome)
 
     def _lost(self, what: str, is_lost: int) -> None:
@@ -219,11 +228,11 @@ def serve(port: int, address: str = "127.0.0.1", registry: CollectorRegistry | N
     """
     try:
         server, thread = start_http_server(port, address, registry or shared_registry() or REGISTRY)
-    except OSError as error:
-        raise ConfigError(
-            f"metrics cannot be shown at {address}:{port}: {error.strerror or error}; "
-            f"another exporter may be there: give each its own port"
-        ) from None
+    except (OSError, OverflowError) as error:
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        hint = "another exporter may be there: give each its own port" if is_taken else "address and port must be ours"
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"metrics cannot be shown at {address}:{port}: {reason}; {hint}") from None
 
     def stop() -> None:
         server.shutdown()
@@ -231,6 +240,25 @@ def serve(port: int, address: str = "127.0.0.1", registry: CollectorRegistry | N
         thread.join()
 
     return stop
+
+
+def serve_when_workers_start(cache: Cache, port: int, address: str = "127.0.0.1") -> None:
+    """Let each Celery worker show its metrics at `http://address:port/metrics`, from its main process.
+
+    What a prefork pool's children count is there with `PROMETHEUS_MULTIPROC_DIR` alone, a directory of this machine's
+    or container's own: its files are named by process id.  A port that is taken is logged, and stops no worker.
+    Nothing happens where there is no Celery.
+    """
+
+    def show() -> None:
+        try:
+            serve(port, address)
+        except ConfigError as error:
+            log.error("%s", error)
+
+    on_ready = getattr(cache._process.workers, "on_ready", None)
+    if on_ready is not None:
+        on_ready(show)
 
 
 def shared_registry() -> CollectorRegistry | None:

@@ -17,6 +17,11 @@ Show = Callable[[Any], None]
 Obj = tuple[Cache, Show]
 
 
+def note(says: str) -> None:
+    """Say something beside the result, to people."""
+    click.echo(says, err=True)
+
+
 def as_json(value: Any) -> None:
     """Print a result as JSON."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

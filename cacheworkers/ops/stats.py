@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
@@ -65,7 +66,7 @@ def shown(stats: Stats) -> Group:
         loaders = _table("loader", "heat", "calls", "hottest", "its heat")
         for each in stats.loaders:
             loaders.add_row(
-                each.loader, f"{each.heat:,.0f}", f"{each.calls:,}", each.hottest, f"{each.hottest_heat:,.0f}"
+                each.loader, f"{each.heat:,.0f}", f"{each.calls:,}", Text(each.hottest), f"{each.hottest_heat:,.0f}"
             )
         parts.append(loaders)
     if stats.outbox is not None:
@@ -73,7 +74,7 @@ def shown(stats: Stats) -> Group:
         outbox.add_row(f"{stats.outbox['rows']:,}", f"{stats.outbox['oldest_age']:,.1f} s")
         parts.append(outbox)
     for name, why in stats.away.items():
-        parts.append(f"[bold red]{name} is away[/]: {why}")
+        parts.append(Text.assemble((f"{name} is away", "bold red"), f": {why}"))
     return Group(*parts)
 
 
@@ -112,7 +113,14 @@ def _size(count: float) -> str:
 @click.option("--once", is_flag=True, help="Look once; so it is too where the output is no terminal.")
 @click.pass_obj
 def stats(obj: Obj, every: float, once: bool) -> None:
-    """Show queues, the store, what is read most and the outbox, until Ctrl-C.
+    """Show queues, the store, heat and the outbox, live like top.
+
+    Until Ctrl-C, on a terminal; else once.  `oldest` is how long the first message of a queue has waited for a worker:
+    what grows there needs more workers.
+
+    \b
+    cacheworkers stats
+    cacheworkers stats --json | jq '.queues[] | select(.length > 100)'
 
     Status 1 if one of them does not answer in the last look.
     """
@@ -121,9 +129,9 @@ def stats(obj: Obj, every: float, once: bool) -> None:
     if show is as_json:
         found = look(cache)
         show(found)
-    elif once or not console.is_terminal:
+    elif once or not console.is_terminal or console.is_dumb_terminal:
         found = look(cache)
-        console.print(shown(found))
+        console.print(shown(found), soft_wrap=True)
     else:
         found = look(cache)
         with contextlib.suppress(KeyboardInterrupt), Live(shown(found), console=console, screen=True) as live:

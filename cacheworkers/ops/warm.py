@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,12 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cacheworkers.cache import Cache
 from cacheworkers.core.calls import Signature
-from cacheworkers.errors import CacheworkersError
+from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.warm_up import WarmUp
-from cacheworkers.ops.show import Obj
+from cacheworkers.ops.finding import COMPLETES
+from cacheworkers.ops.show import Obj, note
 
+#: What begins so is a call, of whatever loader; no JSON does.
+_A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
 #: Where a row comes from, for messages, and what it says: arguments, or text that still has to be read.
 Row = tuple[str, Any]
+#: Of more calls than this it is not said why they failed.
+MOST_REASONS = 5
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
@@ -63,13 +69,13 @@ class Warmed(msgspec.Struct, frozen=True):
 
 
 @click.command()
-@click.argument("loader")
+@click.argument("loader", shell_complete=COMPLETES.loaders)
 @click.argument("keys", nargs=-1)
 @click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Rows of a file; - is the input.")
 @click.option("--sql", help="Rows of a query, on the database of the watched sessions.")
 @click.option("--hot", type=click.IntRange(min=1), help="So many of the calls that were hot lately.")
 @click.option("--max-rate", type=float, metavar="PER_SECOND", help="Most calls a second.")
-@click.option("--at-once", type=int, help="Most calls under way.  [default: four batches]")
+@click.option("--at-once", type=int, help="Most calls under way.  [default: Config.warm_at_once]")
 @click.option("--until", type=Share(), default=1.0, help="Enough is warm at this share: 95%.  [default: 100%]")
 @click.option("--strict", is_flag=True, help="Stop at the first bad row, before anything is loaded.")
 @click.pass_obj
@@ -85,7 +91,7 @@ def warm(
     until: float,
     strict: bool,
 ) -> None:
-    """Have workers load calls of LOADER, and wait until they are there.
+    """Have workers load calls of LOADER, and wait for them.
 
     A row is one call: its argument as JSON, 42; an array of all of them where the loader takes several, ["lamp",2]; or
     the call itself, product[42].  Bad rows are named and left out.  What is fresh is passed over, so that a run that
@@ -104,6 +110,7 @@ def warm(
         raise click.UsageError("give one source: KEYS, --file, --sql or --hot")
     rows = _rows(cache, loader, keys, file, sql, hot)
     calls, bad, duplicates = _read(cache, loader, rows, strict)
+    cache.queues()  # without a broker each call would be waited for, in vain
     console = Console(stderr=True)
     with _bar(console) as progress:
         task = progress.add_task(loader, total=len(calls), says="")
@@ -112,6 +119,11 @@ def warm(
             loader, calls, at_once=at_once, until=until, progress=lambda state: _move(progress, task, state), **options
         )
     share = done.share
+    for call in done.failures[:MOST_REASONS]:
+        fails = cache.explain(call).failure
+        note(
+            f"{call}: {fails.get('kind')}: {fails.get('text')}" if fails else f"{call}: no worker has loaded it in time"
+        )
     show(Warmed(done.calls, done.fresh, done.loaded, done.failed, bad, duplicates, share, done.failures))
     if share < until or bad:
         raise click.exceptions.Exit(1)
@@ -149,7 +161,7 @@ def _read(cache: Cache, loader: str, rows: Iterable[Row], strict: bool) -> tuple
     for where, row in rows:
         try:
             call = _call(signature, row)
-        except (msgspec.DecodeError, CacheworkersError) as error:
+        except CacheworkersError as error:
             bad += 1
             click.echo(f"{where}: {error}", err=True)
             if strict:
@@ -164,14 +176,19 @@ def _call(signature: Signature, row: Any) -> str:
     """Return the text of the call that a row names.
 
     Raises:
-        CallError, msgspec.DecodeError: it names none.
+        CallError: it names none.
     """
     if not isinstance(row, str):
         return signature.bind(tuple(row), {}).text
     text = row.strip()
-    if text.startswith((f"{signature.name}[", f"{signature.name}@")):
+    if _A_CALL.match(text):
         return signature.parse(text).text
-    value = msgspec.json.decode(text)
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        raise CallError(
+            f'{text[:80]!r} is neither arguments as JSON, 42 or "lamp", nor a call of {signature}'
+        ) from None
     takes_several = len(signature.parameters) != 1
     return signature.bind(tuple(value) if takes_several and isinstance(value, list) else (value,), {}).text
 

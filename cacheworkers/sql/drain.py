@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cacheworkers.core.driver import Flow, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import TagError
 from cacheworkers.events import Drained, Replayed
-from cacheworkers.flows.driver import Flow, run
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox import GRACE, Delivery, Outbox

@@ -18,9 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_session, async_sessionmak
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session, sessionmaker
 from sqlalchemy.util.concurrency import await_, in_greenlet
 
+from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import ConfigError, UnwatchedWrite
-from cacheworkers.flows.driver import Flow, arun, run
 from cacheworkers.sql.flush import Flush, TagsOf
 from cacheworkers.sql.outbox import Outbox
 from cacheworkers.sql.probe import bound_engines, check_outbox, is_autocommit

@@ -77,8 +77,7 @@ class Watching:
         try:
             return drain_outbox(self._ports, self.outbox, known)
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", error)).partition("\n")[0]
-            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be drained: {reason}") from error
+            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be drained: {_reason(error)}") from error
 
     @property
     def is_any(self) -> bool:
@@ -92,7 +91,7 @@ class Watching:
             with known.connect() as connection:
                 return self.outbox.backlog(connection)
         except SQLAlchemyError as error:
-            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be read: {error}") from error
+            raise OutboxUnavailable(f"the outbox at {known.url!r} cannot be read: {_reason(error)}") from error
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Return a query's rows; see `Cache.query`."""
@@ -100,7 +99,7 @@ class Watching:
             with self._known(None, "query").connect() as connection:
                 return [tuple(row) for row in connection.execute(text(sql))]
         except SQLAlchemyError as error:
-            raise ConfigError(f"the query {sql!r} failed: {error}") from error
+            raise ConfigError(f"the query {sql!r} failed: {_reason(error)}") from error
 
     def drain_if_watching(self) -> None:
         """Drain, where there is a database to drain."""
@@ -140,3 +139,8 @@ class Watching:
         """A commit's invalidation failed: this process at least forgets what it had; the drain does the rest."""
         self._ports.l1.clear()
         self._ports.emit(Undelivered(len(rows), f"{type(error).__name__}: {error}"))
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """Return what the driver said, on one line."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -11,7 +11,6 @@ import asyncio
 import collections
 import contextlib
 import logging
-import os
 import random
 import selectors
 import socket
@@ -39,6 +38,7 @@ PING_EVERY = 0.5
 PING_LOST_AFTER = 2.0
 _BACKOFF = (0.05, 2.0)
 _TIME = b"*1\r\n$4\r\nTIME\r\n"
+_ROLE = b"*2\r\n$4\r\nINFO\r\n$11\r\nREPLICATION\r\n"
 
 
 class Barrier:
@@ -120,10 +120,9 @@ class Listener:
         """Forget thread and connections, as a child does after a fork."""
         self._lock = threading.Lock()
         self._ears: list[Ear] = []
+        self._masters: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
-        self._is_closed = False
-        self._wakeup: socket.socket | None = None
+        self._closed = threading.Event()
 
     @property
     def is_up(self) -> bool:
@@ -135,14 +134,20 @@ class Listener:
         if self._thread is not None:
             return
         with self._lock:
-            if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._listen, name="cacheworkers-listener", daemon=True)
-                self._thread.start()
+            if self._thread is None and not self._closed.is_set():
+                thread = threading.Thread(target=self._listen, name="cacheworkers-listener", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # No more threads, none in this kind of interpreter, or it is ending: reads go past L1.
+                    log.debug("no listener: %s", error)
+                    return
+                self._thread = thread
                 self.on_start()
 
     def close(self) -> None:
         """Stop listening for good."""
-        self._is_closed = True
+        self._closed.set()
         with self._lock:
             for ear in self._ears:
                 ear.hang_up()
@@ -155,9 +160,9 @@ class Listener:
         return Barrier(self, timeout)
 
     def ping(self) -> list[Future[bool]] | None:
-        """Send a ping to every master; None when the listener is not up."""
+        """Send a ping to every master; None when not all are heard."""
         with self._lock:
-            if not self.is_up or not self._ears:
+            if not self.is_up or not self._ears or self._link.masters != self._masters:
                 return None
             return [ear.ping() for ear in self._ears]
 
@@ -168,44 +173,50 @@ class Listener:
             self._listen_until_closed()
         finally:  # whatever ended it: L1 must not answer for what nobody hears of
             self._gate.lost(time.monotonic())
+            self._hang_up()
 
     def _listen_until_closed(self) -> None:
         backoff = _BACKOFF[0]
-        while not self._is_closed:
+        while not self._closed.is_set():
             try:
                 self._connect()
                 backoff = _BACKOFF[0]
                 self._hear()
             except (OSError, RedisError, hiredis.HiredisError) as error:
                 self._lose(error)
-                if self._is_closed:
-                    return
-                time.sleep(backoff * (0.5 + random.random() / 2))
+                self._closed.wait(backoff * (0.5 + random.random() / 2))
                 backoff = min(backoff * 2, _BACKOFF[1])
             except Exception as error:  # a bug in a callback must not leave L1 serving what it no longer hears of
-                if self._is_closed:  # its sockets were closed under it
+                if self._closed.is_set():  # its sockets were closed under it
                     self._lose(error)
                     return
                 log.exception("listener failed")
                 self._lose(error)
-                time.sleep(_BACKOFF[1])
+                self._closed.wait(_BACKOFF[1])
 
     def _lose(self, error: Exception) -> None:
         was_up = self._gate.is_coherent
         self._gate.lost(time.monotonic())
-        with self._lock:
-            ears, self._ears = self._ears, []
-        for ear in ears:
-            ear.hang_up()
+        ears = self._hang_up()
         if was_up:
             # Order: the gate is closed first, so that whatever is filled from here on is filled under a new guard.
             self._on_lost()
             self._emit(ListenerDown(ears[0].master if ears else "", f"{type(error).__name__}: {error}"))
 
+    def _hang_up(self) -> list[Ear]:
+        """Close all connections, and return them."""
+        with self._lock:
+            ears, self._ears = self._ears, []
+        for ear in ears:
+            ear.hang_up()
+        return ears
+
     def _connect(self) -> None:
         ears = []
         try:
-            for pool in self._pools():
+            pools = self._link.pools()
+            self._masters = frozenset(pools)
+            for pool in pools.values():
                 ears.append(Ear(pool, self._timeout, (self._keys.entries_prefix, self._keys.failures_prefix)))
         except BaseException:
             for ear in ears:
@@ -216,38 +227,49 @@ class Listener:
         with self._lock:
             self._ears = ears
         for ear in ears:
-            ear.ping()
-
-    def _pools(self) -> list[Any]:
-        client = self._link.client()
-        if self._link.is_cluster:
-            return [client.get_redis_connection(node).connection_pool for node in client.get_primaries()]
-        return [client.connection_pool]
+            ear.ping(asks_role=True)
 
     def _hear(self) -> None:
         with selectors.DefaultSelector() as selector:
             for ear in self._ears:
                 selector.register(ear.socket, selectors.EVENT_READ, ear)
             next_ping = time.monotonic() + PING_EVERY
-            is_up = False
-            while not self._is_closed:
-                ready = selector.select(max(0.0, next_ping - time.monotonic()))
+            while not self._closed.is_set():
+                looked_at = time.monotonic()
+                ready = selector.select(max(0.0, next_ping - looked_at))
                 for key, _ in ready:
                     self._take_in(key.data)
+                if self._link.masters != self._masters:  # one is not heard: no ping may prove the opposite
+                    raise OSError("the Cluster has other masters now")
+                if ready:
+                    self._prove()
                 now = time.monotonic()
-                if ready and all(ear.heard_at for ear in self._ears):
-                    self._gate.heard(min(ear.heard_at for ear in self._ears))
-                    if not is_up:
-                        is_up = True
-                        for ear in self._ears:
-                            self._emit(ListenerUp(ear.master))
                 if now >= next_ping:
                     next_ping = now + PING_EVERY
-                    for ear in self._ears:
-                        if ear.silent_for(now) > PING_LOST_AFTER:
-                            raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
-                        if not ear.pings:
-                            ear.ping()
+                    self._look_after(looked_at)
+
+    def _prove(self) -> None:
+        """Tell the gate up to when every push of every master has been processed."""
+        if not all(ear.heard_at for ear in self._ears):
+            return
+        was_up = self._gate.is_coherent
+        self._gate.heard(min(ear.heard_at for ear in self._ears))
+        if not was_up:
+            for ear in self._ears:
+                self._emit(ListenerUp(ear.master))
+
+    def _look_after(self, looked_at: float) -> None:
+        """Ping every master that owes no answer; raise if one owes it for too long.
+
+        Args:
+            looked_at: when what has arrived was last asked for. Not the present: a process that was paused since then
+                finds the answer as it goes on.
+        """
+        for ear in self._ears:
+            if ear.silent_for(looked_at) > PING_LOST_AFTER:
+                raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
+            if not ear.pings:
+                ear.ping(asks_role=True)
 
     def _take_in(self, ear: Ear) -> None:
         entries, failures = self._entries, self._failures
@@ -267,6 +289,10 @@ class Listener:
                         self._on_failure(key[first_failure:last].decode(errors="replace"))
             elif isinstance(reply, hiredis.ReplyError):
                 raise OSError(f"the listener's connection answered {reply}")
+            elif isinstance(reply, bytes):
+                # A replica pushes too, but as late as it pleases: its answers would prove nothing.
+                if b"role:master" not in reply:
+                    raise OSError(f"{ear.master} is no master any more")
             else:
                 sent, received = ear.ponged()
                 self._clock.measure(int(reply[0]) + int(reply[1]) / 1e6, sent, received)
@@ -293,13 +319,17 @@ class Ear:
         options_shown = pool.connection_kwargs
         self.master = f"{options_shown.get('host', options_shown.get('path', ''))}:{options_shown.get('port', '')}"
 
-    def ping(self) -> Future[bool]:
-        """Send a ping; the future is done once its answer, and so all earlier pushes, have been processed."""
+    def ping(self, *, asks_role: bool = False) -> Future[bool]:
+        """Send a ping; the future is done once its answer, and so all earlier pushes, have been processed.
+
+        Args:
+            asks_role: a server that is no master loses the link.
+        """
         ping: Future[bool] = Future()
         with self._lock:
             self.pings.append((time.monotonic(), ping))
             try:
-                self.socket.sendall(_TIME)
+                self.socket.sendall(_ROLE + _TIME if asks_role else _TIME)
             except OSError:
                 ping.set_result(False)
                 with contextlib.suppress(OSError):

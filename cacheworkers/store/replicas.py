@@ -6,7 +6,8 @@ import asyncio
 
 from cacheworkers.errors import StoreError
 from cacheworkers.store import scripts
-from cacheworkers.store.link import Link, Request
+from cacheworkers.store.link import Link
+from cacheworkers.store.request import Request
 
 #: How much of `store_timeout` the store may wait for its replicas; the rest is for its answer.
 SHARE = 0.8

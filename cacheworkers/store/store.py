@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -13,8 +14,10 @@ from cacheworkers.core.entry import CLOCK_MARGIN, Entry
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
 from cacheworkers.store import scripts
-from cacheworkers.store.link import Link, Request
+from cacheworkers.store.link import Link
 from cacheworkers.store.replicas import Replicate
+from cacheworkers.store.request import Request
+from cacheworkers.store.server import info_of
 
 T = TypeVar("T")
 
@@ -22,6 +25,10 @@ T = TypeVar("T")
 #: registration, and a promoted master's clock may differ.
 REGISTRATION_MARGIN = 60.0
 CHUNK = 500
+#: How long it is known when beat has last sent what, seconds: longer than any schedule's period.
+SENT_KEPT_FOR = 366 * 86400.0
+#: Half-lives for which heat is remembered.
+HEAT_KEPT_FOR = 100
 #: How long the sign that an upkeep task has run is kept, seconds.
 BEAT_KEPT_FOR = 86400.0
 
@@ -121,7 +128,7 @@ class Get:
         return await self._store.batcher.get(self._call)
 
 
-class ScanCluster:
+class Scan:
     """A step: one SCAN of one master; a cursor's upper half says which."""
 
     __slots__ = ("_at", "_link", "_words")
@@ -144,7 +151,7 @@ class ScanCluster:
 
     def _shape(self, reply: Any, masters: int) -> tuple[int, list[str]]:
         cursor, keys = reply
-        inner = int(next(iter(cursor.values())) if isinstance(cursor, dict) else cursor)
+        inner = int(cursor)
         if inner:
             following = self._at << 64 | inner
         else:
@@ -165,17 +172,11 @@ class Info:
 
     def run(self) -> list[dict[str, str]]:
         """Ask, blocking this thread."""
-        if not self._link.is_cluster:
-            return [_info(self._link.exchange([Request(("INFO",))])[0])]
-        reply, masters = self._link.on_master(0, ("INFO",))
-        return [_info(reply), *(_info(self._link.on_master(at, ("INFO",))[0]) for at in range(1, masters))]
+        return [info_of(reply) for [reply] in self._link.on_masters("", _ask_info)]
 
     async def arun(self) -> list[dict[str, str]]:
         """Ask on the running loop."""
-        if not self._link.is_cluster:
-            return [_info((await self._link.aexchange([Request(("INFO",))]))[0])]
-        reply, masters = await self._link.aon_master(0, ("INFO",))
-        return [_info(reply), *[_info((await self._link.aon_master(at, ("INFO",)))[0]) for at in range(1, masters)]]
+        return [info_of(reply) for [reply] in await self._link.aon_masters("", _ask_info)]
 
 
 class Store:
@@ -184,7 +185,8 @@ class Store:
     def __init__(self, link: Link, keys: Keyspace, *, batch_size: int = 100) -> None:
         self.link = link
         self.keys = keys
-        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), batch_size)
+        self._batch_size = batch_size
+        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
 
     def reset(self) -> None:
         """Forget connections and what was asked, as a child does after a fork."""
@@ -199,13 +201,29 @@ class Store:
 
     def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The envelopes of many calls, in their order."""
-        keys = [self.keys.entry(call) for call in calls]
+        keys = self.keys.entries(calls)
         if self.link.is_cluster:
+            # An MGET takes keys of one slot only, and of a hundred keys hardly two have the same: as many GETs, which
+            # go out in one write per master, are no more work for it, and work while a slot is on its way.
             return self._ask([Request(("GET", key)) for key in keys], lambda replies: [_bytes(r) for r in replies])
-        return self._ask(
-            [Request(("MGET", *keys))] if keys else [],
-            lambda replies: [_bytes(r) for r in replies[0]] if replies else [],
-        )
+        size = self._batch_size
+        if len(keys) <= size:
+            return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: replies[0] if replies else [])
+        chunks = [Request(("MGET", *keys[at : at + size])) for at in range(0, len(keys), size)]
+        return self._ask(chunks, lambda replies: list(itertools.chain.from_iterable(replies)))
+
+    def _submit_get_many(self, calls: list[str], done: Callable[[list[bytes | None] | Exception], None]) -> bool:
+        """Ask for the envelopes of many calls at once, as `Link.submit` does."""
+
+        def unwrapped(outcome: list[Any] | Exception) -> None:
+            done(outcome[0] if isinstance(outcome, list) else outcome)
+
+        return self.link.submit(("MGET", *self.keys.entries(calls)), unwrapped)
+
+    def heads(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
+        """The headers of the envelopes of many calls, in their order; an entry may be megabytes."""
+        requests = [Request(("GETRANGE", self.keys.entry(call), 0, envelope.HEADER_BYTES - 1)) for call in calls]
+        return self._ask(requests, lambda replies: [_bytes(reply) or None for reply in replies])
 
     # -- leases
 
@@ -262,14 +280,21 @@ class Store:
         """The lease of a call as it stands: token, fence, taken_over; empty when nobody holds it."""
         return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: _fields(replies[0]))
 
+    def are_claimed(self, calls: Sequence[str]) -> Exchange[list[bool]]:
+        """Whether anybody holds the lease of each call."""
+        requests = [Request(("EXISTS", self.keys.lease(call))) for call in calls]
+        return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
+
     def failing_until(self, calls: Sequence[str]) -> Exchange[list[float]]:
         """The instant, seconds, at which the backoff of each call's last failed load ends; 0 for none."""
         requests = [Request(("HGET", self.keys.failures(call), "until_ms")) for call in calls]
         return self._ask(requests, lambda replies: [float(reply or 0) / 1000 for reply in replies])
 
     def attempts(self, call: str) -> Exchange[int]:
-        """How many loads of a call have begun since the last that ended."""
-        return self._ask([Request(("GET", self.keys.attempts(call)))], lambda replies: int(replies[0] or 0))
+        """How many loads of a call have begun since the last that ended; of those broken off by invalidations, one."""
+        return self._ask(
+            [Request(("GET", self.keys.attempts(call)))], lambda replies: int((replies[0] or b"0").split()[0])
+        )
 
     def failures(self, call: str) -> Exchange[dict[str, str]]:
         """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
@@ -435,20 +460,25 @@ class Store:
 
     def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> Exchange[int]:
         """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has."""
-        keys = (self.keys.heat(loader), self.keys.heat_halved(loader))
         words = [word for call, count in reads for word in (call, count)]
-        request = Request.call(scripts.HEAT, keys, (_ms(half_life), most, *words))
+        kept_for = HEAT_KEPT_FOR * half_life
+        request = Request.call(scripts.HEAT, (self.keys.heat(loader),), (half_life, most, kept_for, *words))
         return self._ask([request], lambda replies: int(replies[0]))
 
-    def heat(self, loader: str, most: int) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader, with their heat."""
-        request = Request(("ZREVRANGE", self.keys.heat(loader), 0, most - 1, "WITHSCORES"))
+    def heat(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core.heat`, whose reads these are.
+
+        Args:
+            since: least `read_at`.
+        """
+        key, limit = self.keys.heat(loader), ("LIMIT", first, most)
+        request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
         return self._ask([request], lambda replies: _scored(replies[0]))
 
-    def heat_of(self, loader: str, call: str) -> Exchange[float]:
-        """The heat of one call; 0 if it is not among the hottest."""
+    def heat_of(self, loader: str, call: str) -> Exchange[float | None]:
+        """The `read_at` of one call; None if it is not among the hottest."""
         request = Request(("ZSCORE", self.keys.heat(loader), call))
-        return self._ask([request], lambda replies: float(replies[0] or 0.0))
+        return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
 
     def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
         """The number of a tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
@@ -464,7 +494,7 @@ class Store:
     def run_ids(self) -> Exchange[tuple[str, str]]:
         """The run id that was noted last, empty for none, and that of the server that answers now."""
         requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server"))]
-        return self._ask(requests, lambda replies: (_text(replies[0] or b""), _run_id(replies[1])))
+        return self._ask(requests, lambda replies: (_text(replies[0] or b""), info_of(replies[1]).get("run_id", "")))
 
     def note_run_id(self, run_id: str) -> Exchange[None]:
         """Note a server's run id: another one there later says that it was restarted, or is another server."""
@@ -492,6 +522,24 @@ class Store:
         request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
         return self._ask([request], lambda replies: None)
 
+    # -- beat
+
+    def lead(self, token: str, lease_for: float) -> Exchange[bool]:
+        """Take or keep the lease of the beat that sends; False while it is another's.  0 seconds give it back."""
+        request = Request.call(scripts.LEAD, (self.keys.leader,), (token, _ms(lease_for)))
+        return self._ask([request], lambda replies: replies[0] == 1)
+
+    def note_sent(self, entry: str, at: float) -> Exchange[None]:
+        """Note when an entry of beat's schedule was sent."""
+        key = self.keys.sent
+        requests = [Request(("HSET", key, entry, at)), Request(("PEXPIRE", key, _ms(SENT_KEPT_FOR)))]
+        return self._ask(requests, lambda replies: None)
+
+    def sent(self) -> Exchange[dict[str, float]]:
+        """Return when each entry of beat's schedule was last sent, seconds since the epoch."""
+        request = Request(("HGETALL", self.keys.sent))
+        return self._ask([request], lambda replies: {name: float(at) for name, at in _fields(replies[0]).items()})
+
     # -- sweeping
 
     def sweep_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[tuple[int, bool]]:
@@ -509,12 +557,9 @@ class Store:
         words = ("DEL", key) if position is None else ("SET", key, "{}:{}".format(*position), "EX", 86_400)
         return self._ask([Request(words)], lambda replies: None)
 
-    def scan(self, cursor: int, pattern: str) -> Exchange[tuple[int, list[str]]] | ScanCluster:
+    def scan(self, cursor: int, pattern: str) -> Scan:
         """One step of a walk through the keys that match a pattern, on all masters; it ends at cursor 0."""
-        if self.link.is_cluster:
-            return ScanCluster(self.link, cursor, pattern)
-        request = Request(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
-        return self._ask([request], lambda replies: (int(replies[0][0]), [_text(key) for key in replies[0][1]]))
+        return Scan(self.link, cursor, pattern)
 
     # -- helpers
 
@@ -575,18 +620,8 @@ def _scored(reply: Any) -> list[tuple[str, float]]:
     return [(_text(member), float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
 
 
-def _info(reply: Any) -> dict[str, str]:
-    """Return INFO's fields; a Cluster's client has taken them apart already, the keys of a database too."""
-    if isinstance(reply, dict):
-        return {
-            str(name): f"keys={value['keys']}" if isinstance(value, dict) and "keys" in value else str(value)
-            for name, value in reply.items()
-        }
-    return dict(line.split(":", 1) for line in _text(reply).splitlines() if ":" in line)
-
-
-def _run_id(reply: Any) -> str:
-    return _info(reply).get("run_id", "")
+def _ask_info(_: str) -> list[tuple[str]]:
+    return [("INFO",)]
 
 
 def _position(reply: Any) -> tuple[int, int]:

@@ -14,15 +14,20 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
 from redis import exceptions as redis_errors
 
+from cacheworkers.local.spin import Spin
+
 #: A wire that was idle for longer is looked at before it is used: the server may have closed it, seconds.
 FRESH_FOR = 0.2
 _READ = 1 << 16
+#: What became of an exchange: its replies, or why there are none.
+Outcome = list[Any] | Exception
+_LATE = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError)
 
 
 def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
@@ -36,11 +41,12 @@ def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
 class Wire:
     """A blocking connection, for one thread at a time."""
 
-    def __init__(self, pool: Any, timeout: float) -> None:
+    def __init__(self, pool: Any, timeout: float, spin: Spin) -> None:
         """
         Args:
             pool: redis-py's, of a standalone server or a Sentinel service; it says how to connect.
             timeout: of each send and each receive, seconds.
+            spin: says whether to poll for a reply.
 
         Raises:
             RedisError, OSError: no connection.
@@ -50,7 +56,9 @@ class Wire:
         self._socket: socket.socket = self._connection._sock
         self._reader = _reader(self._connection)
         self._used_at = time.monotonic()
-        if not isinstance(self._socket, ssl.SSLSocket):
+        self._spin = spin
+        self._is_plain = not isinstance(self._socket, ssl.SSLSocket)
+        if self._is_plain:
             # The kernel keeps the time: with a timeout of its own, Python asks before each call whether it may.
             interval = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
             self._socket.setblocking(True)
@@ -72,21 +80,42 @@ class Wire:
         Raises:
             ConnectionError, TimeoutError: redis-py's; the wire must be closed.
         """
-        reader, receive = self._reader, self._socket.recv
-        replies: list[Any] = []
+        self.send(packed)
+        return self.receive(count)
+
+    def send(self, packed: bytes) -> None:
+        """Send what is packed; all its replies are to be received before anything else is sent.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+        """
         try:
             self._socket.sendall(packed)
+        except _LATE as error:
+            raise redis_errors.TimeoutError("not sent within the timeout") from error
+        except OSError as error:
+            raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
+
+    def receive(self, count: int) -> list[Any]:
+        """Return so many replies to what was sent; errors that the server answered are among them.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+        """
+        reader = self._reader
+        replies: list[Any] = []
+        try:
             while len(replies) < count:
                 reply = reader.gets()
                 if reply is not False:
                     if type(reply) is not hiredis.PushNotification:
                         replies.append(reply)
                     continue
-                data = receive(_READ)
+                data = self._polled() if self._is_plain and self._spin.is_due() else self._socket.recv(_READ)
                 if not data:
                     raise redis_errors.ConnectionError("the store closed the connection")
                 reader.feed(data)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError) as error:
+        except _LATE as error:
             raise redis_errors.TimeoutError("no answer within the timeout") from error
         except OSError as error:
             raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
@@ -98,6 +127,21 @@ class Wire:
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
+
+    def _polled(self) -> bytes:
+        """Return what arrives, polling for a while before sleeping for it."""
+        receive, clock = self._socket.recv, time.perf_counter
+        until = clock() + self._spin.seconds
+        while True:
+            try:
+                data = receive(_READ, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if clock() < until:
+                    continue
+                self._spin.note(clock() - until)
+                return receive(_READ)
+            self._spin.note(clock() - until)
+            return data
 
 
 class AsyncWire(asyncio.Protocol):
@@ -113,6 +157,7 @@ class AsyncWire(asyncio.Protocol):
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._waiting: collections.deque[_Waiting] = collections.deque()
+        self._watch: asyncio.TimerHandle | None = None
         self.is_usable = False
 
     async def connect(self, pool: Any) -> AsyncWire:
@@ -135,14 +180,36 @@ class AsyncWire(asyncio.Protocol):
         Raises:
             ConnectionError, TimeoutError: redis-py's.
         """
+        if self._transport.is_closing():
+            raise redis_errors.ConnectionError("the connection was closed")
+        if self._transport.is_closing():
+            raise redis_errors.ConnectionError("the connection was closed")
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._waiting.append(_Waiting(count, future))
+
+        def done(outcome: Outcome) -> None:
+            if future.done():  # its task was cancelled
+                return
+            if isinstance(outcome, list):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+        self.submit(packed, count, done)
+        return await future
+
+    def submit(self, packed: bytes, count: int, done: Callable[[Outcome], None]) -> None:
+        """Send what is packed; `done` is called with so many replies, or with redis-py's error."""
+        self._waiting.append(_Waiting(count, done, self._loop.time() + self._timeout))
         self._transport.write(packed)
-        timer = self._loop.call_later(self._timeout, self._late, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        if self._watch is None:
+            # One timer for all who wait: it fires once a timeout, and not at all on a wire that is idle.
+            self._watch = self._loop.call_later(self._timeout, self._look_for_late)
+
+    def retire(self) -> None:
+        """Take nobody new, and close once nobody waits."""
+        self.is_usable = False
+        if not self._waiting:
+            self.close()
 
     def close(self) -> None:
         """Close the connection; who waits gets an error."""
@@ -164,8 +231,9 @@ class AsyncWire(asyncio.Protocol):
                 first.replies.append(reply)
                 if len(first.replies) == first.count:
                     self._waiting.popleft()
-                    if not first.future.done():
-                        first.future.set_result(first.replies)
+                    first.settle(first.replies)
+            if not self.is_usable:
+                self.retire()
         except (hiredis.HiredisError, IndexError) as error:
             self._lose(redis_errors.ConnectionError(f"not RESP, or a reply that nobody asked for: {error}"))
 
@@ -175,31 +243,44 @@ class AsyncWire(asyncio.Protocol):
 
     # -- inside
 
-    def _late(self, future: asyncio.Future[list[Any]]) -> None:
-        if not future.done():
-            future.set_exception(redis_errors.TimeoutError("no answer within the timeout"))
-            # Those who asked later wait no longer than their own timeout; nobody new comes.
-            self.is_usable = False
-            if all(each.future.done() for each in self._waiting):
-                self.close()
+    def _look_for_late(self) -> None:
+        self._watch = None
+        now = self._loop.time()
+        for each in self._waiting:
+            if each.deadline <= now:
+                # Those who asked later wait no longer than their own timeout; nobody new comes.
+                self.is_usable = False
+                each.settle(redis_errors.TimeoutError("no answer within the timeout"))
+        left = [each.deadline for each in self._waiting if not each.is_settled]
+        if left:
+            self._watch = self._loop.call_at(left[0], self._look_for_late)
+        elif self._waiting:
+            self.close()
 
     def _lose(self, error: Exception) -> None:
         self.close()
         waiting, self._waiting = self._waiting, collections.deque()
         for each in waiting:
-            if not each.future.done():
-                each.future.set_exception(error)
+            each.settle(error)
 
 
 class _Waiting:
     """One exchange whose replies are still to come."""
 
-    __slots__ = ("count", "future", "replies")
+    __slots__ = ("_done", "count", "deadline", "is_settled", "replies")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+    def __init__(self, count: int, done: Callable[[Outcome], None], deadline: float) -> None:
+        self._done = done
         self.count = count
-        self.future = future
+        self.deadline = deadline
+        self.is_settled = False
         self.replies: list[Any] = []
+
+    def settle(self, outcome: Outcome) -> None:
+        """Tell who asked, once."""
+        if not self.is_settled:
+            self.is_settled = True
+            self._done(outcome)
 
 
 def unconnected(pool: Any, **options: Any) -> Any:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cacheworkers.store.wire import AsyncWire, Wire, pack
+from cacheworkers.local.spin import Spin
+from cacheworkers.store.wire import AsyncWire, Outcome, Wire, pack
 
 #: Idle connections that are kept; more threads than these at once open and close their own.
 MOST_IDLE = 64
@@ -16,17 +19,25 @@ _Words = Sequence[tuple[Any, ...]]
 
 
 class Wires:
-    """Sends commands over whatever connection is free, and opens one when none is."""
+    """Sends commands over whatever connection is free, and opens one when none is.
 
-    def __init__(self, pool: Callable[[], Any], async_pool: Callable[[], Any], timeout: float) -> None:
+    Attributes:
+        pool: returns redis-py's pool, which says how to connect.
+        failed_at: when one of them last failed, of this process's monotonic clock; 0 for never.
+    """
+
+    def __init__(self, pool: Callable[[], Any], async_pool: Callable[[], Any], timeout: float, spin_for: float) -> None:
         """
         Args:
             pool, async_pool: return redis-py's pools, which say how to connect.
             timeout: seconds.
+            spin_for: how long a thread polls for a reply before it sleeps, seconds.
         """
-        self._pool = pool
+        self.pool = pool
         self._async_pool = async_pool
         self._timeout = timeout
+        self._spin = Spin(spin_for)
+        self.failed_at = 0.0
         self.reset()
 
     def reset(self) -> None:
@@ -42,25 +53,60 @@ class Wires:
         Raises:
             RedisError, OSError: no connection, or it failed.
         """
-        wire = self._free_wire()
+        wire = None
         try:
+            wire = self._free_wire()
             replies = wire.exchange(pack(commands), len(commands))
         except BaseException:
-            wire.close()
+            self._failed(wire)
             raise
-        if len(self._idle) < MOST_IDLE:
-            self._idle.append(wire)
-        else:
-            wire.close()
+        self._take_back(wire)
         return replies
+
+    def send(self, commands: _Words) -> Sent:
+        """Send commands in one write; their replies are to be received, or given up.
+
+        Raises:
+            RedisError, OSError: no connection, or it failed.
+        """
+        wire = None
+        try:
+            wire = self._free_wire()
+            wire.send(pack(commands))
+        except BaseException:
+            self._failed(wire)
+            raise
+        return Sent(self, wire, len(commands))
 
     async def aexchange(self, commands: _Words) -> list[Any]:
         """Do what `exchange` does, on the running loop."""
         loop = asyncio.get_running_loop()
-        wire = self._of_loop.get(loop)
+        try:
+            wire = self._of_loop.get(loop)
+            if wire is None or not wire.is_usable:
+                wire = await self._connected(loop)
+            return await wire.exchange(pack(commands), len(commands))
+        except Exception:
+            self._failed(None)
+            raise
+
+    def submit(self, command: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
+        """Send one command over the running loop's wire, and return True; False if there is none yet.
+
+        Args:
+            done: called on that loop with the one reply in a list, or an error.
+        """
+        wire = self._of_loop.get(asyncio.get_running_loop())
         if wire is None or not wire.is_usable:
-            wire = await self._connected(loop)
-        return await wire.exchange(pack(commands), len(commands))
+            return False
+
+        def told(outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                self._failed(None)
+            done(outcome)
+
+        wire.submit(pack((command,)), 1, told)
+        return True
 
     def close(self) -> None:
         """Close what is idle; a loop's wire goes with its next failure, or its loop."""
@@ -70,17 +116,30 @@ class Wires:
     def drop(self) -> None:
         """Use none of today's wires again: their master is gone, or is no master any more."""
         self.close()
-        for wire in list(self._of_loop.values()):
+        for loop, wire in list(self._of_loop.items()):
             wire.is_usable = False
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                loop.call_soon_threadsafe(wire.retire)
 
     def _free_wire(self) -> Wire:
         while True:
             try:
                 wire = self._idle.pop()
             except IndexError:
-                return Wire(self._pool(), self._timeout)
+                return Wire(self.pool(), self._timeout, self._spin)
             if wire.is_usable:
                 return wire
+            wire.close()
+
+    def _take_back(self, wire: Wire) -> None:
+        if len(self._idle) < MOST_IDLE:
+            self._idle.append(wire)
+        else:
+            wire.close()
+
+    def _failed(self, wire: Wire | None) -> None:
+        self.failed_at = time.monotonic()
+        if wire is not None:
             wire.close()
 
     async def _connected(self, loop: asyncio.AbstractEventLoop) -> AsyncWire:
@@ -99,6 +158,35 @@ class Wires:
             return wire
         finally:
             self._connecting.pop(loop, None)
+
+
+class Sent:
+    """Commands on their way: until their replies are received, nobody else has the wire."""
+
+    __slots__ = ("_count", "_wire", "_wires")
+
+    def __init__(self, wires: Wires, wire: Wire, count: int) -> None:
+        self._wires = wires
+        self._wire = wire
+        self._count = count
+
+    def receive(self) -> list[Any]:
+        """Return the replies, in order; errors that the server answered are among them.
+
+        Raises:
+            RedisError, OSError: the connection failed.
+        """
+        try:
+            replies = self._wire.receive(self._count)
+        except BaseException:
+            self._wires._failed(self._wire)
+            raise
+        self._wires._take_back(self._wire)
+        return replies
+
+    def give_up(self) -> None:
+        """Close the wire: its replies are still to come, and must be nobody else's."""
+        self._wire.close()
 
 
 def _heed(task: asyncio.Task[AsyncWire]) -> None:

@@ -1,10 +1,11 @@
-"""FaultProxy: a TCP proxy that loses, holds or cuts what passes, for tests of what a bad network does."""
+"""FaultProxy: a TCP proxy that loses, holds, delays or cuts what passes, for tests of what a bad network does."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
 from urllib.parse import urlsplit
 
 
@@ -17,22 +18,27 @@ class FaultProxy:
     Attributes:
         url: for clients, with the scheme and path of the server's.
         connections: how many clients have connected so far.
+        delay: seconds by which replies come later, while it is not 0.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, only: bytes = b"") -> None:
         """
         Args:
             url: the server's, such as `redis://127.0.0.1:6379/0`.
+            only: what is held, delayed and cut are connections whose client has sent these bytes; `b"TRACKING"` means
+                those that hear pushes.
         """
         parts = urlsplit(url)
         self._server = (parts.hostname or "127.0.0.1", parts.port or 6379)
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"{parts.scheme}://127.0.0.1:{self._listening.getsockname()[1]}{parts.path}"
         self.connections = 0
+        self.delay = 0.0
+        self._only = only
         self._open = threading.Event()
         self._open.set()
         self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
+        self._links: set[_Link] = set()
         self._is_closed = False
         threading.Thread(target=self._accept, name="fault-proxy", daemon=True).start()
 
@@ -51,18 +57,21 @@ class FaultProxy:
         self._open.set()
 
     def cut(self) -> None:
-        """Close every connection; new ones are accepted."""
+        """Close every connection that is meant; new ones are accepted."""
         with self._lock:
-            sockets, self._sockets = self._sockets, set()
-        for each in sockets:
-            _hang_up(each)
+            links = [link for link in self._links if link.is_meant]
+        for link in links:
+            link.hang_up()
 
     def close(self) -> None:
         """Accept no more, and close every connection."""
         self._is_closed = True
         _hang_up(self._listening)
         self._open.set()
-        self.cut()
+        with self._lock:
+            links = list(self._links)
+        for link in links:
+            link.hang_up()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -74,21 +83,46 @@ class FaultProxy:
                 except OSError:
                     _hang_up(client)
                     continue
+                link = _Link(client, server, is_meant=not self._only)
                 with self._lock:
-                    self._sockets |= {client, server}
-                threading.Thread(target=self._pass, args=(client, server, False), daemon=True).start()
-                threading.Thread(target=self._pass, args=(server, client, True), daemon=True).start()
+                    self._links.add(link)
+                threading.Thread(target=self._pass_requests, args=(link,), daemon=True).start()
+                threading.Thread(target=self._pass_replies, args=(link,), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket, is_reply: bool) -> None:
+    def _pass_requests(self, link: _Link) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if is_reply:
+            while data := link.client.recv(1 << 16):
+                if self._only and self._only in data:
+                    link.is_meant = True
+                link.server.sendall(data)
+        self._end(link)
+
+    def _pass_replies(self, link: _Link) -> None:
+        with contextlib.suppress(OSError):
+            while data := link.server.recv(1 << 16):
+                if link.is_meant:
                     self._open.wait()
-                sink.sendall(data)
-        for each in (source, sink):
-            with self._lock:
-                self._sockets.discard(each)
-            _hang_up(each)
+                    time.sleep(self.delay)
+                link.client.sendall(data)
+        self._end(link)
+
+    def _end(self, link: _Link) -> None:
+        with self._lock:
+            self._links.discard(link)
+        link.hang_up()
+
+
+class _Link:
+    """One client's connection, and the one to the server for it."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, *, is_meant: bool) -> None:
+        self.client = client
+        self.server = server
+        self.is_meant = is_meant
+
+    def hang_up(self) -> None:
+        _hang_up(self.client)
+        _hang_up(self.server)
 
 
 def _hang_up(each: socket.socket) -> None:

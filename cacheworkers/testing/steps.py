@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from cacheworkers.flows.driver import Flow
+from cacheworkers.core.driver import Flow
 
 T = TypeVar("T")
 

@@ -66,13 +66,15 @@ def cache_control(read: Read, *, is_public: bool, max_age: float | None, max_sta
 def cache_status(read: Read) -> bytes:
     """Return what this cache did: a hit, a stale hit (its ttl is negative), a miss, or stale because its load fails.
 
-    A read that waited for a load which had begun before it is a hit.
+    A miss that waited for the load of another is collapsed.
     """
     entry = read.entry
     if entry is None or not entry.write_id:
         return b"cacheworkers; fwd=miss; detail=%s" % read.tier.encode()
     if read.freshness is Freshness.LAPSED:
         what = b"fwd=stale"
+    elif read.is_joined:
+        what = b"fwd=miss; stored; collapsed"
     elif read.tier == "load" or (read.tier == "store" and read.age <= read.waited):
         what = b"fwd=miss; stored"
     else:

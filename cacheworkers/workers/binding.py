@@ -16,13 +16,16 @@ from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import Ask
+from cacheworkers.store.store import Store
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.queue import AskQueue, LoaderInfo
 from cacheworkers.workers.queues import QueueState, queue_states, stamp_messages
 from cacheworkers.workers.settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
 
+#: An upkeep task may wait so long behind another, a sweep say, and be done all the same, seconds.
+WAITS_FOR = 30.0
 #: Task names are not the namespace's: two caches on one app would answer for each other.
-_bound: weakref.WeakSet[Celery] = weakref.WeakSet()
+_bound: weakref.WeakKeyDictionary[Celery, tuple[Store, float] | None] = weakref.WeakKeyDictionary()
 
 
 class CeleryWorkers:
@@ -157,6 +160,7 @@ def bind(
     waited_for: Callable[[], int] = lambda: 0,
     begins: Callable[[str, float], bool] = lambda task, every: True,
     has_run: Callable[[str], object] = lambda task: None,
+    beat_lease: tuple[Store, float] | None = None,
 ) -> CeleryWorkers:
     """Bind the user's Celery app, and return the dispatcher.
 
@@ -174,6 +178,7 @@ def bind(
         upkeep: name -> (what to run, every how many seconds).
         begins: says whether an upkeep task is to run, given its name and its period: not twice in one.
         has_run: called with the name of an upkeep task that has ended well.
+        beat_lease: where several beats find out which of them sends, and for how long it may, seconds.
 
     Raises:
         ConfigError: the app is bound already.
@@ -182,7 +187,7 @@ def bind(
         raise ConfigError(
             f"a Celery app may be bound to one Cache, {app!r} is bound to another: they would share their tasks"
         )
-    _bound.add(app)
+    _bound[app] = beat_lease
     stamp_messages("cacheworkers.")
     schedule: dict[str, dict[str, Any]] = {}
     for name, (work, every) in upkeep.items():
@@ -192,7 +197,7 @@ def bind(
         schedule[f"cacheworkers-{name}"] = {
             "task": f"cacheworkers.{name}",
             "schedule": every,
-            "options": {"queue": config.queues.upkeep, "expires": every, "ignore_result": True},
+            "options": {"queue": config.queues.upkeep, "expires": max(every, WAITS_FOR), "ignore_result": True},
         }
     workers = CeleryWorkers(app, config, WorkerSettings(app, config, schedule), perform, undelivered, emit, waited_for)
 
@@ -206,6 +211,11 @@ def bind(
     worker_process_init.connect(forked, weak=False)
     task_unknown.connect(unknown, weak=False)
     return workers
+
+
+def beat_lease_of(app: Celery) -> tuple[Store, float] | None:
+    """Return where the beats of a bound app find out which of them sends, and for how long; None if it is not bound."""
+    return _bound.get(app)
 
 
 def read_asks(loader: str, raw: Any) -> tuple[list[Ask], str]:

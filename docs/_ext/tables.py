@@ -54,7 +54,6 @@ def commands() -> str:
     return "\n\n".join(_command(name, command) for name, command in sorted(main.commands.items()))
 
 
-#: What a page may ask for by name.
 def metric_table() -> str:
     """Return the metrics that processes show, with their labels."""
     told = [(name, labels, says) for name, (says, labels) in metrics.COUNTERS.items()]
@@ -64,6 +63,7 @@ def metric_table() -> str:
     return _table(("metric", "labels", "what it says"), rows)
 
 
+#: What a page may ask for by name.
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "policy": policy,
@@ -107,8 +107,17 @@ def _command(name: str, command: click.Command) -> str:
         (f"`{', '.join(each.opts)}`", _meaning(each)) for each in command.params if isinstance(each, click.Option)
     ]
     usage = " ".join([context.command_path.replace("cacheworkers", "cacheworkers --app APP", 1), *_usage(command)])
-    lines = [f"## {name}", f"`{usage}`", (command.help or "").strip()]
+    lines = [f"## {name}", f"`{usage}`", *map(_paragraph, paragraphs_of(command))]
     return "\n\n".join([*lines, _table(("option", "meaning"), options)] if options else lines)
+
+
+def paragraphs_of(command: click.Command) -> list[str]:
+    """Return the paragraphs of a command's help; one that begins with a backspace is lines, not prose."""
+    return inspect.cleandoc(command.help or "").split("\n\n")
+
+
+def _paragraph(text: str) -> str:
+    return f"```text\n{text[2:]}\n```" if text.startswith("\b\n") else text
 
 
 def _meaning(option: click.Option) -> str:

@@ -13,6 +13,7 @@ from cacheworkers import Config, Policy, errors, events
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.ops.cli import main
 
+from . import shell
 from .blocks import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
@@ -22,7 +23,7 @@ import tables
 REFERENCE = ROOT / "docs" / "reference"
 API = (REFERENCE / "api.md").read_text()
 #: Methods that build no key, and attributes that are no key.
-NO_KEYS = {"call_of", "shards", "shard_of", "tag_of", "namespace"}
+NO_KEYS = {"entries", "call_of", "shards", "shard_of", "tag_of", "namespace"}
 
 
 @pytest.mark.parametrize("name", sorted(tables.TABLES))
@@ -67,6 +68,21 @@ def test_every_command_has_a_section() -> None:
     for name, command in main.commands.items():
         assert f"## {name}\n\n`cacheworkers --app APP {name}" in text
         assert all(f"`{option}`" in text for each in command.params for option in each.opts if option.startswith("--"))
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_teaches_by_example(name: str) -> None:
+    """Its help has lines to be typed, which the command line takes; all but what has nothing to choose."""
+    examples = [
+        line.partition("cacheworkers ")[1] + line.partition("cacheworkers ")[2]
+        for text in tables.paragraphs_of(main.commands[name])
+        if text.startswith("\b\n")
+        for line in text.splitlines()[1:]
+    ]
+
+    assert examples or name in ("drain", "sweep")
+    for line in examples:
+        shell.check(re.split(r" [|&]|\)", line)[0], set())
 
 
 def test_every_public_name_is_documented() -> None:

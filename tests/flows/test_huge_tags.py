@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.huge_tag import fill
 from cacheworkers import Cache
-from cacheworkers.flows.driver import run
+from cacheworkers.core.driver import run
 from cacheworkers.flows.invalidate import Mode, invalidate_tags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DIES = """
 import os, signal, sys
 from cacheworkers import Cache, Config
-from cacheworkers.flows.driver import run
+from cacheworkers.core.driver import run
 from cacheworkers.flows.invalidate import invalidate_tags
 
 def progress(members):

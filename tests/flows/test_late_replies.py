@@ -27,7 +27,7 @@ class Late:
         self.proxy = proxy
         config = Config(redis_url=proxy.url, namespace=namespace, store_timeout=0.1, breaker_for=0.0, l1_for=0.0)
         self.cache = Cache(config)
-        wires = self.cache._ports.store.link._wires
+        wires = self.cache._ports.store.link._masters.wires
         exchange = wires.exchange
 
         def counted(commands: Any) -> Any:

@@ -15,6 +15,7 @@ from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.ports import Ask
 from cacheworkers.testing import Stepper
+from cacheworkers.testing.servers import wait_until
 
 
 class Shop:
@@ -319,6 +320,36 @@ def test_loads_that_give_their_lease_back_are_no_poison(shop: Shop) -> None:
         store.release([("product[1]", f"{n:016x}")]).run()
 
     assert counted == [1] * 5
+
+
+def test_loads_that_invalidations_break_off_are_no_poison(shop: Shop) -> None:
+    """A slow load of what changes often is begun again and again, by one process or by many; none of them has died."""
+    store = shop.ports.store
+    counted = []
+    for n in range(6):
+        store.claim("product[1]", f"{n:016x}", lease_for=10).run()
+        [begun] = store.begin([("product[1]", f"{n:016x}", f"{n:015x}f", b"")], load_for=10).run()
+        counted.append(begun.attempts)
+
+        shop.product.invalidate(1)
+
+    assert counted == [1] * 6
+
+
+@pytest.mark.parametrize("how", ["its lease ran out", "its message came again"])
+def test_loads_that_die_are_counted(shop: Shop, how: str) -> None:
+    store = shop.ports.store
+    is_again = how == "its message came again"
+    counted = []
+    for n in range(4):
+        store.claim("product[1]", "ab" * 8, lease_for=10).run()
+        asked = [("product[1]", "ab" * 8, f"{n:016x}", b"")]
+        [begun] = store.begin(asked, load_for=10 if is_again else 0.1, is_redelivered=is_again).run()
+        counted.append(begun.attempts)
+        if not is_again:
+            wait_until(lambda: not store.lease("product[1]").run())
+
+    assert counted == [1, 2, 3, 4]
 
 
 def test_claim_names_the_version_that_was_seen(shop: Shop) -> None:

@@ -270,31 +270,31 @@ def test_a_store_that_goes_and_comes_back_is_two_events(events: list[Any]) -> No
 def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cache, monkeypatch: Any) -> None:
     """Only a probe does: it was sent after."""
     link = cache._ports.store.link
-    exchange = link._wires.exchange
+    exchange = link._masters.wires.exchange
 
     def overtaken(commands: Any) -> Any:
         replies = exchange(commands)
-        link._breaker.failed()
+        link._health.breaker.failed()
         return replies
 
     cache.sweep()
     with monkeypatch.context() as patch:
-        patch.setattr(link._wires, "exchange", overtaken)
+        patch.setattr(link._masters.wires, "exchange", overtaken)
         cache._ports.store.get("x").run()
 
-    assert link._breaker.is_open
+    assert link._health.breaker.is_open
 
 
 def test_after_a_failure_no_older_connection_is_used(cache: Cache, monkeypatch: Any) -> None:
     link = cache._ports.store.link
     cache.sweep()
-    assert len(link._wires._idle) > 0
+    assert len(link._masters.wires._idle) > 0
 
     with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
-        patch.setattr(link._wires, "exchange", lambda commands: (_ for _ in ()).throw(ConnectionError("cut")))
+        patch.setattr(link._masters.wires, "exchange", lambda commands: (_ for _ in ()).throw(ConnectionError("cut")))
         cache._ports.store.get("x").run()
 
-    assert len(link._wires._idle) == 0
+    assert len(link._masters.wires._idle) == 0
 
 
 def test_an_entry_under_another_call_s_key_is_not_served(cache: Cache, get: Any) -> None:
@@ -451,3 +451,31 @@ def test_a_closed_cache_hears_no_pushes_so_its_memory_does_not_answer(cache: Cac
 
     assert not cache._ports.listener.is_up
     assert cache._ports.gate.heard_at == NEVER
+
+
+def test_a_read_knows_whether_it_joined_the_load_of_another(make_cache: Callable[..., Cache]) -> None:
+    """Of readers of one cold key, in two processes, one has asked; a hit has joined nobody."""
+    caches = [make_cache(), make_cache()]
+    may_go_on = threading.Event()
+    loaders = []
+    for cache in caches:
+
+        @cache.loader(wait_for=60, load_for=60, early=0)
+        def slow(load: Load, n: int) -> int:
+            may_go_on.wait(60)
+            return n
+
+        loaders.append(slow)
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda loader=loader: found.append(loader.read(1))) for loader in 3 * loaders]
+
+    for thread in threads:
+        thread.start()
+    flights = [cache._ports.waiters._flights for cache in caches]
+    wait_until(lambda: all("slow[1]" in each and len(each["slow[1]"]._threads) == 3 for each in flights))
+    may_go_on.set()
+    for thread in threads:
+        thread.join(60)
+
+    assert sorted(read.is_joined for read in found) == [False] + 5 * [True]
+    assert not loaders[0].read(1).is_joined

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load
-from cacheworkers.flows.driver import run
+from cacheworkers.core.driver import run
 from cacheworkers.flows.ports import Ask
 from cacheworkers.flows.read import Wanted, read
 from cacheworkers.local.clock import StoreClock

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, CallError, ConfigError, Load, UnknownLoader, WarmUp
+from cacheworkers.flows.warm import Queued
 from cacheworkers.local.clock import StoreClock
 
 MakeCache = Callable[..., Cache]
@@ -150,11 +151,11 @@ def test_nothing_is_asked_for_while_misses_are_queued(cache: Cache, monkeypatch:
     lengths = iter([100] * 3)
     states: list[tuple[bool, int]] = []
 
-    class Misses:
-        def run(self) -> int:
-            return next(lengths, 0)
+    class Look:
+        def run(self) -> Queued:
+            return Queued(next(lengths, 0), 0)
 
-    monkeypatch.setattr(cache._process, "misses", Misses)
+    monkeypatch.setattr(cache._process, "queued", Look)
     monkeypatch.setattr("cacheworkers.flows.warm_up.ASK_EVERY", 0.0)
 
     done = cache.warm_up(
@@ -169,25 +170,21 @@ def test_nothing_is_asked_for_while_misses_are_queued(cache: Cache, monkeypatch:
 
 
 def test_what_was_hot_before_a_deploy_is_warmed_under_the_new_version(make_cache: MakeCache) -> None:
-    old, new = make_cache(), make_cache(warm_least=1.0)
+    old, new = make_cache(), make_cache()
     for cache, version in ((old, 1), (new, 2)):
 
         @cache.loader(fresh_for=300, version=version, tags=("product:{n}",))
         def product(load: Load, n: int) -> int:
             return n
 
-    for _ in range(5):
-        old._loaders["product"]
-        old.stored("product[7]")
-    reader = old._loaders["product"]
-    assert reader.signature.of_this_version("product@2[7]") == "product[7]"
-    old._ports.heat.count("product[7]", 5)
-    old.tell_heat()
+        if version == 1:
+            product.get(7)
+            old.tell_heat()
 
     assert new.warm()["product"].asked == 1
     done = new.warm_up("product", ["product@2[7]"])
     assert done.share == 1.0
-    assert new.invalidate("product:7").entries == 1
+    assert new.invalidate("product:7").entries == 2, "both versions"
     assert new.stored("product@2[7]") is None
 
 
@@ -235,10 +232,62 @@ def test_a_call_whose_loader_has_died_is_loaded_once_its_lease_ends(
 ) -> None:
     """Somebody else's claim is no promise."""
     _, loads = batched(cache)
-    monkeypatch.setattr("cacheworkers.flows.warm_up.HELD_FOR", 0.05)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_EVERY", 0.05)
     cache._ports.store.claim("number[7]", "f" * 16, lease_for=0.5).run()
 
     done = cache.warm_up("number", ["number[7]"])
 
     assert (done.loaded, done.failed) == (1, 0)
     assert loads == [[7]]
+
+
+def test_a_broker_that_hangs_for_a_moment_costs_that_moment(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the dispatcher does not take is asked for again."""
+    _, loads = batched(cache)
+    dispatcher = cache._ports.dispatcher
+    submit_all, refusals = dispatcher.submit_all, iter(range(5))
+    monkeypatch.setattr(
+        dispatcher,
+        "submit_all",
+        lambda asks: 0 if next(refusals, None) is not None else submit_all(asks),
+        raising=False,
+    )
+
+    done = cache.warm_up("number", texts(cache, "number", range(250)))
+
+    assert (done.loaded, done.failed) == (250, 0)
+    assert sorted(key for keys in loads for key in keys) == list(range(250))
+
+
+def test_a_broker_that_is_away_ends_it(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    batched(cache)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_AFTER", 0.1)
+    monkeypatch.setattr(cache._ports.dispatcher, "submit_all", lambda asks: 0, raising=False)
+
+    done = cache.warm_up("number", texts(cache, "number", range(250)))
+
+    assert (done.loaded, done.failed) == (0, 250)
+
+
+@pytest.mark.parametrize(("lost", "loaded"), [(1, 1), (99, 0)])
+def test_a_message_that_is_lost_is_sent_again_a_few_times(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, lost: int, loaded: int
+) -> None:
+    """Whoever could not send it has given its lease back."""
+    batched(cache)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_EVERY", 0.05)
+    dispatcher = cache._ports.dispatcher
+    submit_all, losses = dispatcher.submit_all, iter(range(lost))
+
+    def lose(asks: Any) -> int:
+        if next(losses, None) is None:
+            return submit_all(asks)
+        cache._process.undelivered(asks)
+        cache._process._undeliverable_until = 0.0
+        return len(asks)
+
+    monkeypatch.setattr(dispatcher, "submit_all", lose, raising=False)
+
+    done = cache.warm_up("number", texts(cache, "number", [7]))
+
+    assert (done.loaded, done.failed) == (loaded, 1 - loaded)

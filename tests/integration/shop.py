@@ -11,21 +11,32 @@ from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.ops.doctor import log_when_workers_start
+from cacheworkers.ops.metrics import Metrics, serve_when_workers_start
 
 app = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ["REDIS_URL"]))
 engine = create_engine(os.environ["DATABASE_URL"])
-cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessionmaker(engine))
+cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessionmaker(engine), hook=Metrics())
 
 if os.environ.get("USE_ENGINE_EARLY"):
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
 
 
-@cache.loader(fresh_for=300, stale_for=60, load_for=8, wait_for=8, tags=("product:{product_id}",))
-def product(load: Load, product_id: int) -> int:
+def _price(load: Load, product_id: int) -> int:
     load.session.execute(text("SELECT pg_sleep(:s)"), {"s": float(os.environ.get("LOAD_TIME", "0"))})
     found = load.session.execute(text("SELECT price FROM product WHERE id = :id"), {"id": product_id}).scalar_one()
     return int(found)
+
+
+@cache.loader(fresh_for=300, stale_for=60, load_for=8, wait_for=8, tags=("product:{product_id}",))
+def product(load: Load, product_id: int) -> int:
+    return _price(load, product_id)
+
+
+@cache.loader(fresh_for=300, load_for=2, wait_for=20, tags=("product:{product_id}",))
+def patient(load: Load, product_id: int) -> int:
+    """Its readers wait for longer than a lease lasts: a worker that dies with it costs them time, and no error."""
+    return _price(load, product_id)
 
 
 @cache.loader(load_for=4, wait_for=60, on_timeout="raise")
@@ -62,5 +73,7 @@ def gauge(load: Load, n: int) -> int:
     return int(found)
 
 
+if os.environ.get("OWN_METRICS_PORT"):
+    serve_when_workers_start(cache, int(os.environ["OWN_METRICS_PORT"]))
 if os.environ.get("LOG_DIAGNOSIS"):
     log_when_workers_start(cache)

@@ -45,7 +45,7 @@ def ask(app: Any, path: str, method: str = "GET", body: bytes = b"", **asked: st
 
     path, _, query = path.partition("?")
     lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in asked.items()]
-    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": lines}
+    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode("latin-1"), "headers": lines}
     asyncio.run(app(scope, receive, send))
     headers = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
     return sent[0]["status"], headers, msgspec.json.decode(sent[1]["body"] or b"null")
@@ -99,6 +99,7 @@ def test_category_has_its_count_and_deals_are_in_the_sale(api: Any) -> None:
         ("/nowhere", "GET", b"", 404, "/nowhere"),
         ("/products/1", "POST", b"", 405, "GET"),
         ("/categories/1?page=no", "GET", b"", 422, "page"),
+        ("/categories/1?page=\xff", "GET", b"", 422, "page"),
         ("/products/1/price", "PUT", b"{}", 422, "amount"),
         ("/products/1/price", "PUT", b'{"amount": -5}', 422, "-5"),
         ("/products/99999/price", "PUT", b'{"amount": 5}', 404, "99999"),

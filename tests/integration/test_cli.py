@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from app.up import free_port
 from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
 
 MODULE = """
 from cacheworkers import Cache, Config, Load
@@ -27,13 +29,30 @@ wrong = 1
 def number(load: Load, n: int) -> int:
     return n * 10
 """
+#: The same loader in a process whose broker and database nobody serves.
+AWAY = """
+from celery import Celery
+from sqlalchemy import MetaData, Table, create_engine
+from sqlalchemy.orm import sessionmaker
+from cacheworkers import Cache, Config, Load
+sessions = sessionmaker(create_engine("postgresql+psycopg://127.0.0.1:1/shop"))
+celery = Celery("shop", broker="redis://127.0.0.1:1/0")
+cache = Cache(Config.from_env(store_timeout=5.0, namespace={namespace!r}), celery=celery, sessions=sessions)
+cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}}, check=False)
+
+@cache.loader(tags=("n:{{n}}", "all"), fresh_for=300)
+def number(load: Load, n: int) -> int:
+    return load.session.connection() and n
+"""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def cli(tmp_path: Path, valkey: Valkey) -> Run:
     """Run the command in a directory with a module that has a cache."""
-    (tmp_path / "shop.py").write_text(MODULE.format(namespace=f"cli{os.getpid()}-{tmp_path.name[-20:].lower()}"[:32]))
+    namespace = f"cli{os.getpid()}-{tmp_path.name[-20:].lower()}"[:32]
+    (tmp_path / "shop.py").write_text(MODULE.format(namespace=namespace))
+    (tmp_path / "away.py").write_text(AWAY.format(namespace=namespace))
 
     def run(*words: str, app: str = "shop:cache", text: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -65,7 +84,7 @@ def parsed(done: subprocess.CompletedProcess[str]) -> Any:
 def test_it_explains_gets_and_lists(cli: Run, warm: None) -> None:
     found = parsed(cli("--json", "explain", "number[7]"))
     assert (found["freshness"], found["verdict"]) == ("fresh", "serve it from the store")
-    assert "verdict" in cli("explain", "number[7]").stdout
+    assert cli("explain", "number[7]").stdout.startswith("number[7]: serve it from the store\n")
     assert cli("get", "number[7]").stdout == "70\n"
     assert parsed(cli("--json", "tag", "n:7")) == [{"call": "number[7]"}]
     assert len(parsed(cli("--json", "hot", "number", "--most", "3"))) == 3
@@ -74,11 +93,70 @@ def test_it_explains_gets_and_lists(cli: Run, warm: None) -> None:
 
 def test_it_invalidates_after_a_question(cli: Run, warm: None) -> None:
     assert parsed(cli("--json", "invalidate", "all", "--dry-run")) == {"seq": 0, "entries": 1001}
-    refused = cli("invalidate", "all", text="n\n")
-    assert refused.returncode == 1 and "1,001 entries" in refused.stdout
+    for answer in ("n\n", ""):
+        refused = cli("invalidate", "all", text=answer)
+        assert refused.returncode == 1 and "1,001 entries" in refused.stdout
+        assert "nothing was invalidated; --yes does it" in refused.stderr
     assert parsed(cli("--json", "invalidate", "n:7"))["entries"] == 1
     assert cli("get", "number[7]").returncode == 1
     assert parsed(cli("--json", "invalidate", "all", "--yes"))["entries"] == 1000
+
+
+def test_an_unknown_tag_is_refused_and_nothing_is_changed(cli: Run, warm: None) -> None:
+    """Its sequence does not move, nor does what a known tag beside it has; --yes is for what only loads name."""
+    before = parsed(cli("--json", "explain", "number[7]"))
+
+    for words in (("tag", "m:7"), ("invalidate", "n:7", "m:7"), ("invalidate", "m:7", "--dry-run")):
+        done = cli(*words)
+        assert done.returncode == 1
+        assert "unknown tag 'm:7'" in done.stderr and "loaders declare all, n:{n}" in done.stderr
+
+    after = parsed(cli("--json", "explain", "number[7]"))
+    assert (after["freshness"], after["tags"]) == ("fresh", before["tags"])
+    assert parsed(cli("--json", "invalidate", "m:7", "--yes"))["entries"] == 0
+
+
+def test_a_tag_that_nothing_has_now_is_known_all_the_same(cli: Run) -> None:
+    """A load may be under way that will have it."""
+    assert parsed(cli("--json", "tag", "n:5000")) == []
+    assert parsed(cli("--json", "invalidate", "n:5000"))["seq"] > 0
+
+
+def test_json_may_stand_behind_every_command(cli: Run, warm: None, tmp_path: Path) -> None:
+    (tmp_path / "history").write_text("")
+    for words in (
+        ("explain", "number[7]"),
+        ("get", "number[7]"),
+        ("tag", "n:7"),
+        ("hot", "number"),
+        ("invalidate", "n:8"),
+        ("warm", "number", "7"),
+        ("sweep",),
+        ("inspect", "--sample", "1"),
+        ("stats",),
+        ("doctor", "--before-start"),
+        ("check-history", "history"),
+    ):
+        done = cli(*words, "--json")
+        assert json.loads(done.stdout) is not None, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("drain",), "the outbox at postgresql+psycopg://127.0.0.1:1/shop cannot be drained: connection failed"),
+        (("warm", "number", "--sql", "SELECT 1"), "the query 'SELECT 1' failed: connection failed"),
+        (("warm", "number", "5000"), "the broker does not answer"),
+    ],
+)
+def test_a_broker_or_a_database_that_is_away_is_a_message(
+    cli: Run, warm: None, words: tuple[str, ...], message: str
+) -> None:
+    """At once, with status 1, and without a traceback."""
+    done = cli(*words, app="away:cache")
+
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_it_warms_from_a_file_and_names_bad_lines(cli: Run, tmp_path: Path) -> None:
@@ -116,7 +194,7 @@ def test_it_warms_what_was_hot_and_gates_a_deploy(cli: Run, warm: None) -> None:
         (("number", "1", "--max-rate", "-1"), "max_rate must be more than 0"),
         (("number", "--file", "nowhere.txt"), "nowhere.txt cannot be read"),
         (("number", "--sql", "SELECT 1"), "no session that this cache watches"),
-        (("number", "x"), "key 1:"),
+        (("number", "x"), "key 1: 'x' is neither arguments as JSON"),
     ],
 )
 def test_a_warm_up_that_cannot_be_says_why(cli: Run, words: tuple[str, ...], message: str) -> None:
@@ -173,15 +251,51 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
         assert b'cacheworkers_answers{server="store"} 1.0' in answer.read()
 
     second = cli("exporter", "--port", str(port))
+    foreign = cli("exporter", "--address", "192.0.2.1")
+    beyond = cli("exporter", "--port", "65536")
 
     assert second.returncode == 1 and "another exporter may be there" in second.stderr
+    assert foreign.returncode == 1 and "address and port must be ours" in foreign.stderr
+    assert beyond.returncode == 2 and "65536 is not in the range" in beyond.stderr
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
     process.stderr.close()
 
 
-def test_it_completes_and_is_a_command_of_celery_too(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
-    assert "_CACHEWORKERS_COMPLETE" in cli("completion", "bash", app="nowhere").stdout
+def test_it_completes_in_bash(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    """In a real one, on a pseudo-terminal: words with colons too, and without a space after what goes on."""
+    assert "_CACHEWORKERS_COMPLETE" in cli("completion", "zsh", app="nowhere").stdout
+    ours, theirs = pty.openpty()
+    folder = str(Path(sys.executable).parent)
+    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "dumb", "PS1": "$ "}
+    env |= {"PATH": f"{folder}:{env['PATH']}", "INPUTRC": os.devnull}
+    words = ["bash", "--norc", "--noprofile", "-i"]
+    bash = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs, process_group=0)
+    os.close(theirs)
+    os.write(ours, b'eval "$(cacheworkers completion bash)"; complete -p cacheworkers\n')
+    for typed, shown in (
+        (b"", b"-F _cacheworkers_completion cacheworkers"),
+        (b"cacheworkers -A shop:cache expl\t", b"explain "),
+        (b"nu\t7", b"number[7"),
+        (b"\x15cacheworkers -A shop:cache invalidate n\t7", b"invalidate n:7"),
+        (b"\x15cacheworkers -A shop:cache hot \t", b"hot number "),
+    ):
+        os.write(ours, typed)
+        read_until(ours, shown)
+    bash.kill()
+    bash.wait()
+    os.close(ours)
+
+
+def read_until(terminal: int, shown: bytes) -> None:
+    """Read what a terminal shows until this is among it."""
+    told = b""
+    while shown not in told:
+        assert select.select([terminal], [], [], 60.0)[0], f"{shown!r} never came, but {told!r}"
+        told += os.read(terminal, 65536)
+
+
+def test_it_is_a_command_of_celery_too(tmp_path: Path, valkey: Valkey) -> None:
     (tmp_path / "celeryshop.py").write_text(
         "import os\nfrom celery import Celery\nfrom cacheworkers import Cache, Config, Load\n"
         "app = Celery('celeryshop', broker=os.environ['REDIS_URL'])\n"
@@ -215,9 +329,6 @@ def test_help_needs_no_cache(cli: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "app", "message"),
     [
-        (("inspect", "--rate", "0"), "shop:cache", "rate must be more than 0 loads a second, got 0.0"),
-        (("inspect", "--sample", "0"), "shop:cache", "sample must be at least 1 entry, got 0"),
-        (("inspect", "--grace", "-1"), "shop:cache", "grace must be 0 seconds or more, got -1.0"),
         (("explain", "nobody[1]"), "shop:cache", "declared are number"),
         (("explain", "number[1]"), "nowhere:cache", "No module named 'nowhere'"),
         (("explain", "number[1]"), "shop:wrong", "is a int"),
@@ -229,3 +340,78 @@ def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message
 
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_path: Path) -> None:
+    """Another loader's call, too many arguments, a wrong type, no JSON; one call in three ways is one."""
+    file = tmp_path / "numbers.txt"
+    file.write_text('1\nother[2]\n[1, 2]\ntrue\n{"n"\nnumber[1]\n"1"\n2\n')
+
+    done = cli("--json", "warm", "number", "--file", str(file))
+
+    found = json.loads(done.stdout)
+    assert (found["calls"], found["loaded"], found["bad"], found["duplicates"]) == (2, 2, 4, 2)
+    for line in (2, 3, 4, 5):
+        assert f"{file}:{line}: " in done.stderr
+    assert "other[2]" in done.stderr
+    assert done.returncode == 1
+
+
+def test_it_warms_from_a_query_and_names_bad_rows(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    module = (tmp_path / "shop.py").read_text()
+    (tmp_path / "sqlshop.py").write_text(
+        "from sqlalchemy import create_engine\nfrom sqlalchemy.orm import sessionmaker\n"
+        + module.replace(
+            "cache = Cache(", "cache = Cache(sessions=sessionmaker(create_engine('sqlite://')), config=", 1
+        )
+    )
+
+    query = "SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT NULL UNION ALL SELECT 2"
+    done = cli("--json", "warm", "number", "--sql", query, app="sqlshop:cache")
+
+    found = json.loads(done.stdout)
+    assert (found["loaded"], found["bad"], found["duplicates"]) == (2, 1, 1)
+    assert "row 3: " in done.stderr
+
+
+def test_what_fails_is_named_and_is_no_success(cli: Run, tmp_path: Path) -> None:
+    module = (tmp_path / "shop.py").read_text().replace("return n * 10", "return 10 // n")
+    (tmp_path / "failing.py").write_text(module)
+
+    done = cli("--json", "warm", "number", "0", "1", "2", app="failing:cache")
+
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["loaded"], found["failed"], found["failures"]) == (1, 2, 1, ["number[0]"])
+    assert cli("warm", "number", "0", "1", "2", "--until", "60%", app="failing:cache").returncode == 0
+
+
+def test_a_warm_up_that_was_killed_goes_on_where_it_was(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    file = tmp_path / "numbers.txt"
+    file.write_text("".join(f"{n}\n" for n in range(300)))
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "--app", "shop:cache", "warm", "number"]
+    words += ["--file", str(file), "--max-rate", "100"]
+    process = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "REDIS_URL": valkey.url})
+    wait_until(lambda: cli("get", "number[299]").returncode == 0 or cli("get", "number[0]").returncode == 0, 60)
+    process.kill()
+    process.wait()
+
+    found = parsed(cli("--json", "warm", "number", "--file", str(file)))
+
+    assert 0 < found["fresh"] < 300
+    assert (found["calls"], found["failed"], found["share"]) == (300, 0, 1.0)
+    assert found["fresh"] + found["loaded"] == 300
+
+
+def test_what_was_hot_is_warmed_under_a_new_version(cli: Run, warm: None, tmp_path: Path) -> None:
+    """With the old version still serving; an invalidation by either reaches both."""
+    module = (tmp_path / "shop.py").read_text().replace("fresh_for=300", "fresh_for=300, version=2")
+    (tmp_path / "deployed.py").write_text(module)
+
+    found = parsed(cli("--json", "warm", "number", "--hot", "50", app="deployed:cache"))
+
+    assert (found["calls"], found["loaded"], found["share"]) == (50, 50, 1.0)
+    hottest = parsed(cli("--json", "hot", "number", "--most", "1"))[0]["call"]
+    number = hottest[len("number[") : -1]
+    assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 0
+    assert parsed(cli("--json", "invalidate", f"n:{number}"))["entries"] == 2
+    assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 1

@@ -121,7 +121,7 @@ def test_a_worker_killed_while_it_revalidates_leaves_stale_readers_served(shop: 
     here.sql("UPDATE product SET price = 31 WHERE id = 3")
     cache.invalidate("gauge:3", mode="soft")
     assert gauge.read(3).freshness.value == "stale"
-    wait_until(started.exists)
+    wait_until(lambda: gauge.read(3).freshness.value == "stale" and started.exists())
 
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -342,6 +343,22 @@ def test_a_given_store_is_not_stopped(small: Stack) -> None:
     assert problem["detail"] == tick["why_not"]["stop-store"] == control.NOT_OURS
 
 
+def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> None:
+    """It asks workers once: it must not start before them; and its own metrics are not the exporter's."""
+    login = re.search(r"Flower: \S+  user (\S+), password (\S+)", stack.text)
+    assert login is not None
+
+    request = urllib.request.Request(f"{stack.here.flower}/api/queues/length")
+    request.add_header("Authorization", "Basic " + base64.b64encode(":".join(login.groups()).encode()).decode())
+    with urllib.request.urlopen(request, timeout=WITHIN) as answer:
+        queues = {queue["name"] for queue in json.load(answer)["active_queues"]}
+    with urllib.request.urlopen(f"{stack.here.exporter}/metrics", timeout=WITHIN) as answer:
+        exported = answer.read()
+
+    assert queues == {"cw.miss", "cw.revalidate", "cw.warm", "cw.upkeep"}
+    assert b"cacheworkers_queue_messages" in exported and b"flower_" not in exported
+
+
 # -- in a browser
 
 
@@ -395,6 +412,7 @@ HAS_COLOUR = """([id, name]) => {
     if (wanted.every((value, offset) => data[at + offset] === value) && data[at + 3] === 255) return true;
   return false;
 }"""
+TOPS = "(selector) => [...document.querySelectorAll(selector)].map((each) => each.getBoundingClientRect().top)"
 CHARTS = {"chart-rate": "--cached", "chart-queries": "--uncached", "chart-latency": "--cached", "chart-kinds": "--l1"}
 
 
@@ -456,7 +474,7 @@ def test_a_price_change_is_seen_on_every_panel(calm: Stack, browser: Browser) ->
         page.wait_for_function(
             "new Set([...document.querySelectorAll('#panels .price')].map((e) => e.textContent)).size === 1"
         )
-        assert all(re.fullmatch(r"after [\d.,]+ ms", each) for each in page.locator("#panels .ms").all_inner_texts())
+        assert all(re.fullmatch(r"after [\d.,]+ m?s", each) for each in page.locator("#panels .ms").all_inner_texts())
     assert pages[0].inner_text("#panels .price") == pages[1].inner_text("#panels .price")
 
 
@@ -496,6 +514,8 @@ def test_a_page_left_open_over_a_restart_connects_again(small: Stack, browser: B
 
     assert small.end() == 0
     page.wait_for_selector("#link[data-state=lost]")
+    assert float(page.evaluate("getComputedStyle(document.querySelector('.score')).opacity")) < 1
+    assert "start it" in page.inner_text("#latest")
     small.start()
 
     page.wait_for_selector("#link[data-state=live]")
@@ -506,9 +526,11 @@ def test_a_page_left_open_over_a_restart_connects_again(small: Stack, browser: B
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 800, 1280, 1920])
 def test_nothing_is_cut_off_at_any_width(stack: Stack, browser: Browser, width: int) -> None:
-    """No sideways scrolling."""
+    """No sideways scrolling; the figures of a card, and the plots of a row, begin at one height."""
     page = browser.open(stack.here.page, viewport={"width": width, "height": 900})
 
     page.wait_for_function(f"document.querySelectorAll('#panels .price').length === {PANELS}")
 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert len(set(page.evaluate(TOPS, "#cached-rate, #cached-queries"))) == 1
+    assert width <= 760 or len(set(page.evaluate(TOPS, "#chart-rate .plot, #chart-queries .plot"))) == 1

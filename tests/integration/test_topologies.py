@@ -13,24 +13,15 @@ import redis
 from cacheworkers import Cache, Config, Load
 from cacheworkers.ops.doctor import diagnose
 from cacheworkers.testing import Valkey
-from cacheworkers.testing.servers import free_port, wait_until
+from cacheworkers.testing.cluster import ValkeyCluster
+from cacheworkers.testing.servers import wait_until
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """URL of a Cluster of three masters."""
-    with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(Valkey(cluster_enabled="yes", cluster_port=str(free_port()))) for _ in range(3)]
-        clients = [redis.Redis.from_url(server.url) for server in servers]
-        for client, (first, last) in zip(clients, ((0, 5460), (5461, 10922), (10923, 16383)), strict=True):
-            client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
-        for server in servers[1:]:
-            bus = server._config["cluster_port"]
-            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port, bus)
-        for client in clients:
-            wait_until(lambda c=client: c.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
-            wait_until(lambda c=client: c.execute_command("CLUSTER INFO")["cluster_known_nodes"] == "3")
-        yield servers[0].url.replace("redis://", "cluster://")
+    with ValkeyCluster() as cluster:
+        yield cluster.url
 
 
 def made(url: str, **options: Any) -> tuple[Cache, Any, dict[int, int], list[int]]:

@@ -21,11 +21,11 @@ def proxy(valkey: Valkey) -> Iterator[FaultProxy]:
         yield proxy
 
 
-def wires_to(url: str, timeout: float = 5.0, **options: Any) -> Wires:
+def wires_to(url: str, timeout: float = 5.0, spin_for: float = 30e-6, **options: Any) -> Wires:
     """Wires to a server; one async pool is enough, they only take its options."""
     pool = redis.ConnectionPool.from_url(url, **options)
     async_pool = redis.asyncio.ConnectionPool.from_url(url, **options)
-    return Wires(lambda: pool, lambda: async_pool, timeout)
+    return Wires(lambda: pool, lambda: async_pool, timeout, spin_for)
 
 
 def test_replies_come_in_order_with_errors_among_them(valkey: Valkey) -> None:
@@ -37,8 +37,9 @@ def test_replies_come_in_order_with_errors_among_them(valkey: Valkey) -> None:
     assert isinstance(replies[2], ResponseError)
 
 
-def test_large_values_survive(valkey: Valkey) -> None:
-    wires = wires_to(valkey.url)
+@pytest.mark.parametrize("spin_for", [0.0, 1e-3], ids=["sleeping", "polling"])
+def test_large_values_survive(valkey: Valkey, spin_for: float) -> None:
+    wires = wires_to(valkey.url, spin_for=spin_for)
     large = bytes(range(256)) * 8192
 
     wires.exchange([("SET", "w:large", large)])
@@ -46,8 +47,9 @@ def test_large_values_survive(valkey: Valkey) -> None:
     assert wires.exchange([("GET", "w:large"), ("GET", "w:large")]) == [large, large]
 
 
-def test_threads_do_not_share_a_wire(valkey: Valkey) -> None:
-    wires = wires_to(valkey.url)
+@pytest.mark.parametrize("spin_for", [0.0, 1e-3], ids=["sleeping", "polling"])
+def test_threads_do_not_share_a_wire(valkey: Valkey, spin_for: float) -> None:
+    wires = wires_to(valkey.url, spin_for=spin_for)
     wrong: list[Any] = []
 
     def work(n: int) -> None:
@@ -65,8 +67,9 @@ def test_threads_do_not_share_a_wire(valkey: Valkey) -> None:
     assert wrong == []
 
 
-def test_late_reply_is_a_timeout_and_nobody_elses_answer(valkey: Valkey, proxy: FaultProxy) -> None:
-    wires = wires_to(proxy.url, timeout=0.2)
+@pytest.mark.parametrize("spin_for", [0.0, 1e-3], ids=["sleeping", "polling"])
+def test_late_reply_is_a_timeout_and_nobody_elses_answer(valkey: Valkey, proxy: FaultProxy, spin_for: float) -> None:
+    wires = wires_to(proxy.url, timeout=0.2, spin_for=spin_for)
     assert wires.exchange([("ECHO", "before")]) == [b"before"]
     proxy.hold_replies()
 
@@ -89,8 +92,9 @@ def test_a_wire_that_was_cut_while_it_was_idle_is_not_used(proxy: FaultProxy, mo
     assert proxy.connections == 2
 
 
-def test_a_wire_that_is_cut_in_use_is_an_error_and_replaced(proxy: FaultProxy) -> None:
-    wires = wires_to(proxy.url)
+@pytest.mark.parametrize("spin_for", [0.0, 1e-3], ids=["sleeping", "polling"])
+def test_a_wire_that_is_cut_in_use_is_an_error_and_replaced(proxy: FaultProxy, spin_for: float) -> None:
+    wires = wires_to(proxy.url, spin_for=spin_for)
     wires.exchange([("ECHO", "a")])
     proxy.hold_replies()
     failed: list[BaseException] = []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cacheworkers import LoadError
+from cacheworkers.testing.servers import free_port, wait_until
 
 MakeShop = Callable[..., Any]
 
@@ -25,6 +29,32 @@ def test_workers_load_and_an_invalidation_shows_the_new_price(shop: MakeShop, po
     here.module.cache.invalidate("product:5")
 
     assert here.module.product.get(5) == 7
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_shows_its_metrics_itself(shop: MakeShop, tmp_path: Path, pool: str) -> None:
+    """In a container of its own no exporter sees its files; its children's counts are there.  A second one is told."""
+    here, port = shop(), free_port()
+    (tmp_path / "metrics").mkdir()
+    metrics = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"), "OWN_METRICS_PORT": str(port)}
+    here.worker("--pool", pool, "-c", "2", **metrics)
+
+    assert here.module.product.get(1) == 10
+
+    counted = re.compile(r'^cacheworkers_load_seconds_count{.*loader="product".*where="worker"} 1\.0$', re.MULTILINE)
+    wait_until(lambda: counted.search(scraped(port)))
+    second = here.worker("--pool", pool, "-c", "1", "-n", "second@%h", **metrics)
+    wait_until(lambda: "another exporter may be there" in (tmp_path / "worker1.log").read_text())
+    assert second.poll() is None
+
+
+def scraped(port: int) -> str:
+    """Return what Prometheus is shown at a port; empty while nobody is there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
 
 
 def test_worker_killed_in_mid_load_and_the_key_heals(shop: MakeShop) -> None:

@@ -89,6 +89,14 @@ def test_promtool_takes_the_alerts(promtool: str, words: tuple[str, ...]) -> Non
 
 
 @pytest.mark.promtool
+@pytest.mark.parametrize("name", ["prometheus.yml", "prometheus.compose.yml"])
+def test_promtool_takes_the_configurations(promtool: str, name: str) -> None:
+    done = subprocess.run([promtool, "check", "config", name], cwd=MONITORING, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.promtool
 def test_promtool_takes_the_names_of_the_metrics(promtool: str) -> None:
     registry = CollectorRegistry()
     Metrics(registry)

@@ -12,7 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cacheworkers.testing import history
-from cacheworkers.testing.history import Invalidate, Operation, Read, Write
+from cacheworkers.testing.history import Heard, Invalidate, Operation, Read, Write
 
 #: Few keys, versions and instants, so that they meet often.
 keys = st.sampled_from("aab")
@@ -31,17 +31,36 @@ invalidations = st.builds(lambda k, s, v: Invalidate(k, s[0], ended(s), v), keys
 reads = st.builds(lambda k, v, s: Read(k, v, s[0], ended(s)), keys, versions, spans)
 histories = st.lists(st.one_of(writes, invalidations, reads), min_size=3, max_size=12)
 
+#: Of one key, read from the memories of two processes.
+memories = st.sampled_from("xy")
+told = st.builds(lambda s, v: Invalidate("a", s[0], ended(s), v), spans, versions)
+hits = st.builds(lambda m, s: Read("a", 0, s[0], ended(s), "l1", memory=m), memories, spans)
+proofs = st.builds(lambda m, s: Heard(m, s[0], ended(s)), memories, spans)
+remembered = st.lists(st.one_of(told, hits, proofs, reads), min_size=3, max_size=12)
 
-def by_definition(operations: list[Operation]) -> list[tuple[Read, int]]:
+
+def known_at(read: Read, operations: list[Operation], l1_for: float) -> float:
+    """What was acknowledged before this instant a read must know."""
+    if read.tier != "l1" or not l1_for:
+        return read.began
+    heard = [
+        each.began
+        for each in operations
+        if isinstance(each, Heard) and each.memory == read.memory and each.ended is not None and each.ended < read.began
+    ]
+    return max([read.began - l1_for, *heard])
+
+
+def by_definition(operations: list[Operation], l1_for: float) -> list[tuple[Read, int]]:
     """What the promise says, word for word: (read, least version)."""
     found = []
     for read in operations:
         if not isinstance(read, Read):
             continue
-        least = -1
+        least, instant = -1, known_at(read, operations, l1_for)
         for each in operations:
             if isinstance(each, Invalidate) and each.key == read.key and each.ended is not None:
-                if each.ended < read.began:
+                if each.ended < instant:
                     covered = [
                         w.version
                         for w in operations
@@ -115,7 +134,20 @@ def law_of_the_definition(check: Callable[..., Any]) -> None:
     @given(histories)
     @PLAY
     def law(operations: list[Operation]) -> None:
-        assert [(stale.read, stale.least) for stale in check(operations)] == by_definition(operations)
+        assert [(stale.read, stale.least) for stale in check(operations)] == by_definition(operations, 0.0)
+
+    law()
+
+
+def law_of_memory(check: Callable[..., Any]) -> None:
+    """The same of reads that may be late, of what their memory has not heard of."""
+
+    @given(remembered, st.sampled_from([0.0, 2.0, 100.0]))
+    @PLAY
+    def law(operations: list[Operation], l1_for: float) -> None:
+        found = check(operations, l1_for=l1_for)
+
+        assert [(stale.read, stale.least) for stale in found] == by_definition(operations, l1_for)
 
     law()
 
@@ -155,7 +187,7 @@ def law_of_the_one_stale_read(check: Callable[..., Any]) -> None:
     law()
 
 
-LAWS = [law_of_the_definition, law_of_the_right_cache, law_of_the_one_stale_read]
+LAWS = [law_of_the_definition, law_of_memory, law_of_the_right_cache, law_of_the_one_stale_read]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -166,10 +198,14 @@ def test_the_checker_keeps_the_laws(law: Callable[..., None]) -> None:
 #: What is wrong with a checker -> its source, before and after.
 MUTANTS = {
     "a promise holds from its beginning": ("acknowledged.append((each.ended,", "acknowledged.append((each.began,"),
-    "a read is judged by its end": (
-        "_last_before(self._acknowledged, read.began)",
-        "_last_before(self._acknowledged, read.ended or read.began)",
-    ),
+    "a read is judged by its end": ("known_at = read.began", "known_at = read.ended or read.began"),
+    "a memory that has heard may be late": ("_last_before(heard.get(read.memory, ()), read.began) or 0.0", "0.0"),
+    "a proof counts from its beginning": ("append((each.ended, each.began))", "append((each.began, each.began))"),
+    "a proof is of its end": ("append((each.ended, each.began))", "append((each.ended, each.ended))"),
+    "a proof in doubt counts": ("isinstance(each, Heard) and each.ended is not None", "isinstance(each, Heard)"),
+    "another memory has heard": ("heard.get(read.memory, ())", "sum(heard.values(), [])"),
+    "the store may be late": ('read.tier == "l1" and l1_for', "l1_for"),
+    "memory is never late": ("known_at - l1_for", "known_at"),
     "a write in doubt counts": (
         "_rising((w.ended, w.version) for w in writes if w.ended is not None)",
         "_rising((w.ended or w.began, w.version) for w in writes)",
@@ -195,7 +231,7 @@ def test_a_checker_with_a_fault_breaks_a_law(fault: str) -> None:
     assert source.count(before) == 1, f"the checker no longer has {before!r}"
     mutant = types.ModuleType("mutant")
     exec(compile(source.replace(before, after), history.__file__, "exec"), mutant.__dict__)
-    for name in ("Read", "Write", "Invalidate"):  # the histories are made of the checker's own
+    for name in ("Read", "Write", "Invalidate", "Heard"):  # the histories are made of the checker's own
         setattr(mutant, name, getattr(history, name))
 
     assert any(is_broken(law, mutant.check) for law in LAWS), "every law still holds"

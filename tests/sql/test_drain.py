@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mutation import Mutation, python
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, create_engine, update
 from sqlalchemy.orm import Session
 
 from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError, UnwatchedWrite
@@ -331,6 +331,15 @@ def test_tags_with_quotes_and_percents(shop: Shop) -> None:
         session.add(Product(id=1, category_id=1, price=1))
 
     assert delivered(shop) == [{"it's 100%:1"}]
+
+
+def test_a_database_that_is_away_is_named(shop: Shop) -> None:
+    """In the library's words, and without its password."""
+    away = create_engine("postgresql+psycopg://shop:secret@127.0.0.1:1/shop")
+
+    with pytest.raises(OutboxUnavailable, match=r"outbox at postgresql\+psycopg://shop:\*\*\*@127") as raised:
+        shop.cache.drain(away)
+    assert "\n" not in str(raised.value)
 
 
 def test_parts_of_a_table_have_triggers_of_their_own(shop: Shop) -> None:

@@ -53,7 +53,7 @@ def test_a_difference_that_goes_within_the_grace_is_none(shop: Shop, is_changed_
         async def arun(self) -> None:
             self.run()
 
-    from cacheworkers.flows.driver import run
+    from cacheworkers.core.driver import run
     from cacheworkers.flows.inspect import inspect
 
     found = run(inspect(shop.cache._ports, shop.cache._loaders, 10, 60.0, Hurried, 1000.0))
@@ -73,6 +73,20 @@ def test_what_cannot_be_compared_is_counted(shop: Shop) -> None:
     found = shop.cache.inspect(10, grace=0.0, rate=10_000)
 
     assert (found.sampled, found.skipped) == (1, 2)
+
+
+def test_what_could_not_be_loaded_is_no_comparison(shop: Shop) -> None:
+    """Nothing is known of it, which is not the same as nothing being wrong."""
+    shop.add(1, 2)
+    shop.price.get(1)
+    shop.price.get(2)
+    with shop.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE product RENAME COLUMN price TO cost")
+
+    found = shop.cache.inspect(10, grace=0.0, rate=10_000)
+
+    assert (found.sampled, found.skipped, found.failed, found.differences) == (0, 0, 2, ())
+    assert found.failure.startswith("price[")
 
 
 def test_the_calls_of_a_tag_are_listed(shop: Shop) -> None:

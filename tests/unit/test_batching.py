@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,16 +30,37 @@ class Source:
             raise error
         return [None if key.startswith("none") else key.encode() for key in keys]
 
+    def submit(self, keys: list[str], done: Callable[[Any], None]) -> bool:
+        """The same, told of by a callback, as a connection that is open does."""
+
+        def told(task: asyncio.Task[list[bytes | None]]) -> None:
+            error = task.exception()
+            assert error is None or isinstance(error, Exception)
+            done(error or task.result())
+
+        asyncio.get_running_loop().create_task(self(keys)).add_done_callback(told)
+        return True
+
+
+@pytest.fixture(params=["fetched", "submitted"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How a batch reaches its source."""
+    return str(request.param)
+
+
+def made(source: Source, way: str, **options: Any) -> Batcher:
+    return Batcher(source, source.submit, **options) if way == "submitted" else Batcher(source, **options)
+
 
 async def got(batcher: Batcher, key: str) -> bytes | None:
     """One reader."""
     return await batcher.get(key)
 
 
-def test_reads_of_one_turn_are_one_fetch() -> None:
+def test_reads_of_one_turn_are_one_fetch(way: str) -> None:
     """Each reader gets the value of its own key."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = made(source, way)
 
     async def main() -> list[bytes | None]:
         return await asyncio.gather(*(batcher.get(key) for key in ("a", "b", "none", "c")))
@@ -47,10 +69,10 @@ def test_reads_of_one_turn_are_one_fetch() -> None:
     assert source.fetches == [["a", "b", "none", "c"]]
 
 
-def test_a_key_asked_for_twice_is_fetched_once() -> None:
+def test_a_key_asked_for_twice_is_fetched_once(way: str) -> None:
     """Ten thousand readers of a hot key cost the store one read."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = made(source, way)
 
     async def main() -> list[bytes | None]:
         return await asyncio.gather(*(batcher.get(key) for key in ("a", "b", "a", "a")))
@@ -62,23 +84,40 @@ def test_a_key_asked_for_twice_is_fetched_once() -> None:
 def test_a_read_that_is_alone_is_sent_in_the_next_turn() -> None:
     """Nothing is waited for but the end of this turn."""
     source = Source()
-    batcher = Batcher(source)
+    sent: list[list[str]] = []
+
+    def submit(keys: list[str], done: Callable[[Any], None]) -> bool:
+        sent.append(keys)
+        return source.submit(keys, done)
+
+    batcher = Batcher(source, submit)
 
     async def main() -> list[int]:
         reading = batcher.get("a")
-        sent = [len(source.fetches)]
+        seen = [len(sent)]
         await asyncio.sleep(0)
-        sent.append(len(source.fetches))
+        seen.append(len(sent))
         await reading
-        return sent
+        return seen
 
     assert asyncio.run(main()) == [0, 1]
 
 
-def test_fetches_have_at_most_limit_keys() -> None:
+def test_a_submission_that_raises_fails_its_readers() -> None:
+    def submit(keys: list[str], done: Callable[[Any], None]) -> bool:
+        raise OSError("closed")
+
+    async def main() -> None:
+        await Batcher(Source(), submit).get("a")
+
+    with pytest.raises(OSError, match="closed"):
+        asyncio.run(main())
+
+
+def test_fetches_have_at_most_limit_keys(way: str) -> None:
     """A large turn is cut, and its parts are under way at the same time."""
     source = Source()
-    batcher = Batcher(source, limit=3)
+    batcher = made(source, way, limit=3)
 
     async def main() -> list[bytes | None]:
         source.gate = asyncio.Event()
@@ -92,10 +131,10 @@ def test_fetches_have_at_most_limit_keys() -> None:
     assert sorted(source.fetches) == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
 
 
-def test_a_read_joins_only_a_fetch_that_has_not_been_sent() -> None:
+def test_a_read_joins_only_a_fetch_that_has_not_been_sent(way: str) -> None:
     """Joined to a fetch under way it could get a value that was invalidated before it began."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = made(source, way)
 
     async def main() -> None:
         source.gate = asyncio.Event()
@@ -117,7 +156,7 @@ def test_a_read_joins_only_a_fetch_that_has_not_been_sent() -> None:
 def test_cancelled_reader_does_not_harm_the_others(is_sent: bool) -> None:
     """Even the first one, who began the turn, and even one who shares the key."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = made(source, way)
 
     async def main() -> list[Any]:
         source.gate = asyncio.Event()
@@ -205,10 +244,10 @@ def test_cancelled_fetch_leaves_nobody_waiting() -> None:
     assert [type(error) for error in found] == [asyncio.CancelledError] * 2
 
 
-def test_loops_do_not_share_fetches() -> None:
+def test_loops_do_not_share_fetches(way: str) -> None:
     """A connection belongs to one loop: so does what is read through it."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = made(source, way)
     other = asyncio.new_event_loop()
 
     async def main() -> bytes | None:
@@ -240,16 +279,18 @@ def test_nothing_is_kept_of_a_loop_that_has_ended() -> None:
     assert not batcher._tasks
 
 
-def test_loop_closed_in_mid_turn_is_forgotten_by_the_next() -> None:
+def test_loop_closed_in_mid_turn_is_forgotten_by_the_next(way: str) -> None:
     """What it asked for is nobody's any more."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = made(source, way)
     loop = asyncio.new_event_loop()
 
-    async def ask_and_go() -> None:
+    def ask_and_go() -> None:
         batcher.get("a")
+        loop.stop()
 
-    loop.run_until_complete(ask_and_go())
+    loop.call_soon(ask_and_go)
+    loop.run_forever()
     loop.close()
     found = asyncio.run(got(batcher, "b"))
 
@@ -258,10 +299,10 @@ def test_loop_closed_in_mid_turn_is_forgotten_by_the_next() -> None:
     assert not batcher._turns
 
 
-def test_child_of_a_fork_starts_its_own_turn() -> None:
+def test_child_of_a_fork_starts_its_own_turn(way: str) -> None:
     """What the parent's loop had asked for is not waited for by the child's reads."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = made(source, way)
 
     async def main() -> bytes | None:
         orphan = asyncio.ensure_future(batcher.get("a"))

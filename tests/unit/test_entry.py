@@ -39,7 +39,8 @@ def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut:
         is_served = whole.freshness(now) is Freshness.FRESH and whole.seq >= since
         expected = whole.payload if is_served else None
 
-    assert envelope.fresh_payload(raw, now, since) == expected
+    assert envelope.fresh_payloads([None, raw], now, since, 0.0) == [None, expected]
+    assert envelope.fresh_payloads([raw, raw], now, since, 0.0) == [expected, expected]
 
 
 @given(st.binary(max_size=200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheworkers.testing.history import History, HistoryError, Invalidate, Read, Recorder, Write, check
+from cacheworkers.testing.history import Heard, History, HistoryError, Invalidate, Read, Recorder, Write, check
 
 READ = '{"op":"read","key":"a","version":1,"began":5.0,"ended":6.0,"tier":"store","by":"price[1]"}'
 INVALIDATED = '{"op":"invalidate","key":"a","began":1.0,"ended":2.0,"version":2}'
@@ -43,7 +44,7 @@ def test_an_iterator_is_as_good_as_a_list() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "truncated"),
+        ("[]", "Expected `object`"),
         ('{"op":"read","key":"a"}', "missing required field `version`"),
         ('{"op":"drop","key":"a","began":1}', "Invalid value 'drop'"),
         ('{"op":"write","key":"a","version":"1","began":1}', r"Expected `int`, got `str` - at `\$.version`"),
@@ -70,9 +71,12 @@ def test_an_operation_is_recorded_with_its_two_instants(tmp_path: Path) -> None:
         recorder.invalidated("a", began, version=1)
         recorder.read("a", 1, began, tier="l1", by="price[1]")
 
-    wrote, invalidated, read = History([tmp_path / "h"])
+        recorder.heard("web1", began)
+
+    wrote, invalidated, read, heard = History([tmp_path / "h"])
 
     assert isinstance(wrote, Write) and isinstance(invalidated, Invalidate)
+    assert heard == Heard("web1", began, heard.ended)
     assert read == Read("a", 1, began, read.ended, "l1", "price[1]")
     assert wrote.ended is not None and invalidated.ended is not None and read.ended is not None
     assert began <= wrote.ended <= invalidated.ended <= read.ended <= time.monotonic()
@@ -84,6 +88,19 @@ def record(path: Path, number: int, ready: object) -> None:
     while True:
         recorder.read(f"key:{number}" + "x" * 100, 1, time.monotonic())
         ready.set()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("left", range(0, len(READ), 7))
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path, left: int) -> None:
+    """A process was killed in the middle of it, and another went on."""
+    path = tmp_path / "h"
+    path.write_text(f"\n{READ[:left]}")
+    with Recorder(path) as recorder:
+        recorder.invalidated("price[1]", 1.0, version=2)
+
+    [found] = History([path])
+
+    assert isinstance(found, Invalidate)
 
 
 def test_lines_of_processes_that_are_killed_are_whole(tmp_path: Path) -> None:
@@ -118,6 +135,21 @@ def test_the_command_needs_no_cache_and_counts(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "1 reads, 1 invalidations: 0 reads were too old\n"), done.stderr
 
 
+def test_many_reads_in_a_row_are_one_line(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "h") as recorder:
+        recorder.read("a", 1, time.monotonic(), tier="l1", memory="web1", count=5000)
+
+    assert run("check-history", tmp_path / "h").stdout.startswith("5,000 reads, 0 invalidations")
+
+
+def test_what_its_memory_had_heard_of_a_read_must_know(tmp_path: Path) -> None:
+    """Within `l1_for` only what has not been heard of may be missed."""
+    read, told = Read("a", 1, 5.0, tier="l1", memory="web1"), Invalidate("a", 1.0, 2.0, 2)
+
+    assert check([told, read, Heard("web1", 2.5, 3.0)], l1_for=10.0)
+    assert not check([told, read, Heard("web2", 2.5, 3.0), Heard("web1", 1.5, 3.0)], l1_for=10.0)
+
+
 def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
     """Status 2; a read from L1 has the time that it is given."""
     (tmp_path / "w").write_text(INVALIDATED)
@@ -131,11 +163,14 @@ def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
     assert [done.returncode for done in (found, late, spared)] == [2, 2, 0]
     assert "a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged" in found.stdout
     assert "own memory, at most 3.000000 s late; --l1-for" in late.stdout and "own memory" not in found.stdout
+    told = json.loads(run("check-history", "--json", tmp_path / "w", tmp_path / "r").stdout)
+    assert (told["reads"], told["invalidations"], told["too_old"], told["bad"]) == (1, 1, 1, 0)
+    assert (told["stale"][0]["least"], told["stale"][0]["read"]["version"]) == (2, 1)
 
 
 def test_the_command_names_bad_lines(tmp_path: Path) -> None:
     """Status 1: what they say was not checked."""
-    (tmp_path / "h").write_text(f"{INVALIDATED}\n{{\n")
+    (tmp_path / "h").write_text(f'{INVALIDATED}\n{{"op":"other"}}\n')
 
     done = run("check-history", tmp_path / "h")
     strict = run("check-history", "--strict", tmp_path / "h")

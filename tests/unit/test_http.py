@@ -29,6 +29,11 @@ def read(now: float, tier: str = "l1", waited: float = 0.0, **changes: Any) -> R
     return Read.of(now, found, found.payload, found.freshness(now), tier, waited)
 
 
+def joined(now: float, waited: float) -> Read:
+    """A read that waited for the load of another."""
+    return msgspec.structs.replace(read(now, "store", waited), is_joined=True)
+
+
 def shown(made: Answer) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in made.headers}
 
@@ -76,6 +81,8 @@ def test_caches_are_told_what_is_left(now: float, options: dict[str, Any], expec
         (read(1310.5, "store", waited=0.001), "hit; ttl=-11; detail=store"),
         (read(1000.0, "l1"), "hit; ttl=300; detail=l1"),
         (read(1000.4, "store", waited=0.5), "fwd=miss; stored; ttl=299; detail=store"),
+        (joined(1000.4, waited=0.5), "fwd=miss; stored; collapsed; ttl=299; detail=store"),
+        (joined(1000.9, waited=0.5), "fwd=miss; stored; collapsed; ttl=299; detail=store"),
         (read(1000.4, "load", waited=0.5), "fwd=miss; stored; ttl=299; detail=load"),
         (read(1400.0, "store", waited=0.5), "fwd=stale; ttl=-100; detail=store"),
         (read(1000.4, "load", waited=0.5, write_id=b""), "fwd=miss; detail=load"),

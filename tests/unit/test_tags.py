@@ -93,3 +93,11 @@ def test_templates_that_make_no_tag_are_refused_when_declared(template: Any, mes
 def test_a_loader_without_parameters_has_no_fields() -> None:
     with pytest.raises(DeclarationError, match="no field"):
         TagTemplates(("{x}",), (), max_bytes=200)
+
+
+def test_templates_know_what_they_could_have_made() -> None:
+    declared = templates("p:{product_id}:{text}", "all", "{text}")
+
+    assert declared.beginnings == ("p:", "all")
+    assert templates("p:{product_id}.x", "all").may_make("p:7.x")
+    assert not any(templates("p:{product_id}.x", "all").may_make(tag) for tag in ("p:7", "p:7.x.y", "p:7_x", "al"))

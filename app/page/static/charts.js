@@ -9,7 +9,10 @@ const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 export const count = (value) => (value == null ? "–" : whole.format(value));
 export const short = (value) => (value >= 1000 ? `${+(value / 1000).toFixed(1)}k` : `${+value.toFixed(2)}`);
 const plain = (value) => (value == null ? "–" : value < 10 ? value.toFixed(1) : whole.format(value));
-export const ms = (value) => (value == null ? "–" : `${value < 10 ? value.toFixed(1) : whole.format(value)} ms`);
+export const ms = (value) => {
+  if (value == null) return "–";
+  return value < 1000 ? `${value < 10 ? value.toFixed(1) : whole.format(value)} ms` : `${(value / 1000).toFixed(1)} s`;
+};
 const percent = (value) => (value == null ? "–" : `${value > 0 && value < 1 ? "<1" : Math.round(value)}%`);
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -68,7 +68,7 @@ function tick(next) {
 }
 
 function lost() {
-  if (!wasLost) tell("The connection is lost; trying again until it is back.", "failed");
+  if (!wasLost) tell("The connection is lost; trying again. If make up has ended, start it: this page goes on by itself.", "failed");
   wasLost = true;
   state("lost", "Reconnecting");
   // A stream that was refused is not tried again by the browser.
@@ -89,6 +89,7 @@ function outcome(next) {
 
 function state(name, text) {
   byId("link").dataset.state = name;
+  document.body.dataset.link = name;
   show("link", text);
 }
 

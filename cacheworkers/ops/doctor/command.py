@@ -6,25 +6,36 @@ import click
 
 from cacheworkers.ops.doctor.diagnose import CHECK_WITHIN, diagnose
 from cacheworkers.ops.doctor.findings import Finding, exit_code
-from cacheworkers.ops.show import as_json as show_json
+from cacheworkers.ops.show import as_json
 
 _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-@click.option("--within", default=CHECK_WITHIN, show_default=True, help="Seconds that one check may take.")
+@click.option(
+    "--within",
+    type=click.FloatRange(min=0, min_open=True),
+    default=CHECK_WITHIN,
+    show_default=True,
+    help="Seconds that one check may take.",
+)
 @click.option("--before-start", is_flag=True, help="Leave out workers, queues and beat: they are still to be started.")
 @click.pass_context
-def doctor(context: click.Context, as_json: bool, within: float, before_start: bool) -> None:
-    """Look for what is wrong with store, broker, workers and database, and say how to fix it.
+def doctor(context: click.Context, within: float, before_start: bool) -> None:
+    """Look for what is wrong with the set-up, and how to fix it.
+
+    It asks store, broker, workers and database; what it changes are keys of its own, for a moment.
+
+    \b
+    cacheworkers doctor
+    cacheworkers doctor --before-start && start-the-workers
 
     Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error.
     """
     cache, show = context.obj
     findings = diagnose(cache, within=within, is_running=not before_start)
-    if as_json or show is show_json:
-        show_json(findings)
+    if show is as_json:
+        show(findings)
     else:
         for finding in findings:
             _print(finding)

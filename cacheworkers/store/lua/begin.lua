@@ -9,6 +9,8 @@
 -- Atomic because of two workers with the same message only one may begin.
 -- The fence is new at each begin: a lease that was broken and claimed again under the same token must
 -- not look unbroken to the load that was overtaken.  The run is the server's, for write.lua to compare.
+-- Attempts are "how many, until when the last one's lease would have run".  What counts is a load that died: its lease
+-- ran out, or its message came again.  One whose lease went earlier was overtaken by an invalidation, and is alive.
 local entry, lease, attempts = KEYS[1], KEYS[2], KEYS[3]
 local token, fence, load_for_ms, seen = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local is_redelivered, magic, version_at = ARGV[5] == "1", ARGV[6], tonumber(ARGV[7])
@@ -23,7 +25,7 @@ if held[1] then
     return {"left"}
   end
   if held[2] == fence then  -- sent twice
-    return {"begun", tonumber(redis.call("GET", attempts) or "1"), raw}
+    return {"begun", tonumber(string.match(redis.call("GET", attempts) or "1", "^%d+")), raw}
   end
   if held[2] and not is_redelivered then
     return {"left"}
@@ -41,6 +43,12 @@ end
 local run = string.match(redis.call("INFO", "server"), "run_id:(%x+)")
 redis.call("HSET", lease, "token", token, "fence", fence, "run", run)
 redis.call("PEXPIRE", lease, load_for_ms)
-local count = redis.call("INCR", attempts)
-redis.call("PEXPIRE", attempts, 10 * load_for_ms)
+local time = redis.call("TIME")
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local so_far, until_ms = string.match(redis.call("GET", attempts) or "0 0", "^(%d+) (%d+)$")
+local count = tonumber(so_far or "0")
+if count == 0 or is_redelivered or now_ms >= tonumber(until_ms) then
+  count = count + 1
+end
+redis.call("SET", attempts, string.format("%d %.0f", count, now_ms + load_for_ms), "PX", 10 * load_for_ms)
 return {"begun", count, raw}

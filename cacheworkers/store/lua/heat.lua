@@ -1,27 +1,37 @@
 #!lua flags=allow-oom
--- heat.lua: add reads to one loader's heat, which halves itself with time and keeps the hottest.
+-- heat.lua: add reads to one loader's heat, which halves with every half-life and keeps the hottest.
 --
--- KEYS[1]  heat, a sorted set of calls   KEYS[2]  when it was last halved
--- ARGV[1]  half_life_ms   ARGV[2]  most members   ARGV[3...]  call, reads, call, reads, ...
+-- KEYS[1]  heat, a sorted set: call -> the instant, in seconds, at which a single read would be worth as much
+-- ARGV[1]  half_life, seconds      ARGV[2]  most members   ARGV[3]  kept_for, seconds
+-- ARGV[4...]  call, reads, call, reads, ...
 -- Returns  members kept
--- Atomic because two processes that find the half-life over would both halve.
-local heat, halved = KEYS[1], KEYS[2]
-local half_life_ms, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+-- Atomic because of two processes that read one score and write another, one would be lost.
+-- n reads are worth one read that is log2(n) half-lives younger.  So scores need no halving as time passes: their
+-- order stays, and what has cooled down is what lies far enough in the past.
+local heat = KEYS[1]
+local half_life, most, kept_for = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local FORGOTTEN_AT_ONCE = 500
 
 local time = redis.call("TIME")
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local last = tonumber(redis.call("GET", halved) or "0")
-if last == 0 then
-  redis.call("SET", halved, string.format("%.0f", now_ms), "PX", 100 * half_life_ms)
-elseif now_ms - last >= half_life_ms then
-  local halves = math.floor((now_ms - last) / half_life_ms)
-  redis.call("ZUNIONSTORE", heat, 1, heat, "WEIGHTS", tostring(0.5 ^ halves))
-  redis.call("ZREMRANGEBYSCORE", heat, "-inf", "(0.5")
-  redis.call("SET", halved, string.format("%.0f", last + halves * half_life_ms), "PX", 100 * half_life_ms)
+local now = time[1] + time[2] / 1e6
+local function half_lives(reads)
+  return half_life * math.log(reads) / math.log(2)
 end
-for at = 3, #ARGV, 2 do
-  redis.call("ZINCRBY", heat, ARGV[at + 1], ARGV[at])
+for at = 4, #ARGV, 2 do
+  local read_at = now + half_lives(tonumber(ARGV[at + 1]))
+  local before = tonumber(redis.call("ZSCORE", heat, ARGV[at]) or "")
+  if before then
+    local younger, older = math.max(read_at, before), math.min(read_at, before)
+    read_at = younger + half_lives(1 + 2 ^ ((older - younger) / half_life))
+  end
+  redis.call("ZADD", heat, string.format("%.6f", read_at), ARGV[at])
+end
+local cold = redis.call(
+  "ZRANGEBYSCORE", heat, "-inf", string.format("(%.6f", now - kept_for), "LIMIT", 0, FORGOTTEN_AT_ONCE
+)
+if #cold > 0 then
+  redis.call("ZREM", heat, unpack(cold))
 end
 redis.call("ZREMRANGEBYRANK", heat, 0, -(most + 1))
-redis.call("PEXPIRE", heat, 100 * half_life_ms)
+redis.call("PEXPIRE", heat, math.ceil(kept_for * 1000))
 return redis.call("ZCARD", heat)

@@ -5,6 +5,8 @@ A step has `run()` and `arun()`.  A flow yields a step to wait for it, and yield
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Generator
 from typing import Any, Protocol, TypeVar
 
@@ -52,3 +54,23 @@ async def arun(flow: Flow[T]) -> T:
     except StopIteration as stop:
         value: T = stop.value
         return value
+
+
+class Pause:
+    """A step: let some time pass."""
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __repr__(self) -> str:
+        return "pause"
+
+    def run(self) -> None:
+        """Pause this thread."""
+        time.sleep(self._seconds)
+
+    async def arun(self) -> None:
+        """Pause this task."""
+        await asyncio.sleep(self._seconds)

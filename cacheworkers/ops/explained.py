@@ -1,0 +1,108 @@
+"""An explanation for people: a line a tier, with instants and how far away they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import datetime
+
+import click
+
+from cacheworkers.flows.explain import Explanation
+
+#: Seconds -> word, largest first.
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def told(found: Explanation) -> None:
+    """Print an explanation."""
+    click.echo(f"{found.call}: {click.style(found.verdict, bold=True)}")
+    for name, says in lines(found):
+        click.echo(f"  {click.style(name.ljust(13), dim=True)}{says}")
+
+
+def lines(found: Explanation) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say, each under its name."""
+    yield "memory", _memory(found)
+    if found.age is None:
+        yield "store", "nothing"
+    else:
+        yield from _stored(found)
+    for tag in found.tags:
+        yield "tag", f"{tag.tag}, {_invalidated(found, tag.ago)}"
+    yield "lease", _lease(found)
+    yield "failure", _failure(found)
+    yield "heat", f"{found.heat:,.1f} reads lately, by all processes"
+
+
+def span(seconds: float) -> str:
+    """Return how long something is, in two units at most: `4 min 57 s`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    parts = []
+    for size, unit in _UNITS:
+        if whole >= size:
+            parts.append(f"{whole // size} {unit}")
+            whole %= size
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def _memory(found: Explanation) -> str:
+    if found.in_l1:
+        return f"this process has it, and has served it {found.l1_reads:,} times"
+    return "this process has not got it; each has its own"
+
+
+def _stored(found: Explanation) -> Iterator[tuple[str, str]]:
+    age, load_time = found.age or 0.0, found.load_time or 0.0
+    yield "store", f"{found.freshness}, {found.size:,} bytes of JSON"
+    yield "loaded", f"{_instant(found, -age)}, in {span(load_time)}; invalidations until then: number {found.seq}"
+    for name, left in (("fresh", found.fresh_for), ("stale", found.stale_for), ("kept", found.kept_for)):
+        yield name, f"until {_instant(found, left or 0.0)}"
+    yield "revalidated", _revalidated(found)
+
+
+def _revalidated(found: Explanation) -> str:
+    if found.lease:
+        return "now, by the lease's holder"
+    if found.revalidates_in:
+        return f"from {_instant(found, found.revalidates_in)}, on"
+    return "by the next reader, or by warming"
+
+
+def _invalidated(found: Explanation, ago: float | None) -> str:
+    if ago is None:
+        return "not invalidated lately"
+    is_after = found.age is not None and ago < found.age
+    return f"last invalidated {_instant(found, -ago)}" + (", after this was loaded" if is_after else "")
+
+
+def _lease(found: Explanation) -> str:
+    if not found.lease:
+        return f"nobody's; {found.attempts} loads have begun and not ended" if found.attempts else "nobody's"
+    token = found.lease.get("token", "?")
+    if found.lease.get("fence"):
+        return f"held by {token}, whose load has begun; attempt {found.attempts}"
+    return f"held by {token}, whose load has not begun"
+
+
+def _failure(found: Explanation) -> str:
+    if not found.failure:
+        return "none"
+    fails = found.failure
+    left = float(fails.get("until_ms", 0)) / 1000 - found.at
+    again = f"nobody loads it for another {span(left)}" if left > 0 else "its backoff is over"
+    return f"{fails.get('count', '?')} in a row, the last {fails.get('kind')}: {fails.get('text')}; {again}"
+
+
+def _instant(found: Explanation, away: float) -> str:
+    """Return a local instant, and how far from now it is."""
+    if not math.isfinite(away):
+        return "ever"
+    at = datetime.fromtimestamp(found.at + away).astimezone()
+    return f"{at:%Y-%m-%d %H:%M:%S}, " + (f"in {span(away)}" if away > 0 else f"{span(-away)} ago")

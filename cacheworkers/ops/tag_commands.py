@@ -1,0 +1,99 @@
+"""`cacheworkers tag` and `invalidate`: what has a tag, and dropping it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from cacheworkers.cache import Cache
+from cacheworkers.flows.invalidate import Invalidation
+from cacheworkers.ops.finding import COMPLETES
+from cacheworkers.ops.show import Obj, note
+
+#: More entries than this are not invalidated without a question.
+MANY = 1000
+
+
+@click.command()
+@click.argument("tag", shell_complete=COMPLETES.tags)
+@click.option("--most", type=click.IntRange(min=1), default=100, show_default=True, help="How many calls to list.")
+@click.pass_obj
+def tag(obj: Obj, tag: str, most: int) -> None:
+    """List the calls whose entries have TAG.
+
+    \b
+    cacheworkers tag category:7
+
+    Status 1 if nothing has the tag and no loader declares one like it.
+    """
+    cache, show = obj
+    calls = cache.calls_of(tag, most)
+    if not calls:
+        _refuse_unknown(cache, [tag], "no entry has it")
+        note(f"no entry has the tag {tag!r} now")
+    show([{"call": call} for call in calls])
+
+
+@click.command()
+@click.argument("tags", nargs=-1, required=True, shell_complete=COMPLETES.tags)
+@click.option(
+    "--mode",
+    type=click.Choice(["hard", "soft", "reload"]),
+    default="hard",
+    show_default=True,
+    help="hard: the next read loads.  soft: it gets the old value while a worker loads.  reload: what is hot, at once.",
+)
+@click.option("--dry-run", is_flag=True, help="Count only.")
+@click.option("--yes", is_flag=True, help=f"Do not ask, be it more than {MANY:,} entries or a tag that nothing has.")
+@click.pass_obj
+def invalidate(obj: Obj, tags: tuple[str, ...], mode: Any, dry_run: bool, yes: bool) -> None:
+    """Invalidate everything that has any of TAGS.
+
+    Once it has returned, no read through the store sees a value loaded before.
+
+    \b
+    cacheworkers invalidate category:7 --dry-run
+    cacheworkers invalidate category:7 product:42
+    cacheworkers invalidate category:7 --mode reload --yes
+
+    Status 1, and nothing is changed, if you say no, or if nothing has one of the tags and no loader declares one like
+    it: a typing error, most likely.  Scripts say --yes.
+    """
+    cache, show = obj
+    entries = {tag: cache.invalidate(tag, dry_run=True).entries for tag in tags}
+    total = sum(entries.values())
+    if not yes:
+        empty = [tag for tag, count in entries.items() if not count]
+        _refuse_unknown(cache, empty, "nothing was invalidated; --yes does it all the same")
+    if dry_run:
+        show(Invalidation(0, total))
+        return
+    if total > MANY and not yes:
+        _ask(tags, total)
+    with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(mode, total=total or None)
+        done = cache.invalidate(*tags, mode=mode, progress=lambda members: bar.update(task, completed=members))
+    show(done)
+
+
+def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:
+    """
+    Raises:
+        click.ClickException: one of the tags, which no entry has, could not come from any loader's templates either.
+    """
+    templates = [spec.templates for spec in cache.loaders.values()]
+    unknown = [tag for tag in empty if not any(each.may_make(tag) for each in templates)]
+    if unknown:
+        declared = ", ".join(sorted({text for each in templates for text in each.declared})) or "none"
+        raise click.ClickException(f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}")
+
+
+def _ask(tags: Sequence[str], entries: int) -> None:
+    try:
+        click.confirm(f"{', '.join(tags)}: {entries:,} entries; invalidate them?", abort=True)
+    except click.Abort:
+        raise click.ClickException("nothing was invalidated; --yes does it without a question") from None

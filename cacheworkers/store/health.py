@@ -1,0 +1,141 @@
+"""Health: what each exchange tells of the store: errors translated once, and the breaker kept informed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MaxConnectionsError,
+    ReadOnlyError,
+    RedisClusterException,
+    TimeoutError,
+    TryAgainError,
+)
+
+from cacheworkers.errors import CacheworkersError, StoreError, StoreUnavailable
+
+_UNAVAILABLE = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    ClusterDownError,
+    RedisClusterException,
+    OSError,
+)
+
+
+class Breaker(Protocol):
+    """Says whether a dead store is worth asking again."""
+
+    is_open: bool
+
+    def allows(self) -> bool: ...
+    def failed(self) -> bool: ...
+    def succeeded(self) -> bool: ...
+    def reset(self) -> None: ...
+
+
+class Health:
+    """Whether the store may be asked, and what its failures are called.
+
+    Attributes:
+        breaker: open since the last exchange that failed.
+    """
+
+    def __init__(
+        self,
+        breaker: Breaker,
+        where: str,
+        *,
+        on_failure: Callable[[], None],
+        on_lost: Callable[[str], None],
+        on_back: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            where: the store's address, without a password.
+            on_failure: called when the store is unavailable.
+            on_lost: called with an error when the breaker opens.
+            on_back: called when it closes again.
+        """
+        self.breaker = breaker
+        self._where = where
+        self._on_failure = on_failure
+        self._on_lost = on_lost
+        self._on_back = on_back
+        self._asking = Asking(self, is_probe=False)
+
+    def reset(self) -> None:
+        """Close the breaker, as a child does after a fork."""
+        self.breaker.reset()
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the store may be asked without finding out anything by it."""
+        return not self.breaker.is_open
+
+    def asking(self) -> Asking:
+        """Return a context manager around one exchange.
+
+        Raises:
+            StoreUnavailable: no answer, no connection, or the breaker is open.
+            StoreError: a request was answered with an error.
+        """
+        if not self.breaker.is_open:
+            return self._asking
+        if not self.breaker.allows():
+            raise StoreUnavailable(f"the store at {self._where} did not answer lately; its breaker is open")
+        return Asking(self, is_probe=True)
+
+    def probed(self) -> None:
+        """Note that a probe was answered; other successes may be answers from before the failure."""
+        if self.breaker.succeeded():
+            self._on_back()
+
+    def translated(self, error: Exception) -> CacheworkersError:
+        """Return what to raise for a failed exchange, and keep the breaker informed."""
+        where = self._where
+        if isinstance(error, CacheworkersError):
+            return error
+        if isinstance(error, MaxConnectionsError):
+            return StoreUnavailable(f"no free connection to the store at {where}")
+        if isinstance(error, AskError | TryAgainError):  # for one slot, and no failure of those that answered
+            return StoreUnavailable(f"a slot of the store at {where} is on its way: {type(error).__name__}: {error}")
+        if isinstance(error, _UNAVAILABLE):
+            text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
+            self._on_failure()
+            if self.breaker.failed():
+                self._on_lost(text)
+            return StoreUnavailable(text)
+        return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")
+
+
+class Asking:
+    """What comes of exchanges; a probe is one that finds out whether the store is back."""
+
+    __slots__ = ("_health", "_is_probe")
+
+    def __init__(self, health: Health, *, is_probe: bool) -> None:
+        self._health = health
+        self._is_probe = is_probe
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            if self._is_probe:
+                self._health.probed()
+        elif isinstance(error, Exception):
+            translated = self._health.translated(error)
+            if translated is not error:
+                raise translated from error

@@ -1,0 +1,237 @@
+"""Rounds of warming: what is kept warm, how much is asked for at once, and when nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, Load
+from cacheworkers.core.envelope import Head
+from cacheworkers.core.heat import heat_of, read_at_of
+from cacheworkers.events import Event, WarmingHeldBack
+from cacheworkers.flows import warm as warming
+from cacheworkers.flows.warm import Queued, quickness
+from cacheworkers.testing.servers import wait_until
+
+MakeCache = Callable[..., Cache]
+
+
+def counted(cache: Cache, name: str = "number", **policy: Any) -> tuple[Any, list[int]]:
+    loads: list[int] = []
+
+    @cache.loader(name=name, **{"fresh_for": 300.0, "jitter": 0.0, "early": 0.0, **policy})
+    def number(load: Load, n: int) -> int:
+        loads.append(n)
+        return n * 10
+
+    return number, loads
+
+
+def read(number: Any, cache: Cache, keys: range) -> None:
+    number.get_many(keys)
+    cache.tell_heat()
+
+
+def stale_now(cache: Cache, loader: str) -> None:
+    """Make what a loader has kept stale, so that all of it is due."""
+    cache._ports.store.soften([call for call, _ in cache.hot(loader, 1000)]).run()
+
+
+def test_a_loader_may_be_left_out(make_cache: MakeCache) -> None:
+    """`warm_for=0`: nothing of it is looked at."""
+    cache = make_cache()
+    number, loads = counted(cache, warm_for=0.0)
+    read(number, cache, range(3))
+    stale_now(cache, "number")
+
+    assert cache.warm() == {}
+    assert sorted(loads) == [0, 1, 2]
+
+
+def test_what_is_no_longer_read_is_left_to_go(make_cache: MakeCache) -> None:
+    """`warm_for` after the last read; by then it has been looked at for the last time."""
+    cache = make_cache(heat_half_life=0.01)
+    number, _ = counted(cache, warm_for=0.2)
+    read(number, cache, range(3))
+    stale_now(cache, "number")
+
+    assert cache.warm()["number"].looked == 3
+    wait_until(lambda: cache.warm()["number"].looked == 0)
+
+
+def test_a_round_asks_for_no_more_than_it_may_and_the_next_goes_on(make_cache: MakeCache) -> None:
+    cache = make_cache(warm_at_once=10)
+    number, loads = counted(cache)
+    read(number, cache, range(25))
+    stale_now(cache, "number")
+    loads.clear()
+
+    asked = []
+    for _ in range(3):
+        done = cache.warm()["number"]
+        asked.append((done.asked, done.left))
+        wait_until(lambda: len(loads) == sum(asked for asked, _ in asked))
+
+    assert asked == [(10, 15), (10, 5), (5, 0)]
+    assert sorted(loads) == list(range(25))
+
+
+def test_the_rate_is_that_of_all_loaders_together(make_cache: MakeCache) -> None:
+    """One with much to do leaves room for the others; what they do not need is its."""
+    cache = make_cache(warm_rate=10.0, warm_every=2.0)
+    busy, _ = counted(cache, "busy")
+    idle, _ = counted(cache, "idle")
+    read(busy, cache, range(50))
+    read(idle, cache, range(3))
+    stale_now(cache, "busy")
+    stale_now(cache, "idle")
+
+    done = cache.warm()
+
+    assert done["idle"].asked == 3
+    assert 10 <= done["busy"].asked <= 17
+
+
+@pytest.mark.parametrize("queued", [Queued(9, 0), Queued(0, 9)])
+def test_nothing_is_asked_for_while_workers_are_behind(
+    make_cache: MakeCache, events: list[Event], monkeypatch: pytest.MonkeyPatch, queued: Queued
+) -> None:
+    cache = make_cache()
+    number, loads = counted(cache)
+    read(number, cache, range(3))
+    stale_now(cache, "number")
+    loads.clear()
+
+    class Look:
+        def run(self) -> Queued:
+            return queued
+
+    monkeypatch.setattr(cache._process, "queued", Look)
+
+    assert cache.warm() == {}
+    assert [event for event in events if isinstance(event, WarmingHeldBack)] == [WarmingHeldBack(*queued)]
+    assert loads == []
+
+
+def test_what_is_not_among_the_hottest_has_its_turn(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call is looked at once in so many rounds, and the hottest in each of them."""
+    cache = make_cache(warm_most=5, warm_every=1.0)
+    number, _ = counted(cache, fresh_for=200.0)
+    read(number, cache, range(40))
+    for _ in range(3):
+        number.get_many(range(5))
+    cache.tell_heat()
+    looked = []
+    for at in range(700, 705):
+        monkeypatch.setattr(warming, "_round_at", lambda ports, at=at: at)
+        looked.append(cache.warm()["number"].looked)
+
+    assert all(each > 5 for each in looked)
+    assert sum(looked) == 5 * 5 + 35
+
+
+def test_less_is_asked_for_while_the_database_is_slow() -> None:
+    """As many loads are under way as at other times: half as many that take twice as long."""
+    usual = [Head(created=0.0, fresh_until=300.0, load_time=0.05)] * 30
+    quick = [Head(created=95.0, fresh_until=395.0, load_time=0.05)] * 8
+    slow = [Head(created=95.0, fresh_until=395.0, load_time=0.2)] * 8
+
+    assert quickness(usual + quick, now=100.0) == 1.0
+    assert quickness(usual + slow, now=100.0) == pytest.approx(0.25)
+    assert quickness(usual + slow[:7], now=100.0) == 1.0, "a few slow ones are no sign of anything"
+    assert quickness([], now=100.0) == 1.0
+
+
+def test_a_slow_database_is_asked_for_less(make_cache: MakeCache) -> None:
+    cache = make_cache(warm_at_once=20)
+    number, _ = counted(cache)
+    read(number, cache, range(100))
+    store = cache._ports.store
+    now = cache._ports.clock.now()
+    for n in range(100):
+        raw = bytearray(store.get(f"number[{n}]").run())
+        raw[8:12] = (400 if n < 20 else 40).to_bytes(4, "big")  # load_ms
+        raw[20:28] = int((now if n < 20 else now - 250) * 1000).to_bytes(8, "big")  # created
+        store.link.client().set(store.keys.entry(f"number[{n}]"), bytes(raw), keepttl=True)
+    stale_now(cache, "number")
+
+    assert cache.warm()["number"].asked == 2
+
+
+def test_reads_add_up_and_halve() -> None:
+    now, half_life = 1000.0, 60.0
+    five = read_at_of(read_at_of(None, 2, now, half_life), 3, now, half_life)
+
+    assert heat_of(five, now, half_life) == pytest.approx(5.0)
+    assert heat_of(five, now + 60, half_life) == pytest.approx(2.5)
+    assert heat_of(read_at_of(five, 1, now + 60, half_life), now + 60, half_life) == pytest.approx(3.5)
+    assert read_at_of(None, 1, now, half_life) == now
+    assert heat_of(1e9, 0.0, 0.01) == float("inf")
+
+
+def test_the_store_does_the_same_sums(make_cache: MakeCache) -> None:
+    store = make_cache()._ports.store
+    for reads in (7, 1, 4):
+        store.add_heat("product", [("product[1]", reads)], half_life=60.0, most=10).run()
+    [(call, read_at)] = store.heat("product", 0, 10, float("-inf")).run()
+
+    now = make_cache()._ports.store.snapshot().run().now
+    assert call == "product[1]"
+    assert heat_of(read_at, now, 60.0) == pytest.approx(12.0, rel=0.1)
+
+
+def test_heat_that_is_long_past_is_forgotten(make_cache: MakeCache) -> None:
+    store = make_cache()._ports.store
+    store.add_heat("product", [("product[1]", 1)], half_life=0.0005, most=10).run()
+
+    def is_forgotten() -> bool:
+        store.add_heat("product", [("product[2]", 1)], half_life=0.0005, most=10).run()
+        return [call for call, _ in store.heat("product", 0, 10, float("-inf")).run()] == ["product[2]"]
+
+    wait_until(is_forgotten)
+
+
+def test_heat_outlives_the_processes_that_have_read(make_cache: MakeCache) -> None:
+    """A deploy starts all web processes anew; what was hot is kept warm meanwhile, and known after it."""
+    old = make_cache()
+    number, _ = counted(old)
+    read(number, old, range(3))
+    old.close()
+
+    new = make_cache()
+    _, loads = counted(new)
+    stale_now(new, "number")
+
+    assert new.warm()["number"].asked == 3
+    wait_until(lambda: sorted(loads) == [0, 1, 2])
+
+
+def test_a_loader_that_fails_holds_up_no_other(make_cache: MakeCache) -> None:
+    """Its calls are left alone until their backoff ends."""
+    cache = make_cache(backoff_for=60.0)
+    is_down = False
+
+    @cache.loader(fresh_for=300.0)
+    def failing(load: Load, n: int) -> int:
+        if is_down:
+            raise RuntimeError("down")
+        return n
+
+    number, loads = counted(cache)
+    read(failing, cache, range(5))
+    read(number, cache, range(5))
+    is_down = True
+    for _ in range(2):
+        stale_now(cache, "failing")
+        cache.warm()
+        wait_until(lambda: all(cache._ports.store.failing_until([f"failing[{n}]" for n in range(5)]).run()))
+    stale_now(cache, "number")
+    loads.clear()
+
+    done = cache.warm()
+
+    assert (done["failing"].asked, done["failing"].held) == (0, 5)
+    assert done["number"].asked == 5
+    wait_until(lambda: sorted(loads) == list(range(5)))

@@ -1,0 +1,502 @@
+"""The listener: one connection to each master that hears of every change, or memory does not answer."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+from cacheworkers import Cache, Load
+from cacheworkers.core.driver import run
+from cacheworkers.events import ListenerDown, ListenerLag, ListenerUp
+from cacheworkers.flows.load import load
+from cacheworkers.flows.ports import Ask
+from cacheworkers.store import listener as listening
+from cacheworkers.store.store import Claimed
+from cacheworkers.testing import FaultProxy, Valkey
+from cacheworkers.testing.cluster import ValkeyCluster
+from cacheworkers.testing.servers import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+MakeCache = Callable[..., Cache]
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    with Valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: Valkey) -> Iterator[FaultProxy]:
+    """What hears pushes goes through it, and can be held and cut; the rest passes."""
+    with FaultProxy(server.url, only=b"TRACKING") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that pings often, and soon gives up and tries again."""
+    monkeypatch.setattr(listening, "PING_EVERY", 0.02)
+    monkeypatch.setattr(listening, "PING_LOST_AFTER", 0.3)
+    monkeypatch.setattr(listening, "_BACKOFF", (0.01, 0.05))
+
+
+class Shop:
+    """A price, a process that reads it, and one that changes it."""
+
+    def __init__(self, make_cache: MakeCache, server: Valkey, proxy: FaultProxy | None, **options: Any) -> None:
+        self.prices = {n: n * 10 for n in range(1, 20)}
+        self.loads = 0
+        self.cache = make_cache(redis_url=(proxy or server).url, **options)
+        self.writer = make_cache(redis_url=server.url)
+        self.ports = self.cache._ports
+
+        @self.cache.loader(tags=("price:{n}",), fresh_for=300, wait_for=60, load_for=60, jitter=0, early=0)
+        def price(load: Load, n: int) -> int:
+            self.loads += 1
+            return self.prices[n]
+
+        self.price = price
+
+    def keep(self, n: int) -> None:
+        """Read until memory answers."""
+        wait_until(lambda: self.price.read(n).tier == "l1")
+
+    def change(self, n: int) -> int:
+        """Change a price in the other process."""
+        self.prices[n] += 1
+        self.writer.invalidate(f"price:{n}")
+        return self.prices[n]
+
+
+@pytest.fixture
+def shop(make_cache: MakeCache, server: Valkey, proxy: FaultProxy, quick: None) -> Shop:
+    return Shop(make_cache, server, proxy)
+
+
+def told(events: list[Any], *kinds: type) -> list[str]:
+    return [type(event).__name__ for event in list(events) if isinstance(event, kinds)]
+
+
+# -- hearing
+
+
+def test_a_change_made_elsewhere_is_gone_from_memory(shop: Shop) -> None:
+    shop.keep(1)
+
+    value = shop.change(1)
+
+    wait_until(lambda: shop.price.get(1) == value)
+
+
+def test_memory_is_emptied_when_the_store_is(shop: Shop, server: Valkey) -> None:
+    """FLUSHDB names no keys."""
+    shop.keep(1)
+
+    redis.Redis.from_url(server.url).flushdb()
+
+    wait_until(lambda: len(shop.ports.l1) == 0)
+
+
+def test_an_answered_ping_is_an_event_that_tells_how_late_a_push_may_be(
+    shop: Shop, proxy: FaultProxy, events: list[Any]
+) -> None:
+    shop.keep(1)
+    assert all(event.seconds >= 0 for event in events if isinstance(event, ListenerLag))
+
+    proxy.delay = 0.1
+
+    wait_until(lambda: any(isinstance(event, ListenerLag) and event.seconds >= 0.1 for event in list(events)))
+    assert shop.ports.listener.is_up
+
+
+def test_it_pings_again_once_it_was_answered_and_not_before(shop: Shop, proxy: FaultProxy, events: list[Any]) -> None:
+    shop.keep(1)
+    wait_until(lambda: len(told(events, ListenerLag)) >= 3)
+
+    proxy.hold_replies()
+    [ear] = shop.ports.listener._ears
+    wait_until(lambda: not shop.ports.listener.is_up)
+
+    assert len(ear.pings) == 0, "those that waited were told"
+    proxy.release()
+
+
+# -- losing the link
+
+
+@pytest.mark.parametrize("how", ["cut", "killed by the server", "silent"])
+def test_a_link_that_is_lost_comes_back_and_memory_begins_anew(
+    shop: Shop, server: Valkey, proxy: FaultProxy, events: list[Any], how: str
+) -> None:
+    shop.keep(1)
+    [ear] = shop.ports.listener._ears
+
+    if how == "cut":
+        proxy.cut()
+    elif how == "killed by the server":
+        kill_links(server)
+    else:
+        proxy.hold_replies()
+        wait_until(lambda: told(events, ListenerDown))
+        proxy.release()
+
+    wait_until(lambda: told(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
+    [down] = [event for event in events if isinstance(event, ListenerDown)]
+    assert ("no answer to a ping" in down.error) == (how == "silent")
+    assert ear not in shop.ports.listener._ears
+    assert shop.ports.l1.get("price[1]") is None
+    shop.keep(1)
+    value = shop.change(1)
+    wait_until(lambda: shop.price.get(1) == value)
+
+
+def kill_links(server: Valkey) -> None:
+    """Have the server close every connection that hears pushes."""
+    client = redis.Redis.from_url(server.url)
+    for each in client.client_list():
+        if "B" in each["flags"]:
+            client.client_kill_filter(_id=each["id"])
+
+
+def test_a_ping_that_is_refused_loses_the_link(make_cache: MakeCache, quick: None, events: list[Any]) -> None:
+    """Rights were taken away: without proof memory must not answer."""
+    with Valkey() as server:
+        shop = Shop(make_cache, server, None)
+        shop.keep(1)
+        redis.Redis.from_url(server.url).execute_command("ACL", "SETUSER", "default", "-time")
+
+        wait_until(lambda: told(events, ListenerDown))
+
+        assert any("NOPERM" in event.error for event in events if isinstance(event, ListenerDown))
+        assert shop.price.read(1).tier == "store"
+
+
+def test_a_master_that_is_none_any_more_is_left(make_cache: MakeCache, quick: None, events: list[Any]) -> None:
+    """It goes on answering, and pushes what it replicates, however late: that is no proof."""
+    with Valkey() as server, Valkey() as other:
+        shop = Shop(make_cache, server, None)
+        shop.keep(1)
+        redis.Redis.from_url(server.url).replicaof("127.0.0.1", other.port)
+
+        wait_until(lambda: told(events, ListenerDown))
+
+        assert any("is no master any more" in event.error for event in events if isinstance(event, ListenerDown))
+
+
+def test_who_reads_from_memory_alone_finds_the_new_master_too(make_cache: MakeCache, quick: None) -> None:
+    """A replica takes over while the old master is alive: nothing else would tell this process."""
+    with ValkeyCluster(has_replica=True) as cluster:
+        assert cluster.replica is not None
+        cache = make_cache(redis_url=cluster.url, heat_every=0.0)
+        link, listener = cache._ports.store.link, cache._ports.listener
+
+        @cache.loader(fresh_for=300, early=0)
+        def price(load: Load, n: int) -> int:
+            return n * 10
+
+        wait_until(lambda: price.read(1).tier == "l1")
+        before = link.masters
+        cluster.replica.ask("CLUSTER", "FAILOVER")
+
+        wait_until(lambda: link.masters != before)
+        wait_until(lambda: listener.is_up)
+
+        assert any(str(cluster.replica.port) in name for name in link.masters)
+
+
+def test_other_masters_lose_the_link(shop: Shop, events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pushes of a master that has come since would not be heard."""
+    shop.keep(1)
+
+    monkeypatch.setattr(type(shop.ports.store.link), "masters", frozenset({"others"}))
+
+    wait_until(lambda: told(events, ListenerUp, ListenerDown)[:2] == ["ListenerUp", "ListenerDown"])
+    assert shop.price.read(1).tier == "store"
+
+
+def test_who_waits_for_a_ping_is_told_when_it_is_lost(shop: Shop, proxy: FaultProxy) -> None:
+    shop.keep(1)
+    proxy.hold_replies()
+    pings = shop.ports.listener.ping()
+    assert pings is not None
+
+    proxy.cut()
+
+    assert [ping.result(20) for ping in pings] == [False]
+    proxy.release()
+
+
+def test_a_ping_that_cannot_be_sent_fails_nobody(shop: Shop) -> None:
+    """The link breaks just then; the barrier was in vain, which is no error."""
+    shop.keep(1)
+    [ear] = shop.ports.listener._ears
+
+    def broken(data: bytes) -> None:
+        raise BrokenPipeError
+
+    ear.socket = SimpleNamespace(sendall=broken, recv=ear.socket.recv, shutdown=lambda how: None)  # type: ignore
+
+    assert shop.ports.listener.barrier(20.0).run() is False
+
+
+def test_while_nothing_is_heard_reads_go_past_memory(shop: Shop, proxy: FaultProxy) -> None:
+    """What changes is seen at once; nothing is kept, and nothing that was kept answers."""
+    shop.keep(1)
+    proxy.hold_replies()
+    proxy.cut()
+    wait_until(lambda: not shop.ports.listener.is_up)
+
+    tiers = {shop.price.read(1).tier for _ in range(5)}
+    values = [(shop.change(1), shop.price.get(1)) for _ in range(5)]
+    proxy.release()
+
+    assert tiers == {"store"}
+    assert all(changed == read for changed, read in values)
+
+
+def test_an_own_change_empties_memory_though_no_push_will_tell_of_it(shop: Shop, proxy: FaultProxy) -> None:
+    """The link has died, and nobody has noticed."""
+    shop.keep(1)
+    shop.keep(2)
+    proxy.hold_replies()
+
+    shop.prices[1] += 1
+    shop.cache.invalidate("price:1")
+    value = shop.price.get(1)
+    proxy.release()
+
+    assert value == shop.prices[1]
+    assert shop.ports.l1.get("price[2]") is None
+
+
+def test_what_a_push_breaks_is_no_reason_to_trust_memory(shop: Shop, events: list[Any]) -> None:
+    """A callback that raises loses the link, as a cut would; the next one is as good as the first."""
+    shop.keep(1)
+    heard = shop.ports.listener._on_entry
+
+    def breaks(call: str) -> None:
+        shop.ports.listener._on_entry = heard
+        raise ZeroDivisionError
+
+    shop.ports.listener._on_entry = breaks
+    value = shop.change(1)
+
+    wait_until(lambda: told(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
+    assert shop.price.get(1) == value
+
+
+def test_who_waits_for_a_push_looks_for_himself_once_none_will_come(shop: Shop, proxy: FaultProxy) -> None:
+    """Another process has the lease; its write is pushed over a link that has died meanwhile."""
+    shop.keep(1)
+    store, values = shop.ports.store, list[int]()
+    assert isinstance(store.claim("price[2]", "ab" * 8, lease_for=60).run(), Claimed)
+    reader = threading.Thread(target=lambda: values.append(shop.price.get(2)))
+    reader.start()
+    flight = shop.ports.waiters._flights
+    wait_until(lambda: "price[2]" in flight and flight["price[2]"]._threads)
+
+    proxy.hold_replies()
+    proxy.cut()
+    ask = Ask("price", "price[2]", "ab" * 8, "", "miss")
+    run(load(shop.ports, shop.cache._loaders["price"], [ask], shop.ports.worker))
+    reader.join(20)
+    proxy.release()
+
+    assert values == [20]
+
+
+def test_it_tries_again_less_and_less_often_until_it_connects(
+    make_cache: MakeCache, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 50 ms to 2 s, each by half at random, so that not all processes come back at one instant."""
+    cache = make_cache(redis_url=server.url)
+    link, listener = cache._ports.store.link, cache._ports.listener
+    waits: list[float] = []
+    pools = link.pools
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 10:
+            link.pools = pools  # type: ignore[method-assign]
+        return False
+
+    link.pools = lambda: (_ for _ in ()).throw(OSError("nobody there"))  # type: ignore[method-assign]
+    monkeypatch.setattr(listener._closed, "wait", wait)
+    listener.start()
+    wait_until(lambda: listener.is_up)
+    kill_links(server)
+    wait_until(lambda: len(waits) > 10)
+
+    longest = [*(min(0.05 * 2**n, 2.0) for n in range(10)), 0.05]
+    assert all(most / 2 <= wait <= most for wait, most in zip(waits, longest, strict=False))
+    assert len({wait / most for wait, most in zip(waits, longest, strict=False)}) > 1
+
+
+# -- the store is gone
+
+
+def test_memory_answers_while_the_store_is_gone_but_not_for_ever(make_cache: MakeCache, quick: None) -> None:
+    with Valkey() as server:
+        shop = Shop(make_cache, server, None, l1_on_loss_for=0.0, breaker_for=0.0)
+        other = Shop(make_cache, server, None, breaker_for=0.0)
+        shop.keep(1)
+        other.keep(1)
+        loads = shop.loads, other.loads
+        server.kill()
+        wait_until(lambda: not shop.ports.listener.is_up and not other.ports.listener.is_up)
+
+        tiers = shop.price.read(1).tier, other.price.read(1).tier
+
+    assert tiers == ("load", "l1")
+    assert (shop.loads - loads[0], other.loads - loads[1]) == (1, 0)
+
+
+# -- processes
+
+
+def test_a_child_of_a_fork_listens_for_itself(shop: Shop, proxy: FaultProxy) -> None:
+    """It begins with nothing in memory, hears of changes, and leaves its parent's link alone."""
+    shop.keep(1)
+    [ear] = shop.ports.listener._ears
+
+    def child() -> None:
+        assert len(shop.ports.l1) == 0 and not shop.ports.listener.is_up
+        shop.keep(1)
+        assert shop.ports.listener._ears != [ear]
+        assert shop.change(1) and shop.price.get(1)
+        wait_until(lambda: shop.ports.l1.get("price[1]") is None or shop.price.get(1) == shop.prices[1])
+
+    code = in_child(child)
+
+    assert code == 0
+    assert shop.ports.listener._ears == [ear]
+    shop.keep(1)
+    value = shop.change(1)
+    wait_until(lambda: shop.price.get(1) == value)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run work in a forked child; 0 if it went well within half a minute."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_closed_it_leaves_no_thread_and_no_connection(shop: Shop, server: Valkey) -> None:
+    shop.keep(1)
+    thread = shop.ports.listener._thread
+    assert thread is not None and thread.is_alive()
+
+    shop.cache.close()
+
+    wait_until(lambda: not thread.is_alive())
+    assert shop.ports.listener._ears == []
+
+
+def test_closed_while_it_connects_it_leaves_no_connection(shop: Shop, proxy: FaultProxy) -> None:
+    """What it had just opened is closed by the thread itself."""
+    opened: list[Any] = []
+    ear = listening.Ear
+
+    def closes_meanwhile(*args: Any) -> Any:
+        opened.append(ear(*args))
+        shop.ports.listener._closed.set()
+        return opened[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listening, "Ear", closes_meanwhile)
+        shop.ports.listener.start()
+        wait_until(lambda: opened and not shop.ports.listener._thread.is_alive())  # type: ignore[union-attr]
+
+    assert opened[0].socket.fileno() == -1
+    assert not shop.ports.listener.is_up
+
+
+def test_where_no_thread_can_be_started_reads_go_past_memory(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process at its limit of threads, or an interpreter that has none; once there is room, it listens."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name in ("cacheworkers-listener", "cacheworkers-heat"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert shop.price.get(1) == 10
+        assert {shop.price.read(1).tier for _ in range(3)} == {"store"}
+
+    shop.keep(1)
+
+
+READS = """
+import sys, atexit, os
+from cacheworkers import Cache, Config, Load
+cache = Cache(Config(redis_url=sys.argv[1], namespace=sys.argv[2], store_timeout=0.5))
+
+@cache.loader(fresh_for=300)
+def price(load: Load, n: int) -> int:
+    return n * 10
+
+def until(condition):
+    while not condition():
+        pass
+
+def say(word):
+    print(word, flush=True)
+"""
+ENDS = {
+    "while it listens": "price.get(1); until(lambda: price.read(1).tier == 'l1'); say('ready'); sys.stdin.readline()",
+    "after close": "price.get(1); until(lambda: price.read(1).tier == 'l1'); say('ready'); sys.stdin.readline(); "
+    "cache.close()",
+    "before it is connected": "price.get(1); say('ready'); sys.stdin.readline()",
+    "in a child": "price.get(1); until(lambda: price.read(1).tier == 'l1'); child = os.fork(); price.get(1); "
+    "child or sys.exit(); os.waitpid(child, 0); say('ready'); sys.stdin.readline()",
+    "with a first read at the very end": "atexit.register(lambda: say(price.get(1))); say('ready'); "
+    "sys.stdin.readline()",
+    "with a barrier under way": "price.get(1); until(lambda: price.read(1).tier == 'l1'); say('ready'); "
+    "sys.stdin.readline(); cache._ports.listener.ping()",
+}
+
+
+@pytest.mark.parametrize("link", ["well", "stuck", "gone"])
+@pytest.mark.parametrize("how", ENDS)
+def test_it_never_keeps_a_process_from_ending(server: Valkey, proxy: FaultProxy, how: str, link: str) -> None:
+    """Whatever its thread waits for; and it says nothing."""
+    words = [sys.executable, "-c", READS + ENDS[how], proxy.url, f"end{next(_names)}"]
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    if link == "stuck":
+        proxy.hold_replies()
+    elif link == "gone":
+        proxy.close()
+
+    try:
+        _, said = process.communicate("\n", timeout=30)
+    finally:
+        process.kill()
+
+    assert (process.returncode, said) == (0, "")

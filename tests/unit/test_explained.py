@@ -1,0 +1,109 @@
+"""An explanation for people has a line for each tier, with instants and how far away they are."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from cacheworkers.flows.explain import Explanation, TagState
+from cacheworkers.ops.explained import lines, span
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def told(**fields: Any) -> dict[str, str]:
+    return dict(
+        lines(Explanation(**{"call": "product[42]", "verdict": "", "freshness": "missing", "at": NOW, **fields}))
+    )
+
+
+STALE = {
+    "freshness": "stale",
+    "age": 312.0,
+    "fresh_for": -12.0,
+    "stale_for": 48.0,
+    "kept_for": 348.0,
+    "load_time": 0.004,
+    "seq": 7,
+    "size": 1234,
+    "revalidates_in": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (0.0, "0 ms"),
+        (0.0004, "0 ms"),
+        (0.25, "250 ms"),
+        (0.9996, "1.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min"),
+        (312, "5 min 12 s"),
+        (3600, "1 h"),
+        (3605, "1 h"),
+        (7380, "2 h 3 min"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_spans_have_two_units_at_most(seconds: float, says: str) -> None:
+    assert span(seconds) == says
+
+
+def test_a_stale_entry_with_its_instants() -> None:
+    found = told(**STALE, tags=(TagState("product:42", 9, 20.0), TagState("deals", 0, None)))
+
+    assert found["store"] == "stale, 1,234 bytes of JSON"
+    assert found["loaded"].startswith("2027-01-15 07:54:48, 5 min 12 s ago, in 4 ms")
+    assert found["fresh"] == "until 2027-01-15 07:59:48, 12 s ago"
+    assert found["kept"] == "until 2027-01-15 08:05:48, in 5 min 48 s"
+    assert found["revalidated"] == "by the next reader, or by warming"
+    assert found["lease"] == "nobody's" and found["failure"] == "none"
+
+
+def test_each_tag_says_whether_it_was_invalidated_since() -> None:
+    tags = (TagState("a", 9, 20.0), TagState("b", 5, 400.0), TagState("c", 0, None))
+    found = [says for name, says in lines(Explanation("", "", **STALE, at=NOW, tags=tags)) if name == "tag"]
+
+    assert found == [
+        "a, last invalidated 2027-01-15 07:59:40, 20 s ago, after this was loaded",
+        "b, last invalidated 2027-01-15 07:53:20, 6 min 40 s ago",
+        "c, not invalidated lately",
+    ]
+
+
+def test_who_is_at_it() -> None:
+    asked, begun = {"token": "ab"}, {"token": "ab", "fence": "cd"}
+
+    assert told(**STALE, lease=asked)["lease"] == "held by ab, whose load has not begun"
+    assert told(**STALE, lease=begun, attempts=2)["lease"] == "held by ab, whose load has begun; attempt 2"
+    assert told(**STALE, lease=begun)["revalidated"] == "now, by the lease's holder"
+    assert told(attempts=3)["lease"] == "nobody's; 3 loads have begun and not ended"
+
+
+def test_what_failed_and_until_when() -> None:
+    failure = {"kind": "RuntimeError", "text": "gone", "count": "3", "until_ms": str((NOW + 4) * 1000)}
+
+    assert told(failure=failure)["failure"] == (
+        "3 in a row, the last RuntimeError: gone; nobody loads it for another 4.0 s"
+    )
+    assert told(failure={**failure, "until_ms": "1"})["failure"].endswith("its backoff is over")
+
+
+def test_what_memory_would_answer_and_what_is_never_stale() -> None:
+    assert told()["memory"] == "this process has not got it; each has its own"
+    assert told(in_l1=True, l1_reads=1234)["memory"] == "this process has it, and has served it 1,234 times"
+    assert told()["store"] == "nothing"
+    assert told(**{**STALE, "fresh_for": float("inf"), "revalidates_in": float("inf")})["fresh"] == "until ever"
