@@ -31,7 +31,8 @@ class Config:
             polls.  Less often, down to next to never, where that is in vain: the store is far, or cores are shared.
         replicas: how many replicas of each master must have an invalidation before it is acknowledged, and an entry's
             tags before it is written; 0 waits for none.  Fewer in time: neither happens.
-        breaker_for: after a failed call, how long the store is not asked again.
+        breaker_for: after a failed call, how long the store is not asked again; then a thread of this process asks it
+            once in as long until it answers, and no reader waits for that.  0 lets every call ask.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
         l1_bytes: most bytes kept there, about: payloads, decoded values that callers share, 1,000 an entry.
         l1_for: how long L1 may answer since the listener last proved that it hears invalidations.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -34,9 +34,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-_NOT_HERE = (False, None)
-
-
 def _as_is(payload: bytes) -> bytes:
     return payload
 
@@ -54,6 +51,8 @@ class Face(Generic[T]):
         self._gate = ports.gate
         l1_for = spec.policy.l1_for
         self._l1_for = ports.config.l1_for if l1_for is None else l1_for
+        if not ports.config.l1_entries:
+            self._l1_for = 0.0  # nothing is kept, so nothing needs to be looked for
         self._since = 0
         assert isinstance(ports.reader, LoaderRunner)
         self._runner = ports.reader
@@ -82,10 +81,12 @@ class Face(Generic[T]):
         """Return the L1 slot that may answer now."""
         if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
             return None
+        now = monotonic()
+        if now >= self._gate.look_at:
+            self._gate.look(now)
         slot = self._ports.l1.get(text)
         if slot is None:
             return None
-        now = monotonic()
         if now < slot.until and now - self._gate.heard_at < self._l1_for and slot.entry.seq >= self._since:
             slot.reads += 1
             return slot
@@ -97,7 +98,7 @@ class Face(Generic[T]):
         if value is MISSING:
             value = self._codec.decode(slot.payload)
             if self._is_shareable:
-                slot.value = value
+                self._ports.l1.keep_value(slot, value)
         found: T = value
         return found
 
@@ -283,8 +284,8 @@ class Face(Generic[T]):
         except TypeError:  # unhashable arguments have no place in the index
             return None
         if slot is not None:
-            now = monotonic()
-            if now < slot.until and now - self._gate.heard_at < self._l1_for:
+            now, gate = monotonic(), self._gate
+            if now < slot.until and now - gate.heard_at < self._l1_for and now < gate.look_at:
                 slot.reads += 1
                 return self._json_slot(slot)
         return None
@@ -351,23 +352,49 @@ class Face(Generic[T]):
             self._codec.decode_each,
             self._one_key,
             self._one,
-            self._slot_value if self._l1_for else None,
-            self._keep_key if self._l1_for else None,
+            self._from_l1 if self._l1_for else None,
+            self._keep_each if self._l1_for else None,
         )
 
     def _one_key(self, key: Any) -> Call:
         return self._bind((key,), {})
 
-    def _keep_key(self, key: Any, text: str, entry: Entry, value: Any, guard: int, until: float) -> None:
-        arguments = (key,)
-        self._keep(Call(text, arguments), arguments, self._codec.decode, entry, value, guard, until)
+    def _keep_each(self, hits: list[tuple[Any, Entry, float, int]], values: list[Any]) -> None:
+        """Keep many keys' entries in L1: (key, entry, monotonic instant until which, guard) and value of each."""
+        is_shareable = self._is_shareable
+        slots = [
+            Slot(entry.call, entry, value if is_shareable else MISSING, until, (key,))
+            for (key, entry, until, _), value in zip(hits, values, strict=True)
+        ]
+        index = self._index if self._spec.signature.positional_keys else None
+        self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
 
     def _one(self, call: Call) -> Flow[Read]:
         return self._flow(call, call.arguments, self._codec.decode)
 
-    def _slot_value(self, text: str) -> tuple[bool, Any]:
-        slot = self._slot(text)
-        return _NOT_HERE if slot is None else (True, self._value(slot))
+    def _from_l1(self, texts: Mapping[Any, str]) -> tuple[dict[Any, Any], Mapping[Any, str]]:
+        """Return key -> value of what L1 may answer now, and key -> text of the rest.
+
+        Not for loads and dirty transactions.  The gate is looked at once for all: what a push drops from here on is
+        not served, for its slot's time is over.
+        """
+        now = monotonic()
+        if now >= self._gate.look_at:
+            self._gate.look(now)
+        if now - self._gate.heard_at >= self._l1_for:
+            return {}, texts
+        slots, since = self._ports.l1.slots, self._since
+        values: dict[Any, Any] = {}
+        missing: dict[Any, str] = {}
+        for key, text in texts.items():
+            slot = slots.get(text)
+            if slot is not None and now < slot.until and slot.entry.seq >= since:
+                slot.reads += 1
+                value = slot.value
+                values[key] = self._value(slot) if value is MISSING else value
+            else:
+                missing[key] = text
+        return values, missing
 
 
 def _served(entry: Entry, now: float) -> Freshness:

@@ -48,8 +48,8 @@ class Loader(Face[T], Generic[P, T]):
             except TypeError:  # unhashable arguments have no place in the index
                 slot = None
             if slot is not None:
-                now = monotonic()
-                if now < slot.until and now - self._gate.heard_at < self._l1_for:
+                now, gate = monotonic(), self._gate
+                if now < slot.until and now - gate.heard_at < self._l1_for and now < gate.look_at:
                     slot.reads += 1
                     value = slot.value
                     return self._value(slot) if value is MISSING else value
@@ -63,8 +63,8 @@ class Loader(Face[T], Generic[P, T]):
             except TypeError:
                 slot = None
             if slot is not None:
-                now = monotonic()
-                if now < slot.until and now - self._gate.heard_at < self._l1_for:
+                now, gate = monotonic(), self._gate
+                if now < slot.until and now - gate.heard_at < self._l1_for and now < gate.look_at:
                     slot.reads += 1
                     value = slot.value
                     return self._value(slot) if value is MISSING else value

@@ -30,6 +30,8 @@ _WRONG = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionE
 #: Types whose values are canonical as they are.  Equal values of one of them have equal texts.
 _EXACT = (int, str, bool, uuid.UUID, datetime.date)
 _WIDE = 2**63
+#: Most texts of one loader's calls that are remembered.
+_MOST_TEXTS = 8192
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -90,6 +92,8 @@ class Signature:
         self._exact = tuple(types) if all(each in _EXACT for each in types) else None
         # The text of an int is at most 20 characters, so that its length needs no look.
         self._is_one_int = self._exact == (int,) and len(self._prefix) + 22 <= max_bytes
+        self._texts = _Texts(self._text_of_int if self._is_one_int else self._text_of)
+        self._only = types[0] if self._exact is not None and len(types) == 1 else None
         self._decode = msgspec.json.Decoder(tuple[tuple(types)] if types else tuple[()]).decode  # type: ignore[misc]  # made at run time
         self._defaults: dict[str, Any] = {}
         for parameter, each in zip(parameters, types, strict=True):
@@ -136,13 +140,14 @@ class Signature:
 
     def texts(self, keys: Iterable[Any]) -> dict[Any, str]:
         """Return key -> text of the call of that one argument; raises as `bind` does."""
-        if self._is_one_int:
-            prefix, least, end = f"{self._prefix}[", -_WIDE, _WIDE
-            return {
-                key: f"{prefix}{key}]" if type(key) is int and least <= key < end else self.bind((key,), {}).text
-                for key in keys
-            }
-        return {key: self.bind((key,), {}).text for key in keys}
+        known, kind = self._texts, self._only
+        return {key: known[key] if type(key) is kind else self._text_of(key) for key in keys}
+
+    def _text_of(self, key: Any) -> str:
+        return self.bind((key,), {}).text
+
+    def _text_of_int(self, key: int) -> str:
+        return f"{self._prefix}[{key}]" if -_WIDE <= key < _WIDE else self._text_of(key)
 
     def parse(self, text: str) -> Call:
         """Return the call that a text names; the reverse of `bind`.
@@ -184,6 +189,19 @@ class Signature:
             return self._signature.bind(*args, **kwargs).args
         except TypeError as error:
             raise CallError(f"{self.name}{self._signature} is called with wrong arguments: {error}") from None
+
+
+class _Texts(dict[Any, str]):
+    """Texts of calls of one argument of an exact type, as far as they are known: what is read is read again."""
+
+    def __init__(self, text_of: Callable[[Any], str]) -> None:
+        self._text_of = text_of
+
+    def __missing__(self, key: Any) -> str:
+        if len(self) >= _MOST_TEXTS:
+            self.clear()
+        text = self[key] = self._text_of(key)
+        return text
 
 
 def loader_name_of(text: str) -> str:

@@ -8,6 +8,7 @@ the offsets of the instants and of the version.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import struct
 from typing import cast
@@ -26,10 +27,12 @@ _LONGEST_CHANCE = 37.0
 # magic, flags, codec, len(call), load_ms, stale_for_ms,
 # created, fresh_until, stale_until, expires_at, seq, write_id, digest, len(tags)
 _HEADER = struct.Struct(">4sBBHIQQQQQQ8s8sI")
-#: The same, but for what a fresh entry is not asked for.
-_FRESH_HEADER = struct.Struct(">4sxBHI16xQ16xQ16xI")
+#: The same, but for what a fresh entry is not asked for; magic, flags and codec are one text.
+_FRESH_HEADER = struct.Struct(">6sHI16xQ40xI")
+_READABLE = (MAGIC + bytes((0, CODEC_JSON)), MAGIC + bytes((NEGATIVE, CODEC_JSON)))
 _INSTANT = struct.Struct(">Q")
 _CREATED_AT = 20
+_SEQ_AT = 52
 FRESH_UNTIL_AT = 28
 WRITE_ID_AT = 60
 HEADER_BYTES = _HEADER.size
@@ -120,30 +123,29 @@ def fresh_payloads(raws: list[bytes | None], now: float, since: int, beta: float
     """Return the payload of each envelope that is fresh, and not older than `since`; None of any other.
 
     For many at once: it makes no Entry, and takes the call's name on trust, for its key has it too.  What might be
-    revalidated early (`Entry.early_at`) is none of these.
+    revalidated early (`Entry.early_at`) is none of these, and what is cut short is none or is no JSON.
     """
+    if since:
+        raws = [
+            raw if raw is not None and int.from_bytes(raw[_SEQ_AT : _SEQ_AT + 8]) >= since else None for raw in raws
+        ]
     try:
-        if None not in raws:
-            return _fresh_payloads(cast(list[bytes], raws), now, since, beta)
-    except struct.error:
-        pass  # one is cut short
-    whole = [raw for raw in raws if raw is not None and len(raw) >= HEADER_BYTES]
-    payloads = iter(_fresh_payloads(whole, now, since, beta))
-    return [next(payloads) if raw is not None and len(raw) >= HEADER_BYTES else None for raw in raws]
+        return _fresh_payloads(cast(list[bytes], raws), now, beta)
+    except (TypeError, struct.error):  # one is None, or has no whole header
+        whole = [raw is not None and len(raw) >= HEADER_BYTES for raw in raws]
+        payloads = iter(_fresh_payloads(cast(list[bytes], [*itertools.compress(raws, whole)]), now, beta))
+        return [next(payloads) if is_whole else None for is_whole in whole]
 
 
-def _fresh_payloads(raws: list[bytes], now: float, since: int, beta: float) -> list[bytes | None]:
+def _fresh_payloads(raws: list[bytes], now: float, beta: float) -> list[bytes | None]:
     # Whole numbers: to compare one with a fraction takes several times as long.
     now_ms, soonest = math.floor(now * 1000), math.ceil(_LONGEST_CHANCE * beta)
+    readable, header_bytes = _READABLE, HEADER_BYTES
     return [
-        raw[at:]
-        if magic == MAGIC
-        and codec == CODEC_JSON
-        and now_ms + load_ms * soonest < fresh
-        and seq >= since
-        and (at := HEADER_BYTES + call_len + tags_len) <= len(raw)
+        (raw[header_bytes + call_len + tags_len :] or None)
+        if kind in readable and now_ms + load_ms * soonest < fresh
         else None
-        for raw, (magic, codec, call_len, load_ms, fresh, seq, tags_len) in zip(
+        for raw, (kind, call_len, load_ms, fresh, tags_len) in zip(
             raws, map(_FRESH_HEADER.unpack_from, raws), strict=True
         )
     ]

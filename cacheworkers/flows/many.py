@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -16,7 +17,7 @@ from cacheworkers.core.read import Read
 from cacheworkers.errors import CacheworkersError, CodecError, EnvelopeError, LoadErrors, StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
-from cacheworkers.flows.read import fresh_hit, revalidate_soon
+from cacheworkers.flows.read import fresh_entry, revalidate_soon
 from cacheworkers.store.store import Claimed
 
 K = TypeVar("K")
@@ -31,8 +32,8 @@ class ManyWanted(msgspec.Struct, frozen=True):
         decode_each: payloads -> values.
         call_of: key -> call.
         one: the flow that reads a single call; takes over for what is neither fresh nor stale.
-        slot_value: what L1 has of a call's text: (whether it has it, value); None where L1 does not answer.
-        keep: called with key, call text, entry, value, guard and the monotonic instant until which L1 may answer.
+        from_l1: key -> text -> (key -> value of what L1 has, key -> text of the rest); None where L1 does not answer.
+        keep: called with (key, entry, monotonic instant until which L1 may answer, guard) of each, and their values.
     """
 
     since: int
@@ -40,8 +41,8 @@ class ManyWanted(msgspec.Struct, frozen=True):
     decode_each: Callable[[Iterable[bytes]], list[Any]]
     call_of: Callable[[Any], Call]
     one: Callable[[Call], Flow[Read]]
-    slot_value: Callable[[str], tuple[bool, Any]] | None
-    keep: Callable[[Any, str, Entry, Any, int, float], None] | None
+    from_l1: Callable[[Mapping[Any, str]], tuple[dict[Any, Any], Mapping[Any, str]]] | None
+    keep: Callable[[list[tuple[Any, Entry, float, int]], list[Any]], None] | None
 
 
 def read_many(ports: Ports, loader: LoaderSpec, texts: Mapping[K, str], wanted: ManyWanted) -> Flow[dict[K, Any]]:
@@ -50,20 +51,13 @@ def read_many(ports: Ports, loader: LoaderSpec, texts: Mapping[K, str], wanted: 
     Raises:
         LoadErrors: some keys have no value; it carries those that have.
     """
-    values: dict[K, Any] = {}
-    missing = texts
-    if wanted.slot_value is not None:
-        missing = {}
-        for key, text in texts.items():
-            is_there, value = wanted.slot_value(text)
-            if is_there:
-                values[key] = value
-            else:
-                missing[key] = text
-    if missing:
-        yield from _from_store(ports, loader, missing, wanted, values)
-    if len(values) == len(texts) == len(missing):
-        return values if list(values) == list(texts) else {key: values[key] for key in texts}
+    values, missing = ({}, texts) if wanted.from_l1 is None else wanted.from_l1(texts)
+    if not missing:
+        return values
+    found = yield from _from_store(ports, loader, missing, wanted)
+    if len(found) == len(texts):
+        return found
+    values |= found
     if len(values) < len(texts):
         calls = {key: wanted.call_of(key) for key in missing if key not in values}
         yield from _ask_together(ports, loader, calls)
@@ -93,21 +87,21 @@ def _each(calls: Mapping[K, Call], one: Callable[[Call], Flow[Read]], there: Map
     return values
 
 
-def _from_store(
-    ports: Ports, loader: LoaderSpec, missing: Mapping[K, str], wanted: ManyWanted, values: dict[K, Any]
-) -> Flow[None]:
-    """Add what the store has, fresh or stale."""
+def _from_store(ports: Ports, loader: LoaderSpec, missing: Mapping[K, str], wanted: ManyWanted) -> Flow[dict[K, Any]]:
+    """Return key -> value of what the store has, fresh or stale, in the order of the keys."""
     started = ports.clock.monotonic()
-    is_kept = wanted.keep is not None and ports.gate.is_coherent
-    guards = [ports.l1.guard(text) for text in missing.values()] if is_kept else []
+    texts = list(missing.values())
+    guards = [ports.l1.guard(text) for text in texts] if wanted.keep is not None and ports.gate.is_coherent else None
     try:
-        raws = yield ports.store.get_many(list(missing.values()))
+        raws = yield ports.store.get_many(texts)
     except StoreError:
-        return  # each key's own read finds its way without the store
-    if is_kept:
-        _keep_fresh(ports, loader, missing, raws, guards, wanted, values, started)
+        return {}  # each key's own read finds its way without the store
+    if guards is None:
+        values = _fresh(ports, loader, missing, raws, wanted, started)
     else:
-        _take_fresh(ports, loader, missing, raws, wanted, values, started)
+        values = _kept_fresh(ports, loader, missing, raws, guards, wanted, started)
+    if len(values) == len(missing):
+        return values  # of most keys nothing else is ever asked
     now = ports.clock.now()
     for (key, text), raw in zip(missing.items(), raws, strict=True):
         if raw is None or key in values:
@@ -123,56 +117,61 @@ def _from_store(
         if freshness is Freshness.STALE or entry.early_at(loader.policy.early, 1.0 - ports.chance()) <= now:
             yield from revalidate_soon(ports, loader, entry)
         _count(ports, loader, [text], [now - entry.created], freshness, started)
+    return {key: values[key] for key in missing if key in values}
 
 
-def _take_fresh(
+def _fresh(
     ports: Ports,
     loader: LoaderSpec,
     missing: Mapping[K, str],
     raws: list[bytes | None],
     wanted: ManyWanted,
-    values: dict[K, Any],
     started: float,
-) -> None:
-    """Add what is fresh, by as few steps a key as can be: of most keys nothing else is ever asked."""
+) -> dict[K, Any]:
+    """Return what is fresh, by as few steps a key as can be."""
     now = ports.clock.now()
-    payloads = envelope.fresh_payloads(raws, now, wanted.since, loader.policy.early)
-    fresh = (
-        missing
-        if None not in payloads
-        else {key: text for (key, text), payload in zip(missing.items(), payloads, strict=True) if payload is not None}
-    )
+    found = envelope.fresh_payloads(raws, now, wanted.since, loader.policy.early)
+    keys: Collection[K] = missing
+    texts: Collection[str] = missing.values()
+    if None in found:
+        there = [payload is not None for payload in found]
+        keys, texts = [*itertools.compress(keys, there)], [*itertools.compress(texts, there)]
+        raws, found = [*itertools.compress(raws, there)], [*itertools.compress(found, there)]
     try:
-        found = wanted.decode_each(payload for payload in payloads if payload is not None)
+        values = wanted.decode_each(cast(list[bytes], found))
     except CodecError:
-        return  # one by one, then: the others are good
-    values.update(zip(fresh, found, strict=True))
-    ages = []
-    if ports.is_heard:
-        pairs = zip(raws, payloads, strict=True)
-        ages = [now - envelope.created_of(raw) for raw, payload in pairs if raw is not None and payload is not None]
-    _count(ports, loader, fresh.values(), ages, Freshness.FRESH, started)
+        return {}  # one by one, then: the others are good
+    ages = [now - envelope.created_of(raw) for raw in raws if raw is not None] if ports.is_heard else []
+    _count(ports, loader, texts, ages, Freshness.FRESH, started)
+    return dict(zip(keys, values, strict=True))
 
 
-def _keep_fresh(
+def _kept_fresh(
     ports: Ports,
     loader: LoaderSpec,
     missing: Mapping[K, str],
     raws: list[bytes | None],
     guards: list[int],
     wanted: ManyWanted,
-    values: dict[K, Any],
     started: float,
-) -> None:
-    """Add what is fresh, and keep it in L1."""
+) -> dict[K, Any]:
+    """Return what is fresh, and keep it in L1."""
     assert wanted.keep is not None
-    at = ports.clock.monotonic()
+    now, at = ports.clock.now(), ports.clock.monotonic()
+    hits: list[tuple[K, Entry, float, int]] = []
     for (key, text), raw, guard in zip(missing.items(), raws, guards, strict=True):
-        found = None if raw is None else fresh_hit(ports, loader, text, raw, wanted.since, wanted.decode)
+        found = None if raw is None else fresh_entry(ports, loader, text, raw, wanted.since, now)
         if found is not None:
-            entry, values[key], now, until = found
-            wanted.keep(key, text, entry, values[key], guard, at + until - now)
-            _count(ports, loader, [text], [now - entry.created], Freshness.FRESH, started)
+            entry, until = found
+            hits.append((key, entry, at + until - now, guard))
+    try:
+        values = wanted.decode_each([entry.payload for _, entry, _, _ in hits])
+    except CodecError:
+        return {}  # one by one, then: the others are good
+    wanted.keep(hits, values)
+    ages = [now - entry.created for _, entry, _, _ in hits] if ports.is_heard else []
+    _count(ports, loader, [entry.call for _, entry, _, _ in hits], ages, Freshness.FRESH, started)
+    return dict(zip([key for key, _, _, _ in hits], values, strict=True))
 
 
 def _count(

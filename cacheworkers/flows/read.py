@@ -114,17 +114,31 @@ def fresh_hit(
     Most reads that reach the store end here, without a flow and without a place among the waiters.  None: the flow
     must see to it.
     """
+    now = ports.clock.now()
+    found = fresh_entry(ports, loader, text, raw, since, now)
+    if found is None:
+        return None
+    entry, until = found
+    try:
+        return entry, decode(entry.payload), now, until
+    except CodecError:
+        return None
+
+
+def fresh_entry(
+    ports: Ports, loader: LoaderSpec, text: str, raw: bytes, since: int, now: float
+) -> tuple[Entry, float] | None:
+    """Return `(entry, until when L1 may answer)`; None as of `fresh_hit`."""
     try:
         entry = envelope.unpack(raw)
-        now = ports.clock.now()
-        if now >= entry.fresh_until or entry.call != text or entry.seq < since:
-            return None
-        early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
-        if now >= early_at:
-            return None
-        return entry, decode(entry.payload), now, min(early_at, entry.fresh_until)
-    except (EnvelopeError, CodecError):
+    except EnvelopeError:
         return None
+    if now >= entry.fresh_until or entry.call != text or entry.seq < since:
+        return None
+    early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
+    if now >= early_at:
+        return None
+    return entry, min(early_at, entry.fresh_until)
 
 
 def peek(ports: Ports, call: Call, wanted: Wanted) -> Flow[Read | None]:

@@ -12,12 +12,13 @@ class Breaker:
 
     Attributes:
         is_open: the last call that ended has failed.
+        open_for: its period, seconds.
     """
 
-    __slots__ = ("_clock", "_lock", "_open_for", "_probe_at", "is_open")
+    __slots__ = ("_clock", "_lock", "_probe_at", "is_open", "open_for")
 
     def __init__(self, open_for: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._open_for = open_for
+        self.open_for = open_for
         self._clock = clock
         self.reset()
 
@@ -39,13 +40,13 @@ class Breaker:
             if now < self._probe_at:
                 return not self.is_open
             # Counted from now, whether or not the probe ever reports: one that is cancelled keeps nobody out for long.
-            self._probe_at = now + self._open_for
+            self._probe_at = now + self.open_for
             return True
 
     def failed(self) -> bool:
         """Note a failure: open, and stay open for `open_for` seconds from now; True if it was closed."""
         with self._lock:
-            self._probe_at = self._clock() + self._open_for
+            self._probe_at = self._clock() + self.open_for
             was_open, self.is_open = self.is_open, True
         return not was_open
 

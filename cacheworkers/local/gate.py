@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 NEVER = float("-inf")
+#: Seconds after which a thread that reads from memory looks whether a push waits for the listener.
+LOOK_EVERY = 0.001
+#: Seconds for which it then lets go of the interpreter: long enough that a thread that wakes up gets it.
+_GIVE_WAY_FOR = 5e-5
+
+
+def _nothing() -> bool:
+    return False
 
 
 class Gate:
@@ -13,9 +23,11 @@ class Gate:
     Attributes:
         heard_at: monotonic instant of the listener's last proof; `NEVER` while closed.  The L1 hit reads only this.
         lost_at: monotonic instant at which the listener was lost; `NEVER` before it was ever up.
+        look_at: monotonic instant from which on an L1 hit has to `look` first.
+        has_news: tells at once whether a push has arrived that the listener has not taken in.
     """
 
-    __slots__ = ("_bypasses", "_heard_at", "_lock", "heard_at", "lost_at")
+    __slots__ = ("_bypasses", "_heard_at", "_lock", "_looking", "has_news", "heard_at", "look_at", "lost_at")
 
     def __init__(self) -> None:
         self.reset()
@@ -27,6 +39,9 @@ class Gate:
         self._heard_at = NEVER
         self._bypasses = 0
         self._lock = threading.Lock()
+        self._looking = threading.Lock()
+        self.look_at = NEVER
+        self.has_news: Callable[[], bool] = _nothing
 
     @property
     def is_coherent(self) -> bool:
@@ -40,8 +55,24 @@ class Gate:
             if not self._bypasses:
                 self.heard_at = at
 
+    def look(self, now: float) -> None:
+        """Let the listener in, if a push waits for it.
+
+        A thread that reads from memory alone never waits, and is asked for the interpreter only every
+        `sys.getswitchinterval()`, 5 ms: so much longer each of its reads could be of what has just been changed.
+        """
+        if not self._looking.acquire(blocking=False):
+            return  # another thread does
+        try:
+            self.look_at = now + LOOK_EVERY
+            if self.has_news():
+                time.sleep(_GIVE_WAY_FOR)
+        finally:
+            self._looking.release()
+
     def lost(self, at: float) -> None:
         """Close: pushes may have been missed from `at` on."""
+        self.has_news = _nothing
         with self._lock:
             if self._heard_at != NEVER:
                 self.lost_at = at

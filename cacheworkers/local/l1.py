@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from cacheworkers.core.entry import Entry
@@ -27,6 +27,8 @@ _DECODED = 6
 #: One entry in so many is new.
 _NEW_SHARE = 10
 _MOST_VISITS = 3
+#: Most entries that are kept under one hold of the lock: a push waits for it.
+_TOGETHER = 100
 
 
 class Slot:
@@ -56,7 +58,7 @@ class Slot:
         "value",
     )
 
-    def __init__(self, call: str, entry: Entry, value: Any, until: float) -> None:
+    def __init__(self, call: str, entry: Entry, value: Any, until: float, arguments: Hashable = None) -> None:
         self.call = call
         self.entry = entry
         self.payload = entry.payload
@@ -66,7 +68,7 @@ class Slot:
         self.reads_told = 0
         self.size = len(entry.payload) + len(call) + _OVERHEAD + _size_of(value, entry.payload)
         self.index: dict[Any, Slot] | None = None
-        self.arguments: Hashable = None
+        self.arguments = arguments
         self._reads_seen = 0
         self._is_new = True
 
@@ -135,31 +137,39 @@ class L1:
 
         Without the guard: GET returns v1; the push for v2 arrives and is processed; v1 is inserted, and stays.
         """
-        slot = Slot(call, entry, value, until)
-        if slot.size > self._most_bytes // 8 or not self._most_entries:
-            return None
+        slot = Slot(call, entry, value, until, arguments)
         gone: list[Slot] = []
         with self._lock:
-            if self._guards[hash(call) % _BUCKETS] + self._epoch != guard:
-                return None
-            old = self.slots.get(call)
-            if old is not None:
-                slot._is_new = old._is_new
-                slot._reads_seen = -old._visits  # its successor keeps what it has earned
-                self._remove(old)
-                gone.append(old)
-            elif self._remembered.pop(hash(call), MISSING) is None:
-                slot._is_new = False
-            while len(self.slots) >= self._most_entries or self.bytes + slot.size > self._most_bytes:
-                gone.append(self._evict())
-            self.slots[call] = slot
-            self._queue_of(slot)[call] = slot
-            self.bytes += slot.size
-            if index is not None:
-                slot.index, slot.arguments = index, arguments
-                index[arguments] = slot
+            is_kept = self._take_in(slot, guard, index, gone)
         self._report(gone)
-        return slot
+        return slot if is_kept else None
+
+    def fill_each(self, slots: Sequence[Slot], guards: Sequence[int], index: dict[Any, Slot] | None) -> int:
+        """Keep many entries, each read under its guard, as `fill` keeps one; how many were kept."""
+        gone: list[Slot] = []
+        kept = 0
+        for at in range(0, len(slots), _TOGETHER):
+            with self._lock:
+                for slot, guard in zip(slots[at : at + _TOGETHER], guards[at : at + _TOGETHER], strict=True):
+                    kept += self._take_in(slot, guard, index, gone)
+        self._report(gone)
+        return kept
+
+    def keep_value(self, slot: Slot, value: Any) -> None:
+        """Let callers share the value that a slot's payload was decoded to, and count it; not where it has no room."""
+        more = _size_of(value, slot.payload)
+        if slot.size + more > self._most_bytes // 8:
+            return
+        gone: list[Slot] = []
+        with self._lock:
+            # Two threads may have decoded it, and it may have gone meanwhile: it is counted once, and while it is here.
+            while slot.value is MISSING and self.slots.get(slot.call) is slot:
+                if self.bytes + more <= self._most_bytes:
+                    slot.value, slot.size = value, slot.size + more
+                    self.bytes += more
+                else:
+                    gone.append(self._evict())
+        self._report(gone)
 
     def drop(self, call: str) -> None:
         """Drop a call: its entry has changed; fills that read before this are refused."""
@@ -188,6 +198,34 @@ class L1:
             self._epoch += 1
 
     # -- under the lock
+
+    def _take_in(self, slot: Slot, guard: int, index: dict[Any, Slot] | None, gone: list[Slot]) -> bool:
+        """Keep a slot if nothing has overtaken its guard, and add to `gone` what went for it; whether it is kept."""
+        call, slots = slot.call, self.slots
+        key = hash(call)
+        if (
+            self._guards[key % _BUCKETS] + self._epoch != guard
+            or slot.size > self._most_bytes // 8
+            or not self._most_entries
+        ):
+            return False
+        old = slots.get(call)
+        if old is not None:
+            slot._is_new = old._is_new
+            slot._reads_seen = -old._visits  # its successor keeps what it has earned
+            self._remove(old)
+            gone.append(old)
+        elif self._remembered.pop(key, MISSING) is None:
+            slot._is_new = False
+        while len(slots) >= self._most_entries or self.bytes + slot.size > self._most_bytes:
+            gone.append(self._evict())
+        slots[call] = slot
+        self._queue_of(slot)[call] = slot
+        self.bytes += slot.size
+        if index is not None:
+            slot.index = index
+            index[slot.arguments] = slot
+        return True
 
     def _queue_of(self, slot: Slot) -> OrderedDict[str, Slot]:
         return self._new if slot._is_new else self._main

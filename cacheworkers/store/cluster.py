@@ -27,7 +27,7 @@ from redis.exceptions import (
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.store.masters import Master
 from cacheworkers.store.request import Request
-from cacheworkers.store.trips import Trip, Trips
+from cacheworkers.store.trips import TimeLeft, Trip, Trips
 from cacheworkers.store.wires import Wires
 
 #: Host and port.
@@ -55,16 +55,20 @@ class Cluster:
         names: of the masters that have slots.
     """
 
-    def __init__(self, entrance: Node, wires_to: Callable[[Node], Wires], patience: float) -> None:
+    def __init__(
+        self, entrance: Node, wires_to: Callable[[Node], Wires], patience: float, within: float | None = None
+    ) -> None:
         """
         Args:
             entrance: a node that is asked first, and when no other answers.
             wires_to: makes wires to a node.
             patience: for how long a request is sent again while its slot is on its way, seconds.
+            within: how long an exchange may take, whoever has to be asked, seconds, if not as long as that takes.
         """
         self._entrance = entrance
         self._wires_to = wires_to
         self._patience = patience
+        self._within = within
         self.reset()
 
     def reset(self) -> None:
@@ -112,11 +116,12 @@ class Cluster:
         replies: list[Any] = [None] * len(requests)
         errands = [_Errand(at, request.words) for at, request in enumerate(requests)]
         at_once, pauses = iter(range(_AT_ONCE)), _pauses(self._patience)
+        time_left = None if self._within is None else TimeLeft(self._within, self._within)
         while True:
-            yield from self._find_out()
+            yield from self._find_out(time_left)
             groups = self._by_node(errands, requests)
             trips = [Trip(self._to(node), _commands(group)) for node, group in groups.items()]
-            found = yield Trips(*trips)
+            found = yield Trips(*trips, within=None if time_left is None else time_left.rest)
             errands, is_early = [], False
             for (node, group), answers in zip(groups.items(), found, strict=True):
                 for errand, reply in zip(group, _without_asking(group, answers), strict=True):
@@ -124,7 +129,7 @@ class Cluster:
                     if isinstance(reply, RedisError):
                         errands += self._again(errand, node, reply, requests[errand.at])
                         is_early = is_early or isinstance(reply, TryAgainError)
-            if not errands:
+            if not errands or (time_left is not None and time_left.is_over):
                 return replies
             if is_early or next(at_once, None) is None:
                 pause = next(pauses, None)
@@ -171,24 +176,27 @@ class Cluster:
         self._to(node).failed_at = 0.0  # another has heard of it since
         self._is_doubtful = True
 
-    def _find_out(self) -> Flow[None]:
+    def _find_out(self, time_left: TimeLeft | None = None) -> Flow[None]:
         """Ask who has which slots, unless that is known; of many who are in doubt, one asks."""
         if not self._is_doubtful and self._slots:
             return
         self._is_doubtful = False
         try:
-            yield from self._ask_for_slots()
+            yield from self._ask_for_slots(time_left)
         except BaseException:
             self._is_doubtful = True
             raise
 
-    def _ask_for_slots(self) -> Flow[None]:
+    def _ask_for_slots(self, time_left: TimeLeft | None) -> Flow[None]:
         failure: Exception | None = None
         nodes = dict.fromkeys((self._informed, *self._known))
         # Those that never failed come first; then those whose failure is longest ago.
         for node in sorted(nodes, key=lambda node: self._to(node).failed_at):
+            if failure is not None and time_left is not None and time_left.is_over:
+                break
+            within = None if time_left is None else time_left.rest
             try:
-                [[reply]] = yield Trips(Trip(self._to(node), [("CLUSTER", "SLOTS")]))
+                [[reply]] = yield Trips(Trip(self._to(node), [("CLUSTER", "SLOTS")]), within=within)
             except (RedisError, OSError) as error:
                 failure = error
                 continue

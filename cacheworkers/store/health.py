@@ -19,6 +19,7 @@ from redis.exceptions import (
 )
 
 from cacheworkers.errors import CacheworkersError, StoreError, StoreUnavailable
+from cacheworkers.store.prober import Prober
 
 _UNAVAILABLE = (
     ConnectionError,
@@ -35,6 +36,7 @@ class Breaker(Protocol):
     """Says whether a dead store is worth asking again."""
 
     is_open: bool
+    open_for: float
 
     def allows(self) -> bool: ...
     def failed(self) -> bool: ...
@@ -45,8 +47,12 @@ class Breaker(Protocol):
 class Health:
     """Whether the store may be asked, and what its failures are called.
 
+    Once it is unavailable nobody waits for it but a thread of its own, which asks until it is answered.  Only where
+    there is none does one caller a period find out: without a period, after `close`, or when no thread can be had.
+
     Attributes:
         breaker: open since the last exchange that failed.
+        prober: finds out whether the store is back.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Health:
         breaker: Breaker,
         where: str,
         *,
+        probe: Callable[[], None],
         on_failure: Callable[[], None],
         on_lost: Callable[[str], None],
         on_back: Callable[[], None],
@@ -61,12 +68,15 @@ class Health:
         """
         Args:
             where: the store's address, without a password.
+            probe: asks the store something, a period after it failed, and so on; raises what an exchange raises.
             on_failure: called when the store is unavailable.
             on_lost: called with an error when the breaker opens.
-            on_back: called when it closes again.
+            on_back: called when it closes again; on the prober's thread.
         """
         self.breaker = breaker
+        self.prober = Prober(breaker.open_for, self._is_answered, self.probed)
         self._where = where
+        self._probe = probe
         self._on_failure = on_failure
         self._on_lost = on_lost
         self._on_back = on_back
@@ -74,6 +84,7 @@ class Health:
 
     def reset(self) -> None:
         """Close the breaker, as a child does after a fork."""
+        self.prober.reset()
         self.breaker.reset()
 
     @property
@@ -90,7 +101,7 @@ class Health:
         """
         if not self.breaker.is_open:
             return self._asking
-        if not self.breaker.allows():
+        if self.prober.is_at_it or not self.breaker.allows():
             raise StoreUnavailable(f"the store at {self._where} did not answer lately; its breaker is open")
         return Asking(self, is_probe=True)
 
@@ -98,6 +109,14 @@ class Health:
         """Note that a probe was answered; other successes may be answers from before the failure."""
         if self.breaker.succeeded():
             self._on_back()
+
+    def _is_answered(self) -> bool:
+        try:
+            self._probe()
+        except Exception as error:
+            # An error that the store answered with is an answer.
+            return not isinstance(self.translated(error), StoreUnavailable)
+        return True
 
     def translated(self, error: Exception) -> CacheworkersError:
         """Return what to raise for a failed exchange, and keep the breaker informed."""
@@ -112,6 +131,7 @@ class Health:
             text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
             self._on_failure()
             if self.breaker.failed():
+                self.prober.begin()
                 self._on_lost(text)
             return StoreUnavailable(text)
         return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")

@@ -53,11 +53,18 @@ class Link:
         self._masters: Masters
         self._alone: Wires | None = None
         if self.is_cluster:
-            self._masters = Cluster(address.nodes[0], self._wires_to, config.store_timeout)
+            self._masters = Cluster(address.nodes[0], self._wires_to, config.store_timeout, config.store_timeout)
         else:
             self._alone = Wires(clients.pool, clients.async_pool, config.store_timeout, config.spin_for)
             self._masters = OneMaster(self._alone)
-        self._health = Health(breaker, address.shown, on_failure=self._masters.drop, on_lost=on_lost, on_back=on_back)
+        self._health = Health(
+            breaker,
+            address.shown,
+            probe=lambda: run(self._probe()),
+            on_failure=self._masters.drop,
+            on_lost=on_lost,
+            on_back=on_back,
+        )
         self._is_checked = False
 
     @property
@@ -77,7 +84,8 @@ class Link:
         self._health.reset()
 
     def close(self) -> None:
-        """Close the sync connections."""
+        """Close the sync connections; a look whether the store is back is waited for, for one timeout at most."""
+        self._health.prober.close(self._config.store_timeout)
         self._masters.close()
         self._clients.close()
 
@@ -200,6 +208,15 @@ class Link:
         for replies in found:
             check(replies)
         return found
+
+    def _probe(self) -> Flow[None]:
+        """Read a key of every master: one that does not answer would cost its readers a timeout."""
+        masters = yield from self._masters.every()
+        key = f"{self._config.namespace}:w"
+        for [reply] in (yield Trips(*(Trip(master.wires, [("GET", master.key(key))]) for master in masters))):
+            # A slot on its way is no failure of the master that says so.
+            if not isinstance(reply, AskError | TryAgainError):
+                check([reply])
 
     def _look(self) -> Flow[None]:
         """Find out, at the first exchange, whether it is safe to write there, and what time it is there."""

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import logging
 import random
+import select
 import selectors
 import socket
 import threading
@@ -231,8 +232,11 @@ class Listener:
 
     def _hear(self) -> None:
         with selectors.DefaultSelector() as selector:
+            news = select.poll()
             for ear in self._ears:
                 selector.register(ear.socket, selectors.EVENT_READ, ear)
+                news.register(ear.socket, select.POLLIN)
+            self._gate.has_news = lambda: bool(news.poll(0))
             next_ping = time.monotonic() + PING_EVERY
             while not self._closed.is_set():
                 looked_at = time.monotonic()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import math
 import select
 import socket
 import ssl
@@ -41,19 +42,22 @@ def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
 class Wire:
     """A blocking connection, for one thread at a time."""
 
-    def __init__(self, pool: Any, timeout: float, spin: Spin) -> None:
+    def __init__(self, pool: Any, timeout: float, spin: Spin, within: float | None = None) -> None:
         """
         Args:
             pool: redis-py's, of a standalone server or a Sentinel service; it says how to connect.
             timeout: of each send and each receive, seconds.
             spin: says whether to poll for a reply.
+            within: how long each step of connecting may take, seconds, if not as long as the pool says.
 
         Raises:
             RedisError, OSError: no connection.
         """
-        self._connection = unconnected(pool)
+        limits = {} if within is None else {"socket_timeout": within, "socket_connect_timeout": within}
+        self._connection = unconnected(pool, **limits)
         self._connection.connect()
         self._socket: socket.socket = self._connection._sock
+        self._socket.settimeout(timeout)
         self._reader = _reader(self._connection)
         self._used_at = time.monotonic()
         self._spin = spin
@@ -95,6 +99,19 @@ class Wire:
             raise redis_errors.TimeoutError("not sent within the timeout") from error
         except OSError as error:
             raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
+
+    def wait(self, within: float) -> None:
+        """Wait until a reply begins to come, at most so many seconds.
+
+        Raises:
+            TimeoutError: redis-py's; the wire must be closed.
+        """
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(math.ceil(within * 1000)):
+            raise redis_errors.TimeoutError("no answer within what was left of the timeout")
 
     def receive(self, count: int) -> list[Any]:
         """Return so many replies to what was sent; errors that the server answered are among them.

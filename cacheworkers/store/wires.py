@@ -23,6 +23,7 @@ class Wires:
 
     Attributes:
         pool: returns redis-py's pool, which says how to connect.
+        timeout: seconds.
         failed_at: when one of them last failed, of this process's monotonic clock; 0 for never.
     """
 
@@ -35,7 +36,7 @@ class Wires:
         """
         self.pool = pool
         self._async_pool = async_pool
-        self._timeout = timeout
+        self.timeout = timeout
         self._spin = Spin(spin_for)
         self.failed_at = 0.0
         self.reset()
@@ -63,15 +64,18 @@ class Wires:
         self._take_back(wire)
         return replies
 
-    def send(self, commands: _Words) -> Sent:
+    def send(self, commands: _Words, within: float | None = None) -> Sent:
         """Send commands in one write; their replies are to be received, or given up.
+
+        Args:
+            within: how long each step of connecting may take, seconds, if not as long as the timeout.
 
         Raises:
             RedisError, OSError: no connection, or it failed.
         """
         wire = None
         try:
-            wire = self._free_wire()
+            wire = self._free_wire(within)
             wire.send(pack(commands))
         except BaseException:
             self._failed(wire)
@@ -121,12 +125,12 @@ class Wires:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 loop.call_soon_threadsafe(wire.retire)
 
-    def _free_wire(self) -> Wire:
+    def _free_wire(self, within: float | None = None) -> Wire:
         while True:
             try:
                 wire = self._idle.pop()
             except IndexError:
-                return Wire(self.pool(), self._timeout, self._spin)
+                return Wire(self.pool(), self.timeout, self._spin, within)
             if wire.is_usable:
                 return wire
             wire.close()
@@ -153,7 +157,7 @@ class Wires:
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> AsyncWire:
         try:
-            wire = await AsyncWire(self._timeout).connect(self._async_pool())
+            wire = await AsyncWire(self.timeout).connect(self._async_pool())
             self._of_loop[loop] = wire
             return wire
         finally:
@@ -170,13 +174,18 @@ class Sent:
         self._wire = wire
         self._count = count
 
-    def receive(self) -> list[Any]:
+    def receive(self, within: float | None = None) -> list[Any]:
         """Return the replies, in order; errors that the server answered are among them.
+
+        Args:
+            within: how long to wait for the first of them, seconds, if not for the timeout.
 
         Raises:
             RedisError, OSError: the connection failed.
         """
         try:
+            if within is not None:
+                self._wire.wait(within)
             replies = self._wire.receive(self._count)
         except BaseException:
             self._wires._failed(self._wire)

@@ -490,7 +490,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         ("soft",),
     ),
     "a fill has no guard": (
-        python(L1, "fill", "!= guard", "< 0"),
+        python(L1, "_take_in", "!= guard", "< 0"),
         (*LOADS, *CHANGES, *READERS, "a_reply_is_late"),
         ("hard",),
     ),

@@ -124,3 +124,19 @@ def test_memory_keeps_nothing_while_no_push_is_heard(shop: Shop, how: str) -> No
 
     assert shop.kept_until() is None
     assert shop.asks == []
+
+
+@pytest.mark.parametrize("how", ["read", "get", "get_many", "aread", "aget", "aget_many"])
+def test_a_value_that_is_decoded_from_memory_is_counted_in_its_bytes(shop: Shop, how: str) -> None:
+    """Whoever reads first: JSON and then the value takes as much room as the value at once."""
+    l1 = shop.ports.l1
+    shop.early_at(0.0)
+    READS[how](shop.price)
+    at_once = l1.bytes
+    l1.clear()
+
+    shop.price.get_json(1)
+    as_json = l1.bytes
+    READS[how](shop.price)
+
+    assert as_json < l1.bytes == at_once

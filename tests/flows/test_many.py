@@ -150,3 +150,38 @@ def test_more_keys_than_one_command_may_name(cache: Cache, many: Any) -> None:
     loads.clear()
     assert many(prices, [*range(349, -1, -1), 7]) == {key: key * 10 for key in range(350)}
     assert loads == []
+
+
+def test_values_come_in_the_order_of_the_keys_wherever_each_was_found(cache: Cache, many: Any) -> None:
+    prices, loads = priced(cache, stale_for=60, fresh_for=60)
+    prices.get_many(range(10))
+    ports = cache._ports
+    wait_until(lambda: ports.gate.is_coherent)
+    store = ports.store
+    for key in (2, 7):
+        entry = prices.peek(key).entry
+        stale = envelope.pack(msgspec.structs.replace(entry, fresh_until=entry.created))
+        store.link.exchange([Request(("SET", store.keys.entry(f"prices[{key}]"), stale))])
+    store.link.exchange([Request(("SET", store.keys.entry("prices[4]"), envelope.pack(entry)[:60]))])
+    assert ports.listener.barrier(20.0).run()
+    ports.l1.clear()
+    prices.get_many([0, 3, 8])
+
+    found = many(prices, [9, 8, 12, 7, 6, 5, 4, 3, 2, 1, 0, 9, 11])
+
+    assert list(found.items()) == [(key, key * 10) for key in (9, 8, 12, 7, 6, 5, 4, 3, 2, 1, 0, 11)]
+    assert {4, 11, 12} <= set(loads)
+
+
+def test_without_memory_many_are_read_from_the_store_each_time(make_cache: Any, many: Any) -> None:
+    cache = make_cache(l1_entries=0)
+    prices, loads = priced(cache)
+    prices.get_many([1, 2])
+    wait_until(lambda: cache._ports.gate.is_coherent)
+
+    assert many(prices, [1, 2]) == {1: 10, 2: 20}
+
+    assert len(cache._ports.l1) == 0
+    assert prices._many_wanted.keep is None
+    assert prices.read(1).tier == "store"
+    assert sorted(loads) == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -133,6 +134,52 @@ def test_it_pings_again_once_it_was_answered_and_not_before(shop: Shop, proxy: F
 
     assert len(ear.pings) == 0, "those that waited were told"
     proxy.release()
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "get": lambda price: price.get(1),
+    "aget": lambda price: asyncio.run(price.aget(1)),
+    "read": lambda price: price.read(1),
+    "read_json": lambda price: price.read_json(1),
+    "get_json": lambda price: price.get_json(1),
+    "get_many": lambda price: price.get_many([1]),
+}
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_who_reads_memory_at_full_speed_lets_the_listener_in(shop: Shop, how: str) -> None:
+    """A push that has arrived must not wait until the interpreter is taken from the reader."""
+    for n in (1, 2, 3):
+        shop.keep(n)
+    gate, drop = shop.ports.gate, shop.ports.listener._on_entry
+    is_held, may_go_on = threading.Event(), threading.Event()
+    is_news: list[bool] = []
+
+    def hold(call: str) -> None:
+        is_held.set()
+        assert may_go_on.wait(20)
+        drop(call)
+
+    shop.ports.listener._on_entry = hold
+    shop.change(3)  # its push holds the listener
+    assert is_held.wait(20)
+    shop.change(2)
+    news = gate.has_news
+    wait_until(news)
+
+    def looks() -> bool:
+        is_news.append(news())
+        return False
+
+    gate.has_news = looks
+    gate.look_at = float("-inf")
+    WAYS[how](shop.price)
+    gate.has_news = news
+    may_go_on.set()
+
+    assert is_news == [True]
+    wait_until(lambda: shop.ports.l1.get("price[2]") is None)
+    wait_until(lambda: not news())
 
 
 # -- losing the link

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
+from cacheworkers.store.trips import Trip, Trips
 from cacheworkers.store.wires import Wires
 from cacheworkers.testing import FaultProxy, Valkey
 
@@ -211,3 +213,47 @@ def test_both_protocols_and_a_database_are_honoured(valkey: Valkey, protocol: in
     wires = wires_to(f"{valkey.url.partition('://')[0]}://{valkey.url.split('/')[2]}/3", protocol=protocol)
 
     assert b"db=3" in wires.exchange([("CLIENT", "INFO")])[0]
+
+
+@pytest.mark.parametrize("spin_for", [0.0, 1e-3], ids=["sleeping", "polling"])
+def test_a_reply_may_be_waited_for_less_long_than_the_timeout(proxy: FaultProxy, spin_for: float) -> None:
+    """What was not waited for is not taken for another's reply."""
+    wires = wires_to(proxy.url, timeout=600.0, spin_for=spin_for)
+    assert wires.send([("ECHO", "a")], within=60.0).receive(within=60.0) == [b"a"]
+    proxy.hold_replies()
+    sent = wires.send([("ECHO", "b")])
+
+    with pytest.raises(TimeoutError):
+        sent.receive(within=0.01)
+
+    proxy.release()
+    assert wires.exchange([("ECHO", "c")]) == [b"c"]
+
+
+def test_connecting_may_be_waited_for_less_long_than_the_timeout(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url, timeout=600.0, socket_timeout=600.0)
+    proxy.hold_replies()
+
+    with pytest.raises(TimeoutError):
+        wires.send([("ECHO", "a")], within=0.01)
+
+
+def test_a_wire_that_was_connected_in_less_time_has_the_whole_timeout(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url, timeout=600.0)
+    wires.send([("ECHO", "a")], within=60.0).receive()
+
+    assert wires._idle[-1]._socket.gettimeout() in (None, 600.0)
+
+
+def test_on_a_loop_too_the_wait_for_several_may_be_shorter(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url, timeout=600.0)
+
+    async def main() -> None:
+        assert await Trips(Trip(wires, [("ECHO", "a")]), within=60.0).arun() == [[b"a"]]
+        proxy.hold_replies()
+        with pytest.raises(builtins.TimeoutError):
+            await Trips(Trip(wires, [("ECHO", "b")]), within=0.01).arun()
+        proxy.release()
+        assert await Trips(Trip(wires, [("ECHO", "c")])).arun() == [[b"c"]]
+
+    asyncio.run(main())

@@ -311,3 +311,43 @@ def test_wrapped_functions_and_methods_keep_their_annotations() -> None:
                 Signature("p", function)
         else:
             assert Signature("p", function).bind(("7",), {}).text == "p[7]"
+
+
+@pytest.mark.parametrize(("kind", "keys"), [(int, range(3)), (str, "abc"), (bool, (True, False))])
+def test_texts_of_many_are_those_of_each(kind: type, keys: Any) -> None:
+    """First and last alike, whatever equal key of another type was there before."""
+
+    def find(load: Any, key: Any) -> int:
+        return 0
+
+    find.__annotations__["key"] = kind
+    signature = Signature("find", find)
+
+    for _ in range(2):
+        for key in keys:
+            assert signature.texts([key]) == {key: signature.bind((key,), {}).text}
+
+
+def test_an_equal_key_of_another_type_is_converted_and_not_remembered() -> None:
+    def find(load: Any, key: int) -> int:
+        return 0
+
+    signature = Signature("find", find)
+
+    assert signature.texts([1, "2"]) == {1: "find[1]", "2": "find[2]"}
+    assert signature.texts([2.0, 1.0]) == {2.0: "find[2]", 1.0: "find[1]"}
+    for wrong in (10**600, "x"):
+        for _ in range(2):
+            with pytest.raises(CallError):
+                signature.texts([1, wrong])
+
+
+def test_texts_that_are_remembered_are_bounded() -> None:
+    def find(load: Any, key: int) -> int:
+        return 0
+
+    signature = Signature("find", find)
+
+    for key in range(30_000):
+        assert signature.texts([key]) == {key: f"find[{key}]"}
+        assert len(signature._texts) <= 8192

@@ -27,17 +27,17 @@ def test_envelope_carries_an_entry_whole() -> None:
     assert envelope.version_of(raw) == b"12345678"
 
 
-@given(st.floats(0, 500), st.integers(0, 9), st.integers(0, 130))
-def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut: int) -> None:
+@given(st.floats(0, 500), st.integers(0, 9), st.integers(0, 130), st.booleans())
+def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut: int, is_negative: bool) -> None:
     """The short way for many keys agrees with the long one, on whole envelopes and on cut ones."""
-    raw = envelope.pack(entry())[: 130 - cut]
+    raw = envelope.pack(entry(is_negative=is_negative))[: 130 - cut]
     try:
         whole = envelope.unpack(raw)
     except EnvelopeError:
         expected = None
     else:
         is_served = whole.freshness(now) is Freshness.FRESH and whole.seq >= since
-        expected = whole.payload if is_served else None
+        expected = (whole.payload or None) if is_served else None
 
     assert envelope.fresh_payloads([None, raw], now, since, 0.0) == [None, expected]
     assert envelope.fresh_payloads([raw, raw], now, since, 0.0) == [expected, expected]

@@ -91,6 +91,72 @@ def test_a_decoded_value_counts_beside_its_payload() -> None:
     assert sizes[2] - sizes[0] == 6 * len(payload)
 
 
+def test_a_value_that_is_decoded_later_counts_too() -> None:
+    l1 = L1(10, 1 << 20)
+    before, at_once = keep(l1, "n[1]", b"[1,2]"), keep(l1, "n[2]", b"[1,2]", value=(1, 2))
+    assert before is not None and at_once is not None
+
+    l1.keep_value(before, (1, 2))
+    l1.keep_value(before, (1, 2))  # of another thread, which has decoded it as well
+
+    assert before.value == (1, 2)
+    assert before.size == at_once.size
+    assert_consistent(l1)
+
+
+def test_what_is_decoded_later_makes_room_for_itself() -> None:
+    l1 = L1(1000, 20_000)
+    for n in range(50):
+        keep(l1, f"n[{n}]", b"x" * 100)
+
+    for slot in list(l1.slots.values()):
+        slot.reads += 1
+        l1.keep_value(slot, "x" * 1000)
+
+    assert {slot.until for slot in l1.slots.values()} == {FOREVER}
+    assert {len(slot.value) for slot in l1.slots.values()} == {1000}
+    assert l1.bytes <= 20_000
+    assert_consistent(l1)
+
+
+def test_a_value_that_has_no_room_is_not_shared() -> None:
+    l1 = L1(10, 16_000)
+    slot = keep(l1, "n[1]")
+    assert slot is not None
+
+    l1.keep_value(slot, "x" * 2000)
+
+    assert slot.value is MISSING
+    assert_consistent(l1)
+
+
+def test_a_value_of_what_has_gone_is_not_counted() -> None:
+    l1 = L1(10, 1 << 20)
+    gone = keep(l1, "n[1]")
+    assert gone is not None
+    l1.drop("n[1]")
+
+    l1.keep_value(gone, "x")
+
+    assert l1.bytes == 0
+
+
+def test_many_are_kept_but_for_those_that_a_push_has_overtaken() -> None:
+    l1, index = L1(300, 1 << 20), dict[Any, Slot]()
+    calls = [f"n[{n}]" for n in range(250)]
+    guards = [l1.guard(call) for call in calls]
+    l1.drop("n[7]")
+    l1.drop("n[242]")
+
+    kept = l1.fill_each([Slot(call, entry(call), 1, FOREVER, (call,)) for call in calls], guards, index)
+
+    left = {call for call in calls if l1.guard(call) == guards[calls.index(call)]}
+    assert calls[7] not in left and calls[242] not in left  # a call may share another's bucket
+    assert kept == len(left) and set(l1.slots) == left
+    assert {call for (call,) in index} == left
+    assert_consistent(l1)
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 16, 32])
 def test_bounds_hold_whoever_fills_and_drops_it(count: int) -> None:
     """Threads fill, read, drop, clear, evict; at no time is there more than may be, and at the end nothing is lost."""
@@ -106,7 +172,14 @@ def test_bounds_hold_whoever_fills_and_drops_it(count: int) -> None:
         for _ in range(rounds):
             call = chance.choice(calls)
             act = chance.random()
-            if act < 0.7:
+            if act < 0.1:
+                slots = [Slot(each, entry(each), MISSING, FOREVER, (each,)) for each in chance.sample(calls, 5)]
+                filled[number] += l1.fill_each(slots, [l1.guard(slot.call) for slot in slots], index)
+            elif act < 0.2:
+                decoded = l1.get(call)
+                if decoded is not None:
+                    l1.keep_value(decoded, "x" * chance.randrange(3000))
+            elif act < 0.7:
                 payload = b"x" * chance.randrange(3000)
                 filled[number] += keep(l1, call, payload, index=index, arguments=(call,)) is not None
             elif act < 0.9:

@@ -51,13 +51,14 @@ class _Wires:
         self._node = node
         self._replies: list[Any] = []
         self.failed_at = 0.0
+        self.timeout = 1.0
 
-    def send(self, commands: Sequence[tuple[Any, ...]]) -> _Wires:
+    def send(self, commands: Sequence[tuple[Any, ...]], within: float | None = None) -> _Wires:
         self._nodes.sent.append((self._node, list(commands)))
         self._replies = [self._nodes.answer(self._node, words) for words in commands]
         return self
 
-    def receive(self) -> list[Any]:
+    def receive(self, within: float | None = None) -> list[Any]:
         for reply in self._replies:
             if isinstance(reply, ConnectionError):
                 self.failed_at = len(self._nodes.sent)

@@ -1,0 +1,249 @@
+"""Health: a store that is away costs each reader one timeout at most; who finds out that it is back is no reader."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError, NoPermissionError, TimeoutError
+
+from cacheworkers.errors import StoreError, StoreUnavailable
+from cacheworkers.local.breaker import Breaker
+from cacheworkers.store.health import Health
+from cacheworkers.testing.servers import wait_until
+
+
+class Store:
+    """A store that is away until it is let back; it notes who asked it."""
+
+    def __init__(self) -> None:
+        self.is_away = True
+        self.answer: Exception | None = None
+        self.asked_by: list[str] = []
+        self.events: list[str] = []
+        self.drops = 0
+
+    def ask(self) -> None:
+        self.asked_by.append(threading.current_thread().name)
+        if self.is_away:
+            raise TimeoutError("no answer within the timeout")
+        if self.answer is not None:
+            raise self.answer
+
+    def drop(self) -> None:
+        self.drops += 1
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def make_health(store: Store) -> Iterator[Callable[[float], Health]]:
+    made: list[Health] = []
+
+    def make(open_for: float) -> Health:
+        health = Health(
+            Breaker(open_for),
+            "here",
+            probe=store.ask,
+            on_failure=store.drop,
+            on_lost=lambda error: store.events.append("lost"),
+            on_back=lambda: store.events.append("back"),
+        )
+        made.append(health)
+        return health
+
+    yield make
+    for health in made:
+        health.prober.close(10.0)
+
+
+def read(health: Health, store: Store) -> None:
+    with health.asking():
+        store.ask()
+
+
+def test_only_the_prober_asks_a_store_that_is_away(make_health: Any, store: Store) -> None:
+    """However often its period is over, and however many read."""
+    health = make_health(0.001)
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+
+    def until_probed_thrice() -> bool:
+        with pytest.raises(StoreUnavailable):
+            read(health, store)
+        return len(store.asked_by) > 3
+
+    wait_until(until_probed_thrice)
+
+    assert store.asked_by[0] == threading.current_thread().name
+    assert set(store.asked_by[1:]) == {"cacheworkers-prober"}
+    assert store.events == ["lost"]
+
+
+def test_once_it_is_answered_readers_ask_again_and_the_prober_ends(make_health: Any, store: Store) -> None:
+    health = make_health(0.001)
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+
+    store.is_away = False
+    wait_until(lambda: health.is_well)
+
+    read(health, store)
+    assert not health.prober.is_at_it
+    wait_until(lambda: store.events == ["lost", "back"])
+
+
+def test_what_fails_again_is_probed_again(make_health: Any, store: Store) -> None:
+    health = make_health(0.001)
+    for _ in range(3):
+        store.is_away = True
+        with pytest.raises(StoreUnavailable):
+            read(health, store)
+        assert not health.is_well
+        store.is_away = False
+        wait_until(lambda: health.is_well)
+
+    wait_until(lambda: store.events == ["lost", "back"] * 3)
+
+
+def test_a_refusal_is_an_answer(make_health: Any, store: Store) -> None:
+    """A user who may not read what the prober reads is not kept out for it."""
+    health = make_health(0.001)
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+
+    store.is_away, store.answer = False, NoPermissionError("NOPERM")
+    wait_until(lambda: health.is_well)
+
+    with pytest.raises(StoreError, match="NOPERM"):
+        read(health, store)
+
+
+def test_a_probe_that_fails_drops_what_is_connected(make_health: Any, store: Store) -> None:
+    """The connection that it opened is as dead as the others."""
+    health = make_health(0.001)
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+
+    wait_until(lambda: store.drops > 2)
+
+
+def test_without_a_period_every_call_asks(make_health: Any, store: Store) -> None:
+    health = make_health(0.0)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            read(health, store)
+    store.is_away = False
+    read(health, store)
+
+    assert set(store.asked_by) == {threading.current_thread().name}
+    assert len(store.asked_by) == 4
+    assert store.events == ["lost", "back"]
+
+
+def test_where_no_thread_can_be_had_one_reader_a_period_finds_out(
+    make_health: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health = make_health(0.001)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
+        patch.setattr(threading.Thread, "start", refuse)
+        read(health, store)
+    store.is_away = False
+
+    def is_back() -> bool:
+        try:
+            read(health, store)
+        except StoreUnavailable:
+            return False
+        return True
+
+    wait_until(is_back)
+    assert set(store.asked_by) == {threading.current_thread().name}
+
+
+def test_a_closed_one_probes_no_more(make_health: Any, store: Store) -> None:
+    """What is read after the close finds out by itself."""
+    health = make_health(600.0)
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+    thread = health.prober._thread
+    assert thread is not None
+
+    health.prober.close(60.0)
+
+    assert not thread.is_alive()
+    assert not health.prober.is_at_it
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+    health.translated(ConnectionError("cut"))
+    assert not health.prober.is_at_it
+
+
+def test_a_child_of_a_fork_asks_anew_and_has_a_prober_of_its_own(make_health: Any, store: Store) -> None:
+    health = make_health(0.001)
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        try:
+            health.reset()
+            assert health.is_well and not health.prober.is_at_it
+            with pytest.raises(StoreUnavailable):
+                read(health, store)
+            store.is_away = False
+            wait_until(lambda: health.is_well)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_prober_keeps_no_process_from_ending() -> None:
+    """Not while it waits, and not while it asks a store that hangs."""
+    code = """
+import threading
+from redis.exceptions import ConnectionError
+from cacheworkers.local.breaker import Breaker
+from cacheworkers.store.health import Health
+
+asked = threading.Event()
+
+def hang():
+    asked.set()
+    threading.Event().wait()
+
+nothing = lambda *_: None
+health = Health(Breaker(0.001), "here", probe=hang, on_failure=nothing, on_lost=nothing, on_back=nothing)
+health.translated(ConnectionError("cut"))
+assert asked.wait(60)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def test_errors_of_one_reader_do_not_begin_a_second_prober(make_health: Any, store: Store) -> None:
+    """Of many who were waiting when it went away, the first opens the breaker."""
+    health = make_health(600.0)
+    assert isinstance(health.translated(ConnectionError("cut")), StoreUnavailable)
+    thread = health.prober._thread
+
+    for _ in range(20):
+        health.translated(ConnectionError("cut"))
+
+    assert thread is not None and health.prober._thread is thread
+    assert store.events == ["lost"]
