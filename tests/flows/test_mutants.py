@@ -185,15 +185,15 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_invalidation_between_register_and_write_breaks_the_lease,
     ),
     "a fill has no guard": (
-        python(L1, "fill", "!= guard", "< 0"),
+        python(L1, "_take_in", "!= guard", "< 0"),
         races.test_racing_push_wins_over_a_fill,
     ),
     "the quick way is never early": (
-        python(reading, "fresh_hit", "if now >= early_at:", "if False:"),
+        python(reading, "fresh_entry", "if now >= early_at:", "if False:"),
         memory.test_the_quick_way_leaves_an_early_revalidation_to_the_flow,
     ),
     "the quick way heeds no since": (
-        python(reading, "fresh_hit", " or entry.seq < since", ""),
+        python(reading, "fresh_entry", " or entry.seq < since", ""),
         memory.test_since_by_the_quick_way,
     ),
     "the flow heeds no since": (
