@@ -24,26 +24,19 @@ from cacheworkers.store.scripts import Script
 
 #: When everything begins, milliseconds: later than it is, so that the store lets nothing expire by its real clock.
 BEGINS_AT_MS = 4_000_000_000_000
+STEP_MS = 10
 _TIME = 'redis.call("TIME")'
 _MARKER = b"all that was pushed before"
 
 
 class ByHand:
-    """A cache, and what happens to it besides its flows.
-
-    Attributes:
-        clock: this process's, and the store's.
-    """
+    """A cache, and what happens to it besides its flows."""
 
     def __init__(self, cache: Cache, patch: pytest.MonkeyPatch) -> None:
         self._ports = ports = cache._ports
         self._specs = cache._loaders
         self._client = ports.store.link.client()
-        self._clock_key = f"{ports.store.keys.namespace}:clock"
-        for name, found in list(vars(scripts).items()):
-            if isinstance(found, Script) and _TIME.encode() in found.source:
-                script(name, _TIME, f'redis.call("HMGET", "{self._clock_key}", "seconds", "micros")')(patch)
-        ports.clock = self.clock = StillClock()
+        self._time = StillTime(patch, cache)
         ports.chance = lambda: 0.5
         ports.store.scan = lambda cursor, pattern: _Names(self._client, pattern)  # type: ignore[assignment,return-value]
         # At once instead of in a thread.
@@ -65,8 +58,7 @@ class ByHand:
         ports = self._ports
         for key in self._client.scan_iter(f"{ports.store.keys.namespace}:*"):
             self._client.unlink(key)
-        self.clock.begin()
-        self.go_on(0.0)
+        self._time.begin()
         self.hear()
         ports.l1.clear()
         ports.waiters.reset()
@@ -76,11 +68,9 @@ class ByHand:
         for spec in self._specs.values():
             spec.pace.load_time = None
 
-    def go_on(self, seconds: float) -> None:
-        """Let time pass, here and in the store."""
-        self.clock.go_on(seconds)
-        found, millis = divmod(self.clock.now_ms, 1000)
-        self._client.hset(self._clock_key, mapping={"seconds": found, "micros": millis * 1000})
+    def go_on(self) -> None:
+        """Let a little time pass."""
+        self._time.go_on()
 
     def hear(self) -> None:
         """Process all that the store has pushed so far."""
@@ -94,9 +84,36 @@ class ByHand:
         self._ports.listener._prove()
 
 
-class StillClock(StoreClock):
-    """Goes on when it is told to."""
+class StillTime:
+    """One clock for caches and their store, which goes on when it is told to.
 
+    With a clock each, chance decides which of two instants within a millisecond was the first.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, *caches: Cache) -> None:
+        self._clock = _Clock()
+        store = caches[0]._ports.store
+        self._client, self._key = store.link.client(), f"{store.keys.namespace}:clock"
+        for cache in caches:
+            cache._ports.clock = self._clock
+        for name, found in list(vars(scripts).items()):
+            if isinstance(found, Script) and _TIME.encode() in found.source:
+                script(name, _TIME, f'redis.call("HMGET", "{self._key}", "seconds", "micros")')(patch)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self._clock.begin()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let a little time pass."""
+        self._clock.now_ms += STEP_MS
+        seconds, millis = divmod(self._clock.now_ms, 1000)
+        self._client.hset(self._key, mapping={"seconds": seconds, "micros": millis * 1000})
+
+
+class _Clock(StoreClock):
     __slots__ = ("_began_at", "now_ms")
 
     def __init__(self) -> None:
@@ -104,25 +121,18 @@ class StillClock(StoreClock):
         self.begin()
 
     def begin(self) -> None:
-        """Begin anew."""
         self.now_ms = BEGINS_AT_MS
         # What is measured by the real clock all the same, such as what L1 may answer until, has hours.
         self._began_at = time.monotonic()
 
-    def go_on(self, seconds: float) -> None:
-        """Let time pass, a thousandth of a second at least if any."""
-        self.now_ms += int(seconds * 1000)
-
     def now(self) -> float:
-        """Return the store's time."""
         return self.now_ms / 1000
 
     def monotonic(self) -> float:
-        """Return this process's time."""
         return self._began_at + (self.now_ms - BEGINS_AT_MS) / 1000
 
     def measure(self, server_now: float, sent: float, received: float) -> None:
-        """Take no measurement: it is the same clock."""
+        pass  # it is the same clock
 
 
 class _Names:

@@ -329,7 +329,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
         @invariant()
         def nothing_old_is_there(self) -> None:
             world.by_hand.hear()
-            world.by_hand.go_on(0.01)
+            world.by_hand.go_on()
             raw = store.get(self.call).run()
             if raw is not None:
                 self.check_entry(envelope.unpack(raw), "the store")
