@@ -1,11 +1,13 @@
 """Everything dies all the time, and no read is older than an acknowledged change: `python -m benchmarks.soak`.
 
-Readers, writers, workers and drains are processes of their own.  Writers, workers and drains are killed with -9 at
-random, writers also right between commit and invalidation, and drains right before they mark what they have delivered;
-the store is frozen, entries and leases are deleted, loads outlast their leases, and sweeps run.  A change is
-acknowledged when the commit of its watched session has returned.  All of them record what they did; at the end each
-read is compared with what was acknowledged before it began (`cacheworkers.testing.history`; `--keep DIR` leaves the
-files to `cacheworkers check-history`), and once the drain is through, every entry must be what the database says.
+Readers, writers, workers, drains and a sweeper are processes of their own.  All but readers are killed with -9, at
+random and in exact windows (`DIES_BEFORE`): writers between commit and invalidation, and half-way through it; drains
+likewise, and before they mark what they have delivered; workers between any two steps of a load; the sweeper within
+what it finishes for the dead.  The store is frozen, entries and leases are deleted, loads outlast their leases.  A
+change is acknowledged when the commit of its watched session has returned.  Readers and writers record what they did;
+at the end each read is compared with what was acknowledged before it began (`cacheworkers.testing.history`; `--keep
+DIR` leaves the files to `cacheworkers check-history`), and once the drain is through, every entry must be what the
+database says.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -28,9 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
-
+from benchmarks.soakdeaths import counted, environment
 from benchmarks.stack import ROOT
+from cacheworkers.errors import CacheworkersError
 from cacheworkers.testing import Postgres, Valkey
 from cacheworkers.testing.history import History, Recorder, check
 from cacheworkers.testing.servers import wait_until
@@ -38,9 +41,15 @@ from cacheworkers.testing.servers import wait_until
 PRICES, READERS, WRITERS = 40, 4, 2
 WORKER = [sys.executable, "-m", "celery", "-A", "benchmarks.soakshop", "worker", "-c", "2", "-l", "ERROR"]
 WORKER += ["-Q", "cw.miss,cw.revalidate,cw.warm,cw.upkeep", "--without-mingle", "--without-gossip"]
-DRAIN = "from benchmarks.soak import drain; drain()"
-#: How often a writer dies between its commit and the invalidation, and a drain before it has marked what it delivered.
-DIES_AFTER_COMMIT, DIES_BEFORE_MARK = 0.005, 0.2
+DRAIN = [sys.executable, "-c", "from benchmarks.soak import drain; drain()"]
+SWEEP = [sys.executable, "-c", "from benchmarks.soak import sweep; sweep()"]
+#: Who dies how often right before which step.
+DIES_BEFORE = {
+    "writer": {"next_seq": 0.005, "doom": 0.001, "doomed_chunk": 0.001, "drop": 0.001, "drained": 0.001},
+    "drain": {"next_seq": 0.05, "doom": 0.05, "drop": 0.05, "drained": 0.05, "mark": 0.1},
+    "worker": {"begin": 0.001, "snapshot": 0.001, "register": 0.001, "write": 0.001},
+    "sweeper": {"drop": 0.05, "drained": 0.05, "sweep_tag": 0.001},
+}
 
 
 @dataclass
@@ -49,6 +58,7 @@ class Report:
 
     Attributes:
         reads: by loader and tier; failed: by error.
+        acts: what was done from outside; deaths: who died before which step.
         old: reads through the store older than an acknowledged change, as evidence.
         lag: of each L1 read that was older, how long before it the change was acknowledged, seconds.
         unequal: entries that are not what the database says, at the end.
@@ -57,6 +67,7 @@ class Report:
     reads: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     acts: Counter[str] = field(default_factory=Counter)
+    deaths: Counter[str] = field(default_factory=Counter)
     writes: int = 0
     old: list[str] = field(default_factory=list)
     lag: list[float] = field(default_factory=list)
@@ -109,9 +120,9 @@ def read(number: int, shared: Shared, results: Any, histories: Path) -> None:
 
 def write(number: int, shared: Shared, rate: float, histories: Path) -> None:
     """Raise prices of one's own share, for ever."""
+    os.environ.update(environment("writer", DIES_BEFORE["writer"], histories))
     from benchmarks.soakshop import Price, sessions, undelivered
 
-    event.listen(sessions, "after_commit", die_after_commit, insert=True)  # before the one that invalidates
     chance = random.Random()
     recorder = Recorder(histories / f"writer{number}.jsonl")
     mine = [n for n in range(1, PRICES + 1) if n % WRITERS == number]
@@ -132,24 +143,27 @@ def write(number: int, shared: Shared, rate: float, histories: Path) -> None:
 
 
 def drain() -> None:
-    """Deliver what dead writers have left, for ever, or die right before it is marked."""
-    from benchmarks.soakshop import cache
+    """Deliver what dead writers have left, for ever."""
+    from benchmarks.soakshop import cache, deaths
 
     mark = cache.outbox.delivered
 
     def die_or_mark(*args: Any) -> None:
-        if random.random() < DIES_BEFORE_MARK:
-            os.kill(os.getpid(), signal.SIGKILL)
+        deaths.before("mark")
         mark(*args)
 
     cache.outbox.delivered = die_or_mark  # type: ignore[assignment, method-assign]  # as only a process of its own can be treated
     cache.drain_until(threading.Event())
 
 
-def die_after_commit(session: Any) -> None:
-    """Kill this process now and then, when it has committed and not yet invalidated."""
-    if random.random() < DIES_AFTER_COMMIT:
-        os.kill(os.getpid(), signal.SIGKILL)
+def sweep() -> None:
+    """Sweep, for ever."""
+    from benchmarks.soakshop import cache
+
+    while True:
+        with contextlib.suppress(CacheworkersError):
+            cache.sweep()
+        time.sleep(0.5)
 
 
 class Chaos:
@@ -158,8 +172,8 @@ class Chaos:
     def __init__(self, context: Any, shared: Shared, valkey: Valkey, where: Path, rate: float, report: Report) -> None:
         self.context, self.shared, self.valkey, self.where, self.rate = context, shared, valkey, where, rate
         self.report = report
-        self.workers = [self._spawn("worker", WORKER) for _ in range(2)]
-        self.drains = [self._spawn("drain", [sys.executable, "-c", DRAIN]) for _ in range(2)]
+        self.others = {"worker": [WORKER] * 2, "drain": [DRAIN] * 2, "sweeper": [SWEEP]}
+        self.running = {who: [self._spawn(who, words) for words in each] for who, each in self.others.items()}
         self.writers = [self._writer(n) for n in range(WRITERS)]
 
     def act(self) -> None:
@@ -167,23 +181,19 @@ class Chaos:
         import redis
 
         self.revive()
-        act = random.choice(["worker", "child", "drain", "writer", "freeze", "evict", "leases", "evict"])
+        act = random.choice(["worker", "child", "drain", "sweeper", "writer", "freeze", "evict", "leases", "evict"])
         self.report.acts[act] += 1
         client = redis.Redis.from_url(self.valkey.url)
-        if act == "worker":
-            at = random.randrange(2)
-            self._kill(self.workers[at])
-            self.workers[at] = self._spawn("worker", WORKER)
+        if act in self.running:
+            at = random.randrange(len(self.running[act]))
+            self._kill(self.running[act][at])
+            self.running[act][at] = self._spawn(act, self.others[act][at])
         elif act == "child":
-            worker = random.choice(self.workers)
+            worker = random.choice(self.running["worker"])
             children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
             for child in children[:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(child), signal.SIGKILL)
-        elif act == "drain":
-            at = random.randrange(2)
-            self._kill(self.drains[at])
-            self.drains[at] = self._spawn("drain", [sys.executable, "-c", DRAIN])
         elif act == "writer":
             at = random.randrange(WRITERS)
             self.writers[at].kill()
@@ -204,12 +214,11 @@ class Chaos:
         """Start again what has killed itself."""
         for at, writer in enumerate(self.writers):
             if not writer.is_alive() and not self.shared.stop_writing.value:
-                self.report.acts["writer, between commit and invalidation"] += 1
                 self.writers[at] = self._writer(at)
-        for at, each in enumerate(self.drains):
-            if each.poll() is not None:
-                self.report.acts["drain, before it marked"] += 1
-                self.drains[at] = self._spawn("drain", [sys.executable, "-c", DRAIN])
+        for who, processes in self.running.items():
+            for at, each in enumerate(processes):
+                if each.poll() is not None:
+                    processes[at] = self._spawn(who, self.others[who][at])
 
     def calm(self) -> None:
         """Let writers end, and drains go on."""
@@ -219,7 +228,7 @@ class Chaos:
 
     def end(self) -> None:
         """Kill what is left."""
-        for process in (*self.workers, *self.drains):
+        for process in itertools.chain(*self.running.values()):
             self._kill(process)
 
     def _writer(self, number: int) -> Any:
@@ -227,9 +236,10 @@ class Chaos:
         process.start()
         return process
 
-    def _spawn(self, name: str, words: list[str]) -> subprocess.Popen[bytes]:
-        with open(self.where / f"{name}.log", "ab") as log:
-            return subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    def _spawn(self, who: str, words: list[str]) -> subprocess.Popen[bytes]:
+        said = os.environ | environment(who, DIES_BEFORE[who], self.where)
+        with open(self.where / f"{who}.log", "ab") as log:
+            return subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, env=said, start_new_session=True)
 
     @staticmethod
     def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -262,9 +272,6 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
         readers = [context.Process(target=read, args=(n, shared, results, where)) for n in range(READERS)]
         for reader in readers:
             reader.start()
-        sweeping = threading.Event()
-        sweeper = threading.Thread(target=_sweep, args=(cache, sweeping))
-        sweeper.start()
         try:
             while sum(shared.reads) < operations:
                 time.sleep(random.expovariate(1 / act_every))
@@ -293,8 +300,6 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
                                 f"{loader.name}[{price.id}] is {value}, the database has {price.amount}"
                             )
         finally:
-            sweeping.set()
-            sweeper.join()
             for reader in readers:
                 reader.kill()
                 reader.join()
@@ -303,6 +308,7 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
             cache.close()
             engine.dispose()
         report.writes = sum(shared.version)
+        report.deaths = counted(where)
         _compare(where, keep, report)
     return report
 
@@ -320,12 +326,6 @@ def _compare(where: Path, keep: Path | None, report: Report) -> None:
             shutil.copy(file, keep)
 
 
-def _sweep(cache: Any, stop: threading.Event) -> None:
-    while not stop.wait(0.5):
-        with contextlib.suppress(Exception):
-            cache.sweep()
-
-
 def main() -> None:
     """Soak, and print what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -335,7 +335,8 @@ def main() -> None:
     options = parser.parse_args()
     report = soak(options.operations, options.rate, keep=options.keep)
     print(f"{sum(report.reads.values()):,} reads {dict(report.reads)}; failed {dict(report.failed)}")
-    print(f"{report.writes:,} changes; {dict(report.acts)}")
+    print(f"{report.writes:,} changes; from outside, {report.acts.total()}: {dict(report.acts)}")
+    print(f"died right before a step, {report.deaths.total()}: {dict(sorted(report.deaths.items()))}")
     print(f"older than an acknowledged change, through the store: {len(report.old)} {report.old[:5]}")
     worst = f"; at most {max(report.lag) * 1000:.0f} ms after it" if report.lag else ""
     print(f"... from another process's L1, which a push must reach first: {len(report.lag)}{worst}")

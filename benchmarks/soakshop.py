@@ -11,6 +11,7 @@ from celery import Celery
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
+from benchmarks.soakdeaths import Deaths
 from cacheworkers import Cache, Config, Load
 from cacheworkers.events import Event, Undelivered
 
@@ -46,6 +47,8 @@ sessions = sessionmaker(engine)
 cache = Cache(
     Config.from_env(store_timeout=0.5, breaker_for=0.2, sweep_every=1.0), celery=app, sessions=sessions, hook=hook
 )
+deaths = Deaths.of_environment()
+deaths.before_steps_of(cache._ports.store)
 cache.watch(sessions, {Price: lambda row: (f"price:{row.id}", f"group:{row.id % GROUPS}")}, check=False)
 
 

@@ -1,25 +1,45 @@
 """Commit to visible, from other processes: `python -m benchmarks.visible [--changes 1000]`.
 
 One price is changed by hand and read through the store by one process, each change once the last was seen.  With
-`--rate 100`, prices are changed by a watched session, so many a second, while `--processes` read them all from their
+`--rate 100`, prices are changed by watched sessions, so many a second, while `--processes` read them all from their
 own memory: how long after the commit each of them last returned the old price, when it first returned the new one,
-and both for the last of the processes.
+and both for the last of the processes.  The changes are due at fixed instants, however long the ones before them take;
+what is measured from the instant at which a change was due forgives no late one.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from benchmarks.report import percentile
 from benchmarks.stack import stack
 
 PRICES = 20
+#: Sessions that may be at it at once: a change does not wait for the one before.
+WRITERS = 8
+
+
+class Change(NamedTuple):
+    """When a change was due, when its COMMIT was sent, and when it had returned, invalidated."""
+
+    due: float
+    committed: float
+    returned: float
+
+
+class Seen(NamedTuple):
+    """Of each change, what each process that saw it noticed: instants."""
+
+    last_old: list[float]
+    first_new: list[float]
 
 
 class Sighting(NamedTuple):
@@ -48,20 +68,26 @@ def watch_all(stop: Any, reports: Any, pause: float) -> None:
     """Read every price from memory again and again; report when each was last seen old, and first new."""
     from benchmarks.shop import near
 
-    known = {key: near.get(key) for key in range(1, PRICES + 1)}
-    last = dict.fromkeys(known, time.monotonic())
-    sightings = []
-    reports.put("ready")
-    while not stop.is_set():
-        for key, old in known.items():
-            value = near.get(key)
+    sightings: list[tuple[int, int, float, float]] = []
+
+    async def one(key: int) -> None:
+        known, last = await near.aget(key), time.monotonic()
+        while not stop.is_set():
+            value = await near.aget(key)  # a task a price: who waits for one still sees the others
             now = time.monotonic()
-            if value != old:
-                sightings.append(Sighting(key, value, now, last[key]))
-                known[key] = value
-            last[key] = now
-        time.sleep(pause)
-    reports.put([tuple(each) for each in sightings])
+            if value != known:
+                sightings.append((key, value, now, last))
+                known = value
+            last = now
+            await asyncio.sleep(pause)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(near.aget(key) for key in range(1, PRICES + 1)))
+        reports.put("ready")
+        await asyncio.gather(*(one(key) for key in range(1, PRICES + 1)))
+
+    asyncio.run(all_of_them())
+    reports.put(sightings)
 
 
 def changes(count: int) -> tuple[int, list[float]]:
@@ -96,12 +122,8 @@ def changes(count: int) -> tuple[int, list[float]]:
         return old, sorted(late)
 
 
-def at_a_rate(count: int, rate: float, processes: int, pause: float) -> tuple[list[list[float]], list[list[float]]]:
-    """Change prices so often a second.
-
-    Returns:
-        For each change, of each process: ms from the commit to the last old price, and to the first newer one.
-    """
+def at_a_rate(count: int, rate: float, processes: int, pause: float) -> list[tuple[Change, Seen]]:
+    """Change prices so often a second; return each change, and when the processes saw it."""
     context = multiprocessing.get_context("spawn")
     with stack() as here:
         here.sql("CREATE TABLE price (id int PRIMARY KEY, amount int)")
@@ -116,41 +138,49 @@ def at_a_rate(count: int, rate: float, processes: int, pause: float) -> tuple[li
             watcher.start()
         for _ in watchers:
             reports.get(timeout=60)
-        committed: dict[tuple[int, int], float] = {}
-        began = time.monotonic()
-        for number in range(1, count + 1):
-            key, version = number % PRICES + 1, number
+
+        def change(number: int, due: float) -> Change:
             with sessions() as session:
-                session.get_one(Price, key).amount = version
+                session.get_one(Price, number % PRICES + 1).amount = number
                 session.flush()
                 # Before the COMMIT: that it has happened is known to who reads before it is to who wrote.
-                committed[key, version] = time.monotonic()
+                committed = time.monotonic()
                 session.commit()
-            time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            return Change(due, committed, time.monotonic())
+
+        with ThreadPoolExecutor(WRITERS) as writers:
+            for _ in writers.map(change, [0] * WRITERS, [0.0] * WRITERS):
+                pass  # connected
+            began = time.monotonic()
+            changing = []
+            for number in range(1, count + 1):
+                due = began + number / rate
+                time.sleep(max(0.0, due - time.monotonic()))
+                changing.append(writers.submit(change, number, due))
+            changes = [each.result() for each in changing]
         time.sleep(1.0)
         stop.set()
         seen = [[Sighting(*each) for each in reports.get(timeout=60)] for _ in watchers]
         for watcher in watchers:
             watcher.join()
         cache.close()
-    return _delays(committed, seen)
+    return [(change, _seen(number, seen)) for number, change in enumerate(changes, 1)]
 
 
-def _delays(
-    committed: dict[tuple[int, int], float], seen: Iterable[Iterable[Sighting]]
-) -> tuple[list[list[float]], list[list[float]]]:
-    olds: dict[tuple[int, int], list[float]] = {change: [] for change in committed}
-    news: dict[tuple[int, int], list[float]] = {change: [] for change in committed}
-    for sightings in seen:
-        by_key: dict[int, list[Sighting]] = {}
-        for each in sightings:
-            by_key.setdefault(each.key, []).append(each)
-        for (key, version), at in committed.items():
-            first = next((each for each in by_key.get(key, ()) if each.version >= version), None)
-            if first is not None:
-                olds[key, version].append(1000 * max(0.0, first.last_old - at))
-                news[key, version].append(1000 * (first.first - at))
-    return list(olds.values()), list(news.values())
+def _seen(number: int, processes: Iterable[Iterable[Sighting]]) -> Seen:
+    seen = Seen([], [])
+    for sightings in processes:
+        mine = (each for each in sightings if each.key == number % PRICES + 1 and each.version >= number)
+        first = next(mine, None)
+        if first is not None:
+            seen.last_old.append(first.last_old)
+            seen.first_new.append(first.first)
+    return seen
+
+
+def _told(what: str, seconds: Iterable[float]) -> None:
+    found = sorted(1000 * max(0.0, each) for each in seconds)
+    print(f"{what}: p50 {percentile(found, 0.5):.1f}, p99 {percentile(found, 0.99):.1f}, most {found[-1]:.1f} ms")
 
 
 def main() -> None:
@@ -159,7 +189,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=1000)
     parser.add_argument("--rate", type=float, help="changes a second, by a watched session, read from memory")
     parser.add_argument("--processes", type=int, default=4, help="that read; with --rate")
-    parser.add_argument("--pause", type=float, default=0.002, help="seconds they rest after each round; with --rate")
+    parser.add_argument("--pause", type=float, default=0.003, help="seconds between two reads of a price; with --rate")
     options = parser.parse_args()
     if options.rate is None:
         old, late = changes(options.changes)
@@ -169,18 +199,19 @@ def main() -> None:
             f"p99 {percentile(late, 0.99):.1f} ms"
         )
         return
-    olds, news = at_a_rate(options.changes, options.rate, options.processes, options.pause)
-    seen = sum(len(each) == options.processes for each in news)
+    found = at_a_rate(options.changes, options.rate, options.processes, options.pause)
+    by_all = [(change, seen) for change, seen in found if len(seen.first_new) == options.processes]
     print(
         f"{options.changes:,} changes, {options.rate:g} a second, {options.processes} processes on {os.cpu_count()} "
-        f"cores; {seen:,} seen by all of them"
+        f"cores; {len(by_all):,} seen by all of them"
     )
-    for name, each in (("the old value is last returned", olds), ("the new one is first returned", news)):
-        one, last = [delay for delays in each for delay in delays], [max(delays) for delays in each if delays]
-        print(
-            f"commit until {name}: one process p50 {percentile(one, 0.5):.1f}, p99 {percentile(one, 0.99):.1f} ms; "
-            f"the last of them p50 {percentile(last, 0.5):.1f}, p99 {percentile(last, 0.99):.1f} ms"
-        )
+    _told("due until its COMMIT", (change.committed - change.due for change, _ in by_all))
+    _told("COMMIT until the writer goes on, invalidated", (change.returned - change.committed for change, _ in by_all))
+    for at, name in enumerate(("the old price is last returned", "the new one is first returned")):
+        each = (instant - change.committed for change, seen in by_all for instant in seen[at])
+        _told(f"COMMIT until {name}, each process", each)
+        _told("... the last of them", (max(seen[at]) - change.committed for change, seen in by_all))
+        _told("... since it was due", (max(seen[at]) - change.due for change, seen in by_all))
 
 
 if __name__ == "__main__":

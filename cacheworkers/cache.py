@@ -222,6 +222,7 @@ class Cache:
             ConfigError: there is no engine to be had.
             OutboxUnavailable: the database does not answer, or has no outbox.
             InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
+            OutboxUnavailable: the database does not answer, or has no outbox.
         """
         return self._watching.drain(engine)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import msgspec
 
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.completing import source
@@ -25,12 +26,18 @@ from cacheworkers.ops.warm import warm
 
 #: Commands that need no cache.
 WITHOUT_CACHE = {"check-history", "completion"}
+#: Whether a command is asked what it does.
+HELP = "cacheworkers.help"
 #: Commands that print no result.
 WITHOUT_JSON = {"completion", "exporter"}
 
 
 class _Group(click.Group):
-    """Its commands take `--json` too; errors of the library are messages, and end with status 1."""
+    """Its commands take `--json` too; errors of the library are messages, with status 1; help needs no cache."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        context.meta[HELP] = not {"-h", "--help"}.isdisjoint(args)
+        return super().parse_args(context, args)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         if cmd.name not in WITHOUT_JSON:
@@ -73,7 +80,7 @@ def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     inspect or check-history has found that something is.
     """
     show = as_json if as_json_ else as_text
-    if context.invoked_subcommand in WITHOUT_CACHE:
+    if context.invoked_subcommand in WITHOUT_CACHE or context.meta[HELP]:
         context.obj = (None, show)
         return
     cache = of_group(context)
@@ -194,7 +201,7 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
     """
     cache, show = obj
     result = cache.inspect(sample, grace=grace, rate=rate)
-    show(result)
+    show({**msgspec.to_builtins(result), "per_million": result.per_million})
     if result.differences:
         raise click.exceptions.Exit(2)
     if result.failed:

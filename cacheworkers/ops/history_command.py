@@ -16,7 +16,7 @@ MOST_SHOWN = 20
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What a history says, for scripts; `stale` has the first of those that were too old, `bad` counts lines."""
+    """What a history says, for scripts; `stale` has the latest of those that were too old, `bad` counts lines."""
 
     reads: int
     invalidations: int
@@ -35,7 +35,7 @@ def check_history(obj: tuple[None, Show], files: tuple[Path, ...], l1_for: float
 
     Each read in FILES is compared with the invalidations acknowledged before it began.
 
-    FILES are JSON lines, together one history.
+    FILES are JSON lines, together one history.  The latest reads are shown first.
 
     \b
     cacheworkers check-history /var/log/shop/history-*.jsonl
@@ -43,7 +43,7 @@ def check_history(obj: tuple[None, Show], files: tuple[Path, ...], l1_for: float
     Status 2 if a read was too old, 1 if a line is bad.
     """
     history = History(files, is_strict=strict)
-    found = check(history, l1_for=l1_for)
+    found = sorted(check(history, l1_for=l1_for), key=lambda each: -each.late)
     counts = Counter[type]()
     for each in history:
         counts[type(each)] += each.count if isinstance(each, Read) else 1
@@ -55,6 +55,9 @@ def check_history(obj: tuple[None, Show], files: tuple[Path, ...], l1_for: float
         for stale in found[:MOST_SHOWN]:
             click.echo(str(stale))
         click.echo(f"{counts[Read]:,} reads, {counts[Invalidate]:,} invalidations: {len(found):,} reads were too old")
+        if found and all(stale.read.tier == "l1" for stale in found):
+            allowed = "--l1-for says what is allowed"
+            click.echo(f"All were from processes' own memory, at most {found[0].late:.6f} s late; {allowed}")
     if found:
         raise click.exceptions.Exit(2)
     if history.bad:

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import hiredis
 import msgspec
+import pytest
+from by_hand import StillTime
 
 from cacheworkers import Cache, Load
 from cacheworkers.core.entry import Freshness
@@ -108,7 +110,8 @@ class Processes:
         price, label: loaders of the reader's with one tag in common; their value is the version.
     """
 
-    def __init__(self, reader: Cache, writer: Cache) -> None:
+    def __init__(self, reader: Cache, writer: Cache, patch: pytest.MonkeyPatch) -> None:
+        self._time = StillTime(patch, reader, writer)
         self.versions: dict[int, int] = {}
         self.loaders = {name: self._declared(reader, name) for name in ("price", "label")}
         for name in self.loaders:
@@ -164,6 +167,7 @@ class Processes:
 
     def begin(self) -> int:
         """Return a product of its own, loaded into the store at version 1, while the link is up and L1 is empty."""
+        self._time.begin()
         if self._ear is None or self._is_broken:
             self.notice()
             self.reconnect()
@@ -193,6 +197,7 @@ class Processes:
 
     def reading(self, name: str, number: int, how: How = "sync") -> Reading:
         """Begin a read; it stands before the guard."""
+        self._time.go_on()
         reading = Reading(self.loaders[name], number, how)
         self._readings.append(reading)
         return reading
@@ -215,6 +220,7 @@ class Processes:
 
     def commit(self, number: int) -> None:
         """Change the database."""
+        self._time.go_on()
         self.versions[number] += 1
 
     def invalidation(self, number: int, mode: Mode = "hard", *, by: str = "others") -> Stepper[Any]:
@@ -251,6 +257,7 @@ class Processes:
 
     def load(self, name: str, number: int) -> None:
         """Load and store the product, as a worker does, whoever held the lease."""
+        self._time.go_on()
         store, call, token = self.others.store, f"{name}[{number}]", secrets.token_hex(8)
         store.link.client().unlink(store.keys.lease(call))
         store.claim(call, token, lease_for=30).run()

@@ -28,9 +28,9 @@ MakeProcesses = Callable[[], Processes]
 
 
 @pytest.fixture
-def make_processes(make_cache: Callable[..., Cache]) -> MakeProcesses:
+def make_processes(make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch) -> MakeProcesses:
     options = {"l1_for": L1_FOR, "l1_entries": ENTRIES, "revalidate_rate": 1e6, "heat_every": 0.0}
-    return lambda: Processes(make_cache(**options), make_cache(**options))
+    return lambda: Processes(make_cache(**options), make_cache(**options), monkeypatch)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from mutation import python
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
@@ -298,3 +299,20 @@ def test_it_finds_a_protocol_without_a_part(cache: Cache, monkeypatch: pytest.Mo
         run_state_machine_as_test(
             lagging(shop), settings=settings(PLAY, max_examples=2000, derandomize=True, database=None)
         )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "race"),
+    [
+        ("if loader.policy.hold_off_for and", "if False and", test_what_is_loaded_within_the_lag_is_stored_stale),
+        ("> snapshot.now - loader", "> found.now - loader", test_a_slow_load_is_judged_by_its_beginning),
+        ("entry = entry.held_off()", "pass", test_what_is_loaded_within_the_lag_is_stored_stale),
+    ],
+)
+def test_removed_part_is_missed(
+    shop: Replicated, monkeypatch: pytest.MonkeyPatch, old: str, new: str, race: Any
+) -> None:
+    python(loading, "_write", old, new)(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        race(shop)

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
+import test_memory as memory
 import test_protocol as races
+from mutation import Mutation, python, script
 
 from cacheworkers import Cache
+from cacheworkers.face import Face
+from cacheworkers.flows import here
 from cacheworkers.flows import invalidate as invalidating
-from cacheworkers.store import scripts
-from cacheworkers.store.scripts import Script
+from cacheworkers.flows import load as loading
+from cacheworkers.flows import read as reading
+from cacheworkers.flows import sweep as sweeping
+from cacheworkers.local.l1 import L1
 from cacheworkers.store.shapes import Registered
 from cacheworkers.store.store import Store
-
-
-def edited(name: str, old: str, new: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """A script with one part changed."""
-
-    def mutate(patch: pytest.MonkeyPatch) -> None:
-        script: Script = getattr(scripts, name)
-        assert old.encode() in script.source, f"{name} no longer has {old!r}"
-        source = script.source.replace(old.encode(), new.encode())
-        digest = hashlib.sha1(source, usedforsecurity=False).hexdigest()
-        patch.setattr(scripts, name, Script(script.name, source, digest))
-
-    return mutate
 
 
 def never_conflicts(patch: pytest.MonkeyPatch) -> None:
@@ -78,24 +70,24 @@ def leaves_the_lease(patch: pytest.MonkeyPatch) -> None:
 
 
 def claims_without_version(patch: pytest.MonkeyPatch) -> None:
-    edited("CLAIM", "if version ~= seen then", "if false then")(patch)
+    script("CLAIM", "if version ~= seen then", "if false then")(patch)
 
 
 def never_begins_again(patch: pytest.MonkeyPatch) -> None:
-    edited("BEGIN", "if version ~= seen then", "if true then")(patch)
+    script("BEGIN", "if version ~= seen then", "if true then")(patch)
 
 
 def forgets_to_raise_seq(patch: pytest.MonkeyPatch) -> None:
-    edited("RAISE_SEQ", "if now < least then", "if false then")(patch)
+    script("RAISE_SEQ", "if now < least then", "if false then")(patch)
 
 
-MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[..., None]]] = {
+MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
     "no lease check at the write": (
-        edited("WRITE", "if held[1] ~= fence or not is_here then", "if false then"),
+        script("WRITE", "if held[1] ~= fence or not is_here then", "if false then"),
         races.test_invalidation_between_register_and_write_breaks_the_lease,
     ),
     "a write does not ask where its load began": (
-        edited("WRITE", 'held[2] == string.match(redis.call("INFO", "server"), "run_id:(%x+)")', "true"),
+        script("WRITE", 'held[2] == string.match(redis.call("INFO", "server"), "run_id:(%x+)")', "true"),
         races.test_load_that_began_on_another_server_registers_anew,
     ),
     "invalidator leaves the lease": (
@@ -115,7 +107,7 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[..., Non
         races.test_crashed_invalidator_leaves_work_that_the_next_one_finishes,
     ),
     "a repeated doom reuses its name": (
-        edited("DOOM", 'while redis.call("EXISTS", name) == 1 do', "while false do"),
+        script("DOOM", 'while redis.call("EXISTS", name) == 1 do', "while false do"),
         races.test_doom_sent_twice_puts_nothing_out_of_reach,
     ),
     "claim does not name the version": (
@@ -123,11 +115,11 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[..., Non
         races.test_claim_names_the_version_that_was_seen,
     ),
     "a begun lease may be taken over": (
-        edited("CLAIM", "is_begun == 1 or is_taken_over == 1", "is_taken_over == 1"),
+        script("CLAIM", "is_begun == 1 or is_taken_over == 1", "is_taken_over == 1"),
         races.test_lease_that_has_begun_is_never_taken_over,
     ),
     "a lease may be taken over twice": (
-        edited("CLAIM", "is_begun == 1 or is_taken_over == 1", "is_begun == 1"),
+        script("CLAIM", "is_begun == 1 or is_taken_over == 1", "is_begun == 1"),
         races.test_lease_is_taken_over_once,
     ),
     "begin leaves when the lease is gone": (
@@ -135,15 +127,118 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[..., Non
         races.test_begin_claims_again_when_an_invalidation_broke_the_lease,
     ),
     "soften does not look first": (
-        edited("SOFTEN", "return 0\nend\nlocal time", 'head = string.rep("\\0", at + 16)\nend\nlocal time'),
+        script("SOFTEN", "return 0\nend\nlocal time", 'head = string.rep("\\0", at + 16)\nend\nlocal time'),
         races.test_soften_of_a_missing_entry_creates_nothing,
     ),
     "no raise of seq": (
         forgets_to_raise_seq,
         races.test_lost_sequence_does_not_stop_loads_from_being_written,
     ),
+    "a shorter life shortens a membership": (
+        script("REGISTER", '"GT", ', ""),
+        races.test_a_short_life_does_not_end_the_membership_of_a_longer_one,
+    ),
+    "a membership has no margin": (
+        python(Store, "register", "_ms(life + load_for + REGISTRATION_MARGIN)", "_ms(life)"),
+        races.test_membership_outlasts_the_entry_by_more_than_a_load,
+    ),
+    "a sweep takes members that have not expired": (
+        script("SWEEP_TAG", 'string.format("(%.0f", now_ms)', '"+inf"'),
+        races.test_a_member_whose_write_is_still_to_come_outlives_a_sweep,
+    ),
+    "a sweep takes every mark": (
+        script("SWEEP_TAG", "tonumber(mark) < now_ms - kept_for_ms", "true"),
+        races.test_the_mark_of_an_invalidation_outlives_a_sweep,
+    ),
+    "a soft invalidation takes members out": (
+        python(
+            invalidating,
+            "_soften_in_place",
+            "told(len(calls))",
+            "calls and ports.store.link.client().zrem(ports.store.keys.tag_set(tag, shard), *calls)",
+        ),
+        races.test_soft_invalidation_leaves_the_entry_findable_by_a_hard_one,
+    ),
+    "a soft invalidation leaves what a hard one began": (
+        python(invalidating, "invalidate_tags", "doomed = yield ports.store.doomed_sets(tag)", "doomed = []"),
+        races.test_soft_invalidation_finishes_a_hard_one_that_died,
+    ),
+    "a soft invalidation leaves no mark": (
+        lambda patch: patch.setattr(Store, "mark_tag", lambda self, tag, n: self.tag_size(tag)),
+        races.test_load_overtaken_by_a_soft_invalidation_is_not_stored_as_fresh,
+    ),
+    "a soft invalidation leaves the lease": (
+        script("SOFTEN", 'redis.call("DEL", lease)', ""),
+        races.test_load_that_has_registered_before_a_soft_invalidation_is_not_stored_as_fresh,
+    ),
+    "softened by no margin": (
+        script("SOFTEN", "now_ms - margin_ms", "now_ms"),
+        races.test_a_process_whose_clock_is_behind_does_not_find_fresh_what_was_softened,
+    ),
+    "a sweep leaves what an invalidation began": (
+        python(sweeping, "_finish", "entries += yield from drain(ports, tag, shard, doomed)", "pass"),
+        races.test_sweep_finishes_an_invalidation_whose_process_died,
+    ),
+    "a refused write is not tried again": (
+        python(
+            loading, "_write", "yield from _claim_again(ports, loader, pending, entry.call)", "del pending[entry.call]"
+        ),
+        races.test_invalidation_between_register_and_write_breaks_the_lease,
+    ),
+    "a fill has no guard": (
+        python(L1, "_take_in", "!= guard", "< 0"),
+        races.test_racing_push_wins_over_a_fill,
+    ),
+    "the quick way is never early": (
+        python(reading, "fresh_entry", "if now >= early_at:", "if False:"),
+        memory.test_the_quick_way_leaves_an_early_revalidation_to_the_flow,
+    ),
+    "the quick way heeds no since": (
+        python(reading, "fresh_entry", " or entry.seq < since", ""),
+        memory.test_since_by_the_quick_way,
+    ),
+    "the flow heeds no since": (
+        python(reading, "_look", " or entry.seq < wanted.since", ""),
+        memory.test_since_by_the_flow,
+    ),
+    "a peek heeds no since": (
+        python(reading, "peek", " or entry.seq < wanted.since", ""),
+        memory.test_since_of_a_peek,
+    ),
+    "memory heeds no since": (
+        python(Face, "_slot", " and slot.entry.seq >= self._since", ""),
+        memory.test_since_from_memory,
+    ),
+    "memory without a store heeds no since": (
+        python(here, "kept", " or slot.entry.seq < since", ""),
+        memory.test_since_of_what_memory_has_kept_while_the_store_is_away,
+    ),
+    "the quick way keeps what nobody listens for": (
+        python(Face, "_through_store", "guard if is_coherent else None", "guard"),
+        memory.test_what_is_read_while_nobody_listens_is_not_kept,
+    ),
+    "the flow keeps what nobody listens for": (
+        python(reading, "_look", " and is_coherent", ""),
+        memory.test_what_is_read_while_nobody_listens_is_not_kept,
+    ),
+    "a loss refuses no fill that has begun": (
+        python(L1, "bump_all", "self._epoch += 1", "pass"),
+        memory.test_what_was_asked_for_before_the_listener_was_lost_is_not_kept,
+    ),
+    "a listener that comes back empties nothing": (
+        python(L1, "clear", "gone = list(self.slots.values())", "gone = []"),
+        memory.test_memory_is_emptied_when_the_listener_comes_back,
+    ),
+    "an invalidation does not wait for its pushes": (
+        python(invalidating, "hear_of_it", "not (yield ports.listener.barrier(BARRIER_FOR))", "(yield from ())"),
+        memory.test_an_invalidation_waits_until_its_own_process_has_heard_of_it,
+    ),
+    "a silent listener is believed": (
+        python(Face, "_slot", " and now - self._gate.heard_at < self._l1_for", ""),
+        memory.test_memory_does_not_answer_once_a_ping_is_overdue,
+    ),
     "a plain INCR": (
-        edited("NEXT_SEQ", ", time[1] * 1000 + math.floor(time[2] / 1000))", ")"),
+        script("NEXT_SEQ", ", time[1] * 1000 + math.floor(time[2] / 1000))", ")"),
         races.test_number_of_an_invalidation_exceeds_any_snapshot_after_seq_is_lost,
     ),
 }
@@ -158,6 +253,14 @@ def test_removed_part_is_missed(part: str, cache: Cache, monkeypatch: pytest.Mon
 
     with pytest.raises((AssertionError, ValueError)):
         race(shop)
+
+
+def test_a_mutation_that_no_longer_fits_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a part would be taken for needed, though nothing was removed."""
+    with pytest.raises(AssertionError, match="0 times"):
+        python(reading, "fresh_hit", "what is not there", "")(monkeypatch)
+    with pytest.raises(AssertionError, match="no longer has"):
+        script("DOOM", "what is not there", "")(monkeypatch)
 
 
 def test_snapshot_after_the_load_is_missed(cache: Cache) -> None:

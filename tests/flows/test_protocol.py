@@ -24,6 +24,7 @@ class Shop:
     def __init__(self, cache: Cache) -> None:
         self.price = 1
         self.loads = 0
+        self.cache = cache
 
         @cache.loader(fresh_for=300, stale_for=60, jitter=0, early=0, tags=("product:{product_id}",))
         def product(load: Load, product_id: int) -> int:
@@ -151,11 +152,11 @@ def test_a_crashed_load_keeps_its_lease(shop: Shop) -> None:
     assert shop.ports.store.lease("product[1]").run()["fence"]
 
 
-def test_sweep_finishes_an_invalidation_whose_process_died(shop: Shop, cache: Cache) -> None:
+def test_sweep_finishes_an_invalidation_whose_process_died(shop: Shop) -> None:
     shop.loader().finish()
     shop.invalidator().until("unlink").crash()
 
-    swept = cache.sweep()
+    swept = shop.cache.sweep()
 
     assert swept.entries == 1
     assert shop.stored() is None
@@ -191,6 +192,17 @@ def test_load_overtaken_by_a_soft_invalidation_is_not_stored_as_fresh(shop: Shop
     assert shop.stored() == (2, "fresh")
 
 
+def test_load_that_has_registered_before_a_soft_invalidation_is_not_stored_as_fresh(shop: Shop) -> None:
+    """Its registration came too early to see the mark, and its entry too late to be softened: it loses its lease."""
+    load = shop.loader().until("write")
+    shop.price = 2
+    shop.invalidator("soft").finish()
+
+    load.finish()
+
+    assert shop.stored() == (2, "fresh")
+
+
 def test_soft_invalidation_finishes_a_hard_one_that_died(shop: Shop) -> None:
     shop.loader().finish()
     shop.invalidator("hard").until("unlink").crash()
@@ -198,6 +210,51 @@ def test_soft_invalidation_finishes_a_hard_one_that_died(shop: Shop) -> None:
     shop.invalidator("soft").finish()
 
     assert shop.stored() is None
+
+
+def test_a_member_whose_write_is_still_to_come_outlives_a_sweep(shop: Shop) -> None:
+    """Dropped because its entry is not there, it would be written after that, and found by nobody."""
+    load = shop.loader().until("write")
+    shop.cache.sweep()
+    load.finish()
+    shop.price = 2
+
+    shop.invalidator().finish()
+
+    assert shop.stored() is None
+
+
+def test_the_mark_of_an_invalidation_outlives_a_sweep(shop: Shop) -> None:
+    """A load that began before it has still to see it."""
+    load = shop.loader().until("register")
+    shop.price = 2
+    shop.invalidator().finish()
+    shop.cache.sweep()
+
+    load.finish()
+
+    assert shop.stored() == (2, "fresh")
+
+
+def test_a_short_life_does_not_end_the_membership_of_a_longer_one(shop: Shop) -> None:
+    """The entry with the long life is there until the short one is written, which may be never."""
+    store = shop.ports.store
+    store.register([("product[1]", ["product:1"], 3600.0)], load_for=10).run()
+    long = store.link.client().zscore(store.keys.tag_set("product:1"), "product[1]")
+
+    store.register([("product[1]", ["product:1"], 1.0)], load_for=10).run()
+
+    assert store.link.client().zscore(store.keys.tag_set("product:1"), "product[1]") >= long
+
+
+def test_membership_outlasts_the_entry_by_more_than_a_load(shop: Shop) -> None:
+    """An entry's life begins with its load; the set's clock at its registration, and the write comes later still."""
+    store = shop.ports.store
+    store.register([("product[1]", ["product:1"], 60.0)], load_for=10).run()
+
+    score = store.link.client().zscore(store.keys.tag_set("product:1"), "product[1]")
+
+    assert score / 1000 - store.snapshot().run().now > 60.0 + 10.0
 
 
 def test_doom_sent_twice_puts_nothing_out_of_reach(shop: Shop) -> None:

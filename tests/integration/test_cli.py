@@ -149,7 +149,6 @@ def test_json_may_stand_behind_every_command(cli: Run, warm: None, tmp_path: Pat
         (("drain",), "the outbox at postgresql+psycopg://127.0.0.1:1/shop cannot be drained: connection failed"),
         (("warm", "number", "--sql", "SELECT 1"), "the query 'SELECT 1' failed: connection failed"),
         (("warm", "number", "5000"), "the broker does not answer"),
-        (("inspect", "--sample", "5"), "5 entries were not compared, for their loads failed"),
     ],
 )
 def test_a_broker_or_a_database_that_is_away_is_a_message(
@@ -317,6 +316,16 @@ def test_it_is_a_command_of_celery_too(tmp_path: Path, valkey: Valkey) -> None:
 def test_it_inspects_and_sweeps(cli: Run, warm: None) -> None:
     assert parsed(cli("--json", "inspect", "--sample", "50", "--rate", "10000"))["sampled"] == 50
     assert "members" in parsed(cli("--json", "sweep"))
+
+
+def test_the_meter_says_how_many_in_a_million(cli: Run, warm: None) -> None:
+    assert parsed(cli("--json", "inspect", "--sample", "5", "--rate", "10000"))["per_million"] == 0.0
+
+
+def test_help_needs_no_cache(cli: Run) -> None:
+    for words in (("inspect", "--help"), ("drain", "-h")):
+        done = cli(*words, app="")
+        assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

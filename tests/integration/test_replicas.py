@@ -11,11 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 import redis
+from mutation import Mutation, python, script
 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.errors import InvalidationIncomplete
+from cacheworkers.flows import invalidate as invalidating
+from cacheworkers.flows import load as loading_flow
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
 from cacheworkers.testing import FaultProxy, Stepper, Valkey
@@ -260,3 +263,29 @@ def is_acknowledged(cache: Cache, tag: str) -> bool:
     with contextlib.suppress(InvalidationIncomplete):
         return cache.invalidate(tag).seq > 0
     return False
+
+
+def no_invalidation_waits(pair: Pair) -> None:
+    test_nothing_is_acknowledged_while_the_replica_is_away(pair, False)
+
+
+@pytest.mark.parametrize(
+    ("part", "race"),
+    [
+        (python(invalidating, "invalidate_tags", "        yield from replicated(ports)\n", ""), no_invalidation_waits),
+        (python(invalidating, "invalidate_calls", "        yield from replicated(ports)\n", ""), no_invalidation_waits),
+        (
+            python(loading_flow, "_write", "        yield from replicated(ports)\n", ""),
+            test_what_replicas_lack_is_not_cached_either,
+        ),
+        (
+            script("WRITE", 'held[2] == string.match(redis.call("INFO", "server"), "run_id:(%x+)")', "true"),
+            test_a_load_whose_registration_a_failover_has_lost_is_not_written,
+        ),
+    ],
+)
+def test_removed_part_is_missed(pair: Pair, monkeypatch: pytest.MonkeyPatch, part: Mutation, race: Any) -> None:
+    part(monkeypatch)
+
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        race(pair)

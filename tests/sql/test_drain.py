@@ -7,11 +7,13 @@ import threading
 from typing import Any
 
 import pytest
+from mutation import Mutation, python
 from sqlalchemy import Engine, create_engine, update
 from sqlalchemy.orm import Session
 
 from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError, UnwatchedWrite
-from cacheworkers.sql.outbox import TRIGGER
+from cacheworkers.sql import drain as draining
+from cacheworkers.sql.outbox import TRIGGER, Outbox
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -173,6 +175,13 @@ def test_lag_is_the_age_of_the_oldest_row_that_waits(shop: Shop) -> None:
 def test_a_drain_without_an_engine_says_so(make_cache: Any) -> None:
     with pytest.raises(ConfigError, match="engine"):
         make_cache().drain()
+
+
+def test_a_drain_of_a_database_without_an_outbox_says_so(shop: Shop) -> None:
+    shop.cache.outbox.metadata.drop_all(shop.engine)
+
+    with pytest.raises(OutboxUnavailable, match=r"cannot be drained.*cacheworkers_outbox"):
+        shop.cache.drain()
 
 
 # -- triggers
@@ -476,3 +485,25 @@ def test_triggers_that_are_not_the_table_s_own_are_not_relied_on(shop: Shop, mak
         session.add(Product(id=1, category_id=7, price=10))
 
     assert shop.invalidated() == [{"product:1", "category:7"}]
+
+
+# -- without a part of it
+
+
+@pytest.mark.parametrize(
+    ("part", "race"),
+    [
+        (
+            python(draining, "_replay_to_a_new_store", "if noted == now:", "if True:"),
+            test_a_new_store_gets_what_the_old_one_was_told_lately,
+        ),
+        (python(Outbox, "replay", "delivered_at=None, ", ""), test_a_new_store_gets_what_the_old_one_was_told_lately),
+    ],
+)
+def test_a_replay_without_a_part_is_missed(
+    database_url: str, events: list[Any], monkeypatch: pytest.MonkeyPatch, part: Mutation, race: Any
+) -> None:
+    part(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        race(database_url, events)

@@ -162,6 +162,7 @@ def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
 
     assert [done.returncode for done in (found, late, spared)] == [2, 2, 0]
     assert "a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged" in found.stdout
+    assert "own memory, at most 3.000000 s late; --l1-for" in late.stdout and "own memory" not in found.stdout
     told = json.loads(run("check-history", "--json", tmp_path / "w", tmp_path / "r").stdout)
     assert (told["reads"], told["invalidations"], told["too_old"], told["bad"]) == (1, 1, 1, 0)
     assert (told["stale"][0]["least"], told["stale"][0]["read"]["version"]) == (2, 1)

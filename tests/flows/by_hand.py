@@ -1,0 +1,163 @@
+"""A cache that does nothing by itself: the same steps make the same world, however busy the machine is.
+
+Its clock and the store's stand still until they are told to go on.  What the store pushes is heard when it is told to,
+in the test's own thread.  Chance is always the same, and keys are walked through in the order of their names.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from typing import Any
+
+import hiredis
+import pytest
+from mutation import script
+
+from cacheworkers import Cache
+from cacheworkers.flows.ports import Asked
+from cacheworkers.local.clock import StoreClock
+from cacheworkers.local.limiter import Limiter
+from cacheworkers.store import scripts
+from cacheworkers.store.scripts import Script
+
+#: When everything begins, milliseconds: later than it is, so that the store lets nothing expire by its real clock.
+BEGINS_AT_MS = 4_000_000_000_000
+STEP_MS = 10
+_TIME = 'redis.call("TIME")'
+_MARKER = b"all that was pushed before"
+
+
+class ByHand:
+    """A cache, and what happens to it besides its flows."""
+
+    def __init__(self, cache: Cache, patch: pytest.MonkeyPatch) -> None:
+        self._ports = ports = cache._ports
+        self._specs = cache._loaders
+        self._client = ports.store.link.client()
+        self._time = StillTime(patch, cache)
+        ports.chance = lambda: 0.5
+        ports.store.scan = lambda cursor, pattern: _Names(self._client, pattern)  # type: ignore[assignment,return-value]
+        # At once instead of in a thread.
+        ports.release_soon = lambda call, token: ports.store.release([(call, token)]).run()
+        self._listen()
+
+    def _listen(self) -> None:
+        listener = self._ports.listener
+        listener._thread = threading.current_thread()  # begins none of its own
+        listener._connect()
+        [self._ear] = listener._ears
+        self._receive = self._ear.replies
+        self._arrived: collections.deque[Any] = collections.deque()
+        self._ear.replies = lambda: [self._arrived.popleft()]  # type: ignore[method-assign]
+        listener.barrier = lambda timeout: _Barrier(self)  # type: ignore[assignment,return-value]
+
+    def begin(self) -> None:
+        """Begin anew: nothing is left of what was, neither in the store nor here."""
+        ports = self._ports
+        for key in self._client.scan_iter(f"{ports.store.keys.namespace}:*"):
+            self._client.unlink(key)
+        self._time.begin()
+        self.hear()
+        ports.l1.clear()
+        ports.waiters.reset()
+        ports.heat.reset()
+        ports.asked = Asked()
+        ports.revalidations = Limiter(ports.config.revalidate_rate)
+        for spec in self._specs.values():
+            spec.pace.load_time = None
+
+    def go_on(self) -> None:
+        """Let a little time pass."""
+        self._time.go_on()
+
+    def hear(self) -> None:
+        """Process all that the store has pushed so far."""
+        self._ear.ping()  # its answer proves that all of before was heard
+        self._ear.socket.sendall(hiredis.pack_command(("ECHO", _MARKER)))
+        while _MARKER not in self._arrived:
+            self._arrived += self._receive()
+        self._arrived.remove(_MARKER)
+        while self._arrived:
+            self._ports.listener._take_in(self._ear)
+        self._ports.listener._prove()
+
+
+class StillTime:
+    """One clock for caches and their store, which goes on when it is told to.
+
+    With a clock each, chance decides which of two instants within a millisecond was the first.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, *caches: Cache) -> None:
+        self._clock = _Clock()
+        store = caches[0]._ports.store
+        self._client, self._key = store.link.client(), f"{store.keys.namespace}:clock"
+        for cache in caches:
+            cache._ports.clock = self._clock
+        for name, found in list(vars(scripts).items()):
+            if isinstance(found, Script) and _TIME.encode() in found.source:
+                script(name, _TIME, f'redis.call("HMGET", "{self._key}", "seconds", "micros")')(patch)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self._clock.begin()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let a little time pass."""
+        self._clock.now_ms += STEP_MS
+        seconds, millis = divmod(self._clock.now_ms, 1000)
+        self._client.hset(self._key, mapping={"seconds": seconds, "micros": millis * 1000})
+
+
+class _Clock(StoreClock):
+    __slots__ = ("_began_at", "now_ms")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin()
+
+    def begin(self) -> None:
+        self.now_ms = BEGINS_AT_MS
+        # What is measured by the real clock all the same, such as what L1 may answer until, has hours.
+        self._began_at = time.monotonic()
+
+    def now(self) -> float:
+        return self.now_ms / 1000
+
+    def monotonic(self) -> float:
+        return self._began_at + (self.now_ms - BEGINS_AT_MS) / 1000
+
+    def measure(self, server_now: float, sent: float, received: float) -> None:
+        pass  # it is the same clock
+
+
+class _Names:
+    """A step: all keys that match, in one go.  Where SCAN stops depends on other keys, and on the server's mood."""
+
+    def __init__(self, client: Any, pattern: str) -> None:
+        self._client = client
+        self._pattern = pattern
+
+    def __repr__(self) -> str:
+        return "scan"
+
+    def run(self) -> tuple[int, list[str]]:
+        return 0, sorted(key if isinstance(key, str) else key.decode() for key in self._client.keys(self._pattern))
+
+
+class _Barrier:
+    """A step: hear of everything."""
+
+    def __init__(self, by_hand: ByHand) -> None:
+        self._by_hand = by_hand
+
+    def __repr__(self) -> str:
+        return "barrier"
+
+    def run(self) -> bool:
+        self._by_hand.hear()
+        return True

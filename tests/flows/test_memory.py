@@ -1,0 +1,217 @@
+"""What keeps this process's memory, and its quick ways to an answer, from being older than they may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from test_protocol import Shop
+
+from cacheworkers import Cache
+from cacheworkers.core import envelope
+from cacheworkers.flows import here
+from cacheworkers.flows import read as reading
+from cacheworkers.flows.ports import Ask
+from cacheworkers.local.gate import NEVER
+from cacheworkers.testing import Stepper
+from cacheworkers.testing.servers import wait_until
+
+
+@pytest.fixture
+def shop(cache: Cache) -> Shop:
+    return Shop(cache)
+
+
+def listening(shop: Shop) -> None:
+    shop.ports.listener.start()
+    wait_until(lambda: shop.ports.listener.is_up)
+
+
+def remembered(shop: Shop) -> None:
+    """The price is in memory, and every push has been heard."""
+    listening(shop)
+    shop.loader().finish()
+    assert shop.ports.listener.barrier(5.0).run()
+    assert shop.product.get(1) == in_memory(shop) == 1
+
+
+def lose_the_listener(shop: Shop) -> None:
+    for ear in list(shop.ports.listener._ears):
+        ear.socket.shutdown(socket.SHUT_RDWR)
+    wait_until(lambda: shop.ports.gate.lost_at != NEVER)
+
+
+def in_memory(shop: Shop) -> Any:
+    slot = shop.ports.l1.get("product[1]")
+    return None if slot is None else int(slot.payload)
+
+
+def reader(shop: Shop, since: int = 0) -> Stepper[Any]:
+    """A reader of product[1] that waits for nobody."""
+    call = shop.product._bind((1,), {})
+    wanted = shop.product._wanted(call, (1,), shop.spec.codec.decode)
+    wanted = msgspec.structs.replace(wanted, since=since, wait_for=0.0)
+    return Stepper(reading.read(shop.ports, shop.spec, call, wanted))
+
+
+class Asks:
+    """A dispatcher that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.taken: list[Ask] = []
+
+    def submit(self, ask: Ask) -> bool:
+        self.taken.append(ask)
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+# -- early revalidation
+
+
+def test_the_quick_way_leaves_an_early_revalidation_to_the_flow(shop: Shop) -> None:
+    """Else what is read often, and always the quick way, would be revalidated only when it is stale."""
+    shop.loader().finish()
+    store = shop.ports.store
+    entry = envelope.unpack(store.get("product[1]").run())
+    slow = msgspec.structs.replace(entry, load_time=10_000.0)
+    store.link.client().set(store.keys.entry("product[1]"), envelope.pack(slow), ex=600)
+    shop.ports.dispatcher = asks = Asks()
+    object.__setattr__(shop.spec, "policy", dataclasses.replace(shop.spec.policy, early=1.0))
+
+    assert shop.product.get(1) == 1
+
+    assert [ask.queue for ask in asks.taken] == ["revalidate"]
+
+
+# -- since
+
+
+def older_than(shop: Shop) -> Any:
+    """A fresh entry of the old price, and an invalidation of something else after it."""
+    if shop.stored() is None:
+        shop.loader().finish()
+    shop.price = 2
+    return shop.cache.invalidate("something else")
+
+
+def test_since_by_the_quick_way(shop: Shop) -> None:
+    done = older_than(shop)
+
+    assert shop.product.since(done).get(1) == 2
+
+
+def test_since_by_the_flow(shop: Shop) -> None:
+    done = older_than(shop)
+
+    assert reader(shop, done.seq).finish().value == 2
+
+
+def test_since_from_memory(shop: Shop) -> None:
+    remembered(shop)
+    done = older_than(shop)
+
+    assert shop.product.since(done).get(1) == 2
+
+
+def test_since_of_a_peek(shop: Shop) -> None:
+    done = older_than(shop)
+
+    assert shop.product.since(done).peek(1) is None
+
+
+def test_since_of_what_memory_has_kept_while_the_store_is_away(shop: Shop) -> None:
+    remembered(shop)
+    done = older_than(shop)
+    call = shop.product._bind((1,), {})
+    decode = shop.spec.codec.decode
+
+    assert here.kept(shop.ports, call, decode, 0) is not None
+    assert here.kept(shop.ports, call, decode, done.seq) is None
+
+
+# -- the listener
+
+
+def test_what_is_read_while_nobody_listens_is_not_kept(shop: Shop) -> None:
+    """By the quick way and by the flow; it would be served should the store go away, though its push was missed."""
+    shop.ports.listener.start = lambda: None  # type: ignore[method-assign]
+    shop.loader().finish()
+
+    assert shop.product.get(1) == 1
+    assert in_memory(shop) is None
+    assert reader(shop).finish().value == 1
+    assert in_memory(shop) is None
+
+
+def test_what_was_asked_for_before_the_listener_was_lost_is_not_kept(shop: Shop) -> None:
+    """The push that would have refused it was sent to a connection that is gone."""
+    listening(shop)
+    shop.loader().finish()
+    assert shop.ports.listener.barrier(5.0).run()
+    going = reader(shop).until("get")
+    going.send()
+
+    def refuse() -> None:
+        raise OSError("nobody is there")
+
+    shop.ports.listener._connect = refuse  # type: ignore[method-assign]
+    lose_the_listener(shop)
+
+    going.finish()
+
+    assert in_memory(shop) is None
+
+
+def test_memory_is_emptied_when_the_listener_comes_back(shop: Shop) -> None:
+    """What changed meanwhile was pushed to nobody."""
+    remembered(shop)
+    lose_the_listener(shop)
+
+    wait_until(lambda: shop.ports.listener.is_up)
+
+    assert in_memory(shop) is None
+
+
+def test_an_invalidation_waits_until_its_own_process_has_heard_of_it(shop: Shop) -> None:
+    """Its pushes come on another connection than its replies."""
+    remembered(shop)
+    may_hear = threading.Event()
+    drop = shop.ports.listener._on_entry
+
+    def hear_late(call: str) -> None:
+        may_hear.wait(20)
+        drop(call)
+
+    shop.ports.listener._on_entry = hear_late
+    going = shop.invalidator().until("barrier")
+    assert in_memory(shop) == 1
+    ears = shop.ports.listener._ears
+
+    def let_it_hear() -> None:
+        wait_until(lambda: any(ear.pings for ear in ears))
+        may_hear.set()
+
+    thread = threading.Thread(target=let_it_hear)
+    thread.start()
+    going.finish()
+
+    assert in_memory(shop) is None
+    thread.join()
+
+
+def test_memory_does_not_answer_once_a_ping_is_overdue(shop: Shop) -> None:
+    """Nothing is known of a listener that does not run: a paused process, a connection half open."""
+    remembered(shop)
+    assert shop.product.read(1).tier == "l1"
+
+    shop.ports.gate.heard_at = time.monotonic() - shop.product._l1_for - 1.0
+
+    assert shop.product.read(1).tier == "store"
