@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
@@ -93,13 +94,17 @@ class Supervisor:
         env: the environment of children that are started from now on.
     """
 
-    def __init__(self, console: Console, *, cwd: Path, stop_within: float = 10.0) -> None:
+    def __init__(
+        self, console: Console, *, cwd: Path, stop_within: float = 10.0, hides: re.Pattern[str] | None = None
+    ) -> None:
         """
         Args:
             stop_within: seconds that children have to end by themselves; then they are killed.
+            hides: lines of children that are not shown.
         """
         self.env: Mapping[str, str] = os.environ
         self._console = console
+        self._hides = hides
         self._cwd = cwd
         self._stop_within = stop_within
         self._children: list[Child] = []
@@ -237,7 +242,8 @@ class Supervisor:
         child.tail.append(text)
         if child.needle is not None and child.needle in text:
             child.has_said_ready.set()
-        self._console.say(child.name, text)
+        if self._hides is None or not self._hides.search(text):
+            self._console.say(child.name, text)
         if self._console.is_gone and not self._outcome.done():
             self.ask_to_stop()
 

@@ -13,7 +13,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -36,6 +38,8 @@ READY_WITHIN = 60.0
 #: By what a process says that it is ready: the path it answers, or words in its log.
 READY_PATHS = {"web": "/health", "page": "/health", "exporter": "/metrics", "flower": "/healthcheck"}
 READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting", "drain": "draining"}
+#: What workers and beat say of each task: the addresses must not be lost in it.  Failures are shown.
+ROUTINE = re.compile(r": INFO/\S+\] (Task \S+ (received|succeeded in )|Scheduler: Sending due task )")
 #: What starts when all else is ready: Flower asks workers once, at its start, for the queues that they consume.
 LAST = {"flower"}
 #: What is started again when it is killed.
@@ -133,7 +137,10 @@ async def _up(
         "FLOWER_PORT": free_port(options.flower_port),
     }
     here = Addresses(os.getpid(), *(f"http://127.0.0.1:{port}" for port in ports.values()), **servers.urls)
-    supervisor = Supervisor(console, cwd=ROOT, stop_within=options.stop_within)
+    if "page" in commands:
+        console.say("up", f"the page will be at {here.page}; {len(commands)} processes start")
+    hides = None if options.verbose else ROUTINE
+    supervisor = Supervisor(console, cwd=ROOT, stop_within=options.stop_within, hides=hides)
     supervisor.listen_to_signals()
     try:
         async with Control(supervisor, servers.store) as control:
@@ -302,6 +309,10 @@ def _announce(console: Console, commands: Mapping[str, str], here: Addresses, se
         console.say("up", f"Valkey: {here.redis_url}")
     if "DATABASE_URL" not in os.environ:
         console.say("up", f"Postgres: {here.database_url}")
+    if servers.store is not None and not {"DATABASE_URL", "BROKER_URL"} & os.environ.keys():
+        urls = f"REDIS_URL={shlex.quote(here.redis_url)} DATABASE_URL={shlex.quote(here.database_url)}"
+        command = os.path.relpath(Path(sys.executable).parent / "cacheworkers", ROOT)
+        console.say("up", f"Look inside: {urls} {command} -A app.shop:cache stats")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -316,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics-port", type=int, default=9808, help="the exporter's port, or the next free one")
     parser.add_argument("--flower-port", type=int, default=5555, help="Flower's port, or the next free one")
     parser.add_argument("--warm", type=int, default=100, help="how many products to read before it is ready")
+    parser.add_argument("--verbose", action="store_true", help="show each task that workers and beat deal with")
     parser.add_argument("--stop-within", type=float, default=10.0, help="seconds until what has not ended is killed")
     return parser
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psycopg
 
 from cacheworkers.testing import Postgres, Valkey
-from cacheworkers.testing.servers import wait_until
+from cacheworkers.testing.servers import end_with_parent, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,11 +40,10 @@ class Stack:
 
 
 class Pool(NamedTuple):
-    """One worker pool: which queues, how many processes, and how nice they are to the rest of the machine."""
+    """One worker pool: which queues, and how many processes."""
 
     queues: tuple[str, ...] = ("miss", "revalidate", "warm", "upkeep")
     concurrency: int = 2
-    nice: int = 0
 
 
 @contextlib.contextmanager
@@ -60,24 +59,15 @@ def stack(*pools: Pool, module: str = "benchmarks.shop") -> Iterator[Stack]:
 
 @contextlib.contextmanager
 def _worker(pool: Pool, module: str) -> Iterator[None]:
-    words = [
-        "nice",
-        f"-n{pool.nice}",
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        module,
-        "worker",
-        "-n",
-        f"{pool.queues[0]}@%h",
-    ]
+    words = [sys.executable, "-m", "celery", "-A", module, "worker", "-n", f"{pool.queues[0]}@%h"]
     words += ["-c", str(pool.concurrency), "-l", "INFO", "-Q", ",".join(f"cw.{queue}" for queue in pool.queues)]
     words += ["--without-mingle", "--without-gossip"]
     with tempfile.TemporaryDirectory() as logs:
         log = Path(logs) / "worker.log"
         with open(log, "wb") as out:
-            worker = subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+            worker = subprocess.Popen(
+                words, cwd=ROOT, stdout=out, stderr=out, start_new_session=True, preexec_fn=end_with_parent()
+            )
         try:
             wait_until(lambda: " ready." in log.read_text() or worker.poll() is not None, 60)
             yield

@@ -36,7 +36,7 @@ from cacheworkers.flows.warm import Queued, tell_heat, warm_round
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.l1 import L1, MISSING
 from cacheworkers.local.waiters import Waiter, Waiters
-from cacheworkers.store.store import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
+from cacheworkers.store.shapes import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
 
 #: Seconds from a change in the store until a process has heard of it.
 PUSH = 0.001
@@ -52,7 +52,8 @@ class World:
     Attributes:
         now: seconds.
         loading, most_loading: loads under way, and the most of them at once.
-        loads: call -> how many loads have begun; `last_loads`: when the last of them did.
+        loads: call -> how many loads have begun.
+        on_load: called with each call whose load begins, and when.
         queries: how many times a loader was called; a batch loader loads many with one.
     """
 
@@ -61,7 +62,7 @@ class World:
         self.chance = random.Random(seed)
         self.loading = self.most_loading = 0
         self.loads: Counter[str] = Counter()
-        self.last_loads: dict[str, float] = {}
+        self.on_load: Callable[[str, float], object] = lambda call, now: None
         self.queries = 0
         self._load_time = load_time
         self._numbers = itertools.count()
@@ -91,7 +92,8 @@ class World:
     def load(self, calls: Sequence[str], done: Callable[[], object]) -> None:
         """Begin a load, and say when it is done."""
         self.loads.update(calls)
-        self.last_loads.update(dict.fromkeys(calls, self.now))
+        for call in calls:
+            self.on_load(call, self.now)
         self.queries += 1
         self.loading += 1
         self.most_loading = max(self.most_loading, self.loading)
@@ -205,6 +207,12 @@ class VirtualStore:
         return _Done([self.raw(call) for call in calls])
 
     heads = get_many
+
+    def life(self, call: str) -> tuple[float, float] | None:
+        """Return when the last entry was created, and until when it is or was fresh; None once it is dropped."""
+        found = self.entries.get(call)
+        head = envelope.head_of(found[0]) if found is not None else None
+        return (head.created, head.fresh_until) if head is not None else None
 
     def claim(
         self, call: str, token: str, *, lease_for: float, seen: bytes, expected: str = "", heeds_backoff: bool = True

@@ -1,39 +1,66 @@
 """Warm many keys of a batch loader through real workers: `python -m benchmarks.warm [--keys 1000 100000]`.
 
-Beside it another process reads cold keys of another loader, one after the other, meanwhile and in pauses: warming must
-not hurt those who wait.  The pool that warms, and who has it warm, are niced, for nobody waits for them.
+Beside it cold keys of another loader are read, one after the other, in turns with and without warming: warming must not
+hurt those who wait.  The pool that warms is nice by itself, and who has it warm is, too, for nobody waits for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
 
 from benchmarks.report import percentile
 from benchmarks.stack import Pool, stack
+from cacheworkers.workers.priority import yield_to_others
+
+#: Between two reads, seconds.
+PAUSE = 0.01
+#: How nice the command that warms is.
+NICE = 10
 
 
-def read_cold(first: int, pipe: Connection) -> None:
-    """Read cold keys, one every 20 ms; whenever asked, tell how long the reads since took, seconds."""
-    from benchmarks.shop import cache, price
+def warm_as_told(pipe: Connection) -> None:
+    """Have ranges of keys warmed, one after the other, as a command in a session of its own would, and nicely."""
+    os.setsid()
+    from benchmarks.shop import cache
 
-    latencies: list[float] = []
-    n = first
-    while True:
-        began = time.perf_counter()
-        price.get(n)
-        latencies.append(time.perf_counter() - began)
-        n += 1
-        if pipe.poll(0.02):
-            if not pipe.recv():
-                break
-            pipe.send(latencies)
-            latencies = []
+    yield_to_others(NICE)
+    pipe.send(None)
+    with contextlib.suppress(EOFError):  # whoever told was ended
+        while (told := pipe.recv()) is not None:
+            keys, pace = told
+            done = cache.warm_up("prices", [cache.call("prices", key) for key in keys], **pace)
+            assert done.loaded == done.calls, done
+            pipe.send(None)
     cache.close()
+
+
+class Reader:
+    """Reads cold keys, one after the other."""
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+
+    def read(self, is_over: Callable[[float], bool]) -> list[float]:
+        """Read, and pause for `PAUSE`, until it is over; how long each read took, seconds.
+
+        Args:
+            is_over: waits for at most so many seconds.
+        """
+        from benchmarks.shop import price
+
+        latencies: list[float] = []
+        while not is_over(PAUSE):
+            began = time.perf_counter()
+            price.get(self._next)
+            latencies.append(time.perf_counter() - began)
+            self._next += 1
+        return latencies
 
 
 def at(latencies: list[float], share: float) -> float:
@@ -41,11 +68,15 @@ def at(latencies: list[float], share: float) -> float:
     return 1000 * percentile(latencies, share)
 
 
-def asked(pipe: Connection) -> list[float]:
-    """Return the latencies since this was last asked."""
-    pipe.send(True)
-    found: list[float] = pipe.recv()
-    return found
+def for_seconds(seconds: float) -> Callable[[float], bool]:
+    """Return what says whether so many seconds have passed, having waited for a while."""
+    end = time.perf_counter() + seconds
+
+    def is_over(pause: float) -> bool:
+        time.sleep(pause)
+        return time.perf_counter() >= end
+
+    return is_over
 
 
 def main() -> None:
@@ -54,37 +85,35 @@ def main() -> None:
     parser.add_argument("--keys", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--max-rate", type=float, default=2000.0, help="keys a second, of more than a thousand")
     parser.add_argument("--at-once", type=int, default=200, help="keys under way, of more than a thousand")
-    parser.add_argument("--parts", type=int, default=10, help="so many times nothing is warmed, for as long as then is")
+    parser.add_argument("--part", type=int, default=2000, help="keys after which nothing is warmed for as long")
     options = parser.parse_args()
-    with stack(Pool(("miss", "revalidate")), Pool(("warm", "upkeep"), concurrency=1, nice=10)) as here:
-        from benchmarks.shop import cache, prices
+    with stack(Pool(("miss", "revalidate")), Pool(("warm", "upkeep"), concurrency=1)) as here:
+        from benchmarks.shop import cache
 
         here.sql("CREATE TABLE price (id int PRIMARY KEY, amount int)")
         here.sql(f"INSERT INTO price SELECT i, i FROM generate_series(1, {sum(options.keys) + 100_000}) i")
-        prices.get(1)
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        reader = multiprocessing.get_context("spawn").Process(target=read_cold, args=(sum(options.keys) + 2, theirs))
-        reader.start()
-        os.nice(10)
-        asked(ours)
+        multiprocessing.get_context("spawn").Process(target=warm_as_told, args=(theirs,), daemon=True).start()
+        ours.recv()
+        reader = Reader(sum(options.keys) + 2)
+        ours.send(([1], {}))
+        reader.read(ours.poll)
+        ours.recv()
+        reader.read(for_seconds(2.0))
         first = 2
         for keys in options.keys:
             here.sql("SELECT pg_stat_statements_reset()")
-            pace: dict[str, Any] = {"max_rate": options.max_rate, "at_once": options.at_once} if keys > 1000 else {}
-            calls = [cache.call("prices", key) for key in range(first, first + keys)]
-            size = keys if keys <= 1000 else -(-keys // options.parts)
+            pace = {"max_rate": options.max_rate, "at_once": options.at_once} if keys > 1000 else {}
             took, idle, busy = 0.0, [], []
-            for start in range(0, keys, size):
-                asked(ours)
+            for start in range(first, first + keys, options.part):
                 began = time.perf_counter()
-                done = cache.warm_up("prices", calls[start : start + size], **pace)
+                ours.send((range(start, min(start + options.part, first + keys)), pace))
+                busy += reader.read(ours.poll)
+                ours.recv()
                 lasted = time.perf_counter() - began
-                busy += asked(ours)
-                assert done.loaded == done.calls, done
                 took += lasted
                 # As long again without: what else the machine does meanwhile is in both.
-                time.sleep(max(1.0, lasted))
-                idle += asked(ours)
+                idle += reader.read(for_seconds(max(1.0, lasted)))
             print(
                 f"{keys:,} keys warm in {took:.1f} s and {here.calls('SELECT id, amount%'):,} queries; p50, p99 of "
                 f"{len(busy):,} misses meanwhile {at(busy, 0.5):.1f}, {at(busy, 0.99):.1f} ms, of {len(idle):,} idle "
@@ -92,8 +121,7 @@ def main() -> None:
                 flush=True,
             )
             first += keys
-        ours.send(False)
-        reader.join()
+        ours.send(None)
         cache.close()
 
 

@@ -36,6 +36,7 @@ from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.load import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.policy import Policy
+from cacheworkers.warm_job import WarmJob
 
 __version__ = "0.1.0"
 
@@ -74,6 +75,7 @@ __all__ = [
     "UnknownLoader",
     "UnsafeStore",
     "UnwatchedWrite",
+    "WarmJob",
     "WarmUp",
     "Warming",
     "__version__",

@@ -23,7 +23,7 @@ from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.sweep import sweep
 from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_round
-from cacheworkers.flows.warm_up import WarmUp, warm_up
+from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS, WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.process import Process
 from cacheworkers.sql.flush import TagsOf
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
-
-#: More calls a second than any database answers.
-AS_FAST_AS_HARMLESS = 1e9
 
 
 class Cache:
@@ -102,7 +99,8 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> Loader[..., Any]:
-            return Loader(self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=False))
+            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=False)
+            return Loader(self._warm_up, self._ports, spec)
 
         return declare  # type: ignore[return-value]  # one function answers both overloads
 
@@ -116,9 +114,8 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
-            return BatchLoader(
-                self, self._ports, self._declare(function, tags, name, rate_limit, policy, is_batch=True)
-            )
+            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=True)
+            return BatchLoader(self._warm_up, self._ports, spec)
 
         return declare
 
@@ -282,17 +279,21 @@ class Cache:
         """Compare live entries with what their loaders return now; see `inspect`."""
         return await arun(self._inspection(sample, grace, rate))
 
-    def explain(self, call: str) -> Explanation:
-        """Return what a read of a call's text would get now, tier by tier, and why; nothing is loaded or claimed.
+    def explain(self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, *args: Any, **kwargs: Any) -> Explanation:
+        """Return what a read would get now, tier by tier, and why; nothing is loaded or claimed.
+
+        `cache.explain(product, 42)`, or the call's text alone: `cache.explain("product[42]")`.
 
         Raises:
             UnknownLoader, CallError: it is no call of a loader that this process declares.
         """
-        return run(explain(self._ports, self._loaders.of_call(call), call))
+        return run(self._explanation(loader, args, kwargs))
 
-    async def aexplain(self, call: str) -> Explanation:
-        """Return what a read of a call's text would get now, and why; see `explain`."""
-        return await arun(explain(self._ports, self._loaders.of_call(call), call))
+    async def aexplain(
+        self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, *args: Any, **kwargs: Any
+    ) -> Explanation:
+        """Return what a read would get now, and why; see `explain`."""
+        return await arun(self._explanation(loader, args, kwargs))
 
     def stored(self, call: str) -> bytes | None:
         """Return the stored JSON of a call's text, whatever its freshness; None if there is none."""
@@ -487,6 +488,19 @@ class Cache:
         if not rate > 0:
             raise ConfigError(f"rate must be more than 0 loads a second, got {rate!r}")
         return inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate)
+
+    def _explanation(
+        self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Flow[Explanation]:
+        if not isinstance(loader, str):
+            call = self.call(loader.name, *args, **kwargs)
+        elif args or kwargs:
+            raise CallError(
+                f"explain takes a loader and its arguments, or a call's text alone; got {loader!r} and more"
+            )
+        else:
+            call = loader
+        return explain(self._ports, self._loaders.of_call(call), call)
 
     def _drain_if_watching(self) -> None:
         self._watching.drain_if_watching()

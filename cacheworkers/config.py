@@ -65,6 +65,8 @@ class Config:
             an invalidation that reloads; others are looked at in turns.
         warm_rate: most calls a second that beat has loaded, of all loaders together.
         warm_at_once: most calls that one round of warming, or one warm-up, has under way.
+        warm_nice: how nice workers are to the rest of the machine that take nothing but `warm`, or `warm` and
+            `upkeep`: 0 to 19.
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
@@ -104,6 +106,7 @@ class Config:
     warm_most: int = 500
     warm_rate: float = 300.0
     warm_at_once: int = 600
+    warm_nice: int = 10
     replay_for: float = 600.0
     allow_evicting_store: bool = False
 
@@ -132,6 +135,8 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r}")
+        if self.warm_nice > 19:
+            raise ConfigError(f"warm_nice must be at most 19, got {self.warm_nice}")
         for prefix, shards in self.tag_shards.items():
             if not isinstance(shards, int) or shards < 1 or shards & (shards - 1) or shards > 1024:
                 raise ConfigError(f"tag_shards[{prefix!r}] must be a power of two from 1 to 1024, got {shards!r}")
@@ -192,6 +197,7 @@ _LEAST = {
     "heat_kept": 1,
     "warm_most": 0,
     "warm_at_once": 1,
+    "warm_nice": 0,
     "load_attempts": 1,
     "poison_after": 1,
 }

@@ -15,7 +15,7 @@ from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
-from cacheworkers.errors import StoreError
+from cacheworkers.errors import CallError, StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
@@ -24,9 +24,11 @@ from cacheworkers.flows.nested import nested, nested_many
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.transaction import read_in_transaction
 from cacheworkers.flows.warm import Warming, warm
+from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.local.l1 import MISSING, Slot
 from cacheworkers.runner import LoaderRunner, RunInTransaction
 from cacheworkers.sql.watch import dirty_here
+from cacheworkers.warm_job import WarmJob
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,8 +43,12 @@ def _as_is(payload: bytes) -> bytes:
 class Face(Generic[T]):
     """What plain and batch loaders share: the way from arguments to a flow."""
 
-    def __init__(self, owner: object, ports: Ports, spec: LoaderSpec) -> None:
-        self._owner = owner
+    def __init__(self, warm_up: Callable[..., Flow[WarmUp]], ports: Ports, spec: LoaderSpec) -> None:
+        """
+        Args:
+            warm_up: the cache's, bound to it: so a loader keeps its cache alive.
+        """
+        self._warm_up = warm_up
         self._ports = ports
         self._spec = spec
         self._codec: Codec = spec.codec
@@ -172,6 +178,21 @@ class Face(Generic[T]):
     def _warming(self, calls: list[Call]) -> Flow[Warming]:
         texts = list(dict.fromkeys(call.text for call in calls))
         return warm(self._ports, self._spec, texts, lead=3 * self._ports.config.warm_every)
+
+    def _warm_job(self, calls: Iterable[Any], max_rate: float, concurrency: int | None, until: float) -> WarmJob:
+        texts = list(dict.fromkeys(self._call_of(each).text for each in calls))
+        return WarmJob(
+            lambda progress: self._warm_up(self._spec.name, texts, max_rate, concurrency, until, progress), len(texts)
+        )
+
+    def _call_of(self, arguments: Any) -> Call:
+        """Return the call with an argument, or with a tuple of several where the loader takes several."""
+        takes = len(self._spec.signature.parameters)
+        if takes == 1:
+            return self._one_key(arguments)
+        if not isinstance(arguments, tuple):
+            raise CallError(f"{self._spec.name} takes {takes} arguments: give a tuple of them, got {arguments!r}")
+        return self._bind(arguments, {})
 
     def _at_since(self, done: Invalidation) -> Any:
         view = copy.copy(self)

@@ -14,7 +14,9 @@ from cacheworkers.core.read import Read
 from cacheworkers.face import Face
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.flows.warm import Warming, hot
+from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS
 from cacheworkers.local.l1 import MISSING
+from cacheworkers.warm_job import WarmJob
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -126,13 +128,41 @@ class Loader(Face[T], Generic[P, T]):
         """Return what is in the store; see `peek`."""
         return await arun(self._peek(args, kwargs))
 
-    def warm(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Have workers load this on the `warm` queue, if it is missing or goes stale soon; True if this asked."""
-        return run(self._warming([self._bind(args, kwargs)])).asked == 1
+    def warm(
+        self,
+        calls: Iterable[Any],
+        *,
+        max_rate: float = AS_FAST_AS_HARMLESS,
+        concurrency: int | None = None,
+        until: float = 1.0,
+    ) -> WarmJob:
+        """Have workers load many calls before anybody reads them; returns at once, with the job that does it.
 
-    async def awarm(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Have workers load this on the `warm` queue; see `warm`."""
-        return (await arun(self._warming([self._bind(args, kwargs)]))).asked == 1
+        Nobody waits for these loads, and nobody should notice them: fewer are under way when they become slow, and
+        none is asked for while readers' misses are queued.  What is fresh is passed over.
+
+        Args:
+            calls: the argument of each, or a tuple of its arguments.
+            max_rate: most calls a second; without it, as many as do no harm.
+            concurrency: most calls under way; None takes `Config.warm_at_once`.
+            until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
+
+        Raises:
+            CallError: one of them does not fit the loader; nothing is asked for.
+            ConfigError: `max_rate`, `concurrency` or `until` is out of bounds.
+        """
+        return self._warm_job(calls, max_rate, concurrency, until)
+
+    async def awarm(
+        self,
+        calls: Iterable[Any],
+        *,
+        max_rate: float = AS_FAST_AS_HARMLESS,
+        concurrency: int | None = None,
+        until: float = 1.0,
+    ) -> WarmJob:
+        """Have workers load many calls before anybody reads them; see `warm`.  The job can be awaited too."""
+        return self._warm_job(calls, max_rate, concurrency, until)
 
     def warm_many(self, keys: Iterable[Any]) -> Warming:
         """Have workers load on the `warm` queue what is missing of many keys, or goes stale soon; see `get_many`."""
@@ -238,13 +268,41 @@ class BatchLoader(Face[V], Generic[K, V]):
         """Return what is in the store for one key; see `peek`."""
         return await arun(self._peek((key,), {}))
 
-    def warm(self, key: K) -> bool:
-        """Have workers load one key on the `warm` queue, if it is missing or goes stale soon; True if this asked."""
-        return run(self._warming([self._bind((key,), {})])).asked == 1
+    def warm(
+        self,
+        calls: Iterable[K],
+        *,
+        max_rate: float = AS_FAST_AS_HARMLESS,
+        concurrency: int | None = None,
+        until: float = 1.0,
+    ) -> WarmJob:
+        """Have workers load many calls before anybody reads them; returns at once, with the job that does it.
 
-    async def awarm(self, key: K) -> bool:
-        """Have workers load one key on the `warm` queue; see `warm`."""
-        return (await arun(self._warming([self._bind((key,), {})]))).asked == 1
+        Nobody waits for these loads, and nobody should notice them: fewer are under way when they become slow, and
+        none is asked for while readers' misses are queued.  What is fresh is passed over.
+
+        Args:
+            calls: their keys.
+            max_rate: most calls a second; without it, as many as do no harm.
+            concurrency: most calls under way; None takes `Config.warm_at_once`.
+            until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
+
+        Raises:
+            CallError: one of them does not fit the loader; nothing is asked for.
+            ConfigError: `max_rate`, `concurrency` or `until` is out of bounds.
+        """
+        return self._warm_job(calls, max_rate, concurrency, until)
+
+    async def awarm(
+        self,
+        calls: Iterable[K],
+        *,
+        max_rate: float = AS_FAST_AS_HARMLESS,
+        concurrency: int | None = None,
+        until: float = 1.0,
+    ) -> WarmJob:
+        """Have workers load many calls before anybody reads them; see `warm`.  The job can be awaited too."""
+        return self._warm_job(calls, max_rate, concurrency, until)
 
     def warm_many(self, keys: Iterable[K]) -> Warming:
         """Have workers load on the `warm` queue what is missing of many keys, or goes stale soon: one task a batch."""

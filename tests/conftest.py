@@ -15,13 +15,19 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy import make_url
 
 from cacheworkers import Cache, Config
+from cacheworkers.policy import Policy
 from cacheworkers.testing import Postgres, Valkey
+from cacheworkers.workers.settings import PUBLISHER
 
 _names = itertools.count(1)
 
 # Examples are bounded in number, not in time: a busy machine is no finding.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+# Nor is it one where a test does not say itself how long something may take: store and workers may answer late.
+_PATIENCE: Any = {Config: {"store_timeout": 5.0}, Policy: {"wait_for": 20.0}}
+for _kind, _defaults in _PATIENCE.items():
+    _kind.__init__.__kwdefaults__.update(_defaults)
 
 
 #: Marker -> the programs of which one has to be installed, for PyPI has none of them, or be named by the variable.
@@ -118,6 +124,13 @@ def database_url(postgres: Postgres) -> str:
 
 
 @pytest.fixture
+def patient_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker may take longer to answer than readers would wait for it."""
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        monkeypatch.setitem(PUBLISHER, name, 2.0)
+
+
+@pytest.fixture
 def events() -> list[Any]:
     return []
 
@@ -130,7 +143,7 @@ def make_cache(valkey: Valkey, events: list[Any]) -> Iterator[Callable[..., Cach
 
     def make(**options: Any) -> Cache:
         kept = {name: options.pop(name) for name in ("celery", "sessions", "async_sessions") if name in options}
-        settings = {"redis_url": valkey.url, "namespace": namespace, "store_timeout": 5.0, **options}
+        settings = {"redis_url": valkey.url, "namespace": namespace, **options}
         cache = Cache(Config(**settings), hook=events.append, **kept)
         caches.append(cache)
         return cache

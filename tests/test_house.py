@@ -43,6 +43,8 @@ def test_docker_compose_takes_the_file(docker_compose: str) -> None:
     for name, service in built.items():
         assert [service["environment"]["PROMETHEUS_MULTIPROC_DIR"]] == service["tmpfs"], name
     assert {name for name in built if "healthcheck" in built[name]} == set(built) - {"seed", "beat"}
+    looks = [" ".join(built[name]["healthcheck"]["test"]) for name in ("miss", "rest")]
+    assert all("env -u PROMETHEUS_MULTIPROC_DIR celery" in look for look in looks), "each look would leave its files"
 
 
 def test_one_process_of_the_procfile_starts_alone(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ NAMES = {
     "Freshness",
     "Explanation",
     "Inspection",
+    "WarmJob",
     "WarmUp",
     "Warming",
     "Invalidation",

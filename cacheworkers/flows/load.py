@@ -20,7 +20,7 @@ from cacheworkers.errors import CacheworkersError, EntryTooLarge, LoadError, Loa
 from cacheworkers.events import Loaded, Outcome, Poisoned
 from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports, Runner
-from cacheworkers.store.store import Claimed, Snapshot
+from cacheworkers.store.shapes import Claimed, Snapshot
 
 
 class Result(msgspec.Struct):

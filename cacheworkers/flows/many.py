@@ -18,7 +18,7 @@ from cacheworkers.errors import CacheworkersError, CodecError, EnvelopeError, Lo
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.read import fresh_entry, revalidate_soon
-from cacheworkers.store.store import Claimed
+from cacheworkers.store.shapes import Claimed
 
 K = TypeVar("K")
 

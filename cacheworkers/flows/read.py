@@ -19,7 +19,7 @@ from cacheworkers.flows import here
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.waiters import Flight, Waiter
-from cacheworkers.store.store import Backoff, Claim, Claimed, Held, Moved
+from cacheworkers.store.shapes import Backoff, Claim, Claimed, Held, Moved
 
 
 class Wanted(msgspec.Struct, frozen=True):

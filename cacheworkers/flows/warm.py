@@ -23,7 +23,7 @@ from cacheworkers.core.heat import heat_of
 from cacheworkers.events import HeatTold, MemoryHits, MemoryUsed, Warmed, WarmingHeldBack
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.local.throttle import SLACK, SLOW
-from cacheworkers.store.store import Claimed
+from cacheworkers.store.shapes import Claimed
 
 #: Most calls in one exchange about heat or heads: each is a millisecond of the store.
 CHUNK = 500
@@ -138,7 +138,7 @@ def warm_hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
     config, every = ports.config, _every(ports)
     since = ports.clock.now() - loader.policy.kept_warm_for
     found: list[tuple[str, float]] = yield from hottest(ports, loader.name, config.heat_kept, since)
-    turns = max(1, int(loader.policy.fresh_for * TURN / every))
+    turns = turns_of(loader.policy.fresh_for, every)
     turn = _round_at(ports) % turns
     others = [call for call, _ in found[config.warm_most :] if zlib.crc32(call.encode()) % turns == turn]
     heads: list[Head] = []
@@ -158,6 +158,11 @@ def warm(ports: Ports, loader: LoaderSpec, calls: Sequence[str], *, lead: float)
     wanted = yield from _look(ports, calls, lead, [])
     asked, held = yield from _ask(ports, loader, wanted)
     return _told(ports, loader, Warming(len(calls), len(calls) - len(wanted), asked, held))
+
+
+def turns_of(fresh_for: float, every: float) -> int:
+    """Return in how many rounds, one `every` so many seconds, all that is not among the hottest is looked at."""
+    return max(1, int(fresh_for * TURN / (every or BY_HAND)))
 
 
 def is_fresh_for(head: Head | None, now: float, lead: float) -> bool:

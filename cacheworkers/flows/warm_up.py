@@ -16,8 +16,10 @@ from cacheworkers.core.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.warm import BUSY, Queued, is_fresh_for
 from cacheworkers.local.throttle import Throttle
-from cacheworkers.store.store import Backoff, Claimed
+from cacheworkers.store.shapes import Backoff, Claimed
 
+#: Calls a second, when there is no other limit than that nobody is to notice.
+AS_FAST_AS_HARMLESS = 1e9
 #: Seconds between two looks at what is under way: a look is a command for each call.
 LOOK_EVERY = 0.05
 #: Seconds between two looks at what has failed or was lost, which is seldom.
@@ -27,8 +29,8 @@ ASK_EVERY = 0.5
 #: A load may take this much longer than its deadline until it counts as lost, seconds: its message was queued.  For so
 #: long, too, may the broker take no messages.
 LOST_AFTER = 30.0
-#: A call whose load comes to nothing is asked for so many times.
-TRIES = 5
+#: A call whose load comes to nothing is asked for so many times: each may hold up a worker until it is interrupted.
+TRIES = 3
 
 
 class WarmUp(msgspec.Struct):
@@ -77,6 +79,7 @@ class _Job:
         asked: those that are under way.
         tries: how often a call was asked for that is not there.
         refused_at: since when the dispatcher has taken nothing; None while it does.
+        is_queued: whether messages of ours, or of others who warm, wait for workers.
     """
 
     def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, at_once: int) -> None:
@@ -87,6 +90,7 @@ class _Job:
         self.asked: dict[str, _Asked] = {}
         self.tries: Counter[str] = Counter()
         self.refused_at: float | None = None
+        self.is_queued = False
 
 
 def warm_up(
@@ -124,6 +128,7 @@ def warm_up(
             misses_at = now
             waiting: Queued = yield queued()
             state.is_waiting = waiting.miss > BUSY
+            job.is_queued = waiting.warm > 0
             if state.is_waiting:
                 throttle.halve()
         budget = min(budget + (now - budgeted_at) * max_rate, most_budget)
@@ -216,11 +221,13 @@ def _look_for_lost(job: _Job) -> Flow[None]:
         if backoff_until > ports.clock.now() or ports.clock.monotonic() > job.asked[call].until:
             del job.asked[call]
             _failed(job, call)
-        elif not is_claimed:  # its message did not go out, or its worker has died, or given it up
+        elif not is_claimed and not job.is_queued:
+            # Its message did not go out, or its worker has died, or given it up.  While messages are queued it may be
+            # among them: its lease has run out, and a worker will load it all the same.
             del job.asked[call]
             job.tries[call] += 1
             if job.tries[call] < TRIES:
-                job.left.append(call)
+                job.left.insert(0, call)  # after all others: if it is the call that kills workers, they are done
             else:
                 _failed(job, call)
 

@@ -27,7 +27,17 @@ class Gate:
         has_news: tells at once whether a push has arrived that the listener has not taken in.
     """
 
-    __slots__ = ("_bypasses", "_heard_at", "_lock", "_looking", "has_news", "heard_at", "look_at", "lost_at")
+    __slots__ = (
+        "_bypasses",
+        "_heard_at",
+        "_is_closed",
+        "_lock",
+        "_looking",
+        "has_news",
+        "heard_at",
+        "look_at",
+        "lost_at",
+    )
 
     def __init__(self) -> None:
         self.reset()
@@ -38,6 +48,7 @@ class Gate:
         self.lost_at = NEVER
         self._heard_at = NEVER
         self._bypasses = 0
+        self._is_closed = False
         self._lock = threading.Lock()
         self._looking = threading.Lock()
         self.look_at = NEVER
@@ -51,6 +62,8 @@ class Gate:
     def heard(self, at: float) -> None:
         """Note that every push up to `at` has been processed."""
         with self._lock:
+            if self._is_closed:
+                return
             self._heard_at = at
             if not self._bypasses:
                 self.heard_at = at
@@ -77,6 +90,12 @@ class Gate:
             if self._heard_at != NEVER:
                 self.lost_at = at
             self._heard_at = self.heard_at = NEVER
+
+    def close(self, at: float) -> None:
+        """Close for good: who is told to stop may still be about to say that it has heard something."""
+        with self._lock:
+            self._is_closed = True
+        self.lost(at)
 
     def bypass(self) -> None:
         """Send every read of this process the long way, until `unbypass`: some of them must not see L1."""

@@ -165,6 +165,10 @@ def drain(obj: Obj) -> None:
     Beat does it by itself: this is for after an outage, when nobody wants to wait.
     """
     cache, show = obj
+    if not cache.is_watching:
+        raise click.ClickException(
+            "this cache watches no sessions, so it has no outbox to drain; `cache.watch(Session, ...)` makes it use one"
+        )
     show({"rows": cache.drain()})
 
 

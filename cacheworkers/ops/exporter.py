@@ -6,6 +6,8 @@ Asked by Prometheus, it asks them; what is away has no numbers, and a gauge that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -14,6 +16,9 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.metrics import serve, shared_registry
+from cacheworkers.store.probe import StoreProbe
+from cacheworkers.store.store import BEAT_KEPT_FOR
+from cacheworkers.workers.probe import app_facts
 
 Families = Iterator[GaugeMetricFamily | CounterMetricFamily]
 
@@ -28,6 +33,8 @@ class Exporter(Collector):
         """Ask broker, store and database, each by itself."""
         answers = _gauge("answers", "Whether a server answered the exporter.", "server")
         parts: dict[str, Callable[[], Families]] = {"broker": self._queues, "store": self._store}
+        if self._upkeep_due:
+            parts["store"] = lambda: chain(self._store(), self._upkeep())
         if self._cache.is_watching:
             parts["outbox"] = self._outbox
         for name, part in parts.items():
@@ -65,6 +72,24 @@ class Exporter(Collector):
         for loader in self._cache.loader_stats():
             heat.add_metric([loader.loader], loader.heat)
         yield heat
+
+    @cached_property
+    def _upkeep_due(self) -> dict[str, float]:
+        """Return every how many seconds beat sends each upkeep task; nothing where there is no Celery."""
+        app = getattr(self._cache._process.workers, "app", None)
+        return {} if app is None else app_facts(app).upkeep
+
+    def _upkeep(self) -> Families:
+        due = self._upkeep_due
+        with StoreProbe(self._cache.config) as probe:
+            ages = probe.upkeep_age(sorted(due))
+        age = _gauge("upkeep_age_seconds", "Since an upkeep task has ended well; a day if that is longer ago.", "task")
+        every = _gauge("upkeep_every_seconds", "How often beat sends it.", "task")
+        for task, seconds in ages.items():
+            age.add_metric([task], BEAT_KEPT_FOR if seconds is None else seconds)
+            every.add_metric([task], due[task])
+        yield age
+        yield every
 
     def _outbox(self) -> Families:
         backlog = self._cache.outbox_backlog()

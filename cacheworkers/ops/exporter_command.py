@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 
 import click
 
@@ -21,7 +22,7 @@ from cacheworkers.ops.show import Obj
 @click.option("--address", default="127.0.0.1", show_default=True, help="0.0.0.0 shows them to other machines.")
 @click.pass_obj
 def exporter(obj: Obj, port: int, address: str) -> None:
-    """Show Prometheus what only servers know, until Ctrl-C.
+    """Show Prometheus what only servers know, until Ctrl-C or SIGTERM.
 
     Queues with the age of their oldest message, the store, heat and the outbox.  With PROMETHEUS_MULTIPROC_DIR set, the
     metrics of all processes that share it are shown too.
@@ -37,7 +38,9 @@ def exporter(obj: Obj, port: int, address: str) -> None:
         raise click.ClickException(f"the exporter needs cacheworkers[metrics]: {error}") from None
     cache, _ = obj
     stop = serve_cache(cache, port, address)
-    click.echo(f"metrics at http://{address}:{port}/metrics; Ctrl-C ends it", err=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container's first process ignores it otherwise
     with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
+        click.echo(f"metrics at http://{address}:{port}/metrics; Ctrl-C ends it", err=True)
+        while True:  # a signal right before a sleep is noticed after it, and not never
+            time.sleep(1.0)
     stop()

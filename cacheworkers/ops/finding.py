@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
+from types import ModuleType
 from typing import Any
 
 import click
@@ -23,12 +25,30 @@ def found(app: str) -> Cache:
     module, _, name = app.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        cache = getattr(importlib.import_module(module), name or "cache")
-    except (ImportError, AttributeError, ValueError) as error:
+        cache = getattr(_imported(module), name or "cache")
+    except (ModuleNotFoundError, AttributeError, ValueError, TypeError) as error:
         raise click.ClickException(f"--app must be module:name of a Cache, got {app!r}: {error}") from None
     if not isinstance(cache, Cache):
         raise click.ClickException(f"--app must be module:name of a Cache, {app!r} is a {type(cache).__name__}")
     return cache
+
+
+def _imported(name: str) -> ModuleType:
+    """Return a module by its name.
+
+    Raises:
+        ModuleNotFoundError, ValueError, TypeError: the name is no module's.
+        click.ClickException: the module itself fails; the message says in which line.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        if len(own) < 2 and not isinstance(error, SyntaxError):  # none of the module's lines has run
+            raise
+        where = own[1] if len(own) > 1 else None
+        at = f", in {os.path.relpath(where.filename)}, line {where.lineno}" if where else ""
+        raise click.ClickException(f"{name} cannot be imported: {type(error).__name__}: {error}{at}") from None
 
 
 def bound(celery: Any) -> Cache:

@@ -134,10 +134,14 @@ def stats(obj: Obj, every: float, once: bool) -> None:
         console.print(shown(found), soft_wrap=True)
     else:
         found = look(cache)
-        with contextlib.suppress(KeyboardInterrupt), Live(shown(found), console=console, screen=True) as live:
-            while True:
+        # A terminal may go away without a signal: then it is none any more, or does not take what is drawn.
+        with (
+            contextlib.suppress(KeyboardInterrupt, OSError),
+            Live(shown(found), console=console, screen=True, auto_refresh=False) as live,
+        ):
+            while console.is_terminal:
                 time.sleep(every)
                 found = look(cache)
-                live.update(shown(found))
+                live.update(shown(found), refresh=True)
     if found.away:
         raise click.exceptions.Exit(1)

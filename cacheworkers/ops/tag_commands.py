@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,11 +32,13 @@ def tag(obj: Obj, tag: str, most: int) -> None:
     Status 1 if nothing has the tag and no loader declares one like it.
     """
     cache, show = obj
-    calls = cache.calls_of(tag, most)
+    calls = cache.calls_of(tag, most + 1)
     if not calls:
         _refuse_unknown(cache, [tag], "no entry has it")
         note(f"no entry has the tag {tag!r} now")
-    show([{"call": call} for call in calls])
+    show([{"call": call} for call in calls[:most]])
+    if len(calls) > most:
+        note(f"more have it than --most {most:,}; `cacheworkers invalidate {shlex.quote(tag)} --dry-run` counts them")
 
 
 @click.command()

@@ -143,13 +143,14 @@ def _rows(
 
 
 def _lines(file: Path) -> Iterator[Row]:
+    """Yield lines as bytes: one that is no text is a bad row, and not the end of all."""
     if str(file) == "-":
-        yield from ((f"line {number}", line) for number, line in enumerate(sys.stdin, 1) if line.strip())
+        yield from ((f"line {number}", line) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip())
         return
     try:
-        with file.open() as lines:
+        with file.open("rb") as lines:
             yield from ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise click.ClickException(f"{file} cannot be read: {error}") from None
 
 
@@ -178,6 +179,11 @@ def _call(signature: Signature, row: Any) -> str:
     Raises:
         CallError: it names none.
     """
+    if isinstance(row, bytes):
+        try:
+            row = row.decode("utf-8-sig")  # some editors begin a file with a mark
+        except UnicodeDecodeError as error:
+            raise CallError(f"{row[:80]!r} is no UTF-8: {error.reason} at byte {error.start}") from None
     if not isinstance(row, str):
         return signature.bind(tuple(row), {}).text
     text = row.strip()
@@ -187,7 +193,7 @@ def _call(signature: Signature, row: Any) -> str:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError:
         raise CallError(
-            f'{text[:80]!r} is neither arguments as JSON, 42 or "lamp", nor a call of {signature}'
+            f'{text[:80]!r} is neither arguments as JSON, 42 or "lamp", nor a call of {signature.name}'
         ) from None
     takes_several = len(signature.parameters) != 1
     return signature.bind(tuple(value) if takes_several and isinstance(value, list) else (value,), {}).text

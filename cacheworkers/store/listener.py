@@ -152,6 +152,8 @@ class Listener:
         with self._lock:
             for ear in self._ears:
                 ear.hang_up()
+        # Not left to the thread, which may take its time to end: nobody hears of anything from here on.
+        self._gate.close(time.monotonic())
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)

@@ -33,6 +33,8 @@ __all__ = ["SAFE_POLICIES", "ServerFacts", "StoreProbe"]
 
 #: How long a push may take, seconds; its life bounds what a probe leaves behind.
 PUSH_WITHIN = 1.0
+#: How long one look at what has arrived takes at least, seconds.
+LAST_LOOK_FOR = 0.1
 #: Calls of no loader begin with it: no name has a colon.
 PROBE = "doctor:"
 _AWAY = (ConnectionError, RedisTimeoutError, ClusterDownError, OSError)
@@ -57,7 +59,7 @@ class ServerFacts(msgspec.Struct, frozen=True):
         refused: commands that were refused for want of memory, since it started.
         save_every: longest interval between snapshots, seconds; None without snapshots, or when not told.
         is_config_hidden: `CONFIG GET` is refused.
-        clock_ahead: how much later its clock is than this machine's, seconds.
+        clock_ahead: how much later its clock is than this machine's at least, seconds.
     """
 
     where: str
@@ -187,8 +189,9 @@ class StoreProbe:
             if not is_written:  # it may not, or memory is full: that is another finding
                 return ""
             end = time.monotonic() + PUSH_WITHIN
-            while (left := end - time.monotonic()) > 0:
-                ear.socket.settimeout(left)
+            while True:
+                # What has arrived is looked at however late it is: this process may have been paused, the push was not.
+                ear.socket.settimeout(max(end - time.monotonic(), LAST_LOOK_FOR))
                 if any(_names(reply, key) for reply in ear.replies()):
                     return ""
         except TimeoutError:
@@ -208,7 +211,10 @@ def _facts(master: Master, now: Callable[[], float]) -> ServerFacts:
         info |= master.ask("INFO", section)
     sent = now()
     seconds, micros = master.ask("TIME")
-    clock_ahead = int(seconds) + int(micros) / 1e6 - (sent + now()) / 2
+    received = now()
+    told = int(seconds) + int(micros) / 1e6
+    # A clock that says an instant between the two may be right: an answer that took long is no skew.
+    clock_ahead = max(0.0, told - received) + min(0.0, told - sent)
     databases = [each for name, each in info.items() if name.startswith("db") and isinstance(each, dict)]
     keys = sum(int(each["keys"]) for each in databases)
     try:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
-
-import msgspec
+from typing import Any, TypeVar
 
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import CLOCK_MARGIN, Entry
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
-from cacheworkers.store import scripts
+from cacheworkers.store import scripts, shapes
 from cacheworkers.store.link import Link
 from cacheworkers.store.replicas import Replicate
 from cacheworkers.store.request import Request
 from cacheworkers.store.server import info_of
+from cacheworkers.store.shapes import Begun, Claim, Registered, Snapshot
+from cacheworkers.store.steps import Exchange, Get, Info, Scan
 
 T = TypeVar("T")
 
@@ -31,152 +31,6 @@ SENT_KEPT_FOR = 366 * 86400.0
 HEAT_KEPT_FOR = 100
 #: How long the sign that an upkeep task has run is kept, seconds.
 BEAT_KEPT_FOR = 86400.0
-
-
-class Claimed(msgspec.Struct, frozen=True):
-    """The lease is ours."""
-
-
-class Moved(msgspec.Struct, frozen=True):
-    """The entry is no longer the one the reader saw: look again."""
-
-
-class Held(msgspec.Struct, frozen=True):
-    """Another holds the lease, for `rest` seconds at most."""
-
-    token: str
-    is_begun: bool
-    is_taken_over: bool
-    rest: float
-
-
-class Backoff(msgspec.Struct, frozen=True):
-    """The last load failed; nobody should ask for `rest` seconds."""
-
-    kind: str
-    text: str
-    rest: float
-
-
-Claim = Claimed | Moved | Held | Backoff
-
-
-class Begun(msgspec.Struct, frozen=True):
-    """The load may run; `attempts` counts this one, `raw` is the entry that is there now."""
-
-    attempts: int
-    raw: bytes | None
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """The invalidation sequence, and the store's time with it."""
-
-    seq: int
-    now: float
-
-
-class Registered(msgspec.Struct, frozen=True):
-    """A call is in its tags' sets; `newest` is the youngest invalidation of any of them."""
-
-    newest: int
-    now: float
-
-
-class Exchange(Generic[T]):
-    """A step: one round trip to the store, and its replies in shape."""
-
-    __slots__ = ("_link", "_requests", "_shape")
-
-    def __init__(self, link: Link, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> None:
-        self._link = link
-        self._requests = requests
-        self._shape = shape
-
-    def __repr__(self) -> str:
-        return (
-            "+".join(dict.fromkeys(r.script.name if r.script else str(r.words[0]).lower() for r in self._requests))
-            or "nothing"
-        )
-
-    def run(self) -> T:
-        """Do it, blocking this thread."""
-        return self._shape(self._link.exchange(self._requests) if self._requests else [])
-
-    async def arun(self) -> T:
-        """Do it on the running loop."""
-        return self._shape(await self._link.aexchange(self._requests) if self._requests else [])
-
-
-class Get:
-    """A step: the envelope of one call; reads of one turn of an event loop are fetched together."""
-
-    __slots__ = ("_call", "_store")
-
-    def __init__(self, store: Store, call: str) -> None:
-        self._store = store
-        self._call = call
-
-    def __repr__(self) -> str:
-        return "get"
-
-    def run(self) -> bytes | None:
-        """Get it, blocking this thread."""
-        return _bytes(self._store.link.exchange([Request(("GET", self._store.keys.entry(self._call)))])[0])
-
-    async def arun(self) -> bytes | None:
-        """Get it on the running loop."""
-        return await self._store.batcher.get(self._call)
-
-
-class Scan:
-    """A step: one SCAN of one master; a cursor's upper half says which."""
-
-    __slots__ = ("_at", "_link", "_words")
-
-    def __init__(self, link: Link, cursor: int, pattern: str) -> None:
-        self._link = link
-        self._at = cursor >> 64
-        self._words = ("SCAN", cursor & (2**64 - 1), "MATCH", pattern, "COUNT", 1000)
-
-    def __repr__(self) -> str:
-        return "scan"
-
-    def run(self) -> tuple[int, list[str]]:
-        """Do it, blocking this thread."""
-        return self._shape(*self._link.on_master(self._at, self._words))
-
-    async def arun(self) -> tuple[int, list[str]]:
-        """Do it on the running loop."""
-        return self._shape(*await self._link.aon_master(self._at, self._words))
-
-    def _shape(self, reply: Any, masters: int) -> tuple[int, list[str]]:
-        cursor, keys = reply
-        inner = int(cursor)
-        if inner:
-            following = self._at << 64 | inner
-        else:
-            following = (self._at + 1) << 64 if self._at + 1 < masters else 0
-        return following, [_text(key) for key in keys]
-
-
-class Info:
-    """A step: what every master says of itself."""
-
-    __slots__ = ("_link",)
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    def __repr__(self) -> str:
-        return "info"
-
-    def run(self) -> list[dict[str, str]]:
-        """Ask, blocking this thread."""
-        return [info_of(reply) for [reply] in self._link.on_masters("", _ask_info)]
-
-    async def arun(self) -> list[dict[str, str]]:
-        """Ask on the running loop."""
-        return [info_of(reply) for [reply] in await self._link.aon_masters("", _ask_info)]
 
 
 class Store:
@@ -197,7 +51,7 @@ class Store:
 
     def get(self, call: str) -> Get:
         """The envelope of a call, unread; None when there is none, or something foreign."""
-        return Get(self, call)
+        return Get(self.link, self.batcher, self.keys.entry(call), call)
 
     def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The envelopes of many calls, in their order."""
@@ -205,7 +59,7 @@ class Store:
         if self.link.is_cluster:
             # An MGET takes keys of one slot only, and of a hundred keys hardly two have the same: as many GETs, which
             # go out in one write per master, are no more work for it, and work while a slot is on its way.
-            return self._ask([Request(("GET", key)) for key in keys], lambda replies: [_bytes(r) for r in replies])
+            return self._ask([Request(("GET", key)) for key in keys], lambda replies: [shapes.raw(r) for r in replies])
         size = self._batch_size
         if len(keys) <= size:
             return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: replies[0] if replies else [])
@@ -223,7 +77,7 @@ class Store:
     def heads(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The headers of the envelopes of many calls, in their order; an entry may be megabytes."""
         requests = [Request(("GETRANGE", self.keys.entry(call), 0, envelope.HEADER_BYTES - 1)) for call in calls]
-        return self._ask(requests, lambda replies: [_bytes(reply) or None for reply in replies])
+        return self._ask(requests, lambda replies: [shapes.raw(reply) or None for reply in replies])
 
     # -- leases
 
@@ -246,13 +100,14 @@ class Store:
             heeds_backoff: refuse while a failure's backoff is running.
         """
         return self._ask(
-            [self._claim(call, token, lease_for, seen, expected, heeds_backoff)], lambda replies: _claim(replies[0])
+            [self._claim(call, token, lease_for, seen, expected, heeds_backoff)],
+            lambda replies: shapes.claim(replies[0]),
         )
 
     def claim_many(self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float) -> Exchange[list[Claim]]:
         """Take the leases of many `(call, token, seen)`, in one round trip."""
         requests = [self._claim(call, token, lease_for, seen, "", True) for call, token, seen in asks]
-        return self._ask(requests, lambda replies: [_claim(reply) for reply in replies])
+        return self._ask(requests, lambda replies: [shapes.claim(reply) for reply in replies])
 
     def begin(
         self, calls: Sequence[tuple[str, str, str, bytes]], *, load_for: float, is_redelivered: bool = False
@@ -266,7 +121,7 @@ class Store:
             )
             for call, token, fence, seen in calls
         ]
-        return self._ask(requests, lambda replies: [_begun(reply) for reply in replies])
+        return self._ask(requests, lambda replies: [shapes.begun(reply) for reply in replies])
 
     def release(self, names: Iterable[tuple[str, str]]) -> Exchange[int]:
         """Give back the leases of many `(call, token or fence)`; how many were ours."""
@@ -278,7 +133,7 @@ class Store:
 
     def lease(self, call: str) -> Exchange[dict[str, str]]:
         """The lease of a call as it stands: token, fence, taken_over; empty when nobody holds it."""
-        return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: _fields(replies[0]))
+        return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: shapes.fields(replies[0]))
 
     def are_claimed(self, calls: Sequence[str]) -> Exchange[list[bool]]:
         """Whether anybody holds the lease of each call."""
@@ -298,7 +153,7 @@ class Store:
 
     def failures(self, call: str) -> Exchange[dict[str, str]]:
         """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
-        return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: _fields(replies[0]))
+        return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: shapes.fields(replies[0]))
 
     # -- loads
 
@@ -387,7 +242,7 @@ class Store:
             )
             for shard in range(self.keys.shards(tag))
         ]
-        return self._ask(requests, _by_shard)
+        return self._ask(requests, shapes.by_shard)
 
     def mark_tag(self, tag: str, n: int) -> Exchange[None]:
         """Mark a tag softly invalidated; its sets stay where they are."""
@@ -398,11 +253,13 @@ class Store:
     def doomed_sets(self, tag: str) -> Exchange[list[tuple[int, str]]]:
         """All `(shard, doomed set)` of a tag."""
         shards = range(self.keys.shards(tag))
-        return self._ask([Request(("SMEMBERS", self.keys.doomed_index(tag, s))) for s in shards], _by_shard)
+        return self._ask([Request(("SMEMBERS", self.keys.doomed_index(tag, s))) for s in shards], shapes.by_shard)
 
     def doomed_chunk(self, doomed: str) -> Exchange[list[str]]:
         """Some members of a doomed set; empty when it is drained."""
-        return self._ask([Request(("ZRANGE", doomed, 0, CHUNK - 1))], lambda replies: [_text(m) for m in replies[0]])
+        return self._ask(
+            [Request(("ZRANGE", doomed, 0, CHUNK - 1))], lambda replies: [shapes.text(m) for m in replies[0]]
+        )
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
         """Delete entries and leases of calls; how many entries there were."""
@@ -448,7 +305,7 @@ class Store:
     def walk_tag(self, tag: str, shard: int, cursor: int) -> Exchange[tuple[int, list[str]]]:
         """One step of a walk through a tag set in place: `(next cursor, calls)`; it ends at cursor 0."""
         request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))
-        return self._ask([request], lambda replies: _walked(replies[0]))
+        return self._ask([request], lambda replies: shapes.walked(replies[0]))
 
     # -- replicas
 
@@ -473,7 +330,7 @@ class Store:
         """
         key, limit = self.keys.heat(loader), ("LIMIT", first, most)
         request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
-        return self._ask([request], lambda replies: _scored(replies[0]))
+        return self._ask([request], lambda replies: shapes.scored(replies[0]))
 
     def heat_of(self, loader: str, call: str) -> Exchange[float | None]:
         """The `read_at` of one call; None if it is not among the hottest."""
@@ -494,7 +351,9 @@ class Store:
     def run_ids(self) -> Exchange[tuple[str, str]]:
         """The run id that was noted last, empty for none, and that of the server that answers now."""
         requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server"))]
-        return self._ask(requests, lambda replies: (_text(replies[0] or b""), info_of(replies[1]).get("run_id", "")))
+        return self._ask(
+            requests, lambda replies: (shapes.text(replies[0] or b""), info_of(replies[1]).get("run_id", ""))
+        )
 
     def note_run_id(self, run_id: str) -> Exchange[None]:
         """Note a server's run id: another one there later says that it was restarted, or is another server."""
@@ -538,7 +397,7 @@ class Store:
     def sent(self) -> Exchange[dict[str, float]]:
         """Return when each entry of beat's schedule was last sent, seconds since the epoch."""
         request = Request(("HGETALL", self.keys.sent))
-        return self._ask([request], lambda replies: {name: float(at) for name, at in _fields(replies[0]).items()})
+        return self._ask([request], lambda replies: {name: float(at) for name, at in shapes.fields(replies[0]).items()})
 
     # -- sweeping
 
@@ -549,7 +408,7 @@ class Store:
 
     def sweep_position(self) -> Exchange[tuple[int, int]]:
         """Where the last sweep stopped: its phase and its cursor there; the beginning, if it was whole."""
-        return self._ask([Request(("GET", self.keys.sweep_position))], lambda replies: _position(replies[0]))
+        return self._ask([Request(("GET", self.keys.sweep_position))], lambda replies: shapes.position(replies[0]))
 
     def keep_sweep_position(self, position: tuple[int, int] | None) -> Exchange[None]:
         """Keep where a sweep stops; None if it was whole."""
@@ -576,60 +435,3 @@ class Store:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _text(reply: Any) -> str:
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
-
-
-def _bytes(reply: Any) -> bytes | None:
-    return reply if isinstance(reply, bytes) else None
-
-
-def _claim(reply: Any) -> Claim:
-    match _text(reply[0]):
-        case "claimed":
-            return Claimed()
-        case "moved":
-            return Moved()
-        case "held":
-            return Held(_text(reply[1]), reply[2] == 1, reply[3] == 1, max(reply[4], 0) / 1000)
-        case _:
-            return Backoff(_text(reply[1]), _text(reply[2]), reply[3] / 1000)
-
-
-def _begun(reply: Any) -> Begun | None:
-    return Begun(int(reply[1]), _bytes(reply[2])) if _text(reply[0]) == "begun" else None
-
-
-def _by_shard(replies: list[Any]) -> list[tuple[int, str]]:
-    return [(shard, _text(name)) for shard, names in enumerate(replies) for name in names]
-
-
-def _fields(reply: Any) -> dict[str, str]:
-    if isinstance(reply, dict):
-        return {_text(k): _text(v) for k, v in reply.items()}
-    if isinstance(reply, list):
-        return {_text(k): _text(v) for k, v in zip(reply[::2], reply[1::2], strict=True)}
-    return {}
-
-
-def _scored(reply: Any) -> list[tuple[str, float]]:
-    if reply and isinstance(reply[0], list | tuple):  # RESP3
-        return [(_text(member), float(score)) for member, score in reply]
-    return [(_text(member), float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
-
-
-def _ask_info(_: str) -> list[tuple[str]]:
-    return [("INFO",)]
-
-
-def _position(reply: Any) -> tuple[int, int]:
-    phase, _, cursor = _text(reply or b"").partition(":")
-    return (int(phase), int(cursor)) if phase.isdigit() and cursor.isdigit() else (0, 0)
-
-
-def _walked(reply: Any) -> tuple[int, list[str]]:
-    cursor, pairs = reply
-    members = [pair[0] for pair in pairs] if pairs and isinstance(pairs[0], list | tuple) else pairs[::2]
-    return int(cursor), [_text(member) for member in members]

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,7 +20,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-READY_WITHIN = 30.0
+READY_WITHIN = 120.0
+#: Where the kernel takes the ports of outgoing connections from.
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT = 10_000
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -237,14 +241,33 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], Non
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody uses."""
+    """Return a TCP port of 127.0.0.1 that nobody uses.
+
+    Not one that the kernel may give to an outgoing connection before the port's server is started, or while it is down.
+    """
+    ports = range(_LOWEST_PORT, _first_ephemeral())
+    for port in random.sample(ports, k=min(100, len(ports))):
+        with contextlib.suppress(OSError):
+            return _bound(port)
+    return _bound(0)
+
+
+def _first_ephemeral() -> int:
+    try:
+        first = int(_EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError):
+        first = 32768
+    return max(first, _LOWEST_PORT)
+
+
+def _bound(port: int) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.bind(("127.0.0.1", port))
+        bound: int = probe.getsockname()[1]
+        return bound
 
 
-def wait_until(condition: Callable[[], object], within: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], within: float = 60.0) -> None:
     """Return once a condition holds.
 
     Raises:

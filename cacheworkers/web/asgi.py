@@ -41,7 +41,8 @@ class Responder:
 
 async def send_answer(send: Send, sent: Answer) -> None:
     """Send an answer; the payload's bytes go to the server as they are."""
-    await send({"type": "http.response.start", "status": sent.status, "headers": sent.headers})
+    # A copy: a hot entry's answer is shared, and what a middleware adds is one response's own.
+    await send({"type": "http.response.start", "status": sent.status, "headers": list(sent.headers)})
     await send({"type": "http.response.body", "body": sent.body})
 
 

@@ -34,5 +34,6 @@ class Responder:
         """
         answer = await self._respond(request.scope, aread_json, *args, **kwargs)
         response = Response(answer.body, answer.status)
-        response.raw_headers = answer.headers
+        # A copy: a hot entry's answer is shared, and cookies or a middleware's headers are one response's own.
+        response.raw_headers = list(answer.headers)
         return response

@@ -17,6 +17,7 @@ from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, Unkn
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import Ask
 from cacheworkers.store.store import Store
+from cacheworkers.workers.priority import yield_when_nobody_waits
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.queue import AskQueue, LoaderInfo
 from cacheworkers.workers.queues import QueueState, queue_states, stamp_messages
@@ -169,7 +170,7 @@ def bind(
     `settings.WORKER` and `settings.COMMON`; no `global_keyprefix`, for it would rename queues that are not ours.
     Routes for our tasks come after its own.  Adds the upkeep tasks `cacheworkers.<name>` and their beat entries
     `cacheworkers-<name>`, unless an entry of that name is there; and disposes of inherited connections in each pool
-    child.  Publishing uses a connection of its own, with other timeouts.
+    child.  Publishing uses a connection of its own, with other timeouts.  Workers that only warm are nice.
 
     Args:
         perform: loads asks of one loader in this thread; the last argument says whether the message was redelivered.
@@ -208,6 +209,7 @@ def bind(
         if getattr(sender, "app", None) is app and name.startswith(PREFIX):
             workers.unknown(name, message)
 
+    yield_when_nobody_waits(app, config.queues, config.warm_nice)
     worker_process_init.connect(forked, weak=False)
     task_unknown.connect(unknown, weak=False)
     return workers

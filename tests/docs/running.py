@@ -34,7 +34,7 @@ import drawing  # found through the line above
 PORTS = ("8000",)
 #: Fences that are no code, but what the site's generator puts there.
 DIRECTIVES = ("{eval-rst}", "{generated}", "{include}", "{toctree}")
-UP_WITHIN = 60.0
+UP_WITHIN = 120.0
 
 
 class Page:
@@ -148,7 +148,7 @@ class Page:
         kept = self._directory / ".env"
         script = "\n".join(["set -e", *map(self._moved, lines), f"env -0 > {kept}"])
         done = subprocess.run(
-            ["bash", "-c", script], cwd=self._directory, env=self._env, capture_output=True, text=True, timeout=120
+            ["bash", "-c", script], cwd=self._directory, env=self._env, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
         self._env = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if pair)
@@ -181,7 +181,7 @@ class Page:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -38,6 +39,8 @@ def test_a_fresh_entry(cache: Cache) -> None:
 def test_what_memory_would_answer(cache: Cache) -> None:
     number = declared(cache)
     number.get(1)
+    wait_until(lambda: cache._ports.listener.is_up)
+    assert cache._ports.listener.barrier(60.0).run()  # no push comes late
     wait_until(lambda: number.read(1).tier == "l1")
     number.get(1)
 
@@ -101,6 +104,19 @@ def test_nothing_is_loaded_counted_or_claimed(cache: Cache, events: list[Any]) -
 
     assert events == []
     assert number.peek(2) is None
+
+
+def test_a_loader_and_its_arguments_name_the_call(cache: Cache) -> None:
+    """As a read of it would be written; or its text."""
+    number = declared(cache)
+
+    found = [cache.explain(number, 1), cache.explain(number, n=1), asyncio.run(cache.aexplain(number, 1))]
+
+    assert {each.call for each in found} == {"number[1]"}
+    with pytest.raises(CallError):
+        cache.explain(number)
+    with pytest.raises(CallError, match="a call's text alone"):
+        cache.explain("number[1]", 1)
 
 
 def test_what_is_no_call_is_refused(cache: Cache) -> None:

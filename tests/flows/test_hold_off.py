@@ -186,6 +186,7 @@ def test_without_a_stale_period_who_waited_has_it_and_the_next_read_loads(
     wait_until(lambda: shop.price.read(1).tier == "l1")
     shop.commit(1, 2)
     shop.invalidation(1).finish()
+    wait_until(lambda: shop.ports.l1.get("price[1]") is None)
 
     assert shop.price.get(1) == 1  # within the lag nobody can have the new one
     shop.pass_time()

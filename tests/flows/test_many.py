@@ -39,10 +39,16 @@ def priced(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
     return prices, loads
 
 
+def hear_all(cache: Cache) -> None:
+    """Return once the listener is up, and has heard of all that was written."""
+    wait_until(lambda: cache._ports.listener.is_up)
+    assert cache._ports.listener.barrier(60.0).run()
+
+
 def test_what_many_found_in_the_store_is_in_memory_afterwards(cache: Cache, many: Any) -> None:
     prices, loads = priced(cache)
     prices.get_many([1, 2])
-    wait_until(lambda: cache._ports.gate.is_coherent)
+    hear_all(cache)
     cache._ports.l1.clear()
 
     assert many(prices, [1, 2]) == {1: 10, 2: 20}
@@ -66,7 +72,7 @@ def test_a_push_between_the_get_and_the_fill_keeps_the_old_value_out(cache: Cach
     prices, _ = priced(cache)
     prices.get_many([1, 2])
     ports = cache._ports
-    wait_until(lambda: ports.gate.is_coherent)
+    hear_all(cache)
     ports.l1.clear()
     flow = prices._many([1, 2])
     found = next(flow).run()  # the GET

@@ -18,7 +18,8 @@ from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
 from cacheworkers.flows import sweep as sweeping
 from cacheworkers.local.l1 import L1
-from cacheworkers.store.store import Registered, Store
+from cacheworkers.store.shapes import Registered
+from cacheworkers.store.store import Store
 
 
 def never_conflicts(patch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
 from cacheworkers.flows.read import Wanted, read
-from cacheworkers.store.store import Claimed, Registered, Snapshot
+from cacheworkers.store.shapes import Claimed, Registered, Snapshot
 from cacheworkers.testing import Stepper
 
 AT_ONCE = 3

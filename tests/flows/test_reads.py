@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_load_slower_than_the_wait_is_not_restarted_by_its_readers(cache: Cache)
     @cache.loader(wait_for=0.02)
     def slow(load: Load) -> int:
         loads.append(1)
-        assert go.wait(20)
+        assert go.wait(60)
         return 5
 
     for _ in range(5):
@@ -197,7 +198,7 @@ def test_bulkhead_bounds_the_loads_of_this_process(make_cache: Any) -> None:
     @cache.loader(wait_for=0, load_for=0.2)
     def slow(load: Load, n: int) -> int:
         begun.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return n
 
     cache._ports.dispatcher = Stuck()
@@ -208,7 +209,7 @@ def test_bulkhead_bounds_the_loads_of_this_process(make_cache: Any) -> None:
 
     first = threading.Thread(target=read_first)
     first.start()
-    assert begun.wait(20)
+    assert begun.wait(60)
 
     with pytest.raises(BulkheadFull):
         slow.get(2)
@@ -236,7 +237,7 @@ def test_l1_serves_while_the_store_is_gone_and_is_emptied_when_it_is_back(events
         number, loads = counted(cache)
         number.get(1)
         wait_until(lambda: cache._ports.listener.is_up)
-        number.get(1)
+        assert cache._ports.listener.barrier(60.0).run()  # no push comes late
         wait_until(lambda: number.read(1).tier == "l1")
         server.kill()
         wait_until(lambda: not cache._ports.listener.is_up)
@@ -407,7 +408,7 @@ def test_cancelled_reader_gives_its_place_to_another(cache: Cache) -> None:
 
     @cache.loader()
     def slow(load: Load) -> int:
-        assert go.wait(20)
+        assert go.wait(60)
         return 5
 
     async def go_on() -> int:
@@ -449,6 +450,7 @@ def test_a_closed_cache_hears_no_pushes_so_its_memory_does_not_answer(cache: Cac
 
     cache.close()
 
+    cache._ports.gate.heard(time.monotonic())  # its thread was about to say so
     assert not cache._ports.listener.is_up
     assert cache._ports.gate.heard_at == NEVER
 

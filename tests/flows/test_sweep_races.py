@@ -23,7 +23,7 @@ from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
 from cacheworkers.flows.sweep import sweep
-from cacheworkers.store.store import Claimed
+from cacheworkers.store.shapes import Claimed
 from cacheworkers.testing import Stepper, Valkey
 
 AT_ONCE = 3

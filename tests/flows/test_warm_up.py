@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, CallError, ConfigError, Load, UnknownLoader, WarmUp
+from cacheworkers.events import Event, Loaded
 from cacheworkers.flows.warm import Queued
 from cacheworkers.local.clock import StoreClock
+from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
+
+
+@pytest.fixture(autouse=True)
+def quick_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No load of these tests is slow, however long this machine takes for it."""
+    monkeypatch.setattr("cacheworkers.local.throttle.SLACK", 3600.0)
 
 
 def texts(cache: Cache, loader: str, keys: Any) -> list[str]:
@@ -92,11 +100,11 @@ def test_a_call_that_somebody_else_is_loading_is_waited_for(make_cache: MakeCach
         @cache.loader(fresh_for=300)
         def slow(load: Load, n: int) -> int:
             begun.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
             return n
 
     assert other.warm_many("slow", [1]).asked == 1
-    assert begun.wait(20)
+    assert begun.wait(60)
     seen: list[int] = []
 
     def look(state: WarmUp) -> None:
@@ -123,20 +131,28 @@ class Clock(StoreClock):
         return self.at
 
 
-def test_the_rate_is_kept(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the job's own time: 500 calls at 100 a second take five seconds."""
+def test_the_rate_is_kept(cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the job's own time, of which loads take none: 500 calls at 100 a second take five seconds."""
     batched(cache)
     clock = Clock()
     monkeypatch.setattr(cache._ports, "clock", clock)
     began = clock.at
+    dispatcher = cache._ports.dispatcher
+    submit_all, taken = dispatcher.submit_all, []
+
+    def submitted(asks: Any) -> int:
+        taken.append(submit_all(asks))
+        return taken[-1]
+
+    monkeypatch.setattr(dispatcher, "submit_all", submitted, raising=False)
 
     class Pause:
         def __init__(self, seconds: float) -> None:
             self._seconds = seconds
 
         def run(self) -> None:
+            wait_until(lambda: sum(isinstance(event, Loaded) for event in events) == sum(taken))
             clock.at += self._seconds
-            time.sleep(0.0005)  # lets the workers' threads have the interpreter
 
     monkeypatch.setattr("cacheworkers.cache.Pause", Pause)
 
@@ -291,3 +307,62 @@ def test_a_message_that_is_lost_is_sent_again_a_few_times(
     done = cache.warm_up("number", texts(cache, "number", [7]))
 
     assert (done.loaded, done.failed) == (loaded, 1 - loaded)
+
+
+def test_a_call_whose_message_is_still_queued_is_not_lost(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that another loader holds up get to it, though its lease has run out; asked for again it fails none."""
+    batched(cache)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_EVERY", 0.01)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.ASK_EVERY", 0.01)
+    store, dispatcher = cache._ports.store, cache._ports.dispatcher
+    submit_all, queued, looks = dispatcher.submit_all, [], 0
+
+    class Look:
+        def run(self) -> Queued:
+            return Queued(0, len(queued))
+
+    def queue(asks: Any) -> int:
+        queued.extend(asks)
+        store.release([(ask.call, ask.token) for ask in asks]).run()  # as a lease that runs out
+        return len(asks)
+
+    def look(state: WarmUp) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 50:
+            monkeypatch.setattr(dispatcher, "submit_all", submit_all, raising=False)
+            taken, queued[:] = queued[:], []
+            submit_all(taken)
+
+    monkeypatch.setattr(dispatcher, "submit_all", queue, raising=False)
+    monkeypatch.setattr(cache._process, "queued", Look)
+
+    done = cache.warm_up("number", texts(cache, "number", [7]), progress=look)
+
+    assert (done.loaded, done.failed) == (1, 0)
+
+
+def test_what_was_lost_is_asked_for_after_all_others(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that kills its worker, again and again, does so when the others are there."""
+    asked: list[str] = []
+    batched(cache)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_EVERY", 0.0)
+    dispatcher = cache._ports.dispatcher
+    submit_all = dispatcher.submit_all
+
+    def lose_the_first(asks: Any) -> int:
+        asked.extend(ask.call for ask in asks)
+        for ask in asks:
+            if ask.call == "number[0]":
+                cache._process.undelivered([ask])
+                cache._process._undeliverable_until = 0.0
+        submit_all([ask for ask in asks if ask.call != "number[0]"])
+        return len(asks)
+
+    monkeypatch.setattr(dispatcher, "submit_all", lose_the_first, raising=False)
+
+    done = cache.warm_up("number", texts(cache, "number", range(30)), at_once=1)
+
+    assert (done.loaded, done.failed, done.failures) == (29, 1, ["number[0]"])
+    assert asked[:30] == texts(cache, "number", range(30))
+    assert set(asked[30:]) == {"number[0]"}

@@ -14,10 +14,19 @@ from typing import Any
 import psycopg
 import pytest
 
+from cacheworkers.ops.doctor import diagnose, log_diagnosis
 from cacheworkers.testing import Postgres, Valkey
 from cacheworkers.testing.servers import wait_until
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def patience(patient_publisher: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a busy machine answers late is not away: neither for the publisher nor for the doctor."""
+    for look in (diagnose, log_diagnosis):
+        defaults: Any = look.__kwdefaults__
+        monkeypatch.setitem(defaults, "within", 60.0)
 
 
 class Shop:
@@ -42,7 +51,7 @@ class Shop:
                 words, cwd=HERE, env={**os.environ, **self.env, **env}, stdout=out, stderr=out, start_new_session=True
             )
         self.workers.append(worker)
-        wait_until(lambda: " ready." in log.read_text() or worker.poll() is not None, 60)
+        wait_until(lambda: " ready." in log.read_text() or worker.poll() is not None, 120)
         assert worker.poll() is None, log.read_text()
         return worker
 

@@ -54,7 +54,7 @@ class LocalContainer:
         if number == 9:
             self._process.wait()
 
-    def restart(self, timeout: float = 10) -> None:
+    def restart(self, timeout: float = 60) -> None:
         """Stop as `docker restart` does, with SIGTERM and then SIGKILL, and start again."""
         if self.status == "running":
             self._process.terminate()
@@ -77,10 +77,10 @@ class LocalWorker(CeleryWorkerContainer):
     """A worker on this machine.  Its readiness is looked for often, instead of once a second."""
 
     def ready(self) -> bool:
-        wait_until(lambda: self.ready_prompt in self.logs() or self.status == "exited", 60)
+        wait_until(lambda: self.ready_prompt in self.logs() or self.status == "exited")
         return bool(super().ready())
 
-    def restart(self, timeout: float = 10) -> None:
+    def restart(self, timeout: float = 60) -> None:
         self._container.restart(timeout)
         self.ready()
 

@@ -33,13 +33,15 @@ def product(load: Load, product_id: int) -> int:
     return _price(load, product_id)
 
 
-@cache.loader(fresh_for=300, load_for=2, wait_for=20, tags=("product:{product_id}",))
+@cache.loader(
+    fresh_for=300, load_for=float(os.environ.get("LEASE_TIME", "2")), wait_for=300, tags=("product:{product_id}",)
+)
 def patient(load: Load, product_id: int) -> int:
     """Its readers wait for longer than a lease lasts: a worker that dies with it costs them time, and no error."""
     return _price(load, product_id)
 
 
-@cache.loader(load_for=4, wait_for=60, on_timeout="raise")
+@cache.loader(load_for=4, wait_for=300, on_timeout="raise")
 def deadly(load: Load) -> int:
     """Kills the first worker that runs it; a reader must not."""
     flag = os.environ["FLAG"]
@@ -56,7 +58,7 @@ def writes(load: Load) -> int:
     return 1
 
 
-@cache.loader(load_for=2, wait_for=60, on_timeout="raise")
+@cache.loader(load_for=2, wait_for=300, on_timeout="raise")
 def poison(load: Load) -> int:
     """Kills every worker that runs it; readers must not."""
     os.kill(os.getpid(), 9)
@@ -71,6 +73,15 @@ def gauge(load: Load, n: int) -> int:
     load.session.execute(text("SELECT pg_sleep(:s)"), {"s": float(os.environ.get("GAUGE_TIME", "0"))})
     found = load.session.execute(text("SELECT price FROM product WHERE id = :n"), {"n": n}).scalar_one()
     return int(found)
+
+
+@cache.loader(fresh_for=300, load_for=60, wait_for=0.3)
+def held(load: Load, n: int) -> int:
+    """Says that it has begun, and goes on when it is told to; readers wait for less."""
+    open(os.environ["STARTED"], "w").close()
+    while not os.path.exists(os.environ["GO"]):
+        time.sleep(0.01)
+    return int(load.session.execute(text("SELECT price FROM product WHERE id = :n"), {"n": n}).scalar_one())
 
 
 if os.environ.get("OWN_METRICS_PORT"):

@@ -24,8 +24,8 @@ QUEUES = "cw.miss,cw.revalidate,cw.warm,cw.upkeep"
 
 
 @pytest.fixture
-def here(shop: Callable[..., Any]) -> Any:
-    made = shop(LOAD_TIME="0.02")
+def here(shop: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
+    made = shop(LOAD_TIME="0.02", LEASE_TIME=getattr(request, "param", "2"))
     made.sql("INSERT INTO product SELECT i, i * 10 FROM generate_series(201, 50000) i")
     return made
 
@@ -81,12 +81,12 @@ class Readers:
         finally:
             self._is_over.set()
             for thread in threads:
-                thread.join(60)
+                thread.join()
 
     def go_on(self) -> None:
         """Return when some more have been read."""
         enough = self.done + 6
-        wait_until(lambda: self.done >= enough, 60)
+        wait_until(lambda: self.done >= enough)
 
     def _read(self) -> None:
         while not self._is_over.is_set():
@@ -101,16 +101,17 @@ class Readers:
             self.done += 1
 
 
+@pytest.mark.parametrize("here", ["60"], indirect=True)
 def test_a_rolling_restart_costs_no_read_and_no_load(here: Any, celery_setup: CeleryTestSetup) -> None:
     """Each worker in turn ends what it has begun, as a deploy asks of it; what it had taken, the other gets."""
-    assert celery_setup.ready(control=True)
+    wait_until(lambda: celery_setup.ready(control=True))
     readers = Readers(here.module.patient)
 
     with readers.reading():
         for node in celery_setup.worker_cluster:
             readers.go_on()
             node.restart()
-            wait_until(lambda node=node: "Task cacheworkers.load.patient" in node.logs(), 60)
+            wait_until(lambda node=node: "Task cacheworkers.load.patient" in node.logs())
 
     assert readers.wrong == []
     assert here.loads() == readers.done, "each product was loaded once"
@@ -129,4 +130,4 @@ def test_a_killed_worker_costs_no_read(here: Any, celery_setup: CeleryTestSetup)
             node.container.restart()
 
     assert readers.wrong == []
-    assert celery_setup.ready(control=True)
+    wait_until(lambda: celery_setup.ready(control=True))

@@ -68,12 +68,14 @@ def cli(tmp_path: Path, valkey: Valkey) -> Run:
 
 
 @pytest.fixture
-def warm(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
-    """A thousand and one numbers are stored."""
-    code = "import shop; shop.number.get_many(range(1, 1002)); shop.cache.tell_heat(); shop.cache.close()"
-    env = {**os.environ, "REDIS_URL": valkey.url}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def warm(cli: Run, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand and one numbers are stored, by the same module in this process."""
+    monkeypatch.setenv("REDIS_URL", valkey.url)
+    shop: dict[str, Any] = {"__name__": "shop"}
+    exec((tmp_path / "shop.py").read_text(), shop)
+    shop["number"].get_many(range(1, 1002))
+    shop["cache"].tell_heat()
+    shop["cache"].close()
 
 
 def parsed(done: subprocess.CompletedProcess[str]) -> Any:
@@ -194,7 +196,7 @@ def test_it_warms_what_was_hot_and_gates_a_deploy(cli: Run, warm: None) -> None:
         (("number", "1", "--max-rate", "-1"), "max_rate must be more than 0"),
         (("number", "--file", "nowhere.txt"), "nowhere.txt cannot be read"),
         (("number", "--sql", "SELECT 1"), "no session that this cache watches"),
-        (("number", "x"), "key 1: 'x' is neither arguments as JSON"),
+        (("number", "x"), "key 1: 'x' is neither arguments as JSON, 42 or \"lamp\", nor a call of number\n"),
     ],
 )
 def test_a_warm_up_that_cannot_be_says_why(cli: Run, words: tuple[str, ...], message: str) -> None:
@@ -234,7 +236,7 @@ def test_stats_go_on_on_a_terminal_until_told_to_end(cli: Run, warm: None, tmp_p
     while shown.count(b"commands/s") < 2:
         shown += os.read(ours, 65536)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     os.close(ours)
 
 
@@ -247,7 +249,7 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     process = subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert str(port) in process.stderr.readline().decode()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         assert b'cacheworkers_answers{server="store"} 1.0' in answer.read()
 
     second = cli("exporter", "--port", str(port))
@@ -258,7 +260,7 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     assert foreign.returncode == 1 and "address and port must be ours" in foreign.stderr
     assert beyond.returncode == 2 and "65536 is not in the range" in beyond.stderr
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     process.stderr.close()
 
 
@@ -332,10 +334,22 @@ def test_help_needs_no_cache(cli: Run) -> None:
         (("explain", "nobody[1]"), "shop:cache", "declared are number"),
         (("explain", "number[1]"), "nowhere:cache", "No module named 'nowhere'"),
         (("explain", "number[1]"), "shop:wrong", "is a int"),
-        (("drain",), "shop:cache", "engine"),
+        (("drain",), "shop:cache", "this cache watches no sessions, so it has no outbox to drain"),
+        (("explain", "number[1]"), "broken:cache", "broken cannot be imported: KeyError: 'DSN', in broken.py, line 2"),
+        (("explain", "number[1]"), "unset:cache", "unset cannot be imported: ConfigError: l1_for must be >= 0"),
+        (("explain", "number[1]"), "typo:cache", "typo cannot be imported: SyntaxError: "),
+        (("explain", "number[1]"), "needs:cache", "needs cannot be imported: ModuleNotFoundError: No module named 'no"),
+        (("explain", "number[1]"), ":cache", "--app must be module:name of a Cache, got ':cache'"),
+        (("explain", "number[1]"), "./shop.py", "--app must be module:name of a Cache, got './shop.py'"),
     ],
 )
-def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message: str) -> None:
+def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message: str, tmp_path: Path) -> None:
+    """Also those of the module that makes the cache: what it says, and in which of its lines."""
+    (tmp_path / "broken.py").write_text("settings = {}\ncache = settings['DSN']\n")
+    (tmp_path / "unset.py").write_text("from cacheworkers import Cache, Config\ncache = Cache(Config(l1_for=-1))\n")
+    (tmp_path / "typo.py").write_text("def (\n")
+    (tmp_path / "needs.py").write_text("import nothing_of_this_name\n")
+
     done = cli(*words, app=app)
 
     assert done.returncode == 1
@@ -354,6 +368,21 @@ def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_p
     for line in (2, 3, 4, 5):
         assert f"{file}:{line}: " in done.stderr
     assert "other[2]" in done.stderr
+    assert """'{"n"' is neither arguments as JSON, 42 or "lamp", nor a call of number\n""" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_line_that_is_no_text_is_a_bad_row_and_the_rest_goes_on(cli: Run, tmp_path: Path) -> None:
+    """A file may begin with a byte order mark, and end its lines as Windows does."""
+    file = tmp_path / "numbers.txt"
+    file.write_bytes(b"\xef\xbb\xbf1\r\n\xff\xfe\r\n\x00\n2\r\n")
+
+    done = cli("--json", "warm", "number", "--file", str(file))
+
+    found = json.loads(done.stdout)
+    assert (found["calls"], found["loaded"], found["bad"]) == (2, 2, 2)
+    assert f"{file}:2: b'\\xff\\xfe\\r\\n' is no UTF-8: invalid start byte at byte 0" in done.stderr
+    assert f"{file}:3: " in done.stderr
     assert done.returncode == 1
 
 
@@ -389,9 +418,9 @@ def test_a_warm_up_that_was_killed_goes_on_where_it_was(cli: Run, tmp_path: Path
     file = tmp_path / "numbers.txt"
     file.write_text("".join(f"{n}\n" for n in range(300)))
     words = [str(Path(sys.executable).parent / "cacheworkers"), "--app", "shop:cache", "warm", "number"]
-    words += ["--file", str(file), "--max-rate", "100"]
+    words += ["--file", str(file), "--max-rate", "1"]  # so slow that it cannot be done before it is killed
     process = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "REDIS_URL": valkey.url})
-    wait_until(lambda: cli("get", "number[299]").returncode == 0 or cli("get", "number[0]").returncode == 0, 60)
+    wait_until(lambda: cli("get", "number[0]").returncode == 0, 60)
     process.kill()
     process.wait()
 
@@ -415,3 +444,40 @@ def test_what_was_hot_is_warmed_under_a_new_version(cli: Run, warm: None, tmp_pa
     assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 0
     assert parsed(cli("--json", "invalidate", f"n:{number}"))["entries"] == 2
     assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 1
+
+
+def test_the_exporter_ends_when_its_container_is_stopped(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
+    """SIGTERM is to a container what Ctrl-C is to a terminal."""
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "exporter", "--port", "0"]
+    env = {**os.environ, "REDIS_URL": valkey.url}
+    with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None and b"metrics at" in process.stderr.readline()
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(60) == 0
+
+
+def test_a_list_that_is_cut_says_so(cli: Run, warm: None) -> None:
+    """Two of a thousand are not taken for all; on stderr, so that JSON stays JSON."""
+    cut, whole = cli("--json", "tag", "all", "--most", "2"), cli("--json", "tag", "n:7", "--most", "1")
+
+    assert len(parsed(cut)) == 2
+    assert "more have it than --most 2" in cut.stderr and "invalidate all --dry-run" in cut.stderr
+    assert len(parsed(whole)) == 1 and whole.stderr == ""
+
+
+def test_stats_end_with_their_terminal(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
+    """A terminal that is gone without a signal: nobody looks any more, and the store is left alone."""
+    ours, theirs = pty.openpty()
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--every", "0.1"]
+    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "xterm"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b"commands/s" not in shown:
+        shown += os.read(ours, 65536)
+
+    os.close(ours)
+
+    process.wait(60)

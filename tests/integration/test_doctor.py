@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def client(store: Valkey) -> Iterator[redis.Redis]:
 
 def looked(url: str, **options: Any) -> dict[str, Finding]:
     """What a cache's doctor says: check -> its worst finding."""
-    config = {name: options.pop(name) for name in ("replay_for",) if name in options}
+    config = {name: options.pop(name) for name in ("store_timeout",) if name in options}
     made = {name: options.pop(name) for name in ("sessions",) if name in options}
     cache = Cache(Config(redis_url=url, **config), **made)
     try:
@@ -92,7 +93,8 @@ def test_a_look_leaves_nothing_behind(store: Valkey, client: redis.Redis) -> Non
     """Probe keys are deleted, or gone within a second."""
     looked(store.url)
 
-    assert all(0 < client.pttl(key) <= 1000 for key in client.keys("*"))
+    left = [client.pttl(key) for key in client.keys("*")]
+    assert -1 not in left and max(left, default=0) <= 1000
 
 
 def configure(**settings: Any) -> Callable[[redis.Redis], None]:
@@ -189,12 +191,31 @@ def test_a_replica_is_found(store: Valkey, client: redis.Redis) -> None:
     assert found["store-replica"].level == "error"
 
 
+def test_a_push_is_found_by_a_process_that_was_paused(store: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For longer than pushes are waited for, after its own write: an hour passes between any two lines."""
+    hours = itertools.count()
+    monkeypatch.setattr("cacheworkers.store.probe.time", SimpleNamespace(monotonic=lambda: 3600.0 * next(hours)))
+    monkeypatch.setattr("cacheworkers.store.probe.LAST_LOOK_FOR", 20.0)
+
+    (found,) = check_pushes(Config(redis_url=store.url))
+
+    assert found.level == "ok"
+
+
+def test_an_answer_that_took_long_is_no_skew(store: Valkey) -> None:
+    hours = itertools.count()
+
+    found = looked(store.url, now=lambda: time.time() + 3600 * (next(hours) - 1))["clock-skew"]
+
+    assert found.level == "ok"
+
+
 def test_skewed_clocks_are_found(store: Valkey) -> None:
     ahead = looked(store.url, now=lambda: time.time() + 10)["clock-skew"]
     near = looked(store.url, now=lambda: time.time() + 1)["clock-skew"]
 
     assert (ahead.level, near.level) == ("warning", "ok")
-    assert "-10.0" in ahead.what
+    assert re.search(r"is -(8|9|10)\.\d\d s", ahead.what)
 
 
 # -- rights
@@ -336,7 +357,7 @@ def test_a_store_that_is_down_is_one_finding(store: Valkey) -> None:
 def test_a_frozen_store_is_one_finding(store: Valkey) -> None:
     store.pause()
 
-    assert bad(looked(store.url)) == {"store-away": "error"}
+    assert bad(looked(store.url, store_timeout=1.0)) == {"store-away": "error"}
 
 
 def test_a_wrong_password_is_said(store: Valkey, client: redis.Redis) -> None:
@@ -440,7 +461,7 @@ def test_a_row_that_waits_for_long_is_found(watched: Cache) -> None:
 
     assert bad(before) == {}
     assert bad(found) == {"outbox-lag": "warning"}
-    assert "1 rows wait, the oldest for 60." in found["outbox-lag"].what
+    assert re.search(r"1 rows wait, the oldest for [67]\d\.", found["outbox-lag"].what)
 
 
 def test_missing_and_outdated_triggers_are_found(watched: Cache) -> None:
@@ -471,10 +492,10 @@ def test_a_database_that_never_answers_costs_the_timeout(store: Valkey) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         engine = create_engine(f"postgresql+psycopg://shop@127.0.0.1:{silent.getsockname()[1]}/shop")
 
-        found = looked(store.url, sessions=sessionmaker(engine), within=2.0)
+        found = looked(store.url, sessions=sessionmaker(engine), within=4.0)
 
     assert bad(found) == {"database-away": "error"}
-    assert "no answer to database within 2 s" in found["database-away"].what
+    assert "no answer to database within 4 s" in found["database-away"].what
     assert set(found) == STORE_RULES | {"database-away"}
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from cacheworkers import Config
+from cacheworkers.ops.doctor.store_checks import check_beat
 from cacheworkers.testing import Valkey
 
 MODULE = """
@@ -122,3 +124,11 @@ def test_help_tells_the_statuses(cli: Run) -> None:
     told = " ".join(cli("--help").stdout.split())
 
     assert "Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error." in told
+
+
+def test_upkeep_that_was_not_due_yet_is_told_apart(store: Valkey) -> None:
+    """Beat that has just been started has left no sign either: the finding says when to look again."""
+    (found,) = check_beat(Config(redis_url=store.url), [("sweep", 60.0)])
+
+    assert found.level == "warning"
+    assert found.what.endswith("is due every 60 s; if beat has just been started, look again then")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,18 @@ def still(cache: Cache) -> dict[str, str]:
     return bad(diagnose(cache, is_running=False))
 
 
+def looked_until(cache: Cache, is_so: Callable[[list[Finding]], bool]) -> list[Finding]:
+    """Look until something is found: workers on a busy machine may take longer to answer than a look waits."""
+    looks: list[list[Finding]] = []
+
+    def look() -> bool:
+        looks.append(diagnose(cache))
+        return is_so(looks[-1])
+
+    wait_until(look)
+    return looks[-1]
+
+
 def test_a_good_set_up_has_no_finding(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
     """Everything there is to look at is looked at, and nothing is worth a note."""
     here = shop(REDIS_URL=store.url, BROKER_URL=broker.url)
@@ -86,11 +99,10 @@ def test_a_good_set_up_has_no_finding(shop: MakeShop, store: Valkey, broker: Val
     here.worker("-B", "-c", "1", "-s", str(here.tmp_path / "schedule"), CACHEWORKERS_SWEEP_EVERY="1")
     with redis.Redis.from_url(store.url) as client:
         tasks = {"sweep", "drain_outbox", "warm"}
-        wait_until(lambda: all(client.exists(f"cw:beat:{task}") for task in tasks), 30)
+        wait_until(lambda: all(client.exists(f"cw:beat:{task}") for task in tasks))
 
-    findings = diagnose(module.cache)
+    findings = looked_until(module.cache, lambda findings: bad(findings) == {})
 
-    assert bad(findings) == {}
     seldom = {"shared-memory", "persistence-none", "check-failed"}
     assert {rule.check for rule in RULES} - set(worst(findings)) == seldom
     assert {finding.what.split()[0] for finding in findings if finding.check == "beat"} == tasks
@@ -111,7 +123,7 @@ def test_beat_that_stopped_is_found(make: Callable[..., Cache], store: Valkey) -
         "warm": "ok",
         "drain_outbox": "warning",
     }
-    assert "last ran 600." in beat["sweep"].what
+    assert re.search(r"last ran 6[01]\d\.", beat["sweep"].what)
     assert "no sign" in beat["drain_outbox"].what
 
 
@@ -133,9 +145,11 @@ def test_queues_without_a_worker_are_found(shop: MakeShop, store: Valkey, broker
     here = shop(REDIS_URL=store.url, BROKER_URL=broker.url)
     here.worker("-c", "1", "-X", "cw.warm,cw.upkeep")
 
-    unserved = {f.what.split()[0]: f.level for f in diagnose(here.module.cache) if f.check == "queue-unserved"}
+    def unserved(findings: list[Finding]) -> dict[str, str]:
+        return {f.what.split()[0]: f.level for f in findings if f.check == "queue-unserved"}
 
-    assert unserved == {"cw.miss": "ok", "cw.revalidate": "ok", "cw.warm": "warning", "cw.upkeep": "warning"}
+    expected = {"cw.miss": "ok", "cw.revalidate": "ok", "cw.warm": "warning", "cw.upkeep": "warning"}
+    looked_until(here.module.cache, lambda findings: unserved(findings) == expected)
 
 
 def test_a_worker_of_an_older_deploy_is_found(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
@@ -146,10 +160,9 @@ def test_a_worker_of_an_older_deploy_is_found(shop: MakeShop, store: Valkey, bro
     def brand_new(load: Load, n: int) -> int:
         return n
 
-    found = worst(diagnose(here.module.cache))["loader-unknown"]
+    findings = looked_until(here.module.cache, lambda findings: bad(findings).get("loader-unknown") == "warning")
 
-    assert found.level == "warning"
-    assert "does not know brand_new" in found.what
+    assert "does not know brand_new" in worst(findings)["loader-unknown"].what
 
 
 def test_a_backlog_is_found(make: Callable[..., Cache], broker: Valkey) -> None:

@@ -41,13 +41,13 @@ class Flower:
         if login:
             request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 body = answer.read().decode()
                 is_json = "json" in answer.headers.get("Content-Type", "")
                 return answer.status, json.loads(body) if is_json else body
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
-        except urllib.error.URLError as error:
+        except OSError as error:
             return 0, str(error)
 
 
@@ -60,7 +60,7 @@ def flower(shop: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., t
         made = shop()
         log = tmp_path / "flower.log"
         started.append(Flower(made.env, log, **more))
-        wait_until(lambda: started[-1].ask("/healthcheck")[0] == 200 or started[-1].process.poll() is not None, 60)
+        wait_until(lambda: started[-1].ask("/healthcheck")[0] == 200 or started[-1].process.poll() is not None, 120)
         return made, started[-1]
 
     yield start
@@ -70,7 +70,9 @@ def flower(shop: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., t
 
 
 def worker_names(flower: Flower) -> list[str]:
-    return [name for name, seen in flower.ask("/api/workers?refresh=1")[1].items() if seen.get("active_queues")]
+    """Workers that have answered it; one that is busy may be late."""
+    status, answer = flower.ask("/api/workers?refresh=1")
+    return [name for name, seen in answer.items() if seen.get("active_queues")] if status == 200 else []
 
 
 def queue_lengths(flower: Flower) -> dict[str, int]:
@@ -82,7 +84,7 @@ def queue_lengths(flower: Flower) -> dict[str, int]:
 def test_it_does_not_start_without_a_password(flower: Callable[..., Any], login: str) -> None:
     _, started = flower(FLOWER_BASIC_AUTH=login)
 
-    assert started.process.wait(30) == 1
+    assert started.process.wait(60) == 1
     assert "FLOWER_BASIC_AUTH=user:password" in started.log.read_text()
 
 
@@ -104,8 +106,8 @@ def test_tasks_are_loaders_and_show_their_calls(flower: Callable[..., Any]) -> N
     assert made.module.product.get(7) == 70
 
     def tasks() -> list[Any]:
-        found = started.ask("/api/tasks?taskname=cacheworkers.load.product")[1]
-        return [task for task in found.values() if task["state"] == "SUCCESS"]
+        status, found = started.ask("/api/tasks?taskname=cacheworkers.load.product")
+        return [task for task in found.values() if task["state"] == "SUCCESS"] if status == 200 else []
 
     wait_until(tasks)
     [task] = tasks()
@@ -121,30 +123,38 @@ def test_queue_lengths_are_those_of_the_broker(flower: Callable[..., Any]) -> No
     made.worker("-c", "1", "-E", LOAD_TIME="600")
     redis = made.module.cache._ports.store.link.client()
     names = [f"cw.{kind}" for kind in ("miss", "revalidate", "warm", "upkeep")]
+
+    def lengths() -> dict[str, int]:
+        return {name: redis.llen(name) for name in names}
+
     wait_until(lambda: worker_names(started) and sorted(queue_lengths(started)) == sorted(names))
 
-    for number in range(1, 6):
+    for number in range(1, 51):
         assert made.module.product.revalidate(number)
 
-    wait_until(lambda: redis.llen("cw.miss") == 4)
-    wait_until(lambda: queue_lengths(started) == {name: redis.llen(name) for name in names})
-    assert queue_lengths(started)["cw.miss"] == 4
+    def are_equal() -> bool:
+        before = lengths()
+        return 0 < before["cw.miss"] < 50 and queue_lengths(started) == before == lengths()
+
+    wait_until(are_equal)
 
 
 def test_a_rate_limit_throttles_one_loader_alone(flower: Callable[..., Any]) -> None:
     made, started = flower(FLOWER_BASIC_AUTH=LOGIN)
     made.worker("-c", "1", "-E")
-    wait_until(lambda: worker_names(started))
-    [worker] = worker_names(started)
+    workers: list[str] = []
+    wait_until(lambda: workers or workers.extend(worker_names(started)))
+    [worker] = workers
 
-    status, answer = started.ask("/api/task/rate-limit/cacheworkers.load.product", workername=worker, ratelimit="6/m")
+    def is_limited(to: str) -> bool:
+        path = "/api/task/rate-limit/cacheworkers.load.product"
+        return bool(started.ask(path, workername=worker, ratelimit=to)[0] == 200)
 
-    assert status == 200, answer
+    wait_until(lambda: is_limited("6/m"))
     made.module.product.revalidate(1)
     made.module.product.revalidate(2)
     wait_until(lambda: made.module.product.peek(1))
     assert made.module.gauge.get(3) == 30  # another loader goes on meanwhile
     assert made.module.product.peek(2) is None, "the second load of this loader has to wait for its tenth second"
-    status, _ = started.ask("/api/task/rate-limit/cacheworkers.load.product", workername=worker, ratelimit="1000/s")
-    assert status == 200
-    wait_until(lambda: made.module.product.peek(2), 30)
+    wait_until(lambda: is_limited("1000/s"))
+    wait_until(lambda: made.module.product.peek(2))

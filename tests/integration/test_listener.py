@@ -24,7 +24,7 @@ from cacheworkers.events import ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
 from cacheworkers.store import listener as listening
-from cacheworkers.store.store import Claimed
+from cacheworkers.store.shapes import Claimed
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.cluster import ValkeyCluster
 from cacheworkers.testing.servers import wait_until

@@ -38,7 +38,7 @@ def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     return results
 
 
@@ -99,14 +99,19 @@ def test_with_no_worker_alive_one_reader_takes_over(shop: MakeShop) -> None:
 
 def test_a_load_slower_than_its_readers_wait_is_one_load(shop: MakeShop, tmp_path: Path) -> None:
     """Readers come and give up all the while; none of them starts it again."""
-    here = shop(GAUGE_TIME="1.2", STARTED=str(tmp_path / "started"))
+    started, go = tmp_path / "started", tmp_path / "go"
+    here = shop(STARTED=str(started), GO=str(go))
     here.worker("-c", "2")
+    held = here.module.held
+    assert held.revalidate(3)
+    wait_until(started.exists)
 
-    told: list[Any] = []
-    while not (told and told[-1] == 30):
-        told += in_threads(2, lambda: here.module.gauge.get(3))
+    told = [each for _ in range(2) for each in in_threads(2, lambda: held.get(3))]
+    go.touch()
+    wait_until(lambda: held.peek(3) is not None)
 
-    assert {type(each) for each in told} == {LoadTimeout, int}
+    assert [type(each) for each in told] == [LoadTimeout] * 4
+    assert held.get(3) == 30
     assert here.loads() == 1
 
 

@@ -52,7 +52,7 @@ class Web:
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(60)
 
     def ask(self, *asks: Ask) -> list[Event]:
         """Submit asks, and return the events of what became of all of them."""
@@ -215,8 +215,9 @@ def test_closing_while_the_broker_is_frozen_gives_every_lease_back(
     assert not web.workers.submit(an_ask(99))
 
 
-def test_parent_and_child_of_a_fork_publish_side_by_side(web: Web) -> None:
+def test_parent_and_child_of_a_fork_publish_side_by_side(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child makes a connection of its own, and leaves the parent's working."""
+    monkeypatch.setattr(queues, "CLOSE_WITHIN", 60.0)
     web.ask(an_ask(1))
 
     child = os.fork()

@@ -24,6 +24,9 @@ from cacheworkers.flows.ports import Ask
 from cacheworkers.testing import FaultProxy, Stepper, Valkey
 from cacheworkers.testing.servers import free_port, wait_until
 
+#: `store_timeout` where a replica is waited for in vain, seconds; elsewhere it may take its time.
+HASTY = 2.0
+
 
 class Pair:
     """A master, and a replica that hears of it through a network that can be held up."""
@@ -35,7 +38,7 @@ class Pair:
 
     def cache(self, at: Valkey, **options: Any) -> tuple[Cache, Any]:
         """A cache on one of them, and its loader."""
-        cache = Cache(Config(redis_url=at.url, **{"store_timeout": 1.0, "breaker_for": 0.0, **options}))
+        cache = Cache(Config(redis_url=at.url, **{"store_timeout": 20.0, "breaker_for": 0.0, **options}))
         self._caches.append(cache)
 
         @cache.loader(tags=("n:{n}",), fresh_for=300, jitter=0.0, early=0.0, load_for=30.0)
@@ -91,23 +94,23 @@ def test_an_acknowledged_invalidation_is_on_the_replica(pair: Pair, is_async: bo
 @pytest.mark.parametrize("is_async", [False, True])
 def test_nothing_is_acknowledged_while_the_replica_is_away(pair: Pair, is_async: bool) -> None:
     """The entry is gone all the same; once the replica is back, invalidations are acknowledged again."""
-    cache, number = pair.cache(pair.master, replicas=1)
-    assert number.get(1) == 10
+    cache, number = pair.cache(pair.master, replicas=1, store_timeout=HASTY)
+    number.get(1)
     pair.replica.pause()
 
-    with pytest.raises(InvalidationIncomplete, match=r"0 of 1 replicas acknowledged it within 0\.8 s"):
+    with pytest.raises(InvalidationIncomplete, match=r"0 of 1 replicas acknowledged it within 1\.6 s"):
         aside(cache)() if is_async else cache.invalidate("n:1")
     with pytest.raises(InvalidationIncomplete, match="0 of 1 replicas"):
         number.invalidate(1)
     assert number.peek(1) is None
     pair.replica.resume()
 
-    assert cache.invalidate("n:1").seq > 0
+    wait_until(lambda: is_acknowledged(cache, "n:1"))
 
 
 def test_what_replicas_lack_is_not_cached_either(pair: Pair) -> None:
     """An entry whose tags a failover may lose could never be invalidated: who loads it has it, uncached."""
-    cache, _ = pair.cache(pair.master, replicas=1)
+    cache, _ = pair.cache(pair.master, replicas=1, store_timeout=HASTY)
     pair.replica.pause()
 
     result = loading(cache).finish()["number[1]"]
@@ -230,7 +233,8 @@ def _replicates(client: Any, name: Any) -> bool:
 def test_every_master_of_a_cluster_waits_for_its_own(cluster: tuple[str, list[Valkey]]) -> None:
     """One master without its replica is enough for nothing to be acknowledged."""
     url, replicas = cluster
-    cache = Cache(Config(redis_url=url, replicas=1, store_timeout=1.0, breaker_for=0.0))
+    cache = Cache(Config(redis_url=url, replicas=1, store_timeout=20.0, breaker_for=0.0))
+    hasty = Cache(Config(redis_url=url, replicas=1, store_timeout=HASTY, breaker_for=0.0))
 
     @cache.loader(tags=("all",), fresh_for=300)
     def number(load: Load, n: int) -> int:
@@ -243,10 +247,11 @@ def test_every_master_of_a_cluster_waits_for_its_own(cluster: tuple[str, list[Va
     for replica in replicas:
         replica.pause()
         with pytest.raises(InvalidationIncomplete, match="0 of 1 replicas"):
-            cache.invalidate("all")
+            hasty.invalidate("all")
         replica.resume()
-        wait_until(lambda: _is_acknowledged(cache))
+        wait_until(lambda: is_acknowledged(hasty, "all"))
     assert asyncio.run(cache.ainvalidate("all")).seq > 0
+    hasty.close()
     cache.close()
 
 
@@ -254,9 +259,9 @@ def _entries(server: Valkey) -> int:
     return len(redis.Redis.from_url(server.url).keys("cw:e:*"))
 
 
-def _is_acknowledged(cache: Cache) -> bool:
+def is_acknowledged(cache: Cache, tag: str) -> bool:
     with contextlib.suppress(InvalidationIncomplete):
-        return cache.invalidate("all").seq > 0
+        return cache.invalidate(tag).seq > 0
     return False
 
 

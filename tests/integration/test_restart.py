@@ -24,8 +24,9 @@ HOT, READERS, READS = range(1, 6), 6, 20
 class Shop:
     """A process that reads, and one that changes what it reads."""
 
-    def __init__(self, make_cache: Callable[..., Cache], server: Valkey) -> None:
+    def __init__(self, make_cache: Callable[..., Cache], server: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server = server
+        self._monkeypatch = monkeypatch
         self.prices = {n: n * 10 for n in HOT}
         self.loads: list[int] = []
         self.cache = make_cache(redis_url=server.url, store_timeout=STORE_TIMEOUT, breaker_for=BREAKER_FOR)
@@ -39,16 +40,23 @@ class Shop:
 
         self.price = price
         for n in HOT:
+            price.get(n)
+        wait_until(lambda: self.listener.is_up)
+        assert self.listener.barrier(60.0).run()  # no push comes late
+        for n in HOT:
             wait_until(lambda n=n: price.read(n).tier == "l1")
         self.loads.clear()
 
     def lose(self, how: str) -> None:
-        """Let the store die, and the listener notice."""
+        """Let the store die, and the listener notice: at once, but not before it is so."""
         if how == "frozen":
             self.server.pause()
         else:
             self.server.kill()
-        wait_until(lambda: not self.listener.is_up)
+        with self._monkeypatch.context() as hasty:
+            hasty.setattr(listening, "PING_EVERY", 0.02)
+            hasty.setattr(listening, "PING_LOST_AFTER", 0.2)
+            wait_until(lambda: not self.listener.is_up)
 
     def bring_back(self) -> None:
         """Start it again, empty."""
@@ -58,10 +66,8 @@ class Shop:
 
 @pytest.fixture
 def shop(make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    monkeypatch.setattr(listening, "PING_EVERY", 0.02)
-    monkeypatch.setattr(listening, "PING_LOST_AFTER", 0.2)
     with Valkey() as server:
-        yield Shop(make_cache, server)
+        yield Shop(make_cache, server, monkeypatch)
 
 
 def read_in_threads(shop: Shop) -> list[list[Read]]:

@@ -122,7 +122,7 @@ def test_doctor_looks_at_every_master_of_a_cluster(cluster: str) -> None:
 
 
 def test_doctor_asks_sentinels_for_the_master() -> None:
-    with Valkey() as master, Sentinel(master.port) as sentinel:
+    with Valkey() as master, Sentinel(master.port, down_after=600.0) as sentinel:
         cache, _, _, _ = made(f"sentinel://127.0.0.1:{sentinel.port}/shop")
 
         findings = {finding.check: finding.level for finding in diagnose(cache)}
@@ -146,7 +146,7 @@ def test_sentinels_lead_to_the_master_and_to_the_next_one() -> None:
         assert number.get(1) == 10
 
         master.kill()
-        wait_until(lambda: watching.sentinel_master("shop")["port"] == replica.port, 60)
+        wait_until(lambda: watching.sentinel_master("shop")["port"] == replica.port)
 
         def is_back() -> bool:
             database[1] += 1
@@ -155,16 +155,21 @@ def test_sentinels_lead_to_the_master_and_to_the_next_one() -> None:
                 return number.read(1).value == database[1] and number.peek(1) is not None
             return False
 
-        wait_until(is_back, 60)
+        wait_until(is_back)
         cache.close()
 
 
 class Sentinel(Valkey):
     """A Sentinel that watches one master."""
 
-    def __init__(self, master: int) -> None:
+    def __init__(self, master: int, down_after: float = 0.5) -> None:
+        """
+        Args:
+            down_after: how long the master may be silent, seconds.
+        """
         super().__init__()
         self._master = master
+        self._down_after_ms = int(down_after * 1000)
 
     def command(self) -> Any:
         """Return the command line, after writing its file."""
@@ -172,6 +177,6 @@ class Sentinel(Valkey):
         file = self.dir / "sentinel.conf"
         file.write_text(
             f"port {self.port}\nbind 127.0.0.1\nsentinel monitor shop 127.0.0.1 {self._master} 2\n"
-            "sentinel down-after-milliseconds shop 500\nsentinel failover-timeout shop 5000\n"
+            f"sentinel down-after-milliseconds shop {self._down_after_ms}\nsentinel failover-timeout shop 5000\n"
         )
         return [words[0], str(file), "--sentinel"], options

@@ -20,7 +20,7 @@ from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-WITHIN = 30.0
+WITHIN = 120.0
 
 IDLE = "tail -f /dev/null"
 #: Says its pid and that of a child of its own, which heeds no SIGTERM; then stays.
@@ -102,6 +102,40 @@ def test_it_shows_each_process_s_log_under_its_name(up: Callable[..., Up]) -> No
     assert line[1].startswith("redis://127.0.0.1:")
 
 
+ROUTINE = """one: sh -c 'echo "[now: INFO/MainProcess] Task cacheworkers.load.product[1] received"
+ echo "[now: INFO/ForkPoolWorker-1] Task cacheworkers.load.product[1] succeeded in 0.01s: None"
+ echo "[now: INFO/MainProcess] Scheduler: Sending due task cacheworkers-warm (cacheworkers.warm)"
+ echo "[now: ERROR/ForkPoolWorker-1] Task cacheworkers.load.product[2] raised unexpected: no"; exec tail -f /dev/null'
+""".replace("\n echo", "; echo")
+
+
+def test_routine_of_tasks_is_not_shown(up: Callable[..., Up]) -> None:
+    """Thousands of tasks a minute would carry the addresses off the screen; one that fails is shown."""
+    stack = up(ROUTINE)
+
+    stack.until(r"product\[2\] raised unexpected")
+
+    assert "INFO/" not in stack.text
+
+
+def test_routine_of_tasks_is_shown_if_asked_for(up: Callable[..., Up]) -> None:
+    """`--verbose` hides nothing."""
+    stack = up(ROUTINE, "--verbose")
+
+    stack.until(r"product\[2\] raised unexpected")
+
+    assert stack.text.count("INFO/") == 3
+
+
+def test_the_pages_address_is_said_before_anything_starts(up: Callable[..., Up]) -> None:
+    """The first line of all: what to open, once it is ready."""
+    stack = up("page: sh -c 'echo started; exec tail -f /dev/null'\n")
+
+    stack.until(r"page +\| started")
+
+    assert re.match(r"up +\| the page will be at http://127\.0\.0\.1:\d+; ", stack.text)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything(up: Callable[..., Up], number: signal.Signals) -> None:
     """Ctrl-C, kill and a closed terminal end it with status 0, with no process left, not even a stubborn grandchild."""
@@ -113,7 +147,7 @@ def test_a_signal_ends_everything(up: Callable[..., Up], number: signal.Signals)
     status = stack.end(number)
 
     assert status == 0, stack.text
-    assert not [pid for pid in pids if is_alive(pid)]
+    wait_until(lambda: not [pid for pid in pids if is_alive(pid)])  # the kernel ends at once what was killed, or soon
 
 
 def test_a_process_that_heeds_the_signal_is_not_killed(up: Callable[..., Up]) -> None:

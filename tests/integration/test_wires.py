@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +29,22 @@ def wires_to(url: str, timeout: float = 5.0, spin_for: float = 30e-6, **options:
     pool = redis.ConnectionPool.from_url(url, **options)
     async_pool = redis.asyncio.ConnectionPool.from_url(url, **options)
     return Wires(lambda: pool, lambda: async_pool, timeout, spin_for)
+
+
+def in_time(exchange: Callable[[], list[Any]]) -> list[Any]:
+    """Return the replies of the first exchange that is not late: with so short a timeout a busy machine may be."""
+    for _ in range(200):
+        with contextlib.suppress(TimeoutError):
+            return exchange()
+    raise AssertionError("every exchange was late")
+
+
+async def ain_time(exchange: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+    """Do what `in_time` does, on the running loop."""
+    for _ in range(200):
+        with contextlib.suppress(TimeoutError):
+            return await exchange()
+    raise AssertionError("every exchange was late")
 
 
 def test_replies_come_in_order_with_errors_among_them(valkey: Valkey) -> None:
@@ -72,14 +89,14 @@ def test_threads_do_not_share_a_wire(valkey: Valkey, spin_for: float) -> None:
 @pytest.mark.parametrize("spin_for", [0.0, 1e-3], ids=["sleeping", "polling"])
 def test_late_reply_is_a_timeout_and_nobody_elses_answer(valkey: Valkey, proxy: FaultProxy, spin_for: float) -> None:
     wires = wires_to(proxy.url, timeout=0.2, spin_for=spin_for)
-    assert wires.exchange([("ECHO", "before")]) == [b"before"]
+    assert in_time(lambda: wires.exchange([("ECHO", "before")])) == [b"before"]
     proxy.hold_replies()
 
     with pytest.raises(TimeoutError):
         wires.exchange([("ECHO", "late")])
     proxy.release()
 
-    assert wires.exchange([("ECHO", "after")]) == [b"after"]
+    assert in_time(lambda: wires.exchange([("ECHO", "after")])) == [b"after"]
 
 
 def test_a_wire_that_was_cut_while_it_was_idle_is_not_used(proxy: FaultProxy, monkeypatch: Any) -> None:
@@ -110,7 +127,7 @@ def test_a_wire_that_is_cut_in_use_is_an_error_and_replaced(proxy: FaultProxy, s
     reader = threading.Thread(target=read)
     reader.start()
     proxy.cut()
-    reader.join(10)
+    reader.join(60)
     proxy.release()
 
     assert len(failed) == 1
@@ -148,12 +165,12 @@ def test_late_reply_fails_its_task_and_the_next_has_a_new_connection(proxy: Faul
     wires = wires_to(proxy.url, timeout=0.2)
 
     async def main() -> Any:
-        await wires.aexchange([("PING",)])
+        await ain_time(lambda: wires.aexchange([("PING",)]))
         proxy.hold_replies()
         with pytest.raises(TimeoutError):
             await wires.aexchange([("ECHO", "late")])
         proxy.release()
-        return await wires.aexchange([("ECHO", "after")])
+        return await ain_time(lambda: wires.aexchange([("ECHO", "after")]))
 
     assert asyncio.run(main()) == [b"after"]
 

@@ -51,7 +51,7 @@ def test_a_worker_shows_its_metrics_itself(shop: MakeShop, tmp_path: Path, pool:
 def scraped(port: int) -> str:
     """Return what Prometheus is shown at a port; empty while nobody is there."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             return str(answer.read().decode())
     except OSError:
         return ""

@@ -35,6 +35,8 @@ def known(valkey: Valkey) -> set[str]:
     return names | {
         "cacheworkers_queue_messages",
         "cacheworkers_queue_oldest_age_seconds",
+        "cacheworkers_upkeep_age_seconds",
+        "cacheworkers_upkeep_every_seconds",
         "cacheworkers_outbox_rows",
         "cacheworkers_outbox_oldest_age_seconds",
     }
@@ -111,7 +113,7 @@ def test_what_is_served_is_what_prometheus_reads() -> None:
     port = free_port(9900)
     stop = serve(port, registry=registry)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=")
             assert b"cacheworkers_store_lost 0.0" in answer.read()
     finally:

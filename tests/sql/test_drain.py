@@ -40,6 +40,7 @@ def test_a_fresh_row_is_left_to_the_process_that_wrote_it(shop: Shop, monkeypatc
     """It is delivered later, for that process may have died between commit and invalidation."""
     write(shop, "a", source="watch")
 
+    monkeypatch.setattr("cacheworkers.sql.drain.drain_outbox.__kwdefaults__", {"grace": 600.0})
     assert shop.cache.drain() == 0
     monkeypatch.setattr("cacheworkers.sql.drain.drain_outbox.__kwdefaults__", {"grace": 0.0})
     assert shop.cache.drain() == 1
@@ -270,7 +271,7 @@ def test_a_draining_process_is_woken_by_the_change(triggered: Shop, monkeypatch:
     wait_until(lambda: triggered.invalidated() == [{"product:1", "category:7"}])
     stop.set()
     run_sql(triggered.engine, "DELETE FROM product")  # wakes it, so that it sees that it is to stop
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -54,7 +54,7 @@ class Drained:
     def close(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
         self.engine.dispose()
 
@@ -83,9 +83,12 @@ def test_a_row_is_found_without_being_told(polled: Drained) -> None:
     assert number.peek(1) is None
 
 
-def test_rows_of_a_session_that_died_are_found_after_their_grace(polled: Drained) -> None:
+def test_rows_of_a_session_that_died_are_found_after_their_grace(
+    polled: Drained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cacheworkers.sql.drain.drain_outbox.__kwdefaults__", {"grace": 600.0})
     polled.write("young", WATCH)
-    polled.write("orphan", WATCH, age=60.0)
+    polled.write("orphan", WATCH, age=3600.0)
 
     assert polled.cache.drain(polled.engine) == 1
 

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 
-from cacheworkers import AsyncLoad, Cache, Config, Invalidation, Load, Policy, Read
+from cacheworkers import AsyncLoad, Cache, Config, Explanation, Invalidation, Load, Policy, Read
 
 cache = Cache(Config(namespace="shop"), sessions=sessionmaker(create_engine("postgresql://")))
 
@@ -57,6 +57,9 @@ def reads() -> None:
     assert_type(products.get(42), ProductView)
     assert_type(products.get_many([1, 2]), dict[int, ProductView])
     assert_type(cache.invalidate("product:42", "category:7"), Invalidation)
+    assert_type(cache.explain(product, 42), Explanation)
+    assert_type(cache.explain(products, 42), Explanation)
+    assert_type(cache.explain("product[42]"), Explanation)
     found: Read = product.read(42)
     kept: Read | None = product.peek(42)
     print(found.freshness, found.tier, found.age, found.seq, kept)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import heat_cost, report, simulation, sweep, traces
+from benchmarks import heat_cost, periods, report, simulation, sweep, traces
 from cacheworkers.loader import Loader
 
 
@@ -71,6 +71,66 @@ def test_simulated_readers_at_once_share_a_load() -> None:
 
     assert (alone.loads, alone.most_at_once) == (1000, 1000)
     assert (shared.loads, shared.most_at_once, shared.waits, shared.in_vain) == (1, 1, 100.0, 0)
+
+
+def periods_of(entries: dict[str, tuple[float, float]]) -> periods.Periods:
+    return periods.Periods(frozenset(["a"]), entries.get, lead=3.0)
+
+
+@pytest.mark.parametrize(
+    ("at", "lasted", "again"), [(150.0, 1.0, 0), (100.0, 1.0, 0), (98.0, 0.98, 0), (50.0, 0.5, 1)], ids=str
+)
+def test_a_period_ends_with_its_entry_or_counts_as_far_as_it_has_got(at: float, lasted: float, again: int) -> None:
+    """A load that comes ahead, or twice, cuts the one before it short."""
+    entries: dict[str, tuple[float, float]] = {}
+    counted = periods_of(entries)
+    counted.load("a", 0.0)
+    entries["a"] = (0.0, 100.0)
+
+    counted.load("a", at)
+    counted.load("other", at)
+
+    assert (counted.loads, counted.lasted, counted.again) == (2, lasted, again)
+
+
+def test_an_invalidation_ends_a_period() -> None:
+    entries = {"a": (0.0, 100.0)}
+    counted = periods_of(entries)
+    counted.load("a", 0.0)
+    counted.invalidate("a")
+    del entries["a"]
+
+    counted.load("a", 10.0)
+
+    assert (counted.loads_per_period, counted.again) == (2.0, 0)
+
+
+def test_a_load_beside_another_one_is_in_mid_period() -> None:
+    counted = periods_of({"a": (-100.0, 0.0)})
+    counted.load("a", 0.0)
+
+    counted.load("a", 0.01)
+
+    assert (counted.loads, counted.lasted, counted.again) == (2, 0.0, 1)
+
+
+def test_what_has_not_passed_at_the_end_counts_for_nothing() -> None:
+    entries = {"a": (0.0, 100.0)}
+    counted = periods_of(entries)
+    counted.load("a", 0.0)
+
+    counted.close(25.0)
+
+    assert (counted.loads, counted.lasted, counted.again) == (0.25, 0.25, 0)
+
+
+@pytest.mark.parametrize("name", ["TTL, one load for all", "SWR + early + warm"])
+def test_no_hot_key_is_loaded_twice_in_a_period(name: str) -> None:
+    """What warming has loaded no reader asks for early, and the other way round."""
+    outcome = simulation.Replay(scene(writes=0.0), way(name)).play()
+
+    assert outcome.again == 0
+    assert outcome.loads_per_period < 1.05
 
 
 def test_a_simulation_repeats_itself() -> None:

@@ -32,6 +32,12 @@ def an_ask(number: int, loader: str = "product", queue: QueueKind = "miss") -> A
     return Ask(loader, f"{loader}[{number}]", TOKEN, "", queue)
 
 
+@pytest.fixture(autouse=True)
+def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that is closed sends what it holds, however long its threads take for it on this machine."""
+    monkeypatch.setattr(queues, "CLOSE_WITHIN", 60.0)
+
+
 class Stuck:
     """A queue whose first group is on its way until `let_go`; notes every group as (queue, loader, numbers)."""
 
@@ -41,11 +47,11 @@ class Stuck:
         self._began, self._gate = threading.Event(), threading.Event()
         self.queue = AskQueue(self._send, INFOS.get, most, unsent=self.given_back.extend)
         assert self.queue.submit(an_ask(0))
-        assert self._began.wait(10)
+        assert self._began.wait(60)
 
     def _send(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
         self._began.set()
-        assert self._gate.wait(30)
+        assert self._gate.wait(60)
         self.groups.append((queue, info.name, [int(ask.call.split("[")[1][:-1]) for ask in asks]))
 
     def let_go(self) -> list[tuple[str, str, list[int]]]:
@@ -195,8 +201,8 @@ def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None
     def perform(loader: str, asks: list[Ask], is_redelivered: bool) -> None:
         seen.append((loader, len(asks), is_redelivered))
         if len(seen) <= 2:
-            both_busy.wait(10)
-            assert gate.wait(10)
+            both_busy.wait(60)
+            assert gate.wait(60)
             raise UnknownLoader("nobody")
 
     workers = LocalWorkers(Config(bulkhead=2), perform=perform)
@@ -205,7 +211,7 @@ def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None
 
     workers.submit(an_ask(1))
     workers.submit(an_ask(1, "page"))
-    both_busy.wait(10)
+    both_busy.wait(60)
     for number in range(5):
         workers.submit(an_ask(number, "products"))
     gate.set()
@@ -490,7 +496,7 @@ def test_quick_misses_share_a_message_while_workers_are_behind(
     for number in range(1, 9):
         assert queue.submit(Ask("product", f"product[{number}]", "a" * 16, "", "miss"))
 
-    assert all_are_sent.wait(20)
+    assert all_are_sent.wait(60)
     assert sent == groups
     queue.close()
 
@@ -504,5 +510,5 @@ def test_nothing_waits_to_fill_while_workers_keep_up(monkeypatch: pytest.MonkeyP
 
     queue.submit(Ask("product", "product[1]", "a" * 16, "", "miss"))
 
-    assert is_sent.wait(20)
+    assert is_sent.wait(60)
     queue.close()

@@ -414,7 +414,7 @@ def together(count: int, work: Callable[[int], None]) -> None:
 
     def run(number: int) -> None:
         try:
-            barrier.wait(20)
+            barrier.wait(60)
             work(number)
         except BaseException as error:
             failures.append(error)

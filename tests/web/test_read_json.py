@@ -21,6 +21,8 @@ def test_read_json_carries_the_payload_from_every_tier(cache: Cache) -> None:
         return {"id": product_id}
 
     reads = [product.read_json(42), product.read_json(product_id=42), asyncio.run(product.aread_json(42))]
+    wait_until(lambda: cache._ports.listener.is_up)
+    assert cache._ports.listener.barrier(60.0).run()  # no push comes late
     wait_until(lambda: product.read_json(42).tier == "l1")
     reads += [product.read_json(42), product.read_json(product_id=42), asyncio.run(product.aread_json(42))]
 

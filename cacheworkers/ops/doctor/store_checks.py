@@ -210,4 +210,5 @@ def check_beat(config: Config, upkeep: Sequence[tuple[str, float]]) -> Iterator[
         age = ages[task]
         shown = "has left no sign of having run" if age is None else f"last ran {age:,.1f} s ago"
         is_late = age is None or age > max(3 * every, 60.0)
-        yield BEAT.finding(is_late, f"{task} {shown}, and is due every {every:g} s")
+        hint = "; if beat has just been started, look again then" if age is None else ""
+        yield BEAT.finding(is_late, f"{task} {shown}, and is due every {every:g} s{hint}")
