@@ -149,7 +149,7 @@ def warm_up(
         if job.asked and now - lost_at >= LOST_EVERY:
             lost_at = now
             yield from _look_for_lost(job)
-        state.window = throttle.window
+        state.window = _window(job)
         progress(state)
     return state
 
@@ -159,16 +159,26 @@ def _room(job: _Job, budget: float, most_budget: float) -> int:
 
     A message with a few of them would be a query with a few keys.
     """
-    size, window = job.ports.config.batch_size, job.throttle.window
+    size, window = job.ports.config.batch_size, _window(job)
     least = window // 2
-    if job.loader.is_batch:
-        if window >= size:  # else the database is slow: smaller batches are what is wanted
-            window = min(job.at_once, -(-window // size) * size)
-        # One of a batch may be held for long by somebody else: then its room is done without.
-        least = window if job.ports.clock.monotonic() < job.asked_at + PATIENCE else window // 2
+    # One of a batch may be held for long by somebody else: then its room is done without.
+    if job.loader.is_batch and job.ports.clock.monotonic() < job.asked_at + PATIENCE:
+        least = window
     most = min(len(job.left), size)
     room = min(window - len(job.asked), int(budget), most)
     return room if room >= max(1, min(most, least, int(most_budget))) else 0
+
+
+def _window(job: _Job) -> int:
+    """Return how many calls may be under way: of a batch loader whole batches, and one at least.
+
+    Smaller ones would be more queries, and harder on a database that is slow.
+    """
+    window = job.throttle.window
+    if not job.loader.is_batch:
+        return window
+    size = job.ports.config.batch_size
+    return min(job.at_once, -(-window // size) * size)
 
 
 def _ask(job: _Job, chunk: list[str]) -> Flow[int]:

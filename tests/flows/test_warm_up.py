@@ -78,6 +78,19 @@ def test_a_call_that_is_held_for_long_does_not_stall_its_loader(make_cache: Make
     assert 19 in seen and [0] in loads
 
 
+def test_batches_stay_whole_when_loads_are_slow(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then one is under way at a time: smaller ones would be more queries."""
+    monkeypatch.setattr("cacheworkers.flows.warm_up.PATIENCE", 3600.0)
+    monkeypatch.setattr("cacheworkers.local.throttle.Throttle.is_slow", True)
+    _, loads = batched(cache)
+    windows: list[int] = []
+
+    cache.warm_up("number", texts(cache, "number", range(1000)), progress=lambda state: windows.append(state.window))
+
+    assert [len(keys) for keys in loads] == [100] * 10
+    assert set(windows) == {100}
+
+
 def test_a_job_that_was_killed_goes_on_where_it_was(cache: Cache) -> None:
     _, loads = batched(cache)
     calls = texts(cache, "number", range(300))
