@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--max-rate", type=float, default=2000.0, help="keys a second, of more than a thousand")
     parser.add_argument("--at-once", type=int, default=200, help="keys under way, of more than a thousand")
-    parser.add_argument("--part", type=int, default=2000, help="keys after which nothing is warmed for as long")
+    parser.add_argument("--part", type=int, default=5000, help="keys after which nothing is warmed for as long")
     options = parser.parse_args()
     with stack(Pool(("miss", "revalidate")), Pool(("warm", "upkeep"), concurrency=1)) as here:
         from benchmarks.shop import cache

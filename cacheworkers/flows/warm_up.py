@@ -29,6 +29,8 @@ ASK_EVERY = 0.5
 #: A load may take this much longer than its deadline until it counts as lost, seconds: its message was queued.  For so
 #: long, too, may the broker take no messages.
 LOST_AFTER = 30.0
+#: A batch is whole, or waits for so many seconds until there is room for all of it.
+PATIENCE = 0.5
 #: A call whose load comes to nothing is asked for so many times: each may hold up a worker until it is interrupted.
 TRIES = 3
 
@@ -75,20 +77,23 @@ class _Job:
     """What one warm-up has to do, and has under way.
 
     Attributes:
+        at_once: most calls under way.
         left: calls that are still to be asked for, the next at the end.
         asked: those that are under way.
         tries: how often a call was asked for that is not there.
+        asked_at: when the last were asked for, or it began.
         refused_at: since when the dispatcher has taken nothing; None while it does.
         is_queued: whether messages of ours, or of others who warm, wait for workers.
     """
 
     def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, at_once: int) -> None:
-        self.ports, self.loader, self.lead = ports, loader, lead
+        self.ports, self.loader, self.lead, self.at_once = ports, loader, lead, at_once
         self.state = WarmUp(len(calls))
         self.throttle = Throttle(at_once, first=ports.config.batch_size if loader.is_batch else 8)
         self.left = list(reversed(calls))
         self.asked: dict[str, _Asked] = {}
         self.tries: Counter[str] = Counter()
+        self.asked_at = ports.clock.monotonic()
         self.refused_at: float | None = None
         self.is_queued = False
 
@@ -133,10 +138,8 @@ def warm_up(
                 throttle.halve()
         budget = min(budget + (now - budgeted_at) * max_rate, most_budget)
         budgeted_at = now
-        most = min(len(job.left), ports.config.batch_size)
-        room = 0 if state.is_waiting else min(throttle.window - len(job.asked), int(budget), most)
-        # Calls are asked for together: a message with one of them would be a query with one key.
-        if room >= max(1, min(most, throttle.window // 2, int(most_budget))):
+        room = 0 if state.is_waiting else _room(job, budget, most_budget)
+        if room:
             budget -= yield from _ask(job, [job.left.pop() for _ in range(room)])
             is_idle = job.refused_at is not None
         else:
@@ -148,14 +151,42 @@ def warm_up(
         if job.asked and now - lost_at >= LOST_EVERY:
             lost_at = now
             yield from _look_for_lost(job)
-        state.window = throttle.window
+        state.window = _window(job)
         progress(state)
     return state
+
+
+def _room(job: _Job, budget: float, most_budget: float) -> int:
+    """Return how many calls to ask for now: as many as go into one message, or none until there is room for them.
+
+    A message with a few of them would be a query with a few keys.
+    """
+    size, window = job.ports.config.batch_size, _window(job)
+    least = window // 2
+    # One of a batch may be held for long by somebody else: then its room is done without.
+    if job.loader.is_batch and job.ports.clock.monotonic() < job.asked_at + PATIENCE:
+        least = window
+    most = min(len(job.left), size)
+    room = min(window - len(job.asked), int(budget), most)
+    return room if room >= max(1, min(most, least, int(most_budget))) else 0
+
+
+def _window(job: _Job) -> int:
+    """Return how many calls may be under way: of a batch loader whole batches, and one at least.
+
+    Smaller ones would be more queries, and harder on a database that is slow.
+    """
+    window = job.throttle.window
+    if not job.loader.is_batch:
+        return window
+    size = job.ports.config.batch_size
+    return min(job.at_once, -(-window // size) * size)
 
 
 def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
     """Ask for what is not fresh; how many that were."""
     ports, loader = job.ports, job.loader
+    job.asked_at = ports.clock.monotonic()
     raws = yield ports.store.heads(chunk)
     now = ports.clock.now()
     wanted = []

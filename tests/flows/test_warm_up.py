@@ -39,7 +39,8 @@ def batched(cache: Cache, **policy: Any) -> tuple[Any, list[list[int]]]:
     return number, loads
 
 
-def test_everything_is_there_when_it_returns_in_whole_batches(cache: Cache) -> None:
+def test_everything_is_there_when_it_returns_in_whole_batches(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacheworkers.flows.warm_up.PATIENCE", 3600.0)
     number, loads = batched(cache)
 
     done = cache.warm_up("number", texts(cache, "number", range(1000)))
@@ -47,7 +48,55 @@ def test_everything_is_there_when_it_returns_in_whole_batches(cache: Cache) -> N
     assert (done.calls, done.loaded, done.fresh, done.failed, done.share) == (1000, 1000, 0, 0, 1.0)
     assert sorted(key for keys in loads for key in keys) == list(range(1000))
     assert all(number.peek(key) is not None for key in (0, 500, 999))
-    assert len(loads) <= 14, "a query for every hundred, and some less full ones while the window opens"
+    assert len(loads) == 10, "a query for every hundred"
+
+
+def test_batches_are_whole_however_they_come_back(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for half a batch, while the window opens or the store is slow, is not filled."""
+    monkeypatch.setattr("cacheworkers.flows.warm_up.PATIENCE", 3600.0)
+    sizes: list[int] = []
+
+    @cache.batch_loader(fresh_for=300)
+    def number(load: Load, keys: list[int]) -> dict[int, int]:
+        sizes.append(len(keys))
+        return {key: key for key in keys}
+
+    done = cache.warm_up("number", texts(cache, "number", range(430)), at_once=150, max_rate=2000.0)
+
+    assert done.loaded == 430
+    assert sizes == [100, 100, 100, 100, 30]
+
+
+def test_a_call_that_is_held_for_long_does_not_stall_its_loader(make_cache: MakeCache) -> None:
+    """The rest is loaded meanwhile, in batches that lack its room; its own turn comes when its lease ends."""
+    cache = make_cache(batch_size=4)
+    _, loads = batched(cache)
+    seen: list[int] = []
+
+    def look(state: WarmUp) -> None:
+        seen.append(state.loaded)
+        if state.loaded == 19:
+            cache._ports.store.release([("number[0]", "f" * 16)]).run()
+
+    cache._ports.store.claim("number[0]", "f" * 16, lease_for=3600.0).run()
+
+    done = cache.warm_up("number", texts(cache, "number", range(20)), at_once=4, progress=look)
+
+    assert (done.loaded, done.failed) == (20, 0)
+    assert 19 in seen and [0] in loads
+
+
+def test_batches_stay_whole_when_loads_are_slow(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then one is under way at a time: smaller ones would be more queries."""
+    monkeypatch.setattr("cacheworkers.flows.warm_up.PATIENCE", 3600.0)
+    monkeypatch.setattr("cacheworkers.local.throttle.Throttle.is_slow", True)
+    _, loads = batched(cache)
+    windows: list[int] = []
+
+    cache.warm_up("number", texts(cache, "number", range(1000)), progress=lambda state: windows.append(state.window))
+
+    assert [len(keys) for keys in loads] == [100] * 10
+    assert set(windows) == {100}
 
 
 def test_a_job_that_was_killed_goes_on_where_it_was(cache: Cache) -> None:
