@@ -246,7 +246,7 @@ def free_port() -> int:
     Not one that the kernel may give to an outgoing connection before the port's server is started, or while it is down.
     """
     ports = range(_LOWEST_PORT, _first_ephemeral())
-    for port in random.sample(ports, k=min(100, len(ports))):
+    for port in random.SystemRandom().sample(ports, k=min(100, len(ports))):
         with contextlib.suppress(OSError):
             return _bound(port)
     return _bound(0)
