@@ -1,6 +1,8 @@
 # Every target sets itself up with Python and pip alone.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two files at a time: much of the suite waits for servers and workers.
+AT_ONCE := -n 2 --dist loadfile
 
 .PHONY: help test lint format clean
 
@@ -14,11 +16,11 @@ help:  ## Show the targets.
 	@touch $@
 
 test: .venv/.ready lint  ## Check style and types, then run the whole suite.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 .PHONY: test-all
 test-all: .venv/.ready lint  ## Run the heavy sweeps too; minutes.
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(AT_ONCE) -m ""
 
 lint: .venv/.ready  ## Check style and types.
 	$(BIN)/ruff check .
