@@ -2,8 +2,8 @@
 
 To sleep and to be woken costs more than the whole answer of a store nearby.  Polling for about as long as that costs
 is at most twice as dear as knowing beforehand which is better (Karlin, Li, Manasse, Owicki: "Empirical studies of
-competitive spinning for a shared-memory multiprocessor", SOSP 1991).  Where it keeps being in vain, because the store
-is far, or cores or the interpreter are shared, it is tried ever more seldom.
+competitive spinning for a shared-memory multiprocessor", SOSP 1991).  Where it is mostly
+in vain, because the store is far, or where cores are shared, it is tried ever more seldom.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ import os
 
 #: A poll that took so much longer than it may was interrupted: there are more threads at work than cores, seconds.
 INTERRUPTED = 500e-6
-#: How long polling rests after an interruption, in exchanges; twice as long after the next, at most `LONGEST_REST`.
-_REST_WHEN_CROWDED = 1024
+#: The longest rest, in exchanges.
 LONGEST_REST = 4096
+#: What an interruption adds to the next rest, in exchanges.
+_REST_WHEN_CROWDED = 1024
+#: So many polls in time, and past rests are forgotten.
+_FORGIVEN_AFTER = 512
+#: A poll in vain costs no reader anything, only the processor: one in three may be, and so many more at once.
+_VAIN_COSTS = 2
+_MOST_CREDIT = 8
 
 
 class Spin:
@@ -26,7 +32,7 @@ class Spin:
         seconds: how long to poll.
     """
 
-    __slots__ = ("_is_off", "_left", "_rest", "seconds")
+    __slots__ = ("_credit", "_in_time", "_is_off", "_left", "_rest", "seconds")
 
     def __init__(self, seconds: float, cores: int | None = None) -> None:
         """
@@ -36,8 +42,10 @@ class Spin:
         """
         self.seconds = seconds
         self._is_off = seconds <= 0.0 or (_cores() if cores is None else cores) < 2
-        self._rest = 0
-        self._left = 0
+        self._rest = 0  # the last rest, in exchanges
+        self._left = 0  # of it
+        self._credit = 0
+        self._in_time = 0  # polls since that rest
 
     def is_due(self) -> bool:
         """Return whether to poll for the next reply."""
@@ -49,11 +57,20 @@ class Spin:
     def note(self, late: float) -> None:
         """Note how a poll ended: the reply's seconds after `seconds` had passed, negative when it came in time."""
         if late < 0.0:
-            if self._rest:
-                self._rest -= 1
+            self._credit = min(self._credit + 1, _MOST_CREDIT)
+            self._in_time += 1
+            if self._in_time == _FORGIVEN_AFTER:
+                self._rest = 0
+        elif late > INTERRUPTED:
+            self._rest_for(2 * self._rest + _REST_WHEN_CROWDED)
         else:
-            longer = 2 * self._rest + (_REST_WHEN_CROWDED if late > INTERRUPTED else 1)
-            self._rest = self._left = min(longer, LONGEST_REST)
+            self._credit -= _VAIN_COSTS
+            if self._credit < 0:
+                self._rest_for(2 * self._rest + 1)
+
+    def _rest_for(self, exchanges: int) -> None:
+        self._rest = self._left = min(exchanges, LONGEST_REST)
+        self._credit = self._in_time = 0
 
 
 def _cores() -> int:

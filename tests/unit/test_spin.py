@@ -49,6 +49,38 @@ def test_now_and_then_in_vain_costs_few_polls() -> None:
     assert polls > 90_000
 
 
+def test_a_quarter_in_vain_is_still_worth_polling() -> None:
+    spin = Spin(30e-6, cores=2)
+    polls = 0
+    for n in range(100_000):
+        if spin.is_due():
+            polls += 1
+            spin.note(1e-6 if n % 4 == 0 else -10e-6)
+    assert polls > 99_000
+
+
+def test_one_interruption_is_forgiven() -> None:
+    """It costs one rest, however many polls are in vain now and then before it and after it."""
+    spin = Spin(30e-6, cores=2)
+    polls = 0
+    for n in range(10_000):
+        if spin.is_due():
+            polls += 1
+            spin.note(2 * INTERRUPTED if n == 5000 else 1e-6 if n % 50 == 49 else -10e-6)
+    assert polls == 10_000 - 1024
+
+
+def test_where_polls_are_interrupted_again_and_again_there_are_few() -> None:
+    """As on cores with more threads at full speed than there are cores."""
+    spin = Spin(30e-6, cores=2)
+    polls = 0
+    for _ in range(100_000):
+        if spin.is_due():
+            polls += 1
+            spin.note(2 * INTERRUPTED if polls % 60 == 0 else -10e-6)
+    assert polls < 3000
+
+
 def test_one_core_and_zero_seconds_never_poll() -> None:
     assert polls_of(Spin(30e-6, cores=1), 1000, late=-1e-6) == 0
     assert polls_of(Spin(0.0, cores=8), 1000, late=-1e-6) == 0
