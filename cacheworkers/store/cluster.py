@@ -7,11 +7,14 @@ again; nothing is sent again after an error of the connection, for it may have r
     ASK        the slot is on its way, and its keys are not here any more, or never were: to the other node, once
     TRYAGAIN   the slot is on its way, and some of the keys are here, some there: a little later, where the slot is
     NOSCRIPT   to the same node, with the script's source
+
+A master that does not answer while others do is away: until a probe has found it back, or another in its place, what
+concerns it fails at once, and nothing else does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -25,8 +28,8 @@ from redis.exceptions import (
 )
 
 from cacheworkers.core.driver import Flow, Pause, arun, run
-from cacheworkers.store.masters import Master
-from cacheworkers.store.request import Request
+from cacheworkers.store.masters import Master, MasterAway
+from cacheworkers.store.request import UNAVAILABLE, Request
 from cacheworkers.store.trips import TimeLeft, Trip, Trips
 from cacheworkers.store.wires import Wires
 
@@ -53,6 +56,7 @@ class Cluster:
 
     Attributes:
         names: of the masters that have slots.
+        away: names of those that did not answer when they were last asked; no exchange asks them.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Cluster:
         self._owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._slots: dict[Node, list[range]] = {}
         self.names: frozenset[str] = frozenset()
+        self.away: frozenset[str] = frozenset()
         self._known: tuple[Node, ...] = (self._entrance,)
         #: Where a slot was last said to have gone: after a failover or a migration it knows better than the others.
         self._informed = self._entrance
@@ -94,6 +99,31 @@ class Cluster:
         """Return all masters that have slots, always in the same order."""
         yield from self._find_out()
         return [Master(_name(node), self._to(node), slots) for node, slots in sorted(self._slots.items())]
+
+    def probe(self, key: str) -> Flow[bool]:
+        """Ask who has which slots, and each master that has not failed; if they answer, only the others are away."""
+        self.doubt()
+        masters = yield from self.every()
+        sound = [master for master in masters if not master.wires.failed_at]
+        for [reply] in (yield Trips(*(_read(master, key) for master in sound))):
+            if isinstance(reply, UNAVAILABLE):
+                raise reply
+        self.away = self.names - {master.name for master in sound}
+        return bool(self.away)
+
+    def find_back(self, key: str) -> Flow[bool]:
+        """Ask the masters that are away, whose failure is longest ago first; return whether all are back."""
+        masters = yield from self.every()
+        for master in sorted(masters, key=lambda master: master.wires.failed_at):
+            if master.name in self.away:
+                try:
+                    [[reply]] = yield Trips(_read(master, key))
+                except (RedisError, OSError):
+                    continue
+                if not isinstance(reply, UNAVAILABLE):
+                    master.wires.failed_at = 0.0
+                    self.away -= {master.name}
+        return not self.away
 
     def doubt(self) -> None:
         """Ask for the slots again before the next exchange."""
@@ -120,8 +150,13 @@ class Cluster:
         while True:
             yield from self._find_out(time_left)
             groups = self._by_node(errands, requests)
+            self._check_away(groups)
             trips = [Trip(self._to(node), _commands(group)) for node, group in groups.items()]
-            found = yield Trips(*trips, within=None if time_left is None else time_left.rest)
+            try:
+                found = yield Trips(*trips, within=None if time_left is None else time_left.rest)
+            except (RedisError, OSError):
+                self._check_away(groups)  # sent before that was known: no other is to blame
+                raise
             errands, is_early = [], False
             for (node, group), answers in zip(groups.items(), found, strict=True):
                 for errand, reply in zip(group, _without_asking(group, answers), strict=True):
@@ -146,6 +181,10 @@ class Cluster:
             else:
                 groups[node] = [errand]
         return groups
+
+    def _check_away(self, nodes: Iterable[Node]) -> None:
+        if self.away and (away := self.away.intersection(map(_name, nodes))):
+            raise MasterAway(f"{', '.join(sorted(away))} did not answer lately")
 
     def _owner(self, key: str) -> Node:
         slot = key_slot(key.encode())
@@ -233,6 +272,10 @@ class Cluster:
         wires = self._wires.get(node)
         # Of two threads that make them at once, both use the first's.
         return wires if wires is not None else self._wires.setdefault(node, self._wires_to(node))
+
+
+def _read(master: Master, key: str) -> Trip:
+    return Trip(master.wires, [("GET", master.key(key))])
 
 
 def _commands(errands: Sequence[_Errand]) -> list[tuple[Any, ...]]:

@@ -6,30 +6,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from redis.exceptions import (
-    AskError,
-    BusyLoadingError,
-    ClusterDownError,
-    ConnectionError,
-    MaxConnectionsError,
-    ReadOnlyError,
-    RedisClusterException,
-    TimeoutError,
-    TryAgainError,
-)
+from redis.exceptions import AskError, MaxConnectionsError, TryAgainError
 
 from cacheworkers.errors import CacheworkersError, StoreError, StoreUnavailable
+from cacheworkers.store.masters import MasterAway
 from cacheworkers.store.prober import Prober
-
-_UNAVAILABLE = (
-    ConnectionError,
-    TimeoutError,
-    BusyLoadingError,
-    ReadOnlyError,
-    ClusterDownError,
-    RedisClusterException,
-    OSError,
-)
+from cacheworkers.store.request import UNAVAILABLE
 
 
 class Breaker(Protocol):
@@ -60,7 +42,9 @@ class Health:
         breaker: Breaker,
         where: str,
         *,
-        probe: Callable[[], None],
+        probe: Callable[[], bool],
+        find_back: Callable[[], bool],
+        has_parts: bool,
         on_failure: Callable[[], None],
         on_lost: Callable[[str], None],
         on_back: Callable[[], None],
@@ -69,21 +53,27 @@ class Health:
         Args:
             where: the store's address, without a password.
             probe: asks the store something, a period after it failed, and so on; raises what an exchange raises.
+                It does not ask those parts that failed, and returns whether there are any.
+            find_back: asks those parts, and returns whether all are back; what is not, `probe` does not ask either.
+            has_parts: one of them may fail alone; that is found out at once.
             on_failure: called when the store is unavailable.
             on_lost: called with an error when the breaker opens.
-            on_back: called when it closes again; on the prober's thread.
+            on_back: called when it closes again, and the store is whole; on the prober's thread.
         """
         self.breaker = breaker
-        self.prober = Prober(breaker.open_for, self._is_answered, self.probed)
+        self.prober = Prober(breaker.open_for, self._is_answered, self.probed, looks_early=has_parts)
         self._where = where
         self._probe = probe
+        self._find_back = find_back
         self._on_failure = on_failure
         self._on_lost = on_lost
         self._on_back = on_back
         self._asking = Asking(self, is_probe=False)
+        self._is_lost = False
 
     def reset(self) -> None:
         """Close the breaker, as a child does after a fork."""
+        self._is_lost = False
         self.prober.reset()
         self.breaker.reset()
 
@@ -107,15 +97,24 @@ class Health:
 
     def probed(self) -> None:
         """Note that a probe was answered; other successes may be answers from before the failure."""
-        if self.breaker.succeeded():
+        self.breaker.succeeded()
+        was_lost, self._is_lost = self._is_lost, False
+        if was_lost:
             self._on_back()
 
-    def _is_answered(self) -> bool:
+    def _is_answered(self, is_early: bool) -> bool:
         try:
-            self._probe()
+            if self._probe():
+                self.breaker.succeeded()
+                # At once after a failure it would fail again.
+                return not is_early and self._find_back()
         except Exception as error:
             # An error that the store answered with is an answer.
-            return not isinstance(self.translated(error), StoreUnavailable)
+            if isinstance(self.translated(error), StoreUnavailable):
+                return False
+        if is_early:  # and nobody knows who failed: whoever asked again might wait as long again
+            return False
+        self.breaker.succeeded()
         return True
 
     def translated(self, error: Exception) -> CacheworkersError:
@@ -123,16 +122,20 @@ class Health:
         where = self._where
         if isinstance(error, CacheworkersError):
             return error
+        if isinstance(error, MasterAway):
+            return StoreUnavailable(f"of the store at {where} {error}")
         if isinstance(error, MaxConnectionsError):
             return StoreUnavailable(f"no free connection to the store at {where}")
         if isinstance(error, AskError | TryAgainError):  # for one slot, and no failure of those that answered
             return StoreUnavailable(f"a slot of the store at {where} is on its way: {type(error).__name__}: {error}")
-        if isinstance(error, _UNAVAILABLE):
+        if isinstance(error, UNAVAILABLE):
             text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
             self._on_failure()
             if self.breaker.failed():
                 self.prober.begin()
-                self._on_lost(text)
+                was_lost, self._is_lost = self._is_lost, True
+                if not was_lost:
+                    self._on_lost(text)
             return StoreUnavailable(text)
         return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")
 

@@ -15,7 +15,7 @@ from cacheworkers.store.address import parse_url
 from cacheworkers.store.clients import Clients
 from cacheworkers.store.cluster import Cluster, Node
 from cacheworkers.store.health import Breaker, Health
-from cacheworkers.store.masters import Master, Masters, OneMaster
+from cacheworkers.store.masters import Master, MasterAway, Masters, OneMaster
 from cacheworkers.store.request import Request, check
 from cacheworkers.store.server import check_server, info_of
 from cacheworkers.store.trips import Trip, Trips
@@ -57,10 +57,13 @@ class Link:
         else:
             self._alone = Wires(clients.pool, clients.async_pool, config.store_timeout, config.spin_for)
             self._masters = OneMaster(self._alone)
+        key = f"{config.namespace}:w"
         self._health = Health(
             breaker,
             address.shown,
-            probe=lambda: run(self._probe()),
+            probe=lambda: run(self._masters.probe(key)),
+            find_back=lambda: run(self._masters.find_back(key)),
+            has_parts=self.is_cluster,
             on_failure=self._masters.drop,
             on_lost=on_lost,
             on_back=on_back,
@@ -193,13 +196,16 @@ class Link:
 
     def _on_master(self, at: int, words: _Words) -> Flow[tuple[Any, int]]:
         masters = yield from self._masters.every()
-        [replies] = yield Trips(Trip(masters[min(at, len(masters) - 1)].wires, [words]))
+        master = masters[min(at, len(masters) - 1)]
+        self._check_away([master])
+        [replies] = yield Trips(Trip(master.wires, [words]))
         check(replies)
         return replies[0], len(masters)
 
     def _on_masters(self, key: str, commands: _Commands) -> Flow[list[list[Any]]]:
         for nth in range(_SLOTS_TRIED):
             masters = yield from self._masters.every()
+            self._check_away(masters)
             trips = [Trip(master.wires, commands(master.key(key, nth))) for master in masters]
             found: list[list[Any]] = yield Trips(*trips)
             if not any(isinstance(reply, AskError | TryAgainError) for replies in found for reply in replies):
@@ -209,14 +215,10 @@ class Link:
             check(replies)
         return found
 
-    def _probe(self) -> Flow[None]:
-        """Read a key of every master: one that does not answer would cost its readers a timeout."""
-        masters = yield from self._masters.every()
-        key = f"{self._config.namespace}:w"
-        for [reply] in (yield Trips(*(Trip(master.wires, [("GET", master.key(key))]) for master in masters))):
-            # A slot on its way is no failure of the master that says so.
-            if not isinstance(reply, AskError | TryAgainError):
-                check([reply])
+    def _check_away(self, masters: Sequence[Master]) -> None:
+        for master in masters:
+            if master.name in self._masters.away:
+                raise MasterAway(f"{master.name} did not answer lately")
 
     def _look(self) -> Flow[None]:
         """Find out, at the first exchange, whether it is safe to write there, and what time it is there."""

@@ -8,10 +8,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from redis.crc import key_slot
+from redis.exceptions import ConnectionError
 
 from cacheworkers.core.driver import Flow
-from cacheworkers.store.request import Request, unknown_scripts
+from cacheworkers.store.request import Request, check, unknown_scripts
+from cacheworkers.store.trips import Trip, Trips
 from cacheworkers.store.wires import Wires
+
+
+class MasterAway(ConnectionError):
+    """One master of several did not answer lately: what lies on the others is as good as ever."""
 
 
 class Master(NamedTuple):
@@ -34,14 +40,17 @@ class Masters(Protocol):
 
     Attributes:
         names: of those that it knows of.
+        away: names of those that no exchange asks, for they did not answer while others did.
     """
 
     names: frozenset[str]
+    away: frozenset[str]
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Return the replies, in order, errors among them, after one round trip per master.
 
         Raises:
+            MasterAway: it concerns one that is away.
             RedisError, OSError: a connection failed, or there is no master for a request.
         """
 
@@ -50,6 +59,19 @@ class Masters(Protocol):
 
     def every(self) -> Flow[list[Master]]:
         """Return all masters, always in the same order."""
+
+    def probe(self, key: str) -> Flow[bool]:
+        """Ask those that did not fail whether they are there; return whether the others are away.
+
+        Args:
+            key: what a key that is read begins with.
+
+        Raises:
+            RedisError, OSError: one did not answer, or with an error.
+        """
+
+    def find_back(self, key: str) -> Flow[bool]:
+        """Ask those that are away; return whether all are back."""
 
     def doubt(self) -> None:
         """Find out anew who the masters are, before the next exchange."""
@@ -66,6 +88,8 @@ class Masters(Protocol):
 
 class OneMaster:
     """A standalone server, or the master that Sentinels name."""
+
+    away: frozenset[str] = frozenset()
 
     def __init__(self, wires: Wires) -> None:
         self.names = frozenset({""})
@@ -93,6 +117,17 @@ class OneMaster:
         """Return the one."""
         yield from ()
         return [Master("", self.wires)]
+
+    def probe(self, key: str) -> Flow[bool]:
+        """Ask the one; no other is away."""
+        [[reply]] = yield Trips(Trip(self.wires, [("GET", key)]))
+        check([reply])
+        return False
+
+    def find_back(self, key: str) -> Flow[bool]:
+        """Return True: whoever answered is all there is."""
+        yield from ()
+        return True
 
     def doubt(self) -> None:
         """Do nothing: whoever connects asks the Sentinels."""

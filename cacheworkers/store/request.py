@@ -5,10 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    ResponseError,
+    TimeoutError,
+)
 
 from cacheworkers.errors import StoreFull
 from cacheworkers.store.scripts import Script
+
+#: Errors that say that nobody is there to answer requests, also where a server has answered so.
+UNAVAILABLE = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    ClusterDownError,
+    RedisClusterException,
+    OSError,
+)
 
 
 class Request:

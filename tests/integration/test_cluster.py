@@ -51,9 +51,9 @@ def prefix() -> str:
     return f"k{next(_names)}"
 
 
-def link_to(url: str, timeout: float = 5.0) -> Link:
+def link_to(url: str, timeout: float = 5.0, breaker_for: float = 0.0) -> Link:
     config = Config(redis_url=url, store_timeout=timeout)
-    return Link(config, Breaker(0.0), StoreClock(), on_lost=lambda error: None, on_back=lambda: None)
+    return Link(config, Breaker(breaker_for), StoreClock(), on_lost=lambda error: None, on_back=lambda: None)
 
 
 @pytest.fixture
@@ -499,6 +499,61 @@ def test_a_frozen_master_is_unavailable_and_its_late_replies_are_nobodys(prefix:
         backwards = keys[::-1]
         wait_until(lambda: answers(link, backwards) == [key.encode() for key in backwards])
         assert asyncio.run(link.aexchange(gets(backwards))) == [key.encode() for key in backwards]
+        link.close()
+
+
+def test_a_frozen_master_is_missed_by_its_own_readers_only(prefix: str) -> None:
+    """What lies on the others comes from them again, for as long as it is frozen; its own readers wait no more."""
+    with ValkeyCluster(cluster_require_full_coverage="no", cluster_node_timeout="600000") as cluster:
+        link = link_to(cluster.url, breaker_for=0.05)
+        keys = [f"{prefix}:{n}" for n in range(30)]
+        link.exchange([Request(("SET", key, key)) for key in keys])
+        frozen = cluster.masters[0]
+        theirs = [key for key in keys if cluster.owner(slot_of(key)) is not frozen]
+        its = [key for key in keys if key not in theirs]
+        frozen.pause()
+        assert answers(link, its) is None
+
+        wait_until(lambda: answers(link, theirs) is not None)
+        name = f"127.0.0.1:{frozen.port}"
+        for _ in range(1000):
+            assert link.exchange(gets(theirs)) == [key.encode() for key in theirs]
+            with pytest.raises(StoreUnavailable, match=f"{name} did not answer lately"):
+                link.exchange(gets(its))
+        with pytest.raises(StoreUnavailable, match=f"{name} did not answer lately"):
+            link.on_masters("k", lambda key: [("GET", key)])
+        with pytest.raises(StoreUnavailable, match=f"{name} did not answer lately"):
+            asyncio.run(link.aexchange(gets(keys)))
+        assert asyncio.run(link.aexchange(gets(theirs))) == [key.encode() for key in theirs]
+        frozen.resume()
+
+        wait_until(lambda: answers(link, keys) == [key.encode() for key in keys])
+        assert not link._masters.away
+        link.close()
+
+
+def test_two_masters_that_fail_one_after_the_other_leave_the_third(prefix: str) -> None:
+    with ValkeyCluster(cluster_require_full_coverage="no", cluster_node_timeout="600000") as cluster:
+        link = link_to(cluster.url, timeout=3.0, breaker_for=0.05)
+        of: dict[Node, list[str]] = {}
+        for n in range(60):
+            of.setdefault(cluster.owner(slot_of(f"{prefix}:{n}")), []).append(f"{prefix}:{n}")
+        first, second, third = of
+        link.exchange(gets([key for keys in of.values() for key in keys]))
+
+        first.pause()
+        assert answers(link, of[first]) is None
+        wait_until(lambda: answers(link, of[second]) is not None)
+        second.pause()
+        assert answers(link, of[second]) is None
+        wait_until(lambda: answers(link, of[third]) is not None)
+        assert answers(link, of[first]) is None and answers(link, of[second]) is None
+        second.resume()
+        wait_until(lambda: answers(link, of[second]) is not None)
+        assert answers(link, of[first]) is None
+        first.resume()
+
+        wait_until(lambda: answers(link, [*of[first], *of[second], *of[third]]) is not None)
         link.close()
 
 

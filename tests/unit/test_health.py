@@ -28,6 +28,18 @@ class Store:
         self.asked_by: list[str] = []
         self.events: list[str] = []
         self.drops = 0
+        self.is_partly_away = False
+
+    def probe(self) -> bool:
+        """Ask, as the prober does, all but the part that is away."""
+        if self.is_partly_away:
+            self.asked_by.append(threading.current_thread().name)
+            return True
+        self.ask()
+        return False
+
+    def find_back(self) -> bool:
+        return not self.is_away
 
     def ask(self) -> None:
         self.asked_by.append(threading.current_thread().name)
@@ -46,14 +58,16 @@ def store() -> Store:
 
 
 @pytest.fixture
-def make_health(store: Store) -> Iterator[Callable[[float], Health]]:
+def make_health(store: Store) -> Iterator[Callable[..., Health]]:
     made: list[Health] = []
 
-    def make(open_for: float) -> Health:
+    def make(open_for: float, *, has_parts: bool = False) -> Health:
         health = Health(
             Breaker(open_for),
             "here",
-            probe=store.ask,
+            probe=store.probe,
+            find_back=store.find_back,
+            has_parts=has_parts,
             on_failure=store.drop,
             on_lost=lambda error: store.events.append("lost"),
             on_back=lambda: store.events.append("back"),
@@ -113,6 +127,55 @@ def test_what_fails_again_is_probed_again(make_health: Any, store: Store) -> Non
         wait_until(lambda: health.is_well)
 
     wait_until(lambda: store.events == ["lost", "back"] * 3)
+
+
+def test_where_only_a_part_is_away_the_rest_is_asked_again_at_once(make_health: Any, store: Store) -> None:
+    """It is back when that part is: until then it is asked for, and nobody is told."""
+    health = make_health(0.001, has_parts=True)
+    store.is_partly_away = True
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+
+    wait_until(lambda: health.is_well)
+    seen = len(store.asked_by)
+    wait_until(lambda: len(store.asked_by) > seen + 3)
+    assert health.is_well and health.prober.is_at_it
+    assert store.events == ["lost"]
+
+    store.is_away = False
+    wait_until(lambda: store.events == ["lost", "back"])
+    assert not health.prober.is_at_it
+
+
+def test_the_part_that_failed_is_not_asked_at_once(make_health: Any, store: Store) -> None:
+    health = make_health(600.0, has_parts=True)
+    store.is_partly_away = True
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+    store.is_away = False  # which nobody finds out for ten minutes
+
+    wait_until(lambda: health.is_well)
+    with pytest.raises(StoreUnavailable):  # another part fails, and is as soon known
+        store.is_away = True
+        read(health, store)
+    wait_until(lambda: health.is_well)
+
+    assert store.events == ["lost"]
+    assert health.prober.is_at_it
+
+
+def test_while_nobody_knows_which_part_failed_none_is_asked_for_a_period(make_health: Any, store: Store) -> None:
+    """However soon a look is answered: who asked again might wait for a timeout again."""
+    health = make_health(600.0, has_parts=True)
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+    store.is_away = False
+    wait_until(lambda: len(store.asked_by) == 2)
+
+    for _ in range(100):
+        with pytest.raises(StoreUnavailable):
+            read(health, store)
+    assert len(store.asked_by) == 2
 
 
 def test_a_refusal_is_an_answer(make_health: Any, store: Store) -> None:
@@ -229,7 +292,10 @@ def hang():
     threading.Event().wait()
 
 nothing = lambda *_: None
-health = Health(Breaker(0.001), "here", probe=hang, on_failure=nothing, on_lost=nothing, on_back=nothing)
+health = Health(
+    Breaker(0.001), "here", probe=hang, find_back=hang, has_parts=False,
+    on_failure=nothing, on_lost=nothing, on_back=nothing,
+)
 health.translated(ConnectionError("cut"))
 assert asked.wait(60)
 """
