@@ -262,14 +262,21 @@ class Store:
         )
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
-        """Delete entries and leases of calls; how many entries there were."""
+        """Delete leases and entries of calls; how many entries there were.
+
+        Leases first: a load that writes between the two is refused.  The other way round its entry would stay, and it
+        would be in no tag set, for its member leaves the doomed set next.
+        """
         if not calls:
             return self._ask([], lambda replies: 0)
         entries, leases = [self.keys.entry(call) for call in calls], [self.keys.lease(call) for call in calls]
         if not self.link.is_cluster:  # one command for many keys; on a Cluster they live in many slots
-            requests = [Request(("UNLINK", *entries)), Request(("UNLINK", *leases))]
-            return self._ask(requests, lambda replies: int(replies[0]))
-        requests = [Request(("UNLINK", key)) for pair in zip(entries, leases, strict=True) for key in pair]
+            requests = [Request(("UNLINK", *leases)), Request(("UNLINK", *entries))]
+            return self._ask(requests, lambda replies: int(replies[1]))
+        # Together: one of them alone might be sent after its slot, and come late.
+        requests = []
+        for lease, entry in zip(leases, entries, strict=True):
+            requests += [Request(("EXISTS", entry)), Request(("UNLINK", lease, entry))]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies[::2]))
 
     def drained(self, tag: str, shard: int, doomed: str, calls: Sequence[str]) -> Exchange[int]:

@@ -1,12 +1,16 @@
-"""The step scheduler: several flows against a real store, one step at a time, in any chosen order."""
+"""The step scheduler: several flows against a real store, one step at a time, in any chosen order.
+
+An exchange of several requests is one step for each: what others ask for may come between any two of them.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from cacheworkers.core.driver import Flow
+from cacheworkers.store.steps import Exchange
 
 T = TypeVar("T")
 
@@ -22,6 +26,7 @@ class Stepper(Generic[T]):
     def __init__(self, flow: Flow[T]) -> None:
         self._flow = flow
         self._step: Any = None
+        self._parts: Iterator[Any] = iter(())
         self._reply: Callable[[], Any] | None = None
         self.result: T | None = None
         self.error: BaseException | None = None
@@ -33,21 +38,26 @@ class Stepper(Generic[T]):
         return "" if self._step is None else repr(self._step)
 
     def send(self) -> None:
-        """Perform the step, and keep the flow from its reply until the next `step`: it is on its way."""
+        """Perform the step, and keep the flow from its reply until the next `step`: it is on its way.
+
+        Of an exchange, its next request.
+        """
         if self._reply is None:
             try:
-                found = self._step.run()
+                found = next(self._parts)
             except BaseException as error:
                 failure = error
                 self._reply = lambda: self._flow.throw(failure)
             else:
-                self._reply = lambda: self._flow.send(found)
+                if found is not _MORE:
+                    self._reply = lambda: self._flow.send(found)
 
     def step(self) -> str:
         """Perform one step, and return the name of the next."""
         self.send()
-        reply, self._reply = self._reply, None
-        self._advance(reply)
+        if self._reply is not None:
+            reply, self._reply = self._reply, None
+            self._advance(reply)
         return self.at
 
     def until(self, name: str) -> Stepper[T]:
@@ -80,3 +90,21 @@ class Stepper(Generic[T]):
             self._step, self.result = None, stop.value
         except BaseException as error:
             self._step, self.error = None, error
+        else:
+            self._parts = _parts(self._step)
+
+
+#: Of a step: not all of it has been performed.
+_MORE = object()
+
+
+def _parts(step: Any) -> Iterator[Any]:
+    """Perform a step part by part; the last thing yielded is its reply."""
+    if not isinstance(step, Exchange) or len(step._requests) < 2:
+        yield step.run()
+        return
+    replies: list[Any] = []
+    for request in step._requests[:-1]:
+        replies += step._link.exchange([request])
+        yield _MORE
+    yield step._shape(replies + step._link.exchange(step._requests[-1:]))

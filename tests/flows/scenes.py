@@ -53,13 +53,18 @@ def _a_read_under_way(p: Processes, number: int, how: How, name: str = "price") 
 
 
 def a_change(p: Processes, number: int, mode: Any = "hard", by: str = "others") -> list[Step]:
-    """It is committed and numbered, its entries are deleted or made stale, and it is acknowledged."""
+    """It is committed and numbered, its entries are deleted or made stale, and it is acknowledged.
+
+    That its leases are deleted before, nobody's memory hears of.
+    """
     flow: list[Stepper[Any]] = []
 
     def commit() -> None:
         p.commit(number)
         flow.append(p.invalidation(number, mode, by=by))
         p.go_on(flow[0], until="unlink" if mode == "hard" else "soften")
+        if mode == "hard":
+            p.go_on(flow[0])
 
     def acknowledge() -> None:
         p.finish(flow[0])

@@ -480,6 +480,16 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         (),
         MODES,
     ),
+    "a hard invalidation deletes entries first": (
+        python(
+            Store,
+            "drop",
+            'requests = [Request(("UNLINK", *leases)), Request(("UNLINK", *entries))]',
+            'requests = [Request(("UNLINK", *entries)), Request(("UNLINK", *leases))]',
+        ),
+        (*LOADS, *CHANGES),
+        ("hard",),
+    ),
     "a conflict is not seen": (
         python(loading, "_write", "found.newest > snapshot.seq", "False"),
         (*LOADS, *CHANGES),

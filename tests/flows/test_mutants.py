@@ -62,11 +62,22 @@ def leaves_the_lease(patch: pytest.MonkeyPatch) -> None:
 
     def entries_only(self: Store, calls: Any) -> Any:
         step = drop(self, calls)
-        step._requests = step._requests[::2]
+        step._requests = step._requests[1::2]
         step._shape = lambda replies: sum(map(int, replies))
         return step
 
     patch.setattr(Store, "drop", entries_only)
+
+
+def drops_entries_first(patch: pytest.MonkeyPatch) -> None:
+    drop = Store.drop
+
+    def swapped(self: Store, calls: Any) -> Any:
+        step = drop(self, calls)
+        step._requests = step._requests[::-1]
+        return step
+
+    patch.setattr(Store, "drop", swapped)
 
 
 def claims_without_version(patch: pytest.MonkeyPatch) -> None:
@@ -89,6 +100,10 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
     "a write does not ask where its load began": (
         script("WRITE", 'held[2] == string.match(redis.call("INFO", "server"), "run_id:(%x+)")', "true"),
         races.test_load_that_began_on_another_server_registers_anew,
+    ),
+    "a drop deletes entries first": (
+        drops_entries_first,
+        races.test_write_between_the_two_halves_of_a_drop_is_refused,
     ),
     "invalidator leaves the lease": (
         leaves_the_lease,

@@ -85,6 +85,25 @@ def test_invalidation_between_register_and_write_breaks_the_lease(shop: Shop) ->
     assert shop.stored() == (2, "fresh")
 
 
+def test_write_between_the_two_halves_of_a_drop_is_refused(shop: Shop) -> None:
+    """What a doomed set names is deleted by two commands: a load that writes between them has lost its lease already.
+
+    Else its old value would stay, fresh and in no tag set, and the next invalidation would not find it either.
+    """
+    load = shop.loader().until("write")
+    shop.price = 2
+    invalidator = shop.invalidator().until("unlink")
+    invalidator.step()
+    assert invalidator.at == "unlink"
+
+    load.step()
+    invalidator.finish()
+    load.finish()
+
+    assert shop.stored() == (2, "fresh")
+    assert shop.members() == ["product[1]"]
+
+
 def test_load_that_began_on_another_server_registers_anew(shop: Shop) -> None:
     """A failover between register and write kept the lease, and lost the registration."""
     load = shop.loader().until("write")

@@ -17,7 +17,8 @@ from typing import Any
 #: Steps of a load; a load that was overtaken begins again at SNAPSHOT, if it may.
 CLAIM, SNAPSHOT, LOAD, REGISTER, WRITE, ENDED = "claim", "snapshot", "load", "register", "write", "ended"
 #: Steps of an invalidation.
-COMMIT, NUMBER, DOOM, DROP, REMOVE, ACKNOWLEDGE, DEAD = "commit", "number", "doom", "drop", "remove", "ack", "dead"
+COMMIT, NUMBER, DOOM, DROP, DROP_REST, REMOVE = "commit", "number", "doom", "drop", "drop the rest", "remove"
+ACKNOWLEDGE, DEAD = "ack", "dead"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Protocol:
     compare_after_register: bool = True
     lease_checked_at_write: bool = True
     drop_deletes_lease: bool = True
+    drop_deletes_lease_first: bool = True
     drop_before_remove: bool = True
     drains_what_others_left: bool = True
     gc_spares_what_may_be_written: bool = True
@@ -75,6 +77,7 @@ class State:
         fences: how many leases there have been.
         acknowledged: newest version whose invalidation has returned.
         lags: loads read a replica that may lag; else they read the database.
+        is_collecting: the collector has half dropped what a doomed set names.
     """
 
     database: int
@@ -95,6 +98,7 @@ class State:
     lags: bool
     loaders: tuple[Loader, ...]
     invalidators: tuple[Invalidator, ...]
+    is_collecting: bool = False
 
 
 Step = tuple[str, State]
@@ -140,6 +144,9 @@ def steps(protocol: Protocol, state: State) -> Iterator[Step]:
     elif state.lags and state.settled < state.seq:
         # As long as a replica may lag: it has caught up with what was committed before.
         yield "time passes", replace(state, settled=state.seq)
+    if state.is_collecting:
+        what, after = _rest_dropped(protocol, state)
+        yield f"gc: drop the {what}, and the set", replace(after, is_collecting=False, doomed=state.doomed[1:])
     if state.collections:
         yield from _collector_steps(protocol, state)
 
@@ -197,8 +204,12 @@ def _invalidator_steps(
             after = replace(state, mark=max(state.mark, invalidator.number), is_member=False, doomed=doomed)
             yield "doom", after, replace(invalidator, at=first if todo else ACKNOWLEDGE, todo=todo)
         case "drop":
-            after = _dropped(protocol, state)
-            yield "drop", after, _drained(invalidator) if first == REMOVE else replace(invalidator, at=second)
+            what, after = _half_dropped(protocol, state)
+            yield f"drop the {what}", after, replace(invalidator, at=DROP_REST)
+        case "drop the rest":
+            what, after = _rest_dropped(protocol, state)
+            done = _drained(invalidator) if first == REMOVE else replace(invalidator, at=second)
+            yield f"drop the {what}", after, done
         case "remove":
             after = replace(state, doomed=tuple(n for n in state.doomed if n != invalidator.todo[0]))
             yield "remove", after, _drained(invalidator) if first == DROP else replace(invalidator, at=second)
@@ -213,12 +224,26 @@ def _collector_steps(protocol: Protocol, state: State) -> Iterator[Step]:
     may_be_written = state.lease != 0 and protocol.gc_spares_what_may_be_written
     if state.is_member and state.entry is None and not may_be_written:
         yield "gc: trim", replace(left, is_member=False)
-    if state.doomed:
-        yield "gc: finish a doomed set", replace(_dropped(protocol, left), doomed=state.doomed[1:])
+    if state.doomed and not state.is_collecting:
+        what, after = _half_dropped(protocol, left)
+        yield f"gc: drop the {what} of a doomed set", replace(after, is_collecting=True)
 
 
-def _dropped(protocol: Protocol, state: State) -> State:
-    return replace(state, entry=None, lease=0 if protocol.drop_deletes_lease else state.lease)
+def _half_dropped(protocol: Protocol, state: State) -> tuple[str, State]:
+    """Return what goes first, the lease or the entry, and the state without it."""
+    return _without_lease(protocol, state) if protocol.drop_deletes_lease_first else _without_entry(state)
+
+
+def _rest_dropped(protocol: Protocol, state: State) -> tuple[str, State]:
+    return _without_entry(state) if protocol.drop_deletes_lease_first else _without_lease(protocol, state)
+
+
+def _without_entry(state: State) -> tuple[str, State]:
+    return "entry", replace(state, entry=None)
+
+
+def _without_lease(protocol: Protocol, state: State) -> tuple[str, State]:
+    return "lease", replace(state, lease=0) if protocol.drop_deletes_lease else state
 
 
 def _drained(invalidator: Invalidator) -> Invalidator:
