@@ -84,7 +84,7 @@ class Face(Generic[T]):
     # -- from arguments to a flow
 
     def _slot(self, text: str) -> Slot | None:
-        """Return the L1 slot that may answer now."""
+        """Return the L1 slot that may answer now: not within a load, nor where a session is dirty."""
         if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
             return None
         now = monotonic()
@@ -93,7 +93,7 @@ class Face(Generic[T]):
         slot = self._ports.l1.get(text)
         if slot is None:
             return None
-        if now < slot.until and now - self._gate.heard_at < self._l1_for and slot.entry.seq >= self._since:
+        if now < slot.until and now - self._gate.proven_at < self._l1_for and slot.entry.seq >= self._since:
             slot.reads += 1
             return slot
         return None
@@ -402,7 +402,7 @@ class Face(Generic[T]):
         now = monotonic()
         if now >= self._gate.look_at:
             self._gate.look(now)
-        if now - self._gate.heard_at >= self._l1_for:
+        if now - self._gate.proven_at >= self._l1_for:
             return {}, texts
         slots, since = self._ports.l1.slots, self._since
         values: dict[Any, Any] = {}

@@ -21,7 +21,8 @@ class Gate:
     """Opens while the listener proves that it hears every push; closed by loss, and by loads and dirty sessions here.
 
     Attributes:
-        heard_at: monotonic instant of the listener's last proof; `NEVER` while closed.  The L1 hit reads only this.
+        proven_at: monotonic instant of the listener's last proof; `NEVER` while it is lost.
+        heard_at: the same; `NEVER` while closed.  The L1 hit reads only this.
         lost_at: monotonic instant at which the listener was lost; `NEVER` before it was ever up.
         look_at: monotonic instant from which on an L1 hit has to `look` first.
         has_news: tells at once whether a push has arrived that the listener has not taken in.
@@ -29,7 +30,6 @@ class Gate:
 
     __slots__ = (
         "_bypasses",
-        "_heard_at",
         "_is_closed",
         "_lock",
         "_looking",
@@ -37,6 +37,7 @@ class Gate:
         "heard_at",
         "look_at",
         "lost_at",
+        "proven_at",
     )
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Gate:
         """Begin anew, as a child does after a fork."""
         self.heard_at = NEVER
         self.lost_at = NEVER
-        self._heard_at = NEVER
+        self.proven_at = NEVER
         self._bypasses = 0
         self._is_closed = False
         self._lock = threading.Lock()
@@ -57,14 +58,14 @@ class Gate:
     @property
     def is_coherent(self) -> bool:
         """Whether the listener is up, bypassed or not."""
-        return self._heard_at != NEVER
+        return self.proven_at != NEVER
 
     def heard(self, at: float) -> None:
         """Note that every push up to `at` has been processed."""
         with self._lock:
             if self._is_closed:
                 return
-            self._heard_at = at
+            self.proven_at = at
             if not self._bypasses:
                 self.heard_at = at
 
@@ -87,9 +88,9 @@ class Gate:
         """Close: pushes may have been missed from `at` on."""
         self.has_news = _nothing
         with self._lock:
-            if self._heard_at != NEVER:
+            if self.proven_at != NEVER:
                 self.lost_at = at
-            self._heard_at = self.heard_at = NEVER
+            self.proven_at = self.heard_at = NEVER
 
     def close(self, at: float) -> None:
         """Close for good: who is told to stop may still be about to say that it has heard something."""
@@ -98,7 +99,7 @@ class Gate:
         self.lost(at)
 
     def bypass(self) -> None:
-        """Send every read of this process the long way, until `unbypass`: some of them must not see L1."""
+        """Send every read of this process the long way, until `unbypass`: it looks who asks; some must not see L1."""
         with self._lock:
             self._bypasses += 1
             self.heard_at = NEVER
@@ -108,4 +109,4 @@ class Gate:
         with self._lock:
             self._bypasses -= 1
             if not self._bypasses:
-                self.heard_at = self._heard_at
+                self.heard_at = self.proven_at

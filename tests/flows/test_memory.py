@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from test_protocol import Shop
 
-from cacheworkers import Cache
+from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
 from cacheworkers.flows import here
 from cacheworkers.flows import read as reading
@@ -212,6 +212,33 @@ def test_memory_does_not_answer_once_a_ping_is_overdue(shop: Shop) -> None:
     remembered(shop)
     assert shop.product.read(1).tier == "l1"
 
-    shop.ports.gate.heard_at = time.monotonic() - shop.product._l1_for - 1.0
+    shop.ports.gate.heard_at = shop.ports.gate.proven_at = time.monotonic() - shop.product._l1_for - 1.0
 
     assert shop.product.read(1).tier == "store"
+
+
+def test_while_something_is_loaded_here_everybody_else_is_answered_from_memory(shop: Shop) -> None:
+    """Not the load itself: what it reads becomes part of an entry."""
+    tiers: dict[str, list[str]] = {"inside": [], "beside": []}
+
+    def read_beside() -> None:
+        assert shop.ports.gate.heard_at == NEVER
+        tiers["beside"].append(shop.product.read(1).tier)
+        assert shop.product.get_many([1]) == {1: 1}
+        assert shop.product.get(1) == 1
+
+    @shop.cache.loader(name="basket")
+    def basket(load: Load) -> int:
+        tiers["inside"].append(shop.product.read(1).tier)
+        beside = threading.Thread(target=read_beside)
+        beside.start()
+        beside.join()
+        return 1
+
+    remembered(shop)
+    reads = shop.ports.l1.get("product[1]").reads  # type: ignore[union-attr]  # it is there
+
+    assert basket.get() == 1
+
+    assert tiers == {"inside": ["store"], "beside": ["l1"]}
+    assert shop.ports.l1.get("product[1]").reads == reads + 3  # type: ignore[union-attr]

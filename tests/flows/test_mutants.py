@@ -249,7 +249,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         memory.test_an_invalidation_waits_until_its_own_process_has_heard_of_it,
     ),
     "a silent listener is believed": (
-        python(Face, "_slot", " and now - self._gate.heard_at < self._l1_for", ""),
+        python(Face, "_slot", " and now - self._gate.proven_at < self._l1_for", ""),
         memory.test_memory_does_not_answer_once_a_ping_is_overdue,
     ),
     "a plain INCR": (
