@@ -31,6 +31,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 FORMATS = {"ints": ">i", "longs": ">q"}
+#: What is counted as failed, of whatever kind.
+FAILED = "failed"
+#: A connection whose requests fail so often in a row gives up: the server is gone.
+GIVES_UP_AFTER = 50
+#: After a failure, seconds.
+PAUSE = 0.1
 COUNT = "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements WHERE query ILIKE '%FROM product%'"
 
 
@@ -76,13 +82,15 @@ class Report:
     """What a replay came to; latencies in seconds, sorted.
 
     Attributes:
-        kinds: HTTP status, or freshness and tier -> reads.
+        requests, wanted: those that were sent, and all that were to be.
+        kinds: HTTP status, what failed, or freshness and tier -> reads.
         queries: loads of products, by Postgres's own count.
         writes: prices changed meanwhile.
         stale_for: of each read that saw a price older than an acknowledged change, how long before it the change was.
     """
 
     requests: int
+    wanted: int
     distinct: int
     processes: int
     took: float
@@ -99,6 +107,8 @@ class Report:
     def lines(self) -> Iterator[str]:
         """Yield the report, line by line."""
         rate = self.requests / self.took
+        if self.requests < self.wanted:
+            yield f"given up   {self.wanted - self.requests:,} requests were not sent: the server was gone"
         yield f"requests   {self.requests:,} in {self.took:.1f} s, {rate:,.0f}/s, {self.processes} processes"
         for share in (0.5, 0.9, 0.99, 1.0):
             yield f"p{share * 100:<9g} {self.at(share) * 1000:.2f} ms"
@@ -133,6 +143,39 @@ class Changes:
         return self._amounts[product_id], self._at[product_id]
 
 
+class HttpClient:
+    """One connection, kept alive; made anew after a failure."""
+
+    def __init__(self, url: str) -> None:
+        self._host, self._port = loopback(url)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def get(self, path: str) -> tuple[str, bytes]:
+        """Return status and body.
+
+        Raises:
+            OSError, EOFError: the server is not there, or went away; the next request connects anew.
+        """
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            body = await reader.readexactly(int(length.split(b":")[1]))
+        except BaseException:
+            self.close()
+            raise
+        return head.split(b" ", 2)[1].decode(), body
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
 def replay(ids: list[int], url: str, path: str, concurrency: int, changes: Changes, done: Any, results: Any) -> None:
     """Send one process's share of the requests; report latencies, hit kinds and stale reads."""
     kinds: collections.Counter[str] = collections.Counter()
@@ -141,21 +184,24 @@ def replay(ids: list[int], url: str, path: str, concurrency: int, changes: Chang
     stream = iter(ids)
 
     async def over_http() -> None:
-        host, port = loopback(url)
-        reader, writer = await asyncio.open_connection(host, port)
-        for number in stream:
+        client = HttpClient(url)
+        failures = 0
+        while failures < GIVES_UP_AFTER and (number := next(stream, None)) is not None:
             least, since = changes.before(number)
             begun = time.perf_counter()
             asked = time.monotonic()
-            writer.write(f"GET {path}/{number} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            body = await reader.readexactly(int(length.split(b":")[1]))
-            status = head.split(b" ", 2)[1].decode()
+            try:
+                status, body = await client.get(f"{path}/{number}")
+            except (OSError, EOFError) as error:
+                failures += 1
+                note(begun, f"{FAILED}: {type(error).__name__}")
+                await asyncio.sleep(PAUSE)
+                continue
+            failures = 0
             note(begun, status)
             if least and status == "200" and msgspec.json.decode(body)["amount"] < least:
                 stale_for.append(asked - since)
-        writer.close()
+        client.close()
 
     async def through_library() -> None:
         from app.shop import product
@@ -196,8 +242,11 @@ def write(
         if url:
             body = msgspec.json.encode({"amount": amount})
             request = urllib.request.Request(f"{url}/products/{number}/price", data=body, method="PUT")
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                answer.read()
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    answer.read()
+            except OSError:  # not acknowledged: no reader need see it
+                continue
         else:
             from app.shop import set_price
 
@@ -270,13 +319,15 @@ def run(
             worker.join()
     found = queries() - before
     engine.dispose()
+    kinds = sum((collections.Counter(each) for _, each, _ in rows), collections.Counter[str]())
     return Report(
-        requests=len(ids),
+        requests=kinds.total(),
+        wanted=len(ids),
         distinct=len(set(ids)),
         processes=processes,
         took=took,
         latencies=sorted(itertools.chain.from_iterable(each for each, _, _ in rows)),
-        kinds=dict(sum((collections.Counter(each) for _, each, _ in rows), collections.Counter())),
+        kinds=dict(kinds),
         queries=found,
         writes=len(written),
         stale_for=[each for _, _, stale in rows for each in stale],

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import lzma
+import multiprocessing
+import queue
+import socket
 import struct
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app import load
 from app.load import loopback, product_ids, trace_keys, zipf_keys
 
 
@@ -43,3 +49,32 @@ def test_only_this_machine_is_loaded() -> None:
     assert loopback("http://127.0.0.1:8000") == ("127.0.0.1", 8000)
     with pytest.raises(ValueError, match=r"example\.org"):
         loopback("http://example.org")
+
+
+def test_requests_that_fail_are_counted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers once a connection, then closes it; once it is gone, the load gives up."""
+    monkeypatch.setattr(load, "PAUSE", 0.0)
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for _ in range(5):
+            connection, _ = server.accept()
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            connection.close()
+        server.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    done = multiprocessing.get_context("spawn").Value("q", 0)
+
+    load.replay([1] * 1000, f"http://127.0.0.1:{server.getsockname()[1]}", "/p", 1, load.Changes(1), done, found)
+
+    thread.join()
+    latencies, kinds, stale_for = found.get()
+    assert kinds["200"] == 5
+    assert load.GIVES_UP_AFTER <= sum(kinds.values()) - 5 <= load.GIVES_UP_AFTER + 5
+    assert all(kind == "200" or kind.startswith(load.FAILED) for kind in kinds)
+    assert len(latencies) == sum(kinds.values())
+    assert stale_for == []
