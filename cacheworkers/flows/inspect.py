@@ -17,6 +17,8 @@ from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.errors import CacheworkersError, CallError, EnvelopeError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
+#: From so many times as many entries as are compared these are chosen.
+STRETCH = 20
 _Compared = tuple[Entry, bytes | None] | BaseException | None
 
 
@@ -104,19 +106,25 @@ def inspect(
 
 
 def _sampled(ports: Ports, sample: int) -> Flow[list[str]]:
-    """Return calls of live entries, chosen at random among those of the first stretches of the keyspace."""
+    """Return calls of live entries, chosen at random from a stretch of the keyspace that begins anywhere in it."""
     pattern = ports.store.keys.entries_prefix + "*"
     found: dict[str, None] = {}
-    cursor = 0
-    while True:
-        cursor, keys = yield ports.store.scan(cursor, pattern)
-        for key in keys:
-            call = ports.store.keys.call_of(key.encode())
-            if call is not None:
-                found[call] = None
-        if cursor == 0 or len(found) >= 20 * sample:
-            break
+    for cursor in (_anywhere(ports), 0):  # to the end, and if that is not enough, from the beginning
+        while len(found) < STRETCH * sample:
+            cursor, keys = yield ports.store.scan(cursor, pattern)
+            for key in keys:
+                call = ports.store.keys.call_of(key.encode())
+                if call is not None:
+                    found[call] = None
+            if cursor == 0:
+                break
     return sorted(found, key=lambda _: ports.chance())[:sample]
+
+
+def _anywhere(ports: Ports) -> int:
+    """Return a cursor of any master's SCAN: it walks by the bits of hashes, and takes any that it is given."""
+    master = int(ports.chance() * len(ports.store.link.masters))
+    return master << 64 | int(ports.chance() * 2**48)
 
 
 def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow[_Compared]:

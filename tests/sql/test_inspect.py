@@ -6,6 +6,9 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from cacheworkers.core.driver import run
+from cacheworkers.flows.inspect import _sampled, inspect
+
 from .conftest import Product, Shop
 
 
@@ -53,13 +56,24 @@ def test_a_difference_that_goes_within_the_grace_is_none(shop: Shop, is_changed_
         async def arun(self) -> None:
             self.run()
 
-    from cacheworkers.core.driver import run
-    from cacheworkers.flows.inspect import inspect
-
     found = run(inspect(shop.cache._ports, shop.cache._loaders, 10, 60.0, Hurried, 1000.0))
 
     assert compared == [0.001, 60.0, 0.001]  # the second look is no faster than the first
     assert (found.sampled, found.differences) == (1, ())
+
+
+def test_any_entry_may_be_chosen_however_many_there_are(shop: Shop) -> None:
+    """Not only those that a walk through all keys finds first; and all of them are found, wherever it begins."""
+    ports = shop.cache._ports
+    calls = [f"price[{number}]" for number in range(20_000)]
+    ports.store.link.client().mset(dict.fromkeys(map(ports.store.keys.entry, calls), b"x"))
+    _, first = ports.store.scan(0, "*").run()
+    found_first = {ports.store.keys.call_of(key.encode()) for key in first}
+
+    chosen = [run(_sampled(ports, 1))[0] for _ in range(100)]
+
+    assert sum(call in found_first for call in chosen) < 50
+    assert sorted(run(_sampled(ports, 30_000))) == sorted(calls)
 
 
 def test_what_cannot_be_compared_is_counted(shop: Shop) -> None:
