@@ -1,8 +1,8 @@
 """How many queries a trace costs from a cold cache: `python -m benchmarks.queries [--trace FILE ...] [--quick]`.
 
-Replayed are a seeded Zipf and the recorded traces in `../shared/data`, where there are any, with nothing invalidated and
-nothing expired: a key is loaded once.  One load is one query.  A plain loader is asked for one key after the other; a
-batch loader for pages of keys with `get_many`, and by as many tasks as a page has keys, each for one with `aget`.
+Replayed are a seeded Zipf and the recorded traces in `../shared/data`, where there are any, with nothing invalidated
+and nothing expired: a key is loaded once.  One load is one query.  A plain loader is asked for one key after the other;
+a batch loader for pages of keys with `get_many`, and by as many tasks as a page has keys, each for one with `aget`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Detail(NamedTuple):
 
     title: str
     heads: Sequence[str]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 @dataclass
