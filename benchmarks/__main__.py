@@ -58,7 +58,6 @@ def main(words: list[str] | None = None) -> int:
         names = names_of(options.only)
     except ValueError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGTERM, _end)
     began = time.monotonic()
     lines, details, files = run(names, Scale(options.quick, options.trace), Console(stderr=True))
     console = Console()
@@ -83,4 +82,5 @@ def _end(*_: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())
