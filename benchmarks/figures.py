@@ -132,7 +132,7 @@ def over_http(scale: Scale) -> Found:
     aim = ">= 0.8x constant bytes"
     if shutil.which("wrk") is None:
         return Found([Row("product API over HTTP", aim, "left out: wrk is not installed")])
-    ratios = http.measured(scale.of(2, 1), scale.of(2, 1))
+    ratios = http.measured(scale.of(3, 1), 1)
     api, unchanged = (
         (f"{ratio.rate:,.0f} a second", f"{ratio.of_rate:.2f}x the same server's constant bytes")
         for ratio in ratios[1:3]
@@ -158,7 +158,7 @@ def crowd(scale: Scale) -> Found:
 
 def crowd_beside_peers(scale: Scale) -> Found:
     """The same, fewer, beside libraries with a lock."""
-    readers = scale.of(stampede.PEERS_READERS, 400)
+    readers = scale.of(2000, 400)
     ours, *peers = stampede.beside_peers(readers, PROCESSES)
     told = (f"{each.name} {each.took:.2f} s, {each.loads} load(s)" for each in peers if each.took is not None)
     row = Row(
@@ -208,7 +208,7 @@ def price_of_coherence(scale: Scale) -> Found:
     costs = coherence_cost.measured(rate, scale.of(1.0, 0.1), scale.of(2, 1))
     rows = [
         Row(
-            f"a reader while another {cost.state}, {rate:,.0f} a second",
+            f"reads from memory while another process {cost.state}, {rate:,.0f} a second",
             "",
             f"{cost.reads_a_second:,.0f} reads a second",
             f"{cost.ratio:.2f}x of nobody writing; {cost.cpu_us:.0f} us of CPU a change",
@@ -280,12 +280,12 @@ def for_a_trace(scale: Scale) -> Found:
     rows = [
         Row(
             f"{each.trace}: {each.reads:,} reads, {each.way}",
-            f"<= {each.distinct:,} queries, its keys",
+            f"{'<' if is_batch else '<='} {each.distinct:,} queries, its keys",
             f"{each.queries:,} queries",
             f"{each.queries / each.distinct:.2f} a key",
-            each.queries <= each.distinct,
+            each.queries < each.distinct if is_batch else each.queries <= each.distinct,
         )
-        for each in done
+        for each, is_batch in ((each, "batch" in each.way) for each in done)
     ]
     return Found(rows, [Detail("Queries for a trace", queries.HEADS, [*map(queries.cells, done)])])
 
