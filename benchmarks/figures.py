@@ -160,7 +160,7 @@ def crowd_beside_peers(scale: Scale) -> Found:
     """The same, fewer, beside libraries with a lock."""
     readers = scale.of(2000, 400)
     ours, *peers = stampede.beside_peers(readers, PROCESSES)
-    told = (f"{each.name} {each.took:.2f} s, {each.loads} load(s)" for each in peers if each.took is not None)
+    told = (f"{each.name} {stampede.cells(each)[-1]}" for each in peers if each.how != stampede.ABSENT)
     row = Row(
         f"{readers:,} readers beside peers",
         "",
@@ -265,7 +265,7 @@ def warming(scale: Scale) -> Found:
     row = Row(
         f"{done.keys:,} products warmed",
         "<= 10 queries; <= 1 s",
-        f"{done.queries} queries, {done.took:.2f} s",
+        f"{done.queries} queries, {done.took:.3f} s",
         f"{done.keys / done.queries:,.0f} keys a query" if done.queries else "",
         done.queries <= 10 and done.took <= 1.0,
     )

@@ -31,6 +31,8 @@ LOAD_TIME = 0.4
 PEERS_READERS = 5000
 #: Seconds after which a peer's process is given up.
 PATIENCE = 120.0
+#: What is said of a library that is not there.
+ABSENT = "not installed"
 
 
 class Crowd(NamedTuple):
@@ -229,7 +231,7 @@ def beside_peers(readers: int, processes: int) -> list[Crowd]:
         try:
             name = f"{peer} {importlib.metadata.version(peer)}"
         except importlib.metadata.PackageNotFoundError:
-            found.append(Crowd(peer, "not installed"))
+            found.append(Crowd(peer, ABSENT))
             continue
         try:
             found.append(Crowd(name, how, *against(peer, readers, processes)))
@@ -246,7 +248,7 @@ def heads(readers: int, processes: int) -> tuple[str, ...]:
 def cells(crowd: Crowd) -> tuple[str, ...]:
     """Return a row of the table."""
     if crowd.took is None:
-        ended = "" if crowd.how == "not installed" else f"not done after {PATIENCE:g} s"
+        ended = "" if crowd.how == ABSENT else f"not done after {PATIENCE:g} s"
         return (crowd.name, crowd.how, "", "", ended)
     return (crowd.name, crowd.how, f"{crowd.loads}", f"{crowd.served:,}", f"{crowd.took:.2f} s")
 
