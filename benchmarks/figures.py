@@ -374,7 +374,7 @@ def watched(scale: Scale) -> Found:
 
 def everything_dies(scale: Scale) -> Found:
     """A short soak."""
-    report = soak.soak(scale.of(100_000, 200))
+    report = soak.soak(scale.of(50_000, 200))
     late = f", at most {1000 * max(report.lag):.0f} ms" if report.lag else ""
     rows = [
         Row(
