@@ -55,5 +55,5 @@ demo: .venv/.ready  ## Run a flash sale, cached beside uncached, and print one t
 	@$(BIN)/python -m app.demo
 
 .PHONY: bench
-bench: .venv/.ready  ## Measure hits beside redis-py and peers; writes the table and its picture.
-	$(BIN)/python -m benchmarks.read_path
+bench: .venv/.ready  ## Measure every figure beside its aim and peers, in minutes; writes the table and its picture.
+	$(BIN)/python -m benchmarks

@@ -15,10 +15,20 @@ import multiprocessing
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+from benchmarks.report import percentile
 from cacheworkers import Cache, Config, Load
 from cacheworkers.testing import Valkey
+
+
+class Lags(NamedTuple):
+    """What readers noticed: sorted, in milliseconds; `took` in seconds."""
+
+    took: float
+    reads: int
+    gone: list[float]
+    seen: list[float]
 
 
 def made(url: str, database: Any) -> tuple[Cache, Any]:
@@ -59,6 +69,42 @@ def read(
     cache.close()
 
 
+def measured(
+    changes: int, processes: int, rate: float = 100.0, pause: float = 0.0, switch: float | None = None
+) -> Lags:
+    """Return the lags of so many changes, made at a rate a second."""
+    switch = sys.getswitchinterval() if switch is None else switch
+    context = multiprocessing.get_context("spawn")
+    with Valkey() as valkey:
+        database = context.Array("q", 1, lock=False)
+        changed_at = context.Array("d", changes + 1, lock=False)
+        seen = [context.Array("q", 1, lock=False) for _ in range(processes)]
+        stop, results = context.Event(), context.Queue()
+        readers = [
+            context.Process(target=read, args=(valkey.url, database, changed_at, each, stop, results, pause, switch))
+            for each in seen
+        ]
+        for reader in readers:
+            reader.start()
+        cache, _ = made(valkey.url, database)
+        time.sleep(3.0)
+        began = time.monotonic()
+        for change in range(1, changes + 1):
+            database[0] = change
+            changed_at[change] = time.monotonic()
+            cache.invalidate("number")
+            time.sleep(max(0.0, began + change / rate - time.monotonic()))
+        took = time.monotonic() - began
+        time.sleep(1.0)
+        stop.set()
+        rows = [results.get(timeout=60) for _ in readers]
+        for reader in readers:
+            reader.join()
+        cache.close()
+    gone, lags = (sorted(lag for row in rows for lag in row[at]) for at in (0, 1))
+    return Lags(took, sum(count for *_, count in rows), gone, lags)
+
+
 def main() -> None:
     """Change, and print the lags."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -70,56 +116,16 @@ def main() -> None:
         "--switch-interval", type=float, default=sys.getswitchinterval(), help="sys.setswitchinterval of the readers"
     )
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    with Valkey() as valkey:
-        database = context.Array("q", 1, lock=False)
-        changed_at = context.Array("d", options.changes + 1, lock=False)
-        seen = [context.Array("q", 1, lock=False) for _ in range(options.processes)]
-        stop, results = context.Event(), context.Queue()
-        readers = [
-            context.Process(
-                target=read,
-                args=(
-                    valkey.url,
-                    database,
-                    changed_at,
-                    each,
-                    stop,
-                    results,
-                    options.pause,
-                    options.switch_interval,
-                ),
-            )
-            for each in seen
-        ]
-        for reader in readers:
-            reader.start()
-        cache, _ = made(valkey.url, database)
-        time.sleep(3.0)
-        began = time.monotonic()
-        for change in range(1, options.changes + 1):
-            database[0] = change
-            changed_at[change] = time.monotonic()
-            cache.invalidate("number")
-            time.sleep(max(0.0, began + change / options.rate - time.monotonic()))
-        took = time.monotonic() - began
-        time.sleep(1.0)
-        stop.set()
-        rows = [results.get(timeout=60) for _ in readers]
-        for reader in readers:
-            reader.join()
-        reads = sum(count for *_, count in rows)
+    found = measured(options.changes, options.processes, options.rate, options.pause, options.switch_interval)
+    print(
+        f"{options.changes:,} changes in {found.took:.0f} s, {options.processes} processes on {os.cpu_count()} cores, "
+        f"{found.reads / found.took:,.0f} reads a second"
+    )
+    for name, lags in (("gone", found.gone), ("seen", found.seen)):
         print(
-            f"{options.changes:,} changes in {took:.0f} s, {options.processes} processes on {os.cpu_count()} cores, "
-            f"{reads / took:,.0f} reads a second"
+            f"{name}: p50 {percentile(lags, 0.5):.1f} ms, p99 {percentile(lags, 0.99):.1f} ms, "
+            f"most {lags[-1]:.1f} ms; {len(lags):,} changes seen"
         )
-        for at, name in enumerate(("gone", "seen")):
-            lags = sorted(lag for row in rows for lag in row[at])
-            print(
-                f"{name}: p50 {lags[len(lags) // 2]:.1f} ms, p99 {lags[int(len(lags) * 0.99)]:.1f} ms, "
-                f"most {lags[-1]:.1f} ms; {len(lags):,} changes seen"
-            )
-        cache.close()
 
 
 if __name__ == "__main__":

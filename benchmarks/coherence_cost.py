@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -40,6 +40,16 @@ STATES = {
     "writes, keys in this L1": ("write", 0),
     "invalidates, keys in this L1": ("invalidate", 0),
 }
+
+
+class Cost(NamedTuple):
+    """What one state costs a reader; CPU as a share of a core, and in microseconds a change, where there are any."""
+
+    state: str
+    reads_a_second: float
+    ratio: float
+    cpu: float
+    cpu_us: float | None
 
 
 def declared(url: str) -> tuple[Cache, Any]:
@@ -124,6 +134,45 @@ def rounds(product: Any, state: Any, seconds: float, count: int) -> Iterator[tup
                 bar.advance(task)
 
 
+def measured(rate: float, seconds: float, count: int) -> list[Cost]:
+    """Return what each state costs: medians of so many rounds, compared within a round."""
+    context = multiprocessing.get_context("spawn")
+    with Valkey() as valkey:
+        state, stop = context.Value("i", 0), context.Event()
+        writer = context.Process(target=change_until, args=(valkey.url, rate, state, stop))
+        writer.start()
+        cache, product = declared(valkey.url)
+        product.get_many(range(KEYS))
+        wait_until(lambda: product.get_many(range(KEYS)) and product.read(1).tier == "l1")
+        speeds: dict[str, list[float]] = {name: [] for name in STATES}
+        cpus: dict[str, list[float]] = {name: [] for name in STATES}
+        for name, speed, cpu in rounds(product, state, seconds, count):
+            speeds[name].append(speed)
+            cpus[name].append(cpu)
+        stop.set()
+        writer.join()
+        cache.close()
+    costs = []
+    for name in STATES:
+        # Compared within a round: a busy machine is busy for all of it.
+        ratio = statistics.median(a / b for a, b in zip(speeds[name], speeds["nobody writes"], strict=True))
+        more = statistics.median(a - b for a, b in zip(cpus[name], cpus["nobody writes"], strict=True))
+        cpu_us = more / rate * 1e6 if STATES[name][0] else None
+        costs.append(Cost(name, statistics.median(speeds[name]), ratio, statistics.median(cpus[name]), cpu_us))
+    return costs
+
+
+def heads(rate: float) -> tuple[str, ...]:
+    """Return the heads of the table."""
+    return (f"{rate:,.0f} changes a second", "reads/s, full speed", "ratio", f"CPU at {PACE:,} reads/s", "CPU a change")
+
+
+def cells(cost: Cost) -> tuple[str, ...]:
+    """Return a row of the table."""
+    a_change = "" if cost.cpu_us is None else f"{cost.cpu_us:.0f} us"
+    return (cost.state, f"{cost.reads_a_second:,.0f}", f"{cost.ratio:.2f}", f"{100 * cost.cpu:.1f} %", a_change)
+
+
 def main() -> None:
     """Measure, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,41 +181,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round")
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    with Valkey() as valkey:
-        state, stop = context.Value("i", 0), context.Event()
-        writer = context.Process(target=change_until, args=(valkey.url, options.rate, state, stop))
-        writer.start()
-        cache, product = declared(valkey.url)
-        product.get_many(range(KEYS))
-        wait_until(lambda: product.get_many(range(KEYS)) and product.read(1).tier == "l1")
-        speeds: dict[str, list[float]] = {name: [] for name in STATES}
-        cpus: dict[str, list[float]] = {name: [] for name in STATES}
-        for name, speed, cpu in rounds(product, state, options.seconds, 1 if options.quick else options.rounds):
-            speeds[name].append(speed)
-            cpus[name].append(cpu)
-        stop.set()
-        writer.join()
-        cache.close()
-    rows = []
-    for name in STATES:
-        # Compared within a round: a busy machine is busy for all of it.
-        ratio = statistics.median(a / b for a, b in zip(speeds[name], speeds["nobody writes"], strict=True))
-        more = statistics.median(a - b for a, b in zip(cpus[name], cpus["nobody writes"], strict=True))
-        cells = (
-            f"{statistics.median(speeds[name]):,.0f}",
-            f"{ratio:.2f}",
-            f"{100 * statistics.median(cpus[name]):.1f} %",
-        )
-        rows.append((name, *cells, f"{more / options.rate * 1e6:.0f} us" if name != "nobody writes" else ""))
-    heads = (
-        f"{options.rate:,.0f} changes a second",
-        "reads/s, full speed",
-        "ratio",
-        f"CPU at {PACE:,} reads/s",
-        "CPU a change",
-    )
-    print(markdown(heads, rows))
+    costs = measured(options.rate, options.seconds, 1 if options.quick else options.rounds)
+    print(markdown(heads(options.rate), map(cells, costs)))
 
 
 if __name__ == "__main__":

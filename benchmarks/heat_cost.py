@@ -18,7 +18,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -36,6 +36,27 @@ ROUNDS = 25
 CACHES = 4
 READS_A_SECOND = 10_000
 CHUNK = 10_000
+ENTRY = Entry("", (), b'{"id":1}', 0.0, 1e12, 1e12, 1e12, 0.0, 0.0, 0, b"12345678", b"12345678")
+
+
+class Cost(NamedTuple):
+    """Nanoseconds of an L1 hit with and without counting, their median difference, and what a store hit takes more."""
+
+    counting: float
+    without: float
+    more: float
+    store: float
+
+
+class Hottest(NamedTuple):
+    """How many of the true hottest were found, by how many were asked for; and what was kept, with its bytes."""
+
+    skew: float
+    there: dict[int, int]
+    counted: int
+    counted_bytes: int
+    kept: int
+    kept_bytes: int
 
 
 def without_counting(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,14 +149,14 @@ class Reader:
             self.cache.tell_heat()
 
 
-def find_the_hottest(url: str, reads: int, distinct: int, skew: float, entry: Entry) -> list[tuple[str, str]]:
+def find_the_hottest(url: str, reads: int, distinct: int, skew: float) -> Hottest:
     """Read so often, and return how many of the hottest were found, and what memory it took."""
     chance = random.Random(11)
     weights = list(itertools.accumulate((rank + 1) ** -skew for rank in range(distinct)))
     truth = array.array("l", [0]) * distinct
     namespace = f"heat{int(skew * 100)}"
     caches = [declared(url, namespace)[0] for _ in range(CACHES)]
-    readers = [Reader(cache, entry) for cache in caches]
+    readers = [Reader(cache, ENTRY) for cache in caches]
     turns = itertools.cycle(readers)
     with progress() as bar:
         task = bar.add_task(f"reads, Zipf {skew:g}", total=reads)
@@ -147,28 +168,17 @@ def find_the_hottest(url: str, reads: int, distinct: int, skew: float, entry: En
     for cache in caches:
         cache.tell_heat()
     ranked = sorted(range(distinct), key=truth.__getitem__, reverse=True)
-    rows = []
+    there = {}
     for most in (10, 100, 500):
         found = {call for call, _ in caches[0].hot("product", most)}
-        there = sum(f"product[{number}]" in found for number in ranked[:most])
-        rows.append((f"Zipf {skew:g}: of the true top {most} found", f"{there}"))
+        there[most] = sum(f"product[{number}]" in found for number in ranked[:most])
     client = redis.Redis.from_url(url)
     key = caches[0]._ports.store.keys.heat("product")
-    kept, kept_bytes = client.zcard(key), client.memory_usage(key, samples=0) or 0
-    most_counted = max(reader.most for reader in readers)
-    rows += [
-        (
-            f"Zipf {skew:g}: most calls counted in a process (bound {counting.MOST:,})",
-            f"{most_counted:,}, {max(reader.most_bytes for reader in readers) / 1e6:.1f} MB",
-        ),
-        (
-            f"Zipf {skew:g}: calls in the store (bound {caches[0].config.heat_kept:,})",
-            f"{kept:,}, {kept_bytes / 1e6:.2f} MB",
-        ),
-    ]
+    counted = max(reader.most for reader in readers), max(reader.most_bytes for reader in readers)
+    kept = client.zcard(key), client.memory_usage(key, samples=0) or 0
     for cache in caches:
         cache.close()
-    return rows
+    return Hottest(skew, there, *counted, *kept)
 
 
 def declared(url: str, namespace: str) -> tuple[Cache, Any]:
@@ -183,6 +193,30 @@ def declared(url: str, namespace: str) -> tuple[Cache, Any]:
     return cache, product
 
 
+def costs(url: str, rounds: int) -> Cost:
+    """Return what counting costs."""
+    cache, product = declared(url, "cost")
+    product.get(42)
+    wait_until(lambda: product.read(42).tier == "l1")
+    found = Cost(*cost_of_a_hit(product, rounds), cost_of_a_store_hit(cache))
+    cache.close()
+    return found
+
+
+def rows_of(hottest: Hottest) -> list[tuple[str, str]]:
+    """Return the rows of the table."""
+    name = f"Zipf {hottest.skew:g}:"
+    counted, kept = (
+        f"{hottest.counted:,}, {hottest.counted_bytes / 1e6:.1f} MB",
+        f"{hottest.kept:,}, {hottest.kept_bytes / 1e6:.2f} MB",
+    )
+    return [
+        *((f"{name} of the true top {most} found", f"{there}") for most, there in hottest.there.items()),
+        (f"{name} most calls counted in a process (bound {counting.MOST:,})", counted),
+        (f"{name} calls in the store (bound {Config().heat_kept:,})", kept),
+    ]
+
+
 def main() -> None:
     """Measure, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,25 +227,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.reads, options.calls, options.skews = 1_000_000, 100_000, [1.0]
-    entry = Entry("", (), b'{"id":1}', 0.0, 1e12, 1e12, 1e12, 0.0, 0.0, 0, b"12345678", b"12345678")
     with Valkey() as valkey:
-        cache, product = declared(valkey.url, "cost")
-        product.get(42)
-        wait_until(lambda: product.read(42).tier == "l1")
-        with_, without, more = cost_of_a_hit(product, 5 if options.quick else ROUNDS)
-        rows = [
-            ("L1 hit as it is", f"{with_:.0f} ns"),
-            ("L1 hit without counting", f"{without:.0f} ns"),
-            ("difference, median of neighbours", f"{more:.0f} ns"),
-            ("counting a store hit", f"{cost_of_a_store_hit(cache):.0f} ns"),
-            (
-                f"telling of 20,000 calls, every {cache.config.heat_every:g} s",
-                f"{cost_of_telling(cache, entry):.1f} ms",
-            ),
-        ]
+        cost = costs(valkey.url, 5 if options.quick else ROUNDS)
+        cache, _ = declared(valkey.url, "telling")
+        telling = cost_of_telling(cache, ENTRY)
         cache.close()
+        rows = [
+            ("L1 hit as it is", f"{cost.counting:.0f} ns"),
+            ("L1 hit without counting", f"{cost.without:.0f} ns"),
+            ("difference, median of neighbours", f"{cost.more:.0f} ns"),
+            ("counting a store hit", f"{cost.store:.0f} ns"),
+            (f"telling of 20,000 calls, every {cache.config.heat_every:g} s", f"{telling:.1f} ms"),
+        ]
         for skew in options.skews:
-            rows += find_the_hottest(valkey.url, options.reads, options.calls, skew, entry)
+            rows += rows_of(find_the_hottest(valkey.url, options.reads, options.calls, skew))
     print(markdown(("what", "measured"), rows))
 
 

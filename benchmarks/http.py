@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 from rich.console import Console
@@ -30,6 +31,8 @@ from cacheworkers.testing.servers import free_port, wait_until
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = "/products/7"
 CONSTANT = "/constant/7"
+TITLE = "one warm product over HTTP, wrk -t1 -c32, one worker"
+HEADS = ("", "requests/s", "of constant", "server CPU us", "of constant")
 #: Name -> granian's interface and the application.
 SERVERS = {
     "constant": ("asgi", "benchmarks.websites:constant"),
@@ -50,6 +53,16 @@ class Row:
     headers: tuple[str, ...] = ()
     rates: list[float] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
+
+
+class Ratio(NamedTuple):
+    """Medians of a row, requests a second and microseconds of CPU a request, each with its ratio to its base."""
+
+    name: str
+    rate: float
+    of_rate: float
+    cost: float
+    of_cost: float
 
 
 @dataclass
@@ -107,30 +120,26 @@ def _fetch(url: str) -> tuple[str, bytes] | None:
         return None
 
 
-def show(rows: list[Row]) -> None:
-    """Print the table; ratios are the medians over rounds, each with its base in the same round."""
+def ratios(rows: list[Row]) -> list[Ratio]:
+    """Return medians over rounds, and ratios, each with its base in the same round."""
     by_name = {row.name: row for row in rows}
-    table = Table(title="one warm product over HTTP, wrk -t1 -c32, one worker")
-    for title in ("", "requests/s", "of constant", "server CPU us", "of constant"):
-        table.add_column(title, justify="left" if not title else "right")
+    found = []
     for row in rows:
         base = by_name[row.base]
         rate = statistics.median(own / other for own, other in zip(row.rates, base.rates, strict=True))
         cost = statistics.median(own / other for own, other in zip(row.costs, base.costs, strict=True))
-        figures = (f"{statistics.median(row.rates):,.0f}", f"{rate:.2f}x")
-        costs = (f"{statistics.median(row.costs):.1f}", f"{cost:.2f}x")
-        table.add_row(row.name, *figures, *costs)
-    Console(width=100).print(table)
+        found.append(Ratio(row.name, statistics.median(row.rates), rate, statistics.median(row.costs), cost))
+    return found
 
 
-def main() -> int:
-    """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3)
-    options = parser.parse_args()
+def measured(rounds: int, seconds: int) -> list[Ratio]:
+    """Ask each server so often, for so long.
+
+    Raises:
+        FileNotFoundError: wrk is not installed.
+    """
     if shutil.which("wrk") is None:
-        parser.error("wrk is not installed: apt-get install wrk")
+        raise FileNotFoundError("wrk is not installed: apt-get install wrk")
     with Valkey() as valkey, Postgres() as postgres, contextlib.ExitStack() as stack:
         urls = {"REDIS_URL": valkey.url, "BROKER_URL": valkey.url, "DATABASE_URL": postgres.create_database("bench")}
         env = {**os.environ, **urls}
@@ -150,10 +159,34 @@ def main() -> int:
             Row("constant bytes, Flask", "flask", CONSTANT, "constant bytes, Flask"),
             Row("product by Flask", "flask", PRODUCT, "constant bytes, Flask"),
         ]
-        for _ in range(options.rounds):
+        for _ in range(rounds):
             for row in rows:
-                ask(row, sites[row.server], options.seconds)
-    show(rows)
+                ask(row, sites[row.server], seconds)
+    return ratios(rows)
+
+
+def cells(ratio: Ratio) -> tuple[str, ...]:
+    """Return a row of the table."""
+    costs = (f"{ratio.cost:.1f}", f"{ratio.of_cost:.2f}x")
+    return (ratio.name, f"{ratio.rate:,.0f}", f"{ratio.of_rate:.2f}x", *costs)
+
+
+def main() -> int:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3)
+    options = parser.parse_args()
+    try:
+        found = measured(options.rounds, options.seconds)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    table = Table(title=TITLE)
+    for head in HEADS:
+        table.add_column(head, justify="left" if not head else "right")
+    for ratio in found:
+        table.add_row(*cells(ratio))
+    Console(width=100).print(table)
     return 0
 
 

@@ -13,6 +13,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -34,6 +35,16 @@ class Price(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     amount: Mapped[int]
     group: Mapped[int]
+
+
+class Took(NamedTuple):
+    """The median of one way, seconds; its ratios to a plain change, and to one invalidated by hand."""
+
+    name: str
+    median: float
+    of_plain: float
+    of_both: float
+    statements: int | None
 
 
 class Ways:
@@ -92,13 +103,9 @@ class Ways:
         self._committed_at = time.perf_counter()
 
 
-def main() -> None:
-    """Measure in turns, and print medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--transactions", type=int, default=2000)
-    parser.add_argument("--fsync", action="store_true", help="commits wait for the disk, as in production")
-    options = parser.parse_args()
-    with Valkey() as valkey, Postgres(fsync=options.fsync) as postgres:
+def measured(transactions: int, *, fsync: bool = False) -> list[Took]:
+    """Return how long each way took, measured in turns."""
+    with Valkey() as valkey, Postgres(fsync=fsync) as postgres:
         engine = create_engine(postgres.create_database("outbox"))
         cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))
         Base.metadata.create_all(engine)
@@ -110,20 +117,32 @@ def main() -> None:
             counts[name] = ways.statements(way)
         ways.took.clear()
         gc.disable()
-        for _ in range(options.transactions):
-            for _, way in ways.all():
-                way()
-        base = statistics.median(ways.took["plain"])
-        both = statistics.median(ways.took["plain, then invalidate"])
-        print(f"{options.transactions:,} transactions each, fsync {'on' if options.fsync else 'off'}")
-        for name, times in ways.took.items():
-            median = statistics.median(times)
-            print(
-                f"{name:<34} median {1000 * median:.2f} ms, {median / base:.2f}x of plain, {median / both:.2f}x of "
-                f"plain, then invalidate{f'; {counts[name]} statements' if name in counts else ''}"
-            )
+        try:
+            for _ in range(transactions):
+                for _, way in ways.all():
+                    way()
+        finally:
+            gc.enable()
         cache.close()
         engine.dispose()
+    medians = {name: statistics.median(times) for name, times in ways.took.items()}
+    plain, both = medians["plain"], medians["plain, then invalidate"]
+    return [Took(name, each, each / plain, each / both, counts.get(name)) for name, each in medians.items()]
+
+
+def main() -> None:
+    """Measure in turns, and print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--transactions", type=int, default=2000)
+    parser.add_argument("--fsync", action="store_true", help="commits wait for the disk, as in production")
+    options = parser.parse_args()
+    found = measured(options.transactions, fsync=options.fsync)
+    print(f"{options.transactions:,} transactions each, fsync {'on' if options.fsync else 'off'}")
+    for way in found:
+        print(
+            f"{way.name:<34} median {1000 * way.median:.2f} ms, {way.of_plain:.2f}x of plain, {way.of_both:.2f}x of "
+            f"plain, then invalidate{f'; {way.statements} statements' if way.statements is not None else ''}"
+        )
 
 
 if __name__ == "__main__":

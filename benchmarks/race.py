@@ -13,10 +13,33 @@ import asyncio
 import importlib.metadata
 import threading
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.testing import Valkey
+
+
+class Play(NamedTuple):
+    """How the scene ended for one way to invalidate; `error` where it did not.
+
+    Attributes:
+        version: empty for what is not installed.
+        is_new: the read at the end returned the new price.
+    """
+
+    package: str
+    version: str
+    how: str
+    is_new: bool
+    error: str
+
+    @property
+    def told(self) -> str:
+        """What a read returned, in words."""
+        if not self.version:
+            return "not installed"
+        return self.error or ("the new price" if self.is_new else "**the old price**")
 
 
 class Shop:
@@ -159,22 +182,29 @@ PLAYERS = {
 }
 
 
-def main() -> None:
-    """Play the scene with everybody who is installed, and print who served the old value."""
+def played() -> list[Play]:
+    """Play the scene with everybody who is installed."""
+    found = []
     with Valkey() as valkey:
-        print("| library | its invalidation | after it, a read returned |\n|---|---|---|")
         for package, plays in PLAYERS.items():
             try:
                 version = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
-                print(f"| {package} | | not installed |")
+                found.append(Play(package, "", "", False, ""))
                 continue
             for how, play in plays:
                 try:
-                    told = "the new price" if play(valkey.url) == 2 else "**the old price**"
+                    found.append(Play(package, version, how, play(valkey.url) == 2, ""))
                 except Exception as error:
-                    told = f"{type(error).__name__}: {str(error)[:60]}"
-                print(f"| {package} {version} | {how} | {told} |")
+                    found.append(Play(package, version, how, False, f"{type(error).__name__}: {str(error)[:60]}"))
+    return found
+
+
+def main() -> None:
+    """Play the scene with everybody who is installed, and print who served the old value."""
+    print("| library | its invalidation | after it, a read returned |\n|---|---|---|")
+    for play in played():
+        print(f"| {f'{play.package} {play.version}'.strip()} | {play.how} | {play.told} |")
 
 
 if __name__ == "__main__":

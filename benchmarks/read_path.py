@@ -1,4 +1,4 @@
-"""What a hit costs, beside the peers in the same run: `make bench`, or `python -m benchmarks.read_path`.
+"""What a hit costs, beside the peers in the same run: `python -m benchmarks.read_path`.
 
 Peers that are not installed are left out: `pip install 'cashews[redis]' dogpile.cache 'aiocache[redis]' cachetools
 coredis`.  The floor is one round trip on a bare socket with hiredis: nothing in Python that asks Redis can be quicker,
@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import functools
 import importlib.util
+import io
 import socket
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import hiredis
@@ -32,6 +33,7 @@ from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
 ROUNDS = 7
+PICTURE_WIDTH = 110
 
 
 class Product(msgspec.Struct, frozen=True):
@@ -48,21 +50,31 @@ def product_of(number: int) -> Product:
     return Product(number, "Tall oak table", 19_900, ("oak", "tables", "new"))
 
 
-class Bench:
-    """Times of everything, in microseconds."""
+class Timed(NamedTuple):
+    """One row: microseconds a read, and the ratio to the first of its group."""
 
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, float, str]] = []
+    group: str
+    name: str
+    us: float
+    ratio: float
+
+
+class Bench:
+    """Times of everything, in microseconds, each the median of so many rounds."""
+
+    def __init__(self, rounds: int = ROUNDS) -> None:
+        self.rows: list[Timed] = []
+        self._rounds = rounds
         self._group: list[tuple[str, Callable[[], Any], int]] = []
 
     def add(self, name: str, call: Callable[[], Any], count: int) -> None:
         """Take one of a group, to be called so many times a round; the first is what others are compared with."""
         self._group.append((name, call, count))
 
-    def run(self, group: str, of: int = 1, rounds: int = ROUNDS) -> None:
+    def run(self, group: str, of: int = 1, times_rounds: int = 1) -> None:
         """Time the group in turns, so that what else the machine does meets all of them; each call is `of` reads."""
         times: dict[str, list[float]] = {}
-        for _ in range(rounds + 1):
+        for _ in range(self._rounds * times_rounds + 1):
             for name, call, count in self._group:
                 began = time.perf_counter()
                 for _ in range(count):
@@ -70,10 +82,10 @@ class Bench:
                 times.setdefault(name, []).append((time.perf_counter() - began) / count)
         self._note(group, times, of)
 
-    async def arun(self, group: str, of: int = 1, rounds: int = ROUNDS) -> None:
+    async def arun(self, group: str, of: int = 1, times_rounds: int = 1) -> None:
         """Do what `run` does, where calls return awaitables."""
         times: dict[str, list[float]] = {}
-        for _ in range(rounds + 1):
+        for _ in range(self._rounds * times_rounds + 1):
             for name, call, count in self._group:
                 began = time.perf_counter()
                 for _ in range(count):
@@ -85,8 +97,12 @@ class Bench:
         """Take a row each: its median, the first round left out."""
         medians = {name: statistics.median(found[1:]) * 1e6 / of for name, found in times.items()}
         base = next(iter(medians.values()))
-        self.rows += [(group, name, median, f"{median / base:.2f}x") for name, median in medians.items()]
+        self.rows += [Timed(group, name, median, median / base) for name, median in medians.items()]
         self._group = []
+
+    def __getitem__(self, at: tuple[str, str]) -> Timed:
+        """Return the row of a group and a name."""
+        return next(row for row in self.rows if (row.group, row.name) == at)
 
 
 def has(module: str) -> bool:
@@ -150,7 +166,7 @@ def store(bench: Bench, url: str, far: Any) -> None:
     client.mset(dict.fromkeys(keys, msgspec.json.encode(product_of(42))))
     bench.add("redis-py mget + decode", lambda: [decode(raw) for raw in client.mget(keys)], 1)
     bench.add("cacheworkers get_many", lambda: far.get_many(range(100)), 1)
-    bench.run("store, sync, one of 100 at once", of=100, rounds=200 * ROUNDS)
+    bench.run("store, sync, one of 100 at once", of=100, times_rounds=200)
     bare.close()
 
 
@@ -208,7 +224,7 @@ async def on_a_loop(bench: Bench, url: str, near: Any, far: Any) -> None:
     keys = [f"bare{number}" for number in range(100)]
     bench.add("redis.asyncio mget + decode", bare_many, 1)
     bench.add("cacheworkers aget_many", lambda: far.aget_many(range(100)), 1)
-    await bench.arun("store, async, one of 100 by one call", of=100, rounds=200 * ROUNDS)
+    await bench.arun("store, async, one of 100 by one call", of=100, times_rounds=200)
 
     bench.add("redis.asyncio get + decode", lambda: asyncio.gather(*(plain(f"bare{n}") for n in range(100))), 30)
     bench.add("cacheworkers aget", lambda: asyncio.gather(*(far.aget(n) for n in range(100))), 100)
@@ -232,7 +248,7 @@ def table(bench: Bench) -> Table:
     for group, name, median, ratio in bench.rows:
         if last and group != last:
             made.add_section()
-        made.add_row(group if group != last else "", name, f"{median:,.2f}", ratio)
+        made.add_row(group if group != last else "", name, f"{median:,.2f}", f"{ratio:.2f}x")
         last = group
     return made
 
@@ -240,18 +256,23 @@ def table(bench: Bench) -> Table:
 def markdown(bench: Bench) -> str:
     """Return the rows as Markdown."""
     lines = ["# What a hit costs", "", "| hit | library | us a read | ratio |", "|---|---|---|---|"]
-    lines += [f"| {group} | {name} | {median:,.2f} | {ratio} |" for group, name, median, ratio in bench.rows]
+    lines += [f"| {group} | {name} | {median:,.2f} | {ratio:.2f}x |" for group, name, median, ratio in bench.rows]
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Measure, print one table, and write it as Markdown and as a picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--write-to", type=Path, default=Path("docs/explanation"), help="directory of the table's files"
-    )
-    options = parser.parse_args()
-    bench = Bench()
+def files(bench: Bench) -> dict[str, str]:
+    """Return the table's files: name -> what is in it."""
+    console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO())
+    console.print(table(bench))
+    return {
+        "read_path.md": markdown(bench),
+        "read_path.svg": console.export_svg(title="python -m benchmarks.read_path"),
+    }
+
+
+def measured(rounds: int = ROUNDS) -> Bench:
+    """Return the times of all hits."""
+    bench = Bench(rounds)
     with Valkey() as valkey:
         cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))
 
@@ -270,11 +291,21 @@ def main() -> None:
         store(bench, valkey.url, far)
         asyncio.run(on_a_loop(bench, valkey.url, near, far))
         cache.close()
-    console = Console(record=True, width=110)
-    console.print(table(bench))
+    return bench
+
+
+def main() -> None:
+    """Measure, print one table, and write it as Markdown and as a picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--write-to", type=Path, default=Path("docs/explanation"), help="directory of the table's files"
+    )
+    options = parser.parse_args()
+    bench = measured()
+    Console(width=PICTURE_WIDTH).print(table(bench))
     options.write_to.mkdir(parents=True, exist_ok=True)
-    (options.write_to / "read_path.md").write_text(markdown(bench))
-    console.save_svg(str(options.write_to / "read_path.svg"), title="python -m benchmarks.read_path")
+    for name, text in files(bench).items():
+        (options.write_to / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from benchmarks.stack import ROOT
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.testing import Postgres, Valkey
 from cacheworkers.testing.history import History, Recorder, check
-from cacheworkers.testing.servers import wait_until
+from cacheworkers.testing.servers import end_with_parent, wait_until
 
 PRICES, READERS, WRITERS = 40, 4, 2
 WORKER = [sys.executable, "-m", "celery", "-A", "benchmarks.soakshop", "worker", "-c", "2", "-l", "ERROR"]
@@ -239,7 +239,15 @@ class Chaos:
     def _spawn(self, who: str, words: list[str]) -> subprocess.Popen[bytes]:
         said = os.environ | environment(who, DIES_BEFORE[who], self.where)
         with open(self.where / f"{who}.log", "ab") as log:
-            return subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, env=said, start_new_session=True)
+            return subprocess.Popen(
+                words,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env=said,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
+            )
 
     @staticmethod
     def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import redis
@@ -31,6 +31,22 @@ LOAD_TIME = 0.4
 PEERS_READERS = 5000
 #: Seconds after which a peer's process is given up.
 PATIENCE = 120.0
+#: What is said of a library that is not there.
+ABSENT = "not installed"
+
+
+class Crowd(NamedTuple):
+    """How a library's readers were served; None: not within `PATIENCE`, or not installed.
+
+    Attributes:
+        took: seconds to the last.
+    """
+
+    name: str
+    how: str
+    loads: int | None = None
+    served: int | None = None
+    took: float | None = None
 
 
 def read(readers: int, key: int, gate: Any, results: Any) -> None:
@@ -207,24 +223,34 @@ def against(peer: str, readers: int, processes: int) -> tuple[int, int, float]:
     return loads, sum(row[2] for row in rows), max(row[1] for row in rows) - min(row[0] for row in rows)
 
 
-def beside_peers(readers: int, processes: int) -> list[tuple[str, ...]]:
-    """Return a row for this library, and one for each peer that is installed."""
-    [(loads, served_, took)] = rounds(readers, processes, 1)
-    rows: list[tuple[str, ...]] = [
-        ("cacheworkers", "Celery workers load, tasks", f"{loads}", f"{served_:,}", f"{took:.2f} s")
-    ]
+def beside_peers(readers: int, processes: int) -> list[Crowd]:
+    """Return a row for this library, and one for each peer."""
+    [ours] = rounds(readers, processes, 1)
+    found = [Crowd("cacheworkers", "Celery workers load, tasks", *ours)]
     for peer, (how, _) in PEERS.items():
         try:
             name = f"{peer} {importlib.metadata.version(peer)}"
         except importlib.metadata.PackageNotFoundError:
-            rows.append((peer, "not installed", "", "", ""))
+            found.append(Crowd(peer, ABSENT))
             continue
         try:
-            loads, served_, took = against(peer, readers, processes)
-            rows.append((name, how, f"{loads}", f"{served_:,}", f"{took:.2f} s"))
+            found.append(Crowd(name, how, *against(peer, readers, processes)))
         except queue.Empty:
-            rows.append((name, how, "", "", f"not done after {PATIENCE:g} s"))
-    return rows
+            found.append(Crowd(name, how))
+    return found
+
+
+def heads(readers: int, processes: int) -> tuple[str, ...]:
+    """Return the heads of the table."""
+    return (f"{readers:,} readers in {processes} processes", "how", "loads", "served", "the last after")
+
+
+def cells(crowd: Crowd) -> tuple[str, ...]:
+    """Return a row of the table."""
+    if crowd.took is None:
+        ended = "" if crowd.how == ABSENT else f"not done after {PATIENCE:g} s"
+        return (crowd.name, crowd.how, "", "", ended)
+    return (crowd.name, crowd.how, f"{crowd.loads}", f"{crowd.served:,}", f"{crowd.took:.2f} s")
 
 
 def main() -> None:
@@ -236,8 +262,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.peers:
         readers = min(options.readers, PEERS_READERS)
-        heads = (f"{readers:,} readers in {options.processes} processes", "how", "loads", "served", "the last after")
-        print(report.markdown(heads, beside_peers(readers, options.processes)))
+        found = beside_peers(readers, options.processes)
+        print(report.markdown(heads(readers, options.processes), map(cells, found)))
         return
     for loads, served, took in rounds(options.readers, options.processes, 3):
         print(

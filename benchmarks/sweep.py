@@ -13,7 +13,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -29,6 +29,29 @@ QUICK = 100_000
 SET_OF_MANY = 400
 PIPELINE = 5000
 AGO = 2 * 3600.0
+
+
+class Swept(NamedTuple):
+    """What there was, what it took, and what is left.
+
+    Attributes:
+        took: seconds.
+        slow: commands over `SLOW` by the server's slow log: microseconds and command.
+        idle, busy: a reader's latencies before and meanwhile, milliseconds.
+        memory: megabytes empty, full, and swept.
+        left: kinds of keys, and how many of each.
+    """
+
+    members: int
+    sets: int
+    fresh_marks: int
+    swept: int
+    took: float
+    slow: list[tuple[int, bytes]]
+    idle: list[float]
+    busy: list[float]
+    memory: tuple[float, float, float]
+    left: list[tuple[str, int]]
 
 
 def tags_of(members: int) -> Iterator[tuple[str, int]]:
@@ -106,13 +129,8 @@ def watch(client: Any, key: str, members: int, done: threading.Event) -> None:
             bar.update(task, completed=members // 2 - client.zcard(key))
 
 
-def main() -> None:
-    """Fill, sweep, and print how long it took, what was slow, what readers noticed, and what is left."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, default=MEMBERS)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} members")
-    options = parser.parse_args()
-    members = QUICK if options.quick else options.members
+def measured(members: int) -> Swept:
+    """Fill, and sweep."""
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:
         cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))
@@ -142,24 +160,35 @@ def main() -> None:
         watcher.join()
         idle, busy = results.get(timeout=60)
         reader.join()
-        slow = client.slowlog_get(1000)
+        slow = [(entry["duration"], entry["command"]) for entry in client.slowlog_get(1000)]
         left = sorted(kinds_of(client, cache.config.namespace).items())
-        rows = [
-            ("dead members, tag sets", f"{members:,}, {sets:,}"),
-            ("swept, in", f"{swept.members:,}, {took:.1f} s"),
-            (f"commands over {SLOW / 1000:g} ms (SLOWLOG)", f"{len(slow)}"),
-            ("a reader, idle: p50, p99, most", line(idle)),
-            ("a reader meanwhile: p50, p99, most", line(busy)),
-            ("memory empty, full, swept", f"{empty:.1f}, {full:.1f}, {used(client):.1f} MB"),
-            (
-                f"keys left ({fresh_marks + 1:,} marks must stay)",
-                ", ".join(f"{kind}: {count:,}" for kind, count in left),
-            ),
-        ]
-        print(markdown(("what", "measured"), rows))
-        for entry in slow[:5]:
-            print(f"slow: {entry['duration'] / 1000:.1f} ms {entry['command'][:60]!r}")
+        memory = empty, full, used(client)
         cache.close()
+    return Swept(members, sets, fresh_marks, swept.members, took, slow, idle, busy, memory, left)
+
+
+def main() -> None:
+    """Fill, sweep, and print how long it took, what was slow, what readers noticed, and what is left."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=int, default=MEMBERS)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} members")
+    options = parser.parse_args()
+    found = measured(QUICK if options.quick else options.members)
+    rows = [
+        ("dead members, tag sets", f"{found.members:,}, {found.sets:,}"),
+        ("swept, in", f"{found.swept:,}, {found.took:.1f} s"),
+        (f"commands over {SLOW / 1000:g} ms (SLOWLOG)", f"{len(found.slow)}"),
+        ("a reader, idle: p50, p99, most", line(found.idle)),
+        ("a reader meanwhile: p50, p99, most", line(found.busy)),
+        ("memory empty, full, swept", ", ".join(f"{each:.1f}" for each in found.memory) + " MB"),
+        (
+            f"keys left ({found.fresh_marks + 1:,} marks must stay)",
+            ", ".join(f"{kind}: {count:,}" for kind, count in found.left),
+        ),
+    ]
+    print(markdown(("what", "measured"), rows))
+    for duration, command in found.slow[:5]:
+        print(f"slow: {duration / 1000:.1f} ms {command[:60]!r}")
 
 
 def line(latencies: list[float]) -> str:

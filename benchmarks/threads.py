@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import redis
@@ -24,6 +24,19 @@ from cacheworkers.testing.servers import wait_until
 
 THREADS = (1, 2, 4, 8, 16, 32)
 KEYS = 100
+HEADS = ("read", "threads", "reads/s", "ratio", "p50 us", "p99 us", "p99.9 us")
+
+
+class Speed(NamedTuple):
+    """Reads a second of so many threads, the ratio to those of the fewest, and microseconds of a read."""
+
+    read: str
+    threads: int
+    reads_a_second: float
+    ratio: float
+    p50: float
+    p99: float
+    p999: float
 
 
 class Crowd:
@@ -110,6 +123,34 @@ def readers(url: str, cache: Cache) -> dict[str, Callable[[int], Any]]:
     }
 
 
+def measured(counts: Sequence[int], seconds: float) -> list[Speed]:
+    """Return the speed of each kind of read, in so many threads."""
+    speeds = []
+    with Valkey() as valkey:
+        cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))
+        reads = readers(valkey.url, cache)
+        with progress() as bar:
+            task = bar.add_task("measurements", total=len(reads) * len(counts))
+            for name, get in reads.items():
+                base = 0.0
+                for threads in counts:
+                    crowd = Crowd(get, threads, seconds)
+                    speed = crowd.throughput()
+                    base = base or speed
+                    times = crowd.latencies()
+                    halves = (percentile(times, each) for each in (0.5, 0.99, 0.999))
+                    speeds.append(Speed(name, threads, speed, speed / base, *halves))
+                    bar.advance(task)
+        cache.close()
+    return speeds
+
+
+def cells(speed: Speed) -> tuple[str, ...]:
+    """Return a row of the table."""
+    halves = (f"{each:,.1f}" for each in (speed.p50, speed.p99, speed.p999))
+    return (speed.read, f"{speed.threads}", f"{speed.reads_a_second:,.0f}", f"{speed.ratio:.2f}", *halves)
+
+
 def main() -> None:
     """Measure, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,25 +158,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--quick", action="store_true", help="0.3 seconds each")
     options = parser.parse_args()
-    seconds = 0.3 if options.quick else options.seconds
-    rows = []
-    with Valkey() as valkey:
-        cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))
-        reads = readers(valkey.url, cache)
-        with progress() as bar:
-            task = bar.add_task("measurements", total=len(reads) * len(options.threads))
-            for name, get in reads.items():
-                base = 0.0
-                for threads in options.threads:
-                    crowd = Crowd(get, threads, seconds)
-                    speed = crowd.throughput()
-                    base = base or speed
-                    times = crowd.latencies()
-                    halves = (f"{percentile(times, each):,.1f}" for each in (0.5, 0.99, 0.999))
-                    rows.append((name, f"{threads}", f"{speed:,.0f}", f"{speed / base:.2f}", *halves))
-                    bar.advance(task)
-        cache.close()
-    print(markdown(("read", "threads", "reads/s", "ratio", "p50 us", "p99 us", "p99.9 us"), rows))
+    speeds = measured(options.threads, 0.3 if options.quick else options.seconds)
+    print(markdown(HEADS, map(cells, speeds)))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,31 @@ class Seen(NamedTuple):
     first_new: list[float]
 
 
+class Noticed(NamedTuple):
+    """Delays, sorted, in milliseconds: in each process, in the last of them, and there since the change was due."""
+
+    each: list[float]
+    last: list[float]
+    since_due: list[float]
+
+
+class Delays(NamedTuple):
+    """Delays of the changes that all processes saw, sorted, in milliseconds.
+
+    Attributes:
+        begun: from when a change was due until its COMMIT.
+        returned: from the COMMIT until the writer goes on, invalidated.
+        gone: from the COMMIT until the old value is last returned.
+        new: from the COMMIT until the new one is first returned.
+    """
+
+    changes: int
+    begun: list[float]
+    returned: list[float]
+    gone: Noticed
+    new: Noticed
+
+
 class Sighting(NamedTuple):
     """When a process first returned a version of a price, and last returned the one before."""
 
@@ -178,8 +203,27 @@ def _seen(number: int, processes: Iterable[Iterable[Sighting]]) -> Seen:
     return seen
 
 
-def _told(what: str, seconds: Iterable[float]) -> None:
-    found = sorted(1000 * max(0.0, each) for each in seconds)
+def delays(found: Iterable[tuple[Change, Seen]], processes: int) -> Delays:
+    """Return the delays of what so many processes saw."""
+    by_all = [(change, seen) for change, seen in found if len(seen.first_new) == processes]
+
+    def noticed(at: int) -> Noticed:
+        return Noticed(
+            _ms(instant - change.committed for change, seen in by_all for instant in seen[at]),
+            _ms(max(seen[at]) - change.committed for change, seen in by_all),
+            _ms(max(seen[at]) - change.due for change, seen in by_all),
+        )
+
+    begun = _ms(change.committed - change.due for change, _ in by_all)
+    returned = _ms(change.returned - change.committed for change, _ in by_all)
+    return Delays(len(by_all), begun, returned, noticed(0), noticed(1))
+
+
+def _ms(seconds: Iterable[float]) -> list[float]:
+    return sorted(1000 * max(0.0, each) for each in seconds)
+
+
+def _told(what: str, found: list[float]) -> None:
     print(f"{what}: p50 {percentile(found, 0.5):.1f}, p99 {percentile(found, 0.99):.1f}, most {found[-1]:.1f} ms")
 
 
@@ -199,19 +243,17 @@ def main() -> None:
             f"p99 {percentile(late, 0.99):.1f} ms"
         )
         return
-    found = at_a_rate(options.changes, options.rate, options.processes, options.pause)
-    by_all = [(change, seen) for change, seen in found if len(seen.first_new) == options.processes]
+    found = delays(at_a_rate(options.changes, options.rate, options.processes, options.pause), options.processes)
     print(
         f"{options.changes:,} changes, {options.rate:g} a second, {options.processes} processes on {os.cpu_count()} "
-        f"cores; {len(by_all):,} seen by all of them"
+        f"cores; {found.changes:,} seen by all of them"
     )
-    _told("due until its COMMIT", (change.committed - change.due for change, _ in by_all))
-    _told("COMMIT until the writer goes on, invalidated", (change.returned - change.committed for change, _ in by_all))
-    for at, name in enumerate(("the old price is last returned", "the new one is first returned")):
-        each = (instant - change.committed for change, seen in by_all for instant in seen[at])
-        _told(f"COMMIT until {name}, each process", each)
-        _told("... the last of them", (max(seen[at]) - change.committed for change, seen in by_all))
-        _told("... since it was due", (max(seen[at]) - change.due for change, seen in by_all))
+    _told("due until its COMMIT", found.begun)
+    _told("COMMIT until the writer goes on, invalidated", found.returned)
+    for name, noticed in (("the old price is last returned", found.gone), ("the new one is first returned", found.new)):
+        _told(f"COMMIT until {name}, each process", noticed.each)
+        _told("... the last of them", noticed.last)
+        _told("... since it was due", noticed.since_due)
 
 
 if __name__ == "__main__":

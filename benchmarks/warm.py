@@ -11,8 +11,9 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from benchmarks.report import percentile
 from benchmarks.stack import Pool, stack
@@ -22,6 +23,16 @@ from cacheworkers.workers.priority import yield_to_others
 PAUSE = 0.01
 #: How nice the command that warms is.
 NICE = 10
+
+
+class Warmed(NamedTuple):
+    """What warming took: seconds, queries; and of misses meanwhile and without, their latencies in seconds."""
+
+    keys: int
+    took: float
+    queries: int
+    busy: list[float]
+    idle: list[float]
 
 
 def warm_as_told(pipe: Connection) -> None:
@@ -79,6 +90,48 @@ def for_seconds(seconds: float) -> Callable[[float], bool]:
     return is_over
 
 
+def measured(
+    counts: Sequence[int], *, max_rate: float = 2000.0, at_once: int = 200, part: int = 5000
+) -> Iterator[Warmed]:
+    """Warm so many keys, one count after the other, and yield what each took.
+
+    Args:
+        max_rate, at_once: keys a second and keys under way, of more than a thousand.
+        part: keys after which nothing is warmed for as long.
+    """
+    with stack(Pool(("miss", "revalidate")), Pool(("warm", "upkeep"), concurrency=1)) as here:
+        from benchmarks.shop import cache
+
+        here.sql("CREATE TABLE price (id int PRIMARY KEY, amount int)")
+        here.sql(f"INSERT INTO price SELECT i, i FROM generate_series(1, {sum(counts) + 100_000}) i")
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        multiprocessing.get_context("spawn").Process(target=warm_as_told, args=(theirs,), daemon=True).start()
+        ours.recv()
+        reader = Reader(sum(counts) + 2)
+        ours.send(([1], {}))
+        reader.read(ours.poll)
+        ours.recv()
+        reader.read(for_seconds(2.0))
+        first = 2
+        for keys in counts:
+            here.sql("SELECT pg_stat_statements_reset()")
+            pace = {"max_rate": max_rate, "at_once": at_once} if keys > 1000 else {}
+            took, idle, busy = 0.0, [], []
+            for start in range(first, first + keys, part):
+                began = time.perf_counter()
+                ours.send((range(start, min(start + part, first + keys)), pace))
+                busy += reader.read(ours.poll)
+                ours.recv()
+                lasted = time.perf_counter() - began
+                took += lasted
+                # As long again without: what else the machine does meanwhile is in both.
+                idle += reader.read(for_seconds(max(1.0, lasted)))
+            yield Warmed(keys, took, here.calls("SELECT id, amount%"), busy, idle)
+            first += keys
+        ours.send(None)
+        cache.close()
+
+
 def main() -> None:
     """Warm, and print how long it took, in how many queries, and what a miss cost meanwhile."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,42 +140,14 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=200, help="keys under way, of more than a thousand")
     parser.add_argument("--part", type=int, default=5000, help="keys after which nothing is warmed for as long")
     options = parser.parse_args()
-    with stack(Pool(("miss", "revalidate")), Pool(("warm", "upkeep"), concurrency=1)) as here:
-        from benchmarks.shop import cache
-
-        here.sql("CREATE TABLE price (id int PRIMARY KEY, amount int)")
-        here.sql(f"INSERT INTO price SELECT i, i FROM generate_series(1, {sum(options.keys) + 100_000}) i")
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        multiprocessing.get_context("spawn").Process(target=warm_as_told, args=(theirs,), daemon=True).start()
-        ours.recv()
-        reader = Reader(sum(options.keys) + 2)
-        ours.send(([1], {}))
-        reader.read(ours.poll)
-        ours.recv()
-        reader.read(for_seconds(2.0))
-        first = 2
-        for keys in options.keys:
-            here.sql("SELECT pg_stat_statements_reset()")
-            pace = {"max_rate": options.max_rate, "at_once": options.at_once} if keys > 1000 else {}
-            took, idle, busy = 0.0, [], []
-            for start in range(first, first + keys, options.part):
-                began = time.perf_counter()
-                ours.send((range(start, min(start + options.part, first + keys)), pace))
-                busy += reader.read(ours.poll)
-                ours.recv()
-                lasted = time.perf_counter() - began
-                took += lasted
-                # As long again without: what else the machine does meanwhile is in both.
-                idle += reader.read(for_seconds(max(1.0, lasted)))
-            print(
-                f"{keys:,} keys warm in {took:.1f} s and {here.calls('SELECT id, amount%'):,} queries; p50, p99 of "
-                f"{len(busy):,} misses meanwhile {at(busy, 0.5):.1f}, {at(busy, 0.99):.1f} ms, of {len(idle):,} idle "
-                f"{at(idle, 0.5):.1f}, {at(idle, 0.99):.1f} ms ({at(busy, 0.99) / at(idle, 0.99):.2f}x)",
-                flush=True,
-            )
-            first += keys
-        ours.send(None)
-        cache.close()
+    pace = {"max_rate": options.max_rate, "at_once": options.at_once, "part": options.part}
+    for keys, took, queries, busy, idle in measured(options.keys, **pace):
+        print(
+            f"{keys:,} keys warm in {took:.1f} s and {queries:,} queries; p50, p99 of "
+            f"{len(busy):,} misses meanwhile {at(busy, 0.5):.1f}, {at(busy, 0.99):.1f} ms, of {len(idle):,} idle "
+            f"{at(idle, 0.5):.1f}, {at(idle, 0.99):.1f} ms ({at(busy, 0.99) / at(idle, 0.99):.2f}x)",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

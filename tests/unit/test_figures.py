@@ -1,0 +1,181 @@
+"""The table of all figures: what is asked for, how rows are arranged, and what becomes of a benchmark that fails."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks import __main__ as whole
+from benchmarks import figures, http, runs, sheet
+from benchmarks.runs import Failure
+from benchmarks.sheet import Detail, Figure, Found, Row, Scale
+
+ROOT = Path(__file__).resolve().parents[2]
+HIT = Row("a hit | in memory", "<= 7x", "0.2 us", "3.9x lru_cache", True)
+
+
+def figure(section: str) -> Figure:
+    return Figure(section, "some_module --large", lambda scale: Found([HIT]))
+
+
+def shown(lines: list[sheet.Line]) -> str:
+    console = Console(file=io.StringIO(), width=300, record=True)
+    console.print(sheet.table(lines))
+    return console.export_text()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Found | Failure]]:
+    """What each benchmark finds, told beforehand instead of measured."""
+    found: dict[str, Found | Failure] = {}
+    monkeypatch.setattr(runs, "alone", lambda name, scale: found[name])
+    yield found
+
+
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        (HIT, "yes"),
+        (HIT._replace(is_met=False), "no"),
+        (HIT._replace(is_met=None), ""),
+        (sheet.failed("hits", "ValueError: 7").rows[0], "failed"),
+    ],
+    ids=["met", "not met", "no aim", "failed"],
+)
+def test_a_row_says_whether_its_aim_is_met(row: Row, word: str) -> None:
+    assert row.met == word
+
+
+def test_a_section_is_named_once_and_its_rows_follow() -> None:
+    lines = [
+        line
+        for section in ("Hits", "Hits", "Misses")
+        for line in sheet.lines_of(figure(section), Found([HIT]), is_quick=False)
+    ]
+
+    rows = sheet.page(lines, [], "").splitlines()[8:]
+
+    hit = r"| a hit \| in memory | <= 7x | 0.2 us | 3.9x lru_cache | yes | `python -m benchmarks.some_module --large` |"
+    assert rows == ["| **Hits** | | | | | |", hit, hit, "| **Misses** | | | | | |", hit]
+
+
+def test_details_are_below_the_table() -> None:
+    page = sheet.page([], [Detail("Threads", ("read", "threads"), [("L1 hit", "32")])], "On 2 cores.")
+
+    assert page.startswith("# The figures of cacheworkers\n")
+    assert page.endswith("## Threads\n\n| read | threads |\n|---|---:|\n| L1 hit | 32 |\n")
+
+
+def test_the_terminal_shows_brackets_as_they_are() -> None:
+    """`product[42]` is no markup."""
+    row = HIT._replace(what="product[bold]")
+
+    assert "product[bold]" in shown(sheet.lines_of(figure("Hits"), Found([row]), is_quick=False))
+
+
+def test_small_sizes_are_marked() -> None:
+    [line] = sheet.lines_of(figure("Hits"), Found([HIT]), is_quick=True)
+
+    assert line.row.what == "a hit | in memory (quick)"
+
+
+def test_a_benchmark_that_fails_has_a_row_and_the_others_go_on(told: dict[str, Found | Failure]) -> None:
+    told["hits"] = Failure("ConnectionError: refused", "Traceback")
+    told["race"] = Found([HIT], [Detail("Race", ("library",), [])], {"race.md": "text"})
+    console = Console(file=io.StringIO(), width=200)
+
+    lines, details, files = runs.run(["hits", "race"], Scale(), console)
+
+    assert [(line.row.what, line.row.measured, line.row.met) for line in lines] == [
+        ("hits", "failed: ConnectionError: refused", "failed"),
+        ("a hit | in memory", "0.2 us", "yes"),
+    ]
+    assert ([detail.title for detail in details], files) == (["Race"], {"race.md": "text"})
+    assert "Traceback" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert "2 of 2: race" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_command_fails_if_a_benchmark_did(told: dict[str, Found | Failure]) -> None:
+    """A missed aim is no failure."""
+    told["hits"] = Failure("ConnectionError: refused", "")
+    told["race"] = Found([HIT._replace(is_met=False)])
+
+    assert whole.main(["--only", "race"]) == 0
+    assert whole.main(["--only", "hits", "race"]) == 1
+
+
+def test_nothing_is_written_of_a_part_unless_it_is_said_where(
+    told: dict[str, Found | Failure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told |= dict.fromkeys(figures.FIGURES, Found([HIT], files={"read_path.md": "hits"}))
+    monkeypatch.chdir(tmp_path)
+
+    whole.main(["--only", "race"])
+    whole.main(["--quick"])
+    nothing = [*tmp_path.iterdir()]
+    whole.main(["--only", "race", "--write-to", "here"])
+    whole.main([])
+
+    written = ["figures.md", "figures.svg", "read_path.md"]
+    assert nothing == []
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == written
+    assert sorted(path.name for path in (tmp_path / whole.DOCS).iterdir()) == written
+
+
+def test_an_unknown_name_is_told_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        whole.main(["--only", "hits", "misses"])
+
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"--only must be of {', '.join(figures.FIGURES)}; got misses" in message
+
+
+def test_the_list_has_each_benchmark_and_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert whole.main(["--list"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(figures.FIGURES)
+    assert all(
+        line.endswith(f"python -m benchmarks.{figure.command}")
+        for line, figure in zip(lines, figures.FIGURES.values(), strict=True)
+    )
+
+
+def test_sections_of_the_table_are_not_interrupted() -> None:
+    sections = [figure.section for figure in figures.FIGURES.values()]
+
+    assert sections == sorted(sections, key=sections.index)
+
+
+def test_http_is_left_out_where_there_is_no_wrk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+
+    [row] = figures.over_http(Scale()).rows
+
+    assert (row.measured, row.met) == ("left out: wrk is not installed", "")
+    with pytest.raises(FileNotFoundError, match="wrk is not installed"):
+        http.measured(1, 1)
+
+
+def test_benchmarks_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    """For real: one that works on a trace, and fails on one that is not there."""
+    trace = tmp_path / "small.trace.xz"
+    trace.write_bytes(lzma.compress(struct.pack(">4i", 7, 1, 7, 7)))
+    words = [sys.executable, "-m", "benchmarks", "--quick", "--only", "l1-sizes", "--write-to", str(tmp_path)]
+
+    works = subprocess.run([*words, "--trace", str(trace)], cwd=ROOT, capture_output=True, text=True, check=False)
+    page = (tmp_path / "figures.md").read_text()
+    fails = subprocess.run([*words, "--trace", "missing"], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert works.returncode == 0, works.stderr
+    assert "| small: hits of an L1 of 1,000 entries (quick) |  | 50.0% |" in page
+    assert fails.returncode == 1
+    assert "failed: FileNotFoundError" in (tmp_path / "figures.md").read_text()
