@@ -1,8 +1,9 @@
 """How long L1 of other processes lags behind a change: `python -m benchmarks.coherence [--changes 10000]`.
 
 Four processes read one value from their own memory as fast as they can; this one changes it and invalidates.  For each
-process and change: `gone` is the time from the change until the first read that no longer found the old value in that
-process's memory began, `seen` until that read returned the new one, its load included.
+process and change: `gone` is the time from the change until a read began that no longer found what was before it in
+that process's memory, `seen` until that read returned, its load included.  A change that the next one overtook before
+it was noticed is gone when that one is: none is left out.
 
 On fewer cores than processes both are the scheduler's doing: a process that waits for its turn hears nothing, and one
 that never lets go of the interpreter lets its listener in after `sys.getswitchinterval()`, 5 ms.
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from benchmarks.report import percentile
 from cacheworkers import Cache, Config, Load
 from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
 
 
 class Lags(NamedTuple):
@@ -45,7 +47,11 @@ def made(url: str, database: Any) -> tuple[Cache, Any]:
 def read(
     url: str, database: Any, changed_at: Any, seen: Any, stop: Any, results: Any, nice: float, switch: float
 ) -> None:
-    """Read at full speed; report the lags of each change, in milliseconds, and how many reads there were."""
+    """Read at full speed; report the lags of each change, in milliseconds, and how many reads there were.
+
+    Args:
+        seen: set to one more than the last change that was read.
+    """
     sys.setswitchinterval(switch)
     cache, number = made(url, database)
     gone: list[float] = []
@@ -58,11 +64,12 @@ def read(
             value = number.get()
             reads += 1
             if value != known:
-                if known >= 0:
-                    gone.append(max(0.0, 1000 * (began - changed_at[value])))
-                    lags.append(1000 * (time.monotonic() - changed_at[value]))
+                now = time.monotonic()
+                for change in range(known + 1, value + 1) if known >= 0 else ():
+                    gone.append(max(0.0, 1000 * (began - changed_at[change])))
+                    lags.append(1000 * (now - changed_at[change]))
                 known = value
-                seen[0] = value
+                seen[0] = value + 1
         if nice:
             time.sleep(nice)
     results.put((gone, lags, reads))
@@ -87,7 +94,8 @@ def measured(
         for reader in readers:
             reader.start()
         cache, _ = made(valkey.url, database)
-        time.sleep(3.0)
+        wait_until(lambda: all(each[0] for each in seen), 60)
+        time.sleep(1.0)
         began = time.monotonic()
         for change in range(1, changes + 1):
             database[0] = change
@@ -95,7 +103,7 @@ def measured(
             cache.invalidate("number")
             time.sleep(max(0.0, began + change / rate - time.monotonic()))
         took = time.monotonic() - began
-        time.sleep(1.0)
+        wait_until(lambda: all(each[0] == changes + 1 for each in seen), 60)
         stop.set()
         rows = [results.get(timeout=60) for _ in readers]
         for reader in readers:
