@@ -330,11 +330,11 @@ class Cache:
 
     def hot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls of a loader by its name; see `Loader.hot`."""
-        return run(hot(self._ports, self._loaders.named(loader).name, most))
+        return run(hot(self._ports, self._loaders.named(loader), most))
 
     async def ahot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls of a loader by its name; see `hot`."""
-        return await arun(hot(self._ports, self._loaders.named(loader).name, most))
+        return await arun(hot(self._ports, self._loaders.named(loader), most))
 
     def warm_many(self, loader: str, keys: Iterable[Any]) -> Warming:
         """Have workers load many keys of a loader by its name; see `Loader.warm_many`."""

@@ -11,6 +11,7 @@ import secrets
 import statistics
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -98,11 +99,26 @@ def hottest(ports: Ports, loader: str, most: int, since: float = float("-inf")) 
     return list(found.items())
 
 
-def hot(ports: Ports, loader: str, most: int) -> Flow[list[tuple[str, float]]]:
-    """Return the hottest calls of a loader, with their heat: reads, halved with every half-life."""
-    found = yield from hottest(ports, loader, most)
+def hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[list[tuple[str, float]]]:
+    """Return the hottest calls of a loader, with their heat: reads, halved with every half-life.
+
+    What was hot under another version counts as the same call under this one, and together with it.
+    """
     now = ports.clock.now()
-    return [(call, heat_of(read_at, now, ports.config.heat_half_life)) for call, read_at in found]
+    heats: dict[str, float] = {}
+    seen: set[str] = set()  # what has moved meanwhile comes again
+    first, wanted = 0, min(CHUNK, most)
+    while len(heats) < most:
+        chunk = yield ports.store.heat(loader.name, first, wanted, float("-inf"))
+        for text, read_at in chunk:
+            call = None if text in seen else loader.signature.of_this_version(text)
+            if call is not None:
+                heats[call] = heats.get(call, 0.0) + heat_of(read_at, now, ports.config.heat_half_life)
+            seen.add(text)
+        if len(chunk) < wanted:
+            break
+        first, wanted = first + wanted, CHUNK
+    return sorted(heats.items(), key=itemgetter(1), reverse=True)[:most]
 
 
 def warm_round(ports: Ports, loaders: Mapping[str, LoaderSpec], queued: Callable[[], Step]) -> Flow[dict[str, Warming]]:
