@@ -31,6 +31,7 @@ from cacheworkers.sql.outbox import Backlog
 from cacheworkers.sql.postgres import Triggers
 from cacheworkers.sql.watch import AnySession, dirty_here
 from cacheworkers.workers import LoaderInfo, QueueState
+from cacheworkers.workers.versions import mismatch
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -452,7 +453,8 @@ class Cache:
                 bytes.fromhex(ask.seen)
                 readable.append(ask)
             except (CallError, ValueError) as error:
-                self._process.emit(MalformedTask(f"cacheworkers.load.{loader}", str(error)))
+                reason = mismatch(loader, spec.policy.version, ask.call) or str(error)
+                self._process.emit(MalformedTask(f"cacheworkers.load.{loader}", reason))
                 self._process.release_soon(ask.call, ask.token)
         if readable:
             run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
@@ -476,7 +478,15 @@ class Cache:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
         config = self.config
         self._process.workers.register(
-            LoaderInfo(spec.name, spec.load_for, spec.is_batch, config.batch_size, spec.rate_limit, spec.pace)
+            LoaderInfo(
+                spec.name,
+                spec.load_for,
+                spec.is_batch,
+                config.batch_size,
+                spec.rate_limit,
+                spec.pace,
+                spec.policy.version,
+            )
         )
         return spec
 

@@ -104,6 +104,19 @@ class MalformedTask(Event, frozen=True):
     reason: str
 
 
+class HandedOn(Event, frozen=True):
+    """A worker got loads of a version of a loader that it does not know: they go back to the queue for another worker.
+
+    `hops` is how often that has been done now.
+    """
+
+    loader: str
+    queue: str
+    calls: int
+    hops: int
+    reason: str
+
+
 class TaskDropped(Event, frozen=True):
     """A worker could not load what a task message asks for, for want of the store; the leases run out."""
 
