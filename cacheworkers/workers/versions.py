@@ -10,7 +10,7 @@ from cacheworkers.flows.ports import QueueKind
 
 #: How often a message is handed on.  Where a reader waits, at once, and soon given up: the reader loads then itself.
 #: Nobody waits for what is warmed, and workers of its version may only be starting.
-HOPS: dict[QueueKind, int] = {"miss": 2, "revalidate": 2, "warm": 40}
+HOPS: dict[QueueKind, int] = {"miss": 2, "revalidate": 2, "warm": 20}
 #: The first hops are at once: whichever worker is idle for longest gets the message, not the one that handed it on.
 AT_ONCE = 2
 #: Those after them wait, twice as long each time, seconds: old workers alone must not be kept busy with it.
