@@ -190,13 +190,23 @@ class WarmingHeldBack(Event, frozen=True):
 
 
 class Swept(Event, frozen=True):
-    """A sweep ended; one that ran out of time is not whole, and the next goes on where it stopped."""
+    """A sweep ended; one that ran out of time is not whole, and the next goes on where it stopped.
+
+    `foreign` is how many keys it has passed over because they are of another type than ours.
+    """
 
     members: int
     tag_sets: int
     entries: int
     seconds: float
     is_whole: bool = True
+    foreign: int = 0
+
+
+class ForeignKey(Event, frozen=True):
+    """A sweep passed over a key of the namespace that is of another type than ours: something else writes there."""
+
+    key: str
 
 
 class Drained(Event, frozen=True):

@@ -15,7 +15,7 @@ from celery.signals import task_unknown, worker_process_init, worker_ready
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
-from cacheworkers.events import Event, HandedOn, MalformedTask, TaskDropped, UnknownTask
+from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import Ask
 from cacheworkers.store.store import Store
 from cacheworkers.workers.priority import yield_when_nobody_waits
@@ -165,13 +165,12 @@ class CeleryWorkers:
         if not others or not isinstance(hops, int):
             return asks
         reason = mismatch(info.name, info.version, others[0].call)
-        queue = others[0].queue
-        if hops >= HOPS[queue]:
+        if hops >= HOPS[others[0].queue]:
             log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
             return asks
-        if not self._publisher.hand_on(info.name, others, hops + 1, wait_before(hops), task.request.expires):
+        after, expires = wait_before(hops), task.request.expires
+        if not self._publisher.hand_on(info.name, others, hops + 1, after, expires, reason):
             return asks
-        self._emit(HandedOn(info.name, queue, len(others), hops + 1, reason))
         return [ask for ask in asks if ask not in others]
 
 

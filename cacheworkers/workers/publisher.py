@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery
 
 from cacheworkers.config import Config
-from cacheworkers.events import Event, Published, PublishFailed
+from cacheworkers.events import Event, HandedOn, Published, PublishFailed
 from cacheworkers.flows.ports import Ask
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.workers import settings
@@ -61,7 +61,7 @@ class Publisher:
             self._breaker.succeeded()
             self._emit(Published(info.name, name, len(asks)))
 
-    def hand_on(self, loader: str, asks: list[Ask], hops: int, after: float, expires: Any) -> bool:
+    def hand_on(self, loader: str, asks: list[Ask], hops: int, after: float, expires: Any, reason: str) -> bool:
         """Send a message that a worker has taken to its queue once more; False if it did not go out.
 
         Called in workers' tasks, on any thread: over the app's own connections, not over the publisher's.
@@ -71,11 +71,12 @@ class Publisher:
             after: seconds until it is taken.
             expires: when the message taken was to be thrown away, as Celery has it.
         """
+        name: str = getattr(self._queues, asks[0].queue)
         try:
             self._app.send_task(
                 settings.PREFIX + loader,
                 kwargs={"asks": _rows(asks), "hops": hops},
-                queue=getattr(self._queues, asks[0].queue),
+                queue=name,
                 countdown=after or None,
                 expires=expires,
                 ignore_result=True,
@@ -85,8 +86,9 @@ class Publisher:
                 kwargsrepr="",
             )
         except Exception as error:  # kombu's transports raise what their drivers raise
-            self._emit(PublishFailed(loader, asks[0].queue, len(asks), f"{type(error).__name__}: {error}"))
+            self._emit(PublishFailed(loader, name, len(asks), f"{type(error).__name__}: {error}"))
             return False
+        self._emit(HandedOn(loader, name, len(asks), hops, reason))
         return True
 
     def disconnect(self) -> None:

@@ -85,7 +85,8 @@ def test_asks_of_another_version_go_back_to_their_queue_and_the_others_are_perfo
 
     assert [ask.call for ask in worker.performed] == ["product[2]"]
     assert worker.message(f"cw.{queue}").payload[1] == {"asks": [theirs], "hops": 1}
-    assert [(type(event), event.hops) for event in worker.events if isinstance(event, HandedOn)] == [(HandedOn, 1)]
+    reason = "worker knows product version 1, message asks for 2"
+    assert worker.events == [HandedOn("product", f"cw.{queue}", 1, 1, reason)]
 
 
 @pytest.mark.parametrize("hops", [HOPS["miss"], HOPS["miss"] + 1, "1", None])
