@@ -477,6 +477,7 @@ class Cache:
     ) -> LoaderSpec:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
         config = self.config
+        self._ports.heat.warm_for[spec.name] = spec.policy.kept_warm_for
         self._process.workers.register(
             LoaderInfo(
                 spec.name,

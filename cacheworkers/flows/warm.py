@@ -79,11 +79,25 @@ def tell_heat(ports: Ports) -> Flow[int]:
     by_loader: dict[str, list[tuple[str, int]]] = {}
     for call, count in counts.items():
         by_loader.setdefault(loader_name_of(call), []).append((call, count))
-    for name, told in by_loader.items():
-        for start in range(0, len(told), CHUNK):
-            chunk = told[start : start + CHUNK]
-            yield ports.store.add_heat(name, chunk, half_life=config.heat_half_life, most=config.heat_kept)
-        ports.emit(HeatTold(name, len(told)))
+    try:
+        while by_loader:
+            name, told = next(iter(by_loader.items()))
+            count = len(told)
+            while told:
+                yield ports.store.add_heat(
+                    name,
+                    told[:CHUNK],
+                    half_life=config.heat_half_life,
+                    most=config.heat_kept,
+                    warm_for=ports.heat.warm_for.get(name, 0.0),
+                )
+                del told[:CHUNK]
+            del by_loader[name]
+            ports.emit(HeatTold(name, count))
+    finally:
+        # The store is away: what has not been told is told when it is back.
+        for left in by_loader.values():
+            ports.heat.put_back(left)
     return len(counts)
 
 

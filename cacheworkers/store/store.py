@@ -321,10 +321,16 @@ class Store:
 
     # -- heat
 
-    def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> Exchange[int]:
-        """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has."""
+    def add_heat(
+        self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int, warm_for: float = 0.0
+    ) -> Exchange[int]:
+        """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has.
+
+        Args:
+            warm_for: how long after its last read a call is kept warm, seconds; so much longer it is remembered.
+        """
         words = [word for call, count in reads for word in (call, count)]
-        kept_for = HEAT_KEPT_FOR * half_life
+        kept_for = HEAT_KEPT_FOR * half_life + warm_for
         request = Request.call(scripts.HEAT, (self.keys.heat(loader),), (half_life, most, kept_for, *words))
         return self._ask([request], lambda replies: int(replies[0]))
 
