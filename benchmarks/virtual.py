@@ -294,7 +294,9 @@ class VirtualStore:
             self.changed(call)
         return _Done(len(there))
 
-    def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> _Done:
+    def add_heat(
+        self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int, warm_for: float
+    ) -> _Done:
         heat, now = self._heat, self._world.now
         for call, count in reads:
             heat[call] = read_at_of(heat.get(call), count, now, half_life)

@@ -31,6 +31,7 @@ from cacheworkers.sql.outbox import Backlog
 from cacheworkers.sql.postgres import Triggers
 from cacheworkers.sql.watch import AnySession, dirty_here
 from cacheworkers.workers import LoaderInfo, QueueState
+from cacheworkers.workers.versions import mismatch
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -330,11 +331,11 @@ class Cache:
 
     def hot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls of a loader by its name; see `Loader.hot`."""
-        return run(hot(self._ports, self._loaders.named(loader).name, most))
+        return run(hot(self._ports, self._loaders.named(loader), most))
 
     async def ahot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls of a loader by its name; see `hot`."""
-        return await arun(hot(self._ports, self._loaders.named(loader).name, most))
+        return await arun(hot(self._ports, self._loaders.named(loader), most))
 
     def warm_many(self, loader: str, keys: Iterable[Any]) -> Warming:
         """Have workers load many keys of a loader by its name; see `Loader.warm_many`."""
@@ -452,7 +453,8 @@ class Cache:
                 bytes.fromhex(ask.seen)
                 readable.append(ask)
             except (CallError, ValueError) as error:
-                self._process.emit(MalformedTask(f"cacheworkers.load.{loader}", str(error)))
+                reason = mismatch(loader, spec.policy.version, ask.call) or str(error)
+                self._process.emit(MalformedTask(f"cacheworkers.load.{loader}", reason))
                 self._process.release_soon(ask.call, ask.token)
         if readable:
             run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
@@ -475,8 +477,17 @@ class Cache:
     ) -> LoaderSpec:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
         config = self.config
+        self._ports.heat.warm_for[spec.name] = spec.policy.kept_warm_for
         self._process.workers.register(
-            LoaderInfo(spec.name, spec.load_for, spec.is_batch, config.batch_size, spec.rate_limit, spec.pace)
+            LoaderInfo(
+                spec.name,
+                spec.load_for,
+                spec.is_batch,
+                config.batch_size,
+                spec.rate_limit,
+                spec.pace,
+                spec.policy.version,
+            )
         )
         return spec
 

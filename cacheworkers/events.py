@@ -104,6 +104,19 @@ class MalformedTask(Event, frozen=True):
     reason: str
 
 
+class HandedOn(Event, frozen=True):
+    """A worker got loads of a version of a loader that it does not know: they go back to the queue for another worker.
+
+    `hops` is how often that has been done now.
+    """
+
+    loader: str
+    queue: str
+    calls: int
+    hops: int
+    reason: str
+
+
 class TaskDropped(Event, frozen=True):
     """A worker could not load what a task message asks for, for want of the store; the leases run out."""
 
@@ -177,13 +190,23 @@ class WarmingHeldBack(Event, frozen=True):
 
 
 class Swept(Event, frozen=True):
-    """A sweep ended; one that ran out of time is not whole, and the next goes on where it stopped."""
+    """A sweep ended; one that ran out of time is not whole, and the next goes on where it stopped.
+
+    `foreign` is how many keys it has passed over because they are of another type than ours.
+    """
 
     members: int
     tag_sets: int
     entries: int
     seconds: float
     is_whole: bool = True
+    foreign: int = 0
+
+
+class ForeignKey(Event, frozen=True):
+    """A sweep passed over a key of the namespace that is of another type than ours: something else writes there."""
+
+    key: str
 
 
 class Drained(Event, frozen=True):

@@ -174,11 +174,11 @@ class Loader(Face[T], Generic[P, T]):
 
     def hot(self, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls, each with its heat: reads by all processes, halved with every half-life."""
-        return run(hot(self._ports, self._spec.name, most))
+        return run(hot(self._ports, self._spec, most))
 
     async def ahot(self, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls; see `hot`."""
-        return await arun(hot(self._ports, self._spec.name, most))
+        return await arun(hot(self._ports, self._spec, most))
 
     def revalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Ask workers to load this now; True if this call enqueued it, False if somebody is at it already."""
@@ -314,11 +314,11 @@ class BatchLoader(Face[V], Generic[K, V]):
 
     def hot(self, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls, each with its heat; see `Loader.hot`."""
-        return run(hot(self._ports, self._spec.name, most))
+        return run(hot(self._ports, self._spec, most))
 
     async def ahot(self, most: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls; see `hot`."""
-        return await arun(hot(self._ports, self._spec.name, most))
+        return await arun(hot(self._ports, self._spec, most))
 
     def revalidate(self, key: K) -> bool:
         """Ask workers to load one key now; True if this call enqueued it."""

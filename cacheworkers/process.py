@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,14 +178,31 @@ class Process:
             self._background.submit(release)
 
     def close(self) -> None:
-        """Send what is queued, then stop threads and connections."""
+        """Tell what was read, send what is queued, then stop threads and connections."""
         self._teller.close()
+        self._tell_once()
         self.workers.close()
         self.watching.close()
         self.ports.listener.close()
         if self._background is not None:
             self._background.shutdown(wait=True)
         self.ports.store.link.close()
+
+    def _tell_once(self) -> None:
+        """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
+        ports = self.ports
+        if not len(ports.heat) and not len(ports.l1):
+            return
+
+        def tell() -> None:
+            with contextlib.suppress(StoreError):
+                run(tell_heat(ports))
+
+        # A daemon, for there may be many exchanges; each alone may take as long.
+        thread = threading.Thread(target=tell, name="cacheworkers-heat-last", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
+            thread.start()
+            thread.join(ports.config.store_timeout)
 
     def reset(self) -> None:
         """Forget threads, sockets and connections after a fork: they are the parent's."""

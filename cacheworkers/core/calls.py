@@ -209,6 +209,14 @@ def loader_name_of(text: str) -> str:
     return text.partition("[")[0].partition("@")[0]
 
 
+def version_of(text: str) -> int | None:
+    """Return the version of a call's text: 2 of `product@2[42]`, 1 of `product[42]`; None where it is no number."""
+    _, at, version = text.partition("[")[0].partition("@")
+    if not at:
+        return 1
+    return int(version) if version.isdecimal() else None
+
+
 def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return a loader's parameters after `load`, without their annotations."""
     signature = inspect.signature(function)

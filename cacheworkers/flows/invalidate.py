@@ -116,20 +116,30 @@ class _Told:
             self._progress(self._members)
 
 
-def drain(ports: Ports, tag: str, shard: int, doomed: str, told: Progress = lambda members: None) -> Flow[int]:
+def drain(
+    ports: Ports,
+    tag: str,
+    shard: int,
+    doomed: str,
+    told: Progress = lambda members: None,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Flow[int]:
     """Delete the entries of a doomed set, in chunks; any number of drainers may share one.
 
     Whoever comes next goes on where a drainer died: the next invalidation of the tag, or a sweep.
 
     Args:
         told: called with the size of each chunk that is done.
+        is_over: says after a chunk whether to leave the rest to whoever comes next.
     """
-    entries = 0
+    entries: int = 0
     while calls := (yield ports.store.doomed_chunk(doomed)):
         entries += yield ports.store.drop(calls)
         # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
-        yield ports.store.drained(tag, shard, doomed, calls)
+        left: int = yield ports.store.drained(tag, shard, doomed, calls)
         told(len(calls))
+        if left and is_over():
+            return entries
     yield ports.store.drained(tag, shard, doomed, ())
     return entries
 

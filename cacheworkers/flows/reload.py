@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from cacheworkers.core.driver import Flow
 from cacheworkers.flows.invalidate import Invalidation, Progress, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
-from cacheworkers.flows.warm import hottest, warm
+from cacheworkers.flows.warm import hot, warm
 
 
 def reload_tags(
@@ -25,13 +25,13 @@ def reload_tags(
         InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
     """
     done = yield from invalidate_tags(ports, tags, "soft", progress)
-    for name, loader in list(loaders.items()):
-        found = yield from hottest(ports, name, ports.config.warm_most)
-        hot = [call for call, _ in found]
+    for loader in list(loaders.values()):
+        found = yield from hot(ports, loader, ports.config.warm_most)
+        calls = [call for call, _ in found]
         members: set[str] = set()
         for tag in tags:
-            members.update((yield ports.store.members(tag, hot)))
-        yield from warm(ports, loader, [call for call in hot if call in members], lead=0.0)
+            members.update((yield ports.store.members(tag, calls)))
+        yield from warm(ports, loader, [call for call in calls if call in members], lead=0.0)
     return done
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import msgspec
 
 from cacheworkers.core.driver import Flow
+from cacheworkers.core.heat import heat_of
 from cacheworkers.flows.ports import Ports
-from cacheworkers.flows.warm import hot
+from cacheworkers.flows.warm import hottest
 
 
 class StoreStats(msgspec.Struct, frozen=True):
@@ -74,7 +75,9 @@ def loader_stats(ports: Ports, loaders: Iterable[str]) -> Flow[list[LoaderStats]
     """Look at the heat of each loader, the hottest loader first."""
     found = []
     for name in loaders:
-        heat = yield from hot(ports, name, ports.config.heat_kept)
-        hottest, most = heat[0] if heat else ("-", 0.0)
-        found.append(LoaderStats(name, sum(reads for _, reads in heat), len(heat), hottest, most))
+        calls = yield from hottest(ports, name, ports.config.heat_kept)
+        now = ports.clock.now()
+        heat = [(call, heat_of(read_at, now, ports.config.heat_half_life)) for call, read_at in calls]
+        first, most = heat[0] if heat else ("-", 0.0)
+        found.append(LoaderStats(name, sum(reads for _, reads in heat), len(heat), first, most))
     return sorted(found, key=lambda each: -each.heat)

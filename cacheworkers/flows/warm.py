@@ -11,6 +11,7 @@ import secrets
 import statistics
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -78,11 +79,25 @@ def tell_heat(ports: Ports) -> Flow[int]:
     by_loader: dict[str, list[tuple[str, int]]] = {}
     for call, count in counts.items():
         by_loader.setdefault(loader_name_of(call), []).append((call, count))
-    for name, told in by_loader.items():
-        for start in range(0, len(told), CHUNK):
-            chunk = told[start : start + CHUNK]
-            yield ports.store.add_heat(name, chunk, half_life=config.heat_half_life, most=config.heat_kept)
-        ports.emit(HeatTold(name, len(told)))
+    try:
+        while by_loader:
+            name, told = next(iter(by_loader.items()))
+            count = len(told)
+            while told:
+                yield ports.store.add_heat(
+                    name,
+                    told[:CHUNK],
+                    half_life=config.heat_half_life,
+                    most=config.heat_kept,
+                    warm_for=ports.heat.warm_for.get(name, 0.0),
+                )
+                del told[:CHUNK]
+            del by_loader[name]
+            ports.emit(HeatTold(name, count))
+    finally:
+        # The store is away: what has not been told is told when it is back.
+        for left in by_loader.values():
+            ports.heat.put_back(left)
     return len(counts)
 
 
@@ -98,11 +113,26 @@ def hottest(ports: Ports, loader: str, most: int, since: float = float("-inf")) 
     return list(found.items())
 
 
-def hot(ports: Ports, loader: str, most: int) -> Flow[list[tuple[str, float]]]:
-    """Return the hottest calls of a loader, with their heat: reads, halved with every half-life."""
-    found = yield from hottest(ports, loader, most)
+def hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[list[tuple[str, float]]]:
+    """Return the hottest calls of a loader, with their heat: reads, halved with every half-life.
+
+    What was hot under another version counts as the same call under this one, and together with it.
+    """
     now = ports.clock.now()
-    return [(call, heat_of(read_at, now, ports.config.heat_half_life)) for call, read_at in found]
+    heats: dict[str, float] = {}
+    seen: set[str] = set()  # what has moved meanwhile comes again
+    first, wanted = 0, min(CHUNK, most)
+    while len(heats) < most:
+        chunk = yield ports.store.heat(loader.name, first, wanted, float("-inf"))
+        for text, read_at in chunk:
+            call = None if text in seen else loader.signature.of_this_version(text)
+            if call is not None:
+                heats[call] = heats.get(call, 0.0) + heat_of(read_at, now, ports.config.heat_half_life)
+            seen.add(text)
+        if len(chunk) < wanted:
+            break
+        first, wanted = first + wanted, CHUNK
+    return sorted(heats.items(), key=itemgetter(1), reverse=True)[:most]
 
 
 def warm_round(ports: Ports, loaders: Mapping[str, LoaderSpec], queued: Callable[[], Step]) -> Flow[dict[str, Warming]]:

@@ -20,10 +20,15 @@ MOST = 20_000
 
 
 class Heat:
-    """Counts of this process."""
+    """Counts of this process.
+
+    Attributes:
+        warm_for: loader -> how long after its last read a call of it is kept warm, seconds.
+    """
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
+        self.warm_for: dict[str, float] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -69,6 +74,11 @@ class Heat:
         if len(counts) <= most:
             return counts
         return dict(sorted(counts.items(), key=itemgetter(1), reverse=True)[:most])
+
+    def put_back(self, counts: Iterable[tuple[str, int]]) -> None:
+        """Note reads again that were taken, and could not be told."""
+        for call, reads in counts:
+            self.count(call, reads)
 
     def hits(self) -> dict[str, int]:
         """Return loader -> reads that L1 answered, as far as `taken` and `note_gone` have seen, and begin anew."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from cacheworkers.errors import StoreError
+
 
 class Claimed(msgspec.Struct, frozen=True):
     """The lease is ours."""
@@ -84,9 +86,31 @@ def begun(reply: Any) -> Begun | None:
     return Begun(int(reply[1]), raw(reply[2])) if text(reply[0]) == "begun" else None
 
 
+class Trimmed(msgspec.Struct, frozen=True):
+    """What one step of a sweep did to a tag set: the members dropped, and which of its two keys are foreign."""
+
+    members: int
+    foreign: tuple[str, ...]
+
+
+class ForeignType(StoreError):
+    """A key of ours is of another type: something else writes there."""
+
+
+def ours(reply: Any) -> Any:
+    """Return a reply.
+
+    Raises:
+        ForeignType: its key is of another type.
+    """
+    if isinstance(reply, Exception):
+        raise ForeignType(f"a key of ours is of another type: {reply}") from reply
+    return reply
+
+
 def by_shard(replies: list[Any]) -> list[tuple[int, str]]:
     """Return shard and name of each key, from one reply a shard."""
-    return [(shard, text(name)) for shard, names in enumerate(replies) for name in names]
+    return [(shard, text(name)) for shard, names in enumerate(replies) for name in ours(names)]
 
 
 def fields(reply: Any) -> dict[str, str]:

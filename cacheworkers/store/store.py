@@ -16,7 +16,7 @@ from cacheworkers.store.link import Link
 from cacheworkers.store.replicas import Replicate
 from cacheworkers.store.request import Request
 from cacheworkers.store.server import info_of
-from cacheworkers.store.shapes import Begun, Claim, Registered, Snapshot
+from cacheworkers.store.shapes import Begun, Claim, Registered, Snapshot, Trimmed
 from cacheworkers.store.steps import Exchange, Get, Info, Scan
 
 T = TypeVar("T")
@@ -255,10 +255,16 @@ class Store:
         shards = range(self.keys.shards(tag))
         return self._ask([Request(("SMEMBERS", self.keys.doomed_index(tag, s))) for s in shards], shapes.by_shard)
 
+    def doomed_of(self, tag: str, shard: int) -> Exchange[list[str]]:
+        """The doomed sets of one shard of a tag."""
+        request = Request(("SMEMBERS", self.keys.doomed_index(tag, shard)))
+        return self._ask([request], lambda replies: [shapes.text(name) for name in shapes.ours(replies[0])])
+
     def doomed_chunk(self, doomed: str) -> Exchange[list[str]]:
         """Some members of a doomed set; empty when it is drained."""
         return self._ask(
-            [Request(("ZRANGE", doomed, 0, CHUNK - 1))], lambda replies: [shapes.text(m) for m in replies[0]]
+            [Request(("ZRANGE", doomed, 0, CHUNK - 1))],
+            lambda replies: [shapes.text(m) for m in shapes.ours(replies[0])],
         )
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
@@ -322,10 +328,16 @@ class Store:
 
     # -- heat
 
-    def add_heat(self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int) -> Exchange[int]:
-        """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has."""
+    def add_heat(
+        self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int, warm_for: float = 0.0
+    ) -> Exchange[int]:
+        """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has.
+
+        Args:
+            warm_for: how long after its last read a call is kept warm, seconds; so much longer it is remembered.
+        """
         words = [word for call, count in reads for word in (call, count)]
-        kept_for = HEAT_KEPT_FOR * half_life
+        kept_for = HEAT_KEPT_FOR * half_life + warm_for
         request = Request.call(scripts.HEAT, (self.keys.heat(loader),), (half_life, most, kept_for, *words))
         return self._ask([request], lambda replies: int(replies[0]))
 
@@ -408,10 +420,15 @@ class Store:
 
     # -- sweeping
 
-    def sweep_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[tuple[int, bool]]:
-        """Drop expired members of one tag set: `(how many, whether the tag's mark went too)`."""
+    def sweep_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[Trimmed]:
+        """Drop expired members of one tag set, and the tag's mark when it is old enough."""
         request = Request.call(scripts.SWEEP_TAG, (key, last), (most, _ms(mark_kept_for)))
-        return self._ask([request], lambda replies: (int(replies[0][0]), replies[0][1] == 1))
+
+        def shape(replies: list[Any]) -> Trimmed:
+            dropped, _, *are_foreign = replies[0]
+            return Trimmed(int(dropped), tuple(itertools.compress((key, last), are_foreign)))
+
+        return self._ask([request], shape)
 
     def sweep_position(self) -> Exchange[tuple[int, int]]:
         """Where the last sweep stopped: its phase and its cursor there; the beginning, if it was whole."""

@@ -101,7 +101,10 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]  # celery has no types
 
     def _go_on(self) -> None:
         """Take up the schedule where the last leader has left it."""
-        for name, sent_at in self._store.sent().run().items():
+        now = time.time()
+        for name, noted_at in self._store.sent().run().items():
+            # Its clock may have been ahead of ours: what it has sent is not due in our future.
+            sent_at = min(noted_at, now)
             entry = self.schedule.get(name)
             if entry is not None and (not entry.total_run_count or sent_at > entry.last_run_at.timestamp()):
                 entry.last_run_at = datetime.datetime.fromtimestamp(sent_at, entry.last_run_at.tzinfo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,9 @@ from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.queue import AskQueue, LoaderInfo
 from cacheworkers.workers.queues import QueueState, queue_states, stamp_messages
 from cacheworkers.workers.settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
+from cacheworkers.workers.versions import HOPS, mismatch, wait_before
+
+log = logging.getLogger("cacheworkers")
 
 #: An upkeep task may wait so long behind another, a sweep say, and be done all the same, seconds.
 WAITS_FOR = 30.0
@@ -78,8 +82,8 @@ class CeleryWorkers:
         self._infos[info.name] = info
         self._settings.make_room(info.message_for + HARD_MARGIN)
 
-        def load(task: Any, /, *_: Any, asks: Any = None, **__: Any) -> None:
-            self._perform_task(task, info.name, asks)
+        def load(task: Any, /, *_: Any, asks: Any = None, hops: Any = 0, **__: Any) -> None:
+            self._perform_task(task, info, asks, hops)
 
         self._app.task(
             name=PREFIX + info.name,
@@ -131,13 +135,17 @@ class CeleryWorkers:
         if asks:
             self._undelivered(asks)
 
-    def _perform_task(self, task: Any, loader: str, raw: Any) -> None:
+    def _perform_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""
+        loader = info.name
         asks, reason = read_asks(loader, raw)
         if reason:
             self._emit(MalformedTask(PREFIX + loader, reason))
             if asks:
                 self._undelivered(asks)
+            return
+        asks = self._known(task, info, asks, hops)
+        if not asks:
             return
         delivered = task.request.delivery_info or {}
         try:
@@ -147,6 +155,23 @@ class CeleryWorkers:
         except StoreError as error:
             # Without the store there is no lease and nowhere to write: readers find their way, this message ends.
             self._emit(TaskDropped(PREFIX + loader, len(asks), f"{type(error).__name__}: {error}"))
+
+    def _known(self, task: Any, info: LoaderInfo, asks: list[Ask], hops: Any) -> list[Ask]:
+        """Return what this worker is to perform; what is of another version is handed on to the other workers.
+
+        What has been handed on too often is performed: it is malformed here.
+        """
+        others = [ask for ask in asks if mismatch(info.name, info.version, ask.call)]
+        if not others or not isinstance(hops, int):
+            return asks
+        reason = mismatch(info.name, info.version, others[0].call)
+        if hops >= HOPS[others[0].queue]:
+            log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
+            return asks
+        after, expires = wait_before(hops), task.request.expires
+        if not self._publisher.hand_on(info.name, others, hops + 1, after, expires, reason):
+            return asks
+        return [ask for ask in asks if ask not in others]
 
 
 def bind(

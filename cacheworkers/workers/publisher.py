@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery
 
 from cacheworkers.config import Config
-from cacheworkers.events import Event, Published, PublishFailed
+from cacheworkers.events import Event, HandedOn, Published, PublishFailed
 from cacheworkers.flows.ports import Ask
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.workers import settings
@@ -61,6 +61,36 @@ class Publisher:
             self._breaker.succeeded()
             self._emit(Published(info.name, name, len(asks)))
 
+    def hand_on(self, loader: str, asks: list[Ask], hops: int, after: float, expires: Any, reason: str) -> bool:
+        """Send a message that a worker has taken to its queue once more; False if it did not go out.
+
+        Called in workers' tasks, on any thread: over the app's own connections, not over the publisher's.
+
+        Args:
+            hops: how often it has been handed on then.
+            after: seconds until it is taken.
+            expires: when the message taken was to be thrown away, as Celery has it.
+        """
+        name: str = getattr(self._queues, asks[0].queue)
+        try:
+            self._app.send_task(
+                settings.PREFIX + loader,
+                kwargs={"asks": _rows(asks), "hops": hops},
+                queue=name,
+                countdown=after or None,
+                expires=expires,
+                ignore_result=True,
+                retry=False,
+                serializer="json",
+                argsrepr=shown(asks),
+                kwargsrepr="",
+            )
+        except Exception as error:  # kombu's transports raise what their drivers raise
+            self._emit(PublishFailed(loader, name, len(asks), f"{type(error).__name__}: {error}"))
+            return False
+        self._emit(HandedOn(loader, name, len(asks), hops, reason))
+        return True
+
     def disconnect(self) -> None:
         """Drop the connection; the next message makes a new one."""
         producer, self._producer = self._producer, None
@@ -77,7 +107,7 @@ class Publisher:
         lives_for = datetime.timedelta(seconds=info.load_for + EXPIRES_MARGIN)
         self._app.send_task(
             settings.PREFIX + info.name,
-            kwargs={"asks": [[ask.call, ask.token, ask.seen, ask.queue] for ask in asks]},
+            kwargs={"asks": _rows(asks)},
             queue=queue,
             expires=datetime.datetime.now(datetime.UTC) + lives_for,
             ignore_result=True,
@@ -99,6 +129,10 @@ class Publisher:
     def _failed(self, info: LoaderInfo, queue: str, asks: list[Ask], error: str) -> None:
         self._emit(PublishFailed(info.name, queue, len(asks), error))
         self._undelivered(asks)
+
+
+def _rows(asks: Sequence[Ask]) -> list[list[str]]:
+    return [[ask.call, ask.token, ask.seen, ask.queue] for ask in asks]
 
 
 def shown(asks: Sequence[Ask]) -> str:

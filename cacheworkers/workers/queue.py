@@ -42,6 +42,7 @@ class LoaderInfo(msgspec.Struct, frozen=True):
     batch_size: int
     rate_limit: str | None = None
     pace: Pace = msgspec.field(default_factory=Pace)
+    version: int = 1
 
     def group_size(self, queue: str) -> int:
         """Return how many calls one message may carry: a reader waits for each miss, and a batch is one query."""

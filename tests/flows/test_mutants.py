@@ -191,7 +191,12 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_a_process_whose_clock_is_behind_does_not_find_fresh_what_was_softened,
     ),
     "a sweep leaves what an invalidation began": (
-        python(sweeping, "_finish", "entries += yield from drain(ports, tag, shard, doomed)", "pass"),
+        python(
+            sweeping,
+            "_finish",
+            "job.entries += yield from drain(job.ports, tag, shard, doomed, is_over=job.is_over)",
+            "pass",
+        ),
         races.test_sweep_finishes_an_invalidation_whose_process_died,
     ),
     "a refused write is not tried again": (

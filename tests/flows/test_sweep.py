@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cacheworkers import Cache, Load
+from cacheworkers.events import ForeignKey
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -93,3 +96,89 @@ def test_a_position_of_nonsense_begins_anew(cache: Cache) -> None:
     for nonsense in (b"", b"x:y", b"7", b"1:-1"):
         client.set(cache._ports.store.keys.sweep_position, nonsense)
         assert cache.sweep().is_whole
+
+
+def doomed(cache: Cache, tag: str, members: int) -> None:
+    """An invalidation that has died right after it has put aside the tag's set, of so many members."""
+    client: Any = cache._ports.store.link.client()
+    client.zadd(cache._ports.store.keys.tag_set(tag), {f"thing[{n}]": 10**15 for n in range(members)})
+    cache._ports.store.doom(tag, 1).run()
+
+
+def test_a_sweep_stops_in_the_middle_of_a_tag_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes one step at least, and whatever one has left the next ones find."""
+    monkeypatch.setattr("cacheworkers.flows.sweep.STEP", 10)
+    cache = make_cache()
+    client: Any = cache._ports.store.link.client()
+    big, small = cache._ports.store.keys.tag_set("big"), cache._ports.store.keys.tag_set("small")
+    client.zadd(big, {f"thing[{n}]": 1 for n in range(45)})
+    client.zadd(small, {"thing[1]": 1})
+
+    parts = [cache.sweep(0.0)]
+    while not parts[-1].is_whole:
+        parts.append(cache.sweep(0.0))
+
+    assert max(part.members for part in parts) <= 11
+    assert sum(part.members for part in parts) == 46
+    assert names(cache) == set()
+
+
+def test_a_sweep_stops_in_the_middle_of_a_doomed_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacheworkers.store.store.CHUNK", 10)
+    cache = make_cache()
+    store = cache._ports.store
+    client: Any = store.link.client()
+    doomed(cache, "all", 45)
+    [(_, name)] = store.doomed_sets("all").run()
+    left, is_whole = [client.zcard(name)], False
+
+    while not is_whole:
+        is_whole = cache.sweep(0.0).is_whole
+        left.append(client.zcard(name))
+
+    assert max(before - after for before, after in itertools.pairwise(left)) == 10
+    assert left[-1] == 0
+    assert names(cache) == set()
+
+
+def test_time_runs_out_in_the_middle_of_a_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a sweep's time, by its clock, so many steps are made as fit into it, and no more."""
+    monkeypatch.setattr("cacheworkers.flows.sweep.STEP", 10)
+    cache = make_cache()
+    ports: Any = cache._ports
+    now = itertools.count()
+    client: Any = ports.store.link.client()
+    client.zadd(ports.store.keys.tag_set("big"), {f"thing[{n}]": 1 for n in range(1000)})
+    monkeypatch.setattr(ports, "clock", SimpleNamespace(monotonic=lambda: next(now)))
+
+    assert cache.sweep(20.0).members < 200
+    assert cache.sweep(1e6).is_whole
+    assert names(cache) == set()
+
+
+@pytest.mark.parametrize("within", [math.inf, 0.0])
+def test_what_is_foreign_is_told_of_and_passed_over(make_cache: MakeCache, events: list[Any], within: float) -> None:
+    """The rest of the namespace is swept all the same."""
+    cache = make_cache()
+    keys = cache._ports.store.keys
+    client: Any = cache._ports.store.link.client()
+    doomed(cache, "half-way", 3)
+    strings = {keys.tag_set("a"), keys.doomed_index("b"), keys.doomed("half-way", 0, 7, "foreign")}
+    for key in strings:
+        client.set(key, "x")
+    client.sadd(keys.doomed_index("half-way"), keys.doomed("half-way", 0, 7, "foreign"))
+    client.set(keys.last_invalidation("c"), "no number")
+    client.hset(keys.last_invalidation("d"), "field", "x")
+    for n in range(5):
+        client.zadd(keys.tag_set(f"mine:{n}"), {"thing[1]": 1})
+        client.set(keys.last_invalidation(f"mine:{n}"), 1)
+    foreign = strings | {keys.last_invalidation("c"), keys.last_invalidation("d")}
+
+    parts = [cache.sweep(within)]
+    while not parts[-1].is_whole:
+        parts.append(cache.sweep(within))
+
+    assert names(cache) == foreign | {keys.doomed_index("half-way")}
+    assert sum(part.members for part in parts) == 5
+    assert {event.key for event in events if isinstance(event, ForeignKey)} == foreign
+    assert sum(part.foreign for part in parts) >= len(foreign)

@@ -232,7 +232,13 @@ PLAY = settings(
 )
 
 
-def test_no_interleaving_of_sweeps_serves_what_was_invalidated(cache: Cache, prices: dict[int, int]) -> None:
+@pytest.mark.parametrize("step", [500, 1])
+def test_no_interleaving_of_sweeps_serves_what_was_invalidated(
+    cache: Cache, prices: dict[int, int], step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With steps of one member, a sweep without time stops in the middle of a tag set, and of a doomed one."""
+    monkeypatch.setattr("cacheworkers.flows.sweep.STEP", step)
+    monkeypatch.setattr("cacheworkers.store.store.CHUNK", step)
     run_state_machine_as_test(sweeps(cache, prices), settings=PLAY)
 
 
@@ -280,9 +286,9 @@ def test_it_finds_a_sweep_without_a_part(
         monkeypatch.setattr("cacheworkers.flows.sweep.MAX_LOAD_FOR", -1.0)
     else:
 
-        def nothing(ports: Any, tag: str, shard: int) -> Any:
+        def nothing(job: Any, key: str, tag: str, shard: int) -> Any:
             yield from ()
-            return 0
+            return True
 
         monkeypatch.setattr("cacheworkers.flows.sweep._finish", nothing)
 

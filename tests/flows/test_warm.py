@@ -164,6 +164,60 @@ def test_reload_makes_all_stale_and_loads_what_is_hot(make_cache: MakeCache) -> 
     assert number.peek(1).freshness.value == "fresh"
 
 
+def versions(make_cache: MakeCache, **config: Any) -> tuple[tuple[Cache, Any, list[int]], ...]:
+    """The same loader before a deploy and after it."""
+    caches = make_cache(**config), make_cache(**config)
+    old, new = (
+        (cache, *counted(cache, version=version, stale_for=60.0)) for version, cache in enumerate(caches, start=1)
+    )
+    return old, new
+
+
+def test_what_is_hot_is_so_under_this_version_and_once(make_cache: MakeCache) -> None:
+    """What both versions have read is one call, as hot as both together; others' versions take nobody's place."""
+    old, new = versions(make_cache)
+    for (cache, number, _), reads in ((old, {1: 16, 2: 8, 3: 8, 4: 4}), (new, {2: 16, 5: 2})):
+        for n, times in reads.items():
+            for _ in range(times):
+                number.get(n)
+        cache.tell_heat()
+
+    assert [call for call, _ in new[1].hot(4)] == [f"number@2[{n}]" for n in (2, 1, 3, 4)]
+    assert [call for call, _ in old[1].hot()] == [f"number[{n}]" for n in (2, 1, 3, 4, 5)]
+    assert dict(new[1].hot())["number@2[2]"] == pytest.approx(24, rel=0.5)
+
+
+def test_hot_calls_that_fit_this_version_no_more_are_passed_over(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cacheworkers.flows.warm.CHUNK", 2)
+    cache = make_cache()
+    number, _ = counted(cache)
+    cache._ports.store.add_heat("number", [(f'number["{n}"]', 50) for n in range(5)], half_life=60, most=100).run()
+    for n in (1, 2):
+        number.get(n)
+    cache.tell_heat()
+
+    assert {call for call, _ in number.hot(2)} == {"number[1]", "number[2]"}
+
+
+def test_reload_after_a_deploy_loads_what_is_hot_under_the_new_version(make_cache: MakeCache) -> None:
+    """The old version's heat is the greatest right after its traffic ends; the calls are the new one's."""
+    (old, before, _), (new, number, loads) = versions(make_cache, warm_most=3)
+    for n in range(3):
+        for _ in range(20):
+            before.get(n)
+        number.get(n)
+    old.tell_heat()
+    new.tell_heat()
+    loads.clear()
+
+    new.invalidate("n:0", "n:1", "n:2", mode="reload")
+
+    wait_until(lambda: sorted(loads) == [0, 1, 2])
+    wait_until(lambda: all(number.peek(n).freshness.value == "fresh" for n in range(3)))
+
+
 def test_a_dry_run_counts_and_touches_nothing(make_cache: MakeCache) -> None:
     cache = make_cache(tag_shards={"all": 4})
 

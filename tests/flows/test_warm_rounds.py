@@ -202,6 +202,20 @@ def test_heat_that_is_long_past_is_forgotten(make_cache: MakeCache) -> None:
     wait_until(is_forgotten)
 
 
+def test_what_is_kept_warm_for_longer_than_heat_lasts_is_remembered_for_so_long(make_cache: MakeCache) -> None:
+    """Heat is forgotten a hundred half-lives after the last read, but not before `warm_for` has passed."""
+    cache = make_cache(heat_half_life=0.001)
+    number, _ = counted(cache, warm_for=3000.0)
+    store, now = cache._ports.store, cache._ports.clock.now()
+    client: Any = store.link.client()
+    client.zadd(store.keys.heat("number"), {"number[1]": now - 2000.0, "number[2]": now - 4000.0})
+    read(number, cache, [3])
+
+    assert {call for call, _ in store.heat("number", 0, 10, float("-inf")).run()} == {"number[1]", "number[3]"}
+    assert client.pttl(store.keys.heat("number")) > 2_000_000
+    assert cache.warm()["number"].looked == 2
+
+
 def test_heat_outlives_the_processes_that_have_read(make_cache: MakeCache) -> None:
     """A deploy starts all web processes anew; what was hot is kept warm meanwhile, and known after it."""
     old = make_cache()

@@ -189,6 +189,16 @@ def test_a_beat_that_is_started_anew_goes_on_where_it_stopped(
     assert sent == ["minutely"]
 
 
+def test_a_leader_whose_clock_was_ahead_keeps_nothing_from_being_sent(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has sent in our future it has sent by now."""
+    beat, sent = scheduler(make_cache, monkeypatch, often=0.001)
+    beat._store.note_sent("often", time.time() + 86400.0).run()
+
+    wait_until(lambda: beat.tick() == 0 and sent)
+
+
 def test_what_is_due_is_not_sent_when_the_lease_has_run_out_meanwhile(
     make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

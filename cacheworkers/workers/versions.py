@@ -1,0 +1,31 @@
+"""Versions: loads of a version of a loader that this worker does not know go back to the queue, for one that does.
+
+While a new version is rolled out there are workers of both.  A message of either kind is taken by any of them.
+"""
+
+from __future__ import annotations
+
+from cacheworkers.core.calls import loader_name_of, version_of
+from cacheworkers.flows.ports import QueueKind
+
+#: How often a message is handed on.  Where a reader waits, at once, and soon given up: the reader loads then itself.
+#: Nobody waits for what is warmed, and workers of its version may only be starting.
+HOPS: dict[QueueKind, int] = {"miss": 2, "revalidate": 2, "warm": 20}
+#: The first hops are at once: whichever worker is idle for longest gets the message, not the one that handed it on.
+AT_ONCE = 2
+#: Those after them wait, twice as long each time, seconds: old workers alone must not be kept busy with it.
+FIRST_AFTER = 0.1
+MOST_AFTER = 1.0
+
+
+def mismatch(loader: str, known: int, call: str) -> str:
+    """Return what to say of a call of another version of this loader than the known one; "" for any other call."""
+    asked = version_of(call)
+    if loader_name_of(call) != loader or asked is None or asked == known:
+        return ""
+    return f"worker knows {loader} version {known}, message asks for {asked}"
+
+
+def wait_before(hops: int) -> float:
+    """Return for how many seconds a message waits before it is taken again, that was handed on so often before."""
+    return 0.0 if hops < AT_ONCE else min(MOST_AFTER, FIRST_AFTER * 2.0 ** (hops - AT_ONCE))

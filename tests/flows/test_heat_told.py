@@ -1,0 +1,129 @@
+"""Heat that could not be told is told later, and what is left when a process ends is told then."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, Load, StoreUnavailable
+from cacheworkers.flows.warm import tell_heat
+from cacheworkers.testing import Stepper, Valkey
+from cacheworkers.testing.servers import wait_until
+
+MakeCache = Callable[..., Cache]
+SELDOM = 3600.0
+
+
+def made(make_cache: MakeCache, **options: Any) -> tuple[Cache, Any]:
+    """A cache that tells nothing by itself while a test runs, and a loader."""
+    cache = make_cache(heat_every=SELDOM, heat_half_life=SELDOM, **options)
+
+    @cache.loader(fresh_for=3000, early=0, jitter=0)
+    def number(load: Load, n: int) -> int:
+        return n
+
+    return cache, number
+
+
+def heat(number: Any) -> dict[str, float]:
+    return {call: pytest.approx(reads, rel=0.05) for call, reads in number.hot()}
+
+
+@pytest.fixture
+def server() -> Iterator[Valkey]:
+    with Valkey() as found:
+        yield found
+
+
+def test_what_an_outage_kept_from_being_told_is_told_after_it(
+    make_cache: MakeCache, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was told before it is not told again."""
+    monkeypatch.setattr("cacheworkers.flows.warm.CHUNK", 1)
+    cache, number = made(make_cache, redis_url=server.url, breaker_for=0.05)
+    for n in (1, 2):
+        for _ in range(4):
+            number.get(n)
+
+    telling = Stepper(tell_heat(cache._ports))
+    telling.step()
+    [told] = number.hot()
+    server.kill()
+    telling.step()
+    assert isinstance(telling.error, StoreUnavailable)
+    server.start()
+
+    def is_told() -> bool:
+        try:
+            return cache.tell_heat() == 1
+        except StoreUnavailable:
+            return False
+
+    wait_until(is_told)
+    [found] = number.hot()
+    assert {found[0], told[0]} == {"number[1]", "number[2]"}
+    assert found[1] == pytest.approx(4, rel=0.05)
+    assert cache.tell_heat() == 0
+
+
+def test_what_could_not_be_told_takes_bounded_memory(make_cache: MakeCache) -> None:
+    """Reads go on being counted while nothing can be told: what is read often stays."""
+    cache, _ = made(make_cache, redis_url="redis://127.0.0.1:1/0", store_timeout=0.1)
+    heat = cache._ports.heat
+    heat._most = 100
+    for round_ in range(20):
+        heat.count("number[7]", 50)
+        heat.count_each(f"number[{1000 * round_ + n}]" for n in range(60))
+        with pytest.raises(StoreUnavailable):
+            cache.tell_heat()
+
+    assert len(heat) <= 101
+    assert heat.taken((), 1).keys() == {"number[7]"}
+
+
+def test_closing_tells_what_is_left(make_cache: MakeCache) -> None:
+    cache, number = made(make_cache)
+    for _ in range(5):
+        number.get(7)
+
+    cache.close()
+
+    _, other = made(make_cache)
+    assert heat(other) == {"number[7]": 5}
+
+
+def test_closing_without_a_store_ends(make_cache: MakeCache, server: Valkey) -> None:
+    """It costs a timeout, and the reads."""
+    cache, number = made(make_cache, redis_url=server.url, store_timeout=0.5)
+    number.get(7)
+
+    server.pause()
+    closing = threading.Thread(target=cache.close, daemon=True)
+    closing.start()
+    closing.join(60)
+
+    assert not closing.is_alive()
+    server.resume()
+
+
+def test_a_forked_child_tells_nothing_of_its_parent_s_reads(make_cache: MakeCache) -> None:
+    cache, number = made(make_cache)
+    for _ in range(5):
+        number.get(7)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            cache.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    cache.close()
+
+    _, other = made(make_cache)
+    wait_until(lambda: heat(other) == {"number[7]": 5})

@@ -1,0 +1,125 @@
+"""Workers of two versions of a loader, as they are while a new one is rolled out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
+
+HERE = Path(__file__).parent
+WRONG = "worker knows product version 1, message asks for 2"
+
+
+class Deploy:
+    """The new version in this process, and workers of either."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.notes_path = tmp_path / "notes"
+        self.notes_path.touch()
+        self.workers: list[subprocess.Popen[bytes]] = []
+        sys.path.insert(0, str(HERE))
+        sys.modules.pop("versioned", None)
+        self.module: Any = importlib.import_module("versioned")
+        self.cache = self.module.cache
+
+    def worker(self, version: int, **env: str) -> int:
+        """Start one, and return its process."""
+        log = self.tmp_path / f"worker{len(self.workers)}.log"
+        words = [sys.executable, "-m", "celery", "-A", "versioned", "worker", "-n", f"v{version}@%h", "-l", "INFO"]
+        words += ["-Q", "cw.miss,cw.revalidate,cw.warm", "--pool", "threads", "-c", "1"]
+        words += ["--without-mingle", "--without-gossip", "--without-heartbeat"]
+        environment = {**os.environ, "VERSION": str(version), "NOTES": str(self.notes_path), **env}
+        with open(log, "ab") as out:
+            worker = subprocess.Popen(words, cwd=HERE, env=environment, stdout=out, stderr=out, start_new_session=True)
+        self.workers.append(worker)
+        wait_until(lambda: " ready." in log.read_text() or worker.poll() is not None, 120)
+        assert worker.poll() is None, log.read_text()
+        return worker.pid
+
+    def notes(self, kind: str) -> list[list[Any]]:
+        """Return what workers have written down of one kind of event: [reason, hops] each."""
+        found = [json.loads(line) for line in self.notes_path.read_text().splitlines()]
+        return [rest for what, *rest in found if what == kind]
+
+    def calls(self, count: int) -> list[str]:
+        return [self.cache.call("product", n) for n in range(count)]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait()
+        self.cache.close()
+        sys.path.remove(str(HERE))
+
+
+@pytest.fixture
+def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_publisher: None) -> Iterator[Deploy]:
+    with Valkey() as valkey:
+        monkeypatch.setenv("REDIS_URL", valkey.url)
+        monkeypatch.setenv("VERSION", "2")
+        monkeypatch.setenv("NOTES", str(tmp_path / "nowhere"))
+        monkeypatch.setenv("WAIT_FOR", "0.5")
+        made = Deploy(tmp_path)
+        yield made
+        made.close()
+
+
+def test_a_warm_up_of_the_new_version_is_loaded_beside_old_workers(deploy: Deploy) -> None:
+    """Whichever worker takes a message, one of its version loads it."""
+    deploy.worker(1)
+    new = deploy.worker(2)
+
+    done = deploy.cache.warm_up("product", deploy.calls(60))
+
+    assert (done.loaded, done.failed) == (60, 0)
+    assert [deploy.module.product.get(n) for n in range(60)] == [[2, n, new] for n in range(60)]
+    assert deploy.notes("MalformedTask") == []
+
+
+def test_what_old_workers_have_taken_is_loaded_by_a_new_one_that_starts_later(deploy: Deploy) -> None:
+    old = deploy.worker(1)
+    deploy.cache.warm_many("product", range(5))
+    wait_until(lambda: deploy.notes("HandedOn"))
+
+    new = deploy.worker(2)
+
+    for n in range(5):
+        wait_until(lambda n=n: deploy.module.product.peek(n) is not None)  # type: ignore[misc]
+    assert {deploy.module.product.get(n)[2] for n in range(5)} == {new} != {old}
+    assert {reason for reason, _ in deploy.notes("HandedOn")} == {WRONG}
+    assert deploy.notes("MalformedTask") == []
+
+
+def test_without_a_worker_of_its_version_a_message_ends_after_some_hops(deploy: Deploy) -> None:
+    """It says why, and its lease is given back."""
+    deploy.worker(1, WARM_HOPS="4")
+
+    deploy.cache.warm_many("product", [7])
+
+    wait_until(lambda: deploy.notes("MalformedTask"))
+    assert deploy.notes("HandedOn") == [[WRONG, hops] for hops in (1, 2, 3, 4)]
+    assert deploy.notes("MalformedTask") == [[WRONG, 0]]
+    wait_until(lambda: deploy.cache._ports.store.are_claimed(deploy.calls(8)[7:]).run() == [False])
+
+
+def test_a_miss_is_handed_on_twice_and_then_loaded_by_its_reader(deploy: Deploy) -> None:
+    """A reader waits for it: the lease is given back soon."""
+    deploy.worker(1)
+
+    assert deploy.module.product.get(1) == [2, 1, os.getpid()]
+
+    wait_until(lambda: deploy.notes("MalformedTask"))
+    assert deploy.notes("HandedOn") == [[WRONG, 1], [WRONG, 2]]
