@@ -154,7 +154,7 @@ class Cache:
                 given: a load before the commit would bring the old value back.
             TagError: a tag is empty, too long or holds control characters.
         """
-        if session is not None:
+        if session is not None and not dry_run:
             self._watching.of(session, mode).add(session, tags)
             return Invalidation(0, 0)
         return run(self._invalidation(tags, mode, dry_run, progress))
@@ -168,7 +168,7 @@ class Cache:
         progress: Progress | None = None,
     ) -> Invalidation:
         """Invalidate every entry that has any of the tags; see `invalidate`."""
-        if session is not None:
+        if session is not None and not dry_run:
             await self._watching.of(session, mode).aadd(session, tags)
             return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode, dry_run, progress))

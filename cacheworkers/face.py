@@ -27,7 +27,7 @@ from cacheworkers.flows.warm import Warming, warm
 from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.local.l1 import MISSING, Slot
 from cacheworkers.runner import LoaderRunner, RunInTransaction
-from cacheworkers.sql.watch import dirty_here
+from cacheworkers.sql.watch import dirty_here, open_units
 from cacheworkers.warm_job import WarmJob
 
 P = ParamSpec("P")
@@ -121,15 +121,15 @@ class Face(Generic[T]):
         is_known_missing: bool = False,
     ) -> Flow[Read]:
         """Return the flow that reads a call through the store."""
-        unit = dirty_here()
-        if unit is not None:
+        units = open_units()
+        if units:
             return read_in_transaction(
                 self._ports,
                 self._spec,
                 call,
                 decode,
-                unit,
-                lambda loader, loading: RunInTransaction(self._runner, loader, loading, unit),
+                units,
+                lambda unit, loader, loading: RunInTransaction(self._runner, loader, loading, unit),
             )
         inside = loads.current.get()
         if inside is not None:
@@ -350,6 +350,12 @@ class Face(Generic[T]):
 
     def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
         call, _ = self._bound(args, kwargs)
+        if dirty_here() is not None:
+            raise CallError(
+                f"invalidating {call.text} within an open transaction that has changed what is watched would be undone "
+                f"by a load before its commit; give its tags to cache.invalidate(..., session=), or call it after the "
+                f"commit"
+            )
         return invalidate_calls(self._ports, [call.text], "hard")
 
     def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:

@@ -50,7 +50,8 @@ class Gate:
         self.proven_at = NEVER
         self._bypasses = 0
         self._is_closed = False
-        self._lock = threading.Lock()
+        # A session that is dropped is done with when its memory is freed: in any thread, also in one that has the lock.
+        self._lock = threading.RLock()
         self._looking = threading.Lock()
         self.look_at = NEVER
         self.has_news: Callable[[], bool] = _nothing

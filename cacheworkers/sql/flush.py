@@ -6,12 +6,24 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ClauseElement, Connection, Table, inspect
+from sqlalchemy import ClauseElement, Connection, Table, inspect, select
 from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from cacheworkers.errors import UnwatchedWrite
 from cacheworkers.sql.cascades import Cascades, Change, Values, lock
-from cacheworkers.sql.rows import Before, Row, after, fetch, key_names, name_of, names_of, tables_of
+from cacheworkers.sql.rows import (
+    Before,
+    Row,
+    after,
+    among,
+    computed_names,
+    fetch,
+    is_computed,
+    key_names,
+    name_of,
+    names_of,
+    tables_of,
+)
 
 #: Column values of one row -> its tags.
 TagsOf = Callable[[Any], Iterable[str]]
@@ -53,6 +65,8 @@ class Flush:
         self._before = Before(session)
         self._captured: dict[InstanceState[Any], Captured] = {}
         self._changes: list[tuple[Connection, list[str]]] = []
+        #: Rows as a cascade leaves them, where the database computes a part of them when it does.
+        self._computed: list[tuple[Connection, Table, Mapper[Any] | None, Values, Callable[[Row], list[str]]]] = []
         #: What was left to triggers.
         self.left: dict[Connection, set[Table]] = {}
 
@@ -140,11 +154,14 @@ class Flush:
     def tags(self) -> dict[Connection, list[str]]:
         """Return the tags of all that was written, by connection; each once."""
         changes = list(self._changes)
-        for state, (connection, tags, tags_of, is_modified) in self._captured.items():
-            if tags_of is None:
+        for connection, table, mapper, values, tags_of in self._computed:
+            row = _row_now(connection, table, mapper, values)
+            changes.append((connection, tags_of(row) if row is not None else []))
+        for state, (connection, tags, new_tags_of, is_modified) in self._captured.items():
+            if new_tags_of is None:
                 changes.append((connection, tags))
             elif is_modified or self._session.is_modified(state.obj()):
-                new = tags_of(after(connection, state, self._before.kept(state)))
+                new = new_tags_of(after(connection, state, self._before.kept(state)))
                 changes.append((connection, [*tags, *new]))
         found: dict[Connection, dict[str, None]] = {}
         for connection, tags in changes:
@@ -174,8 +191,13 @@ class Flush:
                 continue
             tags: list[str] = []
             for mapper, tags_of in self._described.get(table, ()):
-                for values in (old, new) if new is not None else (old,):
-                    tags += tags_of(_described_row(connection, table, mapper, values))
+                tags += tags_of(_described_row(connection, table, mapper, old))
+                if new is None:
+                    continue
+                if any(is_computed(column) for column in new) or (mapper is not None and computed_names(mapper)):
+                    self._computed.append((connection, table, mapper, new, tags_of))
+                else:
+                    tags += tags_of(_described_row(connection, table, mapper, new))
             self._changes.append((connection, tags))
 
 
@@ -191,3 +213,15 @@ def _described_row(connection: Connection, table: Table, mapper: Mapper[Any] | N
         return found
 
     return Row(mapper.class_.__name__, names_of(mapper), known, missing)
+
+
+def _row_now(connection: Connection, table: Table, mapper: Mapper[Any] | None, values: Values) -> Row | None:
+    """Return a table's row by the key it has now, as this transaction sees it; None if it is gone again."""
+    if mapper is not None:
+        known = {name: value for column, value in values.items() if (name := name_of(mapper, column)) is not None}
+        rows = fetch(connection, mapper, [[known[name] for name in key_names(mapper)]])
+        return Row(mapper.class_.__name__, names_of(mapper), rows[0]) if rows else None
+    key = list(table.primary_key) or [column for column in values if not is_computed(column)]
+    there = connection.execute(select(table).where(among(key, [[values[column] for column in key]]))).first()
+    names = table.columns.keys()
+    return Row(table.name, names, dict(zip(names, there, strict=True))) if there is not None else None

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, Table, and_, bindparam, inspect, or_, select
+from sqlalchemy import ClauseElement, Column, Connection, Table, and_, bindparam, inspect, or_, select
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
 
@@ -80,7 +80,7 @@ class Before:
 
     def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
         """Return what was fetched of a row, and what the flush has not left to the database since."""
-        changed = state.expired_attributes - self._expired.get(state, set())
+        changed = state.expired_attributes - self._expired.get(state, set()) | computed_names(state.mapper)
         return {name: value for name, value in self._rows.get(state, {}).items() if name not in changed}
 
     def _fetched(self, connection: Connection, state: InstanceState[Any]) -> Mapping[str, Any]:
@@ -127,13 +127,11 @@ def after(connection: Connection, state: InstanceState[Any], kept: Mapping[str, 
     known = {name: value for name, value in known.items() if not isinstance(value, ClauseElement)}
 
     def missing() -> Mapping[str, Any]:
-        if all(name in known or name in kept for name in names):
-            return kept
         identity = mapper.primary_key_from_instance(state.obj())
         [found] = fetch(connection, mapper, [identity]) or [{}]
         return found
 
-    return Row(mapper.class_.__name__, names, known, missing)
+    return Row(mapper.class_.__name__, names, {**kept, **known}, missing)
 
 
 def fetch(
@@ -195,6 +193,20 @@ def name_of(mapper: Mapper[Any], column: Any) -> str | None:
 def key_names(mapper: Mapper[Any]) -> list[str]:
     """Return the attributes of a mapped class's primary key, in its order."""
     return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+
+
+def is_computed(column: Any) -> bool:
+    """Return whether the database works a column out anew when its row changes: an expression counts too."""
+    if not isinstance(column, Column):
+        return True
+    on_update: Any = column.onupdate
+    is_sql = on_update is not None and (on_update.is_clause_element or on_update.is_sequence)
+    return is_sql or column.computed is not None or column.server_onupdate is not None
+
+
+def computed_names(mapper: Mapper[Any]) -> set[str]:
+    """Return the attributes whose values an UPDATE leaves to the database, whatever it sets."""
+    return {each.key for each in mapper.column_attrs if any(is_computed(column) for column in each.columns)}
 
 
 def _moving(mapper: Mapper[Any]) -> set[str]:

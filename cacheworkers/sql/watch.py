@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,10 +21,11 @@ from sqlalchemy.util.concurrency import await_, in_greenlet
 
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import ConfigError, UnwatchedWrite
+from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
 from cacheworkers.sql.flush import Flush, TagsOf
 from cacheworkers.sql.outbox import Outbox
 from cacheworkers.sql.probe import bound_engines, check_outbox, is_autocommit
+from cacheworkers.sql.told import written_by_triggers
 from cacheworkers.sql.watched import Watched
 
 log = logging.getLogger("cacheworkers")
@@ -39,10 +41,18 @@ class Unit:
         session: whose it is.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, clean: Callable[[], None]) -> None:
+        """
+        Args:
+            clean: called once, when it has ended or its session was dropped without being closed; not in a child that
+                was forked meanwhile.
+        """
         self.session = session
         self._written: list[tuple[SessionTransaction, tuple[str, ...], tuple[Engine, int]]] = []
+        self._untold: list[tuple[SessionTransaction, Connection]] = []
         self.is_open = True
+        self._end = weakref.finalize(session, _clean_in, os.getpid(), clean)
+        self._end.atexit = False
 
     @property
     def async_session(self) -> AsyncSession | None:
@@ -61,30 +71,63 @@ class Unit:
         session = self.session
         return bool(session.new or session.deleted or session.dirty)
 
+    @property
+    def has_untold(self) -> bool:
+        """Whether it has changed rows whose tags are not known here: triggers write them, or the user does."""
+        return bool(self._untold)
+
     def flushed(self, tags: Sequence[str], row: int, engine: Engine) -> None:
         """Note what a flush wrote, and the outbox row that says so."""
-        session = self.session
-        transaction = session.get_nested_transaction() or session.get_transaction()
-        assert transaction is not None
-        self._written.append((transaction, tuple(tags), (engine, row)))
+        self._written.append((self._transaction(), tuple(tags), (engine, row)))
+
+    def leaves_untold(self, connection: Connection) -> None:
+        """Note that something was changed whose tags are not known."""
+        self._untold.append((self._transaction(), connection))
+
+    def has_untold_on(self, connection: Connection) -> bool:
+        """Return whether such a change was made on a connection."""
+        return any(where is connection for _, where in self._untold)
 
     def rolled_back(self, transaction: SessionTransaction) -> None:
         """Forget what was written within a transaction or savepoint."""
         self._written = [each for each in self._written if transaction not in _chain(each[0])]
+        self._untold = [each for each in self._untold if transaction not in _chain(each[0])]
 
     def taken(self) -> tuple[tuple[str, ...], tuple[tuple[Engine, int], ...]]:
         """Return tags and rows that are committed now, and forget them."""
-        written, self._written = self._written, []
+        written, self._written, self._untold = self._written, [], []
         return tuple(dict.fromkeys(tag for _, tags, _ in written for tag in tags)), tuple(row for _, _, row in written)
+
+    def close(self) -> None:
+        """End it: the transaction is over."""
+        self.is_open = False
+        self._end()
+
+    def _transaction(self) -> SessionTransaction:
+        session = self.session
+        transaction = session.get_nested_transaction() or session.get_transaction()
+        assert transaction is not None
+        return transaction
+
+
+def open_units() -> tuple[Unit, ...]:
+    """Return the units of this context's open transactions that have changed what is watched, newest first."""
+    units = (reference() for reference in reversed(_units.get()))
+    return tuple(unit for unit in units if unit is not None and unit.is_open)
 
 
 def dirty_here() -> Unit | None:
-    """Return the unit of this context's open transaction that has changed what is watched; None in most contexts."""
+    """Return the newest of `open_units`; None in most contexts."""
     for reference in reversed(_units.get()):
         unit = reference()
         if unit is not None and unit.is_open:
             return unit
     return None
+
+
+def _clean_in(process: int, clean: Callable[[], None]) -> None:
+    if os.getpid() == process:
+        clean()
 
 
 class Watch:
@@ -184,7 +227,10 @@ class Watch:
 
         Raises:
             ConfigError: it is an AsyncSession, which needs `aadd`.
+            CallError: there are no tags.
         """
+        if not tags:
+            raise CallError("invalidate takes at least one tag")
         if isinstance(session, AsyncSession):
             raise ConfigError("an AsyncSession is given to ainvalidate(session=...), not to invalidate")
         for tag in tags:
@@ -201,6 +247,7 @@ class Watch:
         if engine not in self._heard:
             self._heard.add(engine)
             event.listen(engine, "before_cursor_execute", self._on_statement)
+            event.listen(engine, "commit", self._on_connection_commit)
 
     def _on_set(self, target: Any, *_: Any) -> None:
         session = object_session(target)
@@ -237,13 +284,13 @@ class Watch:
             flush.deletes(connection, instance, tags_of)
 
     def _on_parent_update(self, mapper: Any, connection: Connection, instance: Any) -> None:
-        flush = self._flush_of(instance) if self._watched.cascades else None
-        if flush is not None:
+        flush = self._flush_of(instance)
+        if flush is not None and self._watched.cascades:
             flush.updates_parent(connection, inspect(instance))
 
     def _on_parent_delete(self, mapper: Any, connection: Connection, instance: Any) -> None:
-        flush = self._flush_of(instance) if self._watched.cascades else None
-        if flush is not None:
+        flush = self._flush_of(instance)
+        if flush is not None and self._watched.cascades:
             flush.deletes_parent(connection, inspect(instance))
 
     def _on_after_flush(self, session: Session, context: Any) -> None:
@@ -259,6 +306,7 @@ class Watch:
                     f"the triggers of {names} have gone, and what they would have written to the outbox is "
                     f"unknown; roll back and try again"
                 )
+            self._touched(session).leaves_untold(connection)
         for connection, tags in flush.tags().items():
             if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
                 raise UnwatchedWrite(
@@ -272,18 +320,19 @@ class Watch:
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
     ) -> None:
         """Refuse statements that change watched rows without the unit of work's knowledge."""
-        reference = self._sessions.get(connection)
-        session = reference() if reference is not None else None
+        session = self._session_on(connection)
         if session is None or not (names := self._watched.statements.changes(statement)):
             return
         if context.execution_options.get("cacheworkers_unwatched"):
+            self._touched(session).leaves_untold(connection)
             return
         flush: Flush | None = session.info.get((self, Flush))
         if flush is not None and flush.is_running:
-            if "compiled_cache" in context.execution_options:  # the unit of work's own, which its hooks have noted
+            table = getattr(getattr(context.compiled, "statement", None), "table", None)
+            if "compiled_cache" in context.execution_options and self._watched.knows(table):
+                # The unit of work's own, which its hooks have noted.
                 flush.updates_again(connection, self._watched.of)
                 return
-            table = getattr(getattr(context.compiled, "statement", None), "table", None)
             if table in self._watched.links and flush.links(connection, table, context.compiled_parameters):
                 return
         tables = [table for table in self._watched.tables() if table.name in names]
@@ -292,12 +341,22 @@ class Watch:
             and len({table.name for table in tables}) == len(names)
             and not self._without_triggers(connection, tables)
         ):
+            self._touched(session).leaves_untold(connection)
             return
         raise UnwatchedWrite(
             f"a statement that changes {', '.join(sorted(names))} passes the unit of work by, and its tags are "
             f"unknown; install triggers (cache.triggers), or give execution_options(cacheworkers_unwatched=True) and "
             f"invalidate yourself"
         )
+
+    def _on_connection_commit(self, connection: Connection) -> None:
+        """Learn what triggers have written, while nobody else sees it: it is invalidated with all the rest."""
+        session = self._session_on(connection)
+        unit: Unit | None = session.info.get(self) if session is not None else None
+        if unit is None or not unit.has_untold_on(connection):
+            return
+        for row, tags in written_by_triggers(connection, self._outbox):
+            unit.flushed(tags, row, connection.engine)
 
     def _on_after_commit(self, session: Session) -> None:
         unit: Unit | None = session.info.get(self)
@@ -327,10 +386,14 @@ class Watch:
             del self._sessions[connection]
         unit: Unit | None = session.info.pop(self, None)
         if unit is not None:
-            unit.is_open = False
-            self._clean()
+            unit.close()
 
     # -- inside
+
+    def _session_on(self, connection: Connection) -> Session | None:
+        """Return the watched session whose transaction is on a connection."""
+        reference = self._sessions.get(connection)
+        return reference() if reference is not None else None
 
     def _flush_of(self, instance: Any) -> Flush | None:
         """Return the running flush of an instance's session, if that is watched."""
@@ -342,8 +405,8 @@ class Watch:
         """Return the session's unit; from now on reads of this context go past the cache."""
         unit: Unit | None = session.info.get(self)
         if unit is None:
-            unit = session.info[self] = Unit(session)
             self._dirty()
+            unit = session.info[self] = Unit(session, self._clean)
             open_units = tuple(each for each in _units.get() if (found := each()) is not None and found.is_open)
             _units.set((*open_units, weakref.ref(unit)))
         return unit

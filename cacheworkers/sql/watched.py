@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Table, event, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.mapper import _all_registries
 
 from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import ConfigError, DeclarationError, TagError
@@ -50,7 +51,7 @@ class Watched:
             attributes = {each.key: each.columns[0] for each in mapper.column_attrs}
             self._classes[key] = self._checked(key.__name__, attributes, tags_of)
         for table in self.links:
-            mapped = [mapper for mapper in self._all_mappers() if mapper.local_table is table]
+            mapped = [mapper for mapper in _all_mappers() if mapper.local_table is table]
             if mapped:
                 raise ConfigError(
                     f"the table {table.name} is mapped by {mapped[0].class_.__name__}: watch takes that class instead"
@@ -58,7 +59,10 @@ class Watched:
         self._described: Described | None = None
         self._cascades: Cascades | None = None
         self._statements: Statements | None = None
-        event.listen(Mapper, "after_configured", self._forget)
+        self._told: set[str] = set()
+        # All forget before any complains: who comes after a complaint is not called.
+        event.listen(Mapper, "after_configured", self._forget, insert=True)
+        event.listen(Mapper, "after_configured", self._complain)
         _ = self.cascades  # what cannot be followed is said now
 
     def of(self, kind: type) -> Tags | None:
@@ -77,7 +81,11 @@ class Watched:
 
     @property
     def described(self) -> Described:
-        """What makes the tags of each watched table's rows."""
+        """What makes the tags of each watched table's rows.
+
+        Raises:
+            ConfigError: a class that is not watched writes one of these tables.
+        """
         if self._described is None:
             found: dict[Table, list[tuple[Mapper[Any] | None, Tags]]] = {
                 table: [(None, tags_of)] for table, tags_of in self.links.items()
@@ -90,12 +98,18 @@ class Watched:
                         # A subclass in the same table has the same rows; one that has a table of its own joins them.
                         if tags_of is not None and (mapper.local_table is table) and (mapper, tags_of) not in there:
                             there.append((mapper, tags_of))
+            for complaint in self._unwatched(set(found)):
+                raise ConfigError(complaint)
             self._described = found
         return self._described
 
     def tables(self) -> list[Table]:
         """Return all watched tables, those of subclasses too."""
         return list(self.described)
+
+    def knows(self, table: Any) -> bool:
+        """Return whether the hooks see what a flush does to a table; not so of another table of the same name."""
+        return table in self.described or table in self.cascades
 
     @property
     def cascades(self) -> Cascades:
@@ -120,8 +134,42 @@ class Watched:
     def _forget(self) -> None:
         self._described = self._cascades = self._statements = None
 
-    def _all_mappers(self) -> set[Mapper[Any]]:
-        return {mapper for _, watched in self.mappers() for mapper in watched.registry.mappers}
+    def _complain(self) -> None:
+        """Say once of each class mapped meanwhile that it should be watched; afterwards each flush says it.
+
+        Raises:
+            ConfigError: there is such a class.
+        """
+        try:
+            _ = self.described
+        except NoInspectionAvailable:
+            return  # the watched classes are mapped no more
+        except ConfigError as error:
+            if str(error) not in self._told:
+                self._told.add(str(error))
+                raise
+
+    def _unwatched(self, tables: set[Table]) -> Iterator[str]:
+        """Yield what is wrong with each class that is not watched and has some of these tables.
+
+        Its flushes call none of the hooks, and nobody would know the tags of what they write.
+        """
+        trees = {
+            watched.base_mapper
+            for _, watched in self.mappers()
+            if watched.polymorphic_on is not None or watched.base_mapper.polymorphic_on is not None
+        }
+        for mapper in _all_mappers():
+            kind = mapper.class_
+            # With a discriminator, what another class of the same tree writes are rows of its own.
+            if self.of(kind) is not None or mapper.base_mapper in trees:
+                continue
+            for table in tables.intersection(tables_of(mapper)):
+                yield (
+                    f"the watched table {table.fullname} is mapped by {kind.__module__}.{kind.__qualname__}, too, "
+                    f"which is not watched: what is written through it would be invalidated by nobody; give its tags "
+                    f"in the same mapping (`lambda row: ()` if it is only read)"
+                )
 
     def _checked(self, name: str, columns: Mapping[str, Any], tags_of: TagsOf | Sequence[str]) -> Tags:
         """Return what makes legal tags of a row, once it has been tried on a made-up one."""
@@ -180,6 +228,12 @@ class _Values(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _all_mappers() -> list[Mapper[Any]]:
+    """Return the mappers of all registries, by name: one table can be mapped in several."""
+    found = {mapper for registry in _all_registries() for mapper in registry.mappers}
+    return sorted(found, key=lambda mapper: (mapper.class_.__module__, mapper.class_.__qualname__))
 
 
 def _sample(column: Any) -> Any:

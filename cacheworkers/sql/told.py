@@ -1,0 +1,39 @@
+"""Told: what triggers have written into the outbox in a transaction that is about to be committed.
+
+Its own process invalidates that at once, as it does what its sessions wrote themselves, and so reads its own writes.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, func, select
+
+from cacheworkers.sql.outbox import TRIGGER, Outbox
+
+#: Most tags that a commit waits for; a bulk statement may have touched millions, and the drain has the rest.
+MOST_TAGS = 2000
+#: How far back rows are looked for, by number: where nobody drains, there may be millions.
+_LATEST = 10_000
+
+
+def written_by_triggers(connection: Connection, outbox: Outbox) -> list[tuple[int, tuple[str, ...]]]:
+    """Return number and tags of the rows that triggers wrote in the connection's transaction, first ones first."""
+    if connection.dialect.name != "postgresql":
+        return []
+    table = outbox.table
+    statement = (
+        select(table.c.id, table.c.tags)
+        .where(table.c.namespace == outbox.namespace, table.c.source == TRIGGER, table.c.delivered_at.is_(None))
+        # The default of that column is when its transaction began, to the microsecond.
+        .where(table.c.written_at == func.transaction_timestamp())
+        .where(table.c.id > select(func.max(table.c.id) - _LATEST).scalar_subquery())
+        .order_by(table.c.id)
+    )
+    found: list[tuple[int, tuple[str, ...]]] = []
+    left = MOST_TAGS
+    for number, text in connection.execute(statement):
+        tags = tuple(text.split("\n"))
+        left -= len(tags)
+        if left < 0:
+            break
+        found.append((number, tags))
+    return found
