@@ -24,6 +24,8 @@ VERSION = 2
 ROW_TAGS = 1000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?")
 _EVENTS = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
+#: `pg_trigger.tgtype` of INSERT, DELETE, UPDATE and TRUNCATE: a table's triggers together have them all.
+_ALL_EVENTS = 4 + 8 + 16 + 32
 #: Longest name that Postgres keeps, bytes; it cuts off what is longer.
 _MOST_NAME = 63
 
@@ -140,13 +142,13 @@ class Triggers:
     def missing(self, connection: Connection) -> list[str]:
         """Return the tables whose triggers are not there, are disabled, or are not of this version."""
         there = text(
-            "SELECT count(*) FROM pg_trigger WHERE tgrelid = to_regclass(:table) AND tgenabled IN ('O', 'A') "
-            "AND obj_description(tgfoid, 'pg_proc') = :comment"
+            f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger WHERE tgrelid = to_regclass(:table) "
+            "AND tgenabled IN ('O', 'A') AND obj_description(tgfoid, 'pg_proc') = :comment"
         )
         missing = []
         for table in self._tables:
             found = connection.execute(there, {"table": table, "comment": self._comment(table)}).scalar_one()
-            if found <= len(_EVENTS):
+            if found != _ALL_EVENTS:
                 missing.append(table)
         return missing
 
@@ -219,9 +221,10 @@ def have_triggers(connection: Connection, namespace: str, tables: Sequence[str])
     """
     found = connection.execute(
         text(
-            "SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE 3 <= ("
-            "SELECT count(*) FROM pg_trigger WHERE tgrelid = to_regclass(name) AND NOT tgisinternal "
-            "AND tgenabled IN ('O', 'A') AND starts_with(obj_description(tgfoid, 'pg_proc'), :mark))"
+            f"SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE {_ALL_EVENTS} = ("
+            f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger WHERE tgrelid = to_regclass(name) "
+            "AND NOT tgisinternal AND tgenabled IN ('O', 'A') "
+            "AND starts_with(obj_description(tgfoid, 'pg_proc'), :mark))"
         ),
         {"tables": list(tables), "mark": f"cacheworkers {namespace} v"},
     )

@@ -466,6 +466,21 @@ def test_triggers_that_go_while_sessions_rely_on_them_lose_nothing(triggered: Sh
     assert triggered.price.get(1) == 12
 
 
+@pytest.mark.parametrize("event", ["insert", "update", "delete", "truncate"])
+@pytest.mark.parametrize("undo", ["DROP TRIGGER {name} ON product", "ALTER TABLE product DISABLE TRIGGER {name}"])
+def test_triggers_of_which_one_is_gone_are_not_relied_on(triggered: Shop, event: str, undo: str) -> None:
+    """The other three would say nothing of what it saw."""
+    triggered.add(1, category_id=7)
+    delivered(triggered)
+    run_sql(triggered.engine, undo.format(name=f"cacheworkers_{triggered.cache.config.namespace}_product_{event}"))
+    triggered.events.clear()
+
+    with triggered.sessions.begin() as session:
+        session.delete(session.get_one(Product, 1))
+
+    assert triggered.invalidated() == [{"product:1", "category:7"}]
+
+
 @pytest.mark.parametrize("whose", ["another schema's", "another namespace's", "half of them"])
 def test_triggers_that_are_not_the_table_s_own_are_not_relied_on(shop: Shop, make_cache: Any, whose: str) -> None:
     namespace = shop.cache.config.namespace
