@@ -188,7 +188,9 @@ def test_a_drain_of_a_database_without_an_outbox_says_so(shop: Shop) -> None:
 
 INSERT = "INSERT INTO product (id, category_id, price) SELECT i, 7, i FROM generate_series(1, {}) i"
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
-    "a table that is no name": ({"a b": ["x"]}, "plain name.*'a b'"),
+    "a table that is no name": ({"a b": ["x"]}, "must be a name.*'a b'"),
+    "a name with two schemas": ({"a.b.c": ["x"]}, "must be a name.*'a.b.c'"),
+    "a table in two spellings": ({"product": ["x"], '"product"': ["y"]}, "given twice"),
     "one text for templates": ({"product": "x"}, "triggers on product take a list.*'x'"),
     "no templates": ({"product": []}, r"triggers on product take a list.*\[\]"),
     "a conversion": ({"product": ["x:{id!r}"]}, r"'x:\{id!r\}' of product.*plain columns"),
