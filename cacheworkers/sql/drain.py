@@ -57,7 +57,7 @@ def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) 
     if tags:
         yield from invalidate_tags(ports, tags, "hard")
     # Only now.  Marked before, what a crash in between leaves would be delivered by nobody.
-    outbox.delivered(connection, delivery.ids)
+    outbox.delivered(connection, delivery.ids, delivery.sources)
     return delivery
 
 

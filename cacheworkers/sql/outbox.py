@@ -8,6 +8,7 @@ C. Richardson, Microservices Patterns, 2018.
 from __future__ import annotations
 
 import datetime
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +36,8 @@ from sqlalchemy import (
 from cacheworkers.errors import ConfigError
 
 TABLE = "cacheworkers_outbox"
-#: Who wrote a row: a watched session, which delivers it itself, or a trigger, for whom the drain does.
+#: Who wrote a row: a watched session, which delivers it itself, or a trigger, for whom the drain does.  A replay puts a
+#: mark of its own there: whoever has invalidated the row before must not mark it delivered any more.
 WATCH, TRIGGER = "watch", "trigger"
 #: How long a watched session's row is left to the process that wrote it, seconds.
 GRACE = 2.0
@@ -49,11 +51,13 @@ class Delivery(msgspec.Struct, frozen=True):
     Attributes:
         ids: the rows.
         tags: all their tags, each once.
+        sources: what their sources were.
         lag: how old the oldest row is, seconds.
     """
 
     ids: tuple[int, ...]
     tags: tuple[str, ...]
+    sources: tuple[str, ...]
     lag: float
 
 
@@ -137,7 +141,7 @@ class Outbox:
         now = _aware(now)
         old_enough = table.c.written_at <= now - datetime.timedelta(seconds=grace)
         waiting = (
-            select(table.c.id, table.c.tags, table.c.written_at)
+            select(table.c.id, table.c.tags, table.c.source, table.c.written_at)
             .where(table.c.namespace == self.namespace, table.c.delivered_at.is_(None))
             .where((table.c.source != WATCH) | old_enough)
             .order_by(table.c.id)
@@ -149,21 +153,31 @@ class Outbox:
             return None
         tags = dict.fromkeys(tag for row in rows for tag in row.tags.split("\n"))
         lag = max((now - _aware(row.written_at)).total_seconds() for row in rows)
-        return Delivery(tuple(row.id for row in rows), tuple(tags), max(lag, 0.0))
+        sources = tuple({row.source for row in rows})
+        return Delivery(tuple(row.id for row in rows), tuple(tags), sources, max(lag, 0.0))
 
-    def delivered(self, connection: Connection, ids: Sequence[int]) -> None:
-        """Mark rows delivered; they are kept for a replay."""
+    def delivered(self, connection: Connection, ids: Sequence[int], sources: Sequence[str] = (WATCH,)) -> None:
+        """Mark rows delivered, which are kept for a replay; not those that a replay has taken up meanwhile.
+
+        Args:
+            sources: what they were when their tags were not invalidated yet.
+        """
         if ids:
-            done = update(self.table).where(self.table.c.id.in_(ids), self.table.c.delivered_at.is_(None))
+            table = self.table
+            done = update(table).where(table.c.id.in_(ids), table.c.delivered_at.is_(None), table.c.source.in_(sources))
             connection.execute(done.values(delivered_at=func.current_timestamp()))
 
     def replay(self, connection: Connection, within: float) -> int:
-        """Let the drain deliver anew what was delivered within so many seconds; how many rows."""
+        """Let the drain deliver anew what was delivered within so many seconds, and what waits; how many rows."""
         since = _aware(connection.execute(select(func.current_timestamp())).scalar_one())
         since -= datetime.timedelta(seconds=within)
-        again = update(self.table).where(self.table.c.namespace == self.namespace, self.table.c.delivered_at >= since)
-        # A trigger's row is delivered without a grace, and so is one that is replayed.
-        return int(connection.execute(again.values(delivered_at=None, source=TRIGGER)).rowcount)
+        at = self.table.c.delivered_at
+        again = update(self.table).where(self.table.c.namespace == self.namespace, at.is_(None) | (at >= since))
+        # What waits may be about to be marked, by who has told the old store:
+        #   session: commit, invalidate on the old store   drain: replay to the new one   session: mark the row
+        # A source that nobody has read yet keeps it from that.  It gives no grace either, as a trigger's does not.
+        source = f"r{secrets.token_hex(4)[:7]}"
+        return int(connection.execute(again.values(delivered_at=None, source=source)).rowcount)
 
     def forget(self, connection: Connection, kept_for: float) -> int:
         """Delete what was delivered longer ago than so many seconds; how many rows."""

@@ -1,31 +1,33 @@
 """Postgres: triggers that write the outbox for psql, bulk statements and other services; LISTEN, which wakes the drain.
 
 One function a table, and one trigger for each kind of statement: they run once a statement over its transition tables,
-not once a row.
+not once a row.  A function runs with the rights and the names of who installed it, whoever changes the table.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import string
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
-from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import ConfigError, TagError
+from cacheworkers.errors import ConfigError
+from cacheworkers.sql.catalog import check_kind, columns_of, in_full
 from cacheworkers.sql.outbox import TABLE, TRIGGER
+from cacheworkers.sql.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
 
 #: Changes with what the generated text does.
-VERSION = 2
+VERSION = 3
 #: Most tags of one outbox row that a trigger writes.
 ROW_TAGS = 1000
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?")
 _EVENTS = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
+#: `pg_trigger.tgtype` of INSERT, DELETE, UPDATE and TRUNCATE: a table's triggers together have them all.
+_ALL_EVENTS = 4 + 8 + 16 + 32
 #: Longest name that Postgres keeps, bytes; it cuts off what is longer.
 _MOST_NAME = 63
+_DIGEST = 12
 
 
 class Triggers:
@@ -47,21 +49,24 @@ class Triggers:
     ) -> None:
         """
         Args:
-            templates: table -> tags with its columns in braces: `{"product": ["product:{id}"]}`.
+            templates: table -> tags with its columns in braces: `{"product": ["product:{id}"]}`.  Names are exact, as
+                the database has them: `Order` is not `order`.  Quotes as in SQL: `{'"a b"."c.d"': ...}`.
             max_tag_bytes: longest tag; what a column makes longer is left out when it is delivered.
 
         Raises:
             ConfigError: a table's name or a template is malformed.
         """
         self.namespace = namespace
-        self._outbox = outbox
-        self._tables: dict[str, list[list[tuple[str, str | None]]]] = {}
+        self._outbox = name_of(outbox)
+        self._tables: dict[str, _Triggered] = {}
         for table, each in templates.items():
-            if not _NAME.fullmatch(table):
-                raise ConfigError(f"a table must be a plain name, perhaps with its schema, got {table!r}")
+            name = name_of(table)
             if isinstance(each, str) or not each:
                 raise ConfigError(f"triggers on {table} take a list of tag templates, got {each!r}")
-            self._tables[table] = [_parsed(table, template, max_tag_bytes) for template in each]
+            if name in [known.name for known in self._tables.values()]:
+                raise ConfigError(f"triggers on {table} are given twice, as {name.quoted}")
+            tags = [parsed(table, template, max_tag_bytes) for template in each]
+            self._tables[table] = _Triggered(name, _function_name(namespace, name), tags)
 
     @property
     def channel(self) -> str:
@@ -69,32 +74,34 @@ class Triggers:
         return channel(self.namespace)
 
     def up(self) -> list[str]:
-        """Return the statements that install; for Alembic, `op.execute` each of them."""
+        """Return the statements that install; for Alembic, `op.execute` each of them, after `check`."""
         statements = []
-        for table, templates in self._tables.items():
-            name = self._name(table)
-            statements.append(self._function(table, templates))
-            statements += self._drops(table)
+        for table, triggered in self._tables.items():
+            function = triggered.function
+            statements.append(self._creation(table))
+            # Who may use it could make it run what he likes, with its owner's rights, by a trigger on a table of his
+            # own whose columns have casts of his own.  Triggers that are there ask nobody for this right.
+            statements.append(f"REVOKE ALL ON FUNCTION {function}() FROM PUBLIC")
+            statements += triggered.drops()
             for kind, sides in _EVENTS.items():
                 tables = " ".join(f"{side.upper()} TABLE AS {side}_rows" for side in sides)
                 statements.append(
-                    f"CREATE TRIGGER {name}_{kind.lower()} AFTER {kind} ON {table} REFERENCING {tables}\n"
-                    f"FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+                    f"CREATE TRIGGER {function}_{kind.lower()} AFTER {kind} ON {triggered.name.quoted} "
+                    f"REFERENCING {tables}\nFOR EACH STATEMENT EXECUTE FUNCTION {function}()"
                 )
             # Before: there are no transition tables, and afterwards no rows.
             statements.append(
-                f"CREATE TRIGGER {name}_truncate BEFORE TRUNCATE ON {table}\n"
-                f"FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+                f"CREATE TRIGGER {function}_truncate BEFORE TRUNCATE ON {triggered.name.quoted}\n"
+                f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
             )
-            statements.append(f"COMMENT ON FUNCTION {name}() IS '{self._comment(table)}'")
         return statements
 
     def down(self) -> list[str]:
         """Return the statements that remove them again."""
         statements = []
-        for table in self._tables:
-            statements += self._drops(table)
-            statements.append(f"DROP FUNCTION IF EXISTS {self._name(table)}()")
+        for triggered in self._tables.values():
+            statements += triggered.drops()
+            statements.append(f"DROP FUNCTION IF EXISTS {triggered.function}()")
         return statements
 
     def sql(self) -> str:
@@ -103,22 +110,29 @@ class Triggers:
 
     def digest(self, table: str) -> str:
         """Return what tells one version of a table's trigger from another."""
-        body = self._function(table, self._tables[table])
-        return hashlib.sha256(body.encode()).hexdigest()[:12]
+        return hashlib.sha256(self._body(self._tables[table]).encode()).hexdigest()[:_DIGEST]
 
     def check(self, connection: Connection) -> None:
         """Compare tables and columns with the database.
 
         Raises:
-            ConfigError: a table, a column or the outbox is not there, or what is there cannot have such triggers.
+            ConfigError: a table, a column or the outbox is not there, what is there cannot have such triggers, or a
+                column's type has another text in Postgres than in Python.
         """
-        for table, templates in self._tables.items():
-            columns = _columns(connection, table)
-            _check_kind(connection, table, self._tables)
-            for column in (column for parts in templates for _, column in parts if column is not None):
+        names = [triggered.name.quoted for triggered in self._tables.values()]
+        for table, triggered in self._tables.items():
+            columns = columns_of(connection, triggered.name)
+            check_kind(connection, table, triggered.name, names)
+            for column in (part.column for tag in triggered.tags for part in tag if part.column is not None):
                 if column not in columns:
                     raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
-        _columns(connection, self._outbox)
+                if not columns[column].is_alike:
+                    raise ConfigError(
+                        f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
+                        f"in Python, so that triggers and sessions would make different tags of a row; tags of "
+                        f"triggers take columns of {', '.join(ALIKE)}"
+                    )
+        columns_of(connection, self._outbox)
 
     def install(self, connection: Connection) -> None:
         """Check, and install or replace, in one transaction.
@@ -128,62 +142,67 @@ class Triggers:
         """
         with connection.begin_nested() if connection.in_transaction() else connection.begin():
             self.check(connection)
-            for statement in self.up():
-                connection.exec_driver_sql(statement.replace("%", "%%"))
+            _execute(connection, self.up())
 
     def remove(self, connection: Connection) -> None:
         """Remove them; nothing happens where they are not."""
         with connection.begin_nested() if connection.in_transaction() else connection.begin():
-            for statement in self.down():
-                connection.exec_driver_sql(statement)
+            _execute(connection, self.down())
 
     def missing(self, connection: Connection) -> list[str]:
-        """Return the tables whose triggers are not there, are disabled, or are not of this version."""
+        """Return the tables whose triggers are not there, are disabled, not of this version, or of another outbox."""
         there = text(
-            "SELECT count(*) FROM pg_trigger WHERE tgrelid = to_regclass(:table) AND tgenabled IN ('O', 'A') "
-            "AND obj_description(tgfoid, 'pg_proc') = :comment"
+            f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger WHERE tgrelid = to_regclass(:table) "
+            f"AND tgenabled IN ('O', 'A') "
+            f"AND obj_description(tgfoid, 'pg_proc') = CAST(:mark AS text) || {in_full('to_regclass(:outbox)')}"
         )
         missing = []
-        for table in self._tables:
-            found = connection.execute(there, {"table": table, "comment": self._comment(table)}).scalar_one()
-            if found <= len(_EVENTS):
+        for table, triggered in self._tables.items():
+            asked = {
+                "table": triggered.name.quoted,
+                "mark": f"{_mark(self.namespace)}{self.digest(table)} ",
+                "outbox": self._outbox.quoted,
+            }
+            if connection.execute(there, asked).scalar_one() != _ALL_EVENTS:
                 missing.append(table)
         return missing
 
-    def _name(self, table: str) -> str:
-        """Return what a table's function is called, and its triggers begin with: short, and of this namespace alone."""
-        name = f"cacheworkers_{self.namespace.replace('-', '_')}_{table.replace('.', '_')}"
-        if "-" not in self.namespace and "." not in table and len(name) <= _MOST_NAME - len("_truncate"):
-            return name
-        digest = hashlib.sha256(f"{self.namespace} {table}".encode()).hexdigest()[:10]
-        return f"{name[: _MOST_NAME - len('_truncate') - 11]}_{digest}"
+    def _creation(self, table: str) -> str:
+        """Return what creates a table's function, once it has found out the full names of outbox and table."""
+        triggered = self._tables[table]
+        outbox, changed = (literal(name.quoted) + "::regclass" for name in (self._outbox, triggered.name))
+        return (
+            "DO $install$\nDECLARE\n"
+            "  -- In full: whoever changes the table may have another search_path, and another outbox on it.\n"
+            f"  outbox CONSTANT text DEFAULT {in_full(outbox)};\n"
+            f"  changed CONSTANT text DEFAULT {in_full(changed)};\n"
+            f"BEGIN\nEXECUTE format($create$\n{self._body(triggered)}\n$create$, outbox, changed);\n"
+            f"EXECUTE format('COMMENT ON FUNCTION {triggered.function}() IS %L',\n"
+            f"  '{_mark(self.namespace)}{self.digest(table)} ' || outbox);\n"
+            "END\n$install$"
+        )
 
-    def _comment(self, table: str) -> str:
-        return f"cacheworkers {self.namespace} v{VERSION} {self.digest(table)}"
-
-    def _drops(self, table: str) -> list[str]:
-        kinds = (*_EVENTS, "TRUNCATE")
-        return [f"DROP TRIGGER IF EXISTS {self._name(table)}_{kind.lower()} ON {table}" for kind in kinds]
-
-    def _function(self, table: str, templates: Sequence[Sequence[tuple[str, str | None]]]) -> str:
-        name = self._name(table)
+    def _body(self, triggered: _Triggered) -> str:
+        """Return what creates a table's function, for `format` to insert the names of outbox and table."""
 
         def tags(side: str) -> str:
-            rows = table if side == "all" else f"{side}_rows"
-            return " UNION ".join(f"SELECT {_expression(parts)} AS tag FROM {rows}" for parts in templates)
+            rows = "%2$s" if side == "all" else f"{side}_rows"
+            made = [expression(tag).replace("%", "%%") for tag in triggered.tags]
+            return " UNION ".join(f"SELECT {tag} AS tag FROM {rows}" for tag in made)
 
         branches = "\n".join(
             f"  {'IF' if at == 0 else 'ELSIF'} TG_OP = '{kind}' THEN\n"
-            f"    INSERT INTO {self._outbox} (namespace, source, tags)\n"
+            f"    INSERT INTO %1$s (namespace, source, tags)\n"
             f"    SELECT '{self.namespace}', '{TRIGGER}', string_agg(tag, E'\\n') FROM (\n"
             f"      SELECT tag, row_number() OVER () / {ROW_TAGS} AS chunk FROM (\n"
             f"        {' UNION '.join(tags(side) for side in sides)}\n"
-            f"      ) AS found WHERE tag IS NOT NULL\n"
+            f"      ) AS found\n"
             f"    ) AS numbered GROUP BY chunk;"
             for at, (kind, sides) in enumerate({**_EVENTS, "TRUNCATE": ("all",)}.items())
         )
         return (
-            f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $cacheworkers$\n"
+            f"CREATE OR REPLACE FUNCTION {triggered.function}() RETURNS trigger LANGUAGE plpgsql\n"
+            f"SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' AS $cacheworkers$\n"
             f"BEGIN\n{branches}\n  END IF;\n"
             f"  PERFORM pg_notify('{self.channel}', '');\n  RETURN NULL;\nEND\n$cacheworkers$"
         )
@@ -212,86 +231,53 @@ def channel(namespace: str) -> str:
 
 
 def have_triggers(connection: Connection, namespace: str, tables: Sequence[str]) -> frozenset[str]:
-    """Return which of some tables have enabled triggers that write this namespace's outbox.
+    """Return which of some tables have enabled triggers that write this namespace's outbox, the one that is seen here.
 
     Args:
         tables: names as SQL has them, quoted where that is needed.
     """
     found = connection.execute(
         text(
-            "SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE 3 <= ("
-            "SELECT count(*) FROM pg_trigger WHERE tgrelid = to_regclass(name) AND NOT tgisinternal "
-            "AND tgenabled IN ('O', 'A') AND starts_with(obj_description(tgfoid, 'pg_proc'), :mark))"
+            f"SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE {_ALL_EVENTS} = ("
+            f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger, obj_description(tgfoid, 'pg_proc') AS comment "
+            f"WHERE tgrelid = to_regclass(name) AND NOT tgisinternal AND tgenabled IN ('O', 'A') "
+            f"AND starts_with(comment, :mark) "
+            f"AND substr(comment, length(:mark) + {_DIGEST} + 2) = {in_full('to_regclass(:outbox)')})"
         ),
-        {"tables": list(tables), "mark": f"cacheworkers {namespace} v"},
+        {"tables": list(tables), "mark": _mark(namespace), "outbox": TABLE},
     )
     return frozenset(str(row[0]) for row in found)
 
 
-def _parsed(table: str, template: str, max_tag_bytes: int) -> list[tuple[str, str | None]]:
-    """Return a template's parts: text, and the column that follows it."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"tag template {template!r} of {table} is malformed: {error}") from None
-    parts: list[tuple[str, str | None]] = []
-    for before, name, spec, conversion in parsed:
-        if name is not None and (spec or conversion or not _NAME.fullmatch(name) or "." in name):
-            raise ConfigError(f"tag template {template!r} of {table} may hold plain columns only, as {{id}}")
-        parts.append((before, name))
-    try:  # a column adds at least nothing: what is illegal without it is so with it
-        check_tag("".join(text for text, _ in parts) or ("?" if parts else ""), max_tag_bytes)
-    except TagError as error:
-        raise ConfigError(f"tag template {template!r} of {table} makes no legal tag: {error}") from None
-    return parts
+class _Triggered(NamedTuple):
+    """A table, its function, whose name its triggers' begin with, and its tags."""
+
+    name: Name
+    function: str
+    tags: list[list[Part]]
+
+    def drops(self) -> list[str]:
+        kinds = (*_EVENTS, "TRUNCATE")
+        return [f"DROP TRIGGER IF EXISTS {self.function}_{kind.lower()} ON {self.name.quoted}" for kind in kinds]
 
 
-def _expression(parts: Sequence[tuple[str, str | None]]) -> str:
-    """Return the SQL of one tag; NULL where a column is NULL."""
-    words = []
-    for before, column in parts:
-        if before:
-            words.append("'" + before.replace("'", "''") + "'")
-        if column is not None:
-            words.append(f'"{column}"::text')
-    return " || ".join(words)
+def _function_name(namespace: str, table: Name) -> str:
+    """Return what a table's function is called, and its triggers begin with: short, and of this namespace alone."""
+    plain = ".".join(part for part in table if part is not None)
+    name = re.sub(r"[^a-z0-9_]", "_", f"cacheworkers_{namespace}_{plain}")
+    if name == f"cacheworkers_{namespace}_{plain}" and len(name) <= _MOST_NAME - len("_truncate"):
+        return name
+    # Without quotes where it needs none: older versions had such names only, and these are to be replaced.
+    distinct = plain if re.fullmatch(r"[\w.]+", plain) and "." not in table.table else table.quoted
+    digest = hashlib.sha256(f"{namespace} {distinct}".encode()).hexdigest()[:10]
+    return f"{name[: _MOST_NAME - len('_truncate') - 11]}_{digest}"
 
 
-def _columns(connection: Connection, table: str) -> list[str]:
-    schema, _, name = table.rpartition(".")
-    found = connection.execute(
-        text(
-            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped "
-            "ORDER BY attnum"
-        ),
-        {"table": table},
-    )
-    columns = [str(row[0]) for row in found]
-    if not columns:
-        raise ConfigError(f"there is no table {name}{f' in schema {schema}' if schema else ''} in this database")
-    return columns
+def _mark(namespace: str) -> str:
+    """Return what the comments of this version's functions begin with; a digest and the outbox's full name follow."""
+    return f"cacheworkers {namespace} v{VERSION} "
 
 
-def _check_kind(connection: Connection, table: str, others: Iterable[str]) -> None:
-    """Make sure that a relation can have the triggers, and that they would see what changes it.
-
-    Raises:
-        ConfigError: it is no table, or a part of one that is not among the others.
-    """
-    kind, wholes = connection.execute(
-        text(
-            "SELECT relkind::text, (SELECT array_agg(inhparent::regclass::text) FROM pg_inherits "
-            "WHERE inhrelid = c.oid AND NOT EXISTS ("
-            "SELECT 1 FROM unnest(CAST(:others AS text[])) AS other WHERE to_regclass(other) = inhparent)) "
-            "FROM pg_class AS c WHERE oid = to_regclass(:table)"
-        ),
-        {"table": table, "others": list(others)},
-    ).one()
-    if kind not in ("r", "p"):
-        names = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
-        raise ConfigError(f"{table} is {names.get(kind, 'no table')}, and can have no triggers that see its rows")
-    if wholes:
-        raise ConfigError(
-            f"{table} is a part of {', '.join(wholes)}, and statements on the whole fire no triggers of its "
-            f"parts; give both"
-        )
+def _execute(connection: Connection, statements: Iterable[str]) -> None:
+    for statement in statements:
+        connection.exec_driver_sql(statement.replace("%", "%%"))

@@ -188,7 +188,9 @@ def test_a_drain_of_a_database_without_an_outbox_says_so(shop: Shop) -> None:
 
 INSERT = "INSERT INTO product (id, category_id, price) SELECT i, 7, i FROM generate_series(1, {}) i"
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
-    "a table that is no name": ({"a b": ["x"]}, "plain name.*'a b'"),
+    "a table that is no name": ({"a b": ["x"]}, "must be a name.*'a b'"),
+    "a name with two schemas": ({"a.b.c": ["x"]}, "must be a name.*'a.b.c'"),
+    "a table in two spellings": ({"product": ["x"], '"product"': ["y"]}, "given twice"),
     "one text for templates": ({"product": "x"}, "triggers on product take a list.*'x'"),
     "no templates": ({"product": []}, r"triggers on product take a list.*\[\]"),
     "a conversion": ({"product": ["x:{id!r}"]}, r"'x:\{id!r\}' of product.*plain columns"),
@@ -464,6 +466,21 @@ def test_triggers_that_go_while_sessions_rely_on_them_lose_nothing(triggered: Sh
 
     assert triggered.invalidated()[-1] == {"product:1", "category:7"}
     assert triggered.price.get(1) == 12
+
+
+@pytest.mark.parametrize("event", ["insert", "update", "delete", "truncate"])
+@pytest.mark.parametrize("undo", ["DROP TRIGGER {name} ON product", "ALTER TABLE product DISABLE TRIGGER {name}"])
+def test_triggers_of_which_one_is_gone_are_not_relied_on(triggered: Shop, event: str, undo: str) -> None:
+    """The other three would say nothing of what it saw."""
+    triggered.add(1, category_id=7)
+    delivered(triggered)
+    run_sql(triggered.engine, undo.format(name=f"cacheworkers_{triggered.cache.config.namespace}_product_{event}"))
+    triggered.events.clear()
+
+    with triggered.sessions.begin() as session:
+        session.delete(session.get_one(Product, 1))
+
+    assert triggered.invalidated() == [{"product:1", "category:7"}]
 
 
 @pytest.mark.parametrize("whose", ["another schema's", "another namespace's", "half of them"])

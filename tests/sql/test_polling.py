@@ -48,8 +48,22 @@ class Drained:
         with self.engine.connect() as connection:
             return self.cache.outbox.lag(connection)
 
+    def mark(self, *sources: str) -> None:
+        """Mark all rows, as who delivered them does, unless a replay has had them."""
+        with self.engine.begin() as connection:
+            rows = [row.id for row in connection.exec_driver_sql("SELECT id FROM cacheworkers_outbox")]
+            self.cache.outbox.delivered(connection, rows, sources)
+
+    def replay(self) -> None:
+        with self.engine.begin() as connection:
+            self.cache.outbox.replay(connection, 60.0)
+
     def delivered(self) -> set[str]:
-        return {tag for event in self._events if type(event).__name__ == "Invalidated" for tag in event.tags}
+        return set().union(*self.invalidated())
+
+    def invalidated(self) -> list[set[str]]:
+        """The tags of each invalidation so far."""
+        return [set(event.tags) for event in self._events if type(event).__name__ == "Invalidated"]
 
     def close(self) -> None:
         self._stop.set()
@@ -114,6 +128,40 @@ def test_lag_is_the_age_of_the_oldest_row_that_waits(polled: Drained) -> None:
     assert 3600.0 <= polled.lag() < 3660.0
     polled.cache.drain(polled.engine)
     assert polled.lag() == 0.0
+
+
+def test_a_row_that_is_marked_after_a_replay_is_delivered_anew(polled: Drained) -> None:
+    """Its session told the old store alone, whatever it may say later."""
+    polled.write("n:1", WATCH)
+    polled.cache.invalidate("n:1")
+    before = len(polled.invalidated())
+    polled.replay()
+
+    polled.mark(WATCH)
+    polled.cache.drain(polled.engine)
+
+    assert polled.invalidated()[before:] == [{"n:1"}]
+    assert polled.waiting() == 0
+
+
+def test_a_batch_that_is_marked_after_a_replay_is_delivered_anew(
+    polled: Drained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One drain has told the old store, another replays to the new one, and then the first marks its rows."""
+    polled.write("n:1")
+    outbox = polled.cache.outbox
+    plain = outbox.delivered
+
+    def replayed_first(*given: Any) -> None:
+        polled.replay()
+        monkeypatch.setattr(outbox, "delivered", plain)
+        plain(*given)
+
+    monkeypatch.setattr(outbox, "delivered", replayed_first)
+    polled.cache.drain(polled.engine)
+
+    assert polled.invalidated() == [{"n:1"}, {"n:1"}]
+    assert polled.waiting() == 0
 
 
 class Base(DeclarativeBase):

@@ -1,0 +1,106 @@
+"""Tag SQL: tables' names and tags' templates as the SQL of triggers."""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import NamedTuple
+
+from cacheworkers.core.tags import check_tag
+from cacheworkers.errors import ConfigError, TagError
+
+#: Types whose text is the same in Postgres and in Python, where a watched session makes the same tag of the same row.
+ALIKE = ("smallint", "integer", "bigint", "text", "character varying", "citext", "uuid", "boolean", "date")
+_PART = r'"(?:[^"\x00]|"")+"|[^\s".\x00]+'
+_TABLE = re.compile(rf"(?:({_PART})\.)?({_PART})")
+_COLUMN = re.compile(r"[^\W\d][\w-]*")
+
+
+class Part(NamedTuple):
+    """A piece of a template: text, and the column that follows it."""
+
+    text: str
+    column: str | None
+
+
+class Name(NamedTuple):
+    """A table's name as the database has it, and the schema it was given with."""
+
+    schema: str | None
+    table: str
+
+    @property
+    def quoted(self) -> str:
+        """It in SQL, each part in quotes: reserved words, capitals and dashes stay what they are."""
+        return ".".join(quoted(part) for part in self if part is not None)
+
+
+def name_of(table: str) -> Name:
+    """Return the name that a text is: `item`, `shop.item`, `"a b".item`; a part without quotes is exact, too.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = _TABLE.fullmatch(table)
+    if found is None:
+        raise ConfigError(
+            f"a table must be a name, perhaps with its schema, quoted where it has dots or spaces, got {table!r}"
+        )
+    schema, name = (None if part is None else _unquoted(part) for part in found.groups())
+    assert name is not None
+    return Name(schema, name)
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str) -> str:
+    """Return a text as SQL takes it, inside of whatever dollar quotes."""
+    plain = value.replace("'", "''")
+    if "$" not in plain and "\\" not in plain:
+        return f"'{plain}'"
+    return "E'" + plain.replace("\\", "\\\\").replace("$", "\\044") + "'"
+
+
+def parsed(table: str, template: str, max_tag_bytes: int) -> list[Part]:
+    """Return a template's parts.
+
+    Raises:
+        ConfigError: it is malformed, makes no legal tag, or holds more than plain columns.
+    """
+    try:
+        found = list(string.Formatter().parse(template))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"tag template {template!r} of {table} is malformed: {error}") from None
+    parts = []
+    for before, column, spec, conversion in found:
+        if column is not None and (spec or conversion or not _COLUMN.fullmatch(column)):
+            raise ConfigError(f"tag template {template!r} of {table} may hold plain columns only, as {{id}}")
+        parts.append(Part(before, column))
+    try:  # a column adds at least nothing: what is illegal without it is so with it
+        check_tag("".join(part.text for part in parts) or ("?" if parts else ""), max_tag_bytes)
+    except TagError as error:
+        raise ConfigError(f"tag template {template!r} of {table} makes no legal tag: {error}") from None
+    return parts
+
+
+def expression(parts: list[Part]) -> str:
+    """Return the SQL of one tag, the same text that a watched session makes of the row."""
+    words = []
+    for before, column in parts:
+        if before:
+            words.append(literal(before))
+        if column is not None:
+            name = quoted(column)
+            # What a column's type is, only the database knows.
+            words.append(
+                f"coalesce(CASE WHEN pg_typeof({name}) = 'boolean'::regtype THEN initcap({name}::text) "
+                f"ELSE {name}::text END, 'None')"
+            )
+    return " || ".join(words)
+
+
+def _unquoted(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part
