@@ -41,25 +41,38 @@ def warm_as_told(pipe: Connection) -> None:
 
 
 class Reader:
-    """Reads cold keys, one after the other."""
+    """Reads cold keys, one after the other, and in turns with them some of those that are being warmed.
+
+    Attributes:
+        misses: how long each of those warmed took that was not there yet, seconds.
+    """
 
     def __init__(self, first: int) -> None:
         self._next = first
+        self.misses: list[float] = []
 
-    def read(self, is_over: Callable[[float], bool]) -> list[float]:
-        """Read, and pause for `PAUSE`, until it is over; how long each read took, seconds.
+    def read(self, is_over: Callable[[float], bool], warmed: range = range(0)) -> list[float]:
+        """Read, and pause for `PAUSE`, until it is over; how long each read of a cold key took, seconds.
 
         Args:
             is_over: waits for at most so many seconds.
+            warmed: keys that are warmed meanwhile; the last of them are warmed last.
         """
-        from benchmarks.shop import price
+        from benchmarks.shop import price, prices
 
         latencies: list[float] = []
+        ahead = iter(reversed(warmed))
         while not is_over(PAUSE):
             began = time.perf_counter()
             price.get(self._next)
             latencies.append(time.perf_counter() - began)
             self._next += 1
+            key = next(ahead, None)
+            if key is None or prices.peek(key) is not None:
+                continue
+            began = time.perf_counter()
+            prices.get(key)
+            self.misses.append(time.perf_counter() - began)
         return latencies
 
 

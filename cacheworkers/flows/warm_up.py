@@ -197,7 +197,7 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
             wanted.append((call, secrets.token_hex(8), envelope.version_of(raw)))
     if not wanted:
         return 0
-    claims = yield ports.store.claim_many(wanted, lease_for=loader.load_for)
+    claims = yield ports.store.claim_many(wanted, lease_for=loader.load_for, warms=True)
     now = ports.clock.monotonic()
     asks = []
     for (call, token, seen), claim in zip(wanted, claims, strict=True):
