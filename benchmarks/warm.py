@@ -1,7 +1,7 @@
 """Warm many keys of a batch loader through real workers: `python -m benchmarks.warm [--keys 1000 100000]`.
 
-Beside it cold keys of another loader are read, one after the other, in turns with and without warming: warming must not
-hurt those who wait.  The pool that warms is nice by itself, and who has it warm is, too, for nobody waits for them.
+Beside it cold keys of another loader are read, one after the other, in turns with and without warming, and some of the
+very keys that are being warmed: warming must not hurt those who wait.  The pool that warms is nice by itself, and who has it warm is, too, for nobody waits for them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from cacheworkers.workers.priority import yield_to_others
 PAUSE = 0.01
 #: How nice the command that warms is.
 NICE = 10
+#: Of so many reads one is of a key that is being warmed.
+OF_THOSE_WARMED = 10
 
 
 def warm_as_told(pipe: Connection) -> None:
@@ -35,13 +37,13 @@ def warm_as_told(pipe: Connection) -> None:
         while (told := pipe.recv()) is not None:
             keys, pace = told
             done = cache.warm_up("prices", [cache.call("prices", key) for key in keys], **pace)
-            assert done.loaded == done.calls, done
+            assert done.done == done.calls, done
             pipe.send(None)
     cache.close()
 
 
 class Reader:
-    """Reads cold keys, one after the other, and in turns with them some of those that are being warmed.
+    """Reads cold keys, one after the other, and now and then one of those that are being warmed.
 
     Attributes:
         misses: how long each of those warmed took that was not there yet, seconds.
@@ -67,7 +69,7 @@ class Reader:
             price.get(self._next)
             latencies.append(time.perf_counter() - began)
             self._next += 1
-            key = next(ahead, None)
+            key = next(ahead, None) if self._next % OF_THOSE_WARMED == 0 else None
             if key is None or prices.peek(key) is not None:
                 continue
             began = time.perf_counter()
@@ -118,10 +120,12 @@ def main() -> None:
             here.sql("SELECT pg_stat_statements_reset()")
             pace = {"max_rate": options.max_rate, "at_once": options.at_once} if keys > 1000 else {}
             took, idle, busy = 0.0, [], []
+            reader.misses.clear()
             for start in range(first, first + keys, options.part):
                 began = time.perf_counter()
-                ours.send((range(start, min(start + options.part, first + keys)), pace))
-                busy += reader.read(ours.poll)
+                part = range(start, min(start + options.part, first + keys))
+                ours.send((part, pace))
+                busy += reader.read(ours.poll, part)
                 ours.recv()
                 lasted = time.perf_counter() - began
                 took += lasted
@@ -131,6 +135,11 @@ def main() -> None:
                 f"{keys:,} keys warm in {took:.1f} s and {here.calls('SELECT id, amount%'):,} queries; p50, p99 of "
                 f"{len(busy):,} misses meanwhile {at(busy, 0.5):.1f}, {at(busy, 0.99):.1f} ms, of {len(idle):,} idle "
                 f"{at(idle, 0.5):.1f}, {at(idle, 0.99):.1f} ms ({at(busy, 0.99) / at(idle, 0.99):.2f}x)",
+                flush=True,
+            )
+            print(
+                f"p50, p99 of {len(reader.misses):,} misses of keys that were being warmed "
+                f"{at(reader.misses, 0.5):.1f}, {at(reader.misses, 0.99):.1f} ms",
                 flush=True,
             )
             first += keys
