@@ -1,7 +1,8 @@
 """Warm many keys of a batch loader through real workers: `python -m benchmarks.warm [--keys 1000 100000]`.
 
 Beside it cold keys of another loader are read, one after the other, in turns with and without warming, and some of the
-very keys that are being warmed: warming must not hurt those who wait.  The pool that warms is nice by itself, and who has it warm is, too, for nobody waits for them.
+very keys that are being warmed: warming must not hurt those who wait.  The pool that warms is nice by itself, and who
+has it warm is, too, for nobody waits for them.
 """
 
 from __future__ import annotations
