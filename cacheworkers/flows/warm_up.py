@@ -14,7 +14,7 @@ import msgspec
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
-from cacheworkers.flows.warm import BUSY, Queued, is_fresh_for
+from cacheworkers.flows.warm import BUSY, CHUNK, Queued, is_fresh_for
 from cacheworkers.local.throttle import Throttle
 from cacheworkers.store.shapes import Backoff, Claimed
 
@@ -49,6 +49,7 @@ class WarmUp(msgspec.Struct):
         failed: those whose load failed, or was lost; `failures` names some of them.
         window: how many may be under way now.
         is_waiting: readers' misses are queued, so nothing new is asked for.
+        still_fresh: how many of all were fresh when it had ended; None until then.
     """
 
     calls: int
@@ -58,6 +59,7 @@ class WarmUp(msgspec.Struct):
     failures: list[str] = []
     window: int = 0
     is_waiting: bool = False
+    still_fresh: int | None = None
 
     @property
     def done(self) -> int:
@@ -66,8 +68,9 @@ class WarmUp(msgspec.Struct):
 
     @property
     def share(self) -> float:
-        """What is fresh, of all; 1 for none."""
-        return self.done / self.calls if self.calls else 1.0
+        """What is fresh, of all; 1 for none.  While it goes on, what has been; once it has ended, what still is."""
+        fresh = self.done if self.still_fresh is None else self.still_fresh
+        return fresh / self.calls if self.calls else 1.0
 
 
 class _Asked(msgspec.Struct):
@@ -129,7 +132,7 @@ def warm_up(
     queued: Callable[[], Step],
     progress: Callable[[WarmUp], None],
 ) -> Flow[WarmUp]:
-    """Load calls of one loader until so large a share of them is fresh, or none is left.
+    """Load calls of one loader until so large a share of them is fresh, or none is left; then look at all once more.
 
     Args:
         lead: seconds for which an entry must still be fresh to be passed over.
@@ -172,7 +175,18 @@ def warm_up(
             yield from _look_for_lost(job)
         state.window = _window(job)
         progress(state)
+    state.still_fresh = yield from _count_fresh(ports, calls)
     return state
+
+
+def _count_fresh(ports: Ports, calls: Sequence[str]) -> Flow[int]:
+    """Return how many are fresh now: the first may be so no more when the last has been loaded."""
+    fresh = 0
+    for start in range(0, len(calls), CHUNK):
+        raws = yield ports.store.heads(calls[start : start + CHUNK])
+        now = ports.clock.now()
+        fresh += sum(head is not None and now < head.fresh_until for head in map(envelope.head_of, raws))
+    return fresh
 
 
 def _room(job: _Job, budget: float, most_budget: float) -> int:

@@ -392,6 +392,22 @@ def test_a_call_whose_message_is_still_queued_is_not_lost(cache: Cache, monkeypa
     assert (done.loaded, done.failed) == (1, 0)
 
 
+def test_the_share_is_of_what_is_fresh_at_the_end(cache: Cache) -> None:
+    """What the first loads brought may have gone stale, or was invalidated, before the last one ended."""
+    number, _ = batched(cache)
+    softened: list[int] = []
+
+    def look(state: WarmUp) -> None:
+        if state.loaded >= 100 and not softened:
+            softened.append(cache._ports.store.soften(texts(cache, "number", range(30))).run())
+            number.invalidate(30)
+
+    done = cache.warm_up("number", texts(cache, "number", range(1000)), at_once=100, progress=look)
+
+    assert (done.loaded, done.done, done.still_fresh) == (1000, 1000, 969)
+    assert done.share == 0.969
+
+
 class Queue:
     """A warm queue in the job's own time, of which each pause is `pause` seconds."""
 
