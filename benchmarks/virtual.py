@@ -180,6 +180,7 @@ class _Lease:
     until: float
     fence: str = ""
     is_taken_over: bool = False
+    is_warm: bool = False
 
 
 class VirtualStore:
@@ -220,20 +221,27 @@ class VirtualStore:
         return _Done(self._claim(call, token, lease_for, seen, expected))
 
     def claim_many(
-        self, claims: Sequence[tuple[str, str, bytes]], *, lease_for: float, heeds_backoff: bool = True
+        self,
+        claims: Sequence[tuple[str, str, bytes]],
+        *,
+        lease_for: float,
+        warms: bool = False,
     ) -> _Done:
-        return _Done([self._claim(call, token, lease_for, seen, "") for call, token, seen in claims])
+        return _Done([self._claim(call, token, lease_for, seen, "", warms) for call, token, seen in claims])
 
-    def _claim(self, call: str, token: str, lease_for: float, seen: bytes, expected: str) -> Claim:
+    def _claim(self, call: str, token: str, lease_for: float, seen: bytes, expected: str, warms: bool = False) -> Claim:
         now = self._world.now
         lease = self._lease(call)
         if lease is not None and lease.token == token:
             return Claimed()
         if envelope.version_of(self.raw(call)) != seen:
             return Moved()
-        if lease is not None and (lease.token != expected or lease.fence or lease.is_taken_over):
-            return Held(lease.token, bool(lease.fence), lease.is_taken_over, lease.until - now)
-        self._leases[call] = _Lease(token, now + lease_for, is_taken_over=lease is not None)
+        is_expected = lease is not None and lease.token == expected
+        if lease is not None:
+            may_be_taken = is_expected or (lease.is_warm and not warms)
+            if not may_be_taken or lease.fence or lease.is_taken_over:
+                return Held(lease.token, bool(lease.fence), lease.is_taken_over, lease.until - now)
+        self._leases[call] = _Lease(token, now + lease_for, is_taken_over=is_expected, is_warm=warms)
         return Claimed()
 
     def _lease(self, call: str) -> _Lease | None:

@@ -1,7 +1,8 @@
 """Warm many keys of a batch loader through real workers: `python -m benchmarks.warm [--keys 1000 100000]`.
 
-Beside it cold keys of another loader are read, one after the other, in turns with and without warming: warming must not
-hurt those who wait.  The pool that warms is nice by itself, and who has it warm is, too, for nobody waits for them.
+Beside it cold keys of another loader are read, one after the other, in turns with and without warming, and some of the
+very keys that are being warmed: warming must not hurt those who wait.  The pool that warms is nice by itself, and who
+has it warm is, too, for nobody waits for them.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ from cacheworkers.workers.priority import yield_to_others
 PAUSE = 0.01
 #: How nice the command that warms is.
 NICE = 10
+#: Of so many reads one is of a key that is being warmed.
+OF_THOSE_WARMED = 10
 
 
 class Warmed(NamedTuple):
-    """What warming took: seconds, queries; and of misses meanwhile and without, their latencies in seconds."""
+    """What warming took: seconds, queries; and of misses meanwhile and without, their latencies in seconds.
+
+    `wanted` are those of misses of keys that were being warmed; each is a query more.
+    """
 
     keys: int
     took: float
     queries: int
     busy: list[float]
     idle: list[float]
+    wanted: list[float]
 
 
 def warm_as_told(pipe: Connection) -> None:
@@ -46,31 +53,44 @@ def warm_as_told(pipe: Connection) -> None:
         while (told := pipe.recv()) is not None:
             keys, pace = told
             done = cache.warm_up("prices", [cache.call("prices", key) for key in keys], **pace)
-            assert done.loaded == done.calls, done
+            assert done.done == done.calls, done
             pipe.send(None)
     cache.close()
 
 
 class Reader:
-    """Reads cold keys, one after the other."""
+    """Reads cold keys, one after the other, and now and then one of those that are being warmed.
+
+    Attributes:
+        misses: how long each of those warmed took that was not there yet, seconds.
+    """
 
     def __init__(self, first: int) -> None:
         self._next = first
+        self.misses: list[float] = []
 
-    def read(self, is_over: Callable[[float], bool]) -> list[float]:
-        """Read, and pause for `PAUSE`, until it is over; how long each read took, seconds.
+    def read(self, is_over: Callable[[float], bool], warmed: range = range(0)) -> list[float]:
+        """Read, and pause for `PAUSE`, until it is over; how long each read of a cold key took, seconds.
 
         Args:
             is_over: waits for at most so many seconds.
+            warmed: keys that are warmed meanwhile; the last of them are warmed last.
         """
-        from benchmarks.shop import price
+        from benchmarks.shop import price, prices
 
         latencies: list[float] = []
+        ahead = iter(reversed(warmed))
         while not is_over(PAUSE):
             began = time.perf_counter()
             price.get(self._next)
             latencies.append(time.perf_counter() - began)
             self._next += 1
+            key = next(ahead, None) if self._next % OF_THOSE_WARMED == 0 else None
+            if key is None or prices.peek(key) is not None:
+                continue
+            began = time.perf_counter()
+            prices.get(key)
+            self.misses.append(time.perf_counter() - began)
         return latencies
 
 
@@ -117,16 +137,18 @@ def measured(
             here.sql("SELECT pg_stat_statements_reset()")
             pace = {"max_rate": max_rate, "at_once": at_once} if keys > 1000 else {}
             took, idle, busy = 0.0, [], []
+            reader.misses.clear()
             for start in range(first, first + keys, part):
                 began = time.perf_counter()
-                ours.send((range(start, min(start + part, first + keys)), pace))
-                busy += reader.read(ours.poll)
+                these = range(start, min(start + part, first + keys))
+                ours.send((these, pace))
+                busy += reader.read(ours.poll, these if keys > 1000 else range(0))
                 ours.recv()
                 lasted = time.perf_counter() - began
                 took += lasted
                 # As long again without: what else the machine does meanwhile is in both.
                 idle += reader.read(for_seconds(max(1.0, lasted)))
-            yield Warmed(keys, took, here.calls("SELECT id, amount%"), busy, idle)
+            yield Warmed(keys, took, here.calls("SELECT id, amount%"), busy, idle, list(reader.misses))
             first += keys
         ours.send(None)
         cache.close()
@@ -141,13 +163,19 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=5000, help="keys after which nothing is warmed for as long")
     options = parser.parse_args()
     pace = {"max_rate": options.max_rate, "at_once": options.at_once, "part": options.part}
-    for keys, took, queries, busy, idle in measured(options.keys, **pace):
+    for keys, took, queries, busy, idle, wanted in measured(options.keys, **pace):
         print(
             f"{keys:,} keys warm in {took:.1f} s and {queries:,} queries; p50, p99 of "
             f"{len(busy):,} misses meanwhile {at(busy, 0.5):.1f}, {at(busy, 0.99):.1f} ms, of {len(idle):,} idle "
             f"{at(idle, 0.5):.1f}, {at(idle, 0.99):.1f} ms ({at(busy, 0.99) / at(idle, 0.99):.2f}x)",
             flush=True,
         )
+        if wanted:
+            print(
+                f"p50, p99 of {len(wanted):,} misses of keys that were being warmed "
+                f"{at(wanted, 0.5):.1f}, {at(wanted, 0.99):.1f} ms",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

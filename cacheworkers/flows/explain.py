@@ -147,8 +147,10 @@ def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:
 
 
 def _missing(lease: dict[str, str], failure: dict[str, str], is_failing: bool) -> str:
-    if lease:
-        return "wait: it is being loaded" if lease.get("fence") else "wait: a worker has been asked to load it"
+    if lease.get("fence"):
+        return "wait: it is being loaded"
+    if lease and not lease.get("warm"):  # a read takes one of those that warm, and asks for it itself
+        return "wait: a worker has been asked to load it"
     if is_failing:
         return f"raise LoadError: the last load failed with {failure.get('kind', '?')}, and its backoff is running"
     return "ask a worker to load it, and wait"

@@ -243,7 +243,7 @@ def _ask(ports: Ports, loader: LoaderSpec, wanted: Sequence[tuple[str, bytes]]) 
     size = ports.config.batch_size
     for start in range(0, len(wanted), size):
         claims = [(call, secrets.token_hex(8), seen) for call, seen in wanted[start : start + size]]
-        answers = yield ports.store.claim_many(claims, lease_for=loader.load_for)
+        answers = yield ports.store.claim_many(claims, lease_for=loader.load_for, warms=True)
         asks = [
             Ask(loader.name, call, token, seen.hex(), "warm")
             for (call, token, seen), answer in zip(claims, answers, strict=True)

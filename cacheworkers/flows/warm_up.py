@@ -14,20 +14,24 @@ import msgspec
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
-from cacheworkers.flows.warm import BUSY, Queued, is_fresh_for
+from cacheworkers.flows.warm import BUSY, CHUNK, Queued, is_fresh_for
 from cacheworkers.local.throttle import Throttle
 from cacheworkers.store.shapes import Backoff, Claimed
 
 #: Calls a second, when there is no other limit than that nobody is to notice.
 AS_FAST_AS_HARMLESS = 1e9
-#: Seconds between two looks at what is under way: a look is a command for each call.
+#: Seconds between two looks at what is under way, if that is much: a look is a command for each call ...
 LOOK_EVERY = 0.05
+#: ... of so many calls or more; of fewer, which are done sooner, the looks are as many times closer together ...
+LOOKED_AT = 100
+#: ... but never closer than this, seconds, nor than a load takes.
+LOOK_SOONEST = 0.005
 #: Seconds between two looks at what has failed or was lost, which is seldom.
 LOST_EVERY = 0.5
 #: Seconds between two looks at the miss queue.
 ASK_EVERY = 0.5
-#: A load may take this much longer than its deadline until it counts as lost, seconds: its message was queued.  For so
-#: long, too, may the broker take no messages.
+#: Where nothing of a job, nor of the queue, has moved for this much longer than a load's deadline, seconds, its calls
+#: count as lost.  For so long, too, may the broker take no messages.
 LOST_AFTER = 30.0
 #: A batch is whole, or waits for so many seconds until there is room for all of it.
 PATIENCE = 0.5
@@ -45,6 +49,7 @@ class WarmUp(msgspec.Struct):
         failed: those whose load failed, or was lost; `failures` names some of them.
         window: how many may be under way now.
         is_waiting: readers' misses are queued, so nothing new is asked for.
+        still_fresh: how many of all were fresh when it had ended; None until then.
     """
 
     calls: int
@@ -54,6 +59,7 @@ class WarmUp(msgspec.Struct):
     failures: list[str] = []
     window: int = 0
     is_waiting: bool = False
+    still_fresh: int | None = None
 
     @property
     def done(self) -> int:
@@ -62,15 +68,17 @@ class WarmUp(msgspec.Struct):
 
     @property
     def share(self) -> float:
-        """What is fresh, of all; 1 for none."""
-        return self.done / self.calls if self.calls else 1.0
+        """What is fresh, of all; 1 for none.  While it goes on, what has been; once it has ended, what still is."""
+        fresh = self.done if self.still_fresh is None else self.still_fresh
+        return fresh / self.calls if self.calls else 1.0
 
 
 class _Asked(msgspec.Struct):
-    """A call that a worker has been asked for, by us or by somebody else; until when that is believed."""
+    """A call that a worker has been asked for, when, and whether by us or by somebody else."""
 
     seen: bytes
-    until: float
+    at: float
+    is_ours: bool
 
 
 class _Job:
@@ -83,7 +91,8 @@ class _Job:
         tries: how often a call was asked for that is not there.
         asked_at: when the last were asked for, or it began.
         refused_at: since when the dispatcher has taken nothing; None while it does.
-        is_queued: whether messages of ours, or of others who warm, wait for workers.
+        queued: how many messages of ours, or of others who warm, wait for workers.
+        moved_at: when it was last seen that something was loaded, or failed, or taken out of that queue.
     """
 
     def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, at_once: int) -> None:
@@ -95,7 +104,19 @@ class _Job:
         self.tries: Counter[str] = Counter()
         self.asked_at = ports.clock.monotonic()
         self.refused_at: float | None = None
-        self.is_queued = False
+        self.queued = 0
+        self.moved_at = self.asked_at
+
+    def note_queued(self, queued: int) -> None:
+        """Take in how many messages wait; a queue that gets shorter is one that workers take from."""
+        if queued < self.queued:
+            self.moved_at = self.ports.clock.monotonic()
+        self.queued = queued
+
+    def is_believed(self, asked: _Asked) -> bool:
+        """Return whether a call may still be loaded: its time has not come, or there are others before it."""
+        moved_at = max(self.moved_at, asked.at)
+        return self.ports.clock.monotonic() <= moved_at + self.loader.load_for + LOST_AFTER
 
 
 def warm_up(
@@ -111,7 +132,7 @@ def warm_up(
     queued: Callable[[], Step],
     progress: Callable[[WarmUp], None],
 ) -> Flow[WarmUp]:
-    """Load calls of one loader until so large a share of them is fresh, or none is left.
+    """Load calls of one loader until so large a share of them is fresh, or none is left; then look at all once more.
 
     Args:
         lead: seconds for which an entry must still be fresh to be passed over.
@@ -133,8 +154,9 @@ def warm_up(
             misses_at = now
             waiting: Queued = yield queued()
             state.is_waiting = waiting.miss > BUSY
-            job.is_queued = waiting.warm > 0
-            if state.is_waiting:
+            job.note_queued(waiting.warm)
+            # Beat does no rounds while that many are queued.
+            if state.is_waiting or waiting.warm > BUSY:
                 throttle.halve()
         budget = min(budget + (now - budgeted_at) * max_rate, most_budget)
         budgeted_at = now
@@ -145,7 +167,7 @@ def warm_up(
         else:
             is_idle = True
         if is_idle:
-            yield pause(LOOK_EVERY)
+            yield pause(_until_look(job))
         if job.asked:
             yield from _look(job)
         if job.asked and now - lost_at >= LOST_EVERY:
@@ -153,7 +175,18 @@ def warm_up(
             yield from _look_for_lost(job)
         state.window = _window(job)
         progress(state)
+    state.still_fresh = yield from _count_fresh(ports, calls)
     return state
+
+
+def _count_fresh(ports: Ports, calls: Sequence[str]) -> Flow[int]:
+    """Return how many are fresh now: the first may be so no more when the last has been loaded."""
+    fresh = 0
+    for start in range(0, len(calls), CHUNK):
+        raws = yield ports.store.heads(calls[start : start + CHUNK])
+        now = ports.clock.now()
+        fresh += sum(head is not None and now < head.fresh_until for head in map(envelope.head_of, raws))
+    return fresh
 
 
 def _room(job: _Job, budget: float, most_budget: float) -> int:
@@ -183,6 +216,15 @@ def _window(job: _Job) -> int:
     return min(job.at_once, -(-window // size) * size)
 
 
+def _until_look(job: _Job) -> float:
+    """Return how long to wait before what is under way is looked at, seconds.
+
+    A short window is soon done, and would otherwise stand idle most of the time.
+    """
+    by_count = LOOK_EVERY * len(job.asked) / LOOKED_AT
+    return min(LOOK_EVERY, max(LOOK_SOONEST, by_count, job.throttle.load_time))
+
+
 def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
     """Ask for what is not fresh; how many that were."""
     ports, loader = job.ports, job.loader
@@ -197,7 +239,7 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
             wanted.append((call, secrets.token_hex(8), envelope.version_of(raw)))
     if not wanted:
         return 0
-    claims = yield ports.store.claim_many(wanted, lease_for=loader.load_for)
+    claims = yield ports.store.claim_many(wanted, lease_for=loader.load_for, warms=True)
     now = ports.clock.monotonic()
     asks = []
     for (call, token, seen), claim in zip(wanted, claims, strict=True):
@@ -205,8 +247,9 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
             _failed(job, call)
             continue
         # Not claimed, somebody is at it, or has just loaded it: looks find out.
-        job.asked[call] = _Asked(seen, now + loader.load_for + LOST_AFTER)
-        if isinstance(claim, Claimed):
+        is_ours = isinstance(claim, Claimed)
+        job.asked[call] = _Asked(seen, now, is_ours)
+        if is_ours:
             asks.append(Ask(loader.name, call, token, seen.hex(), "warm"))
     taken = ports.dispatcher.submit_all(asks)
     if taken or not asks:
@@ -228,14 +271,17 @@ def _look(job: _Job) -> Flow[None]:
     """Take off what has been loaded."""
     calls = list(job.asked)
     raws = yield job.ports.store.heads(calls)
+    now = job.ports.clock.monotonic()
     for call, raw in zip(calls, raws, strict=True):
         if raw is None or envelope.version_of(raw) == job.asked[call].seen:
             continue
-        del job.asked[call]
+        asked = job.asked.pop(call)
         job.state.loaded += 1
+        job.moved_at = now
         head = envelope.head_of(raw)
         if head is not None:  # else another layout, of a newer deploy: loaded it is
-            job.throttle.note(head.load_time)
+            # What somebody else was at was asked for at a time that is not known.
+            job.throttle.note(head.load_time, now - asked.at - head.load_time if asked.is_ours else 0.0)
 
 
 def _look_for_lost(job: _Job) -> Flow[None]:
@@ -246,13 +292,16 @@ def _look_for_lost(job: _Job) -> Flow[None]:
     are_claimed: list[bool] = yield ports.store.are_claimed(calls)
     backoffs: list[float] = yield ports.store.failing_until(calls)
     yield from _look(job)
+    now = ports.clock.now()
+    if any(call in job.asked and at > now for call, at in zip(calls, backoffs, strict=True)):
+        job.moved_at = ports.clock.monotonic()
     for call, is_claimed, backoff_until in zip(calls, are_claimed, backoffs, strict=True):
         if call not in job.asked:
             continue
-        if backoff_until > ports.clock.now() or ports.clock.monotonic() > job.asked[call].until:
+        if backoff_until > now or not job.is_believed(job.asked[call]):
             del job.asked[call]
             _failed(job, call)
-        elif not is_claimed and not job.is_queued:
+        elif not is_claimed and not job.queued:
             # Its message did not go out, or its worker has died, or given it up.  While messages are queued it may be
             # among them: its lease has run out, and a worker will load it all the same.
             del job.asked[call]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Warmed(msgspec.Struct, frozen=True):
         fresh, loaded, failed: what became of them.
         bad: rows that are no call of the loader.
         duplicates: rows that name a call again.
-        share: of the calls that are fresh now.
+        share: of the calls that are fresh at the end.
         failures: some of those that failed.
     """
 
@@ -103,7 +104,7 @@ def warm(
     cacheworkers warm product --sql 'SELECT id FROM product WHERE on_sale'
     cacheworkers warm product --hot 1000 --until 95% && deploy
 
-    Status 0 if so large a share is fresh, 1 if not, or if a row was bad.
+    Status 0 if so large a share is fresh at the end, 1 if not, or if a row was bad.
     """
     cache, show = obj
     if sum(source is not None for source in (file, sql, hot)) + bool(keys) != 1:
@@ -111,7 +112,7 @@ def warm(
     rows = _rows(cache, loader, keys, file, sql, hot)
     calls, bad, duplicates = _read(cache, loader, rows, strict)
     cache.queues()  # without a broker each call would be waited for, in vain
-    console = Console(stderr=True)
+    console, began = Console(stderr=True), time.monotonic()
     with _bar(console) as progress:
         task = progress.add_task(loader, total=len(calls), says="")
         options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
@@ -119,6 +120,10 @@ def warm(
             loader, calls, at_once=at_once, until=until, progress=lambda state: _move(progress, task, state), **options
         )
     share = done.share
+    lapsed = done.done - round(share * done.calls)
+    if lapsed > 0:
+        fresh_for = cache.loaders[loader].policy.fresh_for
+        note(_why_lapsed(lapsed, time.monotonic() - began, fresh_for))
     for call in done.failures[:MOST_REASONS]:
         fails = cache.explain(call).failure
         note(
@@ -197,6 +202,17 @@ def _call(signature: Signature, row: Any) -> str:
         ) from None
     takes_several = len(signature.parameters) != 1
     return signature.bind(tuple(value) if takes_several and isinstance(value, list) else (value,), {}).text
+
+
+def _why_lapsed(lapsed: int, lasted: float, fresh_for: float) -> str:
+    """Say why calls that were warm at some time are not at the end, and what helps."""
+    says = f"{lapsed:,} calls were warm, and are fresh no more: "
+    if lasted > fresh_for:
+        return says + (
+            f"this took {lasted:.0f} s, and they are fresh for {fresh_for:g} s; raise --max-rate, start more workers, "
+            "let them be fresh for longer, or warm fewer"
+        )
+    return says + "they were invalidated or evicted meanwhile; run it again"
 
 
 def _bar(console: Console) -> Progress:

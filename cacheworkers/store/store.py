@@ -104,9 +104,15 @@ class Store:
             lambda replies: shapes.claim(replies[0]),
         )
 
-    def claim_many(self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float) -> Exchange[list[Claim]]:
-        """Take the leases of many `(call, token, seen)`, in one round trip."""
-        requests = [self._claim(call, token, lease_for, seen, "", True) for call, token, seen in asks]
+    def claim_many(
+        self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float, warms: bool = False
+    ) -> Exchange[list[Claim]]:
+        """Take the leases of many `(call, token, seen)`, in one round trip.
+
+        Args:
+            warms: nobody waits for these loads; until one has begun, whoever does not warm may take its lease.
+        """
+        requests = [self._claim(call, token, lease_for, seen, "", True, warms) for call, token, seen in asks]
         return self._ask(requests, lambda replies: [shapes.claim(reply) for reply in replies])
 
     def begin(
@@ -132,7 +138,7 @@ class Store:
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
 
     def lease(self, call: str) -> Exchange[dict[str, str]]:
-        """The lease of a call as it stands: token, fence, taken_over; empty when nobody holds it."""
+        """The lease of a call as it stands: token, fence, taken_over, warm; empty when nobody holds it."""
         return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: shapes.fields(replies[0]))
 
     def are_claimed(self, calls: Sequence[str]) -> Exchange[list[bool]]:
@@ -449,11 +455,13 @@ class Store:
     def _ask(self, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> Exchange[T]:
         return Exchange(self.link, requests, shape)
 
-    def _claim(self, call: str, token: str, lease_for: float, seen: bytes, expected: str, heeds: bool) -> Request:
+    def _claim(
+        self, call: str, token: str, lease_for: float, seen: bytes, expected: str, heeds: bool, warms: bool = False
+    ) -> Request:
         return Request.call(
             scripts.CLAIM,
             (self.keys.entry(call), self.keys.lease(call), self.keys.failures(call)),
-            (token, _ms(lease_for), seen, expected, int(heeds), envelope.MAGIC, envelope.WRITE_ID_AT),
+            (token, _ms(lease_for), seen, expected, int(heeds), envelope.MAGIC, envelope.WRITE_ID_AT, int(warms)),
         )
 
 

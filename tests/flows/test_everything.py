@@ -206,6 +206,17 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
                 ask = Ask("price", self.call, token, seen.hex(), "miss")
                 self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
+        @precondition(lambda self: len(self.loads) < AT_ONCE)
+        @told()
+        def somebody_claims_to_warm(self) -> None:
+            """Until that load begins, readers and revalidations may take its lease."""
+            token = secrets.token_hex(8)
+            seen = envelope.version_of(store.get(self.call).run())
+            [claim] = store.claim_many([(self.call, token, seen)], lease_for=30, warms=True).run()
+            if isinstance(claim, Claimed):
+                ask = Ask("price", self.call, token, seen.hex(), "warm")
+                self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
+
         @precondition(lambda self: world.asks.waiting and len(self.loads) < AT_ONCE)
         @told()
         def a_worker_takes_an_ask(self) -> None:
@@ -412,6 +423,7 @@ PLAYS: dict[str, tuple[str, ...]] = {
     "everything": (),
     "loads and changes": (*LOADS, *CHANGES),
     "readers": (*LOADS, *CHANGES, *READERS, "a_worker_takes_an_ask", "a_reply_is_late", "somebody_reads_at_once"),
+    "warming": (*LOADS, *CHANGES, *READERS, "somebody_claims_to_warm", "a_worker_takes_an_ask", "a_key_is_lost"),
     "accidents": (*LOADS, *CHANGES, "somebody_dies", "a_key_is_lost", "a_sweep_begins", "a_sweep_goes_on"),
     "drains": (*LOADS, *CHANGES, "somebody_dies", "a_drain_begins", "a_drain_goes_on"),
 }

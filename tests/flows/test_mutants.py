@@ -137,6 +137,30 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         script("CLAIM", "is_begun == 1 or is_taken_over == 1", "is_begun == 1"),
         races.test_lease_is_taken_over_once,
     ),
+    "a warm lease is held before it begins": (
+        script("CLAIM", "marks[3] and not warms or holder == expected", "holder == expected"),
+        races.test_who_does_not_warm_takes_a_warm_lease_at_once,
+    ),
+    "who warms takes what another warms": (
+        script("CLAIM", "marks[3] and not warms", "marks[3]"),
+        races.test_who_warms_takes_nothing,
+    ),
+    "who warms takes any lease": (
+        script("CLAIM", "marks[3] and not warms", "warms"),
+        races.test_claims_of_warm_leases_may_be_sent_twice,
+    ),
+    "a warm lease that has begun is taken": (
+        script("CLAIM", "is_begun == 1 or is_taken_over == 1", "(is_begun == 1 and not marks[3])"),
+        races.test_a_warm_lease_that_has_begun_is_held_as_any_other,
+    ),
+    "what was taken stays warm": (
+        script("CLAIM", 'redis.call("DEL", lease)', ""),
+        races.test_who_warms_takes_nothing,
+    ),
+    "a warm lease is taken over without a mark": (
+        script("CLAIM", "if holder and holder == expected then", "if false then"),
+        races.test_a_warm_lease_that_is_taken_over_to_be_loaded_here_is_taken_over_once,
+    ),
     "begin leaves when the lease is gone": (
         never_begins_again,
         races.test_begin_claims_again_when_an_invalidation_broke_the_lease,

@@ -407,6 +407,95 @@ def test_lease_is_taken_over_once(shop: Shop) -> None:
     assert (type(first).__name__, type(second).__name__) == ("Claimed", "Held")
 
 
+def warm(shop: Shop, token: str) -> str:
+    """A round of warming claims product[1]; what that comes to."""
+    [claim] = shop.ports.store.claim_many([("product[1]", token, shop.seen())], lease_for=30, warms=True).run()
+    return type(claim).__name__
+
+
+def test_who_does_not_warm_takes_a_warm_lease_at_once(shop: Shop) -> None:
+    """Its message waits behind all that is warmed; the one that a reader sends does not.  The warm one is left."""
+    store = shop.ports.store
+    warm(shop, "aa" * 8)
+
+    claim = store.claim("product[1]", "bb" * 8, lease_for=10).run()
+
+    assert type(claim).__name__ == "Claimed"
+    assert store.begin([("product[1]", "aa" * 8, "cd" * 8, b"")], load_for=10).run() == [None]
+    assert store.begin([("product[1]", "bb" * 8, "ef" * 8, b"")], load_for=10).run() != [None]
+
+
+def test_a_warm_lease_that_has_begun_is_held_as_any_other(shop: Shop) -> None:
+    store = shop.ports.store
+    warm(shop, "aa" * 8)
+    store.begin([("product[1]", "aa" * 8, "cd" * 8, b"")], load_for=10).run()
+
+    claim = store.claim("product[1]", "bb" * 8, lease_for=10, expected="aa" * 8).run()
+
+    assert type(claim).__name__ == "Held"
+    assert claim.is_begun
+
+
+def test_who_warms_takes_nothing(shop: Shop) -> None:
+    store = shop.ports.store
+    warm(shop, "aa" * 8)
+    another = warm(shop, "bb" * 8)
+    store.claim("product[1]", "cc" * 8, lease_for=10).run()
+
+    assert (another, warm(shop, "dd" * 8)) == ("Held", "Held")
+    assert store.lease("product[1]").run() == {"token": "cc" * 8}, "and it is warm no more"
+
+
+def test_a_lease_that_was_taken_from_who_warms_is_another_reader_s_like_any_other(shop: Shop) -> None:
+    """Held, and taken over once when nobody begins."""
+    store = shop.ports.store
+    warm(shop, "aa" * 8)
+    store.claim("product[1]", "bb" * 8, lease_for=10).run()
+
+    second = store.claim("product[1]", "cc" * 8, lease_for=10).run()
+    over = store.claim("product[1]", "dd" * 8, lease_for=10, expected="bb" * 8).run()
+    again = store.claim("product[1]", "ee" * 8, lease_for=10, expected="dd" * 8).run()
+
+    assert type(second).__name__ == "Held"
+    assert not second.is_taken_over
+    assert (type(over).__name__, type(again).__name__) == ("Claimed", "Held")
+
+
+def test_a_warm_lease_that_is_taken_over_to_be_loaded_here_is_taken_over_once(shop: Shop) -> None:
+    """A reader whose time is over loads for itself: nobody may take that from it, though it was a warm one."""
+    store = shop.ports.store
+    warm(shop, "aa" * 8)
+    store.claim("product[1]", "bb" * 8, lease_for=10, expected="aa" * 8).run()
+
+    again = store.claim("product[1]", "cc" * 8, lease_for=10, expected="bb" * 8).run()
+
+    assert type(again).__name__ == "Held"
+    assert again.is_taken_over
+
+
+def test_claims_of_warm_leases_may_be_sent_twice(shop: Shop) -> None:
+    """Whichever reply was late: what was taken is not taken back, and what was claimed is claimed again."""
+    store = shop.ports.store
+    warming = store.claim_many([("product[1]", "aa" * 8, b"")], lease_for=10, warms=True)
+    taking = store.claim("product[1]", "bb" * 8, lease_for=10)
+
+    answers = [type(claim).__name__ for claim in (*warming.run(), *warming.run(), taking.run(), taking.run())]
+    late = warming.run()
+
+    assert answers == ["Claimed"] * 4
+    assert type(late[0]).__name__ == "Held"
+
+
+def test_who_warms_gives_back_nothing_that_was_taken(shop: Shop) -> None:
+    """Its message could not be sent, or was: the lease is another's by then."""
+    store = shop.ports.store
+    warm(shop, "aa" * 8)
+    store.claim("product[1]", "bb" * 8, lease_for=10).run()
+
+    assert store.release([("product[1]", "aa" * 8)]).run() == 0
+    assert store.lease("product[1]").run()["token"] == "bb" * 8
+
+
 def test_begin_claims_again_when_an_invalidation_broke_the_lease(shop: Shop) -> None:
     """Readers may be waiting for this very load: nothing was there, so the invalidation pushed nothing."""
     load = shop.loader()

@@ -10,6 +10,10 @@ import pytest
 
 from cacheworkers import Cache, Load, Warming
 from cacheworkers.core import envelope
+from cacheworkers.flows import load as loading
+from cacheworkers.flows import read as reading
+from cacheworkers.flows.ports import Ask
+from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -102,6 +106,29 @@ def test_two_rounds_at_once_ask_once(make_cache: MakeCache) -> None:
     assert first == Warming(50, 0, 50, 0)
     assert second.asked == 0 and second.fresh + second.held == 50
     wait_until(lambda: sorted(loads) == list(range(1, 51)))
+
+
+def test_a_reader_does_not_wait_for_what_is_to_be_warmed(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the lease, and asks for itself: on the queue of misses, though a round's message is on its way."""
+    asked: list[Ask] = []
+    monkeypatch.setattr(cache._ports.dispatcher, "submit", lambda ask: not asked.append(ask), raising=False)
+    monkeypatch.setattr(cache._ports.dispatcher, "submit_all", lambda asks: [asked.extend(asks), len(asks)][1])
+    number, loads = counted(cache)
+
+    assert number.warm_many([1]).asked == 1
+    going = Stepper(reading.read(cache._ports, number._spec, number._bind((1,), {}), wanted(number))).until("wait")
+    warming, missing = [Stepper(loading.load(cache._ports, number._spec, [ask], cache._ports.worker)) for ask in asked]
+    warming.finish()
+
+    assert [ask.queue for ask in asked] == ["warm", "miss"]
+    assert loads == [], "the message of the round found another's lease"
+    missing.finish()
+    assert going.finish().value == 10
+    assert loads == [1]
+
+
+def wanted(number: Any) -> Any:
+    return number._wanted(number._bind((1,), {}), None, number._spec.codec.decode)
 
 
 def test_a_batch_loader_is_warmed_in_few_loads(make_cache: MakeCache) -> None:

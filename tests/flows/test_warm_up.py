@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cacheworkers import Cache, CallError, ConfigError, Load, UnknownLoader, WarmUp
 from cacheworkers.events import Event, Loaded
-from cacheworkers.flows.warm import Queued
+from cacheworkers.flows.warm import BUSY, Queued
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.testing.servers import wait_until
 
@@ -389,6 +390,135 @@ def test_a_call_whose_message_is_still_queued_is_not_lost(cache: Cache, monkeypa
     done = cache.warm_up("number", texts(cache, "number", [7]), progress=look)
 
     assert (done.loaded, done.failed) == (1, 0)
+
+
+def test_the_share_is_of_what_is_fresh_at_the_end(cache: Cache) -> None:
+    """What the first loads brought may have gone stale, or was invalidated, before the last one ended."""
+    number, _ = batched(cache)
+    softened: list[int] = []
+
+    def look(state: WarmUp) -> None:
+        if state.loaded >= 100 and not softened:
+            softened.append(cache._ports.store.soften(texts(cache, "number", range(30))).run())
+            number.invalidate(30)
+
+    done = cache.warm_up("number", texts(cache, "number", range(1000)), at_once=100, progress=look)
+
+    assert (done.loaded, done.done, done.still_fresh) == (1000, 1000, 969)
+    assert done.share == 0.969
+
+
+class Queue:
+    """A warm queue in the job's own time, of which each pause is `pause` seconds."""
+
+    def __init__(self, cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch, *, pause: float) -> None:
+        self.clock, self.waiting, self.foreign = Clock(), [], 0
+        self.longest = 0
+        dispatcher = cache._ports.dispatcher
+        self._submit_all, self._events, self._taken = dispatcher.submit_all, events, 0
+
+        def submit_all(asks: Any) -> int:
+            self.waiting.extend(asks)
+            self.longest = max(self.longest, len(self.waiting))
+            return len(asks)
+
+        def run(step: Any) -> Any:
+            self.clock.at += pause
+            self.work()
+
+        monkeypatch.setattr(cache._ports, "clock", self.clock)
+        monkeypatch.setattr(dispatcher, "submit_all", submit_all, raising=False)
+        monkeypatch.setattr("cacheworkers.cache.Pause.run", run)
+        monkeypatch.setattr(
+            cache._process, "queued", lambda: SimpleNamespace(run=lambda: Queued(0, len(self.waiting) + self.foreign))
+        )
+
+    def work(self) -> None:
+        """What a worker does during one pause: nothing."""
+
+    def take(self) -> None:
+        """Have a worker load the first that waits."""
+        if self.waiting:
+            self._taken += self._submit_all([self.waiting.pop(0)])
+            wait_until(lambda: sum(isinstance(event, Loaded) for event in self._events) == self._taken)
+
+
+def test_nothing_fails_because_it_is_queued_for_long(
+    cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One load in half a minute: those behind wait for several times what a load may take.  Soon fewer wait."""
+    queue = Queue(cache, events, monkeypatch, pause=30.0)
+    monkeypatch.setattr(queue, "work", queue.take)
+    windows: list[int] = []
+
+    @cache.loader(fresh_for=3600, load_for=20.0)
+    def number(load: Load, n: int) -> int:
+        return n
+
+    done = cache.warm_up(
+        "number", texts(cache, "number", range(16)), progress=lambda state: windows.append(state.window)
+    )
+
+    assert (done.loaded, done.failed) == (16, 0)
+    assert queue.clock.at >= 16 * 30.0
+    assert windows[-1] <= 2, "what waits behind others of its own job is a window too large"
+
+
+def test_what_waits_behind_others_messages_is_not_lost_while_workers_take_those(
+    cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = Queue(cache, events, monkeypatch, pause=10.0)
+    queue.foreign = 20
+
+    def work() -> None:
+        if queue.foreign:
+            queue.foreign -= 1
+        else:
+            queue.take()
+
+    monkeypatch.setattr(queue, "work", work)
+    batched(cache)
+
+    done = cache.warm_up("number", texts(cache, "number", range(4)))
+
+    assert (done.loaded, done.failed) == (4, 0)
+
+
+def test_what_nobody_takes_is_given_up(cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job ends also where there are no workers."""
+    queue = Queue(cache, events, monkeypatch, pause=1.0)
+    began = queue.clock.at
+    batched(cache, load_for=20.0)
+
+    done = cache.warm_up("number", texts(cache, "number", range(4)))
+
+    assert (done.loaded, done.failed) == (0, 4)
+    assert queue.clock.at - began >= 50.0
+
+
+def test_the_queue_of_a_job_stays_short_enough_for_rounds(
+    cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beat does none while more than eight messages are queued."""
+    queue = Queue(cache, events, monkeypatch, pause=0.5)
+    windows: list[int] = []
+    most: list[int] = []
+    monkeypatch.setattr(queue, "work", queue.take)
+
+    @cache.loader(fresh_for=3600, load_for=20.0)
+    def number(load: Load, n: int) -> int:
+        return n
+
+    def look(state: WarmUp) -> None:
+        windows.append(state.window)
+        most.append(len(queue.waiting))
+
+    monkeypatch.setattr("cacheworkers.local.throttle.MOST_WAIT", 3600.0)  # these loads are quick in their own time
+    done = cache.warm_up("number", texts(cache, "number", range(100)), progress=look)
+
+    assert done.loaded == 100
+    assert sum(length > BUSY for length in most) < len(most) / 2
+    assert max(windows) < 20
 
 
 def test_what_was_lost_is_asked_for_after_all_others(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

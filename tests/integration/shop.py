@@ -52,6 +52,12 @@ def deadly(load: Load) -> int:
     return 1
 
 
+@cache.loader(fresh_for=300, load_for=120, wait_for=120, on_timeout="raise")
+def strict(load: Load, product_id: int) -> int:
+    """Workers alone may load it, and a lease lasts as long as its readers wait."""
+    return _price(load, product_id)
+
+
 @cache.loader(load_for=8, wait_for=8)
 def writes(load: Load) -> int:
     load.session.execute(text("UPDATE product SET price = 0"))

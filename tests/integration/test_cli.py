@@ -414,6 +414,21 @@ def test_what_fails_is_named_and_is_no_success(cli: Run, tmp_path: Path) -> None
     assert cli("warm", "number", "0", "1", "2", "--until", "60%", app="failing:cache").returncode == 0
 
 
+def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path) -> None:
+    """A job that takes longer than its entries are fresh; of ten a second the last is two seconds behind."""
+    module = (tmp_path / "shop.py").read_text().replace("fresh_for=300", "fresh_for=1, stale_for=0, jitter=0")
+    (tmp_path / "brief.py").write_text(module)
+    numbers = [str(n) for n in range(25)]
+
+    done = cli("--json", "warm", "number", *numbers, "--max-rate", "10", "--until", "95%", app="brief:cache")
+
+    found = json.loads(done.stdout)
+    assert found["loaded"] + found["fresh"] == 25
+    assert found["share"] < 0.95
+    assert done.returncode == 1
+    assert "fresh no more: this took" in done.stderr and "they are fresh for 1 s; raise --max-rate" in done.stderr
+
+
 def test_a_warm_up_that_was_killed_goes_on_where_it_was(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
     file = tmp_path / "numbers.txt"
     file.write_text("".join(f"{n}\n" for n in range(300)))

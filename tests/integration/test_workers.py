@@ -57,6 +57,15 @@ def scraped(port: int) -> str:
         return ""
 
 
+def test_a_miss_does_not_wait_for_workers_that_warm(shop: MakeShop) -> None:
+    """Those are behind, or away; the pool that takes misses has nothing to do.  No reader loads this one itself."""
+    here = shop()
+    here.worker("-c", "1", "-Q", "cw.miss")
+
+    assert here.module.strict.warm_many([1]).asked == 1
+    assert here.module.strict.get(1) == 10
+
+
 def test_worker_killed_in_mid_load_and_the_key_heals(shop: MakeShop) -> None:
     here = shop()
     here.worker("-c", "1")

@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 #: Steps of a load; a load that was overtaken begins again at SNAPSHOT, if it may.
-CLAIM, SNAPSHOT, LOAD, REGISTER, WRITE, ENDED = "claim", "snapshot", "load", "register", "write", "ended"
+CLAIM, BEGIN, SNAPSHOT, LOAD, REGISTER, WRITE, ENDED = (
+    "claim", "begin", "snapshot", "load", "register", "write", "ended"
+)  # fmt: skip
 #: Steps of an invalidation.
 COMMIT, NUMBER, DOOM, DROP, DROP_REST, REMOVE = "commit", "number", "doom", "drop", "drop the rest", "remove"
 ACKNOWLEDGE, DEAD = "ack", "dead"
@@ -36,11 +38,18 @@ class Protocol:
     gc_spares_what_may_be_written: bool = True
     holds_off: bool = True
     holds_off_by_snapshot: bool = True
+    takes_what_is_warmed: bool = True
+    spares_what_has_begun: bool = True
+    begin_asks_for_the_lease: bool = True
 
 
 @dataclass(frozen=True)
 class Loader:
-    """A load under way; `fence` is the lease it began under, `settled` what was settled at its snapshot."""
+    """A load under way; `fence` is the lease it began under, `settled` what was settled at its snapshot.
+
+    Attributes:
+        warms: nobody waits for it; between claim and begin its message may wait for long.
+    """
 
     at: str = CLAIM
     fence: int = 0
@@ -49,6 +58,7 @@ class Loader:
     tries: int = 1
     settled: int = 0
     is_held_off: bool = False
+    warms: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ class State:
         is_member: the call is in the tag's set.
         doomed: sets put aside that still name the call, by the number of their invalidation.
         lease: fence of the lease; 0 for none.
+        is_warm: that lease is of a load that warms; `is_begun` once it has begun.
         fences: how many leases there have been.
         acknowledged: newest version whose invalidation has returned.
         lags: loads read a replica that may lag; else they read the database.
@@ -89,6 +100,8 @@ class State:
     is_member: bool
     doomed: tuple[int, ...]
     lease: int
+    is_warm: bool
+    is_begun: bool
     fences: int
     acknowledged: int
     expiries: int
@@ -113,18 +126,35 @@ def start(
     crashes: int = 1,
     collections: int = 2,
     lags: bool = False,
+    warmers: int = 0,
 ) -> State:
-    """Return a warm cache, and how often each thing may go wrong."""
+    """Return a warm cache, and how often each thing may go wrong; so many of the loaders warm."""
     return State(
-        database=0, replica=0, settled=0, entry=0, seq=0, mark=0, is_member=True, doomed=(), lease=0, fences=0,
+        database=0, replica=0, settled=0, entry=0, seq=0, mark=0, is_member=True, doomed=(), lease=0, is_warm=False,
+        is_begun=False, fences=0,
         acknowledged=0, expiries=expiries, evictions=evictions, crashes=crashes, collections=collections, lags=lags,
-        loaders=(Loader(),) * loaders, invalidators=(Invalidator(),) * invalidators,
+        loaders=(Loader(),) * (loaders - warmers) + (Loader(warms=True),) * warmers,
+        invalidators=(Invalidator(),) * invalidators,
     )  # fmt: skip
 
 
 def is_violated(state: State) -> bool:
     """Return whether a read through the store would be older than an acknowledged invalidation."""
     return state.entry is not None and state.entry < state.acknowledged
+
+
+def is_loaded_twice(state: State) -> bool:
+    """Return whether two load at once; without invalidations and leases that run out, one of them for nothing."""
+    return sum(loader.at in (SNAPSHOT, LOAD, REGISTER, WRITE) for loader in state.loaders) > 1
+
+
+def is_kept_waiting(protocol: Protocol, state: State) -> bool:
+    """Return whether somebody cannot claim what nobody loads, for it is to be warmed some time."""
+    return any(
+        loader.at == CLAIM and not loader.warms and state.is_warm and not state.is_begun
+        and not list(_loader_steps(protocol, state, loader))
+        for loader in state.loaders
+    )  # fmt: skip
 
 
 def steps(protocol: Protocol, state: State) -> Iterator[Step]:
@@ -160,9 +190,14 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
     following = dict(zip(order, [*order[1:], ENDED], strict=True)).get(loader.at, ENDED)
     again = replace(loader, at=order[1], tries=loader.tries - 1) if loader.tries else replace(loader, at=ENDED)
     match loader.at:
-        case "claim" if not state.lease:
+        case "claim" if not state.lease or _may_take(protocol, state, loader):
             fence = state.fences + 1
-            yield "claim", replace(state, lease=fence, fences=fence), replace(loader, at=following, fence=fence)
+            claimed = replace(state, lease=fence, fences=fence, is_warm=loader.warms, is_begun=not loader.warms)
+            yield "claim", claimed, replace(loader, at=BEGIN if loader.warms else following, fence=fence)
+        case "begin" if state.lease in (0, loader.fence) or not protocol.begin_asks_for_the_lease:
+            yield "begin", replace(state, lease=loader.fence, is_begun=True), replace(loader, at=order[1])
+        case "begin":
+            yield "leave", state, replace(loader, at=ENDED)
         case "snapshot":
             yield "snapshot", state, replace(loader, at=following, snapshot=state.seq, settled=state.settled)
         case "load":
@@ -179,6 +214,11 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
                 yield "write", written, replace(loader, at=following)
             else:
                 yield "write is refused", state, replace(loader, at=ENDED)
+
+
+def _may_take(protocol: Protocol, state: State, loader: Loader) -> bool:
+    is_open = not state.is_begun or not protocol.spares_what_has_begun
+    return protocol.takes_what_is_warmed and state.is_warm and is_open and not loader.warms
 
 
 def _invalidator_steps(

@@ -6,9 +6,13 @@ import dataclasses
 
 import pytest
 
-from .protocol import Protocol, State, explore, start
+from .protocol import Protocol, State, explore, is_kept_waiting, is_loaded_twice, is_violated, start
 
-PARTS = [field.name for field in dataclasses.fields(Protocol)]
+#: What would show that a part about warming is missing: two load at once, or somebody waits for what nobody loads.
+WARMING = ("takes_what_is_warmed", "spares_what_has_begun", "begin_asks_for_the_lease")
+PARTS = [field.name for field in dataclasses.fields(Protocol) if field.name not in WARMING]
+#: Nothing happens but claims, one of them by who warms: whatever goes wrong then is warming's fault.
+CALM = start(loaders=3, warmers=1, invalidators=0, expiries=0, evictions=0, crashes=0, collections=0)
 
 
 def test_no_interleaving_is_violated() -> None:
@@ -47,6 +51,31 @@ def test_every_part_is_needed(part: str) -> None:
 
     assert trace is not None, f"without {part} nothing goes wrong"
     assert len(trace) <= 16, trace
+
+
+def test_no_interleaving_with_warming_is_violated() -> None:
+    """A lease that is taken before it has begun is like one that was never claimed."""
+    states, trace = explore(Protocol(), start(loaders=2, warmers=1, invalidators=1, collections=1))
+
+    assert trace is None
+    assert states > 5_000
+
+
+def test_warming_makes_nobody_wait_and_loads_nothing_twice() -> None:
+    def is_bad(state: State) -> bool:
+        return is_violated(state) or is_loaded_twice(state) or is_kept_waiting(Protocol(), state)
+
+    assert explore(Protocol(), CALM, is_bad)[1] is None
+
+
+@pytest.mark.parametrize("part", WARMING)
+def test_every_part_of_warming_is_needed(part: str) -> None:
+    mutant = dataclasses.replace(Protocol(), **{part: False})
+
+    def is_bad(state: State) -> bool:
+        return is_loaded_twice(state) or is_kept_waiting(mutant, state)
+
+    assert explore(mutant, CALM, is_bad)[1] is not None, f"without {part} nothing goes wrong"
 
 
 def test_a_load_can_always_be_written_again() -> None:

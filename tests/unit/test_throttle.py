@@ -46,3 +46,19 @@ def test_whoever_needs_the_workers_halves_it() -> None:
     throttle = fed(Throttle(64), 0.01, 1000)
     throttle.halve()
     assert throttle.window == 32
+
+
+def test_loads_that_wait_for_workers_halve_it_until_they_wait_no_longer() -> None:
+    """A load a second, by one worker: however many are let in, no more than two wait."""
+    throttle = Throttle(64)
+    for waited in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0):
+        throttle.note(1.0, waited)
+    assert throttle.window == 4
+
+    windows = []
+    for _ in range(200):
+        throttle.note(1.0, throttle.window - 1.0)
+        windows.append(throttle.window)
+
+    assert max(windows[8:]) <= 4
+    assert min(windows) >= 2

@@ -5,13 +5,16 @@
 -- ARGV[1]  token        ARGV[2]  lease_for_ms  ARGV[3]  seen: version the reader saw, "" for none
 -- ARGV[4]  expected: token that may be taken over, "" for none
 -- ARGV[5]  "1" to heed a running backoff       ARGV[6]  magic   ARGV[7]  offset of the version
+-- ARGV[8]  "1" if nobody waits for this load: it is warmed
 -- Returns  {"claimed"} | {"moved"} | {"held", holder, is_begun, is_taken_over, pttl_ms}
 --          | {"backoff", kind, text, pttl_ms}
 -- Atomic because between a look and a SET another reader would take the same lease.
 -- Idempotent: whoever already holds the lease under this token claims it again.
+-- What is warmed waits behind much else that is.  So who does not warm takes such a lease at once, as if there were none,
+-- until its load has begun; the message of the warm one finds another token, and is left.  Who warms takes nothing.
 local entry, lease, failures = KEYS[1], KEYS[2], KEYS[3]
 local token, lease_for_ms, seen, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local heeds_backoff, magic, version_at = ARGV[5] == "1", ARGV[6], tonumber(ARGV[7])
+local heeds_backoff, magic, version_at, warms = ARGV[5] == "1", ARGV[6], tonumber(ARGV[7]), ARGV[8] == "1"
 
 local version = ""
 local head = redis.pcall("GETRANGE", entry, 0, version_at + 7)  -- pcall: a foreign type there counts as no entry
@@ -38,15 +41,20 @@ if heeds_backoff then
   end
 end
 if holder then
-  local marks = redis.call("HMGET", lease, "fence", "taken_over")
+  local marks = redis.call("HMGET", lease, "fence", "taken_over", "warm")
   local is_begun, is_taken_over = marks[1] and 1 or 0, marks[2] and 1 or 0
-  if holder ~= expected or is_begun == 1 or is_taken_over == 1 then
+  local may_be_taken = marks[3] and not warms or holder == expected
+  if not may_be_taken or is_begun == 1 or is_taken_over == 1 then
     return {"held", holder, is_begun, is_taken_over, redis.call("PTTL", lease)}
   end
   redis.call("DEL", lease)
-  redis.call("HSET", lease, "token", token, "taken_over", "1")
-else
-  redis.call("HSET", lease, "token", token)
+end
+redis.call("HSET", lease, "token", token)
+if holder and holder == expected then
+  redis.call("HSET", lease, "taken_over", "1")
+end
+if warms then
+  redis.call("HSET", lease, "warm", "1")
 end
 redis.call("PEXPIRE", lease, lease_for_ms)
 return {"claimed"}
