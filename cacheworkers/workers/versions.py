@@ -28,4 +28,4 @@ def mismatch(loader: str, known: int, call: str) -> str:
 
 def wait_before(hops: int) -> float:
     """Return for how many seconds a message waits before it is taken again, that was handed on so often before."""
-    return 0.0 if hops < AT_ONCE else min(MOST_AFTER, FIRST_AFTER * 2.0 ** (hops - AT_ONCE))
+    return 0.0 if hops < AT_ONCE else min(MOST_AFTER, FIRST_AFTER * 2.0 ** min(hops - AT_ONCE, 16))

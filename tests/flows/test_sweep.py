@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +22,34 @@ def short_margins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Members and marks are kept for minutes after they could be needed; here for moments."""
     monkeypatch.setattr("cacheworkers.flows.sweep.MAX_LOAD_FOR", 0.05)
     monkeypatch.setattr("cacheworkers.store.store.REGISTRATION_MARGIN", 0.05)
+
+
+@pytest.fixture
+def make_cache(make_cache: MakeCache) -> Iterator[MakeCache]:
+    """Make caches; when all that a test has left has expired, one sweep leaves the sequence and nothing else."""
+    made: list[Cache] = []
+
+    def make(**options: Any) -> Cache:
+        made.append(make_cache(**options))
+        return made[-1]
+
+    yield make
+    police = make()
+    keys = police._ports.store.keys
+    client: Any = police._ports.store.link.client()
+    for cache in made:
+        cache.close()  # tells what it has read
+    for key in names(police):
+        kind = client.type(key)
+        if client.pttl(key) > 0:
+            client.unlink(key)
+        elif kind == b"zset" and key.startswith(keys.tag_sets_prefix):
+            client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1), 1))
+        elif kind == b"string" and key.startswith(f"{keys.namespace}:v:"):
+            client.set(key, 1)
+    assert police.sweep().is_whole
+    assert names(police) <= {keys.seq}
+    police.close()
 
 
 def names(cache: Cache) -> set[str]:
@@ -182,3 +210,4 @@ def test_what_is_foreign_is_told_of_and_passed_over(make_cache: MakeCache, event
     assert sum(part.members for part in parts) == 5
     assert {event.key for event in events if isinstance(event, ForeignKey)} == foreign
     assert sum(part.foreign for part in parts) >= len(foreign)
+    client.unlink(*names(cache))

@@ -1,4 +1,4 @@
-"""A loader of the version that the environment says; workers of test_versions.py import it."""
+"""A loader of the version that the environment says; workers of test_rollout.py import it."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import pytest
 
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
+from cacheworkers.workers import versions
 
 HERE = Path(__file__).parent
 WRONG = "worker knows product version 1, message asks for 2"
@@ -67,6 +68,8 @@ class Deploy:
 
 @pytest.fixture
 def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_publisher: None) -> Iterator[Deploy]:
+    # The module sets it, in this process, too.
+    monkeypatch.setitem(versions.HOPS, "warm", versions.HOPS["warm"])
     with Valkey() as valkey:
         monkeypatch.setenv("REDIS_URL", valkey.url)
         monkeypatch.setenv("VERSION", "2")
