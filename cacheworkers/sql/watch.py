@@ -355,7 +355,7 @@ class Watch:
         unit: Unit | None = session.info.get(self) if session is not None else None
         if unit is None or not unit.has_untold_on(connection):
             return
-        for row, tags in written_by_triggers(connection, self._outbox):
+        for row, tags in written_by_triggers(connection, self._outbox, self._max_tag_bytes):
             unit.flushed(tags, row, connection.engine)
 
     def _on_after_commit(self, session: Session) -> None:
