@@ -125,7 +125,7 @@ def take(session: Session, step: Step) -> None:
             session.flush()
         case "reprice" if row is not None:
             row.price = price
-        case "move" if row is not None:
+        case "move" if row is not None and (maker is None or session.get(Maker, maker) is not None):
             row.maker = maker
         case "delete" if row is not None:
             session.delete(row)
@@ -138,15 +138,11 @@ def take(session: Session, step: Step) -> None:
             if item is not None and (badge in item.badges) == (what == "unlink"):
                 item.badges.append(badge) if what == "link" else item.badges.remove(badge)
         case "rename":
-            session.flush()
-            found = session.get_one(Maker, "a")
-            found.name = "z"
-            session.flush()
-            found.name = "a"
+            found = session.get(Maker, "a") or session.get_one(Maker, "z")
+            found.name = "z" if found.name == "a" else "a"
             session.flush()
             session.expire_all()
         case "drop maker":
-            session.flush()
             session.delete(session.get_one(Maker, "b"))
             session.flush()
             session.expire_all()
