@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, event, text, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ForeignKey, delete, event, text, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
+from cacheworkers import UnwatchedWrite
 from cacheworkers.sql import told
 from cacheworkers.testing.servers import wait_until
 
@@ -171,3 +172,71 @@ def test_an_outage_of_the_store_leaves_the_rows(triggered: Shop, monkeypatch: py
     assert triggered.invalidated() == [] and triggered.waiting() == 1
     triggered.cache.drain()
     assert triggered.price.get(1) == 99
+
+
+# -- what a statement changes besides
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Parent(Base):
+    __tablename__ = "parent"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    price: Mapped[int] = mapped_column(default=0)
+
+
+class Child(Base):
+    __tablename__ = "child"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int] = mapped_column(ForeignKey("parent.id", ondelete="CASCADE"))
+
+
+class Family:
+    """Parents and children, of whom those that are named have triggers."""
+
+    def __init__(self, shop: Shop, watched: tuple[Any, ...], triggers: tuple[str, ...]) -> None:
+        self.shop = shop
+        Base.metadata.create_all(shop.engine)
+        with Session(shop.engine) as session, session.begin():
+            session.add(Parent(id=1))
+            session.flush()
+            session.add(Child(id=5, parent_id=1))
+        self.sessions = sessionmaker(shop.engine)
+        shop.cache.watch(self.sessions, {kind: [f"{kind.__tablename__}:{{id}}"] for kind in watched})
+        with shop.engine.connect() as connection:
+            shop.cache.triggers({name: [f"{name}:{{id}}"] for name in triggers}).install(connection)
+            connection.commit()
+
+
+CASCADING: list[Any] = [delete(Parent), text("DELETE FROM parent"), text("TRUNCATE parent CASCADE")]
+
+
+@pytest.mark.parametrize("statement", CASCADING)
+def test_a_bulk_deletion_is_refused_where_what_goes_with_it_has_no_triggers(unwatched: Shop, statement: Any) -> None:
+    """The parents' triggers do not tell of the children."""
+    family = Family(unwatched, (Parent, Child), ("parent",))
+
+    with family.sessions() as session, pytest.raises(UnwatchedWrite, match=r"changes parent.*triggers\) on child,"):
+        session.execute(statement)
+
+
+@pytest.mark.parametrize("statement", CASCADING)
+def test_a_bulk_deletion_runs_where_what_goes_with_it_has_triggers(unwatched: Shop, statement: Any) -> None:
+    """Whether what is deleted is itself watched or not."""
+    family = Family(unwatched, (Child,), ("child",))
+
+    with family.sessions.begin() as session:
+        session.execute(statement)
+
+    assert unwatched.invalidated() == [{"child:5"}]
+
+
+def test_a_bulk_update_needs_only_the_triggers_of_its_table(unwatched: Shop) -> None:
+    family = Family(unwatched, (Parent, Child), ("parent",))
+
+    with family.sessions.begin() as session:
+        session.execute(update(Parent).values(price=1))
+
+    assert unwatched.invalidated() == [{"parent:1"}]
