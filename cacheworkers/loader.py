@@ -200,6 +200,7 @@ class Loader(Face[T], Generic[P, T]):
 
         Raises:
             InvalidationIncomplete: the store failed; nothing is acknowledged.
+            CallError: this context has an open transaction that has changed what is watched.
         """
         return run(self._invalidation(args, kwargs))
 

@@ -74,6 +74,21 @@ class Cascades:
         """Return the columns of a table that keys refer to."""
         return {element.column for key in self._to.get(table, ()) for element in key.elements}
 
+    def reached(self, tables: Iterable[Table], events: Sequence[str]) -> set[Table]:
+        """Return the tables that the database may change when rows of some others are.
+
+        Args:
+            events: "ondelete", "onupdate": what happens to those rows.
+        """
+        found: set[Table] = set()
+        waiting = list(tables)
+        while waiting:
+            for key in self._to.get(waiting.pop(), ()):
+                if key.table not in found and any(_action(getattr(key, event)) not in _INERT for event in events):
+                    found.add(key.table)
+                    waiting.append(key.table)
+        return found
+
     def of_delete(
         self, connection: Connection, table: Table, rows: Sequence[Values], seen: set[Any] | None = None
     ) -> Iterator[Change]:

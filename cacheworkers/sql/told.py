@@ -5,9 +5,15 @@ Its own process invalidates that at once, as it does what its sessions wrote the
 
 from __future__ import annotations
 
+import logging
+
 from sqlalchemy import Connection, func, select
 
+from cacheworkers.core.tags import check_tag
+from cacheworkers.errors import TagError
 from cacheworkers.sql.outbox import TRIGGER, Outbox
+
+log = logging.getLogger("cacheworkers")
 
 #: Most tags that a commit waits for; a bulk statement may have touched millions, and the drain has the rest.
 MOST_TAGS = 2000
@@ -15,8 +21,13 @@ MOST_TAGS = 2000
 _LATEST = 10_000
 
 
-def written_by_triggers(connection: Connection, outbox: Outbox) -> list[tuple[int, tuple[str, ...]]]:
-    """Return number and tags of the rows that triggers wrote in the connection's transaction, first ones first."""
+def written_by_triggers(
+    connection: Connection, outbox: Outbox, max_tag_bytes: int
+) -> list[tuple[int, tuple[str, ...]]]:
+    """Return number and tags of the rows that triggers wrote in the connection's transaction, first ones first.
+
+    Tags that no entry can have are left out: a trigger makes them of whatever a column holds.
+    """
     if connection.dialect.name != "postgresql":
         return []
     table = outbox.table
@@ -35,5 +46,14 @@ def written_by_triggers(connection: Connection, outbox: Outbox) -> list[tuple[in
         left -= len(tags)
         if left < 0:
             break
-        found.append((number, tags))
+        found.append((number, tuple(tag for tag in tags if _is_legal(tag, max_tag_bytes))))
     return found
+
+
+def _is_legal(tag: str, max_bytes: int) -> bool:
+    try:
+        check_tag(tag, max_bytes)
+    except TagError as error:
+        log.warning("a tag in the outbox is left out: %s", error)
+        return False
+    return True

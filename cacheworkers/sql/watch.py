@@ -82,7 +82,9 @@ class Unit:
 
     def leaves_untold(self, connection: Connection) -> None:
         """Note that something was changed whose tags are not known."""
-        self._untold.append((self._transaction(), connection))
+        change = (self._transaction(), connection)
+        if change not in self._untold:
+            self._untold.append(change)
 
     def has_untold_on(self, connection: Connection) -> bool:
         """Return whether such a change was made on a connection."""
@@ -335,18 +337,16 @@ class Watch:
                 return
             if table in self._watched.links and flush.links(connection, table, context.compiled_parameters):
                 return
-        tables = [table for table in self._watched.tables() if table.name in names]
-        if (
-            tables
-            and len({table.name for table in tables}) == len(names)
-            and not self._without_triggers(connection, tables)
-        ):
+        tables = self._watched.affected(statement)
+        missing = self._without_triggers(connection, tables)
+        if tables and not missing:
             self._touched(session).leaves_untold(connection)
             return
+        wanted = {table.name for table in missing} or names
         raise UnwatchedWrite(
             f"a statement that changes {', '.join(sorted(names))} passes the unit of work by, and its tags are "
-            f"unknown; install triggers (cache.triggers), or give execution_options(cacheworkers_unwatched=True) and "
-            f"invalidate yourself"
+            f"unknown; install triggers (cache.triggers) on {', '.join(sorted(wanted))}, or "
+            f"give execution_options(cacheworkers_unwatched=True) and invalidate yourself"
         )
 
     def _on_connection_commit(self, connection: Connection) -> None:
@@ -355,7 +355,7 @@ class Watch:
         unit: Unit | None = session.info.get(self) if session is not None else None
         if unit is None or not unit.has_untold_on(connection):
             return
-        for row, tags in written_by_triggers(connection, self._outbox):
+        for row, tags in written_by_triggers(connection, self._outbox, self._max_tag_bytes):
             unit.flushed(tags, row, connection.engine)
 
     def _on_after_commit(self, session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from cacheworkers.sql.statements import Statements
 
 log = logging.getLogger("cacheworkers")
 Tags = Callable[[Row], list[str]]
+_TRUNCATES = re.compile(r"\btruncate\b", re.IGNORECASE)
+_DELETES = re.compile(r"\b(?:delete|merge|replace)\b", re.IGNORECASE)
 
 
 class Watched:
@@ -130,6 +133,17 @@ class Watched:
                 truncated=_names(cascades.truncating),
             )
         return self._statements
+
+    def affected(self, statement: str) -> list[Table]:
+        """Return the watched tables that a statement may change, itself or by what the database cascades."""
+        if _TRUNCATES.search(statement):
+            return self.tables()  # CASCADE empties whatever refers to a table, however many steps away
+        names, cascades = self.statements.changes(statement), self.cascades
+        known = {*self.tables(), *cascades.tables("ondelete"), *cascades.tables("onupdate")}
+        named = {table for table in known if table.name in names}
+        # A row that goes may set keys to NULL, which is an update.
+        events = ("ondelete", "onupdate") if _DELETES.search(statement) else ("onupdate",)
+        return [table for table in self.tables() if table in named or table in cascades.reached(named, events)]
 
     def _forget(self) -> None:
         self._described = self._cascades = self._statements = None

@@ -78,3 +78,15 @@ def test_once_the_listener_is_lost_there_is_no_news(naps: list[float]) -> None:
 
     assert naps == []
     assert gate.heard_at == NEVER
+
+
+def test_a_session_s_end_may_come_while_its_own_thread_has_the_gate_s_lock() -> None:
+    """Memory is freed anywhere, also in the middle of `heard`."""
+    gate = Gate()
+    gate.bypass()
+
+    with gate._lock:
+        gate.unbypass()
+
+    gate.heard(100.0)
+    assert gate.heard_at == 100.0
