@@ -71,7 +71,7 @@ class Cache:
             perform=self.perform,
             upkeep={
                 "sweep": (lambda: self.sweep(config.sweep_every / 2), config.sweep_every),
-                "drain_outbox": (self._drain_if_watching, config.drain_every),
+                "drain_outbox": (self._drain_by_beat, config.drain_every),
                 **({"warm": (self.warm, config.warm_every)} if config.warm_every else {}),
             },
         )
@@ -217,11 +217,11 @@ class Cache:
         delivered anew.
 
         Args:
-            engine: of the database with the outbox; None takes that of the watched sessions.
+            engine: of the database with the outbox; None takes all that the watched sessions are bound to, async ones
+                too, or those of the loaders' sessions where that is not known.
 
         Raises:
             ConfigError: there is no engine to be had.
-            OutboxUnavailable: the database does not answer, or has no outbox.
             InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
             OutboxUnavailable: the database does not answer, or has no outbox.
         """
@@ -231,12 +231,12 @@ class Cache:
         """Drain again and again until told to stop: at once when a trigger notifies, and every second at the least.
 
         Args:
-            engine: as for `drain`; on Postgres with psycopg, one connection of it listens.
+            engine: as for `drain`, each of several in a thread; with psycopg one connection of each listens.
         """
         self._watching.drain_until(stop, engine)
 
     def outbox_backlog(self, engine: Engine | None = None) -> Backlog:
-        """Return how many outbox rows wait to be delivered, and how old the oldest is.
+        """Return how many outbox rows wait to be delivered, in all databases, and how old the oldest is.
 
         Args:
             engine: as for `drain`.
@@ -513,8 +513,8 @@ class Cache:
             call = loader
         return explain(self._ports, self._loaders.of_call(call), call)
 
-    def _drain_if_watching(self) -> None:
-        self._watching.drain_if_watching()
+    def _drain_by_beat(self) -> None:
+        self._watching.drain_by_beat(is_needed=self.is_watching or bool(self._triggers))
 
     def _warm_round(self) -> Flow[dict[str, Warming]]:
         return warm_round(self._ports, dict(self._loaders), self._process.queued)

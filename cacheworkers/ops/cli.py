@@ -165,7 +165,7 @@ def drain(obj: Obj) -> None:
     Beat does it by itself: this is for after an outage, when nobody wants to wait.
     """
     cache, show = obj
-    if not cache.is_watching:
+    if not (cache.is_watching or cache._triggers):
         raise click.ClickException(
             "this cache watches no sessions, so it has no outbox to drain; `cache.watch(Session, ...)` makes it use one"
         )

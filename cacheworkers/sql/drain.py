@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import SQLAlchemyError
 
 from cacheworkers.core.driver import Flow, run
 from cacheworkers.core.tags import check_tag
@@ -16,11 +15,12 @@ from cacheworkers.events import Drained, Replayed
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox import GRACE, Delivery, Outbox
+from cacheworkers.sql.probe import on_connection
 
 log = logging.getLogger("cacheworkers")
 
 
-def drain_outbox(ports: Ports, outbox: Outbox, engine: Engine, *, grace: float = GRACE) -> int:
+def drain_outbox(ports: Ports, outbox: Outbox, connection: Connection, *, grace: float = GRACE) -> int:
     """Deliver what waits, batch by batch, and return how many rows that were.
 
     The rows stay locked while their tags are invalidated, and are marked after: a drain that dies has delivered
@@ -29,23 +29,54 @@ def drain_outbox(ports: Ports, outbox: Outbox, engine: Engine, *, grace: float =
     Raises:
         InvalidationIncomplete, StoreUnavailable: the store failed; the batch stays.
     """
-    _replay_to_a_new_store(ports, outbox, engine)
     rows = 0
-    while (delivery := _deliver(ports, outbox, engine, grace)) is not None:
+    while (delivery := _deliver(ports, outbox, connection, grace)) is not None:
         rows += len(delivery.ids)
         ports.emit(Drained(len(delivery.ids), len(delivery.tags), delivery.lag))
-    with engine.begin() as connection:
+    with connection.begin():
         outbox.forget(connection, ports.config.replay_for)
     return rows
 
 
-def sync_engine_of(bind: Any) -> Engine | None:
-    """Return an engine for threads: the one given, or one to the same database as an async one of a driver of both."""
-    if isinstance(bind, Engine) and not bind.dialect.is_async:
-        return bind
-    if isinstance(bind, AsyncEngine) and bind.dialect.driver in ("psycopg_async", "psycopg"):
-        return create_engine(bind.url, pool_size=1, pool_pre_ping=True)
-    return None
+def replay_to_a_new_store(
+    ports: Ports, outbox: Outbox, engines: Iterable[Engine], replayed: dict[Engine, str]
+) -> dict[Engine, Exception]:
+    """Let the drain deliver anew what a failover or an old snapshot may have undone; which databases did not answer.
+
+    Args:
+        engines: of all databases that have such an outbox.
+        replayed: the run id that this process has replayed each to, which is added to: one that is away for long must
+            not have the others replayed again and again.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    if ports.store.link.is_cluster:
+        return {}
+    noted, now = ports.store.run_ids().run()
+    if noted == now:
+        return {}
+    away: dict[Engine, Exception] = {}
+    for engine in engines if noted else ():
+        if replayed.get(engine) == now:
+            continue
+        try:
+            rows = on_connection(engine, lambda connection: _replay(ports, outbox, connection))
+        except (SQLAlchemyError, OSError) as error:
+            away[engine] = error
+            continue
+        replayed[engine] = now
+        ports.emit(Replayed(rows))
+    if not away:  # it says of all databases that they are replayed
+        ports.store.note_run_id(now).run()
+    return away
+
+
+def listening_engine_of(engine: Engine) -> Engine | None:
+    """Return an engine for threads that can listen to the same database; None without psycopg."""
+    if engine.dialect.driver not in ("psycopg_async", "psycopg"):
+        return None
+    return create_engine(engine.url, pool_size=1, pool_pre_ping=True) if engine.dialect.is_async else engine
 
 
 def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) -> Flow[Delivery | None]:
@@ -61,8 +92,8 @@ def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) 
     return delivery
 
 
-def _deliver(ports: Ports, outbox: Outbox, engine: Engine, grace: float) -> Delivery | None:
-    with engine.begin() as connection:
+def _deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) -> Delivery | None:
+    with connection.begin():
         return run(deliver(ports, outbox, connection, grace))
 
 
@@ -78,15 +109,6 @@ def _legal(tags: Iterable[str], max_bytes: int) -> Iterator[str]:
             log.warning("a tag in the outbox is left out: %s", error)
 
 
-def _replay_to_a_new_store(ports: Ports, outbox: Outbox, engine: Engine) -> None:
-    """Deliver anew what a failover or an old snapshot may have undone."""
-    if ports.store.link.is_cluster:
-        return
-    noted, now = ports.store.run_ids().run()
-    if noted == now:
-        return
-    if noted:
-        with engine.begin() as connection:
-            rows = outbox.replay(connection, ports.config.replay_for)
-        ports.emit(Replayed(rows))
-    ports.store.note_run_id(now).run()
+def _replay(ports: Ports, outbox: Outbox, connection: Connection) -> int:
+    with connection.begin():
+        return outbox.replay(connection, ports.config.replay_for)

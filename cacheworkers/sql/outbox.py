@@ -156,7 +156,7 @@ class Outbox:
         sources = tuple({row.source for row in rows})
         return Delivery(tuple(row.id for row in rows), tuple(tags), sources, max(lag, 0.0))
 
-    def delivered(self, connection: Connection, ids: Sequence[int], sources: Sequence[str] = (WATCH,)) -> None:
+    def delivered(self, connection: Connection, ids: Sequence[int], sources: Sequence[str] = (WATCH, TRIGGER)) -> None:
         """Mark rows delivered, which are kept for a replay; not those that a replay has taken up meanwhile.
 
         Args:

@@ -69,6 +69,11 @@ class Triggers:
             self._tables[table] = _Triggered(name, _function_name(namespace, name), tags)
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables, as they were given."""
+        return tuple(self._tables)
+
+    @property
     def channel(self) -> str:
         """What to LISTEN to."""
         return channel(self.namespace)

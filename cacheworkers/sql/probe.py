@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Engine, func, inspect, select
@@ -17,6 +16,8 @@ from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.sql.outbox import Outbox, age_of
 from cacheworkers.sql.postgres import Triggers
+
+T = TypeVar("T")
 
 
 class DatabaseUnavailable(CacheworkersError):
@@ -47,7 +48,8 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
     """
     table = outbox.table
     where = repr(engine.url)
-    with _connected(engine) as connection:
+
+    def look(connection: Connection) -> OutboxFacts:
         inspector = inspect(connection)
         if not inspector.has_table(table.name):
             return OutboxFacts(where, (f"the table {table.name}",), 0, 0.0)
@@ -58,7 +60,9 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
         mine = (table.c.namespace == outbox.namespace) & table.c.delivered_at.is_(None)
         columns = (func.count(), func.min(table.c.written_at), func.current_timestamp())
         waiting, oldest, now = connection.execute(select(*columns).select_from(table).where(mine)).one()
-    return OutboxFacts(where, (), int(waiting), 0.0 if oldest is None else age_of(oldest, now))
+        return OutboxFacts(where, (), int(waiting), 0.0 if oldest is None else age_of(oldest, now))
+
+    return _looked(engine, look)
 
 
 def bound_engines(sessions: Any) -> Iterator[Engine]:
@@ -83,16 +87,25 @@ def check_outbox(outbox: Outbox, engine: Engine) -> None:
         ConfigError: it has not.
         SQLAlchemyError: the database does not answer.
     """
-    if not engine.dialect.is_async:
-        outbox.check(engine)
-        return
+    on_connection(engine, outbox.check)
 
-    async def check() -> None:
+
+def on_connection(engine: Engine, do: Callable[[Connection], T]) -> T:
+    """Return what a function makes of a connection; of an async engine, a new one on a loop of its own, in a thread.
+
+    Raises:
+        SQLAlchemyError, OSError: the database does not answer; and what the function raises.
+    """
+    if not engine.dialect.is_async:
+        with engine.connect() as connection:
+            return do(connection)
+
+    async def done() -> T:
         async with AsyncEngine(_apart(engine)).connect() as connection:
-            await connection.run_sync(outbox.check)
+            return await connection.run_sync(do)
 
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, check()).result()
+        return thread.submit(asyncio.run, done()).result()
 
 
 def answers(engine: Engine) -> str:
@@ -101,26 +114,29 @@ def answers(engine: Engine) -> str:
     Raises:
         DatabaseUnavailable: it does not.
     """
-    with _connected(engine) as connection:
-        connection.execute(select(1)).scalar_one()
+    _looked(engine, lambda connection: connection.execute(select(1)).scalar_one())
     return repr(engine.url)
 
 
-def triggers_missing(engine: Engine, declared: Sequence[Triggers]) -> list[str]:
-    """Return the tables whose declared triggers are not there, or not as they are declared now.
+def triggers_missing(engines: Sequence[Engine], declared: Sequence[Triggers]) -> list[str]:
+    """Return the tables whose declared triggers are in none of some databases, or not as they are declared now.
 
     Raises:
-        DatabaseUnavailable: it does not answer.
+        DatabaseUnavailable: one of them does not answer.
     """
-    with _connected(engine) as connection:
+
+    def look(connection: Connection) -> list[str]:
+        if connection.dialect.name != "postgresql":
+            return [table for triggers in declared for table in triggers.tables]
         return [table for triggers in declared for table in triggers.missing(connection)]
 
+    found = [_looked(engine, look) for engine in engines]
+    return [table for table in found[0] if all(table in others for others in found[1:])]
 
-@contextlib.contextmanager
-def _connected(engine: Engine) -> Iterator[Connection]:
+
+def _looked(engine: Engine, look: Callable[[Connection], T]) -> T:
     try:
-        with _apart(engine).connect() as connection:
-            yield connection
+        return on_connection(_apart(engine), look)
     except (OperationalError, InterfaceError, OSError) as error:
         reason = str(getattr(error, "orig", error)).strip().replace("\n", " ")
         raise DatabaseUnavailable(f"{engine.url!r} is unavailable: {type(error).__name__}: {reason}") from error

@@ -387,7 +387,7 @@ def watched(store: Valkey, database_url: str) -> Iterator[Cache]:
 
 
 def engine_of(cache: Cache) -> Any:
-    return cache._watching.engine
+    return cache._watching.engines[0]
 
 
 def run_sql(cache: Cache, statement: str) -> None:
@@ -405,7 +405,7 @@ def test_a_good_database_has_no_finding(watched: Cache) -> None:
     found = worst(diagnose(watched))
 
     assert bad(found) == {}
-    assert set(found) == STORE_RULES | {"database-away", "outbox-missing", "outbox-lag", "triggers"}
+    assert set(found) == STORE_RULES | {"database-away", "outbox-unknown", "outbox-missing", "outbox-lag", "triggers"}
     assert found["outbox-lag"].what.startswith("1 rows wait")
 
 

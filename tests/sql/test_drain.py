@@ -512,7 +512,7 @@ def test_triggers_that_are_not_the_table_s_own_are_not_relied_on(shop: Shop, mak
     ("part", "race"),
     [
         (
-            python(draining, "_replay_to_a_new_store", "if noted == now:", "if True:"),
+            python(draining, "replay_to_a_new_store", "if noted == now:", "if True:"),
             test_a_new_store_gets_what_the_old_one_was_told_lately,
         ),
         (python(Outbox, "replay", "delivered_at=None, ", ""), test_a_new_store_gets_what_the_old_one_was_told_lately),

@@ -18,6 +18,14 @@ AWAY = Rule(
     "Nothing can be loaded: what is cached is served, stale after a while, and all else fails.",
     "Start it, or correct the engine's URL; look at its log, its limit of connections and the network between.",
 )
+UNKNOWN = Rule(
+    "outbox-unknown",
+    "error",
+    "Sessions are watched, or triggers declared, and no engine of a database with the outbox is known.",
+    "Nothing drains it: what a crash, an outage of the store or a trigger leaves there is never invalidated.",
+    "Give `cache.watch` a sessionmaker that is bound, with `bind` or `binds`; or, where your sessions choose their "
+    "engine themselves, `Cache(sessions=)` one that is bound to the database with the outbox.",
+)
 MISSING = Rule(
     "outbox-missing",
     "error",
@@ -40,7 +48,13 @@ TRIGGERS = Rule(
     "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
     "`triggers.install(connection)`, or its `up()` in a migration.",
 )
-RULES = (AWAY, MISSING, LAG, TRIGGERS)
+RULES = (AWAY, UNKNOWN, MISSING, LAG, TRIGGERS)
+
+
+def check_engines(engines: Sequence[Any]) -> Iterator[Finding]:
+    """Yield whether the databases are known whose outbox is to be drained."""
+    shown = ", ".join(repr(engine.url) for engine in engines) or "no engine"
+    yield UNKNOWN.finding(not engines, f"{shown} is drained")
 
 
 def check_database(engine: Any) -> Iterator[Finding]:
@@ -59,8 +73,8 @@ def check_outbox(engine: Any, outbox: Outbox, config: Config) -> Iterator[Findin
         yield LAG.finding(facts.lag > most, shown)
 
 
-def check_triggers(engine: Any, declared: Sequence[Triggers]) -> Iterator[Finding]:
-    """Yield whether triggers are as declared."""
-    missing = triggers_missing(engine, declared)
+def check_triggers(engines: Sequence[Any], declared: Sequence[Triggers]) -> Iterator[Finding]:
+    """Yield whether triggers are as declared, each in one of the databases."""
+    missing = triggers_missing(engines, declared)
     shown = f"missing or outdated on {', '.join(missing)}" if missing else "all are there"
     yield TRIGGERS.finding(bool(missing), shown)

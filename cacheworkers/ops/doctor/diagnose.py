@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -113,7 +114,7 @@ def _settings(app: Any) -> Check:
 def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) -> Iterator[Check]:
     """Yield what there is to ask others: no broker without Celery, no outbox where nothing is watched."""
     config = cache.config
-    engine, triggers = cache._watching.engine, cache._triggers
+    engines, databases, triggers = cache._watching.engines, cache._watching.databases, cache._triggers
     has_outbox = bool(cache.is_watching or triggers)
 
     store = store_checks.AWAY
@@ -127,13 +128,19 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
             yield Check("workers", broker, lambda: worker_checks.check_workers(app, config))
             yield Check("beat", store, lambda: store_checks.check_beat(config, sorted(app_facts(app).upkeep.items())))
-    if engine is not None:
-        database = database_checks.AWAY
-        yield Check("database", database, lambda: database_checks.check_database(engine))
-        if has_outbox:
-            yield Check("outbox", database, lambda: database_checks.check_outbox(engine, cache.outbox, config))
-        if triggers:
-            yield Check("triggers", database, lambda: database_checks.check_triggers(engine, triggers))
+    database = database_checks.AWAY
+    with_outbox = {engine.url: engine for engine in engines}
+    # One look at each database, however many engines there are for it.
+    for engine in ({engine.url: engine for engine in databases} | with_outbox).values():
+        where = "" if len(databases) == 1 else f" at {engine.url!r}"
+        yield Check(f"database{where}", database, partial(database_checks.check_database, engine))
+        if has_outbox and engine.url in with_outbox:
+            look = partial(database_checks.check_outbox, engine, cache.outbox, config)
+            yield Check(f"outbox{where}", database, look)
+    if has_outbox:
+        yield Check("outbox-engines", database, lambda: database_checks.check_engines(engines))
+    if triggers and engines:
+        yield Check("triggers", database, lambda: database_checks.check_triggers(engines, triggers))
 
 
 def _looked(check: Check) -> list[Finding]:
