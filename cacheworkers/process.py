@@ -276,7 +276,10 @@ class _Queued:
             queues = self._workers.queue_states()
         except BrokerUnavailable:  # then nothing is queued that could be waited for
             return Queued(0, 0)
-        return Queued(queues[0].length, queues[2].length) if queues else Queued(0, 0)
+        if not queues:
+            return Queued(0, 0)
+        miss, _, warm, _ = queues
+        return Queued(miss.length, warm.length, miss.oldest_age, warm.oldest_age)
 
     async def arun(self) -> Queued:
         """Ask from another thread."""

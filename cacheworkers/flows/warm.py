@@ -61,10 +61,12 @@ class Warming(msgspec.Struct, frozen=True):
 
 
 class Queued(NamedTuple):
-    """Messages that no worker has taken yet."""
+    """Messages that no worker has taken yet, and the age of the oldest of each queue, seconds; None if nobody knows."""
 
     miss: int
     warm: int
+    oldest_miss: float | None = None
+    oldest_warm: float | None = None
 
 
 def tell_heat(ports: Ports) -> Flow[int]:

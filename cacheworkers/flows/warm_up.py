@@ -15,6 +15,7 @@ from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
 from cacheworkers.flows.warm import BUSY, CHUNK, Queued, is_fresh_for
+from cacheworkers.local.backlog import Backlog
 from cacheworkers.local.throttle import Throttle
 from cacheworkers.store.shapes import Backoff, Claimed
 
@@ -30,6 +31,8 @@ LOOK_SOONEST = 0.005
 LOST_EVERY = 0.5
 #: Seconds between two looks at the miss queue.
 ASK_EVERY = 0.5
+#: Misses are waited for as long as workers take some.  Where none was taken for so many seconds, nobody serves them.
+MISSES_FOR = 30.0
 #: Where nothing of a job, nor of the queue, has moved for this much longer than a load's deadline, seconds, its calls
 #: count as lost.  For so long, too, may the broker take no messages.
 LOST_AFTER = 30.0
@@ -49,6 +52,8 @@ class WarmUp(msgspec.Struct):
         failed: those whose load failed, or was lost; `failures` names some of them.
         window: how many may be under way now.
         is_waiting: readers' misses are queued, so nothing new is asked for.
+        unserved_misses: readers' misses that no worker has taken for so long that they are waited for no longer.
+        stuck_for: seconds for which messages have waited on the `warm` queue, and no worker has taken one.
         still_fresh: how many of all were fresh when it had ended; None until then.
     """
 
@@ -59,6 +64,8 @@ class WarmUp(msgspec.Struct):
     failures: list[str] = []
     window: int = 0
     is_waiting: bool = False
+    unserved_misses: int = 0
+    stuck_for: float = 0.0
     still_fresh: int | None = None
 
     @property
@@ -91,8 +98,9 @@ class _Job:
         tries: how often a call was asked for that is not there.
         asked_at: when the last were asked for, or it began.
         refused_at: since when the dispatcher has taken nothing; None while it does.
-        queued: how many messages of ours, or of others who warm, wait for workers.
-        moved_at: when it was last seen that something was loaded, or failed, or taken out of that queue.
+        misses: readers' misses that wait for workers.
+        queued: messages of ours, or of others who warm, that wait for workers.
+        moved_at: when it was last seen that something was loaded, or failed.
     """
 
     def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, at_once: int) -> None:
@@ -104,18 +112,25 @@ class _Job:
         self.tries: Counter[str] = Counter()
         self.asked_at = ports.clock.monotonic()
         self.refused_at: float | None = None
-        self.queued = 0
         self.moved_at = self.asked_at
+        self.misses, self.queued = Backlog(self.asked_at), Backlog(self.asked_at)
 
-    def note_queued(self, queued: int) -> None:
-        """Take in how many messages wait; a queue that gets shorter is one that workers take from."""
-        if queued < self.queued:
-            self.moved_at = self.ports.clock.monotonic()
-        self.queued = queued
+    def note_queued(self, queued: Queued) -> None:
+        """Take in how many messages wait; while there are many, fewer are to be under way."""
+        now, state = self.ports.clock.monotonic(), self.state
+        self.misses.note(queued.miss, queued.oldest_miss, now)
+        self.queued.note(queued.warm, queued.oldest_warm, now)
+        are_unserved = self.misses.stuck_for(now) > MISSES_FOR
+        state.is_waiting = queued.miss > BUSY and not are_unserved
+        state.unserved_misses = queued.miss if are_unserved else 0
+        state.stuck_for = self.queued.stuck_for(now)
+        # Beat does no rounds while that many are queued.
+        if state.is_waiting or queued.warm > BUSY:
+            self.throttle.halve()
 
     def is_believed(self, asked: _Asked) -> bool:
         """Return whether a call may still be loaded: its time has not come, or there are others before it."""
-        moved_at = max(self.moved_at, asked.at)
+        moved_at = max(self.moved_at, self.queued.taken_at, asked.at)
         return self.ports.clock.monotonic() <= moved_at + self.loader.load_for + LOST_AFTER
 
 
@@ -144,7 +159,7 @@ def warm_up(
         progress: called after each look with how far it is.
     """
     job = _Job(ports, loader, calls, lead, at_once)
-    state, throttle, clock = job.state, job.throttle, ports.clock
+    state, clock = job.state, ports.clock
     most_budget = max(max_rate * ASK_EVERY, 1.0)
     budget, budgeted_at = 1.0, clock.monotonic()
     misses_at = lost_at = float("-inf")
@@ -152,12 +167,7 @@ def warm_up(
         now = clock.monotonic()
         if now - misses_at >= ASK_EVERY:
             misses_at = now
-            waiting: Queued = yield queued()
-            state.is_waiting = waiting.miss > BUSY
-            job.note_queued(waiting.warm)
-            # Beat does no rounds while that many are queued.
-            if state.is_waiting or waiting.warm > BUSY:
-                throttle.halve()
+            job.note_queued((yield queued()))
         budget = min(budget + (now - budgeted_at) * max_rate, most_budget)
         budgeted_at = now
         room = 0 if state.is_waiting else _room(job, budget, most_budget)
@@ -301,7 +311,7 @@ def _look_for_lost(job: _Job) -> Flow[None]:
         if backoff_until > now or not job.is_believed(job.asked[call]):
             del job.asked[call]
             _failed(job, call)
-        elif not is_claimed and not job.queued:
+        elif not is_claimed and not job.queued.length:
             # Its message did not go out, or its worker has died, or given it up.  While messages are queued it may be
             # among them: its lease has run out, and a worker will load it all the same.
             del job.asked[call]

@@ -12,14 +12,14 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cacheworkers.cache import Cache
 from cacheworkers.core.calls import Signature
 from cacheworkers.errors import CacheworkersError, CallError
-from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.ops.finding import COMPLETES
 from cacheworkers.ops.show import Obj, note
+from cacheworkers.ops.warm_shown import shown
+from cacheworkers.workers.probe import BrokerUnavailable, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
 _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
@@ -27,6 +27,8 @@ _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
 Row = tuple[str, Any]
 #: Of more calls than this it is not said why they failed.
 MOST_REASONS = 5
+#: Between two questions to the workers, seconds.
+ASK_WORKERS_EVERY = 0.5
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
@@ -78,6 +80,14 @@ class Warmed(msgspec.Struct, frozen=True):
 @click.option("--max-rate", type=float, metavar="PER_SECOND", help="Most calls a second.")
 @click.option("--at-once", type=int, help="Most calls under way.  [default: Config.warm_at_once]")
 @click.option("--until", type=Share(), default=1.0, help="Enough is warm at this share: 95%.  [default: 100%]")
+@click.option(
+    "--wait-for-workers",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a worker that consumes the warm queue may take to answer, before anything is loaded; 0 asks none.",
+)
 @click.option("--strict", is_flag=True, help="Stop at the first bad row, before anything is loaded.")
 @click.pass_obj
 def warm(
@@ -90,6 +100,7 @@ def warm(
     max_rate: float | None,
     at_once: int | None,
     until: float,
+    wait_for_workers: float,
     strict: bool,
 ) -> None:
     """Have workers load calls of LOADER, and wait for them.
@@ -104,7 +115,8 @@ def warm(
     cacheworkers warm product --sql 'SELECT id FROM product WHERE on_sale'
     cacheworkers warm product --hot 1000 --until 95% && deploy
 
-    Status 0 if so large a share is fresh at the end, 1 if not, or if a row was bad.
+    Status 0 if so large a share is fresh at the end; 1 if not, if a row was bad, or if no worker consumes the warm
+    queue, in which case nothing was loaded.
     """
     cache, show = obj
     if sum(source is not None for source in (file, sql, hot)) + bool(keys) != 1:
@@ -112,13 +124,12 @@ def warm(
     rows = _rows(cache, loader, keys, file, sql, hot)
     calls, bad, duplicates = _read(cache, loader, rows, strict)
     cache.queues()  # without a broker each call would be waited for, in vain
-    console, began = Console(stderr=True), time.monotonic()
-    with _bar(console) as progress:
-        task = progress.add_task(loader, total=len(calls), says="")
-        options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
-        done = cache.warm_up(
-            loader, calls, at_once=at_once, until=until, progress=lambda state: _move(progress, task, state), **options
-        )
+    if calls and wait_for_workers:
+        require_worker(cache, loader, wait_for_workers)
+    options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
+    began = time.monotonic()
+    with shown(loader, len(calls), cache.config.queues, Console(stderr=True)) as progress:
+        done = cache.warm_up(loader, calls, at_once=at_once, until=until, progress=progress, **options)
     share = done.share
     lapsed = done.done - round(share * done.calls)
     if lapsed > 0:
@@ -132,6 +143,42 @@ def warm(
     show(Warmed(done.calls, done.fresh, done.loaded, done.failed, bad, duplicates, share, done.failures))
     if share < until or bad:
         raise click.exceptions.Exit(1)
+
+
+def require_worker(cache: Cache, loader: str, within: float) -> None:
+    """Wait until a worker answers that consumes the warm queue and knows a loader; at most so many seconds.
+
+    Without Celery, or where the broker carries no such questions, nothing is asked.
+
+    Raises:
+        click.ClickException: none has answered by then; says which queue, and what to start.
+    """
+    app = getattr(cache._process.workers, "app", None)
+    if app is None:
+        return
+    queue, end = cache.config.queues.warm, time.monotonic() + within
+    is_told = False
+    while True:
+        try:
+            workers = worker_facts(app)
+        except BrokerUnavailable as error:
+            note(f"workers cannot be asked whether they consume {queue}: {error}")
+            return
+        consuming = [worker for worker in workers if queue in worker.queues]
+        if any(loader in worker.loaders for worker in consuming):
+            return
+        says = (
+            f"{consuming[0].name} consumes {queue}, and does not know {loader}: start it anew with this code"
+            if consuming
+            else f"no worker that answers consumes {queue}: start `celery -A MODULE worker -Q {queue}`"
+        )
+        left = end - time.monotonic()
+        if left <= 0:
+            raise click.ClickException(f"{says}; nothing was loaded")
+        if not is_told:
+            is_told = True
+            note(f"{says}; waiting for {within:g} s")
+        time.sleep(min(left, ASK_WORKERS_EVERY))
 
 
 def _rows(
@@ -213,24 +260,3 @@ def _why_lapsed(lapsed: int, lasted: float, fresh_for: float) -> str:
             "let them be fresh for longer, or warm fewer"
         )
     return says + "they were invalidated or evicted meanwhile; run it again"
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[says]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
-def _move(progress: Progress, task: Any, state: WarmUp) -> None:
-    says = f"{state.fresh:,} fresh, {state.window:,} at once"
-    if state.failed:
-        says += f", [red]{state.failed:,} failed[/]"
-    if state.is_waiting:
-        says += ", waiting for readers' misses"
-    progress.update(task, completed=state.done + state.failed, says=says)

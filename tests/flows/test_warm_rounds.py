@@ -120,7 +120,9 @@ def test_nothing_is_asked_for_while_workers_are_behind(
     monkeypatch.setattr(cache._process, "queued", Look)
 
     assert cache.warm() == {}
-    assert [event for event in events if isinstance(event, WarmingHeldBack)] == [WarmingHeldBack(*queued)]
+    assert [event for event in events if isinstance(event, WarmingHeldBack)] == [
+        WarmingHeldBack(queued.miss, queued.warm)
+    ]
     assert loads == []
 
 

@@ -484,6 +484,55 @@ def test_what_waits_behind_others_messages_is_not_lost_while_workers_take_those(
     assert (done.loaded, done.failed) == (4, 0)
 
 
+def test_misses_that_nobody_takes_hold_nothing_up_for_long(
+    cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody serves them, or those who did are gone: their readers have loaded for themselves."""
+    queue = Queue(cache, events, monkeypatch, pause=1.0)
+    monkeypatch.setattr(queue, "work", queue.take)
+    monkeypatch.setattr(cache._process, "queued", lambda: SimpleNamespace(run=lambda: Queued(100, 0)))
+    began = queue.clock.at
+    states: list[tuple[float, bool, int, int]] = []
+    batched(cache)
+
+    done = cache.warm_up(
+        "number",
+        texts(cache, "number", range(4)),
+        progress=lambda state: states.append(
+            (queue.clock.at - began, state.is_waiting, state.unserved_misses, state.loaded)
+        ),
+    )
+
+    assert done.loaded == 4
+    waited = [(is_waiting, unserved, loaded) for at, is_waiting, unserved, loaded in states if at < 30.0]
+    assert set(waited) == {(True, 0, 0)}
+    assert states[-1][1:] == (False, 100, 4)
+
+
+def test_misses_are_waited_for_as_long_as_workers_take_some(
+    cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where as many come as are taken, for the oldest of them is never old."""
+    queue = Queue(cache, events, monkeypatch, pause=1.0)
+    monkeypatch.setattr(queue, "work", queue.take)
+    began = queue.clock.at
+    states: list[bool] = []
+
+    def queued() -> Queued:
+        return Queued(100, 0, 5.0) if queue.clock.at - began < 120.0 else Queued(0, 0)
+
+    monkeypatch.setattr(cache._process, "queued", lambda: SimpleNamespace(run=queued))
+    batched(cache)
+
+    cache.warm_up(
+        "number",
+        texts(cache, "number", range(4)),
+        progress=lambda state: states.append(state.is_waiting),
+    )
+
+    assert states.index(False) >= 119
+
+
 def test_what_nobody_takes_is_given_up(cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch) -> None:
     """A job ends also where there are no workers."""
     queue = Queue(cache, events, monkeypatch, pause=1.0)
@@ -494,6 +543,7 @@ def test_what_nobody_takes_is_given_up(cache: Cache, events: list[Event], monkey
 
     assert (done.loaded, done.failed) == (0, 4)
     assert queue.clock.at - began >= 50.0
+    assert done.stuck_for >= 45.0, "and says so"
 
 
 def test_the_queue_of_a_job_stays_short_enough_for_rounds(

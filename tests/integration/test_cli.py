@@ -429,6 +429,24 @@ def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path
     assert "fresh no more: this took" in done.stderr and "they are fresh for 1 s; raise --max-rate" in done.stderr
 
 
+def test_warming_without_workers_says_so_at_once_and_loads_nothing(cli: Run, tmp_path: Path) -> None:
+    """In a deploy's script, of which nobody watches the output: it names the queue, and what to start."""
+    with Valkey() as broker:
+        module = (tmp_path / "shop.py").read_text()
+        celery = f"from celery import Celery\ncache = Cache(celery=Celery(broker={broker.url!r}), config="
+        module = module.replace("cache = Cache(", celery, 1).replace("namespace=", "queue_prefix='served', namespace=")
+        (tmp_path / "served.py").write_text(module)
+
+        done = cli("warm", "number", "1", "2", "--wait-for-workers", "0.1", app="served:cache")
+
+        assert done.returncode == 1
+        assert (
+            "no worker that answers consumes served.warm: start `celery -A MODULE worker -Q served.warm`" in done.stderr
+        )
+        assert "nothing was loaded" in done.stderr
+        assert done.stdout == ""
+
+
 def test_a_warm_up_that_was_killed_goes_on_where_it_was(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
     file = tmp_path / "numbers.txt"
     file.write_text("".join(f"{n}\n" for n in range(300)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +67,34 @@ def test_a_miss_does_not_wait_for_workers_that_warm(shop: MakeShop) -> None:
 
     assert here.module.strict.warm_many([1]).asked == 1
     assert here.module.strict.get(1) == 10
+
+
+def test_the_command_that_warms_waits_for_a_worker_that_knows_the_loader(shop: MakeShop) -> None:
+    here = shop()
+    here.worker("-c", "1", "-Q", "cw.warm")
+
+    done = warm(here, "product", "1", "2", "3", "--wait-for-workers", "300")
+
+    assert done.returncode == 0, done.stderr
+    assert here.loads() == 3
+
+
+def test_the_command_that_warms_asks_for_nothing_where_workers_take_other_queues(shop: MakeShop) -> None:
+    here = shop()
+    here.worker("-c", "1", "-Q", "cw.miss")
+
+    done = warm(here, "product", "1", "--wait-for-workers", "3")
+
+    assert done.returncode == 1
+    assert "no worker that answers consumes cw.warm: start `celery -A MODULE worker -Q cw.warm`" in done.stderr
+    assert here.loads() == 0
+
+
+def warm(here: Any, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "cacheworkers"), "--app", "shop:cache", "warm", *words]
+    return subprocess.run(
+        command, cwd=Path(__file__).parent, env={**os.environ, **here.env}, capture_output=True, text=True
+    )
 
 
 def test_worker_killed_in_mid_load_and_the_key_heals(shop: MakeShop) -> None:
