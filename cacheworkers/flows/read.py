@@ -345,6 +345,8 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
             if is_over or not (yield from turn.means.submit(ports, the_ask)):
                 # Nobody has begun within `wait_for`, or nobody ever would: the broker is away.
                 return (yield from _load_in_turn(ports, loader, turn, the_ask))
+            # Without another look: the claim has compared, and what is written from now on is pushed.
+            yield from wait_for_push(ports, turn.waiter, min(turn.deadline, flight.held_until))
             return None
 
 

@@ -296,22 +296,22 @@ class _Company(Generic[K]):
 class AwaitBell:
     """A step: sleep until the bell is rung; True if it was."""
 
-    __slots__ = ("_bell", "_timeout")
+    __slots__ = ("_bell", "timeout")
 
     def __init__(self, bell: Bell, timeout: float) -> None:
         self._bell = bell
-        self._timeout = timeout
+        self.timeout = timeout
 
     def __repr__(self) -> str:
         return "wait"
 
     def run(self) -> bool:
         """Sleep, blocking this thread."""
-        return self._bell.wait(self._timeout)
+        return self._bell.wait(self.timeout)
 
     async def arun(self) -> bool:
         """Sleep on the running loop."""
-        return await self._bell.await_(self._timeout)
+        return await self._bell.await_(self.timeout)
 
 
 def _under(ports: Ports, ask: Ask, wish: Any) -> Flow[Any]:
