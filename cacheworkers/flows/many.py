@@ -109,8 +109,10 @@ def _from_store(
         fresh = _kept_fresh(ports, loader, missing, raws, guards, wanted, started)
     if len(fresh) == len(missing):
         return fresh, {}  # of most keys nothing else is ever asked
-    found = zip(missing, raws, guards or itertools.repeat(None), strict=False)
-    return fresh, {key: Found(raw, guard) for key, raw, guard in found if key not in fresh}
+    if guards is None:
+        return fresh, {key: Found(raw) for key, raw in zip(missing, raws, strict=True) if key not in fresh}
+    found = zip(missing, raws, guards, strict=True)
+    return fresh, {key: Found(raw, guard, is_coherent=True) for key, raw, guard in found if key not in fresh}
 
 
 def _fresh(

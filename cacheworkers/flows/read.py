@@ -44,11 +44,12 @@ class Found(msgspec.Struct, frozen=True):
 
     Attributes:
         raw: the envelope, if there is one.
-        guard: taken before the store was asked; None if L1 may not keep what was found.
+        guard, is_coherent: L1's guard and whether pushes were heard, in this order, before the store was asked.
     """
 
     raw: bytes | None
-    guard: int | None = None
+    guard: int = 0
+    is_coherent: bool = False
 
 
 class _Turn(msgspec.Struct):
@@ -241,13 +242,12 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float, found:
     """Serve what is in the store, if it is good enough."""
     call, wanted = turn.call, turn.wanted
     if found is None:
-        guard: int | None = ports.l1.guard(call.text)
-        if not ports.gate.is_coherent:  # asked after: what is lost from here on changes the guard
-            guard = None
+        guard = ports.l1.guard(call.text)
+        is_coherent = ports.gate.is_coherent
         raw = yield ports.store.get(call.text)
         turn.has_looked = True
     else:
-        guard, raw = found.guard, found.raw
+        guard, is_coherent, raw = found.guard, found.is_coherent, found.raw
     turn.seen = envelope.version_of(raw)
     entry, value = _readable(ports, call, wanted, raw)
     if entry is None or entry.seq < wanted.since:
@@ -275,7 +275,7 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float, found:
                 l1_until = min(entry.stale_until, now + loader.load_for) if is_asked else now
         case _:
             return None
-    if wanted.keep is not None and guard is not None and l1_until > now:
+    if wanted.keep is not None and is_coherent and l1_until > now:
         wanted.keep(entry, value, guard, l1_until - now + turn.started + waited)
     return Read.of(ports.clock.now(), entry, value, freshness, "store", waited, turn.is_joined)
 

@@ -17,6 +17,8 @@ from cacheworkers.flows.ports import Ask
 from cacheworkers.store.request import Request
 from cacheworkers.testing import Stepper
 
+UNLUCKY = 1013
+
 
 class Asks:
     """A dispatcher that keeps what it is given, for workers to take.
@@ -73,7 +75,7 @@ class Shop:
     def _note(self, keys: list[int]) -> None:
         self.batches.append(list(keys))
         self.on_load(keys)
-        if 13 in keys:
+        if UNLUCKY in keys:
             raise ValueError("unlucky")
 
     def many(self, keys: Sequence[Any], *, of: Any = None) -> Stepper[dict[Any, Any]]:
@@ -94,11 +96,13 @@ class Shop:
 
     def fill(self, keys: Sequence[int], *, of: Any = None) -> None:
         """Have entries in the store, and none in memory."""
-        going = self.many(keys, of=of).until("wait")
+        going = self.many(keys, of=of)
+        path(going, "wait")
         self.work()
         going.finish()
         self.batches.clear()
         self.ports.l1.clear()
+        self.by_hand.go_on()
 
     def soften(self, keys: Sequence[int]) -> None:
         for key in keys:
@@ -117,7 +121,8 @@ class Shop:
     def leases(self) -> list[str]:
         """Return the calls under lease."""
         keys = self.ports.store.keys
-        return sorted(key.decode() for key in self.ports.store.link.client().keys(f"{keys.namespace}:l*"))
+        found = self.ports.store.link.client().keys(f"{keys.namespace}:l:*")
+        return sorted(key.decode().partition("{")[2].rstrip("}") for key in found)
 
     def is_idle(self) -> bool:
         """Whether nobody waits here."""
@@ -307,7 +312,7 @@ def test_what_a_worker_has_begun_is_not_taken_over(make_shop: Any) -> None:
     shop = make_shop(wait_for=0.5)
     going = shop.many([1, 2]).until("wait")
     [[_, second]] = shop.asks.rounds
-    Stepper(load(shop.ports, shop.cache._loaders["prices"], [second], shop.ports.worker)).until("load")
+    begun = Stepper(load(shop.ports, shop.cache._loaders["prices"], [second], shop.ports.worker)).until("load")
     shop.pass_time(going, 0.5)
 
     with pytest.raises(LoadErrors) as caught:
@@ -316,6 +321,7 @@ def test_what_a_worker_has_begun_is_not_taken_over(make_shop: Any) -> None:
     assert caught.value.values == {1: 10}
     assert isinstance(caught.value.errors[2], LoadTimeout)
     assert shop.batches == [[1]]
+    begun.finish()
 
 
 def test_loads_of_a_plain_loader_come_one_after_the_other_under_one_deadline(make_shop: Any) -> None:
@@ -354,7 +360,7 @@ def test_leases_of_revalidations_without_room_are_given_back(shop: Shop) -> None
 
     assert shop.many([1, 2, 3]).finish() == tens([1, 2, 3])
 
-    assert [name.rpartition(":")[2] for name in shop.leases()] == ["{prices[1]}"] or len(shop.leases()) == 1
+    assert shop.leases() == ["prices[1]"]
 
 
 def test_a_failed_batch_is_told_of_each_key(make_shop: Any) -> None:
@@ -363,14 +369,14 @@ def test_a_failed_batch_is_told_of_each_key(make_shop: Any) -> None:
 
     for _ in range(2):  # the second time by the backoff
         with pytest.raises(LoadErrors) as caught:
-            shop.many([1, 13, 2]).finish()
+            shop.many([1, UNLUCKY, 2]).finish()
         assert caught.value.values == {1: 10}
         errors: Any = caught.value.errors
         assert {key: (error.call, error.kind) for key, error in errors.items()} == {
-            13: ("prices[13]", "ValueError"),
+            UNLUCKY: (f"prices[{UNLUCKY}]", "ValueError"),
             2: ("prices[2]", "ValueError"),
         }
-    assert shop.batches == [[13, 2]]
+    assert shop.batches == [[UNLUCKY, 2]]
 
 
 # -- beside others in this process
@@ -451,7 +457,7 @@ def test_who_is_cancelled_gives_leases_back_and_leaves_no_waiter(make_shop: Any,
     step = next(flow)
     while not repr(step).startswith(at):
         step = flow.send(step.run())
-    if at != "wait":
+    if at in ("claim", "load", "write"):
         step.run()  # done, though nobody hears of it
 
     with pytest.raises(asyncio.CancelledError):
@@ -527,15 +533,15 @@ def test_without_the_store_a_batch_is_one_call_of_the_loader(away: Cache, many: 
 def test_without_the_store_a_plain_loader_is_called_for_each(away: Cache, many: Any) -> None:
     @away.loader()
     def price(load: Load, key: int) -> int:
-        if key == 13:
+        if key == UNLUCKY:
             raise ValueError("unlucky")
         return key * 10
 
     with pytest.raises(LoadErrors) as caught:
-        many(price, [12, 13, 14])
+        many(price, [1, UNLUCKY, 2])
 
-    assert caught.value.values == tens([12, 14])
-    assert isinstance(caught.value.errors[13], LoadError)
+    assert caught.value.values == tens([1, 2])
+    assert isinstance(caught.value.errors[UNLUCKY], LoadError)
 
 
 def test_without_the_store_nobody_loads_if_on_timeout_is_raise(away: Cache, many: Any) -> None:
@@ -585,7 +591,7 @@ def test_without_a_broker_a_batch_is_one_call_of_the_loader(cache: Cache, many: 
 
 
 def test_a_value_that_cannot_be_stored_reaches_who_loaded_it(make_cache: Any, many: Any) -> None:
-    cache = make_cache(max_entry_bytes=100)
+    cache = make_cache(max_entry_bytes=300)
 
     @cache.batch_loader(wait_for=0)
     def pages(load: Load, keys: list[int]) -> dict[int, str]:
@@ -617,15 +623,15 @@ def test_many_take_nothing_older_than_since(shop: Shop) -> None:
 
 def test_lapsed_entries_are_served_when_their_load_has_failed(make_shop: Any) -> None:
     shop = make_shop(wait_for=0)
-    shop.fill([1, 12])
+    shop.fill([1, 2])
     store = shop.ports.store
-    for key in (1, 12):
+    for key in (1, 2):
         entry = envelope.unpack(store.get(f"prices[{key}]").run())
         old = msgspec.structs.replace(entry, fresh_until=entry.created, stale_until=entry.created)
         store.link.exchange([Request(("SET", store.keys.entry(f"prices[{key}]"), envelope.pack(old)))])
 
     with pytest.raises(LoadErrors) as caught:
-        shop.many([1, 13, 12]).finish()
+        shop.many([1, UNLUCKY, 2]).finish()
 
-    assert caught.value.values == tens([1, 12])
-    assert shop.batches == [[1, 13, 12]]
+    assert caught.value.values == tens([1, 2])
+    assert shop.batches == [[1, UNLUCKY, 2]]
