@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ from cacheworkers import Cache, Config, Load, LoadError, LoadErrors, LoadTimeout
 from cacheworkers.core import envelope
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.wait import POLL_FOR
 from cacheworkers.store.request import Request
 from cacheworkers.testing import Stepper
 
@@ -511,3 +514,100 @@ def test_lapsed_entries_are_served_when_their_load_has_failed(make_shop: Any) ->
 
     assert caught.value.values == tens([1, 2])
     assert shop.batches == [[1, UNLUCKY, 2]]
+
+
+def test_a_push_between_the_first_look_and_the_place_among_waiters_is_not_slept_through(shop: Shop) -> None:
+    """The push came when nobody was there yet; another reader's claim, asked for before, is still under way.
+
+    late: GET (nothing)   other: claim (held)   worker: write, push   late: enters, and sees that other is claiming
+    """
+    worker = shop.many([1]).until("wait")
+    waiters = shop.ports.waiters
+    flights, waiters._flights = waiters._flights, {}  # that reader is in another process
+    late = shop.many([1])
+    late.send()
+    other = shop.one(1).until("claim")
+    other.send()
+    shop.work()
+
+    late.step()
+    assert late.at == "get"
+    assert late.finish() == {1: 10}
+    other.finish()
+    waiters._flights = flights
+    worker._flow.close()
+
+
+def test_tasks_that_read_overlapping_keys_load_each_once(make_cache: Callable[..., Cache]) -> None:
+    cache = make_cache(bulkhead=2)
+    loaded: list[int] = []
+
+    @cache.batch_loader(wait_for=60, load_for=60)
+    def prices(load: Load, keys: list[int]) -> dict[int, int]:
+        loaded.extend(keys)
+        return tens(keys)
+
+    async def all_of_them() -> list[dict[int, int]]:
+        ones = (prices.aget(key) for key in range(0, 60, 5))
+        found = await asyncio.gather(*(prices.aget_many(range(at, at + 20)) for at in range(0, 60, 5)), *ones)
+        return found[:12]
+
+    found = asyncio.run(all_of_them())
+
+    assert found == [tens(range(at, at + 20)) for at in range(0, 60, 5)]
+    assert sorted(loaded) == list(range(75))
+
+
+def test_threads_that_read_overlapping_keys_load_each_once(make_cache: Callable[..., Cache]) -> None:
+    cache = make_cache(bulkhead=2)
+    loaded: list[int] = []
+
+    @cache.loader(wait_for=60, load_for=60)
+    def price(load: Load, key: int) -> int:
+        loaded.append(key)
+        return key * 10
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda at: price.get_many(range(at, at + 20)), range(0, 40, 5)))
+
+    assert found == [tens(range(at, at + 20)) for at in range(0, 40, 5)]
+    assert sorted(loaded) == list(range(55))
+    assert len(cache._ports.waiters) == 0
+
+
+def test_a_cancelled_task_leaves_no_waiter_and_the_next_is_served(cache: Cache) -> None:
+    go = threading.Event()
+
+    @cache.batch_loader(wait_for=60, load_for=60)
+    def prices(load: Load, keys: list[int]) -> dict[int, int]:
+        assert go.wait(60)
+        return tens(keys)
+
+    async def cancel_one() -> dict[int, int]:
+        first = asyncio.create_task(prices.aget_many([1, 2, 3]))
+        while not cache._ports.waiters.has("prices[1]"):
+            await asyncio.sleep(0)
+        second = asyncio.create_task(prices.aget_many([2, 3, 4]))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        go.set()
+        return await second
+
+    assert asyncio.run(cancel_one()) == tens([2, 3, 4])
+    assert len(cache._ports.waiters) == 0
+
+
+def test_while_pushes_are_not_heard_many_poll_together(shop: Shop) -> None:
+    shop.ports.listener.close()
+    going = shop.many([1, 2, 3]).until("wait")
+    step: Any = going._step
+
+    assert 0 < step.timeout < 2 * POLL_FOR
+
+    spec = shop.cache._loaders["prices"]
+    [asks] = shop.asks.rounds
+    Stepper(load(shop.ports, spec, asks, shop.ports.worker)).finish()
+    assert path(going) == ["wait", "mget"]
+    assert going.result == tens([1, 2, 3])
