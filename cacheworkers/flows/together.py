@@ -120,20 +120,19 @@ class _Company(Generic[K]):
     def go_on(self) -> Flow[None]:
         """Let all reads go on to their ends.
 
-        What takes long comes last: so nobody waits for it but who is part of it, and nothing but a load or a wait is
-        done while others sleep.
+        What takes long comes last: all that go on at all have then come as far as they can, and are part of it.
         """
         for key, read in self._reads.items():
             self._advance(key, functools.partial(next, read))
         while len(self.found) + len(self.errors) < len(self._reads):
             if self._submits:
                 self._submit()
+            elif self._others:
+                yield from self._one_step()
             elif self._gets:
                 yield from self._get()
             elif self._claims:
                 yield from self._claim()
-            elif self._others:
-                yield from self._one_step()
             elif self._loads or self._runs:
                 yield from self._load_here()
             else:
@@ -185,8 +184,10 @@ class _Company(Generic[K]):
         self._advance(key, functools.partial(self._reads[key].send, found))
 
     def _throw(self, keys: Mapping[K, Any], error: Exception) -> None:
+        where = error.__traceback__
         for key in keys:
-            self._advance(key, functools.partial(self._reads[key].throw, error))
+            # From where it came, for each: raised again and again, it would come from all of them.
+            self._advance(key, functools.partial(self._reads[key].throw, error.with_traceback(where)))
 
     # -- workers and the store
 
@@ -283,13 +284,13 @@ class _Company(Generic[K]):
         first = min(sleeper.until for sleeper in self._sleepers.values())
         until = max(sleeper.until for sleeper in self._sleepers.values() if sleeper.until <= first + SLACK)
         is_rung = yield AwaitBell(self._bell, until - self._ports.clock.monotonic())
-        due = [key for key in self._bell.rung() if key in self._sleepers]
+        due = {key: self._sleepers[key] for key in self._bell.rung() if key in self._sleepers}
         if not is_rung:
-            due += [key for key, sleeper in self._sleepers.items() if sleeper.until <= until and key not in set(due)]
-        for key in due:
-            self._sleepers[key].get_up()
-        for key in due:
+            due |= {key: sleeper for key, sleeper in self._sleepers.items() if sleeper.until <= until}
+        for key, sleeper in due.items():
+            sleeper.get_up()
             del self._sleepers[key]
+        for key in due:
             self._send(key, True)
 
 

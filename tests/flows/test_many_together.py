@@ -14,6 +14,7 @@ from many_shop import UNLUCKY, Asks, Shop, path, tens
 
 from cacheworkers import Cache, Config, Load, LoadError, LoadErrors, LoadTimeout
 from cacheworkers.core import envelope
+from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
 from cacheworkers.flows.wait import POLL_FOR
@@ -611,3 +612,43 @@ def test_while_pushes_are_not_heard_many_poll_together(shop: Shop) -> None:
     Stepper(load(shop.ports, spec, asks, shop.ports.worker)).finish()
     assert path(going) == ["wait", "mget"]
     assert going.result == tens([1, 2, 3])
+
+
+def test_a_master_that_is_away_is_no_matter_of_the_other_keys(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Cluster: what lies on the others is asked for and waited for as ever."""
+    link = shop.ports.store.link
+    exchange = link.exchange
+
+    def partly(requests: Sequence[Request]) -> list[Any]:
+        if any("prices[2]" in request.key for request in requests):
+            raise StoreUnavailable("that master is away")
+        return exchange(requests)
+
+    monkeypatch.setattr(type(link), "is_cluster", True)
+    monkeypatch.setattr(link, "exchange", partly)
+    going = shop.many([1, 2, 3])
+
+    path(going, "wait")
+    assert shop.batches == [[2]]
+    assert [[ask.call for ask in asks] for asks in shop.asks.rounds] == [["prices[1]", "prices[3]"]]
+    shop.work()
+    assert going.finish() == tens([1, 2, 3])
+
+
+def test_a_lease_known_to_be_taken_over_is_waited_for_to_its_end(make_shop: Any) -> None:
+    """Nobody takes over twice: who comes later waits for that load, however long ago its own wait was over."""
+    shop = make_shop(wait_for=0.5)
+    first = shop.many([1, 2]).until("wait")
+    shop.pass_time(first, 0.5)
+    first.until("load")
+    late = shop.many([2, 1])
+    path(late, "wait")
+    shop.pass_time(late, 0.5)
+
+    late.step()
+    assert path(late, "wait")[-1] in ("get", "mget")
+    assert first.finish() == tens([1, 2])
+    shop.by_hand.hear()
+
+    assert late.finish() == tens([1, 2])
+    assert shop.batches == [[1, 2]]
