@@ -111,7 +111,7 @@ class World:
                 step = flow.send(value)
                 if isinstance(step, Wait):
                     bed = _Bed(self, flow, done, step.waiter)
-                    if step.waiter._lie_down(bed) is not None:  # type: ignore[arg-type]  # rung as a lock is released
+                    if step.waiter.lie_down(bed) is not None:
                         self.at(self.now + step.timeout, bed.time_is_up)
                         return
                     value = True
@@ -147,7 +147,7 @@ class _Bed:
         """Get up: slept long enough."""
         if not self._is_up:
             self._is_up = True
-            self._waiter.flight._threads.pop(self, None)  # type: ignore[call-overload]
+            self._waiter.flight._threads.pop(self, None)
             self._go_on()
 
     def _go_on(self) -> None:

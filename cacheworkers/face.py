@@ -388,10 +388,9 @@ class Face(Generic[T]):
         """What reads of many want; made once, for it costs as much as some reads."""
         return ManyWanted(
             self._since,
-            self._codec.decode,
             self._codec.decode_each,
             self._one_key,
-            self._one,
+            self._one_wanted,
             self._from_l1 if self._l1_for else None,
             self._keep_each if self._l1_for else None,
         )
@@ -408,6 +407,9 @@ class Face(Generic[T]):
         ]
         index = self._index if self._spec.signature.positional_keys else None
         self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
+
+    def _one_wanted(self, call: Call) -> reading.Wanted:
+        return self._wanted(call, call.arguments, self._codec.decode)
 
     def _one(self, call: Call) -> Flow[Read]:
         return self._flow(call, call.arguments, self._codec.decode)

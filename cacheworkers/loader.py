@@ -111,7 +111,8 @@ class Loader(Face[T], Generic[P, T]):
     def get_many(self, keys: Iterable[Any]) -> dict[Any, T]:
         """Return key -> value of a loader with one argument, in the keys' order, duplicates once.
 
-        One round trip for hits, one for the claims of misses; each miss is a load of its own, unlike a batch loader's.
+        One round trip for hits, one for the claims of misses, one wait of `wait_for` seconds for all of them; each miss
+        is a load of its own, unlike a batch loader's.
 
         Raises:
             CallError: the loader does not take exactly one argument.
@@ -258,6 +259,9 @@ class BatchLoader(Face[V], Generic[K, V]):
 
     def get_many(self, keys: Iterable[K]) -> dict[K, V]:
         """Return key -> value, in the keys' order, duplicates once: one round trip for hits, one task for misses.
+
+        Misses are waited for together, `wait_for` seconds at most.  Those that no worker has begun by then are one
+        call of the loader here, as are all of them where there is no store; of `Config.batch_size` keys at most.
 
         Raises:
             LoadErrors: some keys have no value; it carries those that have.

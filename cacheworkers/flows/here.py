@@ -13,7 +13,8 @@ from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
 from cacheworkers.errors import CodecError, LoadError, LoadTimeout
 from cacheworkers.events import UnreadableEntry
-from cacheworkers.flows.load import as_load_error, load
+from cacheworkers.flows.load import as_load_error
+from cacheworkers.flows.means import Means
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports
 from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.gate import NEVER
@@ -37,10 +38,10 @@ def load_under_lease(
     the_ask: Ask,
     lapsed: tuple[Entry, Any] | None,
     started: float,
+    means: Means,
 ) -> Flow[Read | None]:
     """Load a call whose lease this read holds, and store it; None: somebody else has it after all, look again."""
-    results = yield from load(ports, loader, [the_ask], ports.reader)
-    result = results[call.text]
+    result = yield from means.load(ports, loader, the_ask)
     waited = ports.clock.monotonic() - started
     if result.outcome == "left":
         return None
@@ -84,7 +85,13 @@ def drop_unreadable(ports: Ports, slot: Slot, error: CodecError) -> None:
 
 
 def load_without_store(
-    ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any], waiter: Waiter, started: float
+    ports: Ports,
+    loader: LoaderSpec,
+    call: Call,
+    decode: Callable[[bytes], Any],
+    waiter: Waiter,
+    started: float,
+    means: Means,
 ) -> Flow[Read]:
     """Load a call without lease or entry; the reads of this process share a load that began after they did."""
     flight = waiter.flight
@@ -94,7 +101,7 @@ def load_without_store(
         if isinstance(shared, _Shared) and shared.began_at >= started:
             break
         if not flight.is_loading:
-            shared = yield from _load_for_all(ports, loader, call, waiter)
+            shared = yield from _load_for_all(ports, loader, call, waiter, means)
             break
         if ports.clock.monotonic() >= give_up_at:
             raise LoadTimeout(f"{call.text} has no value after {loader.load_for:g} s, and the store is away")
@@ -106,14 +113,14 @@ def load_without_store(
     return Read(decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)
 
 
-def _load_for_all(ports: Ports, loader: LoaderSpec, call: Call, waiter: Waiter) -> Flow[_Shared]:
+def _load_for_all(ports: Ports, loader: LoaderSpec, call: Call, waiter: Waiter, means: Means) -> Flow[_Shared]:
     flight = waiter.flight
     flight.is_loading = True
     began_at = ports.clock.monotonic()
     shared: _Shared | None = None
     try:
         loading = Loading([call], {call.text: None}, began_at + loader.load_for, 0)
-        values = yield ports.reader.step(loader, loading)
+        values = yield from means.run(ports, loader, loading)
         value = values[call.text]
         if isinstance(value, BaseException):
             raise value

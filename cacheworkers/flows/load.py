@@ -5,6 +5,7 @@ The order is the protocol's (docs/explanation/protocol.md): nothing here may be 
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -61,12 +62,21 @@ class _Pending(msgspec.Struct):
 
 
 def load(
-    ports: Ports, loader: LoaderSpec, asks: Sequence[Ask], runner: Runner, *, is_redelivered: bool = False
+    ports: Ports,
+    loader: LoaderSpec,
+    asks: Sequence[Ask],
+    runner: Runner,
+    *,
+    is_redelivered: bool = False,
+    until: float = math.inf,
 ) -> Flow[dict[str, Result]]:
     """Load what the asks name, and return what became of each call.
 
     A batch loader loads them together, another one after the other.  A load that fails is recorded in the store and
     wakes whoever waits for it.
+
+    Args:
+        until: monotonic instant at which it ends, if that is before its leases do.
 
     Raises:
         StoreUnavailable: the store went away before the loader ran.
@@ -77,15 +87,20 @@ def load(
     groups = [list(calls.values())] if loader.is_batch else [[one] for one in calls.values()]
     results: dict[str, Result] = {}
     for group in groups:
-        results.update((yield from _load_together(ports, loader, group, runner, is_redelivered)))
+        results.update((yield from _load_together(ports, loader, group, runner, is_redelivered, until)))
     return results
 
 
 def _load_together(
-    ports: Ports, loader: LoaderSpec, group: list[tuple[Call, Ask]], runner: Runner, is_redelivered: bool
+    ports: Ports,
+    loader: LoaderSpec,
+    group: list[tuple[Call, Ask]],
+    runner: Runner,
+    is_redelivered: bool,
+    until: float,
 ) -> Flow[dict[str, Result]]:
     started = ports.clock.monotonic()
-    deadline = started + loader.load_for
+    deadline = min(started + loader.load_for, until)
     results: dict[str, Result] = {}
     pending: dict[str, _Pending] = {}
     attempts = 0

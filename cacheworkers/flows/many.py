@@ -1,9 +1,8 @@
-"""Read many: one round trip for hits, one for the claims of what is missing, one task for a batch loader's misses."""
+"""Read many: one round trip for what is fresh; the rest are reads that go on together."""
 
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -14,11 +13,11 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
-from cacheworkers.errors import CacheworkersError, CodecError, EnvelopeError, LoadErrors, StoreError
+from cacheworkers.errors import CacheworkersError, CodecError, LoadErrors, StoreError
 from cacheworkers.events import Served
-from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
-from cacheworkers.flows.read import fresh_entry, revalidate_soon
-from cacheworkers.store.shapes import Claimed
+from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.flows.read import Found, Wanted, fresh_entry, read
+from cacheworkers.flows.together import SHARED, together
 
 K = TypeVar("K")
 
@@ -28,19 +27,17 @@ class ManyWanted(msgspec.Struct, frozen=True):
 
     Attributes:
         since: least sequence number; older entries count as missing.
-        decode: payload -> value.
         decode_each: payloads -> values.
         call_of: key -> call.
-        one: the flow that reads a single call; takes over for what is neither fresh nor stale.
+        one: what a read of a single call wants; for what is not simply fresh.
         from_l1: key -> text -> (key -> value of what L1 has, key -> text of the rest); None where L1 does not answer.
         keep: called with (key, entry, monotonic instant until which L1 may answer, guard) of each, and their values.
     """
 
     since: int
-    decode: Callable[[bytes], Any]
     decode_each: Callable[[Iterable[bytes]], list[Any]]
     call_of: Callable[[Any], Call]
-    one: Callable[[Call], Flow[Read]]
+    one: Callable[[Call], Wanted]
     from_l1: Callable[[Mapping[Any, str]], tuple[dict[Any, Any], Mapping[Any, str]]] | None
     keep: Callable[[list[tuple[Any, Entry, float, int]], list[Any]], None] | None
 
@@ -51,17 +48,26 @@ def read_many(ports: Ports, loader: LoaderSpec, texts: Mapping[K, str], wanted: 
     Raises:
         LoadErrors: some keys have no value; it carries those that have.
     """
+    started = ports.clock.monotonic()
     values, missing = ({}, texts) if wanted.from_l1 is None else wanted.from_l1(texts)
     if not missing:
         return values
-    found = yield from _from_store(ports, loader, missing, wanted)
-    if len(found) == len(texts):
-        return found
-    values |= found
-    if len(values) < len(texts):
-        calls = {key: wanted.call_of(key) for key in missing if key not in values}
-        yield from _ask_together(ports, loader, calls)
-        values |= yield from _each(calls, wanted.one, values)
+    fresh, rest = yield from _from_store(ports, loader, missing, wanted, started)
+    if len(fresh) == len(texts):
+        return fresh
+    values |= fresh
+    if rest:
+        calls = {key: wanted.call_of(key) for key in rest}
+        wants = {key: wanted.one(call) for key, call in calls.items()}
+        done, errors = yield from together(
+            ports,
+            loader,
+            rest,
+            lambda key: read(ports, loader, calls[key], wants[key], found=rest[key], started=started, means=SHARED),
+        )
+        values |= {key: each.value for key, each in done.items()}
+        if errors:
+            raise LoadErrors(values, errors)
     return {key: values[key] for key in texts}
 
 
@@ -71,10 +77,6 @@ def one_by_one(calls: Mapping[K, Call], one: Callable[[Call], Flow[Read]]) -> Fl
     Raises:
         LoadErrors: some keys have no value.
     """
-    return (yield from _each(calls, one, {}))
-
-
-def _each(calls: Mapping[K, Call], one: Callable[[Call], Flow[Read]], there: Mapping[K, Any]) -> Flow[dict[K, Any]]:
     values: dict[K, Any] = {}
     errors: dict[K, CacheworkersError] = {}
     for key, call in calls.items():
@@ -83,41 +85,34 @@ def _each(calls: Mapping[K, Call], one: Callable[[Call], Flow[Read]], there: Map
         except CacheworkersError as error:
             errors[key] = error
     if errors:
-        raise LoadErrors({**there, **values}, errors)
+        raise LoadErrors(values, errors)
     return values
 
 
-def _from_store(ports: Ports, loader: LoaderSpec, missing: Mapping[K, str], wanted: ManyWanted) -> Flow[dict[K, Any]]:
-    """Return key -> value of what the store has, fresh or stale, in the order of the keys."""
-    started = ports.clock.monotonic()
+def _from_store(
+    ports: Ports, loader: LoaderSpec, missing: Mapping[K, str], wanted: ManyWanted, started: float
+) -> Flow[tuple[dict[K, Any], dict[K, Found | None]]]:
+    """Return key -> value of what is fresh in the store, and key -> what it has of the rest, None without an answer."""
     texts = list(missing.values())
-    guards = [ports.l1.guard(text) for text in texts] if wanted.keep is not None and ports.gate.is_coherent else None
+    guards = None
+    if wanted.keep is not None:
+        guards = [ports.l1.guard(text) for text in texts]
+        if not ports.gate.is_coherent:  # asked after: what is lost from here on changes the guards
+            guards = None
     try:
         raws = yield ports.store.get_many(texts)
     except StoreError:
-        return {}  # each key's own read finds its way without the store
+        return {}, dict.fromkeys(missing)  # each read finds its way without the store
     if guards is None:
-        values = _fresh(ports, loader, missing, raws, wanted, started)
+        fresh = _fresh(ports, loader, missing, raws, wanted, started)
     else:
-        values = _kept_fresh(ports, loader, missing, raws, guards, wanted, started)
-    if len(values) == len(missing):
-        return values  # of most keys nothing else is ever asked
-    now = ports.clock.now()
-    for (key, text), raw in zip(missing.items(), raws, strict=True):
-        if raw is None or key in values:
-            continue
-        try:
-            entry = envelope.unpack(raw)
-            freshness = entry.freshness(now)
-            if entry.call != text or entry.seq < wanted.since or freshness not in (Freshness.FRESH, Freshness.STALE):
-                continue
-            values[key] = wanted.decode(entry.payload)
-        except (EnvelopeError, CodecError):
-            continue  # reported by its own read
-        if freshness is Freshness.STALE or entry.early_at(loader.policy.early, 1.0 - ports.chance()) <= now:
-            yield from revalidate_soon(ports, loader, entry)
-        _count(ports, loader, [text], [now - entry.created], freshness, started)
-    return {key: values[key] for key in missing if key in values}
+        fresh = _kept_fresh(ports, loader, missing, raws, guards, wanted, started)
+    if len(fresh) == len(missing):
+        return fresh, {}  # of most keys nothing else is ever asked
+    if guards is None:
+        return fresh, {key: Found(raw) for key, raw in zip(missing, raws, strict=True) if key not in fresh}
+    found = zip(missing, raws, guards, strict=True)
+    return fresh, {key: Found(raw, guard, is_coherent=True) for key, raw, guard in found if key not in fresh}
 
 
 def _fresh(
@@ -140,9 +135,9 @@ def _fresh(
     try:
         values = wanted.decode_each(cast(list[bytes], found))
     except CodecError:
-        return {}  # one by one, then: the others are good
+        return {}  # each by itself, then: the others are good
     ages = [now - envelope.created_of(raw) for raw in raws if raw is not None] if ports.is_heard else []
-    _count(ports, loader, texts, ages, Freshness.FRESH, started)
+    _count(ports, loader, texts, ages, started)
     return dict(zip(keys, values, strict=True))
 
 
@@ -167,40 +162,17 @@ def _kept_fresh(
     try:
         values = wanted.decode_each([entry.payload for _, entry, _, _ in hits])
     except CodecError:
-        return {}  # one by one, then: the others are good
+        return {}  # each by itself, then: the others are good
     wanted.keep(hits, values)
     ages = [now - entry.created for _, entry, _, _ in hits] if ports.is_heard else []
-    _count(ports, loader, [entry.call for _, entry, _, _ in hits], ages, Freshness.FRESH, started)
+    _count(ports, loader, [entry.call for _, entry, _, _ in hits], ages, started)
     return dict(zip([key for key, _, _, _ in hits], values, strict=True))
 
 
-def _count(
-    ports: Ports, loader: LoaderSpec, texts: Iterable[str], ages: list[float], freshness: Freshness, started: float
-) -> None:
-    """Count reads that the store has answered."""
+def _count(ports: Ports, loader: LoaderSpec, texts: Iterable[str], ages: list[float], started: float) -> None:
+    """Count reads that the store has answered with what is fresh."""
     ports.heat.count_each(texts)
     if ports.is_heard:
         waited = ports.clock.monotonic() - started
         for age in ages:
-            ports.emit(Served(loader.name, freshness.value, "store", age, waited))
-
-
-def _ask_together(ports: Ports, loader: LoaderSpec, missing: Mapping[K, Call]) -> Flow[None]:
-    """Claim all misses in one round trip and hand those claimed to the dispatcher, which groups them into one task."""
-    asks = [(call.text, secrets.token_hex(8), b"") for call in missing.values()]
-    try:
-        claims = yield ports.store.claim_many(asks, lease_for=loader.load_for)
-    except BaseException as error:
-        for text, token, _ in asks:
-            ports.release_soon(text, token)
-        if isinstance(error, StoreError):
-            return
-        raise
-    claimed = [
-        Ask(loader.name, text, token, "", "miss")
-        for (text, token, _), claim in zip(asks, claims, strict=True)
-        if isinstance(claim, Claimed)
-    ]
-    taken = ports.dispatcher.submit_all(claimed)
-    for left in claimed[taken:]:
-        ports.release_soon(left.call, left.token)
+            ports.emit(Served(loader.name, Freshness.FRESH.value, "store", age, waited))

@@ -26,6 +26,7 @@ from cacheworkers.errors import (
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, TookOver, UnreadableEntry
 from cacheworkers.flows import here
 from cacheworkers.flows.load import STORE_FULL
+from cacheworkers.flows.means import ALONE, Means
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.waiters import Flight, Waiter
@@ -48,6 +49,19 @@ class Wanted(msgspec.Struct, frozen=True):
     keep: Callable[[Entry, Any, int, float], None] | None = None
 
 
+class Found(msgspec.Struct, frozen=True):
+    """What a caller has found in the store, before the read takes its place among the waiters.
+
+    Attributes:
+        raw: the envelope, if there is one.
+        guard, is_coherent: L1's guard and whether pushes were heard, in this order, before the store was asked.
+    """
+
+    raw: bytes | None
+    guard: int = 0
+    is_coherent: bool = False
+
+
 class _Turn(msgspec.Struct):
     """How far a read has got.
 
@@ -55,6 +69,7 @@ class _Turn(msgspec.Struct):
         seen: the version that was found and could not be served.
         lapsed: what to serve if its reload fails.
         give_up_at: monotonic; a lease that was taken over is waited for to its end, then no longer.
+        has_looked: it has looked in the store since it is among the waiters, or knows of somebody who has.
         has_asked, has_waited: it got the lease itself, once; it waited for what somebody was at.
     """
 
@@ -63,9 +78,11 @@ class _Turn(msgspec.Struct):
     waiter: Waiter
     started: float
     deadline: float
+    means: Means
     seen: bytes = b""
     lapsed: tuple[Entry, Any] | None = None
     give_up_at: float = 0.0
+    has_looked: bool = False
     has_asked: bool = False
     has_waited: bool = False
 
@@ -75,45 +92,60 @@ class _Turn(msgspec.Struct):
         return self.has_waited and not self.has_asked
 
 
-def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted, *, is_known_missing: bool = False) -> Flow[Read]:
+def read(
+    ports: Ports,
+    loader: LoaderSpec,
+    call: Call,
+    wanted: Wanted,
+    *,
+    is_known_missing: bool = False,
+    found: Found | None = None,
+    started: float | None = None,
+    means: Means = ALONE,
+) -> Flow[Read]:
     """Return the value of a call, from cache when it can.
 
     Args:
         is_known_missing: the caller has just looked, and found no entry at all.
+        found: what the caller has found, if anything.
+        started: monotonic instant from which `wait_for` counts; None for now.
+        means: how it has the call loaded.
 
     Raises:
         LoadError: the load failed, and nothing older is there to serve.
         LoadTimeout: no value within `wait_for`, and this read may not load it.
     """
-    started = ports.clock.monotonic()
+    if started is None:
+        started = ports.clock.monotonic()
+    if is_known_missing:
+        found = Found(None)
     try:
         # Registered before it looks.  Registered after, it would sleep through the push it waits for:
         #   reader: GET (nothing)   worker: write, push   reader: registers and sleeps
-        # A look before it registers is as good, for what it found is compared by the claim that must come first.
+        # A look before it registers is as good if a claim comes next, for that compares what was found.
         with ports.waiters.enter(call.text) as waiter:
-            turn = _Turn(call, wanted, waiter, started, started + wanted.wait_for)
+            turn = _Turn(call, wanted, waiter, started, started + wanted.wait_for, means)
             began_at = ports.clock.now()
-            is_known_missing = is_known_missing or _is_known_missing(waiter.flight, started)
+            if _is_known_missing(waiter.flight, ports.clock.monotonic()):
+                found, turn.has_looked = found or Found(None), True
             while True:
                 waiter.rearm()
                 try:
+                    done = yield from _look(ports, loader, turn, began_at, found)
                     found = None
-                    if not is_known_missing:
-                        found = yield from _look(ports, loader, turn, began_at)
-                    is_known_missing = False
-                    if found is None:
-                        found = yield from _wait_in_turn(ports, loader, turn)
+                    if done is None:
+                        done = yield from _wait_in_turn(ports, loader, turn)
                 except (StoreUnavailable, StoreFull) as error:
-                    found = yield from _read_here(ports, loader, turn, error)
-                if found is not None:
+                    done = yield from _read_here(ports, loader, turn, error)
+                if done is not None:
                     break
     except (LoadError, LoadTimeout, StoreError) as error:
         ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
         raise
     ports.heat.count(call.text)
     if ports.is_heard:
-        ports.emit(Served(loader.name, found.freshness.value, found.tier, found.age, found.waited))
-    return found
+        ports.emit(Served(loader.name, done.freshness.value, done.tier, done.age, done.waited))
+    return done
 
 
 def fresh_hit(
@@ -162,7 +194,14 @@ def peek(ports: Ports, call: Call, wanted: Wanted) -> Flow[Read | None]:
 
 
 def ask(
-    ports: Ports, loader: LoaderSpec, call: str, seen: bytes, queue: QueueKind, *, heeds_backoff: bool = True
+    ports: Ports,
+    loader: LoaderSpec,
+    call: str,
+    seen: bytes,
+    queue: QueueKind,
+    *,
+    heeds_backoff: bool = True,
+    means: Means = ALONE,
 ) -> Flow[bool]:
     """Claim a call and have workers load it; True if this very call enqueued it."""
     token = secrets.token_hex(8)
@@ -174,13 +213,13 @@ def ask(
     if not isinstance(claim, Claimed):
         ports.emit(ClaimDenied(loader.name, type(claim).__name__.lower()))
         return False
-    if not ports.dispatcher.submit(Ask(loader.name, call, token, seen.hex(), queue)):
+    if not (yield from means.submit(ports, Ask(loader.name, call, token, seen.hex(), queue))):
         ports.release_soon(call, token)
         return False
     return True
 
 
-def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry) -> Flow[bool]:
+def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry, means: Means = ALONE) -> Flow[bool]:
     """Ask for one revalidation of an entry that is being served; never breaks the read.
 
     False: nobody has been asked, for this process asks for too many; a later read is to come here again.  What is
@@ -195,7 +234,7 @@ def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry) -> Flow[bool
     if not ports.asked.is_due(version, now, loader.load_for):
         return True
     try:
-        yield from ask(ports, loader, entry.call, entry.write_id, "revalidate")
+        yield from ask(ports, loader, entry.call, entry.write_id, "revalidate", means=means)
     except StoreError:
         ports.asked.forget(version)
     return True
@@ -209,12 +248,16 @@ def _is_known_missing(flight: Flight, now: float) -> bool:
     return flight.is_missing and flight.held_until > now
 
 
-def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float) -> Flow[Read | None]:
+def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float, found: Found | None) -> Flow[Read | None]:
     """Serve what is in the store, if it is good enough."""
     call, wanted = turn.call, turn.wanted
-    guard = ports.l1.guard(call.text)
-    is_coherent = ports.gate.is_coherent
-    raw = yield ports.store.get(call.text)
+    if found is None:
+        guard = ports.l1.guard(call.text)
+        is_coherent = ports.gate.is_coherent
+        raw = yield ports.store.get(call.text)
+        turn.has_looked = True
+    else:
+        guard, is_coherent, raw = found.guard, found.is_coherent, found.raw
     turn.seen = envelope.version_of(raw)
     entry, value = _readable(ports, call, wanted, raw)
     if entry is None or entry.seq < wanted.since:
@@ -234,7 +277,7 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float) -> Flo
         case Action.SERVE:
             l1_until = min(early_at, entry.fresh_until)
         case Action.SERVE_AND_ASK:
-            is_asked = not is_mine and (yield from revalidate_soon(ports, loader, entry))
+            is_asked = not is_mine and (yield from revalidate_soon(ports, loader, entry, turn.means))
             if freshness is Freshness.FRESH:
                 l1_until = entry.fresh_until
             else:
@@ -262,6 +305,8 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
         if flight.is_begun:
             return _give_up(ports, turn)
     if flight.is_claiming or (not is_over and now < flight.held_until):
+        if not turn.has_looked:
+            return None  # the push that ends that lease may have come between the caller's look and this read
         turn.has_waited = True
         ends = [at for at in (turn.deadline, flight.held_until) if at > now]
         yield from wait_for_push(ports, turn.waiter, min(ends, default=now + loader.load_for))
@@ -310,9 +355,11 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
             flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not turn.seen
             flight.is_begun, flight.is_taken_over = False, is_over
             the_ask = Ask(loader.name, turn.call.text, token, turn.seen.hex(), "miss")
-            if is_over or not ports.dispatcher.submit(the_ask):
+            if is_over or not (yield from turn.means.submit(ports, the_ask)):
                 # Nobody has begun within `wait_for`, or nobody ever would: the broker is away.
                 return (yield from _load_in_turn(ports, loader, turn, the_ask))
+            # Without another look: the claim has compared, and what is written from now on is pushed.
+            yield from wait_for_push(ports, turn.waiter, min(turn.deadline, flight.held_until))
             return None
 
 
@@ -325,7 +372,7 @@ def _load_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn, the_ask: Ask) -
     turn.waiter.flight.is_taken_over = True
     return (
         yield from here.load_under_lease(
-            ports, loader, turn.call, turn.wanted.decode, the_ask, turn.lapsed, turn.started
+            ports, loader, turn.call, turn.wanted.decode, the_ask, turn.lapsed, turn.started, turn.means
         )
     )
 
@@ -341,7 +388,9 @@ def _read_here(ports: Ports, loader: LoaderSpec, turn: _Turn, error: StoreUnavai
         if loader.policy.on_timeout == "raise":
             raise LoadTimeout(f'{turn.call.text} cannot be read, and on_timeout is "raise": {error}') from error
         return (
-            yield from here.load_without_store(ports, loader, turn.call, turn.wanted.decode, turn.waiter, turn.started)
+            yield from here.load_without_store(
+                ports, loader, turn.call, turn.wanted.decode, turn.waiter, turn.started, turn.means
+            )
         )
     except (LoadError, LoadTimeout):
         if turn.lapsed is not None:

@@ -15,12 +15,20 @@ import asyncio
 import itertools
 import math
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 _Loop = asyncio.AbstractEventLoop
 _Future = asyncio.Future[None]
 #: How much longer than asked a task may sleep, seconds: those who are due together share a timer.
 SLACK = 0.005
+
+
+class Bed(Protocol):
+    """What a sleeper lies in; a thread's is a lock that it waits for."""
+
+    def release(self) -> None:
+        """Wake who sleeps there, from any thread."""
+        ...
 
 
 class _Sleepers(dict[_Future, "Waiter"]):
@@ -98,7 +106,7 @@ class Flight:
         self.call = call
         self.wakes = 0
         self._waiters: set[Waiter] = set()
-        self._threads: dict[threading.Lock, Waiter] = {}
+        self._threads: dict[Bed, Waiter] = {}
         self._tasks: dict[_Loop, _Sleepers] = {}
         self.is_claiming = False
         self.is_loading = False
@@ -150,7 +158,7 @@ class Waiter:
         """Sleep in this thread until woken, at most `timeout` seconds; True if woken."""
         bed = threading.Lock()
         bed.acquire()
-        threads = self._lie_down(bed)
+        threads = self.lie_down(bed)
         if threads is not None:
             try:
                 bed.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
@@ -173,8 +181,11 @@ class Waiter:
                     self._get_up(loop, sleepers, future)
         return self.woken
 
-    def _lie_down(self, bed: threading.Lock) -> dict[threading.Lock, Waiter] | None:
-        """Register this thread's sleep; None if it is woken already."""
+    def lie_down(self, bed: Bed) -> dict[Bed, Waiter] | None:
+        """Register a sleep; None if it is woken already.
+
+        Whoever gets up takes the bed out of what this returns, if a wake has not done so.
+        """
         with self._waiters._lock:
             threads = self.flight._threads
             threads[bed] = self
@@ -336,7 +347,7 @@ def _finish(future: _Future) -> None:
         future.set_result(None)
 
 
-def _rouse(threads: dict[threading.Lock, Waiter]) -> None:
+def _rouse(threads: dict[Bed, Waiter]) -> None:
     for bed in list(threads):
         if threads.pop(bed, None) is not None:  # else it has got up by itself
             bed.release()

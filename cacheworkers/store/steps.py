@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -38,17 +39,31 @@ class Exchange(Generic[T]):
         """Do it on the running loop."""
         return self._shape(await self._link.aexchange(self._requests) if self._requests else [])
 
+    @staticmethod
+    def joint(parts: Sequence[Exchange[Any]]) -> Exchange[list[Any]]:
+        """Return several exchanges with one link as one; its result is the list of theirs."""
+
+        def shape(replies: list[Any]) -> list[Any]:
+            rest = iter(replies)
+            return [part._shape(list(itertools.islice(rest, len(part._requests)))) for part in parts]
+
+        return Exchange(parts[0]._link, [request for part in parts for request in part._requests], shape)
+
 
 class Get:
-    """A step: the envelope of one call; reads of one turn of an event loop are fetched together."""
+    """A step: the envelope of one call; reads of one turn of an event loop are fetched together.
 
-    __slots__ = ("_batcher", "_call", "_key", "_link")
+    Attributes:
+        call: its text.
+    """
+
+    __slots__ = ("_batcher", "_key", "_link", "call")
 
     def __init__(self, link: Link, batcher: Batcher, key: str, call: str) -> None:
         self._link = link
         self._batcher = batcher
         self._key = key
-        self._call = call
+        self.call = call
 
     def __repr__(self) -> str:
         return "get"
@@ -59,7 +74,7 @@ class Get:
 
     async def arun(self) -> bytes | None:
         """Get it on the running loop."""
-        return await self._batcher.get(self._call)
+        return await self._batcher.get(self.call)
 
 
 class Scan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -58,6 +58,10 @@ class Shop:
     def submit(self, ask: Ask) -> bool:
         self.asks.append(ask)
         return True
+
+    def submit_all(self, asks: Sequence[Ask]) -> int:
+        self.asks += asks
+        return len(asks)
 
     def close(self) -> None:
         pass

@@ -85,6 +85,7 @@ def test_the_quick_way_leaves_an_early_revalidation_to_the_flow(shop: Shop) -> N
     store.link.client().set(store.keys.entry("product[1]"), envelope.pack(slow), ex=600)
     shop.ports.dispatcher = asks = Asks()
     object.__setattr__(shop.spec, "policy", dataclasses.replace(shop.spec.policy, early=1.0))
+    shop.ports.chance = lambda: 1.0 - 1e-9  # as early as can be
 
     assert shop.product.get(1) == 1
 

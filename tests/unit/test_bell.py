@@ -1,0 +1,166 @@
+"""A bell wakes one reader that waits for many, as a thread and as a task."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cacheworkers.local.bell import Bell, Place
+from cacheworkers.local.waiters import Waiters
+from cacheworkers.testing.servers import wait_until
+
+LONG = 60.0
+
+
+@pytest.fixture(params=["sync", "async"])
+def wait(request: pytest.FixtureRequest) -> Callable[[Bell, float], bool]:
+    """Wait at a bell, either way."""
+
+    def waited(bell: Bell, timeout: float) -> bool:
+        return bell.wait(timeout) if request.param == "sync" else asyncio.run(bell.await_(timeout))
+
+    return waited
+
+
+def test_nobody_rings_and_time_is_up(wait: Any) -> None:
+    bell = Bell()
+
+    assert not wait(bell, 0.0)
+    assert not wait(bell, 0.001)
+    assert bell.rung() == []
+
+
+def test_rung_before_it_is_waited_for(wait: Any) -> None:
+    bell = Bell()
+    bell.ring("a")
+    bell.ring("b")
+    bell.ring("a")
+
+    assert wait(bell, LONG)
+    assert bell.rung() == ["a", "b"]
+    assert not wait(bell, 0.0)
+
+
+def test_rung_while_somebody_waits(wait: Any) -> None:
+    bell, found = Bell(), list[bool]()
+    waiter = threading.Thread(target=lambda: found.append(wait(bell, LONG)))
+    waiter.start()
+
+    bell.ring("a")
+    waiter.join(LONG)
+
+    assert found == [True]
+    assert bell.rung() == ["a"]
+
+
+def test_what_is_rung_after_it_was_told_wakes_again(wait: Any) -> None:
+    bell = Bell()
+    bell.ring("a")
+    assert wait(bell, LONG)
+    bell.rung()
+
+    bell.ring("b")
+
+    assert wait(bell, LONG)
+    assert bell.rung() == ["b"]
+
+
+def test_many_rings_from_threads_lose_none(wait: Any) -> None:
+    bell, found = Bell(), set[int]()
+    threads = [threading.Thread(target=lambda at=at: [bell.ring(at * 100 + n) for n in range(100)]) for at in range(4)]
+    for thread in threads:
+        thread.start()
+
+    while len(found) < 400:
+        assert wait(bell, LONG)
+        found.update(bell.rung())
+    for thread in threads:
+        thread.join(LONG)
+
+    assert found == set(range(400))
+
+
+def test_rings_call_into_the_loop_once_a_wait() -> None:
+    bell = Bell()
+    calls: list[Any] = []
+
+    async def waited() -> bool:
+        loop = asyncio.get_running_loop()
+        call_soon = loop.call_soon_threadsafe
+
+        def counted(act: Any, *args: Any, **options: Any) -> Any:
+            calls.append(act)
+            return call_soon(act, *args, **options)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign,assignment]
+        task = loop.create_task(bell.await_(LONG))
+        await asyncio.sleep(0)
+        for n in range(100):
+            bell.ring(n)
+        return await task
+
+    assert asyncio.run(waited())
+    assert len(calls) == 1
+    assert bell.rung() == list(range(100))
+
+
+def test_a_cancelled_wait_leaves_the_bell_as_it_was() -> None:
+    bell = Bell()
+
+    async def cancelled() -> None:
+        task = asyncio.get_running_loop().create_task(bell.await_(LONG))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    bell.ring("a")
+
+    assert bell.wait(0.0)
+    assert bell.rung() == ["a"]
+
+
+def test_a_place_is_woken_as_a_sleeping_thread_is() -> None:
+    """By a push, and as the one that gets the baton; who got up before is not."""
+    waiters, bell = Waiters(), Bell()
+    with waiters.enter("a") as one, waiters.enter("b") as other, waiters.enter("c") as third:
+        beds = [waiter.lie_down(Place(bell, name)) for waiter, name in ((one, "a"), (other, "b"))]
+        up = Place(bell, "c")
+        third_beds = third.lie_down(up)
+        assert third_beds is not None
+        third_beds.pop(up)
+
+        waiters.wake("a")
+        waiters.nudge(other.flight)
+        waiters.wake("c")
+
+        assert all(each is not None for each in beds)
+        assert bell.rung() == ["a", "b"]
+        assert [waiter.woken for waiter in (one, other, third)] == [True, True, True]
+        assert one.lie_down(Place(bell, "a")) is None  # woken since it last looked
+        one.rearm()
+        assert one.lie_down(Place(bell, "a")) is not None
+
+
+def test_a_thread_sleeps_beside_a_place() -> None:
+    waiters, bell, woken = Waiters(), Bell(), list[bool]()
+    with waiters.enter("a") as mine:
+        mine.lie_down(Place(bell, "a"))
+
+        def sleep() -> None:
+            with waiters.enter("a") as other:
+                woken.append(other.wait(LONG))
+
+        thread = threading.Thread(target=sleep)
+        thread.start()
+        wait_until(lambda: len(mine.flight._threads) == 2)
+        waiters.wake("a")
+        thread.join(LONG)
+
+    assert woken == [True]
+    assert bell.rung() == ["a"]
