@@ -302,7 +302,7 @@ class Watch:
         for connection, tables in flush.left.items():
             # Now that the rows are written, nobody can drop the triggers before this transaction ends.
             if gone := self._without_triggers(connection, tables):
-                self._triggered.pop(connection.engine, None)
+                self._triggered.clear()
                 names = ", ".join(table.name for table in gone)
                 raise UnwatchedWrite(
                     f"the triggers of {names} have gone, and what they would have written to the outbox is "
@@ -338,7 +338,7 @@ class Watch:
             if table in self._watched.links and flush.links(connection, table, context.compiled_parameters):
                 return
         tables = self._watched.affected(statement)
-        missing = self._without_triggers(connection, tables)
+        missing = self._without_triggers(connection, tables, context.execution_options)
         if tables and not missing:
             self._touched(session).leaves_untold(connection)
             return
@@ -420,21 +420,33 @@ class Watch:
         """Return whether triggers of all these tables write the outbox themselves; asked once for each engine."""
         if connection.dialect.name != "postgresql":
             return False
-        found = self._triggered.get(connection.engine)
+        schemas = connection.get_execution_options().get("schema_translate_map") or {}
+        where = (connection.engine, frozenset(schemas.items()))
+        found = self._triggered.get(where)
         if found is None:
             watched = self._watched.tables()
             found = frozenset(watched) - frozenset(self._without_triggers(connection, watched))
-            self._triggered[connection.engine] = found
+            self._triggered[where] = found
         return tables <= found
 
-    def _without_triggers(self, connection: Connection, tables: Iterable[Table]) -> list[Table]:
-        """Return the tables whose triggers are not there now."""
+    def _without_triggers(
+        self, connection: Connection, tables: Iterable[Table], options: Mapping[str, Any] | None = None
+    ) -> list[Table]:
+        """Return the tables whose triggers are not there now.
+
+        Args:
+            options: the statement's, instead of the connection's: they may put tables into other schemas.
+        """
         if connection.dialect.name != "postgresql":
             return list(tables)
         from cacheworkers.sql.postgres import have_triggers
 
-        preparer = connection.dialect.identifier_preparer
-        names = {preparer.format_table(table): table for table in tables}
+        schemas = (connection.get_execution_options() if options is None else options).get("schema_translate_map") or {}
+        quote = connection.dialect.identifier_preparer.quote
+        names = {
+            ".".join(quote(name) for name in (schemas.get(table.schema, table.schema), table.name) if name): table
+            for table in tables
+        }
         found = have_triggers(connection, self._outbox.namespace, list(names))
         return [table for name, table in names.items() if name not in found]
 
