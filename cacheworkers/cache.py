@@ -29,7 +29,8 @@ from cacheworkers.process import Process
 from cacheworkers.sql.flush import TagsOf
 from cacheworkers.sql.outbox import Backlog
 from cacheworkers.sql.postgres import Triggers
-from cacheworkers.sql.watch import AnySession, dirty_here
+from cacheworkers.sql.units import dirty_here
+from cacheworkers.sql.watch import AnySession
 from cacheworkers.workers import LoaderInfo, QueueState
 from cacheworkers.workers.versions import mismatch
 

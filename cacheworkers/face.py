@@ -29,7 +29,7 @@ from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.local.l1 import MISSING, Slot
 from cacheworkers.local.loops import tell_if_blocking
 from cacheworkers.runner import LoaderRunner, RunInTransaction
-from cacheworkers.sql.watch import dirty_here, open_units
+from cacheworkers.sql.units import dirty_here, open_units
 from cacheworkers.warm_job import WarmJob
 
 P = ParamSpec("P")

@@ -15,7 +15,7 @@ from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.gate import Gate
 from cacheworkers.sql.sessions import Sessions
-from cacheworkers.sql.watch import Unit
+from cacheworkers.sql.units import Unit
 
 
 class LoaderRunner:

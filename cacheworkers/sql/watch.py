@@ -6,16 +6,14 @@ after a rollback nothing is left of them.  Meanwhile the transaction's own conte
 
 from __future__ import annotations
 
-import contextvars
 import logging
-import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, event, inspect
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_session, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session, sessionmaker
 from sqlalchemy.util.concurrency import await_, in_greenlet
 
@@ -26,110 +24,12 @@ from cacheworkers.sql.flush import Flush, TagsOf
 from cacheworkers.sql.outbox import Outbox
 from cacheworkers.sql.probe import bound_engines, check_outbox, is_autocommit
 from cacheworkers.sql.told import written_by_triggers
+from cacheworkers.sql.units import Unit, enter
 from cacheworkers.sql.watched import Watched
 
 log = logging.getLogger("cacheworkers")
 
 AnySession = Session | AsyncSession
-_units: contextvars.ContextVar[tuple[weakref.ref[Unit], ...]] = contextvars.ContextVar("cacheworkers_units", default=())
-
-
-class Unit:
-    """One session's open transaction, once it has changed something that is watched.
-
-    Attributes:
-        session: whose it is.
-    """
-
-    def __init__(self, session: Session, clean: Callable[[], None]) -> None:
-        """
-        Args:
-            clean: called once, when it has ended or its session was dropped without being closed; not in a child that
-                was forked meanwhile.
-        """
-        self.session = session
-        self._written: list[tuple[SessionTransaction, tuple[str, ...], tuple[Engine, int]]] = []
-        self._untold: list[tuple[SessionTransaction, Connection]] = []
-        self.is_open = True
-        self._end = weakref.finalize(session, _clean_in, os.getpid(), clean)
-        self._end.atexit = False
-
-    @property
-    def async_session(self) -> AsyncSession | None:
-        """The AsyncSession around it, if there is one."""
-        return async_session(self.session)
-
-    @property
-    def tags(self) -> frozenset[str]:
-        """What it has written so far and not committed."""
-        return frozenset(tag for _, tags, _ in self._written for tag in tags)
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether it has changes that no flush has written yet."""
-        # Of any class: a flush may work out a watched row's keys from them.
-        session = self.session
-        return bool(session.new or session.deleted or session.dirty)
-
-    @property
-    def has_untold(self) -> bool:
-        """Whether it has changed rows whose tags are not known here: triggers write them, or the user does."""
-        return bool(self._untold)
-
-    def flushed(self, tags: Sequence[str], row: int, engine: Engine) -> None:
-        """Note what a flush wrote, and the outbox row that says so."""
-        self._written.append((self._transaction(), tuple(tags), (engine, row)))
-
-    def leaves_untold(self, connection: Connection) -> None:
-        """Note that something was changed whose tags are not known."""
-        change = (self._transaction(), connection)
-        if change not in self._untold:
-            self._untold.append(change)
-
-    def has_untold_on(self, connection: Connection) -> bool:
-        """Return whether such a change was made on a connection."""
-        return any(where is connection for _, where in self._untold)
-
-    def rolled_back(self, transaction: SessionTransaction) -> None:
-        """Forget what was written within a transaction or savepoint."""
-        self._written = [each for each in self._written if transaction not in _chain(each[0])]
-        self._untold = [each for each in self._untold if transaction not in _chain(each[0])]
-
-    def taken(self) -> tuple[tuple[str, ...], tuple[tuple[Engine, int], ...]]:
-        """Return tags and rows that are committed now, and forget them."""
-        written, self._written, self._untold = self._written, [], []
-        return tuple(dict.fromkeys(tag for _, tags, _ in written for tag in tags)), tuple(row for _, _, row in written)
-
-    def close(self) -> None:
-        """End it: the transaction is over."""
-        self.is_open = False
-        self._end()
-
-    def _transaction(self) -> SessionTransaction:
-        session = self.session
-        transaction = session.get_nested_transaction() or session.get_transaction()
-        assert transaction is not None
-        return transaction
-
-
-def open_units() -> tuple[Unit, ...]:
-    """Return the units of this context's open transactions that have changed what is watched, newest first."""
-    units = (reference() for reference in reversed(_units.get()))
-    return tuple(unit for unit in units if unit is not None and unit.is_open)
-
-
-def dirty_here() -> Unit | None:
-    """Return the newest of `open_units`; None in most contexts."""
-    for reference in reversed(_units.get()):
-        unit = reference()
-        if unit is not None and unit.is_open:
-            return unit
-    return None
-
-
-def _clean_in(process: int, clean: Callable[[], None]) -> None:
-    if os.getpid() == process:
-        clean()
 
 
 class Watch:
@@ -302,7 +202,7 @@ class Watch:
         for connection, tables in flush.left.items():
             # Now that the rows are written, nobody can drop the triggers before this transaction ends.
             if gone := self._without_triggers(connection, tables):
-                self._triggered.pop(connection.engine, None)
+                self._triggered.clear()
                 names = ", ".join(table.name for table in gone)
                 raise UnwatchedWrite(
                     f"the triggers of {names} have gone, and what they would have written to the outbox is "
@@ -338,7 +238,7 @@ class Watch:
             if table in self._watched.links and flush.links(connection, table, context.compiled_parameters):
                 return
         tables = self._watched.affected(statement)
-        missing = self._without_triggers(connection, tables)
+        missing = self._without_triggers(connection, tables, context.execution_options)
         if tables and not missing:
             self._touched(session).leaves_untold(connection)
             return
@@ -407,8 +307,7 @@ class Watch:
         if unit is None:
             self._dirty()
             unit = session.info[self] = Unit(session, self._clean)
-            open_units = tuple(each for each in _units.get() if (found := each()) is not None and found.is_open)
-            _units.set((*open_units, weakref.ref(unit)))
+            enter(unit)
         return unit
 
     def _connection(self, session: Session) -> Connection:
@@ -420,21 +319,33 @@ class Watch:
         """Return whether triggers of all these tables write the outbox themselves; asked once for each engine."""
         if connection.dialect.name != "postgresql":
             return False
-        found = self._triggered.get(connection.engine)
+        schemas = connection.get_execution_options().get("schema_translate_map") or {}
+        where = (connection.engine, frozenset(schemas.items()))
+        found = self._triggered.get(where)
         if found is None:
             watched = self._watched.tables()
             found = frozenset(watched) - frozenset(self._without_triggers(connection, watched))
-            self._triggered[connection.engine] = found
+            self._triggered[where] = found
         return tables <= found
 
-    def _without_triggers(self, connection: Connection, tables: Iterable[Table]) -> list[Table]:
-        """Return the tables whose triggers are not there now."""
+    def _without_triggers(
+        self, connection: Connection, tables: Iterable[Table], options: Mapping[str, Any] | None = None
+    ) -> list[Table]:
+        """Return the tables whose triggers are not there now.
+
+        Args:
+            options: the statement's, instead of the connection's: they may put tables into other schemas.
+        """
         if connection.dialect.name != "postgresql":
             return list(tables)
         from cacheworkers.sql.postgres import have_triggers
 
-        preparer = connection.dialect.identifier_preparer
-        names = {preparer.format_table(table): table for table in tables}
+        schemas = (connection.get_execution_options() if options is None else options).get("schema_translate_map") or {}
+        quote = connection.dialect.identifier_preparer.quote
+        names = {
+            ".".join(quote(name) for name in (schemas.get(table.schema, table.schema), table.name) if name): table
+            for table in tables
+        }
         found = have_triggers(connection, self._outbox.namespace, list(names))
         return [table for name, table in names.items() if name not in found]
 
@@ -445,12 +356,6 @@ def _drive(flow: Flow[Any]) -> None:
         await_(arun(flow))
     else:
         run(flow)
-
-
-def _chain(transaction: SessionTransaction | None) -> Iterator[SessionTransaction]:
-    while transaction is not None:
-        yield transaction
-        transaction = transaction.parent
 
 
 def _sync_target(sessions: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import ForeignKey, delete, event, text, update
+from sqlalchemy import ForeignKey, delete, event, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from cacheworkers import UnwatchedWrite
@@ -240,3 +240,67 @@ def test_a_bulk_update_needs_only_the_triggers_of_its_table(unwatched: Shop) -> 
         session.execute(update(Parent).values(price=1))
 
     assert unwatched.invalidated() == [{"parent:1"}]
+
+
+# -- a schema for each tenant
+
+TENANT = {None: "tenant-1"}
+
+
+@pytest.fixture
+def tenants(triggered: Shop) -> Shop:
+    """A shop that has a second table of products, in a tenant's schema."""
+    with triggered.engine.begin() as connection:
+        connection.exec_driver_sql('CREATE SCHEMA "tenant-1"')
+        connection.exec_driver_sql('CREATE TABLE "tenant-1".product (LIKE product INCLUDING ALL)')
+    return triggered
+
+
+def test_triggers_of_a_table_are_not_those_of_a_tenant_s(tenants: Shop) -> None:
+    """The session writes the tags of a table that has none, and refuses bulk statements on it."""
+    engine = tenants.engine.execution_options(schema_translate_map=TENANT)
+
+    with tenants.sessions.begin() as session:
+        session.add(Product(id=7, category_id=7, price=1))
+    with tenants.sessions(bind=engine) as session:
+        session.add(Product(id=8, category_id=8, price=1))
+        session.commit()
+        with pytest.raises(UnwatchedWrite, match="product"):
+            reprice_all(session)
+
+    assert tenants.invalidated() == [{"product:7", "category:7"}, {"product:8", "category:8"}]
+    with tenants.sessions() as session, pytest.raises(UnwatchedWrite, match="product"):
+        session.execute(update(Product).values(price=1), execution_options={"schema_translate_map": TENANT})
+
+
+def test_a_tenant_s_triggers_are_heard(tenants: Shop) -> None:
+    """Whatever its schema is called."""
+    engine = tenants.engine.execution_options(schema_translate_map=TENANT)
+    with tenants.engine.begin() as connection:
+        connection.exec_driver_sql(
+            'CREATE TRIGGER tenant_insert AFTER INSERT ON "tenant-1".product REFERENCING NEW TABLE AS new_rows '
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {function_of(tenants)}()"
+        )
+        for kind, tables in (
+            ("UPDATE", "OLD TABLE AS old_rows NEW TABLE AS new_rows"),
+            ("DELETE", "OLD TABLE AS old_rows"),
+        ):
+            connection.exec_driver_sql(
+                f'CREATE TRIGGER tenant_{kind} AFTER {kind} ON "tenant-1".product REFERENCING {tables} '
+                f"FOR EACH STATEMENT EXECUTE FUNCTION {function_of(tenants)}()"
+            )
+
+    with tenants.sessions(bind=engine) as session:
+        session.add(Product(id=8, category_id=8, price=1))
+        session.commit()
+
+    assert tenants.invalidated() == [{"product:8", "category:8"}]
+    with tenants.engine.connect() as connection:
+        assert connection.execute(select(tenants.cache.outbox.table.c.source)).scalars().all() == ["trigger"]
+
+
+def function_of(shop: Shop) -> str:
+    """The function of the installed triggers, which works for any table of the same columns."""
+    with shop.engine.connect() as connection:
+        found = connection.exec_driver_sql("SELECT proname FROM pg_proc WHERE proname LIKE 'cacheworkers%%'")
+        return str(found.scalar_one())

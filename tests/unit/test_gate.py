@@ -86,6 +86,8 @@ def test_a_session_s_end_may_come_while_its_own_thread_has_the_gate_s_lock() -> 
     gate.bypass()
 
     with gate._lock:
+        assert gate._lock.acquire(blocking=False)
+        gate._lock.release()
         gate.unbypass()
 
     gate.heard(100.0)
