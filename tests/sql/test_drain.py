@@ -144,6 +144,25 @@ def test_a_new_store_gets_what_the_old_one_was_told_lately(database_url: str, ev
         shop.engine.dispose()
 
 
+def test_a_session_that_marks_its_row_after_a_replay_has_told_the_old_store_only(
+    unwatched: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """commit, invalidate on the old store; replay to the new one; mark: the drain delivers the row all the same."""
+    marks: list[tuple[int, ...]] = []
+    monkeypatch.setattr(unwatched.cache._watching._delivered, "note", lambda engine, rows: marks.append(rows))
+    shop = unwatched.watch()
+    with shop.sessions.begin() as session:
+        session.add(Product(id=1, category_id=7, price=10))
+    with shop.engine.begin() as connection:
+        assert shop.cache.outbox.replay(connection, 60.0) == 1
+
+    [rows] = marks
+    with shop.engine.begin() as connection:
+        shop.cache.outbox.delivered(connection, rows)
+
+    assert delivered(shop) == [{"product:1", "category:7"}]
+
+
 def test_delivered_rows_are_forgotten_in_time(shop: Shop) -> None:
     write(shop, "a")
     shop.cache.drain()
