@@ -139,7 +139,7 @@ def main() -> None:
                 flush=True,
             )
             print(
-                f"p50, p99 of {len(reader.misses):,} misses of keys that were being warmed "
+                f"p50, p99 of {len(reader.misses):,} misses of keys that were being warmed, each a query of those, "
                 f"{at(reader.misses, 0.5):.1f}, {at(reader.misses, 0.99):.1f} ms",
                 flush=True,
             )
