@@ -172,7 +172,7 @@ def main() -> None:
         )
         if wanted:
             print(
-                f"p50, p99 of {len(wanted):,} misses of keys that were being warmed "
+                f"p50, p99 of {len(wanted):,} misses of keys that were being warmed, each a query of those, "
                 f"{at(wanted, 0.5):.1f}, {at(wanted, 0.99):.1f} ms",
                 flush=True,
             )

@@ -229,8 +229,10 @@ def _window(job: _Job) -> int:
 def _until_look(job: _Job) -> float:
     """Return how long to wait before what is under way is looked at, seconds.
 
-    A short window is soon done, and would otherwise stand idle most of the time.
+    A short window is soon done, and would otherwise stand idle most of the time; a batch is never that short.
     """
+    if job.loader.is_batch or not job.asked:
+        return LOOK_EVERY
     by_count = LOOK_EVERY * len(job.asked) / LOOKED_AT
     return min(LOOK_EVERY, max(LOOK_SOONEST, by_count, job.throttle.load_time))
 

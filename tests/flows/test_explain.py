@@ -92,6 +92,18 @@ def test_a_load_under_way(cache: Cache) -> None:
     assert found.lease["token"] == "a" * 16
 
 
+def test_what_is_to_be_warmed_is_waited_for_only_once_it_is_loaded(cache: Cache) -> None:
+    declared(cache)
+    store = cache._ports.store
+    store.claim_many([("number[7]", "a" * 16, b"")], lease_for=60.0, warms=True).run()
+
+    before = cache.explain("number[7]").verdict
+    store.begin([("number[7]", "a" * 16, "b" * 16, b"")], load_for=60.0).run()
+
+    assert before == "ask a worker to load it, and wait"
+    assert cache.explain("number[7]").verdict == "wait: it is being loaded"
+
+
 def test_nothing_is_loaded_counted_or_claimed(cache: Cache, events: list[Any]) -> None:
     number = declared(cache)
     number.get(1)
