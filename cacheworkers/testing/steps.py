@@ -23,8 +23,13 @@ class Stepper(Generic[T]):
         result, error: how it ended.
     """
 
-    def __init__(self, flow: Flow[T]) -> None:
+    def __init__(self, flow: Flow[T], *, by_exchange: bool = False) -> None:
+        """
+        Args:
+            by_exchange: an exchange is one step, to count them.
+        """
         self._flow = flow
+        self._by_exchange = by_exchange
         self._step: Any = None
         self._parts: Iterator[Any] = iter(())
         self._reply: Callable[[], Any] | None = None
@@ -91,16 +96,16 @@ class Stepper(Generic[T]):
         except BaseException as error:
             self._step, self.error = None, error
         else:
-            self._parts = _parts(self._step)
+            self._parts = _parts(self._step, self._by_exchange)
 
 
 #: Of a step: not all of it has been performed.
 _MORE = object()
 
 
-def _parts(step: Any) -> Iterator[Any]:
+def _parts(step: Any, by_exchange: bool) -> Iterator[Any]:
     """Perform a step part by part; the last thing yielded is its reply."""
-    if not isinstance(step, Exchange) or len(step._requests) < 2:
+    if by_exchange or not isinstance(step, Exchange) or len(step._requests) < 2:
         yield step.run()
         return
     replies: list[Any] = []

@@ -77,7 +77,7 @@ class Shop:
             raise ValueError("unlucky")
 
     def many(self, keys: Sequence[Any], *, of: Any = None) -> Stepper[dict[Any, Any]]:
-        return Stepper((of or self.prices)._many(keys))
+        return Stepper((of or self.prices)._many(keys), by_exchange=True)
 
     def one(self, key: int, *, of: Any = None) -> Stepper[Any]:
         loader = of or self.prices
