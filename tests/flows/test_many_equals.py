@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from many_shop import Shop
+from many_shop import Shop, late, whole
 from mutation import Mutation, python
 
 from cacheworkers import Cache, LoadErrors, LoadTimeout
@@ -241,17 +241,23 @@ class Walk:
             if reading.at == "wait":
                 step: Any = reading._step
                 step.timeout = 0.0
-            if reading.at:
-                reading.step()
+            self.go_on(reading)
             if not reading.at:
                 self.going.pop(at)
                 self.check(reading, known, keys)
+
+    def go_on(self, going: Stepper[Any]) -> None:
+        """Perform a step, or as much of it as goes at once."""
+        if self.chance.random() < 0.7:
+            whole(going)
+        elif going.at:
+            going.step()
 
     def be_late(self) -> None:
         if self.going:
             reading = self.chance.choice(self.going)[0]
             if reading.at not in ("wait", ""):
-                reading.send()
+                late(reading)
 
     def cancel(self) -> None:
         if self.going and self.chance.random() < 0.3:
@@ -267,8 +273,7 @@ class Walk:
     def work_on(self) -> None:
         if self.loads:
             going = self.chance.choice(self.loads)
-            if going.at:
-                going.step()
+            self.go_on(going)
             if not going.at:
                 going.finish()
                 self.loads.remove(going)
