@@ -128,12 +128,25 @@ class Shop:
 
 
 def path(going: Stepper[Any], until: str = "") -> list[str]:
-    """Perform steps, until one is next; their names."""
+    """Perform steps, until one is next; their names.  An exchange is one step, of however many requests."""
     steps = []
     while going.at and not (until and going.at.startswith(until)):
         steps.append(going.at.split()[0])
-        going.step()
+        whole(going)
     return steps
+
+
+def whole(going: Stepper[Any]) -> None:
+    """Perform a step with all its requests."""
+    step = going._step
+    while step is not None and going._step is step:
+        going.step()
+
+
+def late(going: Stepper[Any]) -> None:
+    """Perform a step with all its requests, and keep the flow from its reply."""
+    while going._reply is None:
+        going.send()
 
 
 def tens(keys: Sequence[int]) -> dict[int, int]:

@@ -11,13 +11,16 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from many_shop import Shop
+from many_shop import Shop, late, whole
+from mutation import Mutation, python
 
 from cacheworkers import Cache, LoadErrors, LoadTimeout
 from cacheworkers.core import envelope
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
+from cacheworkers.local.bell import Place
+from cacheworkers.local.waiters import Waiter, Waiters
 from cacheworkers.testing import Stepper
 
 Outcome = tuple[str, Any]
@@ -166,7 +169,7 @@ def test_many_find_ask_for_and_leave_what_reads_of_one_do(
 ) -> None:
     shop = Shop(make_cache(store_timeout=60.0), monkeypatch, wait_for=WAIT_FOR, on_timeout=on_timeout)
 
-    @settings(max_examples=120, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(deadline=None, max_examples=120, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(cases)
     def equal(case: Case) -> None:
         many, of_many = by_many(shop, case), left(shop)
@@ -202,7 +205,7 @@ class Walk:
         self.going: list[tuple[Stepper[Any], dict[int, int], list[int] | int]] = []
         self.loads: list[Stepper[Any]] = []
         self.changes: list[tuple[int, int, Stepper[Any]]] = []
-        self.ended = 0
+        self.ended = self.slept = 0
 
     def step(self) -> None:
         readers = (self.begin_many, self.begin_one, self.read_on, self.read_on, self.read_on, self.be_late)
@@ -210,6 +213,16 @@ class Walk:
         self.chance.choice((*readers, *others))()
         self.shop.by_hand.hear()
         self.shop.by_hand.go_on()
+        self.check_sleepers()
+
+    def check_sleepers(self) -> None:
+        """Nobody sleeps whose value is there, once all pushes were heard."""
+        flights = self.shop.ports.waiters._flights.values()
+        calls = [flight.call for flight in flights if any(isinstance(bed, Place) for bed in flight._threads)]
+        if calls:
+            found = self.shop.ports.store.get_many(calls).run()
+            assert found == [None] * len(calls), f"slept through the push of one of {calls}"
+            self.slept += len(calls)
 
     def begin_many(self) -> None:
         if len(self.going) < 4:
@@ -228,17 +241,23 @@ class Walk:
             if reading.at == "wait":
                 step: Any = reading._step
                 step.timeout = 0.0
-            if reading.at:
-                reading.step()
+            self.go_on(reading)
             if not reading.at:
                 self.going.pop(at)
                 self.check(reading, known, keys)
+
+    def go_on(self, going: Stepper[Any]) -> None:
+        """Perform a step, or as much of it as goes at once."""
+        if self.chance.random() < 0.7:
+            whole(going)
+        elif going.at:
+            going.step()
 
     def be_late(self) -> None:
         if self.going:
             reading = self.chance.choice(self.going)[0]
             if reading.at not in ("wait", ""):
-                reading.send()
+                late(reading)
 
     def cancel(self) -> None:
         if self.going and self.chance.random() < 0.3:
@@ -254,8 +273,7 @@ class Walk:
     def work_on(self) -> None:
         if self.loads:
             going = self.chance.choice(self.loads)
-            if going.at:
-                going.step()
+            self.go_on(going)
             if not going.at:
                 going.finish()
                 self.loads.remove(going)
@@ -319,15 +337,43 @@ def test_no_walk_reads_what_is_too_old_or_waits_for_ever(
     make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, wait_for: float
 ) -> None:
     shop = Shop(make_cache(store_timeout=60.0), monkeypatch, wait_for=wait_for)
+
+    ended, slept = walked(shop, 60)
+
+    assert ended > 60
+    assert slept
+
+
+#: What was removed -> how it is removed, and what is found.
+MUTANTS: dict[str, tuple[Mutation, str]] = {
+    "a wake before the sleep is heeded": (python(Waiter, "lie_down", "if self.woken:", "if False:"), "slept through"),
+    "who has read is no waiter": (python(Waiters, "leave", "flight._waiters.discard(waiter)", "pass"), "is_idle"),
+}
+
+
+@pytest.mark.parametrize("part", MUTANTS)
+def test_walks_find_a_library_without_a_part(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Else they would prove nothing."""
+    mutate, found = MUTANTS[part]
+    mutate(monkeypatch)
+    shop = Shop(make_cache(store_timeout=60.0), monkeypatch, wait_for=30.0)
+
+    with pytest.raises(AssertionError, match=found):
+        walked(shop, 500)
+
+
+def walked(shop: Shop, walks: int) -> tuple[int, int]:
+    """Walk; how many reads have ended, and how often somebody was seen asleep."""
     versions: dict[int, int] = {}
     shop.value_of = lambda key: versions[key]
-    ended = 0
-
-    for seed in range(60):
+    ended = slept = 0
+    for seed in range(walks):
         walk = Walk(shop, versions, seed)
         for _ in range(80):
             walk.step()
         walk.end()
         ended += walk.ended
-
-    assert ended > 60
+        slept += walk.slept
+    return ended, slept

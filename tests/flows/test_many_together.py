@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from many_shop import UNLUCKY, Asks, Shop, path, tens
+from many_shop import UNLUCKY, Asks, Shop, late, path, tens, whole
 
 from cacheworkers import Cache, Config, Load, LoadError, LoadErrors, LoadTimeout
 from cacheworkers.core import envelope
@@ -106,7 +106,7 @@ def test_who_is_woken_looks_and_no_other(shop: Shop) -> None:
     shop.asks.rounds[:] = [asks[:1]]
     shop.work()
 
-    going.step()
+    whole(going)
 
     assert going.at == "get"
     assert path(going, "wait") == ["get"]
@@ -119,14 +119,14 @@ def test_who_is_woken_looks_and_no_other(shop: Shop) -> None:
 def test_a_push_between_claim_and_sleep_is_not_slept_through(shop: Shop) -> None:
     """The worker may be quicker than the reply to the claim."""
     going = shop.many([1, 2])
-    going.step()
-    going.send()  # the claims have been done, their reply is on its way
+    whole(going)
+    late(going)  # the claims have been done, their reply is on its way
     store = shop.ports.store
     asks = [Ask("prices", f"prices[{key}]", store.lease(f"prices[{key}]").run()["token"], "", "miss") for key in (1, 2)]
     shop.asks.rounds[:] = [asks]
     shop.work()
 
-    going.step()
+    whole(going)
 
     assert going.finish() == tens([1, 2])
 
@@ -290,8 +290,8 @@ def test_what_somebody_reads_already_is_waited_for(shop: Shop) -> None:
 
 def test_reads_of_overlapping_keys_share_what_each_has_claimed(shop: Shop) -> None:
     first, second = shop.many([1, 2, 3]), shop.many([3, 4, 5, 1])
-    first.step()
-    second.step()  # both have found nothing
+    whole(first)
+    whole(second)  # both have found nothing
 
     assert path(first, "wait") == ["claim"]
     assert path(second, "wait")[-1] == "claim"
@@ -304,9 +304,9 @@ def test_reads_of_overlapping_keys_share_what_each_has_claimed(shop: Shop) -> No
 
 def test_who_is_claiming_is_waited_for_and_what_it_has_found_looked_at(shop: Shop) -> None:
     first, second = shop.many([1, 2]), shop.many([2, 3])
-    first.step()
-    second.step()  # both stand before their claims: of 2 only the first
-    first.send()
+    whole(first)
+    whole(second)  # both stand before their claims: of 2 only the first
+    late(first)
 
     assert path(second, "wait") == ["get", "claim"]
     first.until("wait")
@@ -368,10 +368,10 @@ def test_who_waits_for_a_claim_that_is_cancelled_claims_itself(shop: Shop) -> No
 def test_a_loader_that_breaks_the_rules_ends_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no error of the library is nobody's alone, and comes out as it is."""
     going = shop.many([1, 2])
-    going.step()
+    whole(going)
     monkeypatch.setattr(shop.asks, "submit_all", lambda asks: [][0])
 
-    going.step()
+    whole(going)
 
     assert isinstance(going.error, IndexError)
     assert shop.leases() == []
@@ -525,15 +525,15 @@ def test_a_push_between_the_first_look_and_the_place_among_waiters_is_not_slept_
     worker = shop.many([1]).until("wait")
     waiters = shop.ports.waiters
     flights, waiters._flights = waiters._flights, {}  # that reader is in another process
-    late = shop.many([1])
-    late.send()
+    second = shop.many([1])
+    late(second)
     other = shop.one(1).until("claim")
-    other.send()
+    late(other)
     shop.work()
 
-    late.step()
-    assert late.at == "get"
-    assert late.finish() == {1: 10}
+    whole(second)
+    assert second.at == "get"
+    assert second.finish() == {1: 10}
     other.finish()
     waiters._flights = flights
     worker._flow.close()
@@ -641,14 +641,14 @@ def test_a_lease_known_to_be_taken_over_is_waited_for_to_its_end(make_shop: Any)
     first = shop.many([1, 2]).until("wait")
     shop.pass_time(first, 0.5)
     first.until("load")
-    late = shop.many([2, 1])
-    path(late, "wait")
-    shop.pass_time(late, 0.5)
+    other = shop.many([2, 1])
+    path(other, "wait")
+    shop.pass_time(other, 0.5)
 
-    late.step()
-    assert path(late, "wait")[-1] in ("get", "mget")
+    whole(other)
+    assert path(other, "wait")[-1] in ("get", "mget")
     assert first.finish() == tens([1, 2])
     shop.by_hand.hear()
 
-    assert late.finish() == tens([1, 2])
+    assert other.finish() == tens([1, 2])
     assert shop.batches == [[1, 2]]
