@@ -108,6 +108,9 @@ class Batcher:
         for loop in list(self._turns):
             if loop.is_closed():
                 self._turns.pop(loop, None)
+        for task in list(self._tasks):
+            if task.get_loop().is_closed():
+                self._tasks.discard(task)
 
 
 def _settle(turn: _Turn, outcome: Values | Exception) -> None:

@@ -7,7 +7,6 @@ costs seconds instead of one timeout.
 from __future__ import annotations
 
 import asyncio
-import weakref
 from typing import Any, cast
 
 import redis
@@ -22,6 +21,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from cacheworkers.store.address import Address
+from cacheworkers.store.wire import abort
 
 
 class Clients:
@@ -39,13 +39,16 @@ class Clients:
     def reset(self) -> None:
         """Forget all clients, as a child does after a fork."""
         self._sync: Any = None
-        self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
+        # Not weakly by their loops, for connections to Sentinels hold theirs.
+        self._async: dict[asyncio.AbstractEventLoop, Any] = {}
 
     def close(self) -> None:
-        """Close the sync client."""
+        """Close all clients; those of loops that run do it themselves, soon."""
         client, self._sync = self._sync, None
         if client is not None:
             client.close()
+        for loop in list(self._async):
+            self._close_async(loop)
 
     def client(self) -> Any:
         """Return the sync client."""
@@ -71,6 +74,9 @@ class Clients:
         loop = asyncio.get_running_loop()
         client = self._async.get(loop)
         if client is None:
+            for other in list(self._async):
+                if other.is_closed():
+                    self._close_async(other)
             address, options = self._address, self._options(AsyncRetry(NoBackoff(), 0))
             if address.kind == "sentinel":
                 sentinel: Any = cast(Any, AsyncSentinel)(
@@ -91,6 +97,23 @@ class Clients:
         """Return the same for event loops."""
         options = self._options(AsyncRetry(NoBackoff(), 0))
         return redis.asyncio.ConnectionPool(**_of_node(parse_async_url, self._address.url, host, port), **options)
+
+    def _close_async(self, loop: asyncio.AbstractEventLoop) -> None:
+        client = self._async.pop(loop, None)
+        sentinel = None if client is None else getattr(client.connection_pool, "sentinel_manager", None)
+        if sentinel is None:  # it has connected nothing: wires only ask it how to
+            return
+
+        def close() -> None:
+            for each in sentinel.sentinels:
+                pool = each.connection_pool
+                for connection in (*pool._available_connections, *pool._in_use_connections):
+                    abort(connection, loop)
+
+        try:
+            loop.call_soon_threadsafe(close)
+        except RuntimeError:  # it is closed
+            close()
 
     def _options(self, retry: Any) -> dict[str, Any]:
         return {"retry": retry, "socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}

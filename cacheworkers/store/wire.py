@@ -199,8 +199,6 @@ class AsyncWire(asyncio.Protocol):
         """
         if self._transport.is_closing():
             raise redis_errors.ConnectionError("the connection was closed")
-        if self._transport.is_closing():
-            raise redis_errors.ConnectionError("the connection was closed")
         future: asyncio.Future[list[Any]] = self._loop.create_future()
 
         def done(outcome: Outcome) -> None:
@@ -231,8 +229,7 @@ class AsyncWire(asyncio.Protocol):
     def close(self) -> None:
         """Close the connection; who waits gets an error."""
         self.is_usable = False
-        with contextlib.suppress(RuntimeError):  # its loop is closed
-            self._transport.abort()
+        abort(self._connection, self._loop)
 
     # -- asyncio.Protocol
 
@@ -307,6 +304,21 @@ def unconnected(pool: Any, **options: Any) -> Any:
     options.pop("maint_notifications_config", None)
     options.pop("maint_notifications_pool_handler", None)
     return pool.connection_class(**options)
+
+
+def abort(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """Close redis-py's async connection at once: on its loop, or from anywhere once that loop is closed."""
+    if connection._writer is None:
+        return
+    transport = connection._writer.transport
+    with contextlib.suppress(RuntimeError):  # its loop is closed
+        transport.abort()
+    connection._close()  # else it complains when it goes
+    if loop.is_closed():
+        # asyncio leaves the socket to the garbage collector; uvloop's, which shows none, is closed with its loop.
+        own = getattr(transport.get_extra_info("socket"), "_sock", None)
+        if own is not None:
+            own.close()
 
 
 def _reader(connection: Any) -> Any:

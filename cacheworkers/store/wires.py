@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +43,8 @@ class Wires:
         """Forget all wires, as a child does after a fork."""
         # Taken and given back at the same end, by single calls that need no lock: few stay warm.
         self._idle: collections.deque[Wire] = collections.deque()
-        self._of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWire] = weakref.WeakKeyDictionary()
+        # Not weakly by their loops, for a wire holds its own: those of closed ones are looked for and closed.
+        self._of_loop: dict[asyncio.AbstractEventLoop, AsyncWire] = {}
         self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncWire]] = {}
 
     def exchange(self, commands: _Words) -> list[Any]:
@@ -113,17 +112,22 @@ class Wires:
         return True
 
     def close(self) -> None:
-        """Close what is idle; a loop's wire goes with its next failure, or its loop."""
+        """Close what is idle, and use none of today's wires again; one in use is closed by who uses it."""
         while self._idle:
             self._idle.pop().close()
+        self._forget_closed_loops()
+        for loop in list(self._of_loop):
+            wire = self._of_loop.pop(loop, None)
+            if wire is not None:
+                wire.is_usable = False
+                try:
+                    loop.call_soon_threadsafe(wire.retire)
+                except RuntimeError:  # it has just been closed
+                    wire.close()
 
     def drop(self) -> None:
-        """Use none of today's wires again: their master is gone, or is no master any more."""
+        """Close all that is open: their master is gone, or is no master any more."""
         self.close()
-        for loop, wire in list(self._of_loop.items()):
-            wire.is_usable = False
-            with contextlib.suppress(RuntimeError):  # its loop is closed
-                loop.call_soon_threadsafe(wire.retire)
 
     def _free_wire(self, within: float | None = None) -> Wire:
         while True:
@@ -155,7 +159,18 @@ class Wires:
         # Shielded: the task that began it may be cancelled, and others wait for it.
         return await asyncio.shield(connecting)
 
+    def _forget_closed_loops(self) -> None:
+        """Close what loops left open that were closed before it was."""
+        for loop in list(self._of_loop):
+            wire = self._of_loop.pop(loop, None) if loop.is_closed() else None
+            if wire is not None:
+                wire.close()
+        for loop in list(self._connecting):
+            if loop.is_closed():
+                self._connecting.pop(loop, None)
+
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> AsyncWire:
+        self._forget_closed_loops()
         try:
             wire = await AsyncWire(self.timeout).connect(self._async_pool())
             self._of_loop[loop] = wire

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -13,9 +14,13 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
+from cacheworkers import Cache, Config, Load
+from cacheworkers.store.address import parse_url
+from cacheworkers.store.clients import Clients
 from cacheworkers.store.trips import Trip, Trips
 from cacheworkers.store.wires import Wires
 from cacheworkers.testing import FaultProxy, Valkey
+from cacheworkers.testing.servers import wait_until
 
 
 @pytest.fixture
@@ -214,6 +219,65 @@ def test_each_loop_has_a_connection_of_its_own(valkey: Valkey) -> None:
 
     for n in range(3):
         assert asyncio.run(wires.aexchange([("ECHO", str(n))])) == [str(n).encode()]
+
+
+def test_loops_that_have_ended_leave_no_connection_behind(events: list[Any]) -> None:
+    """However many a process runs in turn, as scripts and sync views of async code do; `close` takes the last."""
+    with Valkey() as server, redis.Redis(port=server.port) as watching:
+        cache = Cache(Config(redis_url=server.url, heat_every=0), hook=events.append)
+
+        @cache.loader(fresh_for=600, early=0, l1_for=0.0)
+        def number(load: Load, n: int) -> int:
+            return n
+
+        def clients() -> int:
+            return len(watching.client_list())
+
+        number.get(1)
+        wait_until(lambda: cache._ports.listener.is_up)
+        began_with, files = clients(), len(os.listdir("/proc/self/fd"))
+
+        assert [asyncio.run(number.aget(1)) for _ in range(40)] == [1] * 40
+
+        assert len(os.listdir("/proc/self/fd")) < files + 10
+        wait_until(lambda: clients() <= began_with + 1)
+        cache.close()
+        wait_until(lambda: clients() == 1)
+
+
+def test_connections_to_sentinels_end_with_their_loop(valkey: Valkey, proxy: FaultProxy) -> None:
+    """The server that stands for a Sentinel has no masters to name, but is connected to."""
+    clients = Clients(parse_url(f"sentinel://{proxy.url.partition('://')[2].partition('/')[0]}/shop"), 5.0)
+
+    async def ask() -> Any:
+        sentinel = clients.async_pool().sentinel_manager
+        await sentinel.sentinels[0].ping()
+        [connection] = sentinel.sentinels[0].connection_pool._available_connections
+        return connection._writer.transport.get_extra_info("socket")
+
+    sockets = [asyncio.run(ask()) for _ in range(3)]
+    assert [each.fileno() == -1 for each in sockets] == [True, True, False]
+
+    clients.close()
+    assert sockets[-1].fileno() == -1
+
+
+def test_closed_in_mid_exchange_the_wire_of_a_loop_ends_with_its_last_reply(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url)
+
+    async def main() -> Any:
+        await wires.aexchange([("PING",)])
+        [wire] = wires._of_loop.values()
+        proxy.hold_replies()
+        late = asyncio.create_task(wires.aexchange([("ECHO", "late")]))
+        await asyncio.sleep(0)
+        wires.close()
+        proxy.release()
+        return await late, wire
+
+    reply, wire = asyncio.run(main())
+    assert reply == [b"late"]
+    assert wire._transport.is_closing()
 
 
 def test_nobody_there_is_an_error_of_redis(valkey: Valkey) -> None:

@@ -299,6 +299,29 @@ def test_loop_closed_in_mid_turn_is_forgotten_by_the_next(way: str) -> None:
     assert not batcher._turns
 
 
+def test_fetch_of_a_loop_closed_in_mid_fetch_is_forgotten_by_the_next_turn() -> None:
+    """Nobody cancels what runs on a loop that is closed without `asyncio.run`."""
+    source = Source()
+    batcher = Batcher(source)
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> None:
+        source.gate = asyncio.Event()
+        batcher.get("a")
+        while not source.fetches:
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(begin())
+    [left] = batcher._tasks
+    loop.close()
+    source.gate = None
+    found = asyncio.run(got(batcher, "b"))
+    left._log_destroy_pending = False  # type: ignore[attr-defined]  # what this test leaves behind on purpose
+
+    assert found == b"b"
+    assert not batcher._tasks
+
+
 def test_child_of_a_fork_starts_its_own_turn(way: str) -> None:
     """What the parent's loop had asked for is not waited for by the child's reads."""
     source = Source()
