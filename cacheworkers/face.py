@@ -15,9 +15,10 @@ from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
-from cacheworkers.errors import CallError, StoreError
+from cacheworkers.errors import CallError, CodecError, StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows import read as reading
+from cacheworkers.flows.here import drop_unreadable
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.many import ManyWanted, one_by_one, read_many
 from cacheworkers.flows.nested import nested, nested_many
@@ -98,20 +99,32 @@ class Face(Generic[T]):
             return slot
         return None
 
-    def _value(self, slot: Slot) -> T:
-        """Return a slot's value: shared if nobody can spoil it, else decoded for this caller alone."""
-        value = slot.value
-        if value is MISSING:
-            value = self._codec.decode(slot.payload)
-            if self._is_shareable:
-                self._ports.l1.keep_value(slot, value)
-        found: T = value
-        return found
+    def _value(self, slot: Slot) -> Any:
+        """Return a slot's value: shared if nobody can spoil it, else decoded for this caller alone.
 
-    def _read_slot(self, slot: Slot) -> Read:
+        MISSING if its payload is no value of this loader, as another version's may be, which a read of JSON has kept:
+        the slot is gone then, and the store to be asked.
+        """
+        value = slot.value
+        if value is not MISSING:
+            return value
+        try:
+            value = self._codec.decode(slot.payload)
+        except CodecError as error:
+            slot.reads -= 1
+            drop_unreadable(self._ports, slot, error)
+            return MISSING
+        if self._is_shareable:
+            self._ports.l1.keep_value(slot, value)
+        return value
+
+    def _read_slot(self, slot: Slot) -> Read | None:
+        value = self._value(slot)
+        if value is MISSING:
+            return None
         entry: Entry = slot.entry
         now = self._ports.clock.now()
-        return Read.of(now, entry, self._value(slot), _served(entry, now), "l1", 0.0)
+        return Read.of(now, entry, value, _served(entry, now), "l1", 0.0)
 
     def _flow(
         self,
@@ -273,30 +286,28 @@ class Face(Generic[T]):
     def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        if slot is not None:
-            return self._value(slot)
-        value: T = self._through_store(call, arguments, self._codec.decode).value
-        return value
+        kept = MISSING if slot is None else self._value(slot)
+        found: T = self._through_store(call, arguments, self._codec.decode).value if kept is MISSING else kept
+        return found
 
     async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        if slot is not None:
-            return self._value(slot)
-        value: T = (await self._athrough_store(call, arguments, self._codec.decode)).value
-        return value
+        kept = MISSING if slot is None else self._value(slot)
+        found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value if kept is MISSING else kept
+        return found
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._read_slot(slot) if slot else self._through_store(call, arguments, self._codec.decode)
+        kept = self._read_slot(slot) if slot else None
+        return kept or self._through_store(call, arguments, self._codec.decode)
 
     async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        if slot is not None:
-            return self._read_slot(slot)
-        return await self._athrough_store(call, arguments, self._codec.decode)
+        kept = self._read_slot(slot) if slot else None
+        return kept or await self._athrough_store(call, arguments, self._codec.decode)
 
     def _json_hit(self, args: tuple[Any, ...]) -> Read | None:
         """Return what L1 has for raw positional arguments, if it may answer now."""
@@ -412,9 +423,12 @@ class Face(Generic[T]):
             if slot is not None and now < slot.until and slot.entry.seq >= since:
                 slot.reads += 1
                 value = slot.value
-                values[key] = self._value(slot) if value is MISSING else value
-            else:
-                missing[key] = text
+                if value is MISSING:
+                    value = self._value(slot)
+                if value is not MISSING:
+                    values[key] = value
+                    continue
+            missing[key] = text
         return values, missing
 
 

@@ -53,8 +53,12 @@ class Loader(Face[T], Generic[P, T]):
                 now, gate = monotonic(), self._gate
                 if now < slot.until and now - gate.heard_at < self._l1_for and now < gate.look_at:
                     slot.reads += 1
-                    value = slot.value
-                    return self._value(slot) if value is MISSING else value
+                    value: T = slot.value
+                    if value is not MISSING:
+                        return value
+                    value = self._value(slot)
+                    if value is not MISSING:
+                        return value
         return self._get(args, kwargs)
 
     async def aget(self, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -68,13 +72,16 @@ class Loader(Face[T], Generic[P, T]):
                 now, gate = monotonic(), self._gate
                 if now < slot.until and now - gate.heard_at < self._l1_for and now < gate.look_at:
                     slot.reads += 1
-                    value = slot.value
-                    return self._value(slot) if value is MISSING else value
+                    value: T = slot.value
+                    if value is not MISSING:
+                        return value
+                    value = self._value(slot)
+                    if value is not MISSING:
+                        return value
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        if slot is not None:
-            return self._value(slot)
-        found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value
+        kept = MISSING if slot is None else self._value(slot)
+        found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value if kept is MISSING else kept
         return found
 
     def read(self, *args: P.args, **kwargs: P.kwargs) -> Read:

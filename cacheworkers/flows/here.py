@@ -11,11 +11,13 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read import Read
-from cacheworkers.errors import LoadError, LoadTimeout
+from cacheworkers.errors import CodecError, LoadError, LoadTimeout
+from cacheworkers.events import UnreadableEntry
 from cacheworkers.flows.load import as_load_error, load
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports
 from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.gate import NEVER
+from cacheworkers.local.l1 import Slot
 from cacheworkers.local.waiters import Waiter
 
 
@@ -66,8 +68,19 @@ def kept(ports: Ports, call: Call, decode: Callable[[bytes], Any], since: int) -
         lost_at == NEVER or ports.clock.monotonic() - lost_at > ports.config.l1_on_loss_for
     ):
         return None
+    try:
+        value = decode(slot.entry.payload)
+    except CodecError as error:
+        drop_unreadable(ports, slot, error)
+        return None
     slot.reads += 1
-    return Read.of(now, slot.entry, decode(slot.entry.payload), slot.entry.freshness(now), "l1", 0.0)
+    return Read.of(now, slot.entry, value, slot.entry.freshness(now), "l1", 0.0)
+
+
+def drop_unreadable(ports: Ports, slot: Slot, error: CodecError) -> None:
+    """Drop from L1 what does not decode: it may have been kept by a read of its JSON, which is never decoded."""
+    ports.l1.drop(slot.call)
+    ports.emit(UnreadableEntry(slot.call, str(error)))
 
 
 def load_without_store(
