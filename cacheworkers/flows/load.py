@@ -16,11 +16,22 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Life, life_of
 from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import CacheworkersError, EntryTooLarge, LoadError, LoadTimeout, StoreError, TagError
+from cacheworkers.errors import (
+    CacheworkersError,
+    EntryTooLarge,
+    LoadError,
+    LoadTimeout,
+    StoreError,
+    StoreFull,
+    TagError,
+)
 from cacheworkers.events import Loaded, Outcome, Poisoned
 from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports, Runner
 from cacheworkers.store.shapes import Claimed, Snapshot
+
+#: Kind of the failure of what was loaded and had no room in the store: readers load it themselves, and keep nothing.
+STORE_FULL = StoreFull.__name__
 
 
 class Result(msgspec.Struct):
@@ -206,9 +217,15 @@ def _write(
         stored = (yield ports.store.write(current)) if current else []
     except StoreError as error:
         # Full or gone: whoever waits here gets the value, uncached; the lease runs out or is given back.
-        for entry, fence in written:
+        for entry, _ in written:
             results[entry.call].error = error
             del pending[entry.call]
+        if isinstance(error, StoreFull):
+            # Told as a failure is: others who wait would do so in vain, and then load it one after the other.
+            full = [(entry.call, fence, STORE_FULL, str(error)) for entry, fence in written]
+            yield from _fail(ports, full, most_for=ports.config.backoff_for)
+            return
+        for entry, fence in written:
             ports.release_soon(entry.call, fence)
         return
     for (entry, _), is_stored in zip(current, stored, strict=True):
@@ -280,14 +297,18 @@ def _entry(
     return entry
 
 
-def _fail(ports: Ports, failed: list[tuple[str, str, str, str]]) -> Flow[None]:
-    """Record failures; a store that cannot take them loses nothing but the backoff."""
+def _fail(ports: Ports, failed: list[tuple[str, str, str, str]], *, most_for: float | None = None) -> Flow[None]:
+    """Record failures; a store that cannot take them loses nothing but the backoff.
+
+    Args:
+        most_for: longest backoff, seconds, if not as long as the configuration says.
+    """
     config = ports.config
     try:
         yield ports.store.fail(
             failed,
             first_for=config.backoff_for * (1 + 0.2 * ports.chance()),
-            most_for=config.backoff_most_for,
+            most_for=config.backoff_most_for if most_for is None else most_for,
         )
     except StoreError:
         for text, fence, _, _ in failed:

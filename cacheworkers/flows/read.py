@@ -13,9 +13,18 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
 from cacheworkers.core.read import Read
-from cacheworkers.errors import CodecError, EnvelopeError, LoadError, LoadTimeout, StoreError, StoreUnavailable
+from cacheworkers.errors import (
+    CodecError,
+    EnvelopeError,
+    LoadError,
+    LoadTimeout,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, TookOver, UnreadableEntry
 from cacheworkers.flows import here
+from cacheworkers.flows.load import STORE_FULL
 from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.waiters import Flight, Waiter
@@ -93,7 +102,7 @@ def read(ports: Ports, loader: LoaderSpec, call: Call, wanted: Wanted, *, is_kno
                     is_known_missing = False
                     if found is None:
                         found = yield from _wait_in_turn(ports, loader, turn)
-                except StoreUnavailable as error:
+                except (StoreUnavailable, StoreFull) as error:
                     found = yield from _read_here(ports, loader, turn, error)
                 if found is not None:
                     break
@@ -280,6 +289,8 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
             return None
         case Backoff(kind, text, rest):
             ports.waiters.nudge_all(flight)
+            if kind == STORE_FULL:
+                raise StoreFull(text)
             if turn.lapsed is not None:
                 return _lapsed(ports, turn)
             raise LoadError(loader.name, turn.call.text, kind, text, rest)
@@ -317,14 +328,23 @@ def _load_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn, the_ask: Ask) -
     )
 
 
-def _read_here(ports: Ports, loader: LoaderSpec, turn: _Turn, error: StoreUnavailable) -> Flow[Read]:
-    """Read while the store does not answer: from L1, or by loading here."""
-    kept = here.kept(ports, turn.call, turn.wanted.decode, turn.wanted.since)
-    if kept is not None:
-        return kept
-    if loader.policy.on_timeout == "raise":
-        raise LoadTimeout(f'{turn.call.text} cannot be read, and on_timeout is "raise": {error}') from error
-    return (yield from here.load_without_store(ports, loader, turn.call, turn.wanted.decode, turn.waiter, turn.started))
+def _read_here(ports: Ports, loader: LoaderSpec, turn: _Turn, error: StoreUnavailable | StoreFull) -> Flow[Read]:
+    """Read while the store does not answer, or has no room: from L1, or by loading here."""
+    # Not from L1 where the store has answered that it has no such entry: it is right.
+    if isinstance(error, StoreUnavailable):
+        kept = here.kept(ports, turn.call, turn.wanted.decode, turn.wanted.since)
+        if kept is not None:
+            return kept
+    try:
+        if loader.policy.on_timeout == "raise":
+            raise LoadTimeout(f'{turn.call.text} cannot be read, and on_timeout is "raise": {error}') from error
+        return (
+            yield from here.load_without_store(ports, loader, turn.call, turn.wanted.decode, turn.waiter, turn.started)
+        )
+    except (LoadError, LoadTimeout):
+        if turn.lapsed is not None:
+            return _lapsed(ports, turn)
+        raise
 
 
 def _give_up(ports: Ports, turn: _Turn) -> Read:

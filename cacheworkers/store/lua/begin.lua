@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- begin.lua: begin the load of a call under its lease, with a fence of this attempt's own.
 --
 -- KEYS[1]  entry     KEYS[2]  lease     KEYS[3]  attempts

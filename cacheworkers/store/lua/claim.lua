@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- claim.lua: take the lease of a call, unless another holds it or the entry has moved on.
 --
 -- KEYS[1]  entry        KEYS[2]  lease         KEYS[3]  failures

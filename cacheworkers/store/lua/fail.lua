@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- fail.lua: record that a load failed, unless its lease has been broken since it began.
 --
 -- KEYS[1]  lease     KEYS[2]  failures  KEYS[3]  attempts

@@ -1,0 +1,231 @@
+"""A store without room: reads are served uncached, and what keeps loads few still works.  The server really is full."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from cacheworkers import Cache, Load, LoadError, LoadTimeout
+from cacheworkers.store.scripts import CLAIM, Script
+from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
+
+#: Seconds; far longer than any test takes.
+LONG = 600.0
+MakeCache = Callable[..., Cache]
+
+
+class Full:
+    """A server that refuses whatever takes memory, until it is given room."""
+
+    def __init__(self, server: Valkey) -> None:
+        self.url = server.url
+        self.client = redis.Redis(port=server.port)
+
+    def fill(self) -> None:
+        self.client.config_set("maxmemory", "1mb")  # an empty server has more
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            self.client.set("filler", "")
+
+    def make_room(self) -> None:
+        self.client.config_set("maxmemory", "0")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    with Valkey(maxmemory_policy="noeviction") as server:
+        yield server
+
+
+@pytest.fixture
+def full(server: Valkey) -> Iterator[Full]:
+    full = Full(server)
+    yield full
+    full.make_room()
+    full.client.close()
+
+
+@pytest.fixture
+def made(make_cache: MakeCache, full: Full) -> Callable[..., tuple[Any, list[int]]]:
+    """Make a loader and the list of what it has loaded."""
+
+    def make(work: Callable[[int], None] = lambda n: None, **policy: Any) -> tuple[Any, list[int]]:
+        cache, loads = make_cache(redis_url=full.url, backoff_for=LONG, backoff_most_for=LONG), []
+
+        @cache.loader(tags=("n:{n}",), **{"jitter": 0, "early": 0, **policy})
+        def number(load: Load, n: int) -> int:
+            loads.append(n)
+            work(n)
+            return n * 10
+
+        return number, loads
+
+    return make
+
+
+READS: dict[str, Callable[[Any, int], Any]] = {
+    "get": lambda number, n: number.get(n),
+    "aget": lambda number, n: asyncio.run(number.aget(n)),
+    "get_json": lambda number, n: int(number.get_json(n)),
+    "aget_json": lambda number, n: int(asyncio.run(number.aget_json(n))),
+    "get_many": lambda number, n: number.get_many([n])[n],
+    "aget_many": lambda number, n: asyncio.run(number.aget_many([n]))[n],
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_a_miss_is_served_uncached(made: Any, full: Full, how: str) -> None:
+    number, _ = made()
+    full.fill()
+
+    assert [READS[how](number, 2) for _ in range(3)] == [20, 20, 20]
+    assert number.peek(2) is None
+
+
+@pytest.mark.parametrize("how", READS)
+def test_a_miss_is_served_though_its_claim_is_refused(
+    made: Any, full: Full, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes a server refuse even that little."""
+    number, _ = made()
+    link = number._ports.store.link
+    number.peek(2)
+    full.fill()
+    with monkeypatch.context() as patch:
+        patch.setattr("cacheworkers.store.scripts.CLAIM", _without_its_flag())
+        assert READS[how](number, 2) == 20
+
+    assert link.client().exists(number._ports.store.keys.lease("number[2]")) == 0
+
+
+def test_what_was_dropped_is_not_served_from_memory(make_cache: MakeCache, full: Full) -> None:
+    """Though no push has told memory of it yet: the store has answered that it has no such entry."""
+    cache, prices = make_cache(redis_url=full.url), {1: 5}
+
+    @cache.loader(fresh_for=300, jitter=0, early=0, l1_for=LONG)
+    def price(load: Load, n: int) -> int:
+        return prices[n]
+
+    ports = cache._ports
+    ports.listener.start()
+    wait_until(lambda: ports.listener.is_up)
+    price.get(1)
+    assert ports.listener.barrier(60.0).run()  # no push comes late
+    wait_until(lambda: price.read(1).tier == "l1")
+    slot = ports.l1.get("price[1]")
+    full.fill()
+    prices[1] = 6
+    ports.l1.drop, is_dropped = lambda call: is_dropped.set(), threading.Event()  # type: ignore[method-assign]
+    ports.store.drop(["price[1]"]).run()
+    assert is_dropped.wait(60)
+    slot.until = 0.0
+
+    read = price.read(1)
+
+    assert ports.l1.get("price[1]") is slot
+    assert (read.value, read.tier) == (6, "load")
+
+
+def test_readers_of_one_miss_share_a_load(made: Any, full: Full) -> None:
+    """The worker's cannot be stored: it is known at once, and one of the readers loads for all of them."""
+    may_go_on = threading.Event()
+    number, loads = made(lambda n: may_go_on.wait(LONG) and None, wait_for=60.0, load_for=60.0)
+    number.peek(7)
+    full.fill()
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(number.get(7))) for _ in range(20)]
+
+    for thread in threads:
+        thread.start()
+    waiters = number._ports.waiters
+    wait_until(lambda: len(waiters) == 20 and len(waiters._flights["number[7]"]._threads) == 20 and loads)
+    may_go_on.set()
+    for thread in threads:
+        thread.join(60)
+
+    assert found == [70] * 20
+    assert loads == [7, 7]
+
+
+def test_a_failed_load_is_not_repeated_before_its_backoff_ends(made: Any, full: Full) -> None:
+    def fail(n: int) -> None:
+        raise ValueError("unlucky")
+
+    number, loads = made(fail)
+    full.fill()
+
+    for _ in range(3):
+        with pytest.raises(LoadError, match="unlucky"):
+            number.get(1)
+    assert loads == [1]
+
+
+def test_a_lapsed_value_is_served_where_the_load_here_fails(made: Any, full: Full) -> None:
+    is_down = threading.Event()
+
+    def work(n: int) -> None:
+        if is_down.is_set():
+            raise ValueError("unlucky")
+
+    number, _ = made(work, fresh_for=0.001, stale_for=0, error_for=LONG)
+    number.get(1)
+    full.fill()
+    wait_until(lambda: number.peek(1).freshness.value == "lapsed")
+    assert number.read(1).tier == "load"  # which others are told of
+    is_down.set()
+
+    read = number.read(1)
+
+    assert (read.value, read.freshness.value, read.tier) == (10, "lapsed", "store")
+
+
+def test_who_may_not_load_here_is_told(made: Any, full: Full) -> None:
+    number, _ = made(on_timeout="raise")
+    number.peek(1)
+    full.fill()
+
+    with pytest.raises(LoadTimeout, match='number\\[1\\] cannot be read, and on_timeout is "raise": the store is out'):
+        number.get(1)
+
+
+def test_it_is_stored_again_once_there_is_room(make_cache: MakeCache, full: Full) -> None:
+    """After a backoff that does not grow."""
+    cache = make_cache(redis_url=full.url, backoff_for=0.01, backoff_most_for=LONG)
+
+    @cache.loader(jitter=0, early=0)
+    def number(load: Load, n: int) -> int:
+        return n * 10
+
+    number.peek(1)
+    full.fill()
+    for _ in range(20):
+        assert number.get(1) == 10
+    full.make_room()
+
+    wait_until(lambda: number.get(1) == 10 and number.peek(1) is not None)
+
+
+def test_what_it_takes_without_room_is_little_and_goes(made: Any, full: Full) -> None:
+    """No lease and no count of attempts is left, and why it was not stored is known for three backoffs at most."""
+    number, _ = made()
+    keys = number._ports.store.keys
+    number.peek(1)
+    full.fill()
+
+    for n in range(1, 20):
+        number.get(n)
+
+    left = {key for key in map(bytes.decode, full.client.keys(f"{keys.namespace}:*")) if "number[" in key}
+    assert left == {keys.failures(f"number[{n}]") for n in range(1, 20)}
+    assert all(0 < full.client.pttl(key) <= 3 * LONG * 1000 for key in left)
+
+
+def _without_its_flag() -> Script:
+    source = CLAIM.source.replace(b" flags=allow-oom", b"")
+    return Script("claim", source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
