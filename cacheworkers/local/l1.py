@@ -19,8 +19,10 @@ from cacheworkers.core.entry import Entry
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 NEVER = float("-inf")
 _BUCKETS = 4096
-#: Bytes of Python objects that one slot costs besides payload and call.
+#: Bytes of Python objects that one slot costs besides payload, call and tags.
 _OVERHEAD = 1000
+#: Bytes that a tag costs besides itself: its place in the tuple, and what the allocator rounds up.
+_PER_TAG = 16
 #: Bytes of Python objects for each byte of JSON that they were decoded from: numbers, texts and structs of a few bytes
 #: each take 4 to 6.
 _DECODED = 6
@@ -67,6 +69,8 @@ class Slot:
         self.reads = 0
         self.reads_told = 0
         self.size = len(entry.payload) + len(call) + _OVERHEAD + _size_of(value, entry.payload)
+        if entry.tags:
+            self.size += sum(map(sys.getsizeof, entry.tags)) + _PER_TAG * len(entry.tags)
         self.index: dict[Any, Slot] | None = None
         self.arguments = arguments
         self._reads_seen = 0

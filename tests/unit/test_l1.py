@@ -9,11 +9,14 @@ import signal
 import sys
 import threading
 import traceback
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.local.gate import NEVER, Gate
 from cacheworkers.local.l1 import L1, MISSING, Slot
@@ -89,6 +92,29 @@ def test_a_decoded_value_counts_beside_its_payload() -> None:
 
     assert sizes[1] - sizes[0] == sys.getsizeof(text)
     assert sizes[2] - sizes[0] == 6 * len(payload)
+
+
+@pytest.mark.parametrize(("count", "length"), [(0, 0), (2, 20), (50, 40), (200, 200)])
+def test_what_it_counts_is_no_less_than_what_it_takes(count: int, length: int) -> None:
+    """By Python's own count; entries as they come from the store, with tags of their own."""
+    l1 = L1(100_000, 1 << 20)
+    tracemalloc.start()
+    try:
+        for n in itertools.count():
+            tags = tuple(f"product:{n}:{at}".ljust(length, "x") for at in range(count))
+            kept = msgspec.structs.replace(entry(f"n[{n}]", b"x" * 300), tags=tags)
+            kept = envelope.unpack(envelope.pack(kept))
+            l1.fill(kept.call, entry=kept, value=MISSING, until=FOREVER, guard=l1.guard(kept.call))
+            if l1.evictions:
+                break
+        del kept, tags
+        taken = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.Filter(True, each) for each in ("*/local/l1.py", "*/core/envelope.py", "*/core/entry.py")]
+        )
+    finally:
+        tracemalloc.stop()
+
+    assert 0 < sum(each.size for each in taken.statistics("filename")) <= l1.bytes <= 1 << 20
 
 
 def test_a_value_that_is_decoded_later_counts_too() -> None:
