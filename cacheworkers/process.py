@@ -192,6 +192,7 @@ class Process:
         self.ports.gate.reset()
         self._teller.reset()
         self.ports.heat.reset()
+        self.ports.asked.reset()
         self.ports.l1.reset()
         self.ports.waiters.reset()
         self.ports.store.reset()

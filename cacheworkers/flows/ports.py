@@ -121,6 +121,10 @@ class Asked:
     _MOST = 20_000
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as a child does after a fork: a thread of the parent's may have held the lock."""
         self._until: dict[tuple[str, bytes, float], float] = {}
         self._lock = threading.Lock()
 

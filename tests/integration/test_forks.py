@@ -1,0 +1,124 @@
+"""Forks: a child's cache begins anew, whatever its parent's threads were in the middle of."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import gc
+import os
+import signal
+import threading
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+from cacheworkers import Cache, Load
+
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+_FOLLOWED = (dict, list, tuple, set, collections.deque, types.CellType, types.MethodType, threading.Condition)
+
+
+def locks_of(cache: Cache) -> list[Any]:
+    """Every lock of the library's objects that a cache leads to."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    left: list[Any] = [cache]
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, _LOCKS):
+            found.append(each)
+        elif isinstance(each, types.FunctionType):
+            left.extend(each.__closure__ or ())
+        elif isinstance(each, _FOLLOWED) or type(each).__module__.startswith("cacheworkers."):
+            left.extend(gc.get_referents(each))
+    return found
+
+
+def hold_all(locks: list[Any]) -> None:
+    """Take all of them at once; others may take some and want more meanwhile."""
+    while True:
+        held = []
+        for lock in locks:
+            if not lock.acquire(blocking=False):
+                break
+            held.append(lock)
+        else:
+            return
+        for lock in held:
+            lock.release()
+
+
+def forked_while_all_are_held(cache: Cache, work: Callable[[], None]) -> int:
+    """Do something in a child, made while another thread holds every lock of a cache; its exit code."""
+    is_held, may_go_on = threading.Event(), threading.Event()
+    locks = locks_of(cache)
+
+    def hold() -> None:
+        hold_all(locks)
+        is_held.set()
+        may_go_on.wait(60)
+        for lock in locks:
+            lock.release()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait(60)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    may_go_on.set()
+    thread.join(60)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("workers", ["local", "celery"])
+def test_no_lock_of_the_parent_s_is_held_in_a_child(make_cache: Callable[..., Cache], workers: str) -> None:
+    celery = {"celery": Celery(broker="memory://")} if workers == "celery" else {}
+    cache = make_cache(sessions=sessionmaker(create_engine("sqlite://")), **celery)
+
+    def all_are_free() -> None:
+        locks = locks_of(cache)
+        assert len(locks) > 10
+        assert [lock for lock in locks if not lock.acquire(blocking=False)] == []
+
+    assert forked_while_all_are_held(cache, all_are_free) == 0
+
+
+def test_a_child_reads_stale_missing_and_many(make_cache: Callable[..., Cache]) -> None:
+    cache = make_cache()
+
+    @cache.loader(tags=("n:{n}",), fresh_for=600, early=0)
+    def number(load: Load, n: int) -> int:
+        return n * 10
+
+    @cache.loader(tags=("s:{n}",), fresh_for=0, stale_for=600, early=0)
+    def stale(load: Load, n: int) -> int:
+        return n * 10
+
+    def read() -> None:
+        assert stale.read(1).freshness.value == "stale"
+        assert number.get(1) == 10
+        assert number.get(2) == 20
+        assert number.get_many([1, 2, 3]) == {1: 10, 2: 20, 3: 30}
+        assert asyncio.run(number.aget(4)) == 40
+        cache.invalidate("n:1")
+        assert number.get(1) == 10
+        cache.close()
+
+    assert (number.get(1), stale.get(1)) == (10, 10)
+    assert forked_while_all_are_held(cache, read) == 0
