@@ -127,3 +127,6 @@ class LoadErrors(ReadError):
         super().__init__(f"{len(errors)} of {len(errors) + len(values)} keys have no value{shown}")
         self.values = values
         self.errors = errors
+
+    def __reduce__(self) -> tuple[type[LoadErrors], tuple[Mapping[Any, Any], Mapping[Any, CacheworkersError]]]:
+        return (type(self), (self.values, self.errors))

@@ -16,6 +16,7 @@ from cacheworkers.core.read import Read
 from cacheworkers.errors import (
     CodecError,
     EnvelopeError,
+    KeyMissing,
     LoadError,
     LoadTimeout,
     StoreError,
@@ -293,7 +294,8 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
                 raise StoreFull(text)
             if turn.lapsed is not None:
                 return _lapsed(ports, turn)
-            raise LoadError(loader.name, turn.call.text, kind, text, rest)
+            is_left_out = loader.is_batch and kind == KeyMissing.__name__
+            raise (KeyMissing if is_left_out else LoadError)(loader.name, turn.call.text, kind, text, rest)
         case Held(holder, is_begun, is_taken_over, rest):
             ports.emit(ClaimDenied(loader.name, "held"))
             if flight.wakes != wakes:

@@ -383,8 +383,37 @@ def test_batch_loader_loads_what_is_missing_together(cache: Cache, get: Any) -> 
     with pytest.raises(LoadErrors) as caught:
         prices.get_many([1, 100])
     assert caught.value.values == {1: 10}
-    assert isinstance(caught.value.errors[100], LoadError)
-    assert KeyMissing.__name__ in str(caught.value.errors[100])
+    assert type(caught.value.errors[100]) is KeyMissing
+
+
+def test_a_key_that_a_batch_loader_leaves_out_is_told_as_such(cache: Cache, get: Any) -> None:
+    """By whoever reads it, at once and while the backoff runs."""
+
+    @cache.batch_loader()
+    def prices(load: Load, keys: list[int]) -> dict[int, int]:
+        return {}
+
+    with pytest.raises(KeyMissing, match="the batch loader left out 1"):
+        get(prices, 1)
+    with pytest.raises(KeyMissing, match="the batch loader left out 1"):
+        get(prices, 1, how="get")
+    with pytest.raises(LoadErrors) as caught:
+        get(prices, [1], how="get_many")
+    assert type(caught.value.errors[1]) is KeyMissing
+
+
+def test_a_load_that_fails_of_another_s_missing_key_leaves_out_none_itself(cache: Cache, get: Any) -> None:
+    @cache.batch_loader()
+    def prices(load: Load, keys: list[int]) -> dict[int, int]:
+        return {}
+
+    @cache.loader()
+    def total(load: Load) -> int:
+        return prices.get(1)
+
+    with pytest.raises(LoadError) as caught:
+        get(total)
+    assert (type(caught.value), caught.value.kind) == (LoadError, "KeyMissing")
 
 
 def test_a_plain_loader_of_one_argument_reads_many_too(cache: Cache, get: Any) -> None:
