@@ -224,7 +224,7 @@ class ListenerUp(Event, frozen=True):
 
 
 class ListenerDown(Event, frozen=True):
-    """The listener lost its connection; L1 is bypassed while the store answers."""
+    """The listener lost its connection, or never got one; L1 is bypassed while the store answers."""
 
     master: str
     error: str

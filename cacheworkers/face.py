@@ -27,6 +27,7 @@ from cacheworkers.flows.transaction import read_in_transaction
 from cacheworkers.flows.warm import Warming, warm
 from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.local.l1 import MISSING, Slot
+from cacheworkers.local.loops import tell_if_blocking
 from cacheworkers.runner import LoaderRunner, RunInTransaction
 from cacheworkers.sql.watch import dirty_here
 from cacheworkers.warm_job import WarmJob
@@ -222,6 +223,7 @@ class Face(Generic[T]):
 
     def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
         """Read a call that L1 does not answer."""
+        tell_if_blocking(self._spec.name)
         is_known_missing = False
         if self._is_plain(call):
             ports = self._ports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
@@ -12,6 +13,8 @@ from cacheworkers.errors import CacheworkersError, StoreError, StoreUnavailable
 from cacheworkers.store.masters import MasterAway
 from cacheworkers.store.prober import Prober
 from cacheworkers.store.request import UNAVAILABLE
+
+log = logging.getLogger("cacheworkers")
 
 
 class Breaker(Protocol):
@@ -100,6 +103,7 @@ class Health:
         self.breaker.succeeded()
         was_lost, self._is_lost = self._is_lost, False
         if was_lost:
+            log.warning("the store at %s answers again", self._where)
             self._on_back()
 
     def _is_answered(self, is_early: bool) -> bool:
@@ -135,6 +139,11 @@ class Health:
                 self.prober.begin()
                 was_lost, self._is_lost = self._is_lost, True
                 if not was_lost:
+                    log.warning(
+                        "%s; until it answers, reads load for themselves and invalidations are refused: "
+                        "see that it runs, and that redis_url has its address, user and password",
+                        text,
+                    )
                     self._on_lost(text)
             return StoreUnavailable(text)
         return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")

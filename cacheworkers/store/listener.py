@@ -124,6 +124,7 @@ class Listener:
         self._masters: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
+        self._is_told_down = False
 
     @property
     def is_up(self) -> bool:
@@ -141,7 +142,7 @@ class Listener:
                     thread.start()
                 except RuntimeError as error:
                     # No more threads, none in this kind of interpreter, or it is ending: reads go past L1.
-                    log.debug("no listener: %s", error)
+                    self._tell_down(self._link.where, f"its thread cannot be started: {error}")
                     return
                 self._thread = thread
                 self.on_start()
@@ -204,7 +205,21 @@ class Listener:
         if was_up:
             # Order: the gate is closed first, so that whatever is filled from here on is filled under a new guard.
             self._on_lost()
-            self._emit(ListenerDown(ears[0].master if ears else "", f"{type(error).__name__}: {error}"))
+        if not self._closed.is_set():
+            self._tell_down(ears[0].master if ears else self._link.where, f"{type(error).__name__}: {error}")
+
+    def _tell_down(self, master: str, error: str) -> None:
+        """Say that nothing is heard, and why; not again until something has been heard."""
+        if self._is_told_down:
+            return
+        self._is_told_down = True
+        log.warning(
+            "the listener does not hear %s: %s; until it does, memory answers nothing and each read asks the store: "
+            "`cacheworkers doctor` says what is missing",
+            master,
+            error,
+        )
+        self._emit(ListenerDown(master, error))
 
     def _hang_up(self) -> list[Ear]:
         """Close all connections, and return them."""
@@ -261,6 +276,9 @@ class Listener:
         was_up = self._gate.is_coherent
         self._gate.heard(min(ear.heard_at for ear in self._ears))
         if not was_up:
+            if self._is_told_down:
+                self._is_told_down = False
+                log.warning("the listener hears %s", ", ".join(ear.master for ear in self._ears))
             for ear in self._ears:
                 self._emit(ListenerUp(ear.master))
 

@@ -480,7 +480,9 @@ def test_closed_while_it_connects_it_leaves_no_connection(shop: Shop, proxy: Fau
     assert not shop.ports.listener.is_up
 
 
-def test_where_no_thread_can_be_started_reads_go_past_memory(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_thread_can_be_started_reads_go_past_memory(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A process at its limit of threads, or an interpreter that has none; once there is room, it listens."""
     start = threading.Thread.start
 
@@ -495,10 +497,86 @@ def test_where_no_thread_can_be_started_reads_go_past_memory(shop: Shop, monkeyp
         assert {shop.price.read(1).tier for _ in range(3)} == {"store"}
 
     shop.keep(1)
+    lost, back = told_of(caplog)
+    assert "its thread cannot be started: can't start new thread" in lost and "hears" in back
+
+
+# -- what is told
+
+
+def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "listener" in record.getMessage()]
+
+
+def test_it_is_told_once_why_nothing_can_be_heard_and_once_that_it_can(
+    make_cache: MakeCache, server: Valkey, quick: None, events: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user without the right to CLIENT TRACKING, who is given it."""
+    watching = redis.Redis(port=server.port)
+    user = f"user{next(_names)}"
+    watching.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "+@all", "-client|tracking")
+    cache = make_cache(redis_url=server.url.replace("//", f"//{user}:pw@"))
+    link, listener, tries = cache._ports.store.link, cache._ports.listener, list[int]()
+    pools = link.pools
+
+    def counted() -> Any:
+        tries.append(1)
+        return pools()
+
+    link.pools = counted  # type: ignore[method-assign]
+    listener.start()
+    wait_until(lambda: len(tries) > 3)
+
+    [told] = told_of(caplog)
+    [event] = [event for event in events if isinstance(event, ListenerDown)]
+    assert f"127.0.0.1:{server.port}: NoPermissionError" in told and "client|tracking" in told and "doctor" in told
+    assert "NoPermissionError" in event.error
+
+    watching.execute_command("ACL", "SETUSER", user, "+client|tracking")
+    wait_until(lambda: listener.is_up)
+    wait_until(lambda: len(told_of(caplog)) == 2)
+    assert told_of(caplog)[1] == f"the listener hears 127.0.0.1:{server.port}"
+
+
+def test_a_link_that_is_lost_is_told_of_and_a_close_is_not(
+    shop: Shop, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.keep(1)
+    assert told_of(caplog) == []
+    proxy.cut()
+    wait_until(lambda: len(told_of(caplog)) == 2)
+    shop.keep(1)
+    shop.cache.close()
+
+    lost, back = told_of(caplog)
+    assert "does not hear 127.0.0.1:" in lost and "the listener hears" in back
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_read_that_blocks_an_event_loop_is_told_of_once(
+    shop: Shop, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reads on threads, and those that are awaited, are not."""
+    monkeypatch.setattr("cacheworkers.local.loops._is_told", False)
+
+    async def read() -> None:
+        for n in (1, 2, 1):
+            await asyncio.to_thread(shop.price.get, n)
+            if how == "sync":
+                shop.price.get(n + 2)
+            else:
+                await shop.price.aget(n + 2)
+
+    shop.price.get(9)
+    asyncio.run(read())
+
+    told = [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()]
+    assert [each.partition(",")[0] for each in told] == ["price was read on a running event loop"] * (how == "sync")
 
 
 READS = """
-import sys, atexit, os
+import sys, atexit, logging, os
+logging.getLogger("cacheworkers").addHandler(logging.NullHandler())
 from cacheworkers import Cache, Config, Load
 cache = Cache(Config(redis_url=sys.argv[1], namespace=sys.argv[2], store_timeout=0.5))
 
@@ -530,7 +608,7 @@ ENDS = {
 @pytest.mark.parametrize("link", ["well", "stuck", "gone"])
 @pytest.mark.parametrize("how", ENDS)
 def test_it_never_keeps_a_process_from_ending(server: Valkey, proxy: FaultProxy, how: str, link: str) -> None:
-    """Whatever its thread waits for; and it says nothing."""
+    """Whatever its thread waits for; and it says nothing but what it logs."""
     words = [sys.executable, "-c", READS + ENDS[how], proxy.url, f"end{next(_names)}"]
     process = subprocess.Popen(
         words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

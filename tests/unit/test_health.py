@@ -116,6 +116,24 @@ def test_once_it_is_answered_readers_ask_again_and_the_prober_ends(make_health: 
     wait_until(lambda: store.events == ["lost", "back"])
 
 
+def test_it_is_logged_once_that_it_is_lost_and_once_that_it_is_back(
+    make_health: Any, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With what it said, and what to do."""
+    health = make_health(0.001)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            read(health, store)
+    wait_until(lambda: len(store.asked_by) > 3)
+    store.is_away = False
+    wait_until(lambda: store.events == ["lost", "back"])
+
+    lost, back = [record.getMessage() for record in caplog.records if record.name == "cacheworkers"]
+    assert lost.startswith("the store at here is unavailable: TimeoutError: no answer within the timeout; until it")
+    assert "password" in lost
+    assert back == "the store at here answers again"
+
+
 def test_what_fails_again_is_probed_again(make_health: Any, store: Store) -> None:
     health = make_health(0.001)
     for _ in range(3):
