@@ -40,7 +40,11 @@ def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
 
 
 class Wire:
-    """A blocking connection, for one thread at a time."""
+    """A blocking connection, for one thread at a time.
+
+    Attributes:
+        is_cut: an exchange has failed because the other side had closed it, and not for want of an answer.
+    """
 
     def __init__(self, pool: Any, timeout: float, spin: Spin, within: float | None = None) -> None:
         """
@@ -60,6 +64,7 @@ class Wire:
         self._socket.settimeout(timeout)
         self._reader = _reader(self._connection)
         self._used_at = time.monotonic()
+        self.is_cut = False
         self._spin = spin
         self._is_plain = not isinstance(self._socket, ssl.SSLSocket)
         if self._is_plain:
@@ -77,6 +82,10 @@ class Wire:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
+
+    def doubt(self) -> None:
+        """Have `is_usable` look, however short a while it was idle: another wire has been cut."""
+        self._used_at = -math.inf
 
     def exchange(self, packed: bytes, count: int) -> list[Any]:
         """Send what is packed, and return so many replies; errors that the server answered are among them.
@@ -98,6 +107,7 @@ class Wire:
         except _LATE as error:
             raise redis_errors.TimeoutError("not sent within the timeout") from error
         except OSError as error:
+            self.is_cut = True
             raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
 
     def wait(self, within: float) -> None:
@@ -130,11 +140,13 @@ class Wire:
                     continue
                 data = self._polled() if self._is_plain and self._spin.is_due() else self._socket.recv(_READ)
                 if not data:
+                    self.is_cut = True
                     raise redis_errors.ConnectionError("the store closed the connection")
                 reader.feed(data)
         except _LATE as error:
             raise redis_errors.TimeoutError("no answer within the timeout") from error
         except OSError as error:
+            self.is_cut = True
             raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
         except hiredis.HiredisError as error:
             raise redis_errors.ConnectionError(f"not RESP: {error}") from error
@@ -168,6 +180,7 @@ class AsyncWire(asyncio.Protocol):
 
     Attributes:
         is_usable: nothing has failed so far.
+        is_cut: the other side has closed it.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -176,6 +189,7 @@ class AsyncWire(asyncio.Protocol):
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._watch: asyncio.TimerHandle | None = None
         self.is_usable = False
+        self.is_cut = False
 
     async def connect(self, pool: Any) -> AsyncWire:
         """Connect, and return self.
@@ -198,6 +212,7 @@ class AsyncWire(asyncio.Protocol):
             ConnectionError, TimeoutError: redis-py's.
         """
         if self._transport.is_closing():
+            self.is_usable, self.is_cut = False, True
             raise redis_errors.ConnectionError("the connection was closed")
         future: asyncio.Future[list[Any]] = self._loop.create_future()
 
@@ -253,6 +268,7 @@ class AsyncWire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail all who wait."""
+        self.is_cut = True
         self._lose(redis_errors.ConnectionError(f"the connection was closed: {exc or 'by the store'}"))
 
     # -- inside

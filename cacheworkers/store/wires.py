@@ -13,6 +13,10 @@ from cacheworkers.store.wire import AsyncWire, Outcome, Wire, pack
 
 #: Idle connections that are kept; more threads than these at once open and close their own.
 MOST_IDLE = 64
+#: Reads that are sent once more when the server, or something on the way to it, has closed their connection.
+REPEATED = frozenset(("GET", "MGET", "GETRANGE"))
+#: What is left for the second time is never less than this share of the timeout: it may be this process that was slow.
+_LEAST_LEFT = 0.05
 _Words = Sequence[tuple[Any, ...]]
 
 
@@ -46,18 +50,24 @@ class Wires:
         # Not weakly by their loops, for a wire holds its own: those of closed ones are looked for and closed.
         self._of_loop: dict[asyncio.AbstractEventLoop, AsyncWire] = {}
         self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncWire]] = {}
+        self._repeating: set[asyncio.Task[list[Any]]] = set()
 
     def exchange(self, commands: _Words) -> list[Any]:
         """Return the replies to commands, in order; errors that the server answered are among them.
 
+        Reads whose connection is cut are sent once more, over a new one: servers and proxies close what they please,
+        and are there all the same.  A late reply is no such sign, and a write may have been done.
+
         Raises:
             RedisError, OSError: no connection, or it failed.
         """
-        wire = None
+        began, wire = time.monotonic(), None
         try:
             wire = self._free_wire()
             replies = wire.exchange(pack(commands), len(commands))
         except BaseException:
+            if wire is not None and wire.is_cut and _may_be_repeated(commands):
+                return self._repeat(wire, commands, began + self.timeout)
             self._failed(wire)
             raise
         self._take_back(wire)
@@ -77,19 +87,22 @@ class Wires:
             wire = self._free_wire(within)
             wire.send(pack(commands))
         except BaseException:
-            self._failed(wire)
-            raise
-        return Sent(self, wire, len(commands))
+            if wire is None or not wire.is_cut or not _may_be_repeated(commands):
+                self._failed(wire)
+                raise
+            # Sent once more when its replies are to be received.
+        return Sent(self, wire, commands)
 
     async def aexchange(self, commands: _Words) -> list[Any]:
         """Do what `exchange` does, on the running loop."""
         loop = asyncio.get_running_loop()
+        began, wire = loop.time(), None
         try:
-            wire = self._of_loop.get(loop)
-            if wire is None or not wire.is_usable:
-                wire = await self._connected(loop)
+            wire = await self._usable(loop)
             return await wire.exchange(pack(commands), len(commands))
         except Exception:
+            if wire is not None and wire.is_cut and _may_be_repeated(commands):
+                return await self._arepeat(loop, commands, began + self.timeout)
             self._failed(None)
             raise
 
@@ -99,12 +112,17 @@ class Wires:
         Args:
             done: called on that loop with the one reply in a list, or an error.
         """
-        wire = self._of_loop.get(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        wire = self._of_loop.get(loop)
         if wire is None or not wire.is_usable:
             return False
+        until = loop.time() + self.timeout
 
         def told(outcome: Outcome) -> None:
             if isinstance(outcome, Exception):
+                if wire.is_cut and _may_be_repeated((command,)):
+                    self._repeat_soon(loop, command, until, done)
+                    return
                 self._failed(None)
             done(outcome)
 
@@ -150,6 +168,56 @@ class Wires:
         if wire is not None:
             wire.close()
 
+    def _repeat(self, cut: Wire, commands: _Words, until: float) -> list[Any]:
+        """Do an exchange whose wire was cut once more, over a new one; it ends by a monotonic instant."""
+        cut.close()
+        for other in list(self._idle):  # cut as well, perhaps, and not yet known to be
+            other.doubt()
+        wire = None
+        try:
+            wire = Wire(self.pool(), self.timeout, self._spin, self._left(until - time.monotonic()))
+            wire.send(pack(commands))
+            wire.wait(self._left(until - time.monotonic()))
+            replies = wire.receive(len(commands))
+        except BaseException:
+            self._failed(wire)
+            raise
+        self._take_back(wire)
+        return replies
+
+    async def _arepeat(self, loop: asyncio.AbstractEventLoop, commands: _Words, until: float) -> list[Any]:
+        """Do the same on the running loop, by its clock."""
+        try:
+            async with asyncio.timeout(self._left(until - loop.time())):
+                wire = await self._usable(loop)
+                return await wire.exchange(pack(commands), len(commands))
+        except Exception:
+            self._failed(None)
+            raise
+
+    def _repeat_soon(
+        self, loop: asyncio.AbstractEventLoop, command: tuple[Any, ...], until: float, done: Callable[[Outcome], None]
+    ) -> None:
+        task = loop.create_task(self._arepeat(loop, (command,), until))
+        self._repeating.add(task)
+
+        def ended(task: asyncio.Task[list[Any]]) -> None:
+            self._repeating.discard(task)
+            if task.cancelled():
+                done(ConnectionError("the loop ended before there was an answer"))
+                return
+            error = task.exception()
+            done(error if isinstance(error, Exception) else task.result())
+
+        task.add_done_callback(ended)
+
+    def _left(self, seconds: float) -> float:
+        return max(seconds, _LEAST_LEFT * self.timeout)
+
+    async def _usable(self, loop: asyncio.AbstractEventLoop) -> AsyncWire:
+        wire = self._of_loop.get(loop)
+        return wire if wire is not None and wire.is_usable else await self._connected(loop)
+
     async def _connected(self, loop: asyncio.AbstractEventLoop) -> AsyncWire:
         """Return the loop's new wire; tasks that come meanwhile wait for the same."""
         connecting = self._connecting.get(loop)
@@ -182,12 +250,12 @@ class Wires:
 class Sent:
     """Commands on their way: until their replies are received, nobody else has the wire."""
 
-    __slots__ = ("_count", "_wire", "_wires")
+    __slots__ = ("_commands", "_wire", "_wires")
 
-    def __init__(self, wires: Wires, wire: Wire, count: int) -> None:
+    def __init__(self, wires: Wires, wire: Wire, commands: _Words) -> None:
         self._wires = wires
         self._wire = wire
-        self._count = count
+        self._commands = commands
 
     def receive(self, within: float | None = None) -> list[Any]:
         """Return the replies, in order; errors that the server answered are among them.
@@ -198,19 +266,29 @@ class Sent:
         Raises:
             RedisError, OSError: the connection failed.
         """
+        wires, wire = self._wires, self._wire
+        until = time.monotonic() + (wires.timeout if within is None else within)
+        if wire.is_cut:
+            return wires._repeat(wire, self._commands, until)
         try:
             if within is not None:
-                self._wire.wait(within)
-            replies = self._wire.receive(self._count)
+                wire.wait(within)
+            replies = wire.receive(len(self._commands))
         except BaseException:
-            self._wires._failed(self._wire)
+            if wire.is_cut and _may_be_repeated(self._commands):
+                return wires._repeat(wire, self._commands, until)
+            wires._failed(wire)
             raise
-        self._wires._take_back(self._wire)
+        wires._take_back(wire)
         return replies
 
     def give_up(self) -> None:
         """Close the wire: its replies are still to come, and must be nobody else's."""
         self._wire.close()
+
+
+def _may_be_repeated(commands: _Words) -> bool:
+    return all(words[0] in REPEATED for words in commands)
 
 
 def _heed(task: asyncio.Task[AsyncWire]) -> None:

@@ -6,8 +6,10 @@ import asyncio
 import builtins
 import contextlib
 import os
+import select
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import redis
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from cacheworkers import Cache, Config, Load
+from cacheworkers.events import StoreLost
 from cacheworkers.store.address import parse_url
 from cacheworkers.store.clients import Clients
 from cacheworkers.store.trips import Trip, Trips
@@ -294,6 +297,234 @@ def test_both_protocols_and_a_database_are_honoured(valkey: Valkey, protocol: in
     wires = wires_to(f"{valkey.url.partition('://')[0]}://{valkey.url.split('/')[2]}/3", protocol=protocol)
 
     assert b"db=3" in wires.exchange([("CLIENT", "INFO")])[0]
+
+
+# -- cut
+
+
+def killed(server: redis.Redis, held: Any) -> None:
+    """Have the server close a connection, and return when the end of it has arrived here."""
+    host, port = held.getsockname()
+    server.client_kill(f"{host}:{port}")
+    wait_until(lambda: select.select([held], [], [], 0)[0])
+
+
+@pytest.fixture
+def watching(valkey: Valkey) -> Iterator[redis.Redis]:
+    with redis.Redis(port=valkey.port) as client:
+        client.set("w:cut", "1")
+        yield client
+
+
+@pytest.fixture
+def never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a wire was idle."""
+    monkeypatch.setattr("cacheworkers.store.wire.FRESH_FOR", 600.0)
+
+
+READS = [[("GET", "w:cut")], [("MGET", "w:cut")], [("GETRANGE", "w:cut", 0, 9), ("GET", "w:cut")]]
+WAYS: dict[str, Callable[[Wires, Any], list[Any]]] = {
+    "alone": lambda wires, commands: wires.exchange(commands),
+    "sent": lambda wires, commands: wires.send(commands).receive(),
+    "sent, with less time": lambda wires, commands: wires.send(commands, within=60.0).receive(within=60.0),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("commands", READS, ids=lambda commands: commands[0][0])
+def test_a_read_whose_wire_was_cut_is_sent_once_more(
+    valkey: Valkey, watching: redis.Redis, never_looked_at: None, commands: Any, way: str
+) -> None:
+    """No failure, of which others would have to hear."""
+    wires = wires_to(valkey.url)
+    expected = wires.exchange(commands)
+    killed(watching, wires._idle[0]._socket)
+
+    assert WAYS[way](wires, commands) == expected
+    assert wires.failed_at == 0.0
+    assert len(wires._idle) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_writes_is_not_sent_again(valkey: Valkey, watching: redis.Redis, never_looked_at: None, way: str) -> None:
+    """It may have been done; nor is what is read with it."""
+    wires = wires_to(valkey.url)
+    for commands in ([("INCR", "w:cut")], [("GET", "w:cut"), ("INCR", "w:cut")]):
+        wires.exchange([("PING",)])
+        killed(watching, wires._idle[0]._socket)
+        with pytest.raises(ConnectionError):
+            WAYS[way](wires, commands)
+
+    assert watching.get("w:cut") == b"1"
+    assert wires.failed_at > 0.0
+
+
+def test_a_read_that_is_cut_twice_fails(proxy: FaultProxy, never_looked_at: None) -> None:
+    wires = wires_to(proxy.url)
+    wires.exchange([("PING",)])
+    proxy.close()
+
+    with pytest.raises(ConnectionError):
+        wires.exchange([("GET", "w:cut")])
+    assert wires.failed_at > 0.0
+
+
+def test_one_cut_wire_makes_the_others_doubtful(valkey: Valkey, watching: redis.Redis, never_looked_at: None) -> None:
+    """What closed one has perhaps closed all that were idle: even a write finds one that was not."""
+    wires = wires_to(valkey.url)
+    for sent in [wires.send([("PING",)]) for _ in range(4)]:
+        sent.receive()
+    for idle in list(wires._idle):
+        killed(watching, idle._socket)
+
+    assert wires.exchange([("GET", "w:cut")]) == [b"1"]
+    sent = wires.send([("GET", "w:cut")])  # takes the one that is new
+    assert wires.exchange([("INCR", "w:cut")]) == [2]
+    assert sent.receive() == [b"1"]
+
+
+def test_a_late_reply_is_not_asked_for_again(proxy: FaultProxy) -> None:
+    """The store is slow, and not to be asked twice as much."""
+    wires = wires_to(proxy.url, timeout=0.2)
+    in_time(lambda: wires.exchange([("GET", "w:cut")]))
+    connections = proxy.connections
+    proxy.hold_replies()
+
+    with pytest.raises(TimeoutError):
+        wires.exchange([("GET", "w:cut")])
+
+    assert proxy.connections == connections
+    proxy.release()
+
+
+def test_the_second_time_has_what_the_first_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both together take one timeout, and the second never nothing."""
+    now, given = [100.0], list[float | None]()
+
+    class Cut:
+        is_usable, is_cut = True, True
+
+        def __init__(self, pool: Any, timeout: float, spin: Any, within: float | None = None) -> None:
+            given.append(within)
+
+        def exchange(self, packed: bytes, count: int) -> list[Any]:
+            now[0] += 7.0
+            raise ConnectionError("cut")
+
+        def send(self, packed: bytes) -> None:
+            now[0] += 2.9
+
+        def wait(self, within: float) -> None:
+            given.append(within)
+
+        def receive(self, count: int) -> list[Any]:
+            return [b"1"] * count
+
+        def close(self) -> None:
+            pass
+
+    wires = Wires(lambda: None, lambda: None, 10.0, 0.0)
+    monkeypatch.setattr("cacheworkers.store.wires.Wire", Cut)
+    monkeypatch.setattr("cacheworkers.store.wires.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    assert wires.exchange([("GET", "w:cut")]) == [b"1"]
+    assert given == [None, pytest.approx(3.0), pytest.approx(0.5)]
+
+
+def test_on_a_loop_too_a_read_that_was_cut_is_sent_once_more_and_a_write_is_not(
+    valkey: Valkey, watching: redis.Redis
+) -> None:
+    """All that were on the way go over one new connection."""
+    wires = wires_to(valkey.url)
+
+    async def cut() -> Any:
+        await wires.aexchange([("PING",)])
+        [wire] = wires._of_loop.values()
+        killed(watching, wire._transport.get_extra_info("socket"))  # and the loop has not noticed
+
+    async def main() -> tuple[Any, Any]:
+        await cut()
+        reads = await asyncio.gather(*(wires.aexchange([("GET", "w:cut")]) for _ in range(20)))
+        assert wires.failed_at == 0.0
+        await cut()
+        return reads, await asyncio.gather(wires.aexchange([("INCR", "w:cut")]), return_exceptions=True)
+
+    reads, [written] = asyncio.run(main())
+    assert reads == [[b"1"]] * 20
+    assert type(written) is ConnectionError
+    assert watching.get("w:cut") == b"1"
+
+
+def test_of_a_read_that_is_cut_twice_on_a_loop_its_caller_is_told(proxy: FaultProxy) -> None:
+    wires = wires_to(proxy.url)
+    told: list[Any] = []
+
+    async def main() -> None:
+        await wires.aexchange([("PING",)])
+        ended = asyncio.Event()
+        proxy.close()
+        assert wires.submit(("GET", "w:cut"), lambda outcome: (told.append(outcome), ended.set()))
+        await ended.wait()
+        with pytest.raises(ConnectionError):
+            await wires.aexchange([("GET", "w:cut")])
+
+    asyncio.run(main())
+    assert isinstance(told[0], ConnectionError)
+
+
+HOW: dict[str, Callable[[Any, int], Any]] = {
+    "get": lambda number, n: number.get(n),
+    "get_many": lambda number, n: number.get_many([n])[n],
+}
+AHOW: dict[str, Callable[[Any, int], Any]] = {
+    "aget": lambda number, n: number.aget(n),
+    "aget_many": lambda number, n: number.aget_many([n]),
+}
+
+
+def made_number(make_cache: Callable[..., Cache]) -> tuple[Any, list[int]]:
+    loads: list[int] = []
+
+    @make_cache(heat_every=0).loader(fresh_for=600, early=0, l1_for=0.0)
+    def number(load: Load, n: int) -> int:
+        loads.append(n)
+        return n * 10
+
+    return number, loads
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_one_connection_that_is_closed_is_no_store_that_is_lost(
+    make_cache: Callable[..., Cache], watching: redis.Redis, never_looked_at: None, events: list[Any], how: str
+) -> None:
+    number, loads = made_number(make_cache)
+    number.get(1)
+    for idle in list(number._ports.store.link._alone._idle):
+        killed(watching, idle._socket)
+
+    assert HOW[how](number, 1) == 10
+    assert loads == [1]
+    assert [event for event in events if isinstance(event, StoreLost)] == []
+
+
+@pytest.mark.parametrize("how", AHOW)
+def test_one_connection_of_a_loop_that_is_closed_is_no_store_that_is_lost(
+    make_cache: Callable[..., Cache], watching: redis.Redis, events: list[Any], how: str
+) -> None:
+    number, loads = made_number(make_cache)
+
+    async def main() -> Any:
+        await number.aget(1)
+        [wire] = number._ports.store.link._alone._of_loop.values()
+        killed(watching, wire._transport.get_extra_info("socket"))
+        return await AHOW[how](number, 1)
+
+    assert asyncio.run(main()) in (10, {1: 10})
+    assert loads == [1]
+    assert [event for event in events if isinstance(event, StoreLost)] == []
+
+
+# -- less time
 
 
 @pytest.mark.parametrize("spin_for", [0.0, 1e-3], ids=["sleeping", "polling"])
