@@ -22,7 +22,9 @@ from cacheworkers import (
     LoadErrors,
     LoadTimeout,
 )
+from cacheworkers.core.driver import run
 from cacheworkers.errors import StoreUnavailable
+from cacheworkers.flows import read as reading
 from cacheworkers.local.gate import NEVER
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -172,6 +174,8 @@ def test_load_slower_than_the_wait_is_not_restarted_by_its_readers(cache: Cache)
         assert go.wait(60)
         return 5
 
+    assert run(reading.ask(cache._ports, cache._loaders["slow"], "slow[]", b"", "miss"))
+    wait_until(lambda: loads == [1])  # a worker has begun: who waits now takes nothing over
     for _ in range(5):
         with pytest.raises(LoadTimeout):
             slow.get()
