@@ -21,7 +21,7 @@ from sqlalchemy.orm import sessionmaker
 from cacheworkers import Cache, Load
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
-_FOLLOWED = (dict, list, tuple, set, collections.deque, types.CellType, types.MethodType, threading.Condition)
+_FOLLOWED = (dict, list, tuple, set, collections.deque, types.CellType, types.MethodType)
 
 
 def locks_of(cache: Cache) -> list[Any]:
@@ -36,6 +36,8 @@ def locks_of(cache: Cache) -> list[Any]:
         seen.add(id(each))
         if isinstance(each, _LOCKS):
             found.append(each)
+        elif isinstance(each, threading.Condition):
+            left.append(each._lock)  # type: ignore[attr-defined]  # not those of who waits: they are held meanwhile
         elif isinstance(each, types.FunctionType):
             left.extend(each.__closure__ or ())
         elif isinstance(each, _FOLLOWED) or type(each).__module__.startswith("cacheworkers."):

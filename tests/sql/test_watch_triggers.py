@@ -289,6 +289,10 @@ def test_a_tenant_s_triggers_are_heard(tenants: Shop) -> None:
                 f'CREATE TRIGGER tenant_{kind} AFTER {kind} ON "tenant-1".product REFERENCING {tables} '
                 f"FOR EACH STATEMENT EXECUTE FUNCTION {function_of(tenants)}()"
             )
+        connection.exec_driver_sql(
+            'CREATE TRIGGER tenant_truncate BEFORE TRUNCATE ON "tenant-1".product '
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {function_of(tenants)}()"
+        )
 
     with tenants.sessions(bind=engine) as session:
         session.add(Product(id=8, category_id=8, price=1))
