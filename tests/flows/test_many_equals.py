@@ -169,7 +169,7 @@ def test_many_find_ask_for_and_leave_what_reads_of_one_do(
 ) -> None:
     shop = Shop(make_cache(store_timeout=60.0), monkeypatch, wait_for=WAIT_FOR, on_timeout=on_timeout)
 
-    @settings(deadline=None, max_examples=120, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(deadline=None, max_examples=40, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(cases)
     def equal(case: Case) -> None:
         many, of_many = by_many(shop, case), left(shop)

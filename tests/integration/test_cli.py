@@ -195,7 +195,7 @@ def test_it_warms_what_was_hot_and_gates_a_deploy(cli: Run, warm: None) -> None:
         (("number", "1", "--until", "120%"), "share from 0% to 100%"),
         (("number", "1", "--max-rate", "-1"), "max_rate must be more than 0"),
         (("number", "--file", "nowhere.txt"), "nowhere.txt cannot be read"),
-        (("number", "--sql", "SELECT 1"), "no session that this cache watches"),
+        (("number", "--sql", "SELECT 1"), "neither the sessions that this cache watches nor those of its loaders"),
         (("number", "x"), "key 1: 'x' is neither arguments as JSON, 42 or \"lamp\", nor a call of number\n"),
     ],
 )
