@@ -1,9 +1,9 @@
 """How long L1 of other processes lags behind a change: `python -m benchmarks.coherence [--changes 10000]`.
 
 Four processes read one value from their own memory as fast as they can; this one changes it and invalidates.  For each
-process and change: `gone` is the time from the change until a read began that no longer found what was before it in
-that process's memory, `seen` until that read returned, its load included.  A change that the next one overtook before
-it was noticed is gone when that one is: none is left out.
+process and change: `gone` is the time from the change until the last read began that still returned what was before it
+(a read under way at the change may), `seen` until the first that did not has returned, its load included.  A change
+that the next one overtook before it was noticed is gone when that one is: none is left out.
 
 On fewer cores than processes both are the scheduler's doing: a process that waits for its turn hears nothing, and one
 that never lets go of the interpreter lets its listener in after `sys.getswitchinterval()`, 5 ms.
@@ -56,7 +56,7 @@ def read(
     cache, number = made(url, database)
     gone: list[float] = []
     lags: list[float] = []
-    reads, known = 0, -1
+    reads, known, last = 0, -1, 0.0
     number.get()
     while not stop.is_set():
         for _ in range(200):
@@ -66,10 +66,11 @@ def read(
             if value != known:
                 now = time.monotonic()
                 for change in range(known + 1, value + 1) if known >= 0 else ():
-                    gone.append(max(0.0, 1000 * (began - changed_at[change])))
+                    gone.append(max(0.0, 1000 * (last - changed_at[change])))
                     lags.append(1000 * (now - changed_at[change]))
                 known = value
                 seen[0] = value + 1
+            last = began
         if nice:
             time.sleep(nice)
     results.put((gone, lags, reads))
