@@ -2,11 +2,12 @@
 
 Four processes read one value from their own memory as fast as they can; this one changes it and invalidates.  For each
 process and change: `gone` is the time from the change until the last read began that still returned what was before it
-(a read under way at the change may), `seen` until the first that did not has returned, its load included.  A change
-that the next one overtook before it was noticed is gone when that one is: none is left out.
+(a read under way at the change may), `late` the same from when `invalidate` had returned, `seen` until the first read
+that did not has returned, its load included.  A change that the next one overtook before it was noticed is gone when
+that one is: none is left out.
 
-On fewer cores than processes both are the scheduler's doing: a process that waits for its turn hears nothing, and one
-that never lets go of the interpreter lets its listener in after `sys.getswitchinterval()`, 5 ms.
+On fewer cores than processes all this is the scheduler's doing: who invalidates, the store, and a process that has
+pushes to take in each wait for their turn.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Lags(NamedTuple):
     took: float
     reads: int
     gone: list[float]
+    late: list[float]
     seen: list[float]
 
 
@@ -44,18 +46,16 @@ def made(url: str, database: Any) -> tuple[Cache, Any]:
     return cache, number
 
 
-def read(
-    url: str, database: Any, changed_at: Any, seen: Any, stop: Any, results: Any, nice: float, switch: float
-) -> None:
-    """Read at full speed; report the lags of each change, in milliseconds, and how many reads there were.
+def read(url: str, database: Any, seen: Any, stop: Any, results: Any, nice: float, switch: float) -> None:
+    """Read at full speed; report of each change when the last read of what was before it began, and when the first
+    that did not return that was done, in monotonic time; and how many reads there were.
 
     Args:
         seen: set to one more than the last change that was read.
     """
     sys.setswitchinterval(switch)
     cache, number = made(url, database)
-    gone: list[float] = []
-    lags: list[float] = []
+    sightings: list[tuple[int, float, float]] = []
     reads, known, last = 0, -1, 0.0
     number.get()
     while not stop.is_set():
@@ -65,15 +65,14 @@ def read(
             reads += 1
             if value != known:
                 now = time.monotonic()
-                for change in range(known + 1, value + 1) if known >= 0 else ():
-                    gone.append(max(0.0, 1000 * (last - changed_at[change])))
-                    lags.append(1000 * (now - changed_at[change]))
+                if known >= 0:
+                    sightings += [(change, last, now) for change in range(known + 1, value + 1)]
                 known = value
                 seen[0] = value + 1
             last = began
         if nice:
             time.sleep(nice)
-    results.put((gone, lags, reads))
+    results.put((sightings, reads))
     cache.close()
 
 
@@ -85,11 +84,11 @@ def measured(
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:
         database = context.Array("q", 1, lock=False)
-        changed_at = context.Array("d", changes + 1, lock=False)
+        changed_at, acknowledged_at = [0.0] * (changes + 1), [0.0] * (changes + 1)
         seen = [context.Array("q", 1, lock=False) for _ in range(processes)]
         stop, results = context.Event(), context.Queue()
         readers = [
-            context.Process(target=read, args=(valkey.url, database, changed_at, each, stop, results, pause, switch))
+            context.Process(target=read, args=(valkey.url, database, each, stop, results, pause, switch))
             for each in seen
         ]
         for reader in readers:
@@ -102,6 +101,7 @@ def measured(
             database[0] = change
             changed_at[change] = time.monotonic()
             cache.invalidate("number")
+            acknowledged_at[change] = time.monotonic()
             time.sleep(max(0.0, began + change / rate - time.monotonic()))
         took = time.monotonic() - began
         wait_until(lambda: all(each[0] == changes + 1 for each in seen), 60)
@@ -110,8 +110,14 @@ def measured(
         for reader in readers:
             reader.join()
         cache.close()
-    gone, lags = (sorted(lag for row in rows for lag in row[at]) for at in (0, 1))
-    return Lags(took, sum(count for *_, count in rows), gone, lags)
+    sightings = [sighting for each, _ in rows for sighting in each]
+    return Lags(
+        took,
+        sum(reads for _, reads in rows),
+        gone=sorted(max(0.0, 1000 * (last - changed_at[change])) for change, last, _ in sightings),
+        late=sorted(max(0.0, 1000 * (last - acknowledged_at[change])) for change, last, _ in sightings),
+        seen=sorted(1000 * (now - changed_at[change]) for change, _, now in sightings),
+    )
 
 
 def main() -> None:
@@ -130,7 +136,7 @@ def main() -> None:
         f"{options.changes:,} changes in {found.took:.0f} s, {options.processes} processes on {os.cpu_count()} cores, "
         f"{found.reads / found.took:,.0f} reads a second"
     )
-    for name, lags in (("gone", found.gone), ("seen", found.seen)):
+    for name, lags in (("gone", found.gone), ("late", found.late), ("seen", found.seen)):
         print(
             f"{name}: p50 {percentile(lags, 0.5):.1f} ms, p99 {percentile(lags, 0.99):.1f} ms, "
             f"most {lags[-1]:.1f} ms; {len(lags):,} changes seen"

@@ -172,6 +172,7 @@ class Chaos:
     def __init__(self, context: Any, shared: Shared, valkey: Valkey, where: Path, rate: float, report: Report) -> None:
         self.context, self.shared, self.valkey, self.where, self.rate = context, shared, valkey, where, rate
         self.report = report
+        self.is_over = False
         self.others = {"worker": [WORKER] * 2, "drain": [DRAIN] * 2, "sweeper": [SWEEP]}
         self.running = {who: [self._spawn(who, words) for words in each] for who, each in self.others.items()}
         self.writers = [self._writer(n) for n in range(WRITERS)]
@@ -221,7 +222,8 @@ class Chaos:
                     processes[at] = self._spawn(who, self.others[who][at])
 
     def calm(self) -> None:
-        """Let writers end, and drains go on."""
+        """Let writers end, and drains live: a batch that was never ended may be more than they live through."""
+        self.is_over = True
         self.shared.stop_writing.value = 1
         for writer in self.writers:
             writer.join()
@@ -237,7 +239,7 @@ class Chaos:
         return process
 
     def _spawn(self, who: str, words: list[str]) -> subprocess.Popen[bytes]:
-        said = os.environ | environment(who, DIES_BEFORE[who], self.where)
+        said = os.environ | environment(who, {} if self.is_over else DIES_BEFORE[who], self.where)
         with open(self.where / f"{who}.log", "ab") as log:
             return subprocess.Popen(
                 words,

@@ -14,6 +14,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.errors import InvalidationIncomplete, StoreError
 from cacheworkers.events import Invalidated
 from cacheworkers.flows.ports import Ports
+from cacheworkers.store.shapes import Doomed
 
 Mode = Literal["hard", "soft", "reload"]
 #: Called with how many members an invalidation has gone through so far; must be quick, and must not raise.
@@ -60,8 +61,8 @@ def invalidate_tags(
                 entries += yield from _soften_in_place(ports, tag, told)
                 # A hard invalidation may have died half-way: what it put aside is hidden from the walk.
                 doomed = yield ports.store.doomed_sets(tag)
-            for shard, name in doomed:
-                entries += yield from drain(ports, tag, shard, name, told)
+            for each in doomed:
+                entries += yield from drain(ports, tag, each, told)
         yield from replicated(ports)
     except StoreError as error:
         raise InvalidationIncomplete(f"invalidation of {', '.join(tags)} is not acknowledged: {error}") from error
@@ -119,8 +120,7 @@ class _Told:
 def drain(
     ports: Ports,
     tag: str,
-    shard: int,
-    doomed: str,
+    doomed: Doomed,
     told: Progress = lambda members: None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Flow[int]:
@@ -133,14 +133,16 @@ def drain(
         is_over: says after a chunk whether to leave the rest to whoever comes next.
     """
     entries: int = 0
-    while calls := (yield ports.store.doomed_chunk(doomed)):
+    calls: Sequence[str] = doomed.calls
+    while calls or (calls := (yield ports.store.doomed_chunk(doomed.name))):
         entries += yield ports.store.drop(calls)
         # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
-        left: int = yield ports.store.drained(tag, shard, doomed, calls)
+        left: int = yield ports.store.drained(tag, doomed.shard, doomed.name, calls)
         told(len(calls))
-        if left and is_over():
+        if not left or is_over():
             return entries
-    yield ports.store.drained(tag, shard, doomed, ())
+        calls = ()
+    yield ports.store.drained(tag, doomed.shard, doomed.name, ())
     return entries
 
 

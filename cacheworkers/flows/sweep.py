@@ -9,7 +9,7 @@ from cacheworkers.events import ForeignKey, Swept
 from cacheworkers.flows.invalidate import drain
 from cacheworkers.flows.ports import Ports
 from cacheworkers.policy import MAX_LOAD_FOR
-from cacheworkers.store.shapes import ForeignType, Trimmed
+from cacheworkers.store.shapes import Doomed, ForeignType, Trimmed
 
 #: Members dropped by one script: 1,000 take about a millisecond.
 STEP = 500
@@ -100,12 +100,12 @@ def _finish(job: _Sweep, key: str, tag: str, shard: int) -> Flow[bool]:
     store = job.ports.store
     foreign = set()
     try:
-        for doomed in (yield store.doomed_of(tag, shard)):
+        for name in (yield store.doomed_of(tag, shard)):
             try:
-                job.entries += yield from drain(job.ports, tag, shard, doomed, is_over=job.is_over)
+                job.entries += yield from drain(job.ports, tag, Doomed(shard, name), is_over=job.is_over)
             except ForeignType:
-                foreign.add(doomed)
-                job.pass_over(doomed)
+                foreign.add(name)
+                job.pass_over(name)
         if not job.is_over():
             return True
         return foreign.issuperset((yield store.doomed_of(tag, shard)))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 NEVER = float("-inf")
 #: Seconds after which a thread that reads from memory looks whether a push waits for the listener.
 LOOK_EVERY = 0.001
-#: Seconds for which it then lets go of the interpreter: long enough that a thread that wakes up gets it.
-_GIVE_WAY_FOR = 5e-5
 
 
-def _nothing() -> bool:
-    return False
+def _nothing() -> None:
+    pass
 
 
 class Gate:
@@ -25,7 +22,7 @@ class Gate:
         heard_at: the same; `NEVER` while closed.  The L1 hit reads only this.
         lost_at: monotonic instant at which the listener was lost; `NEVER` before it was ever up.
         look_at: monotonic instant from which on an L1 hit has to `look` first.
-        has_news: tells at once whether a push has arrived that the listener has not taken in.
+        take_in: takes in, in this thread, the pushes that have arrived and that the listener has not got to.
     """
 
     __slots__ = (
@@ -33,11 +30,11 @@ class Gate:
         "_is_closed",
         "_lock",
         "_looking",
-        "has_news",
         "heard_at",
         "look_at",
         "lost_at",
         "proven_at",
+        "take_in",
     )
 
     def __init__(self) -> None:
@@ -54,7 +51,7 @@ class Gate:
         self._lock = threading.RLock()
         self._looking = threading.Lock()
         self.look_at = NEVER
-        self.has_news: Callable[[], bool] = _nothing
+        self.take_in: Callable[[], None] = _nothing
 
     @property
     def is_coherent(self) -> bool:
@@ -71,23 +68,23 @@ class Gate:
                 self.heard_at = at
 
     def look(self, now: float) -> None:
-        """Let the listener in, if a push waits for it.
+        """Take in the pushes that have arrived, if any.
 
         A thread that reads from memory alone never waits, and is asked for the interpreter only every
-        `sys.getswitchinterval()`, 5 ms: so much longer each of its reads could be of what has just been changed.
+        `sys.getswitchinterval()`, 5 ms, and the listener may then have to wait for a processor: so much longer each of
+        its reads could be of what has just been changed.
         """
         if not self._looking.acquire(blocking=False):
             return  # another thread does
         try:
             self.look_at = now + LOOK_EVERY
-            if self.has_news():
-                time.sleep(_GIVE_WAY_FOR)
+            self.take_in()
         finally:
             self._looking.release()
 
     def lost(self, at: float) -> None:
         """Close: pushes may have been missed from `at` on."""
-        self.has_news = _nothing
+        self.take_in = _nothing
         with self._lock:
             if self.proven_at != NEVER:
                 self.lost_at = at

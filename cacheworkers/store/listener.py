@@ -2,44 +2,36 @@
 
 One daemon thread holds one RESP3 connection per master with `CLIENT TRACKING ON BCAST` on the prefixes of entries and
 failures.  A push means "this changed".  A ping's answer comes after all earlier pushes, which makes it a proof of
-coherence for L1, and a barrier for an invalidation.
+coherence for L1, and a barrier for an invalidation.  A reader that would keep the thread waiting takes in what has
+arrived itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
 import logging
 import random
-import select
 import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
 
 import hiredis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.events import Event, ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.gate import Gate
+from cacheworkers.store.ear import Ear, Intake
 from cacheworkers.store.link import Link
-from cacheworkers.store.wire import unconnected
 
 log = logging.getLogger("cacheworkers")
 
 PING_EVERY = 0.5
 PING_LOST_AFTER = 2.0
 _BACKOFF = (0.05, 2.0)
-_TIME = b"*1\r\n$4\r\nTIME\r\n"
-_ROLE = b"*2\r\n$4\r\nINFO\r\n$11\r\nREPLICATION\r\n"
 
 
 class Barrier:
@@ -121,6 +113,7 @@ class Listener:
         """Forget thread and connections, as a child does after a fork."""
         self._lock = threading.Lock()
         self._ears: list[Ear] = []
+        self._intake: Intake | None = None
         self._masters: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
@@ -225,6 +218,7 @@ class Listener:
         """Close all connections, and return them."""
         with self._lock:
             ears, self._ears = self._ears, []
+            self._intake = None
         for ear in ears:
             ear.hang_up()
         return ears
@@ -248,29 +242,33 @@ class Listener:
             ear.ping(asks_role=True)
 
     def _hear(self) -> None:
+        intake = Intake(self._ears, self._take_in, self._prove, lambda: self._fail(intake))
         with selectors.DefaultSelector() as selector:
-            news = select.poll()
             for ear in self._ears:
-                selector.register(ear.socket, selectors.EVENT_READ, ear)
-                news.register(ear.socket, select.POLLIN)
-            self._gate.has_news = lambda: bool(news.poll(0))
+                selector.register(ear.socket, selectors.EVENT_READ)
+            self._intake = intake
+            self._gate.take_in = intake.run_here
             next_ping = time.monotonic() + PING_EVERY
             while not self._closed.is_set():
                 looked_at = time.monotonic()
-                ready = selector.select(max(0.0, next_ping - looked_at))
-                for key, _ in ready:
-                    self._take_in(key.data)
-                if self._link.masters != self._masters:  # one is not heard: no ping may prove the opposite
-                    raise OSError("the Cluster has other masters now")
-                if ready:
-                    self._prove()
+                selector.select(max(0.0, next_ping - looked_at))
+                intake.run()
                 now = time.monotonic()
                 if now >= next_ping:
                     next_ping = now + PING_EVERY
                     self._look_after(looked_at)
 
+    def _fail(self, intake: Intake) -> None:
+        """A reader could not take in what it has received: nothing is proven any more, and the thread begins anew."""
+        if intake is self._intake:
+            self._gate.lost(time.monotonic())
+            for ear in self._ears:
+                ear.deafen()
+
     def _prove(self) -> None:
         """Tell the gate up to when every push of every master has been processed."""
+        if self._link.masters != self._masters:  # one is not heard: no ping may prove the opposite
+            raise OSError("the Cluster has other masters now")
         if not all(ear.heard_at for ear in self._ears):
             return
         was_up = self._gate.is_coherent
@@ -321,77 +319,3 @@ class Listener:
                 sent, received = ear.ponged()
                 self._clock.measure(int(reply[0]) + int(reply[1]) / 1e6, sent, received)
                 self._emit(ListenerLag(received - sent))
-
-
-class Ear:
-    """One master's connection: opened by redis-py (TLS, auth, names), read with hiredis alone."""
-
-    def __init__(self, pool: Any, timeout: float, prefixes: tuple[str, ...]) -> None:
-        self._connection: Any = unconnected(pool, protocol=3, socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
-        self._connection.connect()
-        words = ["CLIENT", "TRACKING", "ON", "BCAST"]
-        for prefix in prefixes:
-            words += ["PREFIX", prefix]
-        self._connection.send_command(*words)
-        self._connection.read_response()
-        self.socket: socket.socket = self._connection._sock
-        self.socket.settimeout(timeout)
-        self._reader = hiredis.Reader()
-        self.pings: collections.deque[tuple[float, Future[bool]]] = collections.deque()
-        self._lock = threading.Lock()
-        self.heard_at = 0.0
-        options_shown = pool.connection_kwargs
-        self.master = f"{options_shown.get('host', options_shown.get('path', ''))}:{options_shown.get('port', '')}"
-
-    def ping(self, *, asks_role: bool = False) -> Future[bool]:
-        """Send a ping; the future is done once its answer, and so all earlier pushes, have been processed.
-
-        Args:
-            asks_role: a server that is no master loses the link.
-        """
-        ping: Future[bool] = Future()
-        with self._lock:
-            self.pings.append((time.monotonic(), ping))
-            try:
-                self.socket.sendall(_ROLE + _TIME if asks_role else _TIME)
-            except OSError:
-                ping.set_result(False)
-                with contextlib.suppress(OSError):
-                    self.socket.shutdown(socket.SHUT_RDWR)
-        return ping
-
-    def ponged(self) -> tuple[float, float]:
-        """Take the answer to the oldest ping: when it was sent, and now."""
-        sent, ping = self.pings.popleft()
-        self.heard_at = sent
-        if not ping.done():
-            ping.set_result(True)
-        return sent, time.monotonic()
-
-    def silent_for(self, now: float) -> float:
-        """Return for how long the oldest ping has had no answer, seconds."""
-        return now - self.pings[0][0] if self.pings else 0.0
-
-    def replies(self) -> list[Any]:
-        """Return what has arrived."""
-        data = self.socket.recv(1 << 18)
-        if not data:
-            raise OSError("the store closed the listener's connection")
-        self._reader.feed(data)
-        found = []
-        while (reply := self._reader.gets()) is not False:
-            found.append(reply)
-        return found
-
-    def hang_up(self) -> None:
-        """Close, and fail the pings that wait."""
-        with self._lock:
-            pings, self.pings = list(self.pings), collections.deque()
-        for _, ping in pings:
-            if not ping.done():
-                ping.set_result(False)
-        with contextlib.suppress(OSError):
-            if self.socket:
-                self.socket.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(Exception):
-            self._connection.disconnect()

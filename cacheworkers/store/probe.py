@@ -23,8 +23,8 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.clock import StoreClock
+from cacheworkers.store.ear import Ear
 from cacheworkers.store.link import Link
-from cacheworkers.store.listener import Ear
 from cacheworkers.store.rights import denied
 from cacheworkers.store.server import SAFE_POLICIES
 from cacheworkers.store.store import BEAT_KEPT_FOR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -93,6 +94,14 @@ class Trimmed(msgspec.Struct, frozen=True):
     foreign: tuple[str, ...]
 
 
+class Doomed(msgspec.Struct, frozen=True):
+    """A tag's set that is put aside, to be drained; some of its members, if they are known already."""
+
+    shard: int
+    name: str
+    calls: Sequence[str] = ()
+
+
 class ForeignType(StoreError):
     """A key of ours is of another type: something else writes there."""
 
@@ -108,9 +117,18 @@ def ours(reply: Any) -> Any:
     return reply
 
 
-def by_shard(replies: list[Any]) -> list[tuple[int, str]]:
-    """Return shard and name of each key, from one reply a shard."""
-    return [(shard, text(name)) for shard, names in enumerate(replies) for name in ours(names)]
+def doomed(replies: list[Any]) -> list[Doomed]:
+    """Return a tag's doomed sets, from one reply a shard."""
+    return [Doomed(shard, text(name)) for shard, names in enumerate(replies) for name in ours(names)]
+
+
+def just_doomed(replies: list[Any], names: list[str]) -> list[Doomed]:
+    """Return a tag's doomed sets, from two replies a shard: their names, and members of the one named here."""
+    first = dict(zip(names, replies[1::2], strict=True))
+    return [
+        Doomed(each.shard, each.name, [text(member) for member in ours(first.get(each.name, []))])
+        for each in doomed(replies[::2])
+    ]
 
 
 def fields(reply: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ from cacheworkers.store.link import Link
 from cacheworkers.store.replicas import Replicate
 from cacheworkers.store.request import Request
 from cacheworkers.store.server import info_of
-from cacheworkers.store.shapes import Begun, Claim, Registered, Snapshot, Trimmed
+from cacheworkers.store.shapes import Begun, Claim, Doomed, Registered, Snapshot, Trimmed
 from cacheworkers.store.steps import Exchange, Get, Info, Scan
 
 T = TypeVar("T")
@@ -233,22 +233,18 @@ class Store:
         """The sequence, lifted to `least` if a failover had set it back."""
         return self._ask([Request.call(scripts.RAISE_SEQ, (self.keys.seq,), (least,))], lambda replies: int(replies[0]))
 
-    def doom(self, tag: str, n: int) -> Exchange[list[tuple[int, str]]]:
-        """Mark a tag and put its sets aside; all `(shard, doomed set)` of the tag, its own and others'."""
-        requests = [
-            Request.call(
-                scripts.DOOM,
-                (
-                    self.keys.tag_set(tag, shard),
-                    self.keys.last_invalidation(tag, shard),
-                    self.keys.doomed_index(tag, shard),
-                    self.keys.doomed(tag, shard, n, secrets.token_hex(6)),
-                ),
-                (n,),
-            )
-            for shard in range(self.keys.shards(tag))
-        ]
-        return self._ask(requests, shapes.by_shard)
+    def doom(self, tag: str, n: int) -> Exchange[list[Doomed]]:
+        """Mark a tag and put its sets aside; all doomed sets of the tag, its own with some members, and others'."""
+        requests, names = [], []
+        for shard in range(self.keys.shards(tag)):
+            name = self.keys.doomed(tag, shard, n, secrets.token_hex(6))
+            tag_set, last = self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard)
+            requests += [
+                Request.call(scripts.DOOM, (tag_set, last, self.keys.doomed_index(tag, shard), name), (n,)),
+                _chunk_of(name),
+            ]
+            names.append(name)
+        return self._ask(requests, lambda replies: shapes.just_doomed(replies, names))
 
     def mark_tag(self, tag: str, n: int) -> Exchange[None]:
         """Mark a tag softly invalidated; its sets stay where they are."""
@@ -256,10 +252,10 @@ class Store:
         requests = [Request.call(scripts.MARK_TAG, (self.keys.last_invalidation(tag, s),), (n,)) for s in shards]
         return self._ask(requests, lambda replies: None)
 
-    def doomed_sets(self, tag: str) -> Exchange[list[tuple[int, str]]]:
-        """All `(shard, doomed set)` of a tag."""
+    def doomed_sets(self, tag: str) -> Exchange[list[Doomed]]:
+        """All doomed sets of a tag."""
         shards = range(self.keys.shards(tag))
-        return self._ask([Request(("SMEMBERS", self.keys.doomed_index(tag, s))) for s in shards], shapes.by_shard)
+        return self._ask([Request(("SMEMBERS", self.keys.doomed_index(tag, s))) for s in shards], shapes.doomed)
 
     def doomed_of(self, tag: str, shard: int) -> Exchange[list[str]]:
         """The doomed sets of one shard of a tag."""
@@ -268,10 +264,7 @@ class Store:
 
     def doomed_chunk(self, doomed: str) -> Exchange[list[str]]:
         """Some members of a doomed set; empty when it is drained."""
-        return self._ask(
-            [Request(("ZRANGE", doomed, 0, CHUNK - 1))],
-            lambda replies: [shapes.text(m) for m in shapes.ours(replies[0])],
-        )
+        return self._ask([_chunk_of(doomed)], lambda replies: [shapes.text(m) for m in shapes.ours(replies[0])])
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
         """Delete leases and entries of calls; how many entries there were.
@@ -463,6 +456,10 @@ class Store:
             (self.keys.entry(call), self.keys.lease(call), self.keys.failures(call)),
             (token, _ms(lease_for), seen, expected, int(heeds), envelope.MAGIC, envelope.WRITE_ID_AT, int(warms)),
         )
+
+
+def _chunk_of(doomed: str) -> Request:
+    return Request(("ZRANGE", doomed, 0, CHUNK - 1))
 
 
 def _ms(seconds: float) -> int:

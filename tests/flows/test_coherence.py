@@ -21,7 +21,8 @@ from cacheworkers import Cache
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.local.gate import Gate
 from cacheworkers.local.l1 import L1
-from cacheworkers.store.listener import Ear, Listener
+from cacheworkers.store.ear import Ear
+from cacheworkers.store.listener import Listener
 from cacheworkers.testing import Stepper
 
 MakeProcesses = Callable[[], Processes]

@@ -18,7 +18,7 @@ from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
 from cacheworkers.flows import sweep as sweeping
 from cacheworkers.local.l1 import L1
-from cacheworkers.store.shapes import Registered
+from cacheworkers.store.shapes import Doomed, Registered
 from cacheworkers.store.store import Store
 
 
@@ -40,17 +40,17 @@ def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
     def own(self: Store, tag: str, n: int) -> Any:
         step = doom(self, tag, n)
         shape = step._shape
-        step._shape = lambda replies: [(shard, name) for shard, name in shape(replies) if f":{n}:" in name]
+        step._shape = lambda replies: [each for each in shape(replies) if f":{n}:" in each.name]
         return step
 
     patch.setattr(Store, "doom", own)
 
 
 def removes_members_first(patch: pytest.MonkeyPatch) -> None:
-    def drain(ports: Any, tag: str, shard: int, doomed: str, told: Any) -> Generator[Any, Any, int]:
+    def drain(ports: Any, tag: str, doomed: Doomed, told: Any) -> Generator[Any, Any, int]:
         entries = 0
-        while calls := (yield ports.store.doomed_chunk(doomed)):
-            yield ports.store.drained(tag, shard, doomed, calls)
+        while calls := (yield ports.store.doomed_chunk(doomed.name)):
+            yield ports.store.drained(tag, doomed.shard, doomed.name, calls)
             entries += yield ports.store.drop(calls)
         return entries
 
@@ -218,7 +218,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         python(
             sweeping,
             "_finish",
-            "job.entries += yield from drain(job.ports, tag, shard, doomed, is_over=job.is_over)",
+            "job.entries += yield from drain(job.ports, tag, Doomed(shard, name), is_over=job.is_over)",
             "pass",
         ),
         races.test_sweep_finishes_an_invalidation_whose_process_died,

@@ -140,7 +140,7 @@ def test_tag_known_only_from_the_data_is_checked_too(shop: Shop) -> None:
 def test_second_invalidation_drains_what_the_first_put_aside(shop: Shop) -> None:
     """A takes the members and pauses; B finds the set empty, and must not return while the old entry is there."""
     shop.loader().finish()
-    first = shop.invalidator().until("zrange")
+    first = shop.invalidator().until("unlink")
     shop.price = 2
 
     shop.invalidator().finish()
@@ -287,7 +287,7 @@ def test_doom_sent_twice_puts_nothing_out_of_reach(shop: Shop) -> None:
     doomed = doom.run()
 
     assert len(doomed) == 2
-    members = {call for _, name in doomed for call in store.doomed_chunk(name).run()}
+    members = {call for each in doomed for call in store.doomed_chunk(each.name).run()}
     assert members == {"product[1]", "product[2]"}
 
 

@@ -157,7 +157,7 @@ def test_a_sweep_stops_in_the_middle_of_a_doomed_set(make_cache: MakeCache, monk
     store = cache._ports.store
     client: Any = store.link.client()
     doomed(cache, "all", 45)
-    [(_, name)] = store.doomed_sets("all").run()
+    [name] = [each.name for each in store.doomed_sets("all").run()]
     left, is_whole = [client.zcard(name)], False
 
     while not is_whole:

@@ -162,7 +162,7 @@ def sweeps(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
             for call in self.calls:
                 entry = self.entry(call)
                 for tag in entry.tags if entry is not None else ():
-                    sets = [store.keys.tag_set(tag), *(doomed for _, doomed in store.doomed_sets(tag).run())]
+                    sets = [store.keys.tag_set(tag), *(doomed.name for doomed in store.doomed_sets(tag).run())]
                     assert any(client.zscore(each, call) is not None for each in sets), f"{call} is lost to {tag}"
 
         def teardown(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from cacheworkers.core.driver import run
 from cacheworkers.events import ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Ask
+from cacheworkers.local import gate as gating
 from cacheworkers.store import listener as listening
 from cacheworkers.store.shapes import Claimed
 from cacheworkers.testing import FaultProxy, Valkey
@@ -146,40 +149,64 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_who_reads_memory_at_full_speed_lets_the_listener_in(shop: Shop, how: str) -> None:
-    """A push that has arrived must not wait until the interpreter is taken from the reader."""
-    for n in (1, 2, 3):
+@pytest.fixture
+def held(shop: Shop, server: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The listener's thread does not get the processor, and the push of a change of 2 has arrived."""
+    for n in (1, 2):
         shop.keep(n)
-    gate, drop = shop.ports.gate, shop.ports.listener._on_entry
+    listener, gate = shop.ports.listener, shop.ports.gate
     is_held, may_go_on = threading.Event(), threading.Event()
-    is_news: list[bool] = []
+    look_after = listener._look_after
 
-    def hold(call: str) -> None:
+    def hold(looked_at: float) -> None:
         is_held.set()
-        assert may_go_on.wait(20)
-        drop(call)
+        assert may_go_on.wait(60)
+        look_after(looked_at)
 
-    shop.ports.listener._on_entry = hold
-    shop.change(3)  # its push holds the listener
+    monkeypatch.setattr(gating, "LOOK_EVERY", 3600.0)
+    monkeypatch.setattr(listener, "_look_after", hold)
     assert is_held.wait(20)
+    gate.look(float("inf"))
+    [ear] = listener._ears
     shop.change(2)
-    news = gate.has_news
-    wait_until(news)
-
-    def looks() -> bool:
-        is_news.append(news())
-        return False
-
-    gate.has_news = looks
+    arrived = select.poll()
+    arrived.register(ear.socket, select.POLLIN)
+    assert arrived.poll(20_000)
     gate.look_at = float("-inf")
-    WAYS[how](shop.price)
-    gate.has_news = news
+    yield
     may_go_on.set()
 
-    assert is_news == [True]
-    wait_until(lambda: shop.ports.l1.get("price[2]") is None)
-    wait_until(lambda: not news())
+
+@pytest.mark.parametrize("how", WAYS)
+def test_who_reads_memory_at_full_speed_takes_in_the_push_itself(shop: Shop, held: None, how: str) -> None:
+    """A push that has arrived must not wait until the interpreter and the processor are taken from the reader."""
+    assert shop.ports.l1.get("price[2]") is not None
+
+    WAYS[how](shop.price)
+
+    assert shop.ports.l1.get("price[2]") is None
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_reader_that_could_not_take_in_a_push_leaves_memory_empty(
+    shop: Shop, events: list[Any], held: None, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push that it has received is nowhere else: memory answers again only after it has begun anew."""
+    reader = threading.get_ident()
+    listener = shop.ports.listener
+    drop = listener._on_entry
+
+    def interrupted(call: str) -> None:
+        if threading.get_ident() == reader:
+            raise error
+        drop(call)
+
+    monkeypatch.setattr(listener, "_on_entry", interrupted)
+    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else contextlib.nullcontext():
+        shop.price.get(1)
+
+    assert not listener.is_up
+    assert shop.price.read(2).tier != "l1"
 
 
 # -- losing the link
