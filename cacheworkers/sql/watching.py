@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cacheworkers")
 #: How long a draining process waits at most before it looks again, seconds.
 DRAIN_WITHIN = 1.0
+#: How often it looks whether a store that was away is back, seconds.
+_LOOK_EVERY = 0.05
 
 
 class Watching:
@@ -175,7 +178,16 @@ class Watching:
                         wait(DRAIN_WITHIN)
             except Exception as error:  # the database or the store is away; the rows stay
                 log.warning("the drain goes on in a second: %s", error)
-                stop.wait(DRAIN_WITHIN)
+                self._rest(stop)
+
+    def _rest(self, stop: threading.Event) -> None:
+        """Wait a while; not longer than until a store that is away is back: it still has what was changed meanwhile."""
+        link = self._ports.store.link
+        end = time.monotonic() + DRAIN_WITHIN
+        is_away = not link.is_well
+        while not stop.wait(min(DRAIN_WITHIN, _LOOK_EVERY)) and time.monotonic() < end:
+            if is_away and link.is_well:
+                return
 
     def close(self) -> None:
         """Stop the thread that removes delivered rows."""

@@ -80,6 +80,11 @@ class Link:
         """The store's address, without a password."""
         return self._address.shown
 
+    @property
+    def is_well(self) -> bool:
+        """Whether the store answered when it was last asked, or looked for."""
+        return self._health.is_well
+
     def reset(self) -> None:
         """Forget all connections, as a child does after a fork: the parent's sockets are not its own."""
         self._clients.reset()

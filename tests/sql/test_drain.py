@@ -72,6 +72,36 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str,
         shop.engine.dispose()
 
 
+def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
+    database_url: str, events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at its next look, which here would come too late: until then the store answers with what is old."""
+    monkeypatch.setattr("cacheworkers.sql.watching.DRAIN_WITHIN", 600.0)
+    with Valkey() as server:
+        cache = Cache(Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.05), hook=events.append)
+        shop = Shop(cache, database_url, events).watch()
+        cache.drain()
+        server.pause()
+        write(shop, "product:1")
+        stop = threading.Event()
+        thread = threading.Thread(target=cache.drain_until, args=(stop,))
+        thread.start()
+        wait_until(lambda: any(type(event).__name__ == "StoreLost" for event in events))
+
+        server.resume()
+
+        wait_until(lambda: shop.invalidated() == [{"product:1"}])
+        stop.set()
+
+        def has_ended() -> bool:
+            run_sql(shop.engine, "NOTIFY cacheworkers_cw")  # wakes it, so that it sees that it is to stop
+            return not thread.is_alive()
+
+        wait_until(has_ended)
+        cache.close()
+        shop.engine.dispose()
+
+
 def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_url: str, events: list[Any]) -> None:
     with Valkey() as server:
         cache = Cache(Config(redis_url=server.url, store_timeout=1.0, breaker_for=0.0), hook=events.append)
