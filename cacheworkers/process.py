@@ -260,6 +260,7 @@ def _listener(
         on_failure=waiters.wake,
         on_lost=on_lost,
         on_gap=on_gap,
+        is_busy=l1.is_busy,
         emit=emit,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 NEVER = float("-inf")
@@ -29,7 +30,7 @@ class Gate:
         "_bypasses",
         "_is_closed",
         "_lock",
-        "_looking",
+        "_void_until",
         "heard_at",
         "look_at",
         "lost_at",
@@ -45,11 +46,11 @@ class Gate:
         self.heard_at = NEVER
         self.lost_at = NEVER
         self.proven_at = NEVER
+        self._void_until = NEVER
         self._bypasses = 0
         self._is_closed = False
         # A session that is dropped is done with when its memory is freed: in any thread, also in one that has the lock.
         self._lock = threading.RLock()
-        self._looking = threading.Lock()
         self.look_at = NEVER
         self.take_in: Callable[[], None] = _nothing
 
@@ -58,14 +59,18 @@ class Gate:
         """Whether the listener is up, bypassed or not."""
         return self.proven_at != NEVER
 
-    def heard(self, at: float) -> None:
-        """Note that every push up to `at` has been processed."""
+    def heard(self, at: float) -> bool:
+        """Note that every push up to `at` has been processed; whether that has opened the gate.
+
+        Not if pushes may have been missed after that: who says so may have been about to when the link was lost.
+        """
         with self._lock:
-            if self._is_closed:
-                return
-            self.proven_at = at
+            if self._is_closed or at <= self._void_until:
+                return False
+            was_coherent, self.proven_at = self.is_coherent, at
             if not self._bypasses:
                 self.heard_at = at
+        return not was_coherent
 
     def look(self, now: float) -> None:
         """Take in the pushes that have arrived, if any.
@@ -74,13 +79,11 @@ class Gate:
         `sys.getswitchinterval()`, 5 ms, and the listener may then have to wait for a processor: so much longer each of
         its reads could be of what has just been changed.
         """
-        if not self._looking.acquire(blocking=False):
-            return  # another thread does
+        self.look_at = now + LOOK_EVERY
         try:
-            self.look_at = now + LOOK_EVERY
             self.take_in()
-        finally:
-            self._looking.release()
+        finally:  # which may have taken as long: others have had their turn meanwhile, and reads are to have theirs
+            self.look_at = time.monotonic() + LOOK_EVERY
 
     def lost(self, at: float) -> None:
         """Close: pushes may have been missed from `at` on."""
@@ -88,6 +91,7 @@ class Gate:
         with self._lock:
             if self.proven_at != NEVER:
                 self.lost_at = at
+            self._void_until = at
             self.proven_at = self.heard_at = NEVER
 
     def close(self, at: float) -> None:

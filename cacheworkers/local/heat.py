@@ -33,7 +33,8 @@ class Heat:
 
     def reset(self) -> None:
         """Forget everything, as a child does after a fork: the parent tells of its own reads."""
-        self._lock = threading.Lock()
+        # Re-entrant: a finalizer inside it may read, take in a push, and so note what goes.
+        self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._hits: dict[str, int] = {}
 

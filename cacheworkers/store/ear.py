@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 import hiredis
@@ -27,6 +28,8 @@ _MOST = 1 << 15
 _GIVE_WAY_FOR = 5e-5
 #: Seconds for which a reader waits at most for whoever takes in pushes right now.
 _WAIT_FOR = 1e-3
+#: Seconds for which a connection that is lost is left open for a reader that may be about to ask it.
+_READER_LEAVES_WITHIN = 0.1
 #: Seconds for which the listener's thread waits for a reader that takes in, twice: a pause may have been the first.
 _READER_LOST_AFTER = 1.0
 
@@ -46,7 +49,8 @@ class Ear:
         self.socket.settimeout(timeout)
         self._reader = hiredis.Reader()
         self.pings: collections.deque[tuple[float, Future[bool]]] = collections.deque()
-        self._lock = threading.Lock()
+        # Re-entrant: who is interrupted in the middle, by a signal or a finalizer, may read, and take in an answer.
+        self._lock = threading.RLock()
         self.heard_at = 0.0
         options_shown = pool.connection_kwargs
         self.master = f"{options_shown.get('host', options_shown.get('path', ''))}:{options_shown.get('port', '')}"
@@ -77,7 +81,7 @@ class Ear:
         with self._lock:
             sent, ping = self.pings.popleft()
         self.heard_at = sent
-        if not ping.done():
+        with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
             ping.set_result(True)
         return sent, time.monotonic()
 
@@ -102,7 +106,7 @@ class Ear:
         with self._lock:
             pings, self.pings = list(self.pings), collections.deque()
         for _, ping in pings:
-            if not ping.done():
+            with contextlib.suppress(InvalidStateError):
                 ping.set_result(False)
         with contextlib.suppress(OSError):
             if self.socket:
@@ -124,19 +128,22 @@ class Intake:
         take_in: Callable[[Ear], None],
         after: Callable[[], None],
         on_failure: Callable[[], None],
+        is_busy: Callable[[], bool],
     ) -> None:
         """
         Args:
             take_in: processes what one ear has heard.
             after: called after that, one thread at a time, too.
+            is_busy: says whether `take_in` might have to wait for who looks: a finalizer may look from anywhere.
             on_failure: called in a reader's thread that could not take in what it has received: pushes are missed.
         """
         self._ears = {ear.socket.fileno(): ear for ear in ears}
         self._take_in = take_in
         self._after = after
         self._on_failure = on_failure
-        self._lock = threading.Lock()
-        # Two, for one object must not be polled by two threads: the first by who looks, the second by who has the lock.
+        self._is_busy = is_busy
+        self._looking, self._lock = threading.Lock(), threading.Lock()
+        # Two, for one object must not be polled by two threads: the first by who looks, the second by who takes in.
         self._looked, self._arrived = select.poll(), select.poll()
         for file in self._ears:
             self._looked.register(file, select.POLLIN)
@@ -144,7 +151,8 @@ class Intake:
         # What TLS has received may still be no whole record: a reader would wait for the rest.
         self._is_plain = not any(isinstance(ear.socket, ssl.SSLSocket) for ear in ears)
         self._is_torn = False
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
+        self._process = os.getpid()
 
     def run(self) -> None:
         """Take in what has arrived, in the listener's thread; raise if it cannot go on."""
@@ -152,26 +160,48 @@ class Intake:
             raise OSError(f"a reader has been taking in pushes for {2 * _READER_LOST_AFTER:g} s")
         try:
             if self._failure is not None:
-                raise OSError(f"a reader could not take in a push: {self._failure!r}") from self._failure
+                raise self._failure
             self._take()
         finally:
             self._lock.release()
 
     def run_here(self) -> None:
-        """Take in what has arrived, in a reader's thread; one may be here at a time."""
-        if not self._looked.poll(0):
+        """Take in what has arrived, in a reader's thread, if no other thread does."""
+        if not self._looking.acquire(blocking=False):
             return
+        # An exception that a signal raises right here leaves the lock taken: the listener is then the only one to take
+        # in, until it connects anew.
+        try:
+            if self._looked.poll(0):
+                self._take_here()
+        finally:
+            self._looking.release()
+
+    def hang_up(self) -> None:
+        """Close all connections; a reader is given a moment to leave them."""
+        is_alone = self._lock.acquire(timeout=_READER_LEAVES_WITHIN)
+        try:
+            for ear in self._ears.values():
+                ear.hang_up()
+        finally:
+            if is_alone:
+                self._lock.release()
+
+    def _take_here(self) -> None:
         if not self._is_plain:
             time.sleep(_GIVE_WAY_FOR)
             return
         # Whoever else has it needs the interpreter, which is free while this waits.
-        if not self._lock.acquire(timeout=_WAIT_FOR):
+        if self._is_busy() or not self._lock.acquire(timeout=_WAIT_FOR):
             return
         try:
             if self._failure is None:
                 self._take()
+        except (OSError, hiredis.HiredisError) as error:
+            self._failure = error.with_traceback(None)
+            self._on_failure()
         except BaseException as error:
-            self._failure = error
+            self._failure = OSError(f"a reader could not take in a push: {error!r}")
             self._on_failure()
             if not isinstance(error, Exception):  # what a signal raises is the reader's own, wherever it strikes
                 raise
@@ -182,6 +212,8 @@ class Intake:
         if self._is_torn:
             raise OSError("a push was taken in by half")
         for file, _ in self._arrived.poll(0):
+            if os.getpid() != self._process:  # forked while it looked: what has arrived is the parent's
+                raise OSError("the connection is another process's")
             self._is_torn = True
             self._take_in(self._ears[file])
             self._is_torn = False

@@ -9,6 +9,7 @@ arrived itself.
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import random
 import selectors
@@ -82,6 +83,7 @@ class Listener:
         on_failure: Callable[[str], None],
         on_lost: Callable[[], None],
         on_gap: Callable[[], None],
+        is_busy: Callable[[], bool],
         emit: Callable[[Event], None],
     ) -> None:
         """
@@ -90,6 +92,7 @@ class Listener:
             on_entry: called with a call's text when its entry changed.
             on_failure: called with a call's text when its load failed.
             on_lost: called when the connection is lost: from here on pushes are missed.
+            is_busy: says whether these callbacks might have to wait: no reader calls them then.
             on_gap: called when everything may have changed unheard: before the listener is up again, on FLUSHALL.
         """
         self._link = link
@@ -100,6 +103,7 @@ class Listener:
         self._on_failure = on_failure
         self._on_lost = on_lost
         self._on_gap = on_gap
+        self._is_busy = is_busy
         self._emit = emit
         self._keys = keys
         #: Called when this process begins to listen, that is, to read.
@@ -118,6 +122,8 @@ class Listener:
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._is_told_down = False
+        #: Events to be told by the thread: a reader that takes in must not run anybody's code.
+        self._untold: collections.deque[ListenerUp | ListenerLag] = collections.deque()
 
     @property
     def is_up(self) -> bool:
@@ -144,8 +150,8 @@ class Listener:
         """Stop listening for good."""
         self._closed.set()
         with self._lock:
-            for ear in self._ears:
-                ear.hang_up()
+            ears, intake = self._ears, self._intake
+        _close(ears, intake)
         # Not left to the thread, which may take its time to end: nobody hears of anything from here on.
         self._gate.close(time.monotonic())
         thread = self._thread
@@ -192,11 +198,10 @@ class Listener:
                 self._closed.wait(_BACKOFF[1])
 
     def _lose(self, error: Exception) -> None:
-        was_up = self._gate.is_coherent
+        # Order: the gate is closed first, so that whatever is filled from here on is filled under a new guard.
         self._gate.lost(time.monotonic())
         ears = self._hang_up()
-        if was_up:
-            # Order: the gate is closed first, so that whatever is filled from here on is filled under a new guard.
+        if ears:
             self._on_lost()
         if not self._closed.is_set():
             self._tell_down(ears[0].master if ears else self._link.where, f"{type(error).__name__}: {error}")
@@ -218,9 +223,8 @@ class Listener:
         """Close all connections, and return them."""
         with self._lock:
             ears, self._ears = self._ears, []
-            self._intake = None
-        for ear in ears:
-            ear.hang_up()
+            intake, self._intake = self._intake, None
+        _close(ears, intake)
         return ears
 
     def _connect(self) -> None:
@@ -242,7 +246,7 @@ class Listener:
             ear.ping(asks_role=True)
 
     def _hear(self) -> None:
-        intake = Intake(self._ears, self._take_in, self._prove, lambda: self._fail(intake))
+        intake = Intake(self._ears, self._take_in, self._prove, lambda: self._fail(intake), self._is_busy)
         with selectors.DefaultSelector() as selector:
             for ear in self._ears:
                 selector.register(ear.socket, selectors.EVENT_READ)
@@ -253,6 +257,7 @@ class Listener:
                 looked_at = time.monotonic()
                 selector.select(max(0.0, next_ping - looked_at))
                 intake.run()
+                self._tell()
                 now = time.monotonic()
                 if now >= next_ping:
                     next_ping = now + PING_EVERY
@@ -262,6 +267,7 @@ class Listener:
         """A reader could not take in what it has received: nothing is proven any more, and the thread begins anew."""
         if intake is self._intake:
             self._gate.lost(time.monotonic())
+            self._on_lost()
             for ear in self._ears:
                 ear.deafen()
 
@@ -271,14 +277,17 @@ class Listener:
             raise OSError("the Cluster has other masters now")
         if not all(ear.heard_at for ear in self._ears):
             return
-        was_up = self._gate.is_coherent
-        self._gate.heard(min(ear.heard_at for ear in self._ears))
-        if not was_up:
-            if self._is_told_down:
+        if self._gate.heard(min(ear.heard_at for ear in self._ears)):
+            self._untold += [ListenerUp(ear.master) for ear in self._ears]
+
+    def _tell(self) -> None:
+        """Tell what has been noticed, by whichever thread."""
+        while self._untold:
+            event = self._untold.popleft()
+            if isinstance(event, ListenerUp) and self._is_told_down:
                 self._is_told_down = False
                 log.warning("the listener hears %s", ", ".join(ear.master for ear in self._ears))
-            for ear in self._ears:
-                self._emit(ListenerUp(ear.master))
+            self._emit(event)
 
     def _look_after(self, looked_at: float) -> None:
         """Ping every master that owes no answer; raise if one owes it for too long.
@@ -318,4 +327,11 @@ class Listener:
             else:
                 sent, received = ear.ponged()
                 self._clock.measure(int(reply[0]) + int(reply[1]) / 1e6, sent, received)
-                self._emit(ListenerLag(received - sent))
+                self._untold.append(ListenerLag(received - sent))
+
+
+def _close(ears: list[Ear], intake: Intake | None) -> None:
+    if intake is not None:
+        intake.hang_up()
+    for ear in ears:
+        ear.hang_up()

@@ -124,9 +124,11 @@ def doomed(replies: list[Any]) -> list[Doomed]:
 
 def just_doomed(replies: list[Any], names: list[str]) -> list[Doomed]:
     """Return a tag's doomed sets, from two replies a shard: their names, and members of the one named here."""
-    first = dict(zip(names, replies[1::2], strict=True))
+    # One of another type is met again when it is drained: here it would keep the other shards from that.
+    chunks = [[] if isinstance(reply, Exception) else reply for reply in replies[1::2]]
+    first = dict(zip(names, chunks, strict=True))
     return [
-        Doomed(each.shard, each.name, [text(member) for member in ours(first.get(each.name, []))])
+        Doomed(each.shard, each.name, [text(member) for member in first.get(each.name, [])])
         for each in doomed(replies[::2])
     ]
 

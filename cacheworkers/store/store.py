@@ -236,12 +236,13 @@ class Store:
     def doom(self, tag: str, n: int) -> Exchange[list[Doomed]]:
         """Mark a tag and put its sets aside; all doomed sets of the tag, its own with some members, and others'."""
         requests, names = [], []
-        for shard in range(self.keys.shards(tag)):
+        shards = self.keys.shards(tag)
+        for shard in range(shards):
             name = self.keys.doomed(tag, shard, n, secrets.token_hex(6))
             tag_set, last = self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard)
             requests += [
                 Request.call(scripts.DOOM, (tag_set, last, self.keys.doomed_index(tag, shard), name), (n,)),
-                _chunk_of(name),
+                _chunk_of(name, max(1, CHUNK // shards)),
             ]
             names.append(name)
         return self._ask(requests, lambda replies: shapes.just_doomed(replies, names))
@@ -264,7 +265,7 @@ class Store:
 
     def doomed_chunk(self, doomed: str) -> Exchange[list[str]]:
         """Some members of a doomed set; empty when it is drained."""
-        return self._ask([_chunk_of(doomed)], lambda replies: [shapes.text(m) for m in shapes.ours(replies[0])])
+        return self._ask([_chunk_of(doomed, CHUNK)], lambda replies: [shapes.text(m) for m in shapes.ours(replies[0])])
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
         """Delete leases and entries of calls; how many entries there were.
@@ -458,8 +459,8 @@ class Store:
         )
 
 
-def _chunk_of(doomed: str) -> Request:
-    return Request(("ZRANGE", doomed, 0, CHUNK - 1))
+def _chunk_of(doomed: str, most: int) -> Request:
+    return Request(("ZRANGE", doomed, 0, most - 1))
 
 
 def _ms(seconds: float) -> int:

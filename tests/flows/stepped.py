@@ -330,6 +330,7 @@ class Processes:
         gate, ear = self.ports.gate, self._ear
         gate.heard_at -= L1_FOR
         gate.proven_at -= L1_FOR
+        gate._void_until -= L1_FOR
         if ear is not None:
             ear.heard_at = ear.heard_at and ear.heard_at - L1_FOR
             ear.pings = collections.deque((sent - L1_FOR, ping) for sent, ping in ear.pings)

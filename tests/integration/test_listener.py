@@ -187,6 +187,20 @@ def test_who_reads_memory_at_full_speed_takes_in_the_push_itself(shop: Shop, hel
     assert shop.ports.l1.get("price[2]") is None
 
 
+def test_a_reader_that_takes_in_runs_nobody_s_code(shop: Shop, held: None, events: list[Any]) -> None:
+    """A hook may wait for what its reader holds; the thread tells it, once it goes on."""
+    [ear] = shop.ports.listener._ears
+    before, heard_at = len(told(events, ListenerLag)), ear.heard_at
+    assert shop.ports.listener.ping() is not None
+
+    def is_heard() -> bool:
+        shop.ports.gate.look(0.0)
+        return ear.heard_at > heard_at
+
+    wait_until(is_heard)
+    assert len(told(events, ListenerLag)) == before
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_reader_that_could_not_take_in_a_push_leaves_memory_empty(
     shop: Shop, events: list[Any], held: None, error: type[BaseException], monkeypatch: pytest.MonkeyPatch

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from cacheworkers.local import gate as gating
 from cacheworkers.local.gate import LOOK_EVERY, NEVER, Gate
 
 
-def test_who_looks_takes_in_what_has_arrived_and_looks_again_in_a_while() -> None:
+def test_who_looks_takes_in_what_has_arrived() -> None:
     gate, taken = Gate(), []
     gate.take_in = lambda: taken.append("push")
 
     gate.look(100.0)
 
     assert taken == ["push"]
-    assert gate.look_at == 100.0 + LOOK_EVERY
-
-
-def test_one_looks_at_a_time() -> None:
-    """A poll that is under way must not be begun again: by another thread, or by what hears of an event and reads."""
-    gate, looks = Gate(), 0
-
-    def take_in() -> None:
-        nonlocal looks
-        looks += 1
-        gate.look(101.0)
-
-    gate.take_in = take_in
-    gate.look(100.0)
-
-    assert looks == 1
 
 
 def test_a_look_that_is_interrupted_leaves_the_next_one_its_turn() -> None:
@@ -45,6 +32,28 @@ def test_a_look_that_is_interrupted_leaves_the_next_one_its_turn() -> None:
     gate.look(101.0)
 
     assert taken == ["push"]
+
+
+def test_after_a_look_that_took_long_reads_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    monkeypatch.setattr(gating, "time", SimpleNamespace(monotonic=lambda: 107.0))
+
+    gate.look(100.0)
+
+    assert gate.look_at == 107.0 + LOOK_EVERY
+
+
+def test_a_proof_from_before_a_loss_does_not_open_the_gate() -> None:
+    """Who was about to say so, as another thread lost the link, has heard nothing since."""
+    gate = Gate()
+    assert gate.heard(1.0)
+    assert not gate.heard(2.0), "it was open"
+
+    gate.lost(3.0)
+
+    assert not gate.heard(2.5)
+    assert not gate.is_coherent
+    assert gate.heard(3.5)
 
 
 def test_once_the_listener_is_lost_there_is_nothing_to_take_in() -> None:

@@ -23,7 +23,8 @@ class Heard:
         self.pushes: list[bytes] = []
         self.proofs = 0
         self.failures = 0
-        self.intake = Intake([self], self.take_in, self.prove, self.fail)  # type: ignore[list-item, arg-type]
+        self.is_busy = False
+        self.intake = Intake([self], self.take_in, self.prove, self.fail, lambda: self.is_busy)  # type: ignore[list-item, arg-type]
         self.during: Callable[[], None] = lambda: None
 
     def take_in(self, ear: Any) -> None:
@@ -89,6 +90,72 @@ def test_a_reader_leaves_it_to_the_thread_that_takes_in(heard: Heard) -> None:
     heard.intake.run()
 
     assert heard.pushes == [b"1"]
+
+
+def test_a_reader_that_would_have_to_wait_for_itself_goes_on(heard: Heard) -> None:
+    """A finalizer that reads, in the middle of a change of what is kept, must not change it."""
+    heard.store.send(b"push")
+    heard.is_busy = True
+
+    heard.intake.run_here()
+
+    assert (heard.pushes, heard.failures) == ([], 0)
+    heard.intake.run()
+    assert heard.pushes == [b"push"]
+
+
+def test_one_reader_looks_at_a_time_also_within_itself(heard: Heard) -> None:
+    heard.store.send(b"1")
+
+    def reads() -> None:
+        heard.during = lambda: None
+        heard.store.send(b"2")
+        heard.intake.run_here()
+
+    heard.during = reads
+    heard.intake.run_here()
+
+    assert heard.pushes == [b"1"]
+
+
+def test_a_lost_connection_is_called_that_whoever_finds_out(heard: Heard) -> None:
+    heard.store.send(b"push")
+    heard.during = raising(ConnectionResetError("by peer"))
+
+    heard.intake.run_here()
+
+    assert heard.failures == 1
+    with pytest.raises(ConnectionResetError, match="by peer"):
+        heard.intake.run()
+
+
+def test_a_child_that_was_forked_meanwhile_takes_nothing_from_its_parent(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard.store.send(b"push")
+    monkeypatch.setattr(hearing, "os", SimpleNamespace(getpid=lambda: -1))
+
+    heard.intake.run_here()
+
+    assert (heard.pushes, heard.proofs) == ([], 0)
+
+
+def test_a_connection_is_closed_when_the_reader_has_left_it(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hearing, "_READER_LEAVES_WITHIN", 60.0)
+    heard.store.send(b"push")
+    order: list[str] = []
+    closing = threading.Thread(target=heard.intake.hang_up)
+
+    def reads() -> None:
+        closing.start()
+        order.append("read")
+
+    heard.hang_up = lambda: order.append("closed")  # type: ignore[attr-defined]
+    heard.during = reads
+    heard.intake.run_here()
+    closing.join()
+
+    assert order == ["read", "closed"]
 
 
 def test_what_a_reader_could_not_take_in_is_told_and_ends_the_listening(heard: Heard) -> None:
@@ -166,7 +233,8 @@ def test_a_reader_does_not_touch_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hearing, "time", SimpleNamespace(sleep=naps.append))
     store, ear = socket.socketpair()
     wrapped = ssl.create_default_context().wrap_socket(ear, server_hostname="store", do_handshake_on_connect=False)
-    intake = Intake([SimpleNamespace(socket=wrapped)], raising(AssertionError()), lambda: None, lambda: None)  # type: ignore[list-item, arg-type]
+    ears: Any = [SimpleNamespace(socket=wrapped)]
+    intake = Intake(ears, raising(AssertionError()), lambda: None, lambda: None, lambda: False)  # type: ignore[arg-type]
     with store, wrapped:
         intake.run_here()
         assert naps == []
