@@ -365,6 +365,42 @@ def test_a_given_store_is_not_stopped(small: Stack) -> None:
     assert problem["detail"] == tick["why_not"]["stop-store"] == control.NOT_OURS
 
 
+def children(pid: int, words: str) -> list[int]:
+    """The processes that a process has started, by what their command lines hold."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            if parent == pid and words in stat.with_name("cmdline").read_text().replace("\0", " "):
+                found.append(int(stat.parent.name))
+    return found
+
+
+def test_a_killed_web_server_is_started_again(small: Stack) -> None:
+    """The server, on the same port, or the process below it that answers: the stack stays, and the API answers."""
+
+    def answers() -> bool:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{small.here.web}/products/1", timeout=WITHIN) as answer,
+        ):
+            return bool(answer.status == 200)
+        return False
+
+    [server] = children(small.process.pid, "app.api:app")
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: "web is ready again" in small.text, WITHIN)
+    assert answers()
+
+    [server] = children(small.process.pid, "app.api:app")
+    [process] = [
+        pid for pid in children(server, "") if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    os.kill(process, signal.SIGKILL)
+    wait_until(lambda: "Respawning worker-1" in small.text and answers(), WITHIN)
+    assert children(small.process.pid, "app.api:app") == [server]
+
+
 def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> None:
     """It asks workers once: it must not start before them; and its own metrics are not the exporter's."""
     login = re.search(r"Flower: \S+  user (\S+), password (\S+)", stack.text)
@@ -389,6 +425,25 @@ def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> Non
         exported = answer.read()
 
     assert b"cacheworkers_queue_messages" in exported and b"flower_" not in exported
+
+
+def test_whatever_is_killed_is_started_again(stack: Stack) -> None:
+    """kill -9 of what is neither worker nor web: each is ready again, and the page may still kill workers alone."""
+    words = {
+        "page": "app.page.server:app",
+        "beat": "app.worker beat",
+        "drain": "app.drain",
+        "flower": "app.worker flower",
+    }
+    words["exporter"] = "app.shop:cache exporter"
+
+    for each in words.values():
+        [pid] = children(stack.process.pid, each)
+        os.kill(pid, signal.SIGKILL)
+
+    wait_until(lambda: all(f"up     | {name} is ready again" in stack.text for name in words), WITHIN)
+    tick = stack.until("tick", lambda tick: tick["state"]["workers"])
+    assert {each["name"] for each in tick["state"]["workers"]} == {"miss", "rest"}
 
 
 # -- in a browser
