@@ -499,6 +499,13 @@ HAS_COLOUR = """([id, name]) => {
     if (wanted.every((value, offset) => data[at + offset] === value) && data[at + 3] === 255) return true;
   return false;
 }"""
+#: Whether the dot before an element is of a colour of the style sheet.
+HAS_DOT = """([selector, name]) => {
+  const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const wanted = `rgb(${[1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)).join(", ")})`;
+  const { backgroundColor, color } = getComputedStyle(document.querySelector(selector), "::before");
+  return [backgroundColor, color].includes(wanted);
+}"""
 TOPS = "(selector) => [...document.querySelectorAll(selector)].map((each) => each.getBoundingClientRect().top)"
 CHARTS = {"chart-rate": "--cached", "chart-queries": "--uncached", "chart-latency": "--cached", "chart-kinds": "--l1"}
 
@@ -581,6 +588,30 @@ def test_a_kill_and_an_outage_are_told(calm: Stack, browser: Browser) -> None:
     page.wait_for_selector("#latest:has-text('The store is back')")
 
     page.wait_for_selector("button:has-text('Stop the store')")
+    assert browser.errors == []
+
+
+@pytest.mark.browser
+def test_the_status_says_that_the_store_is_away_and_when_it_is_back(calm: Stack, browser: Browser) -> None:
+    """In words and in colour, at the top and beside what happened last; then all is live again."""
+    page = browser.open(calm.here.page)
+    page.evaluate(
+        "window.said = []; new MutationObserver(() => said.push(document.getElementById('link').textContent))"
+        ".observe(document.getElementById('link'), {childList: true, characterData: true, subtree: true})"
+    )
+    page.wait_for_function(HAS_DOT, arg=["#link", "--good"])
+
+    page.keyboard.press("s")
+
+    page.wait_for_selector("#link[data-state=away]:has-text('Store away')")
+    page.wait_for_function(HAS_DOT, arg=["#link", "--bad"])
+    page.wait_for_function(HAS_DOT, arg=["#latest", "--wait"])
+    page.keyboard.press("s")
+    page.wait_for_function(HAS_DOT, arg=["#link", "--good"])
+    page.wait_for_function(HAS_DOT, arg=["#latest", "--good"])
+    page.wait_for_selector("#link[data-state=live]:text-is('Live')")
+    said = page.evaluate("said")
+    assert "Store is back" in said[said.index("Store away") :]
     assert browser.errors == []
 
 
