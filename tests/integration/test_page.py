@@ -506,6 +506,15 @@ HAS_DOT = """([selector, name]) => {
   const { backgroundColor, color } = getComputedStyle(document.querySelector(selector), "::before");
   return [backgroundColor, color].includes(wanted);
 }"""
+#: Notes the words that are drawn on each chart.
+DRAWN_WORDS = """() => {
+  window.drawn = {};
+  const draw = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+    (drawn[this.canvas.closest("figure").id] ??= new Set()).add(text);
+    return draw.call(this, text, ...rest);
+  };
+}"""
 TOPS = "(selector) => [...document.querySelectorAll(selector)].map((each) => each.getBoundingClientRect().top)"
 CHARTS = {"chart-rate": "--cached", "chart-queries": "--uncached", "chart-latency": "--cached", "chart-kinds": "--l1"}
 
@@ -613,6 +622,41 @@ def test_the_status_says_that_the_store_is_away_and_when_it_is_back(calm: Stack,
     said = page.evaluate("said")
     assert "Store is back" in said[said.index("Store away") :]
     assert browser.errors == []
+
+
+@pytest.mark.browser
+def test_every_line_in_a_chart_has_its_word(calm: Stack, browser: Browser) -> None:
+    """In all four charts, in what is drawn and in what is read aloud; a new line stands at the right edge."""
+    calm.until("tick", lambda tick: any(seen and seen.get("amount") for seen in tick["panels"]))
+    page = browser.open(calm.here.page)
+    page.evaluate(DRAWN_WORDS)
+
+    page.keyboard.press("p")
+
+    for chart in CHARTS:
+        page.wait_for_function("(id) => [...(drawn[id] ?? [])].some((text) => /^price/.test(text))", arg=chart)
+        page.wait_for_selector(f"#{chart} .plot[aria-label*='; price at ']")
+    assert browser.errors == []
+
+
+@pytest.mark.browser
+def test_words_of_lines_do_not_cover_each_other(small: Stack, browser: Browser) -> None:
+    """Words of 50 pixels in a chart of 400: each beside its line, within the chart; those alike are counted."""
+    page = browser.open(small.here.page)
+    marks = [(10, "price"), (100, "kill"), (120, "price"), (130, "price"), (140, "kill"), (150, "sale"), (390, "sale")]
+
+    found = page.evaluate(
+        "async (marks) => (await import('/charts.js')).labels(marks.map(([x, word]) => ({x, word})), () => 50, 400, 4)",
+        marks,
+    )
+
+    assert [(label["text"], label["left"], label["row"]) for label in found] == [
+        ("price", 14, 0),
+        ("kill x2", 104, 0),
+        ("price x2", 124, 1),
+        ("sale", 154, 2),
+        ("sale", 336, 0),
+    ]
 
 
 @pytest.mark.browser
