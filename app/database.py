@@ -8,6 +8,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 if "DATABASE_URL" not in os.environ:
-    raise SystemExit("DATABASE_URL must name the shop's database, postgresql+psycopg://user@host/name; it is not set")
+    raise SystemExit(
+        "Error: DATABASE_URL must name the shop's database, postgresql+psycopg://user@host/name; it is not set"
+    )
 engine = create_engine(os.environ["DATABASE_URL"], pool_size=10)
 sessions = sessionmaker(engine)

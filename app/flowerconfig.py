@@ -8,7 +8,7 @@ import os
 import sys
 
 if not os.environ.get("FLOWER_BASIC_AUTH", "").partition(":")[2]:
-    sys.exit("Flower needs FLOWER_BASIC_AUTH=user:password; `make up` makes one up and prints it")
+    sys.exit("Error: Flower needs FLOWER_BASIC_AUTH=user:password; `make up` makes one up and prints it")
 
 #: A task's arguments are its calls, `product[42] +17`: what an operator looks for.
 tasks_columns = "name,args,state,received,runtime,worker"

@@ -1,7 +1,8 @@
 """Supervisor: child processes with prefixed logs, which end together and leave nothing behind.
 
 Every child leads a process group of its own: a Ctrl-C in the terminal reaches only this process, and what a child
-left behind is killed with its group.  A child that dies ends all; but a worker that somebody killed is started again.
+left behind is killed with its group.  A child that dies ends all; but one that was ready when somebody killed it is
+started again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -20,6 +21,7 @@ from app.procfile import argv
 from cacheworkers.testing.servers import end_with_parent
 
 T = TypeVar("T")
+Answers = Callable[[], Awaitable[bool]]
 
 #: What ends the stack: Ctrl-C, kill, and a terminal that is closed.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -59,27 +61,37 @@ class Console:
 
 
 class Child:
-    """One process, its last lines, and whether it has said that it is ready.
+    """One process, its last lines, and whether it was ready.
 
     Attributes:
+        needle: is in the line by which it says that it is ready.
+        answers: asks it whether it is, where its log does not tell.
         restarts: how often it has been started again; None if it never is.
     """
 
     def __init__(
-        self, name: str, command: str, process: asyncio.subprocess.Process, needle: str | None, restarts: int | None
+        self,
+        name: str,
+        command: str,
+        process: asyncio.subprocess.Process,
+        *,
+        needle: str | None,
+        answers: Answers | None,
+        restarts: int | None,
     ) -> None:
         self.name = name
         self.command = command
         self.process = process
         self.needle = needle
+        self.answers = answers
         self.restarts = restarts
         self.tail: collections.deque[str] = collections.deque(maxlen=TAIL)
-        self.has_said_ready = asyncio.Event()
+        self.was_ready = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
-        """Whether it runs and has said that it is ready."""
-        return self.has_said_ready.is_set() and self.process.returncode is None
+        """Whether it runs and was ready."""
+        return self.was_ready.is_set() and self.process.returncode is None
 
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the child and all that it started."""
@@ -131,15 +143,24 @@ class Supervisor:
             self._outcome.set_exception(Stopped())
             self._outcome.exception()  # seen: nobody need wait for it
 
-    async def start(self, name: str, command: str, *, needle: str | None = None, restarts: bool = False) -> Child:
+    async def start(
+        self,
+        name: str,
+        command: str,
+        *,
+        needle: str | None = None,
+        answers: Answers | None = None,
+        restarts: bool = False,
+    ) -> Child:
         """Start a child that stays.
 
         Args:
             needle: is in the line by which it says that it is ready.
+            answers: asks it instead.
             restarts: once it was ready, start it again when it is killed with SIGKILL, by whomever.
         """
-        child = await self._spawn(name, command, needle, 0 if restarts else None)
-        self._waits.add(asyncio.create_task(self._watch(child)))
+        child = await self._spawn(name, command, needle=needle, answers=answers, restarts=0 if restarts else None)
+        self._keep(self._watch(child))
         return child
 
     def restarting(self) -> list[Child]:
@@ -159,7 +180,7 @@ class Supervisor:
         Raises:
             ChildDied: it failed.
         """
-        child = await self._spawn(name, command, None, None)
+        child = await self._spawn(name, command)
         status = await child.process.wait()
         if status != 0:
             await asyncio.wait(self._pumps, timeout=1.0)
@@ -184,9 +205,10 @@ class Supervisor:
     async def stop(self) -> None:
         """End all children: ask, wait for `stop_within`, kill; nothing they started is left."""
         self._is_stopping = True
-        for task in self._waits:  # first: nothing is started from here on
+        waits = list(self._waits)
+        for task in waits:  # first: nothing is started from here on
             task.cancel()
-        await asyncio.gather(*self._waits, return_exceptions=True)
+        await asyncio.gather(*waits, return_exceptions=True)
         running = [child for child in self._children if child.process.returncode is None]
         for child in running:
             # To the child alone: it ends its own children, a worker's pool would take the signal as an accident.
@@ -210,7 +232,15 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._pumps, hurry, return_exceptions=True)
 
-    async def _spawn(self, name: str, command: str, needle: str | None, restarts: int | None) -> Child:
+    async def _spawn(
+        self,
+        name: str,
+        command: str,
+        *,
+        needle: str | None = None,
+        answers: Answers | None = None,
+        restarts: int | None = None,
+    ) -> Child:
         process = await asyncio.create_subprocess_exec(
             *argv(command),
             cwd=self._cwd,
@@ -221,9 +251,11 @@ class Supervisor:
             start_new_session=True,
             preexec_fn=end_with_parent(),
         )
-        child = Child(name, command, process, needle, restarts)
+        child = Child(name, command, process, needle=needle, answers=answers, restarts=restarts)
         self._children.append(child)
         self._pumps.append(asyncio.create_task(self._pump(child)))
+        if answers is not None:
+            self._keep(self._ask(child, answers))
         return child
 
     async def _pump(self, child: Child) -> None:
@@ -240,24 +272,48 @@ class Supervisor:
     def _pass_on(self, child: Child, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
         child.tail.append(text)
-        if child.needle is not None and child.needle in text:
-            child.has_said_ready.set()
         if self._hides is None or not self._hides.search(text):
             self._console.say(child.name, text)
+        if child.needle is not None and child.needle in text:
+            self._note_ready(child)
         if self._console.is_gone and not self._outcome.done():
             self.ask_to_stop()
 
+    async def _ask(self, child: Child, answers: Answers) -> None:
+        """Ask a child until it answers or has ended."""
+        while child.process.returncode is None:
+            if await answers():
+                self._note_ready(child)
+                return
+            await asyncio.sleep(0.05)
+
+    def _note_ready(self, child: Child) -> None:
+        if child.restarts and not child.was_ready.is_set():
+            self._console.say("up", f"{child.name} is ready again")
+        child.was_ready.set()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the rest until the end."""
+        task = asyncio.create_task(work)
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
+
     async def _watch(self, child: Child) -> None:
-        """Wait for a child's end: start it again if it was killed, else end all."""
+        """Wait for a child's end: start it again if it was killed, else end all.
+
+        One that is killed before it is ready is given up: whatever kills it would do so again.
+        """
         while True:
             status = await _end_of(child)
             if self._is_stopping or self._outcome.done():
                 return
-            if status != -signal.SIGKILL or child.restarts is None or not child.has_said_ready.is_set():
+            if status != -signal.SIGKILL or child.restarts is None or not child.was_ready.is_set():
                 break
             child.signal_group(signal.SIGKILL)
             self._children.remove(child)
-            child = await self._spawn(child.name, child.command, child.needle, child.restarts + 1)
+            child = await self._spawn(
+                child.name, child.command, needle=child.needle, answers=child.answers, restarts=child.restarts + 1
+            )
             self._console.say("up", f"{child.name} was killed by SIGKILL; it is started again")
         await asyncio.wait(self._pumps, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)  # its last words
         if not self._outcome.done():

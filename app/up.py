@@ -29,7 +29,7 @@ from pathlib import Path
 
 from app.page.control import VARIABLE, Control
 from app.procfile import parse
-from app.supervisor import ENDING, Child, ChildDied, Console, Stopped, Supervisor
+from app.supervisor import ENDING, Answers, Child, ChildDied, Console, Stopped, Supervisor
 from cacheworkers.testing.servers import Postgres, Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,8 +42,10 @@ READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting", "
 ROUTINE = re.compile(r": INFO/\S+\] (Task \S+ (received|succeeded in )|Scheduler: Sending due task )")
 #: What starts when all else is ready: Flower asks workers once, at its start, for the queues that they consume.
 LAST = {"flower"}
-#: What is started again when it is killed.
-RESTARTED = {"miss", "rest"}
+#: Those that the page may kill.
+WORKERS = {"miss", "rest"}
+#: What is started again when it is killed: all of which is known when it is ready.
+RESTARTED = READY_PATHS.keys() | READY_WORDS.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ async def _up(
     supervisor = Supervisor(console, cwd=ROOT, stop_within=options.stop_within, hides=hides)
     supervisor.listen_to_signals()
     try:
-        async with Control(supervisor, servers.store) as control:
+        async with Control(supervisor, servers.store, WORKERS) as control:
             supervisor.env = {
                 "BEAT_SCHEDULE": str(data_dir / "celerybeat-schedule"),
                 "PROMETHEUS_MULTIPROC_DIR": str(_emptied(data_dir / "metrics")),
@@ -181,18 +183,24 @@ async def _bring_up(
         await supervisor.finish("prepare", options.prepare)
     for names in (commands.keys() - LAST, commands.keys() & LAST):
         children = [
-            await supervisor.start(name, command, needle=READY_WORDS.get(name), restarts=name in RESTARTED)
+            await supervisor.start(
+                name,
+                command,
+                needle=READY_WORDS.get(name),
+                answers=_asked(getattr(here, name) + READY_PATHS[name]) if name in READY_PATHS else None,
+                restarts=name in RESTARTED,
+            )
             for name, command in commands.items()
             if name in names
         ]
-        await asyncio.gather(*(_until_ready(child, here) for child in children))
+        await asyncio.gather(*(_until_ready(child) for child in children))
     if "web" in commands and options.warm:
         paths = [f"/products/{number}" for number in range(1, options.warm + 1)]
         answers = [await _status(here.web + path) for path in paths]
         console.say("up", f"warmed {sum(status == 200 for status in answers)} of {len(paths)} products")
 
 
-async def _until_ready(child: Child, here: Addresses) -> None:
+async def _until_ready(child: Child) -> None:
     """Return once a process is ready.
 
     Raises:
@@ -200,14 +208,20 @@ async def _until_ready(child: Child, here: Addresses) -> None:
     """
     try:
         async with asyncio.timeout(READY_WITHIN):
-            if child.needle is not None:
-                await child.has_said_ready.wait()
-            elif child.name in READY_PATHS:
-                while await _status(getattr(here, child.name) + READY_PATHS[child.name]) != 200:
-                    await asyncio.sleep(0.05)
+            if child.name in RESTARTED:
+                await child.was_ready.wait()
     except TimeoutError:
         last = "\n".join(f"    {line}" for line in child.tail)
         raise TimeoutError(f"{child.name} is not ready after {READY_WITHIN:g} s; its last lines:\n{last}") from None
+
+
+def _asked(url: str) -> Answers:
+    """Return what asks whether a GET of that URL is answered."""
+
+    async def answers() -> bool:
+        return await _status(url) == 200
+
+    return answers
 
 
 async def _status(url: str) -> int:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, Self
 
@@ -61,8 +62,13 @@ class State(msgspec.Struct, frozen=True):
 class Control:
     """Listens, in the process of `make up`; an async context manager."""
 
-    def __init__(self, supervisor: Supervisor, store: Valkey | None) -> None:
+    def __init__(self, supervisor: Supervisor, store: Valkey | None, workers: Collection[str]) -> None:
+        """
+        Args:
+            workers: names of those that may be killed.
+        """
         self._supervisor = supervisor
+        self._workers = workers
         self._store = store
         self._store_pid = _pid(store)
         self._one_at_a_time = asyncio.Lock()
@@ -96,7 +102,7 @@ class Control:
             case "state":
                 pass
             case "kill":
-                if not self._supervisor.kill(order.name):
+                if order.name not in self._workers or not self._supervisor.kill(order.name):
                     raise Refused(f"a worker must be one that runs and is started again, got {order.name!r}")
             case "stop-store" | "start-store":
                 store = self._ours()
@@ -118,6 +124,7 @@ class Control:
         workers = tuple(
             WorkerState(child.name, child.process.pid, child.is_ready, child.restarts or 0)
             for child in sorted(self._supervisor.restarting(), key=lambda child: child.name)
+            if child.name in self._workers
         )
         return State(workers, self._store_pid)
 

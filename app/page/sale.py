@@ -55,7 +55,7 @@ class Sale:
         self._state = State()
         self._why_not: dict[str, str] = {}
         self._traffic: Helper | None = None
-        self._stopped: tuple[float, tuple[int, int]] | None = None
+        self._stopped: tuple[float, tuple[int, int], Outcome] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.actions: dict[str, Callable[[], Awaitable[str]]] = {
             "normal": lambda: self._set_mode("normal"),
@@ -253,10 +253,12 @@ class Sale:
         before = await control.ask("state")
         if before.store_pid == 0:
             raise Refused("the store is stopped already")
-        self._stopped = time.monotonic(), (self._totals[0], self._totals[1])
+        at, totals = time.monotonic(), (self._totals[0], self._totals[1])
         await control.ask("stop-store")
         text = f"The store, process {before.store_pid}, is stopped. Reads go on from memory and the database."
-        return self.say("stop-store", "done", text).text
+        outcome = self.say("stop-store", "going", text)
+        self._stopped = at, totals, outcome
+        return text
 
     async def _start_store(self) -> str:
         if (await control.ask("state")).store_pid:
@@ -264,7 +266,9 @@ class Sale:
         now = await control.ask("start-store")
         text = f"The store is back, process {now.store_pid}"
         if self._stopped is not None:
-            at, totals = self._stopped
+            at, totals, outcome = self._stopped
+            self._stopped = None
+            self.say("stop-store", "done", outcome.text, outcome.number)
             text += f", after {time.monotonic() - at:.1f} s; {self._since(totals)}"
         return self.say("start-store", "done", f"{text}.").text
 

@@ -18,13 +18,53 @@ import time
 from typing import Any
 
 from celery import Celery
-from celery.beat import Scheduler
+from celery.beat import Scheduler, SchedulingError
+from celery.signals import after_task_publish
 from kombu.exceptions import OperationalError
 
 from cacheworkers.errors import CacheworkersError, ConfigError
 from cacheworkers.workers.binding import beat_lease_of
 
 log = logging.getLogger("cacheworkers")
+
+
+class _SendErrors(logging.Filter):
+    """Makes one line of the tracebacks that celery.beat logs for each task while the broker is away.
+
+    Whatever the broker says otherwise is told as well, once; an error that is not the broker's passes as it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is to be logged."""
+        error = record.exc_info[1] if record.exc_info else None
+        cause = error.__context__ if isinstance(error, SchedulingError) else None
+        if not isinstance(cause, OperationalError):
+            return True
+        text = str(cause)
+        if text in self._told:
+            return False
+        self._told.add(text)
+        record.msg, record.args, record.exc_info = "beat cannot send, and tries on: %s", (text,), None
+        return True
+
+    def note_sent(self, **_: Any) -> None:
+        """Say that the broker is back, if it was away."""
+        if self._told:
+            self._told.clear()
+            log.warning("beat sends again")
+
+
+_send_errors = _SendErrors()
+
+
+def tell_send_errors_once() -> None:
+    """Have beat, with whatever scheduler, say in one line that the broker is away, and in one that it is back."""
+    logging.getLogger("celery.beat").addFilter(_send_errors)
+    after_task_publish.connect(_send_errors.note_sent, weak=False, dispatch_uid="cacheworkers-send-errors")
 
 
 class LeaderScheduler(Scheduler):  # type: ignore[misc]  # celery has no types
@@ -49,6 +89,7 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]  # celery has no types
         self._is_leader = False
         self._leads_until = self._renews_at = float("-inf")
         super().__init__(app, **options)
+        tell_send_errors_once()
         self.max_interval = min(self.max_interval, self._lease_for / 3)
 
     def tick(self, *args: Any, **options: Any) -> float:

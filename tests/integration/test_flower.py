@@ -85,7 +85,7 @@ def test_it_does_not_start_without_a_password(flower: Callable[..., Any], login:
     _, started = flower(FLOWER_BASIC_AUTH=login)
 
     assert started.process.wait(60) == 1
-    assert "FLOWER_BASIC_AUTH=user:password" in started.log.read_text()
+    assert "Error: Flower needs FLOWER_BASIC_AUTH=user:password" in started.log.read_text()
 
 
 def test_nothing_but_health_and_metrics_is_open(flower: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from celery.signals import after_task_publish
 from kombu.exceptions import OperationalError
 
 from cacheworkers import Cache, ConfigError
@@ -153,6 +154,24 @@ def test_neither_dies_with_the_store_and_one_leads_when_it_is_back(beats: Beats)
     assert leader.poll() is None and other.poll() is None
 
 
+def test_a_broker_that_is_away_is_one_line_and_its_return_another(beats: Beats) -> None:
+    """Not a traceback for each task that was due; and beat goes on when it is back."""
+    beats.leader(beats.start())
+    away = "beat cannot send, and tries on: "
+
+    beats.broker.kill()
+    wait_until(lambda: away in beats.logs())
+    attempts = beats.logs().count("Sending due task")
+    wait_until(lambda: beats.logs().count("Sending due task") >= attempts + 4)
+    beats.broker.start()
+    wait_until(lambda: "beat sends again" in beats.logs())
+
+    told = [line.partition(away)[2] for line in beats.logs().splitlines() if away in line]
+    assert len(told) == len(set(told)), "what the broker's errors say is told once"
+    assert "Traceback" not in beats.logs() and "Message Error" not in beats.logs()
+    wait_until(lambda: beats.sent("often") > 0)
+
+
 # -- one scheduler, by hand
 
 
@@ -219,6 +238,40 @@ def test_what_is_due_is_not_sent_when_the_lease_has_run_out_meanwhile(
     monkeypatch.setattr(beat, "_renew", renew)
     beat._renews_at = float("-inf")
     wait_until(lambda: beat.tick() == 0 and sent == ["often"])
+
+
+def test_an_error_is_told_until_something_is_sent_and_what_is_no_broker_s_each_time(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the broker says is told once; a task that cannot be sent for another reason keeps its traceback."""
+    beat, _ = scheduler(make_cache, monkeypatch, often=0.001)
+    entry = beat.schedule["often"]
+    beat._leads_until = float("inf")
+
+    def fails(error: Exception) -> None:
+        def send(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(beat, "send_task", send)
+        beat.apply_entry(entry)
+
+    after_task_publish.send(sender="often")
+    caplog.clear()
+    for text in ("refused", "refused", "out of memory", "refused"):
+        fails(OperationalError(text))
+    fails(ValueError("malformed"))
+    fails(ValueError("malformed"))
+    after_task_publish.send(sender="often")
+    fails(OperationalError("refused"))
+    after_task_publish.send(sender="often")
+    after_task_publish.send(sender="often")
+
+    told = [(record.getMessage().splitlines()[0], bool(record.exc_info)) for record in caplog.records]
+    refused = ("beat cannot send, and tries on: refused", False)
+    malformed = ("Message Error: Couldn't apply scheduled task often: malformed", True)
+    again = ("beat sends again", False)
+    no_memory = ("beat cannot send, and tries on: out of memory", False)
+    assert told == [refused, no_memory, malformed, malformed, again, refused, again]
 
 
 def test_two_schedulers_lead_one_after_the_other(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:

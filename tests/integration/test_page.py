@@ -365,6 +365,42 @@ def test_a_given_store_is_not_stopped(small: Stack) -> None:
     assert problem["detail"] == tick["why_not"]["stop-store"] == control.NOT_OURS
 
 
+def children(pid: int, words: str) -> list[int]:
+    """The processes that a process has started, by what their command lines hold."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            if parent == pid and words in stat.with_name("cmdline").read_text().replace("\0", " "):
+                found.append(int(stat.parent.name))
+    return found
+
+
+def test_a_killed_web_server_is_started_again(small: Stack) -> None:
+    """The server, on the same port, or the process below it that answers: the stack stays, and the API answers."""
+
+    def answers() -> bool:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{small.here.web}/products/1", timeout=WITHIN) as answer,
+        ):
+            return bool(answer.status == 200)
+        return False
+
+    [server] = children(small.process.pid, "app.api:app")
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: "web is ready again" in small.text, WITHIN)
+    assert answers()
+
+    [server] = children(small.process.pid, "app.api:app")
+    [process] = [
+        pid for pid in children(server, "") if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    os.kill(process, signal.SIGKILL)
+    wait_until(lambda: "Respawning worker-1" in small.text and answers(), WITHIN)
+    assert children(small.process.pid, "app.api:app") == [server]
+
+
 def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> None:
     """It asks workers once: it must not start before them; and its own metrics are not the exporter's."""
     login = re.search(r"Flower: \S+  user (\S+), password (\S+)", stack.text)
@@ -389,6 +425,25 @@ def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> Non
         exported = answer.read()
 
     assert b"cacheworkers_queue_messages" in exported and b"flower_" not in exported
+
+
+def test_whatever_is_killed_is_started_again(stack: Stack) -> None:
+    """kill -9 of what is neither worker nor web: each is ready again, and the page may still kill workers alone."""
+    words = {
+        "page": "app.page.server:app",
+        "beat": "app.worker beat",
+        "drain": "app.drain",
+        "flower": "app.worker flower",
+    }
+    words["exporter"] = "app.shop:cache exporter"
+
+    for each in words.values():
+        [pid] = children(stack.process.pid, each)
+        os.kill(pid, signal.SIGKILL)
+
+    wait_until(lambda: all(f"up     | {name} is ready again" in stack.text for name in words), WITHIN)
+    tick = stack.until("tick", lambda tick: tick["state"]["workers"])
+    assert {each["name"] for each in tick["state"]["workers"]} == {"miss", "rest"}
 
 
 # -- in a browser
@@ -443,6 +498,22 @@ HAS_COLOUR = """([id, name]) => {
   for (let at = 0; at < data.length; at += 4)
     if (wanted.every((value, offset) => data[at + offset] === value) && data[at + 3] === 255) return true;
   return false;
+}"""
+#: Whether the dot before an element is of a colour of the style sheet.
+HAS_DOT = """([selector, name]) => {
+  const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const wanted = `rgb(${[1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)).join(", ")})`;
+  const { backgroundColor, color } = getComputedStyle(document.querySelector(selector), "::before");
+  return [backgroundColor, color].includes(wanted);
+}"""
+#: Notes the words that are drawn on each chart.
+DRAWN_WORDS = """() => {
+  window.drawn = {};
+  const draw = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+    (drawn[this.canvas.closest("figure").id] ??= new Set()).add(text);
+    return draw.call(this, text, ...rest);
+  };
 }"""
 TOPS = "(selector) => [...document.querySelectorAll(selector)].map((each) => each.getBoundingClientRect().top)"
 CHARTS = {"chart-rate": "--cached", "chart-queries": "--uncached", "chart-latency": "--cached", "chart-kinds": "--l1"}
@@ -527,6 +598,65 @@ def test_a_kill_and_an_outage_are_told(calm: Stack, browser: Browser) -> None:
 
     page.wait_for_selector("button:has-text('Stop the store')")
     assert browser.errors == []
+
+
+@pytest.mark.browser
+def test_the_status_says_that_the_store_is_away_and_when_it_is_back(calm: Stack, browser: Browser) -> None:
+    """In words and in colour, at the top and beside what happened last; then all is live again."""
+    page = browser.open(calm.here.page)
+    page.evaluate(
+        "window.said = []; new MutationObserver(() => said.push(document.getElementById('link').textContent))"
+        ".observe(document.getElementById('link'), {childList: true, characterData: true, subtree: true})"
+    )
+    page.wait_for_function(HAS_DOT, arg=["#link", "--good"])
+
+    page.keyboard.press("s")
+
+    page.wait_for_selector("#link[data-state=away]:has-text('Store away')")
+    page.wait_for_function(HAS_DOT, arg=["#link", "--bad"])
+    page.wait_for_function(HAS_DOT, arg=["#latest", "--wait"])
+    page.keyboard.press("s")
+    page.wait_for_function(HAS_DOT, arg=["#link", "--good"])
+    page.wait_for_function(HAS_DOT, arg=["#latest", "--good"])
+    page.wait_for_selector("#link[data-state=live]:text-is('Live')")
+    said = page.evaluate("said")
+    assert "Store is back" in said[said.index("Store away") :]
+    assert browser.errors == []
+
+
+@pytest.mark.browser
+def test_every_line_in_a_chart_has_its_word(calm: Stack, browser: Browser) -> None:
+    """In all four charts, in what is drawn and in what is read aloud; a new line stands at the right edge."""
+    calm.until("tick", lambda tick: any(seen and seen.get("amount") for seen in tick["panels"]))
+    page = browser.open(calm.here.page)
+    page.evaluate(DRAWN_WORDS)
+
+    page.keyboard.press("p")
+
+    for chart in CHARTS:
+        page.wait_for_function("(id) => [...(drawn[id] ?? [])].some((text) => /^price/.test(text))", arg=chart)
+        page.wait_for_selector(f"#{chart} .plot[aria-label*='; price at ']")
+    assert browser.errors == []
+
+
+@pytest.mark.browser
+def test_words_of_lines_do_not_cover_each_other(small: Stack, browser: Browser) -> None:
+    """Words of 50 pixels in a chart of 400: each beside its line, within the chart; those alike are counted."""
+    page = browser.open(small.here.page)
+    marks = [(10, "price"), (100, "kill"), (120, "price"), (130, "price"), (140, "kill"), (150, "sale"), (390, "sale")]
+
+    found = page.evaluate(
+        "async (marks) => (await import('/charts.js')).labels(marks.map(([x, word]) => ({x, word})), () => 50, 400, 4)",
+        marks,
+    )
+
+    assert [(label["text"], label["left"], label["row"]) for label in found] == [
+        ("price", 14, 0),
+        ("kill x2", 104, 0),
+        ("price x2", 124, 1),
+        ("sale", 154, 2),
+        ("sale", 336, 0),
+    ]
 
 
 @pytest.mark.browser

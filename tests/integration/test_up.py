@@ -221,6 +221,43 @@ def test_a_worker_that_is_killed_is_started_again(up: Callable[..., Up]) -> None
     assert not is_alive(again)
 
 
+#: Answers 200 to all on the port that is named, and says its pid.
+SERVES = (
+    "import http.server, os; H = type('H', (http.server.BaseHTTPRequestHandler,), {'do_GET': lambda s:"
+    " (s.send_response(200), s.end_headers()), 'log_message': lambda *_: None});"
+    " S = http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), H);"
+    " print('serves', os.getpid(), flush=True); S.serve_forever()"
+)
+
+
+def test_a_web_process_that_is_killed_is_started_again(up: Callable[..., Up]) -> None:
+    """And again, if it was ready meanwhile; the output says both."""
+    stack = up(f'one: {IDLE}\nweb: {sys.executable} -c "{SERVES}"\n', "--warm", "0")
+    stack.until("ready; Ctrl-C ends it")
+    first = int(stack.until(r"serves (\d+)")[1])
+
+    os.kill(first, signal.SIGKILL)
+    stack.until(r"up +\| web was killed by SIGKILL; it is started again")
+    stack.until(r"up +\| web is ready again")
+    second = int(stack.until(rf"serves (?!{first}\b)(\d+)")[1])
+    os.kill(second, signal.SIGKILL)
+    stack.until(r"(?s)(web is ready again.*){2}")
+    third = int(stack.until(rf"serves (?!(?:{first}|{second})\b)(\d+)")[1])
+
+    assert is_alive(third)
+    assert stack.end(signal.SIGINT) == 0
+    assert not is_alive(third)
+
+
+def test_a_web_process_that_is_killed_before_it_is_ready_ends_the_stack(up: Callable[..., Up]) -> None:
+    """Whatever killed it would do so again, and again."""
+    stack = up("web: sh -c 'kill -9 $$'\n")
+
+    assert stack.end() == 1
+    assert "web was killed by SIGKILL; its last lines:" in stack.text
+    assert "started again" not in stack.text
+
+
 def test_a_worker_that_fails_ends_the_stack(up: Callable[..., Up]) -> None:
     """Only a kill is undone: a worker that ends by itself is a failure as any other's."""
     stack = up(f"one: {IDLE}\nmiss: sh -c 'echo it is ready.; exit 3'\n")
@@ -256,12 +293,7 @@ def test_a_second_one_says_that_it_already_runs(up: Callable[..., Up], tmp_path:
 
 def test_it_waits_until_the_web_process_answers(up: Callable[..., Up]) -> None:
     """It is ready when the API answers, on a port that nobody else uses."""
-    code = (
-        "import http.server, os; H = type('H', (http.server.BaseHTTPRequestHandler,), {'do_GET': lambda s:"
-        " (s.send_response(200), s.end_headers()), 'log_message': lambda *_: None});"
-        " http.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()"
-    )
-    stack = up(f'web: {sys.executable} -c "{code}"\n', "--warm", "3")
+    stack = up(f'web: {sys.executable} -c "{SERVES}"\n', "--warm", "3")
 
     stack.until("warmed 3 of 3 products")
 

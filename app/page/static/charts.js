@@ -101,9 +101,11 @@ class Chart {
     const place = document.createElement("div");
     place.className = "plot";
     place.setAttribute("role", "img");
-    place.setAttribute("aria-label", `${spec.title}, the last minute`);
     figure.append(caption, place);
+    this.place = place;
     this.own = [];
+    this.now = 0;
+    this.note();
     this.plot = new uPlot(this.options(), [[0], ...spec.series.map(() => [null])], place);
     new ResizeObserver(() => this.plot.setSize(this.size(place))).observe(place);
     this.plot.setSize(this.size(place));
@@ -154,7 +156,7 @@ class Chart {
     };
   }
 
-  // Lines at what was done, with a word at the top.
+  // Lines at what was done, each with its word.
   mark(plot) {
     const { ctx, bbox } = plot;
     const ratio = devicePixelRatio;
@@ -164,27 +166,39 @@ class Chart {
     ctx.textAlign = "left";
     ctx.lineWidth = ratio;
     ctx.setLineDash([2 * ratio, 3 * ratio]);
-    let free = bbox.left;
-    for (const outcome of this.outcomes.values()) {
-      const word = MARKED[outcome.action];
-      const at = outcome.at - this.now;
-      if (!word || !(at > -WINDOW && at <= 0) || outcome.stage === "failed") continue;
-      const x = plot.valToPos(at, "x", true);
-      ctx.strokeStyle = colour(this.spec.most ? "card" : "dim");
-      ctx.globalAlpha = 0.75;
+    ctx.strokeStyle = colour(this.spec.most ? "text" : "dim");
+    const marks = this.marked.map(({ at, word }) => ({ x: plot.valToPos(at, "x", true), word }));
+    ctx.globalAlpha = 0.75;
+    for (const { x } of marks) {
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      const width = ctx.measureText(word).width;
-      if (!this.spec.most && x >= free && x + 4 * ratio + width <= bbox.left + bbox.width) {
-        ctx.globalAlpha = 1;
-        ctx.fillStyle = colour("dim");
-        ctx.fillText(word, x + 4 * ratio, bbox.top - 9 * ratio);
-        free = x + width + 8 * ratio;
+    }
+    const gap = 4 * ratio;
+    for (const { left, row, text, width } of labels(marks, (words) => ctx.measureText(words).width, bbox.left + bbox.width, gap)) {
+      const top = bbox.top + (13 * row - 9) * ratio;
+      if (row) {
+        ctx.globalAlpha = 0.85;
+        ctx.fillStyle = colour("card");
+        ctx.fillRect(left - gap / 2, top - ratio, width + gap, 13 * ratio);
       }
+      ctx.globalAlpha = 1;
+      ctx.fillStyle = colour("dim");
+      ctx.fillText(text, left, top);
     }
     ctx.restore();
+  }
+
+  // What was done in the last minute: seconds from now, and its word; for those who do not see the lines, too.
+  note() {
+    const done = [...this.outcomes.values()].filter(({ action, at, stage }) => {
+      return MARKED[action] && stage !== "failed" && at <= this.now && at > this.now - WINDOW;
+    });
+    this.marked = done.map(({ action, at }) => ({ at: at - this.now, word: MARKED[action] }));
+    const told = done.map(({ action, at }) => `${MARKED[action]} at ${new Date(at * 1000).toLocaleTimeString("en-GB")}`);
+    const text = [`${this.spec.title}, the last minute`, ...told].join("; ");
+    if (this.place.getAttribute("aria-label") !== text) this.place.setAttribute("aria-label", text);
   }
 
   // The values under the pointer, or else the last.
@@ -198,12 +212,34 @@ class Chart {
   draw(ticks) {
     const { spec } = this;
     this.now = ticks.length ? ticks.at(-1).at : 0;
+    this.note();
     let rows = ticks.map(spec.rows ?? ((tick) => spec.series.map((series) => positive(series.of(tick), spec.isLog))));
     if (spec.isMean) rows = means(rows);
     this.own = spec.own ? ticks.map(spec.own) : rows;
     this.plot.setData([ticks.map((tick) => tick.at - this.now), ...spec.series.map((_, at) => rows.map((row) => row[at]))]);
     this.label(this.plot.cursor.idx);
   }
+}
+
+// Where the words of marks stand, these from left to right: beside their line, left of it at the right edge, in the
+// first row with room.  A word that would cover its like is counted there instead.
+export function labels(marks, measure, right, gap) {
+  const groups = [];
+  for (const { x, word } of marks) {
+    const alike = groups.findLast((group) => group.word === word);
+    if (alike && x <= alike.x + measure(`${word} x99`)) alike.count += 1;
+    else groups.push({ x, word, count: 1 });
+  }
+  const ends = [];
+  return groups.map(({ x, word, count: times }) => {
+    const text = times > 1 ? `${word} x${times}` : word;
+    const width = measure(text);
+    const left = x + gap + width <= right ? x + gap : x - gap - width;
+    let row = ends.findIndex((end) => end + gap <= left);
+    if (row < 0) row = ends.length;
+    ends[row] = left + width;
+    return { left, row, text, width };
+  });
 }
 
 // The mean of each value and those just before it, as far as there are any.

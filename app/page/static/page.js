@@ -5,6 +5,9 @@ import { makeRace } from "./race.js";
 
 const KEPT = 120;
 const SILENT_FOR = 4000;
+// For so many ticks, half seconds, it is said that the store is back.
+const SAID_FOR = 10;
+const isAway = (tick) => tick.state.store_pid === 0;
 const byId = (id) => document.getElementById(id);
 const show = (id, text) => {
   if (byId(id).textContent !== text) byId(id).textContent = text;
@@ -61,7 +64,6 @@ function hello(message) {
 
 function tick(next) {
   heardAt = performance.now();
-  if (byId("link").dataset.state !== "live") state("live", "Live");
   ticks.push(next);
   ticks = ticks.slice(-KEPT);
   draw();
@@ -102,6 +104,7 @@ function draw() {
   charts.draw(ticks);
   const last = ticks.at(-1);
   if (!last) return;
+  drawLink(last);
   for (const side of ["cached", "uncached"]) {
     const { p50, p99, failed } = last[side];
     const [rate, queries] = means(ticks.slice(-4).map((tick) => [tick[side].rate, tick[side].queries])).at(-1);
@@ -122,11 +125,16 @@ function draw() {
   show("counted", last.counted_by || "Postgres does not answer now");
 }
 
-function drawStore({ state: { store_pid: pid } }) {
-  const action = pid === 0 ? "start-store" : "stop-store";
+function drawLink(last) {
+  if (isAway(last)) state("away", "Store away");
+  else state("live", ticks.slice(-SAID_FOR).some(isAway) ? "Store is back" : "Live");
+}
+
+function drawStore(last) {
+  const action = isAway(last) ? "start-store" : "stop-store";
   if (storeButton.dataset.action === action) return;
   storeButton.dataset.action = action;
-  storeButton.firstChild.textContent = pid === 0 ? "Start the store" : "Stop the store";
+  storeButton.firstChild.textContent = isAway(last) ? "Start the store" : "Stop the store";
 }
 
 function drawWhy(whyNot) {
