@@ -371,6 +371,10 @@ class Face(Generic[T]):
             )
         return invalidate_calls(self._ports, [call.text], "hard")
 
+    def _tell_if_blocking(self) -> None:
+        """Tell of a read that waits on this thread while an event loop runs there."""
+        tell_if_blocking(self._spec.name)
+
     def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
         texts = self._spec.signature.texts(keys)
         unit, inside = dirty_here(), loads.current.get()

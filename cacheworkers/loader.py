@@ -118,7 +118,7 @@ class Loader(Face[T], Generic[P, T]):
             CallError: the loader does not take exactly one argument.
             LoadErrors: some keys have no value; it carries those that have.
         """
-        return run(self._many(keys))
+        return run(self._many(keys), self._tell_if_blocking)
 
     async def aget_many(self, keys: Iterable[Any]) -> dict[Any, T]:
         """Return key -> value of a loader with one argument; see `get_many`."""
@@ -130,7 +130,7 @@ class Loader(Face[T], Generic[P, T]):
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        return run(self._peek(args, kwargs))
+        return run(self._peek(args, kwargs), self._tell_if_blocking)
 
     async def apeek(self, *args: P.args, **kwargs: P.kwargs) -> Read | None:
         """Return what is in the store; see `peek`."""
@@ -266,7 +266,7 @@ class BatchLoader(Face[V], Generic[K, V]):
         Raises:
             LoadErrors: some keys have no value; it carries those that have.
         """
-        return run(self._many(keys))
+        return run(self._many(keys), self._tell_if_blocking)
 
     async def aget_many(self, keys: Iterable[K]) -> dict[K, V]:
         """Return key -> value for many keys; see `get_many`."""
@@ -274,7 +274,7 @@ class BatchLoader(Face[V], Generic[K, V]):
 
     def peek(self, key: K) -> Read | None:
         """Return what is in the store for one key; never loads, never enqueues."""
-        return run(self._peek((key,), {}))
+        return run(self._peek((key,), {}), self._tell_if_blocking)
 
     async def apeek(self, key: K) -> Read | None:
         """Return what is in the store for one key; see `peek`."""

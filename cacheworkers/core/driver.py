@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -24,10 +24,16 @@ class Step(Protocol):
 Flow = Generator[Step, Any, T]
 
 
-def run(flow: Flow[T]) -> T:
-    """Return the flow's result, blocking this thread at each step."""
+def run(flow: Flow[T], on_wait: Callable[[], None] | None = None) -> T:
+    """Return the flow's result, blocking this thread at each step.
+
+    Args:
+        on_wait: called before the first step; not for a flow that has none.
+    """
     try:
         step = next(flow)
+        if on_wait is not None:
+            on_wait()
         while True:
             try:
                 result = step.run()

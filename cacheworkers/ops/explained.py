@@ -63,16 +63,20 @@ def _stored(found: Explanation) -> Iterator[tuple[str, str]]:
     yield "store", f"{found.freshness}, {found.size:,} bytes of JSON"
     yield "loaded", f"{_instant(found, -age)}, in {span(load_time)}; invalidations until then: number {found.seq}"
     for name, left in (("fresh", found.fresh_for), ("stale", found.stale_for), ("kept", found.kept_for)):
-        yield name, f"until {_instant(found, left or 0.0)}"
+        left = left or 0.0
+        yield name, f"until {_instant(found, left)}" if math.isfinite(left) else "for ever"
     yield "revalidated", _revalidated(found)
 
 
 def _revalidated(found: Explanation) -> str:
     if found.lease:
         return "now, by the lease's holder"
-    if found.revalidates_in:
-        return f"from {_instant(found, found.revalidates_in)}, on"
-    return "by the next reader, or by warming"
+    left = found.revalidates_in
+    if not left:
+        return "by the next reader, or by warming"
+    if not math.isfinite(left):
+        return "never, unless it is invalidated"
+    return f"by a reader, or by warming, from {_instant(found, left)}"
 
 
 def _invalidated(found: Explanation, ago: float | None) -> str:
@@ -97,12 +101,12 @@ def _failure(found: Explanation) -> str:
     fails = found.failure
     left = float(fails.get("until_ms", 0)) / 1000 - found.at
     again = f"nobody loads it for another {span(left)}" if left > 0 else "its backoff is over"
-    return f"{fails.get('count', '?')} in a row, the last {fails.get('kind')}: {fails.get('text')}; {again}"
+    # Some exceptions have no text.
+    last = ": ".join(filter(None, (fails.get("kind", "?"), fails.get("text"))))
+    return f"{fails.get('count', '?')} in a row, the last {last}; {again}"
 
 
 def _instant(found: Explanation, away: float) -> str:
     """Return a local instant, and how far from now it is."""
-    if not math.isfinite(away):
-        return "ever"
     at = datetime.fromtimestamp(found.at + away).astimezone()
     return f"{at:%Y-%m-%d %H:%M:%S}, " + (f"in {span(away)}" if away > 0 else f"{span(-away)} ago")

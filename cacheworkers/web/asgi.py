@@ -36,7 +36,8 @@ class Responder:
             read = await aread_json(*args, **kwargs)
         except UNAVAILABLE as error:
             return refusal(error, self._recent.policy, method=method, path=path)
-        return self._recent.answer(read, method=method, path=path, if_none_match=_if_none_match(scope["headers"]))
+        if_match, if_none_match = _preconditions(scope["headers"])
+        return self._recent.answer(read, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
 
 
 async def send_answer(send: Send, sent: Answer) -> None:
@@ -46,7 +47,10 @@ async def send_answer(send: Send, sent: Answer) -> None:
     await send({"type": "http.response.body", "body": sent.body})
 
 
-def _if_none_match(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """Return the request's If-None-Match; several lines are one list."""
-    lines = [value for name, value in headers if name == b"if-none-match"]
-    return b", ".join(lines) if lines else None
+def _preconditions(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None]:
+    """Return the request's If-Match and If-None-Match; several lines of one name are one list."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in (b"if-match", b"if-none-match"):
+            found[name] = found[name] + b", " + value if name in found else value
+    return found.get(b"if-match"), found.get(b"if-none-match")

@@ -32,8 +32,13 @@ class Responder:
         except UNAVAILABLE as error:
             made = refusal(error, self._recent.policy, method=method, path=path)
         else:
-            tags = request.headers.get("If-None-Match")
-            if_none_match = None if tags is None else tags.encode("latin-1")
-            made = self._recent.answer(read, method=method, path=path, if_none_match=if_none_match)
+            made = self._recent.answer(
+                read, method=method, path=path, if_match=_sent("If-Match"), if_none_match=_sent("If-None-Match")
+            )
         # A list: given bytes, Werkzeug would count them anew, and HEAD's Content-Length would be 0.
         return Response([made.body], made.status, [(name.decode(), value.decode()) for name, value in made.headers])
+
+
+def _sent(name: str) -> bytes | None:
+    value = request.headers.get(name)
+    return None if value is None else value.encode("latin-1")

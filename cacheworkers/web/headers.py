@@ -17,6 +17,8 @@ NO_STORE = b"no-store"
 #: Longest Surrogate-Key, bytes: what Fastly takes of one response.
 MOST_SURROGATE_KEY_BYTES = 16_384
 _ENTITY_TAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+#: As sent, with the W/ of a weak one, so that it equals no strong one.
+_SENT_TAG = re.compile(rb'(?<![^ \t,])(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 #: Plain in a Surrogate-Key, beside letters, digits and `_.-~`; anything else is percent-encoded.
 _PLAIN = ":/[]@$!*()+=;'"
 
@@ -33,6 +35,14 @@ def matches(if_none_match: bytes, tag: bytes) -> bool:
     What is no entity tag in it matches nothing.
     """
     return if_none_match == tag or if_none_match.strip(b" \t") == b"*" or tag in _ENTITY_TAG.findall(if_none_match)
+
+
+def matches_strongly(if_match: bytes, tag: bytes) -> bool:
+    """Return whether an If-Match names a strong entity tag as a strong one, or is `*`.
+
+    What is no entity tag in it matches nothing.
+    """
+    return if_match.strip(b" \t") == b"*" or tag in _SENT_TAG.findall(if_match)
 
 
 def cache_control(read: Read, *, is_public: bool, max_age: float | None, max_stale: float) -> bytes:

@@ -64,12 +64,18 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 def answer(
-    read: Read, policy: HttpPolicy, *, method: str = "GET", path: str = "", if_none_match: bytes | None = None
+    read: Read,
+    policy: HttpPolicy,
+    *,
+    method: str = "GET",
+    path: str = "",
+    if_match: bytes | None = None,
+    if_none_match: bytes | None = None,
 ) -> Answer:
-    """Return the answer that a read of `read_json` makes: 200, 304 or 404; to HEAD without the body.
+    """Return the answer that a read of `read_json` makes: 200, 304, 404 or 412; to HEAD without the body.
 
     Args:
-        if_none_match: the request's header; several joined by commas.
+        if_match, if_none_match: the request's headers; several of one name joined by commas.
 
     Raises:
         TypeError: the read carries a decoded value.
@@ -90,6 +96,10 @@ def answer(
     if policy.none_is_404 and _is_none(read):
         return _problem(404, "Not Found", f"there is nothing at {path}", method, headers)
     tag = values.entity_tag(read)
+    # Before If-None-Match, and after a 404: RFC 9110, 13.2.
+    if if_match is not None and not values.matches_strongly(if_match, tag):
+        refused = [(b"cache-control", values.NO_STORE), (b"cache-status", values.cache_status(read))]
+        return _problem(412, "Precondition Failed", "it has none of the entity tags in If-Match", method, refused)
     headers.append((b"etag", tag))
     if if_none_match is not None and values.matches(if_none_match, tag):
         return Answer(304, headers, b"")

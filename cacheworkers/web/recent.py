@@ -32,12 +32,14 @@ class Recent:
         self.policy = policy
         self._kept: dict[int, _Kept] = {}
 
-    def answer(self, read: Read, *, method: str, path: str, if_none_match: bytes | None) -> Answer:
+    def answer(
+        self, read: Read, *, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None
+    ) -> Answer:
         """Return what `http.answer` does."""
         entry = read.entry
-        is_plain = method == "GET" and if_none_match is None and read.tier == "l1"
+        is_plain = method == "GET" and if_match is None and if_none_match is None and read.tier == "l1"
         if entry is None or not is_plain or read.freshness is not Freshness.FRESH:
-            return answer(read, self.policy, method=method, path=path, if_none_match=if_none_match)
+            return answer(read, self.policy, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
         age, left = int(read.age), floor(entry.fresh_until - entry.created - read.age)
         kept = self._kept.get(id(entry))
         # It holds its entry, so that no other can have the same id; and every number is one of these two, or fixed.

@@ -27,6 +27,10 @@ class BrokerUnavailable(CacheworkersError):
     """The broker does not answer."""
 
 
+class BrokerFull(BrokerUnavailable):
+    """The broker answers that it has no memory left for what is asked of it."""
+
+
 class AppFacts(msgspec.Struct, frozen=True):
     """How the app is set up.
 
@@ -151,10 +155,17 @@ def _connected(app: Celery) -> Iterator[Any]:
     try:
         yield connection
     except Exception as error:  # kombu's transports raise what their drivers raise
+        if _is_full(error):
+            raise BrokerFull(f"the broker at {where} is out of memory, and takes no messages: {error}") from error
         raise BrokerUnavailable(f"the broker at {where} is unavailable: {type(error).__name__}: {error}") from error
     finally:
         with contextlib.suppress(Exception):  # it is given up, whatever it says to that
             connection.release()
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether a Redis refuses to write: within a transaction its reason is in the text alone."""
+    return type(error).__name__ == "OutOfMemoryError" or "OOM " in str(error)
 
 
 def _length(connection: Any, queue: str) -> int:

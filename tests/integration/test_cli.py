@@ -414,6 +414,19 @@ def test_what_fails_is_named_and_is_no_success(cli: Run, tmp_path: Path) -> None
     assert cli("warm", "number", "0", "1", "2", "--until", "60%", app="failing:cache").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("rows", "until", "status", "bad"),
+    [("{\n", "95%", 1, 1), ("", "95%", 1, 0), ("", "0%", 0, 0), ("{\n", "0%", 1, 1)],
+)
+def test_a_share_of_nothing_is_no_success(cli: Run, rows: str, until: str, status: int, bad: int) -> None:
+    """A list that came out empty, or wrong, opens no deploy's gate, unless nothing was asked for."""
+    done = cli("--json", "warm", "number", "--file", "-", "--until", until, text=rows)
+
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["calls"], found["bad"], found["share"]) == (status, 0, bad, 0.0)
+    assert "no row names a call of number" in done.stderr
+
+
 def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path) -> None:
     """A job that takes longer than its entries are fresh; of ten a second the last is two seconds behind."""
     module = (tmp_path / "shop.py").read_text().replace("fresh_for=300", "fresh_for=1, stale_for=0, jitter=0")

@@ -243,6 +243,25 @@ def test_a_broker_that_is_away_is_one_finding(make: Callable[..., Cache], broker
     assert worst(findings)["tracking"].level == "ok"
 
 
+@pytest.mark.parametrize("is_store", [False, True])
+def test_a_broker_that_is_full_is_not_away(
+    make: Callable[..., Cache], broker: Valkey, store: Valkey, is_store: bool
+) -> None:
+    """It answers, and refuses messages: what helps is memory, and neither a start nor another address."""
+    full = store if is_store else broker
+    cache = make(broker_url=full.url)
+    with redis.Redis.from_url(full.url) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", 1)
+
+    found = looked_until(cache, lambda findings: "broker-full" in bad(findings))
+
+    assert "broker-away" not in bad(found)
+    assert "is out of memory, and takes no messages" in worst(found)["broker-full"].what
+    assert "maxmemory" in worst(found)["broker-full"].fix
+    assert [finding.check for finding in found].count("broker-full") == 1
+
+
 def test_workers_log_what_is_wrong_when_they_start(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
     """Warnings and errors only, and nothing of what needs the other processes: they start now."""
     with redis.Redis.from_url(store.url) as client:

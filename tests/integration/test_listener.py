@@ -615,6 +615,66 @@ def test_a_read_that_blocks_an_event_loop_is_told_of_once(
     assert [each.partition(",")[0] for each in told] == ["price was read on a running event loop"] * (how == "sync")
 
 
+@pytest.mark.parametrize("is_batch", [False, True])
+@pytest.mark.parametrize(
+    ("how", "is_told"),
+    [("many", True), ("amany", False), ("peek", True), ("apeek", False), ("read", True), ("get_json", True)],
+)
+def test_every_read_that_blocks_an_event_loop_is_told_of(
+    shop: Shop,
+    how: str,
+    is_told: bool,
+    is_batch: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once in a process, whichever it is; one that is awaited is not."""
+    monkeypatch.setattr("cacheworkers.local.loops._is_told", False)
+
+    @shop.cache.batch_loader(wait_for=60, load_for=60)
+    def prices(load: Load, ns: list[int]) -> dict[int, int]:
+        return {n: shop.prices[n] for n in ns}
+
+    loader: Any = prices if is_batch else shop.price
+
+    async def read() -> None:
+        for n in (1, 2):
+            match how:
+                case "many":
+                    loader.get_many([n, n + 2])
+                case "amany":
+                    await loader.aget_many([n, n + 2])
+                case "apeek":
+                    await loader.apeek(n)
+                case _:
+                    getattr(loader, how)(n)
+
+    loader.get_many([9])
+    asyncio.run(read())
+
+    told = [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()]
+    assert [each.partition(",")[0] for each in told] == [f"{loader.name} was read on a running event loop"] * is_told
+
+
+def test_many_that_memory_has_are_not_told_of(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They block no loop; memory does not answer without proof that it hears pushes, so it is asked until it does."""
+
+    async def read() -> None:
+        shop.price.get_many([1, 2])
+
+    def is_silent() -> bool:
+        monkeypatch.setattr("cacheworkers.local.loops._is_told", False)
+        caplog.clear()
+        shop.keep(1)
+        shop.keep(2)
+        asyncio.run(read())
+        return not any("event loop" in record.getMessage() for record in caplog.records)
+
+    wait_until(is_silent)
+
+
 READS = """
 import sys, atexit, logging, os
 logging.getLogger("cacheworkers").addHandler(logging.NullHandler())

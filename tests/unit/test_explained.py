@@ -100,10 +100,18 @@ def test_what_failed_and_until_when() -> None:
         "3 in a row, the last RuntimeError: gone; nobody loads it for another 4.0 s"
     )
     assert told(failure={**failure, "until_ms": "1"})["failure"].endswith("its backoff is over")
+    assert told(failure={**failure, "text": ""})["failure"].startswith("3 in a row, the last RuntimeError; nobody")
 
 
 def test_what_memory_would_answer_and_what_is_never_stale() -> None:
     assert told()["memory"] == "this process has not got it; each has its own"
     assert told(in_l1=True, l1_reads=1234)["memory"] == "this process has it, and has served it 1,234 times"
     assert told()["store"] == "nothing"
-    assert told(**{**STALE, "fresh_for": float("inf"), "revalidates_in": float("inf")})["fresh"] == "until ever"
+    for_ever = told(**{**STALE, "fresh_for": float("inf"), "revalidates_in": float("inf")})
+    assert (for_ever["fresh"], for_ever["revalidated"]) == ("for ever", "never, unless it is invalidated")
+
+
+def test_when_a_fresh_entry_is_revalidated() -> None:
+    assert told(**{**STALE, "fresh_for": 60.0, "revalidates_in": 57.0})["revalidated"] == (
+        "by a reader, or by warming, from 2027-01-15 08:00:57, in 57 s"
+    )

@@ -126,6 +126,38 @@ def test_what_the_client_has_not_is_sent(asked: bytes) -> None:
     assert answer(read(1100.0), HttpPolicy(), if_none_match=asked.replace(b"{tag}", bare)).status == 200
 
 
+@pytest.mark.parametrize("asked", ["{tag}", '"a", {tag}', 'W/"a",{tag}', "W/{tag}, {tag}", "*", " * "])
+def test_what_if_match_names_is_sent(asked: str) -> None:
+    """Then If-None-Match is asked, as if it were alone."""
+    whole = answer(read(1100.0), HttpPolicy())
+    sent = asked.replace("{tag}", shown(whole)["etag"]).encode()
+
+    assert answer(read(1100.0), HttpPolicy(), if_match=sent) == whole
+    assert answer(read(1100.0), HttpPolicy(), if_match=sent, if_none_match=b"*").status == 304
+
+
+@pytest.mark.parametrize("asked", ["", '"a"', "W/{tag}", 'W/{tag}, "a"', "w/{tag}", '"*"', "**", '"', "{bare}"])
+def test_what_if_match_does_not_name_is_a_412(asked: str) -> None:
+    """RFC 9110, 13.1.1: compared strongly, before If-None-Match; no HTTP cache is to keep the refusal."""
+    bare = digest_of(PAYLOAD).hex()
+    sent = asked.replace("{tag}", f'"{bare}"').replace("{bare}", bare).encode()
+
+    made = answer(read(1100.0), HttpPolicy(max_age=60), if_match=sent, if_none_match=b"*")
+    to_head = answer(read(1100.0), HttpPolicy(), method="HEAD", if_match=sent)
+
+    assert (made.status, msgspec.json.decode(made.body)["title"]) == (412, "Precondition Failed")
+    assert shown(made)["content-type"] == "application/problem+json"
+    assert shown(made)["cache-control"] == "no-store"
+    assert (to_head.status, to_head.body) == (412, b"")
+
+
+def test_a_404_stays_one_whatever_if_match_says() -> None:
+    """RFC 9110, 13.2.1: preconditions count only where the answer would be a success."""
+    nothing = read(1005.0, payload=b"null", digest=digest_of(b"null"), is_negative=True)
+
+    assert answer(nothing, HttpPolicy(none_is_404=True), if_match=b'"a"').status == 404
+
+
 def test_equal_payloads_have_one_tag_whoever_loaded_them() -> None:
     """A reload that brings the same bytes costs the client nothing; other bytes have another tag."""
     again = read(2000.0, created=1999.0, write_id=b"87654321", seq=9)
@@ -245,6 +277,7 @@ def test_a_hot_entry_is_answered_by_the_same_answer_for_a_second() -> None:
     assert ask(first, 1101.1) is not ask(first, 1100.9)
     assert ask(second, 1100.5).body == b"{}"
     assert ask(first, 1100.5, if_none_match=b"*").status == 304
+    assert ask(first, 1100.5, if_match=b'"other"').status == 412
     assert ask(first, 1100.5, method="HEAD").body == b""
     assert b"/a" in ask(nothing, 1100.5).body and b"/b" in ask(nothing, 1100.5, path="/b").body
 

@@ -135,6 +135,17 @@ def test_what_the_client_has_is_not_sent_again(shop: Shop) -> None:
     assert shop.get("/products/42", If_None_Match='"other"')[2] == body
 
 
+def test_if_match_is_asked_before_if_none_match(shop: Shop) -> None:
+    """With the tag the answer is sent; with another, or the tag made weak, it is a 412."""
+    _, first, body = shop.get("/products/42")
+    tag = first["etag"]
+
+    assert shop.get("/products/42", If_Match=f'"other", {tag}')[::2] == (200, body)
+    assert shop.get("/products/42", If_Match=tag, If_None_Match=tag)[0] == 304
+    assert shop.get("/products/42", If_Match='"other"', If_None_Match=tag)[0] == 412
+    assert shop.get("/products/42", If_Match=f"W/{tag}")[0] == 412
+
+
 def test_head_has_the_headers_and_no_body(shop: Shop) -> None:
     """The next answer on the connection is whole: not a byte of a body was sent before it."""
     _, first, body = shop.get("/products/42")

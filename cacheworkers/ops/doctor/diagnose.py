@@ -16,7 +16,7 @@ from cacheworkers.errors import StoreUnavailable
 from cacheworkers.ops.doctor import database_checks, store_checks, worker_checks
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
 from cacheworkers.sql.probe import DatabaseUnavailable
-from cacheworkers.workers.probe import BrokerUnavailable, app_facts
+from cacheworkers.workers.probe import BrokerFull, BrokerUnavailable, app_facts
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
@@ -37,6 +37,7 @@ RULES = (*store_checks.RULES, *worker_checks.RULES, *database_checks.RULES, FAIL
 _AWAY: dict[type[Exception], Rule] = {
     StoreUnavailable: store_checks.AWAY,
     BrokerUnavailable: worker_checks.AWAY,
+    BrokerFull: worker_checks.BROKER_FULL,
     DatabaseUnavailable: database_checks.AWAY,
 }
 Look = Callable[[], Iterable[Finding]]
