@@ -8,10 +8,8 @@ from app.shop import cache
 from app.shop import celery as app
 from cacheworkers.ops.doctor import log_when_workers_start
 from cacheworkers.ops.metrics import serve_when_workers_start
-from cacheworkers.workers.beat import tell_send_errors_once
 
 log_when_workers_start(cache)
-tell_send_errors_once()
 if "OWN_METRICS_PORT" in os.environ:  # where no exporter sees this process's files: in a container of its own
     serve_when_workers_start(cache, int(os.environ["OWN_METRICS_PORT"]), os.environ.get("HOST", "127.0.0.1"))
 

@@ -89,7 +89,6 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]  # celery has no types
         self._is_leader = False
         self._leads_until = self._renews_at = float("-inf")
         super().__init__(app, **options)
-        tell_send_errors_once()
         self.max_interval = min(self.max_interval, self._lease_for / 3)
 
     def tick(self, *args: Any, **options: Any) -> float:

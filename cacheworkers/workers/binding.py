@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from celery import Celery
-from celery.signals import task_unknown, worker_process_init, worker_ready
+from celery.signals import beat_init, task_unknown, worker_process_init, worker_ready
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
@@ -31,6 +31,16 @@ log = logging.getLogger("cacheworkers")
 WAITS_FOR = 30.0
 #: Task names are not the namespace's: two caches on one app would answer for each other.
 _bound: weakref.WeakKeyDictionary[Celery, tuple[Store, float] | None] = weakref.WeakKeyDictionary()
+
+
+def _tell_send_errors_once(sender: Any, **_: Any) -> None:
+    if sender.app in _bound:
+        from cacheworkers.workers.beat import tell_send_errors_once  # it imports this module
+
+        tell_send_errors_once()
+
+
+beat_init.connect(_tell_send_errors_once)
 
 
 class CeleryWorkers:

@@ -20,7 +20,7 @@ from kombu.exceptions import OperationalError
 from cacheworkers import Cache, ConfigError
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers.beat import LeaderScheduler
+from cacheworkers.workers.beat import LeaderScheduler, tell_send_errors_once
 
 HERE = Path(__file__).parent
 MakeCache = Callable[..., Cache]
@@ -255,6 +255,7 @@ def test_an_error_is_told_until_something_is_sent_and_what_is_no_broker_s_each_t
         monkeypatch.setattr(beat, "send_task", send)
         beat.apply_entry(entry)
 
+    tell_send_errors_once()
     after_task_publish.send(sender="often")
     caplog.clear()
     for text in ("refused", "refused", "out of memory", "refused"):
