@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.ops.finding import COMPLETES
 from cacheworkers.ops.show import Obj, note
 from cacheworkers.ops.warm_shown import shown
-from cacheworkers.workers.probe import BrokerUnavailable, worker_facts
+from cacheworkers.workers.probe import BrokerUnavailable, WorkerFacts, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
 _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
@@ -149,17 +149,21 @@ def warm(
 
 
 def require_worker(cache: Cache, loader: str, within: float) -> None:
-    """Wait until a worker answers that consumes the warm queue and knows a loader; at most so many seconds.
+    """Wait until a worker answers that consumes the warm queue and knows a loader, in this version; at most so long.
 
     Without Celery, or where the broker carries no such questions, nothing is asked.
 
+    Args:
+        within: seconds.
+
     Raises:
-        click.ClickException: none has answered by then; says which queue, and what to start.
+        click.ClickException: none has answered by then; says which queue or version, and what to start.
     """
     app = getattr(cache._process.workers, "app", None)
     if app is None:
         return
     queue, end = cache.config.queues.warm, time.monotonic() + within
+    version = cache.loaders[loader].policy.version
     is_told = False
     while True:
         try:
@@ -168,13 +172,9 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
             note(f"workers cannot be asked whether they consume {queue}: {error}")
             return
         consuming = [worker for worker in workers if queue in worker.queues]
-        if any(loader in worker.loaders for worker in consuming):
+        if any(worker.loads(loader, version) for worker in consuming):
             return
-        says = (
-            f"{consuming[0].name} consumes {queue}, and does not know {loader}: start it anew with this code"
-            if consuming
-            else f"no worker that answers consumes {queue}: start `celery -A MODULE worker -Q {queue}`"
-        )
+        says = _why_none(consuming, queue, loader, version)
         left = end - time.monotonic()
         if left <= 0:
             raise click.ClickException(f"{says}; nothing was loaded")
@@ -182,6 +182,19 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
             is_told = True
             note(f"{says}; waiting for {within:g} s")
         time.sleep(min(left, ASK_WORKERS_EVERY))
+
+
+def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version: int) -> str:
+    """Say why none of the workers that consume the warm queue can load, and what to start."""
+    if not consuming:
+        return f"no worker that answers consumes {queue}: start `celery -A MODULE worker -Q {queue}`"
+    for worker in consuming:
+        if loader in worker.loaders:
+            return (
+                f"no worker knows {loader} version {version}: {worker.name} consumes {queue}, and knows version "
+                f"{worker.versions[loader]}; start workers with this code"
+            )
+    return f"{consuming[0].name} consumes {queue}, and does not know {loader}: start it anew with this code"
 
 
 def _rows(

@@ -107,6 +107,7 @@ class CeleryWorkers:
             soft_time_limit=info.message_for + SOFT_MARGIN,
             time_limit=info.message_for + HARD_MARGIN,
             rate_limit=info.rate_limit,
+            loader_version=info.version,  # what a worker tells of its tasks: see probe.py
             shared=False,
         )(load)
 

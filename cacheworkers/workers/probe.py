@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ ANSWER_FOR = 2.0
 #: How long workers have to answer, seconds: the time it takes, for nobody knows how many there are.
 WORKERS_FOR = 1.0
 UPKEEP = "cacheworkers."
+#: The attribute of a load's task that holds its loader's version, and how a worker tells it.
+_VERSION = "loader_version"
+_TOLD_VERSION = re.compile(rf"\[{_VERSION}=(\d+)\]$")
 #: A beat entry that says when, not how often, is taken to be due once a day, seconds.
 DAY = 86400.0
 
@@ -74,11 +78,17 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     Attributes:
         queues: which it consumes.
         loaders: whose tasks it knows.
+        versions: loader -> the version it knows, where it tells.
     """
 
     name: str
     queues: frozenset[str]
     loaders: frozenset[str]
+    versions: dict[str, int] = {}
+
+    def loads(self, loader: str, version: int) -> bool:
+        """Return whether it knows a loader, and does not tell of another version."""
+        return loader in self.loaders and self.versions.get(loader, version) == version
 
 
 def app_facts(app: Celery) -> AppFacts:
@@ -136,12 +146,13 @@ def worker_facts(app: Celery) -> list[WorkerFacts]:
         # Those that answered are known now, so that the next question ends with the last answer.
         names = list(consumed)
         asked = app.control.inspect(names, timeout=WORKERS_FOR, connection=connection, limit=len(names))
-        tasks = asked.registered() or {}
+        tasks = asked.registered(_VERSION) or {}
         return [
             WorkerFacts(
                 name,
                 frozenset(queue["name"] for queue in consumed[name]),
                 frozenset(_loader(text) for text in tasks.get(name, ()) if _is_load(text)),
+                {_loader(text): int(told[1]) for text in tasks.get(name, ()) if (told := _TOLD_VERSION.search(text))},
             )
             for name in names
         ]
@@ -185,7 +196,7 @@ def _is_load(name: str) -> bool:
 
 
 def _loader(text: str) -> str:
-    """Return the loader of a task as workers name it: `cacheworkers.load.product [rate_limit=1/s]`."""
+    """Return the loader of a task as workers name it: `cacheworkers.load.product [loader_version=2]`."""
     return text.removeprefix(settings.PREFIX).split(" ")[0]
 
 

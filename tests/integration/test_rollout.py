@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import ClickException
 
+from cacheworkers.ops.warm import require_worker
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers import versions
@@ -104,6 +106,25 @@ def test_what_old_workers_have_taken_is_loaded_by_a_new_one_that_starts_later(de
     assert {deploy.module.product.get(n)[2] for n in range(5)} == {new} != {old}
     assert {reason for reason, _ in deploy.notes("HandedOn")} == {WRONG}
     assert deploy.notes("MalformedTask") == []
+
+
+def test_the_command_says_that_only_workers_of_another_version_run(deploy: Deploy) -> None:
+    """Before anything is loaded; once one of its own version answers, beside the old one, it goes on."""
+
+    def said() -> str:
+        try:
+            require_worker(deploy.cache, "product", 0.0)
+        except ClickException as error:
+            return error.message
+        return ""
+
+    deploy.worker(1)
+    wait_until(lambda: "no worker knows product version 2: v1@" in said())
+    wait_until(lambda: said().endswith("and knows version 1; start workers with this code; nothing was loaded"))
+
+    deploy.worker(2)
+
+    wait_until(lambda: not said())
 
 
 def test_without_a_worker_of_its_version_a_message_ends_after_some_hops(deploy: Deploy) -> None:
