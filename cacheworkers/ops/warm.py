@@ -57,7 +57,7 @@ class Warmed(msgspec.Struct, frozen=True):
         fresh, loaded, failed: what became of them.
         bad: rows that are no call of the loader.
         duplicates: rows that name a call again.
-        share: of the calls that are fresh at the end; 0 where there was no call, for then nothing is warm.
+        share: of the calls that are fresh at the end; 0 where a list named no call.
         failures: some of those that failed.
     """
 
@@ -117,6 +117,7 @@ def warm(
 
     Status 0 if so large a share is fresh at the end; 1 if not, if a row was bad, or if no worker consumes the warm
     queue, in which case nothing was loaded.  Where no row names a call the share is 0: no success, unless --until 0%.
+    That nothing was hot yet is one.
     """
     cache, show = obj
     if sum(source is not None for source in (file, sql, hot)) + bool(keys) != 1:
@@ -130,9 +131,11 @@ def warm(
     began = time.monotonic()
     with shown(loader, len(calls), cache.config.queues, Console(stderr=True)) as progress:
         done = cache.warm_up(loader, calls, at_once=at_once, until=until, progress=progress, **options)
-    # For a caller nothing is all of nothing; for a deploy's gate it is a list that came out empty, or wrong.
-    share = done.share if calls else 0.0
-    if not calls:
+    share = done.share
+    if not calls and hot:
+        note(f"nothing of {loader} was hot: there is nothing to warm")
+    elif not calls:  # a list that came out empty, or wrong, opens no deploy's gate
+        share = 0.0
         note(f"no row names a call of {loader}: nothing was to be warm, which counts as a share of 0")
     lapsed = done.done - round(share * done.calls)
     if lapsed > 0:

@@ -427,6 +427,14 @@ def test_a_share_of_nothing_is_no_success(cli: Run, rows: str, until: str, statu
     assert "no row names a call of number" in done.stderr
 
 
+def test_a_new_system_where_nothing_is_hot_is_warm(cli: Run) -> None:
+    """Its first deploy is not to fail."""
+    done = cli("warm", "number", "--hot", "100", "--until", "95%")
+
+    assert done.returncode == 0
+    assert "nothing of number was hot" in done.stderr
+
+
 def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path) -> None:
     """A job that takes longer than its entries are fresh; of ten a second the last is two seconds behind."""
     module = (tmp_path / "shop.py").read_text().replace("fresh_for=300", "fresh_for=1, stale_for=0, jitter=0")
