@@ -1,8 +1,8 @@
 # Every target sets itself up with Python and pip alone.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two files at a time: much of the suite waits for servers and workers.
-AT_ONCE := -n 2 --dist loadfile
+# Three files at a time, on two cores too: much of the suite waits for servers and workers.
+AT_ONCE := -n 3 --dist loadfile
 
 .PHONY: help test lint format clean
 

@@ -70,8 +70,9 @@ class Deploy:
 
 @pytest.fixture
 def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_publisher: None) -> Iterator[Deploy]:
-    # The module sets it, in this process, too.
+    # The module sets them, in this process, too.
     monkeypatch.setitem(versions.HOPS, "warm", versions.HOPS["warm"])
+    monkeypatch.setattr(versions, "MOST_AFTER", versions.MOST_AFTER)
     with Valkey() as valkey:
         monkeypatch.setenv("REDIS_URL", valkey.url)
         monkeypatch.setenv("VERSION", "2")

@@ -14,6 +14,7 @@ from cacheworkers.workers import versions
 VERSION = int(os.environ["VERSION"])
 # How long the other version's worker takes to start is the machine's business.
 versions.HOPS["warm"] = int(os.environ.get("WARM_HOPS", "100000"))
+versions.MOST_AFTER = 0.2
 
 
 def note(event: Event) -> None:
