@@ -324,7 +324,7 @@ class Supervisor:
 async def _end_of(child: Child) -> int:
     """Return a child's status once it has ended.
 
-    `Process.wait` would wait as well for what the child has left behind, while that holds its output.
+    `Runtime.wait` would wait as well for what the child has left behind, while that holds its output.
     """
     while child.process.returncode is None:
         await asyncio.sleep(0.05)

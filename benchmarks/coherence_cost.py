@@ -24,7 +24,7 @@ from cacheworkers.core.driver import run
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import pack
 from cacheworkers.flows.invalidate import invalidate_calls
-from cacheworkers.store.request import Request
+from cacheworkers.store.connections.request import Request
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 

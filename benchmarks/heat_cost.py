@@ -26,7 +26,7 @@ from benchmarks.report import markdown, progress
 from cacheworkers import Cache, Config, Load
 from cacheworkers import loader as loaders
 from cacheworkers.core.entry import Entry
-from cacheworkers.local import heat as counting
+from cacheworkers.local import access_counter as counting
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -117,7 +117,7 @@ def cost_of_telling(cache: Cache, entry: Entry) -> float:
     for number in range(cache.config.l1_entries):
         cache._ports.heat.count(f"product[{-number}]", 1 + number % 50)
     began = time.perf_counter()
-    cache.tell_heat()
+    cache.report_accesses()
     return 1000 * (time.perf_counter() - began)
 
 
@@ -129,7 +129,7 @@ class Reader:
         self.most = self.most_bytes = 0
         self._entry = entry
         self._reads = 0
-        self._every = int(READS_A_SECOND * cache.config.heat_every)
+        self._every = int(READS_A_SECOND * cache.config.access_report_interval)
 
     def read(self, call: str) -> None:
         """Read a call as far as counting is concerned, and tell the store when it is time."""
@@ -146,7 +146,7 @@ class Reader:
         if self._reads % self._every == 0:
             counts = ports.heat._counts
             self.most_bytes = max(self.most_bytes, sys.getsizeof(counts) + sum(map(sys.getsizeof, counts)))
-            self.cache.tell_heat()
+            self.cache.report_accesses()
 
 
 def find_the_hottest(url: str, reads: int, distinct: int, skew: float) -> Hottest:
@@ -166,7 +166,7 @@ def find_the_hottest(url: str, reads: int, distinct: int, skew: float) -> Hottes
                 next(turns).read(f"product[{number}]")
             bar.advance(task, CHUNK)
     for cache in caches:
-        cache.tell_heat()
+        cache.report_accesses()
     ranked = sorted(range(distinct), key=truth.__getitem__, reverse=True)
     there = {}
     for most in (10, 100, 500):
@@ -184,7 +184,7 @@ def find_the_hottest(url: str, reads: int, distinct: int, skew: float) -> Hottes
 def declared(url: str, namespace: str) -> tuple[Cache, Any]:
     """Return a cache that tells when it is told to, and its loader."""
     cache = Cache(Config(redis_url=url, namespace=namespace, store_timeout=5.0))
-    cache._process._teller.close()
+    cache._runtime._access_reporter.close()
 
     @cache.loader(fresh_for=3600, early=0)
     def product(load: Load, number: int) -> int:
@@ -213,7 +213,7 @@ def rows_of(hottest: Hottest) -> list[tuple[str, str]]:
     return [
         *((f"{name} of the true top {most} found", f"{there}") for most, there in hottest.there.items()),
         (f"{name} most calls counted in a process (bound {counting.MOST:,})", counted),
-        (f"{name} calls in the store (bound {Config().heat_kept:,})", kept),
+        (f"{name} calls in the store (bound {Config().max_hot_calls:,})", kept),
     ]
 
 
@@ -237,7 +237,7 @@ def main() -> None:
             ("L1 hit without counting", f"{cost.without:.0f} ns"),
             ("difference, median of neighbours", f"{cost.more:.0f} ns"),
             ("counting a store hit", f"{cost.store:.0f} ns"),
-            (f"telling of 20,000 calls, every {cache.config.heat_every:g} s", f"{telling:.1f} ms"),
+            (f"telling of 20,000 calls, every {cache.config.access_report_interval:g} s", f"{telling:.1f} ms"),
         ]
         for skew in options.skews:
             rows += rows_of(find_the_hottest(valkey.url, options.reads, options.calls, skew))

@@ -4,7 +4,7 @@ Processes read from their own memory as fast as they can: in one thread, in four
 forks children which read on.  Writers change values and invalidate them.  Meanwhile the connections that hear pushes
 are killed, cut, delayed and stalled, the store is frozen and restarted, and its entries are deleted.  What every read
 returned, what every writer was told and what every listener had proof of is recorded, and compared at the end
-(`cacheworkers.testing.history`): a read through the store is never older than what had been acknowledged; one from
+(`cacheworkers.ops.history_checker`): a read through the store is never older than what had been acknowledged; one from
 memory knows what its listener had proof of, and is never later than `l1_for` - or, while the store did not answer this
 process, `l1_on_loss_for`.
 """
@@ -33,9 +33,9 @@ from typing import Any
 from cacheworkers import Cache, Config, Load
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Event, Served
-from cacheworkers.local.gate import Gate
+from cacheworkers.local.coherence import Coherence
+from cacheworkers.ops.history_checker import History, Received, Recorder, Stale, check
 from cacheworkers.testing import FaultProxy, Valkey
-from cacheworkers.testing.history import Heard, History, Recorder, Stale, check
 
 PRICES, WRITERS = 50, 2
 KINDS = ("thread", "threads", "tasks", "forks")
@@ -239,18 +239,18 @@ def recorded(where: Path, name: str) -> Iterator[tuple[Recorder, Recorder]]:
     with Recorder(where / f"{name}.jsonl") as history, Recorder(where / f"{name}.kept") as kept:
         heard, me = _heard, str(os.getpid())
 
-        def note(gate: Gate, at: float) -> None:
-            heard(gate, at)
+        def note(coherence: Coherence, at: float) -> None:
+            heard(coherence, at)
             history.heard(me, at)
 
-        Gate.heard = note  # type: ignore[assignment, method-assign]
+        Coherence.heard = note  # type: ignore[assignment, method-assign]
         try:
             yield history, kept
         finally:
-            Gate.heard = heard  # type: ignore[method-assign]
+            Coherence.heard = heard  # type: ignore[method-assign]
 
 
-_heard = Gate.heard
+_heard = Coherence.heard
 
 
 def _tell(readers: list[Reader], results: Any) -> None:
@@ -412,7 +412,7 @@ def _compare(where: Path, report: Report) -> None:
     report.old = [str(stale) for stale in check(history, l1_for=L1_FOR) + check(kept, l1_for=L1_ON_LOSS_FOR)]
     late = [stale for stale in check(history) if stale.read.tier == "l1"]
     report.late = len(late)
-    report.proofs = sum(isinstance(each, Heard) for each in history)
+    report.proofs = sum(isinstance(each, Received) for each in history)
     report.oldest, report.oldest_kept = _oldest(late), _oldest(check(kept))
 
 

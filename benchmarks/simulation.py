@@ -76,7 +76,7 @@ class Way:
 
 
 OFF = {"stale_for": 0.0, "early": 0.0}
-COLD = {"warm_every": 0.0}
+COLD = {"warm_interval": 0.0}
 WAYS = (
     Way("TTL, every reader loads", OFF, COLD, is_plain=True),
     Way("TTL, one load for all", OFF, COLD),
@@ -97,9 +97,12 @@ DEFAULTS = (
     Way("no warming, a batch loader", {"warm_for": 0.0}, is_batch=True),
     Way("only what is read again and again", {"warm_for": 0.001}),
     *(Way(f"warm_for {periods:g} x fresh_for", periods=periods) for periods in (0.5, 1.0, 2.0, 6.0)),
-    *(Way(f"warm_every {every:g}", {}, {"warm_every": every}) for every in (1.0, 5.0, 10.0)),
-    *(Way(f"warm_rate {rate:g}", {}, {"warm_rate": rate, "warm_at_once": int(2 * rate)}) for rate in (50.0, 1000.0)),
-    Way("heat_kept 20,000", {}, {"heat_kept": 20_000}),
+    *(Way(f"warm_interval {every:g}", {}, {"warm_interval": every}) for every in (1.0, 5.0, 10.0)),
+    *(
+        Way(f"warm_rate {rate:g}", {}, {"warm_rate": rate, "warm_concurrency": int(2 * rate)})
+        for rate in (50.0, 1000.0)
+    ),
+    Way("max_hot_calls 20,000", {}, {"max_hot_calls": 20_000}),
     *(Way(f"early {beta:g}", {"early": beta}) for beta in (0.0, 10.0)),
     Way("jitter 0", {"jitter": 0.0}),
 )
@@ -347,7 +350,7 @@ class Replay:
 
 def lead_of(policy: Policy, config: Config) -> float:
     """Return how far ahead of an entry's end a round of warming loads it at most, seconds."""
-    return turns_of(policy.fresh_for, config.warm_every) * config.warm_every + MARGIN + MESSAGE
+    return turns_of(policy.fresh_for, config.warm_interval) * config.warm_interval + MARGIN + MESSAGE
 
 
 def load_time(chance: random.Random) -> float:

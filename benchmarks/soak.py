@@ -5,7 +5,7 @@ random and in exact windows (`DIES_BEFORE`): writers between commit and invalida
 likewise, and before they mark what they have delivered; workers between any two steps of a load; the sweeper within
 what it finishes for the dead.  The store is frozen, entries and leases are deleted, loads outlast their leases.  A
 change is acknowledged when the commit of its watched session has returned.  Readers and writers record what they did;
-at the end each read is compared with what was acknowledged before it began (`cacheworkers.testing.history`; `--keep
+at the end each read is compared with what was acknowledged before it began (`cacheworkers.ops.history_checker`; `--keep
 DIR` leaves the files to `cacheworkers check-history`), and once the drain is through, every entry must be what the
 database says.
 """
@@ -34,8 +34,8 @@ from typing import Any
 from benchmarks.soakdeaths import counted, environment
 from benchmarks.stack import ROOT
 from cacheworkers.errors import CacheworkersError
+from cacheworkers.ops.history_checker import History, Recorder, check
 from cacheworkers.testing import Postgres, Valkey
-from cacheworkers.testing.history import History, Recorder, check
 from cacheworkers.testing.servers import end_with_parent, wait_until
 
 PRICES, READERS, WRITERS = 40, 4, 2
@@ -45,8 +45,8 @@ DRAIN = [sys.executable, "-c", "from benchmarks.soak import drain; drain()"]
 SWEEP = [sys.executable, "-c", "from benchmarks.soak import sweep; sweep()"]
 #: Who dies how often right before which step.
 DIES_BEFORE = {
-    "writer": {"next_seq": 0.005, "doom": 0.001, "doomed_chunk": 0.001, "drop": 0.001, "drained": 0.001},
-    "drain": {"next_seq": 0.05, "doom": 0.05, "drop": 0.05, "drained": 0.05, "mark": 0.1},
+    "writer": {"next_seq": 0.005, "detach": 0.001, "detached_chunk": 0.001, "drop": 0.001, "drained": 0.001},
+    "drain": {"next_seq": 0.05, "detach": 0.05, "drop": 0.05, "drained": 0.05, "mark": 0.1},
     "worker": {"begin": 0.001, "snapshot": 0.001, "register": 0.001, "write": 0.001},
     "sweeper": {"drop": 0.05, "drained": 0.05, "sweep_tag": 0.001},
 }

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from benchmarks.soakdeaths import Deaths
 from cacheworkers import Cache, Config, Load
-from cacheworkers.events import Event, Undelivered
+from cacheworkers.events import Event, InvalidationUndelivered
 
 GROUPS = 4
 LOAD_FOR = 1.0
@@ -36,7 +36,7 @@ undelivered: list[Event] = []
 
 def hook(event: Event) -> None:
     """Remember commits whose invalidation is left to the drain: they are not acknowledged."""
-    if isinstance(event, Undelivered):
+    if isinstance(event, InvalidationUndelivered):
         undelivered.append(event)
 
 
@@ -45,7 +45,7 @@ app.conf.worker_hijack_root_logger = False
 engine = create_engine(os.environ["DATABASE_URL"])
 sessions = sessionmaker(engine)
 cache = Cache(
-    Config.from_env(store_timeout=0.5, breaker_for=0.2, sweep_every=1.0), celery=app, sessions=sessions, hook=hook
+    Config.from_env(store_timeout=0.5, breaker_for=0.2, gc_interval=1.0), celery=app, sessions=sessions, hook=hook
 )
 deaths = Deaths.of_environment()
 deaths.before_steps_of(cache._ports.store)

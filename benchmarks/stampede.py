@@ -49,7 +49,7 @@ class Crowd(NamedTuple):
     took: float | None = None
 
 
-def read(readers: int, key: int, gate: Any, results: Any) -> None:
+def read(readers: int, key: int, coherence: Any, results: Any) -> None:
     """Read one key from many tasks of this process, once everybody is at the gate."""
     from benchmarks.shop import slow
 
@@ -59,7 +59,7 @@ def read(readers: int, key: int, gate: Any, results: Any) -> None:
 
     async def all_of_them() -> tuple[float, float, int]:
         await slow.apeek(key)
-        gate.wait()
+        coherence.wait()
         begin = time.monotonic()
         ends = await asyncio.gather(*(one() for _ in range(readers)), return_exceptions=True)
         served = [end for end in ends if isinstance(end, float)]
@@ -74,9 +74,9 @@ def rounds(readers: int, processes: int, count: int) -> Iterator[tuple[int, int,
     with stack() as here:
         for key in range(1, count + 1):
             here.sql("SELECT pg_stat_statements_reset()")
-            gate, results = context.Barrier(processes), context.Queue()
+            coherence, results = context.Barrier(processes), context.Queue()
             share = readers // processes
-            crowd = [context.Process(target=read, args=(share, key, gate, results)) for _ in range(processes)]
+            crowd = [context.Process(target=read, args=(share, key, coherence, results)) for _ in range(processes)]
             for each in crowd:
                 each.start()
             rows = [results.get(timeout=120) for _ in crowd]
@@ -86,7 +86,7 @@ def rounds(readers: int, processes: int, count: int) -> Iterator[tuple[int, int,
             yield here.calls("SELECT pg_sleep%"), sum(served for _, _, served in rows), took
 
 
-def dogpile(url: str, readers: int, gate: Any) -> list[float]:
+def dogpile(url: str, readers: int, coherence: Any) -> list[float]:
     """dogpile.cache: threads, and its distributed lock."""
     from dogpile.cache import make_region
 
@@ -111,7 +111,7 @@ def dogpile(url: str, readers: int, gate: Any) -> list[float]:
 
     threading.stack_size(256 * 1024)
     crowd = [threading.Thread(target=one) for _ in range(readers)]
-    gate.wait()
+    coherence.wait()
     for each in crowd:
         each.start()
     for each in crowd:
@@ -119,7 +119,7 @@ def dogpile(url: str, readers: int, gate: Any) -> list[float]:
     return ends
 
 
-def cashews(url: str, readers: int, gate: Any) -> list[float]:
+def cashews(url: str, readers: int, coherence: Any) -> list[float]:
     """cashews: tasks, and `lock=True`."""
     from cashews import Cache as Cashews
 
@@ -135,7 +135,7 @@ def cashews(url: str, readers: int, gate: Any) -> list[float]:
             return 7
 
         try:
-            return await served(slow, readers, gate)
+            return await served(slow, readers, coherence)
         finally:
             await cache.close()
             await client.aclose()
@@ -143,7 +143,7 @@ def cashews(url: str, readers: int, gate: Any) -> list[float]:
     return asyncio.run(crowd())
 
 
-def aiocache(url: str, readers: int, gate: Any) -> list[float]:
+def aiocache(url: str, readers: int, coherence: Any) -> list[float]:
     """aiocache: tasks, and `cached_stampede`, whose lock is Redis's."""
     from aiocache import RedisCache, cached_stampede
 
@@ -161,21 +161,21 @@ def aiocache(url: str, readers: int, gate: Any) -> list[float]:
             return 7
 
         try:
-            return await served(slow, readers, gate)
+            return await served(slow, readers, coherence)
         finally:
             await client.aclose()
 
     return asyncio.run(crowd())
 
 
-async def served(slow: Callable[[], Awaitable[int]], readers: int, gate: Any) -> list[float]:
+async def served(slow: Callable[[], Awaitable[int]], readers: int, coherence: Any) -> list[float]:
     """Read from so many tasks at once, and return when each was served."""
 
     async def one() -> float:
         await slow()
         return time.monotonic()
 
-    gate.wait()
+    coherence.wait()
     found = await asyncio.gather(*(one() for _ in range(readers)), return_exceptions=True)
     return [end for end in found if isinstance(end, float)]
 
@@ -187,13 +187,13 @@ PEERS: dict[str, tuple[str, Callable[[str, int, Any], list[float]]]] = {
 }
 
 
-def play(peer: str, url: str, readers: int, gate: Any, results: Any) -> None:
+def play(peer: str, url: str, readers: int, coherence: Any, results: Any) -> None:
     """Be one process of a peer's crowd: how many were served, and when the first began and the last ended."""
     began: list[float] = []
 
     class Begun:
         def wait(self) -> None:
-            gate.wait()
+            coherence.wait()
             began.append(time.monotonic())
 
     ends = PEERS[peer][1](url, readers, Begun())
@@ -208,8 +208,8 @@ def against(peer: str, readers: int, processes: int) -> tuple[int, int, float]:
     """
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:
-        gate, results = context.Barrier(processes), context.Queue()
-        words = (peer, valkey.url, readers // processes, gate, results)
+        coherence, results = context.Barrier(processes), context.Queue()
+        words = (peer, valkey.url, readers // processes, coherence, results)
         crowd = [context.Process(target=play, args=words) for _ in range(processes)]
         for each in crowd:
             each.start()

@@ -31,7 +31,7 @@ PIPELINE = 5000
 AGO = 2 * 3600.0
 
 
-class Swept(NamedTuple):
+class GarbageCollected(NamedTuple):
     """What there was, what it took, and what is left.
 
     Attributes:
@@ -129,7 +129,7 @@ def watch(client: Any, key: str, members: int, done: threading.Event) -> None:
             bar.update(task, completed=members // 2 - client.zcard(key))
 
 
-def measured(members: int) -> Swept:
+def measured(members: int) -> GarbageCollected:
     """Fill, and sweep."""
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:
@@ -164,7 +164,7 @@ def measured(members: int) -> Swept:
         left = sorted(kinds_of(client, cache.config.namespace).items())
         memory = empty, full, used(client)
         cache.close()
-    return Swept(members, sets, fresh_marks, swept.members, took, slow, idle, busy, memory, left)
+    return GarbageCollected(members, sets, fresh_marks, swept.members, took, slow, idle, busy, memory, left)
 
 
 def main() -> None:

@@ -80,16 +80,16 @@ class Crowd:
 
     def _run(self, read: Callable[[threading.Event], None]) -> float:
         """Run it in all threads, and return for how many seconds."""
-        stop, gate = threading.Event(), threading.Barrier(self._threads + 1)
+        stop, coherence = threading.Event(), threading.Barrier(self._threads + 1)
 
         def work() -> None:
-            gate.wait()
+            coherence.wait()
             read(stop)
 
         crowd = [threading.Thread(target=work) for _ in range(self._threads)]
         for each in crowd:
             each.start()
-        gate.wait()
+        coherence.wait()
         began = time.perf_counter()
         time.sleep(self._seconds)
         stop.set()

@@ -20,23 +20,23 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.core import envelope
+from cacheworkers.core.access_frequency import read_at_of
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
-from cacheworkers.core.heat import read_at_of
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Loaded
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import invalidate_calls
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports
+from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.wait import Wait
-from cacheworkers.flows.warm import Queued, tell_heat, warm_round
-from cacheworkers.local.gate import Gate
+from cacheworkers.flows.warm import Queued, report_accesses, warm_round
+from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1, MISSING
 from cacheworkers.local.waiters import Waiter, Waiters
-from cacheworkers.store.shapes import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
+from cacheworkers.store.commands.replies import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
 
 #: Seconds from a change in the store until a process has heard of it.
 PUSH = 0.001
@@ -111,7 +111,7 @@ class World:
                 step = flow.send(value)
                 if isinstance(step, Wait):
                     bed = _Bed(self, flow, done, step.waiter)
-                    if step.waiter.lie_down(bed) is not None:
+                    if step.waiter.register(bed) is not None:
                         self.at(self.now + step.timeout, bed.time_is_up)
                         return
                     value = True
@@ -358,14 +358,14 @@ class Workers:
     ports: Any = None
 
     def __post_init__(self) -> None:
-        self._queues: dict[str, deque[list[Ask]]] = {name: deque() for name in ("miss", "revalidate", "warm")}
+        self._queues: dict[str, deque[list[LoadRequest]]] = {name: deque() for name in ("miss", "revalidate", "warm")}
         self._busy: Counter[str] = Counter()
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         """Take an ask."""
         return self.submit_all([ask]) == 1
 
-    def submit_all(self, asks: Sequence[Ask]) -> int:
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         """Take asks together: of a batch loader they are one message, of another one each."""
         size = len(asks) if self.spec.is_batch else 1
         for start in range(0, len(asks), max(1, size)):
@@ -408,15 +408,15 @@ class Process:
         self.store = store
         self.workers = workers
         self.spec = spec
-        gate = Gate()
-        gate.heard(float("inf"))
+        coherence = Coherence()
+        coherence.heard(float("inf"))
         self.l1, self.waiters = L1(config.l1_entries, config.l1_bytes), Waiters()
         self.ports = Ports(
             config=config,
             store=store,  # type: ignore[arg-type]  # answers what these flows ask
             listener=_Listener(),  # type: ignore[arg-type]
             clock=_Clock(world),  # type: ignore[arg-type]
-            gate=gate,
+            coherence=coherence,
             l1=self.l1,
             waiters=self.waiters,
             dispatcher=workers,  # type: ignore[arg-type]
@@ -447,7 +447,7 @@ class Process:
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
             self.l1.fill(text, entry=entry, value=MISSING, until=until, guard=guard)
 
-        wanted = reading.Wanted(_not_decoded, 0, self.spec.policy.wait_for, keep)
+        wanted = reading.ReadOptions(_not_decoded, 0, self.spec.policy.wait_for, keep)
         flow = reading.read(self.ports, self.spec, call, wanted, is_known_missing=is_known_missing)
         self.world.drive(flow, done)
         return None
@@ -456,9 +456,9 @@ class Process:
         """Drop an entry everywhere."""
         self.world.drive(invalidate_calls(self.ports, [call], "hard"), _nothing)
 
-    def tell_heat(self) -> None:
+    def report_accesses(self) -> None:
         """Tell the store what was read."""
-        self.world.drive(tell_heat(self.ports), _nothing)
+        self.world.drive(report_accesses(self.ports), _nothing)
 
     def warm(self) -> None:
         """Do one round of warming, as beat has it done."""
@@ -506,8 +506,12 @@ class System:
                 world.at(world.now + PUSH, functools.partial(process.hear, call))
 
         store.changed = changed
-        if config.warm_every:
+        if config.warm_interval:
             for at, process in enumerate(crowd):
-                world.every(config.heat_every, process.tell_heat, first=config.heat_every * (at + 1) / processes)
-            world.every(config.warm_every, upkeep.warm, first=config.warm_every)
+                world.every(
+                    config.access_report_interval,
+                    process.report_accesses,
+                    first=config.access_report_interval * (at + 1) / processes,
+                )
+            world.every(config.warm_interval, upkeep.warm, first=config.warm_interval)
         return cls(world, store, crew, crowd)

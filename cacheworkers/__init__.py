@@ -3,7 +3,7 @@
 from cacheworkers.cache import Cache
 from cacheworkers.config import Config
 from cacheworkers.core.entry import Freshness
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 from cacheworkers.errors import (
     BrokerUnavailable,
     BulkheadFull,
@@ -33,10 +33,10 @@ from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.flows.warm import Warming
 from cacheworkers.flows.warm_up import WarmUp
-from cacheworkers.load import AsyncLoad, Load
+from cacheworkers.load_context import AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, Loader
 from cacheworkers.policy import Policy
-from cacheworkers.warm_job import WarmJob
+from cacheworkers.runtime.warm_job import WarmJob
 
 __version__ = "0.1.0"
 

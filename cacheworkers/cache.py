@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
-from cacheworkers.declare import DeclareBatchLoader, Declared, DeclareLoader
 from cacheworkers.errors import CallError, ConfigError
-from cacheworkers.events import Hook, MalformedTask, Swept, UnknownTask
+from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
 from cacheworkers.flows.explain import Explanation, explain, stored
+from cacheworkers.flows.garbage_collection import sweep
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
 from cacheworkers.flows.invalidate import Invalidation, Mode, Progress, invalidate_tags, members_of
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask, LoaderSpec
+from cacheworkers.flows.ports import LoaderSpec, LoadRequest
 from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
-from cacheworkers.flows.sweep import sweep
-from cacheworkers.flows.warm import Warming, hot, tell_heat, warm, warm_round
+from cacheworkers.flows.warm import Warming, hot, report_accesses, warm, warm_round
 from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS, WarmUp, warm_up
-from cacheworkers.loader import BatchLoader, Loader
-from cacheworkers.process import Process
-from cacheworkers.sql.flush import TagsOf
-from cacheworkers.sql.outbox import Backlog
-from cacheworkers.sql.postgres import Triggers
-from cacheworkers.sql.units import dirty_here
-from cacheworkers.sql.watch import AnySession
+from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
+from cacheworkers.runtime.registry import LoaderRegistry
+from cacheworkers.runtime.wiring import Internals, Runtime
+from cacheworkers.sql.outbox.outbox import Backlog
+from cacheworkers.sql.triggers.postgres_triggers import Triggers
+from cacheworkers.sql.watch.dirty_transactions import dirty_here
+from cacheworkers.sql.watch.flush_changes import TagsOf
+from cacheworkers.sql.watch.session_hooks import AnySession
 from cacheworkers.workers import LoaderInfo, QueueState
-from cacheworkers.workers.versions import mismatch
+from cacheworkers.workers.version_mismatch import mismatch
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -62,25 +62,27 @@ class Cache:
             hook: called with every event; must be quick and must not raise.
         """
         self.config = config = Config.from_env() if config is None else config
-        self._process = Process(
+        self._runtime = Runtime(
             self,
             config,
             celery=celery,
             sessions=sessions,
             async_sessions=async_sessions,
             hook=hook,
-            perform=self.perform,
+            run_loads=self.run_loads,
             upkeep={
-                "sweep": (lambda: self.sweep(config.sweep_every / 2), config.sweep_every),
-                "drain_outbox": (self._drain_by_beat, config.drain_every),
-                **({"warm": (self.warm, config.warm_every)} if config.warm_every else {}),
+                "sweep": (lambda: self.sweep(config.gc_interval / 2), config.gc_interval),
+                "drain_outbox": (self._drain_by_beat, config.drain_interval),
+                **({"warm": (self.warm, config.warm_interval)} if config.warm_interval else {}),
             },
         )
-        self._loaders = Declared(config)
-        self._ports = self._process.ports
-        self._watching = self._process.watching
+        self._loaders = LoaderRegistry(config)
+        self._ports = self._runtime.ports
+        self._watching = self._runtime.watching
         self._triggers: list[Triggers] = []
         self.outbox = self._watching.outbox
+        #: For the command line, doctor and metrics, which look into a cache; not part of the public API.
+        self.internals = Internals(self._runtime, self._ports, self._watching, self._triggers)
 
     # -- declaring loaders
 
@@ -311,7 +313,7 @@ class Cache:
         Raises:
             BrokerUnavailable: it does not answer.
         """
-        states: list[QueueState] = self._process.workers.queue_states()
+        states: list[QueueState] = self._runtime.workers.queue_states()
         return states
 
     def store_stats(self) -> StoreStats:
@@ -366,7 +368,7 @@ class Cache:
             loader: its name.
             calls: texts, as `call` returns them.
             max_rate: most calls a second; without it, as many as do no harm.
-            at_once: most calls under way; None takes `Config.warm_at_once`.
+            at_once: most calls under way; None takes `Config.warm_concurrency`.
             until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
             progress: called many times a second with how far it is.
 
@@ -416,15 +418,15 @@ class Cache:
         """Have workers revalidate hot entries that go stale soon; see `warm`."""
         return await arun(self._warm_round())
 
-    def tell_heat(self) -> int:
+    def report_accesses(self) -> int:
         """Add what this process has read to the store's heat; how many calls.  A thread does it by itself."""
-        return run(tell_heat(self._ports))
+        return run(report_accesses(self._ports))
 
-    async def atell_heat(self) -> int:
-        """Add what this process has read to the store's heat; see `tell_heat`."""
-        return await arun(tell_heat(self._ports))
+    async def areport_accesses(self) -> int:
+        """Add what this process has read to the store's heat; see `report_accesses`."""
+        return await arun(report_accesses(self._ports))
 
-    def sweep(self, within: float = math.inf) -> Swept:
+    def sweep(self, within: float = math.inf) -> GarbageCollected:
         """Drop what has expired from tag sets, and finish invalidations whose process died.
 
         Args:
@@ -432,11 +434,11 @@ class Cache:
         """
         return run(sweep(self._ports, within))
 
-    async def asweep(self, within: float = math.inf) -> Swept:
+    async def asweep(self, within: float = math.inf) -> GarbageCollected:
         """Drop what has expired from tag sets; see `sweep`."""
         return await arun(sweep(self._ports, within))
 
-    def perform(self, loader: str, asks: Sequence[Ask], is_redelivered: bool = False) -> None:
+    def run_loads(self, loader: str, asks: Sequence[LoadRequest], is_redelivered: bool = False) -> None:
         """Load what the asks name, in this thread; workers call it.
 
         Raises:
@@ -444,8 +446,8 @@ class Cache:
             StoreUnavailable: the store does not answer.
         """
         if loader not in self._loaders:
-            self._process.emit(UnknownTask(loader, len(asks)))
-            self._process.undelivered(list(asks))
+            self._runtime.emit(UnknownTask(loader, len(asks)))
+            self._runtime.undelivered(list(asks))
         spec = self._loaders.named(loader)
         readable = []
         for ask in asks:
@@ -455,14 +457,14 @@ class Cache:
                 readable.append(ask)
             except (CallError, ValueError) as error:
                 reason = mismatch(loader, spec.policy.version, ask.call) or str(error)
-                self._process.emit(MalformedTask(f"cacheworkers.load.{loader}", reason))
-                self._process.release_soon(ask.call, ask.token)
+                self._runtime.emit(MalformedTask(f"cacheworkers.load.{loader}", reason))
+                self._runtime.release_soon(ask.call, ask.token)
         if readable:
             run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
 
     def close(self) -> None:
         """Send what is queued, then stop this process's threads and connections."""
-        self._process.close()
+        self._runtime.close()
 
     # -- inside
 
@@ -479,7 +481,7 @@ class Cache:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
         config = self.config
         self._ports.heat.warm_for[spec.name] = spec.policy.kept_warm_for
-        self._process.workers.register(
+        self._runtime.workers.register(
             LoaderInfo(
                 spec.name,
                 spec.load_for,
@@ -518,12 +520,12 @@ class Cache:
         self._watching.drain_by_beat(is_needed=self.is_watching or bool(self._triggers))
 
     def _warm_round(self) -> Flow[dict[str, Warming]]:
-        return warm_round(self._ports, dict(self._loaders), self._process.queued)
+        return warm_round(self._ports, dict(self._loaders), self._runtime.queued)
 
     def _warming(self, loader: str, keys: Iterable[Any]) -> Flow[Warming]:
         spec = self._loaders.named(loader)
         calls = list(dict.fromkeys(spec.signature.bind((key,), {}).text for key in keys))
-        return warm(self._ports, spec, calls, lead=3 * self.config.warm_every)
+        return warm(self._ports, spec, calls, lead=3 * self.config.warm_interval)
 
     def _warm_up(
         self,
@@ -534,7 +536,7 @@ class Cache:
         until: float,
         progress: Callable[[WarmUp], None] | None,
     ) -> Flow[WarmUp]:
-        at_once = self.config.warm_at_once if at_once is None else at_once
+        at_once = self.config.warm_concurrency if at_once is None else at_once
         if not max_rate > 0:
             raise ConfigError(f"max_rate must be more than 0 calls a second, got {max_rate!r}")
         if at_once < 1:
@@ -546,12 +548,12 @@ class Cache:
             self._ports,
             spec,
             list(dict.fromkeys(spec.signature.parse(text).text for text in calls)),
-            lead=3 * self.config.warm_every,
+            lead=3 * self.config.warm_interval,
             max_rate=max_rate,
             at_once=at_once,
             until=until,
             pause=Pause,
-            queued=self._process.queued,
+            queued=self._runtime.queued,
             progress=progress or (lambda state: None),
         )
 

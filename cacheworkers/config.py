@@ -46,25 +46,25 @@ class Config:
         batch_size: most keys in one task of a batch loader, and in one MGET.
         load_attempts: how often a load is tried within its lease when invalidations overtake it.
         poison_after: how many begun loads of a call may die with their worker before it becomes a cached failure.
-        backoff_for: first backoff after a failed load; doubles up to `backoff_most_for`.
-        backoff_most_for: longest backoff after failed loads.
+        backoff_for: first backoff after a failed load; doubles up to `max_backoff_for`.
+        max_backoff_for: longest backoff after failed loads.
         tag_shards: tag prefix -> number of shards of its tag sets (a power of two).
         queue_prefix: first part of the queue names; empty takes the namespace.
         revalidate_rate: most revalidations a second that this process asks for; what is stale beyond that is served,
             and asked for at a later read, so that a soft invalidation of many does not load all of them at once; 0
             does not limit.
-        sweep_every: how often beat sweeps tag sets.
-        drain_every: how often beat delivers what the outbox still holds.
+        gc_interval: how often beat sweeps tag sets.
+        drain_interval: how often beat delivers what the outbox still holds.
         beat_lease_for: with several beats, of which one sends: how long after its end another takes over.
-        heat_every: how often a process that reads tells the store what was read; 0 tells nothing.
-        heat_told: most calls that a process tells of at once.
-        heat_kept: most calls whose heat is kept, of each loader; what has none is not kept warm.
-        heat_half_life: how long until a read counts half.
-        warm_every: how often beat looks for hot entries that go stale soon; 0 never.
-        warm_most: how many of the hottest calls of each loader are looked at in each round, and reloaded at once by
+        access_report_interval: how often a process that reads tells the store what was read; 0 tells nothing.
+        max_reported_calls: most calls that a process tells of at once.
+        max_hot_calls: most calls whose heat is kept, of each loader; what has none is not kept warm.
+        access_half_life: how long until a read counts half.
+        warm_interval: how often beat looks for hot entries that go stale soon; 0 never.
+        warm_max_calls: how many of the hottest calls of each loader are looked at a round, and reloaded at once by
             an invalidation that reloads; others are looked at in turns.
         warm_rate: most calls a second that beat has loaded, of all loaders together.
-        warm_at_once: most calls that one round of warming, or one warm-up, has under way.
+        warm_concurrency: most calls that one round of warming, or one warm-up, has under way.
         warm_nice: how nice workers are to the rest of the machine that take nothing but `warm`, or `warm` and
             `upkeep`: 0 to 19.
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
@@ -91,21 +91,21 @@ class Config:
     load_attempts: int = 5
     poison_after: int = 3
     backoff_for: float = 1.0
-    backoff_most_for: float = 60.0
+    max_backoff_for: float = 60.0
     tag_shards: Mapping[str, int] = field(default_factory=dict)
     queue_prefix: str = ""
     revalidate_rate: float = 500.0
-    sweep_every: float = 60.0
-    drain_every: float = 5.0
+    gc_interval: float = 60.0
+    drain_interval: float = 5.0
     beat_lease_for: float = 10.0
-    heat_every: float = 5.0
-    heat_told: int = 5000
-    heat_kept: int = 100_000
-    heat_half_life: float = 60.0
-    warm_every: float = 2.0
-    warm_most: int = 500
+    access_report_interval: float = 5.0
+    max_reported_calls: int = 5000
+    max_hot_calls: int = 100_000
+    access_half_life: float = 60.0
+    warm_interval: float = 2.0
+    warm_max_calls: int = 500
     warm_rate: float = 300.0
-    warm_at_once: int = 600
+    warm_concurrency: int = 600
     warm_nice: int = 10
     replay_for: float = 600.0
     allow_evicting_store: bool = False
@@ -117,16 +117,16 @@ class Config:
             raise ConfigError(f"namespace must match [a-z0-9_-]{{1,32}}, got {self.namespace!r}")
         for name in (
             "store_timeout",
-            "sweep_every",
-            "drain_every",
+            "gc_interval",
+            "drain_interval",
             "beat_lease_for",
             "replay_for",
-            "heat_half_life",
+            "access_half_life",
             "backoff_for",
-            "backoff_most_for",
+            "max_backoff_for",
         ):
             duration(name, getattr(self, name), most=86400.0, positive=True)
-        for name in ("breaker_for", "l1_for", "l1_on_loss_for", "heat_every", "warm_every"):
+        for name in ("breaker_for", "l1_for", "l1_on_loss_for", "access_report_interval", "warm_interval"):
             duration(name, getattr(self, name), most=86400.0)
         duration("spin_for", self.spin_for, most=1e-3)
         duration("revalidate_rate", self.revalidate_rate, most=1e6, unit=" a second")
@@ -193,10 +193,10 @@ _LEAST = {
     "max_tags": 1,
     "max_entry_bytes": 256,
     "batch_size": 1,
-    "heat_told": 1,
-    "heat_kept": 1,
-    "warm_most": 0,
-    "warm_at_once": 1,
+    "max_reported_calls": 1,
+    "max_hot_calls": 1,
+    "warm_max_calls": 0,
+    "warm_concurrency": 1,
     "warm_nice": 0,
     "load_attempts": 1,
     "poison_after": 1,

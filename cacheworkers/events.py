@@ -73,7 +73,7 @@ class ClaimDenied(Event, frozen=True):
     reason: str
 
 
-class TookOver(Event, frozen=True):
+class LeaseTakenOver(Event, frozen=True):
     """A reader took a lease over whose holder had not begun: workers are dead, or the queue is stuck."""
 
     loader: str
@@ -104,7 +104,7 @@ class MalformedTask(Event, frozen=True):
     reason: str
 
 
-class HandedOn(Event, frozen=True):
+class TaskRequeued(Event, frozen=True):
     """A worker got loads of a version of a loader that it does not know: they go back to the queue for another worker.
 
     `hops` is how often that has been done now.
@@ -156,7 +156,7 @@ class Invalidated(Event, frozen=True):
     seconds: float
 
 
-class TicksMissed(Event, frozen=True):
+class MaintenanceMissed(Event, frozen=True):
     """An upkeep task ran for the first time in `since` seconds, though beat should send it every `every`."""
 
     task: str
@@ -164,7 +164,7 @@ class TicksMissed(Event, frozen=True):
     every: float
 
 
-class HeatTold(Event, frozen=True):
+class AccessesReported(Event, frozen=True):
     """Reads of so many calls of a loader were added to its heat in the store."""
 
     loader: str
@@ -182,14 +182,14 @@ class Warmed(Event, frozen=True):
     left: int = 0
 
 
-class WarmingHeldBack(Event, frozen=True):
+class WarmingPaused(Event, frozen=True):
     """A round of warming asked for nothing: so many messages wait for workers in the miss and in the warm queue."""
 
     misses: int
     warm: int
 
 
-class Swept(Event, frozen=True):
+class GarbageCollected(Event, frozen=True):
     """A sweep ended; one that ran out of time is not whole, and the next goes on where it stopped.
 
     `foreign` is how many keys it has passed over because they are of another type than ours.
@@ -209,7 +209,7 @@ class ForeignKey(Event, frozen=True):
     key: str
 
 
-class Drained(Event, frozen=True):
+class OutboxRelayed(Event, frozen=True):
     """A drain delivered rows of the outbox; `lag` is how old the oldest of them was."""
 
     rows: int
@@ -217,7 +217,7 @@ class Drained(Event, frozen=True):
     lag: float
 
 
-class Undelivered(Event, frozen=True):
+class InvalidationUndelivered(Event, frozen=True):
     """A transaction is committed, and the store did not take its invalidation: the drain will deliver its rows."""
 
     rows: int

@@ -5,18 +5,19 @@ Each async method is the sync one with `a` in front; same parameters, same seman
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from cacheworkers.core.driver import arun, run
-from cacheworkers.core.read import Read
-from cacheworkers.face import Face
+from cacheworkers.core.read_result import Read
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.flows.warm import Warming, hot
 from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS
+from cacheworkers.load_context import AsyncLoad, Load
 from cacheworkers.local.l1 import MISSING
-from cacheworkers.warm_job import WarmJob
+from cacheworkers.runtime.loader_base import LoaderBase
+from cacheworkers.runtime.warm_job import WarmJob
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,7 +25,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Loader(Face[T], Generic[P, T]):
+class Loader(LoaderBase[T], Generic[P, T]):
     """A cached function: reads serve entries, workers run the function.
 
     Made by `Cache.loader`.
@@ -50,8 +51,8 @@ class Loader(Face[T], Generic[P, T]):
             except TypeError:  # unhashable arguments have no place in the index
                 slot = None
             if slot is not None:
-                now, gate = monotonic(), self._gate
-                if now < slot.until and now - gate.heard_at < self._l1_for and now < gate.look_at:
+                now, coherence = monotonic(), self._coherence
+                if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
                     slot.reads += 1
                     value: T = slot.value
                     if value is not MISSING:
@@ -69,8 +70,8 @@ class Loader(Face[T], Generic[P, T]):
             except TypeError:
                 slot = None
             if slot is not None:
-                now, gate = monotonic(), self._gate
-                if now < slot.until and now - gate.heard_at < self._l1_for and now < gate.look_at:
+                now, coherence = monotonic(), self._coherence
+                if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
                     slot.reads += 1
                     value: T = slot.value
                     if value is not MISSING:
@@ -118,7 +119,7 @@ class Loader(Face[T], Generic[P, T]):
             CallError: the loader does not take exactly one argument.
             LoadErrors: some keys have no value; it carries those that have.
         """
-        return run(self._many(keys), self._tell_if_blocking)
+        return run(self._many(keys), self._warn_if_blocking)
 
     async def aget_many(self, keys: Iterable[Any]) -> dict[Any, T]:
         """Return key -> value of a loader with one argument; see `get_many`."""
@@ -130,7 +131,7 @@ class Loader(Face[T], Generic[P, T]):
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        return run(self._peek(args, kwargs), self._tell_if_blocking)
+        return run(self._peek(args, kwargs), self._warn_if_blocking)
 
     async def apeek(self, *args: P.args, **kwargs: P.kwargs) -> Read | None:
         """Return what is in the store; see `peek`."""
@@ -152,7 +153,7 @@ class Loader(Face[T], Generic[P, T]):
         Args:
             calls: the argument of each, or a tuple of its arguments.
             max_rate: most calls a second; without it, as many as do no harm.
-            concurrency: most calls under way; None takes `Config.warm_at_once`.
+            concurrency: most calls under way; None takes `Config.warm_concurrency`.
             until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
 
         Raises:
@@ -215,7 +216,7 @@ class Loader(Face[T], Generic[P, T]):
         return view
 
 
-class BatchLoader(Face[V], Generic[K, V]):
+class BatchLoader(LoaderBase[V], Generic[K, V]):
     """A cached function of many keys: one query loads what is missing of a batch.
 
     Made by `Cache.batch_loader`.
@@ -266,7 +267,7 @@ class BatchLoader(Face[V], Generic[K, V]):
         Raises:
             LoadErrors: some keys have no value; it carries those that have.
         """
-        return run(self._many(keys), self._tell_if_blocking)
+        return run(self._many(keys), self._warn_if_blocking)
 
     async def aget_many(self, keys: Iterable[K]) -> dict[K, V]:
         """Return key -> value for many keys; see `get_many`."""
@@ -274,7 +275,7 @@ class BatchLoader(Face[V], Generic[K, V]):
 
     def peek(self, key: K) -> Read | None:
         """Return what is in the store for one key; never loads, never enqueues."""
-        return run(self._peek((key,), {}), self._tell_if_blocking)
+        return run(self._peek((key,), {}), self._warn_if_blocking)
 
     async def apeek(self, key: K) -> Read | None:
         """Return what is in the store for one key; see `peek`."""
@@ -296,7 +297,7 @@ class BatchLoader(Face[V], Generic[K, V]):
         Args:
             calls: their keys.
             max_rate: most calls a second; without it, as many as do no harm.
-            concurrency: most calls under way; None takes `Config.warm_at_once`.
+            concurrency: most calls under way; None takes `Config.warm_concurrency`.
             until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
 
         Raises:
@@ -352,3 +353,21 @@ class BatchLoader(Face[V], Generic[K, V]):
         """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
         view: BatchLoader[K, V] = self._at_since(done)
         return view
+
+
+class DeclareLoader(Protocol):
+    """What `Cache.loader(...)` returns: takes the function, keeps its arguments' and result's types."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[AsyncLoad, P], Awaitable[T]], /) -> Loader[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Load, P], T], /) -> Loader[P, T]: ...
+
+
+class DeclareBatchLoader(Protocol):
+    """What `Cache.batch_loader(...)` returns."""
+
+    @overload
+    def __call__(self, function: Callable[[AsyncLoad, list[K]], Awaitable[dict[K, V]]], /) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: Callable[[Load, list[K]], dict[K, V]], /) -> BatchLoader[K, V]: ...

@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 from cacheworkers import Cache, Config
 from cacheworkers.policy import Policy
 from cacheworkers.testing import Postgres, Valkey
-from cacheworkers.workers.settings import PUBLISHER
+from cacheworkers.workers.celery_settings import PUBLISHER
 
 _names = itertools.count(1)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cacheworkers.store import scripts
-from cacheworkers.store.scripts import Script
+from cacheworkers.store.commands import scripts
+from cacheworkers.store.commands.scripts import Script
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 

@@ -95,7 +95,7 @@ def test_every_package_is_shipped() -> None:
     folders = {path.parent for path in (ROOT / "cacheworkers").rglob("*.py")}
 
     assert set(tool["packages"]) == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert tool["package-data"] == {"cacheworkers": ["py.typed"], "cacheworkers.store": ["lua/*.lua"]}
+    assert tool["package-data"] == {"cacheworkers": ["py.typed"], "cacheworkers.store.commands": ["lua/*.lua"]}
 
 
 def _locked(lock: str) -> dict[str, str]:

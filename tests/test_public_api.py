@@ -41,7 +41,7 @@ SYNC_ONLY = {
     Cache: {
         "loader",
         "batch_loader",
-        "perform",
+        "run_loads",
         "close",
         "watch",
         "triggers",
@@ -79,7 +79,7 @@ TWINS = {
         "warm",
         "warm_many",
         "warm_up",
-        "tell_heat",
+        "report_accesses",
         "explain",
         "stored",
         "hot",

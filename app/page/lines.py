@@ -43,13 +43,13 @@ class Helper:
         self._decode = msgspec.json.Decoder(kind).decode
         self._hear = hear
         self._last_order: bytes = b""
-        self._process: asyncio.subprocess.Process | None = None
+        self._runtime: asyncio.subprocess.Process | None = None
 
     async def run(self) -> None:
         """Keep it running, until cancelled; the last order is given to each new one."""
         try:
             while True:
-                self._process = process = await asyncio.create_subprocess_exec(
+                self._runtime = process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",
                     *self._words,
@@ -64,8 +64,8 @@ class Helper:
                 await process.wait()
                 await asyncio.sleep(1.0)
         finally:
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.close()  # it ends with its orders
+            if self._runtime is not None and self._runtime.stdin is not None:
+                self._runtime.stdin.close()  # it ends with its orders
 
     def order(self, order: Any) -> None:
         """Give an order, that holds until the next one."""
@@ -73,5 +73,5 @@ class Helper:
         self._write(self._last_order)
 
     def _write(self, line: bytes) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write(line)
+        if self._runtime is not None and self._runtime.stdin is not None:
+            self._runtime.stdin.write(line)

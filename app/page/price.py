@@ -42,7 +42,7 @@ class PriceRace:
     def __init__(self, teller: Teller) -> None:
         self.panels: list[Seen | None] = [None] * PANELS
         self.last: RaceState | None = None
-        self._teller = teller
+        self._access_reporter = teller
         self._helper = Helper(["app.page.panels"], Seen, self._saw)
         self._numbers = itertools.count(1)
         self._outcome: Outcome | None = None
@@ -71,7 +71,7 @@ class PriceRace:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_watch.wait(), WATCHING_WITHIN)
         what = f"{shown.name}: {_money(race.before)} became {_money(race.amount)}."
-        self._outcome = self._teller.say("price", "going", f"{what} Waiting for the panels.")
+        self._outcome = self._access_reporter.say("price", "going", f"{what} Waiting for the panels.")
         try:
             race.committed_at = await asyncio.to_thread(_put_price, race.amount)
         except OSError as error:
@@ -103,7 +103,7 @@ class PriceRace:
         for panel, at in self._seen_at.items():
             # A panel may see it before the writer's own process has noted the commit.
             race.seen[panel] = max(0.0, 1000 * (at - race.committed_at))
-        self._teller.tell("race", race)
+        self._access_reporter.tell("race", race)
         late = [each for each in race.seen if each is not None]
         if len(late) == PANELS:
             times = f"{_span(min(late))} to {_span(max(late))} after the commit"
@@ -113,7 +113,9 @@ class PriceRace:
         outcome = self._outcome
         if outcome is not None and outcome.stage == "going":
             what = outcome.text.removesuffix(" Waiting for the panels.")
-            self._outcome = self._teller.say("price", stage, f"{what} {how[0].upper()}{how[1:]}.", outcome.number)
+            self._outcome = self._access_reporter.say(
+                "price", stage, f"{what} {how[0].upper()}{how[1:]}.", outcome.number
+            )
 
 
 def _put_price(amount: int) -> float:

@@ -24,7 +24,7 @@ class Keyspace:
         touched: written for the sake of being written; what follows it makes it a key of a certain master.
         entries_prefix, failures_prefix: what the listener listens to.
         tag_sets_prefix: what all tag sets begin with.
-        tag_sets_pattern, last_invalidations_pattern, doomed_indexes_pattern: for SCAN; all shards, no doomed sets.
+        tag_sets_pattern, last_invalidations_pattern, doomed_indexes_pattern: for SCAN; all shards, no detached sets.
     """
 
     def __init__(self, namespace: str, tag_shards: Mapping[str, int] | None = None) -> None:
@@ -42,7 +42,7 @@ class Keyspace:
         self.tag_sets_prefix = f"{namespace}:t:"
         self.tag_sets_pattern = f"{namespace}:t:{{*}}"
         self.last_invalidations_pattern = f"{namespace}:v:{{*}}"
-        # A doomed set has its number after the brace: only the index ends in it.
+        # A detached set has its number after the brace: only the index ends in it.
         self.doomed_indexes_pattern = f"{namespace}:d:{{*}}"
         self._entry = self.entries_prefix + "{"
         self._failures = self.failures_prefix + "{"
@@ -135,16 +135,16 @@ class Keyspace:
         """Return the key of the number of a tag's last invalidation."""
         return f"{self.namespace}:v:{_braced(tag, shard)}"
 
-    def doomed_index(self, tag: str, shard: int = 0) -> str:
-        """Return the key of the index of a tag's doomed sets."""
+    def detached_index(self, tag: str, shard: int = 0) -> str:
+        """Return the key of the index of a tag's detached sets."""
         return f"{self.namespace}:d:{_braced(tag, shard)}"
 
-    def doomed(self, tag: str, shard: int, n: int, random: str) -> str:
-        """Return the key of a doomed set: invalidation `n`, and what makes it nobody else's."""
-        return f"{self.doomed_index(tag, shard)}:{n}:{random}"
+    def detached(self, tag: str, shard: int, n: int, random: str) -> str:
+        """Return the key of a detached set: invalidation `n`, and what makes it nobody else's."""
+        return f"{self.detached_index(tag, shard)}:{n}:{random}"
 
     def tag_of(self, key: str) -> tuple[str, int] | None:
-        """Return the tag and shard of a tag set's, last invalidation's or doomed index's key; None for any other."""
+        """Return the tag and shard of a tag set's, last invalidation's or detached index's key; None for any other."""
         match = self._of_tag.fullmatch(key)
         return None if match is None else (unquote(match[1]), int(match[2] or 0))
 

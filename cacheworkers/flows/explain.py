@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core import envelope
+from cacheworkers.core.access_frequency import heat_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, decide
-from cacheworkers.core.heat import heat_of
 from cacheworkers.errors import EnvelopeError
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.warm import MARGIN
@@ -86,7 +86,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     attempts: int = yield ports.store.attempts(call)
     slot = ports.l1.get(call)
     monotonic, now = ports.clock.monotonic(), ports.clock.now()
-    heat = 0.0 if read_at is None else heat_of(read_at, now, ports.config.heat_half_life)
+    heat = 0.0 if read_at is None else heat_of(read_at, now, ports.config.access_half_life)
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
     try:
@@ -132,7 +132,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
 
 def _lead(ports: Ports, loader: LoaderSpec, read_at: float | None, now: float) -> float:
     """Return how long before it goes stale warming revalidates an entry at the latest; 0 if it is not kept warm."""
-    every = ports.config.warm_every
+    every = ports.config.warm_interval
     is_kept_warm = every and read_at is not None and read_at >= now - loader.policy.kept_warm_for
     return every + MARGIN if is_kept_warm else 0.0
 

@@ -14,7 +14,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.errors import InvalidationIncomplete, StoreError
 from cacheworkers.events import Invalidated
 from cacheworkers.flows.ports import Ports
-from cacheworkers.store.shapes import Doomed
+from cacheworkers.store.commands.replies import Doomed
 
 Mode = Literal["hard", "soft", "reload"]
 #: Called with how many members an invalidation has gone through so far; must be quick, and must not raise.
@@ -49,24 +49,24 @@ def invalidate_tags(
             acknowledged, and what was begun is finished by the next invalidation of the tag, or by a sweep.
     """
     started = ports.clock.monotonic()
-    told = _Told(progress)
+    told = _ReceiveOwnPush(progress)
     try:
         n = yield ports.store.next_seq()
         entries = 0
         for tag in tags:
             if mode == "hard":
-                doomed = yield ports.store.doom(tag, n)
+                detached = yield ports.store.detach(tag, n)
             else:
                 yield ports.store.mark_tag(tag, n)
                 entries += yield from _soften_in_place(ports, tag, told)
                 # A hard invalidation may have died half-way: what it put aside is hidden from the walk.
-                doomed = yield ports.store.doomed_sets(tag)
-            for each in doomed:
+                detached = yield ports.store.detached_sets(tag)
+            for each in detached:
                 entries += yield from drain(ports, tag, each, told)
         yield from replicated(ports)
     except StoreError as error:
         raise InvalidationIncomplete(f"invalidation of {', '.join(tags)} is not acknowledged: {error}") from error
-    yield from hear_of_it(ports)
+    yield from receive_own_push(ports)
     ports.emit(Invalidated(tuple(tags), mode, entries, ports.clock.monotonic() - started))
     return Invalidation(n, entries)
 
@@ -85,7 +85,7 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
         yield from replicated(ports)
     except StoreError as error:
         raise InvalidationIncomplete(f"invalidation of {', '.join(calls[:3])} is not acknowledged: {error}") from error
-    yield from hear_of_it(ports)
+    yield from receive_own_push(ports)
     ports.emit(Invalidated((), mode, entries, ports.clock.monotonic() - started))
     return Invalidation(n, entries)
 
@@ -104,7 +104,7 @@ def members_of(ports: Ports, tag: str, most: int) -> Flow[list[str]]:
     return list(found)[:most]
 
 
-class _Told:
+class _ReceiveOwnPush:
     """Adds up what one invalidation has gone through."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -120,11 +120,11 @@ class _Told:
 def drain(
     ports: Ports,
     tag: str,
-    doomed: Doomed,
+    detached: Doomed,
     told: Progress = lambda members: None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Flow[int]:
-    """Delete the entries of a doomed set, in chunks; any number of drainers may share one.
+    """Delete the entries of a detached set, in chunks; any number of drainers may share one.
 
     Whoever comes next goes on where a drainer died: the next invalidation of the tag, or a sweep.
 
@@ -133,16 +133,16 @@ def drain(
         is_over: says after a chunk whether to leave the rest to whoever comes next.
     """
     entries: int = 0
-    calls: Sequence[str] = doomed.calls
-    while calls or (calls := (yield ports.store.doomed_chunk(doomed.name))):
+    calls: Sequence[str] = detached.calls
+    while calls or (calls := (yield ports.store.detached_chunk(detached.name))):
         entries += yield ports.store.drop(calls)
         # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
-        left: int = yield ports.store.drained(tag, doomed.shard, doomed.name, calls)
+        left: int = yield ports.store.drained(tag, detached.shard, detached.name, calls)
         told(len(calls))
         if not left or is_over():
             return entries
         calls = ()
-    yield ports.store.drained(tag, doomed.shard, doomed.name, ())
+    yield ports.store.drained(tag, detached.shard, detached.name, ())
     return entries
 
 
@@ -156,7 +156,7 @@ def replicated(ports: Ports) -> Flow[None]:
         yield ports.store.replicate(ports.config.replicas, ports.config.store_timeout)
 
 
-def hear_of_it(ports: Ports) -> Flow[None]:
+def receive_own_push(ports: Ports) -> Flow[None]:
     """Return when this process's L1 holds nothing that was deleted before, whoever deleted it."""
     if not (yield ports.listener.barrier(BARRIER_FOR)):
         ports.l1.clear()

@@ -28,8 +28,8 @@ from cacheworkers.errors import (
 )
 from cacheworkers.events import Loaded, Outcome, Poisoned
 from cacheworkers.flows.invalidate import replicated
-from cacheworkers.flows.ports import Ask, LoaderSpec, Loading, Ports, Runner
-from cacheworkers.store.shapes import Claimed, Snapshot
+from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
+from cacheworkers.store.commands.replies import Claimed, Snapshot
 
 #: Kind of the failure of what was loaded and had no room in the store: readers load it themselves, and keep nothing.
 STORE_FULL = StoreFull.__name__
@@ -64,7 +64,7 @@ class _Pending(msgspec.Struct):
 def load(
     ports: Ports,
     loader: LoaderSpec,
-    asks: Sequence[Ask],
+    asks: Sequence[LoadRequest],
     runner: Runner,
     *,
     is_redelivered: bool = False,
@@ -94,7 +94,7 @@ def load(
 def _load_together(
     ports: Ports,
     loader: LoaderSpec,
-    group: list[tuple[Call, Ask]],
+    group: list[tuple[Call, LoadRequest]],
     runner: Runner,
     is_redelivered: bool,
     until: float,
@@ -124,17 +124,17 @@ def _load_together(
 def _begin(
     ports: Ports,
     loader: LoaderSpec,
-    group: list[tuple[Call, Ask]],
+    group: list[tuple[Call, LoadRequest]],
     is_redelivered: bool,
     pending: dict[str, _Pending],
     results: dict[str, Result],
 ) -> Flow[None]:
     """Begin under the leases that the asks name; a call whose workers keep dying becomes a cached failure."""
     fences = [secrets.token_hex(8) for _ in group]
-    wanted = [
+    options = [
         (ask.call, ask.token, fence, bytes.fromhex(ask.seen)) for (_, ask), fence in zip(group, fences, strict=True)
     ]
-    begun = yield ports.store.begin(wanted, load_for=loader.load_for, is_redelivered=is_redelivered)
+    begun = yield ports.store.begin(options, load_for=loader.load_for, is_redelivered=is_redelivered)
     poisoned = []
     for (call, ask), fence, begin in zip(group, fences, begun, strict=True):
         if begin is None:
@@ -323,7 +323,7 @@ def _fail(ports: Ports, failed: list[tuple[str, str, str, str]], *, most_for: fl
         yield ports.store.fail(
             failed,
             first_for=config.backoff_for * (1 + 0.2 * ports.chance()),
-            most_for=config.backoff_most_for if most_for is None else most_for,
+            most_for=config.max_backoff_for if most_for is None else most_for,
         )
     except StoreError:
         for text, fence, _, _ in failed:

@@ -16,21 +16,21 @@ from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Step
 from cacheworkers.core.tags import TagTemplates
 from cacheworkers.events import Hook
+from cacheworkers.local.access_counter import AccessCounter
 from cacheworkers.local.clock import StoreClock
-from cacheworkers.local.gate import Gate
-from cacheworkers.local.heat import Heat
+from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
-from cacheworkers.local.limiter import Limiter
-from cacheworkers.local.pace import Pace
+from cacheworkers.local.load_time import LoadTime
+from cacheworkers.local.rate_limiter import RateLimiter
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
-from cacheworkers.store.listener import Listener
-from cacheworkers.store.store import Store
+from cacheworkers.store.commands.store import Store
+from cacheworkers.store.tracking.listener import Listener
 
 QueueKind = Literal["miss", "revalidate", "warm"]
 
 
-class Ask(msgspec.Struct, frozen=True):
+class LoadRequest(msgspec.Struct, frozen=True):
     """ "Load this later": a claim that a worker is to honour.
 
     Attributes:
@@ -48,11 +48,11 @@ class Ask(msgspec.Struct, frozen=True):
 class Dispatcher(Protocol):
     """Gets asks to workers."""
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         """Take an ask, without blocking or raising; False when there is no room: the caller gives the lease back."""
         ...
 
-    def submit_all(self, asks: Sequence[Ask]) -> int:
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         """Take asks together, to be grouped together; how many, from the first on, there was room for."""
         ...
 
@@ -74,7 +74,7 @@ class LoaderSpec:
     is_batch: bool
     is_async: bool
     rate_limit: str | None = None
-    pace: Pace = field(default_factory=Pace)
+    pace: LoadTime = field(default_factory=LoadTime)
 
     @property
     def load_for(self) -> float:
@@ -113,7 +113,7 @@ class Loading:
     fresh_for: dict[str, float] = field(default_factory=dict)
 
 
-class Asked:
+class RecentRequests:
     """What this process asked for lately: at most once per entry version and `load_for`."""
 
     __slots__ = ("_lock", "_until")
@@ -156,14 +156,14 @@ class Ports:
     """This process's parts, as flows use them.
 
     Attributes:
-        is_heard: somebody hears what is emitted; where an event is told of every read, none is made for nobody.
+        has_hook: somebody hears what is emitted; where an event is told of every read, none is made for nobody.
     """
 
     config: Config
     store: Store
     listener: Listener
     clock: StoreClock
-    gate: Gate
+    coherence: Coherence
     l1: L1
     waiters: Waiters
     dispatcher: Dispatcher
@@ -171,11 +171,11 @@ class Ports:
     worker: Runner
     emit: Hook
     release_soon: Callable[[str, str], None]
-    is_heard: bool = True
-    heat: Heat = field(default_factory=Heat)
-    asked: Asked = field(default_factory=Asked)
+    has_hook: bool = True
+    heat: AccessCounter = field(default_factory=AccessCounter)
+    asked: RecentRequests = field(default_factory=RecentRequests)
     chance: Callable[[], float] = random.random
-    revalidations: Limiter = field(init=False)
+    revalidations: RateLimiter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.revalidations = Limiter(self.config.revalidate_rate)
+        self.revalidations = RateLimiter(self.config.revalidate_rate)

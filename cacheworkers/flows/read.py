@@ -12,7 +12,7 @@ from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 from cacheworkers.errors import (
     CodecError,
     EnvelopeError,
@@ -23,17 +23,17 @@ from cacheworkers.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from cacheworkers.events import ClaimDenied, ReadFailed, Served, TookOver, UnreadableEntry
-from cacheworkers.flows import here
+from cacheworkers.events import ClaimDenied, LeaseTakenOver, ReadFailed, Served, UnreadableEntry
+from cacheworkers.flows import local_load
 from cacheworkers.flows.load import STORE_FULL
-from cacheworkers.flows.means import ALONE, Means
-from cacheworkers.flows.ports import Ask, LoaderSpec, Ports, QueueKind
+from cacheworkers.flows.load_strategy import SINGLE, LoadStrategy
+from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
 from cacheworkers.flows.wait import wait_for_push
 from cacheworkers.local.waiters import Flight, Waiter
-from cacheworkers.store.shapes import Backoff, Claim, Claimed, Held, Moved
+from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, Moved
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class ReadOptions(msgspec.Struct, frozen=True):
     """What one read accepts.
 
     Attributes:
@@ -49,7 +49,7 @@ class Wanted(msgspec.Struct, frozen=True):
     keep: Callable[[Entry, Any, int, float], None] | None = None
 
 
-class Found(msgspec.Struct, frozen=True):
+class StoreResult(msgspec.Struct, frozen=True):
     """What a caller has found in the store, before the read takes its place among the waiters.
 
     Attributes:
@@ -62,7 +62,7 @@ class Found(msgspec.Struct, frozen=True):
     is_coherent: bool = False
 
 
-class _Turn(msgspec.Struct):
+class _ReadState(msgspec.Struct):
     """How far a read has got.
 
     Attributes:
@@ -74,11 +74,11 @@ class _Turn(msgspec.Struct):
     """
 
     call: Call
-    wanted: Wanted
+    options: ReadOptions
     waiter: Waiter
     started: float
     deadline: float
-    means: Means
+    strategy: LoadStrategy
     seen: bytes = b""
     lapsed: tuple[Entry, Any] | None = None
     give_up_at: float = 0.0
@@ -96,12 +96,12 @@ def read(
     ports: Ports,
     loader: LoaderSpec,
     call: Call,
-    wanted: Wanted,
+    options: ReadOptions,
     *,
     is_known_missing: bool = False,
-    found: Found | None = None,
+    found: StoreResult | None = None,
     started: float | None = None,
-    means: Means = ALONE,
+    strategy: LoadStrategy = SINGLE,
 ) -> Flow[Read]:
     """Return the value of a call, from cache when it can.
 
@@ -118,32 +118,32 @@ def read(
     if started is None:
         started = ports.clock.monotonic()
     if is_known_missing:
-        found = Found(None)
+        found = StoreResult(None)
     try:
         # Registered before it looks.  Registered after, it would sleep through the push it waits for:
         #   reader: GET (nothing)   worker: write, push   reader: registers and sleeps
         # A look before it registers is as good if a claim comes next, for that compares what was found.
         with ports.waiters.enter(call.text) as waiter:
-            turn = _Turn(call, wanted, waiter, started, started + wanted.wait_for, means)
+            state = _ReadState(call, options, waiter, started, started + options.wait_for, strategy)
             began_at = ports.clock.now()
             if _is_known_missing(waiter.flight, ports.clock.monotonic()):
-                found, turn.has_looked = found or Found(None), True
+                found, state.has_looked = found or StoreResult(None), True
             while True:
                 waiter.rearm()
                 try:
-                    done = yield from _look(ports, loader, turn, began_at, found)
+                    done = yield from _look(ports, loader, state, began_at, found)
                     found = None
                     if done is None:
-                        done = yield from _wait_in_turn(ports, loader, turn)
+                        done = yield from _wait_for_load(ports, loader, state)
                 except (StoreUnavailable, StoreFull) as error:
-                    done = yield from _read_here(ports, loader, turn, error)
+                    done = yield from _read_here(ports, loader, state, error)
                 if done is not None:
                     break
     except (LoadError, LoadTimeout, StoreError) as error:
         ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
         raise
     ports.heat.count(call.text)
-    if ports.is_heard:
+    if ports.has_hook:
         ports.emit(Served(loader.name, done.freshness.value, done.tier, done.age, done.waited))
     return done
 
@@ -183,11 +183,11 @@ def fresh_entry(
     return entry, min(early_at, entry.fresh_until)
 
 
-def peek(ports: Ports, call: Call, wanted: Wanted) -> Flow[Read | None]:
+def peek(ports: Ports, call: Call, options: ReadOptions) -> Flow[Read | None]:
     """Return what is in the store, fresh, stale or lapsed; never loads and never asks."""
     raw = yield ports.store.get(call.text)
-    entry, value = _readable(ports, call, wanted, raw)
-    if entry is None or entry.seq < wanted.since:
+    entry, value = _readable(ports, call, options, raw)
+    if entry is None or entry.seq < options.since:
         return None
     freshness = entry.freshness(ports.clock.now())
     return None if freshness is Freshness.MISSING else Read.of(ports.clock.now(), entry, value, freshness, "store", 0.0)
@@ -201,7 +201,7 @@ def ask(
     queue: QueueKind,
     *,
     heeds_backoff: bool = True,
-    means: Means = ALONE,
+    strategy: LoadStrategy = SINGLE,
 ) -> Flow[bool]:
     """Claim a call and have workers load it; True if this very call enqueued it."""
     token = secrets.token_hex(8)
@@ -213,13 +213,13 @@ def ask(
     if not isinstance(claim, Claimed):
         ports.emit(ClaimDenied(loader.name, type(claim).__name__.lower()))
         return False
-    if not (yield from means.submit(ports, Ask(loader.name, call, token, seen.hex(), queue))):
+    if not (yield from strategy.submit(ports, LoadRequest(loader.name, call, token, seen.hex(), queue))):
         ports.release_soon(call, token)
         return False
     return True
 
 
-def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry, means: Means = ALONE) -> Flow[bool]:
+def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry, strategy: LoadStrategy = SINGLE) -> Flow[bool]:
     """Ask for one revalidation of an entry that is being served; never breaks the read.
 
     False: nobody has been asked, for this process asks for too many; a later read is to come here again.  What is
@@ -234,7 +234,7 @@ def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry, means: Means
     if not ports.asked.is_due(version, now, loader.load_for):
         return True
     try:
-        yield from ask(ports, loader, entry.call, entry.write_id, "revalidate", means=means)
+        yield from ask(ports, loader, entry.call, entry.write_id, "revalidate", strategy=strategy)
     except StoreError:
         ports.asked.forget(version)
     return True
@@ -248,28 +248,30 @@ def _is_known_missing(flight: Flight, now: float) -> bool:
     return flight.is_missing and flight.held_until > now
 
 
-def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float, found: Found | None) -> Flow[Read | None]:
+def _look(
+    ports: Ports, loader: LoaderSpec, state: _ReadState, began_at: float, found: StoreResult | None
+) -> Flow[Read | None]:
     """Serve what is in the store, if it is good enough."""
-    call, wanted = turn.call, turn.wanted
+    call, options = state.call, state.options
     if found is None:
         guard = ports.l1.guard(call.text)
-        is_coherent = ports.gate.is_coherent
+        is_coherent = ports.coherence.is_coherent
         raw = yield ports.store.get(call.text)
-        turn.has_looked = True
+        state.has_looked = True
     else:
         guard, is_coherent, raw = found.guard, found.is_coherent, found.raw
-    turn.seen = envelope.version_of(raw)
-    entry, value = _readable(ports, call, wanted, raw)
-    if entry is None or entry.seq < wanted.since:
+    state.seen = envelope.version_of(raw)
+    entry, value = _readable(ports, call, options, raw)
+    if entry is None or entry.seq < options.since:
         return None
     now = ports.clock.now()
-    waited = ports.clock.monotonic() - turn.started
+    waited = ports.clock.monotonic() - state.started
     freshness = entry.freshness(now)
     is_mine = entry.created >= began_at
     if is_mine:
         loader.pace.note(entry.load_time)
     if freshness is Freshness.LAPSED:
-        turn.lapsed = (entry, value)
+        state.lapsed = (entry, value)
         if is_mine:
             freshness = Freshness.STALE  # loaded while this read waited: served, though it has no life of its own
     early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
@@ -277,7 +279,7 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float, found:
         case Action.SERVE:
             l1_until = min(early_at, entry.fresh_until)
         case Action.SERVE_AND_ASK:
-            is_asked = not is_mine and (yield from revalidate_soon(ports, loader, entry, turn.means))
+            is_asked = not is_mine and (yield from revalidate_soon(ports, loader, entry, state.strategy))
             if freshness is Freshness.FRESH:
                 l1_until = entry.fresh_until
             else:
@@ -285,31 +287,31 @@ def _look(ports: Ports, loader: LoaderSpec, turn: _Turn, began_at: float, found:
                 l1_until = min(entry.stale_until, now + loader.load_for) if is_asked else now
         case _:
             return None
-    if wanted.keep is not None and is_coherent and l1_until > now:
-        wanted.keep(entry, value, guard, l1_until - now + turn.started + waited)
-    return Read.of(ports.clock.now(), entry, value, freshness, "store", waited, turn.is_joined)
+    if options.keep is not None and is_coherent and l1_until > now:
+        options.keep(entry, value, guard, l1_until - now + state.started + waited)
+    return Read.of(ports.clock.now(), entry, value, freshness, "store", waited, state.is_joined)
 
 
-def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | None]:
+def _wait_for_load(ports: Ports, loader: LoaderSpec, state: _ReadState) -> Flow[Read | None]:
     """Claim, wait or load here: one turn of a read that found nothing to serve.  None: look again."""
-    flight = turn.waiter.flight
+    flight = state.waiter.flight
     now = ports.clock.monotonic()
-    is_over = now >= turn.deadline
-    if turn.give_up_at and now >= turn.give_up_at:
-        return _give_up(ports, turn)
+    is_over = now >= state.deadline
+    if state.give_up_at and now >= state.give_up_at:
+        return _give_up(ports, state)
     if is_over and now < flight.held_until:
         if flight.is_taken_over:
-            turn.give_up_at = turn.give_up_at or flight.held_until
-            yield from wait_for_push(ports, turn.waiter, turn.give_up_at)
+            state.give_up_at = state.give_up_at or flight.held_until
+            yield from wait_for_push(ports, state.waiter, state.give_up_at)
             return None
         if flight.is_begun:
-            return _give_up(ports, turn)
+            return _give_up(ports, state)
     if flight.is_claiming or (not is_over and now < flight.held_until):
-        if not turn.has_looked:
+        if not state.has_looked:
             return None  # the push that ends that lease may have come between the caller's look and this read
-        turn.has_waited = True
-        ends = [at for at in (turn.deadline, flight.held_until) if at > now]
-        yield from wait_for_push(ports, turn.waiter, min(ends, default=now + loader.load_for))
+        state.has_waited = True
+        ends = [at for at in (state.deadline, flight.held_until) if at > now]
+        yield from wait_for_push(ports, state.waiter, min(ends, default=now + loader.load_for))
         return None
 
     token = secrets.token_hex(8)
@@ -317,102 +319,102 @@ def _wait_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn) -> Flow[Read | 
     wakes = flight.wakes
     try:
         claim: Claim = yield ports.store.claim(
-            turn.call.text,
+            state.call.text,
             token,
             lease_for=loader.load_for,
-            seen=turn.seen,
+            seen=state.seen,
             expected=flight.token if is_over else "",
         )
     except BaseException:
-        ports.release_soon(turn.call.text, token)  # timed out or cancelled: the script may have run all the same
+        ports.release_soon(state.call.text, token)  # timed out or cancelled: the script may have run all the same
         flight.is_claiming = False
-        ports.waiters.nudge(flight)  # pass the baton: the others wait for this claim's outcome
+        ports.waiters.hand_off(flight)  # pass the baton: the others wait for this claim's outcome
         raise
     flight.is_claiming = False
     match claim:
         case Moved():
-            ports.waiters.nudge_all(flight)
+            ports.waiters.hand_off_to_all(flight)
             return None
         case Backoff(kind, text, rest):
-            ports.waiters.nudge_all(flight)
+            ports.waiters.hand_off_to_all(flight)
             if kind == STORE_FULL:
                 raise StoreFull(text)
-            if turn.lapsed is not None:
-                return _lapsed(ports, turn)
+            if state.lapsed is not None:
+                return _lapsed(ports, state)
             is_left_out = loader.is_batch and kind == KeyMissing.__name__
-            raise (KeyMissing if is_left_out else LoadError)(loader.name, turn.call.text, kind, text, rest)
+            raise (KeyMissing if is_left_out else LoadError)(loader.name, state.call.text, kind, text, rest)
         case Held(holder, is_begun, is_taken_over, rest):
             ports.emit(ClaimDenied(loader.name, "held"))
             if flight.wakes != wakes:
                 return None  # that lease may have ended before its holder's reply came
-            flight.held_until, flight.token, flight.is_missing = now + rest, holder, not turn.seen
+            flight.held_until, flight.token, flight.is_missing = now + rest, holder, not state.seen
             flight.is_begun, flight.is_taken_over = is_begun, is_taken_over
             if is_over:
-                ports.waiters.nudge_all(flight)
+                ports.waiters.hand_off_to_all(flight)
             return None
         case Claimed():
-            turn.has_asked = True
-            flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not turn.seen
+            state.has_asked = True
+            flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not state.seen
             flight.is_begun, flight.is_taken_over = False, is_over
-            the_ask = Ask(loader.name, turn.call.text, token, turn.seen.hex(), "miss")
-            if is_over or not (yield from turn.means.submit(ports, the_ask)):
+            request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
+            if is_over or not (yield from state.strategy.submit(ports, request)):
                 # Nobody has begun within `wait_for`, or nobody ever would: the broker is away.
-                return (yield from _load_in_turn(ports, loader, turn, the_ask))
+                return (yield from _load_after_claim(ports, loader, state, request))
             # Without another look: the claim has compared, and what is written from now on is pushed.
-            yield from wait_for_push(ports, turn.waiter, min(turn.deadline, flight.held_until))
+            yield from wait_for_push(ports, state.waiter, min(state.deadline, flight.held_until))
             return None
 
 
-def _load_in_turn(ports: Ports, loader: LoaderSpec, turn: _Turn, the_ask: Ask) -> Flow[Read | None]:
+def _load_after_claim(ports: Ports, loader: LoaderSpec, state: _ReadState, request: LoadRequest) -> Flow[Read | None]:
     """Load here, under the lease just claimed; or give it back, if this loader may not run in readers."""
     if loader.policy.on_timeout == "raise":
-        ports.release_soon(the_ask.call, the_ask.token)
-        return _give_up(ports, turn)
-    ports.emit(TookOver(loader.name, the_ask.call))
-    turn.waiter.flight.is_taken_over = True
+        ports.release_soon(request.call, request.token)
+        return _give_up(ports, state)
+    ports.emit(LeaseTakenOver(loader.name, request.call))
+    state.waiter.flight.is_taken_over = True
     return (
-        yield from here.load_under_lease(
-            ports, loader, turn.call, turn.wanted.decode, the_ask, turn.lapsed, turn.started, turn.means
+        yield from local_load.load_under_lease(
+            ports, loader, state.call, state.options.decode, request, state.lapsed, state.started, state.strategy
         )
     )
 
 
-def _read_here(ports: Ports, loader: LoaderSpec, turn: _Turn, error: StoreUnavailable | StoreFull) -> Flow[Read]:
+def _read_here(ports: Ports, loader: LoaderSpec, state: _ReadState, error: StoreUnavailable | StoreFull) -> Flow[Read]:
     """Read while the store does not answer, or has no room: from L1, or by loading here."""
     # Not from L1 where the store has answered that it has no such entry: it is right.
     if isinstance(error, StoreUnavailable):
-        kept = here.kept(ports, turn.call, turn.wanted.decode, turn.wanted.since)
+        kept = local_load.kept(ports, state.call, state.options.decode, state.options.since)
         if kept is not None:
             return kept
     try:
         if loader.policy.on_timeout == "raise":
-            raise LoadTimeout(f'{turn.call.text} cannot be read, and on_timeout is "raise": {error}') from error
+            raise LoadTimeout(f'{state.call.text} cannot be read, and on_timeout is "raise": {error}') from error
         return (
-            yield from here.load_without_store(
-                ports, loader, turn.call, turn.wanted.decode, turn.waiter, turn.started, turn.means
+            yield from local_load.load_without_store(
+                ports, loader, state.call, state.options.decode, state.waiter, state.started, state.strategy
             )
         )
     except (LoadError, LoadTimeout):
-        if turn.lapsed is not None:
-            return _lapsed(ports, turn)
+        if state.lapsed is not None:
+            return _lapsed(ports, state)
         raise
 
 
-def _give_up(ports: Ports, turn: _Turn) -> Read:
+def _give_up(ports: Ports, state: _ReadState) -> Read:
     """Return the lapsed value; nobody may load this call now but the one who has begun."""
-    if turn.lapsed is not None:
-        return _lapsed(ports, turn)
-    waited = ports.clock.monotonic() - turn.started
-    raise LoadTimeout(f"{turn.call.text} has no value after {waited:.3f} s; wait_for is {turn.wanted.wait_for:g} s")
+    if state.lapsed is not None:
+        return _lapsed(ports, state)
+    waited = ports.clock.monotonic() - state.started
+    raise LoadTimeout(f"{state.call.text} has no value after {waited:.3f} s; wait_for is {state.options.wait_for:g} s")
 
 
-def _lapsed(ports: Ports, turn: _Turn) -> Read:
-    assert turn.lapsed is not None
-    entry, value = turn.lapsed
-    return Read.of(ports.clock.now(), entry, value, Freshness.LAPSED, "store", ports.clock.monotonic() - turn.started)
+def _lapsed(ports: Ports, state: _ReadState) -> Read:
+    assert state.lapsed is not None
+    entry, value = state.lapsed
+    return Read.of(ports.clock.now(), entry, value, Freshness.LAPSED, "store", ports.clock.monotonic() - state.started)
 
 
-def _readable(ports: Ports, call: Call, wanted: Wanted, raw: bytes | None) -> tuple[Entry | None, Any]:
+def _readable(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None) -> tuple[Entry | None, Any]:
     """Return an envelope's entry and value; what cannot be read is reported, and a miss."""
     if raw is None:
         return None, None
@@ -420,7 +422,7 @@ def _readable(ports: Ports, call: Call, wanted: Wanted, raw: bytes | None) -> tu
         entry = envelope.unpack(raw)
         if entry.call != call.text:
             raise EnvelopeError(f"the entry of {call.text} says it is {entry.call}")
-        return entry, wanted.decode(entry.payload)
+        return entry, options.decode(entry.payload)
     except (EnvelopeError, CodecError) as error:
         ports.emit(UnreadableEntry(call.text, str(error)))
         return None, None

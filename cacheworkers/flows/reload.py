@@ -1,6 +1,6 @@
 """Reload: a soft invalidation, and a revalidation of those of its members that are hot; the rest is left to readers.
 
-A tag may have a million members: what is asked for at once is bounded by what is hot, `warm_most` of each loader.
+A tag may have a million members: what is asked for at once is bounded by what is hot, `warm_max_calls` of each loader.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def reload_tags(
     """
     done = yield from invalidate_tags(ports, tags, "soft", progress)
     for loader in list(loaders.values()):
-        found = yield from hot(ports, loader, ports.config.warm_most)
+        found = yield from hot(ports, loader, ports.config.warm_max_calls)
         calls = [call for call, _ in found]
         members: set[str] = set()
         for tag in tags:

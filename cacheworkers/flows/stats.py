@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from cacheworkers.core.access_frequency import heat_of
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.heat import heat_of
 from cacheworkers.flows.ports import Ports
 from cacheworkers.flows.warm import hottest
 
@@ -75,9 +75,9 @@ def loader_stats(ports: Ports, loaders: Iterable[str]) -> Flow[list[LoaderStats]
     """Look at the heat of each loader, the hottest loader first."""
     found = []
     for name in loaders:
-        calls = yield from hottest(ports, name, ports.config.heat_kept)
+        calls = yield from hottest(ports, name, ports.config.max_hot_calls)
         now = ports.clock.now()
-        heat = [(call, heat_of(read_at, now, ports.config.heat_half_life)) for call, read_at in calls]
+        heat = [(call, heat_of(read_at, now, ports.config.access_half_life)) for call, read_at in calls]
         first, most = heat[0] if heat else ("-", 0.0)
         found.append(LoaderStats(name, sum(reads for _, reads in heat), len(heat), first, most))
     return sorted(found, key=lambda each: -each.heat)

@@ -17,14 +17,14 @@ from typing import NamedTuple
 import msgspec
 
 from cacheworkers.core import envelope
+from cacheworkers.core.access_frequency import heat_of
 from cacheworkers.core.calls import loader_name_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.envelope import Head
-from cacheworkers.core.heat import heat_of
-from cacheworkers.events import HeatTold, MemoryHits, MemoryUsed, Warmed, WarmingHeldBack
-from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
-from cacheworkers.local.throttle import SLACK, SLOW
-from cacheworkers.store.shapes import Claimed
+from cacheworkers.events import AccessesReported, MemoryHits, MemoryUsed, Warmed, WarmingPaused
+from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
+from cacheworkers.local.aimd_window import SLACK, SLOW
+from cacheworkers.store.commands.replies import Claimed
 
 #: Most calls in one exchange about heat or heads: each is a millisecond of the store.
 CHUNK = 500
@@ -69,14 +69,14 @@ class Queued(NamedTuple):
     oldest_warm: float | None = None
 
 
-def tell_heat(ports: Ports) -> Flow[int]:
+def report_accesses(ports: Ports) -> Flow[int]:
     """Add this process's reads to the store's heat, by loader; how many calls were told."""
     config = ports.config
-    counts = ports.heat.taken(list(ports.l1.slots.values()), config.heat_told)
+    counts = ports.heat.taken(list(ports.l1.slots.values()), config.max_reported_calls)
     for name, hits in ports.heat.hits().items():
         ports.emit(MemoryHits(name, hits))
     ports.emit(MemoryUsed(len(ports.l1), ports.l1.bytes, ports.l1.evictions))
-    if not config.heat_every:
+    if not config.access_report_interval:
         return 0
     by_loader: dict[str, list[tuple[str, int]]] = {}
     for call, count in counts.items():
@@ -89,13 +89,13 @@ def tell_heat(ports: Ports) -> Flow[int]:
                 yield ports.store.add_heat(
                     name,
                     told[:CHUNK],
-                    half_life=config.heat_half_life,
-                    most=config.heat_kept,
+                    half_life=config.access_half_life,
+                    most=config.max_hot_calls,
                     warm_for=ports.heat.warm_for.get(name, 0.0),
                 )
                 del told[:CHUNK]
             del by_loader[name]
-            ports.emit(HeatTold(name, count))
+            ports.emit(AccessesReported(name, count))
     finally:
         # The store is away: what has not been told is told when it is back.
         for left in by_loader.values():
@@ -107,10 +107,10 @@ def hottest(ports: Ports, loader: str, most: int, since: float = float("-inf")) 
     """Return the hottest calls of a loader, each with its `read_at`, which is at least `since`."""
     found: dict[str, float] = {}
     for first in range(0, most, CHUNK):
-        wanted = min(CHUNK, most - first)
-        chunk = yield ports.store.heat(loader, first, wanted, since)
+        options = min(CHUNK, most - first)
+        chunk = yield ports.store.heat(loader, first, options, since)
         found.update(chunk)  # what has moved meanwhile may be there already
-        if len(chunk) < wanted:
+        if len(chunk) < options:
             break
     return list(found.items())
 
@@ -123,17 +123,17 @@ def hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[list[tuple[str, flo
     now = ports.clock.now()
     heats: dict[str, float] = {}
     seen: set[str] = set()  # what has moved meanwhile comes again
-    first, wanted = 0, min(CHUNK, most)
+    first, options = 0, min(CHUNK, most)
     while len(heats) < most:
-        chunk = yield ports.store.heat(loader.name, first, wanted, float("-inf"))
+        chunk = yield ports.store.heat(loader.name, first, options, float("-inf"))
         for text, read_at in chunk:
             call = None if text in seen else loader.signature.of_this_version(text)
             if call is not None:
-                heats[call] = heats.get(call, 0.0) + heat_of(read_at, now, ports.config.heat_half_life)
+                heats[call] = heats.get(call, 0.0) + heat_of(read_at, now, ports.config.access_half_life)
             seen.add(text)
-        if len(chunk) < wanted:
+        if len(chunk) < options:
             break
-        first, wanted = first + wanted, CHUNK
+        first, options = first + options, CHUNK
     return sorted(heats.items(), key=itemgetter(1), reverse=True)[:most]
 
 
@@ -148,10 +148,10 @@ def warm_round(ports: Ports, loaders: Mapping[str, LoaderSpec], queued: Callable
     config = ports.config
     waiting: Queued = yield queued()
     if waiting.miss > BUSY or waiting.warm > BUSY:
-        ports.emit(WarmingHeldBack(waiting.miss, waiting.warm))
+        ports.emit(WarmingPaused(waiting.miss, waiting.warm))
         return {}
     done: dict[str, Warming] = {}
-    room = min(int(config.warm_rate * _every(ports)), config.warm_at_once)
+    room = min(int(config.warm_rate * _every(ports)), config.warm_concurrency)
     # Each in turn is the first: what the others leave goes to the last.
     specs = [spec for spec in loaders.values() if spec.policy.kept_warm_for > 0]
     first = _round_at(ports) % len(specs) if specs else 0
@@ -169,27 +169,27 @@ def warm_hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
     """
     config, every = ports.config, _every(ports)
     since = ports.clock.now() - loader.policy.kept_warm_for
-    found: list[tuple[str, float]] = yield from hottest(ports, loader.name, config.heat_kept, since)
+    found: list[tuple[str, float]] = yield from hottest(ports, loader.name, config.max_hot_calls, since)
     turns = turns_of(loader.policy.fresh_for, every)
-    turn = _round_at(ports) % turns
-    others = [call for call, _ in found[config.warm_most :] if zlib.crc32(call.encode()) % turns == turn]
+    state = _round_at(ports) % turns
+    others = [call for call, _ in found[config.warm_max_calls :] if zlib.crc32(call.encode()) % turns == state]
     heads: list[Head] = []
-    looked, wanted = 0, []
-    for some, lead in (([call for call, _ in found[: config.warm_most]], every), (others, turns * every)):
+    looked, options = 0, []
+    for some, lead in (([call for call, _ in found[: config.warm_max_calls]], every), (others, turns * every)):
         calls = _of_this_version(loader, some)
         looked += len(calls)
-        wanted += yield from _look(ports, calls, lead + MARGIN, heads)
-    allowed = wanted[: math.ceil(most * quickness(heads, ports.clock.now()))]
+        options += yield from _look(ports, calls, lead + MARGIN, heads)
+    allowed = options[: math.ceil(most * quickness(heads, ports.clock.now()))]
     asked, held = yield from _ask(ports, loader, allowed)
-    left = len(wanted) - len(allowed)
-    return _told(ports, loader, Warming(looked, looked - len(wanted), asked, held, left))
+    left = len(options) - len(allowed)
+    return _told(ports, loader, Warming(looked, looked - len(options), asked, held, left))
 
 
 def warm(ports: Ports, loader: LoaderSpec, calls: Sequence[str], *, lead: float) -> Flow[Warming]:
     """Ask for those calls that are missing, or are not fresh any more in `lead` seconds."""
-    wanted = yield from _look(ports, calls, lead, [])
-    asked, held = yield from _ask(ports, loader, wanted)
-    return _told(ports, loader, Warming(len(calls), len(calls) - len(wanted), asked, held))
+    options = yield from _look(ports, calls, lead, [])
+    asked, held = yield from _ask(ports, loader, options)
+    return _told(ports, loader, Warming(len(calls), len(calls) - len(options), asked, held))
 
 
 def turns_of(fresh_for: float, every: float) -> int:
@@ -225,7 +225,7 @@ def _of_this_version(loader: LoaderSpec, calls: Sequence[str]) -> list[str]:
 
 def _look(ports: Ports, calls: Sequence[str], lead: float, heads: list[Head]) -> Flow[list[tuple[str, bytes]]]:
     """Return the calls that are to be loaded, each with the version that is there, and add all heads to `heads`."""
-    wanted = []
+    options = []
     for start in range(0, len(calls), CHUNK):
         chunk = calls[start : start + CHUNK]
         raws = yield ports.store.heads(chunk)
@@ -235,19 +235,19 @@ def _look(ports: Ports, calls: Sequence[str], lead: float, heads: list[Head]) ->
             if head is not None:
                 heads.append(head)
             if not is_fresh_for(head, now, lead):
-                wanted.append((call, envelope.version_of(raw)))
-    return wanted
+                options.append((call, envelope.version_of(raw)))
+    return options
 
 
-def _ask(ports: Ports, loader: LoaderSpec, wanted: Sequence[tuple[str, bytes]]) -> Flow[tuple[int, int]]:
+def _ask(ports: Ports, loader: LoaderSpec, options: Sequence[tuple[str, bytes]]) -> Flow[tuple[int, int]]:
     """Claim calls and have workers load them; how many are asked for, and how many are held by others."""
     asked = held = 0
     size = ports.config.batch_size
-    for start in range(0, len(wanted), size):
-        claims = [(call, secrets.token_hex(8), seen) for call, seen in wanted[start : start + size]]
+    for start in range(0, len(options), size):
+        claims = [(call, secrets.token_hex(8), seen) for call, seen in options[start : start + size]]
         answers = yield ports.store.claim_many(claims, lease_for=loader.load_for, warms=True)
         asks = [
-            Ask(loader.name, call, token, seen.hex(), "warm")
+            LoadRequest(loader.name, call, token, seen.hex(), "warm")
             for (call, token, seen), answer in zip(claims, answers, strict=True)
             if isinstance(answer, Claimed)
         ]
@@ -272,4 +272,4 @@ def _round_at(ports: Ports) -> int:
 
 def _every(ports: Ports) -> float:
     """Return the seconds from one round to the next; one that is done by hand, where beat does none, is like beat's."""
-    return ports.config.warm_every or BY_HAND
+    return ports.config.warm_interval or BY_HAND

@@ -13,11 +13,11 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, Step
-from cacheworkers.flows.ports import Ask, LoaderSpec, Ports
+from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.warm import BUSY, CHUNK, Queued, is_fresh_for
-from cacheworkers.local.backlog import Backlog
-from cacheworkers.local.throttle import Throttle
-from cacheworkers.store.shapes import Backoff, Claimed
+from cacheworkers.local.aimd_window import AimdWindow
+from cacheworkers.local.queue_monitor import QueueMonitor
+from cacheworkers.store.commands.replies import Backoff, Claimed
 
 #: Calls a second, when there is no other limit than that nobody is to notice.
 AS_FAST_AS_HARMLESS = 1e9
@@ -80,7 +80,7 @@ class WarmUp(msgspec.Struct):
         return fresh / self.calls if self.calls else 1.0
 
 
-class _Asked(msgspec.Struct):
+class _RequestedCall(msgspec.Struct):
     """A call that a worker has been asked for, when, and whether by us or by somebody else."""
 
     seen: bytes
@@ -106,14 +106,14 @@ class _Job:
     def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, at_once: int) -> None:
         self.ports, self.loader, self.lead, self.at_once = ports, loader, lead, at_once
         self.state = WarmUp(len(calls))
-        self.throttle = Throttle(at_once, first=ports.config.batch_size if loader.is_batch else 8)
+        self.throttle = AimdWindow(at_once, first=ports.config.batch_size if loader.is_batch else 8)
         self.left = list(reversed(calls))
-        self.asked: dict[str, _Asked] = {}
+        self.asked: dict[str, _RequestedCall] = {}
         self.tries: Counter[str] = Counter()
         self.asked_at = ports.clock.monotonic()
         self.refused_at: float | None = None
         self.moved_at = self.asked_at
-        self.misses, self.queued = Backlog(self.asked_at), Backlog(self.asked_at)
+        self.misses, self.queued = QueueMonitor(self.asked_at), QueueMonitor(self.asked_at)
 
     def note_queued(self, queued: Queued) -> None:
         """Take in how many messages wait; while there are many, fewer are to be under way."""
@@ -128,7 +128,7 @@ class _Job:
         if state.is_waiting or queued.warm > BUSY:
             self.throttle.halve()
 
-    def is_believed(self, asked: _Asked) -> bool:
+    def is_believed(self, asked: _RequestedCall) -> bool:
         """Return whether a call may still be loaded: its time has not come, or there are others before it."""
         moved_at = max(self.moved_at, self.queued.taken_at, asked.at)
         return self.ports.clock.monotonic() <= moved_at + self.loader.load_for + LOST_AFTER
@@ -243,26 +243,26 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
     job.asked_at = ports.clock.monotonic()
     raws = yield ports.store.heads(chunk)
     now = ports.clock.now()
-    wanted = []
+    options = []
     for call, raw in zip(chunk, raws, strict=True):
         if is_fresh_for(envelope.head_of(raw), now, job.lead):
             job.state.fresh += 1
         else:
-            wanted.append((call, secrets.token_hex(8), envelope.version_of(raw)))
-    if not wanted:
+            options.append((call, secrets.token_hex(8), envelope.version_of(raw)))
+    if not options:
         return 0
-    claims = yield ports.store.claim_many(wanted, lease_for=loader.load_for, warms=True)
+    claims = yield ports.store.claim_many(options, lease_for=loader.load_for, warms=True)
     now = ports.clock.monotonic()
     asks = []
-    for (call, token, seen), claim in zip(wanted, claims, strict=True):
+    for (call, token, seen), claim in zip(options, claims, strict=True):
         if isinstance(claim, Backoff):
             _failed(job, call)
             continue
         # Not claimed, somebody is at it, or has just loaded it: looks find out.
         is_ours = isinstance(claim, Claimed)
-        job.asked[call] = _Asked(seen, now, is_ours)
+        job.asked[call] = _RequestedCall(seen, now, is_ours)
         if is_ours:
-            asks.append(Ask(loader.name, call, token, seen.hex(), "warm"))
+            asks.append(LoadRequest(loader.name, call, token, seen.hex(), "warm"))
     taken = ports.dispatcher.submit_all(asks)
     if taken or not asks:
         job.refused_at = None

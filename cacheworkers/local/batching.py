@@ -11,7 +11,7 @@ _Future = asyncio.Future[bytes | None]
 #: What a fetch returns: for each key its value.
 Values = list[bytes | None]
 #: What one turn of a loop asks for: key -> those who wait for it.
-_Turn = dict[str, list[_Future]]
+_ReadState = dict[str, list[_Future]]
 
 
 class Batcher:
@@ -41,7 +41,7 @@ class Batcher:
 
     def reset(self) -> None:
         """Forget what was asked, as a child does after a fork: those loops are the parent's."""
-        self._turns: dict[_Loop, _Turn] = {}
+        self._turns: dict[_Loop, _ReadState] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def get(self, key: str) -> _Future:
@@ -51,52 +51,52 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         future: _Future = loop.create_future()
-        turn = self._turns.get(loop)
-        if turn is None:
+        state = self._turns.get(loop)
+        if state is None:
             self._forget_closed_loops()
             self._turns[loop] = {key: [future]}
             # Sent in the loop's next turn: alone, a read waits for that and no longer.
             loop.call_soon(self._send, loop)
-        elif key in turn:
-            turn[key].append(future)
+        elif key in state:
+            state[key].append(future)
         else:
-            turn[key] = [future]
+            state[key] = [future]
         return future
 
     def _send(self, loop: _Loop) -> None:
         # From here on nobody joins.
-        turn = self._turns.pop(loop, {})
-        if len(turn) <= self._limit:
-            self._send_part(loop, turn)
+        state = self._turns.pop(loop, {})
+        if len(state) <= self._limit:
+            self._send_part(loop, state)
             return
-        items = list(turn.items())
+        items = list(state.items())
         for start in range(0, len(items), self._limit):
             self._send_part(loop, dict(items[start : start + self._limit]))
 
-    def _send_part(self, loop: _Loop, turn: _Turn) -> None:
+    def _send_part(self, loop: _Loop, state: _ReadState) -> None:
         def settle(outcome: Values | Exception) -> None:
-            _settle(turn, outcome)
+            _settle(state, outcome)
 
         try:
-            is_sent = self._submit(list(turn), settle)
+            is_sent = self._submit(list(state), settle)
         except Exception as error:
             settle(error)
             return
         if not is_sent:
-            self._spawn(loop, self._deliver(turn))
+            self._spawn(loop, self._deliver(state))
 
-    async def _deliver(self, turn: _Turn) -> None:
+    async def _deliver(self, state: _ReadState) -> None:
         try:
-            outcome: Values | Exception = await self._fetch(list(turn))
+            outcome: Values | Exception = await self._fetch(list(state))
         except Exception as error:
             outcome = error
         except BaseException:
             # The fetch was cancelled, with its loop as a rule: nobody may be left waiting for it.
-            for futures in turn.values():
+            for futures in state.values():
                 for future in futures:
                     future.cancel()
             raise
-        _settle(turn, outcome)
+        _settle(state, outcome)
 
     def _spawn(self, loop: _Loop, work: Coroutine[Any, Any, None]) -> None:
         task = loop.create_task(work)
@@ -113,17 +113,17 @@ class Batcher:
                 self._tasks.discard(task)
 
 
-def _settle(turn: _Turn, outcome: Values | Exception) -> None:
+def _settle(state: _ReadState, outcome: Values | Exception) -> None:
     """Give everybody who waits what became of the fetch; who was cancelled waits no more."""
-    if isinstance(outcome, list) and len(outcome) != len(turn):
-        outcome = RuntimeError(f"a fetch must return a value for each key, got {len(outcome)} for {len(turn)} keys")
+    if isinstance(outcome, list) and len(outcome) != len(state):
+        outcome = RuntimeError(f"a fetch must return a value for each key, got {len(outcome)} for {len(state)} keys")
     if isinstance(outcome, Exception):
-        for futures in turn.values():
+        for futures in state.values():
             for future in futures:
                 if not future.done():
                     future.set_exception(outcome)
         return
-    for futures, value in zip(turn.values(), outcome, strict=True):
+    for futures, value in zip(state.values(), outcome, strict=True):
         for future in futures:
             if not future.done():
                 future.set_result(value)

@@ -89,12 +89,12 @@ class Bulkhead:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
-        def tell(_: Future[Any]) -> None:
+        def report(_: Future[Any]) -> None:
             with contextlib.suppress(RuntimeError):  # that loop is closed, and its tasks with it
                 loop.call_soon_threadsafe(_finish, ended)
 
         self._submit(piece)
-        piece.future.add_done_callback(tell)
+        piece.future.add_done_callback(report)
         timer = loop.call_later(max(0.0, timeout), _finish, ended)
         try:
             await ended
@@ -145,7 +145,9 @@ class Bulkhead:
                 if piece.is_coroutine:
                     self._the_loop().call_soon_threadsafe(self._start_task, piece)
                 else:
-                    threading.Thread(target=self._perform, args=(piece,), name="cacheworkers-load", daemon=True).start()
+                    threading.Thread(
+                        target=self._run_loads, args=(piece,), name="cacheworkers-load", daemon=True
+                    ).start()
                 return
             except BaseException as error:  # no more threads to be had
                 failed, piece = piece, self._next(piece)
@@ -176,7 +178,7 @@ class Bulkhead:
 
     # -- on a thread of its own
 
-    def _perform(self, piece: _Work | None) -> None:
+    def _run_loads(self, piece: _Work | None) -> None:
         assert piece is not None
         try:
             found = piece.context.run(piece.work)

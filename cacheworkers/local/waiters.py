@@ -23,7 +23,7 @@ _Future = asyncio.Future[None]
 SLACK = 0.005
 
 
-class Bed(Protocol):
+class Sleeper(Protocol):
     """What a sleeper lies in; a thread's is a lock that it waits for."""
 
     def release(self) -> None:
@@ -106,7 +106,7 @@ class Flight:
         self.call = call
         self.wakes = 0
         self._waiters: set[Waiter] = set()
-        self._threads: dict[Bed, Waiter] = {}
+        self._threads: dict[Sleeper, Waiter] = {}
         self._tasks: dict[_Loop, _Sleepers] = {}
         self.is_claiming = False
         self.is_loading = False
@@ -158,7 +158,7 @@ class Waiter:
         """Sleep in this thread until woken, at most `timeout` seconds; True if woken."""
         bed = threading.Lock()
         bed.acquire()
-        threads = self.lie_down(bed)
+        threads = self.register(bed)
         if threads is not None:
             try:
                 bed.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
@@ -178,10 +178,10 @@ class Waiter:
                 await future
             finally:
                 if self.flight._tasks.get(loop) is sleepers:  # else a wake has taken it away
-                    self._get_up(loop, sleepers, future)
+                    self._unregister(loop, sleepers, future)
         return self.woken
 
-    def lie_down(self, bed: Bed) -> dict[Bed, Waiter] | None:
+    def register(self, bed: Sleeper) -> dict[Sleeper, Waiter] | None:
         """Register a sleep; None if it is woken already.
 
         Whoever gets up takes the bed out of what this returns, if a wake has not done so.
@@ -205,10 +205,10 @@ class Waiter:
             if not self.woken:
                 self._has_baton = False
                 return sleepers
-        self._get_up(loop, sleepers, future)
+        self._unregister(loop, sleepers, future)
         return None
 
-    def _get_up(self, loop: _Loop, sleepers: _Sleepers, future: _Future) -> None:
+    def _unregister(self, loop: _Loop, sleepers: _Sleepers, future: _Future) -> None:
         tasks = self.flight._tasks
         with self._waiters._lock:
             sleepers.pop(future, None)
@@ -257,7 +257,7 @@ class Waiters:
         if waiter._has_baton:
             # Nudged, and gone before it slept again: cancelled, perhaps, before it could act on the nudge.
             waiter._has_baton = False
-            self.nudge(flight)
+            self.hand_off(flight)
 
     def wake(self, call: str) -> None:
         """Wake all who wait for a call: its entry or its failure has changed, and with it its lease."""
@@ -265,7 +265,7 @@ class Waiters:
         flight = self._flights.get(call)
         if flight is not None:
             flight.forget_lease()
-            self.nudge_all(flight)
+            self.hand_off_to_all(flight)
 
     def wake_all(self) -> None:
         """Wake everybody: pushes may have been missed."""
@@ -273,9 +273,9 @@ class Waiters:
             flights = list(self._flights.values())
         for flight in flights:
             flight.forget_lease()
-            self.nudge_all(flight)
+            self.hand_off_to_all(flight)
 
-    def nudge_all(self, flight: Flight) -> None:
+    def hand_off_to_all(self, flight: Flight) -> None:
         """Wake all waiters of a flight; what it knows of the lease stays."""
         with self._lock:
             flight.wakes = next(self._numbers)
@@ -283,9 +283,9 @@ class Waiters:
             tasks, flight._tasks = flight._tasks, {}
         for loop, sleepers in tasks.items():
             self._ring(loop, sleepers)
-        _rouse(threads)
+        _wake_one(threads)
 
-    def nudge(self, flight: Flight) -> None:
+    def hand_off(self, flight: Flight) -> None:
         """Wake one other waiter of a flight: it takes the baton of one that was cancelled or timed out.
 
         A waiter that is nudged and leaves before it has slept again passes the baton on.
@@ -347,7 +347,7 @@ def _finish(future: _Future) -> None:
         future.set_result(None)
 
 
-def _rouse(threads: dict[Bed, Waiter]) -> None:
+def _wake_one(threads: dict[Sleeper, Waiter]) -> None:
     for bed in list(threads):
         if threads.pop(bed, None) is not None:  # else it has got up by itself
             bed.release()

@@ -13,16 +13,16 @@ import click
 import msgspec
 
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.ops.completing import source
+from cacheworkers.ops.completion import source
 from cacheworkers.ops.doctor.command import doctor
-from cacheworkers.ops.explained import told
+from cacheworkers.ops.explanation_text import told
 from cacheworkers.ops.exporter_command import exporter
-from cacheworkers.ops.finding import COMPLETES, of_group
 from cacheworkers.ops.history_command import check_history
-from cacheworkers.ops.show import Obj, as_json, as_text, note
-from cacheworkers.ops.stats import stats
+from cacheworkers.ops.locate_cache import COMPLETES, of_group
+from cacheworkers.ops.output import Obj, as_json, as_text, note
+from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
-from cacheworkers.ops.warm import warm
+from cacheworkers.ops.warm_command import warm
 
 #: Commands that need no cache.
 WITHOUT_CACHE = {"check-history", "completion"}
@@ -165,7 +165,7 @@ def drain(obj: Obj) -> None:
     Beat does it by itself: this is for after an outage, when nobody wants to wait.
     """
     cache, show = obj
-    if not (cache.is_watching or cache._triggers):
+    if not (cache.is_watching or cache.internals.triggers):
         raise click.ClickException(
             "this cache watches no sessions, so it has no outbox to drain; `cache.watch(Session, ...)` makes it use one"
         )

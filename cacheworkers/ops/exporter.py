@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.metrics import serve, shared_registry
-from cacheworkers.store.probe import StoreProbe
-from cacheworkers.store.store import BEAT_KEPT_FOR
-from cacheworkers.workers.probe import app_facts
+from cacheworkers.store.commands.store import BEAT_KEPT_FOR
+from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
+from cacheworkers.workers.diagnostics import app_facts
 
 Families = Iterator[GaugeMetricFamily | CounterMetricFamily]
 
@@ -76,12 +76,12 @@ class Exporter(Collector):
     @cached_property
     def _upkeep_due(self) -> dict[str, float]:
         """Return every how many seconds beat sends each upkeep task; nothing where there is no Celery."""
-        app = getattr(self._cache._process.workers, "app", None)
+        app = self._cache.internals.app
         return {} if app is None else app_facts(app).upkeep
 
     def _upkeep(self) -> Families:
         due = self._upkeep_due
-        with StoreProbe(self._cache.config) as probe:
+        with StoreDiagnostics(self._cache.config) as probe:
             ages = probe.upkeep_age(sorted(due))
         age = _gauge("upkeep_age_seconds", "Since an upkeep task has ended well; a day if that is longer ago.", "task")
         every = _gauge("upkeep_every_seconds", "How often beat sends it.", "task")

@@ -8,7 +8,7 @@ import time
 
 import click
 
-from cacheworkers.ops.show import Obj
+from cacheworkers.ops.output import Obj
 
 
 @click.command()

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from cacheworkers.ops.show import Show, as_json, note
-from cacheworkers.testing.history import History, Invalidate, Read, Stale, check
+from cacheworkers.ops.history_checker import History, Invalidate, Read, Stale, check
+from cacheworkers.ops.output import Show, as_json, note
 
 #: More findings than these are counted, not shown.
 MOST_SHOWN = 20

@@ -104,13 +104,13 @@ class Metrics:
             events.MemoryUsed: self._memory_used,
             events.Loaded: self._loaded,
             events.Invalidated: self._invalidated,
-            events.Swept: self._swept,
-            events.Drained: self._drained,
+            events.GarbageCollected: self._swept,
+            events.OutboxRelayed: self._drained,
             events.Warmed: self._warmed,
             events.ListenerLag: lambda event: self._add("listener_lag_seconds", event.seconds),
             events.ReadFailed: lambda event: self._add("read_failures_total", 1, event.loader, event.kind),
             events.ClaimDenied: lambda event: self._add("claims_denied_total", 1, event.loader, event.reason),
-            events.TookOver: lambda event: self._add("take_overs_total", 1, event.loader),
+            events.LeaseTakenOver: lambda event: self._add("take_overs_total", 1, event.loader),
             events.Published: lambda event: self._add("calls_published_total", event.calls, event.loader, event.queue),
             events.PublishFailed: lambda event: self._add(
                 "publish_failures_total", event.calls, event.loader, event.queue
@@ -118,15 +118,17 @@ class Metrics:
             events.MalformedTask: lambda event: self._add("messages_dropped_total", 1, "malformed"),
             events.UnknownTask: lambda event: self._add("messages_dropped_total", 1, "unknown"),
             events.TaskDropped: lambda event: self._add("messages_dropped_total", 1, "no_store"),
-            events.HandedOn: lambda event: self._add("calls_handed_on_total", event.calls, event.loader, event.queue),
+            events.TaskRequeued: lambda event: self._add(
+                "calls_handed_on_total", event.calls, event.loader, event.queue
+            ),
             events.ForeignKey: lambda event: self._add("foreign_keys_total", 1),
             events.Poisoned: lambda event: self._add("poisoned_total", 1, event.loader),
             events.UnreadableEntry: lambda event: self._add("unreadable_entries_total", 1),
-            events.Undelivered: lambda event: self._add("outbox_undelivered_total", event.rows),
+            events.InvalidationUndelivered: lambda event: self._add("outbox_undelivered_total", event.rows),
             events.Replayed: lambda event: self._add("outbox_replayed_total", event.rows),
-            events.WarmingHeldBack: lambda event: self._add("warming_held_back_total", 1),
-            events.HeatTold: lambda event: self._add("heat_told_total", event.calls, event.loader),
-            events.TicksMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
+            events.WarmingPaused: lambda event: self._add("warming_held_back_total", 1),
+            events.AccessesReported: lambda event: self._add("heat_told_total", event.calls, event.loader),
+            events.MaintenanceMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
             events.StoreLost: lambda event: self._lost("store", 1),
             events.StoreBack: lambda event: self._lost("store", 0),
             events.ListenerUp: lambda event: self._lost("listener", 0),
@@ -162,12 +164,12 @@ class Metrics:
         self._add("invalidated_entries_total", event.entries, event.mode)
         self._add("invalidation_seconds", event.seconds, event.mode)
 
-    def _swept(self, event: events.Swept) -> None:
+    def _swept(self, event: events.GarbageCollected) -> None:
         self._add("swept_total", event.members, "members")
         self._add("swept_total", event.entries, "doomed_entries")
         self._add("sweep_seconds", event.seconds)
 
-    def _drained(self, event: events.Drained) -> None:
+    def _drained(self, event: events.OutboxRelayed) -> None:
         self._add("outbox_delivered_total", event.rows)
         self._add("outbox_lag_seconds", event.lag)
 
@@ -260,7 +262,7 @@ def serve_when_workers_start(cache: Cache, port: int, address: str = "127.0.0.1"
         except ConfigError as error:
             log.error("%s", error)
 
-    on_ready = getattr(cache._process.workers, "on_ready", None)
+    on_ready = getattr(cache.internals.runtime.workers, "on_ready", None)
     if on_ready is not None:
         on_ready(show)
 

@@ -12,8 +12,8 @@ from rich.progress import Progress
 
 from cacheworkers.cache import Cache
 from cacheworkers.flows.invalidate import Invalidation
-from cacheworkers.ops.finding import COMPLETES
-from cacheworkers.ops.show import Obj, note
+from cacheworkers.ops.locate_cache import COMPLETES
+from cacheworkers.ops.output import Obj, note
 
 #: More entries than this are not invalidated without a question.
 MANY = 1000

@@ -1,7 +1,7 @@
 """Embedded servers, a faulty network and the step scheduler: public, for users' tests too."""
 
-from cacheworkers.testing.proxy import FaultProxy
+from cacheworkers.testing.fault_proxy import FaultProxy
 from cacheworkers.testing.servers import Postgres, Valkey
-from cacheworkers.testing.steps import Stepper
+from cacheworkers.testing.step_scheduler import Stepper
 
 __all__ = ["FaultProxy", "Postgres", "Stepper", "Valkey"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Self
 
-from cacheworkers.store.address import parse_url
-from cacheworkers.store.clients import Clients
-from cacheworkers.store.wires import Wires
+from cacheworkers.store.connections.address import parse_url
+from cacheworkers.store.connections.clients import Clients
+from cacheworkers.store.connections.pool import Pool
 from cacheworkers.testing.servers import Valkey, free_port, wait_until
 
 SLOTS = 16384
@@ -21,7 +21,7 @@ class Node(Valkey):
         self.bus = free_port()
         super().__init__(cluster_enabled="yes", cluster_port=str(self.bus), **config)
         self._clients = Clients(parse_url(self.url), _TIMEOUT)
-        self._wires = Wires(self._clients.pool, self._clients.async_pool, _TIMEOUT, 0.0)
+        self._wires = Pool(self._clients.pool, self._clients.async_pool, _TIMEOUT, 0.0)
 
     def ask(self, *words: Any) -> Any:
         """Return the reply to a command.

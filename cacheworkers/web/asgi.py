@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec
 
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 from cacheworkers.web.http import UNAVAILABLE, Answer, HttpPolicy, refusal
-from cacheworkers.web.recent import Recent
+from cacheworkers.web.recent_answers import Recent
 
 P = ParamSpec("P")
 Send = Callable[[dict[str, Any]], Awaitable[None]]

@@ -7,9 +7,9 @@ from typing import ParamSpec
 
 from flask import Response, request
 
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 from cacheworkers.web.http import UNAVAILABLE, HttpPolicy, refusal
-from cacheworkers.web.recent import Recent
+from cacheworkers.web.recent_answers import Recent
 
 P = ParamSpec("P")
 

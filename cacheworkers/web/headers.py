@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.envelope import digest_of
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 
 NO_STORE = b"no-store"
 #: Longest Surrogate-Key, bytes: what Fastly takes of one response.

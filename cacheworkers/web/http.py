@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadError, LoadTimeout, ReadError, StoreError
 from cacheworkers.policy import duration
 from cacheworkers.web import headers as values

@@ -8,7 +8,7 @@ from typing import ParamSpec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 from cacheworkers.web import asgi
 from cacheworkers.web.http import HttpPolicy
 

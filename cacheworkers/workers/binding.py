@@ -16,14 +16,14 @@ from celery.signals import beat_init, task_unknown, worker_process_init, worker_
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
-from cacheworkers.flows.ports import Ask
-from cacheworkers.store.store import Store
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.store.commands.store import Store
+from cacheworkers.workers.broker_queues import QueueState, queue_states, stamp_messages
+from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
 from cacheworkers.workers.priority import yield_when_nobody_waits
+from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.queue import AskQueue, LoaderInfo
-from cacheworkers.workers.queues import QueueState, queue_states, stamp_messages
-from cacheworkers.workers.settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
-from cacheworkers.workers.versions import HOPS, mismatch, wait_before
+from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
@@ -51,21 +51,21 @@ class CeleryWorkers:
         app: Celery,
         config: Config,
         settings: WorkerSettings,
-        perform: Callable[[str, list[Ask], bool], None],
-        undelivered: Callable[[list[Ask]], None],
+        run_loads: Callable[[str, list[LoadRequest], bool], None],
+        undelivered: Callable[[list[LoadRequest]], None],
         emit: Callable[[Event], None],
         waited_for: Callable[[], int],
     ) -> None:
         self._app = app
         self._settings = settings
-        self._perform = perform
+        self._run_loads = run_loads
         self._undelivered = undelivered
         self._emit = emit
         queues = config.queues
         self._queue_names = (queues.miss, queues.revalidate, queues.warm, queues.upkeep)
         self._infos: dict[str, LoaderInfo] = {}
         self._publisher = Publisher(app, config, undelivered, emit)
-        self._queue = AskQueue(
+        self._queue = PublishQueue(
             self._publisher.publish, self._infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
         )
 
@@ -93,7 +93,7 @@ class CeleryWorkers:
         self._settings.make_room(info.message_for + HARD_MARGIN)
 
         def load(task: Any, /, *_: Any, asks: Any = None, hops: Any = 0, **__: Any) -> None:
-            self._perform_task(task, info, asks, hops)
+            self._run_task(task, info, asks, hops)
 
         self._app.task(
             name=PREFIX + info.name,
@@ -111,11 +111,11 @@ class CeleryWorkers:
             shared=False,
         )(load)
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         """Take an ask; False when there is no room."""
         return self._queue.submit(ask)
 
-    def submit_all(self, asks: Sequence[Ask]) -> int:
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         """Take asks together; how many, from the first on, there was room for."""
         return self._queue.submit_all(asks)
 
@@ -139,17 +139,17 @@ class CeleryWorkers:
 
     def unknown(self, name: str, message: Any) -> None:
         """A worker without this loader got its message: give the leases back, so that readers need not wait."""
-        asks: list[Ask] = []
+        asks: list[LoadRequest] = []
         with contextlib.suppress(Exception):  # not ours, whatever its name says
-            asks, _ = read_asks(name.removeprefix(PREFIX), message.payload[1].get("asks"))
+            asks, _ = parse_requests(name.removeprefix(PREFIX), message.payload[1].get("asks"))
         self._emit(UnknownTask(name, len(asks)))
         if asks:
             self._undelivered(asks)
 
-    def _perform_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
+    def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""
         loader = info.name
-        asks, reason = read_asks(loader, raw)
+        asks, reason = parse_requests(loader, raw)
         if reason:
             self._emit(MalformedTask(PREFIX + loader, reason))
             if asks:
@@ -160,14 +160,14 @@ class CeleryWorkers:
             return
         delivered = task.request.delivery_info or {}
         try:
-            self._perform(loader, asks, bool(delivered.get("redelivered")))
+            self._run_loads(loader, asks, bool(delivered.get("redelivered")))
         except UnknownLoader:
             return
         except StoreError as error:
             # Without the store there is no lease and nowhere to write: readers find their way, this message ends.
             self._emit(TaskDropped(PREFIX + loader, len(asks), f"{type(error).__name__}: {error}"))
 
-    def _known(self, task: Any, info: LoaderInfo, asks: list[Ask], hops: Any) -> list[Ask]:
+    def _known(self, task: Any, info: LoaderInfo, asks: list[LoadRequest], hops: Any) -> list[LoadRequest]:
         """Return what this worker is to perform; what is of another version is handed on to the other workers.
 
         What has been handed on too often is performed: it is malformed here.
@@ -180,7 +180,7 @@ class CeleryWorkers:
             log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
             return asks
         after, expires = wait_before(hops), task.request.expires
-        if not self._publisher.hand_on(info.name, others, hops + 1, after, expires, reason):
+        if not self._publisher.requeue(info.name, others, hops + 1, after, expires, reason):
             return asks
         return [ask for ask in asks if ask not in others]
 
@@ -189,14 +189,14 @@ def bind(
     app: Celery,
     config: Config,
     *,
-    perform: Callable[[str, list[Ask], bool], None],
-    undelivered: Callable[[list[Ask]], None],
+    run_loads: Callable[[str, list[LoadRequest], bool], None],
+    undelivered: Callable[[list[LoadRequest]], None],
     upkeep: Mapping[str, tuple[Callable[[], object], float]],
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
     waited_for: Callable[[], int] = lambda: 0,
-    begins: Callable[[str, float], bool] = lambda task, every: True,
-    has_run: Callable[[str], object] = lambda task: None,
+    should_run: Callable[[str, float], bool] = lambda task, every: True,
+    on_success: Callable[[str], object] = lambda task: None,
     beat_lease: tuple[Store, float] | None = None,
 ) -> CeleryWorkers:
     """Bind the user's Celery app, and return the dispatcher.
@@ -229,14 +229,16 @@ def bind(
     schedule: dict[str, dict[str, Any]] = {}
     for name, (work, every) in upkeep.items():
         app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(
-            _upkeep(name, every, work, begins, has_run)
+            _upkeep(name, every, work, should_run, on_success)
         )
         schedule[f"cacheworkers-{name}"] = {
             "task": f"cacheworkers.{name}",
             "schedule": every,
             "options": {"queue": config.queues.upkeep, "expires": max(every, WAITS_FOR), "ignore_result": True},
         }
-    workers = CeleryWorkers(app, config, WorkerSettings(app, config, schedule), perform, undelivered, emit, waited_for)
+    workers = CeleryWorkers(
+        app, config, WorkerSettings(app, config, schedule), run_loads, undelivered, emit, waited_for
+    )
 
     def forked(**_: Any) -> None:
         reset_after_fork()
@@ -256,7 +258,7 @@ def beat_lease_of(app: Celery) -> tuple[Store, float] | None:
     return _bound.get(app)
 
 
-def read_asks(loader: str, raw: Any) -> tuple[list[Ask], str]:
+def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:
     """Return the asks of a message that can be read, and what is wrong with the message, if anything."""
     if not isinstance(raw, list) or not raw:
         return [], f"asks must be a list of [call, token, seen, queue], got {str(raw)[:80]!r}"
@@ -265,7 +267,7 @@ def read_asks(loader: str, raw: Any) -> tuple[list[Ask], str]:
         try:
             call, token, seen, queue = msgspec.convert(row, tuple[str, str, str, str])
             fields = {"loader": loader, "call": call, "token": token, "seen": seen, "queue": queue}
-            asks.append(msgspec.convert(fields, Ask))
+            asks.append(msgspec.convert(fields, LoadRequest))
         except msgspec.ValidationError as error:
             reason = reason or f"an ask must be [call, token, seen, queue], got {str(row)[:80]!r}: {error}"
     return asks, reason
@@ -275,13 +277,13 @@ def _upkeep(
     name: str,
     every: float,
     work: Callable[[], object],
-    begins: Callable[[str, float], bool],
-    has_run: Callable[[str], object],
+    should_run: Callable[[str, float], bool],
+    on_success: Callable[[str], object],
 ) -> Callable[[], None]:
     def upkeep() -> None:
         with contextlib.suppress(CacheworkersError):  # each has its own event; the next tick tries again
-            if begins(name, every):
+            if should_run(name, every):
                 work()
-                has_run(name)
+                on_success(name)
 
     return upkeep

@@ -10,15 +10,15 @@ from typing import Any
 from celery import Celery
 
 from cacheworkers.config import Config
-from cacheworkers.events import Event, HandedOn, Published, PublishFailed
-from cacheworkers.flows.ports import Ask
+from cacheworkers.events import Event, Published, PublishFailed, TaskRequeued
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.breaker import Breaker
-from cacheworkers.workers import settings
-from cacheworkers.workers.queue import LoaderInfo
+from cacheworkers.workers import celery_settings
+from cacheworkers.workers.publish_queue import LoaderInfo
 
 #: A message outlives its lease by this, seconds: only to shed an old backlog, the token decides.
 EXPIRES_MARGIN = 60.0
-#: How long a connection to the broker may take, seconds; Redis has its own in `settings.PUBLISHER`.
+#: How long a connection to the broker may take, seconds; Redis has its own in `celery_settings.PUBLISHER`.
 CONNECT_FOR = 0.2
 #: Longest text of a call in a message's headers, which tools show.
 SHOWN = 120
@@ -35,7 +35,7 @@ class Publisher:
         self,
         app: Celery,
         config: Config,
-        undelivered: Callable[[list[Ask]], None],
+        undelivered: Callable[[list[LoadRequest]], None],
         emit: Callable[[Event], None],
     ) -> None:
         self._app = app
@@ -45,7 +45,7 @@ class Publisher:
         self._breaker = Breaker(config.breaker_for)
         self._producer: Any = None
 
-    def publish(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+    def publish(self, info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
         """Send one group, or give its leases back."""
         name: str = getattr(self._queues, queue)
         if not self._breaker.allows():
@@ -61,7 +61,7 @@ class Publisher:
             self._breaker.succeeded()
             self._emit(Published(info.name, name, len(asks)))
 
-    def hand_on(self, loader: str, asks: list[Ask], hops: int, after: float, expires: Any, reason: str) -> bool:
+    def requeue(self, loader: str, asks: list[LoadRequest], hops: int, after: float, expires: Any, reason: str) -> bool:
         """Send a message that a worker has taken to its queue once more; False if it did not go out.
 
         Called in workers' tasks, on any thread: over the app's own connections, not over the publisher's.
@@ -74,7 +74,7 @@ class Publisher:
         name: str = getattr(self._queues, asks[0].queue)
         try:
             self._app.send_task(
-                settings.PREFIX + loader,
+                celery_settings.PREFIX + loader,
                 kwargs={"asks": _rows(asks), "hops": hops},
                 queue=name,
                 countdown=after or None,
@@ -88,7 +88,7 @@ class Publisher:
         except Exception as error:  # kombu's transports raise what their drivers raise
             self._emit(PublishFailed(loader, name, len(asks), f"{type(error).__name__}: {error}"))
             return False
-        self._emit(HandedOn(loader, name, len(asks), hops, reason))
+        self._emit(TaskRequeued(loader, name, len(asks), hops, reason))
         return True
 
     def disconnect(self) -> None:
@@ -103,10 +103,10 @@ class Publisher:
         self._producer = None
         self._breaker.reset()
 
-    def _send(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+    def _send(self, info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
         lives_for = datetime.timedelta(seconds=info.load_for + EXPIRES_MARGIN)
         self._app.send_task(
-            settings.PREFIX + info.name,
+            celery_settings.PREFIX + info.name,
             kwargs={"asks": _rows(asks)},
             queue=queue,
             expires=datetime.datetime.now(datetime.UTC) + lives_for,
@@ -121,21 +121,21 @@ class Publisher:
     def _the_producer(self) -> Any:
         if self._producer is None:
             connection = self._app.connection_for_write(
-                transport_options=settings.publisher_options(self._app), connect_timeout=CONNECT_FOR
+                transport_options=celery_settings.publisher_options(self._app), connect_timeout=CONNECT_FOR
             )
             self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         return self._producer
 
-    def _failed(self, info: LoaderInfo, queue: str, asks: list[Ask], error: str) -> None:
+    def _failed(self, info: LoaderInfo, queue: str, asks: list[LoadRequest], error: str) -> None:
         self._emit(PublishFailed(info.name, queue, len(asks), error))
         self._undelivered(asks)
 
 
-def _rows(asks: Sequence[Ask]) -> list[list[str]]:
+def _rows(asks: Sequence[LoadRequest]) -> list[list[str]]:
     return [[ask.call, ask.token, ask.seen, ask.queue] for ask in asks]
 
 
-def shown(asks: Sequence[Ask]) -> str:
+def shown(asks: Sequence[LoadRequest]) -> str:
     """Return what tools show of a message: `product[42] +17`."""
     first = asks[0].call if len(asks[0].call) <= SHOWN else asks[0].call[: SHOWN - 1] + "…"
     return first if len(asks) == 1 else f"{first} +{len(asks) - 1}"

@@ -11,7 +11,7 @@ from sqlalchemy import Column, ForeignKey, Integer, Table, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from cacheworkers import Cache, Config, Load
-from cacheworkers.sql.outbox import Outbox
+from cacheworkers.sql.outbox.outbox import Outbox
 
 #: The product that pages ask for, and how many there are.
 MANY = 100

@@ -74,7 +74,7 @@ class Page:
                 value.dispose()
         del sys.modules[self._module.__name__]
 
-    def perform(self, block: Block) -> str:
+    def run_loads(self, block: Block) -> str:
         """Do with a block what its language and its mark ask for, and return what that was.
 
         Raises:

@@ -33,7 +33,7 @@ def test_every_block_works(page: str, postgres: Postgres, tmp_path: Path, monkey
         is_run = any((block.language, block.mark) == ("python", "") for block in blocks)
         names = prelude.of(page) if is_run else {}
         with Page(page, tmp_path, names, is_session=is_session) as running:
-            done = [running.perform(block) for block in blocks]
+            done = [running.run_loads(block) for block in blocks]
 
     assert len(done) == len(blocks)
     assert set(done) <= OUTCOMES
@@ -71,7 +71,7 @@ def test_a_block_that_does_not_work_is_found(case: str, tmp_path: Path) -> None:
         Page("page.md", tmp_path, {}, is_session=False) as page,
         pytest.raises((AssertionError, ArithmeticError, NameError, SyntaxError, ValueError)),
     ):
-        page.perform(BAD[case])
+        page.run_loads(BAD[case])
 
 
 def test_blocks_of_a_page_share_names_and_prints(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_blocks_of_a_page_share_names_and_prints(tmp_path: Path) -> None:
     blocks = blocks_of("page.md", f"{text}\n<!-- prints -->\n```text\n42\n```\n")
 
     with Page("page.md", tmp_path, {}, is_session=False) as page:
-        done = [page.perform(block) for block in blocks]
+        done = [page.run_loads(block) for block in blocks]
 
     assert done == ["run", "run", "printed"]
 

@@ -16,11 +16,11 @@ import pytest
 from mutation import script
 
 from cacheworkers import Cache
-from cacheworkers.flows.ports import Asked
+from cacheworkers.flows.ports import RecentRequests
 from cacheworkers.local.clock import StoreClock
-from cacheworkers.local.limiter import Limiter
-from cacheworkers.store import scripts
-from cacheworkers.store.scripts import Script
+from cacheworkers.local.rate_limiter import RateLimiter
+from cacheworkers.store.commands import scripts
+from cacheworkers.store.commands.scripts import Script
 
 #: When everything begins, milliseconds: later than it is, so that the store lets nothing expire by its real clock.
 BEGINS_AT_MS = 4_000_000_000_000
@@ -63,8 +63,8 @@ class ByHand:
         ports.l1.clear()
         ports.waiters.reset()
         ports.heat.reset()
-        ports.asked = Asked()
-        ports.revalidations = Limiter(ports.config.revalidate_rate)
+        ports.asked = RecentRequests()
+        ports.revalidations = RateLimiter(ports.config.revalidate_rate)
         for spec in self._specs.values():
             spec.pace.load_time = None
 

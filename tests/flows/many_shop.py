@@ -10,7 +10,7 @@ from by_hand import ByHand
 
 from cacheworkers import Cache, Load
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Stepper
 
 UNLUCKY = 1013
@@ -25,13 +25,13 @@ class Asks:
     """
 
     def __init__(self) -> None:
-        self.rounds: list[list[Ask]] = []
+        self.rounds: list[list[LoadRequest]] = []
         self.room = 10_000
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         return self.submit_all([ask]) == 1
 
-    def submit_all(self, asks: Sequence[Ask]) -> int:
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         self.rounds.append(list(asks[: self.room]))
         return min(len(asks), self.room)
 

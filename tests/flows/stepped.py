@@ -24,7 +24,7 @@ from cacheworkers import Cache, Load
 from cacheworkers.core.entry import Freshness
 from cacheworkers.flows.invalidate import Mode, invalidate_calls, invalidate_tags
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Stepper
 
 #: Seconds: far longer than any test takes, so that time passes only where a step says so.
@@ -261,7 +261,7 @@ class Processes:
         store, call, token = self.others.store, f"{name}[{number}]", secrets.token_hex(8)
         store.link.client().unlink(store.keys.lease(call))
         store.claim(call, token, lease_for=30).run()
-        ask = Ask(name, call, token, "", "miss")
+        ask = LoadRequest(name, call, token, "", "miss")
         Stepper(load(self.others, self._specs[name], [ask], self.others.worker)).finish()
         self._collect()
 
@@ -327,10 +327,10 @@ class Processes:
 
     def pass_time(self) -> None:
         """Let `l1_for` pass without proof."""
-        gate, ear = self.ports.gate, self._ear
-        gate.heard_at -= L1_FOR
-        gate.proven_at -= L1_FOR
-        gate._void_until -= L1_FOR
+        coherence, ear = self.ports.coherence, self._ear
+        coherence.heard_at -= L1_FOR
+        coherence.proven_at -= L1_FOR
+        coherence._void_until -= L1_FOR
         if ear is not None:
             ear.heard_at = ear.heard_at and ear.heard_at - L1_FOR
             ear.pings = collections.deque((sent - L1_FOR, ping) for sent, ping in ear.pings)
@@ -392,7 +392,7 @@ class _Barrier:
     """A step: the barrier, with the listener's work done while it waits."""
 
     def __init__(self, processes: Processes, barrier: Any) -> None:
-        self._processes = processes
+        self._runtimes = processes
         self._listener = barrier._listener
 
     def __repr__(self) -> str:
@@ -400,18 +400,18 @@ class _Barrier:
 
     def run(self) -> bool:
         pings = self._listener.ping()
-        self._processes._collect()
-        self._processes.deliver_all()
+        self._runtimes._collect()
+        self._runtimes.deliver_all()
         return pings is not None and all(ping.done() and ping.result() for ping in pings)
 
 
 class _Nobody:
     """Takes asks, and does nothing about them."""
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         return True
 
-    def submit_all(self, asks: Sequence[Ask]) -> int:
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         return len(asks)
 
     def close(self) -> None:

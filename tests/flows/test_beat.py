@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from cacheworkers import Cache
-from cacheworkers.events import Event, Swept, TicksMissed
+from cacheworkers.events import Event, GarbageCollected, MaintenanceMissed
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -23,12 +23,12 @@ def beaten(make_cache: MakeCache, **config: Any) -> Any:
 
 
 def sweeps(events: list[Event]) -> int:
-    return sum(isinstance(event, Swept) for event in events)
+    return sum(isinstance(event, GarbageCollected) for event in events)
 
 
 def test_two_beats_do_the_work_of_a_period_once(make_cache: MakeCache, events: list[Event]) -> None:
     """As do a beat that lets ticks pile up and sends them all, and a broker that delivers one twice."""
-    one, other = beaten(make_cache, sweep_every=600.0), beaten(make_cache, sweep_every=600.0)
+    one, other = beaten(make_cache, gc_interval=600.0), beaten(make_cache, gc_interval=600.0)
 
     for tick in (one, other, one, other):
         tick()
@@ -37,7 +37,7 @@ def test_two_beats_do_the_work_of_a_period_once(make_cache: MakeCache, events: l
 
 
 def test_the_next_period_s_work_is_done(make_cache: MakeCache, events: list[Event]) -> None:
-    one, other = beaten(make_cache, sweep_every=0.1), beaten(make_cache, sweep_every=0.1)
+    one, other = beaten(make_cache, gc_interval=0.1), beaten(make_cache, gc_interval=0.1)
 
     def ticked() -> bool:
         one()
@@ -50,13 +50,13 @@ def test_the_next_period_s_work_is_done(make_cache: MakeCache, events: list[Even
 def test_ticks_that_were_missed_are_told_once_beat_is_back(
     make_cache: MakeCache, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tick = beaten(make_cache, sweep_every=0.1)
-    monkeypatch.setattr("cacheworkers.process.LATE_MARGIN", 0.2)
+    tick = beaten(make_cache, gc_interval=0.1)
+    monkeypatch.setattr("cacheworkers.runtime.wiring.LATE_MARGIN", 0.2)
     tick()
-    assert not any(isinstance(event, TicksMissed) for event in events), "the first tick ever is not late"
+    assert not any(isinstance(event, MaintenanceMissed) for event in events), "the first tick ever is not late"
 
-    def missed() -> list[TicksMissed]:
-        return [event for event in events if isinstance(event, TicksMissed)]
+    def missed() -> list[MaintenanceMissed]:
+        return [event for event in events if isinstance(event, MaintenanceMissed)]
 
     cache = make_cache()
     keys: Any = cache._ports.store.keys

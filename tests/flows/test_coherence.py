@@ -19,10 +19,10 @@ from stepped import ENTRIES, L1_FOR, Processes, Reading, hold
 
 from cacheworkers import Cache
 from cacheworkers.flows import invalidate as invalidating
-from cacheworkers.local.gate import Gate
+from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
-from cacheworkers.store.ear import Ear
-from cacheworkers.store.listener import Listener
+from cacheworkers.store.tracking.listener import Listener
+from cacheworkers.store.tracking.tracking_connection import TrackingConnection
 from cacheworkers.testing import Stepper
 
 MakeProcesses = Callable[[], Processes]
@@ -30,7 +30,7 @@ MakeProcesses = Callable[[], Processes]
 
 @pytest.fixture
 def make_processes(make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch) -> MakeProcesses:
-    options = {"l1_for": L1_FOR, "l1_entries": ENTRIES, "revalidate_rate": 1e6, "heat_every": 0.0}
+    options = {"l1_for": L1_FOR, "l1_entries": ENTRIES, "revalidate_rate": 1e6, "access_report_interval": 0.0}
     return lambda: Processes(make_cache(**options), make_cache(**options), monkeypatch)
 
 
@@ -105,34 +105,34 @@ def is_not_emptied_when_the_link_is_back(patch: pytest.MonkeyPatch) -> None:
 
 
 def answers_after_a_loss(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Gate, "lost", lambda gate, at: None)
+    patch.setattr(Coherence, "lost", lambda coherence, at: None)
 
 
 def never_asks_for_proof(patch: pytest.MonkeyPatch) -> None:
-    heard = Gate.heard
-    patch.setattr(Gate, "heard", lambda gate, at: heard(gate, float("inf")))
+    heard = Coherence.heard
+    patch.setattr(Coherence, "heard", lambda coherence, at: heard(coherence, float("inf")))
 
 
 def takes_an_answer_for_news(patch: pytest.MonkeyPatch) -> None:
-    ponged = Ear.ponged
+    ponged = TrackingConnection.ponged
 
-    def now(ear: Ear) -> tuple[float, float]:
+    def now(ear: TrackingConnection) -> tuple[float, float]:
         sent, received = ponged(ear)
         ear.heard_at = received
         return sent, received
 
-    patch.setattr(Ear, "ponged", now)
+    patch.setattr(TrackingConnection, "ponged", now)
 
 
 def waits_for_no_push_of_its_own(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(invalidating, "hear_of_it", lambda ports: iter(()))
+    patch.setattr(invalidating, "receive_own_push", lambda ports: iter(()))
 
 
 def takes_the_barrier_for_granted(patch: pytest.MonkeyPatch) -> None:
-    def hear_of_it(ports: Any) -> Generator[Any, Any, None]:
+    def receive_own_push(ports: Any) -> Generator[Any, Any, None]:
         yield ports.listener.barrier(1.0)
 
-    patch.setattr(invalidating, "hear_of_it", hear_of_it)
+    patch.setattr(invalidating, "receive_own_push", receive_own_push)
 
 
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Scene]] = {

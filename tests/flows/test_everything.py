@@ -27,21 +27,21 @@ from sqlalchemy import Engine, create_engine, event
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry, Freshness
-from cacheworkers.core.read import Read
+from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
+from cacheworkers.flows.garbage_collection import sweep
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.flows.reload import reload_tags
-from cacheworkers.flows.sweep import sweep
 from cacheworkers.local.l1 import L1
-from cacheworkers.sql import drain as draining
-from cacheworkers.sql.outbox import TRIGGER
-from cacheworkers.store.shapes import Claimed
-from cacheworkers.store.store import Store
+from cacheworkers.sql.outbox import relay as draining
+from cacheworkers.sql.outbox.outbox import TRIGGER
+from cacheworkers.store.commands.replies import Claimed
+from cacheworkers.store.commands.store import Store
 from cacheworkers.testing import Stepper
 
 AT_ONCE = 3
@@ -69,9 +69,9 @@ class Asks:
     """A dispatcher that keeps what it is given, for workers to take."""
 
     def __init__(self) -> None:
-        self.waiting: list[Ask] = []
+        self.waiting: list[LoadRequest] = []
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         self.waiting.append(ask)
         return True
 
@@ -158,8 +158,8 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             n, version = self.told[-1] if is_since and self.told else (0, 0)
             view = world.price.since(Invalidation(n, 0))
             call = view._bind((NUMBER,), {})
-            wanted = msgspec.structs.replace(view._wanted(call, None, spec.codec.decode), wait_for=wait_for)
-            going = Stepper(reading.read(ports, spec, call, wanted))
+            options = msgspec.structs.replace(view._options(call, None, spec.codec.decode), wait_for=wait_for)
+            going = Stepper(reading.read(ports, spec, call, options))
             self.readers.append(Reader(going, self.hard, self.any, version))
 
         @precondition(lambda self: self.readers)
@@ -203,7 +203,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             token = secrets.token_hex(8)
             seen = envelope.version_of(store.get(self.call).run())
             if isinstance(store.claim(self.call, token, lease_for=30, seen=seen).run(), Claimed):
-                ask = Ask("price", self.call, token, seen.hex(), "miss")
+                ask = LoadRequest("price", self.call, token, seen.hex(), "miss")
                 self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
         @precondition(lambda self: len(self.loads) < AT_ONCE)
@@ -214,7 +214,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             seen = envelope.version_of(store.get(self.call).run())
             [claim] = store.claim_many([(self.call, token, seen)], lease_for=30, warms=True).run()
             if isinstance(claim, Claimed):
-                ask = Ask("price", self.call, token, seen.hex(), "warm")
+                ask = LoadRequest("price", self.call, token, seen.hex(), "warm")
                 self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
         @precondition(lambda self: world.asks.waiting and len(self.loads) < AT_ONCE)
@@ -508,7 +508,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         MODES,
     ),
     "a read heeds no since": (
-        python(reading, "_look", "or entry.seq < wanted.since", ""),
+        python(reading, "_look", "or entry.seq < options.since", ""),
         (*LOADS, *CHANGES, *READERS),
         ("soft",),
     ),

@@ -148,9 +148,9 @@ def test_when_it_is_revalidated_and_how_often_its_load_has_begun(cache: Cache) -
 
     for _ in range(5):
         cache._ports.heat.count("number[1]")
-    cache.tell_heat()
+    cache.report_accesses()
     hot = cache.explain("number[1]")
-    assert hot.fresh_for is not None and hot.revalidates_in == hot.fresh_for - cache.config.warm_every - 1.0
+    assert hot.fresh_for is not None and hot.revalidates_in == hot.fresh_for - cache.config.warm_interval - 1.0
 
     store: Any = cache._ports.store
     store.claim("number[7]", "a" * 16, lease_for=60.0).run()

@@ -14,7 +14,7 @@ from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import run
 from cacheworkers.core.entry import Entry
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing.servers import wait_until
 
 LOAD_TIME = 20.0
@@ -39,7 +39,7 @@ class Shop:
 
     def __init__(self, cache: Cache) -> None:
         self.ports = cache._ports
-        self.asks: list[Ask] = []
+        self.asks: list[LoadRequest] = []
 
         @cache.loader(fresh_for=100, jitter=0, early=1.0)
         def price(load: Load, number: int) -> int:
@@ -55,11 +55,11 @@ class Shop:
         store.link.client().set(store.keys.entry("price[1]"), envelope.pack(self.entry), ex=100)
         self.forget()
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         self.asks.append(ask)
         return True
 
-    def submit_all(self, asks: Sequence[Ask]) -> int:
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         self.asks += asks
         return len(asks)
 

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from cacheworkers import Cache, Load, LoadError, LoadTimeout
-from cacheworkers.store.scripts import CLAIM, Script
+from cacheworkers.store.commands.scripts import CLAIM, Script
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -56,7 +56,7 @@ def made(make_cache: MakeCache, full: Full) -> Callable[..., tuple[Any, list[int
     """Make a loader and the list of what it has loaded."""
 
     def make(work: Callable[[int], None] = lambda n: None, **policy: Any) -> tuple[Any, list[int]]:
-        cache, loads = make_cache(redis_url=full.url, backoff_for=LONG, backoff_most_for=LONG), []
+        cache, loads = make_cache(redis_url=full.url, backoff_for=LONG, max_backoff_for=LONG), []
 
         @cache.loader(tags=("n:{n}",), **{"jitter": 0, "early": 0, **policy})
         def number(load: Load, n: int) -> int:
@@ -98,7 +98,7 @@ def test_a_miss_is_served_though_its_claim_is_refused(
     number.peek(2)
     full.fill()
     with monkeypatch.context() as patch:
-        patch.setattr("cacheworkers.store.scripts.CLAIM", _without_its_flag())
+        patch.setattr("cacheworkers.store.commands.scripts.CLAIM", _without_its_flag())
         assert READS[how](number, 2) == 20
 
     assert link.client().exists(number._ports.store.keys.lease("number[2]")) == 0
@@ -196,7 +196,7 @@ def test_who_may_not_load_here_is_told(made: Any, full: Full) -> None:
 
 def test_it_is_stored_again_once_there_is_room(make_cache: MakeCache, full: Full) -> None:
     """After a backoff that does not grow."""
-    cache = make_cache(redis_url=full.url, backoff_for=0.01, backoff_most_for=LONG)
+    cache = make_cache(redis_url=full.url, backoff_for=0.01, max_backoff_for=LONG)
 
     @cache.loader(jitter=0, early=0)
     def number(load: Load, n: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load, StoreUnavailable
-from cacheworkers.flows.warm import tell_heat
+from cacheworkers.flows.warm import report_accesses
 from cacheworkers.testing import Stepper, Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -20,7 +20,7 @@ SELDOM = 3600.0
 
 def made(make_cache: MakeCache, **options: Any) -> tuple[Cache, Any]:
     """A cache that tells nothing by itself while a test runs, and a loader."""
-    cache = make_cache(heat_every=SELDOM, heat_half_life=SELDOM, **options)
+    cache = make_cache(access_report_interval=SELDOM, access_half_life=SELDOM, **options)
 
     @cache.loader(fresh_for=3000, early=0, jitter=0)
     def number(load: Load, n: int) -> int:
@@ -49,7 +49,7 @@ def test_what_an_outage_kept_from_being_told_is_told_after_it(
         for _ in range(4):
             number.get(n)
 
-    telling = Stepper(tell_heat(cache._ports))
+    telling = Stepper(report_accesses(cache._ports))
     telling.step()
     [told] = number.hot()
     server.kill()
@@ -59,7 +59,7 @@ def test_what_an_outage_kept_from_being_told_is_told_after_it(
 
     def is_told() -> bool:
         try:
-            return cache.tell_heat() == 1
+            return cache.report_accesses() == 1
         except StoreUnavailable:
             return False
 
@@ -67,7 +67,7 @@ def test_what_an_outage_kept_from_being_told_is_told_after_it(
     [found] = number.hot()
     assert {found[0], told[0]} == {"number[1]", "number[2]"}
     assert found[1] == pytest.approx(4, rel=0.05)
-    assert cache.tell_heat() == 0
+    assert cache.report_accesses() == 0
 
 
 def test_what_could_not_be_told_takes_bounded_memory(make_cache: MakeCache) -> None:
@@ -79,7 +79,7 @@ def test_what_could_not_be_told_takes_bounded_memory(make_cache: MakeCache) -> N
         heat.count("number[7]", 50)
         heat.count_each(f"number[{1000 * round_ + n}]" for n in range(60))
         with pytest.raises(StoreUnavailable):
-            cache.tell_heat()
+            cache.report_accesses()
 
     assert len(heat) <= 101
     assert heat.taken((), 1).keys() == {"number[7]"}

@@ -18,8 +18,8 @@ from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.flows import load as loading
 from cacheworkers.flows.invalidate import invalidate_tags
-from cacheworkers.flows.ports import Ask
-from cacheworkers.store.store import Store
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.store.commands.store import Store
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -78,7 +78,7 @@ class Replicated:
         seen = envelope.version_of(self.ports.store.get(call).run())
         if type(self.ports.store.claim(call, token, lease_for=30, seen=seen).run()).__name__ != "Claimed":
             return None
-        ask = Ask("price", call, token, seen.hex(), "revalidate")
+        ask = LoadRequest("price", call, token, seen.hex(), "revalidate")
         return Stepper(loading.load(self.ports, self.spec, [ask], self.ports.worker))
 
     def pass_time(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Config, InvalidationIncomplete, Load
-from cacheworkers.store.wire import Wire, pack
+from cacheworkers.store.connections.connection import Connection, pack
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -37,7 +37,7 @@ class Late:
             self.seen += 1
             if self.seen != self.at:
                 return exchange(commands)
-            wire = Wire(wires.pool(), GIVES_UP_AFTER, wires._spin)
+            wire = Connection(wires.pool(), GIVES_UP_AFTER, wires._spin)
             proxy.hold_replies()
             try:
                 return wire.exchange(pack(commands), len(commands))

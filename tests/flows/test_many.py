@@ -12,7 +12,7 @@ import pytest
 from cacheworkers import Cache, Load, LoadErrors
 from cacheworkers.core import envelope
 from cacheworkers.events import Served
-from cacheworkers.store.link import Request
+from cacheworkers.store.connections.transport import Request
 from cacheworkers.testing.servers import wait_until
 
 
@@ -60,7 +60,7 @@ def test_nothing_is_kept_in_memory_while_pushes_are_not_heard(cache: Cache, many
     prices, _ = priced(cache)
     prices.get_many([1, 2])
     ports = cache._ports
-    wait_until(lambda: ports.gate.is_coherent)
+    wait_until(lambda: ports.coherence.is_coherent)
     ports.listener.close()
     ports.l1.clear()
 
@@ -87,11 +87,11 @@ def test_a_push_between_the_get_and_the_fill_keeps_the_old_value_out(cache: Cach
 def test_every_key_counts_as_a_read_and_is_told_of(cache: Cache, events: list[Any], many: Any) -> None:
     prices, _ = priced(cache, l1_for=0.0)
     prices.get_many([1, 2, 3])
-    cache.tell_heat()
+    cache.report_accesses()
     events.clear()
 
     many(prices, [1, 2, 3])
-    cache.tell_heat()
+    cache.report_accesses()
 
     served = [(each.loader, each.freshness, each.tier) for each in events if isinstance(each, Served)]
     assert served == [("prices", "fresh", "store")] * 3
@@ -162,7 +162,7 @@ def test_values_come_in_the_order_of_the_keys_wherever_each_was_found(cache: Cac
     prices, loads = priced(cache, stale_for=60, fresh_for=60)
     prices.get_many(range(10))
     ports = cache._ports
-    wait_until(lambda: ports.gate.is_coherent)
+    wait_until(lambda: ports.coherence.is_coherent)
     store = ports.store
     for key in (2, 7):
         entry = prices.peek(key).entry
@@ -183,11 +183,11 @@ def test_without_memory_many_are_read_from_the_store_each_time(make_cache: Any, 
     cache = make_cache(l1_entries=0)
     prices, loads = priced(cache)
     prices.get_many([1, 2])
-    wait_until(lambda: cache._ports.gate.is_coherent)
+    wait_until(lambda: cache._ports.coherence.is_coherent)
 
     assert many(prices, [1, 2]) == {1: 10, 2: 20}
 
     assert len(cache._ports.l1) == 0
-    assert prices._many_wanted.keep is None
+    assert prices._many_options.keep is None
     assert prices.read(1).tier == "store"
     assert sorted(loads) == [1, 2]

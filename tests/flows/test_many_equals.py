@@ -19,8 +19,8 @@ from cacheworkers.core import envelope
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
-from cacheworkers.local.bell import Place
 from cacheworkers.local.waiters import Waiter, Waiters
+from cacheworkers.local.wakeup import NamedWaker
 from cacheworkers.testing import Stepper
 
 Outcome = tuple[str, Any]
@@ -94,15 +94,15 @@ cases = st.builds(
 
 def see_through(shop: Shop, going: Sequence[Stepper[Any]], case: Case) -> None:
     """Let reads go on side by side; when all wait, workers come, then time is up."""
-    for turn in itertools.count():
-        assert turn < 20, [each.at for each in going]
+    for state in itertools.count():
+        assert state < 20, [each.at for each in going]
         for each in going:
             while each.at not in ("wait", ""):
                 each.step()
         waiting = [each for each in going if each.at]
         if not waiting:
             return
-        if case.do_workers_come and shop.asks.rounds and not turn:
+        if case.do_workers_come and shop.asks.rounds and not state:
             told = shop.asks.rounds[:]
             shop.work()
             shop.asks.rounds[:] = told
@@ -218,7 +218,7 @@ class Walk:
     def check_sleepers(self) -> None:
         """Nobody sleeps whose value is there, once all pushes were heard."""
         flights = self.shop.ports.waiters._flights.values()
-        calls = [flight.call for flight in flights if any(isinstance(bed, Place) for bed in flight._threads)]
+        calls = [flight.call for flight in flights if any(isinstance(bed, NamedWaker) for bed in flight._threads)]
         if calls:
             found = self.shop.ports.store.get_many(calls).run()
             assert found == [None] * len(calls), f"slept through the push of one of {calls}"
@@ -314,8 +314,8 @@ class Walk:
 
     def end(self) -> None:
         """Nobody waits for ever: workers and time bring every read to its end."""
-        for turn in itertools.count():
-            assert turn < 500, [each.at for each, _, _ in self.going]
+        for state in itertools.count():
+            assert state < 500, [each.at for each, _, _ in self.going]
             if not self.going:
                 break
             self.begin_load()
@@ -323,7 +323,7 @@ class Walk:
                 going.finish()
             self.loads.clear()
             self.shop.by_hand.hear()
-            if turn % 10 == 9:
+            if state % 10 == 9:
                 self.shop.by_hand._time._clock.now_ms += 40_000
                 self.shop.by_hand.go_on()
             self.read_on()
@@ -348,7 +348,7 @@ def test_no_walk_reads_what_is_too_old_or_waits_for_ever(
 SLEEPER = 484
 #: What was removed -> how it is removed, and what is found.
 MUTANTS: dict[str, tuple[Mutation, str]] = {
-    "a wake before the sleep is heeded": (python(Waiter, "lie_down", "if self.woken:", "if False:"), "slept through"),
+    "a wake before the sleep is heeded": (python(Waiter, "register", "if self.woken:", "if False:"), "slept through"),
     "who has read is no waiter": (python(Waiters, "leave", "flight._waiters.discard(waiter)", "pass"), "is_idle"),
 }
 

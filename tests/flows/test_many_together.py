@@ -16,9 +16,9 @@ from cacheworkers import Cache, Config, Load, LoadError, LoadErrors, LoadTimeout
 from cacheworkers.core import envelope
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.flows.wait import POLL_FOR
-from cacheworkers.store.request import Request
+from cacheworkers.store.connections.request import Request
 from cacheworkers.testing import Stepper
 
 
@@ -122,7 +122,10 @@ def test_a_push_between_claim_and_sleep_is_not_slept_through(shop: Shop) -> None
     whole(going)
     late(going)  # the claims have been done, their reply is on its way
     store = shop.ports.store
-    asks = [Ask("prices", f"prices[{key}]", store.lease(f"prices[{key}]").run()["token"], "", "miss") for key in (1, 2)]
+    asks = [
+        LoadRequest("prices", f"prices[{key}]", store.lease(f"prices[{key}]").run()["token"], "", "miss")
+        for key in (1, 2)
+    ]
     shop.asks.rounds[:] = [asks]
     shop.work()
 

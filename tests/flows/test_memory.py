@@ -14,10 +14,10 @@ from test_protocol import Shop
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
-from cacheworkers.flows import here
+from cacheworkers.flows import local_load
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.ports import Ask
-from cacheworkers.local.gate import NEVER
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.local.coherence import NEVER
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -43,7 +43,7 @@ def remembered(shop: Shop) -> None:
 def lose_the_listener(shop: Shop) -> None:
     for ear in list(shop.ports.listener._ears):
         ear.socket.shutdown(socket.SHUT_RDWR)
-    wait_until(lambda: shop.ports.gate.lost_at != NEVER)
+    wait_until(lambda: shop.ports.coherence.lost_at != NEVER)
 
 
 def in_memory(shop: Shop) -> Any:
@@ -54,18 +54,18 @@ def in_memory(shop: Shop) -> Any:
 def reader(shop: Shop, since: int = 0) -> Stepper[Any]:
     """A reader of product[1] that waits for nobody."""
     call = shop.product._bind((1,), {})
-    wanted = shop.product._wanted(call, (1,), shop.spec.codec.decode)
-    wanted = msgspec.structs.replace(wanted, since=since, wait_for=0.0)
-    return Stepper(reading.read(shop.ports, shop.spec, call, wanted))
+    options = shop.product._options(call, (1,), shop.spec.codec.decode)
+    options = msgspec.structs.replace(options, since=since, wait_for=0.0)
+    return Stepper(reading.read(shop.ports, shop.spec, call, options))
 
 
 class Asks:
     """A dispatcher that keeps what it is given."""
 
     def __init__(self) -> None:
-        self.taken: list[Ask] = []
+        self.taken: list[LoadRequest] = []
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         self.taken.append(ask)
         return True
 
@@ -134,8 +134,8 @@ def test_since_of_what_memory_has_kept_while_the_store_is_away(shop: Shop) -> No
     call = shop.product._bind((1,), {})
     decode = shop.spec.codec.decode
 
-    assert here.kept(shop.ports, call, decode, 0) is not None
-    assert here.kept(shop.ports, call, decode, done.seq) is None
+    assert local_load.kept(shop.ports, call, decode, 0) is not None
+    assert local_load.kept(shop.ports, call, decode, done.seq) is None
 
 
 # -- the listener
@@ -213,7 +213,7 @@ def test_memory_does_not_answer_once_a_ping_is_overdue(shop: Shop) -> None:
     remembered(shop)
     assert shop.product.read(1).tier == "l1"
 
-    shop.ports.gate.heard_at = shop.ports.gate.proven_at = time.monotonic() - shop.product._l1_for - 1.0
+    shop.ports.coherence.heard_at = shop.ports.coherence.proven_at = time.monotonic() - shop.product._l1_for - 1.0
 
     assert shop.product.read(1).tier == "store"
 
@@ -223,7 +223,7 @@ def test_while_something_is_loaded_here_everybody_else_is_answered_from_memory(s
     tiers: dict[str, list[str]] = {"inside": [], "beside": []}
 
     def read_beside() -> None:
-        assert shop.ports.gate.heard_at == NEVER
+        assert shop.ports.coherence.heard_at == NEVER
         tiers["beside"].append(shop.product.read(1).tier)
         assert shop.product.get_many([1]) == {1: 1}
         assert shop.product.get(1) == 1

@@ -11,15 +11,15 @@ import test_protocol as races
 from mutation import Mutation, python, script
 
 from cacheworkers import Cache
-from cacheworkers.face import Face
-from cacheworkers.flows import here
+from cacheworkers.flows import garbage_collection as sweeping
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
+from cacheworkers.flows import local_load
 from cacheworkers.flows import read as reading
-from cacheworkers.flows import sweep as sweeping
 from cacheworkers.local.l1 import L1
-from cacheworkers.store.shapes import Doomed, Registered
-from cacheworkers.store.store import Store
+from cacheworkers.runtime.loader_base import LoaderBase
+from cacheworkers.store.commands.replies import Doomed, Registered
+from cacheworkers.store.commands.store import Store
 
 
 def never_conflicts(patch: pytest.MonkeyPatch) -> None:
@@ -35,22 +35,22 @@ def never_conflicts(patch: pytest.MonkeyPatch) -> None:
 
 
 def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
-    doom = Store.doom
+    detach = Store.detach
 
     def own(self: Store, tag: str, n: int) -> Any:
-        step = doom(self, tag, n)
+        step = detach(self, tag, n)
         shape = step._shape
         step._shape = lambda replies: [each for each in shape(replies) if f":{n}:" in each.name]
         return step
 
-    patch.setattr(Store, "doom", own)
+    patch.setattr(Store, "detach", own)
 
 
 def removes_members_first(patch: pytest.MonkeyPatch) -> None:
-    def drain(ports: Any, tag: str, doomed: Doomed, told: Any) -> Generator[Any, Any, int]:
+    def drain(ports: Any, tag: str, detached: Doomed, told: Any) -> Generator[Any, Any, int]:
         entries = 0
-        while calls := (yield ports.store.doomed_chunk(doomed.name)):
-            yield ports.store.drained(tag, doomed.shard, doomed.name, calls)
+        while calls := (yield ports.store.detached_chunk(detached.name)):
+            yield ports.store.drained(tag, detached.shard, detached.name, calls)
             entries += yield ports.store.drop(calls)
         return entries
 
@@ -113,7 +113,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         never_conflicts,
         races.test_invalidation_between_load_and_register_is_seen_by_the_load,
     ),
-    "drains only its own doomed set": (
+    "drains only its own detached set": (
         drains_only_its_own,
         races.test_second_invalidation_drains_what_the_first_put_aside,
     ),
@@ -121,7 +121,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         removes_members_first,
         races.test_crashed_invalidator_leaves_work_that_the_next_one_finishes,
     ),
-    "a repeated doom reuses its name": (
+    "a repeated detach reuses its name": (
         script("DOOM", 'while redis.call("EXISTS", name) == 1 do', "while false do"),
         races.test_doom_sent_twice_puts_nothing_out_of_reach,
     ),
@@ -199,7 +199,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_soft_invalidation_leaves_the_entry_findable_by_a_hard_one,
     ),
     "a soft invalidation leaves what a hard one began": (
-        python(invalidating, "invalidate_tags", "doomed = yield ports.store.doomed_sets(tag)", "doomed = []"),
+        python(invalidating, "invalidate_tags", "detached = yield ports.store.detached_sets(tag)", "detached = []"),
         races.test_soft_invalidation_finishes_a_hard_one_that_died,
     ),
     "a soft invalidation leaves no mark": (
@@ -242,23 +242,23 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         memory.test_since_by_the_quick_way,
     ),
     "the flow heeds no since": (
-        python(reading, "_look", " or entry.seq < wanted.since", ""),
+        python(reading, "_look", " or entry.seq < options.since", ""),
         memory.test_since_by_the_flow,
     ),
     "a peek heeds no since": (
-        python(reading, "peek", " or entry.seq < wanted.since", ""),
+        python(reading, "peek", " or entry.seq < options.since", ""),
         memory.test_since_of_a_peek,
     ),
     "memory heeds no since": (
-        python(Face, "_slot", " and slot.entry.seq >= self._since", ""),
+        python(LoaderBase, "_slot", " and slot.entry.seq >= self._since", ""),
         memory.test_since_from_memory,
     ),
     "memory without a store heeds no since": (
-        python(here, "kept", " or slot.entry.seq < since", ""),
+        python(local_load, "kept", " or slot.entry.seq < since", ""),
         memory.test_since_of_what_memory_has_kept_while_the_store_is_away,
     ),
     "the quick way keeps what nobody listens for": (
-        python(Face, "_through_store", "guard if is_coherent else None", "guard"),
+        python(LoaderBase, "_through_store", "guard if is_coherent else None", "guard"),
         memory.test_what_is_read_while_nobody_listens_is_not_kept,
     ),
     "the flow keeps what nobody listens for": (
@@ -274,11 +274,11 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         memory.test_memory_is_emptied_when_the_listener_comes_back,
     ),
     "an invalidation does not wait for its pushes": (
-        python(invalidating, "hear_of_it", "not (yield ports.listener.barrier(BARRIER_FOR))", "(yield from ())"),
+        python(invalidating, "receive_own_push", "not (yield ports.listener.barrier(BARRIER_FOR))", "(yield from ())"),
         memory.test_an_invalidation_waits_until_its_own_process_has_heard_of_it,
     ),
     "a silent listener is believed": (
-        python(Face, "_slot", " and now - self._gate.proven_at < self._l1_for", ""),
+        python(LoaderBase, "_slot", " and now - self._coherence.proven_at < self._l1_for", ""),
         memory.test_memory_does_not_answer_once_a_ping_is_overdue,
     ),
     "a plain INCR": (

@@ -13,7 +13,7 @@ from cacheworkers.core import envelope
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -40,8 +40,8 @@ class Shop:
         """A worker with a claim for product[1] in its hands."""
         token = secrets.token_hex(8)
         self.ports.store.claim("product[1]", token, lease_for=30, seen=self.seen()).run()
-        the_ask = Ask("product", "product[1]", token, self.seen().hex(), "miss")
-        return Stepper(loading.load(self.ports, self.spec, [the_ask], self.ports.worker))
+        request = LoadRequest("product", "product[1]", token, self.seen().hex(), "miss")
+        return Stepper(loading.load(self.ports, self.spec, [request], self.ports.worker))
 
     def invalidator(self, mode: Any = "hard", tag: str = "product:1") -> Stepper[Any]:
         return Stepper(invalidating.invalidate_tags(self.ports, [tag], mode))
@@ -86,7 +86,7 @@ def test_invalidation_between_register_and_write_breaks_the_lease(shop: Shop) ->
 
 
 def test_write_between_the_two_halves_of_a_drop_is_refused(shop: Shop) -> None:
-    """What a doomed set names is deleted by two commands: a load that writes between them has lost its lease already.
+    """What a detached set names is deleted by two commands: a load that writes between them has lost its lease already.
 
     Else its old value would stay, fresh and in no tag set, and the next invalidation would not find it either.
     """
@@ -150,7 +150,7 @@ def test_second_invalidation_drains_what_the_first_put_aside(shop: Shop) -> None
 
 
 def test_crashed_invalidator_leaves_work_that_the_next_one_finishes(shop: Shop) -> None:
-    """Members leave the doomed set only after deletion."""
+    """Members leave the detached set only after deletion."""
     shop.loader().finish()
     shop.invalidator().until("unlink").crash()
     assert shop.stored() == (1, "fresh")
@@ -280,14 +280,14 @@ def test_doom_sent_twice_puts_nothing_out_of_reach(shop: Shop) -> None:
     """A late reply makes a client repeat a script: the second rename must not overwrite the first set."""
     store = shop.ports.store
     shop.loader().finish()
-    doom = store.doom("product:1", store.next_seq().run())
-    doom.run()
+    detach = store.detach("product:1", store.next_seq().run())
+    detach.run()
     store.register([("product[2]", ["product:1"], 60.0)], load_for=10).run()
 
-    doomed = doom.run()
+    detached = detach.run()
 
-    assert len(doomed) == 2
-    members = {call for each in doomed for call in store.doomed_chunk(each.name).run()}
+    assert len(detached) == 2
+    members = {call for each in detached for call in store.detached_chunk(each.name).run()}
     assert members == {"product[1]", "product[2]"}
 
 
@@ -538,8 +538,8 @@ def test_racing_push_wins_over_a_fill(shop: Shop) -> None:
     shop.ports.listener.start()
     wait_until(lambda: shop.ports.listener.is_up)
     call = shop.product._bind((1,), {})
-    wanted = shop.product._wanted(call, (1,), shop.spec.codec.decode)
-    read = Stepper(reading.read(shop.ports, shop.spec, call, wanted)).until("get")
+    options = shop.product._options(call, (1,), shop.spec.codec.decode)
+    read = Stepper(reading.read(shop.ports, shop.spec, call, options)).until("get")
     raw = read._step.run()
     shop.price = 2
     shop.product.invalidate(1)

@@ -19,9 +19,9 @@ from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask
-from cacheworkers.flows.read import Wanted, read
-from cacheworkers.store.shapes import Claimed, Registered, Snapshot
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.flows.read import ReadOptions, read
+from cacheworkers.store.commands.replies import Claimed, Registered, Snapshot
 from cacheworkers.testing import Stepper
 
 AT_ONCE = 3
@@ -51,7 +51,7 @@ def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
             token = secrets.token_hex(8)
             seen = envelope.version_of(store.get(self.call).run())
             if isinstance(store.claim(self.call, token, lease_for=30, seen=seen).run(), Claimed):
-                ask = Ask("price", self.call, token, seen.hex(), "miss")
+                ask = LoadRequest("price", self.call, token, seen.hex(), "miss")
                 self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
         @precondition(lambda self: self.loads)
@@ -194,10 +194,10 @@ def test_a_look_before_registering_is_checked_by_the_claim(cache: Cache, prices:
     store = ports.store
     assert store.get(call.text).run() is None
     store.claim(call.text, token, lease_for=30).run()
-    ask = Ask("price", call.text, token, "", "miss")
+    ask = LoadRequest("price", call.text, token, "", "miss")
     Stepper(load(ports, spec, [ask], ports.worker)).finish()
 
-    reader = Stepper(read(ports, spec, call, Wanted(spec.codec.decode, 0, 5.0), is_known_missing=True))
+    reader = Stepper(read(ports, spec, call, ReadOptions(spec.codec.decode, 0, 5.0), is_known_missing=True))
 
     assert reader.at == "claim"
     assert reader.step() == "get"

@@ -15,8 +15,8 @@ import pytest
 
 from cacheworkers import Cache, Load
 from cacheworkers.core.driver import run
-from cacheworkers.flows.ports import Ask
-from cacheworkers.flows.read import Wanted, read
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.flows.read import ReadOptions, read
 from cacheworkers.local.clock import StoreClock
 
 MEMBERS = 600
@@ -47,14 +47,14 @@ class Clock(StoreClock):
         return self._began[1] + self.passed
 
 
-class Asked:
+class RecentRequests:
     """A dispatcher that notes what it is asked for, and when; nobody loads it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.at: dict[str, float] = {}
 
-    def submit(self, ask: Ask) -> bool:
+    def submit(self, ask: LoadRequest) -> bool:
         assert ask.call not in self.at, "asked for twice"
         self.at[ask.call] = self._clock.passed
         return True
@@ -73,7 +73,7 @@ class Shop:
         self.number, self.spec = number, cache._loaders["number"]
         number.get_many(range(MEMBERS))
         self.clock = Clock(self.ports.clock)
-        self.asked = Asked(self.clock)
+        self.asked = RecentRequests(self.clock)
         self.ports.clock = self.clock
         self.ports.dispatcher = self.asked  # type: ignore[assignment]  # it is asked for single calls only
 
@@ -84,7 +84,7 @@ class Shop:
 
     def read(self, n: int) -> str:
         call = self.spec.signature.bind((n,), {})
-        return run(read(self.ports, self.spec, call, Wanted(self.spec.codec.decode, 0, 5.0))).freshness.value
+        return run(read(self.ports, self.spec, call, ReadOptions(self.spec.codec.decode, 0, 5.0))).freshness.value
 
     def read_for(self, seconds: float, per_second: int, chance: random.Random) -> None:
         """Read by a Zipf law, evenly in time."""
@@ -158,9 +158,9 @@ def test_what_is_not_asked_for_is_not_kept_in_memory(make_shop: Any) -> None:
     """Else its next reads would not ask either."""
     shop = make_shop(revalidate_rate=1.0)
     kept: list[str] = []
-    wanted = Wanted(shop.spec.codec.decode, 0, 5.0, lambda entry, *_: kept.append(entry.call))
+    wanted = ReadOptions(shop.spec.codec.decode, 0, 5.0, lambda entry, *_: kept.append(entry.call))
     shop.soften()
-    shop.ports.gate.heard(1.0)
+    shop.ports.coherence.heard(1.0)
 
     for n in (1, 2, 3):
         run(read(shop.ports, shop.spec, shop.spec.signature.bind((n,), {}), wanted))

@@ -20,8 +20,8 @@ MakeCache = Callable[..., Cache]
 @pytest.fixture(autouse=True)
 def short_margins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Members and marks are kept for minutes after they could be needed; here for moments."""
-    monkeypatch.setattr("cacheworkers.flows.sweep.MAX_LOAD_FOR", 0.05)
-    monkeypatch.setattr("cacheworkers.store.store.REGISTRATION_MARGIN", 0.05)
+    monkeypatch.setattr("cacheworkers.flows.garbage_collection.MAX_LOAD_FOR", 0.05)
+    monkeypatch.setattr("cacheworkers.store.commands.store.REGISTRATION_MARGIN", 0.05)
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def thing(cache: Cache, **policy: Any) -> Any:
 
 def test_after_all_entries_have_expired_one_sweep_leaves_only_seq(make_cache: MakeCache) -> None:
     """Memory returns to what live entries need; marks go once no load can need them, heat with its half-lives."""
-    cache = make_cache(heat_half_life=0.02)
+    cache = make_cache(access_half_life=0.02)
     things = thing(cache, fresh_for=0.05, stale_for=0.0, error_for=0.0, negative_for=0.05, load_for=1.0)
     for n in range(50):
         things.get(n)
     cache.invalidate("t:7", "all")
     cache.invalidate("t:8", mode="soft")
     things.get(3)
-    cache.tell_heat()
+    cache.report_accesses()
     things.warm_many([4])
     assert len(names(cache)) > 2
 
@@ -126,16 +126,16 @@ def test_a_position_of_nonsense_begins_anew(cache: Cache) -> None:
         assert cache.sweep().is_whole
 
 
-def doomed(cache: Cache, tag: str, members: int) -> None:
+def detached(cache: Cache, tag: str, members: int) -> None:
     """An invalidation that has died right after it has put aside the tag's set, of so many members."""
     client: Any = cache._ports.store.link.client()
     client.zadd(cache._ports.store.keys.tag_set(tag), {f"thing[{n}]": 10**15 for n in range(members)})
-    cache._ports.store.doom(tag, 1).run()
+    cache._ports.store.detach(tag, 1).run()
 
 
 def test_a_sweep_stops_in_the_middle_of_a_tag_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes one step at least, and whatever one has left the next ones find."""
-    monkeypatch.setattr("cacheworkers.flows.sweep.STEP", 10)
+    monkeypatch.setattr("cacheworkers.flows.garbage_collection.STEP", 10)
     cache = make_cache()
     client: Any = cache._ports.store.link.client()
     big, small = cache._ports.store.keys.tag_set("big"), cache._ports.store.keys.tag_set("small")
@@ -152,12 +152,12 @@ def test_a_sweep_stops_in_the_middle_of_a_tag_set(make_cache: MakeCache, monkeyp
 
 
 def test_a_sweep_stops_in_the_middle_of_a_doomed_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheworkers.store.store.CHUNK", 10)
+    monkeypatch.setattr("cacheworkers.store.commands.store.CHUNK", 10)
     cache = make_cache()
     store = cache._ports.store
     client: Any = store.link.client()
-    doomed(cache, "all", 45)
-    [name] = [each.name for each in store.doomed_sets("all").run()]
+    detached(cache, "all", 45)
+    [name] = [each.name for each in store.detached_sets("all").run()]
     left, is_whole = [client.zcard(name)], False
 
     while not is_whole:
@@ -171,7 +171,7 @@ def test_a_sweep_stops_in_the_middle_of_a_doomed_set(make_cache: MakeCache, monk
 
 def test_time_runs_out_in_the_middle_of_a_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a sweep's time, by its clock, so many steps are made as fit into it, and no more."""
-    monkeypatch.setattr("cacheworkers.flows.sweep.STEP", 10)
+    monkeypatch.setattr("cacheworkers.flows.garbage_collection.STEP", 10)
     cache = make_cache()
     ports: Any = cache._ports
     now = itertools.count()
@@ -190,11 +190,11 @@ def test_what_is_foreign_is_told_of_and_passed_over(make_cache: MakeCache, event
     cache = make_cache()
     keys = cache._ports.store.keys
     client: Any = cache._ports.store.link.client()
-    doomed(cache, "half-way", 3)
-    strings = {keys.tag_set("a"), keys.doomed_index("b"), keys.doomed("half-way", 0, 7, "foreign")}
+    detached(cache, "half-way", 3)
+    strings = {keys.tag_set("a"), keys.detached_index("b"), keys.detached("half-way", 0, 7, "foreign")}
     for key in strings:
         client.set(key, "x")
-    client.sadd(keys.doomed_index("half-way"), keys.doomed("half-way", 0, 7, "foreign"))
+    client.sadd(keys.detached_index("half-way"), keys.detached("half-way", 0, 7, "foreign"))
     client.set(keys.last_invalidation("c"), "no number")
     client.hset(keys.last_invalidation("d"), "field", "x")
     for n in range(5):
@@ -206,7 +206,7 @@ def test_what_is_foreign_is_told_of_and_passed_over(make_cache: MakeCache, event
     while not parts[-1].is_whole:
         parts.append(cache.sweep(within))
 
-    assert names(cache) == foreign | {keys.doomed_index("half-way")}
+    assert names(cache) == foreign | {keys.detached_index("half-way")}
     assert sum(part.members for part in parts) == 5
     assert {event.key for event in events if isinstance(event, ForeignKey)} == foreign
     assert sum(part.foreign for part in parts) >= len(foreign)

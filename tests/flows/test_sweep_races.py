@@ -19,11 +19,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Freshness
+from cacheworkers.flows.garbage_collection import sweep
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask
-from cacheworkers.flows.sweep import sweep
-from cacheworkers.store.shapes import Claimed
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.store.commands.replies import Claimed
 from cacheworkers.testing import Stepper, Valkey
 
 AT_ONCE = 3
@@ -65,7 +65,7 @@ def sweeps(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
             raw = store.get(call).run()
             seen = envelope.version_of(raw)
             if isinstance(store.claim(call, token, lease_for=30, seen=seen).run(), Claimed):
-                ask = Ask("price", call, token, seen.hex(), "miss")
+                ask = LoadRequest("price", call, token, seen.hex(), "miss")
                 self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
         @precondition(lambda self: self.loads)
@@ -158,11 +158,11 @@ def sweeps(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
 
         @invariant()
         def what_is_alive_can_be_found(self) -> None:
-            """Each entry is in each of its tags' sets, or in a doomed one."""
+            """Each entry is in each of its tags' sets, or in a detached one."""
             for call in self.calls:
                 entry = self.entry(call)
                 for tag in entry.tags if entry is not None else ():
-                    sets = [store.keys.tag_set(tag), *(doomed.name for doomed in store.doomed_sets(tag).run())]
+                    sets = [store.keys.tag_set(tag), *(detached.name for detached in store.detached_sets(tag).run())]
                     assert any(client.zscore(each, call) is not None for each in sets), f"{call} is lost to {tag}"
 
         def teardown(self) -> None:
@@ -236,9 +236,9 @@ PLAY = settings(
 def test_no_interleaving_of_sweeps_serves_what_was_invalidated(
     cache: Cache, prices: dict[int, int], step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With steps of one member, a sweep without time stops in the middle of a tag set, and of a doomed one."""
-    monkeypatch.setattr("cacheworkers.flows.sweep.STEP", step)
-    monkeypatch.setattr("cacheworkers.store.store.CHUNK", step)
+    """With steps of one member, a sweep without time stops in the middle of a tag set, and of a detached one."""
+    monkeypatch.setattr("cacheworkers.flows.garbage_collection.STEP", step)
+    monkeypatch.setattr("cacheworkers.store.commands.store.CHUNK", step)
     run_state_machine_as_test(sweeps(cache, prices), settings=PLAY)
 
 
@@ -283,14 +283,14 @@ def test_it_finds_a_sweep_without_a_part(
             store, "sweep_tag", lambda key, last, **bounds: Careless(store, key, trim(key, last, **bounds))
         )
     elif part == "marks are kept":
-        monkeypatch.setattr("cacheworkers.flows.sweep.MAX_LOAD_FOR", -1.0)
+        monkeypatch.setattr("cacheworkers.flows.garbage_collection.MAX_LOAD_FOR", -1.0)
     else:
 
         def nothing(job: Any, key: str, tag: str, shard: int) -> Any:
             yield from ()
             return True
 
-        monkeypatch.setattr("cacheworkers.flows.sweep._finish", nothing)
+        monkeypatch.setattr("cacheworkers.flows.garbage_collection._finish", nothing)
 
     with pytest.raises(AssertionError, match=finding):
         run_state_machine_as_test(

@@ -89,7 +89,7 @@ def test_what_memory_kept_and_cannot_decode_is_loaded_while_the_store_is_away(
 
     with monkeypatch.context() as patch:
         patch.setattr(link._masters.wires, "exchange", cut)
-        product._ports.gate.lost(product._ports.clock.monotonic())
+        product._ports.coherence.lost(product._ports.clock.monotonic())
         read = product.read(1)
 
     assert (read.value, read.tier) == (product.expected, "load")

@@ -12,7 +12,7 @@ from cacheworkers import Cache, Load, Warming
 from cacheworkers.core import envelope
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -31,13 +31,13 @@ def counted(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
 
 
 def test_heat_is_that_of_all_processes_and_cools_down(make_cache: MakeCache) -> None:
-    one, other = make_cache(heat_half_life=0.2), make_cache(heat_half_life=0.2)
+    one, other = make_cache(access_half_life=0.2), make_cache(access_half_life=0.2)
     for cache, reads in ((one, 5), (other, 3)):
         number, _ = counted(cache)
         for _ in range(reads):
             number.get(7)
         number.get(1)
-        cache.tell_heat()
+        cache.report_accesses()
 
     hot = dict(number.hot())
     assert hot["number[7]"] > hot["number[1]"]
@@ -45,31 +45,31 @@ def test_heat_is_that_of_all_processes_and_cools_down(make_cache: MakeCache) -> 
 
     def cooled() -> bool:
         number.get(1)
-        other.tell_heat()
+        other.report_accesses()
         return dict(number.hot()).get("number[7]", 0.0) < before / 8
 
     wait_until(cooled)
 
 
 def test_only_the_hottest_are_kept(make_cache: MakeCache) -> None:
-    cache = make_cache(heat_kept=3)
+    cache = make_cache(max_hot_calls=3)
     number, _ = counted(cache)
     for n in range(1, 6):
         for _ in range(n):
             number.read(n)
-    cache.tell_heat()
+    cache.report_accesses()
 
     assert [call for call, _ in number.hot()] == ["number[5]", "number[4]", "number[3]"]
 
 
 def test_hot_entries_are_revalidated_before_they_go_stale(make_cache: MakeCache) -> None:
     """Readers never meet a stale one; what is read seldom is left to go."""
-    cache = make_cache(warm_every=100.0)
+    cache = make_cache(warm_interval=100.0)
     number, loads = counted(cache, warm_for=600.0)
     for _ in range(5):
         number.get(1)
     number.get(2)
-    cache.tell_heat()
+    cache.report_accesses()
     store: Any = cache._ports.store
     client: Any = store.link.client()
     for n in (1, 2):
@@ -88,7 +88,7 @@ def test_what_is_fresh_for_long_is_left_alone(make_cache: MakeCache) -> None:
     cache = make_cache()
     number, loads = counted(cache)
     number.get(1)
-    cache.tell_heat()
+    cache.report_accesses()
 
     assert cache.warm() == {"number": Warming(looked=1, fresh=1, asked=0, held=0)}
     assert loads == [1]
@@ -110,13 +110,13 @@ def test_two_rounds_at_once_ask_once(make_cache: MakeCache) -> None:
 
 def test_a_reader_does_not_wait_for_what_is_to_be_warmed(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes the lease, and asks for itself: on the queue of misses, though a round's message is on its way."""
-    asked: list[Ask] = []
+    asked: list[LoadRequest] = []
     monkeypatch.setattr(cache._ports.dispatcher, "submit", lambda ask: not asked.append(ask), raising=False)
     monkeypatch.setattr(cache._ports.dispatcher, "submit_all", lambda asks: [asked.extend(asks), len(asks)][1])
     number, loads = counted(cache)
 
     assert number.warm_many([1]).asked == 1
-    going = Stepper(reading.read(cache._ports, number._spec, number._bind((1,), {}), wanted(number))).until("wait")
+    going = Stepper(reading.read(cache._ports, number._spec, number._bind((1,), {}), options(number))).until("wait")
     warming, missing = [Stepper(loading.load(cache._ports, number._spec, [ask], cache._ports.worker)) for ask in asked]
     warming.finish()
 
@@ -127,8 +127,8 @@ def test_a_reader_does_not_wait_for_what_is_to_be_warmed(cache: Cache, monkeypat
     assert loads == [1]
 
 
-def wanted(number: Any) -> Any:
-    return number._wanted(number._bind((1,), {}), None, number._spec.codec.decode)
+def options(number: Any) -> Any:
+    return number._options(number._bind((1,), {}), None, number._spec.codec.decode)
 
 
 def test_a_batch_loader_is_warmed_in_few_loads(make_cache: MakeCache) -> None:
@@ -150,14 +150,16 @@ def test_a_batch_loader_is_warmed_in_few_loads(make_cache: MakeCache) -> None:
 
 
 def test_a_cache_tells_its_heat_by_itself(make_cache: MakeCache) -> None:
-    cache = make_cache(heat_every=0.05)
+    cache = make_cache(access_report_interval=0.05)
     number, _ = counted(cache)
     number.get(1)
 
     wait_until(lambda: number.hot() == [("number[1]", pytest.approx(1.0, abs=0.1))])
 
 
-@pytest.mark.parametrize("wrong", [{"warm_rate": -1.0}, {"warm_at_once": 0}, {"heat_half_life": 0.0}, {"heat_kept": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"warm_rate": -1.0}, {"warm_concurrency": 0}, {"access_half_life": 0.0}, {"max_hot_calls": 0}]
+)
 def test_wrong_settings_are_refused(make_cache: MakeCache, wrong: dict[str, Any]) -> None:
     from cacheworkers import ConfigError
 
@@ -167,7 +169,7 @@ def test_wrong_settings_are_refused(make_cache: MakeCache, wrong: dict[str, Any]
 
 def test_reload_makes_all_stale_and_loads_what_is_hot(make_cache: MakeCache) -> None:
     """A million members do not become a million loads: readers ask for the rest, should they come."""
-    cache = make_cache(warm_most=2)
+    cache = make_cache(warm_max_calls=2)
     number, loads = counted(cache, stale_for=60.0)
 
     @cache.loader(name="tagged", tags=("all",), fresh_for=300, stale_for=60.0, early=0.0)
@@ -179,7 +181,7 @@ def test_reload_makes_all_stale_and_loads_what_is_hot(make_cache: MakeCache) -> 
         for _ in range(n):
             tagged.get(n)
         number.get(n)
-    cache.tell_heat()
+    cache.report_accesses()
     loads.clear()
 
     done = cache.invalidate("all", mode="reload")
@@ -207,7 +209,7 @@ def test_what_is_hot_is_so_under_this_version_and_once(make_cache: MakeCache) ->
         for n, times in reads.items():
             for _ in range(times):
                 number.get(n)
-        cache.tell_heat()
+        cache.report_accesses()
 
     assert [call for call, _ in new[1].hot(4)] == [f"number@2[{n}]" for n in (2, 1, 3, 4)]
     assert [call for call, _ in old[1].hot()] == [f"number[{n}]" for n in (2, 1, 3, 4, 5)]
@@ -223,20 +225,20 @@ def test_hot_calls_that_fit_this_version_no_more_are_passed_over(
     cache._ports.store.add_heat("number", [(f'number["{n}"]', 50) for n in range(5)], half_life=60, most=100).run()
     for n in (1, 2):
         number.get(n)
-    cache.tell_heat()
+    cache.report_accesses()
 
     assert {call for call, _ in number.hot(2)} == {"number[1]", "number[2]"}
 
 
 def test_reload_after_a_deploy_loads_what_is_hot_under_the_new_version(make_cache: MakeCache) -> None:
     """The old version's heat is the greatest right after its traffic ends; the calls are the new one's."""
-    (old, before, _), (new, number, loads) = versions(make_cache, warm_most=3)
+    (old, before, _), (new, number, loads) = versions(make_cache, warm_max_calls=3)
     for n in range(3):
         for _ in range(20):
             before.get(n)
         number.get(n)
-    old.tell_heat()
-    new.tell_heat()
+    old.report_accesses()
+    new.report_accesses()
     loads.clear()
 
     new.invalidate("n:0", "n:1", "n:2", mode="reload")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load
+from cacheworkers.core.access_frequency import heat_of, read_at_of
 from cacheworkers.core.envelope import Head
-from cacheworkers.core.heat import heat_of, read_at_of
-from cacheworkers.events import Event, WarmingHeldBack
+from cacheworkers.events import Event, WarmingPaused
 from cacheworkers.flows import warm as warming
 from cacheworkers.flows.warm import Queued, quickness
 from cacheworkers.testing.servers import wait_until
@@ -31,7 +31,7 @@ def counted(cache: Cache, name: str = "number", **policy: Any) -> tuple[Any, lis
 
 def read(number: Any, cache: Cache, keys: range) -> None:
     number.get_many(keys)
-    cache.tell_heat()
+    cache.report_accesses()
 
 
 def stale_now(cache: Cache, loader: str) -> None:
@@ -68,7 +68,7 @@ def test_a_round_asks_for_no_more_than_it_may_and_the_next_goes_on(
     make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warming, "SLACK", 3600.0)  # however long this machine takes for a load, it is not slow
-    cache = make_cache(warm_at_once=10)
+    cache = make_cache(warm_concurrency=10)
     number, loads = counted(cache)
     read(number, cache, range(25))
     stale_now(cache, "number")
@@ -89,7 +89,7 @@ def test_a_round_asks_for_no_more_than_it_may_and_the_next_goes_on(
 
 def test_the_rate_is_that_of_all_loaders_together(make_cache: MakeCache) -> None:
     """One with much to do leaves room for the others; what they do not need is its."""
-    cache = make_cache(warm_rate=10.0, warm_every=2.0)
+    cache = make_cache(warm_rate=10.0, warm_interval=2.0)
     busy, _ = counted(cache, "busy")
     idle, _ = counted(cache, "idle")
     read(busy, cache, range(50))
@@ -117,23 +117,21 @@ def test_nothing_is_asked_for_while_workers_are_behind(
         def run(self) -> Queued:
             return queued
 
-    monkeypatch.setattr(cache._process, "queued", Look)
+    monkeypatch.setattr(cache._runtime, "queued", Look)
 
     assert cache.warm() == {}
-    assert [event for event in events if isinstance(event, WarmingHeldBack)] == [
-        WarmingHeldBack(queued.miss, queued.warm)
-    ]
+    assert [event for event in events if isinstance(event, WarmingPaused)] == [WarmingPaused(queued.miss, queued.warm)]
     assert loads == []
 
 
 def test_what_is_not_among_the_hottest_has_its_turn(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call is looked at once in so many rounds, and the hottest in each of them."""
-    cache = make_cache(warm_most=5, warm_every=1.0)
+    cache = make_cache(warm_max_calls=5, warm_interval=1.0)
     number, _ = counted(cache, fresh_for=200.0)
     read(number, cache, range(40))
     for _ in range(3):
         number.get_many(range(5))
-    cache.tell_heat()
+    cache.report_accesses()
     looked = []
     for at in range(700, 705):
         monkeypatch.setattr(warming, "_round_at", lambda ports, at=at: at)
@@ -156,7 +154,7 @@ def test_less_is_asked_for_while_the_database_is_slow() -> None:
 
 
 def test_a_slow_database_is_asked_for_less(make_cache: MakeCache) -> None:
-    cache = make_cache(warm_at_once=20)
+    cache = make_cache(warm_concurrency=20)
     number, _ = counted(cache)
     read(number, cache, range(100))
     store = cache._ports.store
@@ -206,7 +204,7 @@ def test_heat_that_is_long_past_is_forgotten(make_cache: MakeCache) -> None:
 
 def test_what_is_kept_warm_for_longer_than_heat_lasts_is_remembered_for_so_long(make_cache: MakeCache) -> None:
     """Heat is forgotten a hundred half-lives after the last read, but not before `warm_for` has passed."""
-    cache = make_cache(heat_half_life=0.001)
+    cache = make_cache(access_half_life=0.001)
     number, _ = counted(cache, warm_for=3000.0)
     store, now = cache._ports.store, cache._ports.clock.now()
     client: Any = store.link.client()

@@ -22,7 +22,7 @@ MakeCache = Callable[..., Cache]
 @pytest.fixture(autouse=True)
 def quick_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """No load of these tests is slow, however long this machine takes for it."""
-    monkeypatch.setattr("cacheworkers.local.throttle.SLACK", 3600.0)
+    monkeypatch.setattr("cacheworkers.local.aimd_window.SLACK", 3600.0)
 
 
 def texts(cache: Cache, loader: str, keys: Any) -> list[str]:
@@ -90,7 +90,7 @@ def test_a_call_that_is_held_for_long_does_not_stall_its_loader(make_cache: Make
 def test_batches_stay_whole_when_loads_are_slow(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then one is under way at a time: smaller ones would be more queries."""
     monkeypatch.setattr("cacheworkers.flows.warm_up.PATIENCE", 3600.0)
-    monkeypatch.setattr("cacheworkers.local.throttle.Throttle.is_slow", True)
+    monkeypatch.setattr("cacheworkers.local.aimd_window.AimdWindow.is_slow", True)
     _, loads = batched(cache)
     windows: list[int] = []
 
@@ -221,7 +221,7 @@ def test_nothing_is_asked_for_while_misses_are_queued(cache: Cache, monkeypatch:
         def run(self) -> Queued:
             return Queued(next(lengths, 0), 0)
 
-    monkeypatch.setattr(cache._process, "queued", Look)
+    monkeypatch.setattr(cache._runtime, "queued", Look)
     monkeypatch.setattr("cacheworkers.flows.warm_up.ASK_EVERY", 0.0)
 
     done = cache.warm_up(
@@ -245,7 +245,7 @@ def test_what_was_hot_before_a_deploy_is_warmed_under_the_new_version(make_cache
 
         if version == 1:
             product.get(7)
-            old.tell_heat()
+            old.report_accesses()
 
     assert new.warm()["product"].asked == 1
     done = new.warm_up("product", ["product@2[7]"])
@@ -348,8 +348,8 @@ def test_a_message_that_is_lost_is_sent_again_a_few_times(
     def lose(asks: Any) -> int:
         if next(losses, None) is None:
             return submit_all(asks)
-        cache._process.undelivered(asks)
-        cache._process._undeliverable_until = 0.0
+        cache._runtime.undelivered(asks)
+        cache._runtime._undeliverable_until = 0.0
         return len(asks)
 
     monkeypatch.setattr(dispatcher, "submit_all", lose, raising=False)
@@ -385,7 +385,7 @@ def test_a_call_whose_message_is_still_queued_is_not_lost(cache: Cache, monkeypa
             submit_all(taken)
 
     monkeypatch.setattr(dispatcher, "submit_all", queue, raising=False)
-    monkeypatch.setattr(cache._process, "queued", Look)
+    monkeypatch.setattr(cache._runtime, "queued", Look)
 
     done = cache.warm_up("number", texts(cache, "number", [7]), progress=look)
 
@@ -430,7 +430,7 @@ class Queue:
         monkeypatch.setattr(dispatcher, "submit_all", submit_all, raising=False)
         monkeypatch.setattr("cacheworkers.cache.Pause.run", run)
         monkeypatch.setattr(
-            cache._process, "queued", lambda: SimpleNamespace(run=lambda: Queued(0, len(self.waiting) + self.foreign))
+            cache._runtime, "queued", lambda: SimpleNamespace(run=lambda: Queued(0, len(self.waiting) + self.foreign))
         )
 
     def work(self) -> None:
@@ -490,7 +490,7 @@ def test_misses_that_nobody_takes_hold_nothing_up_for_long(
     """Nobody serves them, or those who did are gone: their readers have loaded for themselves."""
     queue = Queue(cache, events, monkeypatch, pause=1.0)
     monkeypatch.setattr(queue, "work", queue.take)
-    monkeypatch.setattr(cache._process, "queued", lambda: SimpleNamespace(run=lambda: Queued(100, 0)))
+    monkeypatch.setattr(cache._runtime, "queued", lambda: SimpleNamespace(run=lambda: Queued(100, 0)))
     began = queue.clock.at
     states: list[tuple[float, bool, int, int]] = []
     batched(cache)
@@ -521,7 +521,7 @@ def test_misses_are_waited_for_as_long_as_workers_take_some(
     def queued() -> Queued:
         return Queued(100, 0, 5.0) if queue.clock.at - began < 120.0 else Queued(0, 0)
 
-    monkeypatch.setattr(cache._process, "queued", lambda: SimpleNamespace(run=queued))
+    monkeypatch.setattr(cache._runtime, "queued", lambda: SimpleNamespace(run=queued))
     batched(cache)
 
     cache.warm_up(
@@ -563,7 +563,7 @@ def test_the_queue_of_a_job_stays_short_enough_for_rounds(
         windows.append(state.window)
         most.append(len(queue.waiting))
 
-    monkeypatch.setattr("cacheworkers.local.throttle.MOST_WAIT", 3600.0)  # these loads are quick in their own time
+    monkeypatch.setattr("cacheworkers.local.aimd_window.MOST_WAIT", 3600.0)  # these loads are quick in their own time
     done = cache.warm_up("number", texts(cache, "number", range(100)), progress=look)
 
     assert done.loaded == 100
@@ -583,8 +583,8 @@ def test_what_was_lost_is_asked_for_after_all_others(cache: Cache, monkeypatch: 
         asked.extend(ask.call for ask in asks)
         for ask in asks:
             if ask.call == "number[0]":
-                cache._process.undelivered([ask])
-                cache._process._undeliverable_until = 0.0
+                cache._runtime.undelivered([ask])
+                cache._runtime._undeliverable_until = 0.0
         submit_all([ask for ask in asks if ask.call != "number[0]"])
         return len(asks)
 

@@ -11,7 +11,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
 from cacheworkers import Config
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers import LoaderInfo, bind, binding
 
 app = Celery("bound", broker=os.environ["REDIS_URL"])
@@ -26,9 +26,9 @@ def note(what: str, *more: Any) -> None:
         notes.write(line.encode())
 
 
-def perform(loader: str, asks: list[Ask], is_redelivered: bool) -> None:
+def run_loads(loader: str, asks: list[LoadRequest], is_redelivered: bool) -> None:
     for ask in asks:
-        note("perform", ask.call, is_redelivered)
+        note("run_loads", ask.call, is_redelivered)
         if ask.call == "deadly[1]" and not is_redelivered:
             os.kill(os.getpid(), signal.SIGKILL)
         if ask.call == "hangs[1]":
@@ -42,7 +42,7 @@ def perform(loader: str, asks: list[Ask], is_redelivered: bool) -> None:
 workers = bind(
     app,
     Config.from_env(),
-    perform=perform,
+    run_loads=run_loads,
     undelivered=lambda asks: note("undelivered", [ask.call for ask in asks]),
     upkeep={"sweep": (lambda: note("sweep"), 0.2)},
     emit=lambda event: note(type(event).__name__),

@@ -25,19 +25,19 @@ class LocalContainer:
         self.id = self.name = name
         self._command, self._cwd, self._env, self._log = command, cwd, env, log
         self._logged = 0
-        self._process: subprocess.Popen[bytes]
+        self._runtime: subprocess.Popen[bytes]
         self.start()
 
     def start(self) -> None:
         self._logged = self._log.stat().st_size if self._log.exists() else 0
         with open(self._log, "ab") as out:
-            self._process = subprocess.Popen(
+            self._runtime = subprocess.Popen(
                 self._command, cwd=self._cwd, env=self._env, stdout=out, stderr=out, start_new_session=True
             )
 
     @property
     def status(self) -> str:
-        return "running" if self._process.poll() is None else "exited"
+        return "running" if self._runtime.poll() is None else "exited"
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -50,16 +50,16 @@ class LocalContainer:
     def kill(self, signal: str | int | None = None) -> None:
         """Send a signal: SIGKILL to all of its processes, as the end of a container does, others to the first."""
         number = _number(signal or "SIGKILL")
-        (os.killpg if number == 9 else os.kill)(self._process.pid, number)
+        (os.killpg if number == 9 else os.kill)(self._runtime.pid, number)
         if number == 9:
-            self._process.wait()
+            self._runtime.wait()
 
     def restart(self, timeout: float = 60) -> None:
         """Stop as `docker restart` does, with SIGTERM and then SIGKILL, and start again."""
         if self.status == "running":
-            self._process.terminate()
+            self._runtime.terminate()
         try:
-            self._process.wait(timeout)
+            self._runtime.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
         self.start()

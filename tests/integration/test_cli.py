@@ -74,7 +74,7 @@ def warm(cli: Run, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPat
     shop: dict[str, Any] = {"__name__": "shop"}
     exec((tmp_path / "shop.py").read_text(), shop)
     shop["number"].get_many(range(1, 1002))
-    shop["cache"].tell_heat()
+    shop["cache"].report_accesses()
     shop["cache"].close()
 
 

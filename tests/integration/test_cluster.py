@@ -21,10 +21,10 @@ from cacheworkers import Cache, Config, Load, StoreUnavailable
 from cacheworkers.core.driver import run
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.clock import StoreClock
-from cacheworkers.store.link import Link
-from cacheworkers.store.request import Request
-from cacheworkers.store.scripts import Script
-from cacheworkers.store.wire import AsyncWire, Wire
+from cacheworkers.store.commands.scripts import Script
+from cacheworkers.store.connections.connection import AsyncConnection, Connection
+from cacheworkers.store.connections.request import Request
+from cacheworkers.store.connections.transport import Transport
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.cluster import Node, ValkeyCluster
 from cacheworkers.testing.servers import wait_until
@@ -51,20 +51,20 @@ def prefix() -> str:
     return f"k{next(_names)}"
 
 
-def link_to(url: str, timeout: float = 5.0, breaker_for: float = 0.0) -> Link:
+def link_to(url: str, timeout: float = 5.0, breaker_for: float = 0.0) -> Transport:
     config = Config(redis_url=url, store_timeout=timeout)
-    return Link(config, Breaker(breaker_for), StoreClock(), on_lost=lambda error: None, on_back=lambda: None)
+    return Transport(config, Breaker(breaker_for), StoreClock(), on_lost=lambda error: None, on_back=lambda: None)
 
 
 @pytest.fixture
-def link(cluster: ValkeyCluster) -> Iterator[Link]:
+def link(cluster: ValkeyCluster) -> Iterator[Transport]:
     link = link_to(cluster.url)
     yield link
     link.close()
 
 
 @pytest.fixture(params=["sync", "async"])
-def exchange(request: pytest.FixtureRequest, link: Link) -> Iterator[Callable[[Sequence[Request]], list[Any]]]:
+def exchange(request: pytest.FixtureRequest, link: Transport) -> Iterator[Callable[[Sequence[Request]], list[Any]]]:
     """One exchange, blocking or on a loop that stays the same."""
     if request.param == "sync":
         yield link.exchange
@@ -106,14 +106,14 @@ def test_an_exchange_is_one_write_for_each_master(cluster: ValkeyCluster, exchan
     assert [reads_of(node) - was - 1 for node, was in zip(cluster.masters, before, strict=True)] == [1, 1, 1]
 
 
-def test_all_writes_go_out_before_any_reply_is_read(link: Link, prefix: str, monkeypatch: Any) -> None:
+def test_all_writes_go_out_before_any_reply_is_read(link: Transport, prefix: str, monkeypatch: Any) -> None:
     """So that the masters work at the same time."""
     keys = [f"{prefix}:{n}" for n in range(100)]
     link.exchange(gets(keys))
     done: list[str] = []
-    send, receive = Wire.send, Wire.receive
-    monkeypatch.setattr(Wire, "send", lambda wire, packed: (done.append("send"), send(wire, packed))[1])
-    monkeypatch.setattr(Wire, "receive", lambda wire, count: (done.append("receive"), receive(wire, count))[1])
+    send, receive = Connection.send, Connection.receive
+    monkeypatch.setattr(Connection, "send", lambda wire, packed: (done.append("send"), send(wire, packed))[1])
+    monkeypatch.setattr(Connection, "receive", lambda wire, count: (done.append("receive"), receive(wire, count))[1])
 
     link.exchange(gets(keys))
 
@@ -128,17 +128,17 @@ def test_tasks_of_one_loop_share_one_connection_to_each_master(cluster: ValkeyCl
     def number(load: Load, n: int) -> int:
         return n * 10
 
-    sent: Counter[AsyncWire] = Counter()
-    exchange = AsyncWire.exchange
+    sent: Counter[AsyncConnection] = Counter()
+    exchange = AsyncConnection.exchange
 
-    async def counted(wire: AsyncWire, packed: bytes, count: int) -> list[Any]:
+    async def counted(wire: AsyncConnection, packed: bytes, count: int) -> list[Any]:
         sent[wire] += 1
         return await exchange(wire, packed, count)
 
     async def main() -> list[Any]:
         await asyncio.gather(*(number.aget(n) for n in range(90)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(AsyncWire, "exchange", counted)
+            patch.setattr(AsyncConnection, "exchange", counted)
             return await asyncio.gather(*(number.aget(n) for n in range(90)))
 
     assert asyncio.run(main()) == [n * 10 for n in range(90)]
@@ -181,7 +181,7 @@ _COMMANDS = st.one_of(
 
 
 def test_any_batch_is_answered_as_a_single_server_answers_it(
-    valkey: Valkey, link: Link, exchange: Any, prefix: str
+    valkey: Valkey, link: Transport, exchange: Any, prefix: str
 ) -> None:
     """Keys of one batch lie on one master, on several, are of the wrong type, and scripts have several of them."""
     alone = link_to(valkey.url)
@@ -322,7 +322,7 @@ def test_patience_with_a_slot_on_its_way_ends_and_no_master_is_blamed(cluster: V
 
 
 def test_what_concerns_every_master_takes_another_slot_when_one_is_on_its_way(
-    cluster: ValkeyCluster, link: Link, prefix: str
+    cluster: ValkeyCluster, link: Transport, prefix: str
 ) -> None:
     slot = run(link._masters.every())[0].slots[0][0]
     target = other_than(cluster, slot)
@@ -450,7 +450,7 @@ def test_the_listener_hears_a_master_that_joined(prefix: str) -> None:
 
 def test_an_invalidation_empties_memory_while_a_master_is_not_heard(prefix: str, monkeypatch: Any) -> None:
     """What lies on a master that joined may be in memory before the listener has noticed."""
-    monkeypatch.setattr("cacheworkers.store.listener.PING_EVERY", 600.0)
+    monkeypatch.setattr("cacheworkers.store.tracking.listener.PING_EVERY", 600.0)
     with ValkeyCluster(has_spare=True) as cluster:
         assert cluster.spare is not None
         cache = Cache(Config(redis_url=cluster.url, store_timeout=5.0, namespace=prefix, l1_for=300.0))
@@ -557,7 +557,7 @@ def test_two_masters_that_fail_one_after_the_other_leave_the_third(prefix: str) 
         link.close()
 
 
-def answers(link: Link, keys: Sequence[str]) -> list[Any] | None:
+def answers(link: Transport, keys: Sequence[str]) -> list[Any] | None:
     try:
         return link.exchange(gets(keys))
     except StoreUnavailable:

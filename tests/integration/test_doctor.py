@@ -23,7 +23,7 @@ from cacheworkers import Cache, Config
 from cacheworkers.ops.doctor import Finding, diagnose, log_diagnosis, log_when_workers_start
 from cacheworkers.ops.doctor.diagnose import RULES
 from cacheworkers.ops.doctor.store_checks import check_pushes
-from cacheworkers.store import rights
+from cacheworkers.store.diagnostics import acl
 from cacheworkers.testing import Valkey
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,8 +194,10 @@ def test_a_replica_is_found(store: Valkey, client: redis.Redis) -> None:
 def test_a_push_is_found_by_a_process_that_was_paused(store: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """For longer than pushes are waited for, after its own write: an hour passes between any two lines."""
     hours = itertools.count()
-    monkeypatch.setattr("cacheworkers.store.probe.time", SimpleNamespace(monotonic=lambda: 3600.0 * next(hours)))
-    monkeypatch.setattr("cacheworkers.store.probe.LAST_LOOK_FOR", 20.0)
+    monkeypatch.setattr(
+        "cacheworkers.store.diagnostics.server_facts.time", SimpleNamespace(monotonic=lambda: 3600.0 * next(hours))
+    )
+    monkeypatch.setattr("cacheworkers.store.diagnostics.server_facts.LAST_LOOK_FOR", 20.0)
 
     (found,) = check_pushes(Config(redis_url=store.url))
 
@@ -257,16 +259,16 @@ def test_missing_rights_are_found(
 
 def test_the_rights_that_are_tried_are_those_that_are_used() -> None:
     """Every command of the scripts and of the store is tried."""
-    package = Path(rights.__file__).parent
+    package = Path(acl.__file__).parents[1]
     used = set()
-    for path in package.glob("lua/*.lua"):
+    for path in package.glob("commands/lua/*.lua"):
         used |= set(re.findall(r'redis\.p?call\("([A-Z]+)"', path.read_text()))
-    for name in ("store.py", "steps.py", "link.py"):
+    for name in ("commands/store.py", "commands/steps.py", "connections/transport.py"):
         used |= set(
             re.findall(r'(?:Request\(\(|_words = \(|execute_command\()"([A-Z]+)"', (package / name).read_text())
         )
 
-    assert used == set(rights.TRIED) | set(rights.TRIED_ALONE)
+    assert used == set(acl.TRIED) | set(acl.TRIED_ALONE)
 
 
 # -- proxies

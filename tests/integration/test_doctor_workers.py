@@ -96,7 +96,7 @@ def test_a_good_set_up_has_no_finding(shop: MakeShop, store: Valkey, broker: Val
     with module.engine.connect() as connection:
         triggers.install(connection)
         connection.commit()
-    here.worker("-B", "-c", "1", "-s", str(here.tmp_path / "schedule"), CACHEWORKERS_SWEEP_EVERY="1")
+    here.worker("-B", "-c", "1", "-s", str(here.tmp_path / "schedule"), CACHEWORKERS_GC_INTERVAL="1")
     with redis.Redis.from_url(store.url) as client:
         tasks = {"sweep", "drain_outbox", "warm"}
         wait_until(lambda: all(client.exists(f"cw:beat:{task}") for task in tasks))
@@ -129,7 +129,7 @@ def test_beat_that_stopped_is_found(make: Callable[..., Cache], store: Valkey) -
 
 def test_upkeep_leaves_a_sign_when_it_has_ended_well(make: Callable[..., Cache], store: Valkey) -> None:
     """A sweep that the store refuses has not."""
-    upkeep = make()._process.workers.app.tasks["cacheworkers.sweep"]
+    upkeep = make()._runtime.workers.app.tasks["cacheworkers.sweep"]
     with redis.Redis.from_url(store.url) as client:
         client.execute_command("ACL", "SETUSER", "default", "-scan")
         upkeep()
@@ -204,7 +204,7 @@ def test_each_setting_that_hurts_is_found(
 def test_a_result_backend_that_a_task_uses_is_no_finding(make: Callable[..., Cache]) -> None:
     cache = make(result_backend="redis://127.0.0.1:1/0")
 
-    @cache._process.workers.app.task(name="shop.report", shared=False)
+    @cache._runtime.workers.app.task(name="shop.report", shared=False)
     def report() -> int:
         return 1
 

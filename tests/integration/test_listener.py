@@ -24,10 +24,10 @@ from cacheworkers import Cache, Load
 from cacheworkers.core.driver import run
 from cacheworkers.events import ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask
-from cacheworkers.local import gate as gating
-from cacheworkers.store import listener as listening
-from cacheworkers.store.shapes import Claimed
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.local import coherence as gating
+from cacheworkers.store.commands.replies import Claimed
+from cacheworkers.store.tracking import listener as listening
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.cluster import ValkeyCluster
 from cacheworkers.testing.servers import wait_until
@@ -154,7 +154,7 @@ def held(shop: Shop, server: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """The listener's thread does not get the processor, and the push of a change of 2 has arrived."""
     for n in (1, 2):
         shop.keep(n)
-    listener, gate = shop.ports.listener, shop.ports.gate
+    listener, coherence = shop.ports.listener, shop.ports.coherence
     is_held, may_go_on = threading.Event(), threading.Event()
     look_after = listener._look_after
 
@@ -166,13 +166,13 @@ def held(shop: Shop, server: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setattr(gating, "LOOK_EVERY", 3600.0)
     monkeypatch.setattr(listener, "_look_after", hold)
     assert is_held.wait(20)
-    gate.look(float("inf"))
+    coherence.look(float("inf"))
     [ear] = listener._ears
     shop.change(2)
     arrived = select.poll()
     arrived.register(ear.socket, select.POLLIN)
     assert arrived.poll(20_000)
-    gate.look_at = float("-inf")
+    coherence.look_at = float("-inf")
     yield
     may_go_on.set()
 
@@ -193,11 +193,11 @@ def test_a_reader_that_takes_in_runs_nobody_s_code(shop: Shop, held: None, event
     before, heard_at = len(told(events, ListenerLag)), ear.heard_at
     assert shop.ports.listener.ping() is not None
 
-    def is_heard() -> bool:
-        shop.ports.gate.look(0.0)
+    def has_hook() -> bool:
+        shop.ports.coherence.look(0.0)
         return ear.heard_at > heard_at
 
-    wait_until(is_heard)
+    wait_until(has_hook)
     assert len(told(events, ListenerLag)) == before
 
 
@@ -289,7 +289,7 @@ def test_who_reads_from_memory_alone_finds_the_new_master_too(make_cache: MakeCa
     """A replica takes over while the old master is alive: nothing else would tell this process."""
     with ValkeyCluster(has_replica=True) as cluster:
         assert cluster.replica is not None
-        cache = make_cache(redis_url=cluster.url, heat_every=0.0)
+        cache = make_cache(redis_url=cluster.url, access_report_interval=0.0)
         link, listener = cache._ports.store.link, cache._ports.listener
 
         @cache.loader(fresh_for=300, early=0)
@@ -399,7 +399,7 @@ def test_who_waits_for_a_push_looks_for_himself_once_none_will_come(shop: Shop, 
 
     proxy.hold_replies()
     proxy.cut()
-    ask = Ask("price", "price[2]", "ab" * 8, "", "miss")
+    ask = LoadRequest("price", "price[2]", "ab" * 8, "", "miss")
     run(load(shop.ports, shop.cache._loaders["price"], [ask], shop.ports.worker))
     reader.join(20)
     proxy.release()
@@ -505,7 +505,7 @@ def test_closed_it_leaves_no_thread_and_no_connection(shop: Shop, server: Valkey
 def test_closed_while_it_connects_it_leaves_no_connection(shop: Shop, proxy: FaultProxy) -> None:
     """What it had just opened is closed by the thread itself."""
     opened: list[Any] = []
-    ear = listening.Ear
+    ear = listening.TrackingConnection
 
     def closes_meanwhile(*args: Any) -> Any:
         opened.append(ear(*args))
@@ -513,7 +513,7 @@ def test_closed_while_it_connects_it_leaves_no_connection(shop: Shop, proxy: Fau
         return opened[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listening, "Ear", closes_meanwhile)
+        patch.setattr(listening, "TrackingConnection", closes_meanwhile)
         shop.ports.listener.start()
         wait_until(lambda: opened and not shop.ports.listener._thread.is_alive())  # type: ignore[union-attr]
 
@@ -598,7 +598,7 @@ def test_a_read_that_blocks_an_event_loop_is_told_of_once(
     shop: Shop, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Reads on threads, and those that are awaited, are not."""
-    monkeypatch.setattr("cacheworkers.local.loops._is_told", False)
+    monkeypatch.setattr("cacheworkers.local.blocking_call._is_told", False)
 
     async def read() -> None:
         for n in (1, 2, 1):
@@ -629,7 +629,7 @@ def test_every_read_that_blocks_an_event_loop_is_told_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Once in a process, whichever it is; one that is awaited is not."""
-    monkeypatch.setattr("cacheworkers.local.loops._is_told", False)
+    monkeypatch.setattr("cacheworkers.local.blocking_call._is_told", False)
 
     @shop.cache.batch_loader(wait_for=60, load_for=60)
     def prices(load: Load, ns: list[int]) -> dict[int, int]:
@@ -665,7 +665,7 @@ def test_many_that_memory_has_are_not_told_of(
         shop.price.get_many([1, 2])
 
     def is_silent() -> bool:
-        monkeypatch.setattr("cacheworkers.local.loops._is_told", False)
+        monkeypatch.setattr("cacheworkers.local.blocking_call._is_told", False)
         caplog.clear()
         shop.keep(1)
         shop.keep(2)

@@ -16,7 +16,7 @@ from celery import Celery
 
 from cacheworkers import Config
 from cacheworkers.events import Published
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, publisher
@@ -38,7 +38,7 @@ class Pool:
         self.publisher: CeleryWorkers = bind(
             self.app,
             Config(),
-            perform=lambda loader, asks, again: None,
+            run_loads=lambda loader, asks, again: None,
             undelivered=lambda asks: None,
             upkeep={},
             emit=self.events.append,
@@ -64,7 +64,7 @@ class Pool:
         """Publish one message for each call."""
         before = len(self.events)
         for call in calls:
-            assert self.publisher.submit(Ask(call.split("[")[0], call, TOKEN, "", "miss"))
+            assert self.publisher.submit(LoadRequest(call.split("[")[0], call, TOKEN, "", "miss"))
         wait_until(lambda: len(self.events) == before + len(calls))
         assert {type(event) for event in self.events[before:]} == {Published}
 
@@ -78,7 +78,7 @@ class Pool:
         return [rest for kind, *rest in found if kind == what]
 
     def performed(self) -> list[tuple[str, bool]]:
-        return [(call, again) for _, call, again in self.notes("perform")]
+        return [(call, again) for _, call, again in self.notes("run_loads")]
 
     def waiting(self) -> int:
         """Return how many messages are in the queue or with a worker."""
@@ -131,7 +131,7 @@ def test_the_message_of_a_killed_child_comes_back_marked_redelivered(pool: Pool)
 
     wait_until(lambda: len(pool.performed()) == 2)
     assert pool.performed() == [("deadly[1]", False), ("deadly[1]", True)]
-    first, second = (pid for pid, *_ in pool.notes("perform"))
+    first, second = (pid for pid, *_ in pool.notes("run_loads"))
     assert first != second
     wait_until(lambda: not pool.waiting())
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
-from cacheworkers.sql.sessions import Sessions
+from cacheworkers.sql.load_sessions import Sessions
 from cacheworkers.testing.servers import wait_until
 
 ROWS = 50

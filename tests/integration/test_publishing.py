@@ -15,18 +15,18 @@ from celery import Celery
 
 from cacheworkers import Config
 from cacheworkers.events import Event, Published, PublishFailed
-from cacheworkers.flows.ports import Ask, QueueKind
+from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers import LoaderInfo, bind
-from cacheworkers.workers import queue as queues
+from cacheworkers.workers import publish_queue as queues
 
 TOKEN = "ab" * 8
 BREAKER_FOR = 3600.0
 
 
-def an_ask(number: int, loader: str = "product", queue: QueueKind = "miss") -> Ask:
-    return Ask(loader, f"{loader}[{number}]", TOKEN, "", queue)
+def an_ask(number: int, loader: str = "product", queue: QueueKind = "miss") -> LoadRequest:
+    return LoadRequest(loader, f"{loader}[{number}]", TOKEN, "", queue)
 
 
 class Web:
@@ -34,14 +34,14 @@ class Web:
 
     def __init__(self, broker: str, breaker_for: float) -> None:
         self.events: list[Event] = []
-        self.given_back: list[Ask] = []
+        self.given_back: list[LoadRequest] = []
         self.go_on = threading.Event()
         self.go_on.set()
         self.app = Celery("web", broker=broker)
         self.workers = bind(
             self.app,
             Config(breaker_for=breaker_for),
-            perform=lambda loader, asks, again: None,
+            run_loads=lambda loader, asks, again: None,
             undelivered=self.given_back.extend,
             upkeep={},
             emit=self._emit,
@@ -54,7 +54,7 @@ class Web:
         self.events.append(event)
         assert self.go_on.wait(60)
 
-    def ask(self, *asks: Ask) -> list[Event]:
+    def ask(self, *asks: LoadRequest) -> list[Event]:
         """Submit asks, and return the events of what became of all of them."""
         before = len(self.events)
         for ask in asks:

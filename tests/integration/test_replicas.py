@@ -20,7 +20,7 @@ from cacheworkers.errors import InvalidationIncomplete
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading_flow
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Ask
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import FaultProxy, Stepper, Valkey
 from cacheworkers.testing.servers import free_port, wait_until
 
@@ -186,7 +186,9 @@ def loading(cache: Cache) -> Stepper[Any]:
     seen = envelope.version_of(ports.store.get("number[1]").run())
     token = secrets.token_hex(8)
     ports.store.claim("number[1]", token, lease_for=30, seen=seen).run()
-    return Stepper(load(ports, spec, [Ask("number", "number[1]", token, seen.hex(), "revalidate")], ports.worker))
+    return Stepper(
+        load(ports, spec, [LoadRequest("number", "number[1]", token, seen.hex(), "revalidate")], ports.worker)
+    )
 
 
 def begun(cache: Cache) -> tuple[Stepper[Any], Entry, str]:

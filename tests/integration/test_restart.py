@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load, Read
-from cacheworkers.store import listener as listening
+from cacheworkers.store.tracking import listener as listening
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -75,7 +75,7 @@ def read_in_threads(shop: Shop) -> list[list[Read]]:
     found: list[list[Read]] = [[] for _ in range(READERS)]
 
     def read(mine: list[Read]) -> None:
-        mine += [shop.price.read(HOT[turn % len(HOT)]) for turn in range(READS)]
+        mine += [shop.price.read(HOT[state % len(HOT)]) for state in range(READS)]
 
     threads = [threading.Thread(target=read, args=(mine,), name=f"reader {n}") for n, mine in enumerate(found)]
     for thread in threads:
@@ -89,7 +89,7 @@ def read_in_tasks(shop: Shop) -> list[list[Read]]:
     """The same on an event loop."""
 
     async def read() -> list[Read]:
-        return [await shop.price.aread(HOT[turn % len(HOT)]) for turn in range(READS)]
+        return [await shop.price.aread(HOT[state % len(HOT)]) for state in range(READS)]
 
     async def all_of_them() -> list[list[Read]]:
         return await asyncio.gather(*(read() for _ in range(READERS)))
@@ -134,7 +134,7 @@ def test_hot_values_are_served_and_each_reader_waits_at_most_once(
     found += readers(shop)
 
     assert [[read.value for read in mine] for mine in found] == [
-        [HOT[turn % len(HOT)] * 10 for turn in range(READS)]
+        [HOT[state % len(HOT)] * 10 for state in range(READS)]
     ] * (2 * READERS)
     assert {read.tier for mine in found for read in mine} == {"l1"}
     assert shop.loads == []

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from click import ClickException
 
-from cacheworkers.ops.warm import require_worker
+from cacheworkers.ops.warm_command import require_worker
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers import versions
+from cacheworkers.workers import version_mismatch
 
 HERE = Path(__file__).parent
 WRONG = "worker knows product version 1, message asks for 2"
@@ -71,8 +71,8 @@ class Deploy:
 @pytest.fixture
 def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_publisher: None) -> Iterator[Deploy]:
     # The module sets them, in this process, too.
-    monkeypatch.setitem(versions.HOPS, "warm", versions.HOPS["warm"])
-    monkeypatch.setattr(versions, "MOST_AFTER", versions.MOST_AFTER)
+    monkeypatch.setitem(version_mismatch.HOPS, "warm", version_mismatch.HOPS["warm"])
+    monkeypatch.setattr(version_mismatch, "MOST_AFTER", version_mismatch.MOST_AFTER)
     with Valkey() as valkey:
         monkeypatch.setenv("REDIS_URL", valkey.url)
         monkeypatch.setenv("VERSION", "2")
@@ -98,14 +98,14 @@ def test_a_warm_up_of_the_new_version_is_loaded_beside_old_workers(deploy: Deplo
 def test_what_old_workers_have_taken_is_loaded_by_a_new_one_that_starts_later(deploy: Deploy) -> None:
     old = deploy.worker(1)
     deploy.cache.warm_many("product", range(5))
-    wait_until(lambda: deploy.notes("HandedOn"))
+    wait_until(lambda: deploy.notes("TaskRequeued"))
 
     new = deploy.worker(2)
 
     for n in range(5):
         wait_until(lambda n=n: deploy.module.product.peek(n) is not None)  # type: ignore[misc]
     assert {deploy.module.product.get(n)[2] for n in range(5)} == {new} != {old}
-    assert {reason for reason, _ in deploy.notes("HandedOn")} == {WRONG}
+    assert {reason for reason, _ in deploy.notes("TaskRequeued")} == {WRONG}
     assert deploy.notes("MalformedTask") == []
 
 
@@ -135,7 +135,7 @@ def test_without_a_worker_of_its_version_a_message_ends_after_some_hops(deploy: 
     deploy.cache.warm_many("product", [7])
 
     wait_until(lambda: deploy.notes("MalformedTask"))
-    assert deploy.notes("HandedOn") == [[WRONG, hops] for hops in (1, 2, 3, 4)]
+    assert deploy.notes("TaskRequeued") == [[WRONG, hops] for hops in (1, 2, 3, 4)]
     assert deploy.notes("MalformedTask") == [[WRONG, 0]]
     wait_until(lambda: deploy.cache._ports.store.are_claimed(deploy.calls(8)[7:]).run() == [False])
 
@@ -147,4 +147,4 @@ def test_a_miss_is_handed_on_twice_and_then_loaded_by_its_reader(deploy: Deploy)
     assert deploy.module.product.get(1) == [2, 1, os.getpid()]
 
     wait_until(lambda: deploy.notes("MalformedTask"))
-    assert deploy.notes("HandedOn") == [[WRONG, 1], [WRONG, 2]]
+    assert deploy.notes("TaskRequeued") == [[WRONG, 1], [WRONG, 2]]

@@ -1,4 +1,4 @@
-"""Wires: what goes over them comes back to who sent it, whatever the network does."""
+"""Pool: what goes over them comes back to who sent it, whatever the network does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.events import StoreLost
-from cacheworkers.store.address import parse_url
-from cacheworkers.store.clients import Clients
-from cacheworkers.store.trips import Trip, Trips
-from cacheworkers.store.wires import Wires
+from cacheworkers.store.connections.address import parse_url
+from cacheworkers.store.connections.clients import Clients
+from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
+from cacheworkers.store.connections.pool import Pool
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -32,11 +32,11 @@ def proxy(valkey: Valkey) -> Iterator[FaultProxy]:
         yield proxy
 
 
-def wires_to(url: str, timeout: float = 5.0, spin_for: float = 30e-6, **options: Any) -> Wires:
-    """Wires to a server; one async pool is enough, they only take its options."""
+def wires_to(url: str, timeout: float = 5.0, spin_for: float = 30e-6, **options: Any) -> Pool:
+    """Pool to a server; one async pool is enough, they only take its options."""
     pool = redis.ConnectionPool.from_url(url, **options)
     async_pool = redis.asyncio.ConnectionPool.from_url(url, **options)
-    return Wires(lambda: pool, lambda: async_pool, timeout, spin_for)
+    return Pool(lambda: pool, lambda: async_pool, timeout, spin_for)
 
 
 def in_time(exchange: Callable[[], list[Any]]) -> list[Any]:
@@ -108,7 +108,7 @@ def test_late_reply_is_a_timeout_and_nobody_elses_answer(valkey: Valkey, proxy: 
 
 
 def test_a_wire_that_was_cut_while_it_was_idle_is_not_used(proxy: FaultProxy, monkeypatch: Any) -> None:
-    monkeypatch.setattr("cacheworkers.store.wire.FRESH_FOR", 0.0)
+    monkeypatch.setattr("cacheworkers.store.connections.connection.FRESH_FOR", 0.0)
     wires = wires_to(proxy.url)
     wires.exchange([("ECHO", "a")])
     idle = wires._idle[0]
@@ -227,7 +227,7 @@ def test_each_loop_has_a_connection_of_its_own(valkey: Valkey) -> None:
 def test_loops_that_have_ended_leave_no_connection_behind(events: list[Any]) -> None:
     """However many a process runs in turn, as scripts and sync views of async code do; `close` takes the last."""
     with Valkey() as server, redis.Redis(port=server.port) as watching:
-        cache = Cache(Config(redis_url=server.url, heat_every=0), hook=events.append)
+        cache = Cache(Config(redis_url=server.url, access_report_interval=0), hook=events.append)
 
         @cache.loader(fresh_for=600, early=0, l1_for=0.0)
         def number(load: Load, n: int) -> int:
@@ -319,11 +319,11 @@ def watching(valkey: Valkey) -> Iterator[redis.Redis]:
 @pytest.fixture
 def never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a wire was idle."""
-    monkeypatch.setattr("cacheworkers.store.wire.FRESH_FOR", 600.0)
+    monkeypatch.setattr("cacheworkers.store.connections.connection.FRESH_FOR", 600.0)
 
 
 READS = [[("GET", "w:cut")], [("MGET", "w:cut")], [("GETRANGE", "w:cut", 0, 9), ("GET", "w:cut")]]
-WAYS: dict[str, Callable[[Wires, Any], list[Any]]] = {
+WAYS: dict[str, Callable[[Pool, Any], list[Any]]] = {
     "alone": lambda wires, commands: wires.exchange(commands),
     "sent": lambda wires, commands: wires.send(commands).receive(),
     "sent, with less time": lambda wires, commands: wires.send(commands, within=60.0).receive(within=60.0),
@@ -423,9 +423,9 @@ def test_the_second_time_has_what_the_first_has_left(monkeypatch: pytest.MonkeyP
         def close(self) -> None:
             pass
 
-    wires = Wires(lambda: None, lambda: None, 10.0, 0.0)
-    monkeypatch.setattr("cacheworkers.store.wires.Wire", Cut)
-    monkeypatch.setattr("cacheworkers.store.wires.time", SimpleNamespace(monotonic=lambda: now[0]))
+    wires = Pool(lambda: None, lambda: None, 10.0, 0.0)
+    monkeypatch.setattr("cacheworkers.store.connections.pool.Connection", Cut)
+    monkeypatch.setattr("cacheworkers.store.connections.pool.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     assert wires.exchange([("GET", "w:cut")]) == [b"1"]
     assert given == [None, pytest.approx(3.0), pytest.approx(0.5)]
@@ -485,7 +485,7 @@ AHOW: dict[str, Callable[[Any, int], Any]] = {
 def made_number(make_cache: Callable[..., Cache]) -> tuple[Any, list[int]]:
     loads: list[int] = []
 
-    @make_cache(heat_every=0).loader(fresh_for=600, early=0, l1_for=0.0)
+    @make_cache(access_report_interval=0).loader(fresh_for=600, early=0, l1_for=0.0)
     def number(load: Load, n: int) -> int:
         loads.append(n)
         return n * 10
@@ -561,11 +561,11 @@ def test_on_a_loop_too_the_wait_for_several_may_be_shorter(proxy: FaultProxy) ->
     wires = wires_to(proxy.url, timeout=600.0)
 
     async def main() -> None:
-        assert await Trips(Trip(wires, [("ECHO", "a")]), within=60.0).arun() == [[b"a"]]
+        assert await FanOut(RoutedRequests(wires, [("ECHO", "a")]), within=60.0).arun() == [[b"a"]]
         proxy.hold_replies()
         with pytest.raises(builtins.TimeoutError):
-            await Trips(Trip(wires, [("ECHO", "b")]), within=0.01).arun()
+            await FanOut(RoutedRequests(wires, [("ECHO", "b")]), within=0.01).arun()
         proxy.release()
-        assert await Trips(Trip(wires, [("ECHO", "c")])).arun() == [[b"c"]]
+        assert await FanOut(RoutedRequests(wires, [("ECHO", "c")])).arun() == [[b"c"]]
 
     asyncio.run(main())

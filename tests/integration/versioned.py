@@ -8,18 +8,18 @@ import os
 from celery import Celery
 
 from cacheworkers import Cache, Config, Load
-from cacheworkers.events import Event, HandedOn, MalformedTask
-from cacheworkers.workers import versions
+from cacheworkers.events import Event, MalformedTask, TaskRequeued
+from cacheworkers.workers import version_mismatch
 
 VERSION = int(os.environ["VERSION"])
 # How long the other version's worker takes to start is the machine's business.
-versions.HOPS["warm"] = int(os.environ.get("WARM_HOPS", "100000"))
-versions.MOST_AFTER = 0.2
+version_mismatch.HOPS["warm"] = int(os.environ.get("WARM_HOPS", "100000"))
+version_mismatch.MOST_AFTER = 0.2
 
 
 def note(event: Event) -> None:
     """Write one line of what becomes of messages of the other version."""
-    if isinstance(event, HandedOn | MalformedTask):
+    if isinstance(event, TaskRequeued | MalformedTask):
         reason, hops = event.reason, getattr(event, "hops", 0)
         with open(os.environ["NOTES"], "ab", buffering=0) as notes:
             notes.write(json.dumps([type(event).__name__, reason, hops]).encode() + b"\n")

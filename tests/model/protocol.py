@@ -19,7 +19,7 @@ CLAIM, BEGIN, SNAPSHOT, LOAD, REGISTER, WRITE, ENDED = (
     "claim", "begin", "snapshot", "load", "register", "write", "ended"
 )  # fmt: skip
 #: Steps of an invalidation.
-COMMIT, NUMBER, DOOM, DROP, DROP_REST, REMOVE = "commit", "number", "doom", "drop", "drop the rest", "remove"
+COMMIT, NUMBER, DOOM, DROP, DROP_REST, REMOVE = "commit", "number", "detach", "drop", "drop the rest", "remove"
 ACKNOWLEDGE, DEAD = "ack", "dead"
 
 
@@ -63,7 +63,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class Invalidator:
-    """An invalidation under way, after its own commit; `todo` are the doomed sets it still has to drain."""
+    """An invalidation under way, after its own commit; `todo` are the detached sets it still has to drain."""
 
     at: str = COMMIT
     committed: int = 0
@@ -82,13 +82,13 @@ class State:
         entry: version that is cached, and fresh; None for no entry, and for one that is stored stale.
         mark: number of the tag's last invalidation.
         is_member: the call is in the tag's set.
-        doomed: sets put aside that still name the call, by the number of their invalidation.
+        detached: sets put aside that still name the call, by the number of their invalidation.
         lease: fence of the lease; 0 for none.
         is_warm: that lease is of a load that warms; `is_begun` once it has begun.
         fences: how many leases there have been.
         acknowledged: newest version whose invalidation has returned.
         lags: loads read a replica that may lag; else they read the database.
-        is_collecting: the collector has half dropped what a doomed set names.
+        is_collecting: the collector has half dropped what a detached set names.
     """
 
     database: int
@@ -98,7 +98,7 @@ class State:
     seq: int
     mark: int
     is_member: bool
-    doomed: tuple[int, ...]
+    detached: tuple[int, ...]
     lease: int
     is_warm: bool
     is_begun: bool
@@ -130,7 +130,7 @@ def start(
 ) -> State:
     """Return a warm cache, and how often each thing may go wrong; so many of the loaders warm."""
     return State(
-        database=0, replica=0, settled=0, entry=0, seq=0, mark=0, is_member=True, doomed=(), lease=0, is_warm=False,
+        database=0, replica=0, settled=0, entry=0, seq=0, mark=0, is_member=True, detached=(), lease=0, is_warm=False,
         is_begun=False, fences=0,
         acknowledged=0, expiries=expiries, evictions=evictions, crashes=crashes, collections=collections, lags=lags,
         loaders=(Loader(),) * (loaders - warmers) + (Loader(warms=True),) * warmers,
@@ -176,7 +176,7 @@ def steps(protocol: Protocol, state: State) -> Iterator[Step]:
         yield "time passes", replace(state, settled=state.seq)
     if state.is_collecting:
         what, after = _rest_dropped(protocol, state)
-        yield f"gc: drop the {what}, and the set", replace(after, is_collecting=False, doomed=state.doomed[1:])
+        yield f"gc: drop the {what}, and the set", replace(after, is_collecting=False, detached=state.detached[1:])
     if state.collections:
         yield from _collector_steps(protocol, state)
 
@@ -238,11 +238,13 @@ def _invalidator_steps(
             )
         case "number":
             yield "number", replace(state, seq=state.seq + 1), replace(invalidator, at=DOOM, number=state.seq + 1)
-        case "doom":
-            doomed = (*state.doomed, invalidator.number) if state.is_member else state.doomed
-            todo = doomed if protocol.drains_what_others_left else tuple(n for n in doomed if n == invalidator.number)
-            after = replace(state, mark=max(state.mark, invalidator.number), is_member=False, doomed=doomed)
-            yield "doom", after, replace(invalidator, at=first if todo else ACKNOWLEDGE, todo=todo)
+        case "detach":
+            detached = (*state.detached, invalidator.number) if state.is_member else state.detached
+            todo = (
+                detached if protocol.drains_what_others_left else tuple(n for n in detached if n == invalidator.number)
+            )
+            after = replace(state, mark=max(state.mark, invalidator.number), is_member=False, detached=detached)
+            yield "detach", after, replace(invalidator, at=first if todo else ACKNOWLEDGE, todo=todo)
         case "drop":
             what, after = _half_dropped(protocol, state)
             yield f"drop the {what}", after, replace(invalidator, at=DROP_REST)
@@ -251,7 +253,7 @@ def _invalidator_steps(
             done = _drained(invalidator) if first == REMOVE else replace(invalidator, at=second)
             yield f"drop the {what}", after, done
         case "remove":
-            after = replace(state, doomed=tuple(n for n in state.doomed if n != invalidator.todo[0]))
+            after = replace(state, detached=tuple(n for n in state.detached if n != invalidator.todo[0]))
             yield "remove", after, _drained(invalidator) if first == DROP else replace(invalidator, at=second)
         case "ack":
             after = replace(state, acknowledged=max(state.acknowledged, invalidator.committed))
@@ -264,9 +266,9 @@ def _collector_steps(protocol: Protocol, state: State) -> Iterator[Step]:
     may_be_written = state.lease != 0 and protocol.gc_spares_what_may_be_written
     if state.is_member and state.entry is None and not may_be_written:
         yield "gc: trim", replace(left, is_member=False)
-    if state.doomed and not state.is_collecting:
+    if state.detached and not state.is_collecting:
         what, after = _half_dropped(protocol, left)
-        yield f"gc: drop the {what} of a doomed set", replace(after, is_collecting=True)
+        yield f"gc: drop the {what} of a detached set", replace(after, is_collecting=True)
 
 
 def _half_dropped(protocol: Protocol, state: State) -> tuple[str, State]:

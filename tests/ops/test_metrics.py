@@ -70,7 +70,7 @@ def test_values_are_those_of_the_events() -> None:
     metrics(events.Served("product", "stale", "store", 70.0, 0.003))
     metrics(events.MemoryHits("product", 41))
     metrics(events.Loaded("product", "product[1]", "stored", 0.2, 1, "worker"))
-    metrics(events.Swept(7, 1, 2, 0.1))
+    metrics(events.GarbageCollected(7, 1, 2, 0.1))
     metrics(events.StoreLost("gone"))
 
     found = read(generate_latest(registry))
@@ -118,7 +118,8 @@ def test_events_of_somebody_else_are_left_alone() -> None:
 def test_reads_of_a_cache_are_counted_in_every_tier(valkey: Valkey) -> None:
     registry = CollectorRegistry()
     cache = Cache(
-        Config(redis_url=valkey.url, namespace="metrics", store_timeout=5.0, heat_every=0.0), hook=Metrics(registry)
+        Config(redis_url=valkey.url, namespace="metrics", store_timeout=5.0, access_report_interval=0.0),
+        hook=Metrics(registry),
     )
 
     @cache.loader(fresh_for=300, tags=("m:{n}",))
@@ -131,7 +132,7 @@ def test_reads_of_a_cache_are_counted_in_every_tier(valkey: Valkey) -> None:
     for _ in range(50):
         number.get(1)
     cache.invalidate("m:1")
-    cache.tell_heat()
+    cache.report_accesses()
     cache.close()
 
     def loads() -> float:
@@ -142,7 +143,7 @@ def test_reads_of_a_cache_are_counted_in_every_tier(valkey: Valkey) -> None:
     found = read(generate_latest(registry))
     assert found["cacheworkers_reads_total", "fresh", "number", "l1"] >= 50
     assert found["cacheworkers_invalidations_total", "hard"] == 2
-    assert not any(key[0] == "cacheworkers_heat_told_total" for key in found), "heat_every=0 tells nothing"
+    assert not any(key[0] == "cacheworkers_heat_told_total" for key in found), "access_report_interval=0 tells nothing"
 
 
 SHARES = """
@@ -208,7 +209,7 @@ def test_the_exporter_says_what_the_store_has_and_who_is_away() -> None:
             return n
 
         number.get(1)
-        cache.tell_heat()
+        cache.report_accesses()
         port = free_port(9900)
         stop = serve_cache(cache, port)
 
@@ -300,7 +301,7 @@ def test_the_exporter_says_when_upkeep_last_ran(valkey: Valkey) -> None:
     """A beat that is dead sends nothing that could be counted: the sign that its tasks leave gets old instead."""
     from celery import Celery
 
-    config = Config(redis_url=valkey.url, namespace="upkept", store_timeout=5.0, sweep_every=60)
+    config = Config(redis_url=valkey.url, namespace="upkept", store_timeout=5.0, gc_interval=60)
     cache = Cache(config, celery=Celery("upkept", broker=valkey.url))
     cache._ports.store.note_beat("sweep").run()
 

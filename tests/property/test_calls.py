@@ -139,12 +139,12 @@ def test_keys_of_a_call_share_a_slot(data: st.DataObject) -> None:
 @given(st.text(min_size=1, max_size=30), st.integers(0, 1023), st.integers(0, 2**60))
 def test_keys_of_a_tag_share_a_slot(tag: str, shard: int, n: int) -> None:
     keys = Keyspace("cw")
-    named = [make(tag, shard) for make in (keys.tag_set, keys.last_invalidation, keys.doomed_index)]
-    doomed = keys.doomed(tag, shard, n, "0a1b")
+    named = [make(tag, shard) for make in (keys.tag_set, keys.last_invalidation, keys.detached_index)]
+    detached = keys.detached(tag, shard, n, "0a1b")
 
-    assert len({slot(key) for key in (*named, doomed)}) == 1
+    assert len({slot(key) for key in (*named, detached)}) == 1
     assert [keys.tag_of(key) for key in named] == [(tag, shard)] * 3
-    assert keys.tag_of(doomed) is None
+    assert keys.tag_of(detached) is None
 
 
 @given(st.text("ab{}#%12", min_size=1, max_size=6), st.text("ab{}#%12", min_size=1, max_size=6), st.integers(0, 12))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cacheworkers.testing import history
-from cacheworkers.testing.history import Heard, Invalidate, Operation, Read, Write
+from cacheworkers.ops import history_checker
+from cacheworkers.ops.history_checker import Invalidate, Operation, Read, Received, Write
 
 #: Few keys, versions and instants, so that they meet often.
 keys = st.sampled_from("aab")
@@ -35,7 +35,7 @@ histories = st.lists(st.one_of(writes, invalidations, reads), min_size=3, max_si
 memories = st.sampled_from("xy")
 told = st.builds(lambda s, v: Invalidate("a", s[0], ended(s), v), spans, versions)
 hits = st.builds(lambda m, s: Read("a", 0, s[0], ended(s), "l1", memory=m), memories, spans)
-proofs = st.builds(lambda m, s: Heard(m, s[0], ended(s)), memories, spans)
+proofs = st.builds(lambda m, s: Received(m, s[0], ended(s)), memories, spans)
 remembered = st.lists(st.one_of(told, hits, proofs, reads), min_size=3, max_size=12)
 
 
@@ -46,7 +46,10 @@ def known_at(read: Read, operations: list[Operation], l1_for: float) -> float:
     heard = [
         each.began
         for each in operations
-        if isinstance(each, Heard) and each.memory == read.memory and each.ended is not None and each.ended < read.began
+        if isinstance(each, Received)
+        and each.memory == read.memory
+        and each.ended is not None
+        and each.ended < read.began
     ]
     return max([read.began - l1_for, *heard])
 
@@ -192,7 +195,7 @@ LAWS = [law_of_the_definition, law_of_memory, law_of_the_right_cache, law_of_the
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_the_checker_keeps_the_laws(law: Callable[..., None]) -> None:
-    law(history.check)
+    law(history_checker.check)
 
 
 #: What is wrong with a checker -> its source, before and after.
@@ -202,7 +205,7 @@ MUTANTS = {
     "a memory that has heard may be late": ("_last_before(heard.get(read.memory, ()), read.began) or 0.0", "0.0"),
     "a proof counts from its beginning": ("append((each.ended, each.began))", "append((each.began, each.began))"),
     "a proof is of its end": ("append((each.ended, each.began))", "append((each.ended, each.ended))"),
-    "a proof in doubt counts": ("isinstance(each, Heard) and each.ended is not None", "isinstance(each, Heard)"),
+    "a proof in doubt counts": ("isinstance(each, Received) and each.ended is not None", "isinstance(each, Heard)"),
     "another memory has heard": ("heard.get(read.memory, ())", "sum(heard.values(), [])"),
     "the store may be late": ('read.tier == "l1" and l1_for', "l1_for"),
     "memory is never late": ("known_at - l1_for", "known_at"),
@@ -227,12 +230,12 @@ MUTANTS = {
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_a_checker_with_a_fault_breaks_a_law(fault: str) -> None:
     before, after = MUTANTS[fault]
-    source = Path(history.__file__).read_text()
+    source = Path(history_checker.__file__).read_text()
     assert source.count(before) == 1, f"the checker no longer has {before!r}"
     mutant = types.ModuleType("mutant")
-    exec(compile(source.replace(before, after), history.__file__, "exec"), mutant.__dict__)
-    for name in ("Read", "Write", "Invalidate", "Heard"):  # the histories are made of the checker's own
-        setattr(mutant, name, getattr(history, name))
+    exec(compile(source.replace(before, after), history_checker.__file__, "exec"), mutant.__dict__)
+    for name in ("Read", "Write", "Invalidate", "Received"):  # the histories are made of the checker's own
+        setattr(mutant, name, getattr(history_checker, name))
 
     assert any(is_broken(law, mutant.check) for law in LAWS), "every law still holds"
 

@@ -15,7 +15,7 @@ from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import digest_of
 from cacheworkers.web import HttpPolicy, answer
 from cacheworkers.web.headers import matches
-from cacheworkers.web.recent import Recent
+from cacheworkers.web.recent_answers import Recent
 
 SPANS = st.floats(0, 1e6)
 CAPS = st.one_of(st.just(math.inf), st.floats(0, 1e6))

@@ -58,8 +58,8 @@ class Shop:
         self.sessions: sessionmaker[Session] = sessionmaker(self.engine)
         self.async_engine = create_async_engine(url)
         self.async_sessions: async_sessionmaker[AsyncSession] = async_sessionmaker(self.async_engine)
-        cache._process._sessions._sync = sessionmaker(self.engine)
-        cache._process._sessions._async = async_sessionmaker(create_async_engine(url))
+        cache._runtime._sessions._sync = sessionmaker(self.engine)
+        cache._runtime._sessions._async = async_sessionmaker(create_async_engine(url))
         self.mapping: dict[Any, Any] = {
             Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}"),
             labels: lambda row: (f"label:{row.label_id}",),

@@ -15,8 +15,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from cacheworkers import Cache, ConfigError, OutboxUnavailable
 from cacheworkers.ops.doctor import diagnose
-from cacheworkers.sql import drain as draining
-from cacheworkers.sql.outbox import TRIGGER
+from cacheworkers.sql.outbox import relay as draining
+from cacheworkers.sql.outbox.outbox import TRIGGER
 from cacheworkers.testing.servers import wait_until
 
 

@@ -12,8 +12,8 @@ from sqlalchemy import Engine, create_engine, select, update
 from sqlalchemy.orm import Session
 
 from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError, UnwatchedWrite
-from cacheworkers.sql import drain as draining
-from cacheworkers.sql.outbox import TRIGGER, Outbox
+from cacheworkers.sql.outbox import relay as draining
+from cacheworkers.sql.outbox.outbox import TRIGGER, Outbox
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -40,9 +40,9 @@ def test_a_fresh_row_is_left_to_the_process_that_wrote_it(shop: Shop, monkeypatc
     """It is delivered later, for that process may have died between commit and invalidation."""
     write(shop, "a", source="watch")
 
-    monkeypatch.setattr("cacheworkers.sql.drain.drain_outbox.__kwdefaults__", {"grace": 600.0})
+    monkeypatch.setattr("cacheworkers.sql.outbox.relay.drain_outbox.__kwdefaults__", {"grace": 600.0})
     assert shop.cache.drain() == 0
-    monkeypatch.setattr("cacheworkers.sql.drain.drain_outbox.__kwdefaults__", {"grace": 0.0})
+    monkeypatch.setattr("cacheworkers.sql.outbox.relay.drain_outbox.__kwdefaults__", {"grace": 0.0})
     assert shop.cache.drain() == 1
 
 
@@ -58,7 +58,7 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str,
 
         with shop.sessions.begin() as session:
             session.get_one(Product, 1).price = 11
-        assert any(type(event).__name__ == "Undelivered" for event in events)
+        assert any(type(event).__name__ == "InvalidationUndelivered" for event in events)
         assert len(cache._ports.l1) == 0
         with pytest.raises(StoreError):
             cache.drain()
@@ -76,7 +76,7 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
     database_url: str, events: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at its next look, which here would come too late: until then the store answers with what is old."""
-    monkeypatch.setattr("cacheworkers.sql.watching.DRAIN_WITHIN", 600.0)
+    monkeypatch.setattr("cacheworkers.sql.watch.service.DRAIN_WITHIN", 600.0)
     with Valkey() as server:
         cache = Cache(Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.05), hook=events.append)
         shop = Shop(cache, database_url, events).watch()
@@ -117,7 +117,7 @@ def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_
         asyncio.run(change())
         server.resume()
 
-        assert any(type(event).__name__ == "Undelivered" for event in events)
+        assert any(type(event).__name__ == "InvalidationUndelivered" for event in events)
         run_sql(shop.engine, "UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
         wait_until(lambda: cache.drain() == 1)
         assert shop.price.get(1) == 11
@@ -307,7 +307,7 @@ def test_sessions_leave_tables_with_triggers_to_them(triggered: Shop) -> None:
 
 def test_a_draining_process_is_woken_by_the_change(triggered: Shop, monkeypatch: Any) -> None:
     """At once: not by its look every so often, which here would come too late."""
-    monkeypatch.setattr("cacheworkers.sql.watching.DRAIN_WITHIN", 600.0)
+    monkeypatch.setattr("cacheworkers.sql.watch.service.DRAIN_WITHIN", 600.0)
     stop = threading.Event()
     thread = threading.Thread(target=triggered.cache.drain_until, args=(stop,))
     thread.start()

@@ -12,12 +12,12 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from cacheworkers import Cache, Config, Load
-from cacheworkers.sql.outbox import TRIGGER, WATCH
+from cacheworkers.sql.outbox.outbox import TRIGGER, WATCH
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
 
-class Drained:
+class OutboxRelayed:
     """A cache with an outbox on SQLite, and drains that poll it."""
 
     def __init__(self, cache: Cache, path: Path, events: list[Any]) -> None:
@@ -74,13 +74,13 @@ class Drained:
 
 
 @pytest.fixture
-def polled(cache: Cache, tmp_path: Path, events: list[Any]) -> Iterator[Drained]:
-    made = Drained(cache, tmp_path / "shop.db", events)
+def polled(cache: Cache, tmp_path: Path, events: list[Any]) -> Iterator[OutboxRelayed]:
+    made = OutboxRelayed(cache, tmp_path / "shop.db", events)
     yield made
     made.close()
 
 
-def test_a_row_is_found_without_being_told(polled: Drained) -> None:
+def test_a_row_is_found_without_being_told(polled: OutboxRelayed) -> None:
     """Written while the drain is between two looks; the entry of its tag goes."""
 
     @polled.cache.loader(tags=("n:{n}",), fresh_for=300)
@@ -98,9 +98,9 @@ def test_a_row_is_found_without_being_told(polled: Drained) -> None:
 
 
 def test_rows_of_a_session_that_died_are_found_after_their_grace(
-    polled: Drained, monkeypatch: pytest.MonkeyPatch
+    polled: OutboxRelayed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cacheworkers.sql.drain.drain_outbox.__kwdefaults__", {"grace": 600.0})
+    monkeypatch.setattr("cacheworkers.sql.outbox.relay.drain_outbox.__kwdefaults__", {"grace": 600.0})
     polled.write("young", WATCH)
     polled.write("orphan", WATCH, age=3600.0)
 
@@ -109,7 +109,7 @@ def test_rows_of_a_session_that_died_are_found_after_their_grace(
     assert polled.delivered() == {"orphan"}
 
 
-def test_two_drains_leave_nothing(polled: Drained) -> None:
+def test_two_drains_leave_nothing(polled: OutboxRelayed) -> None:
     """Both may deliver one row, which is harmless; none is left out."""
     polled.start(2)
     for n in range(30):
@@ -120,7 +120,7 @@ def test_two_drains_leave_nothing(polled: Drained) -> None:
     assert polled.delivered() == {f"n:{n}" for n in range(30)}
 
 
-def test_lag_is_the_age_of_the_oldest_row_that_waits(polled: Drained) -> None:
+def test_lag_is_the_age_of_the_oldest_row_that_waits(polled: OutboxRelayed) -> None:
     assert polled.lag() == 0.0
     polled.write("a", age=3600.0)
     polled.write("b")
@@ -130,7 +130,7 @@ def test_lag_is_the_age_of_the_oldest_row_that_waits(polled: Drained) -> None:
     assert polled.lag() == 0.0
 
 
-def test_a_row_that_is_marked_after_a_replay_is_delivered_anew(polled: Drained) -> None:
+def test_a_row_that_is_marked_after_a_replay_is_delivered_anew(polled: OutboxRelayed) -> None:
     """Its session told the old store alone, whatever it may say later."""
     polled.write("n:1", WATCH)
     polled.cache.invalidate("n:1")
@@ -145,7 +145,7 @@ def test_a_row_that_is_marked_after_a_replay_is_delivered_anew(polled: Drained) 
 
 
 def test_a_batch_that_is_marked_after_a_replay_is_delivered_anew(
-    polled: Drained, monkeypatch: pytest.MonkeyPatch
+    polled: OutboxRelayed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One drain has told the old store, another replays to the new one, and then the first marks its rows."""
     polled.write("n:1")
@@ -195,7 +195,9 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(tmp_path: Path, ev
         server.pause()
         with sessions.begin() as session:
             session.get_one(Price, 1).amount = 11
-        assert [type(event).__name__ for event in events if type(event).__name__ == "Undelivered"] == ["Undelivered"]
+        assert [type(event).__name__ for event in events if type(event).__name__ == "InvalidationUndelivered"] == [
+            "InvalidationUndelivered"
+        ]
         server.resume()
 
         with engine.begin() as connection:

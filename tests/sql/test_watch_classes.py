@@ -204,12 +204,12 @@ def test_a_base_without_a_discriminator_is_refused(classes: Classes) -> None:
 
 
 def test_concrete_classes_have_tables_of_their_own(classes: Classes, events: list[Any]) -> None:
-    class Place(ConcreteBase, classes.base):  # type: ignore[misc]
+    class NamedWaker(ConcreteBase, classes.base):  # type: ignore[misc]
         __tablename__ = "place"
         id: Mapped[int] = mapped_column(primary_key=True)
         __mapper_args__: ClassVar = {"polymorphic_identity": "place", "concrete": True}
 
-    class Shop(Place):
+    class Shop(NamedWaker):
         __tablename__ = "shop"
         id: Mapped[int] = mapped_column(primary_key=True)
         __mapper_args__: ClassVar = {"polymorphic_identity": "shop", "concrete": True}
@@ -218,6 +218,6 @@ def test_concrete_classes_have_tables_of_their_own(classes: Classes, events: lis
     classes.cache.watch(classes.sessions, {Shop: ["shop:{id}"]})
 
     with classes.sessions.begin() as session:
-        session.add_all([Place(id=1), Shop(id=2)])
+        session.add_all([NamedWaker(id=1), Shop(id=2)])
 
     assert [event.tags for event in events if type(event).__name__ == "Invalidated"] == [("shop:2",)]

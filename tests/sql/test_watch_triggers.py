@@ -11,7 +11,7 @@ from sqlalchemy import ForeignKey, delete, event, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from cacheworkers import UnwatchedWrite
-from cacheworkers.sql import told
+from cacheworkers.sql.triggers import trigger_rows
 from cacheworkers.testing.servers import wait_until
 
 from .conftest import Product, Shop
@@ -137,7 +137,7 @@ def test_rows_of_others_are_left_to_the_drain(triggered: Shop) -> None:
 def test_more_than_a_commit_should_wait_for_is_left_to_the_drain(
     triggered: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(told, "MOST_TAGS", 3)
+    monkeypatch.setattr(trigger_rows, "MOST_TAGS", 3)
 
     with triggered.sessions.begin() as session:
         reprice(session)

@@ -47,7 +47,7 @@ class Databases:
             with Session(engine) as session, session.begin():
                 session.add_all([kind(id=1, price=1), kind(id=2, price=1)])
             cache.watch(sessions, {kind: [f"{kind.__tablename__}:{{id}}", f"{kind.__tablename__}:all"]})
-        cache._process._sessions._sync = sessionmaker(self.engines[0])
+        cache._runtime._sessions._sync = sessionmaker(self.engines[0])
 
         @cache.loader(tags=("here:{number}",), fresh_for=300)
         def price(load: Load, number: int) -> int:
@@ -173,7 +173,7 @@ def test_when_the_newer_one_has_ended_the_older_one_counts(databases: Databases)
 
 
 def bypasses(cache: Cache) -> int:
-    return cache._ports.gate._bypasses
+    return cache._ports.coherence._bypasses
 
 
 @pytest.mark.parametrize("is_flushed", [False, True])
@@ -208,7 +208,7 @@ def test_a_child_ends_no_transaction_of_its_parent(databases: Databases, monkeyp
     session = databases.here()
     session.add(Here(id=9, price=1))
 
-    databases.cache._ports.gate.reset()
+    databases.cache._ports.coherence.reset()
     monkeypatch.setattr(os, "getpid", lambda: -1)
     session.close()
 

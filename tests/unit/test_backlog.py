@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cacheworkers.local.backlog import Backlog
+from cacheworkers.local.queue_monitor import QueueMonitor
 
 
 def test_a_queue_that_nobody_takes_from_is_stuck_from_its_first_message_on() -> None:
-    backlog = Backlog(0.0)
+    backlog = QueueMonitor(0.0)
     backlog.note(0, None, 50.0)
     for now in range(60, 100, 10):
         backlog.note(now, now - 60.0, float(now))  # it grows, and its oldest message grows older
@@ -23,7 +23,7 @@ def test_a_queue_that_nobody_takes_from_is_stuck_from_its_first_message_on() -> 
     ids=["shorter", "shorter, and no age is known", "as long, and another is the oldest", "longer, and another is"],
 )
 def test_one_that_is_taken_from_is_not(length: int, oldest_age: float | None) -> None:
-    backlog = Backlog(0.0)
+    backlog = QueueMonitor(0.0)
     backlog.note(5, 0.0, 10.0)
 
     backlog.note(length, oldest_age, 20.0)
@@ -34,7 +34,7 @@ def test_one_that_is_taken_from_is_not(length: int, oldest_age: float | None) ->
 
 def test_an_age_that_is_told_late_is_no_other_message() -> None:
     """The process slept for a while after it had asked; the next answer comes at once."""
-    backlog = Backlog(0.0)
+    backlog = QueueMonitor(0.0)
     backlog.note(5, 0.0, 10.0)
     backlog.note(5, 9.2, 20.0)
     backlog.note(5, 20.0, 30.0)
@@ -43,7 +43,7 @@ def test_an_age_that_is_told_late_is_no_other_message() -> None:
 
 
 def test_nothing_is_stuck_where_nothing_waits() -> None:
-    backlog = Backlog(0.0)
+    backlog = QueueMonitor(0.0)
     backlog.note(5, 0.0, 10.0)
     backlog.note(0, None, 20.0)
 

@@ -18,14 +18,14 @@ class Source:
 
     def __init__(self) -> None:
         self.fetches: list[list[str]] = []
-        self.gate: asyncio.Event | None = None
+        self.coherence: asyncio.Event | None = None
         self.error: BaseException | None = None
 
     async def __call__(self, keys: list[str]) -> list[bytes | None]:
         self.fetches.append(keys)
         error = self.error
-        if self.gate is not None:
-            await self.gate.wait()
+        if self.coherence is not None:
+            await self.coherence.wait()
         if error is not None:
             raise error
         return [None if key.startswith("none") else key.encode() for key in keys]
@@ -120,11 +120,11 @@ def test_fetches_have_at_most_limit_keys(way: str) -> None:
     batcher = made(source, way, limit=3)
 
     async def main() -> list[bytes | None]:
-        source.gate = asyncio.Event()
+        source.coherence = asyncio.Event()
         reads = asyncio.gather(*(batcher.get(str(n)) for n in range(7)))
         while len(source.fetches) < 3:
             await asyncio.sleep(0)
-        source.gate.set()
+        source.coherence.set()
         return await reads
 
     assert asyncio.run(main()) == [str(n).encode() for n in range(7)]
@@ -137,14 +137,14 @@ def test_a_read_joins_only_a_fetch_that_has_not_been_sent(way: str) -> None:
     batcher = made(source, way)
 
     async def main() -> None:
-        source.gate = asyncio.Event()
+        source.coherence = asyncio.Event()
         early = asyncio.ensure_future(batcher.get("a"))
         while not source.fetches:
             await asyncio.sleep(0)
         late = asyncio.ensure_future(batcher.get("a"))
         while len(source.fetches) < 2:
             await asyncio.sleep(0)
-        source.gate.set()
+        source.coherence.set()
         await asyncio.gather(early, late)
 
     asyncio.run(main())
@@ -159,13 +159,13 @@ def test_cancelled_reader_does_not_harm_the_others(is_sent: bool) -> None:
     batcher = made(source, way)
 
     async def main() -> list[Any]:
-        source.gate = asyncio.Event()
+        source.coherence = asyncio.Event()
         reads = [asyncio.ensure_future(batcher.get(key)) for key in ("a", "a", "b")]
         await asyncio.sleep(0)
         while is_sent and not source.fetches:
             await asyncio.sleep(0)
         reads[0].cancel()
-        source.gate.set()
+        source.coherence.set()
         return await asyncio.gather(*reads, return_exceptions=True)
 
     first, second, third = asyncio.run(main())
@@ -231,7 +231,7 @@ def test_cancelled_fetch_leaves_nobody_waiting() -> None:
     batcher = Batcher(source)
 
     async def main() -> list[Any]:
-        source.gate = asyncio.Event()
+        source.coherence = asyncio.Event()
         reads = [asyncio.ensure_future(batcher.get(key)) for key in ("a", "b")]
         while not source.fetches:
             await asyncio.sleep(0)
@@ -306,7 +306,7 @@ def test_fetch_of_a_loop_closed_in_mid_fetch_is_forgotten_by_the_next_turn() -> 
     loop = asyncio.new_event_loop()
 
     async def begin() -> None:
-        source.gate = asyncio.Event()
+        source.coherence = asyncio.Event()
         batcher.get("a")
         while not source.fetches:
             await asyncio.sleep(0)
@@ -314,7 +314,7 @@ def test_fetch_of_a_loop_closed_in_mid_fetch_is_forgotten_by_the_next_turn() -> 
     loop.run_until_complete(begin())
     [left] = batcher._tasks
     loop.close()
-    source.gate = None
+    source.coherence = None
     found = asyncio.run(got(batcher, "b"))
     left._log_destroy_pending = False  # type: ignore[attr-defined]  # what this test leaves behind on purpose
 

@@ -9,75 +9,77 @@ from typing import Any
 
 import pytest
 
-from cacheworkers.local.bell import Bell, Place
 from cacheworkers.local.waiters import Waiters
+from cacheworkers.local.wakeup import NamedWaker, Wakeup
 from cacheworkers.testing.servers import wait_until
 
 LONG = 60.0
 
 
 @pytest.fixture(params=["sync", "async"])
-def wait(request: pytest.FixtureRequest) -> Callable[[Bell, float], bool]:
+def wait(request: pytest.FixtureRequest) -> Callable[[Wakeup, float], bool]:
     """Wait at a bell, either way."""
 
-    def waited(bell: Bell, timeout: float) -> bool:
-        return bell.wait(timeout) if request.param == "sync" else asyncio.run(bell.await_(timeout))
+    def waited(wakeup: Wakeup, timeout: float) -> bool:
+        return wakeup.wait(timeout) if request.param == "sync" else asyncio.run(wakeup.await_(timeout))
 
     return waited
 
 
 def test_nobody_rings_and_time_is_up(wait: Any) -> None:
-    bell = Bell()
+    wakeup = Wakeup()
 
-    assert not wait(bell, 0.0)
-    assert not wait(bell, 0.001)
-    assert bell.rung() == []
+    assert not wait(wakeup, 0.0)
+    assert not wait(wakeup, 0.001)
+    assert wakeup.rung() == []
 
 
 def test_rung_before_it_is_waited_for(wait: Any) -> None:
-    bell = Bell()
-    bell.ring("a")
-    bell.ring("b")
-    bell.ring("a")
+    wakeup = Wakeup()
+    wakeup.ring("a")
+    wakeup.ring("b")
+    wakeup.ring("a")
 
-    assert wait(bell, LONG)
-    assert bell.rung() == ["a", "b"]
-    assert not wait(bell, 0.0)
+    assert wait(wakeup, LONG)
+    assert wakeup.rung() == ["a", "b"]
+    assert not wait(wakeup, 0.0)
 
 
 def test_rung_while_somebody_waits(wait: Any) -> None:
-    bell, found = Bell(), list[bool]()
-    waiter = threading.Thread(target=lambda: found.append(wait(bell, LONG)))
+    wakeup, found = Wakeup(), list[bool]()
+    waiter = threading.Thread(target=lambda: found.append(wait(wakeup, LONG)))
     waiter.start()
 
-    bell.ring("a")
+    wakeup.ring("a")
     waiter.join(LONG)
 
     assert found == [True]
-    assert bell.rung() == ["a"]
+    assert wakeup.rung() == ["a"]
 
 
 def test_what_is_rung_after_it_was_told_wakes_again(wait: Any) -> None:
-    bell = Bell()
-    bell.ring("a")
-    assert wait(bell, LONG)
-    bell.rung()
+    wakeup = Wakeup()
+    wakeup.ring("a")
+    assert wait(wakeup, LONG)
+    wakeup.rung()
 
-    bell.ring("b")
+    wakeup.ring("b")
 
-    assert wait(bell, LONG)
-    assert bell.rung() == ["b"]
+    assert wait(wakeup, LONG)
+    assert wakeup.rung() == ["b"]
 
 
 def test_many_rings_from_threads_lose_none(wait: Any) -> None:
-    bell, found = Bell(), set[int]()
-    threads = [threading.Thread(target=lambda at=at: [bell.ring(at * 100 + n) for n in range(100)]) for at in range(4)]
+    wakeup, found = Wakeup(), set[int]()
+    threads = [
+        threading.Thread(target=lambda at=at: [wakeup.ring(at * 100 + n) for n in range(100)]) for at in range(4)
+    ]
     for thread in threads:
         thread.start()
 
     while len(found) < 400:
-        assert wait(bell, LONG)
-        found.update(bell.rung())
+        assert wait(wakeup, LONG)
+        found.update(wakeup.rung())
     for thread in threads:
         thread.join(LONG)
 
@@ -85,7 +87,7 @@ def test_many_rings_from_threads_lose_none(wait: Any) -> None:
 
 
 def test_rings_call_into_the_loop_once_a_wait() -> None:
-    bell = Bell()
+    wakeup = Wakeup()
     calls: list[Any] = []
 
     async def waited() -> bool:
@@ -97,60 +99,60 @@ def test_rings_call_into_the_loop_once_a_wait() -> None:
             return call_soon(act, *args, **options)
 
         loop.call_soon_threadsafe = counted  # type: ignore[method-assign,assignment]
-        task = loop.create_task(bell.await_(LONG))
+        task = loop.create_task(wakeup.await_(LONG))
         await asyncio.sleep(0)
         for n in range(100):
-            bell.ring(n)
+            wakeup.ring(n)
         return await task
 
     assert asyncio.run(waited())
     assert len(calls) == 1
-    assert bell.rung() == list(range(100))
+    assert wakeup.rung() == list(range(100))
 
 
 def test_a_cancelled_wait_leaves_the_bell_as_it_was() -> None:
-    bell = Bell()
+    wakeup = Wakeup()
 
     async def cancelled() -> None:
-        task = asyncio.get_running_loop().create_task(bell.await_(LONG))
+        task = asyncio.get_running_loop().create_task(wakeup.await_(LONG))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(cancelled())
-    bell.ring("a")
+    wakeup.ring("a")
 
-    assert bell.wait(0.0)
-    assert bell.rung() == ["a"]
+    assert wakeup.wait(0.0)
+    assert wakeup.rung() == ["a"]
 
 
 def test_a_place_is_woken_as_a_sleeping_thread_is() -> None:
     """By a push, and as the one that gets the baton; who got up before is not."""
-    waiters, bell = Waiters(), Bell()
+    waiters, wakeup = Waiters(), Wakeup()
     with waiters.enter("a") as one, waiters.enter("b") as other, waiters.enter("c") as third:
-        beds = [waiter.lie_down(Place(bell, name)) for waiter, name in ((one, "a"), (other, "b"))]
-        up = Place(bell, "c")
-        third_beds = third.lie_down(up)
+        beds = [waiter.register(NamedWaker(wakeup, name)) for waiter, name in ((one, "a"), (other, "b"))]
+        up = NamedWaker(wakeup, "c")
+        third_beds = third.register(up)
         assert third_beds is not None
         third_beds.pop(up)
 
         waiters.wake("a")
-        waiters.nudge(other.flight)
+        waiters.hand_off(other.flight)
         waiters.wake("c")
 
         assert all(each is not None for each in beds)
-        assert bell.rung() == ["a", "b"]
+        assert wakeup.rung() == ["a", "b"]
         assert [waiter.woken for waiter in (one, other, third)] == [True, True, True]
-        assert one.lie_down(Place(bell, "a")) is None  # woken since it last looked
+        assert one.register(NamedWaker(wakeup, "a")) is None  # woken since it last looked
         one.rearm()
-        assert one.lie_down(Place(bell, "a")) is not None
+        assert one.register(NamedWaker(wakeup, "a")) is not None
 
 
 def test_a_thread_sleeps_beside_a_place() -> None:
-    waiters, bell, woken = Waiters(), Bell(), list[bool]()
+    waiters, wakeup, woken = Waiters(), Wakeup(), list[bool]()
     with waiters.enter("a") as mine:
-        mine.lie_down(Place(bell, "a"))
+        mine.register(NamedWaker(wakeup, "a"))
 
         def sleep() -> None:
             with waiters.enter("a") as other:
@@ -163,4 +165,4 @@ def test_a_thread_sleeps_beside_a_place() -> None:
         thread.join(LONG)
 
     assert woken == [True]
-    assert bell.rung() == ["a"]
+    assert wakeup.rung() == ["a"]

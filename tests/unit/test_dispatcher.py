@@ -13,13 +13,13 @@ from celery import Celery
 from cacheworkers import Config
 from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
 from cacheworkers.events import MalformedTask, TaskDropped
-from cacheworkers.flows.ports import Ask, QueueKind
-from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, settings
-from cacheworkers.workers import queue as queues
-from cacheworkers.workers.binding import read_asks
-from cacheworkers.workers.local import LocalWorkers
+from cacheworkers.flows.ports import LoadRequest, QueueKind
+from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, celery_settings
+from cacheworkers.workers import publish_queue as queues
+from cacheworkers.workers.binding import parse_requests
+from cacheworkers.workers.publish_queue import PublishQueue
 from cacheworkers.workers.publisher import shown
-from cacheworkers.workers.queue import AskQueue
+from cacheworkers.workers.thread_workers import LocalWorkers
 
 PLAIN = LoaderInfo("product", 10.0, False, 100)
 OTHER = LoaderInfo("page", 10.0, False, 100)
@@ -28,8 +28,8 @@ INFOS = {info.name: info for info in (PLAIN, OTHER, BATCH)}
 TOKEN = "ab" * 8
 
 
-def an_ask(number: int, loader: str = "product", queue: QueueKind = "miss") -> Ask:
-    return Ask(loader, f"{loader}[{number}]", TOKEN, "", queue)
+def an_ask(number: int, loader: str = "product", queue: QueueKind = "miss") -> LoadRequest:
+    return LoadRequest(loader, f"{loader}[{number}]", TOKEN, "", queue)
 
 
 @pytest.fixture(autouse=True)
@@ -43,20 +43,20 @@ class Stuck:
 
     def __init__(self, most: int = 1000) -> None:
         self.groups: list[tuple[str, str, list[int]]] = []
-        self.given_back: list[Ask] = []
-        self._began, self._gate = threading.Event(), threading.Event()
-        self.queue = AskQueue(self._send, INFOS.get, most, unsent=self.given_back.extend)
+        self.given_back: list[LoadRequest] = []
+        self._began, self._coherence = threading.Event(), threading.Event()
+        self.queue = PublishQueue(self._send, INFOS.get, most, unsent=self.given_back.extend)
         assert self.queue.submit(an_ask(0))
         assert self._began.wait(60)
 
-    def _send(self, info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+    def _send(self, info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
         self._began.set()
-        assert self._gate.wait(60)
+        assert self._coherence.wait(60)
         self.groups.append((queue, info.name, [int(ask.call.split("[")[1][:-1]) for ask in asks]))
 
     def let_go(self) -> list[tuple[str, str, list[int]]]:
         """Let everything go out, and return the groups after the first."""
-        self._gate.set()
+        self._coherence.set()
         assert self.queue.close()
         return self.groups[1:]
 
@@ -106,15 +106,15 @@ def test_submit_does_not_wait_and_is_refused_when_there_is_no_room() -> None:
 
 def test_sending_that_raises_costs_its_own_group_only() -> None:
     """Its asks are given back, and the next group goes out."""
-    sent: list[Ask] = []
-    given_back: list[Ask] = []
+    sent: list[LoadRequest] = []
+    given_back: list[LoadRequest] = []
 
-    def send(info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+    def send(info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
         if asks[0].call == "product[1]":
             raise ValueError("broken")
         sent.extend(asks)
 
-    queue = AskQueue(send, INFOS.get, 10, unsent=given_back.extend)
+    queue = PublishQueue(send, INFOS.get, 10, unsent=given_back.extend)
 
     queue.submit(an_ask(1))
     queue.submit(an_ask(2))
@@ -152,7 +152,7 @@ def test_submit_without_a_thread_to_be_had_is_refused(monkeypatch: pytest.Monkey
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    queue = AskQueue(lambda info, queue, asks: None, INFOS.get, 10)
+    queue = PublishQueue(lambda info, queue, asks: None, INFOS.get, 10)
     monkeypatch.setattr(threading.Thread, "start", start)
 
     assert not queue.submit(an_ask(1))
@@ -196,16 +196,16 @@ def test_size_of_a_group(load_for: float, is_batch: bool, queue: str, size: int)
 
 def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None:
     """With both threads busy, what comes is grouped; a load that raises does not end its thread."""
-    both_busy, gate, seen = threading.Barrier(3), threading.Event(), []
+    both_busy, coherence, seen = threading.Barrier(3), threading.Event(), []
 
-    def perform(loader: str, asks: list[Ask], is_redelivered: bool) -> None:
+    def run_loads(loader: str, asks: list[LoadRequest], is_redelivered: bool) -> None:
         seen.append((loader, len(asks), is_redelivered))
         if len(seen) <= 2:
             both_busy.wait(60)
-            assert gate.wait(60)
+            assert coherence.wait(60)
             raise UnknownLoader("nobody")
 
-    workers = LocalWorkers(Config(bulkhead=2), perform=perform)
+    workers = LocalWorkers(Config(bulkhead=2), run_loads=run_loads)
     for info in INFOS.values():
         workers.register(info)
 
@@ -214,7 +214,7 @@ def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None
     both_busy.wait(60)
     for number in range(5):
         workers.submit(an_ask(number, "products"))
-    gate.set()
+    coherence.set()
     workers.close()
 
     assert sorted(seen[:2]) == [("page", 1, False), ("product", 1, False)]
@@ -226,7 +226,7 @@ def test_local_workers_are_daemons() -> None:
     names: list[tuple[str, bool]] = []
     workers = LocalWorkers(
         Config(),
-        perform=lambda loader, asks, again: names.append(
+        run_loads=lambda loader, asks, again: names.append(
             (threading.current_thread().name, threading.current_thread().daemon)
         ),
     )
@@ -264,7 +264,7 @@ def bound(app: Celery, **answers: Any) -> CeleryWorkers:
         app,
         Config(),
         **{
-            "perform": lambda loader, asks, again: None,
+            "run_loads": lambda loader, asks, again: None,
             "undelivered": lambda asks: None,
             "upkeep": {"sweep": (lambda: None, 60.0)},
             "emit": lambda event: None,
@@ -311,7 +311,7 @@ def test_what_the_user_has_set_wins(how: str, when: str) -> None:
     assert app.conf.worker_prefetch_multiplier == 7
     options = app.conf.broker_transport_options
     assert (options["visibility_timeout"], options["max_connections"]) == (999, 3)
-    assert options["unacked_mutex_expire"] == settings.COMMON["unacked_mutex_expire"]
+    assert options["unacked_mutex_expire"] == celery_settings.COMMON["unacked_mutex_expire"]
     assert {name: entry["task"] for name, entry in app.conf.beat_schedule.items()} == {
         "cacheworkers-sweep": "mine",
         "other": "x",
@@ -325,7 +325,7 @@ def test_an_app_that_sets_nothing_gets_the_defaults() -> None:
     bound(app)
 
     assert app.conf.worker_prefetch_multiplier == 1
-    assert app.conf.broker_transport_options == {**settings.WORKER, **settings.COMMON}
+    assert app.conf.broker_transport_options == {**celery_settings.WORKER, **celery_settings.COMMON}
     assert queue_of(app, "product") == "cw.revalidate"
     entry = app.conf.beat_schedule["cacheworkers-sweep"]
     assert (entry["task"], entry["schedule"]) == ("cacheworkers.sweep", 60.0)
@@ -337,7 +337,7 @@ def test_publishing_is_impatient_and_the_app_s_workers_stay_patient() -> None:
     app = Celery("shop")
     bound(app)
 
-    options = settings.publisher_options(app)
+    options = celery_settings.publisher_options(app)
 
     assert options["socket_timeout"] < 1 and options["max_retries"] == 0
     assert app.conf.broker_transport_options["socket_timeout"] == 5
@@ -349,7 +349,7 @@ def test_a_message_is_its_worker_s_for_longer_than_it_may_run(configured: str) -
     app = Celery("shop")
     workers = bound(app)
     if configured == "before":
-        assert app.conf.broker_transport_options["visibility_timeout"] == settings.VISIBILITY
+        assert app.conf.broker_transport_options["visibility_timeout"] == celery_settings.VISIBILITY
 
     workers.register(PLAIN)
     workers.register(LoaderInfo("report", 300.0, False, 100))
@@ -406,11 +406,11 @@ GOOD = ["product[1]", TOKEN, "", "miss"]
 def test_a_malformed_message_is_an_event_and_its_readable_leases_are_given_back(raw: Any, readable: int) -> None:
     """It is not performed, raises nothing, and is not retried."""
     performed: list[Any] = []
-    given_back: list[Ask] = []
+    given_back: list[LoadRequest] = []
     events: list[Any] = []
     app = Celery("shop")
     workers = bound(
-        app, perform=lambda *call: performed.append(call), undelivered=given_back.extend, emit=events.append
+        app, run_loads=lambda *call: performed.append(call), undelivered=given_back.extend, emit=events.append
     )
     workers.register(PLAIN)
 
@@ -444,11 +444,11 @@ def test_a_task_that_cannot_load_ends_without_raising(raised: Exception, expecte
     """Without the store there is nothing to give back; an unknown loader's leases are the performer's to give back."""
     events: list[Any] = []
 
-    def perform(*_: Any) -> None:
+    def run_loads(*_: Any) -> None:
         raise raised
 
     app = Celery("shop")
-    bound(app, perform=perform, emit=events.append).register(PLAIN)
+    bound(app, run_loads=run_loads, emit=events.append).register(PLAIN)
 
     result = app.tasks["cacheworkers.load.product"].apply(kwargs={"asks": [GOOD]})
 
@@ -459,11 +459,11 @@ def test_a_task_that_cannot_load_ends_without_raising(raised: Exception, expecte
 def test_what_tools_show_of_a_message_is_short() -> None:
     assert shown([an_ask(42)]) == "product[42]"
     assert shown([an_ask(42), *(an_ask(n) for n in range(17))]) == "product[42] +17"
-    assert len(shown([Ask("find", f'find["{"x" * 500}"]', TOKEN, "", "miss")])) == 120
+    assert len(shown([LoadRequest("find", f'find["{"x" * 500}"]', TOKEN, "", "miss")])) == 120
 
 
 def test_asks_are_read_as_they_were_sent() -> None:
-    assert read_asks("product", [GOOD]) == ([an_ask(1)], "")
+    assert parse_requests("product", [GOOD]) == ([an_ask(1)], "")
 
 
 def test_an_app_is_bound_once() -> None:
@@ -487,14 +487,14 @@ def test_quick_misses_share_a_message_while_workers_are_behind(
     sent: list[int] = []
     all_are_sent = threading.Event()
 
-    def send(info: LoaderInfo, queue: str, asks: list[Ask]) -> None:
+    def send(info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
         sent.append(len(asks))
         if sum(sent) == 8:
             all_are_sent.set()
 
-    queue = AskQueue(send, {"product": info}.get, 100, waited_for=lambda: queues.BACKED_UP)
+    queue = PublishQueue(send, {"product": info}.get, 100, waited_for=lambda: queues.BACKED_UP)
     for number in range(1, 9):
-        assert queue.submit(Ask("product", f"product[{number}]", "a" * 16, "", "miss"))
+        assert queue.submit(LoadRequest("product", f"product[{number}]", "a" * 16, "", "miss"))
 
     assert all_are_sent.wait(60)
     assert sent == groups
@@ -506,9 +506,9 @@ def test_nothing_waits_to_fill_while_workers_keep_up(monkeypatch: pytest.MonkeyP
     info = LoaderInfo("product", 10.0, False, 100)
     info.pace.note(0.001)
     is_sent = threading.Event()
-    queue = AskQueue(lambda info, queue, asks: is_sent.set(), {"product": info}.get, 100, waited_for=lambda: 1)
+    queue = PublishQueue(lambda info, queue, asks: is_sent.set(), {"product": info}.get, 100, waited_for=lambda: 1)
 
-    queue.submit(Ask("product", "product[1]", "a" * 16, "", "miss"))
+    queue.submit(LoadRequest("product", "product[1]", "a" * 16, "", "miss"))
 
     assert is_sent.wait(60)
     queue.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cacheworkers.flows.explain import Explanation, TagState
-from cacheworkers.ops.explained import lines, span
+from cacheworkers.ops.explanation_text import lines, span
 
 NOW = 1_800_000_000.0
 

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError, NoPermissionError, TimeoutError
 
 from cacheworkers.errors import StoreError, StoreUnavailable
 from cacheworkers.local.breaker import Breaker
-from cacheworkers.store.health import Health
+from cacheworkers.store.connections.health import Health
 from cacheworkers.testing.servers import wait_until
 
 
@@ -301,7 +301,7 @@ def test_a_prober_keeps_no_process_from_ending() -> None:
 import threading
 from redis.exceptions import ConnectionError
 from cacheworkers.local.breaker import Breaker
-from cacheworkers.store.health import Health
+from cacheworkers.store.connections.health import Health
 
 asked = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Heat: counts that find what is hot, in bounded memory."""
+"""AccessCounter: counts that find what is hot, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import random
 
 from cacheworkers.core.entry import Entry
-from cacheworkers.local.heat import Heat
+from cacheworkers.local.access_counter import AccessCounter
 from cacheworkers.local.l1 import L1
 
 
@@ -21,7 +21,7 @@ def kept(l1: L1, call: str, reads: int) -> None:
 
 
 def test_reads_of_l1_and_of_the_store_are_added() -> None:
-    heat, l1 = Heat(), L1(10, 1 << 20)
+    heat, l1 = AccessCounter(), L1(10, 1 << 20)
     heat.count("a")
     heat.count("b", 2)
     kept(l1, "a", 5)
@@ -33,7 +33,7 @@ def test_reads_of_l1_and_of_the_store_are_added() -> None:
 
 
 def test_reads_of_a_slot_that_goes_are_not_lost() -> None:
-    heat, l1 = Heat(), L1(10, 1 << 20)
+    heat, l1 = AccessCounter(), L1(10, 1 << 20)
     l1.on_gone = heat.note_gone
     kept(l1, "a", 5)
     heat.taken(l1.slots.values(), 10)
@@ -45,7 +45,7 @@ def test_reads_of_a_slot_that_goes_are_not_lost() -> None:
 
 
 def test_only_the_hottest_are_told() -> None:
-    heat = Heat()
+    heat = AccessCounter()
     for call, reads in (("a", 1), ("b", 3), ("c", 2)):
         heat.count(call, reads)
 
@@ -57,7 +57,7 @@ def test_memory_is_bounded_and_the_hottest_are_found() -> None:
     chance = random.Random(1)
     weights = list(map(float, [1 / rank for rank in range(1, 200_001)]))
     calls = chance.choices(range(200_000), weights=weights, k=1_000_000)
-    heat = Heat(2000)
+    heat = AccessCounter(2000)
     most = 0
     for call in calls:
         heat.count(str(call))
@@ -70,7 +70,7 @@ def test_memory_is_bounded_and_the_hottest_are_found() -> None:
 
 
 def test_a_child_tells_only_of_its_own_reads() -> None:
-    heat = Heat()
+    heat = AccessCounter()
     heat.count("a")
 
     heat.reset()
@@ -79,7 +79,7 @@ def test_a_child_tells_only_of_its_own_reads() -> None:
 
 
 def test_hits_of_l1_are_told_once_by_loader_even_of_slots_that_have_gone() -> None:
-    heat, l1 = Heat(), L1(10, 1 << 20)
+    heat, l1 = AccessCounter(), L1(10, 1 << 20)
     l1.on_gone = heat.note_gone
     kept(l1, "product[1]", 5)
     kept(l1, "product[2]", 2)

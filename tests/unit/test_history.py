@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheworkers.testing.history import Heard, History, HistoryError, Invalidate, Read, Recorder, Write, check
+from cacheworkers.ops.history_checker import History, HistoryError, Invalidate, Read, Received, Recorder, Write, check
 
 READ = '{"op":"read","key":"a","version":1,"began":5.0,"ended":6.0,"tier":"store","by":"price[1]"}'
 INVALIDATED = '{"op":"invalidate","key":"a","began":1.0,"ended":2.0,"version":2}'
@@ -76,7 +76,7 @@ def test_an_operation_is_recorded_with_its_two_instants(tmp_path: Path) -> None:
     wrote, invalidated, read, heard = History([tmp_path / "h"])
 
     assert isinstance(wrote, Write) and isinstance(invalidated, Invalidate)
-    assert heard == Heard("web1", began, heard.ended)
+    assert heard == Received("web1", began, heard.ended)
     assert read == Read("a", 1, began, read.ended, "l1", "price[1]")
     assert wrote.ended is not None and invalidated.ended is not None and read.ended is not None
     assert began <= wrote.ended <= invalidated.ended <= read.ended <= time.monotonic()
@@ -146,8 +146,8 @@ def test_what_its_memory_had_heard_of_a_read_must_know(tmp_path: Path) -> None:
     """Within `l1_for` only what has not been heard of may be missed."""
     read, told = Read("a", 1, 5.0, tier="l1", memory="web1"), Invalidate("a", 1.0, 2.0, 2)
 
-    assert check([told, read, Heard("web1", 2.5, 3.0)], l1_for=10.0)
-    assert not check([told, read, Heard("web2", 2.5, 3.0), Heard("web1", 1.5, 3.0)], l1_for=10.0)
+    assert check([told, read, Received("web1", 2.5, 3.0)], l1_for=10.0)
+    assert not check([told, read, Received("web2", 2.5, 3.0), Received("web1", 1.5, 3.0)], l1_for=10.0)
 
 
 def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cacheworkers import ConfigError, Freshness, KeyMissing, LoadError, LoadTime
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import digest_of
 from cacheworkers.web import Answer, HttpPolicy, answer, refusal
-from cacheworkers.web import recent as recents
+from cacheworkers.web import recent_answers as recents
 
 PAYLOAD = b'{"id":42,"amount":1900}'
 

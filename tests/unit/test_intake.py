@@ -1,4 +1,4 @@
-"""Intake: pushes are taken in by one thread at a time, the listener's or a reader's, and none is lost unnoticed."""
+"""pushes are taken in by one thread at a time, the listener's or a reader's, and none is lost unnoticed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from cacheworkers.store import ear as hearing
-from cacheworkers.store.ear import Intake
+from cacheworkers.store.tracking import tracking_connection as hearing
+from cacheworkers.store.tracking.tracking_connection import InvalidationReader
 
 
-class Heard:
+class Received:
     """An ear, what it has heard, and the store at the other end."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Heard:
         self.proofs = 0
         self.failures = 0
         self.is_busy = False
-        self.intake = Intake([self], self.take_in, self.prove, self.fail, lambda: self.is_busy)  # type: ignore[list-item, arg-type]
+        self.intake = InvalidationReader([self], self.take_in, self.prove, self.fail, lambda: self.is_busy)  # type: ignore[list-item, arg-type]
         self.during: Callable[[], None] = lambda: None
 
     def take_in(self, ear: Any) -> None:
@@ -40,8 +40,8 @@ class Heard:
 
 
 @pytest.fixture
-def heard() -> Iterator[Heard]:
-    heard = Heard()
+def heard() -> Iterator[Received]:
+    heard = Received()
     with heard.store, heard.socket:
         yield heard
 
@@ -53,7 +53,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     return fails
 
 
-def test_a_reader_takes_in_what_has_arrived_and_proves_it(heard: Heard) -> None:
+def test_a_reader_takes_in_what_has_arrived_and_proves_it(heard: Received) -> None:
     heard.store.send(b"push")
 
     heard.intake.run_here()
@@ -61,7 +61,7 @@ def test_a_reader_takes_in_what_has_arrived_and_proves_it(heard: Heard) -> None:
     assert (heard.pushes, heard.proofs) == ([b"push"], 1)
 
 
-def test_the_thread_that_wakes_up_too_late_finds_nothing_and_does_not_wait(heard: Heard) -> None:
+def test_the_thread_that_wakes_up_too_late_finds_nothing_and_does_not_wait(heard: Received) -> None:
     heard.store.send(b"push")
     heard.intake.run_here()
 
@@ -70,13 +70,13 @@ def test_the_thread_that_wakes_up_too_late_finds_nothing_and_does_not_wait(heard
     assert heard.pushes == [b"push"]
 
 
-def test_a_reader_that_finds_nothing_does_nothing(heard: Heard) -> None:
+def test_a_reader_that_finds_nothing_does_nothing(heard: Received) -> None:
     heard.intake.run_here()
 
     assert (heard.pushes, heard.proofs) == ([], 0)
 
 
-def test_a_reader_leaves_it_to_the_thread_that_takes_in(heard: Heard) -> None:
+def test_a_reader_leaves_it_to_the_thread_that_takes_in(heard: Received) -> None:
     """It waits for a moment, and goes on."""
     heard.store.send(b"1")
 
@@ -92,7 +92,7 @@ def test_a_reader_leaves_it_to_the_thread_that_takes_in(heard: Heard) -> None:
     assert heard.pushes == [b"1"]
 
 
-def test_a_reader_that_would_have_to_wait_for_itself_goes_on(heard: Heard) -> None:
+def test_a_reader_that_would_have_to_wait_for_itself_goes_on(heard: Received) -> None:
     """A finalizer that reads, in the middle of a change of what is kept, must not change it."""
     heard.store.send(b"push")
     heard.is_busy = True
@@ -104,7 +104,7 @@ def test_a_reader_that_would_have_to_wait_for_itself_goes_on(heard: Heard) -> No
     assert heard.pushes == [b"push"]
 
 
-def test_one_reader_looks_at_a_time_also_within_itself(heard: Heard) -> None:
+def test_one_reader_looks_at_a_time_also_within_itself(heard: Received) -> None:
     heard.store.send(b"1")
 
     def reads() -> None:
@@ -118,7 +118,7 @@ def test_one_reader_looks_at_a_time_also_within_itself(heard: Heard) -> None:
     assert heard.pushes == [b"1"]
 
 
-def test_a_lost_connection_is_called_that_whoever_finds_out(heard: Heard) -> None:
+def test_a_lost_connection_is_called_that_whoever_finds_out(heard: Received) -> None:
     heard.store.send(b"push")
     heard.during = raising(ConnectionResetError("by peer"))
 
@@ -130,7 +130,7 @@ def test_a_lost_connection_is_called_that_whoever_finds_out(heard: Heard) -> Non
 
 
 def test_a_child_that_was_forked_meanwhile_takes_nothing_from_its_parent(
-    heard: Heard, monkeypatch: pytest.MonkeyPatch
+    heard: Received, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard.store.send(b"push")
     monkeypatch.setattr(hearing, "os", SimpleNamespace(getpid=lambda: -1))
@@ -140,7 +140,7 @@ def test_a_child_that_was_forked_meanwhile_takes_nothing_from_its_parent(
     assert (heard.pushes, heard.proofs) == ([], 0)
 
 
-def test_a_connection_is_closed_when_the_reader_has_left_it(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_is_closed_when_the_reader_has_left_it(heard: Received, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hearing, "_READER_LEAVES_WITHIN", 60.0)
     heard.store.send(b"push")
     order: list[str] = []
@@ -158,7 +158,7 @@ def test_a_connection_is_closed_when_the_reader_has_left_it(heard: Heard, monkey
     assert order == ["read", "closed"]
 
 
-def test_what_a_reader_could_not_take_in_is_told_and_ends_the_listening(heard: Heard) -> None:
+def test_what_a_reader_could_not_take_in_is_told_and_ends_the_listening(heard: Received) -> None:
     """What it had received is nowhere else."""
     heard.store.send(b"push")
     heard.during = raising(ValueError("no such key"))
@@ -170,7 +170,7 @@ def test_what_a_reader_could_not_take_in_is_told_and_ends_the_listening(heard: H
         heard.intake.run()
 
 
-def test_a_reader_takes_nothing_in_after_that(heard: Heard) -> None:
+def test_a_reader_takes_nothing_in_after_that(heard: Received) -> None:
     heard.store.send(b"1")
     heard.during = raising(ValueError())
     heard.intake.run_here()
@@ -181,7 +181,7 @@ def test_a_reader_takes_nothing_in_after_that(heard: Heard) -> None:
     assert heard.pushes == [b"1"]
 
 
-def test_what_a_signal_raises_reaches_the_reader_and_ends_the_listening(heard: Heard) -> None:
+def test_what_a_signal_raises_reaches_the_reader_and_ends_the_listening(heard: Received) -> None:
     heard.store.send(b"push")
     heard.during = raising(KeyboardInterrupt())
 
@@ -193,7 +193,7 @@ def test_what_a_signal_raises_reaches_the_reader_and_ends_the_listening(heard: H
         heard.intake.run()
 
 
-def test_a_push_that_was_taken_in_by_half_is_noticed_whoever_was_to_tell(heard: Heard) -> None:
+def test_a_push_that_was_taken_in_by_half_is_noticed_whoever_was_to_tell(heard: Received) -> None:
     heard.store.send(b"1")
     heard.during = raising(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -205,7 +205,7 @@ def test_a_push_that_was_taken_in_by_half_is_noticed_whoever_was_to_tell(heard: 
     assert (heard.pushes, heard.failures) == ([b"1"], 1)
 
 
-def test_a_reader_that_never_ends_does_not_keep_the_thread(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_never_ends_does_not_keep_the_thread(heard: Received, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hearing, "_READER_LOST_AFTER", 0.01)
     heard.store.send(b"push")
     found: list[BaseException] = []
@@ -234,7 +234,7 @@ def test_a_reader_does_not_touch_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     store, ear = socket.socketpair()
     wrapped = ssl.create_default_context().wrap_socket(ear, server_hostname="store", do_handshake_on_connect=False)
     ears: Any = [SimpleNamespace(socket=wrapped)]
-    intake = Intake(ears, raising(AssertionError()), lambda: None, lambda: None, lambda: False)  # type: ignore[arg-type]
+    intake = InvalidationReader(ears, raising(AssertionError()), lambda: None, lambda: None, lambda: False)  # type: ignore[arg-type]
     with store, wrapped:
         intake.run_here()
         assert naps == []

@@ -20,8 +20,8 @@ def test_keys_of_a_call() -> None:
 def test_keys_of_a_tag() -> None:
     assert KEYS.tag_set("category:7") == "shop:t:{category:7}"
     assert KEYS.last_invalidation("products", 3) == "shop:v:{products#3}"
-    assert KEYS.doomed_index("products", 0) == "shop:d:{products}"
-    assert KEYS.doomed("products", 3, 17, "ab12") == "shop:d:{products#3}:17:ab12"
+    assert KEYS.detached_index("products", 0) == "shop:d:{products}"
+    assert KEYS.detached("products", 3, 17, "ab12") == "shop:d:{products#3}:17:ab12"
     assert KEYS.seq == "shop:seq"
 
 
@@ -52,7 +52,7 @@ def test_other_keys_have_no_call(key: bytes) -> None:
 @pytest.mark.parametrize("tag", ["product:42", "a{b}c", "100%", "%7B", "products#3", "#", "é\u2028", "a:1:b", "[x]*?"])
 @pytest.mark.parametrize("shard", [0, 3, 12])
 def test_the_tag_and_shard_are_read_back(tag: str, shard: int) -> None:
-    for make in (KEYS.tag_set, KEYS.last_invalidation, KEYS.doomed_index):
+    for make in (KEYS.tag_set, KEYS.last_invalidation, KEYS.detached_index):
         assert KEYS.tag_of(make(tag, shard)) == (tag, shard)
 
 
@@ -64,9 +64,9 @@ def test_a_tag_that_looks_like_a_shard_has_keys_of_its_own() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        KEYS.doomed("products", 0, 17, "ab12"),
-        KEYS.doomed("products", 3, 17, "ab12"),
-        KEYS.doomed("a}:1:b{", 0, 17, "ab12"),
+        KEYS.detached("products", 0, 17, "ab12"),
+        KEYS.detached("products", 3, 17, "ab12"),
+        KEYS.detached("a}:1:b{", 0, 17, "ab12"),
         KEYS.entry("product[42]"),
         Keyspace("shop2").tag_set("products"),
         "x:shop:t:{products}",
@@ -84,13 +84,13 @@ def test_patterns_find_all_shards_and_no_doomed_sets() -> None:
     found = (
         (KEYS.tag_sets_pattern, KEYS.tag_set),
         (KEYS.last_invalidations_pattern, KEYS.last_invalidation),
-        (KEYS.doomed_indexes_pattern, KEYS.doomed_index),
+        (KEYS.doomed_indexes_pattern, KEYS.detached_index),
     )
 
     for pattern, make in found:
         for tag, shard in (("products", 0), ("products", 3), ("a{b}:1:", 0)):
             assert fnmatch.fnmatchcase(make(tag, shard), pattern)
-            assert not fnmatch.fnmatchcase(KEYS.doomed(tag, shard, 17, "ab12"), pattern)
+            assert not fnmatch.fnmatchcase(KEYS.detached(tag, shard, 17, "ab12"), pattern)
             assert not fnmatch.fnmatchcase(Keyspace("shop2").tag_set(tag, shard), pattern)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
-from cacheworkers.local.gate import NEVER, Gate
+from cacheworkers.local.coherence import NEVER, Coherence
 from cacheworkers.local.l1 import L1, MISSING, Slot
 
 FOREVER = float("inf")
@@ -367,14 +367,14 @@ def _begins_anew(l1: L1) -> None:
 
 
 def test_a_child_of_a_fork_answers_only_after_proof_of_its_own() -> None:
-    gate = Gate()
-    gate.bypass()
-    gate.heard(1.0)
-    gate.reset()
+    coherence = Coherence()
+    coherence.bypass()
+    coherence.heard(1.0)
+    coherence.reset()
 
-    assert (gate.heard_at, gate.lost_at, gate.is_coherent) == (NEVER, NEVER, False)
-    gate.heard(2.0)
-    assert gate.heard_at == 2.0
+    assert (coherence.heard_at, coherence.lost_at, coherence.is_coherent) == (NEVER, NEVER, False)
+    coherence.heard(2.0)
+    assert coherence.heard_at == 2.0
 
 
 # -- the gate
@@ -382,38 +382,38 @@ def test_a_child_of_a_fork_answers_only_after_proof_of_its_own() -> None:
 
 def test_the_gate_is_open_only_while_nobody_bypasses_it() -> None:
     """Two loads at once: the first to end leaves it closed; what was heard meanwhile counts after the second."""
-    gate = Gate()
-    gate.heard(1.0)
-    gate.bypass()
-    gate.bypass()
-    gate.unbypass()
-    gate.heard(2.0)
-    closed = gate.heard_at
-    gate.unbypass()
+    coherence = Coherence()
+    coherence.heard(1.0)
+    coherence.bypass()
+    coherence.bypass()
+    coherence.unbypass()
+    coherence.heard(2.0)
+    closed = coherence.heard_at
+    coherence.unbypass()
 
-    assert (closed, gate.heard_at) == (NEVER, 2.0)
+    assert (closed, coherence.heard_at) == (NEVER, 2.0)
 
 
 def test_a_loss_while_bypassed_leaves_the_gate_closed() -> None:
-    gate = Gate()
-    gate.heard(1.0)
-    gate.bypass()
-    gate.lost(3.0)
-    gate.unbypass()
+    coherence = Coherence()
+    coherence.heard(1.0)
+    coherence.bypass()
+    coherence.lost(3.0)
+    coherence.unbypass()
 
-    assert (gate.heard_at, gate.lost_at) == (NEVER, 3.0)
+    assert (coherence.heard_at, coherence.lost_at) == (NEVER, 3.0)
 
 
 def test_only_a_link_that_was_up_is_lost() -> None:
     """What is kept after a loss is served for a time that counts from there, however often connecting fails."""
-    gate = Gate()
-    gate.lost(1.0)
-    assert gate.lost_at == NEVER
-    gate.heard(2.0)
-    gate.lost(3.0)
-    gate.lost(4.0)
+    coherence = Coherence()
+    coherence.lost(1.0)
+    assert coherence.lost_at == NEVER
+    coherence.heard(2.0)
+    coherence.lost(3.0)
+    coherence.lost(4.0)
 
-    assert gate.lost_at == 3.0
+    assert coherence.lost_at == 3.0
 
 
 # -- threads and children

@@ -11,12 +11,12 @@ from redis.exceptions import AskError, ClusterDownError, ConnectionError, MovedE
 
 from cacheworkers import ConfigError
 from cacheworkers.core.driver import run
-from cacheworkers.store.address import parse_url
-from cacheworkers.store.clients import Clients
-from cacheworkers.store.cluster import Cluster, Node
-from cacheworkers.store.request import Request
-from cacheworkers.store.scripts import SNAPSHOT
-from cacheworkers.store.wire import unconnected
+from cacheworkers.store.commands.scripts import SNAPSHOT
+from cacheworkers.store.connections.address import parse_url
+from cacheworkers.store.connections.clients import Clients
+from cacheworkers.store.connections.cluster import Cluster, Node
+from cacheworkers.store.connections.connection import unconnected
+from cacheworkers.store.connections.request import Request
 
 A, B, C = ("a", 1), ("b", 2), ("c", 3)
 SLOTS = [[0, 8191, [b"a", 1, b"id"]], [8192, 16383, [b"b", 2, b"id"], [b"c", 3, b"id"]]]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from cacheworkers.sql.sessions import Sessions
+from cacheworkers.sql.load_sessions import Sessions
 
 
 class Base(DeclarativeBase):

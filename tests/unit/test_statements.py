@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table, delete, insert, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from cacheworkers.sql.statements import Statements
+from cacheworkers.sql.watch.statements import Statements
 
 ITEM = Statements(changed=["item", "order", 'we"ird', "two words"], deleted=["house"], truncated=["street"])
 

@@ -1,4 +1,4 @@
-"""Trips: whoever is asked, one after the other or at once, the whole takes about one timeout at most."""
+"""FanOut: whoever is asked, one after the other or at once, the whole takes about one timeout at most."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from redis.crc import key_slot
 from redis.exceptions import MovedError, TimeoutError, TryAgainError
 
 from cacheworkers.core.driver import run
-from cacheworkers.store.cluster import Cluster, Node
-from cacheworkers.store.request import Request
-from cacheworkers.store.trips import Trip, Trips
+from cacheworkers.store.connections.cluster import Cluster, Node
+from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
+from cacheworkers.store.connections.request import Request
 
 TIMEOUT = 10.0
 #: A timeout, and what little each further wait may take.
@@ -72,11 +72,11 @@ class SlowWires:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("cacheworkers.store.trips.time", clock)
+    monkeypatch.setattr("cacheworkers.store.connections.fan_out.time", clock)
     return clock
 
 
-def went(clock: Clock, trips: Trips) -> tuple[float, Any]:
+def went(clock: Clock, trips: FanOut) -> tuple[float, Any]:
     """How long they took, and what came of them."""
     began = clock.now
     try:
@@ -86,8 +86,8 @@ def went(clock: Clock, trips: Trips) -> tuple[float, Any]:
     return clock.now - began, outcome
 
 
-def to(*wires: SlowWires) -> Trips:
-    return Trips(*(Trip(each, [("GET", "k")]) for each in wires))  # type: ignore[arg-type]
+def to(*wires: SlowWires) -> FanOut:
+    return FanOut(*(RoutedRequests(each, [("GET", "k")]) for each in wires))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("answers_in", [[NEVER] * 5, [9.0, 18.0, 27.0], [9.9, 19.8], [0.0, 9.0, NEVER, NEVER]])

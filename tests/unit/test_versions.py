@@ -9,10 +9,10 @@ from celery import Celery
 
 from cacheworkers import Config
 from cacheworkers.core.calls import version_of
-from cacheworkers.events import Event, HandedOn, PublishFailed
-from cacheworkers.flows.ports import Ask
+from cacheworkers.events import Event, PublishFailed, TaskRequeued
+from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers import LoaderInfo, bind
-from cacheworkers.workers.versions import HOPS, mismatch, wait_before
+from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 TOKEN = "ab" * 8
 
@@ -52,12 +52,12 @@ class Worker:
 
     def __init__(self, broker: str = "memory://") -> None:
         self.events: list[Event] = []
-        self.performed: list[Ask] = []
+        self.performed: list[LoadRequest] = []
         self.app = Celery("shop", broker=broker)
         workers = bind(
             self.app,
             Config(),
-            perform=lambda loader, asks, again: self.performed.extend(asks),
+            run_loads=lambda loader, asks, again: self.performed.extend(asks),
             undelivered=lambda asks: None,
             upkeep={},
             emit=self.events.append,
@@ -86,7 +86,7 @@ def test_asks_of_another_version_go_back_to_their_queue_and_the_others_are_perfo
     assert [ask.call for ask in worker.performed] == ["product[2]"]
     assert worker.message(f"cw.{queue}").payload[1] == {"asks": [theirs], "hops": 1}
     reason = "worker knows product version 1, message asks for 2"
-    assert worker.events == [HandedOn("product", f"cw.{queue}", 1, 1, reason)]
+    assert worker.events == [TaskRequeued("product", f"cw.{queue}", 1, 1, reason)]
 
 
 @pytest.mark.parametrize("hops", [HOPS["miss"], HOPS["miss"] + 1, "1", None])

@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from cacheworkers import Config, WarmUp
-from cacheworkers.ops.warm_shown import RATE_OF, SAY_EVERY, Rate, line, shown, waits_for
+from cacheworkers.ops.progress_display import RATE_OF, SAY_EVERY, Rate, line, shown, waits_for
 
 QUEUES = Config(redis_url="redis://127.0.0.1:1/0", namespace="shop").queues
 
 
-class Told:
+class AwaitPush:
     """A clock that stands still, and what is printed."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Told:
 
 
 def test_without_a_terminal_a_line_every_few_seconds_says_how_far_it_is() -> None:
-    told = Told()
+    told = AwaitPush()
     with shown(
         "product", 1000, QUEUES, Console(file=io.StringIO()), clock=told.clock, say=told.lines.append
     ) as progress:
@@ -70,7 +70,7 @@ def test_the_rate_is_of_late() -> None:
 
 
 def test_the_bar_says_calls_a_second() -> None:
-    told, screen = Told(), io.StringIO()
+    told, screen = AwaitPush(), io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200)
     with shown("product", 1000, QUEUES, console, clock=told.clock) as progress:
         told.now += 2.0

@@ -6,7 +6,7 @@ import click
 
 from cacheworkers.ops.doctor.diagnose import CHECK_WITHIN, diagnose
 from cacheworkers.ops.doctor.findings import Finding, exit_code
-from cacheworkers.ops.show import as_json
+from cacheworkers.ops.output import as_json
 
 _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 

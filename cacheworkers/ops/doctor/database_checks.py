@@ -7,9 +7,9 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule
-from cacheworkers.sql.outbox import GRACE, Outbox
-from cacheworkers.sql.postgres import Triggers
-from cacheworkers.sql.probe import answers, outbox_facts, triggers_missing
+from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, triggers_missing
+from cacheworkers.sql.outbox.outbox import GRACE, Outbox
+from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
 AWAY = Rule(
     "database-away",
@@ -68,7 +68,7 @@ def check_outbox(engine: Any, outbox: Outbox, config: Config) -> Iterator[Findin
     shown = f"lacks {', '.join(facts.missing)}" if facts.missing else f"has {outbox.table.name}"
     yield MISSING.finding(bool(facts.missing), f"{facts.where} {shown}")
     if not facts.missing:
-        most = max(15.0, GRACE + 3 * config.drain_every)
+        most = max(15.0, GRACE + 3 * config.drain_interval)
         shown = f"{facts.waiting:,} rows wait, the oldest for {facts.lag:,.1f} s"
         yield LAG.finding(facts.lag > most, shown)
 

@@ -15,8 +15,8 @@ import msgspec
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.ops.doctor import database_checks, store_checks, worker_checks
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
-from cacheworkers.sql.probe import DatabaseUnavailable
-from cacheworkers.workers.probe import BrokerFull, BrokerUnavailable, app_facts
+from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
+from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
@@ -36,7 +36,7 @@ FAILED = Rule(
 RULES = (*store_checks.RULES, *worker_checks.RULES, *database_checks.RULES, FAILED)
 _AWAY: dict[type[Exception], Rule] = {
     StoreUnavailable: store_checks.AWAY,
-    BrokerUnavailable: worker_checks.AWAY,
+    BrokerUnreachable: worker_checks.AWAY,
     BrokerFull: worker_checks.BROKER_FULL,
     DatabaseUnavailable: database_checks.AWAY,
 }
@@ -63,7 +63,7 @@ def diagnose(
         is_running: look also at what needs running processes: workers, queues, beat.
         now: this machine's clock, seconds since the epoch.
     """
-    app = getattr(cache._process.workers, "app", None)
+    app = cache.internals.app
     # First, and in this thread: an app reads its configuration and makes its tasks at first use.
     settings = [] if app is None else _looked(_settings(app))
     checks = list(_checks(cache, app, is_running, now))
@@ -103,7 +103,7 @@ def log_when_workers_start(cache: Cache) -> None:
 
     What needs running processes is left out: they all start now.  Nothing happens where there is no Celery.
     """
-    on_ready = getattr(cache._process.workers, "on_ready", None)
+    on_ready = getattr(cache.internals.runtime.workers, "on_ready", None)
     if on_ready is not None:
         on_ready(lambda: log_diagnosis(cache, is_running=False))
 
@@ -115,7 +115,11 @@ def _settings(app: Any) -> Check:
 def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) -> Iterator[Check]:
     """Yield what there is to ask others: no broker without Celery, no outbox where nothing is watched."""
     config = cache.config
-    engines, databases, triggers = cache._watching.engines, cache._watching.databases, cache._triggers
+    engines, databases, triggers = (
+        cache.internals.watching.engines,
+        cache.internals.watching.databases,
+        cache.internals.triggers,
+    )
     has_outbox = bool(cache.is_watching or triggers)
 
     store = store_checks.AWAY

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule
-from cacheworkers.store.probe import SAFE_POLICIES, ServerFacts, StoreProbe
+from cacheworkers.store.diagnostics.server_facts import SAFE_POLICIES, ServerFacts, StoreDiagnostics
 
 #: Of `maxmemory`: from here on the store counts as full.
 FULL = 0.85
@@ -142,7 +142,7 @@ RULES = (
 
 def check_servers(config: Config, *, has_outbox: bool, now: Callable[[], float]) -> Iterator[Finding]:
     """Yield what each master says of itself."""
-    with StoreProbe(config) as probe:
+    with StoreDiagnostics(config) as probe:
         servers = probe.servers(now)
         # An outbox is replayed where a restart is noticed, and on a Cluster it is not.
         replay_for = config.replay_for if has_outbox and not config.redis_url.startswith("cluster") else 0.0
@@ -190,21 +190,21 @@ def _judge_persistence(server: ServerFacts, replay_for: float) -> Iterator[Findi
 
 def check_pushes(config: Config) -> Iterator[Finding]:
     """Yield whether a write is pushed to who listens."""
-    with StoreProbe(config) as probe:
-        deafness = probe.deafness()
-    yield DEAF.finding(bool(deafness), deafness or "a write by another connection was pushed")
+    with StoreDiagnostics(config) as probe:
+        unreceived_pushes = probe.unreceived_pushes()
+    yield DEAF.finding(bool(unreceived_pushes), unreceived_pushes or "a write by another connection was pushed")
 
 
 def check_rights(config: Config) -> Iterator[Finding]:
     """Yield whether the store's user may do what the library does."""
-    with StoreProbe(config) as probe:
+    with StoreDiagnostics(config) as probe:
         denied = probe.denied()
     yield DENIED.finding(bool(denied), f"not allowed: {', '.join(denied)}" if denied else "every command is allowed")
 
 
 def check_beat(config: Config, upkeep: Sequence[tuple[str, float]]) -> Iterator[Finding]:
     """Yield whether upkeep tasks run; `upkeep` is each task's name, and every how many seconds it is due."""
-    with StoreProbe(config) as probe:
+    with StoreDiagnostics(config) as probe:
         ages = probe.upkeep_age([task for task, _ in upkeep])
     for task, every in upkeep:
         age = ages[task]

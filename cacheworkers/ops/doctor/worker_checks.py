@@ -8,8 +8,8 @@ from typing import Any
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.doctor.findings import Finding, Rule
-from cacheworkers.store.probe import StoreProbe
-from cacheworkers.workers.probe import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
+from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
+from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
 
 #: From so many messages on a queue counts as backed up: readers wait for the first, nobody for the others.
 MISS_BACKLOG = 100
@@ -149,7 +149,7 @@ def check_broker(app: Any, config: Config) -> Iterator[Finding]:
 
 def _check_shared(broker: BrokerFacts, config: Config) -> Iterator[Finding]:
     try:
-        with StoreProbe(config) as probe:
+        with StoreDiagnostics(config) as probe:
             servers = probe.servers()
     except CacheworkersError:  # has a finding of its own
         return

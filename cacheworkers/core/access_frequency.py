@@ -1,0 +1,25 @@
+"""Heat: reads that are worth half as much with every half-life, kept as one instant a call.
+
+n reads at once are worth as much as a single one that is log2(n) half-lives younger.  That read's instant, `read_at`,
+needs no halving while time passes; and it says both how hot a call is and, of what is read seldom, when it was read.
+`store/commands/lua/heat.lua` does the same sums.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def read_at_of(before: float | None, reads: int, now: float, half_life: float) -> float:
+    """Return the `read_at` of a call that has now been read so often, more than what was known `before`."""
+    read_at = now + half_life * math.log2(reads)
+    if before is None:
+        return read_at
+    younger, older = max(read_at, before), min(read_at, before)
+    return younger + half_life * math.log2(1 + 2 ** ((older - younger) / half_life))
+
+
+def heat_of(read_at: float, now: float, half_life: float) -> float:
+    """Return the reads that a call's `read_at` is worth now; no more than a float can be."""
+    half_lives = (read_at - now) / half_life
+    return float(2**half_lives) if half_lives < 1000 else math.inf

@@ -1,0 +1,138 @@
+"""Loads in the reader's own process: under a lease nobody honoured, or while the store is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
+from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.read_result import Read
+from cacheworkers.errors import CodecError, LoadError, LoadTimeout
+from cacheworkers.events import UnreadableEntry
+from cacheworkers.flows.load import as_load_error
+from cacheworkers.flows.load_strategy import LoadStrategy
+from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
+from cacheworkers.flows.wait import wait_for_push
+from cacheworkers.local.coherence import NEVER
+from cacheworkers.local.l1 import Slot
+from cacheworkers.local.waiters import Waiter
+
+
+class _SharedLoad(msgspec.Struct, frozen=True):
+    """What one load without the store came to; good for every read that had begun before it."""
+
+    began_at: float
+    payload: bytes = b""
+    error: LoadError | LoadTimeout | None = None
+
+
+def load_under_lease(
+    ports: Ports,
+    loader: LoaderSpec,
+    call: Call,
+    decode: Callable[[bytes], Any],
+    request: LoadRequest,
+    lapsed: tuple[Entry, Any] | None,
+    started: float,
+    strategy: LoadStrategy,
+) -> Flow[Read | None]:
+    """Load a call whose lease this read holds, and store it; None: somebody else has it after all, look again."""
+    result = yield from strategy.load(ports, loader, request)
+    waited = ports.clock.monotonic() - started
+    if result.outcome == "left":
+        return None
+    if result.outcome == "failed" and result.entry is None:
+        if result.value is not None and decode == loader.codec.decode:
+            # It loaded, but cannot be stored (too large, not JSON): this reader has it all the same.
+            return Read(result.value, Freshness.FRESH, "load", 0.0, 0, waited)
+        if lapsed is not None:
+            return Read.of(ports.clock.now(), *lapsed, Freshness.LAPSED, "store", waited)
+        assert result.error is not None
+        raise result.error
+    # Refused and conflicting values go to this read alone: it had begun before the invalidation that overtook them.
+    assert result.entry is not None
+    return Read.of(ports.clock.now(), result.entry, decode(result.entry.payload), Freshness.FRESH, "load", waited)
+
+
+def kept(ports: Ports, call: Call, decode: Callable[[bytes], Any], since: int) -> Read | None:
+    """Return what L1 kept of a call while the store is gone: until it lapses, and for a bounded time."""
+    slot = ports.l1.get(call.text)
+    now = ports.clock.now()
+    if slot is None or slot.entry.seq < since or now >= slot.entry.stale_until:
+        return None
+    lost_at = ports.coherence.lost_at
+    if not ports.coherence.is_coherent and (
+        lost_at == NEVER or ports.clock.monotonic() - lost_at > ports.config.l1_on_loss_for
+    ):
+        return None
+    try:
+        value = decode(slot.entry.payload)
+    except CodecError as error:
+        drop_unreadable(ports, slot, error)
+        return None
+    slot.reads += 1
+    return Read.of(now, slot.entry, value, slot.entry.freshness(now), "l1", 0.0)
+
+
+def drop_unreadable(ports: Ports, slot: Slot, error: CodecError) -> None:
+    """Drop from L1 what does not decode: it may have been kept by a read of its JSON, which is never decoded."""
+    ports.l1.drop(slot.call)
+    ports.emit(UnreadableEntry(slot.call, str(error)))
+
+
+def load_without_store(
+    ports: Ports,
+    loader: LoaderSpec,
+    call: Call,
+    decode: Callable[[bytes], Any],
+    waiter: Waiter,
+    started: float,
+    strategy: LoadStrategy,
+) -> Flow[Read]:
+    """Load a call without lease or entry; the reads of this process share a load that began after they did."""
+    flight = waiter.flight
+    give_up_at = started + loader.load_for
+    while True:
+        shared = flight.shared
+        if isinstance(shared, _SharedLoad) and shared.began_at >= started:
+            break
+        if not flight.is_loading:
+            shared = yield from _load_for_all(ports, loader, call, waiter, strategy)
+            break
+        if ports.clock.monotonic() >= give_up_at:
+            raise LoadTimeout(f"{call.text} has no value after {loader.load_for:g} s, and the store is away")
+        waiter.rearm()
+        yield from wait_for_push(ports, waiter, give_up_at)
+    if shared.error is not None:
+        raise shared.error
+    waited = ports.clock.monotonic() - started
+    return Read(decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)
+
+
+def _load_for_all(
+    ports: Ports, loader: LoaderSpec, call: Call, waiter: Waiter, strategy: LoadStrategy
+) -> Flow[_SharedLoad]:
+    flight = waiter.flight
+    flight.is_loading = True
+    began_at = ports.clock.monotonic()
+    shared: _SharedLoad | None = None
+    try:
+        loading = Loading([call], {call.text: None}, began_at + loader.load_for, 0)
+        values = yield from strategy.run(ports, loader, loading)
+        value = values[call.text]
+        if isinstance(value, BaseException):
+            raise value
+        shared = _SharedLoad(began_at, loader.codec.encode(value))
+    except LoadTimeout as error:
+        shared = _SharedLoad(began_at, error=error)
+    except Exception as error:
+        shared = _SharedLoad(began_at, error=as_load_error(loader, call.text, error))
+    finally:
+        flight.is_loading = False
+        flight.shared = shared
+        ports.waiters.hand_off_to_all(flight)
+    return shared

@@ -1,0 +1,114 @@
+"""Nested reads: a loader that reads another loader builds its entry on values no older than its own snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from cacheworkers.core import envelope
+from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
+from cacheworkers.core.entry import Freshness
+from cacheworkers.core.read_result import Read
+from cacheworkers.errors import CacheworkersError, CodecError, EnvelopeError, LoadErrors, StoreUnavailable
+from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
+
+K = TypeVar("K")
+
+
+def nested(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any], outer: Loading) -> Flow[Read]:
+    """Return a call's value inside another load, and give that load its tags.
+
+    An entry counts only if its load began after the outer snapshot.  Otherwise the loader runs here and now, in the
+    outer load's thread, and nothing is stored: waiting for a worker could wait for this very one.
+    """
+    try:
+        raw = yield ports.store.get(call.text)
+    except StoreUnavailable:
+        raw = None
+    read = _stored(ports, call, raw, decode, outer)
+    if read is not None:
+        return read
+    [loaded] = yield from _loaded(ports, loader, [call], {call.text: raw}, decode, outer)
+    if isinstance(loaded, BaseException):
+        raise loaded
+    return loaded
+
+
+def nested_many(
+    ports: Ports, loader: LoaderSpec, calls: Mapping[K, Call], decode: Callable[[bytes], Any], outer: Loading
+) -> Flow[dict[K, Any]]:
+    """Return key -> value inside another load, as `nested` does for one; a batch loader is run once.
+
+    Raises:
+        LoadErrors: some keys have no value; it carries those that have.
+    """
+    try:
+        raws = yield ports.store.get_many([call.text for call in calls.values()])
+    except StoreUnavailable:
+        raws = [None] * len(calls)
+    found: dict[K, Read | BaseException] = {}
+    missing: dict[K, tuple[Call, bytes | None]] = {}
+    for (key, call), raw in zip(calls.items(), raws, strict=True):
+        stored = _stored(ports, call, raw, decode, outer)
+        if stored is None:
+            missing[key] = (call, raw)
+        else:
+            found[key] = stored
+    keys = list(missing)
+    for group in [keys] if loader.is_batch and keys else [[key] for key in keys]:
+        options = [missing[key][0] for key in group]
+        previous = {call.text: raw for call, raw in (missing[key] for key in group)}
+        loaded = yield from _loaded(ports, loader, options, previous, decode, outer)
+        found.update(zip(group, loaded, strict=True))
+    values = {key: read.value for key in calls if isinstance(read := found[key], Read)}
+    errors = {key: error for key in calls if isinstance(error := found[key], CacheworkersError)}
+    for other in found.values():
+        if isinstance(other, BaseException) and not isinstance(other, CacheworkersError):
+            raise other  # the inner loader's own: the outer load fails of it, as it does of a single read
+    if errors:
+        raise LoadErrors(values, errors)
+    return values
+
+
+def _stored(ports: Ports, call: Call, raw: bytes | None, decode: Callable[[bytes], Any], outer: Loading) -> Read | None:
+    """Return what the store has, if the outer load may be built on it."""
+    if raw is None:
+        return None
+    try:
+        entry = envelope.unpack(raw)
+        now = ports.clock.now()
+        freshness = entry.freshness(now)
+        if entry.call != call.text or entry.seq < outer.seq or freshness not in (Freshness.FRESH, Freshness.STALE):
+            return None
+        value = decode(entry.payload)
+    except (EnvelopeError, CodecError):
+        return None  # loaded anew; the reader of that entry itself reports it
+    _tag(outer, entry.tags)
+    return Read.of(now, entry, value, freshness, "store", 0.0)
+
+
+def _loaded(
+    ports: Ports,
+    loader: LoaderSpec,
+    calls: Sequence[Call],
+    previous: dict[str, bytes | None],
+    decode: Callable[[bytes], Any],
+    outer: Loading,
+) -> Flow[list[Read | BaseException]]:
+    """Run the loader here, and return what became of each call."""
+    inner = Loading(list(calls), previous, outer.deadline, outer.seq)
+    values = yield ports.worker.step(loader, inner)
+    found: list[Read | BaseException] = []
+    for call in calls:
+        value = values[call.text]
+        if not isinstance(value, BaseException):
+            _tag(outer, (*loader.templates.expand(call.arguments), *inner.tags.get(call.text, ())))
+            value = Read(decode(loader.codec.encode(value)), Freshness.FRESH, "load", 0.0, outer.seq)
+        found.append(value)
+    return found
+
+
+def _tag(outer: Loading, tags: tuple[str, ...]) -> None:
+    for call in outer.calls:
+        outer.tags.setdefault(call.text, []).extend(tags)

@@ -1,0 +1,178 @@
+"""Read many: one round trip for what is fresh; the rest are reads that go on together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from cacheworkers.core import envelope
+from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
+from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.read_result import Read
+from cacheworkers.errors import CacheworkersError, CodecError, LoadErrors, StoreError
+from cacheworkers.events import Served
+from cacheworkers.flows.batched_reads import SHARED, together
+from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.flows.read import ReadOptions, StoreResult, fresh_entry, read
+
+K = TypeVar("K")
+
+
+class ReadManyOptions(msgspec.Struct, frozen=True):
+    """What a read of many accepts, and how its loader reads one.
+
+    Attributes:
+        since: least sequence number; older entries count as missing.
+        decode_each: payloads -> values.
+        call_of: key -> call.
+        one: what a read of a single call wants; for what is not simply fresh.
+        from_l1: key -> text -> (key -> value of what L1 has, key -> text of the rest); None where L1 does not answer.
+        keep: called with (key, entry, monotonic instant until which L1 may answer, guard) of each, and their values.
+    """
+
+    since: int
+    decode_each: Callable[[Iterable[bytes]], list[Any]]
+    call_of: Callable[[Any], Call]
+    one: Callable[[Call], ReadOptions]
+    from_l1: Callable[[Mapping[Any, str]], tuple[dict[Any, Any], Mapping[Any, str]]] | None
+    keep: Callable[[list[tuple[Any, Entry, float, int]], list[Any]], None] | None
+
+
+def read_many(ports: Ports, loader: LoaderSpec, texts: Mapping[K, str], options: ReadManyOptions) -> Flow[dict[K, Any]]:
+    """Return key -> value for all keys, of which the call texts are given.
+
+    Raises:
+        LoadErrors: some keys have no value; it carries those that have.
+    """
+    started = ports.clock.monotonic()
+    values, missing = ({}, texts) if options.from_l1 is None else options.from_l1(texts)
+    if not missing:
+        return values
+    fresh, rest = yield from _from_store(ports, loader, missing, options, started)
+    if len(fresh) == len(texts):
+        return fresh
+    values |= fresh
+    if rest:
+        calls = {key: options.call_of(key) for key in rest}
+        wants = {key: options.one(call) for key, call in calls.items()}
+        done, errors = yield from together(
+            ports,
+            loader,
+            rest,
+            lambda key: read(ports, loader, calls[key], wants[key], found=rest[key], started=started, strategy=SHARED),
+        )
+        values |= {key: each.value for key, each in done.items()}
+        if errors:
+            raise LoadErrors(values, errors)
+    return {key: values[key] for key in texts}
+
+
+def one_by_one(calls: Mapping[K, Call], one: Callable[[Call], Flow[Read]]) -> Flow[dict[K, Any]]:
+    """Return key -> value, each read by itself: inside a transaction that has changed what is watched.
+
+    Raises:
+        LoadErrors: some keys have no value.
+    """
+    values: dict[K, Any] = {}
+    errors: dict[K, CacheworkersError] = {}
+    for key, call in calls.items():
+        try:
+            values[key] = (yield from one(call)).value
+        except CacheworkersError as error:
+            errors[key] = error
+    if errors:
+        raise LoadErrors(values, errors)
+    return values
+
+
+def _from_store(
+    ports: Ports, loader: LoaderSpec, missing: Mapping[K, str], options: ReadManyOptions, started: float
+) -> Flow[tuple[dict[K, Any], dict[K, StoreResult | None]]]:
+    """Return key -> value of what is fresh in the store, and key -> what it has of the rest, None without an answer."""
+    texts = list(missing.values())
+    guards = None
+    if options.keep is not None:
+        guards = [ports.l1.guard(text) for text in texts]
+        if not ports.coherence.is_coherent:  # asked after: what is lost from here on changes the guards
+            guards = None
+    try:
+        raws = yield ports.store.get_many(texts)
+    except StoreError:
+        return {}, dict.fromkeys(missing)  # each read finds its way without the store
+    if guards is None:
+        fresh = _fresh(ports, loader, missing, raws, options, started)
+    else:
+        fresh = _kept_fresh(ports, loader, missing, raws, guards, options, started)
+    if len(fresh) == len(missing):
+        return fresh, {}  # of most keys nothing else is ever asked
+    if guards is None:
+        return fresh, {key: StoreResult(raw) for key, raw in zip(missing, raws, strict=True) if key not in fresh}
+    found = zip(missing, raws, guards, strict=True)
+    return fresh, {key: StoreResult(raw, guard, is_coherent=True) for key, raw, guard in found if key not in fresh}
+
+
+def _fresh(
+    ports: Ports,
+    loader: LoaderSpec,
+    missing: Mapping[K, str],
+    raws: list[bytes | None],
+    options: ReadManyOptions,
+    started: float,
+) -> dict[K, Any]:
+    """Return what is fresh, by as few steps a key as can be."""
+    now = ports.clock.now()
+    found = envelope.fresh_payloads(raws, now, options.since, loader.policy.early)
+    keys: Collection[K] = missing
+    texts: Collection[str] = missing.values()
+    if None in found:
+        there = [payload is not None for payload in found]
+        keys, texts = [*itertools.compress(keys, there)], [*itertools.compress(texts, there)]
+        raws, found = [*itertools.compress(raws, there)], [*itertools.compress(found, there)]
+    try:
+        values = options.decode_each(cast(list[bytes], found))
+    except CodecError:
+        return {}  # each by itself, then: the others are good
+    ages = [now - envelope.created_of(raw) for raw in raws if raw is not None] if ports.has_hook else []
+    _count(ports, loader, texts, ages, started)
+    return dict(zip(keys, values, strict=True))
+
+
+def _kept_fresh(
+    ports: Ports,
+    loader: LoaderSpec,
+    missing: Mapping[K, str],
+    raws: list[bytes | None],
+    guards: list[int],
+    options: ReadManyOptions,
+    started: float,
+) -> dict[K, Any]:
+    """Return what is fresh, and keep it in L1."""
+    assert options.keep is not None
+    now, at = ports.clock.now(), ports.clock.monotonic()
+    hits: list[tuple[K, Entry, float, int]] = []
+    for (key, text), raw, guard in zip(missing.items(), raws, guards, strict=True):
+        found = None if raw is None else fresh_entry(ports, loader, text, raw, options.since, now)
+        if found is not None:
+            entry, until = found
+            hits.append((key, entry, at + until - now, guard))
+    try:
+        values = options.decode_each([entry.payload for _, entry, _, _ in hits])
+    except CodecError:
+        return {}  # each by itself, then: the others are good
+    options.keep(hits, values)
+    ages = [now - entry.created for _, entry, _, _ in hits] if ports.has_hook else []
+    _count(ports, loader, [entry.call for _, entry, _, _ in hits], ages, started)
+    return dict(zip([key for key, _, _, _ in hits], values, strict=True))
+
+
+def _count(ports: Ports, loader: LoaderSpec, texts: Iterable[str], ages: list[float], started: float) -> None:
+    """Count reads that the store has answered with what is fresh."""
+    ports.heat.count_each(texts)
+    if ports.has_hook:
+        waited = ports.clock.monotonic() - started
+        for age in ages:
+            ports.emit(Served(loader.name, Freshness.FRESH.value, "store", age, waited))

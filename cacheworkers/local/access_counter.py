@@ -1,0 +1,99 @@
+"""AccessCounter: how often this process has read which call since it last told the store.
+
+L1 hits are counted where they happen, in their slots; reads of the store are counted here.  Memory is bounded: when
+too many calls are counted, their median is taken off every count, and those that reach zero go (Anderson et al., "A
+high-performance algorithm for identifying frequent items in data streams", IMC 2017): what is read often stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from operator import itemgetter
+
+from cacheworkers.core.calls import loader_name_of
+from cacheworkers.local.l1 import Slot
+
+#: Most calls counted at once.
+MOST = 20_000
+
+
+class AccessCounter:
+    """Counts of this process.
+
+    Attributes:
+        warm_for: loader -> how long after its last read a call of it is kept warm, seconds.
+    """
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self.warm_for: dict[str, float] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as a child does after a fork: the parent tells of its own reads."""
+        # Re-entrant: a finalizer inside it may read, take in a push, and so note what goes.
+        self._lock = threading.RLock()
+        self._counts: Counter[str] = Counter()
+        self._hits: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def count(self, call: str, reads: int = 1) -> None:
+        """Note reads of a call."""
+        # Not locked: of two counts at once one may be lost, which heat can bear.
+        counts = self._counts
+        counts[call] = counts.get(call, 0) + reads
+        if len(counts) > self._most:
+            self._thin()
+
+    def count_each(self, calls: Iterable[str]) -> None:
+        """Note one read of each call."""
+        counts = self._counts
+        counts.update(calls)
+        if len(counts) > self._most:
+            self._thin()
+
+    def note_gone(self, slot: Slot) -> None:
+        """Note the reads of a slot that L1 drops."""
+        reads = slot.reads - slot.reads_told
+        if reads > 0:
+            self.count(slot.call, reads)
+            self._note_hits(slot.call, reads)
+
+    def taken(self, slots: Iterable[Slot], most: int) -> dict[str, int]:
+        """Return the counts of the `most` hottest calls, those of L1's slots included, and begin anew."""
+        counts, self._counts = self._counts, Counter()
+        for slot in slots:
+            reads = slot.reads - slot.reads_told
+            if reads > 0:
+                slot.reads_told += reads
+                counts[slot.call] = counts.get(slot.call, 0) + reads
+                self._note_hits(slot.call, reads)
+        if len(counts) <= most:
+            return counts
+        return dict(sorted(counts.items(), key=itemgetter(1), reverse=True)[:most])
+
+    def put_back(self, counts: Iterable[tuple[str, int]]) -> None:
+        """Note reads again that were taken, and could not be told."""
+        for call, reads in counts:
+            self.count(call, reads)
+
+    def hits(self) -> dict[str, int]:
+        """Return loader -> reads that L1 answered, as far as `taken` and `note_gone` have seen, and begin anew."""
+        hits, self._hits = self._hits, {}
+        return hits
+
+    def _thin(self) -> None:
+        """Take the median off every count."""
+        with self._lock:
+            counts = self._counts
+            if len(counts) > self._most:
+                median = sorted(counts.values())[len(counts) // 2]
+                self._counts = Counter({key: n - median for key, n in list(counts.items()) if n > median})
+
+    def _note_hits(self, call: str, reads: int) -> None:
+        loader = loader_name_of(call)
+        self._hits[loader] = self._hits.get(loader, 0) + reads

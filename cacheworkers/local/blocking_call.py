@@ -1,0 +1,28 @@
+"""Loops: says once that a read which waits on its thread was made on an event loop, which stands still meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+log = logging.getLogger("cacheworkers")
+
+_is_told = False
+
+
+def warn_if_blocking(loader: str) -> None:
+    """Warn, once in this process, if the thread that reads a loader runs an event loop."""
+    global _is_told
+    if _is_told:
+        return
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    _is_told = True
+    log.warning(
+        "%s was read on a running event loop, which stands still until the value is there: await %s.aget(...), "
+        "or another of the methods that begin with an a",
+        loader,
+        loader,
+    )

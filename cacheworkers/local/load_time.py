@@ -1,0 +1,28 @@
+"""Pace: how long the loads of one loader take, as this process has seen it."""
+
+from __future__ import annotations
+
+
+class LoadTime:
+    """Expected time of a load: an exponential moving average, a tenth of it the newest.
+
+    Attributes:
+        load_time: seconds; None until an entry has been seen.
+    """
+
+    __slots__ = ("load_time",)
+
+    def __init__(self) -> None:
+        self.load_time: float | None = None
+
+    def note(self, load_time: float) -> None:
+        """Take in how long the load of an entry took, seconds."""
+        before = self.load_time
+        # Not locked: of two notes at once one is lost, and the next entry brings another.
+        self.load_time = load_time if before is None else before + (load_time - before) * 0.1
+
+    def fits(self, seconds: float) -> int:
+        """Return how many loads fit into so many seconds; 0 while that is unknown."""
+        if self.load_time is None:
+            return 0
+        return int(seconds / max(self.load_time, 1e-6))

@@ -1,0 +1,281 @@
+"""`cacheworkers warm`: calls from a list, a file, a query or what was hot before; a bar; a gate for deploys."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from cacheworkers.cache import Cache
+from cacheworkers.core.calls import Signature
+from cacheworkers.errors import CacheworkersError, CallError
+from cacheworkers.ops.locate_cache import COMPLETES
+from cacheworkers.ops.output import Obj, note
+from cacheworkers.ops.progress_display import shown
+from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
+
+#: What begins so is a call, of whatever loader; no JSON does.
+_A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
+#: Where a row comes from, for messages, and what it says: arguments, or text that still has to be read.
+Row = tuple[str, Any]
+#: Of more calls than this it is not said why they failed.
+MOST_REASONS = 5
+#: Between two questions to the workers, seconds.
+ASK_WORKERS_EVERY = 0.5
+
+
+class Share(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+    """A share such as `95%` or `0.95`."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        """Return it as a number from 0 to 1."""
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"must be a share from 0% to 100%, got {value!r}", param, context)
+        return share
+
+
+class Warmed(msgspec.Struct, frozen=True):
+    """What a run did, for scripts.
+
+    Attributes:
+        calls: different ones that were to be warm.
+        fresh, loaded, failed: what became of them.
+        bad: rows that are no call of the loader.
+        duplicates: rows that name a call again.
+        share: of the calls that are fresh at the end; 0 where a list named no call.
+        failures: some of those that failed.
+    """
+
+    calls: int
+    fresh: int
+    loaded: int
+    failed: int
+    bad: int
+    duplicates: int
+    share: float
+    failures: list[str]
+
+
+@click.command()
+@click.argument("loader", shell_complete=COMPLETES.loaders)
+@click.argument("keys", nargs=-1)
+@click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Rows of a file; - is the input.")
+@click.option("--sql", help="Rows of a query, on the database of the watched sessions.")
+@click.option("--hot", type=click.IntRange(min=1), help="So many of the calls that were hot lately.")
+@click.option("--max-rate", type=float, metavar="PER_SECOND", help="Most calls a second.")
+@click.option("--at-once", type=int, help="Most calls under way.  [default: Config.warm_concurrency]")
+@click.option("--until", type=Share(), default=1.0, help="Enough is warm at this share: 95%.  [default: 100%]")
+@click.option(
+    "--wait-for-workers",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a worker that consumes the warm queue may take to answer, before anything is loaded; 0 asks none.",
+)
+@click.option("--strict", is_flag=True, help="Stop at the first bad row, before anything is loaded.")
+@click.pass_obj
+def warm(
+    obj: Obj,
+    loader: str,
+    keys: tuple[str, ...],
+    file: Path | None,
+    sql: str | None,
+    hot: int | None,
+    max_rate: float | None,
+    at_once: int | None,
+    until: float,
+    wait_for_workers: float,
+    strict: bool,
+) -> None:
+    """Have workers load calls of LOADER, and wait for them.
+
+    A row is one call: its argument as JSON, 42; an array of all of them where the loader takes several, ["lamp",2]; or
+    the call itself, product[42].  Bad rows are named and left out.  What is fresh is passed over, so that a run that
+    was killed goes on where it was.
+
+    \b
+    cacheworkers warm product 1 2 3
+    cacheworkers warm product --file ids.txt --max-rate 500
+    cacheworkers warm product --sql 'SELECT id FROM product WHERE on_sale'
+    cacheworkers warm product --hot 1000 --until 95% && deploy
+
+    Status 0 if so large a share is fresh at the end; 1 if not, if a row was bad, or if no worker consumes the warm
+    queue, in which case nothing was loaded.  Where no row names a call the share is 0: no success, unless --until 0%.
+    That nothing was hot yet is one.
+    """
+    cache, show = obj
+    if sum(source is not None for source in (file, sql, hot)) + bool(keys) != 1:
+        raise click.UsageError("give one source: KEYS, --file, --sql or --hot")
+    rows = _rows(cache, loader, keys, file, sql, hot)
+    calls, bad, duplicates = _read(cache, loader, rows, strict)
+    cache.queues()  # without a broker each call would be waited for, in vain
+    if calls and wait_for_workers:
+        require_worker(cache, loader, wait_for_workers)
+    options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
+    began = time.monotonic()
+    with shown(loader, len(calls), cache.config.queues, Console(stderr=True)) as progress:
+        done = cache.warm_up(loader, calls, at_once=at_once, until=until, progress=progress, **options)
+    share = done.share
+    if not calls and hot:
+        note(f"nothing of {loader} was hot: there is nothing to warm")
+    elif not calls:  # a list that came out empty, or wrong, opens no deploy's gate
+        share = 0.0
+        note(f"no row names a call of {loader}: nothing was to be warm, which counts as a share of 0")
+    lapsed = done.done - round(share * done.calls)
+    if lapsed > 0:
+        fresh_for = cache.loaders[loader].policy.fresh_for
+        note(_why_lapsed(lapsed, time.monotonic() - began, fresh_for))
+    for call in done.failures[:MOST_REASONS]:
+        fails = cache.explain(call).failure
+        note(
+            f"{call}: {fails.get('kind')}: {fails.get('text')}" if fails else f"{call}: no worker has loaded it in time"
+        )
+    show(Warmed(done.calls, done.fresh, done.loaded, done.failed, bad, duplicates, share, done.failures))
+    if share < until or bad:
+        raise click.exceptions.Exit(1)
+
+
+def require_worker(cache: Cache, loader: str, within: float) -> None:
+    """Wait until a worker answers that consumes the warm queue and knows a loader, in this version; at most so long.
+
+    Without Celery, or where the broker carries no such questions, nothing is asked.
+
+    Args:
+        within: seconds.
+
+    Raises:
+        click.ClickException: none has answered by then; says which queue or version, and what to start.
+    """
+    app = cache.internals.app
+    if app is None:
+        return
+    queue, end = cache.config.queues.warm, time.monotonic() + within
+    version = cache.loaders[loader].policy.version
+    is_told = False
+    while True:
+        try:
+            workers = worker_facts(app)
+        except BrokerUnreachable as error:
+            note(f"workers cannot be asked whether they consume {queue}: {error}")
+            return
+        consuming = [worker for worker in workers if queue in worker.queues]
+        if any(worker.loads(loader, version) for worker in consuming):
+            return
+        says = _why_none(consuming, queue, loader, version)
+        left = end - time.monotonic()
+        if left <= 0:
+            raise click.ClickException(f"{says}; nothing was loaded")
+        if not is_told:
+            is_told = True
+            note(f"{says}; waiting for {within:g} s")
+        time.sleep(min(left, ASK_WORKERS_EVERY))
+
+
+def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version: int) -> str:
+    """Say why none of the workers that consume the warm queue can load, and what to start."""
+    if not consuming:
+        return f"no worker that answers consumes {queue}: start `celery -A MODULE worker -Q {queue}`"
+    for worker in consuming:
+        if loader in worker.loaders:
+            return (
+                f"no worker knows {loader} version {version}: {worker.name} consumes {queue}, and knows version "
+                f"{worker.versions[loader]}; start workers with this code"
+            )
+    return f"{consuming[0].name} consumes {queue}, and does not know {loader}: start it anew with this code"
+
+
+def _rows(
+    cache: Cache, loader: str, keys: Iterable[str], file: Path | None, sql: str | None, hot: int | None
+) -> Iterable[Row]:
+    if file is not None:
+        return _lines(file)
+    if sql is not None:
+        return ((f"row {number}", list(row)) for number, row in enumerate(cache.query(sql), 1))
+    if hot is not None:
+        adopt = cache.loaders[loader].signature.of_this_version
+        return (("heat", adopt(call) or call) for call, _ in cache.hot(loader, hot))
+    return ((f"key {number}", key) for number, key in enumerate(keys, 1))
+
+
+def _lines(file: Path) -> Iterator[Row]:
+    """Yield lines as bytes: one that is no text is a bad row, and not the end of all."""
+    if str(file) == "-":
+        yield from ((f"line {number}", line) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip())
+        return
+    try:
+        with file.open("rb") as lines:
+            yield from ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be read: {error}") from None
+
+
+def _read(cache: Cache, loader: str, rows: Iterable[Row], strict: bool) -> tuple[list[str], int, int]:
+    """Return the calls that rows name, how many rows name none, and how many name one again."""
+    signature = cache.loaders[loader].signature
+    calls: dict[str, None] = {}
+    bad = duplicates = 0
+    for where, row in rows:
+        try:
+            call = _call(signature, row)
+        except CacheworkersError as error:
+            bad += 1
+            click.echo(f"{where}: {error}", err=True)
+            if strict:
+                raise click.ClickException(f"{where} is bad, and --strict is given; nothing was loaded") from None
+            continue
+        duplicates += call in calls
+        calls[call] = None
+    return list(calls), bad, duplicates
+
+
+def _call(signature: Signature, row: Any) -> str:
+    """Return the text of the call that a row names.
+
+    Raises:
+        CallError: it names none.
+    """
+    if isinstance(row, bytes):
+        try:
+            row = row.decode("utf-8-sig")  # some editors begin a file with a mark
+        except UnicodeDecodeError as error:
+            raise CallError(f"{row[:80]!r} is no UTF-8: {error.reason} at byte {error.start}") from None
+    if not isinstance(row, str):
+        return signature.bind(tuple(row), {}).text
+    text = row.strip()
+    if _A_CALL.match(text):
+        return signature.parse(text).text
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        raise CallError(
+            f'{text[:80]!r} is neither arguments as JSON, 42 or "lamp", nor a call of {signature.name}'
+        ) from None
+    takes_several = len(signature.parameters) != 1
+    return signature.bind(tuple(value) if takes_several and isinstance(value, list) else (value,), {}).text
+
+
+def _why_lapsed(lapsed: int, lasted: float, fresh_for: float) -> str:
+    """Say why calls that were warm at some time are not at the end, and what helps."""
+    says = f"{lapsed:,} calls were warm, and are fresh no more: "
+    if lasted > fresh_for:
+        return says + (
+            f"this took {lasted:.0f} s, and they are fresh for {fresh_for:g} s; raise --max-rate, start more workers, "
+            "let them be fresh for longer, or warm fewer"
+        )
+    return says + "they were invalidated or evicted meanwhile; run it again"

@@ -1,0 +1,165 @@
+"""Runs loaders' own code: in a worker's thread, or in a reader's process behind the bulkhead."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cacheworkers import load_context as loads
+from cacheworkers.core.driver import Step
+from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
+from cacheworkers.flows.ports import LoaderSpec, Loading
+from cacheworkers.local.bulkhead import Bulkhead
+from cacheworkers.local.coherence import Coherence
+from cacheworkers.sql.load_sessions import Sessions
+from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction
+
+
+class LoaderRunner:
+    """Makes the steps that run loaders, each attempt in a session of its own."""
+
+    def __init__(self, owner: object, where: str, sessions: Sessions, bulkhead: Bulkhead, coherence: Coherence) -> None:
+        """
+        Args:
+            owner: the cache; nested reads of its loaders belong to the load.
+            where: "worker" runs in the calling thread, "reader" behind the bulkhead.
+        """
+        self.where = where
+        self.owner = owner
+        self.sessions = sessions
+        self.bulkhead = bulkhead
+        self.coherence = coherence
+
+    def step(self, loader: LoaderSpec, loading: Loading) -> Step:
+        """Return the step that runs the loader once for all calls of `loading`."""
+        return RunLoader(self, loader, loading)
+
+
+class RunLoader:
+    """A step: call text -> the value, or the exception that its load raised."""
+
+    __slots__ = ("_loader", "_loading", "_runner")
+
+    def __init__(self, runner: LoaderRunner, loader: LoaderSpec, loading: Loading) -> None:
+        self._runner = runner
+        self._loader = loader
+        self._loading = loading
+
+    def __repr__(self) -> str:
+        return f"load {self._loading.calls[0].text}"
+
+    def run(self) -> dict[str, Any]:
+        """Run it, blocking this thread."""
+        bulkhead = self._runner.bulkhead
+        if self._loader.is_async:
+            return bulkhead.run_async(self._work_async, self._timeout())
+        if self._runner.where == "worker":
+            return self._work()
+        return bulkhead.run(self._work, self._timeout())
+
+    async def arun(self) -> dict[str, Any]:
+        """Run it while the running loop goes on; never on that loop."""
+        bulkhead = self._runner.bulkhead
+        if self._loader.is_async:
+            return await bulkhead.arun_async(self._work_async, self._timeout())
+        return await bulkhead.arun(self._work, self._timeout())
+
+    def _timeout(self) -> float:
+        remaining = self._loading.deadline - time.monotonic()
+        if remaining <= 0:
+            raise LoadTimeout(f"no time left to load {self._loading.calls[0].text}")
+        return remaining
+
+    def _work(self) -> dict[str, Any]:
+        with self._inside(), self._runner.sessions.for_load(self._timeout()) as session:
+            return self._work_on(session)
+
+    async def _work_async(self) -> dict[str, Any]:
+        with self._inside():
+            async with self._runner.sessions.afor_load(self._timeout()) as session:
+                load = loads.AsyncLoad(self._loader, self._loading, session)
+                try:
+                    return self._sorted(await self._loader.function(load, *self._arguments()))
+                except Exception as error:
+                    return {call.text: error for call in self._loading.calls}
+
+    def _work_on(self, session: Any) -> dict[str, Any]:
+        """Run the loader on a session that is somebody's own."""
+        load = loads.Load(self._loader, self._loading, session)
+        try:
+            return self._sorted(self._loader.function(load, *self._arguments()))
+        except Exception as error:
+            return {call.text: error for call in self._loading.calls}
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Mark this thread or task as inside the load, so that its reads of other loaders go the long way."""
+        token = loads.current.set((self._runner.owner, self._loading))
+        self._runner.coherence.bypass()
+        try:
+            yield
+        finally:
+            self._runner.coherence.unbypass()
+            loads.current.reset(token)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        calls = self._loading.calls
+        return ([call.arguments[0] for call in calls],) if self._loader.is_batch else calls[0].arguments
+
+    def _sorted(self, returned: Any) -> dict[str, Any]:
+        """Return what the loader returned, by call text."""
+        loader, calls = self._loader, self._loading.calls
+        if inspect.isawaitable(returned):
+            raise TypeError(f"{loader.name} returned an awaitable; declare it with async def")
+        if not loader.is_batch:
+            return {calls[0].text: returned}
+        if not isinstance(returned, dict):
+            raise TypeError(f"{loader.name} must return a dict of key -> value, got {type(returned).__name__}")
+        found: dict[str, Any] = {}
+        for call in calls:
+            key = call.arguments[0]
+            if key in returned:
+                found[call.text] = returned[key]
+            elif loader.codec.admits_none:
+                found[call.text] = None
+            else:
+                found[call.text] = KeyMissing(
+                    loader.name, call.text, "KeyMissing", f"the batch loader left out {key!r}"
+                )
+        return found
+
+
+class RunInTransaction(RunLoader):
+    """A step: the same, on the session of an open transaction, in the caller's own thread or task."""
+
+    __slots__ = ("_unit",)
+
+    def __init__(self, runner: LoaderRunner, loader: LoaderSpec, loading: Loading, unit: DirtyTransaction) -> None:
+        super().__init__(runner, loader, loading)
+        self._unit = unit
+
+    def run(self) -> dict[str, Any]:
+        """Run it, blocking this thread."""
+        if self._loader.is_async:
+            raise CallError(
+                f"{self._loading.calls[0].text} cannot be read here: its loader is async, and this context has an open "
+                f"transaction of a sync session that has changed what is watched; commit first"
+            )
+        return self._work_on(self._unit.session)
+
+    async def arun(self) -> dict[str, Any]:
+        """Run it on the AsyncSession; on a sync session, as the caller's own queries do."""
+        session = self._unit.async_session
+        if session is None:
+            return self.run()
+        if not self._loader.is_async:
+            found: dict[str, Any] = await session.run_sync(self._work_on)
+            return found
+        load = loads.AsyncLoad(self._loader, self._loading, session)
+        try:
+            return self._sorted(await self._loader.function(load, *self._arguments()))
+        except Exception as error:
+            return {call.text: error for call in self._loading.calls}

@@ -1,0 +1,454 @@
+"""Face: what the faces of plain and batch loaders share, the way from arguments to L1, the store, or a flow."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from cacheworkers import load_context as loads
+from cacheworkers.core import envelope
+from cacheworkers.core.calls import Call
+from cacheworkers.core.codec import Codec
+from cacheworkers.core.driver import Flow, arun, run
+from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.read_result import Read
+from cacheworkers.errors import CallError, CodecError, StoreError
+from cacheworkers.events import Served
+from cacheworkers.flows import read as reading
+from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
+from cacheworkers.flows.local_load import drop_unreadable
+from cacheworkers.flows.nested_read import nested, nested_many
+from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
+from cacheworkers.flows.read_many import ReadManyOptions, one_by_one, read_many
+from cacheworkers.flows.transaction_read import read_in_transaction
+from cacheworkers.flows.warm import Warming, warm
+from cacheworkers.flows.warm_up import WarmUp
+from cacheworkers.local.blocking_call import warn_if_blocking
+from cacheworkers.local.l1 import MISSING, Slot
+from cacheworkers.runtime.load_runner import LoaderRunner, RunInTransaction
+from cacheworkers.runtime.warm_job import WarmJob
+from cacheworkers.sql.watch.dirty_transactions import dirty_here, open_dirty_transactions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _as_is(payload: bytes) -> bytes:
+    return payload
+
+
+class LoaderBase(Generic[T]):
+    """What plain and batch loaders share: the way from arguments to a flow."""
+
+    def __init__(self, warm_up: Callable[..., Flow[WarmUp]], ports: Ports, spec: LoaderSpec) -> None:
+        """
+        Args:
+            warm_up: the cache's, bound to it: so a loader keeps its cache alive.
+        """
+        self._warm_up = warm_up
+        self._ports = ports
+        self._spec = spec
+        self._codec: Codec = spec.codec
+        self._bind = spec.signature.bind
+        self._is_shareable = spec.codec.is_shareable
+        self._coherence = ports.coherence
+        l1_for = spec.policy.l1_for
+        self._l1_for = ports.config.l1_for if l1_for is None else l1_for
+        if not ports.config.l1_entries:
+            self._l1_for = 0.0  # nothing is kept, so nothing needs to be looked for
+        self._since = 0
+        assert isinstance(ports.reader, LoaderRunner)
+        self._runner = ports.reader
+        #: Raw positional arguments -> L1 slot: the hit path asks nothing else.
+        self._index: dict[Any, Slot] = {}
+        self.__name__ = spec.name
+        self.__doc__ = spec.function.__doc__
+        self.__wrapped__ = spec.function
+
+    @property
+    def name(self) -> str:
+        """The loader's name, first part of its calls."""
+        return self._spec.name
+
+    @property
+    def policy(self) -> Any:
+        """The loader's policy."""
+        return self._spec.policy
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._spec.name}>"
+
+    # -- from arguments to a flow
+
+    def _slot(self, text: str) -> Slot | None:
+        """Return the L1 slot that may answer now: not within a load, nor where a session is dirty."""
+        if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
+            return None
+        now = monotonic()
+        if now >= self._coherence.look_at:
+            self._coherence.look(now)
+        slot = self._ports.l1.get(text)
+        if slot is None:
+            return None
+        if now < slot.until and now - self._coherence.proven_at < self._l1_for and slot.entry.seq >= self._since:
+            slot.reads += 1
+            return slot
+        return None
+
+    def _value(self, slot: Slot) -> Any:
+        """Return a slot's value: shared if nobody can spoil it, else decoded for this caller alone.
+
+        MISSING if its payload is no value of this loader, as another version's may be, which a read of JSON has kept:
+        the slot is gone then, and the store to be asked.
+        """
+        value = slot.value
+        if value is not MISSING:
+            return value
+        try:
+            value = self._codec.decode(slot.payload)
+        except CodecError as error:
+            slot.reads -= 1
+            drop_unreadable(self._ports, slot, error)
+            return MISSING
+        if self._is_shareable:
+            self._ports.l1.keep_value(slot, value)
+        return value
+
+    def _read_slot(self, slot: Slot) -> Read | None:
+        value = self._value(slot)
+        if value is MISSING:
+            return None
+        entry: Entry = slot.entry
+        now = self._ports.clock.now()
+        return Read.of(now, entry, value, _served(entry, now), "l1", 0.0)
+
+    def _flow(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        is_known_missing: bool = False,
+    ) -> Flow[Read]:
+        """Return the flow that reads a call through the store."""
+        units = open_dirty_transactions()
+        if units:
+            return read_in_transaction(
+                self._ports,
+                self._spec,
+                call,
+                decode,
+                units,
+                lambda unit, loader, loading: RunInTransaction(self._runner, loader, loading, unit),
+            )
+        inside = loads.current.get()
+        if inside is not None:
+            return nested(self._ports, self._spec, call, decode, inside[1])
+        self._ports.listener.start()
+        options = self._options(call, arguments, decode)
+        return reading.read(self._ports, self._spec, call, options, is_known_missing=is_known_missing)
+
+    def _options(
+        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
+    ) -> reading.ReadOptions:
+        def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
+            self._keep(call, arguments, decode, entry, value, guard, until)
+
+        return reading.ReadOptions(decode, self._since, self._spec.policy.wait_for, keep if self._l1_for else None)
+
+    def _keep(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        entry: Entry,
+        value: Any,
+        guard: int,
+        until: float,
+    ) -> None:
+        """Keep an entry in L1, until a monotonic instant."""
+        self._ports.l1.fill(
+            call.text,
+            entry=entry,
+            value=value if self._is_shareable and decode is not _as_is else MISSING,
+            until=until,
+            guard=guard,
+            index=self._index if arguments is not None and self._spec.signature.positional_keys else None,
+            arguments=arguments,
+        )
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[Any, ...] | None]:
+        return self._bind(args, kwargs), None if kwargs else args
+
+    def _revalidation(self, call: Call) -> Flow[bool]:
+        """Claim whatever version is there, and enqueue it; a running backoff is not heeded."""
+        raw = yield self._ports.store.get(call.text)
+        seen = envelope.version_of(raw)
+        queue: QueueKind = "revalidate" if seen else "miss"
+        return (yield from reading.ask(self._ports, self._spec, call.text, seen, queue, heeds_backoff=False))
+
+    def _warming(self, calls: list[Call]) -> Flow[Warming]:
+        texts = list(dict.fromkeys(call.text for call in calls))
+        return warm(self._ports, self._spec, texts, lead=3 * self._ports.config.warm_interval)
+
+    def _warm_job(self, calls: Iterable[Any], max_rate: float, concurrency: int | None, until: float) -> WarmJob:
+        texts = list(dict.fromkeys(self._call_of(each).text for each in calls))
+        return WarmJob(
+            lambda progress: self._warm_up(self._spec.name, texts, max_rate, concurrency, until, progress), len(texts)
+        )
+
+    def _call_of(self, arguments: Any) -> Call:
+        """Return the call with an argument, or with a tuple of several where the loader takes several."""
+        takes = len(self._spec.signature.parameters)
+        if takes == 1:
+            return self._one_key(arguments)
+        if not isinstance(arguments, tuple):
+            raise CallError(f"{self._spec.name} takes {takes} arguments: give a tuple of them, got {arguments!r}")
+        return self._bind(arguments, {})
+
+    def _at_since(self, done: Invalidation) -> Any:
+        view = copy.copy(self)
+        view._since = done.seq
+        view._index = {}
+        view.__dict__.pop("_many_options", None)
+        return view
+
+    # -- shared by both faces of both kinds
+
+    def _is_plain(self, call: Call) -> bool:
+        """Whether a read may look in the store at once: outside loads and dirty transactions, and nobody waits yet."""
+        return loads.current.get() is None and not self._ports.waiters.has(call.text) and dirty_here() is None
+
+    def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
+        """Read a call that L1 does not answer."""
+        warn_if_blocking(self._spec.name)
+        is_known_missing = False
+        if self._is_plain(call):
+            ports = self._ports
+            ports.listener.start()
+            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._coherence.is_coherent
+            try:
+                raw = ports.store.get(call.text).run()
+            except StoreError:  # the flow knows what to do without the store
+                return run(self._flow(call, arguments, decode))
+            if raw is None:
+                is_known_missing = True
+            else:
+                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
+                if found is not None:
+                    return found
+        return run(self._flow(call, arguments, decode, is_known_missing))
+
+    async def _athrough_store(
+        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
+    ) -> Read:
+        """Read a call that L1 does not answer, on the running loop."""
+        is_known_missing = False
+        if self._is_plain(call):
+            ports = self._ports
+            ports.listener.start()
+            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._coherence.is_coherent
+            try:
+                raw = await ports.store.batcher.get(call.text)
+            except StoreError:
+                return await arun(self._flow(call, arguments, decode))
+            if raw is None:
+                is_known_missing = True
+            else:
+                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
+                if found is not None:
+                    return found
+        return await arun(self._flow(call, arguments, decode, is_known_missing))
+
+    def _fresh(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        raw: bytes,
+        started: float,
+        guard: int | None,
+    ) -> Read | None:
+        """Return what the store had, if it is fresh; kept in L1 under a guard that was taken before."""
+        found = reading.fresh_hit(self._ports, self._spec, call.text, raw, self._since, decode)
+        if found is None:
+            return None
+        entry, value, now, l1_until = found
+        at = monotonic()
+        if guard is not None and self._l1_for:
+            self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
+        age = now - entry.created
+        self._ports.heat.count(call.text)
+        if self._ports.has_hook:
+            self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
+        return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
+
+    def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        kept = MISSING if slot is None else self._value(slot)
+        found: T = self._through_store(call, arguments, self._codec.decode).value if kept is MISSING else kept
+        return found
+
+    async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        kept = MISSING if slot is None else self._value(slot)
+        found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value if kept is MISSING else kept
+        return found
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        kept = self._read_slot(slot) if slot else None
+        return kept or self._through_store(call, arguments, self._codec.decode)
+
+    async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        kept = self._read_slot(slot) if slot else None
+        return kept or await self._athrough_store(call, arguments, self._codec.decode)
+
+    def _json_hit(self, args: tuple[Any, ...]) -> Read | None:
+        """Return what L1 has for raw positional arguments, if it may answer now."""
+        try:
+            slot = self._index.get(args)
+        except TypeError:  # unhashable arguments have no place in the index
+            return None
+        if slot is not None:
+            now, coherence = monotonic(), self._coherence
+            if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
+                slot.reads += 1
+                return self._json_slot(slot)
+        return None
+
+    def _json_slot(self, slot: Slot) -> Read:
+        entry: Entry = slot.entry
+        now = self._ports.clock.now()
+        age = now - entry.created
+        freshness = Freshness.FRESH if now < entry.fresh_until else Freshness.STALE
+        return Read(slot.payload, freshness, "l1", age if age > 0 else 0.0, entry.seq, 0.0, entry)
+
+    def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        return self._json_slot(slot) if slot else self._through_store(call, arguments, _as_is)
+
+    async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, _as_is)
+
+    def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        if slot is not None:
+            return slot.payload
+        payload: bytes = self._through_store(call, arguments, _as_is).value
+        return payload
+
+    async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        if slot is not None:
+            return slot.payload
+        payload: bytes = (await self._athrough_store(call, arguments, _as_is)).value
+        return payload
+
+    def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
+        call, _ = self._bound(args, kwargs)
+        return reading.peek(self._ports, call, self._options(call, None, self._codec.decode))
+
+    def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
+        call, _ = self._bound(args, kwargs)
+        if dirty_here() is not None:
+            raise CallError(
+                f"invalidating {call.text} within an open transaction that has changed what is watched would be undone "
+                f"by a load before its commit; give its tags to cache.invalidate(..., session=), or call it after the "
+                f"commit"
+            )
+        return invalidate_calls(self._ports, [call.text], "hard")
+
+    def _warn_if_blocking(self) -> None:
+        """Tell of a read that waits on this thread while an event loop runs there."""
+        warn_if_blocking(self._spec.name)
+
+    def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
+        texts = self._spec.signature.texts(keys)
+        unit, inside = dirty_here(), loads.current.get()
+        if unit is not None:
+            return one_by_one({key: self._one_key(key) for key in texts}, self._one)
+        if inside is not None:
+            return nested_many(
+                self._ports, self._spec, {key: self._one_key(key) for key in texts}, self._codec.decode, inside[1]
+            )
+        self._ports.listener.start()
+        return read_many(self._ports, self._spec, texts, self._many_options)
+
+    @functools.cached_property
+    def _many_options(self) -> ReadManyOptions:
+        """What reads of many want; made once, for it costs as much as some reads."""
+        return ReadManyOptions(
+            self._since,
+            self._codec.decode_each,
+            self._one_key,
+            self._one_options,
+            self._from_l1 if self._l1_for else None,
+            self._keep_each if self._l1_for else None,
+        )
+
+    def _one_key(self, key: Any) -> Call:
+        return self._bind((key,), {})
+
+    def _keep_each(self, hits: list[tuple[Any, Entry, float, int]], values: list[Any]) -> None:
+        """Keep many keys' entries in L1: (key, entry, monotonic instant until which, guard) and value of each."""
+        is_shareable = self._is_shareable
+        slots = [
+            Slot(entry.call, entry, value if is_shareable else MISSING, until, (key,))
+            for (key, entry, until, _), value in zip(hits, values, strict=True)
+        ]
+        index = self._index if self._spec.signature.positional_keys else None
+        self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
+
+    def _one_options(self, call: Call) -> reading.ReadOptions:
+        return self._options(call, call.arguments, self._codec.decode)
+
+    def _one(self, call: Call) -> Flow[Read]:
+        return self._flow(call, call.arguments, self._codec.decode)
+
+    def _from_l1(self, texts: Mapping[Any, str]) -> tuple[dict[Any, Any], Mapping[Any, str]]:
+        """Return key -> value of what L1 may answer now, and key -> text of the rest.
+
+        Not for loads and dirty transactions.  The gate is looked at once for all: what a push drops from here on is
+        not served, for its slot's time is over.
+        """
+        now = monotonic()
+        if now >= self._coherence.look_at:
+            self._coherence.look(now)
+        if now - self._coherence.proven_at >= self._l1_for:
+            return {}, texts
+        slots, since = self._ports.l1.slots, self._since
+        values: dict[Any, Any] = {}
+        missing: dict[Any, str] = {}
+        for key, text in texts.items():
+            slot = slots.get(text)
+            if slot is not None and now < slot.until and slot.entry.seq >= since:
+                slot.reads += 1
+                value = slot.value
+                if value is MISSING:
+                    value = self._value(slot)
+                if value is not MISSING:
+                    values[key] = value
+                    continue
+            missing[key] = text
+        return values, missing
+
+
+def _served(entry: Entry, now: float) -> Freshness:
+    """Return what L1 served an entry as: it may have passed its end by the time its age is told."""
+    freshness = entry.freshness(now)
+    return freshness if freshness in (Freshness.FRESH, Freshness.STALE) else Freshness.STALE

@@ -1,0 +1,97 @@
+"""The registry of declared loaders: what a decorator is given becomes a LoaderSpec, or an error that says why not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cacheworkers.config import Config
+from cacheworkers.core.calls import Signature, loader_name_of
+from cacheworkers.core.codec import Codec, annotation_of
+from cacheworkers.core.tags import TagTemplates
+from cacheworkers.errors import ConfigError, DeclarationError, UnknownLoader
+from cacheworkers.flows.ports import LoaderSpec
+from cacheworkers.policy import Policy
+
+
+class LoaderRegistry(dict[str, LoaderSpec]):
+    """A cache's loaders by name."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = config
+
+    def add(
+        self,
+        function: Callable[..., Any],
+        tags: Iterable[str],
+        name: str | None,
+        rate_limit: str | None,
+        options: dict[str, Any],
+        *,
+        is_batch: bool,
+    ) -> LoaderSpec:
+        """Declare a function.
+
+        Raises:
+            DeclarationError: it cannot be a loader, or its name is taken.
+            ConfigError: a policy field breaks a rule.
+        """
+        name = name or str(getattr(function, "__name__", ""))
+        if name in self:
+            raise DeclarationError(f"a loader's name must be unique in its cache, {name!r} is declared already")
+        base = options.pop("policy", None) or Policy()
+        try:
+            policy = base.replace(**options)
+        except TypeError:
+            fields = ", ".join(sorted(Policy.__dataclass_fields__))
+            wrong = ", ".join(sorted(set(options) - set(Policy.__dataclass_fields__)))
+            raise ConfigError(f"loader {name!r} has no option {wrong}; options are {fields}") from None
+        config = self._config
+        signature = Signature(
+            name, function, version=policy.version, max_bytes=config.max_call_bytes, is_batch=is_batch
+        )
+        if isinstance(tags, str):
+            raise DeclarationError(f"tags of {name} must be a tuple of templates, got the text {tags!r}")
+        templates = TagTemplates(
+            tuple(tags), ("key",) if is_batch else signature.parameters, max_bytes=config.max_tag_bytes
+        )
+        spec = LoaderSpec(
+            name,
+            function,
+            policy,
+            signature,
+            Codec(annotation_of(function, is_batch)),
+            templates,
+            is_batch,
+            inspect.iscoroutinefunction(function),
+            rate_limit,
+        )
+        self[name] = spec
+        return spec
+
+    def __missing__(self, loader: str) -> LoaderSpec:
+        return self.named(loader)
+
+    def named(self, loader: str) -> LoaderSpec:
+        """Return a loader by its name.
+
+        Raises:
+            UnknownLoader: it is not declared here.
+        """
+        spec = self.get(loader)
+        if spec is None:
+            declared = ", ".join(sorted(self)) or "none"
+            raise UnknownLoader(f"no loader is named {loader!r}; declared are {declared}")
+        return spec
+
+    def of_call(self, call: str) -> LoaderSpec:
+        """Return the loader of a call's text.
+
+        Raises:
+            UnknownLoader, CallError: it is no call of a loader that is declared here.
+        """
+        spec = self.named(loader_name_of(call))
+        spec.signature.parse(call)
+        return spec

@@ -1,0 +1,335 @@
+"""Process: this process's parts, made and wired together; closed together, and begun anew after a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from cacheworkers.config import Config
+from cacheworkers.core.driver import Step, run
+from cacheworkers.core.keys import Keyspace
+from cacheworkers.errors import BrokerUnavailable, StoreError
+from cacheworkers.events import Event, Hook, MaintenanceMissed, StoreBack, StoreLost
+from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
+from cacheworkers.flows.warm import Queued, report_accesses
+from cacheworkers.local.breaker import Breaker
+from cacheworkers.local.bulkhead import Bulkhead
+from cacheworkers.local.clock import StoreClock
+from cacheworkers.local.coherence import Coherence
+from cacheworkers.local.l1 import L1
+from cacheworkers.local.periodic_thread import PeriodicThread
+from cacheworkers.local.waiters import Waiters
+from cacheworkers.runtime.load_runner import LoaderRunner
+from cacheworkers.sql.load_sessions import Sessions
+from cacheworkers.sql.triggers.postgres_triggers import Triggers
+from cacheworkers.sql.watch.service import WatchService
+from cacheworkers.store.commands.store import Store
+from cacheworkers.store.connections.transport import Transport
+from cacheworkers.store.tracking.listener import Listener
+from cacheworkers.workers import bind
+from cacheworkers.workers.thread_workers import LocalWorkers
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
+
+log = logging.getLogger("cacheworkers")
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+#: How often hits in memory are told to the hook where no heat is told to the store, seconds.
+COUNTED_EVERY = 5.0
+#: An upkeep task that last ended so many periods, and so many seconds, ago has missed some.
+LATE = 2.0
+LATE_MARGIN = 5.0
+#: Name -> what beat has a worker do, and every how many seconds.
+Upkeep = dict[str, tuple[Callable[[], Any], float]]
+
+
+class Runtime:
+    """The parts of one cache in one process.
+
+    Attributes:
+        ports: what flows use.
+        watching: the sessions that are watched.
+        workers: where loads go, and where loaders are registered.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        config: Config,
+        *,
+        celery: Celery | None,
+        sessions: sessionmaker[Session] | None,
+        async_sessions: async_sessionmaker[AsyncSession] | None,
+        hook: Hook | None,
+        run_loads: Callable[..., None],
+        upkeep: Upkeep,
+    ) -> None:
+        """
+        Args:
+            owner: the cache, by which a nested read knows its own.
+            perform: loads what asks name; workers call it.
+        """
+        self._owner = weakref.ref(owner)
+        self._celery = celery
+        self._hook = hook
+        self._background: ThreadPoolExecutor | None = None
+        self._undeliverable_until = 0.0
+        self._breaker_for = config.breaker_for
+
+        clock, coherence, l1, waiters = StoreClock(), Coherence(), L1(config.l1_entries, config.l1_bytes), Waiters()
+        keys = Keyspace(config.namespace, config.tag_shards)
+        link = Transport(
+            config,
+            Breaker(config.breaker_for),
+            clock,
+            on_lost=lambda error: self.emit(StoreLost(error)),
+            on_back=lambda: self.emit(StoreBack()),
+        )
+        listener = _listener(config, link, keys, coherence, clock, l1, waiters, self.emit)
+        self._bulkhead = Bulkhead(config.bulkhead)
+        self._sessions = Sessions(sessions, async_sessions, pool_size=config.bulkhead)
+        self.ports = ports = Ports(
+            config=config,
+            store=Store(link, keys, batch_size=config.batch_size),
+            listener=listener,
+            clock=clock,
+            coherence=coherence,
+            l1=l1,
+            waiters=waiters,
+            dispatcher=None,  # type: ignore[arg-type]  # set below: it needs what is made from these ports
+            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence),
+            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence),
+            emit=self.emit,
+            release_soon=self.release_soon,
+            has_hook=hook is not None,
+        )
+        self.watching = WatchService(ports, sessions)
+        l1.on_gone = ports.heat.note_gone
+        self._access_reporter = PeriodicThread(
+            "cacheworkers-heat", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
+        )
+        listener.on_start = self._access_reporter.start
+        if celery is None:
+            self.workers: Any = LocalWorkers(config, run_loads=run_loads)
+        else:
+            self.workers = bind(
+                celery,
+                config,
+                run_loads=run_loads,
+                undelivered=self.undelivered,
+                upkeep=upkeep,
+                emit=self.emit,
+                reset_after_fork=self.reset,
+                waited_for=lambda: waiters.calls,
+                should_run=self._should_run,
+                on_success=lambda task: ports.store.note_beat(task).run(),
+                beat_lease=(ports.store, config.beat_lease_for),
+            )
+        ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
+        _runtimes.add(self)
+
+    def emit(self, event: Event) -> None:
+        """Tell the hook; what it raises is logged, and stops nothing."""
+        hook = self._hook
+        if hook is not None:
+            try:
+                hook(event)
+            except Exception:
+                log.exception("the hook raised on %r", event)
+
+    def _should_run(self, task: str, every: float) -> bool:
+        """Return whether an upkeep task is to run now: two beats send each twice."""
+        is_ours, since = self.ports.store.begin_tick(task, every).run()
+        if is_ours and since is not None and since > LATE * every + LATE_MARGIN:
+            self.emit(MaintenanceMissed(task, since, every))
+        return is_ours
+
+    def queued(self) -> Step:
+        """Return the step that looks how long the queues are."""
+        return _Queued(self.workers)
+
+    def undelivered(self, asks: Sequence[LoadRequest]) -> None:
+        """Give leases back whose message did not go out; this process loads its own misses for a while."""
+        self._undeliverable_until = monotonic() + self._breaker_for
+        with contextlib.suppress(StoreError):
+            self.ports.store.release([(ask.call, ask.token) for ask in asks]).run()
+        for ask in asks:
+            self.ports.waiters.wake(ask.call)
+
+    def release_soon(self, call: str, name: str) -> None:
+        """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
+        if self._background is None:
+            self._background = ThreadPoolExecutor(1, "cacheworkers-release")
+
+        def release() -> None:
+            with contextlib.suppress(StoreError):
+                self.ports.store.release([(call, name)]).run()
+            self.ports.waiters.wake(call)
+
+        with contextlib.suppress(RuntimeError):  # closed, or the interpreter is ending: the lease runs out by itself
+            self._background.submit(release)
+
+    def close(self) -> None:
+        """Tell what was read, send what is queued, then stop threads and connections."""
+        self._access_reporter.close()
+        self._report_once()
+        self.workers.close()
+        self.watching.close()
+        self.ports.listener.close()
+        if self._background is not None:
+            self._background.shutdown(wait=True)
+        self.ports.store.link.close()
+
+    def _report_once(self) -> None:
+        """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
+        ports = self.ports
+        if not len(ports.heat) and not len(ports.l1):
+            return
+
+        def report() -> None:
+            with contextlib.suppress(StoreError):
+                run(report_accesses(ports))
+
+        # A daemon, for there may be many exchanges; each alone may take as long.
+        thread = threading.Thread(target=report, name="cacheworkers-heat-last", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
+            thread.start()
+            thread.join(ports.config.store_timeout)
+
+    def reset(self) -> None:
+        """Forget threads, sockets and connections after a fork: they are the parent's."""
+        self._background = None
+        self.ports.coherence.reset()
+        self._access_reporter.reset()
+        self.ports.heat.reset()
+        self.ports.asked.reset()
+        self.ports.l1.reset()
+        self.ports.waiters.reset()
+        self.ports.store.reset()
+        self.ports.listener.reset()
+        self._bulkhead.reset()
+        self.watching.reset()
+        self._sessions.reset_after_fork()
+        self.workers.reset_after_fork()
+
+
+@dataclass(frozen=True, slots=True)
+class Internals:
+    """What `ops/` and `testing/` may use of a cache beyond its public methods.
+
+    Attributes:
+        triggers: those that `Cache.triggers` has declared.
+    """
+
+    runtime: Runtime
+    ports: Ports
+    watching: WatchService
+    triggers: list[Triggers]
+
+    @property
+    def app(self) -> Celery | None:
+        """The Celery app that the cache is bound to, if any."""
+        return getattr(self.runtime.workers, "app", None)
+
+
+def cache_of(celery: Celery) -> object | None:
+    """Return the cache of this process that is bound to a Celery app."""
+    return next((process._owner() for process in list(_runtimes) if process._celery is celery), None)
+
+
+def _listener(
+    config: Config,
+    link: Transport,
+    keys: Keyspace,
+    coherence: Coherence,
+    clock: StoreClock,
+    l1: L1,
+    waiters: Waiters,
+    emit: Callable[[Event], None],
+) -> Listener:
+    """Return a listener that tells L1 and whoever waits."""
+
+    def on_entry(call: str) -> None:
+        l1.drop(call)
+        waiters.wake(call)
+
+    def on_lost() -> None:
+        l1.bump_all()
+        waiters.wake_all()
+
+    def on_gap() -> None:
+        l1.clear()
+        waiters.wake_all()
+
+    return Listener(
+        link,
+        keys,
+        coherence,
+        clock,
+        timeout=max(1.0, config.store_timeout),
+        on_entry=on_entry,
+        on_failure=waiters.wake,
+        on_lost=on_lost,
+        on_gap=on_gap,
+        is_busy=l1.is_busy,
+        emit=emit,
+    )
+
+
+class _Queued:
+    """A step: how many messages wait for workers; none where that cannot be told."""
+
+    def __init__(self, workers: Any) -> None:
+        self._workers = workers
+
+    def run(self) -> Queued:
+        """Ask, blocking this thread."""
+        try:
+            queues = self._workers.queue_states()
+        except BrokerUnavailable:  # then nothing is queued that could be waited for
+            return Queued(0, 0)
+        if not queues:
+            return Queued(0, 0)
+        miss, _, warm, _ = queues
+        return Queued(miss.length, warm.length, miss.oldest_age, warm.oldest_age)
+
+    async def arun(self) -> Queued:
+        """Ask from another thread."""
+        return await asyncio.to_thread(self.run)
+
+
+class _Deliverable:
+    """The dispatcher, unless its last message did not go out: then asks are refused, and readers load here."""
+
+    def __init__(self, dispatcher: Dispatcher, undeliverable_until: Callable[[], float]) -> None:
+        self._dispatcher = dispatcher
+        self._undeliverable_until = undeliverable_until
+
+    def submit(self, ask: LoadRequest) -> bool:
+        return monotonic() >= self._undeliverable_until() and self._dispatcher.submit(ask)
+
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
+        return 0 if monotonic() < self._undeliverable_until() else self._dispatcher.submit_all(asks)
+
+    def close(self) -> None:
+        self._dispatcher.close()
+
+
+def _after_fork_in_child() -> None:
+    for process in list(_runtimes):
+        process.reset()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

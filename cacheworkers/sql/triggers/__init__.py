@@ -1,0 +1,1 @@
+"""Postgres triggers that write the outbox for changes made outside the ORM."""

@@ -1,0 +1,81 @@
+"""Catalog: what Postgres says of the tables that are to have triggers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from sqlalchemy import Connection, text
+
+from cacheworkers.errors import ConfigError
+from cacheworkers.sql.triggers.tag_sql import ALIKE, Name
+
+
+class Column(NamedTuple):
+    """A column's type, and whether its text is the same in Postgres and in Python."""
+
+    type: str
+    is_alike: bool
+
+
+def in_full(relation: str) -> str:
+    """Return the SQL of the name, with its schema, of a relation that some SQL finds."""
+    return (
+        f"(SELECT format('%I.%I', nspname, relname) FROM pg_catalog.pg_class AS c "
+        f"JOIN pg_catalog.pg_namespace AS n ON n.oid = relnamespace WHERE c.oid = {relation})"
+    )
+
+
+def columns_of(connection: Connection, table: Name) -> dict[str, Column]:
+    """Return a table's columns.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    found = connection.execute(
+        text(
+            "SELECT attname, format_type(atttypid, atttypmod), format_type(COALESCE(NULLIF(typbasetype, 0), atttypid), "
+            "NULL), typtype = 'd' FROM pg_attribute JOIN pg_type AS t ON t.oid = atttypid "
+            "WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+        ),
+        {"table": table.quoted},
+    )
+    columns = {
+        str(name): Column(str(kind), _is_alike(base, is_domain=is_domain)) for name, kind, base, is_domain in found
+    }
+    if not columns:
+        where = f" in schema {table.schema}" if table.schema is not None else ""
+        exact = f"; names are exact, {table.table!r} has capitals" if table.table != table.table.lower() else ""
+        raise ConfigError(f"there is no table {table.table}{where} in this database{exact}")
+    return columns
+
+
+def check_kind(connection: Connection, table: str, name: Name, others: Iterable[str]) -> None:
+    """Make sure that a relation can have the triggers, and that they would see what changes it.
+
+    Raises:
+        ConfigError: it is no table, or a part of one that is not among the others.
+    """
+    kind, wholes = connection.execute(
+        text(
+            "SELECT relkind::text, (SELECT array_agg(inhparent::regclass::text) FROM pg_inherits "
+            "WHERE inhrelid = c.oid AND NOT EXISTS ("
+            "SELECT 1 FROM unnest(CAST(:others AS text[])) AS other WHERE to_regclass(other) = inhparent)) "
+            "FROM pg_class AS c WHERE oid = to_regclass(:table)"
+        ),
+        {"table": name.quoted, "others": list(others)},
+    ).one()
+    if kind not in ("r", "p"):
+        names = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+        raise ConfigError(f"{table} is {names.get(kind, 'no table')}, and can have no triggers that see its rows")
+    if wholes:
+        raise ConfigError(
+            f"{table} is a part of {', '.join(wholes)}, and statements on the whole fire no triggers of its "
+            f"parts; give both"
+        )
+
+
+def _is_alike(base: str, *, is_domain: bool) -> bool:
+    """Return whether a type's text is Python's, by the name of what it is, or is a domain over."""
+    # Triggers would not know a domain for a boolean.  An extension's type may lie in any schema.
+    return (base in ALIKE or base.endswith(".citext")) and not (is_domain and base == "boolean")

@@ -1,0 +1,288 @@
+"""Postgres: triggers that write the outbox for psql, bulk statements and other services; LISTEN, which wakes the drain.
+
+One function a table, and one trigger for each kind of statement: they run once a statement over its transition tables,
+not once a row.  A function runs with the rights and the names of who installed it, whoever changes the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, text
+
+from cacheworkers.errors import ConfigError
+from cacheworkers.sql.outbox.outbox import TABLE, TRIGGER
+from cacheworkers.sql.triggers.column_catalog import check_kind, columns_of, in_full
+from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
+
+#: Changes with what the generated text does.
+VERSION = 3
+#: Most tags of one outbox row that a trigger writes.
+ROW_TAGS = 1000
+_EVENTS = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
+#: `pg_trigger.tgtype` of INSERT, DELETE, UPDATE and TRUNCATE: a table's triggers together have them all.
+_ALL_EVENTS = 4 + 8 + 16 + 32
+#: Longest name that Postgres keeps, bytes; it cuts off what is longer.
+_MOST_NAME = 63
+_DIGEST = 12
+
+
+class Triggers:
+    """The triggers of some tables, as SQL that is shown before it runs.
+
+    Example:
+        triggers = cache.triggers({"price": ["product:{product_id}"]})
+        print(triggers.sql())
+        triggers.install(engine.connect())
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        templates: Mapping[str, Sequence[str]],
+        outbox: str = TABLE,
+        *,
+        max_tag_bytes: int = 256,
+    ) -> None:
+        """
+        Args:
+            templates: table -> tags with its columns in braces: `{"product": ["product:{id}"]}`.  Names are exact, as
+                the database has them: `Order` is not `order`.  Quotes as in SQL: `{'"a b"."c.d"': ...}`.
+            max_tag_bytes: longest tag; what a column makes longer is left out when it is delivered.
+
+        Raises:
+            ConfigError: a table's name or a template is malformed.
+        """
+        self.namespace = namespace
+        self._outbox = name_of(outbox)
+        self._tables: dict[str, _Triggered] = {}
+        for table, each in templates.items():
+            name = name_of(table)
+            if isinstance(each, str) or not each:
+                raise ConfigError(f"triggers on {table} take a list of tag templates, got {each!r}")
+            if name in [known.name for known in self._tables.values()]:
+                raise ConfigError(f"triggers on {table} are given twice, as {name.quoted}")
+            tags = [parsed(table, template, max_tag_bytes) for template in each]
+            self._tables[table] = _Triggered(name, _function_name(namespace, name), tags)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables, as they were given."""
+        return tuple(self._tables)
+
+    @property
+    def channel(self) -> str:
+        """What to LISTEN to."""
+        return channel(self.namespace)
+
+    def up(self) -> list[str]:
+        """Return the statements that install; for Alembic, `op.execute` each of them, after `check`."""
+        statements = []
+        for table, triggered in self._tables.items():
+            function = triggered.function
+            statements.append(self._creation(table))
+            # Who may use it could make it run what he likes, with its owner's rights, by a trigger on a table of his
+            # own whose columns have casts of his own.  Triggers that are there ask nobody for this right.
+            statements.append(f"REVOKE ALL ON FUNCTION {function}() FROM PUBLIC")
+            statements += triggered.drops()
+            for kind, sides in _EVENTS.items():
+                tables = " ".join(f"{side.upper()} TABLE AS {side}_rows" for side in sides)
+                statements.append(
+                    f"CREATE TRIGGER {function}_{kind.lower()} AFTER {kind} ON {triggered.name.quoted} "
+                    f"REFERENCING {tables}\nFOR EACH STATEMENT EXECUTE FUNCTION {function}()"
+                )
+            # Before: there are no transition tables, and afterwards no rows.
+            statements.append(
+                f"CREATE TRIGGER {function}_truncate BEFORE TRUNCATE ON {triggered.name.quoted}\n"
+                f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
+            )
+        return statements
+
+    def down(self) -> list[str]:
+        """Return the statements that remove them again."""
+        statements = []
+        for triggered in self._tables.values():
+            statements += triggered.drops()
+            statements.append(f"DROP FUNCTION IF EXISTS {triggered.function}()")
+        return statements
+
+    def sql(self) -> str:
+        """Return what `install` runs, to be read first."""
+        return ";\n\n".join(self.up()) + ";\n"
+
+    def digest(self, table: str) -> str:
+        """Return what tells one version of a table's trigger from another."""
+        return hashlib.sha256(self._body(self._tables[table]).encode()).hexdigest()[:_DIGEST]
+
+    def check(self, connection: Connection) -> None:
+        """Compare tables and columns with the database.
+
+        Raises:
+            ConfigError: a table, a column or the outbox is not there, what is there cannot have such triggers, or a
+                column's type has another text in Postgres than in Python.
+        """
+        names = [triggered.name.quoted for triggered in self._tables.values()]
+        for table, triggered in self._tables.items():
+            columns = columns_of(connection, triggered.name)
+            check_kind(connection, table, triggered.name, names)
+            for column in (part.column for tag in triggered.tags for part in tag if part.column is not None):
+                if column not in columns:
+                    raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
+                if not columns[column].is_alike:
+                    raise ConfigError(
+                        f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
+                        f"in Python, so that triggers and sessions would make different tags of a row; tags of "
+                        f"triggers take columns of {', '.join(ALIKE)}"
+                    )
+        columns_of(connection, self._outbox)
+
+    def install(self, connection: Connection) -> None:
+        """Check, and install or replace, in one transaction.
+
+        Raises:
+            ConfigError: see `check`.
+        """
+        with connection.begin_nested() if connection.in_transaction() else connection.begin():
+            self.check(connection)
+            _execute(connection, self.up())
+
+    def remove(self, connection: Connection) -> None:
+        """Remove them; nothing happens where they are not."""
+        with connection.begin_nested() if connection.in_transaction() else connection.begin():
+            _execute(connection, self.down())
+
+    def missing(self, connection: Connection) -> list[str]:
+        """Return the tables whose triggers are not there, are disabled, not of this version, or of another outbox."""
+        there = text(
+            f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger WHERE tgrelid = to_regclass(:table) "
+            f"AND tgenabled IN ('O', 'A') "
+            f"AND obj_description(tgfoid, 'pg_proc') = CAST(:mark AS text) || {in_full('to_regclass(:outbox)')}"
+        )
+        missing = []
+        for table, triggered in self._tables.items():
+            asked = {
+                "table": triggered.name.quoted,
+                "mark": f"{_mark(self.namespace)}{self.digest(table)} ",
+                "outbox": self._outbox.quoted,
+            }
+            if connection.execute(there, asked).scalar_one() != _ALL_EVENTS:
+                missing.append(table)
+        return missing
+
+    def _creation(self, table: str) -> str:
+        """Return what creates a table's function, once it has found out the full names of outbox and table."""
+        triggered = self._tables[table]
+        outbox, changed = (literal(name.quoted) + "::regclass" for name in (self._outbox, triggered.name))
+        return (
+            "DO $install$\nDECLARE\n"
+            "  -- In full: whoever changes the table may have another search_path, and another outbox on it.\n"
+            f"  outbox CONSTANT text DEFAULT {in_full(outbox)};\n"
+            f"  changed CONSTANT text DEFAULT {in_full(changed)};\n"
+            f"BEGIN\nEXECUTE format($create$\n{self._body(triggered)}\n$create$, outbox, changed);\n"
+            f"EXECUTE format('COMMENT ON FUNCTION {triggered.function}() IS %L',\n"
+            f"  '{_mark(self.namespace)}{self.digest(table)} ' || outbox);\n"
+            "END\n$install$"
+        )
+
+    def _body(self, triggered: _Triggered) -> str:
+        """Return what creates a table's function, for `format` to insert the names of outbox and table."""
+
+        def tags(side: str) -> str:
+            rows = "%2$s" if side == "all" else f"{side}_rows"
+            made = [expression(tag).replace("%", "%%") for tag in triggered.tags]
+            return " UNION ".join(f"SELECT {tag} AS tag FROM {rows}" for tag in made)
+
+        branches = "\n".join(
+            f"  {'IF' if at == 0 else 'ELSIF'} TG_OP = '{kind}' THEN\n"
+            f"    INSERT INTO %1$s (namespace, source, tags)\n"
+            f"    SELECT '{self.namespace}', '{TRIGGER}', string_agg(tag, E'\\n') FROM (\n"
+            f"      SELECT tag, row_number() OVER () / {ROW_TAGS} AS chunk FROM (\n"
+            f"        {' UNION '.join(tags(side) for side in sides)}\n"
+            f"      ) AS found\n"
+            f"    ) AS numbered GROUP BY chunk;"
+            for at, (kind, sides) in enumerate({**_EVENTS, "TRUNCATE": ("all",)}.items())
+        )
+        return (
+            f"CREATE OR REPLACE FUNCTION {triggered.function}() RETURNS trigger LANGUAGE plpgsql\n"
+            f"SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' AS $cacheworkers$\n"
+            f"BEGIN\n{branches}\n  END IF;\n"
+            f"  PERFORM pg_notify('{self.channel}', '');\n  RETURN NULL;\nEND\n$cacheworkers$"
+        )
+
+
+class NotifyListener:
+    """A connection that listens for triggers' notifications."""
+
+    def __init__(self, connection: Connection, namespace: str) -> None:
+        """
+        Args:
+            connection: psycopg's, to be used for nothing else; put into autocommit.
+        """
+        self._connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        self._connection.exec_driver_sql(f"LISTEN {channel(namespace)}")
+        self._driver: Any = self._connection.connection.driver_connection
+
+    def wait(self, seconds: float) -> bool:
+        """Return when a notification has come, or after so many seconds; True if one has."""
+        return any(True for _ in self._driver.notifies(timeout=seconds, stop_after=1))
+
+
+def channel(namespace: str) -> str:
+    """Return the name that a namespace's triggers notify."""
+    return "cacheworkers_" + namespace.replace("-", "_")
+
+
+def have_triggers(connection: Connection, namespace: str, tables: Sequence[str]) -> frozenset[str]:
+    """Return which of some tables have enabled triggers that write this namespace's outbox, the one that is seen here.
+
+    Args:
+        tables: names as SQL has them, quoted where that is needed.
+    """
+    found = connection.execute(
+        text(
+            f"SELECT name FROM unnest(CAST(:tables AS text[])) AS name WHERE {_ALL_EVENTS} = ("
+            f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger, obj_description(tgfoid, 'pg_proc') AS comment "
+            f"WHERE tgrelid = to_regclass(name) AND NOT tgisinternal AND tgenabled IN ('O', 'A') "
+            f"AND starts_with(comment, :mark) "
+            f"AND substr(comment, length(:mark) + {_DIGEST} + 2) = {in_full('to_regclass(:outbox)')})"
+        ),
+        {"tables": list(tables), "mark": _mark(namespace), "outbox": TABLE},
+    )
+    return frozenset(str(row[0]) for row in found)
+
+
+class _Triggered(NamedTuple):
+    """A table, its function, whose name its triggers' begin with, and its tags."""
+
+    name: Name
+    function: str
+    tags: list[list[Part]]
+
+    def drops(self) -> list[str]:
+        kinds = (*_EVENTS, "TRUNCATE")
+        return [f"DROP TRIGGER IF EXISTS {self.function}_{kind.lower()} ON {self.name.quoted}" for kind in kinds]
+
+
+def _function_name(namespace: str, table: Name) -> str:
+    """Return what a table's function is called, and its triggers begin with: short, and of this namespace alone."""
+    plain = ".".join(part for part in table if part is not None)
+    name = re.sub(r"[^a-z0-9_]", "_", f"cacheworkers_{namespace}_{plain}")
+    if name == f"cacheworkers_{namespace}_{plain}" and len(name) <= _MOST_NAME - len("_truncate"):
+        return name
+    # Without quotes where it needs none: older versions had such names only, and these are to be replaced.
+    distinct = plain if re.fullmatch(r"[\w.]+", plain) and "." not in table.table else table.quoted
+    digest = hashlib.sha256(f"{namespace} {distinct}".encode()).hexdigest()[:10]
+    return f"{name[: _MOST_NAME - len('_truncate') - 11]}_{digest}"
+
+
+def _mark(namespace: str) -> str:
+    """Return what the comments of this version's functions begin with; a digest and the outbox's full name follow."""
+    return f"cacheworkers {namespace} v{VERSION} "
+
+
+def _execute(connection: Connection, statements: Iterable[str]) -> None:
+    for statement in statements:
+        connection.exec_driver_sql(statement.replace("%", "%%"))

@@ -1,0 +1,60 @@
+"""Told: what triggers have written into the outbox in a transaction that is about to be committed.
+
+Its own process invalidates that at once, as it does what its sessions wrote themselves, and so reads its own writes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import Connection, func, select
+
+from cacheworkers.core.tags import check_tag
+from cacheworkers.errors import TagError
+from cacheworkers.sql.outbox.outbox import TRIGGER, Outbox
+
+log = logging.getLogger("cacheworkers")
+
+#: Most tags that a commit waits for; a bulk statement may have touched millions, and the drain has the rest.
+MOST_TAGS = 2000
+#: How far back rows are looked for, by number: where nobody drains, there may be millions.
+_LATEST = 10_000
+
+
+def written_by_triggers(
+    connection: Connection, outbox: Outbox, max_tag_bytes: int
+) -> list[tuple[int, tuple[str, ...]]]:
+    """Return number and tags of the rows that triggers wrote in the connection's transaction, first ones first.
+
+    Tags that no entry can have are left out: a trigger makes them of whatever a column holds.
+    """
+    if connection.dialect.name != "postgresql":
+        return []
+    table = outbox.table
+    statement = (
+        select(table.c.id, table.c.tags)
+        .where(table.c.namespace == outbox.namespace, table.c.source == TRIGGER, table.c.delivered_at.is_(None))
+        # The default of that column is when its transaction began, to the microsecond.
+        .where(table.c.written_at == func.transaction_timestamp())
+        .where(table.c.id > select(func.max(table.c.id) - _LATEST).scalar_subquery())
+        .order_by(table.c.id)
+    )
+    found: list[tuple[int, tuple[str, ...]]] = []
+    left = MOST_TAGS
+    # The outbox is in one schema, wherever a tenant's tables are.
+    for number, text in connection.execute(statement, execution_options={"schema_translate_map": None}):
+        tags = tuple(text.split("\n"))
+        left -= len(tags)
+        if left < 0:
+            break
+        found.append((number, tuple(tag for tag in tags if _is_legal(tag, max_tag_bytes))))
+    return found
+
+
+def _is_legal(tag: str, max_bytes: int) -> bool:
+    try:
+        check_tag(tag, max_bytes)
+    except TagError as error:
+        log.warning("a tag in the outbox is left out: %s", error)
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Watching sessions: what a unit of work changes becomes tags."""

@@ -1,0 +1,162 @@
+"""Shapes: what the store's scripts and commands answer, as Python has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cacheworkers.errors import StoreError
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """The lease is ours."""
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """The entry is no longer the one the reader saw: look again."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Another holds the lease, for `rest` seconds at most."""
+
+    token: str
+    is_begun: bool
+    is_taken_over: bool
+    rest: float
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """The last load failed; nobody should ask for `rest` seconds."""
+
+    kind: str
+    text: str
+    rest: float
+
+
+Claim = Claimed | Moved | Held | Backoff
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """The load may run; `attempts` counts this one, `raw` is the entry that is there now."""
+
+    attempts: int
+    raw: bytes | None
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The invalidation sequence, and the store's time with it."""
+
+    seq: int
+    now: float
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """A call is in its tags' sets; `newest` is the youngest invalidation of any of them."""
+
+    newest: int
+    now: float
+
+
+def text(reply: Any) -> str:
+    """Return a reply as text."""
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
+
+
+def raw(reply: Any) -> bytes | None:
+    """Return a reply's bytes; None if it is nil."""
+    return reply if isinstance(reply, bytes) else None
+
+
+def claim(reply: Any) -> Claim:
+    """Return what a claim came to."""
+    match text(reply[0]):
+        case "claimed":
+            return Claimed()
+        case "moved":
+            return Moved()
+        case "held":
+            return Held(text(reply[1]), reply[2] == 1, reply[3] == 1, max(reply[4], 0) / 1000)
+        case _:
+            return Backoff(text(reply[1]), text(reply[2]), reply[3] / 1000)
+
+
+def begun(reply: Any) -> Begun | None:
+    """Return the load that may run; None if it was left to another."""
+    return Begun(int(reply[1]), raw(reply[2])) if text(reply[0]) == "begun" else None
+
+
+class Trimmed(msgspec.Struct, frozen=True):
+    """What one step of a sweep did to a tag set: the members dropped, and which of its two keys are foreign."""
+
+    members: int
+    foreign: tuple[str, ...]
+
+
+class Doomed(msgspec.Struct, frozen=True):
+    """A tag's set that is put aside, to be drained; some of its members, if they are known already."""
+
+    shard: int
+    name: str
+    calls: Sequence[str] = ()
+
+
+class ForeignType(StoreError):
+    """A key of ours is of another type: something else writes there."""
+
+
+def ours(reply: Any) -> Any:
+    """Return a reply.
+
+    Raises:
+        ForeignType: its key is of another type.
+    """
+    if isinstance(reply, Exception):
+        raise ForeignType(f"a key of ours is of another type: {reply}") from reply
+    return reply
+
+
+def detached(replies: list[Any]) -> list[Doomed]:
+    """Return a tag's detached sets, from one reply a shard."""
+    return [Doomed(shard, text(name)) for shard, names in enumerate(replies) for name in ours(names)]
+
+
+def just_detached(replies: list[Any], names: list[str]) -> list[Doomed]:
+    """Return a tag's detached sets, from two replies a shard: their names, and members of the one named here."""
+    # One of another type is met again when it is drained: here it would keep the other shards from that.
+    chunks = [[] if isinstance(reply, Exception) else reply for reply in replies[1::2]]
+    first = dict(zip(names, chunks, strict=True))
+    return [
+        Doomed(each.shard, each.name, [text(member) for member in first.get(each.name, [])])
+        for each in detached(replies[::2])
+    ]
+
+
+def fields(reply: Any) -> dict[str, str]:
+    """Return a hash, as RESP2 or RESP3 tells it."""
+    if isinstance(reply, dict):
+        return {text(k): text(v) for k, v in reply.items()}
+    if isinstance(reply, list):
+        return {text(k): text(v) for k, v in zip(reply[::2], reply[1::2], strict=True)}
+    return {}
+
+
+def scored(reply: Any) -> list[tuple[str, float]]:
+    """Return members and scores, as RESP2 or RESP3 tells them."""
+    if reply and isinstance(reply[0], list | tuple):  # RESP3
+        return [(text(member), float(score)) for member, score in reply]
+    return [(text(member), float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
+
+
+def position(reply: Any) -> tuple[int, int]:
+    """Return phase and cursor of a sweep; zeros if none is kept."""
+    phase, _, cursor = text(reply or b"").partition(":")
+    return (int(phase), int(cursor)) if phase.isdigit() and cursor.isdigit() else (0, 0)
+
+
+def walked(reply: Any) -> tuple[int, list[str]]:
+    """Return a ZSCAN's cursor and members."""
+    cursor, pairs = reply
+    members = [pair[0] for pair in pairs] if pairs and isinstance(pairs[0], list | tuple) else pairs[::2]
+    return int(cursor), [text(member) for member in members]

@@ -1,0 +1,40 @@
+"""The Lua scripts: each a file with a header that says what it takes, returns, and why it is atomic."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One script: its source, and the digest that `EVALSHA` takes."""
+
+    name: str
+    source: bytes
+    sha: str
+
+
+def _read(name: str) -> Script:
+    source = files("cacheworkers.store.commands").joinpath("lua", f"{name}.lua").read_bytes()
+    return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+
+
+CLAIM = _read("claim")
+BEGIN = _read("begin")
+WRITE = _read("write")
+FAIL = _read("fail")
+RELEASE = _read("release")
+SNAPSHOT = _read("snapshot")
+REGISTER = _read("register")
+RAISE_SEQ = _read("raise_seq")
+NEXT_SEQ = _read("next_seq")
+DOOM = _read("detach")
+MARK_TAG = _read("mark_tag")
+SOFTEN = _read("soften")
+DRAINED = _read("drained")
+SWEEP_TAG = _read("sweep_tag")
+HEAT = _read("heat")
+TOUCH = _read("touch")
+LEAD = _read("lead")

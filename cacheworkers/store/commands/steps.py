@@ -1,0 +1,132 @@
+"""Steps: what a flow yields to have the store asked, on a thread or on a loop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from cacheworkers.local.batching import Batcher
+from cacheworkers.store.commands import replies
+from cacheworkers.store.connections.request import Request
+from cacheworkers.store.connections.server_info import info_of
+from cacheworkers.store.connections.transport import Transport
+
+T = TypeVar("T")
+
+
+class Exchange(Generic[T]):
+    """A step: one round trip to the store, and its replies in shape."""
+
+    __slots__ = ("_link", "_requests", "_shape")
+
+    def __init__(self, link: Transport, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> None:
+        self._link = link
+        self._requests = requests
+        self._shape = shape
+
+    def __repr__(self) -> str:
+        return (
+            "+".join(dict.fromkeys(r.script.name if r.script else str(r.words[0]).lower() for r in self._requests))
+            or "nothing"
+        )
+
+    def run(self) -> T:
+        """Do it, blocking this thread."""
+        return self._shape(self._link.exchange(self._requests) if self._requests else [])
+
+    async def arun(self) -> T:
+        """Do it on the running loop."""
+        return self._shape(await self._link.aexchange(self._requests) if self._requests else [])
+
+    @staticmethod
+    def joint(parts: Sequence[Exchange[Any]]) -> Exchange[list[Any]]:
+        """Return several exchanges with one link as one; its result is the list of theirs."""
+
+        def shape(replies: list[Any]) -> list[Any]:
+            rest = iter(replies)
+            return [part._shape(list(itertools.islice(rest, len(part._requests)))) for part in parts]
+
+        return Exchange(parts[0]._link, [request for part in parts for request in part._requests], shape)
+
+
+class Get:
+    """A step: the envelope of one call; reads of one turn of an event loop are fetched together.
+
+    Attributes:
+        call: its text.
+    """
+
+    __slots__ = ("_batcher", "_key", "_link", "call")
+
+    def __init__(self, link: Transport, batcher: Batcher, key: str, call: str) -> None:
+        self._link = link
+        self._batcher = batcher
+        self._key = key
+        self.call = call
+
+    def __repr__(self) -> str:
+        return "get"
+
+    def run(self) -> bytes | None:
+        """Get it, blocking this thread."""
+        return replies.raw(self._link.exchange([Request(("GET", self._key))])[0])
+
+    async def arun(self) -> bytes | None:
+        """Get it on the running loop."""
+        return await self._batcher.get(self.call)
+
+
+class Scan:
+    """A step: one SCAN of one master; a cursor's upper half says which."""
+
+    __slots__ = ("_at", "_link", "_words")
+
+    def __init__(self, link: Transport, cursor: int, pattern: str) -> None:
+        self._link = link
+        self._at = cursor >> 64
+        self._words = ("SCAN", cursor & (2**64 - 1), "MATCH", pattern, "COUNT", 1000)
+
+    def __repr__(self) -> str:
+        return "scan"
+
+    def run(self) -> tuple[int, list[str]]:
+        """Do it, blocking this thread."""
+        return self._shape(*self._link.on_master(self._at, self._words))
+
+    async def arun(self) -> tuple[int, list[str]]:
+        """Do it on the running loop."""
+        return self._shape(*await self._link.aon_master(self._at, self._words))
+
+    def _shape(self, reply: Any, masters: int) -> tuple[int, list[str]]:
+        cursor, keys = reply
+        inner = int(cursor)
+        if inner:
+            following = self._at << 64 | inner
+        else:
+            following = (self._at + 1) << 64 if self._at + 1 < masters else 0
+        return following, [replies.text(key) for key in keys]
+
+
+class Info:
+    """A step: what every master says of itself."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: Transport) -> None:
+        self._link = link
+
+    def __repr__(self) -> str:
+        return "info"
+
+    def run(self) -> list[dict[str, str]]:
+        """Ask, blocking this thread."""
+        return [info_of(reply) for [reply] in self._link.on_masters("", _ask_info)]
+
+    async def arun(self) -> list[dict[str, str]]:
+        """Ask on the running loop."""
+        return [info_of(reply) for [reply] in await self._link.aon_masters("", _ask_info)]
+
+
+def _ask_info(_: str) -> list[tuple[str]]:
+    return [("INFO",)]

@@ -1,0 +1,468 @@
+"""The store's vocabulary: one typed method per script or command, each returning a step that a flow yields."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from cacheworkers.core import envelope
+from cacheworkers.core.entry import CLOCK_MARGIN, Entry
+from cacheworkers.core.keys import Keyspace
+from cacheworkers.local.batching import Batcher
+from cacheworkers.store.commands import replies as parse
+from cacheworkers.store.commands import scripts
+from cacheworkers.store.commands.replies import Begun, Claim, Doomed, Registered, Snapshot, Trimmed
+from cacheworkers.store.commands.steps import Exchange, Get, Info, Scan
+from cacheworkers.store.connections.replicas import Replicate
+from cacheworkers.store.connections.request import Request
+from cacheworkers.store.connections.server_info import info_of
+from cacheworkers.store.connections.transport import Transport
+
+T = TypeVar("T")
+
+#: A tag set's member outlives its entry by the load's deadline and this much, in seconds: the write comes after the
+#: registration, and a promoted master's clock may differ.
+REGISTRATION_MARGIN = 60.0
+CHUNK = 500
+#: How long it is known when beat has last sent what, seconds: longer than any schedule's period.
+SENT_KEPT_FOR = 366 * 86400.0
+#: Half-lives for which heat is remembered.
+HEAT_KEPT_FOR = 100
+#: How long the sign that an upkeep task has run is kept, seconds.
+BEAT_KEPT_FOR = 86400.0
+
+
+class Store:
+    """Entries, leases, tag sets and the sequence in Redis."""
+
+    def __init__(self, link: Transport, keys: Keyspace, *, batch_size: int = 100) -> None:
+        self.link = link
+        self.keys = keys
+        self._batch_size = batch_size
+        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
+
+    def reset(self) -> None:
+        """Forget connections and what was asked, as a child does after a fork."""
+        self.link.reset()
+        self.batcher.reset()
+
+    # -- entries
+
+    def get(self, call: str) -> Get:
+        """The envelope of a call, unread; None when there is none, or something foreign."""
+        return Get(self.link, self.batcher, self.keys.entry(call), call)
+
+    def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
+        """The envelopes of many calls, in their order."""
+        keys = self.keys.entries(calls)
+        if self.link.is_cluster:
+            # An MGET takes keys of one slot only, and of a hundred keys hardly two have the same: as many GETs, which
+            # go out in one write per master, are no more work for it, and work while a slot is on its way.
+            return self._ask([Request(("GET", key)) for key in keys], lambda replies: [parse.raw(r) for r in replies])
+        size = self._batch_size
+        if len(keys) <= size:
+            return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: replies[0] if replies else [])
+        chunks = [Request(("MGET", *keys[at : at + size])) for at in range(0, len(keys), size)]
+        return self._ask(chunks, lambda replies: list(itertools.chain.from_iterable(replies)))
+
+    def _submit_get_many(self, calls: list[str], done: Callable[[list[bytes | None] | Exception], None]) -> bool:
+        """Ask for the envelopes of many calls at once, as `Transport.submit` does."""
+
+        def unwrapped(outcome: list[Any] | Exception) -> None:
+            done(outcome[0] if isinstance(outcome, list) else outcome)
+
+        return self.link.submit(("MGET", *self.keys.entries(calls)), unwrapped)
+
+    def heads(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
+        """The headers of the envelopes of many calls, in their order; an entry may be megabytes."""
+        requests = [Request(("GETRANGE", self.keys.entry(call), 0, envelope.HEADER_BYTES - 1)) for call in calls]
+        return self._ask(requests, lambda replies: [parse.raw(reply) or None for reply in replies])
+
+    # -- leases
+
+    def claim(
+        self,
+        call: str,
+        token: str,
+        *,
+        lease_for: float,
+        seen: bytes = b"",
+        expected: str = "",
+        heeds_backoff: bool = True,
+    ) -> Exchange[Claim]:
+        """Take the lease of a call, for `lease_for` seconds.
+
+        Args:
+            token: 16 hex digits, random: whoever claims knows it, and gives it to the worker.
+            seen: the version the reader saw; refused when another is there now.
+            expected: the token of a lease that may be taken over if its holder has not begun.
+            heeds_backoff: refuse while a failure's backoff is running.
+        """
+        return self._ask(
+            [self._claim(call, token, lease_for, seen, expected, heeds_backoff)],
+            lambda replies: parse.claim(replies[0]),
+        )
+
+    def claim_many(
+        self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float, warms: bool = False
+    ) -> Exchange[list[Claim]]:
+        """Take the leases of many `(call, token, seen)`, in one round trip.
+
+        Args:
+            warms: nobody waits for these loads; until one has begun, whoever does not warm may take its lease.
+        """
+        requests = [self._claim(call, token, lease_for, seen, "", True, warms) for call, token, seen in asks]
+        return self._ask(requests, lambda replies: [parse.claim(reply) for reply in replies])
+
+    def begin(
+        self, calls: Sequence[tuple[str, str, str, bytes]], *, load_for: float, is_redelivered: bool = False
+    ) -> Exchange[list[Begun | None]]:
+        """Begin the loads of many `(call, token, fence, seen)`; None where the work is somebody else's."""
+        requests = [
+            Request.call(
+                scripts.BEGIN,
+                (self.keys.entry(call), self.keys.lease(call), self.keys.attempts(call)),
+                (token, fence, _ms(load_for), seen, int(is_redelivered), envelope.MAGIC, envelope.WRITE_ID_AT),
+            )
+            for call, token, fence, seen in calls
+        ]
+        return self._ask(requests, lambda replies: [parse.begun(reply) for reply in replies])
+
+    def release(self, names: Iterable[tuple[str, str]]) -> Exchange[int]:
+        """Give back the leases of many `(call, token or fence)`; how many were ours."""
+        requests = [
+            Request.call(scripts.RELEASE, (self.keys.lease(call), self.keys.attempts(call)), (name,))
+            for call, name in names
+        ]
+        return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
+
+    def lease(self, call: str) -> Exchange[dict[str, str]]:
+        """The lease of a call as it stands: token, fence, taken_over, warm; empty when nobody holds it."""
+        return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: parse.fields(replies[0]))
+
+    def are_claimed(self, calls: Sequence[str]) -> Exchange[list[bool]]:
+        """Whether anybody holds the lease of each call."""
+        requests = [Request(("EXISTS", self.keys.lease(call))) for call in calls]
+        return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
+
+    def failing_until(self, calls: Sequence[str]) -> Exchange[list[float]]:
+        """The instant, seconds, at which the backoff of each call's last failed load ends; 0 for none."""
+        requests = [Request(("HGET", self.keys.failures(call), "until_ms")) for call in calls]
+        return self._ask(requests, lambda replies: [float(reply or 0) / 1000 for reply in replies])
+
+    def attempts(self, call: str) -> Exchange[int]:
+        """How many loads of a call have begun since the last that ended; of those broken off by invalidations, one."""
+        return self._ask(
+            [Request(("GET", self.keys.attempts(call)))], lambda replies: int((replies[0] or b"0").split()[0])
+        )
+
+    def failures(self, call: str) -> Exchange[dict[str, str]]:
+        """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
+        return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: parse.fields(replies[0]))
+
+    # -- loads
+
+    def snapshot(self) -> Exchange[Snapshot]:
+        """The sequence and the time, to be taken before the data is read."""
+        request = Request.call(scripts.SNAPSHOT, (self.keys.seq,), ())
+        return self._ask([request], lambda replies: Snapshot(int(replies[0][0]), replies[0][1] / 1000))
+
+    def register(
+        self, calls: Sequence[tuple[str, Sequence[str], float]], *, load_for: float
+    ) -> Exchange[list[Registered]]:
+        """Put each `(call, tags, life)` into its tags' sets before it is written; what was invalidated meanwhile."""
+        requests = []
+        for call, tags, life in calls:
+            kept_for_ms = _ms(life + load_for + REGISTRATION_MARGIN)
+            for tag in tags:
+                shard = self.keys.shard_of(tag, call)
+                keys = (self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard))
+                requests.append(Request.call(scripts.REGISTER, keys, (call, kept_for_ms)))
+
+        def shape(replies: list[Any]) -> list[Registered]:
+            found, at = [], 0
+            for _, tags, _ in calls:
+                mine = replies[at : at + len(tags)]
+                at += len(tags)
+                found.append(
+                    Registered(max((int(r[0]) for r in mine), default=0), max((r[1] / 1000 for r in mine), default=0.0))
+                )
+            return found
+
+        return self._ask(requests, shape)
+
+    def write(self, entries: Sequence[tuple[Entry, str]]) -> Exchange[list[bool]]:
+        """Store each `(entry, fence)`; False where an invalidation or another holder has broken the lease."""
+        requests = [
+            Request.call(
+                scripts.WRITE,
+                (
+                    self.keys.entry(e.call),
+                    self.keys.lease(e.call),
+                    self.keys.failures(e.call),
+                    self.keys.attempts(e.call),
+                ),
+                (fence, envelope.pack(e), _ms(e.expires_at), e.write_id, envelope.WRITE_ID_AT),
+            )
+            for e, fence in entries
+        ]
+        return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
+
+    def fail(
+        self, failures: Sequence[tuple[str, str, str, str]], *, first_for: float, most_for: float
+    ) -> Exchange[list[bool]]:
+        """Record each `(call, fence, kind, text)`; wakes whoever waits for it.  False where the lease was broken."""
+        requests = [
+            Request.call(
+                scripts.FAIL,
+                (self.keys.lease(call), self.keys.failures(call), self.keys.attempts(call)),
+                (fence, kind, text, _ms(first_for), _ms(most_for)),
+            )
+            for call, fence, kind, text in failures
+        ]
+        return self._ask(requests, lambda replies: [int(reply) >= 0 for reply in replies])
+
+    # -- invalidations
+
+    def next_seq(self) -> Exchange[int]:
+        """The number of a new invalidation."""
+        return self._ask([Request.call(scripts.NEXT_SEQ, (self.keys.seq,), ())], lambda replies: int(replies[0]))
+
+    def raise_seq(self, least: int) -> Exchange[int]:
+        """The sequence, lifted to `least` if a failover had set it back."""
+        return self._ask([Request.call(scripts.RAISE_SEQ, (self.keys.seq,), (least,))], lambda replies: int(replies[0]))
+
+    def detach(self, tag: str, n: int) -> Exchange[list[Doomed]]:
+        """Mark a tag and put its sets aside; all detached sets of the tag, its own with some members, and others'."""
+        requests, names = [], []
+        shards = self.keys.shards(tag)
+        for shard in range(shards):
+            name = self.keys.detached(tag, shard, n, secrets.token_hex(6))
+            tag_set, last = self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard)
+            requests += [
+                Request.call(scripts.DOOM, (tag_set, last, self.keys.detached_index(tag, shard), name), (n,)),
+                _chunk_of(name, max(1, CHUNK // shards)),
+            ]
+            names.append(name)
+        return self._ask(requests, lambda replies: parse.just_detached(replies, names))
+
+    def mark_tag(self, tag: str, n: int) -> Exchange[None]:
+        """Mark a tag softly invalidated; its sets stay where they are."""
+        shards = range(self.keys.shards(tag))
+        requests = [Request.call(scripts.MARK_TAG, (self.keys.last_invalidation(tag, s),), (n,)) for s in shards]
+        return self._ask(requests, lambda replies: None)
+
+    def detached_sets(self, tag: str) -> Exchange[list[Doomed]]:
+        """All detached sets of a tag."""
+        shards = range(self.keys.shards(tag))
+        return self._ask([Request(("SMEMBERS", self.keys.detached_index(tag, s))) for s in shards], parse.detached)
+
+    def detached_of(self, tag: str, shard: int) -> Exchange[list[str]]:
+        """The detached sets of one shard of a tag."""
+        request = Request(("SMEMBERS", self.keys.detached_index(tag, shard)))
+        return self._ask([request], lambda replies: [parse.text(name) for name in parse.ours(replies[0])])
+
+    def detached_chunk(self, detached: str) -> Exchange[list[str]]:
+        """Some members of a detached set; empty when it is drained."""
+        return self._ask([_chunk_of(detached, CHUNK)], lambda replies: [parse.text(m) for m in parse.ours(replies[0])])
+
+    def drop(self, calls: Sequence[str]) -> Exchange[int]:
+        """Delete leases and entries of calls; how many entries there were.
+
+        Leases first: a load that writes between the two is refused.  The other way round its entry would stay, and it
+        would be in no tag set, for its member leaves the detached set next.
+        """
+        if not calls:
+            return self._ask([], lambda replies: 0)
+        entries, leases = [self.keys.entry(call) for call in calls], [self.keys.lease(call) for call in calls]
+        if not self.link.is_cluster:  # one command for many keys; on a Cluster they live in many slots
+            requests = [Request(("UNLINK", *leases)), Request(("UNLINK", *entries))]
+            return self._ask(requests, lambda replies: int(replies[1]))
+        # Together: one of them alone might be sent after its slot, and come late.
+        requests = []
+        for lease, entry in zip(leases, entries, strict=True):
+            requests += [Request(("EXISTS", entry)), Request(("UNLINK", lease, entry))]
+        return self._ask(requests, lambda replies: sum(int(reply) for reply in replies[::2]))
+
+    def drained(self, tag: str, shard: int, detached: str, calls: Sequence[str]) -> Exchange[int]:
+        """Take members out of a detached set, once their entries are deleted; how many are left."""
+        request = Request.call(scripts.DRAINED, (detached, self.keys.detached_index(tag, shard)), tuple(calls))
+        return self._ask([request], lambda replies: int(replies[0]))
+
+    def soften(self, calls: Sequence[str]) -> Exchange[int]:
+        """Make the entries of calls stale and break their leases; how many were fresh."""
+        requests = [
+            Request.call(
+                scripts.SOFTEN,
+                (self.keys.entry(call), self.keys.lease(call)),
+                (envelope.MAGIC, envelope.FRESH_UNTIL_AT, _ms(CLOCK_MARGIN)),
+            )
+            for call in calls
+        ]
+        return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
+
+    def members(self, tag: str, calls: Sequence[str]) -> Exchange[list[str]]:
+        """Those of some calls that are in a tag's sets."""
+        keys = [self.keys.tag_set(tag, self.keys.shard_of(tag, call)) for call in calls]
+        requests = [Request(("ZSCORE", key, call)) for key, call in zip(keys, calls, strict=True)]
+        return self._ask(
+            requests, lambda replies: [c for c, score in zip(calls, replies, strict=True) if score is not None]
+        )
+
+    def tag_size(self, tag: str) -> Exchange[int]:
+        """How many members a tag's sets have; some of them may have expired."""
+        requests = [Request(("ZCARD", self.keys.tag_set(tag, shard))) for shard in range(self.keys.shards(tag))]
+        return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
+
+    def walk_tag(self, tag: str, shard: int, cursor: int) -> Exchange[tuple[int, list[str]]]:
+        """One step of a walk through a tag set in place: `(next cursor, calls)`; it ends at cursor 0."""
+        request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))
+        return self._ask([request], lambda replies: parse.walked(replies[0]))
+
+    # -- replicas
+
+    def replicate(self, replicas: int, store_timeout: float) -> Replicate:
+        """Wait until so many replicas of every master have all that was written so far; raises if fewer do."""
+        return Replicate(self.link, self.keys.touched, replicas, store_timeout)
+
+    # -- heat
+
+    def add_heat(
+        self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int, warm_for: float = 0.0
+    ) -> Exchange[int]:
+        """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has.
+
+        Args:
+            warm_for: how long after its last read a call is kept warm, seconds; so much longer it is remembered.
+        """
+        words = [word for call, count in reads for word in (call, count)]
+        kept_for = HEAT_KEPT_FOR * half_life + warm_for
+        request = Request.call(scripts.HEAT, (self.keys.heat(loader),), (half_life, most, kept_for, *words))
+        return self._ask([request], lambda replies: int(replies[0]))
+
+    def heat(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core.heat`, whose reads these are.
+
+        Args:
+            since: least `read_at`.
+        """
+        key, limit = self.keys.heat(loader), ("LIMIT", first, most)
+        request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
+        return self._ask([request], lambda replies: parse.scored(replies[0]))
+
+    def heat_of(self, loader: str, call: str) -> Exchange[float | None]:
+        """The `read_at` of one call; None if it is not among the hottest."""
+        request = Request(("ZSCORE", self.keys.heat(loader), call))
+        return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
+
+    def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
+        """The number of a tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
+        request = Request(("GET", self.keys.last_invalidation(tag, self.keys.shard_of(tag, call))))
+        return self._ask([request], lambda replies: int(replies[0] or 0))
+
+    # -- the server itself
+
+    def info(self) -> Info:
+        """What every master says of itself: name -> text."""
+        return Info(self.link)
+
+    def run_ids(self) -> Exchange[tuple[str, str]]:
+        """The run id that was noted last, empty for none, and that of the server that answers now."""
+        requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server"))]
+        return self._ask(
+            requests, lambda replies: (parse.text(replies[0] or b""), info_of(replies[1]).get("run_id", ""))
+        )
+
+    def note_run_id(self, run_id: str) -> Exchange[None]:
+        """Note a server's run id: another one there later says that it was restarted, or is another server."""
+        return self._ask([Request(("SET", self.keys.run_id, run_id))], lambda replies: None)
+
+    def begin_tick(self, task: str, every: float) -> Exchange[tuple[bool, float | None]]:
+        """Whether nobody else has begun an upkeep task in this period, and how long ago it last ended, seconds.
+
+        None where that is more than a day, or never.
+        """
+        requests = [
+            Request(("SET", self.keys.tick(task), "", "NX", "PX", max(1, _ms(every * 0.9)))),
+            Request(("PTTL", self.keys.beat(task))),
+        ]
+        return self._ask(
+            requests,
+            lambda replies: (
+                replies[0] is not None,
+                BEAT_KEPT_FOR - int(replies[1]) / 1000 if int(replies[1]) > 0 else None,
+            ),
+        )
+
+    def note_beat(self, task: str) -> Exchange[None]:
+        """Leave a sign that an upkeep task has run; how much of its life is left says when."""
+        request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
+        return self._ask([request], lambda replies: None)
+
+    # -- beat
+
+    def lead(self, token: str, lease_for: float) -> Exchange[bool]:
+        """Take or keep the lease of the beat that sends; False while it is another's.  0 seconds give it back."""
+        request = Request.call(scripts.LEAD, (self.keys.leader,), (token, _ms(lease_for)))
+        return self._ask([request], lambda replies: replies[0] == 1)
+
+    def note_sent(self, entry: str, at: float) -> Exchange[None]:
+        """Note when an entry of beat's schedule was sent."""
+        key = self.keys.sent
+        requests = [Request(("HSET", key, entry, at)), Request(("PEXPIRE", key, _ms(SENT_KEPT_FOR)))]
+        return self._ask(requests, lambda replies: None)
+
+    def sent(self) -> Exchange[dict[str, float]]:
+        """Return when each entry of beat's schedule was last sent, seconds since the epoch."""
+        request = Request(("HGETALL", self.keys.sent))
+        return self._ask([request], lambda replies: {name: float(at) for name, at in parse.fields(replies[0]).items()})
+
+    # -- sweeping
+
+    def sweep_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[Trimmed]:
+        """Drop expired members of one tag set, and the tag's mark when it is old enough."""
+        request = Request.call(scripts.SWEEP_TAG, (key, last), (most, _ms(mark_kept_for)))
+
+        def shape(replies: list[Any]) -> Trimmed:
+            dropped, _, *are_foreign = replies[0]
+            return Trimmed(int(dropped), tuple(itertools.compress((key, last), are_foreign)))
+
+        return self._ask([request], shape)
+
+    def sweep_position(self) -> Exchange[tuple[int, int]]:
+        """Where the last sweep stopped: its phase and its cursor there; the beginning, if it was whole."""
+        return self._ask([Request(("GET", self.keys.sweep_position))], lambda replies: parse.position(replies[0]))
+
+    def keep_sweep_position(self, position: tuple[int, int] | None) -> Exchange[None]:
+        """Keep where a sweep stops; None if it was whole."""
+        key = self.keys.sweep_position
+        words = ("DEL", key) if position is None else ("SET", key, "{}:{}".format(*position), "EX", 86_400)
+        return self._ask([Request(words)], lambda replies: None)
+
+    def scan(self, cursor: int, pattern: str) -> Scan:
+        """One step of a walk through the keys that match a pattern, on all masters; it ends at cursor 0."""
+        return Scan(self.link, cursor, pattern)
+
+    # -- helpers
+
+    def _ask(self, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> Exchange[T]:
+        return Exchange(self.link, requests, shape)
+
+    def _claim(
+        self, call: str, token: str, lease_for: float, seen: bytes, expected: str, heeds: bool, warms: bool = False
+    ) -> Request:
+        return Request.call(
+            scripts.CLAIM,
+            (self.keys.entry(call), self.keys.lease(call), self.keys.failures(call)),
+            (token, _ms(lease_for), seen, expected, int(heeds), envelope.MAGIC, envelope.WRITE_ID_AT, int(warms)),
+        )
+
+
+def _chunk_of(detached: str, most: int) -> Request:
+    return Request(("ZRANGE", detached, 0, most - 1))
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,1 @@
+"""Connections to Redis or Valkey: addresses, pools, topologies and health."""

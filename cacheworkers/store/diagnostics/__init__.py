@@ -1,0 +1,1 @@
+"""What the servers of the store report about themselves, for doctor."""

@@ -1,0 +1,242 @@
+"""Probe: what the store's servers say of themselves, and whether they do what the library asks of them.
+
+Connections of its own: a look changes nothing of what this process's reads know of the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import hiredis
+import msgspec
+from redis.exceptions import ClusterDownError, ConnectionError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from cacheworkers.config import Config
+from cacheworkers.core.keys import Keyspace
+from cacheworkers.errors import StoreUnavailable
+from cacheworkers.local.breaker import Breaker
+from cacheworkers.local.clock import StoreClock
+from cacheworkers.store.commands.store import BEAT_KEPT_FOR
+from cacheworkers.store.connections.server_info import SAFE_POLICIES
+from cacheworkers.store.connections.transport import Transport
+from cacheworkers.store.diagnostics.acl import denied
+from cacheworkers.store.tracking.tracking_connection import TrackingConnection
+
+__all__ = ["SAFE_POLICIES", "ServerFacts", "StoreDiagnostics"]
+
+#: How long a push may take, seconds; its life bounds what a probe leaves behind.
+PUSH_WITHIN = 1.0
+#: How long one look at what has arrived takes at least, seconds.
+LAST_LOOK_FOR = 0.1
+#: Calls of no loader begin with it: no name has a colon.
+PROBE = "doctor:"
+_AWAY = (ConnectionError, RedisTimeoutError, ClusterDownError, OSError)
+
+
+class MasterFacts(msgspec.Struct, frozen=True):
+    """One master: its name, what asks it, the pool that connects to it, and whether a key is its own."""
+
+    where: str
+    ask: Callable[..., Any]
+    pool: Any
+    owns: Callable[[str], bool]
+
+
+class ServerFacts(msgspec.Struct, frozen=True):
+    """What one master says of itself.
+
+    Attributes:
+        product: its name and version.
+        version: of Redis, that it is compatible with.
+        evictable: share of its keys that have an expiry, which `volatile-*` policies may evict.
+        refused: commands that were refused for want of memory, since it started.
+        save_every: longest interval between snapshots, seconds; None without snapshots, or when not told.
+        is_config_hidden: `CONFIG GET` is refused.
+        clock_ahead: how much later its clock is than this machine's at least, seconds.
+    """
+
+    where: str
+    product: str
+    version: str
+    role: str
+    run_id: str
+    policy: str
+    maxmemory: int
+    used_memory: int
+    evictable: float
+    refused: int
+    is_appending: bool
+    save_every: float | None
+    is_config_hidden: bool
+    clock_ahead: float
+
+
+class StoreDiagnostics:
+    """Asks the servers of a store; a context manager that closes its connections."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = dataclasses.replace(config, store_timeout=max(1.0, config.store_timeout))
+        self._keys = Keyspace(config.namespace, config.tag_shards)
+        self._link = Transport(
+            self._config, Breaker(0.0), StoreClock(), on_lost=lambda error: None, on_back=lambda: None
+        )
+
+    def __enter__(self) -> StoreDiagnostics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
+    def servers(self, now: Callable[[], float] = time.time) -> list[ServerFacts]:
+        """Return what each master says of itself.
+
+        Args:
+            now: this machine's clock, seconds since the epoch.
+
+        Raises:
+            StoreUnavailable: it does not answer.
+        """
+        with self._translated():
+            return [_facts(master, now) for master in self._masters()]
+
+    def unreceived_pushes(self) -> str:
+        """Return why pushes do not come, on RESP3 with tracking as the listener uses it; empty when they do.
+
+        Raises:
+            StoreUnavailable: the store does not answer at all.
+        """
+        with self._translated():
+            masters = self._masters()
+            try:
+                for master in masters:
+                    master.ask("TIME")
+            except NoPermissionError:  # said by the check of rights
+                pass
+            except ResponseError as error:  # no connection gets past its HELLO
+                return f"{self._link.where}: {error}"
+        for master in masters:
+            try:
+                found = self._listened(master)
+            except (RedisError, hiredis.HiredisError, OSError) as error:
+                found = f"{type(error).__name__}: {error}"
+            if found:
+                return f"{master.where}: {found}"
+        return ""
+
+    def denied(self) -> list[str]:
+        """Return the commands and the kinds of keys that the store's user may not use.
+
+        Each is tried, on keys that nobody else uses and that are gone within a second.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        with self._translated():
+            return denied(self._link.client(), self._keys, f"{PROBE}{secrets.token_hex(6)}")
+
+    def upkeep_age(self, tasks: Sequence[str]) -> dict[str, float | None]:
+        """Return how long ago each upkeep task last ended well, seconds; None where no sign is left.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        with self._translated():
+            client = self._link.client()
+            left = {task: int(client.execute_command("PTTL", self._keys.beat(task))) for task in tasks}
+            return {task: BEAT_KEPT_FOR - ms / 1000 if ms >= 0 else None for task, ms in left.items()}
+
+    # -- inside
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except _AWAY as error:
+            text = f"the store at {self._link.where} is unavailable: {type(error).__name__}: {error}"
+            raise StoreUnavailable(text) from error
+
+    def _masters(self) -> list[MasterFacts]:
+        client = self._link.client()
+        if not self._link.is_cluster:
+            return [MasterFacts(self._link.where, client.execute_command, client.connection_pool, lambda key: True)]
+        return [self._node(client, node) for node in sorted(client.get_primaries(), key=lambda node: str(node.name))]
+
+    def _node(self, client: Any, node: Any) -> MasterFacts:
+        def ask(*words: Any) -> Any:
+            reply = client.execute_command(*words, target_nodes=node)
+            return reply[node.name] if isinstance(reply, dict) and node.name in reply else reply
+
+        def owns(key: str) -> bool:
+            return bool(client.get_node_from_key(key).name == node.name)
+
+        return MasterFacts(str(node.name), ask, client.get_redis_connection(node).connection_pool, owns)
+
+    def _listened(self, master: MasterFacts) -> str:
+        """Listen to one master, write there over another connection, and wait for the push."""
+        names = (f"{PROBE}{secrets.token_hex(6)}" for _ in itertools.count())
+        key = next(key for key in map(self._keys.entry, names) if master.owns(key))
+        is_written = False
+        ear = TrackingConnection(master.pool, self._config.store_timeout, (self._keys.entry(PROBE)[:-1],))
+        try:
+            with contextlib.suppress(ResponseError):
+                self._link.client().execute_command("SET", key, "", "PX", int(PUSH_WITHIN * 1000))
+                is_written = True
+            if not is_written:  # it may not, or memory is full: that is another finding
+                return ""
+            end = time.monotonic() + PUSH_WITHIN
+            while True:
+                # What has arrived is looked at however late it is: this process may have been paused, the push was not.
+                ear.socket.settimeout(max(end - time.monotonic(), LAST_LOOK_FOR))
+                if any(_names(reply, key) for reply in ear.replies()):
+                    return ""
+        except TimeoutError:
+            pass
+        finally:
+            ear.hang_up()
+        return f"tracking is accepted, but a write by another connection was not pushed within {PUSH_WITHIN:g} s"
+
+
+def _names(reply: Any, key: str) -> bool:
+    return isinstance(reply, hiredis.PushNotification) and reply[1] is not None and key.encode() in reply[1]
+
+
+def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
+    info: dict[str, Any] = {}
+    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats"):
+        info |= master.ask("INFO", section)
+    sent = now()
+    seconds, micros = master.ask("TIME")
+    received = now()
+    told = int(seconds) + int(micros) / 1e6
+    # A clock that says an instant between the two may be right: an answer that took long is no skew.
+    clock_ahead = max(0.0, told - received) + min(0.0, told - sent)
+    databases = [each for name, each in info.items() if name.startswith("db") and isinstance(each, dict)]
+    keys = sum(int(each["keys"]) for each in databases)
+    try:
+        save = str(master.ask("CONFIG GET", "save").get("save", ""))
+        is_config_hidden = False
+    except ResponseError:  # hosted servers and careful ACLs keep their configuration to themselves
+        save, is_config_hidden = "", True
+    return ServerFacts(
+        where=master.where,
+        product=f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}",
+        version=str(info["redis_version"]),
+        role=str(info["role"]),
+        run_id=str(info["run_id"]),
+        policy=str(info.get("maxmemory_policy", "noeviction")),
+        maxmemory=int(info.get("maxmemory", 0)),
+        used_memory=int(info["used_memory"]),
+        evictable=sum(int(each["expires"]) for each in databases) / keys if keys else 1.0,
+        refused=int(info.get("errorstat_OOM", {}).get("count", 0)),
+        is_appending=bool(int(info.get("aof_enabled", 0))),
+        save_every=max(map(float, save.split()[::2]), default=None),
+        is_config_hidden=is_config_hidden,
+        clock_ahead=clock_ahead,
+    )

@@ -1,0 +1,1 @@
+"""RESP3 client tracking: the connections that receive invalidation messages, and what they do."""

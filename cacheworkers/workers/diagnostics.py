@@ -1,0 +1,209 @@
+"""Probe: what the broker and the workers say of themselves, and how the Celery app is set up."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+from celery import Celery
+from celery.schedules import maybe_schedule
+from kombu.exceptions import ChannelError
+
+from cacheworkers.errors import CacheworkersError
+from cacheworkers.workers import celery_settings
+
+#: How long a connection to the broker, and one answer of it, may take, seconds.
+ANSWER_FOR = 2.0
+#: How long workers have to answer, seconds: the time it takes, for nobody knows how many there are.
+WORKERS_FOR = 1.0
+UPKEEP = "cacheworkers."
+#: The attribute of a load's task that holds its loader's version, and how a worker tells it.
+_VERSION = "loader_version"
+_TOLD_VERSION = re.compile(rf"\[{_VERSION}=(\d+)\]$")
+#: A beat entry that says when, not how often, is taken to be due once a day, seconds.
+DAY = 86400.0
+
+
+class BrokerUnreachable(CacheworkersError):
+    """The broker does not answer."""
+
+
+class BrokerFull(BrokerUnreachable):
+    """The broker answers that it has no memory left for what is asked of it."""
+
+
+class AppFacts(msgspec.Struct, frozen=True):
+    """How the app is set up.
+
+    Attributes:
+        loaders: names of the loaders that have a task.
+        early_acks: those whose task is acknowledged before it has run.
+        longest: longest hard time limit of their tasks, seconds.
+        visibility: how long a message is its worker's, seconds; None where the broker is not Redis.
+        prefetch: `worker_prefetch_multiplier`.
+        unread_results: the result backend, if none of the app's tasks keeps its results; else empty.
+        upkeep: upkeep task -> every how many seconds beat sends it.
+    """
+
+    loaders: tuple[str, ...]
+    early_acks: tuple[str, ...]
+    longest: float
+    visibility: float | None
+    prefetch: int
+    unread_results: str
+    upkeep: dict[str, float]
+
+
+class BrokerFacts(msgspec.Struct, frozen=True):
+    """What the broker says of itself.
+
+    Attributes:
+        where: its URL, without a password.
+        run_id, policy: of a Redis; else empty.
+        lengths: queue -> messages that wait in it.
+    """
+
+    where: str
+    run_id: str
+    policy: str
+    lengths: dict[str, int]
+
+
+class WorkerFacts(msgspec.Struct, frozen=True):
+    """What one worker says of itself.
+
+    Attributes:
+        queues: which it consumes.
+        loaders: whose tasks it knows.
+        versions: loader -> the version it knows, where it tells.
+    """
+
+    name: str
+    queues: frozenset[str]
+    loaders: frozenset[str]
+    versions: dict[str, int] = {}
+
+    def loads(self, loader: str, version: int) -> bool:
+        """Return whether it knows a loader, and does not tell of another version."""
+        return loader in self.loaders and self.versions.get(loader, version) == version
+
+
+def app_facts(app: Celery) -> AppFacts:
+    """Return how an app is set up; nothing is asked of anybody.
+
+    Imports the modules that its workers import: they may declare tasks and loaders.
+    """
+    app.loader.import_default_modules()
+    conf = app.conf
+    ours = {name.removeprefix(celery_settings.PREFIX): task for name, task in app.tasks.items() if _is_load(name)}
+    keeping = [name for name, task in app.tasks.items() if not name.startswith("celery.") and not task.ignore_result]
+    backend = str(conf.result_backend or "")
+    options = conf.broker_transport_options or {}
+    return AppFacts(
+        loaders=tuple(ours),
+        early_acks=tuple(name for name, task in ours.items() if not task.acks_late),
+        longest=max((float(task.time_limit or 0) for task in ours.values()), default=0.0),
+        visibility=float(options.get("visibility_timeout", 3600)) if _is_redis(app.connection_for_write()) else None,
+        prefetch=int(conf.worker_prefetch_multiplier),
+        unread_results="" if keeping or backend.startswith("disabled") else backend.partition("://")[0],
+        upkeep={
+            entry["task"].removeprefix(UPKEEP): _every(app, entry["schedule"])
+            for entry in (conf.beat_schedule or {}).values()
+            if entry["task"].startswith(UPKEEP)
+        },
+    )
+
+
+def broker_facts(app: Celery, queues: Sequence[str]) -> BrokerFacts:
+    """Return what the broker says of itself and of some queues.
+
+    Raises:
+        BrokerUnreachable: it does not answer.
+    """
+    with _connected(app) as connection:
+        channel = connection.default_channel
+        info: dict[str, Any] = {}
+        if _is_redis(connection):
+            info = {**channel.client.info("server"), **channel.client.info("memory")}
+        lengths = {queue: _length(connection, queue) for queue in queues}
+        policy = str(info.get("maxmemory_policy", ""))
+        return BrokerFacts(connection.as_uri(), str(info.get("run_id", "")), policy, lengths)
+
+
+def worker_facts(app: Celery) -> list[WorkerFacts]:
+    """Return what each worker that answers says of itself.
+
+    Raises:
+        BrokerUnreachable: the broker does not answer.
+    """
+    with _connected(app) as connection:
+        consumed = app.control.inspect(timeout=WORKERS_FOR, connection=connection).active_queues() or {}
+        if not consumed:
+            return []
+        # Those that answered are known now, so that the next question ends with the last answer.
+        names = list(consumed)
+        asked = app.control.inspect(names, timeout=WORKERS_FOR, connection=connection, limit=len(names))
+        tasks = asked.registered(_VERSION) or {}
+        return [
+            WorkerFacts(
+                name,
+                frozenset(queue["name"] for queue in consumed[name]),
+                frozenset(_loader(text) for text in tasks.get(name, ()) if _is_load(text)),
+                {_loader(text): int(told[1]) for text in tasks.get(name, ()) if (told := _TOLD_VERSION.search(text))},
+            )
+            for name in names
+        ]
+
+
+@contextlib.contextmanager
+def _connected(app: Celery) -> Iterator[Any]:
+    options = {
+        **celery_settings.publisher_options(app),
+        "socket_timeout": ANSWER_FOR,
+        "socket_connect_timeout": ANSWER_FOR,
+    }
+    connection = app.connection_for_write(transport_options=options, connect_timeout=ANSWER_FOR)
+    where = connection.as_uri()
+    try:
+        yield connection
+    except Exception as error:  # kombu's transports raise what their drivers raise
+        if _is_full(error):
+            raise BrokerFull(f"the broker at {where} is out of memory, and takes no messages: {error}") from error
+        raise BrokerUnreachable(f"the broker at {where} is unavailable: {type(error).__name__}: {error}") from error
+    finally:
+        with contextlib.suppress(Exception):  # it is given up, whatever it says to that
+            connection.release()
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether a Redis refuses to write: within a transaction its reason is in the text alone."""
+    return type(error).__name__ == "OutOfMemoryError" or "OOM " in str(error)
+
+
+def _length(connection: Any, queue: str) -> int:
+    try:
+        with connection.channel() as channel:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+    except ChannelError:  # no such queue yet; the channel is closed by that
+        return 0
+
+
+def _is_redis(connection: Any) -> bool:
+    return bool(connection.get_transport_cls().driver_type == "redis")
+
+
+def _is_load(name: str) -> bool:
+    return name.startswith(celery_settings.PREFIX)
+
+
+def _loader(text: str) -> str:
+    """Return the loader of a task as workers name it: `cacheworkers.load.product [loader_version=2]`."""
+    return text.removeprefix(celery_settings.PREFIX).split(" ")[0]
+
+
+def _every(app: Celery, schedule: Any) -> float:
+    run_every = getattr(maybe_schedule(schedule, app=app), "run_every", None)
+    return DAY if run_every is None else float(run_every.total_seconds())

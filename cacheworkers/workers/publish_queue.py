@@ -1,0 +1,230 @@
+"""The asks that wait for this process's publisher thread, grouped by loader and queue."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.local.load_time import LoadTime
+
+log = logging.getLogger("cacheworkers")
+
+_ORDER = ("miss", "revalidate", "warm")
+#: Most calls of a plain loader in one message: they are loaded one after the other.
+PLAIN_GROUP = 8
+#: ... and what they may take together where readers wait, seconds.  A message costs as much as a quick load or two.
+MISS_GROUP_FOR = 0.02
+#: While readers of this process wait for at least so many calls, workers are behind ...
+BACKED_UP = 16
+#: ... and a message may wait this long to fill, seconds: its calls would wait in the broker otherwise.
+LINGER_FOR = 0.01
+#: Their deadlines together, seconds: one message must not keep its worker, nor its redelivery, for longer.
+PLAIN_GROUP_FOR = 80.0
+#: How long `PublishQueue.close` waits for what is queued, seconds.
+CLOSE_WITHIN = 1.0
+
+
+class LoaderInfo(msgspec.Struct, frozen=True):
+    """What publishing needs to know of a loader."""
+
+    name: str
+    load_for: float
+    is_batch: bool
+    batch_size: int
+    rate_limit: str | None = None
+    pace: LoadTime = msgspec.field(default_factory=LoadTime)
+    version: int = 1
+
+    def group_size(self, queue: str) -> int:
+        """Return how many calls one message may carry: a reader waits for each miss, and a batch is one query."""
+        if self.is_batch:
+            return self.batch_size
+        most = min(PLAIN_GROUP, int(PLAIN_GROUP_FOR // self.load_for))
+        if queue == "miss":
+            most = min(most, self.pace.fits(MISS_GROUP_FOR))
+        return max(1, most)
+
+    @property
+    def message_for(self) -> float:
+        """How long the calls of one message may take, seconds: a batch loads at once, others one after the other."""
+        return self.load_for * (1 if self.is_batch else self.group_size("warm"))
+
+
+class Send(Protocol):
+    """Takes one group of asks on; called on the queue's own threads."""
+
+    def __call__(self, info: LoaderInfo, queue: str, asks: list[LoadRequest], /) -> None: ...
+
+
+class PublishQueue:
+    """A bounded queue and the daemon threads that empty it, group by group; misses first.
+
+    What is queued while the threads are busy is grouped for the next.  A read waits for a group to fill only where it
+    would wait anyway: workers are behind.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        infos: Callable[[str], LoaderInfo | None],
+        most: int,
+        *,
+        unsent: Callable[[list[LoadRequest]], None] = lambda asks: None,
+        waited_for: Callable[[], int] = lambda: 0,
+        threads: int = 1,
+        name: str = "cacheworkers-publisher",
+    ) -> None:
+        """
+        Args:
+            send: sends one group; what it raises is logged.
+            infos: answers for a loader's name.
+            most: how many asks may wait.
+            unsent: gets the asks that are never sent: their loader is unknown, sending raised, or the queue closed.
+            waited_for: returns how many calls this process's readers wait for.
+            threads: how many groups are sent at once.
+        """
+        self._send = send
+        self._infos = infos
+        self._most = most
+        self._unsent = unsent
+        self._waited_for = waited_for
+        self._most_threads = threads
+        self._name = name
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as a child does after a fork."""
+        self._pid = os.getpid()
+        lock = threading.Lock()
+        self._has_asks = threading.Condition(lock)
+        self._has_ended = threading.Condition(lock)
+        self._groups: dict[str, collections.OrderedDict[str, collections.deque[LoadRequest]]] = {
+            q: collections.OrderedDict() for q in _ORDER
+        }
+        self._count = 0
+        self._threads = 0
+        self._idle = 0
+        self._fills_at = 0
+        self._is_closed = False
+
+    def submit(self, ask: LoadRequest) -> bool:
+        """Queue an ask; False when there is no room, no thread to be had, or the queue is closed."""
+        return self.submit_all([ask]) == 1
+
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
+        """Queue asks together, so that they are grouped together; how many, from the first on, there was room for."""
+        if self._pid != os.getpid():
+            self.reset()
+        with self._has_asks:
+            if self._is_closed or not self._is_staffed():
+                return 0
+            taken = asks[: max(0, self._most - self._count)]
+            for ask in taken:
+                group = self._groups[ask.queue].get(ask.loader)
+                if group is None:
+                    group = self._groups[ask.queue][ask.loader] = collections.deque()
+                group.append(ask)
+            self._count += len(taken)
+            if taken and self._count >= self._fills_at:
+                self._has_asks.notify()
+        return len(taken)
+
+    def close(self) -> bool:
+        """Send what is queued, for at most a second, then stop; False if something is on its way even then."""
+        if self._pid != os.getpid():
+            self.reset()
+        end = time.monotonic() + CLOSE_WITHIN
+        with self._has_asks:
+            self._is_closed = True
+            self._has_asks.notify_all()
+            while self._threads and (left := end - time.monotonic()) > 0:
+                self._has_ended.wait(left)
+            unsent = [ask for groups in self._groups.values() for group in groups.values() for ask in group]
+            for groups in self._groups.values():
+                groups.clear()
+            self._count = 0
+            is_over = not self._threads
+        if unsent:
+            self._give_back(unsent)
+        return is_over
+
+    def _is_staffed(self) -> bool:
+        """Return whether a thread will take what is queued; starts one while all are busy and more are allowed."""
+        if not self._idle and self._threads < self._most_threads:
+            thread = threading.Thread(target=self._empty, name=self._name, daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads in this process, or it is ending
+                thread.start()
+                self._threads += 1
+                # Idle until it takes a group: what is queued before that is grouped, and starts no other thread.
+                self._idle += 1
+        return self._threads > 0
+
+    def _empty(self) -> None:
+        while True:
+            with self._has_asks:
+                while not self._count and not self._is_closed:
+                    self._has_asks.wait()
+                self._linger()
+                self._idle -= 1
+                if not self._count:
+                    self._threads -= 1
+                    self._has_ended.notify_all()
+                    return
+                name, queue, info, asks = self._take()
+                if self._count:
+                    self._is_staffed()  # what is left, of another loader perhaps, need not wait for this group
+            self._take_on(name, queue, info, asks)
+            with self._has_asks:
+                self._idle += 1
+
+    def _linger(self) -> None:
+        """Let the group that is next fill, if workers are behind."""
+        if self._is_closed or not self._count or self._waited_for() < BACKED_UP:
+            return
+        queue = next(q for q in _ORDER if self._groups[q])
+        name, waiting = next(iter(self._groups[queue].items()))
+        info = self._infos(name)
+        missing = 0 if info is None else min(info.group_size(queue), PLAIN_GROUP) - len(waiting)
+        if missing > 0:
+            self._fills_at = self._count + missing
+            self._has_asks.wait(LINGER_FOR)
+            self._fills_at = 0
+
+    def _take_on(self, name: str, queue: str, info: LoaderInfo | None, asks: list[LoadRequest]) -> None:
+        if info is None:
+            log.warning("no loader is named %s here, its asks are given back", name, extra={"loader": name})
+            self._give_back(asks)
+            return
+        try:
+            self._send(info, queue, asks)
+        except Exception:  # whatever it was, the next group has a thread
+            log.exception("asks of %s were not sent", name, extra={"loader": name})
+            self._give_back(asks)
+
+    def _take(self) -> tuple[str, str, LoaderInfo | None, list[LoadRequest]]:
+        """Take the next group off; there is one."""
+        queue = next(q for q in _ORDER if self._groups[q])
+        groups = self._groups[queue]
+        name, waiting = groups.popitem(last=False)
+        info = self._infos(name)
+        size = len(waiting) if info is None else min(len(waiting), info.group_size(queue))
+        asks = [waiting.popleft() for _ in range(size)]
+        if waiting:
+            groups[name] = waiting  # to the end: another loader's turn
+        self._count -= size
+        return name, queue, info, asks
+
+    def _give_back(self, asks: list[LoadRequest]) -> None:
+        try:
+            self._unsent(asks)
+        except Exception:
+            log.exception("leases were not given back, they run out by themselves")
