@@ -19,7 +19,9 @@ from cacheworkers.events import Published
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, publisher
+from cacheworkers.workers import publisher
+from cacheworkers.workers.binding import CeleryWorkers, bind
+from cacheworkers.workers.publish_queue import LoaderInfo
 
 HERE = Path(__file__).parent
 TOKEN = "ab" * 8
