@@ -138,7 +138,6 @@ class Runtime:
                 waited_for=lambda: waiters.calls,
                 should_run=self._should_run,
                 on_success=lambda task: ports.store.note_beat(task).run(),
-                beat_lease=(ports.store, config.beat_lease_for),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _runtimes.add(self)

