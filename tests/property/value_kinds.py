@@ -178,7 +178,7 @@ KINDS = [
     Kind("bool, int, float, str", list[Any], lambda: [True, 7, 1.5, "é"], True, True),
     Kind("int where a float is declared, as that float", float, lambda: 5, True, True),
     Kind("float where an int is declared", int, lambda: 5.0, False, True),
-    Kind("int beyond 64 bits", int, lambda: 2**70, True, False),
+    Kind("int beyond 64 bits", int, lambda: 2**70, True, True),
     Kind("NaN, infinity", float, lambda: float("nan"), False, False),
     Kind("subclass of str", str, lambda: Text("<b>"), False, False),
     Kind("subclass of int", int, lambda: Number(3), False, False),
