@@ -1,8 +1,7 @@
 """Warm many keys of a batch loader through real workers: `python -m benchmarks.warm [--keys 1000 100000]`.
 
 Beside it cold keys of another loader are read, one after the other, in turns with and without warming, and some of the
-very keys that are being warmed: warming must not hurt those who wait.  The pool that warms is nice by itself, and who
-has it warm is, too, for nobody waits for them.
+very keys that are being warmed: warming must not hurt those who wait.
 """
 
 from __future__ import annotations
@@ -18,12 +17,9 @@ from typing import NamedTuple
 
 from benchmarks.report import percentile
 from benchmarks.stack import Pool, stack
-from cacheworkers.workers.priority import yield_to_others
 
 #: Between two reads, seconds.
 PAUSE = 0.01
-#: How nice the command that warms is.
-NICE = 10
 #: Of so many reads one is of a key that is being warmed.
 OF_THOSE_WARMED = 10
 
@@ -43,11 +39,10 @@ class Warmed(NamedTuple):
 
 
 def warm_as_told(pipe: Connection) -> None:
-    """Have ranges of keys warmed, one after the other, as a command in a session of its own would, and nicely."""
+    """Have ranges of keys warmed, one after the other, as a command in a session of its own would."""
     os.setsid()
     from benchmarks.shop import cache
 
-    yield_to_others(NICE)
     pipe.send(None)
     with contextlib.suppress(EOFError):  # whoever told was ended
         while (told := pipe.recv()) is not None:

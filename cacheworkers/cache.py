@@ -26,12 +26,8 @@ from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS, WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.wiring import Internals, Runtime
-from cacheworkers.sql.outbox.outbox import Backlog
-from cacheworkers.sql.triggers.postgres_triggers import Triggers
 from cacheworkers.sql.watch.dirty_transactions import dirty_here
-from cacheworkers.sql.watch.flush_changes import TagsOf
-from cacheworkers.sql.watch.session_hooks import AnySession
-from cacheworkers.workers import LoaderInfo, QueueState
+from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.version_mismatch import mismatch
 
 if TYPE_CHECKING:
@@ -39,6 +35,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
+
+    from cacheworkers.sql.outbox.outbox import Backlog, Outbox
+    from cacheworkers.sql.triggers.postgres_triggers import Triggers
+    from cacheworkers.sql.watch.flush_changes import TagsOf
+    from cacheworkers.sql.watch.service import WatchService
+    from cacheworkers.sql.watch.session_hooks import AnySession
+    from cacheworkers.workers.broker_queues import QueueState
 
 
 class Cache:
@@ -78,11 +81,9 @@ class Cache:
         )
         self._loaders = LoaderRegistry(config)
         self._ports = self._runtime.ports
-        self._watching = self._runtime.watching
         self._triggers: list[Triggers] = []
-        self.outbox = self._watching.outbox
         #: For the command line, doctor and metrics, which look into a cache; not part of the public API.
-        self.internals = Internals(self._runtime, self._ports, self._watching, self._triggers)
+        self.internals = Internals(self._runtime, self._ports, self._triggers)
 
     # -- declaring loaders
 
@@ -127,6 +128,11 @@ class Cache:
     def loaders(self) -> Mapping[str, LoaderSpec]:
         """The loaders that are declared here, by name; one that is not is an `UnknownLoader`."""
         return self._loaders
+
+    @property
+    def outbox(self) -> Outbox:
+        """The outbox table: `create`, `check`, and the `metadata` that a migration names."""
+        return self._watching.outbox
 
     # -- invalidating
 
@@ -207,6 +213,8 @@ class Cache:
         Raises:
             ConfigError: a name or a template is malformed.
         """
+        from cacheworkers.sql.triggers.postgres_triggers import Triggers
+
         declared = Triggers(
             self.config.namespace, templates, self.outbox.table.name, max_tag_bytes=self.config.max_tag_bytes
         )
@@ -260,7 +268,7 @@ class Cache:
     @property
     def is_watching(self) -> bool:
         """Whether this cache watches any sessions."""
-        return self._watching.is_any
+        return self._runtime.is_watching
 
     # -- looking inside
 
@@ -467,6 +475,10 @@ class Cache:
         self._runtime.close()
 
     # -- inside
+
+    @property
+    def _watching(self) -> WatchService:
+        return self._runtime.watching
 
     def _declare(
         self,

@@ -55,7 +55,6 @@ class Config:
             does not limit.
         gc_interval: how often beat sweeps tag sets.
         drain_interval: how often beat delivers what the outbox still holds.
-        beat_lease_for: with several beats, of which one sends: how long after its end another takes over.
         access_report_interval: how often a process that reads tells the store what was read; 0 tells nothing.
         max_reported_calls: most calls that a process tells of at once.
         max_hot_calls: most calls whose heat is kept, of each loader; what has none is not kept warm.
@@ -65,8 +64,6 @@ class Config:
             an invalidation that reloads; others are looked at in turns.
         warm_rate: most calls a second that beat has loaded, of all loaders together.
         warm_concurrency: most calls that one round of warming, or one warm-up, has under way.
-        warm_nice: how nice workers are to the rest of the machine that take nothing but `warm`, or `warm` and
-            `upkeep`: 0 to 19.
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
@@ -97,7 +94,6 @@ class Config:
     revalidate_rate: float = 500.0
     gc_interval: float = 60.0
     drain_interval: float = 5.0
-    beat_lease_for: float = 10.0
     access_report_interval: float = 5.0
     max_reported_calls: int = 5000
     max_hot_calls: int = 100_000
@@ -106,7 +102,6 @@ class Config:
     warm_max_calls: int = 500
     warm_rate: float = 300.0
     warm_concurrency: int = 600
-    warm_nice: int = 10
     replay_for: float = 600.0
     allow_evicting_store: bool = False
 
@@ -119,7 +114,6 @@ class Config:
             "store_timeout",
             "gc_interval",
             "drain_interval",
-            "beat_lease_for",
             "replay_for",
             "access_half_life",
             "backoff_for",
@@ -135,8 +129,6 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r}")
-        if self.warm_nice > 19:
-            raise ConfigError(f"warm_nice must be at most 19, got {self.warm_nice}")
         for prefix, shards in self.tag_shards.items():
             if not isinstance(shards, int) or shards < 1 or shards & (shards - 1) or shards > 1024:
                 raise ConfigError(f"tag_shards[{prefix!r}] must be a power of two from 1 to 1024, got {shards!r}")
@@ -197,7 +189,6 @@ _LEAST = {
     "max_hot_calls": 1,
     "warm_max_calls": 0,
     "warm_concurrency": 1,
-    "warm_nice": 0,
     "load_attempts": 1,
     "poison_after": 1,
 }

@@ -96,16 +96,6 @@ class Keyspace:
         """The key that says where a sweep that ran out of time stopped."""
         return f"{self.namespace}:sweep"
 
-    @property
-    def leader(self) -> str:
-        """The key that names the beat that sends."""
-        return f"{self.namespace}:leader"
-
-    @property
-    def sent(self) -> str:
-        """The key that says when each entry of beat's schedule was last sent."""
-        return f"{self.namespace}:sent"
-
     def tick(self, task: str) -> str:
         """Return the key that is there while an upkeep task has been begun in this period."""
         return f"{self.namespace}:tick:{task}"

@@ -17,7 +17,7 @@ from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.stats import LoaderStats, StoreStats
 from cacheworkers.ops.output import Obj, as_json
-from cacheworkers.workers import QueueState
+from cacheworkers.workers.broker_queues import QueueState
 
 
 class Stats(msgspec.Struct, frozen=True):

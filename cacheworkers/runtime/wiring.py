@@ -28,20 +28,20 @@ from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
-from cacheworkers.runtime.load_runner import LoaderRunner
-from cacheworkers.sql.load_sessions import Sessions
-from cacheworkers.sql.triggers.postgres_triggers import Triggers
-from cacheworkers.sql.watch.service import WatchService
+from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
-from cacheworkers.workers import bind
 from cacheworkers.workers.thread_workers import LocalWorkers
 
 if TYPE_CHECKING:
     from celery import Celery
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
+
+    from cacheworkers.sql.load_sessions import Sessions
+    from cacheworkers.sql.triggers.postgres_triggers import Triggers
+    from cacheworkers.sql.watch.service import WatchService
 
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
@@ -60,7 +60,6 @@ class Runtime:
 
     Attributes:
         ports: what flows use.
-        watching: the sessions that are watched.
         workers: where loads go, and where loaders are registered.
     """
 
@@ -99,7 +98,10 @@ class Runtime:
         )
         listener = _listener(config, link, keys, coherence, clock, l1, waiters, self.emit)
         self._bulkhead = Bulkhead(config.bulkhead)
-        self._sessions = Sessions(sessions, async_sessions, pool_size=config.bulkhead)
+        self._session_factory = sessions
+        self._watching: WatchService | None = None
+        self._watching_lock = threading.Lock()
+        self._sessions = _load_sessions(sessions, async_sessions, config.bulkhead)
         self.ports = ports = Ports(
             config=config,
             store=Store(link, keys, batch_size=config.batch_size),
@@ -115,7 +117,6 @@ class Runtime:
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
-        self.watching = WatchService(ports, sessions)
         l1.on_gone = ports.heat.note_gone
         self._access_reporter = PeriodicThread(
             "cacheworkers-heat", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
@@ -124,6 +125,8 @@ class Runtime:
         if celery is None:
             self.workers: Any = LocalWorkers(config, run_loads=run_loads)
         else:
+            from cacheworkers.workers.binding import bind
+
             self.workers = bind(
                 celery,
                 config,
@@ -135,10 +138,25 @@ class Runtime:
                 waited_for=lambda: waiters.calls,
                 should_run=self._should_run,
                 on_success=lambda task: ports.store.note_beat(task).run(),
-                beat_lease=(ports.store, config.beat_lease_for),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _runtimes.add(self)
+
+    @property
+    def watching(self) -> WatchService:
+        """The watched sessions and their outbox; made, and SQLAlchemy imported, when first asked for."""
+        if self._watching is None:
+            with self._watching_lock:
+                if self._watching is None:
+                    from cacheworkers.sql.watch.service import WatchService
+
+                    self._watching = WatchService(self.ports, self._session_factory)
+        return self._watching
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether any sessions are watched."""
+        return self._watching is not None and self._watching.is_any
 
     def emit(self, event: Event) -> None:
         """Tell the hook; what it raises is logged, and stops nothing."""
@@ -186,7 +204,8 @@ class Runtime:
         self._access_reporter.close()
         self._report_once()
         self.workers.close()
-        self.watching.close()
+        if self._watching is not None:
+            self._watching.close()
         self.ports.listener.close()
         if self._background is not None:
             self._background.shutdown(wait=True)
@@ -220,7 +239,9 @@ class Runtime:
         self.ports.store.reset()
         self.ports.listener.reset()
         self._bulkhead.reset()
-        self.watching.reset()
+        self._watching_lock = threading.Lock()
+        if self._watching is not None:
+            self._watching.reset()
         self._sessions.reset_after_fork()
         self.workers.reset_after_fork()
 
@@ -235,13 +256,28 @@ class Internals:
 
     runtime: Runtime
     ports: Ports
-    watching: WatchService
     triggers: list[Triggers]
+
+    @property
+    def watching(self) -> WatchService:
+        """The watched sessions and their outbox."""
+        return self.runtime.watching
 
     @property
     def app(self) -> Celery | None:
         """The Celery app that the cache is bound to, if any."""
         return getattr(self.runtime.workers, "app", None)
+
+
+def _load_sessions(
+    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, pool_size: int
+) -> Sessions | NoSessions:
+    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some."""
+    if sessions is None and async_sessions is None:
+        return NoSessions()
+    from cacheworkers.sql.load_sessions import Sessions
+
+    return Sessions(sessions, async_sessions, pool_size=pool_size)
 
 
 def cache_of(celery: Celery) -> object | None:

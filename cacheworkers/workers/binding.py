@@ -17,10 +17,8 @@ from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.store.commands.store import Store
 from cacheworkers.workers.broker_queues import QueueState, queue_states, stamp_messages
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
-from cacheworkers.workers.priority import yield_when_nobody_waits
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
@@ -30,17 +28,17 @@ log = logging.getLogger("cacheworkers")
 #: An upkeep task may wait so long behind another, a sweep say, and be done all the same, seconds.
 WAITS_FOR = 30.0
 #: Task names are not the namespace's: two caches on one app would answer for each other.
-_bound: weakref.WeakKeyDictionary[Celery, tuple[Store, float] | None] = weakref.WeakKeyDictionary()
+_bound: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
-def _tell_send_errors_once(sender: Any, **_: Any) -> None:
+def _shorten_beat_log(sender: Any, **_: Any) -> None:
     if sender.app in _bound:
-        from cacheworkers.workers.beat import tell_send_errors_once  # it imports this module
+        from cacheworkers.workers.beat_log import log_broker_errors_once  # imports celery.beat
 
-        tell_send_errors_once()
+        log_broker_errors_once()
 
 
-beat_init.connect(_tell_send_errors_once)
+beat_init.connect(_shorten_beat_log)
 
 
 class CeleryWorkers:
@@ -197,7 +195,6 @@ def bind(
     waited_for: Callable[[], int] = lambda: 0,
     should_run: Callable[[str, float], bool] = lambda task, every: True,
     on_success: Callable[[str], object] = lambda task: None,
-    beat_lease: tuple[Store, float] | None = None,
 ) -> CeleryWorkers:
     """Bind the user's Celery app, and return the dispatcher.
 
@@ -206,7 +203,7 @@ def bind(
     `settings.WORKER` and `settings.COMMON`; no `global_keyprefix`, for it would rename queues that are not ours.
     Routes for our tasks come after its own.  Adds the upkeep tasks `cacheworkers.<name>` and their beat entries
     `cacheworkers-<name>`, unless an entry of that name is there; and disposes of inherited connections in each pool
-    child.  Publishing uses a connection of its own, with other timeouts.  Workers that only warm are nice.
+    child.  Publishing uses a connection of its own, with other timeouts.
 
     Args:
         perform: loads asks of one loader in this thread; the last argument says whether the message was redelivered.
@@ -215,7 +212,6 @@ def bind(
         upkeep: name -> (what to run, every how many seconds).
         begins: says whether an upkeep task is to run, given its name and its period: not twice in one.
         has_run: called with the name of an upkeep task that has ended well.
-        beat_lease: where several beats find out which of them sends, and for how long it may, seconds.
 
     Raises:
         ConfigError: the app is bound already.
@@ -224,7 +220,7 @@ def bind(
         raise ConfigError(
             f"a Celery app may be bound to one Cache, {app!r} is bound to another: they would share their tasks"
         )
-    _bound[app] = beat_lease
+    _bound.add(app)
     stamp_messages("cacheworkers.")
     schedule: dict[str, dict[str, Any]] = {}
     for name, (work, every) in upkeep.items():
@@ -247,15 +243,9 @@ def bind(
         if getattr(sender, "app", None) is app and name.startswith(PREFIX):
             workers.unknown(name, message)
 
-    yield_when_nobody_waits(app, config.queues, config.warm_nice)
     worker_process_init.connect(forked, weak=False)
     task_unknown.connect(unknown, weak=False)
     return workers
-
-
-def beat_lease_of(app: Celery) -> tuple[Store, float] | None:
-    """Return where the beats of a bound app find out which of them sends, and for how long; None if it is not bound."""
-    return _bound.get(app)
 
 
 def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:

@@ -13,4 +13,4 @@ app.conf.beat_schedule = {
     "often": {"task": "often", "schedule": 0.1, "options": {"queue": "often"}},
     "daily": {"task": "daily", "schedule": 86400.0, "options": {"queue": "daily"}},
 }
-cache = Cache(Config.from_env(beat_lease_for=1.5, store_timeout=0.5, breaker_for=0.1), celery=app)
+cache = Cache(Config.from_env(store_timeout=0.5, breaker_for=0.1), celery=app)

@@ -12,7 +12,9 @@ from celery import Celery
 
 from cacheworkers import Config
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers import LoaderInfo, bind, binding
+from cacheworkers.workers import binding
+from cacheworkers.workers.binding import bind
+from cacheworkers.workers.publish_queue import LoaderInfo
 
 app = Celery("bound", broker=os.environ["REDIS_URL"])
 # Seconds, instead of a fixed 5 and 10 on top of a load's own time.

@@ -19,7 +19,9 @@ from cacheworkers.events import Published
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, publisher
+from cacheworkers.workers import publisher
+from cacheworkers.workers.binding import CeleryWorkers, bind
+from cacheworkers.workers.publish_queue import LoaderInfo
 
 HERE = Path(__file__).parent
 TOKEN = "ab" * 8
@@ -187,19 +189,3 @@ def test_beat_sends_upkeep_to_its_queue(pool: Pool, tmp_path: Path) -> None:
     pool.start("--pool", "prefork", "-c", "1", "--beat", "-s", str(tmp_path / "schedule"))
 
     wait_until(lambda: len(pool.notes("sweep")) >= 2)
-
-
-@pytest.mark.parametrize(("queues", "niceness"), [("cw.warm,cw.upkeep", 3), ("cw.warm", 3), ("cw.miss,cw.warm", 0)])
-def test_a_pool_that_only_warms_is_nice_and_so_is_its_session(pool: Pool, queues: str, niceness: int) -> None:
-    """Where sessions share processors, a nice process that is alone in its own is nice to nobody."""
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    pool.env["CACHEWORKERS_WARM_NICE"] = "3"
-    pool.start("-Q", queues)
-    assert pool.worker is not None
-    autogroup = Path(f"/proc/{pool.worker.pid}/autogroup")
-
-    found = os.getpriority(os.PRIO_PROCESS, pool.worker.pid)
-    of_session = autogroup.read_text().split() if autogroup.exists() else []  # nothing where sessions have no share
-
-    assert found == max(before, niceness)
-    assert not of_session or int(of_session[-1]) == niceness

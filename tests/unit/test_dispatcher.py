@@ -14,10 +14,10 @@ from cacheworkers import Config
 from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
 from cacheworkers.events import MalformedTask, TaskDropped
 from cacheworkers.flows.ports import LoadRequest, QueueKind
-from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, celery_settings
+from cacheworkers.workers import celery_settings
 from cacheworkers.workers import publish_queue as queues
-from cacheworkers.workers.binding import parse_requests
-from cacheworkers.workers.publish_queue import PublishQueue
+from cacheworkers.workers.binding import CeleryWorkers, bind, parse_requests
+from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import shown
 from cacheworkers.workers.thread_workers import LocalWorkers
 

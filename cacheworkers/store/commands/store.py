@@ -26,8 +26,6 @@ T = TypeVar("T")
 #: registration, and a promoted master's clock may differ.
 REGISTRATION_MARGIN = 60.0
 CHUNK = 500
-#: How long it is known when beat has last sent what, seconds: longer than any schedule's period.
-SENT_KEPT_FOR = 366 * 86400.0
 #: Half-lives for which heat is remembered.
 HEAT_KEPT_FOR = 100
 #: How long the sign that an upkeep task has run is kept, seconds.
@@ -400,24 +398,6 @@ class Store:
         """Leave a sign that an upkeep task has run; how much of its life is left says when."""
         request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
         return self._ask([request], lambda replies: None)
-
-    # -- beat
-
-    def lead(self, token: str, lease_for: float) -> Exchange[bool]:
-        """Take or keep the lease of the beat that sends; False while it is another's.  0 seconds give it back."""
-        request = Request.call(scripts.LEAD, (self.keys.leader,), (token, _ms(lease_for)))
-        return self._ask([request], lambda replies: replies[0] == 1)
-
-    def note_sent(self, entry: str, at: float) -> Exchange[None]:
-        """Note when an entry of beat's schedule was sent."""
-        key = self.keys.sent
-        requests = [Request(("HSET", key, entry, at)), Request(("PEXPIRE", key, _ms(SENT_KEPT_FOR)))]
-        return self._ask(requests, lambda replies: None)
-
-    def sent(self) -> Exchange[dict[str, float]]:
-        """Return when each entry of beat's schedule was last sent, seconds since the epoch."""
-        request = Request(("HGETALL", self.keys.sent))
-        return self._ask([request], lambda replies: {name: float(at) for name, at in parse.fields(replies[0]).items()})
 
     # -- sweeping
 
