@@ -420,5 +420,5 @@ FIGURES: dict[str, Figure] = {
     "huge-tag": Figure("Changes", "huge_tag --members 1000000", large_tag),
     "soak": Figure("Changes", "soak --operations 1000000", everything_dies),
     "access-reports": Figure("Upkeep", "access_report_cost", access_reports),
-    "garbage-collection": Figure("Upkeep", "garbage_collection --members 1000000", collected),
+    "gc": Figure("Upkeep", "garbage_collection --members 1000000", collected),
 }

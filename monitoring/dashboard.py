@@ -102,7 +102,7 @@ ROWS: dict[str, list[tuple[str, str, str, list[tuple[str, str]]]]] = {
         ),
         ("Heat", "short", "Reads lately.", [("cacheworkers_access_score", "{{loader}}")]),
         ("Warming", "ops", "", [rate("cacheworkers_warmed_total", "loader, outcome")]),
-        ("Garbage collected", "ops", "", [rate("cacheworkers_swept_total", "what")]),
+        ("Garbage collected", "ops", "", [rate("cacheworkers_gc_removed_total", "what")]),
         ("Upkeep", "s", "Since each task has ended well.", [("cacheworkers_upkeep_age_seconds", "{{task}}")]),
     ],
 }

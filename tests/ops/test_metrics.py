@@ -79,7 +79,7 @@ def test_values_are_those_of_the_events() -> None:
     assert found["cacheworkers_age_served_seconds_sum", "product"] == 70.0
     assert found["cacheworkers_age_served_seconds_bucket", "60.0", "product"] == 0
     assert found["cacheworkers_load_seconds_count", "product", "stored", "worker"] == 1
-    assert found["cacheworkers_swept_total", "members"] == 7
+    assert found["cacheworkers_gc_removed_total", "members"] == 7
     assert found["cacheworkers_store_lost",] == 1
     metrics(events.StoreBack())
     assert read(generate_latest(registry))["cacheworkers_store_lost",] == 0
