@@ -26,7 +26,7 @@ from cacheworkers.workers.worker_command import worker_command
 
 log = logging.getLogger("cacheworkers")
 
-#: How long a maintenance message may wait behind another, a sweep say, and be run all the same, seconds.
+#: How long a maintenance message may wait behind another, a garbage collection say, and be run all the same, seconds.
 MAINTENANCE_EXPIRES = 30.0
 #: Task names do not contain the namespace: two caches on one app would answer for each other.
 _bound: weakref.WeakSet[Celery] = weakref.WeakSet()

@@ -37,10 +37,10 @@ def test_a_worker_without_q_loads_what_readers_wait_for_first(pool: Pool) -> Non
     fill(pool, "warm", "product[1]", "product[2]")
     fill(pool, "revalidate", "product[3]")
     fill(pool, "miss", "product[4]", "product[5]")
-    pool.app.send_task("cacheworkers.sweep", queue="celery")
+    pool.app.send_task("cacheworkers.collect_garbage", queue="celery")
 
     pool.start(*QUIET, queues="")
-    wait_until(lambda: len(pool.notes("run_loads")) == 5 and pool.notes("sweep"))
+    wait_until(lambda: len(pool.notes("run_loads")) == 5 and pool.notes("collect_garbage"))
 
     assert [call for _, call, _ in pool.notes("run_loads")] == [f"product[{n}]" for n in (4, 5, 3, 1, 2)]
 
@@ -49,8 +49,8 @@ def test_lines_about_our_tasks_are_debug(pool: Pool) -> None:
     """An idle worker's log at INFO does not consist of what beat sends every few seconds."""
     pool.start(*QUIET, queues="")
     fill(pool, "miss", "product[1]")
-    pool.app.send_task("cacheworkers.sweep", queue="cw.upkeep")
-    wait_until(lambda: pool.notes("run_loads") and pool.notes("sweep"))
+    pool.app.send_task("cacheworkers.collect_garbage", queue="cw.upkeep")
+    wait_until(lambda: pool.notes("run_loads") and pool.notes("collect_garbage"))
     pool.stop()
 
     lines = pool.log_path.read_text().splitlines()

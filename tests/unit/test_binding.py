@@ -47,7 +47,7 @@ def bound(app: Celery, **answers: Any) -> Binding:
         **{
             "run_loads": lambda loader, asks, again: None,
             "undelivered": lambda asks: None,
-            "maintenance": Maintenance({"sweep": (lambda: None, 60.0)}),
+            "maintenance": Maintenance({"collect_garbage": (lambda: None, 60.0)}),
             "emit": lambda event: None,
             "reset_after_fork": lambda: None,
             **answers,
@@ -64,7 +64,7 @@ class Conf:
     worker_prefetch_multiplier = 7
     broker_transport_options: ClassVar[dict[str, int]] = {"visibility_timeout": 999, "max_connections": 3}
     beat_schedule: ClassVar[dict[str, Any]] = {
-        "cacheworkers-sweep": {"task": "mine", "schedule": 5.0},
+        "cacheworkers-collect_garbage": {"task": "mine", "schedule": 5.0},
         "other": {"task": "x", "schedule": 1.0},
     }
     task_routes: ClassVar[dict[str, Any]] = {"cacheworkers.load.special": {"queue": "special"}}
@@ -114,7 +114,7 @@ def test_the_app_s_own_settings_stay(how: str, when: str) -> None:
     assert app.conf.worker_prefetch_multiplier == 7
     assert app.conf.broker_transport_options == {"visibility_timeout": 999, "max_connections": 3}
     assert {name: entry["task"] for name, entry in app.conf.beat_schedule.items()} == {
-        "cacheworkers-sweep": "mine",
+        "cacheworkers-collect_garbage": "mine",
         "other": "x",
     }
     assert queue_of(app, "special") == "special"
@@ -137,8 +137,8 @@ def test_messages_of_ours_are_routed_and_scheduled() -> None:
     bound(app)
 
     assert queue_of(app, "product") == "cw.revalidate"
-    entry = app.conf.beat_schedule["cacheworkers-sweep"]
-    assert (entry["task"], entry["schedule"]) == ("cacheworkers.sweep", 60.0)
+    entry = app.conf.beat_schedule["cacheworkers-collect_garbage"]
+    assert (entry["task"], entry["schedule"]) == ("cacheworkers.collect_garbage", 60.0)
     direct = {"queue": "cw.upkeep", "exchange": "", "routing_key": "cw.upkeep"}
     assert entry["options"] == {**direct, "expires": 60.0, "ignore_result": True}
 

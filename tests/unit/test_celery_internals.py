@@ -115,14 +115,25 @@ RECORDS: dict[str, tuple[str, Any, Any]] = {
     "received": (
         "celery.worker.strategy",
         trace.LOG_RECEIVED,
-        {"id": "1", "name": "cacheworkers.sweep", "args": "", "kwargs": "", "eta": None},
+        {"id": "1", "name": "cacheworkers.collect_garbage", "args": "", "kwargs": "", "eta": None},
     ),
     "succeeded": (
         "celery.app.trace",
         trace.LOG_SUCCESS,
-        {"id": "1", "name": "cacheworkers.sweep", "return_value": "", "runtime": 0.0, "args": "", "kwargs": ""},
+        {
+            "id": "1",
+            "name": "cacheworkers.collect_garbage",
+            "return_value": "",
+            "runtime": 0.0,
+            "args": "",
+            "kwargs": "",
+        },
     ),
-    "sent by beat": ("celery.beat", "Scheduler: Sending due task %s (%s)", ("sweep", "cacheworkers.sweep")),
+    "sent by beat": (
+        "celery.beat",
+        "Scheduler: Sending due task %s (%s)",
+        ("collect_garbage", "cacheworkers.collect_garbage"),
+    ),
 }
 
 
@@ -132,6 +143,6 @@ def test_log_records_name_their_task(kind: str) -> None:
     name, message, args = RECORDS[kind]
     record = logging.LogRecord(name, logging.INFO, "", 0, message, (args,) if isinstance(args, dict) else args, None)
 
-    assert task_of_record(record) == "cacheworkers.sweep"
-    assert "cacheworkers.sweep" in record.getMessage()
+    assert task_of_record(record) == "cacheworkers.collect_garbage"
+    assert "cacheworkers.collect_garbage" in record.getMessage()
     assert json.dumps(record.msg)
