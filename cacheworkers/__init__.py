@@ -1,44 +1,69 @@
 """cacheworkers: web processes read, workers compute."""
 
-from cacheworkers.cache import Cache
-from cacheworkers.config import Config
-from cacheworkers.core.entry import Freshness
-from cacheworkers.core.read_result import Read
-from cacheworkers.errors import (
-    BrokerUnavailable,
-    BulkheadFull,
-    CacheworkersError,
-    CallError,
-    CodecError,
-    ConfigError,
-    DeclarationError,
-    EntryTooLarge,
-    InvalidationIncomplete,
-    KeyMissing,
-    LoadError,
-    LoadErrors,
-    LoadTimeout,
-    OutboxUnavailable,
-    ReadError,
-    StoreError,
-    StoreFull,
-    StoreUnavailable,
-    TagError,
-    UnknownLoader,
-    UnsafeStore,
-    UnwatchedWrite,
-)
-from cacheworkers.flows.explain import Explanation
-from cacheworkers.flows.inspect import Inspection
-from cacheworkers.flows.invalidate import Invalidation
-from cacheworkers.flows.warm import Warming
-from cacheworkers.flows.warm_up import WarmUp
-from cacheworkers.load_context import AsyncLoad, Load
-from cacheworkers.loader import BatchLoader, Loader
-from cacheworkers.policy import Policy
-from cacheworkers.runtime.warm_job import WarmJob
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cacheworkers.cache import Cache
+    from cacheworkers.config import Config
+    from cacheworkers.core.entry import Freshness
+    from cacheworkers.core.read_result import Read
+    from cacheworkers.errors import (
+        BrokerUnavailable,
+        BulkheadFull,
+        CacheworkersError,
+        CallError,
+        CodecError,
+        ConfigError,
+        DeclarationError,
+        EntryTooLarge,
+        InvalidationIncomplete,
+        KeyMissing,
+        LoadError,
+        LoadErrors,
+        LoadTimeout,
+        OutboxUnavailable,
+        ReadError,
+        StoreError,
+        StoreFull,
+        StoreUnavailable,
+        TagError,
+        UnknownLoader,
+        UnsafeStore,
+        UnwatchedWrite,
+    )
+    from cacheworkers.flows.explain import Explanation
+    from cacheworkers.flows.inspect import Inspection
+    from cacheworkers.flows.invalidate import Invalidation
+    from cacheworkers.flows.warm import Warming
+    from cacheworkers.flows.warm_up import WarmUp
+    from cacheworkers.load_context import AsyncLoad, Load
+    from cacheworkers.loader import BatchLoader, Loader
+    from cacheworkers.policy import Policy
+    from cacheworkers.runtime.warm_job import WarmJob
 
 __version__ = "0.1.0"
+
+#: Public name -> the module that defines it; imported when first used, so that `import cacheworkers` costs little.
+_DEFINED_IN = {
+    "AsyncLoad": "load_context",
+    "BatchLoader": "loader",
+    "Cache": "cache",
+    "Config": "config",
+    "Explanation": "flows.explain",
+    "Freshness": "core.entry",
+    "Inspection": "flows.inspect",
+    "Invalidation": "flows.invalidate",
+    "Load": "load_context",
+    "Loader": "loader",
+    "Policy": "policy",
+    "Read": "core.read_result",
+    "WarmJob": "runtime.warm_job",
+    "WarmUp": "flows.warm_up",
+    "Warming": "flows.warm",
+}
 
 __all__ = [
     "AsyncLoad",
@@ -80,3 +105,16 @@ __all__ = [
     "Warming",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module; what is no other's is an error."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

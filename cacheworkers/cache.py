@@ -13,7 +13,7 @@ from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CallError, ConfigError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
 from cacheworkers.flows.explain import Explanation, explain, stored
-from cacheworkers.flows.garbage_collection import sweep
+from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
 from cacheworkers.flows.invalidate import Invalidation, Mode, Progress, invalidate_tags, members_of
@@ -26,12 +26,8 @@ from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS, WarmUp, warm_up
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.wiring import Internals, Runtime
-from cacheworkers.sql.outbox.outbox import Backlog
-from cacheworkers.sql.triggers.postgres_triggers import Triggers
 from cacheworkers.sql.watch.dirty_transactions import dirty_here
-from cacheworkers.sql.watch.flush_changes import TagsOf
-from cacheworkers.sql.watch.session_hooks import AnySession
-from cacheworkers.workers import LoaderInfo, QueueState
+from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.version_mismatch import mismatch
 
 if TYPE_CHECKING:
@@ -39,6 +35,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
+
+    from cacheworkers.sql.outbox.outbox import Backlog, Outbox
+    from cacheworkers.sql.triggers.postgres_triggers import Triggers
+    from cacheworkers.sql.watch.flush_changes import TagsOf
+    from cacheworkers.sql.watch.service import WatchService
+    from cacheworkers.sql.watch.session_hooks import AnySession
+    from cacheworkers.workers.broker_queues import QueueState
 
 
 class Cache:
@@ -71,18 +74,16 @@ class Cache:
             hook=hook,
             run_loads=self.run_loads,
             upkeep={
-                "sweep": (lambda: self.sweep(config.gc_interval / 2), config.gc_interval),
+                "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
                 "drain_outbox": (self._drain_by_beat, config.drain_interval),
                 **({"warm": (self.warm, config.warm_interval)} if config.warm_interval else {}),
             },
         )
         self._loaders = LoaderRegistry(config)
         self._ports = self._runtime.ports
-        self._watching = self._runtime.watching
         self._triggers: list[Triggers] = []
-        self.outbox = self._watching.outbox
         #: For the command line, doctor and metrics, which look into a cache; not part of the public API.
-        self.internals = Internals(self._runtime, self._ports, self._watching, self._triggers)
+        self.internals = Internals(self._runtime, self._ports, self._triggers)
 
     # -- declaring loaders
 
@@ -127,6 +128,11 @@ class Cache:
     def loaders(self) -> Mapping[str, LoaderSpec]:
         """The loaders that are declared here, by name; one that is not is an `UnknownLoader`."""
         return self._loaders
+
+    @property
+    def outbox(self) -> Outbox:
+        """The outbox table: `create`, `check`, and the `metadata` that a migration names."""
+        return self._watching.outbox
 
     # -- invalidating
 
@@ -207,6 +213,8 @@ class Cache:
         Raises:
             ConfigError: a name or a template is malformed.
         """
+        from cacheworkers.sql.triggers.postgres_triggers import Triggers
+
         declared = Triggers(
             self.config.namespace, templates, self.outbox.table.name, max_tag_bytes=self.config.max_tag_bytes
         )
@@ -260,7 +268,7 @@ class Cache:
     @property
     def is_watching(self) -> bool:
         """Whether this cache watches any sessions."""
-        return self._watching.is_any
+        return self._runtime.is_watching
 
     # -- looking inside
 
@@ -325,11 +333,11 @@ class Cache:
         return await arun(store_stats(self._ports))
 
     def loader_stats(self) -> list[LoaderStats]:
-        """Return the heat of each loader, the hottest first."""
+        """Return the access score of each loader, the hottest first."""
         return run(loader_stats(self._ports, list(self._loaders)))
 
     async def aloader_stats(self) -> list[LoaderStats]:
-        """Return the heat of each loader, the hottest first."""
+        """Return the access score of each loader, the hottest first."""
         return await arun(loader_stats(self._ports, list(self._loaders)))
 
     def hot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
@@ -419,24 +427,24 @@ class Cache:
         return await arun(self._warm_round())
 
     def report_accesses(self) -> int:
-        """Add what this process has read to the store's heat; how many calls.  A thread does it by itself."""
+        """Report what this process has read to the store; return how many calls.  A thread does it by itself."""
         return run(report_accesses(self._ports))
 
     async def areport_accesses(self) -> int:
-        """Add what this process has read to the store's heat; see `report_accesses`."""
+        """Report what this process has read to the store; see `report_accesses`."""
         return await arun(report_accesses(self._ports))
 
-    def sweep(self, within: float = math.inf) -> GarbageCollected:
+    def collect_garbage(self, within: float = math.inf) -> GarbageCollected:
         """Drop what has expired from tag sets, and finish invalidations whose process died.
 
         Args:
-            within: seconds after which it stops; the next sweep, whoever's, goes on there.
+            within: seconds after which it stops; the next garbage collection, in whatever process, continues there.
         """
-        return run(sweep(self._ports, within))
+        return run(collect_garbage(self._ports, within))
 
-    async def asweep(self, within: float = math.inf) -> GarbageCollected:
-        """Drop what has expired from tag sets; see `sweep`."""
-        return await arun(sweep(self._ports, within))
+    async def acollect_garbage(self, within: float = math.inf) -> GarbageCollected:
+        """Drop what has expired from tag sets; see `collect_garbage`."""
+        return await arun(collect_garbage(self._ports, within))
 
     def run_loads(self, loader: str, asks: Sequence[LoadRequest], is_redelivered: bool = False) -> None:
         """Load what the asks name, in this thread; workers call it.
@@ -468,6 +476,10 @@ class Cache:
 
     # -- inside
 
+    @property
+    def _watching(self) -> WatchService:
+        return self._runtime.watching
+
     def _declare(
         self,
         function: Callable[..., Any],
@@ -480,7 +492,7 @@ class Cache:
     ) -> LoaderSpec:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
         config = self.config
-        self._ports.heat.warm_for[spec.name] = spec.policy.kept_warm_for
+        self._ports.access_counter.warm_for[spec.name] = spec.policy.kept_warm_for
         self._runtime.workers.register(
             LoaderInfo(
                 spec.name,

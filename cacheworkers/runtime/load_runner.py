@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
 
 from cacheworkers import load_context as loads
 from cacheworkers.core.driver import Step
@@ -14,14 +14,35 @@ from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.coherence import Coherence
-from cacheworkers.sql.load_sessions import Sessions
 from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction
+
+if TYPE_CHECKING:
+    from cacheworkers.sql.load_sessions import Sessions
+
+
+class NoSessions:
+    """The sessions of a cache that was given none: `load.session` is None, and SQLAlchemy stays unimported."""
+
+    @contextlib.contextmanager
+    def for_load(self, load_for: float) -> Iterator[None]:
+        """Give None."""
+        yield None
+
+    @contextlib.asynccontextmanager
+    async def afor_load(self, load_for: float) -> AsyncIterator[None]:
+        """Give None."""
+        yield None
+
+    def reset_after_fork(self) -> None:
+        """Do nothing: there are no connections."""
 
 
 class LoaderRunner:
     """Makes the steps that run loaders, each attempt in a session of its own."""
 
-    def __init__(self, owner: object, where: str, sessions: Sessions, bulkhead: Bulkhead, coherence: Coherence) -> None:
+    def __init__(
+        self, owner: object, where: str, sessions: Sessions | NoSessions, bulkhead: Bulkhead, coherence: Coherence
+    ) -> None:
         """
         Args:
             owner: the cache; nested reads of its loaders belong to the load.

@@ -28,14 +28,10 @@ from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
-from cacheworkers.runtime.load_runner import LoaderRunner
-from cacheworkers.sql.load_sessions import Sessions
-from cacheworkers.sql.triggers.postgres_triggers import Triggers
-from cacheworkers.sql.watch.service import WatchService
+from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
-from cacheworkers.workers import bind
 from cacheworkers.workers.thread_workers import LocalWorkers
 
 if TYPE_CHECKING:
@@ -43,10 +39,14 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
+    from cacheworkers.sql.load_sessions import Sessions
+    from cacheworkers.sql.triggers.postgres_triggers import Triggers
+    from cacheworkers.sql.watch.service import WatchService
+
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
-#: How often hits in memory are told to the hook where no heat is told to the store, seconds.
+#: How often hits in memory are told to the hook where no accesses are reported to the store, seconds.
 COUNTED_EVERY = 5.0
 #: An upkeep task that last ended so many periods, and so many seconds, ago has missed some.
 LATE = 2.0
@@ -60,7 +60,6 @@ class Runtime:
 
     Attributes:
         ports: what flows use.
-        watching: the sessions that are watched.
         workers: where loads go, and where loaders are registered.
     """
 
@@ -99,7 +98,10 @@ class Runtime:
         )
         listener = _listener(config, link, keys, coherence, clock, l1, waiters, self.emit)
         self._bulkhead = Bulkhead(config.bulkhead)
-        self._sessions = Sessions(sessions, async_sessions, pool_size=config.bulkhead)
+        self._session_factory = sessions
+        self._watching: WatchService | None = None
+        self._watching_lock = threading.Lock()
+        self._sessions = _load_sessions(sessions, async_sessions, config.bulkhead)
         self.ports = ports = Ports(
             config=config,
             store=Store(link, keys, batch_size=config.batch_size),
@@ -115,15 +117,16 @@ class Runtime:
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
-        self.watching = WatchService(ports, sessions)
-        l1.on_gone = ports.heat.note_gone
+        l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
-            "cacheworkers-heat", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
+            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
         )
         listener.on_start = self._access_reporter.start
         if celery is None:
             self.workers: Any = LocalWorkers(config, run_loads=run_loads)
         else:
+            from cacheworkers.workers.binding import bind
+
             self.workers = bind(
                 celery,
                 config,
@@ -138,6 +141,22 @@ class Runtime:
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _runtimes.add(self)
+
+    @property
+    def watching(self) -> WatchService:
+        """The watched sessions and their outbox; made, and SQLAlchemy imported, when first asked for."""
+        if self._watching is None:
+            with self._watching_lock:
+                if self._watching is None:
+                    from cacheworkers.sql.watch.service import WatchService
+
+                    self._watching = WatchService(self.ports, self._session_factory)
+        return self._watching
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether any sessions are watched."""
+        return self._watching is not None and self._watching.is_any
 
     def emit(self, event: Event) -> None:
         """Tell the hook; what it raises is logged, and stops nothing."""
@@ -185,7 +204,8 @@ class Runtime:
         self._access_reporter.close()
         self._report_once()
         self.workers.close()
-        self.watching.close()
+        if self._watching is not None:
+            self._watching.close()
         self.ports.listener.close()
         if self._background is not None:
             self._background.shutdown(wait=True)
@@ -194,7 +214,7 @@ class Runtime:
     def _report_once(self) -> None:
         """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
         ports = self.ports
-        if not len(ports.heat) and not len(ports.l1):
+        if not len(ports.access_counter) and not len(ports.l1):
             return
 
         def report() -> None:
@@ -202,7 +222,7 @@ class Runtime:
                 run(report_accesses(ports))
 
         # A daemon, for there may be many exchanges; each alone may take as long.
-        thread = threading.Thread(target=report, name="cacheworkers-heat-last", daemon=True)
+        thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
             thread.start()
             thread.join(ports.config.store_timeout)
@@ -212,14 +232,16 @@ class Runtime:
         self._background = None
         self.ports.coherence.reset()
         self._access_reporter.reset()
-        self.ports.heat.reset()
+        self.ports.access_counter.reset()
         self.ports.asked.reset()
         self.ports.l1.reset()
         self.ports.waiters.reset()
         self.ports.store.reset()
         self.ports.listener.reset()
         self._bulkhead.reset()
-        self.watching.reset()
+        self._watching_lock = threading.Lock()
+        if self._watching is not None:
+            self._watching.reset()
         self._sessions.reset_after_fork()
         self.workers.reset_after_fork()
 
@@ -234,13 +256,28 @@ class Internals:
 
     runtime: Runtime
     ports: Ports
-    watching: WatchService
     triggers: list[Triggers]
+
+    @property
+    def watching(self) -> WatchService:
+        """The watched sessions and their outbox."""
+        return self.runtime.watching
 
     @property
     def app(self) -> Celery | None:
         """The Celery app that the cache is bound to, if any."""
         return getattr(self.runtime.workers, "app", None)
+
+
+def _load_sessions(
+    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, pool_size: int
+) -> Sessions | NoSessions:
+    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some."""
+    if sessions is None and async_sessions is None:
+        return NoSessions()
+    from cacheworkers.sql.load_sessions import Sessions
+
+    return Sessions(sessions, async_sessions, pool_size=pool_size)
 
 
 def cache_of(celery: Celery) -> object | None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from cacheworkers.testing.servers import Postgres, Valkey
-
 
 @pytest.fixture(scope="session")
 def cacheworkers_redis_url() -> Iterator[str]:
@@ -21,6 +19,8 @@ def cacheworkers_redis_url() -> Iterator[str]:
     if given:
         yield given
         return
+    from cacheworkers.testing.servers import Valkey
+
     with Valkey() as server:
         yield server.url
 
@@ -32,5 +32,7 @@ def cacheworkers_database_url() -> Iterator[str]:
     if given:
         yield given
         return
+    from cacheworkers.testing.servers import Postgres
+
     with Postgres() as server:
         yield server.create_database("cacheworkers_test")

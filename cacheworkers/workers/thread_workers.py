@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers.broker_queues import QueueState
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
+
+if TYPE_CHECKING:
+    from cacheworkers.workers.broker_queues import QueueState
 
 log = logging.getLogger("cacheworkers")
 

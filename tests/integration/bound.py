@@ -12,7 +12,9 @@ from celery import Celery
 
 from cacheworkers import Config
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers import LoaderInfo, bind, binding
+from cacheworkers.workers import binding
+from cacheworkers.workers.binding import bind
+from cacheworkers.workers.publish_queue import LoaderInfo
 
 app = Celery("bound", broker=os.environ["REDIS_URL"])
 # Seconds, instead of a fixed 5 and 10 on top of a load's own time.
@@ -44,7 +46,7 @@ workers = bind(
     Config.from_env(),
     run_loads=run_loads,
     undelivered=lambda asks: note("undelivered", [ask.call for ask in asks]),
-    upkeep={"sweep": (lambda: note("sweep"), 0.2)},
+    upkeep={"collect_garbage": (lambda: note("collect_garbage"), 0.2)},
     emit=lambda event: note(type(event).__name__),
     reset_after_fork=lambda: note("reset"),
 )

@@ -19,7 +19,9 @@ from cacheworkers.events import Published
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers import CeleryWorkers, LoaderInfo, bind, publisher
+from cacheworkers.workers import publisher
+from cacheworkers.workers.binding import CeleryWorkers, bind
+from cacheworkers.workers.publish_queue import LoaderInfo
 
 HERE = Path(__file__).parent
 TOKEN = "ab" * 8
@@ -186,4 +188,4 @@ def test_beat_sends_upkeep_to_its_queue(pool: Pool, tmp_path: Path) -> None:
     """The schedule is in the app's, without a word from the user."""
     pool.start("--pool", "prefork", "-c", "1", "--beat", "-s", str(tmp_path / "schedule"))
 
-    wait_until(lambda: len(pool.notes("sweep")) >= 2)
+    wait_until(lambda: len(pool.notes("collect_garbage")) >= 2)

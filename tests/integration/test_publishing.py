@@ -18,8 +18,9 @@ from cacheworkers.events import Event, Published, PublishFailed
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers import LoaderInfo, bind
 from cacheworkers.workers import publish_queue as queues
+from cacheworkers.workers.binding import bind
+from cacheworkers.workers.publish_queue import LoaderInfo
 
 TOKEN = "ab" * 8
 BREAKER_FOR = 3600.0

@@ -11,7 +11,8 @@ from cacheworkers import Config
 from cacheworkers.core.calls import version_of
 from cacheworkers.events import Event, PublishFailed, TaskRequeued
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers import LoaderInfo, bind
+from cacheworkers.workers.binding import bind
+from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 TOKEN = "ab" * 8

@@ -6,10 +6,12 @@ import contextvars
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncSession, async_session
-from sqlalchemy.orm import Session, SessionTransaction
+if TYPE_CHECKING:  # every read asks this module, in processes without SQLAlchemy too
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session, SessionTransaction
 
 _units: contextvars.ContextVar[tuple[weakref.ref[DirtyTransaction], ...]] = contextvars.ContextVar(
     "cacheworkers_units", default=()
@@ -39,6 +41,8 @@ class DirtyTransaction:
     @property
     def async_session(self) -> AsyncSession | None:
         """The AsyncSession around it, if there is one."""
+        from sqlalchemy.ext.asyncio import async_session
+
         return async_session(self.session)
 
     @property

