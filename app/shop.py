@@ -10,16 +10,18 @@ from typing import Any
 import msgspec
 from celery import Celery
 from sqlalchemy import event, func, literal_column, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.database import engine, sessions
-from app.models import Price, Product, Stock
-from cacheworkers import Cache, Config, Load
+from app.models import Category, Price, Product, Stock
+from cacheworkers import Cache, CacheworkersError, Config, Load
 from cacheworkers.ops.metrics import Metrics
 
 PAGE = 20
 
 celery = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")))
+celery.conf.worker_soft_shutdown_timeout = 10.0  # what a worker has begun is finished, the rest goes back to the queue
 cache = Cache(Config.from_env(), celery=celery, sessions=sessions, hook=Metrics())
 # `app.seed` makes the tables, the outbox among them; web and workers start after it.
 cache.watch(
@@ -114,6 +116,28 @@ def set_price(product_id: int, amount: int) -> float | None:
     return float(session.info["committed_at"])
 
 
+def change(product_id: int, name: str | None, price: Decimal | None, category_id: int | None) -> ProductView | None:
+    """Change what is given of a product, and return it as it is now; None if there is no such product.
+
+    The watched session knows the category before and after: both categories' pages are invalidated with the commit.
+
+    Raises:
+        LookupError: there is no such category.
+    """
+    with sessions.begin() as session:
+        product, its_price = session.get(Product, product_id), session.get(Price, product_id)
+        if product is None or its_price is None:
+            return None
+        if category_id is not None:
+            if session.get(Category, category_id) is None:
+                raise LookupError(f"there is no category {category_id}")
+            product.category_id = category_id
+        product.name = product.name if name is None else name
+        its_price.amount = its_price.amount if price is None else price
+        session.flush()
+        return _view(session.execute(_select().where(Product.id == product_id)).one())
+
+
 def uncached_product(product_id: int) -> bytes:
     """The same product straight from the database, for comparison; Postgres counts it apart by its extra column."""
     statement = _select().add_columns(literal_column("1").label("uncached"))
@@ -124,5 +148,17 @@ def uncached_product(product_id: int) -> bytes:
 
 def is_database_up() -> bool:
     """Return whether the database answers."""
-    with engine.connect() as connection:
-        return bool(connection.execute(text("SELECT 1")).scalar_one() == 1)
+    try:
+        with engine.connect() as connection:
+            return bool(connection.execute(text("SELECT 1")).scalar_one() == 1)
+    except SQLAlchemyError:
+        return False
+
+
+def is_store_up() -> bool:
+    """Return whether the cache's store answers."""
+    try:
+        product.peek(1)
+    except CacheworkersError:
+        return False
+    return True

@@ -104,6 +104,7 @@ class Supervisor:
 
     Attributes:
         env: the environment of children that are started from now on.
+        secrets: child -> what it alone finds in its environment besides.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Supervisor:
             hides: lines of children that are not shown.
         """
         self.env: Mapping[str, str] = os.environ
+        self.secrets: Mapping[str, Mapping[str, str]] = {}
         self._console = console
         self._hides = hides
         self._cwd = cwd
@@ -244,7 +246,7 @@ class Supervisor:
         process = await asyncio.create_subprocess_exec(
             *argv(command),
             cwd=self._cwd,
-            env=self.env,
+            env={**self.env, **self.secrets.get(name, {})},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

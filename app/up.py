@@ -39,7 +39,12 @@ READY_WITHIN = 60.0
 READY_PATHS = {"web": "/health", "page": "/health", "exporter": "/metrics", "flower": "/healthcheck"}
 READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting", "drain": "draining"}
 #: What workers and beat say of each task: the addresses must not be lost in it.  Failures are shown.
-ROUTINE = re.compile(r": INFO/\S+\] (Task \S+ (received|succeeded in )|Scheduler: Sending due task )")
+ROUTINE = re.compile(
+    r": INFO/\S+\] (Task \S+ (received|succeeded in )|Scheduler: Sending due task )"
+    # Celery's wall of text for workers that root has started: here they run on this machine's loopback alone.
+    r"|^\s*$|You're running the worker with superuser privileges|absolutely not recommended!"
+    r"|Please specify a different user using the --uid|User information: uid=|^\s+warnings\.warn\(|SecurityWarning"
+)
 #: What starts when all else is ready: Flower asks workers once, at its start, for the queues that they consume.
 LAST = {"flower"}
 #: Those that the page may kill.
@@ -153,9 +158,11 @@ async def _up(
                 **{name: str(port) for name, port in ports.items()},
                 VARIABLE: str(control.path),
             }
+            login = os.environ.get("FLOWER_BASIC_AUTH", f"shop:{secrets.token_urlsafe(9)}")
+            supervisor.secrets = {"flower": {"FLOWER_BASIC_AUTH": login}}
             await supervisor.until_over(_bring_up(supervisor, commands, here, options, console))
-            (data_dir / "up.json").write_text(json.dumps(asdict(here)))
-            _announce(console, commands, here, servers, supervisor.env["FLOWER_BASIC_AUTH"])
+            _write_private(data_dir / "up.json", json.dumps(asdict(here)))
+            _announce(console, commands, here, servers, login)
             await supervisor.until_over(asyncio.Event().wait())
     except Stopped:
         console.say("up", "ending")
@@ -294,14 +301,13 @@ def _environment(here: Addresses) -> dict[str, str]:
     """Return what the processes find in their environment."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "FLOWER_BASIC_AUTH"},
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
         "REDIS_URL": here.redis_url,
         "DATABASE_URL": here.database_url,
         "BROKER_URL": here.broker_url,
-        "FLOWER_BASIC_AUTH": os.environ.get("FLOWER_BASIC_AUTH", f"shop:{secrets.token_urlsafe(9)}"),
         "WEB_URL": here.web,
         "FLOWER_URL": here.flower,
     }
@@ -344,6 +350,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="show each task that workers and beat deal with")
     parser.add_argument("--stop-within", type=float, default=10.0, help="seconds until what has not ended is killed")
     return parser
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that nobody but its owner can read: URLs hold passwords."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
 
 
 def _emptied(directory: Path) -> Path:

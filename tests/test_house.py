@@ -7,14 +7,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from app import probe
 from app.procfile import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("dev.lock", "docs.lock")
+LOCKS = ("app.lock", "dev.lock", "docs.lock")
 
 
 def test_containers_run_the_processes_of_the_procfile() -> None:
@@ -24,27 +26,94 @@ def test_containers_run_the_processes_of_the_procfile() -> None:
 
     services = set(re.findall(r"^  ([a-z-]+):$", compose.partition("\nservices:\n")[2], re.MULTILINE))
 
-    assert services == processes | {"valkey", "broker", "postgres", "seed"}
-    assert set(re.findall(r"command: python -m app\.procfile ([a-z]+)$", compose, re.MULTILINE)) == processes
+    assert services - {"prometheus", "grafana"} == processes | {"valkey", "broker", "postgres", "seed"}
+    assert set(re.findall(r"command: \[([a-z]+)\]$", compose, re.MULTILINE)) == processes
 
 
 @pytest.mark.compose
 def test_docker_compose_takes_the_file(docker_compose: str) -> None:
-    """Whatever is set; and each container has a metrics directory of its own: files there are named by process id."""
-    words = [docker_compose, "--file", str(ROOT / "docker-compose.yml"), "config"]
+    """Whatever is set in the environment."""
+    words = [docker_compose, "--file", str(ROOT / "docker-compose.yml"), "--profile=*", "config"]
     env = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere"}
 
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    services = yaml.safe_load(done.stdout)["services"]
-    built = {name: service for name, service in services.items() if "build" in service}
-    assert set(built) == {*parse((ROOT / "Procfile").read_text()), "seed"}
-    for name, service in built.items():
-        assert [service["environment"]["PROMETHEUS_MULTIPROC_DIR"]] == service["tmpfs"], name
-    assert {name for name in built if "healthcheck" in built[name]} == set(built) - {"seed", "beat"}
-    looks = [" ".join(built[name]["healthcheck"]["test"]) for name in ("miss", "rest")]
-    assert all("env -u PROMETHEUS_MULTIPROC_DIR celery" in look for look in looks), "each look would leave its files"
+    assert set(yaml.safe_load(done.stdout)["services"]) == set(_compose()["services"])
+
+
+def _compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return found
+
+
+def test_containers_come_back_keep_what_matters_and_are_seen_from_this_machine_alone() -> None:
+    """Restart policies, volumes, limits, ports on loopback, no password in the file, one image, files of one's own."""
+    services = _compose()["services"]
+    shop = {name: service for name, service in services.items() if service.get("image") == "cacheworkers-shop"}
+
+    assert set(shop) == {*parse((ROOT / "Procfile").read_text()), "seed"}
+    assert {name for name, service in services.items() if service["restart"] != "unless-stopped"} == {"seed"}
+    for name, service in shop.items():
+        assert service["environment"]["PROMETHEUS_MULTIPROC_DIR"] in [
+            each.partition(":")[0] for each in service["tmpfs"]
+        ]
+        assert service["init"] and service["read_only"] and service["mem_limit"] and service["stop_grace_period"], name
+        assert name == "seed" or service["environment"]["PROCESS"] == name == service["command"][0]
+    assert all("mem_limit" in services[name] for name in ("valkey", "broker"))
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert ports and all(port.startswith("127.0.0.1:") for port in ports)
+    assert services["broker"]["volumes"] and services["postgres"]["volumes"]
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert "PASSWORD: " not in text and not re.search(r"//[^@\s]*:[^@\s/]+@", text)
+
+
+@pytest.mark.parametrize("name", ["config", "web", "workers", "single"])
+def test_the_kubernetes_example_runs_the_same_processes(name: str) -> None:
+    """Each Deployment starts a process of the Procfile, unprivileged, probed, with the image's volumes."""
+    processes = parse((ROOT / "Procfile").read_text())
+    for found in yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / f"{name}.yaml").read_text()):
+        assert {"apiVersion", "kind", "metadata"} <= set(found)
+        if found["kind"] != "Deployment":
+            continue
+        spec = found["spec"]["template"]["spec"]
+        [container] = spec["containers"]
+        [process] = container["args"]
+        assert process in processes and {"name": "PROCESS", "value": process} in container["env"]
+        assert spec["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["livenessProbe"]["exec"]["command"] == ["python", "-m", "app.probe"]
+        assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in spec["volumes"]}
+        assert found["spec"]["selector"]["matchLabels"] == found["spec"]["template"]["metadata"]["labels"]
+
+
+def test_units_of_systemd_start_the_same_processes() -> None:
+    """One unit a process; what cannot be started by its name in the Procfile is a mistake."""
+    processes = parse((ROOT / "Procfile").read_text())
+    started = set()
+    for path in (ROOT / "deploy" / "systemd").glob("*.service"):
+        text = path.read_text()
+        [process] = re.findall(r"^ExecStart=\S+ -m app\.procfile (\S+)$", text, re.MULTILINE)
+        assert "Restart=always" in text, path.name
+        started |= {"miss", "rest"} if process == "%i" else {process}
+
+    assert started == set(processes) - {"page", "flower"}
+
+
+@pytest.mark.parametrize("process", ["miss", "beat"])
+def test_a_process_without_a_heartbeat_is_not_alive(
+    process: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEARTBEAT_DIR", str(tmp_path))
+
+    assert "no heartbeat" in (probe.why_not(process, 0.0) or "")
+    probe.heartbeat_file(process).touch()
+    touched_at = probe.heartbeat_file(process).stat().st_mtime
+    assert probe.why_not(process, touched_at + 1.0) is None
+    assert "s old" in (probe.why_not(process, touched_at + 100.0) or "")
+
+
+def test_every_process_can_be_probed() -> None:
+    assert set(probe.PATHS) | set(probe.SILENT_FOR) == set(parse((ROOT / "Procfile").read_text()))
 
 
 def test_one_process_of_the_procfile_starts_alone(tmp_path: Path) -> None:
@@ -82,11 +151,11 @@ def test_every_dependency_is_locked() -> None:
 
 def test_locks_agree() -> None:
     """The documentation is made with the versions that the suite has run."""
-    tested, documented = (_locked(lock) for lock in LOCKS)
-
-    assert {name: (tested[name], documented[name]) for name in tested.keys() & documented.keys()} == {
-        name: (tested[name], tested[name]) for name in tested.keys() & documented.keys()
-    }
+    tested = _locked("dev.lock")
+    for lock in LOCKS:
+        other = _locked(lock)
+        both = tested.keys() & other.keys()
+        assert {name: other[name] for name in both} == {name: tested[name] for name in both}, lock
 
 
 def test_every_package_is_shipped() -> None:

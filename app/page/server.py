@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from app.page.control import Refused
-from app.page.origin import is_ours
 from app.page.sale import Sale
+from app.same_site import is_ours
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]

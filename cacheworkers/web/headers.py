@@ -99,5 +99,5 @@ def surrogate_key(read: Read) -> bytes | None:
     None if they are too long for a header: then no proxy can purge the answer by them.
     """
     tags = read.entry.tags if read.entry is not None else ()
-    value = " ".join(quote(tag, safe=_PLAIN) for tag in tags).encode()
+    value = " ".join(quote(tag, safe=_PLAIN, errors="replace") for tag in tags).encode()
     return value if len(value) <= MOST_SURROGATE_KEY_BYTES else None

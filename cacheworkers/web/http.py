@@ -94,7 +94,7 @@ def answer(
     if keys:
         headers.append((b"surrogate-key", keys))
     if policy.none_is_404 and _is_none(read):
-        return _problem(404, "Not Found", f"there is nothing at {path}", method, headers)
+        return _problem(404, "Not Found", f"there is nothing at {_printable(path)}", method, headers)
     tag = values.entity_tag(read)
     # Before If-None-Match, and after a 404: RFC 9110, 13.2.
     if if_match is not None and not values.matches_strongly(if_match, tag):
@@ -118,7 +118,7 @@ def refusal(error: ReadError | StoreError, policy: HttpPolicy, *, method: str = 
     retry_after = policy.retry_after
     match error:
         case LoadError(kind="KeyMissing") if policy.none_is_404:
-            return _problem(404, "Not Found", f"there is nothing at {path}", method, headers)
+            return _problem(404, "Not Found", f"there is nothing at {_printable(path)}", method, headers)
         case LoadError():
             detail = "it could not be loaded"
             retry_after = error.backoff_for or retry_after
@@ -139,3 +139,8 @@ def _problem(status: int, title: str, detail: str, method: str, headers: list[tu
 
 def _is_none(read: Read) -> bool:
     return read.entry.is_negative if read.entry is not None else read.value == b"null"
+
+
+def _printable(path: str) -> str:
+    """Return a path as JSON can carry it: what a client sent may be no text at all."""
+    return path.encode("utf-8", "replace").decode()

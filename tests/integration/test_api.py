@@ -44,6 +44,7 @@ def ask(app: Any, path: str, method: str = "GET", body: bytes = b"", **asked: st
         sent.append(message)
 
     path, _, query = path.partition("?")
+    asked = {"host": "127.0.0.1:8000", **asked}
     lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in asked.items()]
     scope = {"type": "http", "method": method, "path": path, "query_string": query.encode("latin-1"), "headers": lines}
     asyncio.run(app(scope, receive, send))
@@ -103,6 +104,11 @@ def test_category_has_its_count_and_deals_are_in_the_sale(api: Any) -> None:
         ("/products/1/price", "PUT", b"{}", 422, "amount"),
         ("/products/1/price", "PUT", b'{"amount": -5}', 422, "-5"),
         ("/products/99999/price", "PUT", b'{"amount": 5}', 404, "99999"),
+        ("/products/00000000000199999999999", "GET", b"", 422, "product id"),
+        ("/products/1", "PUT", b'{"price": 1.005}', 422, "price"),
+        ("/products/1", "PUT", b'{"category_id": 9999}', 422, "category 9999"),
+        ("/products/1", "PUT", b"[" * 900, 422, "name"),
+        ("/products/1", "PUT", b" " * 2000, 413, "1000"),
     ],
 )
 def test_errors_are_problem_details(api: Any, path: str, method: str, body: bytes, status: int, names: str) -> None:
@@ -111,6 +117,54 @@ def test_errors_are_problem_details(api: Any, path: str, method: str, body: byte
 
     assert (answered, headers["content-type"]) == (status, "application/problem+json")
     assert problem["status"] == status and names in problem["detail"]
+
+
+def test_a_product_leaves_one_listing_and_enters_another(api: Any) -> None:
+    """Name, price and category change in one PUT; the product and the pages of both categories show it."""
+    before = ask(api, "/products/11")[2]
+    left, entered = before["category_id"], before["category_id"] % 3 + 1
+    counts = [ask(api, f"/categories/{each}")[2]["total"] for each in (left, entered)]
+
+    status, _, changed = ask(
+        api,
+        "/products/11",
+        "PUT",
+        msgspec.json.encode({"name": "Lamp", "price": 12.5, "category_id": entered}),
+    )
+
+    assert (status, changed) == (200, {**before, "name": "Lamp", "amount": 1250, "category_id": entered})
+    assert ask(api, "/products/11")[2] == changed
+    assert [ask(api, f"/categories/{each}")[2]["total"] for each in (left, entered)] == [counts[0] - 1, counts[1] + 1]
+
+
+@pytest.mark.parametrize("path", ["/products/1", "/products/1/price"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example", "origin": "http://evil.example"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+    ],
+    ids=["rebound name", "rebound name and origin", "other site", "sandboxed frame"],
+)
+def test_another_site_changes_nothing(api: Any, path: str, headers: dict[str, str]) -> None:
+    before = ask(api, "/products/1")[2]
+
+    status = ask(api, path, "PUT", b'{"amount": 1}' if path.endswith("price") else b'{"price": 1}', **headers)[0]
+
+    assert (status, ask(api, "/products/1")[2]) == (403, before)
+
+
+def test_alive_and_ready_are_two_questions(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without its database is alive, and ready as long as the store answers."""
+    shop = importlib.import_module("app.shop")
+    monkeypatch.setattr(shop, "is_database_up", lambda: False)
+
+    assert ask(api, "/health")[0] == 200
+    assert ask(api, "/ready")[0::2] == (200, {"database": False, "store": True})
+    monkeypatch.setattr(shop, "is_store_up", lambda: False)
+    assert (ask(api, "/health")[0], ask(api, "/ready")[0]) == (200, 503)
 
 
 def test_seed_is_the_same_each_time() -> None:

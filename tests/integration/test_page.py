@@ -23,9 +23,9 @@ from sqlalchemy import create_engine, text
 
 from app.page import control
 from app.page.control import Refused
-from app.page.origin import is_ours
 from app.page.queries import count
 from app.page.traffic import kind_of
+from app.same_site import is_ours
 from app.up import Addresses, running
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import free_port, wait_until
