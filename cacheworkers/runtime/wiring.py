@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
-#: How often hits in memory are told to the hook where no heat is told to the store, seconds.
+#: How often hits in memory are told to the hook where no accesses are reported to the store, seconds.
 COUNTED_EVERY = 5.0
 #: An upkeep task that last ended so many periods, and so many seconds, ago has missed some.
 LATE = 2.0
@@ -115,9 +115,9 @@ class Runtime:
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
-        l1.on_gone = ports.heat.note_gone
+        l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
-            "cacheworkers-heat", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
+            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
         )
         listener.on_start = self._access_reporter.start
         if celery is None:
@@ -212,7 +212,7 @@ class Runtime:
     def _report_once(self) -> None:
         """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
         ports = self.ports
-        if not len(ports.heat) and not len(ports.l1):
+        if not len(ports.access_counter) and not len(ports.l1):
             return
 
         def report() -> None:
@@ -220,7 +220,7 @@ class Runtime:
                 run(report_accesses(ports))
 
         # A daemon, for there may be many exchanges; each alone may take as long.
-        thread = threading.Thread(target=report, name="cacheworkers-heat-last", daemon=True)
+        thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
             thread.start()
             thread.join(ports.config.store_timeout)
@@ -230,7 +230,7 @@ class Runtime:
         self._background = None
         self.ports.coherence.reset()
         self._access_reporter.reset()
-        self.ports.heat.reset()
+        self.ports.access_counter.reset()
         self.ports.asked.reset()
         self.ports.l1.reset()
         self.ports.waiters.reset()

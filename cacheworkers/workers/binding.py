@@ -25,7 +25,7 @@ from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
-#: An upkeep task may wait so long behind another, a sweep say, and be done all the same, seconds.
+#: An upkeep task may wait so long behind another, a garbage collection say, and be done all the same, seconds.
 WAITS_FOR = 30.0
 #: Task names are not the namespace's: two caches on one app would answer for each other.
 _bound: weakref.WeakSet[Celery] = weakref.WeakSet()

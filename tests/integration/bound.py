@@ -46,7 +46,7 @@ workers = bind(
     Config.from_env(),
     run_loads=run_loads,
     undelivered=lambda asks: note("undelivered", [ask.call for ask in asks]),
-    upkeep={"sweep": (lambda: note("sweep"), 0.2)},
+    upkeep={"collect_garbage": (lambda: note("collect_garbage"), 0.2)},
     emit=lambda event: note(type(event).__name__),
     reset_after_fork=lambda: note("reset"),
 )

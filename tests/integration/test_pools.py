@@ -188,4 +188,4 @@ def test_beat_sends_upkeep_to_its_queue(pool: Pool, tmp_path: Path) -> None:
     """The schedule is in the app's, without a word from the user."""
     pool.start("--pool", "prefork", "-c", "1", "--beat", "-s", str(tmp_path / "schedule"))
 
-    wait_until(lambda: len(pool.notes("sweep")) >= 2)
+    wait_until(lambda: len(pool.notes("collect_garbage")) >= 2)

@@ -245,7 +245,7 @@ class Conf:
     worker_prefetch_multiplier = 7
     broker_transport_options: ClassVar[dict[str, int]] = {"visibility_timeout": 999, "max_connections": 3}
     beat_schedule: ClassVar[dict[str, Any]] = {
-        "cacheworkers-sweep": {"task": "mine", "schedule": 5.0},
+        "cacheworkers-collect_garbage": {"task": "mine", "schedule": 5.0},
         "other": {"task": "x", "schedule": 1.0},
     }
     task_routes: ClassVar[dict[str, Any]] = {"cacheworkers.load.special": {"queue": "special"}}
@@ -266,7 +266,7 @@ def bound(app: Celery, **answers: Any) -> CeleryWorkers:
         **{
             "run_loads": lambda loader, asks, again: None,
             "undelivered": lambda asks: None,
-            "upkeep": {"sweep": (lambda: None, 60.0)},
+            "upkeep": {"collect_garbage": (lambda: None, 60.0)},
             "emit": lambda event: None,
             "reset_after_fork": lambda: None,
             **answers,
@@ -313,7 +313,7 @@ def test_what_the_user_has_set_wins(how: str, when: str) -> None:
     assert (options["visibility_timeout"], options["max_connections"]) == (999, 3)
     assert options["unacked_mutex_expire"] == celery_settings.COMMON["unacked_mutex_expire"]
     assert {name: entry["task"] for name, entry in app.conf.beat_schedule.items()} == {
-        "cacheworkers-sweep": "mine",
+        "cacheworkers-collect_garbage": "mine",
         "other": "x",
     }
     assert queue_of(app, "special") == "special"
@@ -327,8 +327,8 @@ def test_an_app_that_sets_nothing_gets_the_defaults() -> None:
     assert app.conf.worker_prefetch_multiplier == 1
     assert app.conf.broker_transport_options == {**celery_settings.WORKER, **celery_settings.COMMON}
     assert queue_of(app, "product") == "cw.revalidate"
-    entry = app.conf.beat_schedule["cacheworkers-sweep"]
-    assert (entry["task"], entry["schedule"]) == ("cacheworkers.sweep", 60.0)
+    entry = app.conf.beat_schedule["cacheworkers-collect_garbage"]
+    assert (entry["task"], entry["schedule"]) == ("cacheworkers.collect_garbage", 60.0)
     assert entry["options"] == {"queue": "cw.upkeep", "expires": 60.0, "ignore_result": True}
 
 

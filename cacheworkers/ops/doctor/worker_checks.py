@@ -19,14 +19,14 @@ AWAY = Rule(
     "broker-away",
     "error",
     "The broker does not answer.",
-    "Nothing is revalidated, warmed or swept; misses are loaded by the readers themselves, a few at a time.",
+    "Nothing is revalidated or warmed, and tag sets grow; readers load their own misses, a few at a time.",
     "Start it, or correct the app's `broker_url`.",
 )
 BROKER_FULL = Rule(
     "broker-full",
     "error",
     "The broker answers, and has no memory left for messages: it is a Redis at its `maxmemory`, and evicts nothing.",
-    "Nothing is revalidated, warmed or swept; misses are loaded by the readers themselves, a few at a time.",
+    "Nothing is revalidated or warmed, and tag sets grow; readers load their own misses, a few at a time.",
     "Raise the broker's `maxmemory`, or start workers that empty its queues; where it is the store as well, set "
     "`maxmemory-policy volatile-lru`, which evicts entries and never a queue, or give it a server of its own.",
 )
