@@ -73,7 +73,7 @@ class Cache:
             async_sessions=async_sessions,
             hook=hook,
             run_loads=self.run_loads,
-            upkeep={
+            maintenance={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
                 "drain_outbox": (self._drain_by_beat, config.drain_interval),
                 **({"warm": (self.warm, config.warm_interval)} if config.warm_interval else {}),

@@ -21,7 +21,6 @@ from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, MaintenanceMissed, StoreBack, StoreLost
 from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
-from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
@@ -32,7 +31,7 @@ from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
-from cacheworkers.workers.thread_workers import LocalWorkers
+from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -52,7 +51,7 @@ COUNTED_EVERY = 5.0
 LATE = 2.0
 LATE_MARGIN = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
-Upkeep = dict[str, tuple[Callable[[], Any], float]]
+MaintenanceTasks = dict[str, tuple[Callable[[], Any], float]]
 
 
 class Runtime:
@@ -73,7 +72,7 @@ class Runtime:
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
         run_loads: Callable[..., None],
-        upkeep: Upkeep,
+        maintenance: MaintenanceTasks,
     ) -> None:
         """
         Args:
@@ -91,7 +90,6 @@ class Runtime:
         keys = Keyspace(config.namespace, config.tag_shards)
         link = Transport(
             config,
-            Breaker(config.breaker_for),
             clock,
             on_lost=lambda error: self.emit(StoreLost(error)),
             on_back=lambda: self.emit(StoreBack()),
@@ -123,21 +121,19 @@ class Runtime:
         )
         listener.on_start = self._access_reporter.start
         if celery is None:
-            self.workers: Any = LocalWorkers(config, run_loads=run_loads)
+            self.workers: Any = ThreadDispatcher(config, run_loads=run_loads)
         else:
-            from cacheworkers.workers.binding import bind
+            from cacheworkers.workers.binding import Maintenance, bind
 
             self.workers = bind(
                 celery,
                 config,
                 run_loads=run_loads,
                 undelivered=self.undelivered,
-                upkeep=upkeep,
+                maintenance=Maintenance(maintenance, self._should_run, lambda task: ports.store.note_beat(task).run()),
                 emit=self.emit,
                 reset_after_fork=self.reset,
                 waited_for=lambda: waiters.calls,
-                should_run=self._should_run,
-                on_success=lambda task: ports.store.note_beat(task).run(),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _runtimes.add(self)

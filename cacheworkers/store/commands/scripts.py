@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from importlib.resources import files
 
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """One script: its source, and the digest that `EVALSHA` takes."""
-
-    name: str
-    source: bytes
-    sha: str
+from cacheworkers.store.connections.request import Script
 
 
 def _read(name: str) -> Script:

@@ -13,9 +13,9 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
+from cacheworkers.store.commands.replicas import Replicate
 from cacheworkers.store.commands.replies import Begun, Claim, DetachedSet, ForeignType, Registered, Snapshot, Trimmed
 from cacheworkers.store.commands.steps import Exchange, Get, Info, Scan
-from cacheworkers.store.connections.replicas import Replicate
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_info import info_of
 from cacheworkers.store.connections.transport import Transport
