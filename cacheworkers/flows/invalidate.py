@@ -7,7 +7,7 @@ there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -144,14 +144,14 @@ def drain(
     """
     entries = 0
     foreign: list[ForeignType] = []
-    sets = list(_drainable(detached, foreign))
+    sets = _drainable(detached, foreign)
     while sets:
         calls = list(dict.fromkeys(call for each in sets for call in each.calls))
         if calls:
             entries += yield ports.store.drop(calls)
         # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
         left: list[DetachedSet | ForeignType] = yield ports.store.drained(sets)
-        sets = list(_drainable(left, foreign))
+        sets = _drainable(left, foreign)
         if calls:
             progress(len(calls))
             if is_over():
@@ -196,12 +196,11 @@ def _named(what: Sequence[str]) -> str:
     return ", ".join(what[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _drainable(found: Iterable[DetachedSet | ForeignType], foreign: list[ForeignType]) -> Iterator[DetachedSet]:
-    for each in found:
-        if isinstance(each, ForeignType):
-            foreign.append(each)
-        else:
-            yield each
+def _drainable(found: Iterable[DetachedSet | ForeignType], foreign: list[ForeignType]) -> list[DetachedSet]:
+    """Return the sets among what was found; the errors go to `foreign`."""
+    all_of_them = list(found)
+    foreign += [each for each in all_of_them if isinstance(each, ForeignType)]
+    return [each for each in all_of_them if isinstance(each, DetachedSet)]
 
 
 def _soften_in_place(ports: Ports, tags: Sequence[str], progress: Progress) -> Flow[int]:
