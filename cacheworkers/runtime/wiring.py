@@ -22,7 +22,6 @@ from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, StoreBac
 from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
 from cacheworkers.load_context import AroundLoad
-from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
@@ -95,7 +94,6 @@ class Runtime:
         keys = Keyspace(config.namespace, config.tag_shards)
         link = Transport(
             config,
-            Breaker(config.breaker_for),
             clock,
             on_lost=lambda error: self.emit(StoreLost(error)),
             on_back=lambda: self.emit(StoreBack()),
