@@ -37,6 +37,7 @@ def test_it_is_logged_once_with_its_traceback(make_cache: MakeCache, caplog: pyt
         with pytest.raises(LoadError):
             loader.get(0)
 
+    wait_until(lambda: failures(caplog))  # a load's record comes after its readers are woken
     [record] = failures(caplog)
     assert record.levelno == logging.ERROR and record.exc_info and record.exc_info[0] is ZeroDivisionError
     assert record.getMessage().startswith("load of inverse[0] failed")
@@ -53,6 +54,7 @@ def test_each_call_that_fails_is_logged(make_cache: MakeCache, caplog: pytest.Lo
         with pytest.raises(LoadError):
             broken.get(n)
 
+    wait_until(lambda: len(failures(caplog)) == 3)
     assert [str(record.exc_info[1]) for record in failures(caplog) if record.exc_info] == ["0", "1", "2"]
 
 
@@ -86,6 +88,7 @@ def test_a_value_that_cannot_be_stored_is_logged(make_cache: MakeCache, caplog: 
     with pytest.raises(LoadError):
         page.get()
 
+    wait_until(lambda: failures(caplog))
     assert "an entry has at most 256 bytes" in str(failures(caplog)[0].exc_info)
 
 
@@ -106,6 +109,7 @@ def test_a_batch_that_fails_is_logged_once_and_a_key_left_out_is_no_failure(
 
     with pytest.raises(Exception, match="have no value"):
         prices.get_many(range(20))
+    wait_until(lambda: failures(caplog))
     assert len(failures(caplog)) == 1
 
 
