@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cacheworkers.core.entry import Freshness
     from cacheworkers.core.read_result import Read
     from cacheworkers.errors import (
+        BadArgument,
         BrokerUnavailable,
         BulkheadFull,
         CacheworkersError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         StoreFull,
         StoreUnavailable,
         TagError,
+        Unavailable,
         UnknownLoader,
         UnsafeStore,
         UnwatchedWrite,
@@ -67,6 +69,7 @@ _DEFINED_IN = {
 
 __all__ = [
     "AsyncLoad",
+    "BadArgument",
     "BatchLoader",
     "BrokerUnavailable",
     "BulkheadFull",
@@ -97,6 +100,7 @@ __all__ = [
     "StoreFull",
     "StoreUnavailable",
     "TagError",
+    "Unavailable",
     "UnknownLoader",
     "UnsafeStore",
     "UnwatchedWrite",

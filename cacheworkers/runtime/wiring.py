@@ -19,6 +19,7 @@ from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, MaintenanceMissed, StoreBack, StoreLost
+from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
 from cacheworkers.local.breaker import Breaker
@@ -132,6 +133,7 @@ class Runtime:
                 config,
                 run_loads=run_loads,
                 undelivered=self.undelivered,
+                refuse=self.refuse,
                 upkeep=upkeep,
                 emit=self.emit,
                 reset_after_fork=self.reset,
@@ -186,6 +188,11 @@ class Runtime:
         for ask in asks:
             self.ports.waiters.wake(ask.call)
 
+    def refuse(self, asks: Sequence[LoadRequest], reason: str) -> None:
+        """Wake the readers who wait for loads that this release cannot do: each loads for itself."""
+        with contextlib.suppress(StoreError):
+            run(refuse_loads(self.ports, asks, reason))
+
     def release_soon(self, call: str, name: str) -> None:
         """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
         if self._background is None:
@@ -234,6 +241,7 @@ class Runtime:
         self._access_reporter.reset()
         self.ports.access_counter.reset()
         self.ports.asked.reset()
+        self.ports.own_entries.reset()
         self.ports.l1.reset()
         self.ports.waiters.reset()
         self.ports.store.reset()

@@ -51,13 +51,14 @@ class CeleryWorkers:
         settings: WorkerSettings,
         run_loads: Callable[[str, list[LoadRequest], bool], None],
         undelivered: Callable[[list[LoadRequest]], None],
+        refuse: Callable[[Sequence[LoadRequest], str], None],
         emit: Callable[[Event], None],
         waited_for: Callable[[], int],
     ) -> None:
         self._app = app
         self._settings = settings
         self._run_loads = run_loads
-        self._undelivered = undelivered
+        self._refuse = refuse
         self._emit = emit
         queues = config.queues
         self._queue_names = (queues.miss, queues.revalidate, queues.warm, queues.upkeep)
@@ -136,13 +137,13 @@ class CeleryWorkers:
         self._publisher.reset()
 
     def unknown(self, name: str, message: Any) -> None:
-        """A worker without this loader got its message: give the leases back, so that readers need not wait."""
+        """A worker without this loader got its message: wake those who wait, so that they load for themselves."""
         asks: list[LoadRequest] = []
         with contextlib.suppress(Exception):  # not ours, whatever its name says
             asks, _ = parse_requests(name.removeprefix(PREFIX), message.payload[1].get("asks"))
         self._emit(UnknownTask(name, len(asks)))
         if asks:
-            self._undelivered(asks)
+            self._refuse(asks, f"a worker does not know the task {name}")
 
     def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""
@@ -151,7 +152,7 @@ class CeleryWorkers:
         if reason:
             self._emit(MalformedTask(PREFIX + loader, reason))
             if asks:
-                self._undelivered(asks)
+                self._refuse(asks, reason)
             return
         asks = self._known(task, info, asks, hops)
         if not asks:
@@ -192,6 +193,7 @@ def bind(
     upkeep: Mapping[str, tuple[Callable[[], object], float]],
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
+    refuse: Callable[[Sequence[LoadRequest], str], None] = lambda asks, reason: None,
     waited_for: Callable[[], int] = lambda: 0,
     should_run: Callable[[str, float], bool] = lambda task, every: True,
     on_success: Callable[[str], object] = lambda task: None,
@@ -207,7 +209,8 @@ def bind(
 
     Args:
         perform: loads asks of one loader in this thread; the last argument says whether the message was redelivered.
-        undelivered: gives leases back; called from the publisher thread, and in workers.
+        undelivered: gives leases back; called from the publisher thread.
+        refuse: wakes those who wait for loads that this worker cannot do, with the reason.
         waited_for: returns how many calls this process's readers wait for.
         upkeep: name -> (what to run, every how many seconds).
         begins: says whether an upkeep task is to run, given its name and its period: not twice in one.
@@ -233,7 +236,7 @@ def bind(
             "options": {"queue": config.queues.upkeep, "expires": max(every, WAITS_FOR), "ignore_result": True},
         }
     workers = CeleryWorkers(
-        app, config, WorkerSettings(app, config, schedule), run_loads, undelivered, emit, waited_for
+        app, config, WorkerSettings(app, config, schedule), run_loads, undelivered, refuse, emit, waited_for
     )
 
     def forked(**_: Any) -> None:
