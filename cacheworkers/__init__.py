@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ReadError,
         StoreError,
         StoreFull,
+        StoreRefused,
         StoreUnavailable,
         TagError,
         Unavailable,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from cacheworkers.flows.invalidate import Invalidation
     from cacheworkers.flows.warm import Warming
     from cacheworkers.flows.warm_up import WarmUp
-    from cacheworkers.load_context import AsyncLoad, Load
+    from cacheworkers.load_context import AsyncLoad, Load, LoadCall
     from cacheworkers.loader import BatchLoader, Loader
     from cacheworkers.policy import Policy
     from cacheworkers.runtime.warm_job import WarmJob
@@ -59,6 +60,7 @@ _DEFINED_IN = {
     "Inspection": "flows.inspect",
     "Invalidation": "flows.invalidate",
     "Load": "load_context",
+    "LoadCall": "load_context",
     "Loader": "loader",
     "Policy": "policy",
     "Read": "core.read_result",
@@ -88,6 +90,7 @@ __all__ = [
     "InvalidationIncomplete",
     "KeyMissing",
     "Load",
+    "LoadCall",
     "LoadError",
     "LoadErrors",
     "LoadTimeout",
@@ -98,6 +101,7 @@ __all__ = [
     "ReadError",
     "StoreError",
     "StoreFull",
+    "StoreRefused",
     "StoreUnavailable",
     "TagError",
     "Unavailable",

@@ -1,4 +1,4 @@
-"""Entries that cannot be decoded in memory: a read of JSON keeps what it never decodes, and no other read fails of it."""
+"""Entries in memory that cannot be decoded: a read of JSON keeps what it never decodes; no other read fails of it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_what_memory_kept_and_cannot_decode_is_loaded_while_the_store_is_away(
         raise ConnectionError("cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(link._masters.wires, "exchange", cut)
+        patch.setattr(link._masters.pool, "exchange", cut)
         product._ports.coherence.lost(product._ports.clock.monotonic())
         read = product.read(1)
 
