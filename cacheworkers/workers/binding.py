@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -233,6 +233,7 @@ def bind(
     waited_for: Callable[[], int] = lambda: 0,
     on_taken: Callable[[str], None] = lambda queue: None,
     on_alive: Callable[[str], object] = lambda name: None,
+    refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
 ) -> Binding:
     """Bind the user's Celery app, and return the dispatcher.
 
@@ -244,10 +245,11 @@ def bind(
     Args:
         run_loads: runs the loads of one loader in this thread; the last argument says whether the message was
             delivered before.
-        undelivered: gives leases back; called from the publisher thread, and in workers.
+        undelivered: gives leases back; called from the publisher thread.
         waited_for: returns how many calls this process's readers wait for.
         on_taken: called in workers that take messages, with "miss", "revalidate" or "warm".
         on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
+        refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
 
     Raises:
         ConfigError: the app is bound already.
@@ -265,6 +267,7 @@ def bind(
         emit=emit,
         waited_for=waited_for,
         on_taken=on_taken,
+        refuse=refuse,
     )
     return Binding(app, config, dispatcher, maintenance, reset_after_fork, on_alive)
 

@@ -45,6 +45,7 @@ class CeleryDispatcher:
         *,
         run_loads: RunLoads,
         undelivered: Callable[[list[LoadRequest]], None],
+        refuse: Callable[[Sequence[LoadRequest], str], None],
         emit: Callable[[Event], None],
         waited_for: Callable[[], int],
         on_taken: Callable[[str], None],
@@ -55,7 +56,7 @@ class CeleryDispatcher:
         self.infos: dict[str, LoaderInfo] = {}
         self._config = config
         self._run_loads = run_loads
-        self._undelivered = undelivered
+        self._refuse = refuse
         self._emit = emit
         self.on_taken = on_taken
         self._eager: ThreadDispatcher | None = None
@@ -128,7 +129,7 @@ class CeleryDispatcher:
         )
         self._emit(UnknownTask(name, len(requests)))
         if requests:
-            self._undelivered(requests)
+            self._refuse(requests, f"a worker does not know the task {name}")
 
     def _threads(self) -> ThreadDispatcher:
         """Return the threads of this process that load for an eager app."""
@@ -178,7 +179,7 @@ class CeleryDispatcher:
         if reason:
             self._emit(MalformedTask(PREFIX + loader, reason))
             if requests:
-                self._undelivered(requests)
+                self._refuse(requests, reason)
             return
         self.on_taken(requests[0].queue)
         requests = self._of_known_version(task, info, requests, hops)
