@@ -204,11 +204,12 @@ class Cache:
         """
         self._watching.watch(sessions, mapping, check=check)
 
-    def triggers(self, templates: Mapping[str, Sequence[str]]) -> Triggers:
+    def triggers(self, templates: Mapping[str, Sequence[str]], *, notify: bool = True) -> Triggers:
         """Return Postgres triggers that write the outbox for whatever changes a table: psql, bulk statements, others.
 
         Args:
             templates: table -> tags with its columns: `{"price": ["product:{product_id}"]}`.
+            notify: NOTIFY wakes `drain_until`; without it, that finds what is written when it next looks.
 
         Raises:
             ConfigError: a name or a template is malformed.
@@ -216,7 +217,11 @@ class Cache:
         from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
         declared = Triggers(
-            self.config.namespace, templates, self.outbox.table.name, max_tag_bytes=self.config.max_tag_bytes
+            self.config.namespace,
+            templates,
+            self.outbox.table.name,
+            max_tag_bytes=self.config.max_tag_bytes,
+            notify=notify,
         )
         self._triggers.append(declared)
         return declared
