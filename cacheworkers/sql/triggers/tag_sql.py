@@ -1,6 +1,6 @@
 """Names of tables and templates of tags as the SQL of triggers.
 
-The SQL holds no percent sign and no colon before a word: it is the same text for psycopg, asyncpg, Alembic and `text()`,
+The SQL holds no percent sign and no colon before a word: it is one text for psycopg, asyncpg, Alembic and `text()`,
 which takes `:word` for a parameter.
 """
 
