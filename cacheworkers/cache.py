@@ -13,6 +13,7 @@ from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CacheworkersError, CallError, ConfigError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
+from cacheworkers.flows.clear import clear
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.inspect import Inspection
@@ -68,7 +69,8 @@ class Cache:
             around_load: called with a `LoadCall` for each run of a loader, in workers and in readers; returns a context
                 manager that surrounds it: connections, tracing, a tenant's settings.  What it raises fails the load.
         """
-        self.config = config = Config.from_env() if config is None else config
+        config = Config.from_env() if config is None else config
+        self.config = config = config.for_test_process() if config.testing else config
         self._runtime = Runtime(
             self,
             config,
@@ -93,7 +95,13 @@ class Cache:
     # -- declaring loaders
 
     def loader(
-        self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
+        self,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        replace: bool = False,
+        **policy: Any,
     ) -> DeclareLoader:
         """Declare a function `(load, ...)` as a loader.
 
@@ -101,6 +109,8 @@ class Cache:
             tags: templates such as `"product:{product_id}"`, filled from the arguments.
             name: unique in this cache; None takes the function's.
             rate_limit: Celery's, for this loader's task: `"100/s"`.
+            replace: a loader of this name that the same module has declared is replaced: in notebooks and shells.  What
+                the old one has stored is still served; raise `version`, or invalidate.
             policy: the fields of `Policy`, or `policy=` a whole one with some of them changed.
 
         Raises:
@@ -109,13 +119,19 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> Loader[..., Any]:
-            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=False)
+            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=False, replace=replace)
             return Loader(self._warm_up, self._ports, spec)
 
         return declare  # type: ignore[return-value]  # one function answers both overloads
 
     def batch_loader(
-        self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
+        self,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        replace: bool = False,
+        **policy: Any,
     ) -> DeclareBatchLoader:
         """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys at once.
 
@@ -124,7 +140,7 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
-            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=True)
+            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=True, replace=replace)
             return BatchLoader(self._warm_up, self._ports, spec)
 
         return declare
@@ -186,6 +202,20 @@ class Cache:
             await self._watching.of(session, mode).aadd(session, tags)
             return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode, dry_run, progress))
+
+    def clear(self) -> int:
+        """Delete everything of this cache's namespace, from the store and this process's memory; how many keys.
+
+        Loads under way are not stored.  Other processes' memory follows within the push's delay, at worst `l1_for`.
+
+        Raises:
+            StoreUnavailable: the store does not answer; some of it may be left.
+        """
+        return run(clear(self._ports))
+
+    async def aclear(self) -> int:
+        """Delete everything of this cache's namespace; see `clear`."""
+        return await arun(clear(self._ports))
 
     # -- watching what changes
 
@@ -488,8 +518,9 @@ class Cache:
         options: dict[str, Any],
         *,
         is_batch: bool,
+        replace: bool,
     ) -> LoaderSpec:
-        spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
+        spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch, replace=replace)
         self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
         self._runtime.register(spec)
         return spec

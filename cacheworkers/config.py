@@ -65,6 +65,9 @@ class Config:
         warm_rate: most calls a second that beat has loaded, of all loaders together.
         warm_concurrency: most calls that one round of warming, or one warm-up, has under way.
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
+        testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
+            `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
+            process of pytest-xdist has a namespace of its own.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 
@@ -102,6 +105,7 @@ class Config:
     warm_rate: float = 300.0
     warm_concurrency: int = 600
     replay_for: float = 600.0
+    testing: bool = False
     allow_evicting_store: bool = False
 
     def __post_init__(self) -> None:
@@ -154,6 +158,13 @@ class Config:
                 raise ConfigError(f"{variable} names no setting; settings are {', '.join(sorted(names))}")
             values[name] = _parse(variable, text, hints[name])
         return cls(**{**values, **overrides})
+
+    def for_test_process(self) -> Config:
+        """Return these settings with a namespace for this process of pytest-xdist, if it is one."""
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+        if not worker or self.namespace.endswith(f"-{worker}"):
+            return self
+        return dataclasses.replace(self, namespace=f"{self.namespace[: 31 - len(worker)]}-{worker}")
 
     @property
     def queues(self) -> Queues:

@@ -52,6 +52,11 @@ class Keyspace:
         self._of_calls = (self._entry.encode(), self._failures.encode())
         self._of_tag = re.compile(rf"{re.escape(namespace)}:[tvd]:\{{([^{{}}#]+)(?:#([1-9][0-9]*))?\}}")
 
+    @property
+    def clear_patterns(self) -> tuple[str, ...]:
+        """What `clear` deletes, in this order: leases, then all that belongs to calls, tags and loaders."""
+        return tuple(f"{self.namespace}:{kind}:*" for kind in ("l", "e", "f", "a", "t", "d", "v", "h"))
+
     # -- of a call
 
     def entry(self, call: str) -> str:

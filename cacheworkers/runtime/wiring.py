@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.errors import BrokerUnavailable, StoreError
+from cacheworkers.errors import BrokerUnavailable, ConfigError, StoreError
 from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, PublishFailed, StoreBack, StoreLost
 from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
@@ -30,11 +30,12 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.runtime.failure_log import FailureLog
-from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
+from cacheworkers.runtime.load_runner import CallersSessions, LoaderRunner, NoSessions
 from cacheworkers.runtime.worker_watch import WorkerWatch
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
+from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
@@ -107,7 +108,7 @@ class Runtime:
         self._session_factory = sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
-        self._sessions = _load_sessions(sessions, async_sessions, config.bulkhead)
+        self._sessions = _load_sessions(sessions, async_sessions, config)
         self.ports = ports = Ports(
             config=config,
             store=Store(link, keys, batch_size=config.batch_size),
@@ -149,6 +150,8 @@ class Runtime:
             self._watch = watch = WorkerWatch(self.workers, ports.store, config)
             ports.dispatcher = watch
             ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
+        if config.testing:
+            ports.dispatcher = InlineDispatcher(run_loads)
         _runtimes.add(self)
 
     @property
@@ -319,14 +322,29 @@ class Internals:
 
 
 def _load_sessions(
-    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, pool_size: int
-) -> Sessions | NoSessions:
-    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some."""
+    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, config: Config
+) -> Sessions | NoSessions | CallersSessions:
+    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some.
+
+    Raises:
+        ConfigError: the database exists once for each thread.
+    """
     if sessions is None and async_sessions is None:
         return NoSessions()
+    if config.testing:
+        return CallersSessions(sessions, async_sessions)
+    from sqlalchemy.pool import SingletonThreadPool
+
     from cacheworkers.sql.load_sessions import Sessions
 
-    return Sessions(sessions, async_sessions, pool_size=pool_size)
+    bind = None if sessions is None else sessions.kw.get("bind")
+    if isinstance(getattr(bind, "pool", None), SingletonThreadPool):
+        raise ConfigError(
+            f"sessions must be of a database that other threads see, {bind!r} makes one for each: "
+            'create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}), a file, or '
+            "Config(testing=True), with which loads run in the thread that reads"
+        )
+    return Sessions(sessions, async_sessions, pool_size=config.bulkhead)
 
 
 def cache_of(celery: Celery) -> object | None:
