@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import ctypes
 import gc
 import os
 import signal
@@ -124,3 +125,32 @@ def test_a_child_reads_stale_missing_and_many(make_cache: Callable[..., Cache]) 
 
     assert (number.get(1), stale.get(1)) == (10, 10)
     assert forked_while_all_are_held(cache, read) == 0
+
+
+@pytest.mark.parametrize("how", ["get", "get_many"])
+def test_a_child_of_a_fork_in_c_uses_no_connection_of_its_parent(make_cache: Callable[..., Cache], how: str) -> None:
+    """Servers that fork in C run none of Python's hooks; their children and the parent read side by side."""
+    cache = make_cache()
+
+    @cache.loader(fresh_for=300, l1_for=0.0)
+    def number(load: Load, n: int) -> int:
+        return n * 10
+
+    def read(n: int) -> int:
+        value: int = number.get(n) if how == "get" else number.get_many([n])[n]
+        return value
+
+    assert [read(n) for n in range(20)] == [n * 10 for n in range(20)]
+    children = []
+    for _ in range(2):
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            signal.alarm(60)
+            try:
+                os._exit(0 if all(read(n % 20) == n % 20 * 10 for n in range(300)) else 1)
+            except BaseException:
+                os._exit(2)
+        children.append(pid)
+
+    assert all(read(n % 20) == n % 20 * 10 for n in range(300))
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
