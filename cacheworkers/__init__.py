@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cacheworkers.flows.invalidate import Invalidation
     from cacheworkers.flows.warm import Warming
     from cacheworkers.flows.warm_up import WarmUp
-    from cacheworkers.load_context import AsyncLoad, Load
+    from cacheworkers.load_context import AsyncLoad, Load, LoadCall
     from cacheworkers.loader import BatchLoader, Loader
     from cacheworkers.policy import Policy
     from cacheworkers.runtime.warm_job import WarmJob
@@ -58,6 +58,7 @@ _DEFINED_IN = {
     "Inspection": "flows.inspect",
     "Invalidation": "flows.invalidate",
     "Load": "load_context",
+    "LoadCall": "load_context",
     "Loader": "loader",
     "Policy": "policy",
     "Read": "core.read_result",
@@ -86,6 +87,7 @@ __all__ = [
     "InvalidationIncomplete",
     "KeyMissing",
     "Load",
+    "LoadCall",
     "LoadError",
     "LoadErrors",
     "LoadTimeout",

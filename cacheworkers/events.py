@@ -56,7 +56,10 @@ class ReadFailed(Event, frozen=True):
 
 
 class Loaded(Event, frozen=True):
-    """One load of one call ended; `where` is "worker" or "reader"."""
+    """One load of one call ended; `where` is "worker" or "reader".
+
+    `error` says why it failed; its `__cause__` is what the loader raised.
+    """
 
     loader: str
     call: str
@@ -64,6 +67,7 @@ class Loaded(Event, frozen=True):
     seconds: float
     attempts: int
     where: str
+    error: Exception | None = None
 
 
 class ClaimDenied(Event, frozen=True):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.core import envelope
@@ -17,6 +19,28 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 _EVERY: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCall:
+    """What `around_load` is given: one run of a loader.
+
+    Attributes:
+        loader: the loader's name.
+        calls: texts of the calls that it loads, `product[42]`; several of a batch loader.
+        where: "worker", or "reader" where a reader's process loads itself.
+    """
+
+    loader: str
+    calls: tuple[str, ...]
+    where: str
+
+    def __str__(self) -> str:
+        return self.calls[0] if len(self.calls) == 1 else f"{self.calls[0]} +{len(self.calls) - 1}"
+
+
+#: Returns what surrounds a load: a context manager; for `async def` loaders it may be an async one.
+AroundLoad = Callable[[LoadCall], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
 class _Load:

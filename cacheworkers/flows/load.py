@@ -117,7 +117,8 @@ def _load_together(
             ports.release_soon(text, left.fence)
     took = ports.clock.monotonic() - started
     for text, result in results.items():
-        ports.emit(Loaded(loader.name, text, result.outcome, took, attempts, runner.where))
+        error = result.error if result.outcome == "failed" else None
+        ports.emit(Loaded(loader.name, text, result.outcome, took, attempts, runner.where, error))
     return results
 
 

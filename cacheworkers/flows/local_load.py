@@ -12,7 +12,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, LoadError, LoadTimeout
-from cacheworkers.events import UnreadableEntry
+from cacheworkers.events import Loaded, UnreadableEntry
 from cacheworkers.flows.load import as_load_error
 from cacheworkers.flows.load_strategy import LoadStrategy
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
@@ -130,7 +130,10 @@ def _load_for_all(
     except LoadTimeout as error:
         shared = _SharedLoad(began_at, error=error)
     except Exception as error:
-        shared = _SharedLoad(began_at, error=as_load_error(loader, call.text, error))
+        failure = as_load_error(loader, call.text, error)
+        shared = _SharedLoad(began_at, error=failure)
+        took = ports.clock.monotonic() - began_at
+        ports.emit(Loaded(loader.name, call.text, "failed", took, 1, ports.reader.where, failure))
     finally:
         flight.is_loading = False
         flight.shared = shared

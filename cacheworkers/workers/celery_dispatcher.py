@@ -11,20 +11,21 @@ from typing import Any
 from celery import Celery
 
 from cacheworkers.config import Config
-from cacheworkers.errors import StoreError, UnknownLoader
+from cacheworkers.errors import CacheworkersError, KeyMissing, StoreError, UnknownLoader
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import parse_requests
+from cacheworkers.workers.task_messages import parse_requests, shown
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
-RunLoads = Callable[[str, list[LoadRequest], bool], object]
+#: Runs loads of one loader, and returns why some of them failed.
+RunLoads = Callable[[str, list[LoadRequest], bool], list[CacheworkersError] | None]
 
 
 class CeleryDispatcher:
@@ -174,12 +175,19 @@ class CeleryDispatcher:
             return
         delivery = task.request.delivery_info or {}
         try:
-            self._run_loads(loader, requests, bool(delivery.get("redelivered")))
+            failures = self._run_loads(loader, requests, bool(delivery.get("redelivered")))
         except UnknownLoader:
             return
         except StoreError as error:
             # Without the store there is no lease and nowhere to write: readers load themselves, this message ends.
+            log.warning("%s is not loaded: %s: %s", shown(requests), type(error).__name__, error)
             self._emit(TaskDropped(PREFIX + loader, len(requests), f"{type(error).__name__}: {error}"))
+            return
+        failed = [error for error in failures or () if not isinstance(error, KeyMissing)]
+        if failed:
+            # All of them have been logged.  One makes the task a failure, for Flower and for what listens to
+            # `task_failure`; the message is acknowledged all the same, and not run again.
+            raise failed[0]
 
     def _of_known_version(
         self, task: Any, info: LoaderInfo, requests: list[LoadRequest], hops: Any
