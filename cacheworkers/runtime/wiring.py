@@ -234,6 +234,7 @@ class Runtime:
     def reset(self) -> None:
         """Forget threads, sockets and connections after a fork: they are the parent's."""
         self._fork_check.renew()
+        self._failure_log.reset()
         self._background = None
         self.ports.coherence.reset()
         self._access_reporter.reset()
