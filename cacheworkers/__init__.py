@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cacheworkers.core.entry import Freshness
     from cacheworkers.core.read_result import Read
     from cacheworkers.errors import (
+        BadArgument,
         BrokerUnavailable,
         BulkheadFull,
         CacheworkersError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         StoreRefused,
         StoreUnavailable,
         TagError,
+        Unavailable,
         UnknownLoader,
         UnsafeStore,
         UnwatchedWrite,
@@ -69,6 +71,7 @@ _DEFINED_IN = {
 
 __all__ = [
     "AsyncLoad",
+    "BadArgument",
     "BatchLoader",
     "BrokerUnavailable",
     "BulkheadFull",
@@ -101,6 +104,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "TagError",
+    "Unavailable",
     "UnknownLoader",
     "UnsafeStore",
     "UnwatchedWrite",

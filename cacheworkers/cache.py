@@ -463,9 +463,9 @@ class Cache:
         """
         if loader not in self._loaders:
             self._runtime.emit(UnknownTask(loader, len(asks)))
-            self._runtime.undelivered(list(asks))
+            self._runtime.refuse(asks, f"no loader is named {loader}")
         spec = self._loaders.named(loader)
-        readable = []
+        readable, refused, reason = [], [], ""
         for ask in asks:
             try:
                 spec.signature.parse(ask.call)
@@ -474,7 +474,9 @@ class Cache:
             except (CallError, ValueError) as error:
                 reason = mismatch(loader, spec.policy.version, ask.call) or str(error)
                 self._runtime.emit(MalformedTask(f"cacheworkers.load.{loader}", reason))
-                self._runtime.release_soon(ask.call, ask.token)
+                refused.append(ask)
+        if refused:
+            self._runtime.refuse(refused, reason)
         if not readable:
             return []
         results = run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-Outcome = Literal["stored", "refused", "conflict", "failed", "left"]
+Outcome = Literal["stored", "refused", "conflict", "failed", "unstored", "left"]
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -148,6 +148,32 @@ class UnreadableEntry(Event, frozen=True):
     """An entry is foreign, of another version, or does not decode; read as a miss."""
 
     call: str
+    reason: str
+
+
+class OtherRelease(Event, frozen=True):
+    """The entry of a call is of a release with another return type, parameters or tags: this process loads for itself.
+
+    Once for each such entry and `fresh_for`.
+    """
+
+    loader: str
+    call: str
+
+
+class NotStored(Event, frozen=True):
+    """A loaded value has no place in the store, for want of a tag's legality or of a limit's room: served uncached."""
+
+    loader: str
+    call: str
+    reason: str
+
+
+class LoadRefused(Event, frozen=True):
+    """A worker cannot load what another release asks for; the readers who wait are woken, and load for themselves."""
+
+    loader: str
+    calls: int
     reason: str
 
 

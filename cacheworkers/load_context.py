@@ -79,6 +79,19 @@ class _Load:
         for text in self._meant(key):
             self._loading.fresh_for[text] = seconds
 
+    def no_store(self, *, key: Any = _EVERY) -> None:
+        """Give this value to the reads that wait for it, and to no later one: half a page, a fallback.
+
+        Whatever is built on it by a loader that reads this one is not stored either.
+
+        Args:
+            key: in a batch loader, the key whose value is meant; without it, all of the batch.
+
+        Raises:
+            CallError: the key is not one of this batch.
+        """
+        self._loading.unshared.update(self._meant(key))
+
     @property
     def previous(self) -> Any:
         """The value that is in the store now, or None; a dict of them by key in a batch loader."""
@@ -102,7 +115,7 @@ class _Load:
         if raw is None:
             return None
         try:
-            return self._loader.codec.decode(envelope.unpack(raw).payload)
+            return self._loader.codec.decode(envelope.entry_of(raw, text, self._loader.shape).payload)
         except (EnvelopeError, CodecError):
             return None
 

@@ -19,6 +19,7 @@ from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, StoreBack, StoreLost
+from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
 from cacheworkers.load_context import AroundLoad
@@ -134,6 +135,7 @@ class Runtime:
                 config,
                 run_loads=run_loads,
                 undelivered=self.undelivered,
+                refuse=self.refuse,
                 maintenance=Maintenance(maintenance, self._should_run, lambda task: ports.store.note_beat(task).run()),
                 emit=self.emit,
                 reset_after_fork=self.reset,
@@ -188,6 +190,11 @@ class Runtime:
         for ask in asks:
             self.ports.waiters.wake(ask.call)
 
+    def refuse(self, requests: Sequence[LoadRequest], reason: str) -> None:
+        """Wake the readers who wait for loads that this release cannot do: each loads for itself."""
+        with contextlib.suppress(StoreError):
+            run(refuse_loads(self.ports, requests, reason))
+
     def release_soon(self, call: str, name: str) -> None:
         """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
         if self._background is None:
@@ -237,6 +244,7 @@ class Runtime:
         self.ports.access_counter.reset()
         self.ports.asked.reset()
         self.ports.l1.reset()
+        self.ports.own_entries.reset()
         self.ports.waiters.reset()
         self.ports.store.reset()
         self.ports.listener.reset()

@@ -44,6 +44,7 @@ class CeleryDispatcher:
         *,
         run_loads: RunLoads,
         undelivered: Callable[[list[LoadRequest]], None],
+        refuse: Callable[[Sequence[LoadRequest], str], None],
         emit: Callable[[Event], None],
         waited_for: Callable[[], int],
     ) -> None:
@@ -53,7 +54,7 @@ class CeleryDispatcher:
         self.infos: dict[str, LoaderInfo] = {}
         self._config = config
         self._run_loads = run_loads
-        self._undelivered = undelivered
+        self._refuse = refuse
         self._emit = emit
         self._eager: ThreadDispatcher | None = None
         self._lock = threading.Lock()
@@ -118,7 +119,7 @@ class CeleryDispatcher:
             requests, _ = parse_requests(name.removeprefix(PREFIX), message.payload[1].get("asks"))
         self._emit(UnknownTask(name, len(requests)))
         if requests:
-            self._undelivered(requests)
+            self._refuse(requests, f"a worker does not know the task {name}")
 
     def _threads(self) -> ThreadDispatcher:
         """Return the threads of this process that load for an eager app."""
@@ -168,7 +169,7 @@ class CeleryDispatcher:
         if reason:
             self._emit(MalformedTask(PREFIX + loader, reason))
             if requests:
-                self._undelivered(requests)
+                self._refuse(requests, reason)
             return
         requests = self._of_known_version(task, info, requests, hops)
         if not requests:
