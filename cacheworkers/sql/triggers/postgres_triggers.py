@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, text, types
+from sqlalchemy.orm.mapper import _all_registries
 
-from cacheworkers.errors import ConfigError
+from cacheworkers.core.tag_text import TagKinds
+from cacheworkers.errors import ConfigError, TagError
 from cacheworkers.sql.outbox.outbox import TABLE, TRIGGER
-from cacheworkers.sql.triggers.column_catalog import check_kind, columns_of, in_full
+from cacheworkers.sql.triggers.column_catalog import Column, check_kind, columns_of, in_full
 from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
 
 #: Changes with what the generated text does.
@@ -46,6 +48,7 @@ class Triggers:
         outbox: str = TABLE,
         *,
         max_tag_bytes: int = 256,
+        tag_kinds: TagKinds | None = None,
     ) -> None:
         """
         Args:
@@ -57,6 +60,7 @@ class Triggers:
             ConfigError: a table's name or a template is malformed.
         """
         self.namespace = namespace
+        self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
         self._outbox = name_of(outbox)
         self._tables: dict[str, _Triggered] = {}
         for table, each in templates.items():
@@ -131,13 +135,25 @@ class Triggers:
             for column in (part.column for tag in triggered.tags for part in tag if part.column is not None):
                 if column not in columns:
                     raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
-                if not columns[column].is_alike:
+                if columns[column].kind is None or _is_decorated(triggered.name, column):
                     raise ConfigError(
                         f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
-                        f"in Python, so that triggers and sessions would make different tags of a row; tags of "
-                        f"triggers take columns of {', '.join(ALIKE)}"
+                        f"in Python, or texts are equal there that differ, so that triggers, sessions and loaders "
+                        f"would make different tags of a row; tags of triggers take columns of {', '.join(ALIKE)}, "
+                        f"with a deterministic collation, and not those of an Enum or a TypeDecorator"
                     )
+            for tag in triggered.tags:
+                self._check_kinds(table, tag, columns)
         columns_of(connection, self._outbox)
+
+    def _check_kinds(self, table: str, tag: list[Part], columns: Mapping[str, Column]) -> None:
+        """Make sure that loaders with such tags take arguments of the columns' types."""
+        texts = tuple(each for part in tag for each in _texts_of(part))
+        kinds = [columns[part.column].kind for part in tag if part.column is not None]
+        try:
+            self._tag_kinds.add_rows(f"triggers on {table}", texts, kinds)
+        except TagError as error:
+            raise ConfigError(str(error)) from None
 
     def install(self, connection: Connection) -> None:
         """Check, and install or replace, in one transaction.
@@ -228,6 +244,31 @@ class NotifyListener:
     def wait(self, seconds: float) -> bool:
         """Return when a notification has come, or after so many seconds; True if one has."""
         return any(True for _ in self._driver.notifies(timeout=seconds, stop_after=1))
+
+
+def _texts_of(part: Part) -> Iterator[str | None]:
+    """Yield a part's text, and None for its field, as `TagTemplates.skeletons` has them."""
+    if part.text:
+        yield part.text
+    if part.column is not None:
+        yield None
+
+
+def _is_decorated(name: Name, column: str) -> bool:
+    """Return whether a mapped table has an Enum or TypeDecorator there, whose text in Python is another."""
+    for registry in _all_registries():
+        for mapper in registry.mappers:
+            for table in mapper.tables:
+                is_it = getattr(table, "name", None) == name.table and name.schema in (
+                    None,
+                    getattr(table, "schema", None),
+                )
+                found = table.columns.get(column) if is_it else None
+                if found is not None and (
+                    isinstance(found.type, types.TypeDecorator) or getattr(found.type, "enum_class", None) is not None
+                ):
+                    return True
+    return False
 
 
 def channel(namespace: str) -> str:
