@@ -26,6 +26,7 @@ from cacheworkers.load_context import AroundLoad
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
+from cacheworkers.local.fork_check import ForkCheck
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
@@ -104,6 +105,7 @@ class Runtime:
             on_back=lambda: self.emit(StoreBack()),
         )
         listener = _listener(config, link, keys, coherence, clock, l1, waiters, self.emit)
+        self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
         self._bulkhead = Bulkhead(config.bulkhead)
         self._session_factory = sessions
         self._watching: WatchService | None = None
@@ -277,6 +279,8 @@ class Runtime:
 
     def reset(self) -> None:
         """Forget threads, sockets and connections after a fork: they are the parent's."""
+        self._fork_check.renew()
+        self._failure_log.reset()
         self._background = None
         self.ports.coherence.reset()
         self._access_reporter.reset()
