@@ -72,6 +72,7 @@ READS = {
 TWINS = {
     Cache: {
         "invalidate",
+        "clear",
         "collect_garbage",
         "inspect",
         "calls_of",

@@ -52,11 +52,6 @@ class Keyspace:
         self._of_calls = (self._entry.encode(), self._failures.encode())
         self._of_tag = re.compile(rf"{re.escape(namespace)}:[tvd]:\{{([^{{}}#]+)(?:#([1-9][0-9]*))?\}}")
 
-    @property
-    def clear_patterns(self) -> tuple[str, ...]:
-        """What `clear` deletes, in this order: leases, then all that belongs to calls, tags and loaders."""
-        return tuple(f"{self.namespace}:{kind}:*" for kind in ("l", "e", "f", "a", "t", "d", "v", "h"))
-
     # -- of a call
 
     def entry(self, call: str) -> str:
@@ -163,3 +158,8 @@ class Keyspace:
 def _braced(tag: str, shard: int) -> str:
     name = tag if _ESCAPED.search(tag) is None else tag.translate(_ESCAPES)
     return f"{{{name}#{shard}}}" if shard else f"{{{name}}}"
+
+
+def patterns_to_clear(namespace: str) -> tuple[str, ...]:
+    """Return patterns of what a cleared namespace loses, in this order: leases, then what calls, tags and loaders have."""
+    return tuple(f"{namespace}:{kind}:*" for kind in ("l", "e", "f", "a", "t", "d", "v", "h"))

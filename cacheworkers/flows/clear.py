@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cacheworkers.core.driver import Flow
+from cacheworkers.core.keys import patterns_to_clear
 from cacheworkers.flows.ports import Ports
 
 
@@ -15,7 +16,7 @@ def clear(ports: Ports) -> Flow[int]:
     deleted = 0
     # Leases first: a load that is under way then finds its lease broken, and what it writes is refused.  The other way
     # round it would bring an entry back that was loaded before.
-    for pattern in store.keys.clear_patterns:
+    for pattern in patterns_to_clear(store.keys.namespace):
         cursor = 0
         while True:
             cursor, found = yield store.scan(cursor, pattern)
