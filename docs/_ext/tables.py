@@ -1,6 +1,6 @@
 """Reference tables made from the code, as Markdown in the pages that show them: `make reference` writes them.
 
-A page has them between `<!-- generated: settings -->` and `<!-- end -->`, so that they can be read as files, too; a test
+A page has them between `<!-- generated: settings -->` and `<!-- end -->`, so that files can be read, too; a test
 checks that they are current.
 """
 
