@@ -161,5 +161,5 @@ def _braced(tag: str, shard: int) -> str:
 
 
 def patterns_to_clear(namespace: str) -> tuple[str, ...]:
-    """Return patterns of what a cleared namespace loses, in this order: leases, then what calls, tags and loaders have."""
+    """Return the patterns of what `clear` deletes, in its order: leases, then all else of calls, tags and loaders."""
     return tuple(f"{namespace}:{kind}:*" for kind in ("l", "e", "f", "a", "t", "d", "v", "h"))
