@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.errors import BrokerUnavailable, ConfigError, StoreError
+from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, PublishFailed, StoreBack, StoreLost
 from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
@@ -337,17 +337,9 @@ def _load_sessions(
         return NoSessions()
     if config.testing:
         return CallersSessions(sessions, async_sessions)
-    from sqlalchemy.pool import SingletonThreadPool
+    from cacheworkers.sql.load_sessions import Sessions, refuse_database_per_thread
 
-    from cacheworkers.sql.load_sessions import Sessions
-
-    bind = None if sessions is None else sessions.kw.get("bind")
-    if isinstance(getattr(bind, "pool", None), SingletonThreadPool):
-        raise ConfigError(
-            f"sessions must be of a database that other threads see, {bind!r} makes one for each: "
-            'create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}), a file, or '
-            "Config(testing=True), with which loads run in the thread that reads"
-        )
+    refuse_database_per_thread(sessions)
     return Sessions(sessions, async_sessions, pool_size=config.bulkhead)
 
 

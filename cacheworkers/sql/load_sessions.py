@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
+from cacheworkers.errors import ConfigError
 from cacheworkers.sql.outbox.diagnostics import is_autocommit
 
 #: How long a load waits for a connection of the library's pool, seconds.
@@ -156,6 +157,21 @@ class Sessions:
             for listener in getattr(engine.dispatch, name):
                 event.listen(own, name, listener, retval=returns)
         return own
+
+
+def refuse_database_per_thread(sessions: sessionmaker[Session] | None) -> None:
+    """Check that loads, which run on other threads than reads, see the same database.
+
+    Raises:
+        ConfigError: it is SQLite's in memory, on a pool that makes one for each thread.
+    """
+    bind = None if sessions is None else sessions.kw.get("bind")
+    if isinstance(bind, Engine) and isinstance(bind.pool, SingletonThreadPool):
+        raise ConfigError(
+            f"sessions must be of a database that other threads see, {bind!r} makes one for each: "
+            'create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}), a file, or '
+            "Config(testing=True), with which loads run in the thread that reads"
+        )
 
 
 def _is_postgres(engine: Engine) -> bool:
