@@ -52,14 +52,14 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def diagnose(
-    cache: Cache, *, within: float = CHECK_WITHIN, is_running: bool = True, now: Callable[[], float] = time.time
+    cache: Cache, *, timeout: float = CHECK_WITHIN, is_running: bool = True, now: Callable[[], float] = time.time
 ) -> list[Finding]:
     """Return what is so with a cache's store, broker, workers and database; worst first.
 
     Looks only: probe keys in the store are gone within a second.  Takes a second or two, and never raises.
 
     Args:
-        within: how long one check may take, seconds; what has not answered by then is away.
+        timeout: how long one check may take, seconds; what has not answered by then is away.
         is_running: look also at what needs running processes: workers, queues, beat.
         now: this machine's clock, seconds since the epoch.
     """
@@ -73,7 +73,7 @@ def diagnose(
         threading.Thread(
             target=lambda check=check: found.put((check, _looked(check))), name=f"doctor-{check.name}", daemon=True
         ).start()
-    end = time.monotonic() + within
+    end = time.monotonic() + timeout
     late = {check.name: check for check in checks}
     findings = settings
     while late:
@@ -83,13 +83,13 @@ def diagnose(
             break
         findings += theirs
         del late[check.name]
-    findings += [check.away.finding(True, f"no answer to {check.name} within {within:g} s") for check in late.values()]
+    findings += [check.away.finding(True, f"no answer to {check.name} within {timeout:g} s") for check in late.values()]
     return _ordered(findings)
 
 
-def log_diagnosis(cache: Cache, *, within: float = CHECK_WITHIN, is_running: bool = True) -> list[Finding]:
+def log_diagnosis(cache: Cache, *, timeout: float = CHECK_WITHIN, is_running: bool = True) -> list[Finding]:
     """Log warnings and errors, one line each with the finding's fields, and return all findings."""
-    findings = diagnose(cache, within=within, is_running=is_running)
+    findings = diagnose(cache, timeout=timeout, is_running=is_running)
     for finding in findings:
         if finding.level in ("warning", "error"):
             level = logging.ERROR if finding.level == "error" else logging.WARNING
