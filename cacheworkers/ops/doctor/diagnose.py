@@ -16,10 +16,11 @@ from cacheworkers.errors import StoreUnavailable
 from cacheworkers.ops.doctor import database_checks, store_checks, worker_checks
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
 from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
-from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts
+from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts, worker_facts
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
+    from cacheworkers.config import Config
 
 log = logging.getLogger("cacheworkers")
 
@@ -132,7 +133,7 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
         if is_running:
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
             yield Check("workers", broker, lambda: worker_checks.check_workers(app, config))
-            yield Check("beat", store, lambda: store_checks.check_beat(config, sorted(app_facts(app).upkeep.items())))
+            yield Check("beat", store, lambda: _check_beat(app, config))
     database = database_checks.AWAY
     with_outbox = {engine.url: engine for engine in engines}
     # One look at each database, however many engines there are for it.
@@ -146,6 +147,14 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
         yield Check("outbox-engines", database, lambda: database_checks.check_engines(engines))
     if triggers and engines:
         yield Check("triggers", database, lambda: database_checks.check_triggers(engines, triggers))
+
+
+def _check_beat(app: Any, config: Config) -> Iterator[Finding]:
+    try:
+        known = [worker.uptime for worker in worker_facts(app) if worker.uptime is not None]
+    except BrokerUnreachable:  # has a finding of its own
+        known = []
+    yield from store_checks.check_beat(config, sorted(app_facts(app).upkeep.items()), max(known, default=None))
 
 
 def _looked(check: Check) -> list[Finding]:
