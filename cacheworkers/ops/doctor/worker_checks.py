@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from cacheworkers.config import Config
-from cacheworkers.errors import CacheworkersError
+from cacheworkers.errors import CacheworkersError, StoreError
 from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
 
@@ -75,6 +76,13 @@ UNKNOWN = Rule(
     "It gives such work back, and the reader loads for itself.",
     "Deploy the same code to workers and web; make sure that the worker's app imports the module with the loader.",
 )
+OTHER_STORE = Rule(
+    "worker-store",
+    "error",
+    "A worker takes this cache's queues and has left no mark in its store within three minutes.",
+    "It loads into another store, database or namespace: readers wait for values that never come, and load themselves.",
+    "Give workers and web processes the same `redis_url`, database number included, and the same `namespace`.",
+)
 PREFETCH = Rule(
     "prefetch",
     "note",
@@ -103,6 +111,27 @@ NO_LOADERS = Rule(
     "Nothing can be said of workers' loaders; and a worker that imports no more than this process loads nothing.",
     "Name a module that imports the loaders, as web processes do; for workers, name theirs in `app.conf.include`.",
 )
+NAMESAKES = Rule(
+    "node-names",
+    "warning",
+    "Several workers have one node name.",
+    "Celery's remote control, Flower and this command cannot tell them apart; what one of them lacks is not seen.",
+    "Give each a name of its own: `celery worker -n miss@%h`.",
+)
+EAGER = Rule(
+    "eager",
+    "warning",
+    "`task_always_eager` is on.",
+    "Celery runs tasks where they are sent, and no worker sees any: what you see here is not how production behaves.",
+    "Leave it off outside of tests; for tests give `Cache` no Celery app, which loads on threads of the process.",
+)
+NO_JSON = Rule(
+    "accept-content",
+    "error",
+    "The app's `accept_content` leaves JSON out.",
+    "Workers refuse the library's messages, which are JSON: nothing is revalidated or warmed, and readers load misses.",
+    'Add "json" to `accept_content`.',
+)
 RESULTS = Rule(
     "result-backend",
     "note",
@@ -119,10 +148,14 @@ RULES = (
     BACKED_UP,
     UNSERVED,
     UNKNOWN,
+    OTHER_STORE,
     PREFETCH,
     EARLY_ACKS,
     VISIBILITY,
     NO_LOADERS,
+    NAMESAKES,
+    EAGER,
+    NO_JSON,
     RESULTS,
 )
 
@@ -141,6 +174,8 @@ def judge_app(app: AppFacts) -> Iterator[Finding]:
     if app.visibility is not None:
         shown = f"visibility_timeout is {app.visibility:g} s, the longest time limit of a load {app.longest:g} s"
         yield VISIBILITY.finding(app.visibility <= app.longest, shown)
+    yield EAGER.finding(app.is_eager, f"task_always_eager is {'on' if app.is_eager else 'off'}")
+    yield NO_JSON.finding(app.refuses_json, f"accept_content {'leaves JSON out' if app.refuses_json else 'has JSON'}")
     yield RESULTS.finding(bool(app.unread_results), f"result_backend is {app.unread_results or 'off, or of use'}")
 
 
@@ -177,22 +212,34 @@ def check_backlog(app: Any, config: Config) -> Iterator[Finding]:
         yield BACKED_UP.finding(length > most, f"{queue} has {length:,} messages")
 
 
-def check_workers(app: Any, config: Config) -> Iterator[Finding]:
-    """Yield which queues are consumed, and by workers that know what is in them."""
+def check_workers(app: Any, config: Config, store: Store) -> Iterator[Finding]:
+    """Yield which queues are consumed, and by workers that know what is in them and load into this store."""
     workers = worker_facts(app)
     for queue in _queues(config):
         names = [worker.name for worker in workers if queue in worker.queues]
         yield UNSERVED.finding(not names, f"{queue} is consumed by {', '.join(names) or 'no worker'}")
+    names = [worker.name for worker in workers if worker.queues & set(_queues(config))]
+    for name, is_marked in zip(names, _marks(store, names), strict=True):
+        found = "has" if is_marked else "does not have"
+        yield OTHER_STORE.finding(not is_marked, f"the store at {store.link.where} {found} the mark of {name}")
     ours = set(app_facts(app).loaders)
     loading = {config.queues.miss, config.queues.revalidate, config.queues.warm}
     for worker in workers:
-        if worker.queues & loading:
+        yield NAMESAKES.finding(worker.namesakes > 1, f"{worker.namesakes} workers answer as {worker.name}")
+        if worker.queues & loading and ours:
             missing = sorted(ours - worker.loaders)
-            shown = f"does not know {', '.join(missing)}" if missing else f"knows all {len(ours)} loaders"
+            shown = f"does not know {', '.join(missing)}" if missing else f"knows all {len(ours)} declared here"
             yield UNKNOWN.finding(bool(missing), f"{worker.name} {shown}")
         if config.queues.miss in worker.queues and worker.slots:
             reserved = f"{worker.name} reserves {worker.prefetch} messages for {worker.slots} slots"
             yield PREFETCH.finding(worker.prefetch > worker.slots, reserved)
+
+
+def _marks(store: Store, names: list[str]) -> list[bool]:
+    try:
+        return store.have_workers(names).run()
+    except StoreError:  # has a finding of its own
+        return [True] * len(names)
 
 
 def _queues(config: Config) -> tuple[str, str, str, str]:
