@@ -68,11 +68,13 @@ READS = {
     "hot",
     "revalidate",
     "invalidate",
+    "invalidate_all",
 }
 TWINS = {
     Cache: {
         "invalidate",
         "clear",
+        "invalidate_loader",
         "collect_garbage",
         "inspect",
         "calls_of",
