@@ -19,7 +19,14 @@ class DeclarationError(CacheworkersError, TypeError):
 
 
 class CallError(CacheworkersError, TypeError):
-    """The arguments do not fit the loader's signature, or make too long a call."""
+    """A mistake of the caller's: arguments that do not fit the loader's signature, or a method out of its place."""
+
+
+class BadArgument(CallError):
+    """An argument's value is none of its parameter's type, or makes too long a call; raised before anything is read.
+
+    What people send ends here: the web helpers answer 400.
+    """
 
 
 class TagError(CacheworkersError, ValueError):
@@ -50,12 +57,20 @@ class OutboxUnavailable(CacheworkersError):
     """The database with the outbox did not answer, or does not have it."""
 
 
-class StoreError(CacheworkersError):
+class Unavailable(CacheworkersError):
+    """The value cannot be had now: what to catch around a read for a page without it, or a 503."""
+
+
+class StoreError(Unavailable):
     """The store answered, but not as it should."""
 
 
 class StoreUnavailable(StoreError):
     """The store did not answer in time, refused the connection, or its breaker is open."""
+
+
+class StoreRefused(StoreUnavailable):
+    """The store answered a request with an error (NOPERM, MISCONF, NOREPLICAS, BUSY, ...): it is of no use to it."""
 
 
 class StoreFull(StoreError):
@@ -67,14 +82,14 @@ class UnsafeStore(StoreError):
 
 
 class InvalidationIncomplete(StoreError):
-    """An invalidation is not acknowledged: what was begun is finished by the next one, or by a sweep."""
+    """An invalidation is not acknowledged: what was begun is finished by the next one, or by a garbage collection."""
 
 
 class UnwatchedWrite(CacheworkersError):
     """Watched rows are changed in a way that does not tell which tags that touches."""
 
 
-class ReadError(CacheworkersError):
+class ReadError(Unavailable):
     """A read found no value to return."""
 
 

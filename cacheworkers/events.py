@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-Outcome = Literal["stored", "refused", "conflict", "failed", "left"]
+Outcome = Literal["stored", "refused", "conflict", "failed", "unstored", "left"]
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -56,7 +56,10 @@ class ReadFailed(Event, frozen=True):
 
 
 class Loaded(Event, frozen=True):
-    """One load of one call ended; `where` is "worker" or "reader"."""
+    """One load of one call ended; `where` is "worker" or "reader".
+
+    `error` says why it failed; its `__cause__` is what the loader raised.
+    """
 
     loader: str
     call: str
@@ -64,6 +67,7 @@ class Loaded(Event, frozen=True):
     seconds: float
     attempts: int
     where: str
+    error: Exception | None = None
 
 
 class ClaimDenied(Event, frozen=True):
@@ -147,6 +151,32 @@ class UnreadableEntry(Event, frozen=True):
     reason: str
 
 
+class OtherRelease(Event, frozen=True):
+    """The entry of a call is of a release with another return type, parameters or tags: this process loads for itself.
+
+    Once for each such entry and `fresh_for`.
+    """
+
+    loader: str
+    call: str
+
+
+class NotStored(Event, frozen=True):
+    """A loaded value has no place in the store, for want of a tag's legality or of a limit's room: served uncached."""
+
+    loader: str
+    call: str
+    reason: str
+
+
+class LoadRefused(Event, frozen=True):
+    """A worker cannot load what another release asks for; the readers who wait are woken, and load for themselves."""
+
+    loader: str
+    calls: int
+    reason: str
+
+
 class Invalidated(Event, frozen=True):
     """An invalidation is acknowledged."""
 
@@ -165,7 +195,7 @@ class MaintenanceMissed(Event, frozen=True):
 
 
 class AccessesReported(Event, frozen=True):
-    """Reads of so many calls of a loader were added to its heat in the store."""
+    """Reads of so many calls of a loader were added to its access scores in the store."""
 
     loader: str
     calls: int
@@ -190,7 +220,7 @@ class WarmingPaused(Event, frozen=True):
 
 
 class GarbageCollected(Event, frozen=True):
-    """A sweep ended; one that ran out of time is not whole, and the next goes on where it stopped.
+    """A garbage collection ended; one that ran out of time is not whole, and the next goes on where it stopped.
 
     `foreign` is how many keys it has passed over because they are of another type than ours.
     """
@@ -204,7 +234,7 @@ class GarbageCollected(Event, frozen=True):
 
 
 class ForeignKey(Event, frozen=True):
-    """A sweep passed over a key of the namespace that is of another type than ours: something else writes there."""
+    """Garbage collection passed over a key of the namespace whose type is not ours: something else writes there."""
 
     key: str
 

@@ -29,6 +29,7 @@ NAMES = {
     "Warming",
     "Invalidation",
     "Load",
+    "LoadCall",
     "Loader",
     "Policy",
     "Read",
@@ -71,7 +72,7 @@ READS = {
 TWINS = {
     Cache: {
         "invalidate",
-        "sweep",
+        "collect_garbage",
         "inspect",
         "calls_of",
         "store_stats",

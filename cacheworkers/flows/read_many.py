@@ -125,7 +125,7 @@ def _fresh(
 ) -> dict[K, Any]:
     """Return what is fresh, by as few steps a key as can be."""
     now = ports.clock.now()
-    found = envelope.fresh_payloads(raws, now, options.since, loader.policy.early)
+    found = envelope.fresh_payloads(raws, now, options.since, loader.policy.early, loader.shape)
     keys: Collection[K] = missing
     texts: Collection[str] = missing.values()
     if None in found:
@@ -171,7 +171,7 @@ def _kept_fresh(
 
 def _count(ports: Ports, loader: LoaderSpec, texts: Iterable[str], ages: list[float], started: float) -> None:
     """Count reads that the store has answered with what is fresh."""
-    ports.heat.count_each(texts)
+    ports.access_counter.count_each(texts)
     if ports.has_hook:
         waited = ports.clock.monotonic() - started
         for age in ages:

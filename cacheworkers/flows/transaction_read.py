@@ -66,10 +66,10 @@ def read_in_transaction(
     """
     started = ports.clock.monotonic()
     states = [(each, each.pending) for each in dirty]
-    tags = frozenset(loader.templates.expand(call.arguments))
+    tags = frozenset(loader.templates.texts(call.arguments))
     by = _touching(states, tags)
     if by is None:
-        entry = yield from _stored(ports, call)
+        entry = yield from _stored(ports, loader, call)
         if entry is not None:
             tags = frozenset(entry.tags)
             by = _touching(states, tags)
@@ -106,11 +106,11 @@ def _touching(dirty: Iterable[tuple[D, Pending]], tags: frozenset[str]) -> D | N
     return maybe
 
 
-def _stored(ports: Ports, call: Call) -> Flow[Entry | None]:
+def _stored(ports: Ports, loader: LoaderSpec, call: Call) -> Flow[Entry | None]:
     """Return the entry that a read may be served; None if there is none, or the store does not say."""
     try:
         raw = yield ports.store.get(call.text)
-        entry = envelope.unpack(raw) if raw is not None else None
+        entry = envelope.entry_of(raw, call.text, loader.shape) if raw is not None else None
     except (StoreError, EnvelopeError):
         return None
     if entry is None or entry.freshness(ports.clock.now()) not in (Freshness.FRESH, Freshness.STALE):

@@ -174,7 +174,9 @@ class LoaderBase(Generic[T]):
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
             self._keep(call, arguments, decode, entry, value, guard, until)
 
-        return reading.ReadOptions(decode, self._since, self._spec.policy.wait_for, keep if self._l1_for else None)
+        spec = self._spec
+        kept = keep if self._l1_for else None
+        return reading.ReadOptions(decode, self._since, spec.policy.wait_for, kept, spec.shape)
 
     def _keep(
         self,
@@ -298,7 +300,7 @@ class LoaderBase(Generic[T]):
         if guard is not None and self._l1_for:
             self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
         age = now - entry.created
-        self._ports.heat.count(call.text)
+        self._ports.access_counter.count(call.text)
         if self._ports.has_hook:
             self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
         return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)

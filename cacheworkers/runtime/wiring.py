@@ -18,21 +18,23 @@ from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.events import Event, Hook, MaintenanceMissed, StoreBack, StoreLost
+from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, StoreBack, StoreLost
+from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
-from cacheworkers.local.breaker import Breaker
+from cacheworkers.load_context import AroundLoad
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
+from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
-from cacheworkers.workers.thread_workers import LocalWorkers
+from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -46,13 +48,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
-#: How often hits in memory are told to the hook where no heat is told to the store, seconds.
+#: How often hits in memory are told to the hook where no accesses are reported to the store, seconds.
 COUNTED_EVERY = 5.0
 #: An upkeep task that last ended so many periods, and so many seconds, ago has missed some.
 LATE = 2.0
 LATE_MARGIN = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
-Upkeep = dict[str, tuple[Callable[[], Any], float]]
+MaintenanceTasks = dict[str, tuple[Callable[[], Any], float]]
 
 
 class Runtime:
@@ -72,8 +74,9 @@ class Runtime:
         sessions: sessionmaker[Session] | None,
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
-        run_loads: Callable[..., None],
-        upkeep: Upkeep,
+        run_loads: Callable[..., Any],
+        maintenance: MaintenanceTasks,
+        around_load: AroundLoad,
     ) -> None:
         """
         Args:
@@ -83,6 +86,7 @@ class Runtime:
         self._owner = weakref.ref(owner)
         self._celery = celery
         self._hook = hook
+        self._failure_log = FailureLog(config.backoff_for)
         self._background: ThreadPoolExecutor | None = None
         self._undeliverable_until = 0.0
         self._breaker_for = config.breaker_for
@@ -91,7 +95,6 @@ class Runtime:
         keys = Keyspace(config.namespace, config.tag_shards)
         link = Transport(
             config,
-            Breaker(config.breaker_for),
             clock,
             on_lost=lambda error: self.emit(StoreLost(error)),
             on_back=lambda: self.emit(StoreBack()),
@@ -111,33 +114,32 @@ class Runtime:
             l1=l1,
             waiters=waiters,
             dispatcher=None,  # type: ignore[arg-type]  # set below: it needs what is made from these ports
-            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence),
-            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence),
+            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence, around_load),
+            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence, around_load),
             emit=self.emit,
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
-        l1.on_gone = ports.heat.note_gone
+        l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
-            "cacheworkers-heat", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
+            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
         )
         listener.on_start = self._access_reporter.start
         if celery is None:
-            self.workers: Any = LocalWorkers(config, run_loads=run_loads)
+            self.workers: Any = ThreadDispatcher(config, run_loads=run_loads)
         else:
-            from cacheworkers.workers.binding import bind
+            from cacheworkers.workers.binding import Maintenance, bind
 
             self.workers = bind(
                 celery,
                 config,
                 run_loads=run_loads,
                 undelivered=self.undelivered,
-                upkeep=upkeep,
+                refuse=self.refuse,
+                maintenance=Maintenance(maintenance, self._should_run, lambda task: ports.store.note_beat(task).run()),
                 emit=self.emit,
                 reset_after_fork=self.reset,
                 waited_for=lambda: waiters.calls,
-                should_run=self._should_run,
-                on_success=lambda task: ports.store.note_beat(task).run(),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _runtimes.add(self)
@@ -159,7 +161,9 @@ class Runtime:
         return self._watching is not None and self._watching.is_any
 
     def emit(self, event: Event) -> None:
-        """Tell the hook; what it raises is logged, and stops nothing."""
+        """Pass an event to the hook; what that raises is logged, and stops nothing.  Log a load that failed."""
+        if type(event) is Loaded and event.error is not None:
+            self._failure_log.log(event)
         hook = self._hook
         if hook is not None:
             try:
@@ -185,6 +189,11 @@ class Runtime:
             self.ports.store.release([(ask.call, ask.token) for ask in asks]).run()
         for ask in asks:
             self.ports.waiters.wake(ask.call)
+
+    def refuse(self, requests: Sequence[LoadRequest], reason: str) -> None:
+        """Wake the readers who wait for loads that this release cannot do: each loads for itself."""
+        with contextlib.suppress(StoreError):
+            run(refuse_loads(self.ports, requests, reason))
 
     def release_soon(self, call: str, name: str) -> None:
         """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
@@ -214,7 +223,7 @@ class Runtime:
     def _report_once(self) -> None:
         """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
         ports = self.ports
-        if not len(ports.heat) and not len(ports.l1):
+        if not len(ports.access_counter) and not len(ports.l1):
             return
 
         def report() -> None:
@@ -222,7 +231,7 @@ class Runtime:
                 run(report_accesses(ports))
 
         # A daemon, for there may be many exchanges; each alone may take as long.
-        thread = threading.Thread(target=report, name="cacheworkers-heat-last", daemon=True)
+        thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
             thread.start()
             thread.join(ports.config.store_timeout)
@@ -232,9 +241,10 @@ class Runtime:
         self._background = None
         self.ports.coherence.reset()
         self._access_reporter.reset()
-        self.ports.heat.reset()
+        self.ports.access_counter.reset()
         self.ports.asked.reset()
         self.ports.l1.reset()
+        self.ports.own_entries.reset()
         self.ports.waiters.reset()
         self.ports.store.reset()
         self.ports.listener.reset()
