@@ -21,16 +21,16 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.local_load import drop_unreadable
 from cacheworkers.flows.nested_read import nested, nested_many
-from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
+from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, QueueKind
 from cacheworkers.flows.read_many import ReadManyOptions, one_by_one, read_many
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.flows.warm import Warming, warm
 from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.l1 import MISSING, Slot
-from cacheworkers.runtime.load_runner import LoaderRunner, RunInTransaction
+from cacheworkers.runtime.load_runner import LoaderRunner
 from cacheworkers.runtime.warm_job import WarmJob
-from cacheworkers.sql.watch.dirty_transactions import dirty_here, open_dirty_transactions
+from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, has_dirty_session, is_dirty
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class LoaderBase(Generic[T]):
 
     def _slot(self, text: str) -> Slot | None:
         """Return the L1 slot that may answer now: not within a load, nor where a session is dirty."""
-        if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
+        if not self._l1_for or self._outer_load() is not None or is_dirty(self._ports):
             return None
         now = monotonic()
         if now >= self._coherence.look_at:
@@ -135,22 +135,38 @@ class LoaderBase(Generic[T]):
         is_known_missing: bool = False,
     ) -> Flow[Read]:
         """Return the flow that reads a call through the store."""
-        units = open_dirty_transactions()
-        if units:
-            return read_in_transaction(
-                self._ports,
-                self._spec,
-                call,
-                decode,
-                units,
-                lambda unit, loader, loading: RunInTransaction(self._runner, loader, loading, unit),
-            )
-        inside = loads.current.get()
-        if inside is not None:
-            return nested(self._ports, self._spec, call, decode, inside[1])
+        dirty = dirty_transactions(self._ports)
+        if not dirty:
+            return self._clean_flow(call, arguments, decode, is_known_missing)
+        return read_in_transaction(
+            self._ports,
+            self._spec,
+            call,
+            decode,
+            dirty,
+            self._runner.step_in_transaction,
+            lambda: self._clean_flow(call, arguments, decode, False),
+        )
+
+    def _clean_flow(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        is_known_missing: bool,
+    ) -> Flow[Read]:
+        """Return the flow that reads a call outside dirty transactions."""
+        outer = self._outer_load()
+        if outer is not None:
+            return nested(self._ports, self._spec, call, decode, outer)
         self._ports.listener.start()
         options = self._options(call, arguments, decode)
         return reading.read(self._ports, self._spec, call, options, is_known_missing=is_known_missing)
+
+    def _outer_load(self) -> Loading | None:
+        """Return the load of this cache that this thread or task is in."""
+        found = loads.current.get()
+        return found[1] if found is not None and found[0] is self._runner.owner else None
 
     def _options(
         self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
@@ -223,7 +239,7 @@ class LoaderBase(Generic[T]):
 
     def _is_plain(self, call: Call) -> bool:
         """Whether a read may look in the store at once: outside loads and dirty transactions, and nobody waits yet."""
-        return loads.current.get() is None and not self._ports.waiters.has(call.text) and dirty_here() is None
+        return self._outer_load() is None and not self._ports.waiters.has(call.text) and not is_dirty(self._ports)
 
     def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
         """Read a call that L1 does not answer."""
@@ -367,7 +383,7 @@ class LoaderBase(Generic[T]):
 
     def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
         call, _ = self._bound(args, kwargs)
-        if dirty_here() is not None:
+        if has_dirty_session(self._ports):
             raise CallError(
                 f"invalidating {call.text} within an open transaction that has changed what is watched would be undone "
                 f"by a load before its commit; give its tags to cache.invalidate(..., session=), or call it after the "
@@ -381,12 +397,12 @@ class LoaderBase(Generic[T]):
 
     def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
         texts = self._spec.signature.texts(keys)
-        unit, inside = dirty_here(), loads.current.get()
-        if unit is not None:
+        outer = self._outer_load()
+        if is_dirty(self._ports):
             return one_by_one({key: self._one_key(key) for key in texts}, self._one)
-        if inside is not None:
+        if outer is not None:
             return nested_many(
-                self._ports, self._spec, {key: self._one_key(key) for key in texts}, self._codec.decode, inside[1]
+                self._ports, self._spec, {key: self._one_key(key) for key in texts}, self._codec.decode, outer
             )
         self._ports.listener.start()
         return read_many(self._ports, self._spec, texts, self._many_options)

@@ -163,9 +163,8 @@ def test_an_outage_of_the_store_leaves_the_rows(triggered: Shop, monkeypatch: py
     def broken(tags: Any) -> Any:
         raise OSError("away")
 
-    [watch] = [each for each in triggered.cache._watching._watches if each.covers(triggered.sessions())]
     with monkeypatch.context() as patch:
-        patch.setattr(watch, "_invalidation", broken)
+        patch.setattr(triggered.cache._watching._delivery, "_invalidation", broken)
         with triggered.sessions.begin() as session:
             reprice(session)
 

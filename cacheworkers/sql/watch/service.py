@@ -1,4 +1,4 @@
-"""What a cache watches: sessions, the outbox they write, and its delivery."""
+"""The watched sessions of one cache, the outbox that they write, and its delivery."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cacheworkers.errors import ConfigError, OutboxUnavailable
-from cacheworkers.events import InvalidationUndelivered
-from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
 from cacheworkers.sql.outbox.diagnostics import bound_engines, on_connection
 from cacheworkers.sql.outbox.outbox import Backlog, Outbox
 from cacheworkers.sql.outbox.relay import drain_outbox, listening_engine_of, replay_to_a_new_store
+from cacheworkers.sql.sqlalchemy_internals import options_of
 from cacheworkers.sql.triggers.postgres_triggers import NotifyListener
+from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagsOf
+from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.session_hooks import AnySession, SessionHooks
+from cacheworkers.sql.watch.tag_rules import Mode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -41,42 +43,61 @@ class WatchService:
     def __init__(self, ports: Ports, sessions: sessionmaker[Session] | None) -> None:
         self._ports = ports
         self.outbox = Outbox(ports.config.namespace)
-        self._delivered = DeliveryAcknowledger(self.outbox)
-        self._watches: list[SessionHooks] = []
+        self._acknowledger = DeliveryAcknowledger(self.outbox)
+        self._delivery = Delivery(ports, self._acknowledger.note)
+        self._hooks: list[SessionHooks] = []
         self._loaders = sessions
-        #: What was given to `watch`; what it is bound to is looked up when it is needed, for that may come later.
+        #: What was given to `watch`.  What it is bound to is asked when it is needed: that may be configured later.
         self._watched: list[Any] = []
         self._replayed: dict[Engine, str] = {}
 
-    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf | Sequence[str]], *, check: bool) -> None:
+    def watch(
+        self,
+        sessions: Any,
+        mapping: Mapping[Any, TagsOf | Sequence[str]] | Any,
+        *,
+        columns: Mapping[Any, Collection[str]] | None,
+        ignore: Mapping[Any, Collection[str]] | None,
+        mode: Mode | Mapping[Any, Mode],
+        check: bool,
+    ) -> None:
         """Begin to watch sessions; see `Cache.watch`."""
-        ports = self._ports
-        watch = SessionHooks(
-            mapping,
-            self.outbox,
-            max_tag_bytes=ports.config.max_tag_bytes,
-            invalidation=lambda tags: invalidate_tags(ports, tags, "hard"),
-            delivered=self._delivered.note,
-            undelivered=self._left_in_outbox,
-            dirty=ports.coherence.bypass,
-            clean=ports.coherence.unbypass,
+        max_tag_bytes = self._ports.config.max_tag_bytes
+        parsed = WatchMapping(mapping, max_tag_bytes, columns=columns, ignore=ignore, mode=mode)
+        hooks = SessionHooks(
+            parsed, self.outbox, self._delivery, self._ports, is_seen_by_loaders=self._is_seen_by_loaders
         )
-        watch.install(sessions, self._watches, check=check)
-        self._watches.append(watch)
+        hooks.install(sessions, self._hooks, check=check)
+        parsed.listen()
+        self._hooks.append(hooks)
         self._watched.append(sessions)
 
-    def of(self, session: AnySession, mode: str) -> SessionHooks:
-        """Return the watch that covers a session.
+    def add(self, session: AnySession, tags: Sequence[str], mode: str) -> None:
+        """Write tags to the outbox in a session's transaction; see `Cache.invalidate`."""
+        self._covering(session, mode).add(session, tags, "soft" if mode == "soft" else "hard")
+
+    async def aadd(self, session: AnySession, tags: Sequence[str], mode: str) -> None:
+        """Do what `add` does, for an AsyncSession too."""
+        await self._covering(session, mode).aadd(session, tags, "soft" if mode == "soft" else "hard")
+
+    def _covering(self, session: AnySession, mode: str) -> SessionHooks:
+        """Return the hooks that cover a session.
 
         Raises:
-            ConfigError: none does, or the mode is not one that a commit can carry.
+            ConfigError: none do, or the mode is not one that a commit can carry.
         """
-        if mode != "hard":
-            raise ConfigError(f'invalidate(session=...) is always "hard", got mode {mode!r}')
-        for watch in self._watches:
-            if watch.covers(session):
-                return watch
+        if mode not in ("hard", "soft"):
+            raise ConfigError(f'invalidate(session=...) is "hard" or "soft", got mode {mode!r}')
+        for hooks in self._hooks:
+            if hooks.covers(session):
+                return hooks
         raise ConfigError(f"invalidate(session=...) takes a session that cache.watch covers, got {session!r}")
+
+    def _is_seen_by_loaders(self, connection: Connection) -> bool:
+        """Return whether loaders read on a connection itself, with what is not committed there."""
+        options = options_of(self._loaders)
+        binds = (options.get("bind"), *(options.get("binds") or {}).values())
+        return any(each is connection for each in binds)
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -115,7 +136,7 @@ class WatchService:
     @property
     def is_any(self) -> bool:
         """Whether anything is watched."""
-        return bool(self._watches)
+        return bool(self._hooks)
 
     def backlog(self, engine: Engine | None) -> Backlog:
         """Return what waits in the outbox; see `Cache.outbox_backlog`."""
@@ -191,11 +212,12 @@ class WatchService:
 
     def close(self) -> None:
         """Stop the thread that removes delivered rows."""
-        self._delivered.close()
+        self._acknowledger.close()
 
     def reset(self) -> None:
         """Forget threads, as a child does after a fork."""
-        self._delivered.reset()
+        self._delivery.reset()
+        self._acknowledger.reset()
 
     @property
     def _watched_engines(self) -> tuple[Engine, ...]:
@@ -217,11 +239,6 @@ class WatchService:
 
     def _drain(self, connection: Connection) -> int:
         return drain_outbox(self._ports, self.outbox, connection)
-
-    def _left_in_outbox(self, rows: Sequence[int], error: Exception) -> None:
-        """A commit's invalidation failed: this process at least forgets what it had; the drain does the rest."""
-        self._ports.l1.clear()
-        self._ports.emit(InvalidationUndelivered(len(rows), f"{type(error).__name__}: {error}"))
 
 
 def _reason(error: Exception) -> str:
