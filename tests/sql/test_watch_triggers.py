@@ -137,7 +137,7 @@ def test_rows_of_others_are_left_to_the_drain(triggered: Shop) -> None:
 def test_more_than_a_commit_should_wait_for_is_left_to_the_drain(
     triggered: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trigger_rows, "MOST_TAGS", 3)
+    monkeypatch.setattr(trigger_rows, "MAX_TAGS", 3)
 
     with triggered.sessions.begin() as session:
         reprice(session)

@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, text
 
 from cacheworkers.errors import ConfigError
-from cacheworkers.sql.outbox.outbox import TABLE, TRIGGER
+from cacheworkers.sql.outbox.outbox import ROW_TAGS, TABLE, TRIGGER
 from cacheworkers.sql.triggers.column_catalog import check_kind, columns_of, in_full
 from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
 
 #: Changes with what the generated text does.
 VERSION = 4
-#: Most tags of one outbox row that a trigger writes.
-ROW_TAGS = 1000
 _EVENTS = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
 #: `pg_trigger.tgtype` of INSERT, DELETE, UPDATE and TRUNCATE: a table's triggers together have them all.
 _ALL_EVENTS = 4 + 8 + 16 + 32
@@ -238,23 +236,6 @@ class Triggers:
             f"  IF pg_try_advisory_xact_lock({_lock_number(self.channel)}) THEN\n"
             f"    PERFORM pg_notify('{self.channel}', '');\n  END IF;\n"
         )
-
-
-class NotifyListener:
-    """A connection that listens for triggers' notifications."""
-
-    def __init__(self, connection: Connection, namespace: str) -> None:
-        """
-        Args:
-            connection: psycopg's, to be used for nothing else; put into autocommit.
-        """
-        self._connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        self._connection.exec_driver_sql(f"LISTEN {channel(namespace)}")
-        self._driver: Any = self._connection.connection.driver_connection
-
-    def wait(self, seconds: float) -> bool:
-        """Return when a notification has come, or after so many seconds; True if one has."""
-        return any(True for _ in self._driver.notifies(timeout=seconds, stop_after=1))
 
 
 def channel(namespace: str) -> str:

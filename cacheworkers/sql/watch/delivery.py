@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 #: How often an invalidation that has failed is tried again, seconds.
 _RETRY_EVERY = 0.1
+#: Tags for which a commit waits.  More of them are invalidated after it returns: by then its own process reads past
+#: the cache what they concern, others do when their turn comes, within some seconds for a hundred thousand.
+MAX_TAGS_AT_COMMIT = 1000
 
 
 class _Failed(NamedTuple):
@@ -65,6 +68,10 @@ class Delivery:
         if not writes:
             return
         rows = tuple(writes) if is_committed else ()
+        if rows and sum(len(each.tags) for each in writes) > MAX_TAGS_AT_COMMIT:
+            with self._lock:
+                self._postpone(writes)
+            return
         if not in_greenlet():
             self._run(writes, rows)
             return
@@ -137,14 +144,21 @@ class Delivery:
         if not rows:
             return
         with self._lock:
-            self._failed.append(_Failed(tuple(writes), self._late(writes), time.monotonic() + GRACE))
-            if self._retrying is None:
-                self._retrying = threading.Thread(target=self._retry, name="cacheworkers-retry", daemon=True)
-                self._retrying.start()
+            self._postpone(writes)
+
+    def _postpone(self, writes: Sequence[Written]) -> None:
+        """Leave an invalidation to a thread; until it is done this process reads past the cache what it concerns."""
+        self._failed.append(_Failed(tuple(writes), self._late(writes), time.monotonic() + GRACE))
+        if self._retrying is None:
+            self._retrying = threading.Thread(target=self._retry, name="cacheworkers-retry", daemon=True)
+            self._retrying.start()
 
     def _retry(self) -> None:
+        is_first = True
         while True:
-            time.sleep(_RETRY_EVERY)
+            if not is_first:
+                time.sleep(_RETRY_EVERY)
+            is_first = False
             with self._lock:
                 failed = list(self._failed)
             try:

@@ -19,13 +19,11 @@ from cacheworkers.sql.watch.cascades import Cascades
 from cacheworkers.sql.watch.flush_changes import TagsOf
 from cacheworkers.sql.watch.row_changes import Described
 from cacheworkers.sql.watch.row_values import Row, row_columns, tables_of
-from cacheworkers.sql.watch.statements import Statements
+from cacheworkers.sql.watch.statements import Statements, Writes
 from cacheworkers.sql.watch.tag_rules import Mode, TagRule, TagRules
 from cacheworkers.sql.watch.tags_by_keys import by_keys
 
 log = logging.getLogger("cacheworkers")
-_TRUNCATES = re.compile(r"\btruncate\b", re.IGNORECASE)
-_DELETES = re.compile(r"\b(?:delete|merge|replace)\b", re.IGNORECASE)
 
 
 class WatchMapping:
@@ -155,7 +153,7 @@ class WatchMapping:
 
     @property
     def statements(self) -> Statements:
-        """Tells which statements change them."""
+        """Finds which of these tables statements change."""
         if self._statements is None:
             cascades = self.cascades
             self._statements = Statements(
@@ -166,15 +164,15 @@ class WatchMapping:
             )
         return self._statements
 
-    def affected(self, statement: str) -> list[Table]:
+    def affected(self, writes: Writes) -> list[Table]:
         """Return the watched tables that a statement may change, itself or by what the database cascades."""
-        if _TRUNCATES.search(statement):
+        if writes.truncated or writes.opaque:
             return self.tables()  # CASCADE empties whatever refers to a table, however many steps away
-        names, cascades = self.statements.changes(statement), self.cascades
+        names, cascades = self.statements.changed_by(writes), self.cascades
         known = {*self.tables(), *cascades.tables("ondelete"), *cascades.tables("onupdate")}
         named = {table for table in known if table.name in names}
         # A row that goes may set keys to NULL, which is an update.
-        events = ("ondelete", "onupdate") if _DELETES.search(statement) else ("onupdate",)
+        events = ("ondelete", "onupdate") if writes.deleted else ("onupdate",)
         return [table for table in self.tables() if table in named or table in cascades.reached(named, events)]
 
     def _forget(self) -> None:

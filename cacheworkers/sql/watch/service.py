@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cacheworkers.errors import ConfigError, OutboxUnavailable
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
-from cacheworkers.sql.outbox.diagnostics import bound_engines, on_connection
+from cacheworkers.sql.outbox.connections import apart, bound_engines, on_connection, sync_half
+from cacheworkers.sql.outbox.notifications import AsyncNotifications, Notifications
 from cacheworkers.sql.outbox.outbox import Backlog, Outbox
-from cacheworkers.sql.outbox.relay import drain_outbox, listening_engine_of, replay_to_a_new_store
+from cacheworkers.sql.outbox.relay import drain_outbox, replay_to_a_new_store
 from cacheworkers.sql.sqlalchemy_internals import options_of
-from cacheworkers.sql.triggers.postgres_triggers import NotifyListener
+from cacheworkers.sql.triggers.postgres_triggers import channel
 from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagsOf
 from cacheworkers.sql.watch.mapping import WatchMapping
@@ -31,8 +34,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
 log = logging.getLogger("cacheworkers")
-#: How long a draining process waits at most before it looks again, seconds.
-DRAIN_WITHIN = 1.0
+#: How long a draining process waits for a notification at most before it looks again, seconds; and at least, after it
+#: found rows: only one of the transactions that are open at a time notifies.
+DRAIN_WITHIN, DRAIN_AGAIN = 0.5, 0.02
 #: How often it looks whether a store that was away is back, seconds.
 _LOOK_EVERY = 0.05
 
@@ -187,19 +191,31 @@ class WatchService:
             thread.join()
 
     def _drain_until(self, stop: threading.Event, engine: Engine) -> None:
-        listening = listening_engine_of(engine)
         while not stop.is_set():
             try:
                 self.drain(engine)  # whether or not anybody can listen
-                with contextlib.nullcontext() if listening is None else listening.connect() as connection:
-                    ear = None if connection is None else NotifyListener(connection, self._ports.config.namespace)
-                    wait: Callable[[float], object] = ear.wait if ear else stop.wait
-                    while not stop.is_set():
-                        self.drain(engine)
-                        wait(DRAIN_WITHIN)
+                if engine.dialect.is_async:
+                    asyncio.run(self._adrain_and_wait(stop, engine))
+                else:
+                    self._drain_and_wait(stop, engine)
             except Exception as error:  # the database or the store is away; the rows stay
-                log.warning("the drain goes on in a second: %s", error)
+                log.warning("the drain tries again in a second: %s", error)
                 self._rest(stop)
+
+    def _drain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
+        notifications, pause = Notifications(stop), _Pause()
+        with contextlib.nullcontext() if engine.dialect.driver != "psycopg" else engine.connect() as connection:
+            if connection is not None:
+                notifications.listen(connection, channel(self.outbox.namespace))
+            while not stop.is_set():
+                notifications.wait(pause.after(self.drain(engine)))
+
+    async def _adrain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
+        notifications, pause = AsyncNotifications(), _Pause()
+        async with AsyncEngine(apart(engine)).connect() as connection:
+            await notifications.listen(connection, channel(self.outbox.namespace))
+            while not stop.is_set():
+                await notifications.wait(pause.after(self.drain(engine)))
 
     def _rest(self, stop: threading.Event) -> None:
         """Wait a while; not longer than until a store that is away is back: it still has what was changed meanwhile."""
@@ -229,7 +245,7 @@ class WatchService:
         )
 
     def _asked(self, engine: Engine | None, what: str) -> tuple[Engine, ...]:
-        engines = self.engines if engine is None else (engine,)
+        engines = self.engines if engine is None else (sync_half(engine),)
         if not engines:
             raise ConfigError(
                 f"{what} needs an engine: neither the sessions that this cache watches nor those of its loaders are "
@@ -239,6 +255,17 @@ class WatchService:
 
     def _drain(self, connection: Connection) -> int:
         return drain_outbox(self._ports, self.outbox, connection)
+
+
+class _Pause:
+    """How long to wait for a notification: short after rows were found, then longer."""
+
+    def __init__(self) -> None:
+        self._seconds = DRAIN_WITHIN
+
+    def after(self, rows: int) -> float:
+        self._seconds = DRAIN_AGAIN if rows else min(2 * self._seconds, DRAIN_WITHIN)
+        return self._seconds
 
 
 def _reason(error: Exception) -> str:

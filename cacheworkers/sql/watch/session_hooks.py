@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session, SessionTransaction, object_session, sessionm
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
 from cacheworkers.flows.ports import Ports
-from cacheworkers.sql.outbox.diagnostics import bound_engines, check_outbox
-from cacheworkers.sql.outbox.outbox import Outbox
+from cacheworkers.sql.outbox.connections import bound_engines
+from cacheworkers.sql.outbox.diagnostics import check_outbox
+from cacheworkers.sql.outbox.outbox import Outbox, in_rows
 from cacheworkers.sql.sqlalchemy_internals import is_autocommit, is_by_unit_of_work, options_of
 from cacheworkers.sql.triggers.trigger_rows import written_by_triggers
 from cacheworkers.sql.watch import connections
@@ -32,6 +33,8 @@ from cacheworkers.sql.watch.joined_transactions import outlives
 from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.pending import pending_of
 from cacheworkers.sql.watch.row_changes import RowChanges
+from cacheworkers.sql.watch.statements import refusal
+from cacheworkers.sql.watch.views import Views
 
 log = logging.getLogger("cacheworkers")
 
@@ -59,6 +62,7 @@ class SessionHooks:
         self.is_seen_by_loaders = is_seen_by_loaders
         self._ports = ports
         self._mapping = mapping
+        self._views = Views()
         self._triggers = InstalledTriggers(outbox.namespace, mapping)
         self._target: type = Session
 
@@ -130,25 +134,26 @@ class SessionHooks:
     def before_statement(self, state: SessionState, connection: Connection, statement: str, context: Any) -> None:
         """Refuse a statement that changes watched rows without the unit of work's knowledge."""
         session = state.session
-        names = self._mapping.statements.changes(statement)
-        if session is None or not names:
+        statements = self._mapping.statements
+        writes = statements.writes(statement, connection.dialect.name)
+        if session is None or not (writes.names or writes.opaque):
+            return
+        writes = self._views.resolved(connection, writes, statements.tables)
+        names = statements.changed_by(writes)
+        if not names:
             return
         if context.execution_options.get("cacheworkers_unwatched"):
             self._dirty(session).note_unknown(connection)
             return
         if state.flush is not None and state.flush.is_running and self._is_noted(state.flush, connection, context):
             return
-        tables = self._mapping.affected(statement)
+        tables = self._mapping.affected(writes)
         missing = self._triggers.missing(connection, tables, context.execution_options)
         if tables and not missing:
             self._dirty(session).note_unknown(connection)
             return
         wanted = {table.name for table in missing} or names
-        raise UnwatchedWrite(
-            f"a statement that changes {', '.join(sorted(names))} passes the unit of work by, and its tags are "
-            f"unknown; install triggers (cache.triggers) on {', '.join(sorted(wanted))}, or "
-            f"give execution_options(cacheworkers_unwatched=True) and invalidate yourself"
-        )
+        raise UnwatchedWrite(refusal(writes.opaque, names, wanted))
 
     def after_statement(self, state: SessionState, connection: Connection, context: Any) -> None:
         """Do nothing: what a flush has written is written to the outbox when it ends."""
@@ -285,8 +290,9 @@ class SessionHooks:
     def _write(self, session: Session, connection: Connection, tags: Mapping[Any, Sequence[str]]) -> None:
         """Write tags by mode to the outbox."""
         for mode, named in tags.items():
-            row = self.outbox.write(connection, named)
-            self._dirty(session).note_written(named, row, connection, mode)
+            for part in in_rows(list(named)):
+                row = self.outbox.write(connection, part)
+                self._dirty(session).note_written(part, row, connection, mode)
 
     def _connection(self, session: Session) -> Connection:
         """Return the connection on which the watched tables are changed; the outbox is beside them."""
