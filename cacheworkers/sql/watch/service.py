@@ -138,6 +138,11 @@ class WatchService:
         return rows
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the watched tables."""
+        return tuple(dict.fromkeys(name for hooks in self._hooks for name in hooks.tables))
+
+    @property
     def is_any(self) -> bool:
         """Whether anything is watched."""
         return bool(self._hooks)

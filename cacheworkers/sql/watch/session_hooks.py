@@ -95,6 +95,11 @@ class SessionHooks:
             event.listen(key, "before_update", self._on_update, propagate=True)
             event.listen(key, "before_delete", self._on_delete, propagate=True)
 
+    @property
+    def tables(self) -> list[str]:
+        """Names of the watched tables."""
+        return [table.name for table in self._mapping.tables()]
+
     def covers(self, session: AnySession) -> bool:
         """Return whether a session is one of those it watches."""
         return isinstance(session.sync_session if isinstance(session, AsyncSession) else session, self._target)
