@@ -29,7 +29,6 @@ from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.warm_job import WarmJob
 from cacheworkers.runtime.wiring import Internals, Runtime
 from cacheworkers.sql.watch.dirty_transactions import has_dirty_session
-from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.version_mismatch import mismatch
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class Cache:
                 **({"warm": (self.keep_warm, config.warm_interval)} if config.warm_interval else {}),
             },
         )
-        self._loaders = LoaderRegistry(config)
+        self._loaders = LoaderRegistry(config, self._runtime.ports.tag_kinds)
         self._ports = self._runtime.ports
         self._triggers: list[Triggers] = []
         #: For the command line, doctor and metrics, which look into a cache; not part of the public API.
@@ -246,6 +245,7 @@ class Cache:
             templates,
             self.outbox.table.name,
             max_tag_bytes=self.config.max_tag_bytes,
+            tag_kinds=self._ports.tag_kinds,
             notify=notify,
         )
         self._triggers.append(declared)
@@ -510,19 +510,8 @@ class Cache:
         is_batch: bool,
     ) -> LoaderSpec:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
-        config = self.config
-        self._ports.access_counter.remember(spec.name, spec.policy, config.access_half_life)
-        self._runtime.workers.register(
-            LoaderInfo(
-                spec.name,
-                spec.load_for,
-                spec.is_batch,
-                config.batch_size,
-                spec.rate_limit,
-                spec.pace,
-                spec.policy.version,
-            )
-        )
+        self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
+        self._runtime.register(spec)
         return spec
 
     def _inspection(self, sample: int, grace: float, rate: float) -> Flow[Inspection]:
