@@ -33,6 +33,7 @@ NAMES = {
     "Loader",
     "Policy",
     "Read",
+    "tag",
     "__version__",
 }
 #: An error that no public call raises: what it says reaches users as an event.
@@ -64,7 +65,6 @@ READS = {
     "read_json",
     "peek",
     "warm",
-    "warm_many",
     "hot",
     "revalidate",
     "invalidate",
@@ -78,8 +78,7 @@ TWINS = {
         "store_stats",
         "loader_stats",
         "warm",
-        "warm_many",
-        "warm_up",
+        "keep_warm",
         "report_accesses",
         "explain",
         "stored",

@@ -15,6 +15,7 @@ from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Step
 from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.core.tags import TagTemplates
 from cacheworkers.events import Hook
 from cacheworkers.local.access_counter import AccessCounter
@@ -163,6 +164,8 @@ class Ports:
     """This process's parts, as flows use them.
 
     Attributes:
+        note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
+        note_served: called when a worker has loaded what a reader of this process had asked for.
         has_hook: somebody hears what is emitted; where an event is told of every read, none is made for nobody.
     """
 
@@ -179,8 +182,11 @@ class Ports:
     emit: Hook
     release_soon: Callable[[str, str], None]
     has_hook: bool = True
+    note_taken_over: Callable[[LoadRequest], None] = lambda request: None
+    note_served: Callable[[], None] = lambda: None
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)
+    tag_kinds: TagKinds = field(default_factory=TagKinds)
     own_entries: OwnEntries = field(default_factory=OwnEntries)
     chance: Callable[[], float] = random.random
     revalidations: RateLimiter = field(init=False)

@@ -54,6 +54,7 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str,
             Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
         )
         shop = Shop(make, database_url, events).watch()
+        cache = shop.cache
         shop.add(1)
         assert shop.price.get(1) == 10
         wait_until(lambda: shop.price.read(1).tier == "l1")
@@ -62,16 +63,16 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str,
         with shop.sessions.begin() as session:
             session.get_one(Product, 1).price = 11
         assert any(type(event).__name__ == "InvalidationUndelivered" for event in events)
-        assert len(shop.cache._ports.l1) == 0
+        assert len(cache._ports.l1) == 0
         with pytest.raises(StoreError):
             shop.cache.drain()
         server.resume()
         with shop.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
 
-        wait_until(lambda: shop.cache.drain() == 1)
+        wait_until(lambda: cache.drain() == 1)
         assert shop.price.get(1) == 11
-        shop.cache.close()
+        cache.close()
         shop.engine.dispose()
 
 
@@ -85,11 +86,12 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
             Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.05), hook=events.append
         )
         shop = Shop(make, database_url, events).watch()
+        cache = shop.cache
         shop.cache.drain()
         server.pause()
         write(shop, "product:1")
         stop = threading.Event()
-        thread = threading.Thread(target=shop.cache.drain_until, args=(stop,))
+        thread = threading.Thread(target=cache.drain_until, args=(stop,))
         thread.start()
         wait_until(lambda: any(type(event).__name__ == "StoreLost" for event in events))
 
@@ -103,7 +105,7 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
             return not thread.is_alive()
 
         wait_until(has_ended)
-        shop.cache.close()
+        cache.close()
         shop.engine.dispose()
 
 
@@ -113,6 +115,7 @@ def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_
             Cache, Config(redis_url=server.url, store_timeout=1.0, breaker_for=0.0), hook=events.append
         )
         shop = Shop(make, database_url, events).watch()
+        cache = shop.cache
         shop.add(1)
 
         async def change() -> None:
@@ -126,9 +129,9 @@ def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_
 
         assert any(type(event).__name__ == "InvalidationUndelivered" for event in events)
         run_sql(shop.engine, "UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
-        wait_until(lambda: shop.cache.drain() == 1)
+        wait_until(lambda: cache.drain() == 1)
         assert shop.price.get(1) == 11
-        shop.cache.close()
+        cache.close()
         shop.engine.dispose()
 
 
@@ -170,16 +173,17 @@ def test_a_new_store_gets_what_the_old_one_was_told_lately(database_url: str, ev
             Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
         )
         shop = Shop(make, database_url, events)
+        cache = shop.cache
         write(shop, "a")
-        shop.cache.drain(shop.engine)
-        client = shop.cache._ports.store.link.client()
-        assert shop.cache.drain(shop.engine) == 0
-        client.set(shop.cache._ports.store.keys.run_id, "another server's")  # what a replica or a snapshot would have
+        cache.drain(shop.engine)
+        client = cache._ports.store.link.client()
+        assert cache.drain(shop.engine) == 0
+        client.set(cache._ports.store.keys.run_id, "another server's")  # what a replica or a snapshot would have
 
-        assert shop.cache.drain(shop.engine) == 1
+        assert cache.drain(shop.engine) == 1
         assert any(type(event).__name__ == "Replayed" for event in events)
-        assert shop.cache.drain(shop.engine) == 0
-        shop.cache.close()
+        assert cache.drain(shop.engine) == 0
+        cache.close()
         shop.engine.dispose()
 
 

@@ -56,7 +56,7 @@ TRIGGERS = Rule(
     "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
     "`triggers.install(connection)`, or its `up()` in a migration.",
 )
-RULES = (AWAY, UNKNOWN, MISSING, LAG, TRIGGERS)
+RULES = (AWAY, POOLER, UNKNOWN, MISSING, LAG, TRIGGERS)
 
 
 def check_engines(engines: Sequence[Any]) -> Iterator[Finding]:

@@ -12,10 +12,12 @@ from sqlalchemy import Table, event, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
+from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import ConfigError, DeclarationError, TagError
 from cacheworkers.sql.sqlalchemy_internals import all_mappers
 from cacheworkers.sql.watch.cascades import Cascades
+from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
 from cacheworkers.sql.watch.flush_changes import TagsOf
 from cacheworkers.sql.watch.row_changes import Described
 from cacheworkers.sql.watch.row_values import Row, row_columns, tables_of
@@ -35,6 +37,7 @@ class WatchMapping:
         self,
         mapping: Any,
         max_tag_bytes: int,
+        tag_kinds: TagKinds | None = None,
         *,
         columns: Mapping[Any, Collection[str]] | None = None,
         ignore: Mapping[Any, Collection[str]] | None = None,
@@ -49,6 +52,7 @@ class WatchMapping:
                 or one of the options names something that is not there.
         """
         self._max_tag_bytes = max_tag_bytes
+        self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
         if not isinstance(mapping, Mapping):
             mapping = by_keys(mapping)
         self._options = _Options(mapping, columns or {}, ignore or {}, mode)
@@ -228,7 +232,7 @@ class WatchMapping:
             raise ConfigError(f"the tags of {name} must be a function or a list of templates, got {tags_of!r}")
         rules = []
         for template in tags_of:
-            make = self._checked(name, columns, self._template(name, tuple(columns), template))
+            make = self._checked(name, columns, self._template(name, columns, template))
             rules.append(TagRule(make, options.columns(key, template, columns), options.mode(key, template)))
         return TagRules(rules, ignored)
 
@@ -280,12 +284,17 @@ class WatchMapping:
                 # No loader can have such a tag either: there is nothing to invalidate, and no reason to fail a commit.
                 log.warning("a tag of %s is left out: %s", name, error)
 
-    def _template(self, name: str, columns: tuple[str, ...], template: str) -> TagsOf:
+    def _template(self, name: str, columns: Mapping[str, Any], template: str) -> TagsOf:
         try:
-            parsed = TagTemplates([template], columns, max_bytes=self._max_tag_bytes)
-        except DeclarationError as error:
+            named = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes)
+            kinds = {field: kind_of_column(f"{name}.{field}", columns[field]) for field in named.fields}
+            for texts, fields in named.skeletons():
+                self._tag_kinds.add_rows(f"watched {name}", texts, [kinds[field] for field in fields])
+            makers = {field: text_maker(kind) for field, kind in kinds.items()}
+            made = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes, texts=makers)
+        except (DeclarationError, TagError) as error:
             raise ConfigError(f"watch of {name}: {error}") from None
-        return lambda row: parsed.texts(_Values(row, columns))
+        return lambda row: made.texts(_Values(row, tuple(columns)))
 
 
 class _Options:

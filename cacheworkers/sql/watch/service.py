@@ -67,7 +67,7 @@ class WatchService:
     ) -> None:
         """Begin to watch sessions; see `Cache.watch`."""
         max_tag_bytes = self._ports.config.max_tag_bytes
-        parsed = WatchMapping(mapping, max_tag_bytes, columns=columns, ignore=ignore, mode=mode)
+        parsed = WatchMapping(mapping, max_tag_bytes, self._ports.tag_kinds, columns=columns, ignore=ignore, mode=mode)
         hooks = SessionHooks(
             parsed, self.outbox, self._delivery, self._ports, is_seen_by_loaders=self._is_seen_by_loaders
         )
