@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cacheworkers.errors import ConfigError, OutboxUnavailable
+from cacheworkers.errors import ConfigError, OutboxUnavailable, StoreError, StoreUnavailable
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
 from cacheworkers.sql.outbox.connections import apart, bound_engines, on_connection, sync_half
@@ -205,7 +205,7 @@ class WatchService:
                     self._drain_and_wait(stop, engine)
             except Exception as error:  # the database or the store is away; the rows stay
                 log.warning("the drain tries again in a second: %s", error)
-                self._rest(stop)
+                self._rest(stop, error)
 
     def _drain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
         notifications, pause = Notifications(stop), _Pause()
@@ -222,14 +222,23 @@ class WatchService:
             while not stop.is_set():
                 await notifications.wait(pause.after(self.drain(engine)))
 
-    def _rest(self, stop: threading.Event) -> None:
-        """Wait a while; not longer than until a store that is away is back: it still has what was changed meanwhile."""
-        link = self._ports.store.link
+    def _rest(self, stop: threading.Event, error: Exception) -> None:
+        """Wait a while, but not longer than until a store that was away takes writes again.
+
+        It has what was changed meanwhile still, and serves it.
+        """
+        is_store = isinstance(error, StoreUnavailable) or isinstance(error.__cause__, StoreUnavailable)
         end = time.monotonic() + DRAIN_WITHIN
-        is_away = not link.is_well
         while not stop.wait(min(DRAIN_WITHIN, _LOOK_EVERY)) and time.monotonic() < end:
-            if is_away and link.is_well:
+            if is_store and self._store_takes_writes():
                 return
+
+    def _store_takes_writes(self) -> bool:
+        try:
+            self._ports.store.next_seq().run()
+        except StoreError:
+            return False
+        return True
 
     def close(self) -> None:
         """Stop the thread that removes delivered rows."""

@@ -143,7 +143,7 @@ class SessionHooks:
         writes = statements.writes(statement, connection.dialect.name)
         if session is None or not (writes.names or writes.opaque):
             return
-        writes = self._views.resolved(connection, writes, statements.tables)
+        writes = self._views.resolved(connection, writes, {*statements.tables, self.outbox.table.name})
         names = statements.changed_by(writes)
         if not names:
             return
