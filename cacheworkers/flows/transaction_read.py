@@ -10,7 +10,7 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CodecError, EnvelopeError, StoreError
+from cacheworkers.errors import CodecError, EnvelopeError, StoreError, TagError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
@@ -66,8 +66,11 @@ def read_in_transaction(
     """
     started = ports.clock.monotonic()
     states = [(each, each.pending) for each in dirty]
-    tags = frozenset(loader.templates.texts(call.arguments))
-    by = _touching(states, tags)
+    try:
+        tags = frozenset(loader.templates.texts(call.arguments))
+        by = _touching(states, tags)
+    except TagError:  # nothing is known of an entry with such a tag
+        tags, by = frozenset(), dirty[0]
     if by is None:
         entry = yield from _stored(ports, loader, call)
         if entry is not None:

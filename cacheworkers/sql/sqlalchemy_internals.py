@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine, Pool
 from sqlalchemy.orm import InstanceState, Mapper
 from sqlalchemy.orm.mapper import _all_registries
-from sqlalchemy.util.concurrency import await_, in_greenlet
+from sqlalchemy.util import concurrency
 
 __all__ = [
     "TransactionEnd",
@@ -31,6 +31,10 @@ __all__ = [
     "parameter_order",
     "second_updates",
 ]
+
+in_greenlet = concurrency.in_greenlet
+#: SQLAlchemy 2.0 calls it `await_only`.
+await_: Callable[[Any], Any] = getattr(concurrency, "await_", None) or getattr(concurrency, "await_only")  # noqa: B009
 
 
 def all_mappers() -> list[Mapper[Any]]:
