@@ -187,10 +187,6 @@ class L1:
                 self._remember(slot)  # its next version is no newcomer
         self._report([slot])
 
-    def is_busy(self) -> bool:
-        """Whether a thread, maybe this one, is changing what is kept: `drop` would wait for it."""
-        return self._lock.locked()
-
     def clear(self) -> None:
         """Drop everything: anything may have changed unheard."""
         with self._lock:

@@ -49,7 +49,7 @@ def _a_read_under_way(p: Processes, number: int, how: How, name: str = "price") 
     """Its guard has been taken."""
     reading = p.reading(name, number, how)
     reading.step()
-    return [Step(_checked(p, reading.step), lambda: bool(reading.at))] * 2
+    return [Step(_checked(p, reading.step), lambda: bool(reading.at))] * 3
 
 
 def a_change(p: Processes, number: int, mode: Any = "hard", by: str = "others") -> list[Step]:
@@ -73,7 +73,7 @@ def a_change(p: Processes, number: int, mode: Any = "hard", by: str = "others") 
     return _steps(p, commit, lambda: p.go_on(flow[0]), acknowledge)
 
 
-def pushes(p: Processes, most: int = 4) -> list[Step]:
+def pushes(p: Processes, most: int = 5) -> list[Step]:
     """The listener: one reply after another is processed, as they come."""
     return [Step(_checked(p, p.deliver), lambda: p.has_replies)] * most
 

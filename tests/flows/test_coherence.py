@@ -6,6 +6,7 @@ is older than what had been acknowledged.  Small scenes are gone through in full
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -98,7 +99,7 @@ def is_not_emptied_when_the_link_is_back(patch: pytest.MonkeyPatch) -> None:
 
     def keeps_all(listener: Listener) -> None:
         with pytest.MonkeyPatch.context() as meanwhile:
-            meanwhile.setattr(listener, "_on_gap", lambda: None)
+            meanwhile.setattr(listener, "_empty", lambda: None)
             connect(listener)
 
     patch.setattr(Listener, "_connect", keeps_all)
@@ -109,19 +110,20 @@ def answers_after_a_loss(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_asks_for_proof(patch: pytest.MonkeyPatch) -> None:
-    heard = Coherence.heard
-    patch.setattr(Coherence, "heard", lambda coherence, at: heard(coherence, float("inf")))
+    prove = Coherence.prove
+    patch.setattr(Coherence, "prove", lambda coherence, at: prove(coherence, float("inf")))
 
 
 def takes_an_answer_for_news(patch: pytest.MonkeyPatch) -> None:
-    ponged = TrackingConnection.ponged
+    answer = TrackingConnection.answer
 
-    def now(ear: TrackingConnection) -> tuple[float, float]:
-        sent, received = ponged(ear)
-        ear.heard_at = received
-        return sent, received
+    def now(connection: TrackingConnection, reply: Any) -> None:
+        before = connection.proven_at
+        answer(connection, reply)
+        if connection.proven_at != before:
+            connection.proven_at = time.monotonic()
 
-    patch.setattr(TrackingConnection, "ponged", now)
+    patch.setattr(TrackingConnection, "answer", now)
 
 
 def waits_for_no_push_of_its_own(patch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def remembered(shop: Shop) -> None:
 
 
 def lose_the_listener(shop: Shop) -> None:
-    for ear in list(shop.ports.listener._ears):
+    for ear in list(shop.ports.listener.connections):
         ear.socket.shutdown(socket.SHUT_RDWR)
     wait_until(lambda: shop.ports.coherence.lost_at != NEVER)
 
@@ -194,7 +194,7 @@ def test_an_invalidation_waits_until_its_own_process_has_heard_of_it(shop: Shop)
     shop.ports.listener._on_entry = hear_late
     going = shop.invalidator().until("barrier")
     assert in_memory(shop) == 1
-    ears = shop.ports.listener._ears
+    ears = shop.ports.listener.connections
 
     def let_it_hear() -> None:
         wait_until(lambda: any(ear.pings for ear in ears))
@@ -213,7 +213,7 @@ def test_memory_does_not_answer_once_a_ping_is_overdue(shop: Shop) -> None:
     remembered(shop)
     assert shop.product.read(1).tier == "l1"
 
-    shop.ports.coherence.heard_at = shop.ports.coherence.proven_at = time.monotonic() - shop.product._l1_for - 1.0
+    shop.ports.coherence.usable_at = shop.ports.coherence.proven_at = time.monotonic() - shop.product._l1_for - 1.0
 
     assert shop.product.read(1).tier == "store"
 
@@ -223,7 +223,7 @@ def test_while_something_is_loaded_here_everybody_else_is_answered_from_memory(s
     tiers: dict[str, list[str]] = {"inside": [], "beside": []}
 
     def read_beside() -> None:
-        assert shop.ports.coherence.heard_at == NEVER
+        assert shop.ports.coherence.usable_at == NEVER
         tiers["beside"].append(shop.product.read(1).tier)
         assert shop.product.get_many([1]) == {1: 1}
         assert shop.product.get(1) == 1

@@ -73,6 +73,9 @@ class Topology(Protocol):
     def find_back(self, key: str) -> Flow[bool]:
         """Ask those that are away; return whether all are back."""
 
+    def master_of(self, key: str) -> str:
+        """Return the name of the master that has a key, as far as it is known."""
+
     def doubt(self) -> None:
         """Find out anew who the masters are, before the next exchange."""
 
@@ -128,6 +131,10 @@ class SingleMaster:
         """Return True: whoever answered is all there is."""
         yield from ()
         return True
+
+    def master_of(self, key: str) -> str:
+        """Return the name of the only one."""
+        return ""
 
     def doubt(self) -> None:
         """Do nothing: whoever connects asks the Sentinels."""

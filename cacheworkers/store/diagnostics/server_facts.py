@@ -24,6 +24,7 @@ from cacheworkers.errors import StoreUnavailable
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.commands.store import BEAT_KEPT_FOR
+from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.server_info import SAFE_POLICIES
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.diagnostics.acl import denied
@@ -183,8 +184,12 @@ class StoreDiagnostics:
         names = (f"{PROBE}{secrets.token_hex(6)}" for _ in itertools.count())
         key = next(key for key in map(self._keys.entry, names) if master.owns(key))
         is_written = False
-        ear = TrackingConnection(master.pool, self._config.store_timeout, (self._keys.entry(PROBE)[:-1],))
+        connection = TrackingConnection("", master.pool, self._config.store_timeout, lambda: None)
         try:
+            connection.track(pack([("EXISTS", key)]), lambda reply: None)
+            connection.flush()
+            while not any(isinstance(reply, int) for reply in connection.messages()):
+                pass
             with contextlib.suppress(ResponseError):
                 self._link.client().execute_command("SET", key, "", "PX", int(PUSH_WITHIN * 1000))
                 is_written = True
@@ -193,13 +198,13 @@ class StoreDiagnostics:
             end = time.monotonic() + PUSH_WITHIN
             while True:
                 # What has arrived is looked at however late it is: this process may have been paused, the push was not.
-                ear.socket.settimeout(max(end - time.monotonic(), LAST_LOOK_FOR))
-                if any(_names(reply, key) for reply in ear.replies()):
+                connection.socket.settimeout(max(end - time.monotonic(), LAST_LOOK_FOR))
+                if any(_names(reply, key) for reply in connection.messages()):
                     return ""
         except TimeoutError:
             pass
         finally:
-            ear.hang_up()
+            connection.close()
         return f"tracking is accepted, but a write by another connection was not pushed within {PUSH_WITHIN:g} s"
 
 
