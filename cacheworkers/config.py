@@ -53,11 +53,11 @@ class Config:
         revalidate_rate: most revalidations a second that this process asks for; what is stale beyond that is served,
             and asked for at a later read, so that a soft invalidation of many does not load all of them at once; 0
             does not limit.
-        gc_interval: how often beat sweeps tag sets.
+        gc_interval: how often beat has garbage collected: expired members of tag sets.
         drain_interval: how often beat delivers what the outbox still holds.
         access_report_interval: how often a process that reads tells the store what was read; 0 tells nothing.
         max_reported_calls: most calls that a process tells of at once.
-        max_hot_calls: most calls whose heat is kept, of each loader; what has none is not kept warm.
+        max_hot_calls: most calls whose access score is kept, of each loader; a call without one is not kept warm.
         access_half_life: how long until a read counts half.
         warm_interval: how often beat looks for hot entries that go stale soon; 0 never.
         warm_max_calls: how many of the hottest calls of each loader are looked at a round, and reloaded at once by

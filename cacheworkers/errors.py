@@ -67,7 +67,7 @@ class UnsafeStore(StoreError):
 
 
 class InvalidationIncomplete(StoreError):
-    """An invalidation is not acknowledged: what was begun is finished by the next one, or by a sweep."""
+    """An invalidation is not acknowledged: what was begun is finished by the next one, or by a garbage collection."""
 
 
 class UnwatchedWrite(CacheworkersError):

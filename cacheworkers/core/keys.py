@@ -86,16 +86,16 @@ class Keyspace:
 
     # -- of a loader
 
-    def heat(self, loader: str) -> str:
-        """Return the key of a loader's hottest calls."""
+    def accesses(self, loader: str) -> str:
+        """Return the key of a loader's access scores."""
         return f"{self.namespace}:h:{{{loader}}}"
 
     # -- of upkeep
 
     @property
-    def sweep_position(self) -> str:
-        """The key that says where a sweep that ran out of time stopped."""
-        return f"{self.namespace}:sweep"
+    def gc_position(self) -> str:
+        """The key that says where a garbage collection that ran out of time stopped."""
+        return f"{self.namespace}:gc"
 
     def tick(self, task: str) -> str:
         """Return the key that is there while an upkeep task has been begun in this period."""

@@ -46,7 +46,8 @@ def invalidate_tags(
 
     Raises:
         InvalidationIncomplete: the store failed on the way, or too few of its replicas have it; nothing is
-            acknowledged, and what was begun is finished by the next invalidation of the tag, or by a sweep.
+            acknowledged, and what was begun is finished by the next invalidation of the tag, or by garbage
+            collection.
     """
     started = ports.clock.monotonic()
     told = _ReceiveOwnPush(progress)
@@ -126,7 +127,7 @@ def drain(
 ) -> Flow[int]:
     """Delete the entries of a detached set, in chunks; any number of drainers may share one.
 
-    Whoever comes next goes on where a drainer died: the next invalidation of the tag, or a sweep.
+    Whoever comes next goes on where a drainer died: the next invalidation of the tag, or a garbage collection.
 
     Args:
         told: called with the size of each chunk that is done.

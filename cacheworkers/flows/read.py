@@ -142,7 +142,7 @@ def read(
     except (LoadError, LoadTimeout, StoreError) as error:
         ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
         raise
-    ports.heat.count(call.text)
+    ports.access_counter.count(call.text)
     if ports.has_hook:
         ports.emit(Served(loader.name, done.freshness.value, done.tier, done.age, done.waited))
     return done

@@ -32,7 +32,7 @@ from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
-from cacheworkers.workers.thread_workers import LocalWorkers
+from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
-#: How often hits in memory are told to the hook where no heat is told to the store, seconds.
+#: How often hits in memory are told to the hook where no accesses are reported to the store, seconds.
 COUNTED_EVERY = 5.0
 #: An upkeep task that last ended so many periods, and so many seconds, ago has missed some.
 LATE = 2.0
 LATE_MARGIN = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
-Upkeep = dict[str, tuple[Callable[[], Any], float]]
+MaintenanceTasks = dict[str, tuple[Callable[[], Any], float]]
 
 
 class Runtime:
@@ -73,7 +73,7 @@ class Runtime:
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
         run_loads: Callable[..., None],
-        upkeep: Upkeep,
+        maintenance: MaintenanceTasks,
     ) -> None:
         """
         Args:
@@ -118,27 +118,25 @@ class Runtime:
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
-        l1.on_gone = ports.heat.note_gone
+        l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
-            "cacheworkers-heat", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
+            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
         )
         listener.on_start = self._access_reporter.start
         if celery is None:
-            self.workers: Any = LocalWorkers(config, run_loads=run_loads)
+            self.workers: Any = ThreadDispatcher(config, run_loads=run_loads)
         else:
-            from cacheworkers.workers.binding import bind
+            from cacheworkers.workers.binding import Maintenance, bind
 
             self.workers = bind(
                 celery,
                 config,
                 run_loads=run_loads,
                 undelivered=self.undelivered,
-                upkeep=upkeep,
+                maintenance=Maintenance(maintenance, self._should_run, lambda task: ports.store.note_beat(task).run()),
                 emit=self.emit,
                 reset_after_fork=self.reset,
                 waited_for=lambda: waiters.calls,
-                should_run=self._should_run,
-                on_success=lambda task: ports.store.note_beat(task).run(),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _runtimes.add(self)
@@ -215,7 +213,7 @@ class Runtime:
     def _report_once(self) -> None:
         """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
         ports = self.ports
-        if not len(ports.heat) and not len(ports.l1):
+        if not len(ports.access_counter) and not len(ports.l1):
             return
 
         def report() -> None:
@@ -223,7 +221,7 @@ class Runtime:
                 run(report_accesses(ports))
 
         # A daemon, for there may be many exchanges; each alone may take as long.
-        thread = threading.Thread(target=report, name="cacheworkers-heat-last", daemon=True)
+        thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
             thread.start()
             thread.join(ports.config.store_timeout)
@@ -233,7 +231,7 @@ class Runtime:
         self._background = None
         self.ports.coherence.reset()
         self._access_reporter.reset()
-        self.ports.heat.reset()
+        self.ports.access_counter.reset()
         self.ports.asked.reset()
         self.ports.l1.reset()
         self.ports.waiters.reset()

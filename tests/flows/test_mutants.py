@@ -11,10 +11,9 @@ import test_protocol as races
 from mutation import Mutation, python, script
 
 from cacheworkers import Cache
-from cacheworkers.flows import garbage_collection as sweeping
+from cacheworkers.flows import garbage_collection, local_load
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
-from cacheworkers.flows import local_load
 from cacheworkers.flows import read as reading
 from cacheworkers.local.l1 import L1
 from cacheworkers.runtime.loader_base import LoaderBase
@@ -181,12 +180,12 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         python(Store, "register", "_ms(life + load_for + REGISTRATION_MARGIN)", "_ms(life)"),
         races.test_membership_outlasts_the_entry_by_more_than_a_load,
     ),
-    "a sweep takes members that have not expired": (
-        script("SWEEP_TAG", 'string.format("(%.0f", now_ms)', '"+inf"'),
+    "a garbage collection takes members that have not expired": (
+        script("TRIM_TAG", 'string.format("(%.0f", now_ms)', '"+inf"'),
         races.test_a_member_whose_write_is_still_to_come_outlives_a_sweep,
     ),
-    "a sweep takes every mark": (
-        script("SWEEP_TAG", "tonumber(mark) < now_ms - kept_for_ms", "true"),
+    "a garbage collection takes every mark": (
+        script("TRIM_TAG", "tonumber(mark) < now_ms - kept_for_ms", "true"),
         races.test_the_mark_of_an_invalidation_outlives_a_sweep,
     ),
     "a soft invalidation takes members out": (
@@ -214,9 +213,9 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         script("SOFTEN", "now_ms - margin_ms", "now_ms"),
         races.test_a_process_whose_clock_is_behind_does_not_find_fresh_what_was_softened,
     ),
-    "a sweep leaves what an invalidation began": (
+    "a garbage collection leaves what an invalidation began": (
         python(
-            sweeping,
+            garbage_collection,
             "_finish",
             "job.entries += yield from drain(job.ports, tag, Doomed(shard, name), is_over=job.is_over)",
             "pass",

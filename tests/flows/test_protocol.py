@@ -175,9 +175,9 @@ def test_sweep_finishes_an_invalidation_whose_process_died(shop: Shop) -> None:
     shop.loader().finish()
     shop.invalidator().until("unlink").crash()
 
-    swept = shop.cache.sweep()
+    done = shop.cache.collect_garbage()
 
-    assert swept.entries == 1
+    assert done.entries == 1
     assert shop.stored() is None
 
 
@@ -234,7 +234,7 @@ def test_soft_invalidation_finishes_a_hard_one_that_died(shop: Shop) -> None:
 def test_a_member_whose_write_is_still_to_come_outlives_a_sweep(shop: Shop) -> None:
     """Dropped because its entry is not there, it would be written after that, and found by nobody."""
     load = shop.loader().until("write")
-    shop.cache.sweep()
+    shop.cache.collect_garbage()
     load.finish()
     shop.price = 2
 
@@ -248,7 +248,7 @@ def test_the_mark_of_an_invalidation_outlives_a_sweep(shop: Shop) -> None:
     load = shop.loader().until("register")
     shop.price = 2
     shop.invalidator().finish()
-    shop.cache.sweep()
+    shop.cache.collect_garbage()
 
     load.finish()
 
@@ -554,7 +554,7 @@ def test_expired_members_are_swept_and_live_ones_stay(shop: Shop, cache: Cache) 
     shop.loader().finish()
     store.link.client().zadd(store.keys.tag_set("product:1"), {"product[9]": 1})
 
-    swept = cache.sweep()
+    done = cache.collect_garbage()
 
-    assert swept.members == 1
+    assert done.members == 1
     assert shop.members() == ["product[1]"]

@@ -282,7 +282,7 @@ def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cac
         link._health.breaker.failed()
         return replies
 
-    cache.sweep()
+    cache.collect_garbage()
     with monkeypatch.context() as patch:
         patch.setattr(link._masters.wires, "exchange", overtaken)
         cache._ports.store.get("x").run()
@@ -292,7 +292,7 @@ def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cac
 
 def test_after_a_failure_no_older_connection_is_used(cache: Cache, monkeypatch: Any) -> None:
     link = cache._ports.store.link
-    cache.sweep()
+    cache.collect_garbage()
     assert len(link._masters.wires._idle) > 0
 
     with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):

@@ -75,7 +75,7 @@ def test_what_memory_keeps_and_cannot_decode_is_a_miss(product: Any, events: lis
 
     assert found == product.expected
     assert any(type(event).__name__ == "UnreadableEntry" and event.call == "product[1]" for event in events)
-    assert product._ports.heat.hits() == {}
+    assert product._ports.access_counter.hits() == {}
     assert product.read(1).value == product.expected
 
 

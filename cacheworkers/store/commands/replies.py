@@ -88,7 +88,7 @@ def begun(reply: Any) -> Begun | None:
 
 
 class Trimmed(msgspec.Struct, frozen=True):
-    """What one step of a sweep did to a tag set: the members dropped, and which of its two keys are foreign."""
+    """What one step of garbage collection did to a tag set: members dropped, and which of its two keys are foreign."""
 
     members: int
     foreign: tuple[str, ...]
@@ -150,7 +150,7 @@ def scored(reply: Any) -> list[tuple[str, float]]:
 
 
 def position(reply: Any) -> tuple[int, int]:
-    """Return phase and cursor of a sweep; zeros if none is kept."""
+    """Return phase and cursor of a garbage collection; zeros if none is kept."""
     phase, _, cursor = text(reply or b"").partition(":")
     return (int(phase), int(cursor)) if phase.isdigit() and cursor.isdigit() else (0, 0)
 

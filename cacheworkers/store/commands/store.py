@@ -26,8 +26,8 @@ T = TypeVar("T")
 #: registration, and a promoted master's clock may differ.
 REGISTRATION_MARGIN = 60.0
 CHUNK = 500
-#: Half-lives for which heat is remembered.
-HEAT_KEPT_FOR = 100
+#: Half-lives for which access scores are remembered.
+ACCESSES_KEPT_FOR = 100
 #: How long the sign that an upkeep task has run is kept, seconds.
 BEAT_KEPT_FOR = 86400.0
 
@@ -325,34 +325,34 @@ class Store:
         """Wait until so many replicas of every master have all that was written so far; raises if fewer do."""
         return Replicate(self.link, self.keys.touched, replicas, store_timeout)
 
-    # -- heat
+    # -- access scores
 
-    def add_heat(
+    def add_accesses(
         self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int, warm_for: float = 0.0
     ) -> Exchange[int]:
-        """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has.
+        """Add `(call, reads)` to the access scores of a loader, which keep its `most` most read calls; how many it has.
 
         Args:
             warm_for: how long after its last read a call is kept warm, seconds; so much longer it is remembered.
         """
         words = [word for call, count in reads for word in (call, count)]
-        kept_for = HEAT_KEPT_FOR * half_life + warm_for
-        request = Request.call(scripts.HEAT, (self.keys.heat(loader),), (half_life, most, kept_for, *words))
+        kept_for = ACCESSES_KEPT_FOR * half_life + warm_for
+        request = Request.call(scripts.ADD_ACCESSES, (self.keys.accesses(loader),), (half_life, most, kept_for, *words))
         return self._ask([request], lambda replies: int(replies[0]))
 
-    def heat(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core.heat`, whose reads these are.
+    def most_read(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_frequency.py`.
 
         Args:
             since: least `read_at`.
         """
-        key, limit = self.keys.heat(loader), ("LIMIT", first, most)
+        key, limit = self.keys.accesses(loader), ("LIMIT", first, most)
         request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
         return self._ask([request], lambda replies: parse.scored(replies[0]))
 
-    def heat_of(self, loader: str, call: str) -> Exchange[float | None]:
+    def read_at(self, loader: str, call: str) -> Exchange[float | None]:
         """The `read_at` of one call; None if it is not among the hottest."""
-        request = Request(("ZSCORE", self.keys.heat(loader), call))
+        request = Request(("ZSCORE", self.keys.accesses(loader), call))
         return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
 
     def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
@@ -399,11 +399,11 @@ class Store:
         request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
         return self._ask([request], lambda replies: None)
 
-    # -- sweeping
+    # -- garbage collection
 
-    def sweep_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[Trimmed]:
+    def trim_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[Trimmed]:
         """Drop expired members of one tag set, and the tag's mark when it is old enough."""
-        request = Request.call(scripts.SWEEP_TAG, (key, last), (most, _ms(mark_kept_for)))
+        request = Request.call(scripts.TRIM_TAG, (key, last), (most, _ms(mark_kept_for)))
 
         def shape(replies: list[Any]) -> Trimmed:
             dropped, _, *are_foreign = replies[0]
@@ -411,13 +411,13 @@ class Store:
 
         return self._ask([request], shape)
 
-    def sweep_position(self) -> Exchange[tuple[int, int]]:
-        """Where the last sweep stopped: its phase and its cursor there; the beginning, if it was whole."""
-        return self._ask([Request(("GET", self.keys.sweep_position))], lambda replies: parse.position(replies[0]))
+    def gc_position(self) -> Exchange[tuple[int, int]]:
+        """Where the last garbage collection stopped: its phase and its cursor there; the beginning, if it was whole."""
+        return self._ask([Request(("GET", self.keys.gc_position))], lambda replies: parse.position(replies[0]))
 
-    def keep_sweep_position(self, position: tuple[int, int] | None) -> Exchange[None]:
-        """Keep where a sweep stops; None if it was whole."""
-        key = self.keys.sweep_position
+    def keep_gc_position(self, position: tuple[int, int] | None) -> Exchange[None]:
+        """Keep where a garbage collection stops; None if it was whole."""
+        key = self.keys.gc_position
         words = ("DEL", key) if position is None else ("SET", key, "{}:{}".format(*position), "EX", 86_400)
         return self._ask([Request(words)], lambda replies: None)
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Freshness
-from cacheworkers.flows.garbage_collection import sweep
+from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
@@ -116,7 +116,7 @@ def sweeps(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
         @precondition(lambda self: len(self.sweeps) < 2)
         @rule(within=st.sampled_from([0.0, 3600.0]))
         def beat_has_it_swept(self, within: float) -> None:
-            self.sweeps.append(Stepper(sweep(ports, within)))
+            self.sweeps.append(Stepper(collect_garbage(ports, within)))
 
         @precondition(lambda self: self.sweeps)
         @rule(at=one_of_them, steps=st.integers(1, 12))
@@ -169,9 +169,9 @@ def sweeps(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
             """Everybody dies, an hour passes, and one pass leaves the sequence and nothing else."""
             for going in (*self.loads, *self.sweeps, *(each for _, _, each in self.invalidations)):
                 going.crash()
-            client.delete(store.keys.sweep_position)
+            client.delete(store.keys.gc_position)
             self.an_hour_has_passed()
-            assert cache.sweep().is_whole
+            assert cache.collect_garbage().is_whole
             left = keys() - {store.keys.seq}
             client.unlink(store.keys.seq, *left)
             assert not left, f"one pass leaves {sorted(left)}"
@@ -192,7 +192,7 @@ def sweeps(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
 
         def an_hour_has_passed(self) -> None:
             for key in keys():
-                if client.pttl(key) > 0 and key != store.keys.sweep_position:
+                if client.pttl(key) > 0 and key != store.keys.gc_position:
                     client.unlink(key)
             for key in keys("t:*"):
                 client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1), 1))
@@ -278,9 +278,9 @@ def test_it_finds_a_sweep_without_a_part(
     """Else it would prove nothing."""
     store = cache._ports.store
     if part == "by score":
-        trim = store.sweep_tag
+        trim = store.trim_tag
         monkeypatch.setattr(
-            store, "sweep_tag", lambda key, last, **bounds: Careless(store, key, trim(key, last, **bounds))
+            store, "trim_tag", lambda key, last, **bounds: Careless(store, key, trim(key, last, **bounds))
         )
     elif part == "marks are kept":
         monkeypatch.setattr("cacheworkers.flows.garbage_collection.MAX_LOAD_FOR", -1.0)
