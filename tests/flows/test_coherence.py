@@ -19,6 +19,7 @@ from scenes import SCENES, Scene, play
 from stepped import ENTRIES, L1_FOR, Processes, Reading, hold
 
 from cacheworkers import Cache
+from cacheworkers.core.envelope import is_life_of
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
@@ -137,6 +138,52 @@ def takes_the_barrier_for_granted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(invalidating, "receive_own_push", receive_own_push)
 
 
+def tracks_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Listener, "track", lambda listener, call, entry: True)
+
+
+def tracks_after_the_fill(patch: pytest.MonkeyPatch) -> None:
+    track, fill = Listener.track, L1.fill
+    kept: list[tuple[Listener, str, Any]] = []
+
+    def noted(listener: Listener, call: str, entry: Any) -> bool:
+        kept.append((listener, call, entry))
+        return True
+
+    def late(l1: L1, call: str, **entry: Any) -> Any:
+        slot = fill(l1, call, **entry)
+        hold("ask")
+        while kept:
+            track(*kept.pop())
+        return slot
+
+    patch.setattr(Listener, "track", noted)
+    patch.setattr(L1, "fill", late)
+
+
+def compares_no_answer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Listener, "_on_tracked", lambda listener, call, entry, reply: None)
+
+
+def refuses_no_fill_by_an_answer(patch: pytest.MonkeyPatch) -> None:
+    def drops(listener: Listener, call: str, entry: Any, reply: Any) -> None:
+        if not is_life_of(reply, entry) and call in listener._l1.slots:
+            listener._l1.drop(call)
+
+    patch.setattr(Listener, "_on_tracked", drops)
+
+
+def refuses_no_fill_by_a_ping(patch: pytest.MonkeyPatch) -> None:
+    ping = Listener._ping
+
+    def keeps_guards(listener: Listener, *args: Any, **options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(listener._l1, "bump_all", lambda: None)
+            return ping(listener, *args, **options)
+
+    patch.setattr(Listener, "_ping", keeps_guards)
+
+
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Scene]] = {
     "a fill does not compare its guard": (checks_no_guard, scenes.a_change_and_a_read),
     "nor that of a stale entry": (checks_no_guard, scenes.a_change_of_a_stale_entry),
@@ -153,6 +200,11 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Scene]] = {
     "a loss leaves the gate open": (answers_after_a_loss, scenes.a_change_of_what_is_kept_while_the_link_dies),
     "a proof does not run out": (never_asks_for_proof, scenes.a_change_that_a_dead_link_never_tells_of),
     "a ping proves what came after it": (takes_an_answer_for_news, scenes.a_change_while_a_ping_is_answered_late),
+    "what is kept is not tracked": (tracks_nothing, scenes.a_change_of_what_is_kept),
+    "it is tracked after it is kept": (tracks_after_the_fill, scenes.a_change_made_here),
+    "what was there when its tracking began is not compared": (compares_no_answer, scenes.a_change_and_a_read),
+    "... and refuses no fill": (refuses_no_fill_by_an_answer, scenes.a_change_and_a_read),
+    "a ping refuses no fill that has begun": (refuses_no_fill_by_a_ping, scenes.a_change_made_here),
     "a change made here waits for no push": (waits_for_no_push_of_its_own, scenes.a_change_made_here),
     "a barrier that fails is no reason to empty memory": (
         takes_the_barrier_for_granted,

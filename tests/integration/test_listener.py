@@ -452,7 +452,7 @@ def test_where_no_thread_can_be_started_reads_go_past_memory(
 
     shop.keep(1)
     lost, back = told_of(caplog)
-    assert "its thread cannot be started: can't start new thread" in lost and "hears" in back
+    assert "its thread cannot be started: can't start new thread" in lost and "receives invalidation messages" in back
 
 
 # -- what is told
@@ -489,7 +489,7 @@ def test_it_is_told_once_why_nothing_can_be_heard_and_once_that_it_can(
     watching.execute_command("ACL", "SETUSER", user, "+client|tracking")
     wait_until(lambda: listener.is_up)
     wait_until(lambda: len(told_of(caplog)) == 2)
-    assert told_of(caplog)[1] == f"the listener hears 127.0.0.1:{server.port}"
+    assert told_of(caplog)[1] == f"the listener receives invalidation messages from 127.0.0.1:{server.port}"
 
 
 def test_a_link_that_is_lost_is_told_of_and_a_close_is_not(
