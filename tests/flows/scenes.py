@@ -171,6 +171,11 @@ def a_change_made_here(p: Processes, number: int, how: How) -> Actors:
     return [a_read(p, number, how), a_change(p, number, by="ports"), pushes(p)]
 
 
+def a_change_made_here_of_what_is_being_read(p: Processes, number: int, how: How) -> Actors:
+    """Read before it and kept after it: nothing would report it, for it is not tracked yet."""
+    return [a_read(p, number, how), a_change(p, number, by="ports"), pushes(p)]
+
+
 def a_change_made_here_while_the_link_dies(p: Processes, number: int, how: How) -> Actors:
     p.read("price", number)
     change = at_once(p, a_change(p, number, by="ports"))
@@ -221,6 +226,7 @@ SCENES: list[Scene] = [
     a_change_of_what_is_evicted,
     a_change_of_two_loaders,
     a_change_made_here,
+    a_change_made_here_of_what_is_being_read,
     a_change_made_here_while_the_link_dies,
     a_change_while_the_link_dies,
     a_change_of_what_is_kept_while_the_link_dies,

@@ -201,10 +201,13 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Scene]] = {
     "a proof does not run out": (never_asks_for_proof, scenes.a_change_that_a_dead_link_never_tells_of),
     "a ping proves what came after it": (takes_an_answer_for_news, scenes.a_change_while_a_ping_is_answered_late),
     "what is kept is not tracked": (tracks_nothing, scenes.a_change_of_what_is_kept),
-    "it is tracked after it is kept": (tracks_after_the_fill, scenes.a_change_made_here),
+    "it is tracked after it is kept": (tracks_after_the_fill, scenes.a_change_made_here_of_what_is_being_read),
     "what was there when its tracking began is not compared": (compares_no_answer, scenes.a_change_and_a_read),
     "... and refuses no fill": (refuses_no_fill_by_an_answer, scenes.a_change_and_a_read),
-    "a ping refuses no fill that has begun": (refuses_no_fill_by_a_ping, scenes.a_change_made_here),
+    "a ping refuses no fill that has begun": (
+        refuses_no_fill_by_a_ping,
+        scenes.a_change_made_here_of_what_is_being_read,
+    ),
     "a change made here waits for no push": (waits_for_no_push_of_its_own, scenes.a_change_made_here),
     "a barrier that fails is no reason to empty memory": (
         takes_the_barrier_for_granted,
