@@ -46,7 +46,7 @@ DRAIN = [sys.executable, "-c", "from benchmarks.soak import drain; drain()"]
 COLLECT = [sys.executable, "-c", "from benchmarks.soak import collect; collect()"]
 #: Who dies how often right before which step.
 DIES_BEFORE = {
-    "writer": {"next_seq": 0.005, "detach": 0.001, "detached_chunk": 0.001, "drop": 0.001, "drained": 0.001},
+    "writer": {"next_seq": 0.005, "detach": 0.001, "drop": 0.001, "drained": 0.001},
     "drain": {"next_seq": 0.05, "detach": 0.05, "drop": 0.05, "drained": 0.05, "mark": 0.1},
     "worker": {"begin": 0.001, "snapshot": 0.001, "register": 0.001, "write": 0.001},
     "collector": {"drop": 0.05, "drained": 0.05, "trim_tag": 0.001},

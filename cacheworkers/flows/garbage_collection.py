@@ -9,7 +9,7 @@ from cacheworkers.events import ForeignKey, GarbageCollected
 from cacheworkers.flows.invalidate import drain
 from cacheworkers.flows.ports import Ports
 from cacheworkers.policy import MAX_LOAD_FOR
-from cacheworkers.store.commands.replies import Doomed, ForeignType, Trimmed
+from cacheworkers.store.commands.replies import DetachedSet, ForeignType, Trimmed
 
 #: Members dropped by one script: 1,000 take about a millisecond.
 STEP = 500
@@ -49,12 +49,12 @@ def collect_garbage(ports: Ports, within: float = math.inf) -> Flow[GarbageColle
     job = _Collection(ports, within)
     keys = ports.store.keys
     # Marks first: what an invalidation that died has left is drained last, when its tag's set is small.
-    patterns = (keys.last_invalidations_pattern, keys.tag_sets_pattern, keys.doomed_indexes_pattern)
+    patterns = (keys.last_invalidations_pattern, keys.tag_sets_pattern, keys.detached_indexes_pattern)
     phase, cursor = yield ports.store.gc_position()
     while phase < len(patterns):
         page = cursor
         cursor, found = yield ports.store.scan(page, patterns[phase])
-        clean = _finish if patterns[phase] == keys.doomed_indexes_pattern else _trim
+        clean = _finish if patterns[phase] == keys.detached_indexes_pattern else _trim
         is_done = True
         for key in found:
             named = keys.tag_of(key)
@@ -102,7 +102,7 @@ def _finish(job: _Collection, key: str, tag: str, shard: int) -> Flow[bool]:
     try:
         for name in (yield store.detached_of(tag, shard)):
             try:
-                job.entries += yield from drain(job.ports, tag, Doomed(shard, name), is_over=job.is_over)
+                job.entries += yield from drain(job.ports, [DetachedSet(tag, shard, name)], is_over=job.is_over)
             except ForeignType:
                 foreign.add(name)
                 job.pass_over(name)

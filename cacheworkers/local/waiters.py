@@ -257,10 +257,13 @@ class Waiters:
         """Return the flights that wait for the end of a load."""
         return [flight for flight in list(self._flights.values()) if flight.token]
 
-    def watched(self, call: str, token: str, *, is_held: bool, is_error: bool) -> None:
-        """Note what the store says of the lease that a flight waits for; if it has ended, wake all who wait."""
+    def watched(self, call: str, *, is_held: bool, is_error: bool) -> None:
+        """Note what the store says of the lease that a flight has waited for; if it has ended, wake all who wait.
+
+        Also if another is known meanwhile: some may sleep since the one that has ended, and be content with its entry.
+        """
         flight = self._flights.get(call)
-        if flight is not None and flight.token == token:
+        if flight is not None:
             flight.must_poll = is_error
             if not is_held:
                 self.wake(call)

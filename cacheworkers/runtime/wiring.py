@@ -21,7 +21,6 @@ from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, MaintenanceMissed, StoreBack, StoreLost
 from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
-from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
@@ -91,7 +90,6 @@ class Runtime:
         keys = Keyspace(config.namespace, config.tag_shards)
         link = Transport(
             config,
-            Breaker(config.breaker_for),
             clock,
             on_lost=lambda error: self.emit(StoreLost(error)),
             on_back=lambda: self.emit(StoreBack()),

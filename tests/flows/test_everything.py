@@ -465,15 +465,15 @@ def test_no_interleaving_of_many_reads_what_is_too_old(world: World, play: str) 
     run_state_machine_as_test(everything(world, PLAYS[play]), settings=many)
 
 
-def nothing(store: Store, tag: str, n: int) -> Any:
+def nothing(store: Store, tags: Any, n: int) -> Any:
     """Mark no tag: any step will do."""
-    return store.tag_size(tag)
+    return store.tag_size(tags[0])
 
 
 #: What was removed -> how, what is played to find it, and in which modes.
 MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
     "a soft invalidation leaves no mark": (
-        lambda patch: patch.setattr(Store, "mark_tag", nothing),
+        lambda patch: patch.setattr(Store, "mark_tags", nothing),
         (*LOADS, *CHANGES),
         ("soft",),
     ),
@@ -496,8 +496,8 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         python(
             Store,
             "drop",
-            'requests = [Request(("UNLINK", *leases)), Request(("UNLINK", *entries))]',
-            'requests = [Request(("UNLINK", *entries)), Request(("UNLINK", *leases))]',
+            "for keys in (leases, entries):",
+            "for keys in (entries, leases):",
         ),
         (*LOADS, *CHANGES),
         ("hard",),

@@ -130,7 +130,7 @@ def detached(cache: Cache, tag: str, members: int) -> None:
     """An invalidation that has died right after it has put aside the tag's set, of so many members."""
     client: Any = cache._ports.store.link.client()
     client.zadd(cache._ports.store.keys.tag_set(tag), {f"thing[{n}]": 10**15 for n in range(members)})
-    cache._ports.store.detach(tag, 1).run()
+    cache._ports.store.detach([tag], 1).run()
 
 
 def test_a_sweep_stops_in_the_middle_of_a_tag_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,13 +151,13 @@ def test_a_sweep_stops_in_the_middle_of_a_tag_set(make_cache: MakeCache, monkeyp
     assert names(cache) == set()
 
 
-def test_a_sweep_stops_in_the_middle_of_a_doomed_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_stops_in_the_middle_of_a_detached_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cacheworkers.store.commands.store.CHUNK", 10)
     cache = make_cache()
     store = cache._ports.store
     client: Any = store.link.client()
     detached(cache, "all", 45)
-    [name] = [each.name for each in store.detached_sets("all").run()]
+    [name] = [each.name for each in store.detached_sets(["all"]).run()]
     left, is_whole = [client.zcard(name)], False
 
     while not is_whole:
@@ -191,10 +191,10 @@ def test_what_is_foreign_is_told_of_and_passed_over(make_cache: MakeCache, event
     keys = cache._ports.store.keys
     client: Any = cache._ports.store.link.client()
     detached(cache, "half-way", 3)
-    strings = {keys.tag_set("a"), keys.detached_index("b"), keys.detached("half-way", 0, 7, "foreign")}
+    strings = {keys.tag_set("a"), keys.detached_index("b"), keys.detaching("half-way", 0, 7, "foreign")[3]}
     for key in strings:
         client.set(key, "x")
-    client.sadd(keys.detached_index("half-way"), keys.detached("half-way", 0, 7, "foreign"))
+    client.sadd(keys.detached_index("half-way"), keys.detaching("half-way", 0, 7, "foreign")[3])
     client.set(keys.last_invalidation("c"), "no number")
     client.hset(keys.last_invalidation("d"), "field", "x")
     for n in range(5):

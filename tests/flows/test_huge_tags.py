@@ -77,7 +77,7 @@ def test_what_a_killed_invalidation_left_is_deleted_by_the_next(cache: Cache, fi
     finished = finish(cache)
 
     assert (finished, entries(cache)) == (left, 0)
-    assert cache._ports.store.detached_sets("all").run() == []
+    assert cache._ports.store.detached_sets(["all"]).run() == []
 
 
 def test_a_soft_one_that_was_killed_is_repeated_from_the_start(cache: Cache) -> None:

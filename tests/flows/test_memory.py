@@ -171,6 +171,21 @@ def test_what_was_asked_for_before_the_listener_was_lost_is_not_kept(shop: Shop)
     assert in_memory(shop) is None
 
 
+def test_what_was_read_before_an_invalidation_here_is_not_kept_after_it(shop: Shop) -> None:
+    """It was not tracked yet, so nothing reported that it had changed."""
+    listening(shop)
+    shop.loader().finish()
+    assert shop.ports.listener.barrier(5.0).run()
+    going = reader(shop).until("get")
+    going.send()
+
+    shop.invalidator().finish()
+    shop.ports.listener.track = lambda call, entry: True  # type: ignore[method-assign]  # its answer is late
+    going.finish()
+
+    assert in_memory(shop) is None
+
+
 def test_memory_is_emptied_when_the_listener_comes_back(shop: Shop) -> None:
     """What changed meanwhile was pushed to nobody."""
     remembered(shop)

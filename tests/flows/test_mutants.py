@@ -17,7 +17,7 @@ from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
 from cacheworkers.local.l1 import L1
 from cacheworkers.runtime.loader_base import LoaderBase
-from cacheworkers.store.commands.replies import Doomed, Registered
+from cacheworkers.store.commands.replies import DetachedSet, Registered
 from cacheworkers.store.commands.store import Store
 
 
@@ -36,8 +36,8 @@ def never_conflicts(patch: pytest.MonkeyPatch) -> None:
 def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
     detach = Store.detach
 
-    def own(self: Store, tag: str, n: int) -> Any:
-        step = detach(self, tag, n)
+    def own(self: Store, tags: Any, n: int) -> Any:
+        step = detach(self, tags, n)
         shape = step._shape
         step._shape = lambda replies: [each for each in shape(replies) if f":{n}:" in each.name]
         return step
@@ -46,10 +46,11 @@ def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
 
 
 def removes_members_first(patch: pytest.MonkeyPatch) -> None:
-    def drain(ports: Any, tag: str, detached: Doomed, told: Any) -> Generator[Any, Any, int]:
+    def drain(ports: Any, sets: list[DetachedSet], progress: Any) -> Generator[Any, Any, int]:
         entries = 0
-        while calls := (yield ports.store.detached_chunk(detached.name)):
-            yield ports.store.drained(tag, detached.shard, detached.name, calls)
+        while sets:
+            calls = [call for each in sets for call in each.calls]
+            sets = yield ports.store.drained(sets)
             entries += yield ports.store.drop(calls)
         return entries
 
@@ -121,8 +122,8 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_crashed_invalidator_leaves_work_that_the_next_one_finishes,
     ),
     "a repeated detach reuses its name": (
-        script("DOOM", 'while redis.call("EXISTS", name) == 1 do', "while false do"),
-        races.test_doom_sent_twice_puts_nothing_out_of_reach,
+        script("DETACH", 'while redis.call("EXISTS", free) == 1 do', "while false do"),
+        races.test_detach_sent_twice_puts_nothing_out_of_reach,
     ),
     "claim does not name the version": (
         claims_without_version,
@@ -192,17 +193,17 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         python(
             invalidating,
             "_soften_in_place",
-            "told(len(calls))",
-            "calls and ports.store.link.client().zrem(ports.store.keys.tag_set(tag, shard), *calls)",
+            "progress(len(calls))",
+            "calls and ports.store.link.client().zrem(ports.store.keys.tag_set(*walks[0][:2]), *calls)",
         ),
         races.test_soft_invalidation_leaves_the_entry_findable_by_a_hard_one,
     ),
     "a soft invalidation leaves what a hard one began": (
-        python(invalidating, "invalidate_tags", "detached = yield ports.store.detached_sets(tag)", "detached = []"),
+        python(invalidating, "invalidate_tags", "detached = yield ports.store.detached_sets(chunk)", "detached = []"),
         races.test_soft_invalidation_finishes_a_hard_one_that_died,
     ),
     "a soft invalidation leaves no mark": (
-        lambda patch: patch.setattr(Store, "mark_tag", lambda self, tag, n: self.tag_size(tag)),
+        lambda patch: patch.setattr(Store, "mark_tags", lambda self, tags, n: self.tag_size(tags[0])),
         races.test_load_overtaken_by_a_soft_invalidation_is_not_stored_as_fresh,
     ),
     "a soft invalidation leaves the lease": (
@@ -217,7 +218,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         python(
             garbage_collection,
             "_finish",
-            "job.entries += yield from drain(job.ports, tag, Doomed(shard, name), is_over=job.is_over)",
+            "job.entries += yield from drain(job.ports, [DetachedSet(tag, shard, name)], is_over=job.is_over)",
             "pass",
         ),
         races.test_sweep_finishes_an_invalidation_whose_process_died,
@@ -256,17 +257,13 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         python(local_load, "kept", " or slot.entry.seq < since", ""),
         memory.test_since_of_what_memory_has_kept_while_the_store_is_away,
     ),
-    "the quick way keeps what nobody listens for": (
-        python(LoaderBase, "_through_store", "guard if is_coherent else None", "guard"),
+    "what is kept is not tracked": (
+        python(LoaderBase, "_keep", "if not self._ports.listener.track(call.text, entry):", "if False:"),
         memory.test_what_is_read_while_nobody_listens_is_not_kept,
     ),
-    "the flow keeps what nobody listens for": (
-        python(reading, "_look", " and is_coherent", ""),
-        memory.test_what_is_read_while_nobody_listens_is_not_kept,
-    ),
-    "a loss refuses no fill that has begun": (
+    "a ping refuses no fill that has begun": (
         python(L1, "bump_all", "self._epoch += 1", "pass"),
-        memory.test_what_was_asked_for_before_the_listener_was_lost_is_not_kept,
+        memory.test_what_was_read_before_an_invalidation_here_is_not_kept_after_it,
     ),
     "a listener that comes back empties nothing": (
         python(L1, "clear", "gone = list(self.slots.values())", "gone = []"),
@@ -303,7 +300,7 @@ def test_a_mutation_that_no_longer_fits_says_so(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(AssertionError, match="0 times"):
         python(reading, "fresh_hit", "what is not there", "")(monkeypatch)
     with pytest.raises(AssertionError, match="no longer has"):
-        script("DOOM", "what is not there", "")(monkeypatch)
+        script("DETACH", "what is not there", "")(monkeypatch)
 
 
 def test_snapshot_after_the_load_is_missed(cache: Cache) -> None:

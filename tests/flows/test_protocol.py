@@ -54,7 +54,7 @@ class Shop:
         return None if found is None else (found.value, found.freshness.value)
 
     def members(self, tag: str = "product:1") -> list[str]:
-        return self.ports.store.walk_tag(tag, 0, 0).run()[1]
+        return self.ports.store.walk_tags([(tag, 0, 0)]).run()[0][1]
 
 
 @pytest.fixture
@@ -276,19 +276,19 @@ def test_membership_outlasts_the_entry_by_more_than_a_load(shop: Shop) -> None:
     assert score / 1000 - store.snapshot().run().now > 60.0 + 10.0
 
 
-def test_doom_sent_twice_puts_nothing_out_of_reach(shop: Shop) -> None:
+def test_detach_sent_twice_puts_nothing_out_of_reach(shop: Shop) -> None:
     """A late reply makes a client repeat a script: the second rename must not overwrite the first set."""
     store = shop.ports.store
     shop.loader().finish()
-    detach = store.detach("product:1", store.next_seq().run())
+    detach = store.detach(["product:1"], store.next_seq().run())
     detach.run()
     store.register([("product[2]", ["product:1"], 60.0)], load_for=10).run()
 
     detached = detach.run()
 
     assert len(detached) == 2
-    members = {call for each in detached for call in store.detached_chunk(each.name).run()}
-    assert members == {"product[1]", "product[2]"}
+    members = {call for each in detached for call in store.link.client().zrange(each.name, 0, -1)}
+    assert members == {b"product[1]", b"product[2]"}
 
 
 def test_write_sent_twice_is_stored_once_and_answers_the_same(shop: Shop) -> None:

@@ -88,7 +88,7 @@ def test_what_memory_kept_and_cannot_decode_is_loaded_while_the_store_is_away(
         raise ConnectionError("cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(link._masters.wires, "exchange", cut)
+        patch.setattr(link._masters.pool, "exchange", cut)
         product._ports.coherence.lost(product._ports.clock.monotonic())
         read = product.read(1)
 

@@ -367,7 +367,7 @@ def _watch_processed(protocol: Waiting, state: WaitingState) -> WaitingState:
         case ("error",):
             return _woken(left) if protocol.error_wakes else left
         case ("lease", expected, found):
-            is_over = expected == state.known and found != expected and protocol.lease_is_compared
+            is_over = found != expected and protocol.lease_is_compared
             return _woken(left) if is_over else left
     return _woken(left)
 

@@ -405,7 +405,7 @@ class Listener:
     def _on_watched(self, call: str, token: str, reply: Any) -> None:
         """Wake who waits if that lease has ended meanwhile, or if another master has to be asked about it."""
         is_error = isinstance(reply, hiredis.ReplyError)
-        self._waiters.watched(call, token, is_held=reply == token.encode(), is_error=is_error)
+        self._waiters.watched(call, is_held=reply == token.encode(), is_error=is_error)
         if is_error:
             self._on_error(reply)
 
