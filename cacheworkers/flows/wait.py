@@ -34,13 +34,16 @@ class Wait:
 def wait_for_push(ports: Ports, waiter: Waiter, until: float) -> Flow[None]:
     """Wait to be woken, at most until a monotonic instant."""
     timeout = until - ports.clock.monotonic()
-    if not ports.listener.is_up or not _is_watched(ports, waiter.flight):
+    if not ports.listener.is_up or not watch_load(ports, waiter.flight):
         timeout = min(timeout, POLL_FOR)
     yield Wait(waiter, max(timeout, 0.0))
 
 
-def _is_watched(ports: Ports, flight: Flight) -> bool:
-    """Have the end of the load reported, and return whether it will be; each report is one of a single change."""
+def watch_load(ports: Ports, flight: Flight) -> bool:
+    """Have the end of a flight's load reported, once, and return whether it will be.
+
+    Called when its lease has become known, since some may sleep already; and before each sleep, since it was reported.
+    """
     if not flight.token:
         return True  # what it waits for happens in this process
     mark = (flight.wakes, flight.token)

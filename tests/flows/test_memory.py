@@ -33,11 +33,12 @@ def listening(shop: Shop) -> None:
 
 
 def remembered(shop: Shop) -> None:
-    """The price is in memory, and every push has been heard."""
+    """The price is in memory, and the server tracks it."""
     listening(shop)
     shop.loader().finish()
     assert shop.ports.listener.barrier(5.0).run()
     assert shop.product.get(1) == in_memory(shop) == 1
+    assert shop.ports.listener.barrier(5.0).run()
 
 
 def lose_the_listener(shop: Shop) -> None:

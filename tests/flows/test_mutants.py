@@ -257,10 +257,6 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         python(local_load, "kept", " or slot.entry.seq < since", ""),
         memory.test_since_of_what_memory_has_kept_while_the_store_is_away,
     ),
-    "what is kept is not tracked": (
-        python(LoaderBase, "_keep", "if not self._ports.listener.track(call.text, entry):", "if False:"),
-        memory.test_what_is_read_while_nobody_listens_is_not_kept,
-    ),
     "a ping refuses no fill that has begun": (
         python(L1, "bump_all", "self._epoch += 1", "pass"),
         memory.test_what_was_read_before_an_invalidation_here_is_not_kept_after_it,
