@@ -64,9 +64,9 @@ class Listeners:
         if kind == "broadcast":
             tracking += ["BCAST", "PREFIX", f"{NAMESPACE}:e:", "PREFIX", f"{NAMESPACE}:f:"]
         for _ in range(count):
-            link = socket.create_connection(("127.0.0.1", port))
-            link.sendall(pack([("HELLO", "3"), tuple(tracking)]))
-            self._links[link] = hiredis.Reader()
+            opened = socket.create_connection(("127.0.0.1", port))
+            opened.sendall(pack([("HELLO", "3"), tuple(tracking)]))
+            self._links[opened] = hiredis.Reader()
         threading.Thread(target=self._receive, daemon=True).start()
 
     def keep(self, keys: list[str]) -> None:
@@ -93,8 +93,8 @@ class Listeners:
 
     def _receive(self) -> None:
         files = selectors.DefaultSelector()
-        for link in self._links:
-            files.register(link, selectors.EVENT_READ)
+        for each in self._links:
+            files.register(each, selectors.EVENT_READ)
         while True:
             for found, _ in files.select():
                 link: Any = found.fileobj

@@ -98,10 +98,26 @@ CLOCK = Rule(
     "judged by its worker's, and upkeep tasks expire after as little as 5 s: workers throw them away unseen.",
     "Run NTP (chrony, systemd-timesyncd) on every machine.",
 )
+CLIENTS = Rule(
+    "client-buffers",
+    "note",
+    "Nothing bounds what the store keeps for a client that does not read: `client-output-buffer-limit normal` and "
+    "`maxmemory-clients` are 0, and `maxmemory` counts it.",
+    "A process that stands still, in a debugger or a suspended container, may cost others their entries.",
+    "`CONFIG SET maxmemory-clients 5%`, or `client-output-buffer-limit 'normal 64mb 32mb 60'` before Redis 7.",
+)
+TABLE = Rule(
+    "tracking-table",
+    "warning",
+    "The store tracks nearly as many keys as `tracking-table-max-keys` allows.",
+    "What it forgets it reports like a change: processes drop from memory what has not changed, and read it again.",
+    "`CONFIG SET tracking-table-max-keys` to the number of different entries that all processes keep, at 150 bytes for "
+    "each process that keeps one; or lower `l1_entries`.",
+)
 DEAF = Rule(
     "tracking",
     "error",
-    "`CLIENT TRACKING` on RESP3 does not work: a write is not pushed to who listens.",
+    "`CLIENT TRACKING` on RESP3 does not work: a write is not reported to the process that keeps its entry.",
     "L1 stays off, and readers who wait for a load are not woken: they find its value when their wait ends.",
     "Connect to the server itself, not through a proxy or a load balancer; allow `CLIENT` and `HELLO`; "
     "ask for RESP3 where the store is hosted.",
@@ -134,6 +150,8 @@ RULES = (
     EPHEMERAL,
     HIDDEN,
     CLOCK,
+    CLIENTS,
+    TABLE,
     DEAF,
     DENIED,
     BEAT,
@@ -170,6 +188,11 @@ def judge_server(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
         shown = f"{where} uses {used:.0%} of maxmemory; {server.evictable:.0%} of its keys have an expiry"
         yield HEADROOM.finding(used > FULL and is_stuck, shown)
     yield REFUSED.finding(server.refused > 0, f"{where} has refused {server.refused:,} commands for want of memory")
+    is_unbounded = bool(server.maxmemory) and not server.has_client_limit
+    limited = "no limit" if is_unbounded else "a limit, if it has a `maxmemory`,"
+    shown = f"{where} has {limited} for what clients leave unread (client-output-buffer-limit, maxmemory-clients)"
+    yield CLIENTS.finding(is_unbounded, shown)
+    yield TABLE.finding(server.tracked > 0.9, f"{where} has {server.tracked:.0%} of its tracking table in use")
     yield from _judge_persistence(server, replay_for)
     yield CLOCK.finding(abs(server.clock_ahead) > SKEW, f"{where} is {server.clock_ahead:+.2f} s from this machine")
 

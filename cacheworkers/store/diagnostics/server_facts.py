@@ -60,6 +60,8 @@ class ServerFacts(msgspec.Struct, frozen=True):
         save_every: longest interval between snapshots, seconds; None without snapshots, or when not told.
         is_config_hidden: `CONFIG GET` is refused.
         clock_ahead: how much later its clock is than this machine's at least, seconds.
+        tracked: share of its tracking table that is in use; 0 when its limit is not told.
+        has_client_limit: what a client leaves unread is bounded; True when it is not told.
     """
 
     where: str
@@ -76,6 +78,8 @@ class ServerFacts(msgspec.Struct, frozen=True):
     save_every: float | None
     is_config_hidden: bool
     clock_ahead: float
+    tracked: float = 0.0
+    has_client_limit: bool = True
 
 
 class StoreDiagnostics:
@@ -211,7 +215,7 @@ def _names(reply: Any, key: str) -> bool:
 
 def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     info: dict[str, Any] = {}
-    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats"):
+    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats", "stats"):
         info |= master.ask("INFO", section)
     sent = now()
     seconds, micros = master.ask("TIME")
@@ -223,9 +227,10 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     keys = sum(int(each["keys"]) for each in databases)
     try:
         save = str(master.ask("CONFIG GET", "save").get("save", ""))
+        limits = master.ask("CONFIG GET", "*client*") | master.ask("CONFIG GET", "tracking-table-max-keys")
         is_config_hidden = False
     except ResponseError:  # hosted servers and careful ACLs keep their configuration to themselves
-        save, is_config_hidden = "", True
+        save, limits, is_config_hidden = "", {}, True
     return ServerFacts(
         where=master.where,
         product=f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}",
@@ -241,4 +246,17 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
         save_every=max(map(float, save.split()[::2]), default=None),
         is_config_hidden=is_config_hidden,
         clock_ahead=clock_ahead,
+        tracked=_tracked(int(info.get("tracking_total_keys", 0)), int(limits.get("tracking-table-max-keys", 0))),
+        has_client_limit=is_config_hidden or _bounds_clients(limits),
     )
+
+
+def _tracked(keys: int, most: int) -> float:
+    return keys / most if most else 0.0
+
+
+def _bounds_clients(limits: dict[str, str]) -> bool:
+    """Return whether `normal 64mb 32mb 60` or `maxmemory-clients` bounds what clients leave unread."""
+    words = limits.get("client-output-buffer-limit", "").split()
+    of_normal = words[words.index("normal") + 1 : words.index("normal") + 3] if "normal" in words else []
+    return any(limit != "0" for limit in of_normal) or limits.get("maxmemory-clients", "0") not in ("0", "0%")
