@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cacheworkers.core.entry import Freshness
     from cacheworkers.core.read_result import Read
     from cacheworkers.errors import (
+        BadArgument,
         BrokerUnavailable,
         BulkheadFull,
         CacheworkersError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         StoreRefused,
         StoreUnavailable,
         TagError,
+        Unavailable,
         UnknownLoader,
         UnsafeStore,
         UnwatchedWrite,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from cacheworkers.flows.invalidate import Invalidation
     from cacheworkers.flows.warm import Warming
     from cacheworkers.flows.warm_up import WarmUp
-    from cacheworkers.load_context import AsyncLoad, Load
+    from cacheworkers.load_context import AsyncLoad, Load, LoadCall
     from cacheworkers.loader import BatchLoader, Loader
     from cacheworkers.policy import Policy
     from cacheworkers.runtime.warm_job import WarmJob
@@ -58,6 +60,7 @@ _DEFINED_IN = {
     "Inspection": "flows.inspect",
     "Invalidation": "flows.invalidate",
     "Load": "load_context",
+    "LoadCall": "load_context",
     "Loader": "loader",
     "Policy": "policy",
     "Read": "core.read_result",
@@ -68,6 +71,7 @@ _DEFINED_IN = {
 
 __all__ = [
     "AsyncLoad",
+    "BadArgument",
     "BatchLoader",
     "BrokerUnavailable",
     "BulkheadFull",
@@ -86,6 +90,7 @@ __all__ = [
     "InvalidationIncomplete",
     "KeyMissing",
     "Load",
+    "LoadCall",
     "LoadError",
     "LoadErrors",
     "LoadTimeout",
@@ -99,6 +104,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "TagError",
+    "Unavailable",
     "UnknownLoader",
     "UnsafeStore",
     "UnwatchedWrite",

@@ -90,7 +90,10 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
     try:
-        entry: Entry | None = envelope.unpack(raw) if raw is not None else None
+        entry: Entry | None = envelope.entry_of(raw, call, loader.shape) if raw is not None else None
+    except envelope.OtherShape as error:
+        verdict = f"load it for this process alone: {error}"
+        return Explanation(call, verdict, "missing", in_l1=in_l1, at=now)
     except EnvelopeError as error:
         return Explanation(
             call, f"load it: what is stored cannot be read ({error})", "missing", access_score=access_score, at=now
@@ -143,7 +146,7 @@ def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:
     """Return the stored JSON of a call; None if there is none, or nothing that can be read."""
     raw = yield ports.store.get(call)
     try:
-        return envelope.unpack(raw).payload if raw is not None else None
+        return envelope.entry_of(raw, call, loader.shape).payload if raw is not None else None
     except EnvelopeError:
         return None
 

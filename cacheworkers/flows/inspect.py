@@ -135,7 +135,7 @@ def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow
     try:
         call: Call = loader.signature.parse(text)
         raw = yield ports.store.get(text)
-        entry = envelope.unpack(raw) if raw is not None else None
+        entry = envelope.entry_of(raw, text, loader.shape) if raw is not None else None
         if entry is None or entry.freshness(ports.clock.now()) is not Freshness.FRESH:
             return None
         loading = Loading([call], {text: raw}, ports.clock.monotonic() + loader.load_for, 0)

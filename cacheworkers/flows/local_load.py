@@ -12,7 +12,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, LoadError, LoadTimeout
-from cacheworkers.events import UnreadableEntry
+from cacheworkers.events import Loaded, UnreadableEntry
 from cacheworkers.flows.load import as_load_error
 from cacheworkers.flows.load_strategy import LoadStrategy
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
@@ -22,7 +22,7 @@ from cacheworkers.local.l1 import Slot
 from cacheworkers.local.waiters import Waiter
 
 
-class _SharedLoad(msgspec.Struct, frozen=True):
+class SharedLoad(msgspec.Struct, frozen=True):
     """What one load without the store came to; good for every read that had begun before it."""
 
     began_at: float
@@ -45,16 +45,17 @@ def load_under_lease(
     waited = ports.clock.monotonic() - started
     if result.outcome == "left":
         return None
+    if result.outcome == "unstored":
+        return Read(decode(result.payload), Freshness.FRESH, "load", 0.0, 0, waited)
     if result.outcome == "failed" and result.entry is None:
-        if result.value is not None and decode == loader.codec.decode:
-            # It loaded, but cannot be stored (too large, not JSON): this reader has it all the same.
-            return Read(result.value, Freshness.FRESH, "load", 0.0, 0, waited)
         if lapsed is not None:
             return Read.of(ports.clock.now(), *lapsed, Freshness.LAPSED, "store", waited)
         assert result.error is not None
         raise result.error
     # Refused and conflicting values go to this read alone: it had begun before the invalidation that overtook them.
     assert result.entry is not None
+    if result.entry.is_unshared:
+        return Read(decode(result.payload), Freshness.FRESH, "load", 0.0, result.entry.seq, waited)
     return Read.of(ports.clock.now(), result.entry, decode(result.entry.payload), Freshness.FRESH, "load", waited)
 
 
@@ -98,7 +99,7 @@ def load_without_store(
     give_up_at = started + loader.load_for
     while True:
         shared = flight.shared
-        if isinstance(shared, _SharedLoad) and shared.began_at >= started:
+        if isinstance(shared, SharedLoad) and shared.began_at >= started:
             break
         if not flight.is_loading:
             shared = yield from _load_for_all(ports, loader, call, waiter, strategy)
@@ -115,22 +116,25 @@ def load_without_store(
 
 def _load_for_all(
     ports: Ports, loader: LoaderSpec, call: Call, waiter: Waiter, strategy: LoadStrategy
-) -> Flow[_SharedLoad]:
+) -> Flow[SharedLoad]:
     flight = waiter.flight
     flight.is_loading = True
     began_at = ports.clock.monotonic()
-    shared: _SharedLoad | None = None
+    shared: SharedLoad | None = None
     try:
         loading = Loading([call], {call.text: None}, began_at + loader.load_for, 0)
         values = yield from strategy.run(ports, loader, loading)
         value = values[call.text]
         if isinstance(value, BaseException):
             raise value
-        shared = _SharedLoad(began_at, loader.codec.encode(value))
+        shared = SharedLoad(began_at, loader.codec.encode(value))
     except LoadTimeout as error:
-        shared = _SharedLoad(began_at, error=error)
+        shared = SharedLoad(began_at, error=error)
     except Exception as error:
-        shared = _SharedLoad(began_at, error=as_load_error(loader, call.text, error))
+        failure = as_load_error(loader, call.text, error)
+        shared = SharedLoad(began_at, error=failure)
+        took = ports.clock.monotonic() - began_at
+        ports.emit(Loaded(loader.name, call.text, "failed", took, 1, ports.reader.where, failure))
     finally:
         flight.is_loading = False
         flight.shared = shared

@@ -13,6 +13,7 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.shape import NO_SHAPE
 from cacheworkers.errors import (
     CodecError,
     EnvelopeError,
@@ -25,8 +26,9 @@ from cacheworkers.errors import (
 )
 from cacheworkers.events import ClaimDenied, LeaseTakenOver, ReadFailed, Served, UnreadableEntry
 from cacheworkers.flows import local_load
-from cacheworkers.flows.load import STORE_FULL
+from cacheworkers.flows.load import LOAD_REFUSED, NOT_STORED, STORE_FULL
 from cacheworkers.flows.load_strategy import SINGLE, LoadStrategy
+from cacheworkers.flows.own_load import read_own_entry
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
 from cacheworkers.flows.wait import wait_for_push, watch_load
 from cacheworkers.local.waiters import Flight, Waiter
@@ -41,12 +43,14 @@ class ReadOptions(msgspec.Struct, frozen=True):
         since: least sequence number; older entries count as missing.
         wait_for: seconds a miss waits for a worker.
         keep: called with entry, value, guard and the monotonic instant until which L1 may answer with it.
+        shape: the loader's; entries of another release's are not decoded.
     """
 
     decode: Callable[[bytes], Any]
     since: int
     wait_for: float
     keep: Callable[[Entry, Any, int, float], None] | None = None
+    shape: bytes = NO_SHAPE
 
 
 class StoreResult(msgspec.Struct, frozen=True):
@@ -71,6 +75,7 @@ class _ReadState(msgspec.Struct):
         give_up_at: monotonic; a lease that was taken over is waited for to its end, then no longer.
         has_looked: it has looked in the store since it is among the waiters, or knows of somebody who has.
         has_asked, has_waited: it got the lease itself, once; it waited for what somebody was at.
+        is_refused: a worker of another release could not load it.
     """
 
     call: Call
@@ -85,6 +90,7 @@ class _ReadState(msgspec.Struct):
     has_looked: bool = False
     has_asked: bool = False
     has_waited: bool = False
+    is_refused: bool = False
 
     @property
     def is_joined(self) -> bool:
@@ -172,10 +178,15 @@ def fresh_entry(
 ) -> tuple[Entry, float] | None:
     """Return `(entry, until when L1 may answer)`; None as of `fresh_hit`."""
     try:
-        entry = envelope.unpack(raw)
+        entry = envelope.entry_of(raw, text, loader.shape)
+    except envelope.OtherShape as error:
+        own = ports.own_entries.get(error.entry, now) if now < error.entry.fresh_until else None
+        if own is None:
+            return None
+        entry = own
     except EnvelopeError:
         return None
-    if now >= entry.fresh_until or entry.call != text or entry.seq < since:
+    if now >= entry.fresh_until or entry.seq < since:
         return None
     early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
     if now >= early_at:
@@ -186,8 +197,11 @@ def fresh_entry(
 def peek(ports: Ports, call: Call, options: ReadOptions) -> Flow[Read | None]:
     """Return what is in the store, fresh, stale or lapsed; never loads and never asks."""
     raw = yield ports.store.get(call.text)
-    entry, value = _readable(ports, call, options, raw)
-    if entry is None or entry.seq < options.since:
+    try:
+        entry, value = _readable(ports, call, options, raw)
+    except envelope.OtherShape:
+        return None
+    if entry is None or entry.seq < options.since or entry.is_unshared:
         return None
     freshness = entry.freshness(ports.clock.now())
     return None if freshness is Freshness.MISSING else Read.of(ports.clock.now(), entry, value, freshness, "store", 0.0)
@@ -261,11 +275,24 @@ def _look(
     else:
         guard, is_coherent, raw = found.guard, found.is_coherent, found.raw
     state.seen = envelope.version_of(raw)
-    entry, value = _readable(ports, call, options, raw)
+    try:
+        entry, value = _readable(ports, call, options, raw)
+    except envelope.OtherShape as error:
+        theirs = error.entry
+        if ports.clock.now() >= theirs.fresh_until or theirs.seq < options.since:
+            return None  # asked for anew, by whichever release comes first
+        return (
+            yield from read_own_entry(
+                ports, loader, call, options.decode, theirs, state.waiter, state.started, state.strategy
+            )
+        )
     if entry is None or entry.seq < options.since:
         return None
     now = ports.clock.now()
     waited = ports.clock.monotonic() - state.started
+    if entry.is_unshared:  # of a load that this read has waited for, or another's
+        is_waited_for = state.has_asked or state.has_waited
+        return Read(value, Freshness.FRESH, "store", 0.0, entry.seq, waited) if is_waited_for else None
     freshness = entry.freshness(now)
     is_mine = entry.created >= began_at
     if is_mine:
@@ -324,6 +351,7 @@ def _wait_for_load(ports: Ports, loader: LoaderSpec, state: _ReadState) -> Flow[
             lease_for=loader.load_for,
             seen=state.seen,
             expected=flight.token if is_over else "",
+            heeds_backoff=not state.is_refused,
         )
     except BaseException:
         ports.release_soon(state.call.text, token)  # timed out or cancelled: the script may have run all the same
@@ -337,8 +365,11 @@ def _wait_for_load(ports: Ports, loader: LoaderSpec, state: _ReadState) -> Flow[
             return None
         case Backoff(kind, text, rest):
             ports.waiters.hand_off_to_all(flight)
-            if kind == STORE_FULL:
+            if kind in (STORE_FULL, NOT_STORED):
                 raise StoreFull(text)
+            if kind == LOAD_REFUSED and loader.policy.on_timeout == "load":
+                state.is_refused = True  # claimed next, in spite of it, and loaded here
+                return None
             if state.lapsed is not None:
                 return _lapsed(ports, state)
             is_left_out = loader.is_batch and kind == KeyMissing.__name__
@@ -359,8 +390,8 @@ def _wait_for_load(ports: Ports, loader: LoaderSpec, state: _ReadState) -> Flow[
             flight.is_begun, flight.is_taken_over = False, is_over
             watch_load(ports, flight)
             request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
-            if is_over or not (yield from state.strategy.submit(ports, request)):
-                # Nobody has begun within `wait_for`, or nobody ever would: the broker is away.
+            if is_over or state.is_refused or not (yield from state.strategy.submit(ports, request)):
+                # Nobody has begun within `wait_for`, or nobody ever would: the broker is away, or workers are older.
                 return (yield from _load_after_claim(ports, loader, state, request))
             # Without another look: the claim has compared, and what is written from now on is pushed.
             yield from wait_for_push(ports, state.waiter, min(state.deadline, flight.held_until))
@@ -417,14 +448,18 @@ def _lapsed(ports: Ports, state: _ReadState) -> Read:
 
 
 def _readable(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None) -> tuple[Entry | None, Any]:
-    """Return an envelope's entry and value; what cannot be read is reported, and a miss."""
+    """Return an envelope's entry and value; what cannot be read is reported, and a miss.
+
+    Raises:
+        OtherShape: it is another release's.
+    """
     if raw is None:
         return None, None
     try:
-        entry = envelope.unpack(raw)
-        if entry.call != call.text:
-            raise EnvelopeError(f"the entry of {call.text} says it is {entry.call}")
+        entry = envelope.entry_of(raw, call.text, options.shape)
         return entry, options.decode(entry.payload)
+    except envelope.OtherShape:
+        raise
     except (EnvelopeError, CodecError) as error:
         ports.emit(UnreadableEntry(call.text, str(error)))
         return None, None

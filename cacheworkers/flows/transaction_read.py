@@ -47,9 +47,9 @@ def read_in_transaction(
         Exception: whatever the loader raised.
     """
     started = ports.clock.monotonic()
-    by = _touching(dirty, loader.templates.expand(call.arguments))
+    by = _touching(dirty, loader.templates.texts(call.arguments))
     if by is None:
-        entry = yield from _stored(ports, call)
+        entry = yield from _stored(ports, loader, call)
         by = _touching(dirty, entry.tags) if entry is not None else dirty[0]
         if entry is not None and by is None:
             try:
@@ -75,11 +75,11 @@ def _touching(dirty: Sequence[D], tags: Iterable[str]) -> D | None:
     return next(known, None) or next(unknown, None)
 
 
-def _stored(ports: Ports, call: Call) -> Flow[Entry | None]:
+def _stored(ports: Ports, loader: LoaderSpec, call: Call) -> Flow[Entry | None]:
     """Return the entry that a read may be served; None if there is none, or the store does not say."""
     try:
         raw = yield ports.store.get(call.text)
-        entry = envelope.unpack(raw) if raw is not None else None
+        entry = envelope.entry_of(raw, call.text, loader.shape) if raw is not None else None
     except (StoreError, EnvelopeError):
         return None
     if entry is None or entry.freshness(ports.clock.now()) not in (Freshness.FRESH, Freshness.STALE):

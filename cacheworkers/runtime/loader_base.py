@@ -156,7 +156,9 @@ class LoaderBase(Generic[T]):
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
             self._keep(call, arguments, decode, entry, value, guard, until)
 
-        return reading.ReadOptions(decode, self._since, self._spec.policy.wait_for, keep if self._l1_for else None)
+        spec = self._spec
+        kept = keep if self._l1_for else None
+        return reading.ReadOptions(decode, self._since, spec.policy.wait_for, kept, spec.shape)
 
     def _keep(
         self,
