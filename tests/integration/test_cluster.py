@@ -448,8 +448,8 @@ def test_the_listener_hears_a_master_that_joined(prefix: str) -> None:
         there.close()
 
 
-def test_an_invalidation_empties_memory_while_a_master_is_not_heard(prefix: str, monkeypatch: Any) -> None:
-    """What lies on a master that joined may be in memory before the listener has noticed."""
+def test_what_lies_on_a_master_that_nobody_listens_to_is_not_kept(prefix: str, monkeypatch: Any) -> None:
+    """A master that has joined is used before the listener has noticed: its keys are not tracked yet."""
     monkeypatch.setattr("cacheworkers.store.tracking.listener.PING_EVERY", 600.0)
     with ValkeyCluster(has_spare=True) as cluster:
         assert cluster.spare is not None
@@ -465,7 +465,7 @@ def test_an_invalidation_empties_memory_while_a_master_is_not_heard(prefix: str,
         cluster.move(slot_of(cache._ports.store.keys.entry("number[1]")), cluster.spare)
         wait_until(lambda: cache._ports.l1.get("number[1]") is None)
         number.get(1)
-        assert number.read(1).tier == "l1"
+        assert number.read(1).tier == "store"
         assert len(cache._ports.listener.connections) == 3
         database[1] = 11
 
