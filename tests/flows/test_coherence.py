@@ -14,6 +14,7 @@ import pytest
 import scenes
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from scenes import SCENES, Scene, play
 from stepped import ENTRIES, L1_FOR, Processes, Reading, hold
@@ -356,6 +357,19 @@ def test_random_orders_find_a_removed_part(
 ) -> None:
     mutate(monkeypatch)
     play = settings(PLAY, max_examples=20_000, database=None)
+    p, found = make_processes(), list[str]()
+    check = p.check
 
-    with pytest.raises(AssertionError, match="was acknowledged"):
-        run_state_machine_as_test(seed(FINDS_SOON)(coherence(make_processes())), settings=play)
+    def noted() -> None:
+        try:
+            check()
+        except AssertionError as error:
+            found.append(str(error))
+            raise
+
+    p.check = noted  # type: ignore[method-assign]
+    # Found, it is played once more; what the run before has left behind may make that another play.
+    with pytest.raises((AssertionError, Flaky)):
+        run_state_machine_as_test(seed(FINDS_SOON)(coherence(p)), settings=play)
+
+    assert "was acknowledged" in found[0]
