@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cacheworkers.config import Config
     from cacheworkers.core.entry import Freshness
     from cacheworkers.core.read_result import Read
+    from cacheworkers.core.tag_text import tag
     from cacheworkers.errors import (
         BadArgument,
         BrokerUnavailable,
@@ -67,6 +68,7 @@ _DEFINED_IN = {
     "WarmJob": "runtime.warm_job",
     "WarmUp": "flows.warm_up",
     "Warming": "flows.warm",
+    "tag": "core.tag_text",
 }
 
 __all__ = [
@@ -112,6 +114,7 @@ __all__ = [
     "WarmUp",
     "Warming",
     "__version__",
+    "tag",
 ]
 
 
