@@ -60,8 +60,11 @@ class ServerFacts(msgspec.Struct, frozen=True):
         save_every: longest interval between snapshots, seconds; None without snapshots, or when not told.
         is_config_hidden: `CONFIG GET` is refused.
         clock_ahead: how much later its clock is than this machine's at least, seconds.
+        max_clients: how many connections it takes; 0 if not told.
+        clients: how many it has.
+        idle_timeout: after how many seconds it closes a connection that sends nothing; 0 for never.
+        output_limit: most bytes that it keeps for a connection that does not read; 0 for no limit, None if not told.
         tracked: share of its tracking table that is in use; 0 when its limit is not told.
-        has_client_limit: what a client leaves unread is bounded; True when it is not told.
     """
 
     where: str
@@ -78,8 +81,11 @@ class ServerFacts(msgspec.Struct, frozen=True):
     save_every: float | None
     is_config_hidden: bool
     clock_ahead: float
+    max_clients: int = 0
+    clients: int = 0
+    idle_timeout: int = 0
+    output_limit: int | None = None
     tracked: float = 0.0
-    has_client_limit: bool = True
 
 
 class StoreDiagnostics:
@@ -215,7 +221,7 @@ def _names(reply: Any, key: str) -> bool:
 
 def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     info: dict[str, Any] = {}
-    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats", "stats"):
+    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats", "stats", "clients"):
         info |= master.ask("INFO", section)
     sent = now()
     seconds, micros = master.ask("TIME")
@@ -225,12 +231,14 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     clock_ahead = max(0.0, told - received) + min(0.0, told - sent)
     databases = [each for name, each in info.items() if name.startswith("db") and isinstance(each, dict)]
     keys = sum(int(each["keys"]) for each in databases)
+    config: dict[str, str] = {}
     try:
-        save = str(master.ask("CONFIG GET", "save").get("save", ""))
-        limits = master.ask("CONFIG GET", "*client*") | master.ask("CONFIG GET", "tracking-table-max-keys")
+        for name in ("save", "maxclients", "timeout", "client-output-buffer-limit", "tracking-table-max-keys"):
+            config |= {name: str(value) for name, value in master.ask("CONFIG GET", name).items()}
         is_config_hidden = False
     except ResponseError:  # hosted servers and careful ACLs keep their configuration to themselves
-        save, limits, is_config_hidden = "", {}, True
+        is_config_hidden = True
+    save = config.get("save", "")
     return ServerFacts(
         where=master.where,
         product=f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}",
@@ -246,17 +254,19 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
         save_every=max(map(float, save.split()[::2]), default=None),
         is_config_hidden=is_config_hidden,
         clock_ahead=clock_ahead,
-        tracked=_tracked(int(info.get("tracking_total_keys", 0)), int(limits.get("tracking-table-max-keys", 0))),
-        has_client_limit=is_config_hidden or _bounds_clients(limits),
+        max_clients=int(config.get("maxclients", info.get("maxclients", 0))),
+        clients=int(info.get("connected_clients", 0)),
+        idle_timeout=int(config.get("timeout", 0)),
+        output_limit=_output_limit(config.get("client-output-buffer-limit")),
+        tracked=_share(int(info.get("tracking_total_keys", 0)), int(config.get("tracking-table-max-keys", 0))),
     )
 
 
-def _tracked(keys: int, most: int) -> float:
-    return keys / most if most else 0.0
+def _share(used: int, limit: int) -> float:
+    return used / limit if limit else 0.0
 
 
-def _bounds_clients(limits: dict[str, str]) -> bool:
-    """Return whether `normal 64mb 32mb 60` or `maxmemory-clients` bounds what clients leave unread."""
-    words = limits.get("client-output-buffer-limit", "").split()
-    of_normal = words[words.index("normal") + 1 : words.index("normal") + 3] if "normal" in words else []
-    return any(limit != "0" for limit in of_normal) or limits.get("maxmemory-clients", "0") not in ("0", "0%")
+def _output_limit(setting: str | None) -> int | None:
+    """Return the hard limit of normal clients: `normal 0 0 0 slave 268435456 ...`."""
+    words = (setting or "").split()
+    return int(words[words.index("normal") + 1]) if "normal" in words else None
