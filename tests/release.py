@@ -81,7 +81,7 @@ def built(dist: Path) -> tuple[Path, Path]:
         "import sys; from setuptools import build_meta as backend\n"
         "where = sys.argv[1]; backend.build_sdist(where); backend.build_wheel(where)"
     )
-    subprocess.run([sys.executable, "-c", code, str(dist)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code, str(dist)], cwd=ROOT, check=True, capture_output=True)
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     return wheel, sdist
 
