@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--extras", nargs="*", default=sorted(EXTRAS), help="which to try; all of them by default")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "release", help="a directory for it all")
     options = parser.parse_args()
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would put what was deleted since into the wheel
     shutil.rmtree(options.work, ignore_errors=True)
     dist = options.work / "dist"
     dist.mkdir(parents=True)
