@@ -67,7 +67,7 @@ class Config:
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
         testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
             `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
-            process of pytest-xdist has a namespace of its own.
+            process of pytest-xdist has a namespace of its own; nothing is kept in memory.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 
@@ -160,11 +160,15 @@ class Config:
         return cls(**{**values, **overrides})
 
     def for_test_process(self) -> Config:
-        """Return these settings with a namespace for this process of pytest-xdist, if it is one."""
+        """Return these settings for one process of a test suite: a namespace of its own, and nothing kept in memory.
+
+        Memory follows the store a moment later, which a test would have to wait for.
+        """
         worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-        if not worker or self.namespace.endswith(f"-{worker}"):
-            return self
-        return dataclasses.replace(self, namespace=f"{self.namespace[: 31 - len(worker)]}-{worker}")
+        namespace = self.namespace
+        if worker and not namespace.endswith(f"-{worker}"):
+            namespace = f"{namespace[: 31 - len(worker)]}-{worker}"
+        return dataclasses.replace(self, namespace=namespace, l1_entries=0)
 
     @property
     def queues(self) -> Queues:
