@@ -1,4 +1,4 @@
-"""What is looked at in the store: can it lose what must not be lost, and does it do what reads rely on."""
+"""Doctor's checks of the store: eviction, memory, persistence, connections, tracking, rights, upkeep."""
 
 from __future__ import annotations
 
