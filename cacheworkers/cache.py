@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
+from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CacheworkersError, CallError, ConfigError
@@ -17,7 +18,15 @@ from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
-from cacheworkers.flows.invalidate import Invalidation, Mode, Progress, count_entries, invalidate_tags, members_of
+from cacheworkers.flows.invalidate import (
+    Invalidation,
+    Mode,
+    Progress,
+    count_entries,
+    invalidate_loader,
+    invalidate_tags,
+    members_of,
+)
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
@@ -186,6 +195,26 @@ class Cache:
             await self._watching.of(session, mode).aadd(session, tags)
             return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode, dry_run, progress))
+
+    def invalidate_loader(self, loader: str, *, progress: Progress | None = None) -> Invalidation:
+        """Drop all entries of a loader, whatever their tags and version, after a mistake in its code, say.
+
+        What is being loaded by then is not stored either.  It walks through the keys of the store, some hundred
+        thousand a second, and disturbs nobody.
+
+        Args:
+            loader: its name; one that is not declared here may have entries, too.
+            progress: called with how many entries have been dropped so far.
+
+        Raises:
+            CallError: it is no loader's name.
+            InvalidationIncomplete: the store failed; nothing is acknowledged.
+        """
+        return run(self._dropping(loader, progress))
+
+    async def ainvalidate_loader(self, loader: str, *, progress: Progress | None = None) -> Invalidation:
+        """Drop all entries of a loader; see `invalidate_loader`."""
+        return await arun(self._dropping(loader, progress))
 
     # -- watching what changes
 
@@ -516,6 +545,11 @@ class Cache:
         else:
             call = loader
         return explain(self._ports, self._loaders.of_call(call), call)
+
+    def _dropping(self, loader: str, progress: Progress | None) -> Flow[Invalidation]:
+        if not is_loader_name(loader):
+            raise CallError(f"a loader's name must match [a-z_][a-z0-9_.]*, got {loader!r}")
+        return invalidate_loader(self._ports, loader, progress)
 
     def _drain_by_beat(self) -> None:
         self._watching.drain_by_beat(is_needed=self.is_watching or bool(self._triggers))

@@ -29,7 +29,7 @@ from cacheworkers.errors import (
 from cacheworkers.events import Loaded, LoadRefused, NotStored, Outcome, Poisoned
 from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
-from cacheworkers.store.commands.replies import Claimed, Snapshot
+from cacheworkers.store.commands.replies import Claimed, ForeignType, Snapshot
 
 #: Kinds of failures that are none of the loader's.  Of what was loaded and had no room, or no place, in the store:
 #: readers load it themselves, and keep nothing.
@@ -251,10 +251,14 @@ def _write(
         for entry, _ in written:
             results[entry.call].error = error
             del pending[entry.call]
-        if isinstance(error, StoreFull):
-            # Told as a failure is: others who wait would do so in vain, and then load it one after the other.
-            full = [(entry.call, fence, STORE_FULL, str(error)) for entry, fence in written]
-            yield from _fail(ports, full, most_for=ports.config.backoff_for)
+        if isinstance(error, StoreFull | ForeignType):
+            # Recorded as a failure is: others would wait in vain, and then load it one after the other.
+            kind = STORE_FULL if isinstance(error, StoreFull) else NOT_STORED
+            unstored = [(entry.call, fence, kind, str(error)) for entry, fence in written]
+            if kind == NOT_STORED:
+                for entry, _ in written:
+                    ports.emit(NotStored(loader.name, entry.call, str(error)))
+            yield from _fail(ports, unstored, most_for=ports.config.backoff_for)
             return
         for entry, fence in written:
             ports.release_soon(entry.call, fence)

@@ -10,7 +10,7 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CodecError, EnvelopeError, StoreError
+from cacheworkers.errors import CodecError, EnvelopeError, StoreError, TagError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
@@ -47,7 +47,10 @@ def read_in_transaction(
         Exception: whatever the loader raised.
     """
     started = ports.clock.monotonic()
-    by = _touching(dirty, loader.templates.texts(call.arguments))
+    try:
+        by = _touching(dirty, loader.templates.texts(call.arguments))
+    except TagError:  # nothing is known of an entry with such a tag
+        by = dirty[0]
     if by is None:
         entry = yield from _stored(ports, loader, call)
         by = _touching(dirty, entry.tags) if entry is not None else dirty[0]

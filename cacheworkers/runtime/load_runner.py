@@ -156,7 +156,10 @@ class RunLoader:
 
     def _arguments(self) -> tuple[Any, ...]:
         calls = self._loading.calls
-        return ([call.arguments[0] for call in calls],) if self._loader.is_batch else calls[0].arguments
+        if not self._loader.is_batch:
+            return calls[0].arguments
+        self._loading.keys = keys = [call.arguments[0] for call in calls]
+        return (keys,)
 
     def _by_call(self, returned: Any) -> dict[str, Any]:
         """Return what the loader returned, by call text."""

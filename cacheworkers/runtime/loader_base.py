@@ -435,9 +435,10 @@ class LoaderBase(Generic[T]):
         if unit is not None:
             return one_by_one({key: self._one_key(key) for key in texts}, self._one)
         if inside is not None:
-            return nested_many(
-                self._ports, self._spec, {key: self._one_key(key) for key in texts}, self._codec.decode, inside[1]
-            )
+            outer, calls = inside[1], {key: self._one_key(key) for key in texts}
+            # The batch's own list: what is read for a key is of that key, for a batch is any keys that came together.
+            is_by_key = keys is outer.keys
+            return nested_many(self._ports, self._spec, calls, self._codec.decode, outer, is_by_key=is_by_key)
         self._ports.listener.start()
         return read_many(self._ports, self._spec, texts, self._many_options)
 
