@@ -1,4 +1,4 @@
-"""`cacheworkers`: look into a cache, and steer it.
+"""`cacheworkers`: the command line that inspects and controls a cache.
 
     cacheworkers --app shop.cache:cache explain 'product[42]'
 
@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.doctor.command import doctor
-from cacheworkers.ops.explanation_text import told
+from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
 from cacheworkers.ops.history_command import check_history
 from cacheworkers.ops.locate_cache import COMPLETES, of_group
@@ -105,7 +105,7 @@ def explain(obj: Obj, call: str) -> None:
     if show is as_json:
         show(found)
     else:
-        told(found)
+        print_explanation(found)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""`cacheworkers tag` and `invalidate`: what has a tag, and dropping it."""
+"""`cacheworkers tag` and `cacheworkers invalidate`: list the calls of a tag, and invalidate tags."""
 
 from __future__ import annotations
 

@@ -90,8 +90,6 @@ class LoaderBase(Generic[T]):
         if not self._l1_for or self._outer_load() is not None or is_dirty(self._ports):
             return None
         now = monotonic()
-        if now >= self._coherence.look_at:
-            self._coherence.look(now)
         slot = self._ports.l1.get(text)
         if slot is None:
             return None
@@ -188,7 +186,9 @@ class LoaderBase(Generic[T]):
         guard: int,
         until: float,
     ) -> None:
-        """Keep an entry in L1, until a monotonic instant."""
+        """Keep an entry in L1, until a monotonic instant, if its changes are reported from before that on."""
+        if not self._ports.listener.track(call.text, entry):
+            return
         self._ports.l1.fill(
             call.text,
             entry=entry,
@@ -389,7 +389,7 @@ class LoaderBase(Generic[T]):
             return None
         if slot is not None:
             now, coherence = monotonic(), self._coherence
-            if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
+            if now < slot.until and now - coherence.usable_at < self._l1_for:
                 slot.reads += 1
                 return self._json_slot(slot)
         return None
@@ -480,6 +480,9 @@ class LoaderBase(Generic[T]):
             Slot(entry.call, entry, value if is_shareable else MISSING, until, (key,))
             for (key, entry, until, _), value in zip(hits, values, strict=True)
         ]
+        track = self._ports.listener.track
+        if not all([track(entry.call, entry) for _, entry, _, _ in hits]):
+            return
         index = self._index if self._spec.signature.positional_keys else None
         self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
 
@@ -496,8 +499,6 @@ class LoaderBase(Generic[T]):
         not served, for its slot's time is over.
         """
         now = monotonic()
-        if now >= self._coherence.look_at:
-            self._coherence.look(now)
         if now - self._coherence.proven_at >= self._l1_for:
             return {}, texts
         slots, since = self._ports.l1.slots, self._since

@@ -63,7 +63,7 @@ def invalidated(events: list[Any]) -> set[str]:
 def worst(cache: Cache) -> dict[str, str]:
     """Doctor's checks of databases, and how bad the worst finding of each is."""
     found: dict[str, str] = {}
-    for finding in diagnose(cache, within=60.0):
+    for finding in diagnose(cache, timeout=60.0):
         if finding.check.startswith(("database", "outbox", "triggers")):
             found.setdefault(finding.check, finding.level)  # worst first
     return found
@@ -104,7 +104,7 @@ def test_doctor_looks_at_the_outbox_of_each_database(cache: Cache, engines: list
     cache.watch(sessionmaker(binds={One: engines[0], Two: engines[1]}), MAPPING)
     cache.outbox.metadata.drop_all(engines[1])
 
-    [missing] = [finding for finding in diagnose(cache, within=60.0) if finding.check == "outbox-missing"][:1]
+    [missing] = [finding for finding in diagnose(cache, timeout=60.0) if finding.check == "outbox-missing"][:1]
 
     assert missing.level == "error" and repr(engines[1].url) in missing.what
 

@@ -1,4 +1,4 @@
-"""What is looked at in the database: does it answer, is the outbox there and drained, are triggers as declared."""
+"""Doctor's checks of the database: it answers, the outbox exists and is drained, triggers are as declared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diagnose: every check at once, each with a timeout; what is away is a finding, and all other checks go on."""
+"""Runs all of doctor's checks in parallel, each with a timeout; a server that is away is a finding."""
 
 from __future__ import annotations
 
