@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache
 from cacheworkers.ops.doctor import diagnose
+from cacheworkers.sql.outbox.diagnostics import pooler_facts
 
 
 class Pooler:
@@ -79,12 +80,14 @@ def test_the_documented_setting(make_cache: Callable[..., Cache], pooled: Any) -
     assert level == "ok" and "keeps no prepared statements" in what
 
 
-def test_asyncpg_behind_a_pooler(make_cache: Callable[..., Cache], pooled: Any) -> None:
-    engine = create_async_engine(pooled.set(drivername="postgresql+asyncpg"))
+@pytest.mark.parametrize("size", [0, 100])
+def test_asyncpg_says_whether_it_keeps_any(database_url: str, size: int) -> None:
+    url = make_url(database_url).set(drivername="postgresql+asyncpg")
+    facts = pooler_facts(create_async_engine(url, connect_args={"statement_cache_size": size}).sync_engine)
 
-    [(level, what)] = found(make_cache(async_sessions=async_sessionmaker(engine)))
-
-    assert level == "warning" and "statement_cache_size" in what
+    assert facts is not None
+    assert (facts.is_there, facts.prepares) == (False, size > 0)
+    assert "statement_cache_size" in facts.setting
 
 
 def test_no_pooler(make_cache: Callable[..., Cache], database_url: str) -> None:
