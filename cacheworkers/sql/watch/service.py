@@ -49,7 +49,7 @@ class WatchService:
         self._ports = ports
         self.outbox = Outbox(ports.config.namespace)
         self._acknowledger = DeliveryAcknowledger(self.outbox)
-        self._delivery = Delivery(ports, self._acknowledger.note)
+        self._delivery = Delivery(ports, self._acknowledger.acknowledge)
         self._hooks: list[SessionHooks] = []
         self._loaders = sessions
         #: What was given to `watch`.  What it is bound to is asked when it is needed: that may be configured later.
