@@ -32,7 +32,7 @@ _FRESH_HEADER = struct.Struct(">6sHI16xQ40xI")
 _READABLE = (MAGIC + bytes((0, CODEC_JSON)), MAGIC + bytes((NEGATIVE, CODEC_JSON)))
 _INSTANT = struct.Struct(">Q")
 _CREATED_AT = 20
-_SEQ_AT = 52
+SEQ_AT = 52
 FRESH_UNTIL_AT = 28
 WRITE_ID_AT = 60
 HEADER_BYTES = _HEADER.size
@@ -126,9 +126,7 @@ def fresh_payloads(raws: list[bytes | None], now: float, since: int, beta: float
     revalidated early (`Entry.early_at`) is none of these, and what is cut short is none or is no JSON.
     """
     if since:
-        raws = [
-            raw if raw is not None and int.from_bytes(raw[_SEQ_AT : _SEQ_AT + 8]) >= since else None for raw in raws
-        ]
+        raws = [raw if raw is not None and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) >= since else None for raw in raws]
     try:
         return _fresh_payloads(cast(list[bytes], raws), now, beta)
     except (TypeError, struct.error):  # one is None, or has no whole header

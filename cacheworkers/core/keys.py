@@ -48,6 +48,7 @@ class Keyspace:
         self._failures = self.failures_prefix + "{"
         self._lease = f"{namespace}:l:{{"
         self._attempts = f"{namespace}:a:{{"
+        self._overtaken = f"{namespace}:o:{{"
         self._of_calls = (self._entry.encode(), self._failures.encode())
         self._of_tag = re.compile(rf"{re.escape(namespace)}:[tvd]:\{{([^{{}}#]+)(?:#([1-9][0-9]*))?\}}")
 
@@ -74,6 +75,10 @@ class Keyspace:
         """Return the key that counts a call's begun loads; not tracked, so that counting wakes nobody."""
         return f"{self._attempts}{call}}}"
 
+    def overtaken(self, call: str) -> str:
+        """Return the key of a call's last value that an invalidation has overtaken."""
+        return f"{self._overtaken}{call}}}"
+
     def call_of(self, key: bytes) -> str | None:
         """Return the call of an entry's or failure's key; None for any other key."""
         if not key.startswith(self._of_calls) or not key.endswith(b"}"):
@@ -88,6 +93,10 @@ class Keyspace:
     def heat(self, loader: str) -> str:
         """Return the key of a loader's hottest calls."""
         return f"{self.namespace}:h:{{{loader}}}"
+
+    def turns(self, loader: str) -> str:
+        """Return the key of a loader's rate limit."""
+        return f"{self.namespace}:r:{{{loader}}}"
 
     # -- of upkeep
 

@@ -17,7 +17,8 @@ from cacheworkers.errors import CacheworkersError, CodecError, LoadErrors, Store
 from cacheworkers.events import Served
 from cacheworkers.flows.batched_reads import SHARED, together
 from cacheworkers.flows.ports import LoaderSpec, Ports
-from cacheworkers.flows.read import ReadOptions, StoreResult, fresh_entry, read
+from cacheworkers.flows.read import fresh_entry, read
+from cacheworkers.flows.read_state import ReadOptions, StoreResult
 
 K = TypeVar("K")
 

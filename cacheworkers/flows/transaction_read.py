@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, Step
-from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.entry import Freshness
+from cacheworkers.core.judgement import Judgement, judge
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CodecError, EnvelopeError, StoreError
+from cacheworkers.errors import StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
@@ -49,14 +49,11 @@ def read_in_transaction(
     started = ports.clock.monotonic()
     by = _touching(dirty, loader.templates.expand(call.arguments))
     if by is None:
-        entry = yield from _stored(ports, call)
+        found = yield from _stored(ports, call, decode)
+        entry = found.entry
         by = _touching(dirty, entry.tags) if entry is not None else dirty[0]
         if entry is not None and by is None:
-            try:
-                now = ports.clock.now()
-                return Read.of(now, entry, decode(entry.payload), entry.freshness(now), "store", 0.0)
-            except CodecError:
-                by = dirty[0]
+            return Read.of(ports.clock.now(), entry, found.value, found.freshness, "store", 0.0)
     loading = Loading([call], {}, started + loader.load_for, 0)
     values = yield run_there(by or dirty[0], loader, loading)
     value = values[call.text]
@@ -75,13 +72,11 @@ def _touching(dirty: Sequence[D], tags: Iterable[str]) -> D | None:
     return next(known, None) or next(unknown, None)
 
 
-def _stored(ports: Ports, call: Call) -> Flow[Entry | None]:
-    """Return the entry that a read may be served; None if there is none, or the store does not say."""
+def _stored(ports: Ports, call: Call, decode: Callable[[bytes], Any]) -> Flow[Judgement]:
+    """Return the entry that a read may be served; none if there is none, or the store does not answer."""
     try:
         raw = yield ports.store.get(call.text)
-        entry = envelope.unpack(raw) if raw is not None else None
-    except (StoreError, EnvelopeError):
-        return None
-    if entry is None or entry.freshness(ports.clock.now()) not in (Freshness.FRESH, Freshness.STALE):
-        return None
-    return entry
+    except StoreError:
+        return Judgement()
+    found = judge(raw, call.text, ports.clock.now(), decode=decode)
+    return found if found.is_servable else Judgement()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -15,18 +16,20 @@ from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CallError, CodecError, StoreError
-from cacheworkers.events import Served
+from cacheworkers.errors import CallError, CodecError, LoadTimeout, StoreError
+from cacheworkers.events import ReadFailed, Served
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.local_load import drop_unreadable
 from cacheworkers.flows.nested_read import nested, nested_many
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.read_many import ReadManyOptions, one_by_one, read_many
+from cacheworkers.flows.read_state import ReadOptions
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.flows.warm import Warming, warm
 from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.local.blocking_call import warn_if_blocking
+from cacheworkers.local.coalescing import LEAD, Crowd, Outcome, TaskPlace, ThreadPlace
 from cacheworkers.local.l1 import MISSING, Slot
 from cacheworkers.runtime.load_runner import LoaderRunner, RunInTransaction
 from cacheworkers.runtime.warm_job import WarmJob
@@ -132,9 +135,8 @@ class LoaderBase(Generic[T]):
         call: Call,
         arguments: tuple[Any, ...] | None,
         decode: Callable[[bytes], Any],
-        is_known_missing: bool = False,
     ) -> Flow[Read]:
-        """Return the flow that reads a call through the store."""
+        """Return the flow that reads a call past L1: within a transaction or a load, or through the store."""
         units = open_dirty_transactions()
         if units:
             return read_in_transaction(
@@ -149,16 +151,28 @@ class LoaderBase(Generic[T]):
         if inside is not None:
             return nested(self._ports, self._spec, call, decode, inside[1])
         self._ports.listener.start()
-        options = self._options(call, arguments, decode)
-        return reading.read(self._ports, self._spec, call, options, is_known_missing=is_known_missing)
+        return self._store_flow(call, arguments, decode, None)
 
-    def _options(
-        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
-    ) -> reading.ReadOptions:
+    def _store_flow(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        started: float | None,
+        is_known_missing: bool = False,
+        crowd: Crowd | None = None,
+    ) -> Flow[Read]:
+        """Return the flow that reads a call through the store."""
+        options = self._options(call, arguments, decode)
+        return reading.read(
+            self._ports, self._spec, call, options, is_known_missing=is_known_missing, started=started, crowd=crowd
+        )
+
+    def _options(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> ReadOptions:
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
             self._keep(call, arguments, decode, entry, value, guard, until)
 
-        return reading.ReadOptions(decode, self._since, self._spec.policy.wait_for, keep if self._l1_for else None)
+        return ReadOptions(decode, self._since, self._spec.policy.wait_for, keep if self._l1_for else None)
 
     def _keep(
         self,
@@ -219,50 +233,158 @@ class LoaderBase(Generic[T]):
 
     # -- shared by both faces of both kinds
 
-    def _is_plain(self, call: Call) -> bool:
-        """Whether a read may look in the store at once: outside loads and dirty transactions, and nobody waits yet."""
-        return loads.current.get() is None and not self._ports.waiters.has(call.text) and dirty_here() is None
+    def _is_alone(self) -> bool:
+        """Whether this read may be given nothing of another's: it is within a load, or sees a dirty session."""
+        return loads.current.get() is not None or dirty_here() is not None
 
     def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
-        """Read a call that L1 does not answer."""
+        """Read a call that L1 does not answer; of the threads that read it together, one does so for all."""
         warn_if_blocking(self._spec.name)
-        is_known_missing = False
-        if self._is_plain(call):
-            ports = self._ports
-            ports.listener.start()
-            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._coherence.is_coherent
-            try:
-                raw = ports.store.get(call.text).run()
-            except StoreError:  # the flow knows what to do without the store
-                return run(self._flow(call, arguments, decode))
-            if raw is None:
-                is_known_missing = True
-            else:
-                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
-                if found is not None:
-                    return found
-        return run(self._flow(call, arguments, decode, is_known_missing))
+        if self._is_alone():
+            return run(self._flow(call, arguments, decode))
+        ports, started = self._ports, monotonic()
+        ports.listener.start()
+        crowd, place = ports.waiters.crowds.enter((call.text, self._since), ThreadPlace, started)
+        if place is not None:
+            assert isinstance(place, ThreadPlace)
+            policy = self._spec.policy
+            outcome = place.outcome(crowd, policy.wait_for + policy.load_for + ports.config.store_timeout)
+            if isinstance(outcome, Outcome):
+                shared = self._shared(call, decode, outcome, started)
+                if shared is not None:
+                    return shared
+            if outcome is not LEAD:
+                return run(self._store_flow(call, arguments, decode, started))
+        try:
+            found = self._hit(call, arguments, decode, crowd, started)
+        except Exception as error:
+            self._limit(crowd, error, started)
+            crowd.fail(error)
+            raise
+        except BaseException:
+            crowd.pass_on()
+            raise
+        crowd.succeed(found)
+        return found
 
     async def _athrough_store(
         self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
     ) -> Read:
-        """Read a call that L1 does not answer, on the running loop."""
-        is_known_missing = False
-        if self._is_plain(call):
-            ports = self._ports
-            ports.listener.start()
-            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._coherence.is_coherent
+        """Read a call that L1 does not answer; of the tasks of a loop that read it together, one does so for all."""
+        if self._is_alone():
+            return await arun(self._flow(call, arguments, decode))
+        ports, started = self._ports, monotonic()
+        ports.listener.start()
+        crowd, place = ports.waiters.crowds.enter(
+            (call.text, self._since, asyncio.get_running_loop()), TaskPlace, started
+        )
+        if place is not None:
+            assert isinstance(place, TaskPlace)
+            outcome = await place.outcome(crowd)
+            if isinstance(outcome, Outcome):
+                shared = self._shared(call, decode, outcome, started)
+                return await arun(self._store_flow(call, arguments, decode, started)) if shared is None else shared
+        try:
+            found = await self._ahit(call, arguments, decode, crowd, started)
+        except Exception as error:
+            self._limit(crowd, error, started)
+            crowd.fail(error)
+            raise
+        except BaseException:
+            crowd.pass_on()
+            raise
+        crowd.succeed(found)
+        return found
+
+    def _hit(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        crowd: Crowd,
+        started: float,
+    ) -> Read:
+        """Look in the store, and leave to the flow what is not simply fresh."""
+        ports, is_known_missing = self._ports, False
+        if not ports.waiters.has(call.text):
+            guard, is_coherent = ports.l1.guard(call.text), self._coherence.is_coherent
+            crowd.cover()
             try:
-                raw = await ports.store.batcher.get(call.text)
-            except StoreError:
-                return await arun(self._flow(call, arguments, decode))
+                raw = ports.store.get(call.text).run()
+            except StoreError:  # the flow knows what to do without the store
+                return run(self._store_flow(call, arguments, decode, started, crowd=crowd))
             if raw is None:
                 is_known_missing = True
             else:
                 found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
                 if found is not None:
+                    assert found.entry is not None
+                    crowd.payload = found.entry.payload
                     return found
-        return await arun(self._flow(call, arguments, decode, is_known_missing))
+        return run(self._store_flow(call, arguments, decode, started, is_known_missing, crowd))
+
+    async def _ahit(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        crowd: Crowd,
+        started: float,
+    ) -> Read:
+        """Look in the store, and leave to the flow what is not simply fresh; on the running loop."""
+        ports, is_known_missing = self._ports, False
+        if not ports.waiters.has(call.text):
+            guard, is_coherent = ports.l1.guard(call.text), self._coherence.is_coherent
+            crowd.cover()
+            try:
+                raw = await ports.store.batcher.get(call.text)
+            except StoreError:
+                return await arun(self._store_flow(call, arguments, decode, started, crowd=crowd))
+            if raw is None:
+                is_known_missing = True
+            else:
+                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
+                if found is not None:
+                    assert found.entry is not None
+                    crowd.payload = found.entry.payload
+                    return found
+        return await arun(self._store_flow(call, arguments, decode, started, is_known_missing, crowd))
+
+    def _shared(self, call: Call, decode: Callable[[bytes], Any], outcome: Outcome, started: float) -> Read | None:
+        """Return what the leader of a crowd has found, as this reader's own; None: it cannot be read so.
+
+        Raises:
+            Exception: what the leader's read raised.
+        """
+        if outcome.error is not None:
+            error = copy.copy(outcome.error)  # each raises its own: a traceback grows with each raise
+            error.__cause__ = outcome.error.__cause__
+            if self._ports.has_hook:
+                self._ports.emit(ReadFailed(self._spec.name, type(error).__name__, monotonic() - started))
+            raise error
+        read = outcome.read
+        assert read is not None and outcome.payload is not None
+        if self._is_shareable and decode is not _as_is and type(read.value) is not bytes:
+            value = read.value
+        else:
+            try:
+                value = decode(outcome.payload)
+            except CodecError:
+                return None
+        waited = monotonic() - started
+        self._ports.heat.count(call.text)
+        if self._ports.has_hook:
+            self._ports.emit(Served(self._spec.name, read.freshness.value, read.tier, read.age, waited))
+        return Read(value, read.freshness, read.tier, read.age, read.seq, waited, read.entry, True)
+
+    def _limit(self, crowd: Crowd, error: Exception, started: float) -> None:
+        """See to it that the time of a follower is not over before it is.
+
+        The leader began first, so that its time is over first.  What it has found out holds for all it covers.
+        """
+        now, wait_for = monotonic(), self._spec.policy.wait_for
+        if isinstance(error, LoadTimeout) and now >= started + wait_for:
+            crowd.began_before = now - wait_for
 
     def _fresh(
         self,
@@ -414,7 +536,7 @@ class LoaderBase(Generic[T]):
         index = self._index if self._spec.signature.positional_keys else None
         self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
 
-    def _one_options(self, call: Call) -> reading.ReadOptions:
+    def _one_options(self, call: Call) -> ReadOptions:
         return self._options(call, call.arguments, self._codec.decode)
 
     def _one(self, call: Call) -> Flow[Read]:

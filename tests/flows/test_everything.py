@@ -25,7 +25,7 @@ from mutation import Mutation, python, script
 from sqlalchemy import Engine, create_engine, event
 
 from cacheworkers import Cache, Load
-from cacheworkers.core import envelope
+from cacheworkers.core import envelope, judgement
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout
@@ -496,8 +496,8 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         python(
             Store,
             "drop",
-            'requests = [Request(("UNLINK", *leases)), Request(("UNLINK", *entries))]',
-            'requests = [Request(("UNLINK", *entries)), Request(("UNLINK", *leases))]',
+            'requests = [Request(("UNLINK", *leases, *failures)), Request(("UNLINK", *entries))]',
+            'requests = [Request(("UNLINK", *entries)), Request(("UNLINK", *leases, *failures))]',
         ),
         (*LOADS, *CHANGES),
         ("hard",),
@@ -508,7 +508,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         MODES,
     ),
     "a read heeds no since": (
-        python(reading, "_look", "or entry.seq < options.since", ""),
+        python(judgement, "judge", "entry.seq < since or ", ""),
         (*LOADS, *CHANGES, *READERS),
         ("soft",),
     ),

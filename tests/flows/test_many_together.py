@@ -17,7 +17,7 @@ from cacheworkers.core import envelope
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.flows.wait import POLL_FOR
+from cacheworkers.flows.read_state import POLL_FOR
 from cacheworkers.store.connections.request import Request
 from cacheworkers.testing import Stepper
 
