@@ -57,3 +57,8 @@ demo: .venv/.ready  ## Run a flash sale, cached beside uncached, and print one t
 .PHONY: bench
 bench: .venv/.ready  ## Measure every figure beside its aim and peers, in minutes; writes the table and its picture.
 	$(BIN)/python -m benchmarks
+
+.PHONY: bench-apps
+bench-apps: .venv/.ready  ## Measure one product API cached by each peer in turn; writes the documentation's table.
+	$(BIN)/pip install --quiet 'aiocache[redis]>=0.12' 'cashews[redis]>=7' 'dogpile.cache>=1.5'
+	$(BIN)/python -m benchmarks.apps --write

@@ -176,19 +176,44 @@ class HttpClient:
             self._streams = None
 
 
-def replay(ids: list[int], url: str, path: str, concurrency: int, changes: Changes, done: Any, results: Any) -> None:
-    """Send one process's share of the requests; report latencies, hit kinds and stale reads."""
+def replay(
+    ids: list[int],
+    url: str,
+    path: str,
+    concurrency: int,
+    changes: Changes,
+    done: Any,
+    results: Any,
+    rate: float | None = None,
+) -> None:
+    """Send one process's share of the requests; report latencies, hit kinds and stale reads.
+
+    Args:
+        rate: requests a second that are due, whether or not those before have been answered: a late answer counts from
+            when its request was due.  None sends each as soon as a connection is free.
+    """
     kinds: collections.Counter[str] = collections.Counter()
     latencies: list[float] = []
     stale_for: list[float] = []
     stream = iter(ids)
+    started = time.perf_counter()
+    sent = itertools.count()
+
+    async def until_due() -> float:
+        """Return when the next request is due: now, or at its place in the rate."""
+        if rate is None:
+            return time.perf_counter()
+        due = started + next(sent) / rate
+        if (left := due - time.perf_counter()) > 0:
+            await asyncio.sleep(left)
+        return due
 
     async def over_http() -> None:
         client = HttpClient(url)
         failures = 0
         while failures < GIVES_UP_AFTER and (number := next(stream, None)) is not None:
+            begun = await until_due()
             least, since = changes.before(number)
-            begun = time.perf_counter()
             asked = time.monotonic()
             try:
                 status, body = await client.get(f"{path}/{number}")
@@ -207,8 +232,8 @@ def replay(ids: list[int], url: str, path: str, concurrency: int, changes: Chang
         from app.shop import product
 
         for number in stream:
+            begun = await until_due()
             least, since = changes.before(number)
-            begun = time.perf_counter()
             asked = time.monotonic()
             found = await product.aread(number)
             note(begun, f"{found.freshness.value} {found.tier}")
@@ -255,6 +280,17 @@ def write(
         written.append(number)
 
 
+def queries_of(database_url: str) -> int:
+    """Return how many loads of products Postgres has counted."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        found = int(connection.execute(text(COUNT)).scalar_one())
+    engine.dispose()
+    return found
+
+
 def run(
     ids: list[int],
     *,
@@ -263,33 +299,30 @@ def run(
     processes: int,
     concurrency: int,
     writes: float = 0.0,
+    rate: float | None = None,
     database_url: str | None = None,
 ) -> Report:
     """Replay ids while so many prices are changed a second, with a progress bar on the terminal.
 
+    Args:
+        rate: requests a second of all processes together; None for as many as are answered.
+
     Raises:
         RuntimeError: a process ended early; its error is on stderr.
     """
-    from sqlalchemy import create_engine, text
-
     if database_url is None:
-        from app.database import engine as shops
+        from app.database import engine
 
-        engine = create_engine(shops.url)
-    else:
-        engine = create_engine(database_url)
-
-    def queries() -> int:
-        with engine.connect() as connection:
-            return int(connection.execute(text(COUNT)).scalar_one())
-
-    before = queries()
+        database_url = engine.url.render_as_string(hide_password=False)
+    before = queries_of(database_url)
     context = multiprocessing.get_context("spawn")
     done, results = context.Value("q", 0), context.Queue()
     changes, stop, written = Changes(max(ids)), threading.Event(), list[int]()
     shares = [ids[at::processes] for at in range(processes)]
+    each = None if rate is None else rate / processes
     workers = [
-        context.Process(target=replay, args=(share, url, path, concurrency, changes, done, results)) for share in shares
+        context.Process(target=replay, args=(share, url, path, concurrency, changes, done, results, each))
+        for share in shares
     ]
     writer = threading.Thread(target=write, args=(url, changes, ids, writes, stop, written))
     begun = time.monotonic()
@@ -317,8 +350,7 @@ def run(
             if len(rows) < processes:
                 worker.terminate()
             worker.join()
-    found = queries() - before
-    engine.dispose()
+    found = queries_of(database_url) - before
     kinds = sum((collections.Counter(each) for _, each, _ in rows), collections.Counter[str]())
     return Report(
         requests=kinds.total(),
@@ -358,6 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--uncached", action="store_true", help="the API's uncached twin")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--concurrency", type=int, default=8, help="requests at once in each process")
+    parser.add_argument("--rate", type=float, help="requests a second; without it, as many as are answered")
     parser.add_argument("--writes", type=float, default=0.0, help="prices to change a second meanwhile")
     options = parser.parse_args(arguments)
     try:
@@ -377,6 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processes=options.processes,
         concurrency=options.concurrency,
         writes=options.writes,
+        rate=options.rate,
     )
     for line in report.lines():
         print(line)

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterable
 
 from benchmarks import (
+    access_report_cost,
     coherence,
     coherence_cost,
-    heat_cost,
+    garbage_collection,
     http,
     huge_tag,
     l1_sizes,
@@ -21,7 +22,6 @@ from benchmarks import (
     read_path,
     soak,
     stampede,
-    sweep,
     threads,
     visible,
     warm,
@@ -237,17 +237,17 @@ def large_tag(scale: Scale) -> Found:
     return Found(rows)
 
 
-def swept(scale: Scale) -> Found:
-    """Dead members swept."""
-    done = sweep.measured(scale.of(1_000_000, 5000))
+def collected(scale: Scale) -> Found:
+    """Dead members removed."""
+    done = garbage_collection.measured(scale.of(1_000_000, 5000))
     slow = ", ".join(f"{took / 1000:.1f} ms" for took, _ in done.slow[:3])
     rows = [
         Row(
-            f"{done.swept:,} of {done.members:,} dead members swept",
+            f"{done.removed:,} of {done.members:,} dead members removed",
             "<= 30 s",
             f"{done.took:.1f} s",
             f"a reader meanwhile p99 {percentile(done.busy, 0.99):.2f} ms, idle {percentile(done.idle, 0.99):.2f} ms",
-            done.took <= 30 and done.swept == done.members,
+            done.took <= 30 and done.removed == done.members,
         ),
         slow_commands(len(done.slow), slow),
     ]
@@ -325,12 +325,12 @@ def overtaken(scale: Scale) -> Found:
     return Found([row], [Detail("An invalidation that overtakes a load", heads, cells)])
 
 
-def heat(scale: Scale) -> Found:
+def access_reports(scale: Scale) -> Found:
     """What counting reads costs, and finds."""
     reads, distinct = scale.of(1_000_000, 20_000), scale.of(100_000, 1000)
     with Valkey() as valkey:
-        cost = heat_cost.costs(valkey.url, scale.of(heat_cost.ROUNDS, 1))
-        hottest = heat_cost.find_the_hottest(valkey.url, reads, distinct, 1.0)
+        cost = access_report_cost.costs(valkey.url, scale.of(access_report_cost.ROUNDS, 1))
+        hottest = access_report_cost.find_the_hottest(valkey.url, reads, distinct, 1.0)
     rows = [
         Row(
             "counting a hit in memory",
@@ -347,7 +347,7 @@ def heat(scale: Scale) -> Found:
             hottest.there[100] >= 95,
         ),
     ]
-    return Found(rows, [Detail("Heat", ("what", "measured"), heat_cost.rows_of(hottest))])
+    return Found(rows, [Detail("Heat", ("what", "measured"), access_report_cost.rows_of(hottest))])
 
 
 def watched(scale: Scale) -> Found:
@@ -419,6 +419,6 @@ FIGURES: dict[str, Figure] = {
     "outbox": Figure("Changes", "outbox", watched),
     "huge-tag": Figure("Changes", "huge_tag --members 1000000", large_tag),
     "soak": Figure("Changes", "soak --operations 1000000", everything_dies),
-    "heat": Figure("Upkeep", "heat_cost", heat),
-    "sweep": Figure("Upkeep", "sweep --members 1000000", swept),
+    "access-reports": Figure("Upkeep", "access_report_cost", access_reports),
+    "gc": Figure("Upkeep", "garbage_collection --members 1000000", collected),
 }

@@ -142,19 +142,9 @@ def store(bench: Bench, url: str, far: Any) -> None:
         reader.feed(bare.recv(65536))
         return decode(reader.gets())
 
-    def polled() -> Any:
-        bare.sendall(command)
-        while True:
-            try:
-                reader.feed(bare.recv(65536, socket.MSG_DONTWAIT))
-            except BlockingIOError:
-                continue
-            return decode(reader.gets())
-
     bench.add("redis-py get + decode", lambda: decode(client.get("bare")), 2000)
     bench.add("cacheworkers get", lambda: far.get(42), 2000)
     bench.add("floor: bare socket + hiredis + decode", floor, 2000)
-    bench.add("floor, polling instead of sleeping", polled, 2000)
     if has("dogpile"):
         from dogpile.cache import make_region
 

@@ -1,10 +1,11 @@
 """Everything dies all the time, and no read is older than an acknowledged change: `python -m benchmarks.soak`.
 
-Readers, writers, workers, drains and a sweeper are processes of their own.  All but readers are killed with -9, at
-random and in exact windows (`DIES_BEFORE`): writers between commit and invalidation, and half-way through it; drains
-likewise, and before they mark what they have delivered; workers between any two steps of a load; the sweeper within
-what it finishes for the dead.  The store is frozen, entries and leases are deleted, loads outlast their leases.  A
-change is acknowledged when the commit of its watched session has returned.  Readers and writers record what they did;
+Readers, writers, workers, drains and a garbage collector are processes of their own.  All but readers are killed with
+-9, at random and in exact windows (`DIES_BEFORE`): writers between commit and invalidation, and half-way through it;
+drains likewise, and before they mark what they have delivered; workers between any two steps of a load; the garbage
+collector within what it finishes for the dead.  The store is frozen, entries and leases are deleted, loads outlast
+their leases.  A change is acknowledged when the commit of its watched session has returned.
+Readers and writers record what they did;
 at the end each read is compared with what was acknowledged before it began (`cacheworkers.ops.history_checker`; `--keep
 DIR` leaves the files to `cacheworkers check-history`), and once the drain is through, every entry must be what the
 database says.
@@ -42,13 +43,13 @@ PRICES, READERS, WRITERS = 40, 4, 2
 WORKER = [sys.executable, "-m", "celery", "-A", "benchmarks.soakshop", "worker", "-c", "2", "-l", "ERROR"]
 WORKER += ["-Q", "cw.miss,cw.revalidate,cw.warm,cw.upkeep", "--without-mingle", "--without-gossip"]
 DRAIN = [sys.executable, "-c", "from benchmarks.soak import drain; drain()"]
-SWEEP = [sys.executable, "-c", "from benchmarks.soak import sweep; sweep()"]
+COLLECT = [sys.executable, "-c", "from benchmarks.soak import collect; collect()"]
 #: Who dies how often right before which step.
 DIES_BEFORE = {
-    "writer": {"next_seq": 0.005, "detach": 0.001, "detached_chunk": 0.001, "drop": 0.001, "drained": 0.001},
+    "writer": {"next_seq": 0.005, "detach": 0.001, "drop": 0.001, "drained": 0.001},
     "drain": {"next_seq": 0.05, "detach": 0.05, "drop": 0.05, "drained": 0.05, "mark": 0.1},
     "worker": {"begin": 0.001, "snapshot": 0.001, "register": 0.001, "write": 0.001},
-    "sweeper": {"drop": 0.05, "drained": 0.05, "sweep_tag": 0.001},
+    "collector": {"drop": 0.05, "drained": 0.05, "trim_tag": 0.001},
 }
 
 
@@ -156,13 +157,13 @@ def drain() -> None:
     cache.drain_until(threading.Event())
 
 
-def sweep() -> None:
-    """Sweep, for ever."""
+def collect() -> None:
+    """Collect garbage, for ever."""
     from benchmarks.soakshop import cache
 
     while True:
         with contextlib.suppress(CacheworkersError):
-            cache.sweep()
+            cache.collect_garbage()
         time.sleep(0.5)
 
 
@@ -173,7 +174,7 @@ class Chaos:
         self.context, self.shared, self.valkey, self.where, self.rate = context, shared, valkey, where, rate
         self.report = report
         self.is_over = False
-        self.others = {"worker": [WORKER] * 2, "drain": [DRAIN] * 2, "sweeper": [SWEEP]}
+        self.others = {"worker": [WORKER] * 2, "drain": [DRAIN] * 2, "collector": [COLLECT]}
         self.running = {who: [self._spawn(who, words) for words in each] for who, each in self.others.items()}
         self.writers = [self._writer(n) for n in range(WRITERS)]
 
@@ -182,7 +183,7 @@ class Chaos:
         import redis
 
         self.revive()
-        act = random.choice(["worker", "child", "drain", "sweeper", "writer", "freeze", "evict", "leases", "evict"])
+        act = random.choice(["worker", "child", "drain", "collector", "writer", "freeze", "evict", "leases", "evict"])
         self.report.acts[act] += 1
         client = redis.Redis.from_url(self.valkey.url)
         if act in self.running:

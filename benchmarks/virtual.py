@@ -1,6 +1,6 @@
 """Processes, workers and a store in virtual time: the library's own flows, and no waiting.
 
-What decides is the library's: its read, load, invalidate, heat and warm flows, its L1, waiters and counts run as they
+What decides is the library's: its read, load, invalidate, report and warm flows, its L1, waiters and counts run as they
 are.  Made up here are the clock, the seconds that a load takes, and the store, whose few commands answer as the scripts
 in `cacheworkers/store/lua` do.  Reading and writing the store takes no time; a push takes `PUSH`, a message `MESSAGE`.
 """
@@ -192,9 +192,9 @@ class VirtualStore:
         self.changed: Callable[[str], object] = lambda call: None
         self._leases: dict[str, _Lease] = {}
         self._seq = 0
-        self._heat: dict[str, float] = {}
+        self._scores: dict[str, float] = {}
         self._ranked: list[tuple[str, float]] = []
-        self._heat_most = 0
+        self._max_scores = 0
 
     def raw(self, call: str) -> bytes | None:
         """Return the envelope that is there."""
@@ -302,20 +302,20 @@ class VirtualStore:
             self.changed(call)
         return _Done(len(there))
 
-    def add_heat(
+    def add_accesses(
         self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int, warm_for: float
     ) -> _Done:
-        heat, now = self._heat, self._world.now
+        scores, now = self._scores, self._world.now
         for call, count in reads:
-            heat[call] = read_at_of(heat.get(call), count, now, half_life)
-        if len(heat) > 1.1 * most:
-            self._heat = dict(sorted(heat.items(), key=itemgetter(1), reverse=True)[:most])
-        self._ranked, self._heat_most = [], most
-        return _Done(len(self._heat))
+            scores[call] = read_at_of(scores.get(call), count, now, half_life)
+        if len(scores) > 1.1 * most:
+            self._scores = dict(sorted(scores.items(), key=itemgetter(1), reverse=True)[:most])
+        self._ranked, self._max_scores = [], most
+        return _Done(len(self._scores))
 
-    def heat(self, loader: str, first: int, most: int, since: float) -> _Done:
+    def most_read(self, loader: str, first: int, most: int, since: float) -> _Done:
         if not self._ranked:
-            self._ranked = sorted(self._heat.items(), key=itemgetter(1), reverse=True)[: self._heat_most]
+            self._ranked = sorted(self._scores.items(), key=itemgetter(1), reverse=True)[: self._max_scores]
         end = bisect.bisect_right(self._ranked, -since, key=lambda item: -item[1])
         return _Done(self._ranked[first : min(first + most, end)])
 
@@ -426,7 +426,7 @@ class Process:
             release_soon=self._release,
             chance=world.chance.random,
         )
-        self.l1.on_gone = self.ports.heat.note_gone
+        self.l1.on_gone = self.ports.access_counter.note_gone
 
     def read_through_store(self, call: Call, done: Callable[[Any], object]) -> Entry | None:
         """Read what L1 does not answer: the fresh entry, or None and `done` gets the Read, or the error, in time."""
@@ -441,7 +441,7 @@ class Process:
                 if found is not None:
                     entry, _, _, until = found
                     self.l1.fill(text, entry=entry, value=MISSING, until=until, guard=guard)
-                    self.ports.heat.count(text)
+                    self.ports.access_counter.count(text)
                     return entry
 
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
@@ -495,7 +495,7 @@ class System:
 
     @classmethod
     def made(cls, world: World, spec: LoaderSpec, config: Config, *, processes: int, workers: int) -> System:
-        """Return one that runs: pushes arrive, heat is told, and beat warms."""
+        """Return one that runs: pushes arrive, accesses are reported, and beat warms."""
         store, crew = VirtualStore(world), Workers(world, spec, workers)
         crowd = [Process(world, store, crew, spec, config) for _ in range(processes)]
         upkeep = Process(world, store, crew, spec, config)

@@ -13,7 +13,7 @@ from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CallError, ConfigError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
 from cacheworkers.flows.explain import Explanation, explain, stored
-from cacheworkers.flows.garbage_collection import sweep
+from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
 from cacheworkers.flows.invalidate import Invalidation, Mode, Progress, invalidate_tags, members_of
@@ -73,8 +73,8 @@ class Cache:
             async_sessions=async_sessions,
             hook=hook,
             run_loads=self.run_loads,
-            upkeep={
-                "sweep": (lambda: self.sweep(config.gc_interval / 2), config.gc_interval),
+            maintenance={
+                "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
                 "drain_outbox": (self._drain_by_beat, config.drain_interval),
                 **({"warm": (self.warm, config.warm_interval)} if config.warm_interval else {}),
             },
@@ -333,11 +333,11 @@ class Cache:
         return await arun(store_stats(self._ports))
 
     def loader_stats(self) -> list[LoaderStats]:
-        """Return the heat of each loader, the hottest first."""
+        """Return the access score of each loader, the hottest first."""
         return run(loader_stats(self._ports, list(self._loaders)))
 
     async def aloader_stats(self) -> list[LoaderStats]:
-        """Return the heat of each loader, the hottest first."""
+        """Return the access score of each loader, the hottest first."""
         return await arun(loader_stats(self._ports, list(self._loaders)))
 
     def hot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
@@ -427,24 +427,24 @@ class Cache:
         return await arun(self._warm_round())
 
     def report_accesses(self) -> int:
-        """Add what this process has read to the store's heat; how many calls.  A thread does it by itself."""
+        """Report what this process has read to the store; return how many calls.  A thread does it by itself."""
         return run(report_accesses(self._ports))
 
     async def areport_accesses(self) -> int:
-        """Add what this process has read to the store's heat; see `report_accesses`."""
+        """Report what this process has read to the store; see `report_accesses`."""
         return await arun(report_accesses(self._ports))
 
-    def sweep(self, within: float = math.inf) -> GarbageCollected:
+    def collect_garbage(self, within: float = math.inf) -> GarbageCollected:
         """Drop what has expired from tag sets, and finish invalidations whose process died.
 
         Args:
-            within: seconds after which it stops; the next sweep, whoever's, goes on there.
+            within: seconds after which it stops; the next garbage collection, in whatever process, continues there.
         """
-        return run(sweep(self._ports, within))
+        return run(collect_garbage(self._ports, within))
 
-    async def asweep(self, within: float = math.inf) -> GarbageCollected:
-        """Drop what has expired from tag sets; see `sweep`."""
-        return await arun(sweep(self._ports, within))
+    async def acollect_garbage(self, within: float = math.inf) -> GarbageCollected:
+        """Drop what has expired from tag sets; see `collect_garbage`."""
+        return await arun(collect_garbage(self._ports, within))
 
     def run_loads(self, loader: str, asks: Sequence[LoadRequest], is_redelivered: bool = False) -> None:
         """Load what the asks name, in this thread; workers call it.
@@ -492,7 +492,7 @@ class Cache:
     ) -> LoaderSpec:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
         config = self.config
-        self._ports.heat.warm_for[spec.name] = spec.policy.kept_warm_for
+        self._ports.access_counter.warm_for[spec.name] = spec.policy.kept_warm_for
         self._runtime.workers.register(
             LoaderInfo(
                 spec.name,

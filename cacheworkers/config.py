@@ -26,13 +26,13 @@ class Config:
         redis_url: the store: `redis://`, `rediss://`, `unix://`, `sentinel://host:port,host:port/service`, or
             `cluster://host:port`.
         namespace: first part of every key in Redis; two namespaces never meet.
-        store_timeout: how long one call to the store may take, and a connection to it.
-        spin_for: how long a thread polls for the store's reply before it sleeps for it, at most a millisecond; 0 never
-            polls.  Less often, down to next to never, where that is in vain: the store is far, or cores are shared.
+        store_timeout: how long one call to the store may take without any progress, and a connection to it; a large
+            reply that keeps coming may take 20 times as long.
         replicas: how many replicas of each master must have an invalidation before it is acknowledged, and an entry's
             tags before it is written; 0 waits for none.  Fewer in time: neither happens.
-        breaker_for: after a failed call, how long the store is not asked again; then a thread of this process asks it
-            once in as long until it answers, and no reader waits for that.  0 lets every call ask.
+        breaker_for: while the store does not answer, nobody asks it but a thread of this process: soon at first, later
+            once in this time.  One late reply, or one connection that was cut, is confirmed over another connection
+            first.  0 lets every call ask.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
         l1_bytes: most bytes kept there, about: payloads, decoded values that callers share, 1,000 an entry.
         l1_for: how long L1 may answer since the listener last proved that it hears invalidations.
@@ -53,11 +53,11 @@ class Config:
         revalidate_rate: most revalidations a second that this process asks for; what is stale beyond that is served,
             and asked for at a later read, so that a soft invalidation of many does not load all of them at once; 0
             does not limit.
-        gc_interval: how often beat sweeps tag sets.
+        gc_interval: how often beat has garbage collected: expired members of tag sets.
         drain_interval: how often beat delivers what the outbox still holds.
         access_report_interval: how often a process that reads tells the store what was read; 0 tells nothing.
         max_reported_calls: most calls that a process tells of at once.
-        max_hot_calls: most calls whose heat is kept, of each loader; what has none is not kept warm.
+        max_hot_calls: most calls whose access score is kept, of each loader; a call without one is not kept warm.
         access_half_life: how long until a read counts half.
         warm_interval: how often beat looks for hot entries that go stale soon; 0 never.
         warm_max_calls: how many of the hottest calls of each loader are looked at a round, and reloaded at once by
@@ -71,7 +71,6 @@ class Config:
     redis_url: str = "redis://127.0.0.1:6379/0"
     namespace: str = "cw"
     store_timeout: float = 0.25
-    spin_for: float = 30e-6
     replicas: int = 0
     breaker_for: float = 1.0
     l1_entries: int = 10_000
@@ -122,7 +121,6 @@ class Config:
             duration(name, getattr(self, name), most=86400.0, positive=True)
         for name in ("breaker_for", "l1_for", "l1_on_loss_for", "access_report_interval", "warm_interval"):
             duration(name, getattr(self, name), most=86400.0)
-        duration("spin_for", self.spin_for, most=1e-3)
         duration("revalidate_rate", self.revalidate_rate, most=1e6, unit=" a second")
         duration("warm_rate", self.warm_rate, most=1e6, unit=" a second")
         for name, least in _LEAST.items():

@@ -58,6 +58,10 @@ class StoreUnavailable(StoreError):
     """The store did not answer in time, refused the connection, or its breaker is open."""
 
 
+class StoreRefused(StoreUnavailable):
+    """The store answered a request with an error (NOPERM, MISCONF, NOREPLICAS, BUSY, ...): it is of no use to it."""
+
+
 class StoreFull(StoreError):
     """The store is out of memory and refuses writes."""
 
@@ -67,7 +71,7 @@ class UnsafeStore(StoreError):
 
 
 class InvalidationIncomplete(StoreError):
-    """An invalidation is not acknowledged: what was begun is finished by the next one, or by a sweep."""
+    """An invalidation is not acknowledged: what was begun is finished by the next one, or by a garbage collection."""
 
 
 class UnwatchedWrite(CacheworkersError):

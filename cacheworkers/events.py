@@ -165,7 +165,7 @@ class MaintenanceMissed(Event, frozen=True):
 
 
 class AccessesReported(Event, frozen=True):
-    """Reads of so many calls of a loader were added to its heat in the store."""
+    """Reads of so many calls of a loader were added to its access scores in the store."""
 
     loader: str
     calls: int
@@ -190,7 +190,7 @@ class WarmingPaused(Event, frozen=True):
 
 
 class GarbageCollected(Event, frozen=True):
-    """A sweep ended; one that ran out of time is not whole, and the next goes on where it stopped.
+    """A garbage collection ended; one that ran out of time is not whole, and the next goes on where it stopped.
 
     `foreign` is how many keys it has passed over because they are of another type than ours.
     """
@@ -204,7 +204,7 @@ class GarbageCollected(Event, frozen=True):
 
 
 class ForeignKey(Event, frozen=True):
-    """A sweep passed over a key of the namespace that is of another type than ours: something else writes there."""
+    """Garbage collection passed over a key of the namespace whose type is not ours: something else writes there."""
 
     key: str
 

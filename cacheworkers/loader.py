@@ -182,7 +182,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
         return await arun(self._warming([self._bind((key,), {}) for key in keys]))
 
     def hot(self, most: int = 100) -> list[tuple[str, float]]:
-        """Return the hottest calls, each with its heat: reads by all processes, halved with every half-life."""
+        """Return the hottest calls, each with its access score: reads by all processes, halved with every half-life."""
         return run(hot(self._ports, self._spec, most))
 
     async def ahot(self, most: int = 100) -> list[tuple[str, float]]:
@@ -326,7 +326,7 @@ class BatchLoader(LoaderBase[V], Generic[K, V]):
         return await arun(self._warming([self._bind((key,), {}) for key in keys]))
 
     def hot(self, most: int = 100) -> list[tuple[str, float]]:
-        """Return the hottest calls, each with its heat; see `Loader.hot`."""
+        """Return the hottest calls, each with its access score; see `Loader.hot`."""
         return run(hot(self._ports, self._spec, most))
 
     async def ahot(self, most: int = 100) -> list[tuple[str, float]]:

@@ -89,7 +89,7 @@ ROWS: dict[str, list[tuple[str, str, str, list[tuple[str, str]]]]] = {
             "1 while it is.",
             [("cacheworkers_store_lost", "store"), ("cacheworkers_listener_lost", "listener")],
         ),
-        ("Answers", "short", "To the exporter.", [("cacheworkers_answers", "{{server}}")]),
+        ("Answers", "short", "To the exporter.", [("cacheworkers_up", "{{server}}")]),
     ],
     "Memory and upkeep": [
         ("Entries in processes' memory", "short", "", [("cacheworkers_memory_entries", "entries")]),
@@ -98,11 +98,11 @@ ROWS: dict[str, list[tuple[str, str, str, list[tuple[str, str]]]]] = {
             "Store memory",
             "bytes",
             "",
-            [("cacheworkers_store_memory_bytes", "used"), ("cacheworkers_store_memory_most_bytes > 0", "maxmemory")],
+            [("cacheworkers_store_memory_bytes", "used"), ("cacheworkers_store_memory_max_bytes > 0", "maxmemory")],
         ),
-        ("Heat", "short", "Reads lately.", [("cacheworkers_heat", "{{loader}}")]),
+        ("Heat", "short", "Reads lately.", [("cacheworkers_access_score", "{{loader}}")]),
         ("Warming", "ops", "", [rate("cacheworkers_warmed_total", "loader, outcome")]),
-        ("Garbage collected", "ops", "", [rate("cacheworkers_swept_total", "what")]),
+        ("Garbage collected", "ops", "", [rate("cacheworkers_gc_removed_total", "what")]),
         ("Upkeep", "s", "Since each task has ended well.", [("cacheworkers_upkeep_age_seconds", "{{task}}")]),
     ],
 }

@@ -71,7 +71,7 @@ READS = {
 TWINS = {
     Cache: {
         "invalidate",
-        "sweep",
+        "collect_garbage",
         "inspect",
         "calls_of",
         "store_stats",

@@ -2,7 +2,7 @@
 
 n reads at once are worth as much as a single one that is log2(n) half-lives younger.  That read's instant, `read_at`,
 needs no halving while time passes; and it says both how hot a call is and, of what is read seldom, when it was read.
-`store/commands/lua/heat.lua` does the same sums.
+`store/commands/lua/add_accesses.lua` does the same sums.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def read_at_of(before: float | None, reads: int, now: float, half_life: float) -
     return younger + half_life * math.log2(1 + 2 ** ((older - younger) / half_life))
 
 
-def heat_of(read_at: float, now: float, half_life: float) -> float:
+def score_of(read_at: float, now: float, half_life: float) -> float:
     """Return the reads that a call's `read_at` is worth now; no more than a float can be."""
     half_lives = (read_at - now) / half_life
     return float(2**half_lives) if half_lives < 1000 else math.inf

@@ -99,8 +99,15 @@ def classes_in(annotation: Any) -> Iterator[type]:
             left.extend(fields_of(of).values())
 
 
+def is_pydantic(of: type) -> bool:
+    """Return whether pydantic is to read and write a class."""
+    return hasattr(of, "__get_pydantic_core_schema__") or hasattr(of, "__pydantic_validator__")
+
+
 def fields_of(of: type) -> dict[str, Any]:
-    """Return the types of the fields of a Struct, dataclass, TypedDict or NamedTuple; none for other classes."""
+    """Return the types of the fields of a Struct, dataclass, TypedDict, NamedTuple or pydantic model, or none."""
+    if hasattr(of, "model_fields") and hasattr(of, "__pydantic_fields__"):
+        return {name: field.annotation for name, field in of.__pydantic_fields__.items()}
     has_fields = issubclass(of, msgspec.Struct) or dataclasses.is_dataclass(of)
     if not (has_fields or typing.is_typeddict(of) or (issubclass(of, tuple) and hasattr(of, "_fields"))):
         return {}

@@ -20,10 +20,13 @@ from cacheworkers.core.annotations import (
     classes_in,
     fields_of,
     hints_of,
+    is_pydantic,
     members_of,
     refuse_what_json_lacks,
     shown,
 )
+from cacheworkers.core.comparison import difference, field_names, is_same
+from cacheworkers.core.set_order import has_sets, with_sets_in_order
 from cacheworkers.errors import CodecError, DeclarationError
 
 _ATOMS = (
@@ -77,13 +80,19 @@ class Codec:
         self.annotation = annotation = type(None) if annotation is None else annotation
         self.admits_none = any(_is_none(member) for member in members_of(annotation))
         self.is_shareable = _is_shareable(annotation, frozenset())
-        if any(_is_pydantic(each) for each in classes_in(annotation)):
+        encode: Callable[[Any], bytes]
+        self._decode: Callable[[bytes], Any]
+        if any(is_pydantic(each) for each in classes_in(annotation)):
             from cacheworkers.core.pydantic_codec import pydantic_json
 
-            self._encode, self._decode = pydantic_json(annotation)
+            encode, self._decode = pydantic_json(annotation)
         else:
             refuse_what_json_lacks("a loader's value", annotation, RULE)
-            self._encode, self._decode = _encode, msgspec.json.Decoder(annotation).decode
+            encode, self._decode = _encode, msgspec.json.Decoder(annotation).decode
+        # A set's order differs between processes; its JSON, and with it the ETag, must not.
+        self._encode: Callable[[Any], bytes] = encode
+        if has_sets(annotation):
+            self._encode = lambda value: encode(with_sets_in_order(value))
 
     def decode(self, payload: bytes) -> Any:
         """Return the value of a payload.
@@ -104,10 +113,10 @@ class Codec:
             raise CodecError(f"a payload is no {shown(self.annotation)}: {error}") from None
 
     def encode(self, value: Any) -> bytes:
-        """Return a value's JSON, proven to decode again.
+        """Return a value's JSON, proven to decode to an equal value of the same type, hidden parts included.
 
         Raises:
-            CodecError: the value does not fit the annotation, or JSON cannot carry it.
+            CodecError: the value does not fit the annotation, or comes back changed; the message names the place.
         """
         try:
             payload = self._encode(value)
@@ -117,21 +126,25 @@ class Codec:
         except _WRONG as error:
             raise CodecError(f"a {type(value).__name__} cannot be stored as JSON: {error}; {RULE}") from None
         try:
-            self._decode(payload)
+            decoded = self._decode(payload)
+            if is_same(value, decoded):
+                return payload
+            changed = difference(value, decoded)
+            if changed is None:  # an int where a float is declared: equal, and of one JSON
+                return self._encode(decoded)
         except _WRONG as error:
             raise CodecError(
                 f"a loader must return {shown(self.annotation)}, got a {type(value).__name__} that is none: {error}"
             ) from None
-        return payload
+        raise CodecError(
+            f"a loader's value must come back as it was returned: {changed}; under {shown(self.annotation)} JSON "
+            "cannot tell, so annotate the exact type, or return what the annotation says"
+        )
 
 
 def _is_none(annotation: Any) -> bool:
     is_literal = typing.get_origin(annotation) is typing.Literal and None in typing.get_args(annotation)
     return annotation is Any or annotation is type(None) or is_literal
-
-
-def _is_pydantic(of: type) -> bool:
-    return hasattr(of, "__get_pydantic_core_schema__") or hasattr(of, "__pydantic_validator__")
 
 
 def _refuse_nonfinite(value: Any) -> None:
@@ -145,12 +158,8 @@ def _refuse_nonfinite(value: Any) -> None:
         inner = (*value.keys(), *value.values())
     elif isinstance(value, list | tuple | set | frozenset):
         inner = value
-    elif isinstance(value, msgspec.Struct):
-        inner = (getattr(value, name) for name in value.__struct_fields__)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inner = (getattr(value, field.name, None) for field in dataclasses.fields(value))
-    elif _is_pydantic(type(value)):
-        inner = getattr(value, "__dict__", {}).values()
+    elif (names := field_names(type(value))) is not None:
+        inner = (getattr(value, name, None) for name in names)
     for each in inner:
         _refuse_nonfinite(each)
 

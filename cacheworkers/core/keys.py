@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 _ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "{}#%"})
+_ESCAPED = re.compile(r"[{}#%]")
 
 
 class Keyspace:
@@ -24,7 +25,7 @@ class Keyspace:
         touched: written for the sake of being written; what follows it makes it a key of a certain master.
         entries_prefix, failures_prefix: what the listener listens to.
         tag_sets_prefix: what all tag sets begin with.
-        tag_sets_pattern, last_invalidations_pattern, doomed_indexes_pattern: for SCAN; all shards, no detached sets.
+        tag_sets_pattern, last_invalidations_pattern, detached_indexes_pattern: for SCAN; all shards, no detached sets.
     """
 
     def __init__(self, namespace: str, tag_shards: Mapping[str, int] | None = None) -> None:
@@ -43,7 +44,7 @@ class Keyspace:
         self.tag_sets_pattern = f"{namespace}:t:{{*}}"
         self.last_invalidations_pattern = f"{namespace}:v:{{*}}"
         # A detached set has its number after the brace: only the index ends in it.
-        self.doomed_indexes_pattern = f"{namespace}:d:{{*}}"
+        self.detached_indexes_pattern = f"{namespace}:d:{{*}}"
         self._entry = self.entries_prefix + "{"
         self._failures = self.failures_prefix + "{"
         self._lease = f"{namespace}:l:{{"
@@ -90,8 +91,8 @@ class Keyspace:
 
     # -- of a loader
 
-    def heat(self, loader: str) -> str:
-        """Return the key of a loader's hottest calls."""
+    def accesses(self, loader: str) -> str:
+        """Return the key of a loader's access scores."""
         return f"{self.namespace}:h:{{{loader}}}"
 
     def turns(self, loader: str) -> str:
@@ -101,9 +102,9 @@ class Keyspace:
     # -- of upkeep
 
     @property
-    def sweep_position(self) -> str:
-        """The key that says where a sweep that ran out of time stopped."""
-        return f"{self.namespace}:sweep"
+    def gc_position(self) -> str:
+        """The key that says where a garbage collection that ran out of time stopped."""
+        return f"{self.namespace}:gc"
 
     def tick(self, task: str) -> str:
         """Return the key that is there while an upkeep task has been begun in this period."""
@@ -126,6 +127,15 @@ class Keyspace:
         shards = self.shards(tag)
         return zlib.crc32(call.encode()) % shards if shards > 1 else 0
 
+    def detaching(self, tag: str, shard: int, n: int, nonce: str) -> tuple[str, str, str, str]:
+        """Return tag set, last invalidation, index of detached sets, and a new detached set's name, of a tag's shard.
+
+        Args:
+            n, nonce: the invalidation's number, and what makes the name nobody else's.
+        """
+        space, braced = self.namespace, _braced(tag, shard)
+        return f"{space}:t:{braced}", f"{space}:v:{braced}", f"{space}:d:{braced}", f"{space}:d:{braced}:{n}:{nonce}"
+
     def tag_set(self, tag: str, shard: int = 0) -> str:
         """Return the key of a tag's set."""
         return f"{self.tag_sets_prefix}{_braced(tag, shard)}"
@@ -138,10 +148,6 @@ class Keyspace:
         """Return the key of the index of a tag's detached sets."""
         return f"{self.namespace}:d:{_braced(tag, shard)}"
 
-    def detached(self, tag: str, shard: int, n: int, random: str) -> str:
-        """Return the key of a detached set: invalidation `n`, and what makes it nobody else's."""
-        return f"{self.detached_index(tag, shard)}:{n}:{random}"
-
     def tag_of(self, key: str) -> tuple[str, int] | None:
         """Return the tag and shard of a tag set's, last invalidation's or detached index's key; None for any other."""
         match = self._of_tag.fullmatch(key)
@@ -149,5 +155,5 @@ class Keyspace:
 
 
 def _braced(tag: str, shard: int) -> str:
-    name = tag.translate(_ESCAPES)
+    name = tag if _ESCAPED.search(tag) is None else tag.translate(_ESCAPES)
     return f"{{{name}#{shard}}}" if shard else f"{{{name}}}"

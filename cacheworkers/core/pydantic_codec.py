@@ -1,14 +1,22 @@
-"""value <-> JSON where a loader's annotation holds a pydantic type."""
+"""value <-> JSON where a loader's annotation holds a pydantic type.
+
+The JSON is whole, with the fields that were left to their defaults.  Which these were a model knows, and so do its
+readers: blanks behind the JSON, which every reader of JSON passes over, say it, a tab for each such field.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cacheworkers.core.annotations import RULE, members_of, refuse_rows, shown
+from cacheworkers.core.comparison import field_names
 from cacheworkers.errors import DeclarationError
+
+_SET, _DEFAULTED = b" ", b"\t"
+_LEAVES = frozenset((str, int, float, bool, bytes, type(None)))
 
 
 def pydantic_json(annotation: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
@@ -33,11 +41,60 @@ def pydantic_json(annotation: Any) -> tuple[Callable[[Any], bytes], Callable[[by
 
     def encode(value: Any) -> bytes:
         payload: bytes = adapter.dump_json(value, by_alias=by_alias, round_trip=True, warnings="none")
-        return payload
+        return payload + _defaulted(value)
 
-    if by_alias:
-        return encode, adapter.validate_json
-    return encode, lambda payload: adapter.validate_json(payload, by_alias=False, by_name=True)
+    read = {} if by_alias else {"by_alias": False, "by_name": True}
+
+    def decode(payload: bytes) -> Any:
+        value = adapter.validate_json(payload, **read)
+        if payload[-1:] in (_SET, _DEFAULTED):
+            _mark_defaulted(value, payload[len(payload.rstrip(_SET + _DEFAULTED)) :])
+        return value
+
+    return encode, decode
+
+
+def _defaulted(value: Any) -> bytes:
+    """Return a blank for each field of each model, a tab for what was left to its default; nothing if none was."""
+    marks = [
+        _SET if name in model.__pydantic_fields_set__ else _DEFAULTED
+        for model in _models(value)
+        for name in type(model).__pydantic_fields__
+    ]
+    return b"".join(marks) if _DEFAULTED in marks else b""
+
+
+def _mark_defaulted(value: Any, marks: bytes) -> None:
+    """Give each model the set of its fields that were given."""
+    at = 0
+    for model in _models(value):
+        names = tuple(type(model).__pydantic_fields__)
+        mine = marks[at : at + len(names)]
+        at += len(names)
+        left = {name for name, mark in zip(names, mine, strict=True) if mark == _DEFAULTED[0]}
+        object.__setattr__(model, "__pydantic_fields_set__", model.__pydantic_fields_set__ - left)
+    if at != len(marks):
+        raise ValueError(f"{len(marks)} marks of fields behind the JSON, and {at} fields in it")
+
+
+def _models(value: Any) -> Iterator[Any]:
+    """Yield the models in a value, in the order of its JSON; not those in sets, which have none."""
+    kind = type(value)
+    if kind in _LEAVES:
+        return
+    inner: typing.Iterable[Any] = ()
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, list | tuple):
+        inner = value
+    elif hasattr(kind, "model_fields") and hasattr(value, "__pydantic_fields_set__"):
+        yield value
+        extra = getattr(value, "__pydantic_extra__", None) or {}
+        inner = [*(value.__dict__.get(name) for name in kind.__pydantic_fields__), *extra.values()]
+    elif (names := field_names(kind)) is not None:
+        inner = [getattr(value, name, None) for name in names]
+    for each in inner:
+        yield from _models(each)
 
 
 def _refuse_untagged(annotation: Any, whole: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from cacheworkers.core.access_frequency import heat_of
+from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Freshness, decide
 from cacheworkers.core.judgement import judge
@@ -47,7 +47,7 @@ class Explanation(msgspec.Struct, frozen=True):
         attempts: how many loads have begun since the last that ended: more than one, and workers have died of it.
         lease: token, fence and what else is known of a load under way; empty for none.
         failure: kind, text, count of the last load that failed; empty for none.
-        heat: reads by all processes, halved with every half-life.
+        access_score: reads by all processes, halved with every half-life.
     """
 
     call: str
@@ -68,7 +68,7 @@ class Explanation(msgspec.Struct, frozen=True):
     attempts: int = 0
     lease: dict[str, str] = {}
     failure: dict[str, str] = {}
-    heat: float = 0.0
+    access_score: float = 0.0
     at: float = 0.0
 
 
@@ -81,11 +81,11 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     raw = yield ports.store.get(call)
     lease: dict[str, str] = yield ports.store.lease(call)
     failure: dict[str, str] = yield ports.store.failures(call)
-    read_at: float | None = yield ports.store.heat_of(loader.name, call)
+    read_at: float | None = yield ports.store.read_at(loader.name, call)
     attempts: int = yield ports.store.attempts(call)
     slot = ports.l1.get(call)
     monotonic, now = ports.clock.monotonic(), ports.clock.now()
-    heat = 0.0 if read_at is None else heat_of(read_at, now, ports.config.access_half_life)
+    access_score = 0.0 if read_at is None else score_of(read_at, now, ports.config.access_half_life)
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
     stored = judge(raw, call, now, decode=loader.codec.decode)
@@ -97,7 +97,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "attempts": attempts,
         "lease": lease,
         "failure": failure,
-        "heat": heat,
+        "access_score": access_score,
         "at": now,
     }
     if stored.problem:

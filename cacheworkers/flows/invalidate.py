@@ -1,11 +1,13 @@
-"""Invalidate: number, mark, drain or soften, and wait until this process has heard of it.
+"""Invalidation by tags or calls: draw a number, mark, detach and drain the tag sets, wait for this process's own push.
 
-Once `invalidate` has returned, no read through the store returns a value whose load began before it began.
+Once `invalidate` has returned, no read through the store returns a value whose load began before it began.  Tags are
+invalidated together: how many round trips it takes depends on the members of the largest set, not on how many tags
+there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -14,14 +16,18 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.errors import InvalidationIncomplete, StoreError
 from cacheworkers.events import Invalidated
 from cacheworkers.flows.ports import Ports
-from cacheworkers.store.commands.replies import Doomed
+from cacheworkers.store.commands.replies import DetachedSet, ForeignType
 
 Mode = Literal["hard", "soft", "reload"]
 #: Called with how many members an invalidation has gone through so far; must be quick, and must not raise.
 Progress = Callable[[int], None]
 
-#: How long to wait for this process's listener to hear of an invalidation before L1 is emptied instead, seconds.
+#: How long to wait for this process's listener to receive the push of an invalidation before L1 is emptied, seconds.
 BARRIER_FOR = 1.0
+#: Tags of one exchange.  2,000 keep a server busy for some 20 ms, and others' commands are run in between.
+TAGS_PER_EXCHANGE = 2000
+#: Tags or calls that an error names.
+_MAX_NAMED = 3
 
 
 class Invalidation(msgspec.Struct, frozen=True):
@@ -45,27 +51,38 @@ def invalidate_tags(
         progress: called after each chunk of some hundred members.
 
     Raises:
-        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it; nothing is
-            acknowledged, and what was begun is finished by the next invalidation of the tag, or by a sweep.
+        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it.  It is not
+            acknowledged: the next invalidation of the tag, or garbage collection, finishes what was begun, and this
+            process's L1 is emptied.
     """
     started = ports.clock.monotonic()
-    told = _ReceiveOwnPush(progress)
+    count = _MemberCount(progress)
     try:
         n = yield ports.store.next_seq()
         entries = 0
-        for tag in tags:
+        foreign: ForeignType | None = None
+        for at in range(0, len(tags), TAGS_PER_EXCHANGE):
+            chunk = tags[at : at + TAGS_PER_EXCHANGE]
             if mode == "hard":
-                detached = yield ports.store.detach(tag, n)
+                detached = yield ports.store.detach(chunk, n)
             else:
-                yield ports.store.mark_tag(tag, n)
-                entries += yield from _soften_in_place(ports, tag, told)
-                # A hard invalidation may have died half-way: what it put aside is hidden from the walk.
-                detached = yield ports.store.detached_sets(tag)
-            for each in detached:
-                entries += yield from drain(ports, tag, each, told)
+                yield ports.store.mark_tags(chunk, n)
+                entries += yield from _soften_in_place(ports, chunk, count)
+                # The walk does not find what a hard invalidation that died half-way has detached.
+                detached = yield ports.store.detached_sets(chunk)
+            try:
+                entries += yield from drain(ports, detached, count)
+            except ForeignType as error:
+                foreign = error
+        if foreign is not None:
+            raise foreign
         yield from replicated(ports)
-    except StoreError as error:
-        raise InvalidationIncomplete(f"invalidation of {', '.join(tags)} is not acknowledged: {error}") from error
+    except BaseException as error:
+        # This process knows that what it has is old, whatever the store has taken.
+        ports.l1.clear()
+        if isinstance(error, StoreError):
+            raise InvalidationIncomplete(f"invalidation of {_named(tags)} is not acknowledged: {error}") from error
+        raise
     yield from receive_own_push(ports)
     ports.emit(Invalidated(tuple(tags), mode, entries, ports.clock.monotonic() - started))
     return Invalidation(n, entries)
@@ -75,79 +92,77 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
     """Invalidate single calls.
 
     Raises:
-        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it; nothing is
-            acknowledged.
+        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it.  It is not
+            acknowledged, and this process's L1 is emptied.
     """
     started = ports.clock.monotonic()
     try:
         n = yield ports.store.next_seq()
         entries = yield ports.store.drop(calls) if mode == "hard" else ports.store.soften(calls)
         yield from replicated(ports)
-    except StoreError as error:
-        raise InvalidationIncomplete(f"invalidation of {', '.join(calls[:3])} is not acknowledged: {error}") from error
+    except BaseException as error:
+        # This process knows that what it has is old, whatever the store has taken.
+        ports.l1.clear()
+        if isinstance(error, StoreError):
+            raise InvalidationIncomplete(f"invalidation of {_named(calls)} is not acknowledged: {error}") from error
+        raise
     yield from receive_own_push(ports)
     ports.emit(Invalidated((), mode, entries, ports.clock.monotonic() - started))
     return Invalidation(n, entries)
 
 
 def members_of(ports: Ports, tag: str, most: int) -> Flow[list[str]]:
-    """Return the calls in a tag's sets whose entries are there, at most so many."""
+    """Return the calls in a tag's sets whose entries exist, at most `most` of them."""
     found: dict[str, None] = {}
     for shard in range(ports.store.keys.shards(tag)):
         cursor = 0
         while len(found) < most:
-            cursor, calls = yield ports.store.walk_tag(tag, shard, cursor)
-            there = yield ports.store.get_many(calls)
-            found.update((call, None) for call, raw in zip(calls, there, strict=True) if raw is not None)
+            [(cursor, calls)] = yield ports.store.walk_tags([(tag, shard, cursor)])
+            raws = yield ports.store.get_many(calls)
+            found.update((call, None) for call, raw in zip(calls, raws, strict=True) if raw is not None)
             if cursor == 0:
                 break
     return list(found)[:most]
 
 
-class _ReceiveOwnPush:
-    """Adds up what one invalidation has gone through."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._members = 0
-
-    def __call__(self, members: int) -> None:
-        self._members += members
-        if self._progress is not None:
-            self._progress(self._members)
-
-
 def drain(
     ports: Ports,
-    tag: str,
-    detached: Doomed,
-    told: Progress = lambda members: None,
+    detached: Iterable[DetachedSet | ForeignType],
+    progress: Progress = lambda members: None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Flow[int]:
-    """Delete the entries of a detached set, in chunks; any number of drainers may share one.
+    """Delete the entries of detached sets, a chunk of each at a time; any number of drainers may share a set.
 
-    Whoever comes next goes on where a drainer died: the next invalidation of the tag, or a sweep.
+    Where a drainer dies, the next invalidation of the tag or garbage collection continues.
 
     Args:
-        told: called with the size of each chunk that is done.
-        is_over: says after a chunk whether to leave the rest to whoever comes next.
+        progress: called with the size of each chunk that is done.
+        is_over: whether to leave the rest, asked after each chunk.
+
+    Raises:
+        ForeignType: one of the sets is of another type; the others have been drained.
     """
-    entries: int = 0
-    calls: Sequence[str] = detached.calls
-    while calls or (calls := (yield ports.store.detached_chunk(detached.name))):
-        entries += yield ports.store.drop(calls)
+    entries = 0
+    foreign: list[ForeignType] = []
+    sets = _drainable(detached, foreign)
+    while sets:
+        calls = list(dict.fromkeys(call for each in sets for call in each.calls))
+        if calls:
+            entries += yield ports.store.drop(calls)
         # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
-        left: int = yield ports.store.drained(tag, detached.shard, detached.name, calls)
-        told(len(calls))
-        if not left or is_over():
-            return entries
-        calls = ()
-    yield ports.store.drained(tag, detached.shard, detached.name, ())
+        left: list[DetachedSet | ForeignType] = yield ports.store.drained(sets)
+        sets = _drainable(left, foreign)
+        if calls:
+            progress(len(calls))
+            if is_over():
+                break
+    if foreign:
+        raise foreign[0]
     return entries
 
 
 def replicated(ports: Ports) -> Flow[None]:
-    """Return when as many replicas as `Config.replicas` says have all that was written so far.
+    """Return when `Config.replicas` replicas have all that was written so far.
 
     Raises:
         StoreError: fewer have it in time.
@@ -162,15 +177,40 @@ def receive_own_push(ports: Ports) -> Flow[None]:
         ports.l1.clear()
 
 
-def _soften_in_place(ports: Ports, tag: str, told: Progress) -> Flow[int]:
-    """Make stale what a tag's sets name.  Soft takes nothing out: a live entry must always be findable."""
+class _MemberCount:
+    """Adds up the members that one invalidation has gone through."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._members = 0
+
+    def __call__(self, members: int) -> None:
+        self._members += members
+        if self._progress is not None:
+            self._progress(self._members)
+
+
+def _named(what: Sequence[str]) -> str:
+    """Return the first tags or calls, for an error."""
+    rest = len(what) - _MAX_NAMED
+    return ", ".join(what[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _drainable(found: Iterable[DetachedSet | ForeignType], foreign: list[ForeignType]) -> list[DetachedSet]:
+    """Return the sets among what was found; the errors go to `foreign`."""
+    all_of_them = list(found)
+    foreign += [each for each in all_of_them if isinstance(each, ForeignType)]
+    return [each for each in all_of_them if isinstance(each, DetachedSet)]
+
+
+def _soften_in_place(ports: Ports, tags: Sequence[str], progress: Progress) -> Flow[int]:
+    """Make stale what the sets of tags name.  Soft takes nothing out: a live entry must always be findable."""
     entries = 0
-    for shard in range(ports.store.keys.shards(tag)):
-        cursor = 0
-        while True:
-            cursor, calls = yield ports.store.walk_tag(tag, shard, cursor)
-            entries += yield ports.store.soften(calls)
-            told(len(calls))
-            if cursor == 0:
-                break
+    walks = [(tag, shard, 0) for tag in tags for shard in range(ports.store.keys.shards(tag))]
+    while walks:
+        found = yield ports.store.walk_tags(walks)
+        calls = list(dict.fromkeys(call for _, members in found for call in members))
+        entries += yield ports.store.soften(calls)
+        progress(len(calls))
+        walks = [(tag, shard, cursor) for (tag, shard, _), (cursor, _) in zip(walks, found, strict=True) if cursor != 0]
     return entries

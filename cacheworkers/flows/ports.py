@@ -184,7 +184,7 @@ class Ports:
     emit: Hook
     release_soon: Callable[[str, str], None]
     has_hook: bool = True
-    heat: AccessCounter = field(default_factory=AccessCounter)
+    access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)
     chance: Callable[[], float] = random.random
     revalidations: RateLimiter = field(init=False)

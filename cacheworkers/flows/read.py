@@ -65,7 +65,7 @@ def read(
                 ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
                 raise
             done = done_lapsed
-    ports.heat.count(call.text)
+    ports.access_counter.count(call.text)
     if ports.has_hook:
         ports.emit(Served(loader.name, done.freshness.value, done.tier, done.age, done.waited))
     if crowd is not None:

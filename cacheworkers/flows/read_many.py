@@ -172,7 +172,7 @@ def _kept_fresh(
 
 def _count(ports: Ports, loader: LoaderSpec, texts: Iterable[str], ages: list[float], started: float) -> None:
     """Count reads that the store has answered with what is fresh."""
-    ports.heat.count_each(texts)
+    ports.access_counter.count_each(texts)
     if ports.has_hook:
         waited = ports.clock.monotonic() - started
         for age in ages:

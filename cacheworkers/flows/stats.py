@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from cacheworkers.core.access_frequency import heat_of
+from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.flows.ports import Ports
 from cacheworkers.flows.warm import hottest
@@ -36,13 +36,13 @@ class StoreStats(msgspec.Struct, frozen=True):
 
 
 class LoaderStats(msgspec.Struct, frozen=True):
-    """One loader: its heat in all, of how many calls, and the hottest of them with its own."""
+    """One loader: its access_score in all, of how many calls, and the hottest of them with its own."""
 
     loader: str
-    heat: float
+    access_score: float
     calls: int
     hottest: str
-    hottest_heat: float
+    hottest_score: float
 
 
 def store_stats(ports: Ports) -> Flow[StoreStats]:
@@ -72,12 +72,12 @@ def store_stats(ports: Ports) -> Flow[StoreStats]:
 
 
 def loader_stats(ports: Ports, loaders: Iterable[str]) -> Flow[list[LoaderStats]]:
-    """Look at the heat of each loader, the hottest loader first."""
+    """Look at the access_score of each loader, the hottest loader first."""
     found = []
     for name in loaders:
         calls = yield from hottest(ports, name, ports.config.max_hot_calls)
         now = ports.clock.now()
-        heat = [(call, heat_of(read_at, now, ports.config.access_half_life)) for call, read_at in calls]
-        first, most = heat[0] if heat else ("-", 0.0)
-        found.append(LoaderStats(name, sum(reads for _, reads in heat), len(heat), first, most))
-    return sorted(found, key=lambda each: -each.heat)
+        access_score = [(call, score_of(read_at, now, ports.config.access_half_life)) for call, read_at in calls]
+        first, most = access_score[0] if access_score else ("-", 0.0)
+        found.append(LoaderStats(name, sum(reads for _, reads in access_score), len(access_score), first, most))
+    return sorted(found, key=lambda each: -each.access_score)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.access_frequency import heat_of
+from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.calls import loader_name_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.envelope import Head
@@ -26,7 +26,7 @@ from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.local.aimd_window import SLACK, SLOW
 from cacheworkers.store.commands.replies import Claimed
 
-#: Most calls in one exchange about heat or heads: each is a millisecond of the store.
+#: Most calls in one exchange about scores or heads: each is a millisecond of the store.
 CHUNK = 500
 #: With more messages than this in the miss queue, readers wait for workers: nothing new is asked for.
 BUSY = 8
@@ -70,10 +70,10 @@ class Queued(NamedTuple):
 
 
 def report_accesses(ports: Ports) -> Flow[int]:
-    """Add this process's reads to the store's heat, by loader; how many calls were told."""
+    """Add this process's reads to the access scores in the store, by loader; return how many calls were reported."""
     config = ports.config
-    counts = ports.heat.taken(list(ports.l1.slots.values()), config.max_reported_calls)
-    for name, hits in ports.heat.hits().items():
+    counts = ports.access_counter.taken(list(ports.l1.slots.values()), config.max_reported_calls)
+    for name, hits in ports.access_counter.hits().items():
         ports.emit(MemoryHits(name, hits))
     ports.emit(MemoryUsed(len(ports.l1), ports.l1.bytes, ports.l1.evictions))
     if not config.access_report_interval:
@@ -86,12 +86,12 @@ def report_accesses(ports: Ports) -> Flow[int]:
             name, told = next(iter(by_loader.items()))
             count = len(told)
             while told:
-                yield ports.store.add_heat(
+                yield ports.store.add_accesses(
                     name,
                     told[:CHUNK],
                     half_life=config.access_half_life,
                     most=config.max_hot_calls,
-                    warm_for=ports.heat.warm_for.get(name, 0.0),
+                    warm_for=ports.access_counter.warm_for.get(name, 0.0),
                 )
                 del told[:CHUNK]
             del by_loader[name]
@@ -99,7 +99,7 @@ def report_accesses(ports: Ports) -> Flow[int]:
     finally:
         # The store is away: what has not been told is told when it is back.
         for left in by_loader.values():
-            ports.heat.put_back(left)
+            ports.access_counter.put_back(left)
     return len(counts)
 
 
@@ -108,7 +108,7 @@ def hottest(ports: Ports, loader: str, most: int, since: float = float("-inf")) 
     found: dict[str, float] = {}
     for first in range(0, most, CHUNK):
         options = min(CHUNK, most - first)
-        chunk = yield ports.store.heat(loader, first, options, since)
+        chunk = yield ports.store.most_read(loader, first, options, since)
         found.update(chunk)  # what has moved meanwhile may be there already
         if len(chunk) < options:
             break
@@ -116,7 +116,7 @@ def hottest(ports: Ports, loader: str, most: int, since: float = float("-inf")) 
 
 
 def hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[list[tuple[str, float]]]:
-    """Return the hottest calls of a loader, with their heat: reads, halved with every half-life.
+    """Return the hottest calls of a loader, with their access score: reads, halved with every half-life.
 
     What was hot under another version counts as the same call under this one, and together with it.
     """
@@ -125,11 +125,11 @@ def hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[list[tuple[str, flo
     seen: set[str] = set()  # what has moved meanwhile comes again
     first, options = 0, min(CHUNK, most)
     while len(heats) < most:
-        chunk = yield ports.store.heat(loader.name, first, options, float("-inf"))
+        chunk = yield ports.store.most_read(loader.name, first, options, float("-inf"))
         for text, read_at in chunk:
             call = None if text in seen else loader.signature.of_this_version(text)
             if call is not None:
-                heats[call] = heats.get(call, 0.0) + heat_of(read_at, now, ports.config.access_half_life)
+                heats[call] = heats.get(call, 0.0) + score_of(read_at, now, ports.config.access_half_life)
             seen.add(text)
         if len(chunk) < options:
             break

@@ -43,7 +43,7 @@ class AccessCounter:
 
     def count(self, call: str, reads: int = 1) -> None:
         """Note reads of a call."""
-        # Not locked: of two counts at once one may be lost, which heat can bear.
+        # Not locked: of two counts at once one may be lost, which access scores can bear.
         counts = self._counts
         counts[call] = counts.get(call, 0) + reads
         if len(counts) > self._most:

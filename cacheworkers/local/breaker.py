@@ -1,4 +1,4 @@
-"""Breaker: a dead store costs one timeout, not one a read."""
+"""Breaker: opens when a store or broker failed, so that it costs one timeout and not one a call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Breaker:
-    """Opens at the first failure; then lets one probe through each `open_for` seconds, until one succeeds.
+    """Opens at the first failure; then allows one call in `open_for` seconds, until one succeeds.
 
     Attributes:
         is_open: the last call that ended has failed.
@@ -35,7 +35,7 @@ class Breaker:
         if self._clock() < self._probe_at:
             return False
         with self._lock:
-            # Looked at again under the lock: of many who find the period over, one goes.
+            # Checked again under the lock: of many who find the period over, one goes.
             now = self._clock()
             if now < self._probe_at:
                 return not self.is_open

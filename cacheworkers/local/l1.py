@@ -1,9 +1,10 @@
 """L1: this process's memory of entries, dropped by pushes, guarded against fills that a push has overtaken.
 
 Hits take no lock: a dictionary look-up, a comparison of instants, and a count that is eviction's visit mark, metrics'
-hit counter and heat at once.  Eviction is S3-FIFO (Yang et al., SOSP 2023): a tenth of the room is a queue for what is
-new; what was read twice there goes on to the main queue, where each further read, up to three, earns another round;
-what left the first queue unread is remembered by its hash, and goes straight to the main queue when it comes back.
+hit counter and access counter in one.  Eviction is S3-FIFO (Yang et al., SOSP 2023): a tenth of the room is a queue for
+what is new; what was read twice there goes on to the main queue, where each further read, up to three, earns another
+round; what left the first queue unread is remembered by its hash, and goes straight to the main queue when it comes
+back.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Slot:
         value: the decoded value, if callers may share it and one of them has asked; else MISSING.
         payload: the value's JSON.
         entry: the entry.
-        reads: how often it was served from here; `reads_told` of these are in the store's heat.
+        reads: how often it was served from here; `reads_told` of these have been reported.
         index, arguments: the loader's fast path to it, to be cut when it goes.
     """
 

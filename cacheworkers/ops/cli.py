@@ -132,7 +132,7 @@ def get(obj: Obj, call: str) -> None:
 @click.option("--most", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
 @click.pass_obj
 def hot(obj: Obj, loader: str, most: int) -> None:
-    """List what is read most of LOADER, with its heat.
+    """List what is read most of LOADER, with its access score.
 
     Heat is reads by all processes, halved with every half-life.
 
@@ -143,18 +143,18 @@ def hot(obj: Obj, loader: str, most: int) -> None:
     found = cache.hot(loader, most)
     if not found:
         note(f"nothing of {loader} has been read lately")
-    show([{"call": call, "heat": heat} for call, heat in found])
+    show([{"call": call, "access_score": score} for call, score in found])
 
 
 @main.command()
 @click.pass_obj
-def sweep(obj: Obj) -> None:
+def gc(obj: Obj) -> None:
     """Drop expired leftovers; finish broken-off invalidations.
 
     Beat does it by itself, every minute unless told otherwise: this is for a store that has no beat.
     """
     cache, show = obj
-    show(cache.sweep())
+    show(cache.collect_garbage())
 
 
 @main.command()

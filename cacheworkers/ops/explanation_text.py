@@ -32,7 +32,7 @@ def lines(found: Explanation) -> Iterator[tuple[str, str]]:
         yield "tag", f"{tag.tag}, {_invalidated(found, tag.ago)}"
     yield "lease", _lease(found)
     yield "failure", _failure(found)
-    yield "heat", f"{found.heat:,.1f} reads lately, by all processes"
+    yield "reads", f"{found.access_score:,.1f} recent ones, by all processes"
 
 
 def span(seconds: float) -> str:

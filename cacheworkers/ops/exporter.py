@@ -1,4 +1,4 @@
-"""Exporter: numbers that no process of the application has: queues, the store, heat, the outbox.
+"""Exporter: numbers that no process of the application has: queues, the store, access scores, the outbox.
 
 Asked by Prometheus, it asks them; what is away has no numbers, and a gauge that says so.
 """
@@ -31,7 +31,7 @@ class Exporter(Collector):
 
     def collect(self) -> Families:
         """Ask broker, store and database, each by itself."""
-        answers = _gauge("answers", "Whether a server answered the exporter.", "server")
+        servers = _gauge("up", "Whether a server answered the exporter.", "server")
         parts: dict[str, Callable[[], Families]] = {"broker": self._queues, "store": self._store}
         if self._upkeep_due:
             parts["store"] = lambda: chain(self._store(), self._upkeep())
@@ -41,10 +41,10 @@ class Exporter(Collector):
             try:
                 yield from list(part())
             except CacheworkersError:
-                answers.add_metric([name], 0)
+                servers.add_metric([name], 0)
             else:
-                answers.add_metric([name], 1)
-        yield answers
+                servers.add_metric([name], 1)
+        yield servers
 
     def describe(self) -> list[Any]:
         """Return nothing: registering must not ask servers that may be away."""
@@ -64,14 +64,16 @@ class Exporter(Collector):
         stats = self._cache.store_stats()
         yield _number("store_keys", "Keys in the store, of every namespace.", stats.keys)
         yield _number("store_memory_bytes", "Memory that the store uses.", stats.memory)
-        yield _number("store_memory_most_bytes", "Its maxmemory; 0 for no limit.", stats.memory_most)
+        yield _number("store_memory_max_bytes", "Its maxmemory; 0 for no limit.", stats.memory_most)
         yield _number("store_clients", "Connections to the store.", stats.clients)
         says = "Keys that the store dropped for want of room."
         yield CounterMetricFamily("cacheworkers_store_evictions", says, stats.evictions)
-        heat = _gauge("heat", "Reads lately, halved with every half-life, of the calls that are kept.", "loader")
+        scores = _gauge(
+            "access_score", "Recent reads, halved with every half-life, of the calls that are kept.", "loader"
+        )
         for loader in self._cache.loader_stats():
-            heat.add_metric([loader.loader], loader.heat)
-        yield heat
+            scores.add_metric([loader.loader], loader.access_score)
+        yield scores
 
     @cached_property
     def _upkeep_due(self) -> dict[str, float]:
@@ -84,7 +86,7 @@ class Exporter(Collector):
         with StoreDiagnostics(self._cache.config) as probe:
             ages = probe.upkeep_age(sorted(due))
         age = _gauge("upkeep_age_seconds", "Since an upkeep task has ended well; a day if that is longer ago.", "task")
-        every = _gauge("upkeep_every_seconds", "How often beat sends it.", "task")
+        every = _gauge("upkeep_interval_seconds", "How often beat sends it.", "task")
         for task, seconds in ages.items():
             age.add_metric([task], BEAT_KEPT_FOR if seconds is None else seconds)
             every.add_metric([task], due[task])

@@ -24,8 +24,8 @@ from cacheworkers.ops.output import Obj
 def exporter(obj: Obj, port: int, address: str) -> None:
     """Show Prometheus what only servers know, until Ctrl-C or SIGTERM.
 
-    Queues with the age of their oldest message, the store, heat and the outbox.  With PROMETHEUS_MULTIPROC_DIR set, the
-    metrics of all processes that share it are shown too.
+    Queues with the age of their oldest message, the store, access scores and the outbox.  With
+    PROMETHEUS_MULTIPROC_DIR set, the metrics of all processes that share it are shown too.
 
     \b
     cacheworkers exporter --port 9808 --address 0.0.0.0

@@ -50,10 +50,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "invalidated_entries_total": ("Entries that invalidations dropped or made stale.", ("mode",)),
     "warmed_total": ("Calls that warming looked at.", ("loader", "outcome")),
     "warming_held_back_total": ("Rounds of warming that asked for nothing, for workers were behind.", ()),
-    "heat_told_total": ("Calls whose reads were added to the heat in the store.", ("loader",)),
+    "reported_calls_total": ("Calls whose reads were reported to the store.", ("loader",)),
     "ticks_missed_total": ("Upkeep tasks that ran much later than they should have.", ("task",)),
-    "swept_total": ("What sweeps freed.", ("what",)),
-    "foreign_keys_total": ("Keys of the namespace that sweeps passed over, for they are of another type.", ()),
+    "gc_removed_total": ("What garbage collections removed.", ("what",)),
+    "foreign_keys_total": ("Keys of the namespace that garbage collections passed over: they are of another type.", ()),
     "outbox_delivered_total": ("Outbox rows delivered by drains.", ()),
     "outbox_undelivered_total": ("Outbox rows that their commit could not deliver itself.", ()),
     "outbox_replayed_total": ("Outbox rows delivered anew after the store was restarted.", ()),
@@ -68,7 +68,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "invalidation_seconds": ("From the call of an invalidation to its acknowledgement.", ("mode",), TIMES),
     "listener_lag_seconds": ("From an acknowledgement to its push, at most: a ping's round trip.", (), TIMES),
     "outbox_lag_seconds": ("How old the oldest row was that a drain delivered.", (), AGES),
-    "sweep_seconds": ("How long sweeps took.", (), AGES),
+    "gc_seconds": ("How long garbage collections took.", (), AGES),
 }
 #: Gauges that are added up over processes.
 SUMS = {
@@ -127,7 +127,7 @@ class Metrics:
             events.InvalidationUndelivered: lambda event: self._add("outbox_undelivered_total", event.rows),
             events.Replayed: lambda event: self._add("outbox_replayed_total", event.rows),
             events.WarmingPaused: lambda event: self._add("warming_held_back_total", 1),
-            events.AccessesReported: lambda event: self._add("heat_told_total", event.calls, event.loader),
+            events.AccessesReported: lambda event: self._add("reported_calls_total", event.calls, event.loader),
             events.MaintenanceMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
             events.StoreLost: lambda event: self._lost("store", 1),
             events.StoreBack: lambda event: self._lost("store", 0),
@@ -165,9 +165,9 @@ class Metrics:
         self._add("invalidation_seconds", event.seconds, event.mode)
 
     def _swept(self, event: events.GarbageCollected) -> None:
-        self._add("swept_total", event.members, "members")
-        self._add("swept_total", event.entries, "doomed_entries")
-        self._add("sweep_seconds", event.seconds)
+        self._add("gc_removed_total", event.members, "members")
+        self._add("gc_removed_total", event.entries, "doomed_entries")
+        self._add("gc_seconds", event.seconds)
 
     def _drained(self, event: events.OutboxRelayed) -> None:
         self._add("outbox_delivered_total", event.rows)

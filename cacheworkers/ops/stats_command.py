@@ -63,10 +63,14 @@ def shown(stats: Stats) -> Group:
             queues.add_row(queue.name, f"{queue.length:,}", age)
         parts.append(queues)
     if stats.loaders:
-        loaders = _table("loader", "heat", "calls", "hottest", "its heat")
+        loaders = _table("loader", "access score", "calls", "hottest", "its score")
         for each in stats.loaders:
             loaders.add_row(
-                each.loader, f"{each.heat:,.0f}", f"{each.calls:,}", Text(each.hottest), f"{each.hottest_heat:,.0f}"
+                each.loader,
+                f"{each.access_score:,.0f}",
+                f"{each.calls:,}",
+                Text(each.hottest),
+                f"{each.hottest_score:,.0f}",
             )
         parts.append(loaders)
     if stats.outbox is not None:
@@ -113,7 +117,7 @@ def _size(count: float) -> str:
 @click.option("--once", is_flag=True, help="Look once; so it is too where the output is no terminal.")
 @click.pass_obj
 def stats(obj: Obj, every: float, once: bool) -> None:
-    """Show queues, the store, heat and the outbox, live like top.
+    """Show queues, the store, access scores and the outbox, live like top.
 
     Until Ctrl-C, on a terminal; else once.  `oldest` is how long the first message of a queue has waited for a worker:
     what grows there needs more workers.

@@ -209,7 +209,7 @@ def _rows(
         return ((f"row {number}", list(row)) for number, row in enumerate(cache.query(sql), 1))
     if hot is not None:
         adopt = cache.loaders[loader].signature.of_this_version
-        return (("heat", adopt(call) or call) for call, _ in cache.hot(loader, hot))
+        return (("access scores", adopt(call) or call) for call, _ in cache.hot(loader, hot))
     return ((f"key {number}", key) for number, key in enumerate(keys, 1))
 
 

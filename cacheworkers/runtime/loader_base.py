@@ -372,7 +372,7 @@ class LoaderBase(Generic[T]):
             except CodecError:
                 return None
         waited = monotonic() - started
-        self._ports.heat.count(call.text)
+        self._ports.access_counter.count(call.text)
         if self._ports.has_hook:
             self._ports.emit(Served(self._spec.name, read.freshness.value, read.tier, read.age, waited))
         return Read(value, read.freshness, read.tier, read.age, read.seq, waited, read.entry, True)
@@ -404,7 +404,7 @@ class LoaderBase(Generic[T]):
         if guard is not None and self._l1_for:
             self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
         age = now - entry.created
-        self._ports.heat.count(call.text)
+        self._ports.access_counter.count(call.text)
         if self._ports.has_hook:
             self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
         return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)

@@ -20,7 +20,6 @@ from cacheworkers.errors import BrokerUnavailable, StoreError
 from cacheworkers.events import Event, Hook, MaintenanceMissed, StoreBack, StoreLost
 from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
-from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
@@ -32,7 +31,7 @@ from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
-from cacheworkers.workers.thread_workers import LocalWorkers
+from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -46,13 +45,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
-#: How often hits in memory are told to the hook where no heat is told to the store, seconds.
+#: How often hits in memory are told to the hook where no accesses are reported to the store, seconds.
 COUNTED_EVERY = 5.0
 #: An upkeep task that last ended so many periods, and so many seconds, ago has missed some.
 LATE = 2.0
 LATE_MARGIN = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
-Upkeep = dict[str, tuple[Callable[[], Any], float]]
+MaintenanceTasks = dict[str, tuple[Callable[[], Any], float]]
 
 
 class Runtime:
@@ -73,7 +72,7 @@ class Runtime:
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
         run_loads: Callable[..., None],
-        upkeep: Upkeep,
+        maintenance: MaintenanceTasks,
     ) -> None:
         """
         Args:
@@ -91,7 +90,6 @@ class Runtime:
         keys = Keyspace(config.namespace, config.tag_shards)
         link = Transport(
             config,
-            Breaker(config.breaker_for),
             clock,
             on_lost=lambda error: self.emit(StoreLost(error)),
             on_back=lambda: self.emit(StoreBack()),
@@ -117,27 +115,25 @@ class Runtime:
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
-        l1.on_gone = ports.heat.note_gone
+        l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
-            "cacheworkers-heat", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
+            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
         )
         listener.on_start = self._access_reporter.start
         if celery is None:
-            self.workers: Any = LocalWorkers(config, run_loads=run_loads)
+            self.workers: Any = ThreadDispatcher(config, run_loads=run_loads)
         else:
-            from cacheworkers.workers.binding import bind
+            from cacheworkers.workers.binding import Maintenance, bind
 
             self.workers = bind(
                 celery,
                 config,
                 run_loads=run_loads,
                 undelivered=self.undelivered,
-                upkeep=upkeep,
+                maintenance=Maintenance(maintenance, self._should_run, lambda task: ports.store.note_beat(task).run()),
                 emit=self.emit,
                 reset_after_fork=self.reset,
                 waited_for=lambda: waiters.calls,
-                should_run=self._should_run,
-                on_success=lambda task: ports.store.note_beat(task).run(),
             )
         ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
         _runtimes.add(self)
@@ -207,7 +203,7 @@ class Runtime:
     def _report_once(self) -> None:
         """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
         ports = self.ports
-        if not len(ports.heat) and not len(ports.l1):
+        if not len(ports.access_counter) and not len(ports.l1):
             return
 
         def report() -> None:
@@ -215,7 +211,7 @@ class Runtime:
                 run(report_accesses(ports))
 
         # A daemon, for there may be many exchanges; each alone may take as long.
-        thread = threading.Thread(target=report, name="cacheworkers-heat-last", daemon=True)
+        thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
             thread.start()
             thread.join(ports.config.store_timeout)
@@ -225,7 +221,7 @@ class Runtime:
         self._releases.reset()
         self.ports.coherence.reset()
         self._access_reporter.reset()
-        self.ports.heat.reset()
+        self.ports.access_counter.reset()
         self.ports.asked.reset()
         self.ports.l1.reset()
         self.ports.waiters.reset()

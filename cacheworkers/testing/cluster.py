@@ -21,7 +21,7 @@ class Node(Valkey):
         self.bus = free_port()
         super().__init__(cluster_enabled="yes", cluster_port=str(self.bus), **config)
         self._clients = Clients(parse_url(self.url), _TIMEOUT)
-        self._wires = Pool(self._clients.pool, self._clients.async_pool, _TIMEOUT, 0.0)
+        self._pool = Pool(self._clients.pool, self._clients.async_pool, _TIMEOUT)
 
     def ask(self, *words: Any) -> Any:
         """Return the reply to a command.
@@ -29,7 +29,7 @@ class Node(Valkey):
         Raises:
             Exception: redis-py's, for what the server answered or because it did not.
         """
-        [reply] = self._wires.exchange([words])
+        [reply] = self._pool.exchange([words])
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -41,7 +41,7 @@ class Node(Valkey):
 
     def close(self) -> None:
         """Stop, and remove its directory."""
-        self._wires.close()
+        self._pool.close()
         self._clients.close()
         super().close()
 

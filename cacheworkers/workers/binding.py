@@ -1,4 +1,4 @@
-"""Bind the user's Celery app: a task per loader, a publisher thread, upkeep tasks and their schedule."""
+"""Bind a Celery app to a cache: tasks, queues, schedule, and what workers do when they start; undone by `close`."""
 
 from __future__ import annotations
 
@@ -6,274 +6,236 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-from celery import Celery
-from celery.signals import beat_init, task_unknown, worker_process_init, worker_ready
+from celery import Celery, bootsteps
+from celery.signals import beat_init, celeryd_init, task_unknown, worker_process_init, worker_ready
 
 from cacheworkers.config import Config
-from cacheworkers.errors import CacheworkersError, ConfigError, StoreError, UnknownLoader
-from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
+from cacheworkers.errors import CacheworkersError, ConfigError
+from cacheworkers.events import Event
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers.broker_queues import QueueState, queue_states, stamp_messages
-from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, WorkerSettings
-from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
-from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
+from cacheworkers.workers.broker_queues import QueueState, stamp_messages
+from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
+from cacheworkers.workers.celery_internals import add_queues, consume_in_order, consumed_queues, remove_queues
+from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_tasks
+from cacheworkers.workers.celery_settings import PREFIX, AddedSettings, direct
+from cacheworkers.workers.publish_queue import LoaderInfo
+from cacheworkers.workers.worker_command import worker_command
 
 log = logging.getLogger("cacheworkers")
 
-#: An upkeep task may wait so long behind another, a sweep say, and be done all the same, seconds.
-WAITS_FOR = 30.0
-#: Task names are not the namespace's: two caches on one app would answer for each other.
+#: How long a maintenance message may wait behind another, a garbage collection say, and be run all the same, seconds.
+MAINTENANCE_EXPIRES = 30.0
+#: Task names do not contain the namespace: two caches on one app would answer for each other.
 _bound: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
-def _shorten_beat_log(sender: Any, **_: Any) -> None:
-    if sender.app in _bound:
-        from cacheworkers.workers.beat_log import log_broker_errors_once  # imports celery.beat
-
-        log_broker_errors_once()
-
-
-beat_init.connect(_shorten_beat_log)
-
-
-class CeleryWorkers:
-    """The dispatcher whose workers are Celery's."""
+class Maintenance:
+    """The maintenance tasks: what each does, how often, and whether it is its turn."""
 
     def __init__(
         self,
-        app: Celery,
-        config: Config,
-        settings: WorkerSettings,
-        run_loads: Callable[[str, list[LoadRequest], bool], None],
-        undelivered: Callable[[list[LoadRequest]], None],
-        emit: Callable[[Event], None],
-        waited_for: Callable[[], int],
+        tasks: Mapping[str, tuple[Callable[[], object], float]],
+        should_run: Callable[[str, float], bool] = lambda task, every: True,
+        on_success: Callable[[str], object] = lambda task: None,
     ) -> None:
-        self._app = app
-        self._settings = settings
-        self._run_loads = run_loads
-        self._undelivered = undelivered
-        self._emit = emit
-        queues = config.queues
-        self._queue_names = (queues.miss, queues.revalidate, queues.warm, queues.upkeep)
-        self._infos: dict[str, LoaderInfo] = {}
-        self._publisher = Publisher(app, config, undelivered, emit)
-        self._queue = PublishQueue(
-            self._publisher.publish, self._infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
-        )
+        """
+        Args:
+            tasks: name -> (what to run, every how many seconds).
+            should_run: says whether a task is to run, given its name and its period: not twice in one.
+            on_success: called with the name of a task that has ended well.
+        """
+        self.tasks = tasks
+        self._should_run = should_run
+        self._on_success = on_success
 
-    @property
-    def app(self) -> Celery:
-        """The app that is bound."""
-        return self._app
+    def task(self, name: str) -> Callable[[], None]:
+        """Return what runs a task, if it is its turn."""
+        work, every = self.tasks[name]
+
+        def run() -> None:
+            with contextlib.suppress(CacheworkersError):  # each has its own event; the next tick tries again
+                if self._should_run(name, every):
+                    work()
+                    self._on_success(name)
+
+        return run
+
+
+class Binding:
+    """A Celery app that is bound; a dispatcher, whose `close` undoes it all."""
+
+    def __init__(
+        self, app: Celery, config: Config, dispatcher: CeleryDispatcher, maintenance: Maintenance, on_fork: Any
+    ) -> None:
+        self.app = app
+        self._dispatcher = dispatcher
+        self._maintenance = maintenance
+        self._on_fork = on_fork
+        self._on_ready: list[Callable[[], object]] = [self._log_queues]
+        self.submit, self.submit_all = dispatcher.submit, dispatcher.submit_all
+        self.register = dispatcher.register
+        schedule = {
+            f"cacheworkers-{name}": {
+                "task": f"cacheworkers.{name}",
+                "schedule": every,
+                "options": {
+                    **direct(config.queues.upkeep),
+                    "expires": max(every, MAINTENANCE_EXPIRES),
+                    "ignore_result": True,
+                },
+            }
+            for name, (_, every) in maintenance.tasks.items()
+        }
+        self._settings = AddedSettings(app, config, schedule)
+        self._step = _in_order(dispatcher.queue_names)
+        self._connect()
 
     def on_ready(self, work: Callable[[], object]) -> None:
         """Run something in each worker once it is ready, on a thread of its own: it delays and breaks nothing."""
-
-        def ready(sender: Any = None, **_: Any) -> None:
-            if getattr(sender, "app", None) is self._app:
-                threading.Thread(target=work, name="cacheworkers-on-ready", daemon=True).start()
-
-        worker_ready.connect(ready, weak=False)
-
-    def register(self, info: LoaderInfo) -> None:
-        """Make the task of a loader; before workers start, for they look for tasks only then.
-
-        Time limits end a load that ignores its deadline, in prefork pools only: on threads, the statement timeout
-        and `load.deadline` are all there is.
-        """
-        self._infos[info.name] = info
-        self._settings.make_room(info.message_for + HARD_MARGIN)
-
-        def load(task: Any, /, *_: Any, asks: Any = None, hops: Any = 0, **__: Any) -> None:
-            self._run_task(task, info, asks, hops)
-
-        self._app.task(
-            name=PREFIX + info.name,
-            bind=True,
-            acks_late=True,
-            reject_on_worker_lost=True,
-            # A load past its hard limit is given up, not given to the next worker to hang.
-            acks_on_failure_or_timeout=True,
-            ignore_result=True,
-            serializer="json",
-            soft_time_limit=info.message_for + SOFT_MARGIN,
-            time_limit=info.message_for + HARD_MARGIN,
-            rate_limit=info.rate_limit,
-            loader_version=info.version,  # what a worker tells of its tasks: see probe.py
-            shared=False,
-        )(load)
-
-    def submit(self, ask: LoadRequest) -> bool:
-        """Take an ask; False when there is no room."""
-        return self._queue.submit(ask)
-
-    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
-        """Take asks together; how many, from the first on, there was room for."""
-        return self._queue.submit_all(asks)
+        self._on_ready.append(work)
 
     def queue_states(self) -> list[QueueState]:
-        """Ask the broker for the four queues.
-
-        Raises:
-            BrokerUnavailable: it does not answer.
-        """
-        return queue_states(self._app, self._queue_names)
-
-    def close(self) -> None:
-        """Publish what is queued, for at most a second, then stop; leases of what is left are given back."""
-        if self._queue.close():
-            self._publisher.disconnect()
+        """Ask the broker for the four queues; see `CeleryDispatcher.queue_states`."""
+        return self._dispatcher.queue_states()
 
     def reset_after_fork(self) -> None:
-        """Begin anew in a child: connections and threads are the parent's."""
-        self._queue.reset()
-        self._publisher.reset()
+        """Start over in a child."""
+        self._dispatcher.reset_after_fork()
 
-    def unknown(self, name: str, message: Any) -> None:
-        """A worker without this loader got its message: give the leases back, so that readers need not wait."""
-        asks: list[LoadRequest] = []
-        with contextlib.suppress(Exception):  # not ours, whatever its name says
-            asks, _ = parse_requests(name.removeprefix(PREFIX), message.payload[1].get("asks"))
-        self._emit(UnknownTask(name, len(asks)))
-        if asks:
-            self._undelivered(asks)
+    def close(self) -> None:
+        """Publish what is queued, and leave the app as it was: it may be bound again."""
+        self._dispatcher.close()
+        self._settings.remove()
+        remove_queues(self.app, self._dispatcher.queue_names)
+        self.app.steps["consumer"].discard(self._step)
+        self.app.on_after_finalize.disconnect(self._make_tasks)
+        if self.app.finalized:
+            for name in self._maintenance.tasks:
+                self.app.tasks.pop(f"cacheworkers.{name}", None)
+        for signal, receiver in self._receivers():
+            signal.disconnect(receiver)
+        _bound.discard(self.app)
 
-    def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
-        """Run a task message; one that cannot be read is dropped, never retried."""
-        loader = info.name
-        asks, reason = parse_requests(loader, raw)
-        if reason:
-            self._emit(MalformedTask(PREFIX + loader, reason))
-            if asks:
-                self._undelivered(asks)
-            return
-        asks = self._known(task, info, asks, hops)
-        if not asks:
-            return
-        delivered = task.request.delivery_info or {}
-        try:
-            self._run_loads(loader, asks, bool(delivered.get("redelivered")))
-        except UnknownLoader:
-            return
-        except StoreError as error:
-            # Without the store there is no lease and nowhere to write: readers find their way, this message ends.
-            self._emit(TaskDropped(PREFIX + loader, len(asks), f"{type(error).__name__}: {error}"))
+    def _connect(self) -> None:
+        _bound.add(self.app)
+        add_queues(self.app, self._dispatcher.queue_names)
+        self.app.steps["consumer"].add(self._step)
+        self.app.on_after_finalize.connect(self._make_tasks)
+        if self.app.finalized:
+            self._make_tasks()
+        for signal, receiver in self._receivers():
+            signal.connect(receiver)  # weakly: a cache that is forgotten is freed
+        stamp_messages("cacheworkers.")
 
-    def _known(self, task: Any, info: LoaderInfo, asks: list[LoadRequest], hops: Any) -> list[LoadRequest]:
-        """Return what this worker is to perform; what is of another version is handed on to the other workers.
+    def _receivers(self) -> list[tuple[Any, Any]]:
+        return [
+            (celeryd_init, self._worker_starts),
+            (worker_ready, self._worker_is_ready),
+            (worker_process_init, self._process_starts),
+            (task_unknown, self._task_is_unknown),
+            (beat_init, self._beat_starts),
+        ]
 
-        What has been handed on too often is performed: it is malformed here.
-        """
-        others = [ask for ask in asks if mismatch(info.name, info.version, ask.call)]
-        if not others or not isinstance(hops, int):
-            return asks
-        reason = mismatch(info.name, info.version, others[0].call)
-        if hops >= HOPS[others[0].queue]:
-            log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
-            return asks
-        after, expires = wait_before(hops), task.request.expires
-        if not self._publisher.requeue(info.name, others, hops + 1, after, expires, reason):
-            return asks
-        return [ask for ask in asks if ask not in others]
+    def _make_tasks(self, **_: Any) -> None:
+        for name in self._maintenance.tasks:
+            self.app.tasks.pop(f"cacheworkers.{name}", None)
+            self.app.task(name=f"cacheworkers.{name}", lazy=False, ignore_result=True, shared=False)(
+                self._maintenance.task(name)
+            )
+
+    def _is_ours(self, sender: Any) -> bool:
+        return getattr(sender, "app", None) is self.app
+
+    def _worker_starts(self, instance: Any = None, **_: Any) -> None:
+        if self._is_ours(instance):
+            lower_own_tasks()
+
+    def _worker_is_ready(self, sender: Any = None, **_: Any) -> None:
+        if self._is_ours(sender):
+            for work in self._on_ready:
+                threading.Thread(target=work, name="cacheworkers-on-ready", daemon=True).start()
+
+    def _process_starts(self, **_: Any) -> None:
+        self._on_fork()
+
+    def _task_is_unknown(self, sender: Any = None, name: str = "", message: Any = None, **_: Any) -> None:
+        if self._is_ours(sender) and name.startswith(PREFIX):
+            self._dispatcher.on_unknown_task(name, message)
+
+    def _beat_starts(self, sender: Any = None, **_: Any) -> None:
+        if self._is_ours(sender):
+            lower_own_tasks()
+            log_broker_errors_once()
+
+    def _log_queues(self) -> None:
+        """Log what keeps a worker that has just started from loading anything."""
+        names = self._dispatcher.queue_names
+        taken = [name for name in consumed_queues(self.app) if name in names]
+        if not taken:
+            log.warning(
+                "this worker takes none of the cache's queues, %s: no load runs here; start another with: %s",
+                ", ".join(names),
+                worker_command(self.app, names),
+            )
+        elif not self._dispatcher.infos and set(taken) != {names[-1]}:
+            log.warning(
+                "this worker takes %s and knows no loader: have its app import the modules that declare them, as in "
+                'app.conf.include = ["shop.loaders"]',
+                ", ".join(taken),
+            )
 
 
 def bind(
     app: Celery,
     config: Config,
     *,
-    run_loads: Callable[[str, list[LoadRequest], bool], None],
+    run_loads: RunLoads,
     undelivered: Callable[[list[LoadRequest]], None],
-    upkeep: Mapping[str, tuple[Callable[[], object], float]],
+    maintenance: Maintenance,
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
     waited_for: Callable[[], int] = lambda: 0,
-    should_run: Callable[[str, float], bool] = lambda task, every: True,
-    on_success: Callable[[str], object] = lambda task: None,
-) -> CeleryWorkers:
+) -> Binding:
     """Bind the user's Celery app, and return the dispatcher.
 
-    What the app's configuration does not set itself, before or after, it then has: `worker_prefetch_multiplier` 1,
-    `broker_connection_retry_on_startup`, and in `broker_transport_options`, option by option, those of
-    `settings.WORKER` and `settings.COMMON`; no `global_keyprefix`, for it would rename queues that are not ours.
-    Routes for our tasks come after its own.  Adds the upkeep tasks `cacheworkers.<name>` and their beat entries
-    `cacheworkers-<name>`, unless an entry of that name is there; and disposes of inherited connections in each pool
-    child.  Publishing uses a connection of its own, with other timeouts.
+    Adds to the app: the four queues, which workers without `-Q` take after its own; tasks for loaders and maintenance;
+    routes for these tasks, after its own; beat entries `cacheworkers-<name>`, unless it has entries of that name.  In
+    each pool child it disposes of inherited connections.  Publishing uses a connection of its own.  Nothing that holds
+    for the app's own tasks and queues is changed.
 
     Args:
-        perform: loads asks of one loader in this thread; the last argument says whether the message was redelivered.
+        run_loads: runs the loads of one loader in this thread; the last argument says whether the message was
+            delivered before.
         undelivered: gives leases back; called from the publisher thread, and in workers.
         waited_for: returns how many calls this process's readers wait for.
-        upkeep: name -> (what to run, every how many seconds).
-        begins: says whether an upkeep task is to run, given its name and its period: not twice in one.
-        has_run: called with the name of an upkeep task that has ended well.
 
     Raises:
         ConfigError: the app is bound already.
     """
     if app in _bound:
         raise ConfigError(
-            f"a Celery app may be bound to one Cache, {app!r} is bound to another: they would share their tasks"
+            f"a Celery app may be bound to one Cache, {app!r} is bound to another: they would share their tasks; close "
+            f"the other first"
         )
-    _bound.add(app)
-    stamp_messages("cacheworkers.")
-    schedule: dict[str, dict[str, Any]] = {}
-    for name, (work, every) in upkeep.items():
-        app.task(name=f"cacheworkers.{name}", ignore_result=True, shared=False)(
-            _upkeep(name, every, work, should_run, on_success)
-        )
-        schedule[f"cacheworkers-{name}"] = {
-            "task": f"cacheworkers.{name}",
-            "schedule": every,
-            "options": {"queue": config.queues.upkeep, "expires": max(every, WAITS_FOR), "ignore_result": True},
-        }
-    workers = CeleryWorkers(
-        app, config, WorkerSettings(app, config, schedule), run_loads, undelivered, emit, waited_for
+    dispatcher = CeleryDispatcher(
+        app, config, run_loads=run_loads, undelivered=undelivered, emit=emit, waited_for=waited_for
     )
-
-    def forked(**_: Any) -> None:
-        reset_after_fork()
-
-    def unknown(sender: Any = None, name: str = "", message: Any = None, **_: Any) -> None:
-        if getattr(sender, "app", None) is app and name.startswith(PREFIX):
-            workers.unknown(name, message)
-
-    worker_process_init.connect(forked, weak=False)
-    task_unknown.connect(unknown, weak=False)
-    return workers
+    return Binding(app, config, dispatcher, maintenance, reset_after_fork)
 
 
-def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:
-    """Return the asks of a message that can be read, and what is wrong with the message, if anything."""
-    if not isinstance(raw, list) or not raw:
-        return [], f"asks must be a list of [call, token, seen, queue], got {str(raw)[:80]!r}"
-    asks, reason = [], ""
-    for row in raw:
-        try:
-            call, token, seen, queue = msgspec.convert(row, tuple[str, str, str, str])
-            fields = {"loader": loader, "call": call, "token": token, "seen": seen, "queue": queue}
-            asks.append(msgspec.convert(fields, LoadRequest))
-        except msgspec.ValidationError as error:
-            reason = reason or f"an ask must be [call, token, seen, queue], got {str(row)[:80]!r}: {error}"
-    return asks, reason
+def _in_order(names: tuple[str, ...]) -> type:
+    """Return a step of a worker's consumer that has it take from our queues in their order."""
+
+    class ConsumeInOrder(bootsteps.StartStopStep):  # type: ignore[misc]
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def start(self, consumer: Any) -> None:
+            consume_in_order(consumer.task_consumer.channel, names)
+
+    return ConsumeInOrder
 
 
-def _upkeep(
-    name: str,
-    every: float,
-    work: Callable[[], object],
-    should_run: Callable[[str, float], bool],
-    on_success: Callable[[str], object],
-) -> Callable[[], None]:
-    def upkeep() -> None:
-        with contextlib.suppress(CacheworkersError):  # each has its own event; the next tick tries again
-            if should_run(name, every):
-                work()
-                on_success(name)
-
-    return upkeep
+__all__ = ["Binding", "LoaderInfo", "Maintenance", "bind"]

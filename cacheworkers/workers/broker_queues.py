@@ -1,8 +1,7 @@
-"""Queues as the broker has them: how long, and how old their oldest message is."""
+"""The state of the four queues as the broker has them: their length, and the age of their oldest message."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +9,15 @@ from typing import Any
 import msgspec
 from celery import Celery
 from celery.signals import before_task_publish
-from kombu.exceptions import OperationalError
+from kombu.exceptions import ChannelError, OperationalError
 
 from cacheworkers.errors import BrokerUnavailable
+from cacheworkers.workers.celery_internals import oldest_in_redis
 
 #: A message's header with the instant at which it was sent, seconds since the epoch.
 SENT_AT = "cacheworkers_sent_at"
 #: How long the broker may take to answer, seconds.
-WITHIN = 2.0
+ANSWER_WITHIN = 2.0
 
 
 class QueueState(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class QueueState(msgspec.Struct, frozen=True):
     Attributes:
         name: its name.
         length: messages that no worker has taken.
-        oldest_age: seconds since the first of them was sent; None where the broker cannot tell, or it is empty.
+        oldest_age: seconds since the first of them was sent; None where the broker does not say, or it is empty.
     """
 
     name: str
@@ -35,7 +35,7 @@ class QueueState(msgspec.Struct, frozen=True):
 
 
 def stamp_messages(prefix: str) -> None:
-    """Have every message of a task whose name begins so carry when it was sent."""
+    """Give every message of a task whose name begins with this a header that says when it was sent."""
 
     def stamp(sender: Any = None, headers: Any = None, **_: Any) -> None:
         if isinstance(headers, dict) and str(sender).startswith(prefix):
@@ -50,31 +50,33 @@ def queue_states(app: Celery, names: Sequence[str]) -> list[QueueState]:
     Raises:
         BrokerUnavailable: it does not answer.
     """
-    options = {**(app.conf.broker_transport_options or {}), "socket_timeout": WITHIN, "socket_connect_timeout": WITHIN}
-    options["max_retries"] = 0
+    limits = {"socket_timeout": ANSWER_WITHIN, "socket_connect_timeout": ANSWER_WITHIN, "max_retries": 0}
+    options = {**(app.conf.broker_transport_options or {}), **limits}
+    connection = app.connection_for_read(transport_options=options, connect_timeout=ANSWER_WITHIN)
     try:
-        with app.connection_for_read(transport_options=options, connect_timeout=WITHIN) as connection:
-            channel = connection.default_channel
-            look = _in_redis if connection.transport.driver_type == "redis" else _declared
-            return [look(channel, name) for name in names]
-    except (OperationalError, OSError, *app.connection_for_read().connection_errors) as error:
+        with connection:
+            if connection.transport.driver_type == "redis":
+                return [_in_redis(connection.default_channel, name) for name in names]
+            return [QueueState(name, declared_length(connection, name), None) for name in names]
+    except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
         raise BrokerUnavailable(f"the broker does not answer: {type(error).__name__}: {error}") from error
 
 
-def _in_redis(channel: Any, name: str) -> QueueState:
-    # kombu's transport pushes on the left and pops on the right: the last is the oldest.
-    with channel.client.pipeline(transaction=False) as pipeline:
-        length, oldest = pipeline.llen(name).lindex(name, -1).execute()
-    return QueueState(name, length, _age(oldest))
-
-
-def _declared(channel: Any, name: str) -> QueueState:
-    return QueueState(name, channel.queue_declare(queue=name, passive=True).message_count, None)
-
-
-def _age(raw: bytes | None) -> float | None:
+def declared_length(connection: Any, name: str) -> int:
+    """Return how many messages wait in a queue of any broker; 0 where there is no such queue yet."""
+    # A channel for each: a broker that has no such queue closes the channel that asked.
     try:
-        sent_at = json.loads(raw or b"{}")["headers"][SENT_AT]
-        return max(0.0, time.time() - float(sent_at))
+        with connection.channel() as channel:
+            return int(channel.queue_declare(queue=name, passive=True).message_count)
+    except (ChannelError, *connection.channel_errors) as error:
+        if str(getattr(error, "reply_code", "")) == "404":
+            return 0
+        raise
+
+
+def _in_redis(channel: Any, name: str) -> QueueState:
+    length, headers = oldest_in_redis(channel, name)
+    try:
+        return QueueState(name, length, max(0.0, time.time() - float(headers[SENT_AT])))
     except (ValueError, KeyError, TypeError):  # a foreign message says nothing of its age
-        return None
+        return QueueState(name, length, None)

@@ -1,7 +1,6 @@
-"""Celery settings by role: publishers fail in milliseconds, workers are patient.
+"""What binding adds to an app's configuration, and the transport options of our own connections to its broker.
 
-The numbers are measured: a publisher without socket timeouts hangs for ever on a frozen broker, and kombu's default
-redelivery after a killed worker takes 100 s.
+Nothing that holds for the app's own tasks is set: no visibility timeout, no prefetch, no order of queues, no timeouts.
 """
 
 from __future__ import annotations
@@ -19,18 +18,7 @@ PREFIX = "cacheworkers.load."
 SOFT_MARGIN = 5.0
 #: ... and this much longer before its process is killed.
 HARD_MARGIN = 10.0
-#: How long a message is its worker's before it is redelivered, seconds: never less than this, and never less than the
-#: longest message may run, or it would be loaded twice.
-VISIBILITY = 120
-VISIBILITY_MARGIN = 30
-#: Both roles, on Redis brokers.
-COMMON = {
-    "visibility_timeout": VISIBILITY,
-    "unacked_restore_interval": 5,
-    "unacked_restore_throttle": 1,
-    "unacked_mutex_expire": 10,
-    "queue_order_strategy": "priority",
-}
+#: Of connections that only publish: a reader must not wait for a broker that is frozen.
 PUBLISHER = {
     "max_retries": 0,
     "interval_start": 0,
@@ -39,61 +27,64 @@ PUBLISHER = {
     "socket_timeout": 0.1,
     "socket_connect_timeout": 0.1,
 }
-WORKER = {"socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True}
 
 
-class WorkerSettings:
-    """Fills in what the user's app has not set itself: at once, and whenever the app reads its configuration anew.
+class AddedSettings:
+    """Routes and beat entries for the library's own tasks, after the app's own.
 
-    An app may be configured before or after it is bound, and its beat schedule set even later.
+    An app may be configured before or after it is bound, and its beat schedule set even later: they are added now and
+    whenever the app reads its configuration.
     """
 
     def __init__(self, app: Celery, config: Config, schedule: Mapping[str, dict[str, Any]]) -> None:
         self._app = app
-        self._plain = {"worker_prefetch_multiplier": 1, "broker_connection_retry_on_startup": True}
-        self._transport: dict[str, Any] = {**WORKER, **COMMON}
         self._schedule = schedule
-        # Messages of readers and of beat name their queues; these are for what somebody sends by hand.
-        self._routes: dict[str, Any] = {f"{PREFIX}*": {"queue": config.queues.revalidate}}
-        self._routes |= {entry["task"]: {"queue": config.queues.upkeep} for entry in schedule.values()}
-
-        def configured(source: Any, **_: Any) -> None:
-            self._fill(source)
-
-        def finalized(**_: Any) -> None:
-            if app.configured:  # else it is filled when it is: reading it now would be too early
-                self._fill(app.conf)
-
-        app.on_after_configure.connect(configured, weak=False)
-        app.on_after_finalize.connect(finalized, weak=False)
+        # Messages of readers and of beat name their queues; these are for messages that somebody sends by hand.
+        self._routes: dict[str, Any] = {f"{PREFIX}*": direct(config.queues.revalidate)}
+        self._routes |= {entry["task"]: direct(config.queues.upkeep) for entry in schedule.values()}
+        app.on_after_configure.connect(self._on_configured)
+        app.on_after_finalize.connect(self._on_finalized)
         if app.configured:
-            self._fill(app.conf)
+            self._add(app.conf)
 
-    def make_room(self, hard_limit: float) -> None:
-        """Let a message be its worker's for at least as long as it may run, unless the user has set how long."""
-        wanted = int(hard_limit) + VISIBILITY_MARGIN
-        before = self._transport["visibility_timeout"]
-        if wanted <= before:
+    def remove(self) -> None:
+        """Take routes and entries out of the app again."""
+        self._app.on_after_configure.disconnect(self._on_configured)
+        self._app.on_after_finalize.disconnect(self._on_finalized)
+        if not self._app.configured:
             return
-        self._transport["visibility_timeout"] = wanted
-        if self._app.configured:
-            options = dict(self._app.conf.broker_transport_options)
-            if options.get("visibility_timeout") == before:  # it is ours
-                self._app.conf.broker_transport_options = {**options, "visibility_timeout": wanted}
+        conf = self._app.conf
+        conf["task_routes"] = [routes for routes in _listed(conf.task_routes) if routes != self._routes]
+        conf["beat_schedule"] = {
+            name: entry for name, entry in (conf.beat_schedule or {}).items() if entry is not self._schedule.get(name)
+        }
 
-    def _fill(self, conf: Any) -> None:
-        for name, value in self._plain.items():
-            if not conf.value_set_for(name):
-                conf[name] = value
-        conf["broker_transport_options"] = {**self._transport, **(conf.broker_transport_options or {})}
-        # Theirs wins: a user changes an entry of ours by an entry of the same name.
-        routes = conf.task_routes or []
-        routes = list(routes) if isinstance(routes, list | tuple) else [routes]
+    def _on_configured(self, source: Any = None, **_: Any) -> None:
+        self._add(source)
+
+    def _on_finalized(self, **_: Any) -> None:
+        if self._app.configured:  # else they are added when it is: reading it now would be too early
+            self._add(self._app.conf)
+
+    def _add(self, conf: Any) -> None:
+        # The app's own come first: a user changes an entry of ours by an entry of the same name.
+        routes = _listed(conf.task_routes)
         if self._routes not in routes:
-            conf["task_routes"] = [*routes, self._routes]  # theirs are asked first
+            conf["task_routes"] = [*routes, self._routes]
         conf["beat_schedule"] = {**self._schedule, **(conf.beat_schedule or {})}
 
 
+def direct(queue: str) -> dict[str, str]:
+    """Return the options that send a message to a queue whatever exchange the app's own routes name."""
+    return {"queue": queue, "exchange": "", "routing_key": queue}
+
+
 def publisher_options(app: Celery) -> dict[str, Any]:
-    """Return the transport options of a connection that only publishes: the app's own, but impatient."""
+    """Return the transport options of a connection that only publishes: the app's own, with short timeouts."""
     return {**(app.conf.broker_transport_options or {}), **PUBLISHER}
+
+
+def _listed(routes: Any) -> list[Any]:
+    if not routes:
+        return []
+    return list(routes) if isinstance(routes, list | tuple) else [routes]

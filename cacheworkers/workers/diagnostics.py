@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 from celery import Celery
 from celery.schedules import maybe_schedule
-from kombu.exceptions import ChannelError
 
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.workers import celery_settings
+from cacheworkers.workers.broker_queues import declared_length
 
 #: How long a connection to the broker, and one answer of it, may take, seconds.
 ANSWER_FOR = 2.0
@@ -43,7 +43,6 @@ class AppFacts(msgspec.Struct, frozen=True):
         early_acks: those whose task is acknowledged before it has run.
         longest: longest hard time limit of their tasks, seconds.
         visibility: how long a message is its worker's, seconds; None where the broker is not Redis.
-        prefetch: `worker_prefetch_multiplier`.
         unread_results: the result backend, if none of the app's tasks keeps its results; else empty.
         upkeep: upkeep task -> every how many seconds beat sends it.
     """
@@ -52,7 +51,6 @@ class AppFacts(msgspec.Struct, frozen=True):
     early_acks: tuple[str, ...]
     longest: float
     visibility: float | None
-    prefetch: int
     unread_results: str
     upkeep: dict[str, float]
 
@@ -78,13 +76,17 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     Attributes:
         queues: which it consumes.
         loaders: whose tasks it knows.
-        versions: loader -> the version it knows, where it tells.
+        versions: loader -> the version it knows, where it says so.
+        prefetch: how many messages it reserves; 0 if it does not say.
+        slots: how many tasks it runs at a time; 0 if it does not say.
     """
 
     name: str
     queues: frozenset[str]
     loaders: frozenset[str]
     versions: dict[str, int] = {}
+    prefetch: int = 0
+    slots: int = 0
 
     def loads(self, loader: str, version: int) -> bool:
         """Return whether it knows a loader, and does not tell of another version."""
@@ -107,7 +109,6 @@ def app_facts(app: Celery) -> AppFacts:
         early_acks=tuple(name for name, task in ours.items() if not task.acks_late),
         longest=max((float(task.time_limit or 0) for task in ours.values()), default=0.0),
         visibility=float(options.get("visibility_timeout", 3600)) if _is_redis(app.connection_for_write()) else None,
-        prefetch=int(conf.worker_prefetch_multiplier),
         unread_results="" if keeping or backend.startswith("disabled") else backend.partition("://")[0],
         upkeep={
             entry["task"].removeprefix(UPKEEP): _every(app, entry["schedule"])
@@ -128,7 +129,7 @@ def broker_facts(app: Celery, queues: Sequence[str]) -> BrokerFacts:
         info: dict[str, Any] = {}
         if _is_redis(connection):
             info = {**channel.client.info("server"), **channel.client.info("memory")}
-        lengths = {queue: _length(connection, queue) for queue in queues}
+        lengths = {queue: declared_length(connection, queue) for queue in queues}
         policy = str(info.get("maxmemory_policy", ""))
         return BrokerFacts(connection.as_uri(), str(info.get("run_id", "")), policy, lengths)
 
@@ -147,12 +148,15 @@ def worker_facts(app: Celery) -> list[WorkerFacts]:
         names = list(consumed)
         asked = app.control.inspect(names, timeout=WORKERS_FOR, connection=connection, limit=len(names))
         tasks = asked.registered(_VERSION) or {}
+        stats = asked.stats() or {}
         return [
             WorkerFacts(
                 name,
                 frozenset(queue["name"] for queue in consumed[name]),
                 frozenset(_loader(text) for text in tasks.get(name, ()) if _is_load(text)),
                 {_loader(text): int(told[1]) for text in tasks.get(name, ()) if (told := _TOLD_VERSION.search(text))},
+                int(stats.get(name, {}).get("prefetch_count") or 0),
+                int(stats.get(name, {}).get("pool", {}).get("max-concurrency") or 0),
             )
             for name in names
         ]
@@ -181,14 +185,6 @@ def _connected(app: Celery) -> Iterator[Any]:
 def _is_full(error: Exception) -> bool:
     """Return whether a Redis refuses to write: within a transaction its reason is in the text alone."""
     return type(error).__name__ == "OutOfMemoryError" or "OOM " in str(error)
-
-
-def _length(connection: Any, queue: str) -> int:
-    try:
-        with connection.channel() as channel:
-            return int(channel.queue_declare(queue, passive=True).message_count)
-    except ChannelError:  # no such queue yet; the channel is closed by that
-        return 0
 
 
 def _is_redis(connection: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -15,13 +15,12 @@ from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.workers import celery_settings
 from cacheworkers.workers.publish_queue import LoaderInfo
+from cacheworkers.workers.task_messages import rows_of, shown
 
 #: A message outlives its lease by this, seconds: only to shed an old backlog, the token decides.
 EXPIRES_MARGIN = 60.0
 #: How long a connection to the broker may take, seconds; Redis has its own in `celery_settings.PUBLISHER`.
 CONNECT_FOR = 0.2
-#: Longest text of a call in a message's headers, which tools show.
-SHOWN = 120
 
 
 class Publisher:
@@ -45,23 +44,25 @@ class Publisher:
         self._breaker = Breaker(config.breaker_for)
         self._producer: Any = None
 
-    def publish(self, info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
+    def publish(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
         """Send one group, or give its leases back."""
         name: str = getattr(self._queues, queue)
         if not self._breaker.allows():
-            self._failed(info, name, asks, "not tried: the broker has just failed")
+            self._failed(info, name, requests, "not tried: the broker has just failed")
             return
         try:
-            self._send(info, name, asks)
+            self._send(info, name, requests)
         except Exception as error:  # kombu's transports raise what their drivers raise
             self._breaker.failed()
             self.disconnect()
-            self._failed(info, name, asks, f"{type(error).__name__}: {error}")
+            self._failed(info, name, requests, f"{type(error).__name__}: {error}")
         else:
             self._breaker.succeeded()
-            self._emit(Published(info.name, name, len(asks)))
+            self._emit(Published(info.name, name, len(requests)))
 
-    def requeue(self, loader: str, asks: list[LoadRequest], hops: int, after: float, expires: Any, reason: str) -> bool:
+    def requeue(
+        self, loader: str, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
+    ) -> bool:
         """Send a message that a worker has taken to its queue once more; False if it did not go out.
 
         Called in workers' tasks, on any thread: over the app's own connections, not over the publisher's.
@@ -71,24 +72,24 @@ class Publisher:
             after: seconds until it is taken.
             expires: when the message taken was to be thrown away, as Celery has it.
         """
-        name: str = getattr(self._queues, asks[0].queue)
+        name: str = getattr(self._queues, requests[0].queue)
         try:
             self._app.send_task(
                 celery_settings.PREFIX + loader,
-                kwargs={"asks": _rows(asks), "hops": hops},
-                queue=name,
+                kwargs={"asks": rows_of(requests), "hops": hops},
+                **celery_settings.direct(name),
                 countdown=after or None,
                 expires=expires,
                 ignore_result=True,
                 retry=False,
                 serializer="json",
-                argsrepr=shown(asks),
+                argsrepr=shown(requests),
                 kwargsrepr="",
             )
         except Exception as error:  # kombu's transports raise what their drivers raise
-            self._emit(PublishFailed(loader, name, len(asks), f"{type(error).__name__}: {error}"))
+            self._emit(PublishFailed(loader, name, len(requests), f"{type(error).__name__}: {error}"))
             return False
-        self._emit(TaskRequeued(loader, name, len(asks), hops, reason))
+        self._emit(TaskRequeued(loader, name, len(requests), hops, reason))
         return True
 
     def disconnect(self) -> None:
@@ -103,17 +104,17 @@ class Publisher:
         self._producer = None
         self._breaker.reset()
 
-    def _send(self, info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
+    def _send(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
         lives_for = datetime.timedelta(seconds=info.load_for + EXPIRES_MARGIN)
         self._app.send_task(
             celery_settings.PREFIX + info.name,
-            kwargs={"asks": _rows(asks)},
-            queue=queue,
+            kwargs={"asks": rows_of(requests)},
+            **celery_settings.direct(queue),
             expires=datetime.datetime.now(datetime.UTC) + lives_for,
             ignore_result=True,
             retry=False,
             serializer="json",
-            argsrepr=shown(asks),
+            argsrepr=shown(requests),
             kwargsrepr="",
             producer=self._the_producer(),
         )
@@ -126,16 +127,6 @@ class Publisher:
             self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         return self._producer
 
-    def _failed(self, info: LoaderInfo, queue: str, asks: list[LoadRequest], error: str) -> None:
-        self._emit(PublishFailed(info.name, queue, len(asks), error))
-        self._undelivered(asks)
-
-
-def _rows(asks: Sequence[LoadRequest]) -> list[list[str]]:
-    return [[ask.call, ask.token, ask.seen, ask.queue] for ask in asks]
-
-
-def shown(asks: Sequence[LoadRequest]) -> str:
-    """Return what tools show of a message: `product[42] +17`."""
-    first = asks[0].call if len(asks[0].call) <= SHOWN else asks[0].call[: SHOWN - 1] + "…"
-    return first if len(asks) == 1 else f"{first} +{len(asks) - 1}"
+    def _failed(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], error: str) -> None:
+        self._emit(PublishFailed(info.name, queue, len(requests), error))
+        self._undelivered(requests)

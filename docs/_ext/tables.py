@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -63,6 +65,16 @@ def metric_table() -> str:
     return _table(("metric", "labels", "what it says"), rows)
 
 
+def value_kinds() -> str:
+    """Return what becomes of each kind of value, from the list that the tests prove."""
+    sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+    from tests.property.value_kinds import KINDS
+
+    words = {True: "kept", False: "refused"}
+    rows = [(each.name, words[each.is_kept], words[each.is_kept_under_any]) for each in KINDS]
+    return _table(("value", "under its own type", "under `Any`, `dict`, or without an annotation"), rows)
+
+
 #: What a page may ask for by name.
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
@@ -71,6 +83,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": error_table,
     "commands": commands,
     "metrics": metric_table,
+    "values": value_kinds,
 }
 
 

@@ -80,7 +80,7 @@ def test_every_command_teaches_by_example(name: str) -> None:
         for line in text.splitlines()[1:]
     ]
 
-    assert examples or name in ("drain", "sweep")
+    assert examples or name in ("drain", "gc")
     for line in examples:
         shell.check(re.split(r" [|&]|\)", line)[0], set())
 

@@ -62,7 +62,7 @@ class ByHand:
         self.hear()
         ports.l1.clear()
         ports.waiters.reset()
-        ports.heat.reset()
+        ports.access_counter.reset()
         ports.asked = RecentRequests()
         ports.revalidations = RateLimiter(ports.config.revalidate_rate)
         for spec in self._specs.values():

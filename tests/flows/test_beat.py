@@ -19,7 +19,7 @@ def beaten(make_cache: MakeCache, **config: Any) -> Any:
     """The task that beat sends, in a process of its own."""
     app = Celery("beat", broker="memory://")
     make_cache(celery=app, **config)
-    return app.tasks["cacheworkers.sweep"]
+    return app.tasks["cacheworkers.collect_garbage"]
 
 
 def sweeps(events: list[Event]) -> int:
@@ -61,12 +61,12 @@ def test_ticks_that_were_missed_are_told_once_beat_is_back(
     cache = make_cache()
     keys: Any = cache._ports.store.keys
     client: Any = cache._ports.store.link.client()
-    client.pexpire(keys.beat("sweep"), 86_400_000 - 60_000)  # a minute has passed
-    client.delete(keys.tick("sweep"))
+    client.pexpire(keys.beat("collect_garbage"), 86_400_000 - 60_000)  # a minute has passed
+    client.delete(keys.tick("collect_garbage"))
     tick()
 
     [found] = missed()
-    assert (found.task, found.every) == ("sweep", 0.1)
+    assert (found.task, found.every) == ("collect_garbage", 0.1)
     assert 60.0 <= found.since < 90.0
 
 
@@ -74,6 +74,6 @@ def test_a_store_that_is_away_costs_the_tick_and_no_more(make_cache: MakeCache, 
     app = Celery("beat", broker="memory://")
     make_cache(celery=app, redis_url="redis://127.0.0.1:1/0", store_timeout=0.1)
 
-    app.tasks["cacheworkers.sweep"]()
+    app.tasks["cacheworkers.collect_garbage"]()
 
     assert sweeps(events) == 0

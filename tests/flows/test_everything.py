@@ -32,7 +32,7 @@ from cacheworkers.errors import LoadTimeout
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.garbage_collection import sweep
+from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
@@ -148,7 +148,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             self.invalidations: list[tuple[int, int, str, Stepper[Invalidation]]] = []
             self.drains: list[tuple[Any, Stepper[Any]]] = []
             self.sweeping: list[Stepper[Any]] = []
-            store.add_heat("price", [(self.call, 1000)], half_life=3600, most=10_000).run()
+            store.add_accesses("price", [(self.call, 1000)], half_life=3600, most=10_000).run()
 
         # -- readers and workers
 
@@ -296,7 +296,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
         @told()
         def a_sweep_begins(self) -> None:
             self.sweeps -= 1
-            self.sweeping.append(Stepper(sweep(ports)))
+            self.sweeping.append(Stepper(collect_garbage(ports)))
 
         @precondition(lambda self: self.sweeping)
         @told("at", "steps")
@@ -465,15 +465,15 @@ def test_no_interleaving_of_many_reads_what_is_too_old(world: World, play: str) 
     run_state_machine_as_test(everything(world, PLAYS[play]), settings=many)
 
 
-def nothing(store: Store, tag: str, n: int) -> Any:
+def nothing(store: Store, tags: Any, n: int) -> Any:
     """Mark no tag: any step will do."""
-    return store.tag_size(tag)
+    return store.tag_size(tags[0])
 
 
 #: What was removed -> how, what is played to find it, and in which modes.
 MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
     "a soft invalidation leaves no mark": (
-        lambda patch: patch.setattr(Store, "mark_tag", nothing),
+        lambda patch: patch.setattr(Store, "mark_tags", nothing),
         (*LOADS, *CHANGES),
         ("soft",),
     ),
@@ -496,8 +496,8 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         python(
             Store,
             "drop",
-            'requests = [Request(("UNLINK", *leases, *failures)), Request(("UNLINK", *entries))]',
-            'requests = [Request(("UNLINK", *entries)), Request(("UNLINK", *leases, *failures))]',
+            "for keys in (leases[part] + failures[part], entries[part]):",
+            "for keys in (entries[part], leases[part] + failures[part]):",
         ),
         (*LOADS, *CHANGES),
         ("hard",),

@@ -147,7 +147,7 @@ def test_when_it_is_revalidated_and_how_often_its_load_has_begun(cache: Cache) -
     assert cold.revalidates_in == cold.fresh_for and cold.attempts == 0
 
     for _ in range(5):
-        cache._ports.heat.count("number[1]")
+        cache._ports.access_counter.count("number[1]")
     cache.report_accesses()
     hot = cache.explain("number[1]")
     assert hot.fresh_for is not None and hot.revalidates_in == hot.fresh_for - cache.config.warm_interval - 1.0

@@ -56,7 +56,7 @@ def filled(cache: Cache, members: int) -> Cache:
 
 
 def by_sweep(cache: Cache) -> int:
-    return cache.sweep().entries
+    return cache.collect_garbage().entries
 
 
 def by_the_next_one(cache: Cache) -> int:
@@ -77,7 +77,7 @@ def test_what_a_killed_invalidation_left_is_deleted_by_the_next(cache: Cache, fi
     finished = finish(cache)
 
     assert (finished, entries(cache)) == (left, 0)
-    assert cache._ports.store.detached_sets("all").run() == []
+    assert cache._ports.store.detached_sets(["all"]).run() == []
 
 
 def test_a_soft_one_that_was_killed_is_repeated_from_the_start(cache: Cache) -> None:
@@ -85,7 +85,7 @@ def test_a_soft_one_that_was_killed_is_repeated_from_the_start(cache: Cache) -> 
     filled(cache, 5000)
     die_after(cache, 2000, "soft")
 
-    assert cache.sweep().entries == 0
+    assert cache.collect_garbage().entries == 0
     assert 0 < cache.invalidate("all", mode="soft").entries <= 3000
     assert cache.invalidate("all").entries == 5000
 
@@ -107,7 +107,7 @@ def test_a_million_members_are_finished_too(make_cache: Any) -> None:
     die_after(cache, 400_000)
     left = entries(cache)
 
-    swept = cache.sweep()
+    done = cache.collect_garbage()
 
     assert 0 < left <= 600_000
-    assert (swept.entries, entries(cache)) == (left, 0)
+    assert (done.entries, entries(cache)) == (left, 0)

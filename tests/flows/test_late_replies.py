@@ -30,23 +30,23 @@ class Late:
         self.proxy = proxy
         config = Config(redis_url=proxy.url, namespace=namespace, store_timeout=20.0, breaker_for=0.0, l1_for=0.0)
         self.cache = Cache(config)
-        wires: Any = self.cache._ports.store.link._masters.wires
-        exchange = wires.exchange
+        pool: Any = self.cache._ports.store.link._masters.pool
+        exchange = pool.exchange
 
         def counted(commands: Any) -> Any:
             self.seen += 1
             if self.seen != self.at:
                 return exchange(commands)
-            wire = Connection(wires.pool(), GIVES_UP_AFTER, wires._spin)
+            connection = Connection(pool.redis_pool(), GIVES_UP_AFTER)
             proxy.hold_replies()
             try:
-                return wire.exchange(pack(commands), len(commands))
+                return connection.exchange(pack(commands), len(commands))
             finally:
-                wires._failed(wire)
+                connection.close()
                 proxy.release()
                 self.is_over = True
 
-        wires.exchange = counted
+        pool.exchange = counted
 
         @self.cache.loader(tags=("t:{n}",), fresh_for=60, load_for=1.5, wait_for=60.0, early=0)
         def value(load: Load, n: int) -> str:

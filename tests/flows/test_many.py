@@ -95,7 +95,7 @@ def test_every_key_counts_as_a_read_and_is_told_of(cache: Cache, events: list[An
 
     served = [(each.loader, each.freshness, each.tier) for each in events if isinstance(each, Served)]
     assert served == [("prices", "fresh", "store")] * 3
-    assert {call: round(heat) for call, heat in prices.hot()} == {f"prices[{n}]": 2 for n in (1, 2, 3)}
+    assert {call: round(score) for call, score in prices.hot()} == {f"prices[{n}]": 2 for n in (1, 2, 3)}
 
 
 def test_what_is_due_early_is_asked_for(cache: Cache, many: Any) -> None:

@@ -12,14 +12,13 @@ from mutation import Mutation, python, script
 
 from cacheworkers import Cache
 from cacheworkers.core import judgement
-from cacheworkers.flows import garbage_collection as sweeping
+from cacheworkers.flows import garbage_collection, local_load
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
-from cacheworkers.flows import local_load
 from cacheworkers.flows import read as reading
 from cacheworkers.local.l1 import L1
 from cacheworkers.runtime.loader_base import LoaderBase
-from cacheworkers.store.commands.replies import Doomed, Registered
+from cacheworkers.store.commands.replies import DetachedSet, Registered
 from cacheworkers.store.commands.store import Store
 
 
@@ -38,8 +37,8 @@ def never_conflicts(patch: pytest.MonkeyPatch) -> None:
 def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
     detach = Store.detach
 
-    def own(self: Store, tag: str, n: int) -> Any:
-        step = detach(self, tag, n)
+    def own(self: Store, tags: Any, n: int) -> Any:
+        step = detach(self, tags, n)
         shape = step._shape
         step._shape = lambda replies: [each for each in shape(replies) if f":{n}:" in each.name]
         return step
@@ -48,10 +47,11 @@ def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
 
 
 def removes_members_first(patch: pytest.MonkeyPatch) -> None:
-    def drain(ports: Any, tag: str, detached: Doomed, told: Any) -> Generator[Any, Any, int]:
+    def drain(ports: Any, sets: list[DetachedSet], progress: Any) -> Generator[Any, Any, int]:
         entries = 0
-        while calls := (yield ports.store.detached_chunk(detached.name)):
-            yield ports.store.drained(tag, detached.shard, detached.name, calls)
+        while sets:
+            calls = [call for each in sets for call in each.calls]
+            sets = yield ports.store.drained(sets)
             entries += yield ports.store.drop(calls)
         return entries
 
@@ -123,8 +123,8 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_crashed_invalidator_leaves_work_that_the_next_one_finishes,
     ),
     "a repeated detach reuses its name": (
-        script("DOOM", 'while redis.call("EXISTS", name) == 1 do', "while false do"),
-        races.test_doom_sent_twice_puts_nothing_out_of_reach,
+        script("DETACH", 'while redis.call("EXISTS", free) == 1 do', "while false do"),
+        races.test_detach_sent_twice_puts_nothing_out_of_reach,
     ),
     "claim does not name the version": (
         claims_without_version,
@@ -182,29 +182,29 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         python(Store, "register", "_ms(life + load_for + REGISTRATION_MARGIN)", "_ms(life)"),
         races.test_membership_outlasts_the_entry_by_more_than_a_load,
     ),
-    "a sweep takes members that have not expired": (
-        script("SWEEP_TAG", 'string.format("(%.0f", now_ms)', '"+inf"'),
+    "a garbage collection takes members that have not expired": (
+        script("TRIM_TAG", 'string.format("(%.0f", now_ms)', '"+inf"'),
         races.test_a_member_whose_write_is_still_to_come_outlives_a_sweep,
     ),
-    "a sweep takes every mark": (
-        script("SWEEP_TAG", "tonumber(mark) < now_ms - kept_for_ms", "true"),
+    "a garbage collection takes every mark": (
+        script("TRIM_TAG", "tonumber(mark) < now_ms - kept_for_ms", "true"),
         races.test_the_mark_of_an_invalidation_outlives_a_sweep,
     ),
     "a soft invalidation takes members out": (
         python(
             invalidating,
             "_soften_in_place",
-            "told(len(calls))",
-            "calls and ports.store.link.client().zrem(ports.store.keys.tag_set(tag, shard), *calls)",
+            "progress(len(calls))",
+            "calls and ports.store.link.client().zrem(ports.store.keys.tag_set(*walks[0][:2]), *calls)",
         ),
         races.test_soft_invalidation_leaves_the_entry_findable_by_a_hard_one,
     ),
     "a soft invalidation leaves what a hard one began": (
-        python(invalidating, "invalidate_tags", "detached = yield ports.store.detached_sets(tag)", "detached = []"),
+        python(invalidating, "invalidate_tags", "detached = yield ports.store.detached_sets(chunk)", "detached = []"),
         races.test_soft_invalidation_finishes_a_hard_one_that_died,
     ),
     "a soft invalidation leaves no mark": (
-        lambda patch: patch.setattr(Store, "mark_tag", lambda self, tag, n: self.tag_size(tag)),
+        lambda patch: patch.setattr(Store, "mark_tags", lambda self, tags, n: self.tag_size(tags[0])),
         races.test_load_overtaken_by_a_soft_invalidation_is_not_stored_as_fresh,
     ),
     "a soft invalidation leaves the lease": (
@@ -215,11 +215,11 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         script("SOFTEN", "now_ms - margin_ms", "now_ms"),
         races.test_a_process_whose_clock_is_behind_does_not_find_fresh_what_was_softened,
     ),
-    "a sweep leaves what an invalidation began": (
+    "a garbage collection leaves what an invalidation began": (
         python(
-            sweeping,
+            garbage_collection,
             "_finish",
-            "job.entries += yield from drain(job.ports, tag, Doomed(shard, name), is_over=job.is_over)",
+            "job.entries += yield from drain(job.ports, [DetachedSet(tag, shard, name)], is_over=job.is_over)",
             "pass",
         ),
         races.test_sweep_finishes_an_invalidation_whose_process_died,
@@ -305,7 +305,7 @@ def test_a_mutation_that_no_longer_fits_says_so(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(AssertionError, match="0 times"):
         python(reading, "fresh_hit", "what is not there", "")(monkeypatch)
     with pytest.raises(AssertionError, match="no longer has"):
-        script("DOOM", "what is not there", "")(monkeypatch)
+        script("DETACH", "what is not there", "")(monkeypatch)
 
 
 def test_snapshot_after_the_load_is_missed(cache: Cache) -> None:

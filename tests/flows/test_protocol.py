@@ -54,7 +54,7 @@ class Shop:
         return None if found is None else (found.value, found.freshness.value)
 
     def members(self, tag: str = "product:1") -> list[str]:
-        return self.ports.store.walk_tag(tag, 0, 0).run()[1]
+        return self.ports.store.walk_tags([(tag, 0, 0)]).run()[0][1]
 
 
 @pytest.fixture
@@ -175,9 +175,9 @@ def test_sweep_finishes_an_invalidation_whose_process_died(shop: Shop) -> None:
     shop.loader().finish()
     shop.invalidator().until("unlink").crash()
 
-    swept = shop.cache.sweep()
+    done = shop.cache.collect_garbage()
 
-    assert swept.entries == 1
+    assert done.entries == 1
     assert shop.stored() is None
 
 
@@ -234,7 +234,7 @@ def test_soft_invalidation_finishes_a_hard_one_that_died(shop: Shop) -> None:
 def test_a_member_whose_write_is_still_to_come_outlives_a_sweep(shop: Shop) -> None:
     """Dropped because its entry is not there, it would be written after that, and found by nobody."""
     load = shop.loader().until("write")
-    shop.cache.sweep()
+    shop.cache.collect_garbage()
     load.finish()
     shop.price = 2
 
@@ -248,7 +248,7 @@ def test_the_mark_of_an_invalidation_outlives_a_sweep(shop: Shop) -> None:
     load = shop.loader().until("register")
     shop.price = 2
     shop.invalidator().finish()
-    shop.cache.sweep()
+    shop.cache.collect_garbage()
 
     load.finish()
 
@@ -276,19 +276,19 @@ def test_membership_outlasts_the_entry_by_more_than_a_load(shop: Shop) -> None:
     assert score / 1000 - store.snapshot().run().now > 60.0 + 10.0
 
 
-def test_doom_sent_twice_puts_nothing_out_of_reach(shop: Shop) -> None:
+def test_detach_sent_twice_puts_nothing_out_of_reach(shop: Shop) -> None:
     """A late reply makes a client repeat a script: the second rename must not overwrite the first set."""
     store = shop.ports.store
     shop.loader().finish()
-    detach = store.detach("product:1", store.next_seq().run())
+    detach = store.detach(["product:1"], store.next_seq().run())
     detach.run()
     store.register([("product[2]", ["product:1"], 60.0)], load_for=10).run()
 
     detached = detach.run()
 
     assert len(detached) == 2
-    members = {call for each in detached for call in store.detached_chunk(each.name).run()}
-    assert members == {"product[1]", "product[2]"}
+    members = {call for each in detached for call in store.link.client().zrange(each.name, 0, -1)}
+    assert members == {b"product[1]", b"product[2]"}
 
 
 def test_write_sent_twice_is_stored_once_and_answers_the_same(shop: Shop) -> None:
@@ -554,7 +554,7 @@ def test_expired_members_are_swept_and_live_ones_stay(shop: Shop, cache: Cache) 
     shop.loader().finish()
     store.link.client().zadd(store.keys.tag_set("product:1"), {"product[9]": 1})
 
-    swept = cache.sweep()
+    done = cache.collect_garbage()
 
-    assert swept.members == 1
+    assert done.members == 1
     assert shop.members() == ["product[1]"]

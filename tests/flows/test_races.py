@@ -107,7 +107,7 @@ def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
         @rule()
         def a_sweep(self) -> None:
             self.sweeps -= 1
-            cache.sweep()
+            cache.collect_garbage()
 
         def teardown(self) -> None:
             client = store.link.client()

@@ -275,16 +275,16 @@ def test_a_store_that_goes_and_comes_back_is_two_events(events: list[Any]) -> No
 def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cache, monkeypatch: Any) -> None:
     """Only a probe does: it was sent after."""
     link = cache._ports.store.link
-    exchange = link._masters.wires.exchange
+    exchange = link._masters.pool.exchange
 
     def overtaken(commands: Any) -> Any:
         replies = exchange(commands)
         link._health.breaker.failed()
         return replies
 
-    cache.sweep()
+    cache.collect_garbage()
     with monkeypatch.context() as patch:
-        patch.setattr(link._masters.wires, "exchange", overtaken)
+        patch.setattr(link._masters.pool, "exchange", overtaken)
         cache._ports.store.get("x").run()
 
     assert link._health.breaker.is_open
@@ -292,14 +292,14 @@ def test_an_answer_from_before_the_failure_does_not_close_the_breaker(cache: Cac
 
 def test_after_a_failure_no_older_connection_is_used(cache: Cache, monkeypatch: Any) -> None:
     link = cache._ports.store.link
-    cache.sweep()
-    assert len(link._masters.wires._idle) > 0
+    cache.collect_garbage()
+    assert len(link._masters.pool._idle) > 0
 
     with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
-        patch.setattr(link._masters.wires, "exchange", lambda commands: (_ for _ in ()).throw(ConnectionError("cut")))
+        patch.setattr(link._masters.pool, "exchange", lambda commands: (_ for _ in ()).throw(ConnectionError("cut")))
         cache._ports.store.get("x").run()
 
-    assert len(link._masters.wires._idle) == 0
+    assert len(link._masters.pool._idle) == 0
 
 
 def test_an_entry_under_another_call_s_key_is_not_served(cache: Cache, get: Any) -> None:

@@ -75,7 +75,7 @@ def test_what_memory_keeps_and_cannot_decode_is_a_miss(product: Any, events: lis
 
     assert found == product.expected
     assert any(type(event).__name__ == "UnreadableEntry" and event.call == "product[1]" for event in events)
-    assert product._ports.heat.hits() == {}
+    assert product._ports.access_counter.hits() == {}
     assert product.read(1).value == product.expected
 
 
@@ -88,7 +88,7 @@ def test_what_memory_kept_and_cannot_decode_is_loaded_while_the_store_is_away(
         raise ConnectionError("cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(link._masters.wires, "exchange", cut)
+        patch.setattr(link._masters.pool, "exchange", cut)
         product._ports.coherence.lost(product._ports.clock.monotonic())
         read = product.read(1)
 

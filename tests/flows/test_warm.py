@@ -76,7 +76,7 @@ def test_hot_entries_are_revalidated_before_they_go_stale(make_cache: MakeCache)
         entry = envelope.unpack(store.get(f"number[{n}]").run())
         older = msgspec.structs.replace(entry, created=entry.created - 240, fresh_until=entry.fresh_until - 240)
         client.set(store.keys.entry(f"number[{n}]"), envelope.pack(older), keepttl=True)
-    client.zincrby(store.keys.heat("number"), -3600, "number[2]")
+    client.zincrby(store.keys.accesses("number"), -3600, "number[2]")
 
     assert cache.warm()["number"].asked == 1
 
@@ -222,7 +222,7 @@ def test_hot_calls_that_fit_this_version_no_more_are_passed_over(
     monkeypatch.setattr("cacheworkers.flows.warm.CHUNK", 2)
     cache = make_cache()
     number, _ = counted(cache)
-    cache._ports.store.add_heat("number", [(f'number["{n}"]', 50) for n in range(5)], half_life=60, most=100).run()
+    cache._ports.store.add_accesses("number", [(f'number["{n}"]', 50) for n in range(5)], half_life=60, most=100).run()
     for n in (1, 2):
         number.get(n)
     cache.report_accesses()
@@ -231,7 +231,7 @@ def test_hot_calls_that_fit_this_version_no_more_are_passed_over(
 
 
 def test_reload_after_a_deploy_loads_what_is_hot_under_the_new_version(make_cache: MakeCache) -> None:
-    """The old version's heat is the greatest right after its traffic ends; the calls are the new one's."""
+    """The old version's access scores are the greatest right after its traffic ends; the calls are the new one's."""
     (old, before, _), (new, number, loads) = versions(make_cache, warm_max_calls=3)
     for n in range(3):
         for _ in range(20):

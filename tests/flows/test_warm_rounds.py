@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load
-from cacheworkers.core.access_frequency import heat_of, read_at_of
+from cacheworkers.core.access_frequency import read_at_of, score_of
 from cacheworkers.core.envelope import Head
 from cacheworkers.events import Event, WarmingPaused
 from cacheworkers.flows import warm as warming
@@ -60,7 +60,7 @@ def test_what_is_no_longer_read_is_left_to_go(make_cache: MakeCache) -> None:
     assert cache.warm()["number"].looked == 3
     store: Any = cache._ports.store
     for n in range(3):
-        store.link.client().zincrby(store.keys.heat("number"), -3600, f"number[{n}]")  # an hour passes
+        store.link.client().zincrby(store.keys.accesses("number"), -3600, f"number[{n}]")  # an hour passes
     assert cache.warm()["number"].looked == 0
 
 
@@ -173,31 +173,31 @@ def test_reads_add_up_and_halve() -> None:
     now, half_life = 1000.0, 60.0
     five = read_at_of(read_at_of(None, 2, now, half_life), 3, now, half_life)
 
-    assert heat_of(five, now, half_life) == pytest.approx(5.0)
-    assert heat_of(five, now + 60, half_life) == pytest.approx(2.5)
-    assert heat_of(read_at_of(five, 1, now + 60, half_life), now + 60, half_life) == pytest.approx(3.5)
+    assert score_of(five, now, half_life) == pytest.approx(5.0)
+    assert score_of(five, now + 60, half_life) == pytest.approx(2.5)
+    assert score_of(read_at_of(five, 1, now + 60, half_life), now + 60, half_life) == pytest.approx(3.5)
     assert read_at_of(None, 1, now, half_life) == now
-    assert heat_of(1e9, 0.0, 0.01) == float("inf")
+    assert score_of(1e9, 0.0, 0.01) == float("inf")
 
 
 def test_the_store_does_the_same_sums(make_cache: MakeCache) -> None:
     store = make_cache()._ports.store
     for reads in (7, 1, 4):
-        store.add_heat("product", [("product[1]", reads)], half_life=60.0, most=10).run()
-    [(call, read_at)] = store.heat("product", 0, 10, float("-inf")).run()
+        store.add_accesses("product", [("product[1]", reads)], half_life=60.0, most=10).run()
+    [(call, read_at)] = store.most_read("product", 0, 10, float("-inf")).run()
 
     now = make_cache()._ports.store.snapshot().run().now
     assert call == "product[1]"
-    assert heat_of(read_at, now, 60.0) == pytest.approx(12.0, rel=0.1)
+    assert score_of(read_at, now, 60.0) == pytest.approx(12.0, rel=0.1)
 
 
 def test_heat_that_is_long_past_is_forgotten(make_cache: MakeCache) -> None:
     store = make_cache()._ports.store
-    store.add_heat("product", [("product[1]", 1)], half_life=0.0005, most=10).run()
+    store.add_accesses("product", [("product[1]", 1)], half_life=0.0005, most=10).run()
 
     def is_forgotten() -> bool:
-        store.add_heat("product", [("product[2]", 1)], half_life=0.0005, most=10).run()
-        return [call for call, _ in store.heat("product", 0, 10, float("-inf")).run()] == ["product[2]"]
+        store.add_accesses("product", [("product[2]", 1)], half_life=0.0005, most=10).run()
+        return [call for call, _ in store.most_read("product", 0, 10, float("-inf")).run()] == ["product[2]"]
 
     wait_until(is_forgotten)
 
@@ -208,11 +208,11 @@ def test_what_is_kept_warm_for_longer_than_heat_lasts_is_remembered_for_so_long(
     number, _ = counted(cache, warm_for=3000.0)
     store, now = cache._ports.store, cache._ports.clock.now()
     client: Any = store.link.client()
-    client.zadd(store.keys.heat("number"), {"number[1]": now - 2000.0, "number[2]": now - 4000.0})
+    client.zadd(store.keys.accesses("number"), {"number[1]": now - 2000.0, "number[2]": now - 4000.0})
     read(number, cache, [3])
 
-    assert {call for call, _ in store.heat("number", 0, 10, float("-inf")).run()} == {"number[1]", "number[3]"}
-    assert client.pttl(store.keys.heat("number")) > 2_000_000
+    assert {call for call, _ in store.most_read("number", 0, 10, float("-inf")).run()} == {"number[1]", "number[3]"}
+    assert client.pttl(store.keys.accesses("number")) > 2_000_000
     assert cache.warm()["number"].looked == 2
 
 

@@ -12,13 +12,13 @@ from celery import Celery
 
 from cacheworkers import Config
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers import binding
-from cacheworkers.workers.binding import bind
+from cacheworkers.workers import celery_dispatcher
+from cacheworkers.workers.binding import Maintenance, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 
 app = Celery("bound", broker=os.environ["REDIS_URL"])
 # Seconds, instead of a fixed 5 and 10 on top of a load's own time.
-binding.SOFT_MARGIN, binding.HARD_MARGIN = 0.1, 0.3
+celery_dispatcher.SOFT_MARGIN, celery_dispatcher.HARD_MARGIN = 0.1, 0.3
 
 
 def note(what: str, *more: Any) -> None:
@@ -46,10 +46,11 @@ workers = bind(
     Config.from_env(),
     run_loads=run_loads,
     undelivered=lambda asks: note("undelivered", [ask.call for ask in asks]),
-    upkeep={"sweep": (lambda: note("sweep"), 0.2)},
+    maintenance=Maintenance({"collect_garbage": (lambda: note("collect_garbage"), 0.2)}),
     emit=lambda event: note(type(event).__name__),
     reset_after_fork=lambda: note("reset"),
 )
-for name in ("product", "deadly"):
-    workers.register(LoaderInfo(name, 10.0, False, 100))
-workers.register(LoaderInfo("hangs", 0.1, True, 100))
+if not os.environ.get("NO_LOADERS"):
+    for name in ("product", "deadly"):
+        workers.register(LoaderInfo(name, 10.0, False, 100))
+    workers.register(LoaderInfo("hangs", 0.1, True, 100))

@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers.beat_log import log_broker_errors_once
+from cacheworkers.workers.celery_log import log_broker_errors_once
 
 HERE = Path(__file__).parent
 

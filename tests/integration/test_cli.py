@@ -133,7 +133,7 @@ def test_json_may_stand_behind_every_command(cli: Run, warm: None, tmp_path: Pat
         ("hot", "number"),
         ("invalidate", "n:8"),
         ("warm", "number", "7"),
-        ("sweep",),
+        ("gc",),
         ("inspect", "--sample", "1"),
         ("stats",),
         ("doctor", "--before-start"),
@@ -250,7 +250,7 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     assert process.stderr is not None
     assert str(port) in process.stderr.readline().decode()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
-        assert b'cacheworkers_answers{server="store"} 1.0' in answer.read()
+        assert b'cacheworkers_up{server="store"} 1.0' in answer.read()
 
     second = cli("exporter", "--port", str(port))
     foreign = cli("exporter", "--address", "192.0.2.1")
@@ -315,7 +315,7 @@ def test_it_is_a_command_of_celery_too(tmp_path: Path, valkey: Valkey) -> None:
 
 def test_it_inspects_and_sweeps(cli: Run, warm: None) -> None:
     assert parsed(cli("--json", "inspect", "--sample", "50", "--rate", "10000"))["sampled"] == 50
-    assert "members" in parsed(cli("--json", "sweep"))
+    assert "members" in parsed(cli("--json", "gc"))
 
 
 def test_the_meter_says_how_many_in_a_million(cli: Run, warm: None) -> None:

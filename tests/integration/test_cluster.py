@@ -19,10 +19,10 @@ from redis.crc import key_slot
 
 from cacheworkers import Cache, Config, Load, StoreUnavailable
 from cacheworkers.core.driver import run
-from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.commands.scripts import Script
-from cacheworkers.store.connections.connection import AsyncConnection, Connection
+from cacheworkers.store.connections.async_connection import AsyncConnection
+from cacheworkers.store.connections.connection import Connection
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.testing import Valkey
@@ -52,8 +52,8 @@ def prefix() -> str:
 
 
 def link_to(url: str, timeout: float = 5.0, breaker_for: float = 0.0) -> Transport:
-    config = Config(redis_url=url, store_timeout=timeout)
-    return Transport(config, Breaker(breaker_for), StoreClock(), on_lost=lambda error: None, on_back=lambda: None)
+    config = Config(redis_url=url, store_timeout=timeout, breaker_for=breaker_for)
+    return Transport(config, StoreClock(), on_lost=lambda error: None, on_back=lambda: None)
 
 
 @pytest.fixture
@@ -131,9 +131,9 @@ def test_tasks_of_one_loop_share_one_connection_to_each_master(cluster: ValkeyCl
     sent: Counter[AsyncConnection] = Counter()
     exchange = AsyncConnection.exchange
 
-    async def counted(wire: AsyncConnection, packed: bytes, count: int) -> list[Any]:
+    async def counted(wire: AsyncConnection, packed: bytes, count: int, **more: bool) -> list[Any]:
         sent[wire] += 1
-        return await exchange(wire, packed, count)
+        return await exchange(wire, packed, count, **more)
 
     async def main() -> list[Any]:
         await asyncio.gather(*(number.aget(n) for n in range(90)))
@@ -324,7 +324,7 @@ def test_patience_with_a_slot_on_its_way_ends_and_no_master_is_blamed(cluster: V
 def test_what_concerns_every_master_takes_another_slot_when_one_is_on_its_way(
     cluster: ValkeyCluster, link: Transport, prefix: str
 ) -> None:
-    slot = run(link._masters.every())[0].slots[0][0]
+    slot = run(link._masters.masters())[0].slots[0][0]
     target = other_than(cluster, slot)
     cluster.begin_move(slot, target)
 
@@ -514,8 +514,8 @@ def test_a_frozen_master_is_missed_by_its_own_readers_only(prefix: str) -> None:
         frozen.pause()
         assert answers(link, its) is None
 
-        wait_until(lambda: answers(link, theirs) is not None)
         name = f"127.0.0.1:{frozen.port}"
+        wait_until(lambda: link._masters.unavailable == {name})
         for _ in range(1000):
             assert link.exchange(gets(theirs)) == [key.encode() for key in theirs]
             with pytest.raises(StoreUnavailable, match=f"{name} did not answer lately"):
@@ -528,7 +528,7 @@ def test_a_frozen_master_is_missed_by_its_own_readers_only(prefix: str) -> None:
         frozen.resume()
 
         wait_until(lambda: answers(link, keys) == [key.encode() for key in keys])
-        assert not link._masters.away
+        assert not link._masters.unavailable
         link.close()
 
 

@@ -128,7 +128,7 @@ def test_help_tells_the_statuses(cli: Run) -> None:
 
 def test_upkeep_that_was_not_due_yet_is_told_apart(store: Valkey) -> None:
     """Beat that has just been started has left no sign either: the finding says when to look again."""
-    (found,) = check_beat(Config(redis_url=store.url), [("sweep", 60.0)])
+    (found,) = check_beat(Config(redis_url=store.url), [("collect_garbage", 60.0)])
 
     assert found.level == "warning"
     assert found.what.endswith("is due every 60 s; if beat has just been started, look again then")

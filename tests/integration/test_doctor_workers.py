@@ -96,9 +96,18 @@ def test_a_good_set_up_has_no_finding(shop: MakeShop, store: Valkey, broker: Val
     with module.engine.connect() as connection:
         triggers.install(connection)
         connection.commit()
-    here.worker("-B", "-c", "1", "-s", str(here.tmp_path / "schedule"), CACHEWORKERS_GC_INTERVAL="1")
+    here.worker(
+        "-B",
+        "-c",
+        "1",
+        "--prefetch-multiplier",
+        "1",
+        "-s",
+        str(here.tmp_path / "schedule"),
+        CACHEWORKERS_GC_INTERVAL="1",
+    )
     with redis.Redis.from_url(store.url) as client:
-        tasks = {"sweep", "drain_outbox", "warm"}
+        tasks = {"collect_garbage", "drain_outbox", "warm"}
         wait_until(lambda: all(client.exists(f"cw:beat:{task}") for task in tasks))
 
     findings = looked_until(module.cache, lambda findings: bad(findings) == {})
@@ -112,33 +121,33 @@ def test_beat_that_stopped_is_found(make: Callable[..., Cache], store: Valkey) -
     """An upkeep task that has not ended well for long, or never has."""
     cache = make()
     with redis.Redis.from_url(store.url) as client:
-        for task in ("sweep", "warm"):
+        for task in ("collect_garbage", "warm"):
             cache._ports.store.note_beat(task).run()
-        client.pexpire("cw:beat:sweep", client.pttl("cw:beat:sweep") - 600_000)
+        client.pexpire("cw:beat:collect_garbage", client.pttl("cw:beat:collect_garbage") - 600_000)
 
     beat = {f.what.split()[0]: f for f in diagnose(cache) if f.check == "beat"}
 
     assert {task: finding.level for task, finding in beat.items()} == {
-        "sweep": "warning",
+        "collect_garbage": "warning",
         "warm": "ok",
         "drain_outbox": "warning",
     }
-    assert re.search(r"last ran 6[01]\d\.", beat["sweep"].what)
+    assert re.search(r"last ran 6[01]\d\.", beat["collect_garbage"].what)
     assert "no sign" in beat["drain_outbox"].what
 
 
 def test_upkeep_leaves_a_sign_when_it_has_ended_well(make: Callable[..., Cache], store: Valkey) -> None:
     """A sweep that the store refuses has not."""
-    upkeep = make()._runtime.workers.app.tasks["cacheworkers.sweep"]
+    upkeep = make()._runtime.workers.app.tasks["cacheworkers.collect_garbage"]
     with redis.Redis.from_url(store.url) as client:
         client.execute_command("ACL", "SETUSER", "default", "-scan")
         upkeep()
-        failed = client.exists("cw:beat:sweep")
-        client.delete("cw:tick:sweep")  # the next period
+        failed = client.exists("cw:beat:collect_garbage")
+        client.delete("cw:tick:collect_garbage")  # the next period
         client.execute_command("ACL", "SETUSER", "default", "+scan")
         upkeep()
 
-        assert (failed, client.exists("cw:beat:sweep")) == (0, 1)
+        assert (failed, client.exists("cw:beat:collect_garbage")) == (0, 1)
 
 
 def test_queues_without_a_worker_are_found(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
@@ -187,7 +196,6 @@ def test_a_backlog_is_found(make: Callable[..., Cache], broker: Valkey) -> None:
     ("conf", "expected"),
     [
         ({}, {}),
-        ({"worker_prefetch_multiplier": 4}, {"prefetch": "warning"}),
         ({"task_annotations": {"*": {"acks_late": False}}}, {"acks-late": "warning"}),
         ({"broker_transport_options": {"visibility_timeout": 60}}, {"visibility-timeout": "warning"}),
         ({"broker_transport_options": {"visibility_timeout": 600}}, {}),
@@ -285,3 +293,21 @@ def test_a_store_that_is_away_does_not_delay_a_worker(shop: MakeShop, store: Val
     log: Path = here.tmp_path / "worker0.log"
     wait_until(lambda: "doctor: store-away:" in log.read_text())
     assert here.workers[0].poll() is None
+
+
+def test_a_worker_that_reserves_more_than_it_runs_is_found(shop: MakeShop, store: Valkey, broker: Valkey) -> None:
+    here = shop(REDIS_URL=store.url, BROKER_URL=broker.url)
+    here.worker("-c", "1")
+
+    findings = looked_until(here.module.cache, lambda findings: bad(findings).get("prefetch") == "note")
+
+    assert worst(findings)["prefetch"].what.endswith("reserves 4 messages for 1 slots")
+
+
+def test_a_process_without_a_loader_is_found(store: Valkey, broker: Valkey) -> None:
+    """The command line imports less than a web process where the cache's module declares none."""
+    cache = Cache(Config(redis_url=store.url), celery=Celery("doctor", broker=broker.url))
+
+    assert bad(diagnose(cache, is_running=False)).get("no-loaders") == "warning"
+
+    cache.close()

@@ -528,7 +528,7 @@ def test_where_no_thread_can_be_started_reads_go_past_memory(
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        if thread.name in ("cacheworkers-listener", "cacheworkers-heat"):
+        if thread.name in ("cacheworkers-listener", "cacheworkers-accesses"):
             raise RuntimeError("can't start new thread")
         start(thread)
 

@@ -242,7 +242,7 @@ def test_the_exporter_shows_web_workers_queues_and_outbox_together(stack: Stack)
         r'cacheworkers_load_seconds_count\{.*outcome="stored",where="worker"\} [1-9]',
         r'cacheworkers_queue_messages\{queue="cw.miss"\} ',
         r"cacheworkers_outbox_rows \d",
-        r'cacheworkers_answers\{server="outbox"\} 1',
+        r'cacheworkers_up\{server="outbox"\} 1',
     )
 
     def missing(url: str) -> list[str]:

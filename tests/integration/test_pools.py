@@ -20,7 +20,7 @@ from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers import publisher
-from cacheworkers.workers.binding import CeleryWorkers, bind
+from cacheworkers.workers.binding import Binding, Maintenance, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 
 HERE = Path(__file__).parent
@@ -37,20 +37,21 @@ class Pool:
         self.worker: subprocess.Popen[bytes] | None = None
         self.events: list[Any] = []
         self.app = Celery("publisher", broker=valkey.url)
-        self.publisher: CeleryWorkers = bind(
+        self.publisher: Binding = bind(
             self.app,
             Config(),
             run_loads=lambda loader, asks, again: None,
             undelivered=lambda asks: None,
-            upkeep={},
+            maintenance=Maintenance({}),
             emit=self.events.append,
             reset_after_fork=lambda: None,
         )
         for name in ("product", "deadly", "hangs", "nobody"):
             self.publisher.register(LoaderInfo(name, 10.0, name == "hangs", 100))
 
-    def start(self, *options: str) -> None:
-        words = [sys.executable, "-m", "celery", "-A", "bound", "worker", "-Q", "cw.miss,cw.upkeep", "-l", "INFO"]
+    def start(self, *options: str, queues: str = "cw.miss,cw.upkeep") -> None:
+        words = [sys.executable, "-m", "celery", "-A", "bound", "worker", "-l", "INFO"]
+        words += ["-Q", queues] if queues else []
         words += ["--without-mingle", "--without-gossip", "--without-heartbeat", *options]
         with open(self.log_path, "ab") as log:
             self.worker = subprocess.Popen(
@@ -88,6 +89,12 @@ class Pool:
             channel = connection.default_channel
             unacked: int = channel.client.hlen("unacked")
             return int(channel.client.llen("cw.miss")) + unacked
+
+    def stop(self) -> None:
+        """End the worker as it ends by itself: its log is whole then."""
+        assert self.worker is not None
+        self.worker.terminate()
+        self.worker.wait(60)
 
     def close(self) -> None:
         self.publisher.close()
@@ -188,4 +195,4 @@ def test_beat_sends_upkeep_to_its_queue(pool: Pool, tmp_path: Path) -> None:
     """The schedule is in the app's, without a word from the user."""
     pool.start("--pool", "prefork", "-c", "1", "--beat", "-s", str(tmp_path / "schedule"))
 
-    wait_until(lambda: len(pool.notes("sweep")) >= 2)
+    wait_until(lambda: len(pool.notes("collect_garbage")) >= 2)

@@ -125,9 +125,9 @@ def test_hot_values_are_served_and_each_reader_waits_at_most_once(
     shop.lose(how)
     askers = note_askers(shop, monkeypatch)
     probes: list[None] = []
-    prober = shop.cache._ports.store.link._health.prober
-    is_answered = prober._is_answered
-    monkeypatch.setattr(prober, "_is_answered", lambda is_early: is_answered(is_early) or probes.append(None))
+    health = shop.cache._ports.store.link._health
+    is_answered = health._is_answered
+    monkeypatch.setattr(health, "_is_answered", lambda is_early: is_answered(is_early) or probes.append(None))
 
     found = readers(shop)
     wait_until(lambda: len(probes) > 1)

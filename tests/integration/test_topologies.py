@@ -96,10 +96,10 @@ def test_a_sweep_of_a_cluster_leaves_nothing_but_the_sequence(cluster: str) -> N
         for tag in ("all", f"n:{n}"):
             client.zadd(cache._ports.store.keys.tag_set(tag), {f"number[{n}]": 1})
 
-    swept = cache.sweep()
-    again = asyncio.run(cache.asweep())
+    done = cache.collect_garbage()
+    again = asyncio.run(cache.acollect_garbage())
 
-    assert (swept.members, again.members) == (60, 0)
+    assert (done.members, again.members) == (60, 0)
     assert client.exists(cache._ports.store.keys.tag_set("all")) == 0
     cache.close()
 

@@ -19,7 +19,7 @@ CLAIM, BEGIN, SNAPSHOT, LOAD, REGISTER, WRITE, ENDED = (
     "claim", "begin", "snapshot", "load", "register", "write", "ended"
 )  # fmt: skip
 #: Steps of an invalidation.
-COMMIT, NUMBER, DOOM, DROP, DROP_REST, REMOVE = "commit", "number", "detach", "drop", "drop the rest", "remove"
+COMMIT, NUMBER, DETACH, DROP, DROP_REST, REMOVE = "commit", "number", "detach", "drop", "drop the rest", "remove"
 ACKNOWLEDGE, DEAD = "ack", "dead"
 
 
@@ -237,7 +237,7 @@ def _invalidator_steps(
                 replace(invalidator, at=NUMBER, committed=version),
             )
         case "number":
-            yield "number", replace(state, seq=state.seq + 1), replace(invalidator, at=DOOM, number=state.seq + 1)
+            yield "number", replace(state, seq=state.seq + 1), replace(invalidator, at=DETACH, number=state.seq + 1)
         case "detach":
             detached = (*state.detached, invalidator.number) if state.is_member else state.detached
             todo = (

@@ -79,7 +79,7 @@ def test_values_are_those_of_the_events() -> None:
     assert found["cacheworkers_age_served_seconds_sum", "product"] == 70.0
     assert found["cacheworkers_age_served_seconds_bucket", "60.0", "product"] == 0
     assert found["cacheworkers_load_seconds_count", "product", "stored", "worker"] == 1
-    assert found["cacheworkers_swept_total", "members"] == 7
+    assert found["cacheworkers_gc_removed_total", "members"] == 7
     assert found["cacheworkers_store_lost",] == 1
     metrics(events.StoreBack())
     assert read(generate_latest(registry))["cacheworkers_store_lost",] == 0
@@ -143,7 +143,9 @@ def test_reads_of_a_cache_are_counted_in_every_tier(valkey: Valkey) -> None:
     found = read(generate_latest(registry))
     assert found["cacheworkers_reads_total", "fresh", "number", "l1"] >= 50
     assert found["cacheworkers_invalidations_total", "hard"] == 2
-    assert not any(key[0] == "cacheworkers_heat_told_total" for key in found), "access_report_interval=0 tells nothing"
+    assert not any(key[0] == "cacheworkers_reported_calls_total" for key in found), (
+        "access_report_interval=0 tells nothing"
+    )
 
 
 SHARES = """
@@ -219,12 +221,12 @@ def test_the_exporter_says_what_the_store_has_and_who_is_away() -> None:
 
         try:
             found = asked()
-            assert found["cacheworkers_answers", "store"] == 1
+            assert found["cacheworkers_up", "store"] == 1
             assert found["cacheworkers_store_keys",] >= 1
-            assert found["cacheworkers_heat", "number"] == pytest.approx(1, abs=0.1)
+            assert found["cacheworkers_access_score", "number"] == pytest.approx(1, abs=0.1)
 
             server.kill()
-            wait_until(lambda: asked()["cacheworkers_answers", "store"] == 0)
+            wait_until(lambda: asked()["cacheworkers_up", "store"] == 0)
             assert ("cacheworkers_store_keys",) not in asked()
         finally:
             stop()
@@ -254,7 +256,7 @@ def test_queues_tell_how_long_they_are_and_how_old_their_oldest_message_is(valke
     wait_until(lambda: (cache.queues()[0].oldest_age or 0.0) > first)
     assert by_name["oldest.warm"] == msgspec.structs.replace(by_name["oldest.warm"], length=0, oldest_age=None)
 
-    app.send_task("cacheworkers.sweep", queue="oldest.upkeep")
+    app.send_task("cacheworkers.collect_garbage", queue="oldest.upkeep")
     assert cache.queues()[3].oldest_age is not None, "beat's messages carry their instant too"
     cache.close()
 
@@ -303,13 +305,13 @@ def test_the_exporter_says_when_upkeep_last_ran(valkey: Valkey) -> None:
 
     config = Config(redis_url=valkey.url, namespace="upkept", store_timeout=5.0, gc_interval=60)
     cache = Cache(config, celery=Celery("upkept", broker=valkey.url))
-    cache._ports.store.note_beat("sweep").run()
+    cache._ports.store.note_beat("collect_garbage").run()
 
     registry = CollectorRegistry()
     registry.register(Exporter(cache))
     found = read(exposition(registry))
 
-    assert 0 <= found["cacheworkers_upkeep_age_seconds", "sweep"] < 600
-    assert found["cacheworkers_upkeep_every_seconds", "sweep"] == 60
+    assert 0 <= found["cacheworkers_upkeep_age_seconds", "collect_garbage"] < 600
+    assert found["cacheworkers_upkeep_interval_seconds", "collect_garbage"] == 60
     assert found["cacheworkers_upkeep_age_seconds", "drain_outbox"] == 86400, "it has never run"
     cache.close()

@@ -36,7 +36,7 @@ def known(valkey: Valkey) -> set[str]:
         "cacheworkers_queue_messages",
         "cacheworkers_queue_oldest_age_seconds",
         "cacheworkers_upkeep_age_seconds",
-        "cacheworkers_upkeep_every_seconds",
+        "cacheworkers_upkeep_interval_seconds",
         "cacheworkers_outbox_rows",
         "cacheworkers_outbox_oldest_age_seconds",
     }

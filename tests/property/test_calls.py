@@ -140,7 +140,7 @@ def test_keys_of_a_call_share_a_slot(data: st.DataObject) -> None:
 def test_keys_of_a_tag_share_a_slot(tag: str, shard: int, n: int) -> None:
     keys = Keyspace("cw")
     named = [make(tag, shard) for make in (keys.tag_set, keys.last_invalidation, keys.detached_index)]
-    detached = keys.detached(tag, shard, n, "0a1b")
+    detached = keys.detaching(tag, shard, n, "0a1b")[3]
 
     assert len({slot(key) for key in (*named, detached)}) == 1
     assert [keys.tag_of(key) for key in named] == [(tag, shard)] * 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import heat_cost, periods, report, simulation, sweep, traces
+from benchmarks import access_report_cost, garbage_collection, periods, report, simulation, traces
 from cacheworkers.loader import Loader
 
 
@@ -25,7 +25,7 @@ def test_a_table_is_markdown_with_its_numbers_on_the_right() -> None:
 
 @pytest.mark.parametrize("members", [1000, 123_457, 1_000_000])
 def test_the_swept_tags_have_the_members_that_were_asked_for(members: int) -> None:
-    tags = dict(sweep.tags_of(members))
+    tags = dict(garbage_collection.tags_of(members))
 
     assert sum(tags.values()) == members
     assert tags["all"] == members // 2
@@ -46,11 +46,11 @@ def test_the_hit_without_counting_differs_by_that_line_alone() -> None:
 
     slot = Slot()
 
-    assert heat_cost.without_counting(hit)(slot) == 7
+    assert access_report_cost.without_counting(hit)(slot) == 7
     assert slot.reads == 0
-    assert heat_cost.without_counting(Loader.get).__name__ == "get"
+    assert access_report_cost.without_counting(Loader.get).__name__ == "get"
     with pytest.raises(ValueError, match="must have one line"):
-        heat_cost.without_counting(counts_nothing)
+        access_report_cost.without_counting(counts_nothing)
 
 
 def scene(**options: Any) -> simulation.Scene:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Any, ClassVar
 
 import pytest
-from celery import Celery
 
 from cacheworkers import Config
-from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
-from cacheworkers.events import MalformedTask, TaskDropped
+from cacheworkers.errors import UnknownLoader
 from cacheworkers.flows.ports import LoadRequest, QueueKind
-from cacheworkers.workers import celery_settings
 from cacheworkers.workers import publish_queue as queues
-from cacheworkers.workers.binding import CeleryWorkers, bind, parse_requests
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
-from cacheworkers.workers.publisher import shown
-from cacheworkers.workers.thread_workers import LocalWorkers
+from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
 PLAIN = LoaderInfo("product", 10.0, False, 100)
 OTHER = LoaderInfo("page", 10.0, False, 100)
@@ -205,7 +198,7 @@ def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None
             assert coherence.wait(60)
             raise UnknownLoader("nobody")
 
-    workers = LocalWorkers(Config(bulkhead=2), run_loads=run_loads)
+    workers = ThreadDispatcher(Config(bulkhead=2), run_loads=run_loads)
     for info in INFOS.values():
         workers.register(info)
 
@@ -224,7 +217,7 @@ def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None
 def test_local_workers_are_daemons() -> None:
     """A load under way does not keep the process from ending."""
     names: list[tuple[str, bool]] = []
-    workers = LocalWorkers(
+    workers = ThreadDispatcher(
         Config(),
         run_loads=lambda loader, asks, again: names.append(
             (threading.current_thread().name, threading.current_thread().daemon)
@@ -236,243 +229,6 @@ def test_local_workers_are_daemons() -> None:
     workers.close()
 
     assert names == [("cacheworkers-worker", True)]
-
-
-# -- settings
-
-
-class Conf:
-    worker_prefetch_multiplier = 7
-    broker_transport_options: ClassVar[dict[str, int]] = {"visibility_timeout": 999, "max_connections": 3}
-    beat_schedule: ClassVar[dict[str, Any]] = {
-        "cacheworkers-sweep": {"task": "mine", "schedule": 5.0},
-        "other": {"task": "x", "schedule": 1.0},
-    }
-    task_routes: ClassVar[dict[str, Any]] = {"cacheworkers.load.special": {"queue": "special"}}
-
-
-class DjangoConf:
-    CELERY_WORKER_PREFETCH_MULTIPLIER = 7
-    CELERY_BROKER_TRANSPORT_OPTIONS = Conf.broker_transport_options
-    CELERY_BEAT_SCHEDULE = Conf.beat_schedule
-    CELERY_TASK_ROUTES = Conf.task_routes
-
-
-def bound(app: Celery, **answers: Any) -> CeleryWorkers:
-    """Bind an app to nothing in particular."""
-    return bind(
-        app,
-        Config(),
-        **{
-            "run_loads": lambda loader, asks, again: None,
-            "undelivered": lambda asks: None,
-            "upkeep": {"sweep": (lambda: None, 60.0)},
-            "emit": lambda event: None,
-            "reset_after_fork": lambda: None,
-            **answers,
-        },
-    )
-
-
-def set_one_by_one(app: Celery) -> None:
-    for name in ("worker_prefetch_multiplier", "broker_transport_options", "beat_schedule", "task_routes"):
-        setattr(app.conf, name, getattr(Conf, name))
-
-
-def queue_of(app: Celery, loader: str) -> str:
-    """Return where a message sent by hand goes."""
-    name: str = app.amqp.router.route({}, f"cacheworkers.load.{loader}")["queue"].name
-    return name
-
-
-CONFIGURE: dict[str, Callable[[Celery], object]] = {
-    "from an object": lambda app: app.config_from_object(Conf),
-    "at once": lambda app: app.config_from_object(Conf, force=True),
-    "with a prefix": lambda app: app.config_from_object(DjangoConf, namespace="CELERY"),
-    "one by one": set_one_by_one,
-}
-
-
-@pytest.mark.parametrize("when", ["before", "after", "after it was read"])
-@pytest.mark.parametrize("how", CONFIGURE)
-def test_what_the_user_has_set_wins(how: str, when: str) -> None:
-    """Whether the app is configured before or after it is bound, its own settings stay, and ours fill the rest."""
-    app = Celery("shop")
-    if when == "before":
-        CONFIGURE[how](app)
-    bound(app)
-    if when == "after it was read":
-        assert app.conf.worker_prefetch_multiplier == 1
-    if when != "before":
-        CONFIGURE[how](app)
-
-    app.finalize()
-
-    assert app.conf.worker_prefetch_multiplier == 7
-    options = app.conf.broker_transport_options
-    assert (options["visibility_timeout"], options["max_connections"]) == (999, 3)
-    assert options["unacked_mutex_expire"] == celery_settings.COMMON["unacked_mutex_expire"]
-    assert {name: entry["task"] for name, entry in app.conf.beat_schedule.items()} == {
-        "cacheworkers-sweep": "mine",
-        "other": "x",
-    }
-    assert queue_of(app, "special") == "special"
-    assert queue_of(app, "product") == "cw.revalidate"
-
-
-def test_an_app_that_sets_nothing_gets_the_defaults() -> None:
-    app = Celery("shop")
-    bound(app)
-
-    assert app.conf.worker_prefetch_multiplier == 1
-    assert app.conf.broker_transport_options == {**celery_settings.WORKER, **celery_settings.COMMON}
-    assert queue_of(app, "product") == "cw.revalidate"
-    entry = app.conf.beat_schedule["cacheworkers-sweep"]
-    assert (entry["task"], entry["schedule"]) == ("cacheworkers.sweep", 60.0)
-    assert entry["options"] == {"queue": "cw.upkeep", "expires": 60.0, "ignore_result": True}
-
-
-def test_publishing_is_impatient_and_the_app_s_workers_stay_patient() -> None:
-    """The publisher's timeouts are its connection's, not the app's."""
-    app = Celery("shop")
-    bound(app)
-
-    options = celery_settings.publisher_options(app)
-
-    assert options["socket_timeout"] < 1 and options["max_retries"] == 0
-    assert app.conf.broker_transport_options["socket_timeout"] == 5
-
-
-@pytest.mark.parametrize("configured", ["before", "after"])
-def test_a_message_is_its_worker_s_for_longer_than_it_may_run(configured: str) -> None:
-    """Else the message of a slow loader is redelivered while it still runs, and loaded twice."""
-    app = Celery("shop")
-    workers = bound(app)
-    if configured == "before":
-        assert app.conf.broker_transport_options["visibility_timeout"] == celery_settings.VISIBILITY
-
-    workers.register(PLAIN)
-    workers.register(LoaderInfo("report", 300.0, False, 100))
-
-    assert app.tasks["cacheworkers.load.report"].time_limit < app.conf.broker_transport_options["visibility_timeout"]
-
-
-def test_a_visibility_of_the_user_s_own_stays() -> None:
-    app = Celery("shop")
-    app.config_from_object(Conf)
-    workers = bound(app)
-    assert app.conf.broker_transport_options["visibility_timeout"] == 999
-
-    workers.register(LoaderInfo("report", 1800.0, False, 100))
-
-    assert app.conf.broker_transport_options["visibility_timeout"] == 999
-
-
-# -- tasks
-
-
-@pytest.mark.parametrize("is_finalized", [False, True])
-def test_a_loader_s_task(is_finalized: bool) -> None:
-    """Late ack, rejected with its worker, ended by time limits in this order; also declared after the app is final."""
-    app = Celery("shop")
-    workers = bound(app)
-    if is_finalized:
-        app.finalize()
-
-    workers.register(LoaderInfo("product", 3.0, False, 100, "10/s"))
-
-    task = app.tasks["cacheworkers.load.product"]
-    assert task.acks_late and task.reject_on_worker_lost and task.ignore_result and task.acks_on_failure_or_timeout
-    assert 8 * 3.0 < task.soft_time_limit < task.time_limit
-    assert (task.rate_limit, task.serializer) == ("10/s", "json")
-
-
-GOOD = ["product[1]", TOKEN, "", "miss"]
-
-
-@pytest.mark.parametrize(
-    ("raw", "readable"),
-    [
-        (None, 0),
-        ("nonsense", 0),
-        ([], 0),
-        ([5], 0),
-        ([["product[1]", TOKEN, ""]], 0),
-        ([["product[1]", TOKEN, "", "urgent"]], 0),
-        ([GOOD, ["product[2]", 7, "", "miss"]], 1),
-        ([None, GOOD, GOOD], 2),
-    ],
-)
-def test_a_malformed_message_is_an_event_and_its_readable_leases_are_given_back(raw: Any, readable: int) -> None:
-    """It is not performed, raises nothing, and is not retried."""
-    performed: list[Any] = []
-    given_back: list[LoadRequest] = []
-    events: list[Any] = []
-    app = Celery("shop")
-    workers = bound(
-        app, run_loads=lambda *call: performed.append(call), undelivered=given_back.extend, emit=events.append
-    )
-    workers.register(PLAIN)
-
-    result = app.tasks["cacheworkers.load.product"].apply(kwargs={"asks": raw})
-
-    assert result.successful()
-    assert [type(event) for event in events] == [MalformedTask]
-    assert given_back == [an_ask(1)] * readable
-    assert performed == []
-
-
-def test_a_message_with_other_arguments_is_malformed_too() -> None:
-    events: list[Any] = []
-    app = Celery("shop")
-    bound(app, emit=events.append).register(PLAIN)
-
-    result = app.tasks["cacheworkers.load.product"].apply(args=(1, 2), kwargs={"what": 3})
-
-    assert result.successful()
-    assert [type(event) for event in events] == [MalformedTask]
-
-
-@pytest.mark.parametrize(
-    ("raised", "expected"),
-    [
-        (StoreUnavailable("gone"), [TaskDropped("cacheworkers.load.product", 1, "StoreUnavailable: gone")]),
-        (UnknownLoader("product"), []),
-    ],
-)
-def test_a_task_that_cannot_load_ends_without_raising(raised: Exception, expected: list[Any]) -> None:
-    """Without the store there is nothing to give back; an unknown loader's leases are the performer's to give back."""
-    events: list[Any] = []
-
-    def run_loads(*_: Any) -> None:
-        raise raised
-
-    app = Celery("shop")
-    bound(app, run_loads=run_loads, emit=events.append).register(PLAIN)
-
-    result = app.tasks["cacheworkers.load.product"].apply(kwargs={"asks": [GOOD]})
-
-    assert result.successful()
-    assert events == expected
-
-
-def test_what_tools_show_of_a_message_is_short() -> None:
-    assert shown([an_ask(42)]) == "product[42]"
-    assert shown([an_ask(42), *(an_ask(n) for n in range(17))]) == "product[42] +17"
-    assert len(shown([LoadRequest("find", f'find["{"x" * 500}"]', TOKEN, "", "miss")])) == 120
-
-
-def test_asks_are_read_as_they_were_sent() -> None:
-    assert parse_requests("product", [GOOD]) == ([an_ask(1)], "")
-
-
-def test_an_app_is_bound_once() -> None:
-    """Tasks are named after loaders: two caches on one app would load for each other."""
-    app = Celery("shop")
-    bound(app)
-
-    with pytest.raises(ConfigError, match="one Cache"):
-        bound(app)
 
 
 @pytest.mark.parametrize(("load_time", "groups"), [(0.001, [8]), (1.0, [1] * 8), (None, [1] * 8)])

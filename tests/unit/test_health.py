@@ -11,10 +11,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from redis.exceptions import ConnectionError, NoPermissionError, TimeoutError
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    NoPermissionError,
+    ReadOnlyError,
+    ResponseError,
+    TimeoutError,
+)
 
-from cacheworkers.errors import StoreError, StoreUnavailable
-from cacheworkers.local.breaker import Breaker
+from cacheworkers.errors import StoreRefused, StoreUnavailable
+from cacheworkers.store.connections.connection import ConnectionCut, LateReply
 from cacheworkers.store.connections.health import Health
 from cacheworkers.testing.servers import wait_until
 
@@ -29,16 +36,22 @@ class Store:
         self.events: list[str] = []
         self.drops = 0
         self.is_partly_away = False
+        self.confirmed = 0
+
+    def confirm(self) -> None:
+        """Ask again what failed, as the thread does before the breaker opens."""
+        self.confirmed += 1
+        self.ask()
 
     def probe(self) -> bool:
-        """Ask, as the prober does, all but the part that is away."""
+        """Ask, as the thread does, all but the part that is away."""
         if self.is_partly_away:
             self.asked_by.append(threading.current_thread().name)
             return True
         self.ask()
         return False
 
-    def find_back(self) -> bool:
+    def probe_unavailable(self) -> bool:
         return not self.is_away
 
     def ask(self) -> None:
@@ -63,10 +76,11 @@ def make_health(store: Store) -> Iterator[Callable[..., Health]]:
 
     def make(open_for: float, *, has_parts: bool = False) -> Health:
         health = Health(
-            Breaker(open_for),
             "here",
+            open_for,
+            confirm=store.confirm,
             probe=store.probe,
-            find_back=store.find_back,
+            probe_unavailable=store.probe_unavailable,
             has_parts=has_parts,
             on_failure=store.drop,
             on_lost=lambda error: store.events.append("lost"),
@@ -77,7 +91,7 @@ def make_health(store: Store) -> Iterator[Callable[..., Health]]:
 
     yield make
     for health in made:
-        health.prober.close(10.0)
+        health.close(10.0)
 
 
 def read(health: Health, store: Store) -> None:
@@ -99,7 +113,7 @@ def test_only_the_prober_asks_a_store_that_is_away(make_health: Any, store: Stor
     wait_until(until_probed_thrice)
 
     assert store.asked_by[0] == threading.current_thread().name
-    assert set(store.asked_by[1:]) == {"cacheworkers-prober"}
+    assert set(store.asked_by[1:]) == {"cacheworkers-health"}
     assert store.events == ["lost"]
 
 
@@ -112,7 +126,7 @@ def test_once_it_is_answered_readers_ask_again_and_the_prober_ends(make_health: 
     wait_until(lambda: health.is_well)
 
     read(health, store)
-    assert not health.prober.is_at_it
+    assert not health.is_probing
     wait_until(lambda: store.events == ["lost", "back"])
 
 
@@ -157,12 +171,12 @@ def test_where_only_a_part_is_away_the_rest_is_asked_again_at_once(make_health: 
     wait_until(lambda: health.is_well)
     seen = len(store.asked_by)
     wait_until(lambda: len(store.asked_by) > seen + 3)
-    assert health.is_well and health.prober.is_at_it
+    assert health.is_well and health.is_probing
     assert store.events == ["lost"]
 
     store.is_away = False
     wait_until(lambda: store.events == ["lost", "back"])
-    assert not health.prober.is_at_it
+    assert not health.is_probing
 
 
 def test_the_part_that_failed_is_not_asked_at_once(make_health: Any, store: Store) -> None:
@@ -179,7 +193,7 @@ def test_the_part_that_failed_is_not_asked_at_once(make_health: Any, store: Stor
     wait_until(lambda: health.is_well)
 
     assert store.events == ["lost"]
-    assert health.prober.is_at_it
+    assert health.is_probing
 
 
 def test_while_nobody_knows_which_part_failed_none_is_asked_for_a_period(make_health: Any, store: Store) -> None:
@@ -196,17 +210,95 @@ def test_while_nobody_knows_which_part_failed_none_is_asked_for_a_period(make_he
     assert len(store.asked_by) == 2
 
 
-def test_a_refusal_is_an_answer(make_health: Any, store: Store) -> None:
-    """A user who may not read what the prober reads is not kept out for it."""
+@pytest.mark.parametrize("answer", [NoPermissionError("NOPERM"), BusyLoadingError("LOADING"), ResponseError("BUSY")])
+def test_a_probe_that_is_answered_with_an_error_is_no_recovery(
+    make_health: Any, store: Store, answer: Exception
+) -> None:
     health = make_health(0.001)
     with pytest.raises(StoreUnavailable):
         read(health, store)
 
-    store.is_away, store.answer = False, NoPermissionError("NOPERM")
+    store.is_away, store.answer = False, answer
+    seen = len(store.asked_by)
+    wait_until(lambda: len(store.asked_by) > seen + 3)
+    assert not health.is_well
+
+    store.answer = None
     wait_until(lambda: health.is_well)
 
-    with pytest.raises(StoreError, match="NOPERM"):
+
+def test_an_answer_that_is_an_error_concerns_its_request_alone(make_health: Any, store: Store) -> None:
+    """The breaker stays closed: other requests may be answered."""
+    health = make_health(600.0)
+    store.is_away, store.answer = False, NoPermissionError("NOPERM")
+
+    with pytest.raises(StoreRefused, match="NOPERM"):
         read(health, store)
+
+    assert health.is_well and not health.is_probing
+    assert (store.events, store.drops) == ([], 0)
+
+
+@pytest.mark.parametrize("failure", [LateReply("late"), ConnectionCut("cut"), ReadOnlyError("READONLY")])
+def test_one_connection_that_fails_opens_nothing_while_the_store_answers(
+    make_health: Any, store: Store, failure: Exception
+) -> None:
+    """It is asked again first, over another connection."""
+    health = make_health(600.0)
+    store.is_away = False
+
+    assert isinstance(health.translated(failure), StoreUnavailable)
+
+    wait_until(lambda: store.confirmed == 1 and not health.is_probing)
+    read(health, store)
+    assert health.is_well
+    assert store.events == []
+
+
+@pytest.mark.parametrize("failure", [LateReply("late"), ConnectionCut("cut")])
+def test_one_connection_that_fails_opens_the_breaker_once_another_fails_too(
+    make_health: Any, store: Store, failure: Exception
+) -> None:
+    health = make_health(600.0)
+    health.translated(failure)
+
+    wait_until(lambda: not health.is_well)
+
+    assert store.events == ["lost"]
+    assert health.is_probing
+
+
+def test_where_no_thread_can_confirm_one_late_reply_opens_the_breaker(
+    make_health: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health = make_health(600.0)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    health.translated(LateReply("late"))
+
+    assert not health.is_well
+
+
+def test_probes_come_soon_at_first(make_health: Any, store: Store) -> None:
+    """A store that was away for a moment is not done without for a whole period."""
+    waits: list[float] = []
+    health = make_health(16.0)
+
+    class Wake(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            store.is_away = len(waits) < 7
+            return False
+
+    health._wake = Wake()
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+    wait_until(lambda: health.is_well)
+
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 16.0, 16.0]
 
 
 def test_a_probe_that_fails_drops_what_is_connected(make_health: Any, store: Store) -> None:
@@ -260,17 +352,17 @@ def test_a_closed_one_probes_no_more(make_health: Any, store: Store) -> None:
     health = make_health(600.0)
     with pytest.raises(StoreUnavailable):
         read(health, store)
-    thread = health.prober._thread
+    thread = health._thread
     assert thread is not None
 
-    health.prober.close(60.0)
+    health.close(60.0)
 
     assert not thread.is_alive()
-    assert not health.prober.is_at_it
+    assert not health.is_probing
     with pytest.raises(StoreUnavailable):
         read(health, store)
     health.translated(ConnectionError("cut"))
-    assert not health.prober.is_at_it
+    assert not health.is_probing
 
 
 def test_a_child_of_a_fork_asks_anew_and_has_a_prober_of_its_own(make_health: Any, store: Store) -> None:
@@ -283,7 +375,7 @@ def test_a_child_of_a_fork_asks_anew_and_has_a_prober_of_its_own(make_health: An
         signal.alarm(60)
         try:
             health.reset()
-            assert health.is_well and not health.prober.is_at_it
+            assert health.is_well and not health.is_probing
             with pytest.raises(StoreUnavailable):
                 read(health, store)
             store.is_away = False
@@ -300,7 +392,6 @@ def test_a_prober_keeps_no_process_from_ending() -> None:
     code = """
 import threading
 from redis.exceptions import ConnectionError
-from cacheworkers.local.breaker import Breaker
 from cacheworkers.store.connections.health import Health
 
 asked = threading.Event()
@@ -311,7 +402,7 @@ def hang():
 
 nothing = lambda *_: None
 health = Health(
-    Breaker(0.001), "here", probe=hang, find_back=hang, has_parts=False,
+    "here", 0.001, confirm=hang, probe=hang, probe_unavailable=hang, has_parts=False,
     on_failure=nothing, on_lost=nothing, on_back=nothing,
 )
 health.translated(ConnectionError("cut"))
@@ -324,10 +415,10 @@ def test_errors_of_one_reader_do_not_begin_a_second_prober(make_health: Any, sto
     """Of many who were waiting when it went away, the first opens the breaker."""
     health = make_health(600.0)
     assert isinstance(health.translated(ConnectionError("cut")), StoreUnavailable)
-    thread = health.prober._thread
+    thread = health._thread
 
     for _ in range(20):
         health.translated(ConnectionError("cut"))
 
-    assert thread is not None and health.prober._thread is thread
+    assert thread is not None and health._thread is thread
     assert store.events == ["lost"]

@@ -181,7 +181,7 @@ def test_the_command_names_bad_lines(tmp_path: Path) -> None:
 
 
 def test_other_commands_still_need_one() -> None:
-    done = run("sweep")
+    done = run("gc")
 
     assert done.returncode == 2
     assert "--app" in done.stderr

@@ -79,12 +79,12 @@ def test_other_keys_have_no_tag(key: str) -> None:
     assert KEYS.tag_of(key) is None
 
 
-def test_patterns_find_all_shards_and_no_doomed_sets() -> None:
+def test_patterns_find_all_shards_and_no_detached_sets() -> None:
     """Redis globs and `fnmatch` agree on `*`, the only wildcard in the patterns."""
     found = (
         (KEYS.tag_sets_pattern, KEYS.tag_set),
         (KEYS.last_invalidations_pattern, KEYS.last_invalidation),
-        (KEYS.doomed_indexes_pattern, KEYS.detached_index),
+        (KEYS.detached_indexes_pattern, KEYS.detached_index),
     )
 
     for pattern, make in found:

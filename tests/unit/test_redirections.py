@@ -37,7 +37,7 @@ class Nodes:
         self._answers = answers
 
     def to(self, node: Node) -> Any:
-        return _Wires(self, node)
+        return _Pool(self, node)
 
     def answer(self, node: Node, words: tuple[Any, ...]) -> Any:
         if words == ("CLUSTER", "SLOTS"):
@@ -45,7 +45,7 @@ class Nodes:
         return b"OK" if words == ASKING else self._answers[node[0]](words)
 
 
-class _Wires:
+class _Pool:
     def __init__(self, nodes: Nodes, node: Node) -> None:
         self._nodes = nodes
         self._node = node
@@ -53,12 +53,12 @@ class _Wires:
         self.failed_at = 0.0
         self.timeout = 1.0
 
-    def send(self, commands: Sequence[tuple[Any, ...]], within: float | None = None) -> _Wires:
+    def send(self, commands: Sequence[tuple[Any, ...]], timeout: float | None = None) -> _Pool:
         self._nodes.sent.append((self._node, list(commands)))
         self._replies = [self._nodes.answer(self._node, words) for words in commands]
         return self
 
-    def receive(self, within: float | None = None) -> list[Any]:
+    def receive(self, timeout: float | None = None) -> list[Any]:
         for reply in self._replies:
             if isinstance(reply, ConnectionError):
                 self.failed_at = len(self._nodes.sent)
@@ -76,7 +76,7 @@ class _Wires:
 
 
 def made(nodes: Nodes) -> Cluster:
-    return Cluster(A, nodes.to, patience=0.0)
+    return Cluster([A], nodes.to, patience=0.0)
 
 
 def key_on(node: Node, nth: int = 0) -> str:
@@ -186,7 +186,7 @@ def test_a_node_without_slots_is_not_believed() -> None:
     nodes = Nodes(a=echoed, b=echoed)
     cluster = made(nodes)
     cluster.exchange(got(key_on(A)))
-    cluster.doubt()
+    cluster.refresh_later()
     nodes.slots = lambda node: [] if node == A else SLOTS
 
     assert cluster.exchange(got(key_on(B))) == [key_on(B)]
@@ -211,7 +211,7 @@ def test_a_node_that_names_no_host_means_its_own() -> None:
 
 
 def test_every_master_has_a_key_of_its_own_in_each_of_its_slots() -> None:
-    for node, master in zip((A, B), run(made(Nodes()).every()), strict=True):
+    for node, master in zip((A, B), run(made(Nodes()).masters()), strict=True):
         for nth in range(3):
             assert (key_slot(master.key("k", nth).encode()) < 8192) == (node == A)
 

@@ -19,14 +19,14 @@ AWAY = Rule(
     "broker-away",
     "error",
     "The broker does not answer.",
-    "Nothing is revalidated, warmed or swept; misses are loaded by the readers themselves, a few at a time.",
+    "Nothing is revalidated or warmed, and tag sets grow; readers load their own misses, a few at a time.",
     "Start it, or correct the app's `broker_url`.",
 )
 BROKER_FULL = Rule(
     "broker-full",
     "error",
     "The broker answers, and has no memory left for messages: it is a Redis at its `maxmemory`, and evicts nothing.",
-    "Nothing is revalidated, warmed or swept; misses are loaded by the readers themselves, a few at a time.",
+    "Nothing is revalidated or warmed, and tag sets grow; readers load their own misses, a few at a time.",
     "Raise the broker's `maxmemory`, or start workers that empty its queues; where it is the store as well, set "
     "`maxmemory-policy volatile-lru`, which evicts entries and never a queue, or give it a server of its own.",
 )
@@ -77,10 +77,10 @@ UNKNOWN = Rule(
 )
 PREFETCH = Rule(
     "prefetch",
-    "warning",
-    "`worker_prefetch_multiplier` is not 1.",
-    "A worker takes messages that it cannot begin, while others have nothing to do; their readers wait.",
-    "`worker_prefetch_multiplier = 1`, or leave it out: it is then set to 1.",
+    "note",
+    "A worker that takes misses reserves more messages than it can run at a time.",
+    "What it has reserved waits behind its running loads, while other workers have nothing to do; readers wait for it.",
+    "Start workers of the cache's queues with `--prefetch-multiplier 1`; Celery's default is 4.",
 )
 EARLY_ACKS = Rule(
     "acks-late",
@@ -94,8 +94,14 @@ VISIBILITY = Rule(
     "warning",
     "`visibility_timeout` is shorter than the longest load may take.",
     "The broker gives a message to a second worker while the first still runs it: the work is done twice.",
-    "Take it out of `broker_transport_options`, for it is then set to fit; or raise it above the time limit, or "
-    "shorten `load_for`.",
+    "Raise it in `broker_transport_options` above the time limit, or shorten `load_for`.",
+)
+NO_LOADERS = Rule(
+    "no-loaders",
+    "warning",
+    "This process declares no loader.",
+    "Nothing can be said of workers' loaders; and a worker that imports no more than this process loads nothing.",
+    "Name a module that imports the loaders, as web processes do; for workers, name theirs in `app.conf.include`.",
 )
 RESULTS = Rule(
     "result-backend",
@@ -116,6 +122,7 @@ RULES = (
     PREFETCH,
     EARLY_ACKS,
     VISIBILITY,
+    NO_LOADERS,
     RESULTS,
 )
 
@@ -127,7 +134,8 @@ def check_settings(app: Any) -> Iterator[Finding]:
 
 def judge_app(app: AppFacts) -> Iterator[Finding]:
     """Yield what is to be said of an app's settings."""
-    yield PREFETCH.finding(app.prefetch != 1, f"worker_prefetch_multiplier is {app.prefetch}")
+    count = len(app.loaders)
+    yield NO_LOADERS.finding(not count, f"{count or 'no'} loader{'s' if count != 1 else ''} declared")
     late = f"{', '.join(app.early_acks)} acknowledged early" if app.early_acks else "all loads are acknowledged late"
     yield EARLY_ACKS.finding(bool(app.early_acks), late)
     if app.visibility is not None:
@@ -182,6 +190,9 @@ def check_workers(app: Any, config: Config) -> Iterator[Finding]:
             missing = sorted(ours - worker.loaders)
             shown = f"does not know {', '.join(missing)}" if missing else f"knows all {len(ours)} loaders"
             yield UNKNOWN.finding(bool(missing), f"{worker.name} {shown}")
+        if config.queues.miss in worker.queues and worker.slots:
+            reserved = f"{worker.name} reserves {worker.prefetch} messages for {worker.slots} slots"
+            yield PREFETCH.finding(worker.prefetch > worker.slots, reserved)
 
 
 def _queues(config: Config) -> tuple[str, str, str, str]:

@@ -106,15 +106,21 @@ def begun(reply: Any) -> Begun | Alone | None:
 
 
 class Trimmed(msgspec.Struct, frozen=True):
-    """What one step of a sweep did to a tag set: the members dropped, and which of its two keys are foreign."""
+    """What one step of garbage collection did to a tag set: members dropped, and which of its two keys are foreign."""
 
     members: int
     foreign: tuple[str, ...]
 
 
-class Doomed(msgspec.Struct, frozen=True):
-    """A tag's set that is put aside, to be drained; some of its members, if they are known already."""
+class DetachedSet(msgspec.Struct, frozen=True):
+    """A tag set, or a shard of one, that an invalidation has detached and whose entries are to be deleted.
 
+    Attributes:
+        name: its key.
+        calls: some of its members, as far as they are known.
+    """
+
+    tag: str
     shard: int
     name: str
     calls: Sequence[str] = ()
@@ -131,24 +137,22 @@ def ours(reply: Any) -> Any:
         ForeignType: its key is of another type.
     """
     if isinstance(reply, Exception):
-        raise ForeignType(f"a key of ours is of another type: {reply}") from reply
+        raise foreign(reply) from reply
     return reply
 
 
-def detached(replies: list[Any]) -> list[Doomed]:
-    """Return a tag's detached sets, from one reply a shard."""
-    return [Doomed(shard, text(name)) for shard, names in enumerate(replies) for name in ours(names)]
+def foreign(reply: Exception) -> ForeignType:
+    """Return what a WRONGTYPE reply means, to be raised once the other keys of the exchange are done."""
+    return ForeignType(f"a key of ours is of another type: {reply}")
 
 
-def just_detached(replies: list[Any], names: list[str]) -> list[Doomed]:
-    """Return a tag's detached sets, from two replies a shard: their names, and members of the one named here."""
-    # One of another type is met again when it is drained: here it would keep the other shards from that.
-    chunks = [[] if isinstance(reply, Exception) else reply for reply in replies[1::2]]
-    first = dict(zip(names, chunks, strict=True))
-    return [
-        Doomed(each.shard, each.name, [text(member) for member in first.get(each.name, [])])
-        for each in detached(replies[::2])
-    ]
+def detached(tag: str, shard: int, reply: Any, name: str = "") -> list[DetachedSet | ForeignType]:
+    """Return the detached sets of a tag's shard from a reply: their names, and the members of the one named here."""
+    if isinstance(reply, Exception):
+        return [foreign(reply)]
+    names, members = reply if name else (reply, ())
+    calls = [text(member) for member in members]
+    return [DetachedSet(tag, shard, found, calls if found == name else ()) for found in map(text, names)]
 
 
 def fields(reply: Any) -> dict[str, str]:
@@ -168,7 +172,7 @@ def scored(reply: Any) -> list[tuple[str, float]]:
 
 
 def position(reply: Any) -> tuple[int, int]:
-    """Return phase and cursor of a sweep; zeros if none is kept."""
+    """Return phase and cursor of a garbage collection; zeros if none is kept."""
     phase, _, cursor = text(reply or b"").partition(":")
     return (int(phase), int(cursor)) if phase.isdigit() and cursor.isdigit() else (0, 0)
 

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from importlib.resources import files
 
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """One script: its source, and the digest that `EVALSHA` takes."""
-
-    name: str
-    source: bytes
-    sha: str
+from cacheworkers.store.connections.request import Script
 
 
 def _read(name: str) -> Script:
@@ -32,10 +24,10 @@ SNAPSHOT = _read("snapshot")
 REGISTER = _read("register")
 RAISE_SEQ = _read("raise_seq")
 NEXT_SEQ = _read("next_seq")
-DOOM = _read("detach")
+DETACH = _read("detach")
 MARK_TAG = _read("mark_tag")
 SOFTEN = _read("soften")
 DRAINED = _read("drained")
-SWEEP_TAG = _read("sweep_tag")
-HEAT = _read("heat")
+TRIM_TAG = _read("trim_tag")
+ADD_ACCESSES = _read("add_accesses")
 TOUCH = _read("touch")

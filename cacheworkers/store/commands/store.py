@@ -13,9 +13,18 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
-from cacheworkers.store.commands.replies import Alone, Begun, Claim, Doomed, Registered, Snapshot, Trimmed
+from cacheworkers.store.commands.replicas import Replicate
+from cacheworkers.store.commands.replies import (
+    Alone,
+    Begun,
+    Claim,
+    DetachedSet,
+    ForeignType,
+    Registered,
+    Snapshot,
+    Trimmed,
+)
 from cacheworkers.store.commands.steps import Exchange, Get, Info, Scan
-from cacheworkers.store.connections.replicas import Replicate
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_info import info_of
 from cacheworkers.store.connections.transport import Transport
@@ -25,11 +34,14 @@ T = TypeVar("T")
 #: A tag set's member outlives its entry by the load's deadline and this much, in seconds: the write comes after the
 #: registration, and a promoted master's clock may differ.
 REGISTRATION_MARGIN = 60.0
+#: Members of a tag set, and keys of one command, that are gone through at a time.
 CHUNK = 500
 #: Most loads of one call that run at a time: those of before an invalidation, and one.
 MOST_RUNNING = 2
-#: Half-lives for which heat is remembered.
-HEAT_KEPT_FOR = 100
+#: Members of each of many tag sets that are gone through at a time.
+LEAST_SHARE = 4
+#: Half-lives for which access scores are remembered.
+ACCESSES_KEPT_FOR = 100
 #: How long the sign that an upkeep task has run is kept, seconds.
 BEAT_KEPT_FOR = 86400.0
 
@@ -269,39 +281,63 @@ class Store:
         """The sequence, lifted to `least` if a failover had set it back."""
         return self._ask([Request.call(scripts.RAISE_SEQ, (self.keys.seq,), (least,))], lambda replies: int(replies[0]))
 
-    def detach(self, tag: str, n: int) -> Exchange[list[Doomed]]:
-        """Mark a tag and put its sets aside; all detached sets of the tag, its own with some members, and others'."""
-        requests, names = [], []
-        shards = self.keys.shards(tag)
-        for shard in range(shards):
-            name = self.keys.detached(tag, shard, n, secrets.token_hex(6))
-            tag_set, last = self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard)
-            requests += [
-                Request.call(scripts.DOOM, (tag_set, last, self.keys.detached_index(tag, shard), name), (n,)),
-                _chunk_of(name, max(1, CHUNK // shards)),
+    def detach(self, tags: Sequence[str], n: int) -> Exchange[list[DetachedSet | ForeignType]]:
+        """Mark tags and detach their sets, in one round trip; all detached sets of the tags, these and older ones."""
+        shards = [(tag, shard) for tag in tags for shard in range(self.keys.shards(tag))]
+        most = _share(len(shards))
+        nonce = secrets.token_hex(6)
+        keys = [self.keys.detaching(tag, shard, n, nonce) for tag, shard in shards]
+        requests = [Request.call(scripts.DETACH, each, (n, most)) for each in keys]
+
+        def shape(replies: list[Any]) -> list[DetachedSet | ForeignType]:
+            each = zip(shards, replies, keys, strict=True)
+            return [
+                found for (tag, shard), reply, (*_, name) in each for found in parse.detached(tag, shard, reply, name)
             ]
-            names.append(name)
-        return self._ask(requests, lambda replies: parse.just_detached(replies, names))
 
-    def mark_tag(self, tag: str, n: int) -> Exchange[None]:
-        """Mark a tag softly invalidated; its sets stay where they are."""
-        shards = range(self.keys.shards(tag))
-        requests = [Request.call(scripts.MARK_TAG, (self.keys.last_invalidation(tag, s),), (n,)) for s in shards]
-        return self._ask(requests, lambda replies: None)
+        return self._ask(requests, shape)
 
-    def detached_sets(self, tag: str) -> Exchange[list[Doomed]]:
-        """All detached sets of a tag."""
-        shards = range(self.keys.shards(tag))
-        return self._ask([Request(("SMEMBERS", self.keys.detached_index(tag, s))) for s in shards], parse.detached)
+    def mark_tags(self, tags: Sequence[str], n: int) -> Exchange[None]:
+        """Mark tags softly invalidated; their sets stay where they are."""
+        marks = [self.keys.last_invalidation(tag, shard) for tag in tags for shard in range(self.keys.shards(tag))]
+        return self._ask([Request.call(scripts.MARK_TAG, (mark,), (n,)) for mark in marks], lambda replies: None)
+
+    def detached_sets(self, tags: Sequence[str]) -> Exchange[list[DetachedSet | ForeignType]]:
+        """All detached sets of some tags."""
+        shards = [(tag, shard) for tag in tags for shard in range(self.keys.shards(tag))]
+        requests = [Request(("SMEMBERS", self.keys.detached_index(tag, shard))) for tag, shard in shards]
+
+        def shape(replies: list[Any]) -> list[DetachedSet | ForeignType]:
+            each = zip(shards, replies, strict=True)
+            return [found for (tag, shard), reply in each for found in parse.detached(tag, shard, reply)]
+
+        return self._ask(requests, shape)
 
     def detached_of(self, tag: str, shard: int) -> Exchange[list[str]]:
         """The detached sets of one shard of a tag."""
         request = Request(("SMEMBERS", self.keys.detached_index(tag, shard)))
         return self._ask([request], lambda replies: [parse.text(name) for name in parse.ours(replies[0])])
 
-    def detached_chunk(self, detached: str) -> Exchange[list[str]]:
-        """Some members of a detached set; empty when it is drained."""
-        return self._ask([_chunk_of(detached, CHUNK)], lambda replies: [parse.text(m) for m in parse.ours(replies[0])])
+    def drained(self, sets: Sequence[DetachedSet]) -> Exchange[list[DetachedSet | ForeignType]]:
+        """Remove the known members of detached sets, whose entries are deleted; the sets that have more, with some."""
+        most = _share(len(sets))
+        requests = [
+            Request.call(
+                scripts.DRAINED, (each.name, self.keys.detached_index(each.tag, each.shard)), (most, *each.calls)
+            )
+            for each in sets
+        ]
+
+        def shape(replies: list[Any]) -> list[DetachedSet | ForeignType]:
+            return [
+                parse.foreign(reply)
+                if isinstance(reply, Exception)
+                else DetachedSet(each.tag, each.shard, each.name, [parse.text(member) for member in reply])
+                for each, reply in zip(sets, replies, strict=True)
+                if reply
+            ]
+
+        return self._ask(requests, shape)
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
         """Delete leases, failures and entries of calls; how many entries there were.
@@ -314,18 +350,17 @@ class Store:
         entries, leases = [self.keys.entry(call) for call in calls], [self.keys.lease(call) for call in calls]
         failures = [self.keys.failures(call) for call in calls]
         if not self.link.is_cluster:  # one command for many keys; on a Cluster they live in many slots
-            requests = [Request(("UNLINK", *leases, *failures)), Request(("UNLINK", *entries))]
-            return self._ask(requests, lambda replies: int(replies[1]))
+            requests = []
+            for at in range(0, len(calls), CHUNK):
+                part = slice(at, at + CHUNK)
+                for keys in (leases[part] + failures[part], entries[part]):
+                    requests.append(Request(("UNLINK", *keys)))
+            return self._ask(requests, lambda replies: sum(map(int, replies[1::2])))
         # Together: one of them alone might be sent after its slot, and come late.
         requests = []
         for lease, failure, entry in zip(leases, failures, entries, strict=True):
             requests += [Request(("EXISTS", entry)), Request(("UNLINK", lease, failure, entry))]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies[::2]))
-
-    def drained(self, tag: str, shard: int, detached: str, calls: Sequence[str]) -> Exchange[int]:
-        """Take members out of a detached set, once their entries are deleted; how many are left."""
-        request = Request.call(scripts.DRAINED, (detached, self.keys.detached_index(tag, shard)), tuple(calls))
-        return self._ask([request], lambda replies: int(replies[0]))
 
     def soften(self, calls: Sequence[str]) -> Exchange[int]:
         """Make the entries of calls stale, break their leases and end their failures; how many were fresh."""
@@ -352,10 +387,16 @@ class Store:
         requests = [Request(("ZCARD", self.keys.tag_set(tag, shard))) for shard in range(self.keys.shards(tag))]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
 
-    def walk_tag(self, tag: str, shard: int, cursor: int) -> Exchange[tuple[int, list[str]]]:
-        """One step of a walk through a tag set in place: `(next cursor, calls)`; it ends at cursor 0."""
-        request = Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", CHUNK))
-        return self._ask([request], lambda replies: parse.walked(replies[0]))
+    def walk_tags(self, walks: Sequence[tuple[str, int, int]]) -> Exchange[list[tuple[int, list[str]]]]:
+        """One step of walks through tag sets in place, each `(tag, shard, cursor)`.
+
+        Of each `(next cursor, calls)`; a walk ends at cursor 0.
+        """
+        most = _share(len(walks))
+        requests = [
+            Request(("ZSCAN", self.keys.tag_set(tag, shard), cursor, "COUNT", most)) for tag, shard, cursor in walks
+        ]
+        return self._ask(requests, lambda replies: [parse.walked(parse.ours(reply)) for reply in replies])
 
     # -- replicas
 
@@ -363,34 +404,34 @@ class Store:
         """Wait until so many replicas of every master have all that was written so far; raises if fewer do."""
         return Replicate(self.link, self.keys.touched, replicas, store_timeout)
 
-    # -- heat
+    # -- access scores
 
-    def add_heat(
+    def add_accesses(
         self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int, warm_for: float = 0.0
     ) -> Exchange[int]:
-        """Add `(call, reads)` to a loader's heat, which keeps its `most` hottest calls; how many it has.
+        """Add `(call, reads)` to the access scores of a loader, which keep its `most` most read calls; how many it has.
 
         Args:
             warm_for: how long after its last read a call is kept warm, seconds; so much longer it is remembered.
         """
         words = [word for call, count in reads for word in (call, count)]
-        kept_for = HEAT_KEPT_FOR * half_life + warm_for
-        request = Request.call(scripts.HEAT, (self.keys.heat(loader),), (half_life, most, kept_for, *words))
+        kept_for = ACCESSES_KEPT_FOR * half_life + warm_for
+        request = Request.call(scripts.ADD_ACCESSES, (self.keys.accesses(loader),), (half_life, most, kept_for, *words))
         return self._ask([request], lambda replies: int(replies[0]))
 
-    def heat(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core.heat`, whose reads these are.
+    def most_read(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_frequency.py`.
 
         Args:
             since: least `read_at`.
         """
-        key, limit = self.keys.heat(loader), ("LIMIT", first, most)
+        key, limit = self.keys.accesses(loader), ("LIMIT", first, most)
         request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
         return self._ask([request], lambda replies: parse.scored(replies[0]))
 
-    def heat_of(self, loader: str, call: str) -> Exchange[float | None]:
+    def read_at(self, loader: str, call: str) -> Exchange[float | None]:
         """The `read_at` of one call; None if it is not among the hottest."""
-        request = Request(("ZSCORE", self.keys.heat(loader), call))
+        request = Request(("ZSCORE", self.keys.accesses(loader), call))
         return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
 
     def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
@@ -437,11 +478,11 @@ class Store:
         request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
         return self._ask([request], lambda replies: None)
 
-    # -- sweeping
+    # -- garbage collection
 
-    def sweep_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[Trimmed]:
+    def trim_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[Trimmed]:
         """Drop expired members of one tag set, and the tag's mark when it is old enough."""
-        request = Request.call(scripts.SWEEP_TAG, (key, last), (most, _ms(mark_kept_for)))
+        request = Request.call(scripts.TRIM_TAG, (key, last), (most, _ms(mark_kept_for)))
 
         def shape(replies: list[Any]) -> Trimmed:
             dropped, _, *are_foreign = replies[0]
@@ -449,13 +490,13 @@ class Store:
 
         return self._ask([request], shape)
 
-    def sweep_position(self) -> Exchange[tuple[int, int]]:
-        """Where the last sweep stopped: its phase and its cursor there; the beginning, if it was whole."""
-        return self._ask([Request(("GET", self.keys.sweep_position))], lambda replies: parse.position(replies[0]))
+    def gc_position(self) -> Exchange[tuple[int, int]]:
+        """Where the last garbage collection stopped: its phase and its cursor there; the beginning, if it was whole."""
+        return self._ask([Request(("GET", self.keys.gc_position))], lambda replies: parse.position(replies[0]))
 
-    def keep_sweep_position(self, position: tuple[int, int] | None) -> Exchange[None]:
-        """Keep where a sweep stops; None if it was whole."""
-        key = self.keys.sweep_position
+    def keep_gc_position(self, position: tuple[int, int] | None) -> Exchange[None]:
+        """Keep where a garbage collection stops; None if it was whole."""
+        key = self.keys.gc_position
         words = ("DEL", key) if position is None else ("SET", key, "{}:{}".format(*position), "EX", 86_400)
         return self._ask([Request(words)], lambda replies: None)
 
@@ -500,8 +541,9 @@ class Store:
         )
 
 
-def _chunk_of(detached: str, most: int) -> Request:
-    return Request(("ZRANGE", detached, 0, most - 1))
+def _share(sets: int) -> int:
+    """Return how many members of each of some sets one exchange takes up."""
+    return max(LEAST_SHARE, CHUNK // max(1, sets))
 
 
 def _ms(seconds: float) -> int:

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from cacheworkers.store.connections.address import Address
-from cacheworkers.store.connections.connection import abort
+from cacheworkers.store.connections.async_connection import abort
 
 
 class Clients:

@@ -1,15 +1,15 @@
-"""Cluster: which master has which slot, one write to each of those that an exchange concerns, and what moves meanwhile.
+"""Cluster: the slot map, one write to each master that an exchange concerns, and redirections.
 
 A node that answers MOVED, ASK, TRYAGAIN, CLUSTERDOWN or NOSCRIPT has not run the command, so that it is safe to send it
 again; nothing is sent again after an error of the connection, for it may have run.
 
-    MOVED      the slot has another master: ask that one who has which slots, then send it there
-    ASK        the slot is on its way, and its keys are not here any more, or never were: to the other node, once
-    TRYAGAIN   the slot is on its way, and some of the keys are here, some there: a little later, where the slot is
+    MOVED      the slot has another master: ask that one for the slot map, then send it there
+    ASK        the slot is moving, and its keys are not here any more, or never were: to the other node, once
+    TRYAGAIN   the slot is moving, and some of the keys are here, some there: a little later, where the slot is
     NOSCRIPT   to the same node, with the script's source
 
-A master that does not answer while others do is away: until a probe has found it back, or another in its place, what
-concerns it fails at once, and nothing else does.
+A master that does not answer while others do is unavailable: until a probe finds it, or another in its place, requests
+that concern it fail immediately, and no others do.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from redis.exceptions import (
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests, TimeLeft
 from cacheworkers.store.connections.pool import Pool
-from cacheworkers.store.connections.request import UNAVAILABLE, Request
+from cacheworkers.store.connections.request import Request, check_probe
 from cacheworkers.store.connections.topology import Master, MasterUnavailable
 
 #: Host and port.
 Node = tuple[str, int]
 _ASKING = ("ASKING",)
 #: How often an exchange goes where it is sent without a pause: nodes that contradict one another will agree soon.
-_AT_ONCE = 4
+_IMMEDIATE = 4
 #: Pauses, each twice as long as the one before, seconds.
 _SHORTEST, _LONGEST = 0.001, 0.05
 
@@ -56,36 +56,36 @@ class Cluster:
 
     Attributes:
         names: of the masters that have slots.
-        away: names of those that did not answer when they were last asked; no exchange asks them.
+        unavailable: names of those that did not answer last time; no exchange asks them.
     """
 
     def __init__(
-        self, entrance: Node, wires_to: Callable[[Node], Pool], patience: float, within: float | None = None
+        self, seeds: Sequence[Node], pool_to: Callable[[Node], Pool], patience: float, timeout: float | None = None
     ) -> None:
         """
         Args:
-            entrance: a node that is asked first, and when no other answers.
-            wires_to: makes wires to a node.
-            patience: for how long a request is sent again while its slot is on its way, seconds.
-            within: how long an exchange may take, whoever has to be asked, seconds, if not as long as that takes.
+            seeds: nodes that are asked first, and when no other answers.
+            pool_to: makes the pool of a node.
+            patience: for how long a request is sent again while its slot moves, seconds.
+            timeout: of an exchange, however many nodes have to be asked, seconds; None for no limit.
         """
-        self._entrance = entrance
-        self._wires_to = wires_to
+        self._seeds = tuple(seeds)
+        self._pool_to = pool_to
         self._patience = patience
-        self._within = within
+        self._timeout = timeout
         self.reset()
 
     def reset(self) -> None:
         """Forget all connections, as a child does after a fork."""
-        self._wires: dict[Node, Pool] = {}
+        self._pools: dict[Node, Pool] = {}
         self._owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._slots: dict[Node, list[range]] = {}
         self.names: frozenset[str] = frozenset()
-        self.away: frozenset[str] = frozenset()
-        self._known: tuple[Node, ...] = (self._entrance,)
-        #: Where a slot was last said to have gone: after a failover or a migration it knows better than the others.
-        self._informed = self._entrance
-        self._is_doubtful = True
+        self.unavailable: frozenset[str] = frozenset()
+        self._known: tuple[Node, ...] = self._seeds
+        #: The node that a slot last moved to: after a failover or a migration its slot map is newer than the others'.
+        self._informed = self._seeds[0]
+        self._is_outdated = True
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Return the replies, in order, errors among them, after one round trip per master."""
@@ -95,98 +95,106 @@ class Cluster:
         """Do the same on the running loop."""
         return await arun(self._exchange(requests))
 
-    def every(self) -> Flow[list[Master]]:
+    def masters(self) -> Flow[list[Master]]:
         """Return all masters that have slots, always in the same order."""
-        yield from self._find_out()
+        yield from self._refresh()
         return [Master(_name(node), self._to(node), slots) for node, slots in sorted(self._slots.items())]
 
-    def probe(self, key: str) -> Flow[bool]:
-        """Ask who has which slots, and each master that has not failed; if they answer, only the others are away."""
-        self.doubt()
-        masters = yield from self.every()
-        sound = [master for master in masters if not master.wires.failed_at]
-        for [reply] in (yield FanOut(*(_read(master, key) for master in sound))):
-            if isinstance(reply, UNAVAILABLE):
-                raise reply
-        self.away = self.names - {master.name for master in sound}
-        return bool(self.away)
+    def confirm(self, key: str) -> Flow[None]:
+        """Ask for the slots, and ask the masters that failed again; raises if one fails again."""
+        self.refresh_later()
+        masters = yield from self.masters()
+        failed = [each for each in masters if each.pool.failed_at and each.name not in self.unavailable]
+        for master, [reply] in zip(failed, (yield FanOut(*(_read(each, key) for each in failed))), strict=True):
+            check_probe(reply)
+            master.pool.failed_at = 0.0
 
-    def find_back(self, key: str) -> Flow[bool]:
-        """Ask the masters that are away, whose failure is longest ago first; return whether all are back."""
-        masters = yield from self.every()
-        for master in sorted(masters, key=lambda master: master.wires.failed_at):
-            if master.name in self.away:
+    def probe(self, key: str) -> Flow[bool]:
+        """Ask for the slots, and ask each master that has not failed; the others are unavailable."""
+        self.refresh_later()
+        masters = yield from self.masters()
+        sound = [master for master in masters if not master.pool.failed_at]
+        for [reply] in (yield FanOut(*(_read(master, key) for master in sound))):
+            check_probe(reply)
+        self.unavailable = self.names - {master.name for master in sound}
+        return bool(self.unavailable)
+
+    def probe_unavailable(self, key: str) -> Flow[bool]:
+        """Ask the unavailable masters, the one that failed longest ago first; return whether all answer again."""
+        masters = yield from self.masters()
+        for master in sorted(masters, key=lambda master: master.pool.failed_at):
+            if master.name in self.unavailable:
                 try:
                     [[reply]] = yield FanOut(_read(master, key))
+                    check_probe(reply)
                 except (RedisError, OSError):
                     continue
-                if not isinstance(reply, UNAVAILABLE):
-                    master.wires.failed_at = 0.0
-                    self.away -= {master.name}
-        return not self.away
+                master.pool.failed_at = 0.0
+                self.unavailable -= {master.name}
+        return not self.unavailable
 
-    def doubt(self) -> None:
+    def refresh_later(self) -> None:
         """Ask for the slots again before the next exchange."""
-        self._is_doubtful = True
+        self._is_outdated = True
 
     def drop(self) -> None:
-        """Doubt, and use no connection again: one of them failed."""
-        self.doubt()
-        for wires in list(self._wires.values()):
-            wires.drop()
+        """Refresh later, and use no connection again: one of them failed."""
+        self.refresh_later()
+        for pool in list(self._pools.values()):
+            pool.drop()
 
     def close(self) -> None:
         """Close idle connections."""
-        for wires in list(self._wires.values()):
-            wires.close()
+        for pool in list(self._pools.values()):
+            pool.close()
 
     # -- requests
 
     def _exchange(self, requests: Sequence[Request]) -> Flow[list[Any]]:
         replies: list[Any] = [None] * len(requests)
-        errands = [_RoutedRequest(at, request.words) for at, request in enumerate(requests)]
-        at_once, pauses = iter(range(_AT_ONCE)), _pauses(self._patience)
-        time_left = None if self._within is None else TimeLeft(self._within, self._within)
+        routed = [_RoutedRequest(at, request.words) for at, request in enumerate(requests)]
+        immediate, pauses = iter(range(_IMMEDIATE)), _pauses(self._patience)
+        time_left = None if self._timeout is None else TimeLeft(self._timeout, self._timeout)
         while True:
-            yield from self._find_out(time_left)
-            groups = self._by_node(errands, requests)
-            self._check_away(groups)
-            trips = [RoutedRequests(self._to(node), _commands(group)) for node, group in groups.items()]
+            yield from self._refresh(time_left)
+            groups = self._by_node(routed, requests)
+            self._check_unavailable(groups)
+            parts = [RoutedRequests(self._to(node), _commands(group)) for node, group in groups.items()]
             try:
-                found = yield FanOut(*trips, within=None if time_left is None else time_left.rest)
+                found = yield FanOut(*parts, timeout=None if time_left is None else time_left.rest)
             except (RedisError, OSError):
-                self._check_away(groups)  # sent before that was known: no other is to blame
+                self._check_unavailable(groups)  # sent before that was known: no other master failed
                 raise
-            errands, is_early = [], False
+            routed, is_early = [], False
             for (node, group), answers in zip(groups.items(), found, strict=True):
-                for errand, reply in zip(group, _without_asking(group, answers), strict=True):
-                    replies[errand.at] = reply
+                for each, reply in zip(group, _without_asking(group, answers), strict=True):
+                    replies[each.at] = reply
                     if isinstance(reply, RedisError):
-                        errands += self._again(errand, node, reply, requests[errand.at])
+                        routed += self._again(each, node, reply, requests[each.at])
                         is_early = is_early or isinstance(reply, TryAgainError)
-            if not errands or (time_left is not None and time_left.is_over):
+            if not routed or (time_left is not None and time_left.is_over):
                 return replies
-            if is_early or next(at_once, None) is None:
+            if is_early or next(immediate, None) is None:
                 pause = next(pauses, None)
                 if pause is None:
                     return replies
                 yield Pause(pause)
 
     def _by_node(
-        self, errands: Sequence[_RoutedRequest], requests: Sequence[Request]
+        self, routed: Sequence[_RoutedRequest], requests: Sequence[Request]
     ) -> dict[Node, list[_RoutedRequest]]:
         groups: dict[Node, list[_RoutedRequest]] = {}
-        for errand in errands:
-            node = errand.node or self._owner(requests[errand.at].key)
+        for each in routed:
+            node = each.node or self._owner(requests[each.at].key)
             if node in groups:
-                groups[node].append(errand)
+                groups[node].append(each)
             else:
-                groups[node] = [errand]
+                groups[node] = [each]
         return groups
 
-    def _check_away(self, nodes: Iterable[Node]) -> None:
-        if self.away and (away := self.away.intersection(map(_name, nodes))):
-            raise MasterUnavailable(f"{', '.join(sorted(away))} did not answer lately")
+    def _check_unavailable(self, nodes: Iterable[Node]) -> None:
+        if self.unavailable and (found := self.unavailable.intersection(map(_name, nodes))):
+            raise MasterUnavailable(f"{', '.join(sorted(found))} did not answer lately")
 
     def _owner(self, key: str) -> Node:
         slot = key_slot(key.encode())
@@ -195,18 +203,18 @@ class Cluster:
             raise ClusterDownError(f"no master has slot {slot}, of {key}")
         return node
 
-    def _again(self, errand: _RoutedRequest, node: Node, reply: RedisError, request: Request) -> list[_RoutedRequest]:
+    def _again(self, each: _RoutedRequest, node: Node, reply: RedisError, request: Request) -> list[_RoutedRequest]:
         """Return how to send a request again, if this answer says that it did not run and might elsewhere."""
         match reply:
             case MovedError():
                 self._note_move(reply.slot_id, (reply.host or node[0], reply.port))
-                return [errand._replace(node=None, is_asking=False)]
+                return [each._replace(node=None, is_asking=False)]
             case AskError():
-                return [errand._replace(node=(reply.host or node[0], reply.port), is_asking=True)]
+                return [each._replace(node=(reply.host or node[0], reply.port), is_asking=True)]
             case TryAgainError():
-                return [errand._replace(node=None, is_asking=False)]
+                return [each._replace(node=None, is_asking=False)]
             case NoScriptError():
-                return [errand._replace(words=request.in_full(), node=node)]
+                return [each._replace(words=request.in_full(), node=node)]
         return []
 
     # -- slots
@@ -214,18 +222,18 @@ class Cluster:
     def _note_move(self, slot: int, node: Node) -> None:
         self._owners[slot] = node
         self._informed = node
-        self._to(node).failed_at = 0.0  # another has heard of it since
-        self._is_doubtful = True
+        self._to(node).failed_at = 0.0  # it has been named by another node since
+        self._is_outdated = True
 
-    def _find_out(self, time_left: TimeLeft | None = None) -> Flow[None]:
-        """Ask who has which slots, unless that is known; of many who are in doubt, one asks."""
-        if not self._is_doubtful and self._slots:
+    def _refresh(self, time_left: TimeLeft | None = None) -> Flow[None]:
+        """Refresh the slot map if it is outdated; of several callers at the same time, one asks."""
+        if not self._is_outdated and self._slots:
             return
-        self._is_doubtful = False
+        self._is_outdated = False
         try:
             yield from self._ask_for_slots(time_left)
         except BaseException:
-            self._is_doubtful = True
+            self._is_outdated = True
             raise
 
     def _ask_for_slots(self, time_left: TimeLeft | None) -> Flow[None]:
@@ -237,22 +245,22 @@ class Cluster:
                 break
             within = None if time_left is None else time_left.rest
             try:
-                [[reply]] = yield FanOut(RoutedRequests(self._to(node), [("CLUSTER", "SLOTS")]), within=within)
+                [[reply]] = yield FanOut(RoutedRequests(self._to(node), [("CLUSTER", "SLOTS")]), timeout=within)
             except (RedisError, OSError) as error:
                 failure = error
                 continue
             if isinstance(reply, Exception):
                 failure = reply
             elif not reply:
-                failure = ClusterDownError(f"{_name(node)} knows of no slots")
+                failure = ClusterDownError(f"{_name(node)} has no slots")
             else:
-                self._take_in(reply, node[0])
+                self._set_slots(reply, node[0])
                 return
         assert failure is not None
         raise failure
 
-    def _take_in(self, reply: Any, answered_by: str) -> None:
-        """Take in what CLUSTER SLOTS answered: `[first slot, last slot, master, replica, ...]` of each range."""
+    def _set_slots(self, reply: Any, answered_by: str) -> None:
+        """Use what CLUSTER SLOTS answered: `[first slot, last slot, master, replica, ...]` of each range."""
         owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         slots: dict[Node, list[range]] = {}
         known: dict[Node, None] = {}
@@ -262,38 +270,38 @@ class Cluster:
             owners[first : last + 1] = [named[0]] * (last + 1 - first)
             slots.setdefault(named[0], []).append(range(first, last + 1))
             known.update(dict.fromkeys(named))
-        known[self._entrance] = None
+        known.update(dict.fromkeys(self._seeds))
         self._owners, self._slots, self._known = owners, slots, tuple(known)
         self.names = frozenset(map(_name, slots))
-        for node in self._wires.keys() - known.keys():
-            gone = self._wires.pop(node, None)
+        for node in self._pools.keys() - known.keys():
+            gone = self._pools.pop(node, None)
             if gone is not None:
                 gone.drop()
 
     def _to(self, node: Node) -> Pool:
-        wires = self._wires.get(node)
-        # Of two threads that make them at once, both use the first's.
-        return wires if wires is not None else self._wires.setdefault(node, self._wires_to(node))
+        pool = self._pools.get(node)
+        # Of two threads that make one at the same time, both use the first's.
+        return pool if pool is not None else self._pools.setdefault(node, self._pool_to(node))
 
 
 def _read(master: Master, key: str) -> RoutedRequests:
-    return RoutedRequests(master.wires, [("GET", master.key(key))])
+    return RoutedRequests(master.pool, [("GET", master.key(key))])
 
 
-def _commands(errands: Sequence[_RoutedRequest]) -> list[tuple[Any, ...]]:
+def _commands(routed: Sequence[_RoutedRequest]) -> list[tuple[Any, ...]]:
     commands = []
-    for errand in errands:
-        if errand.is_asking:
+    for each in routed:
+        if each.is_asking:
             commands.append(_ASKING)
-        commands.append(errand.words)
+        commands.append(each.words)
     return commands
 
 
-def _without_asking(errands: Sequence[_RoutedRequest], answers: Sequence[Any]) -> Iterator[Any]:
-    """Yield the answer to each errand: the one to its ASKING comes before."""
+def _without_asking(routed: Sequence[_RoutedRequest], answers: Sequence[Any]) -> Iterator[Any]:
+    """Yield the answer to each request: the one to its ASKING comes before."""
     following = iter(answers)
-    for errand in errands:
-        if errand.is_asking:
+    for each in routed:
+        if each.is_asking:
             next(following)
         yield next(following)
 

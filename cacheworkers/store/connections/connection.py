@@ -1,38 +1,52 @@
-"""Pool: one connection each, opened by redis-py (TLS, auth, Sentinel, names), then driven with hiredis alone.
+"""Connection: one blocking connection to a server, opened by redis-py, then read and written with hiredis alone.
 
-A round trip through redis-py's client costs more Python than all the rest of a read.  Here it is one write and one
-read.  A wire that failed in any way is never used again: its late replies would be taken for another request's.
+redis-py knows how to connect (TLS, credentials, Sentinel, client names).  Its command path costs more Python than the
+rest of a read, so a round trip here is one write and one read.  A connection that failed in any way is never used
+again: its late replies would be taken for those of another request.
 """
 
 from __future__ import annotations
 
-import asyncio
-import collections
 import contextlib
+import fcntl
 import math
 import select
 import socket
 import ssl
 import struct
+import termios
 import time
-from collections.abc import Callable, Sequence
+from _socket import socket as native_socket
+from collections.abc import Sequence
 from typing import Any
 
 import hiredis
 from redis import exceptions as redis_errors
 
-from cacheworkers.local.busy_poll import BusyPoll
-
-#: A wire that was idle for longer is looked at before it is used: the server may have closed it, seconds.
+#: A connection that was idle for longer is checked before it is used: the server may have closed it, seconds.
 FRESH_FOR = 0.2
+#: A reply or request that is under way may take this many timeouts in all, as long as bytes move within each.
+PROGRESS_TIMEOUTS = 20
+#: A partial reply, or a request that is not yet sent, of more bytes than this is bulk.
+BULK = 1 << 16
+#: Seconds after which the kernel probes an idle connection, and between probes; after how many it is closed.
+_KEEP_ALIVE = (30, 5, 3)
 _READ = 1 << 16
-#: What became of an exchange: its replies, or why there are none.
+#: The result of an exchange: its replies, or why there are none.
 Outcome = list[Any] | Exception
 _LATE = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError)
 
 
+class LateReply(redis_errors.TimeoutError):
+    """An open connection did not answer in time.  Another connection may."""
+
+
+class ConnectionCut(redis_errors.ConnectionError):
+    """An open connection was closed by the other side, or what it sent is not RESP.  Another connection may work."""
+
+
 def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
-    """Return commands as they go over the wire."""
+    """Return commands in RESP."""
     if len(commands) == 1:
         alone: bytes = hiredis.pack_command(commands[0])
         return alone
@@ -43,32 +57,40 @@ class Connection:
     """A blocking connection, for one thread at a time.
 
     Attributes:
-        is_cut: an exchange has failed because the other side had closed it, and not for want of an answer.
+        generation: the pool's when connecting began.
+        is_cut: the other side has closed it.
+        used_at: monotonic instant of the last reply.
     """
 
-    def __init__(self, pool: Any, timeout: float, spin: BusyPoll, within: float | None = None) -> None:
+    def __init__(
+        self, redis_pool: Any, timeout: float, *, connect_timeout: float | None = None, generation: int = 0
+    ) -> None:
         """
         Args:
-            pool: redis-py's, of a standalone server or a Sentinel service; it says how to connect.
+            redis_pool: redis-py's, of a standalone server or a Sentinel service; it says how to connect.
             timeout: of each send and each receive, seconds.
-            spin: says whether to poll for a reply.
-            within: how long each step of connecting may take, seconds, if not as long as the pool says.
+            connect_timeout: of each step of connecting, seconds; None for the pool's.
 
         Raises:
             RedisError, OSError: no connection.
         """
-        limits = {} if within is None else {"socket_timeout": within, "socket_connect_timeout": within}
-        self._connection = unconnected(pool, **limits)
+        limits = {}
+        if connect_timeout is not None:
+            limits = {"socket_timeout": connect_timeout, "socket_connect_timeout": connect_timeout}
+        self._connection = unconnected(redis_pool, **limits)
         self._connection.connect()
         self._socket: socket.socket = self._connection._sock
         self._socket.settimeout(timeout)
-        self._reader = _reader(self._connection)
-        self._used_at = time.monotonic()
+        keep_alive(self._socket)
+        self._reader = new_reader(self._connection)
+        self._timeout = timeout
+        self._unsent = 0
+        self.used_at = time.monotonic()
+        self.generation = generation
         self.is_cut = False
-        self._spin = spin
-        self._is_plain = not isinstance(self._socket, ssl.SSLSocket)
-        if self._is_plain:
-            # The kernel keeps the time: with a timeout of its own, Python asks before each call whether it may.
+        # Green sockets (gevent, eventlet) are no native ones: a blocking `recv` would block every greenlet.
+        if isinstance(self._socket, native_socket) and not isinstance(self._socket, ssl.SSLSocket):
+            # The kernel keeps the time: with a timeout of its own, Python polls before each call.
             interval = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
             self._socket.setblocking(True)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
@@ -76,61 +98,59 @@ class Connection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the server has not closed it; looks only where it was idle for a while."""
-        if time.monotonic() - self._used_at < FRESH_FOR:
-            return True
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return not poll.poll(0)
+        """Whether the server has not closed it; checks only a connection that was idle for a while."""
+        return time.monotonic() - self.used_at < FRESH_FOR or not _is_readable(self._socket, 0.0)
 
-    def doubt(self) -> None:
-        """Have `is_usable` look, however short a while it was idle: another wire has been cut."""
-        self._used_at = -math.inf
+    def suspect(self) -> None:
+        """Have `is_usable` check, however recently it was used: another connection was cut."""
+        self.used_at = -math.inf
 
     def exchange(self, packed: bytes, count: int) -> list[Any]:
-        """Send what is packed, and return so many replies; errors that the server answered are among them.
+        """Send packed commands and return `count` replies; errors that the server answered are among them.
 
         Raises:
-            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+            ConnectionCut, LateReply: close the connection.
         """
         self.send(packed)
         return self.receive(count)
 
     def send(self, packed: bytes) -> None:
-        """Send what is packed; all its replies are to be received before anything else is sent.
+        """Send packed commands; receive all replies before anything else is sent.
 
         Raises:
-            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+            ConnectionCut, LateReply: close the connection.
         """
         try:
             self._socket.sendall(packed)
         except _LATE as error:
-            raise redis_errors.TimeoutError("not sent within the timeout") from error
+            raise LateReply("not sent within the timeout") from error
         except OSError as error:
             self.is_cut = True
-            raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
+            raise ConnectionCut(f"{type(error).__name__}: {error}") from error
+        self._unsent = unsent_bytes(self._socket) if len(packed) > BULK else 0
 
-    def wait(self, within: float) -> None:
-        """Wait until a reply begins to come, at most so many seconds.
+    def wait(self, timeout: float) -> None:
+        """Wait for the first bytes of a reply, at most `timeout` seconds.
 
         Raises:
-            TimeoutError: redis-py's; the wire must be closed.
+            LateReply: close the connection.
         """
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             return
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        if not poll.poll(math.ceil(within * 1000)):
-            raise redis_errors.TimeoutError("no answer within what was left of the timeout")
+        if not _is_readable(self._socket, timeout):
+            raise LateReply("no reply within what was left of the timeout")
 
     def receive(self, count: int) -> list[Any]:
-        """Return so many replies to what was sent; errors that the server answered are among them.
+        """Return `count` replies to what was sent; errors that the server answered are among them.
+
+        A reply that keeps coming is waited for: each `recv` has the whole timeout, all together `PROGRESS_TIMEOUTS`.
 
         Raises:
-            ConnectionError, TimeoutError: redis-py's; the wire must be closed.
+            ConnectionCut, LateReply: close the connection.
         """
         reader = self._reader
         replies: list[Any] = []
+        received, give_up_at = 0, math.inf
         try:
             while len(replies) < count:
                 reply = reader.gets()
@@ -138,205 +158,77 @@ class Connection:
                     if type(reply) is not hiredis.PushNotification:
                         replies.append(reply)
                     continue
-                data = self._polled() if self._is_plain and self._spin.is_due() else self._socket.recv(_READ)
+                if received and time.monotonic() > give_up_at:
+                    raise LateReply(f"still no whole reply after {PROGRESS_TIMEOUTS} timeouts")
+                data = self._receive_some()
                 if not data:
                     self.is_cut = True
-                    raise redis_errors.ConnectionError("the store closed the connection")
+                    raise ConnectionCut("the store closed the connection")
                 reader.feed(data)
+                if not received:
+                    received, give_up_at = 1, time.monotonic() + PROGRESS_TIMEOUTS * self._timeout
         except _LATE as error:
-            raise redis_errors.TimeoutError("no answer within the timeout") from error
+            raise LateReply("no reply within the timeout") from error
         except OSError as error:
             self.is_cut = True
-            raise redis_errors.ConnectionError(f"{type(error).__name__}: {error}") from error
+            raise ConnectionCut(f"{type(error).__name__}: {error}") from error
         except hiredis.HiredisError as error:
-            raise redis_errors.ConnectionError(f"not RESP: {error}") from error
-        self._used_at = time.monotonic()
+            raise ConnectionCut(f"not RESP: {error}") from error
+        self.used_at = time.monotonic()
         return replies
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
 
-    def _polled(self) -> bytes:
-        """Return what arrives, polling for a while before sleeping for it."""
-        receive, clock = self._socket.recv, time.perf_counter
-        until = clock() + self._spin.seconds
+    def _receive_some(self) -> bytes:
+        """Return what arrives; the timeout starts again as long as a large request is still being sent."""
         while True:
             try:
-                data = receive(_READ, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                if clock() < until:
-                    continue
-                self._spin.note(clock() - until)
-                return receive(_READ)
-            self._spin.note(clock() - until)
-            return data
+                return self._socket.recv(_READ)
+            except _LATE:
+                unsent = unsent_bytes(self._socket) if self._unsent else 0
+                if not 0 < unsent < self._unsent:
+                    raise
+                self._unsent = unsent
 
 
-class AsyncConnection(asyncio.Protocol):
-    """One connection of one event loop, shared by its tasks: requests go out as they come, replies come in order.
-
-    A task that is cancelled leaves its reply to be read and dropped.
-
-    Attributes:
-        is_usable: nothing has failed so far.
-        is_cut: the other side has closed it.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._loop = asyncio.get_running_loop()
-        self._waiting: collections.deque[_Waiting] = collections.deque()
-        self._watch: asyncio.TimerHandle | None = None
-        self.is_usable = False
-        self.is_cut = False
-
-    async def connect(self, pool: Any) -> AsyncConnection:
-        """Connect, and return self.
-
-        Raises:
-            RedisError, OSError: no connection.
-        """
-        self._connection = connection = unconnected(pool)
-        await connection.connect()
-        self._reader = _reader(connection)
-        self._transport: Any = connection._writer.transport
-        self._transport.set_protocol(self)
-        self.is_usable = not self._transport.is_closing()
-        return self
-
-    async def exchange(self, packed: bytes, count: int) -> list[Any]:
-        """Send what is packed, and return so many replies; errors that the server answered are among them.
-
-        Raises:
-            ConnectionError, TimeoutError: redis-py's.
-        """
-        if self._transport.is_closing():
-            self.is_usable, self.is_cut = False, True
-            raise redis_errors.ConnectionError("the connection was closed")
-        future: asyncio.Future[list[Any]] = self._loop.create_future()
-
-        def done(outcome: Outcome) -> None:
-            if future.done():  # its task was cancelled
-                return
-            if isinstance(outcome, list):
-                future.set_result(outcome)
-            else:
-                future.set_exception(outcome)
-
-        self.submit(packed, count, done)
-        return await future
-
-    def submit(self, packed: bytes, count: int, done: Callable[[Outcome], None]) -> None:
-        """Send what is packed; `done` is called with so many replies, or with redis-py's error."""
-        self._waiting.append(_Waiting(count, done, self._loop.time() + self._timeout))
-        self._transport.write(packed)
-        if self._watch is None:
-            # One timer for all who wait: it fires once a timeout, and not at all on a wire that is idle.
-            self._watch = self._loop.call_later(self._timeout, self._look_for_late)
-
-    def retire(self) -> None:
-        """Take nobody new, and close once nobody waits."""
-        self.is_usable = False
-        if not self._waiting:
-            self.close()
-
-    def close(self) -> None:
-        """Close the connection; who waits gets an error."""
-        self.is_usable = False
-        abort(self._connection, self._loop)
-
-    # -- asyncio.Protocol
-
-    def data_received(self, data: bytes) -> None:
-        """Hand replies to those who wait for them."""
-        reader = self._reader
-        try:
-            reader.feed(data)
-            while (reply := reader.gets()) is not False:
-                if type(reply) is hiredis.PushNotification:
-                    continue
-                first = self._waiting[0]
-                first.replies.append(reply)
-                if len(first.replies) == first.count:
-                    self._waiting.popleft()
-                    first.settle(first.replies)
-            if not self.is_usable:
-                self.retire()
-        except (hiredis.HiredisError, IndexError) as error:
-            self._lose(redis_errors.ConnectionError(f"not RESP, or a reply that nobody asked for: {error}"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Fail all who wait."""
-        self.is_cut = True
-        self._lose(redis_errors.ConnectionError(f"the connection was closed: {exc or 'by the store'}"))
-
-    # -- inside
-
-    def _look_for_late(self) -> None:
-        self._watch = None
-        now = self._loop.time()
-        for each in self._waiting:
-            if each.deadline <= now:
-                # Those who asked later wait no longer than their own timeout; nobody new comes.
-                self.is_usable = False
-                each.settle(redis_errors.TimeoutError("no answer within the timeout"))
-        left = [each.deadline for each in self._waiting if not each.is_settled]
-        if left:
-            self._watch = self._loop.call_at(left[0], self._look_for_late)
-        elif self._waiting:
-            self.close()
-
-    def _lose(self, error: Exception) -> None:
-        self.close()
-        waiting, self._waiting = self._waiting, collections.deque()
-        for each in waiting:
-            each.settle(error)
-
-
-class _Waiting:
-    """One exchange whose replies are still to come."""
-
-    __slots__ = ("_done", "count", "deadline", "is_settled", "replies")
-
-    def __init__(self, count: int, done: Callable[[Outcome], None], deadline: float) -> None:
-        self._done = done
-        self.count = count
-        self.deadline = deadline
-        self.is_settled = False
-        self.replies: list[Any] = []
-
-    def settle(self, outcome: Outcome) -> None:
-        """Tell who asked, once."""
-        if not self.is_settled:
-            self.is_settled = True
-            self._done(outcome)
-
-
-def unconnected(pool: Any, **options: Any) -> Any:
-    """Return a new connection as a redis-py pool makes them, but with these options, and nobody's but the caller's."""
-    options = {**pool.connection_kwargs, **options}
-    # Their pushes would move a connection from under its wire.
+def unconnected(redis_pool: Any, **options: Any) -> Any:
+    """Return a new connection as a redis-py pool makes them, with these options, owned by the caller."""
+    options = {**redis_pool.connection_kwargs, **options}
+    # Maintenance notifications would move redis-py's connection to another socket.
     options.pop("maint_notifications_config", None)
     options.pop("maint_notifications_pool_handler", None)
-    return pool.connection_class(**options)
+    return redis_pool.connection_class(**options)
 
 
-def abort(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
-    """Close redis-py's async connection at once: on its loop, or from anywhere once that loop is closed."""
-    if connection._writer is None:
-        return
-    transport = connection._writer.transport
-    with contextlib.suppress(RuntimeError):  # its loop is closed
-        transport.abort()
-    connection._close()  # else it complains when it goes
-    if loop.is_closed():
-        # asyncio leaves the socket to the garbage collector; uvloop's, which shows none, is closed with its loop.
-        own = getattr(transport.get_extra_info("socket"), "_sock", None)
-        if own is not None:
-            own.close()
-
-
-def _reader(connection: Any) -> Any:
+def new_reader(connection: Any) -> Any:
     """Return a reader whose error replies are redis-py's exceptions."""
     return hiredis.Reader(replyError=connection._parser.parse_error)
+
+
+def keep_alive(sock: Any) -> None:
+    """Have the kernel close a connection whose other side is gone, also while it is idle."""
+    with contextlib.suppress(OSError, AttributeError):  # a Unix socket, or a platform without these options
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in zip(("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), _KEEP_ALIVE, strict=True):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def unsent_bytes(sock: Any) -> int:
+    """Return how many bytes the kernel has taken that the other side has not acknowledged; 0 where it does not say."""
+    try:
+        found: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
+        return found
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_readable(sock: Any, timeout: float) -> bool:
+    """Return whether something arrives within `timeout` seconds: data, or the end of the connection."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(math.ceil(timeout * 1000)))
+    return bool(select.select([sock], [], [], timeout)[0])  # eventlet's

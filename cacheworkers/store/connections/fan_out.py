@@ -1,4 +1,4 @@
-"""FanOut: what goes to each of several masters in one write; all are sent before any reply is waited for."""
+"""FanOut: commands for several masters, all sent before any reply is waited for."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 
 from cacheworkers.store.connections.pool import PendingReply, Pool
 
+#: What is left is never less than this share of the timeout, and up to it what has passed counts as nothing.
+_MARGIN = 0.05
+
 
 class RoutedRequests(NamedTuple):
     """Commands for one master."""
 
-    wires: Pool
+    pool: Pool
     commands: Sequence[tuple[Any, ...]]
-
-
-#: What is left is never less than this share of the timeout, and what has passed is nothing up to it.
-_MARGIN = 0.05
 
 
 class TimeLeft:
@@ -30,7 +29,7 @@ class TimeLeft:
     def __init__(self, seconds: float, timeout: float) -> None:
         """
         Args:
-            timeout: what each of them may take anyhow, seconds.
+            timeout: of each wait alone, seconds.
         """
         self._until = time.monotonic() + seconds
         self._timeout = timeout
@@ -41,62 +40,62 @@ class TimeLeft:
 
     @property
     def rest(self) -> float | None:
-        """How long the next may take, seconds; None for the timeout, as long as hardly any time has passed.
+        """How long the next wait may take, seconds; None for the timeout, while hardly any time has passed.
 
-        Never nothing: it may be this thread that was held up, and what it waits for may have come meanwhile.
+        Never nothing: this thread may have been held up, and its reply may have arrived meanwhile.
         """
         rest, margin = self._until - time.monotonic(), _MARGIN * self._timeout
         return None if rest > self._timeout - margin else max(rest, margin)
 
 
 class FanOut:
-    """A step: the replies of each trip, in the time of the longest; if one fails, that is raised."""
+    """A step: the replies of each master, in the time of the slowest; if one fails, its error is raised."""
 
-    __slots__ = ("_trips", "_within")
+    __slots__ = ("_parts", "_timeout")
 
-    def __init__(self, *trips: RoutedRequests, within: float | None = None) -> None:
+    def __init__(self, *parts: RoutedRequests, timeout: float | None = None) -> None:
         """
         Args:
-            within: by when all must have begun to answer, seconds, if not by the timeout of one.
+            timeout: by when all masters must have begun to answer, seconds, if not the pools'.
         """
-        self._trips = trips
-        self._within = within
+        self._parts = parts
+        self._timeout = timeout
 
     def __repr__(self) -> str:
-        return "+".join(str(words[0]).lower() for trip in self._trips for words in trip.commands)
+        return "+".join(str(words[0]).lower() for part in self._parts for words in part.commands)
 
     def run(self) -> list[list[Any]]:
-        """Go, blocking this thread.
+        """Run, blocking this thread.
 
         Raises:
             RedisError, OSError: a connection failed.
         """
-        if self._within is None and len(self._trips) == 1:
-            wires, commands = self._trips[0]
-            return [wires.exchange(commands)]
-        timeout = max((trip.wires.timeout for trip in self._trips), default=0.0)
-        time_left = TimeLeft(timeout if self._within is None else min(self._within, timeout), timeout)
+        if self._timeout is None and len(self._parts) == 1:
+            pool, commands = self._parts[0]
+            return [pool.exchange(commands)]
+        longest = max((part.pool.timeout for part in self._parts), default=0.0)
+        time_left = TimeLeft(longest if self._timeout is None else min(self._timeout, longest), longest)
         sent: collections.deque[PendingReply] = collections.deque()
         try:
-            for trip in self._trips:
-                sent.append(trip.wires.send(trip.commands, time_left.rest))
+            for part in self._parts:
+                sent.append(part.pool.send(part.commands, time_left.rest))
             found = []
             while sent:
                 found.append(sent.popleft().receive(time_left.rest))
             return found
         finally:
-            # Something failed: what others still have to say must not be taken for the answer to a later request.
+            # One failed: the replies of the others must not be taken for those of a later request.
             for each in sent:
                 each.give_up()
 
     async def arun(self) -> list[list[Any]]:
-        """Do the same on the running loop; a wire there reads and drops the replies that nobody waits for."""
-        async with asyncio.timeout(self._within):
-            if len(self._trips) == 1:
-                wires, commands = self._trips[0]
-                return [await wires.aexchange(commands)]
-            going = (wires.aexchange(commands) for wires, commands in self._trips)
-            found = await asyncio.gather(*going, return_exceptions=True)
+        """Run on the running loop; its connections read and drop the replies that nobody waits for."""
+        async with asyncio.timeout(self._timeout):
+            if len(self._parts) == 1:
+                pool, commands = self._parts[0]
+                return [await pool.aexchange(commands)]
+            exchanges = (pool.aexchange(commands) for pool, commands in self._parts)
+            found = await asyncio.gather(*exchanges, return_exceptions=True)
         for each in found:
             if isinstance(each, BaseException):
                 raise each

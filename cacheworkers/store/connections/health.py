@@ -1,128 +1,128 @@
-"""Health: what each exchange tells of the store: errors translated once, and the breaker kept informed."""
+"""Health: whether the store may be asked (the breaker), what its failures are called, and the probes of a lost store.
+
+    closed      everybody asks
+    suspected   everybody asks, and a thread asks again: one late reply, or one connection that was cut, proves nothing
+    open        nobody asks but that thread, which probes until the store answers: no reader waits for a dead store
+
+A failure to connect, and an answer such as LOADING, open it immediately.  Where no thread asks (`breaker_for` is 0,
+after `close`, or no thread can be started) one caller a period asks instead.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
 
-from redis.exceptions import AskError, MaxConnectionsError, TryAgainError
+from redis.exceptions import AskError, MaxConnectionsError, ReadOnlyError, RedisError, TryAgainError
 
-from cacheworkers.errors import CacheworkersError, StoreError, StoreUnavailable
-from cacheworkers.store.connections.health_probe import HealthProbe
+from cacheworkers.errors import CacheworkersError, StoreError, StoreRefused, StoreUnavailable
+from cacheworkers.local.breaker import Breaker
+from cacheworkers.store.connections.connection import ConnectionCut, LateReply
 from cacheworkers.store.connections.request import UNAVAILABLE
 from cacheworkers.store.connections.topology import MasterUnavailable
 
 log = logging.getLogger("cacheworkers")
 
-
-class Breaker(Protocol):
-    """Says whether a dead store is worth asking again."""
-
-    is_open: bool
-    open_for: float
-
-    def allows(self) -> bool: ...
-    def failed(self) -> bool: ...
-    def succeeded(self) -> bool: ...
-    def reset(self) -> None: ...
+#: The first probe of an open breaker comes after this share of its period; each next one after twice as long.
+_FIRST_PROBE = 1 / 16
+#: Failures that may concern one connection only: the store is asked again before the breaker opens.
+_ONE_CONNECTION = (LateReply, ConnectionCut, ReadOnlyError)
 
 
 class Health:
-    """Whether the store may be asked, and what its failures are called.
-
-    Once it is unavailable nobody waits for it but a thread of its own, which asks until it is answered.  Only where
-    there is none does one caller a period find out: without a period, after `close`, or when no thread can be had.
+    """The breaker of one process, and the thread that probes the store.
 
     Attributes:
-        breaker: open since the last exchange that failed.
-        prober: finds out whether the store is back.
+        breaker: open since the store failed, until it answers.
     """
 
     def __init__(
         self,
-        breaker: Breaker,
         where: str,
+        open_for: float,
         *,
+        confirm: Callable[[], None],
         probe: Callable[[], bool],
-        find_back: Callable[[], bool],
-        has_parts: bool,
+        probe_unavailable: Callable[[], bool],
         on_failure: Callable[[], None],
         on_lost: Callable[[str], None],
         on_back: Callable[[], None],
+        has_parts: bool,
     ) -> None:
         """
         Args:
             where: the store's address, without a password.
-            probe: asks the store something, a period after it failed, and so on; raises what an exchange raises.
-                It does not ask those parts that failed, and returns whether there are any.
-            find_back: asks those parts, and returns whether all are back; what is not, `probe` does not ask either.
-            has_parts: one of them may fail alone; that is found out at once.
-            on_failure: called when the store is unavailable.
+            open_for: longest time between probes, seconds; 0 lets every call ask.
+            confirm: asks what failed again; raises if it does not answer, or with an error.
+            probe: does the same with what did not fail, and returns whether other parts are unavailable.
+            probe_unavailable: asks those parts, and returns whether all answer.
+            on_failure: called when the store is unavailable; drops connections.
             on_lost: called with an error when the breaker opens.
-            on_back: called when it closes again, and the store is whole; on the prober's thread.
+            on_back: called, on the thread, when the whole store answers again.
+            has_parts: one part may fail alone: a probe follows immediately after each failure.
         """
-        self.breaker = breaker
-        self.prober = HealthProbe(breaker.open_for, self._is_answered, self.probed, looks_early=has_parts)
         self._where = where
+        self._open_for = open_for
+        self.breaker = Breaker(open_for)
+        self._confirm = confirm
         self._probe = probe
-        self._find_back = find_back
+        self._probe_unavailable = probe_unavailable
         self._on_failure = on_failure
         self._on_lost = on_lost
         self._on_back = on_back
+        self._has_parts = has_parts
+        self._is_closed = False
         self._asking = Asking(self, is_probe=False)
-        self._is_lost = False
+        self.reset()
 
     def reset(self) -> None:
-        """Close the breaker, as a child does after a fork."""
+        """Close the breaker, as a child does after a fork: connections and thread are the parent's."""
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_suspected = False
+        self._has_unavailable = False
         self._is_lost = False
-        self.prober.reset()
         self.breaker.reset()
+
+    def close(self, timeout: float) -> None:
+        """Stop probing; wait `timeout` seconds at most for a probe under way: its connection is then closed too."""
+        self._is_closed = True
+        self._wake.set()
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            with contextlib.suppress(RuntimeError):  # it has not begun, and ends as soon as it does
+                thread.join(timeout)
+
+    # -- exchanges
 
     @property
     def is_well(self) -> bool:
-        """Whether the store may be asked without finding out anything by it."""
+        """Whether everybody may ask."""
         return not self.breaker.is_open
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether a thread asks; nobody else should, while the breaker is open."""
+        return self._thread is not None
 
     def asking(self) -> Asking:
         """Return a context manager around one exchange.
 
         Raises:
-            StoreUnavailable: no answer, no connection, or the breaker is open.
-            StoreError: a request was answered with an error.
+            StoreUnavailable: no answer, no connection, an answer that is an error, or the breaker is open.
         """
         if not self.breaker.is_open:
             return self._asking
-        if self.prober.is_at_it or not self.breaker.allows():
+        if self._thread is not None or not self.breaker.allows():
             raise StoreUnavailable(f"the store at {self._where} did not answer lately; its breaker is open")
         return Asking(self, is_probe=True)
 
-    def probed(self) -> None:
-        """Note that a probe was answered; other successes may be answers from before the failure."""
-        self.breaker.succeeded()
-        was_lost, self._is_lost = self._is_lost, False
-        if was_lost:
-            log.warning("the store at %s answers again", self._where)
-            self._on_back()
-
-    def _is_answered(self, is_early: bool) -> bool:
-        try:
-            if self._probe():
-                self.breaker.succeeded()
-                # At once after a failure it would fail again.
-                return not is_early and self._find_back()
-        except Exception as error:
-            # An error that the store answered with is an answer.
-            if isinstance(self.translated(error), StoreUnavailable):
-                return False
-        if is_early:  # and nobody knows who failed: whoever asked again might wait as long again
-            return False
-        self.breaker.succeeded()
-        return True
-
     def translated(self, error: Exception) -> CacheworkersError:
-        """Return what to raise for a failed exchange, and keep the breaker informed."""
+        """Return what to raise for a failed exchange, and note what it says about the store."""
         where = self._where
         if isinstance(error, CacheworkersError):
             return error
@@ -130,27 +130,127 @@ class Health:
             return StoreUnavailable(f"of the store at {where} {error}")
         if isinstance(error, MaxConnectionsError):
             return StoreUnavailable(f"no free connection to the store at {where}")
-        if isinstance(error, AskError | TryAgainError):  # for one slot, and no failure of those that answered
-            return StoreUnavailable(f"a slot of the store at {where} is on its way: {type(error).__name__}: {error}")
+        if isinstance(error, AskError | TryAgainError):  # one slot moves; its masters have answered
+            return StoreUnavailable(f"a slot of the store at {where} is moving: {type(error).__name__}: {error}")
         if isinstance(error, UNAVAILABLE):
             text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
-            self._on_failure()
-            if self.breaker.failed():
-                self.prober.begin()
-                was_lost, self._is_lost = self._is_lost, True
-                if not was_lost:
-                    log.warning(
-                        "%s; until it answers, reads load for themselves and invalidations are refused: "
-                        "see that it runs, and that redis_url has its address, user and password",
-                        text,
-                    )
-                    self._on_lost(text)
+            if isinstance(error, _ONE_CONNECTION) and self._open_for and self._suspect(error):
+                return StoreUnavailable(text)
+            self._open(text)
             return StoreUnavailable(text)
-        return StoreError(f"the store at {where} answered {type(error).__name__}: {error}")
+        if isinstance(error, RedisError):
+            return StoreRefused(f"the store at {where} answered {type(error).__name__}: {error}")
+        return StoreError(f"the store at {where} answered what cannot be used: {type(error).__name__}: {error}")
+
+    def answered(self) -> None:
+        """Note that a probe was answered: the whole store is back."""
+        self.breaker.succeeded()
+        was_lost, self._is_lost = self._is_lost, False
+        if was_lost:
+            log.warning("the store at %s answers again", self._where)
+            self._on_back()
+
+    # -- inside
+
+    def _suspect(self, error: Exception) -> bool:
+        """Have the thread ask again what failed; False if the breaker is open, or there can be no thread."""
+        if isinstance(error, ReadOnlyError):
+            self._on_failure()  # all connections lead to a server that is no master any more
+        with self._lock:
+            if self.breaker.is_open:
+                return False
+            if self._thread is None and not self._start():
+                return False
+            self._is_suspected = True
+        self._wake.set()
+        return True
+
+    def _open(self, text: str) -> None:
+        self._on_failure()
+        with self._lock:
+            if self.breaker.failed():
+                if self._thread is None:
+                    self._start()
+                if self._has_parts:
+                    self._wake.set()
+            was_lost, self._is_lost = self._is_lost, True
+        if not was_lost:
+            log.warning(
+                "%s; until it answers, reads load for themselves and invalidations are refused: "
+                "check that it runs, and that redis_url has its address, user and password",
+                text,
+            )
+            self._on_lost(text)
+
+    def _start(self) -> bool:
+        """Start the thread; False if there can be none.  Under the lock."""
+        if not self._open_for or self._is_closed:
+            return False
+        self._thread = thread = threading.Thread(target=self._run, name="cacheworkers-health", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter is ending
+            self._thread = None
+            return False
+        return True
+
+    def _run(self) -> None:
+        """Confirm what is suspected, and probe what is lost, until neither is left."""
+        pause = self._open_for * _FIRST_PROBE
+        while True:
+            is_early = not self._is_suspected and self._wake.wait(pause) and self._has_parts
+            self._wake.clear()
+            if self._is_closed:
+                return
+            if self._is_suspected and not self.breaker.is_open:
+                self._is_suspected = False
+                is_whole = self._is_confirmed() and not self._has_unavailable
+            else:
+                self._is_suspected = False
+                is_whole = self._is_answered(is_early)
+                pause = min(2 * pause, self._open_for)
+            if is_whole and self._end():
+                return
+
+    def _end(self) -> bool:
+        """Close the breaker and let the thread end, unless there is a new suspicion."""
+        with self._lock:
+            if self._is_suspected:
+                return False
+            # Together: who fails after this opens the breaker again, and starts a thread of its own.
+            self._thread = None
+            self.breaker.succeeded()
+        self.answered()
+        return True
+
+    def _is_confirmed(self) -> bool:
+        """Return whether what failed answers after all; opens the breaker if not."""
+        try:
+            self._confirm()
+        except Exception as error:
+            self._open(f"the store at {self._where} is unavailable: {type(error).__name__}: {error}")
+            return False
+        return True
+
+    def _is_answered(self, is_early: bool) -> bool:
+        """Return whether the whole store answers; closes the breaker if the parts that did not fail do."""
+        try:
+            self._has_unavailable = self._probe()
+            if self._has_unavailable:
+                self.breaker.succeeded()
+                # An early probe comes immediately after a failure: the part would fail again.
+                self._has_unavailable = is_early or not self._probe_unavailable()
+                return not self._has_unavailable
+        except Exception as error:
+            # An answer that is an error (BUSY, LOADING, NOPERM, ...) is no recovery.
+            self.translated(error)
+            return False
+        # Early, and no part is known to have failed: who asked again might wait for a timeout again.
+        return not is_early
 
 
 class Asking:
-    """What comes of exchanges; a probe is one that finds out whether the store is back."""
+    """A context manager around exchanges; a probe is an exchange that finds out whether the store is back."""
 
     __slots__ = ("_health", "_is_probe")
 
@@ -166,7 +266,7 @@ class Asking:
     ) -> None:
         if error is None:
             if self._is_probe:
-                self._health.probed()
+                self._health.answered()
         elif isinstance(error, Exception):
             translated = self._health.translated(error)
             if translated is not error:

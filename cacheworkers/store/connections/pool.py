@@ -1,4 +1,4 @@
-"""Pool of this process to one master: idle ones for threads, and one for each event loop."""
+"""Pool: this process's connections to one server, idle ones for threads and a few for each event loop."""
 
 from __future__ import annotations
 
@@ -8,191 +8,279 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cacheworkers.local.busy_poll import BusyPoll
-from cacheworkers.store.connections.connection import AsyncConnection, Connection, Outcome, pack
+from redis.exceptions import RedisError
+
+from cacheworkers.store.connections.async_connection import AsyncConnection
+from cacheworkers.store.connections.connection import Connection, ConnectionCut, LateReply, Outcome, pack
 
 #: Idle connections that are kept; more threads than these at once open and close their own.
-MOST_IDLE = 64
+MAX_IDLE = 64
+#: Connections of one event loop: more than one only while bulk is under way on the others.
+MAX_PER_LOOP = 4
 #: Reads that are sent once more when the server, or something on the way to it, has closed their connection.
 REPEATED = frozenset(("GET", "MGET", "GETRANGE"))
-#: What is left for the second time is never less than this share of the timeout: it may be this process that was slow.
+#: The second attempt has at least this share of the timeout: this process itself may have been slow.
 _LEAST_LEFT = 0.05
-_Words = Sequence[tuple[Any, ...]]
+_Commands = Sequence[tuple[Any, ...]]
 
 
 class Pool:
-    """Sends commands over whatever connection is free, and opens one when none is.
+    """Sends commands over any free connection, and opens one when none is free.
 
     Attributes:
-        pool: returns redis-py's pool, which says how to connect.
+        redis_pool: returns redis-py's pool, which says how to connect.
         timeout: seconds.
-        failed_at: when one of them last failed, of this process's monotonic clock; 0 for never.
+        failed_at: when a connection last failed, by this process's monotonic clock; 0 for never.
     """
 
-    def __init__(self, pool: Callable[[], Any], async_pool: Callable[[], Any], timeout: float, spin_for: float) -> None:
+    def __init__(self, redis_pool: Callable[[], Any], async_redis_pool: Callable[[], Any], timeout: float) -> None:
         """
         Args:
-            pool, async_pool: return redis-py's pools, which say how to connect.
+            redis_pool, async_redis_pool: return redis-py's pools, which say how to connect.
             timeout: seconds.
-            spin_for: how long a thread polls for a reply before it sleeps, seconds.
         """
-        self.pool = pool
-        self._async_pool = async_pool
+        self.redis_pool = redis_pool
+        self._async_redis_pool = async_redis_pool
         self.timeout = timeout
-        self._spin = BusyPoll(spin_for)
         self.failed_at = 0.0
+        # A connection of an earlier generation is not used again: its server may be no master any more.
+        self._generation = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget all wires, as a child does after a fork."""
+        """Forget all connections, as a child does after a fork."""
         # Taken and given back at the same end, by single calls that need no lock: few stay warm.
         self._idle: collections.deque[Connection] = collections.deque()
-        # Not weakly by their loops, for a wire holds its own: those of closed ones are looked for and closed.
-        self._of_loop: dict[asyncio.AbstractEventLoop, AsyncConnection] = {}
+        # Not weakly by their loops, for a connection holds its own: those of closed loops are found and closed.
+        self._of_loop: dict[asyncio.AbstractEventLoop, list[AsyncConnection]] = {}
         self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncConnection]] = {}
         self._repeating: set[asyncio.Task[list[Any]]] = set()
 
-    def exchange(self, commands: _Words) -> list[Any]:
+    def exchange(self, commands: _Commands) -> list[Any]:
         """Return the replies to commands, in order; errors that the server answered are among them.
 
-        Reads whose connection is cut are sent once more, over a new one: servers and proxies close what they please,
-        and are there all the same.  A late reply is no such sign, and a write may have been done.
+        Reads whose connection is cut are sent once more, over a new one: servers and proxies close connections, and
+        still answer.  Not after a late reply, which may come of a slow server, and not a write, which may have run.
 
         Raises:
             RedisError, OSError: no connection, or it failed.
         """
-        began, wire = time.monotonic(), None
+        began, connection = time.monotonic(), None
         try:
-            wire = self._free_wire()
-            replies = wire.exchange(pack(commands), len(commands))
-        except BaseException:
-            if wire is not None and wire.is_cut and _may_be_repeated(commands):
-                return self._repeat(wire, commands, began + self.timeout)
-            self._failed(wire)
+            connection = self._acquire()
+            replies = connection.exchange(pack(commands), len(commands))
+        except BaseException as error:
+            if connection is not None and connection.is_cut and _may_repeat(commands):
+                return self._repeat(connection, commands, began + self.timeout)
+            self._failed(connection, error, began)
             raise
-        self._take_back(wire)
+        self._release(connection)
         return replies
 
-    def send(self, commands: _Words, within: float | None = None) -> PendingReply:
-        """Send commands in one write; their replies are to be received, or given up.
+    def send(self, commands: _Commands, timeout: float | None = None) -> PendingReply:
+        """Send commands in one write; receive their replies, or give them up.
 
         Args:
-            within: how long each step of connecting may take, seconds, if not as long as the timeout.
+            timeout: of each step of connecting, seconds, if not the pool's.
 
         Raises:
             RedisError, OSError: no connection, or it failed.
         """
-        wire = None
+        began, connection = time.monotonic(), None
         try:
-            wire = self._free_wire(within)
-            wire.send(pack(commands))
-        except BaseException:
-            if wire is None or not wire.is_cut or not _may_be_repeated(commands):
-                self._failed(wire)
+            connection = self._acquire(timeout)
+            connection.send(pack(commands))
+        except BaseException as error:
+            if connection is None or not connection.is_cut or not _may_repeat(commands):
+                self._failed(connection, error, began)
                 raise
-            # Sent once more when its replies are to be received.
-        return PendingReply(self, wire, commands)
+            # Sent once more when its replies are received.
+        return PendingReply(self, connection, commands, began)
 
-    async def aexchange(self, commands: _Words) -> list[Any]:
+    async def aexchange(self, commands: _Commands) -> list[Any]:
         """Do what `exchange` does, on the running loop."""
         loop = asyncio.get_running_loop()
-        began, wire = loop.time(), None
+        began, may_repeat = loop.time(), _may_repeat(commands)
         try:
-            wire = await self._usable(loop)
-            return await wire.exchange(pack(commands), len(commands))
-        except Exception:
-            if wire is not None and wire.is_cut and _may_be_repeated(commands):
+            connection = await self._aacquire(loop)
+            return await connection.exchange(pack(commands), len(commands), may_repeat=may_repeat)
+        except Exception as error:
+            if may_repeat and isinstance(error, ConnectionCut):
                 return await self._arepeat(loop, commands, began + self.timeout)
-            self._failed(None)
+            self._failed(None, error, began)
             raise
 
     def submit(self, command: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
-        """Send one command over the running loop's wire, and return True; False if there is none yet.
+        """Send one command over a connection of the running loop, and return True; False if none is free.
 
         Args:
             done: called on that loop with the one reply in a list, or an error.
         """
         loop = asyncio.get_running_loop()
-        wire = self._of_loop.get(loop)
-        if wire is None or not wire.is_usable:
+        connection = self._free(loop)
+        if connection is None:
             return False
-        until = loop.time() + self.timeout
+        began, may_repeat = loop.time(), _may_repeat((command,))
 
-        def told(outcome: Outcome) -> None:
+        def settle(outcome: Outcome) -> None:
             if isinstance(outcome, Exception):
-                if wire.is_cut and _may_be_repeated((command,)):
-                    self._repeat_soon(loop, command, until, done)
+                if may_repeat and isinstance(outcome, ConnectionCut):
+                    self._repeat_soon(loop, command, began + self.timeout, done)
                     return
-                self._failed(None)
+                self._failed(None, outcome, began)
             done(outcome)
 
-        wire.submit(pack((command,)), 1, told)
+        connection.submit(pack((command,)), 1, settle, may_repeat=may_repeat)
         return True
 
-    def close(self) -> None:
-        """Close what is idle, and use none of today's wires again; one in use is closed by who uses it."""
+    def drop(self) -> None:
+        """Use none of today's connections again: their server is gone, or is no master any more.
+
+        Idle ones are closed.  One that is in use is closed when its replies have arrived.
+        """
+        self._generation += 1
         while self._idle:
             self._idle.pop().close()
-        self._forget_closed_loops()
+        self._close_those_of_closed_loops()
         for loop in list(self._of_loop):
-            wire = self._of_loop.pop(loop, None)
-            if wire is not None:
-                wire.is_usable = False
+            for connection in self._of_loop.pop(loop, ()):
+                connection.is_usable = False
                 try:
-                    loop.call_soon_threadsafe(wire.retire)
+                    loop.call_soon_threadsafe(connection.retire)
                 except RuntimeError:  # it has just been closed
-                    wire.close()
+                    connection.close()
 
-    def drop(self) -> None:
-        """Close all that is open: their master is gone, or is no master any more."""
-        self.close()
+    close = drop
 
-    def _free_wire(self, within: float | None = None) -> Connection:
+    # -- threads
+
+    def _acquire(self, connect_timeout: float | None = None) -> Connection:
         while True:
             try:
-                wire = self._idle.pop()
+                connection = self._idle.pop()
             except IndexError:
-                return Connection(self.pool(), self.timeout, self._spin, within)
-            if wire.is_usable:
-                return wire
-            wire.close()
+                return self._connect(connect_timeout)
+            if connection.generation == self._generation and connection.is_usable:
+                return connection
+            connection.close()
 
-    def _take_back(self, wire: Connection) -> None:
-        if len(self._idle) < MOST_IDLE:
-            self._idle.append(wire)
+    def _connect(self, connect_timeout: float | None = None) -> Connection:
+        # Taken before it asks where the server is.  Taken after, a connection to an old master would be current:
+        #   thread: asks a Sentinel   failover, drop()   thread: connects to the old master
+        generation = self._generation
+        return Connection(self.redis_pool(), self.timeout, connect_timeout=connect_timeout, generation=generation)
+
+    def _release(self, connection: Connection) -> None:
+        if len(self._idle) < MAX_IDLE and connection.generation == self._generation:
+            self._idle.append(connection)
+            if connection.generation != self._generation:  # dropped in between: `drop` may not have seen it
+                self._close_outdated()
         else:
-            wire.close()
+            connection.close()
 
-    def _failed(self, wire: Connection | None) -> None:
-        self.failed_at = time.monotonic()
-        if wire is not None:
-            wire.close()
+    def _close_outdated(self) -> None:
+        """Close idle connections of earlier generations, once each: of two threads, one gets it out of the deque."""
+        for connection in list(self._idle):
+            if connection.generation != self._generation:
+                try:
+                    self._idle.remove(connection)
+                except ValueError:
+                    continue
+                connection.close()
 
-    def _repeat(self, cut: Connection, commands: _Words, until: float) -> list[Any]:
-        """Do an exchange whose wire was cut once more, over a new one; it ends by a monotonic instant."""
+    def _failed(self, connection: Connection | None, error: BaseException, began: float) -> None:
+        """Note a failed exchange; a late reply leaves only those connections that have answered since it began."""
+        if isinstance(error, RedisError | OSError):
+            self.failed_at = time.monotonic()
+        if connection is not None:
+            connection.close()
+        if isinstance(error, LateReply):
+            # Those that were idle as long may lead nowhere as well: a firewall forgot them, or the host is gone.
+            for other in list(self._idle):
+                if other.used_at < began:
+                    try:
+                        self._idle.remove(other)
+                    except ValueError:  # another thread uses it
+                        continue
+                    other.close()
+
+    def _repeat(self, cut: Connection, commands: _Commands, until: float) -> list[Any]:
+        """Do an exchange whose connection was cut once more, over a new one; it ends by a monotonic instant."""
         cut.close()
         for other in list(self._idle):  # cut as well, perhaps, and not yet known to be
-            other.doubt()
-        wire = None
+            other.suspect()
+        began, connection = time.monotonic(), None
         try:
-            wire = Connection(self.pool(), self.timeout, self._spin, self._left(until - time.monotonic()))
-            wire.send(pack(commands))
-            wire.wait(self._left(until - time.monotonic()))
-            replies = wire.receive(len(commands))
-        except BaseException:
-            self._failed(wire)
+            connection = self._connect(self._left(until - began))
+            connection.send(pack(commands))
+            connection.wait(self._left(until - time.monotonic()))
+            replies = connection.receive(len(commands))
+        except BaseException as error:
+            self._failed(connection, error, began)
             raise
-        self._take_back(wire)
+        self._release(connection)
         return replies
 
-    async def _arepeat(self, loop: asyncio.AbstractEventLoop, commands: _Words, until: float) -> list[Any]:
-        """Do the same on the running loop, by its clock."""
+    def _left(self, seconds: float) -> float:
+        return max(seconds, _LEAST_LEFT * self.timeout)
+
+    # -- event loops
+
+    def _free(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection | None:
+        """Return a connection of a loop on which a request would not wait behind bulk, if there is one."""
+        for connection in self._of_loop.get(loop, ()):
+            if connection.is_usable and not connection.has_bulk:
+                return connection
+        return None
+
+    async def _aacquire(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection:
+        connection = self._free(loop)
+        if connection is not None:
+            return connection
+        usable = [each for each in self._of_loop.get(loop, ()) if each.is_usable]
+        if len(usable) >= MAX_PER_LOOP:
+            return usable[-1]
         try:
-            async with asyncio.timeout(self._left(until - loop.time())):
-                wire = await self._usable(loop)
-                return await wire.exchange(pack(commands), len(commands))
-        except Exception:
-            self._failed(None)
+            return await self._connected(loop)
+        except (RedisError, OSError):
+            if usable and usable[0].is_usable:  # no more connections to be had: wait behind the bulk
+                return usable[0]
+            raise
+
+    async def _connected(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection:
+        """Return the loop's new connection; tasks that come meanwhile wait for the same."""
+        connecting = self._connecting.get(loop)
+        if connecting is None:
+            connecting = self._connecting[loop] = loop.create_task(self._aconnect(loop))
+            connecting.add_done_callback(_retrieve_error)
+        # Shielded: the task that began it may be cancelled, and others wait for it.
+        return await asyncio.shield(connecting)
+
+    async def _aconnect(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection:
+        self._close_those_of_closed_loops()
+        try:
+            while True:
+                generation = self._generation
+                connection = AsyncConnection(self.timeout, generation)
+                await connection.connect(self._async_redis_pool())
+                if generation == self._generation:
+                    break
+                connection.close()  # dropped while it connected
+            kept = [each for each in self._of_loop.get(loop, ()) if each.is_usable]
+            self._of_loop[loop] = [*kept, connection]
+            return connection
+        finally:
+            self._connecting.pop(loop, None)
+
+    async def _arepeat(self, loop: asyncio.AbstractEventLoop, commands: _Commands, until: float) -> list[Any]:
+        """Do what `_repeat` does on the running loop, by its clock."""
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._left(until - began)):
+                connection = await self._aacquire(loop)
+                return await connection.exchange(pack(commands), len(commands))
+        except Exception as error:
+            self._failed(None, error, began)
             raise
 
     def _repeat_soon(
@@ -204,94 +292,69 @@ class Pool:
         def ended(task: asyncio.Task[list[Any]]) -> None:
             self._repeating.discard(task)
             if task.cancelled():
-                done(ConnectionError("the loop ended before there was an answer"))
+                done(ConnectionError("the loop ended before there was a reply"))
                 return
             error = task.exception()
             done(error if isinstance(error, Exception) else task.result())
 
         task.add_done_callback(ended)
 
-    def _left(self, seconds: float) -> float:
-        return max(seconds, _LEAST_LEFT * self.timeout)
-
-    async def _usable(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection:
-        wire = self._of_loop.get(loop)
-        return wire if wire is not None and wire.is_usable else await self._connected(loop)
-
-    async def _connected(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection:
-        """Return the loop's new wire; tasks that come meanwhile wait for the same."""
-        connecting = self._connecting.get(loop)
-        if connecting is None:
-            connecting = self._connecting[loop] = loop.create_task(self._connect(loop))
-            connecting.add_done_callback(_heed)
-        # Shielded: the task that began it may be cancelled, and others wait for it.
-        return await asyncio.shield(connecting)
-
-    def _forget_closed_loops(self) -> None:
-        """Close what loops left open that were closed before it was."""
+    def _close_those_of_closed_loops(self) -> None:
         for loop in list(self._of_loop):
-            wire = self._of_loop.pop(loop, None) if loop.is_closed() else None
-            if wire is not None:
-                wire.close()
+            if loop.is_closed():
+                for connection in self._of_loop.pop(loop, ()):
+                    connection.close()
         for loop in list(self._connecting):
             if loop.is_closed():
                 self._connecting.pop(loop, None)
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection:
-        self._forget_closed_loops()
-        try:
-            wire = await AsyncConnection(self.timeout).connect(self._async_pool())
-            self._of_loop[loop] = wire
-            return wire
-        finally:
-            self._connecting.pop(loop, None)
-
 
 class PendingReply:
-    """Commands on their way: until their replies are received, nobody else has the wire."""
+    """Commands that were sent: until their replies are received, nobody else has the connection."""
 
-    __slots__ = ("_commands", "_wire", "_wires")
+    __slots__ = ("_began", "_commands", "_connection", "_pool")
 
-    def __init__(self, wires: Pool, wire: Connection, commands: _Words) -> None:
-        self._wires = wires
-        self._wire = wire
+    def __init__(self, pool: Pool, connection: Connection, commands: _Commands, began: float) -> None:
+        self._pool = pool
+        self._connection = connection
         self._commands = commands
+        self._began = began
 
-    def receive(self, within: float | None = None) -> list[Any]:
+    def receive(self, timeout: float | None = None) -> list[Any]:
         """Return the replies, in order; errors that the server answered are among them.
 
         Args:
-            within: how long to wait for the first of them, seconds, if not for the timeout.
+            timeout: of the first of them, seconds, if not the pool's.
 
         Raises:
             RedisError, OSError: the connection failed.
         """
-        wires, wire = self._wires, self._wire
-        until = time.monotonic() + (wires.timeout if within is None else within)
-        if wire.is_cut:
-            return wires._repeat(wire, self._commands, until)
+        pool, connection = self._pool, self._connection
+        until = time.monotonic() + (pool.timeout if timeout is None else timeout)
+        if connection.is_cut:
+            return pool._repeat(connection, self._commands, until)
         try:
-            if within is not None:
-                wire.wait(within)
-            replies = wire.receive(len(self._commands))
-        except BaseException:
-            if wire.is_cut and _may_be_repeated(self._commands):
-                return wires._repeat(wire, self._commands, until)
-            wires._failed(wire)
+            if timeout is not None:
+                connection.wait(timeout)
+            replies = connection.receive(len(self._commands))
+        except BaseException as error:
+            if connection.is_cut and _may_repeat(self._commands):
+                return pool._repeat(connection, self._commands, until)
+            pool._failed(connection, error, self._began)
             raise
-        wires._take_back(wire)
+        pool._release(connection)
         return replies
 
     def give_up(self) -> None:
-        """Close the wire: its replies are still to come, and must be nobody else's."""
-        self._wire.close()
+        """Close the connection: its replies are still to come, and must be nobody else's."""
+        self._connection.close()
 
 
-def _may_be_repeated(commands: _Words) -> bool:
+def _may_repeat(commands: _Commands) -> bool:
     return all(words[0] in REPEATED for words in commands)
 
 
-def _heed(task: asyncio.Task[AsyncConnection]) -> None:
-    """Look at a task's error, for all who waited for it may be gone."""
+def _retrieve_error(task: asyncio.Task[AsyncConnection]) -> None:
+    """Retrieve a task's error, for all who waited for it may be gone."""
     if not task.cancelled():
         task.exception()

@@ -1,35 +1,52 @@
-"""Requests: what an exchange with the store is made of, and what its replies mean."""
+"""Requests: the commands and script calls of an exchange, and which of their replies are errors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
     ClusterDownError,
     ConnectionError,
+    MasterDownError,
+    MovedError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
+    RedisError,
     ResponseError,
     TimeoutError,
+    TryAgainError,
 )
 
 from cacheworkers.errors import StoreFull
-from cacheworkers.store.commands.scripts import Script
 
-#: Errors that say that nobody is there to answer requests, also where a server has answered so.
+#: Errors that say that no server can answer requests now, also where a server has answered so.
 UNAVAILABLE = (
     ConnectionError,
     TimeoutError,
     BusyLoadingError,
+    MasterDownError,
     ReadOnlyError,
     ClusterDownError,
     RedisClusterException,
     OSError,
 )
+#: Answers that say where else to ask, and no refusals.
+_REDIRECTIONS = (MovedError, AskError, TryAgainError)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script: its source, and the digest that `EVALSHA` takes."""
+
+    name: str
+    source: bytes
+    sha: str
 
 
 class Request:
@@ -48,7 +65,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        """The key that says which of a Cluster's masters is asked."""
+        """The key that selects a Cluster's master."""
         key: str = self.words[1] if self.script is None else self.words[3]
         return key
 
@@ -65,11 +82,21 @@ def unknown_scripts(replies: Sequence[Any]) -> list[int]:
 
 
 def check(replies: Sequence[Any]) -> None:
-    """Raise the first error among replies, but for wrong types: something foreign is there, which a caller handles."""
+    """Raise the first error among replies, except wrong types: the caller handles foreign keys."""
     for reply in replies:
         if not isinstance(reply, Exception):
             continue
         if isinstance(reply, OutOfMemoryError) or (isinstance(reply, ResponseError) and "OOM " in str(reply)):
             raise StoreFull(f"the store is out of memory: {reply}") from reply
-        if not (isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")):
+        if not _is_wrong_type(reply):
             raise reply
+
+
+def check_probe(reply: Any) -> None:
+    """Raise a probe's error: a server that answers with one (BUSY, LOADING, NOPERM, ...) cannot be used yet."""
+    if isinstance(reply, RedisError) and not isinstance(reply, _REDIRECTIONS) and not _is_wrong_type(reply):
+        raise reply
+
+
+def _is_wrong_type(reply: Exception) -> bool:
+    return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")

@@ -1,4 +1,4 @@
-"""Topology: who is asked where there is only one, and what every topology answers."""
+"""Topology: the interface of every topology, and the one with a single master (standalone or Sentinel)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from redis.exceptions import ConnectionError
 from cacheworkers.core.driver import Flow
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.pool import Pool
-from cacheworkers.store.connections.request import Request, check, unknown_scripts
+from cacheworkers.store.connections.request import UNAVAILABLE, Request, check_probe, unknown_scripts
+
+#: How long the key of a probe lives, milliseconds.
+_PROBE_KEPT_FOR_MS = 1000
 
 
 class MasterUnavailable(ConnectionError):
-    """One master of several did not answer lately: what lies on the others is as good as ever."""
+    """One master of several did not answer lately; keys on the others can be used."""
 
 
 class Master(NamedTuple):
-    """One master, and the slots that it has on a Cluster."""
+    """One master, and its slots on a Cluster."""
 
     name: str
-    wires: Pool
+    pool: Pool
     slots: Sequence[range] = ()
 
     def key(self, key: str, nth: int = 0) -> str:
@@ -36,48 +39,55 @@ class Master(NamedTuple):
 
 
 class Topology(Protocol):
-    """The masters of a store, and the way of requests to them.
+    """The masters of a store, and how requests reach them.
 
     Attributes:
-        names: of those that it knows of.
-        away: names of those that no exchange asks, for they did not answer while others did.
+        names: of the masters that it knows.
+        unavailable: names of those that no exchange asks: they did not answer while others did.
     """
 
     names: frozenset[str]
-    away: frozenset[str]
+    unavailable: frozenset[str]
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Return the replies, in order, errors among them, after one round trip per master.
 
         Raises:
-            MasterUnavailable: it concerns one that is away.
+            MasterUnavailable: a request concerns an unavailable master.
             RedisError, OSError: a connection failed, or there is no master for a request.
         """
 
     async def aexchange(self, requests: Sequence[Request]) -> list[Any]:
         """Do the same on the running loop."""
 
-    def every(self) -> Flow[list[Master]]:
+    def masters(self) -> Flow[list[Master]]:
         """Return all masters, always in the same order."""
 
-    def probe(self, key: str) -> Flow[bool]:
-        """Ask those that did not fail whether they are there; return whether the others are away.
+    def confirm(self, key: str) -> Flow[None]:
+        """Ask the masters that failed again, over connections that are new or have answered since.
 
         Args:
-            key: what a key that is read begins with.
+            key: the beginning of a key to read; the same for the other methods.
 
         Raises:
-            RedisError, OSError: one did not answer, or with an error.
+            RedisError, OSError: one does not answer, or with an error.
         """
 
-    def find_back(self, key: str) -> Flow[bool]:
-        """Ask those that are away; return whether all are back."""
+    def probe(self, key: str) -> Flow[bool]:
+        """Ask the masters that did not fail; return whether others are unavailable.
 
-    def doubt(self) -> None:
-        """Find out anew who the masters are, before the next exchange."""
+        Raises:
+            RedisError, OSError: one does not answer, or with an error.
+        """
+
+    def probe_unavailable(self, key: str) -> Flow[bool]:
+        """Ask the unavailable masters; return whether all answer again."""
+
+    def refresh_later(self) -> None:
+        """Find out again which masters there are, before the next exchange."""
 
     def drop(self) -> None:
-        """Doubt, and use no connection again: one of them failed."""
+        """Refresh later, and use no connection again: one of them failed."""
 
     def reset(self) -> None:
         """Forget all connections, as a child does after a fork."""
@@ -89,60 +99,69 @@ class Topology(Protocol):
 class SingleMaster:
     """A standalone server, or the master that Sentinels name."""
 
-    away: frozenset[str] = frozenset()
+    unavailable: frozenset[str] = frozenset()
 
-    def __init__(self, wires: Pool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self.names = frozenset({""})
-        self.wires = wires
+        self.pool = pool
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Return the replies, in order, errors among them."""
-        replies = self.wires.exchange([request.words for request in requests])
+        replies = self.pool.exchange([request.words for request in requests])
         if again := unknown_scripts(replies):
-            full = self.wires.exchange([requests[at].in_full() for at in again])
+            full = self.pool.exchange([requests[at].in_full() for at in again])
             for at, reply in zip(again, full, strict=True):
                 replies[at] = reply
         return replies
 
     async def aexchange(self, requests: Sequence[Request]) -> list[Any]:
         """Do the same on the running loop."""
-        replies = await self.wires.aexchange([request.words for request in requests])
+        replies = await self.pool.aexchange([request.words for request in requests])
         if again := unknown_scripts(replies):
-            full = await self.wires.aexchange([requests[at].in_full() for at in again])
+            full = await self.pool.aexchange([requests[at].in_full() for at in again])
             for at, reply in zip(again, full, strict=True):
                 replies[at] = reply
         return replies
 
-    def every(self) -> Flow[list[Master]]:
+    def masters(self) -> Flow[list[Master]]:
         """Return the one."""
         yield from ()
-        return [Master("", self.wires)]
+        return [Master("", self.pool)]
+
+    def confirm(self, key: str) -> Flow[None]:
+        """Do what `probe` does."""
+        yield from self.probe(key)
 
     def probe(self, key: str) -> Flow[bool]:
-        """Ask the one; no other is away."""
-        [[reply]] = yield FanOut(RoutedRequests(self.wires, [("GET", key)]))
-        check([reply])
+        """Ask the only master whether it can be read and is no replica; no other is unavailable."""
+        commands = [("GET", key), ("SET", key, "1", "PX", _PROBE_KEPT_FOR_MS)]
+        [[read, written]] = yield FanOut(RoutedRequests(self.pool, commands))
+        check_probe(read)
+        # Where only writes are refused (MISCONF, NOREPLICAS, no right to scripts), reads can still be served.
+        if isinstance(written, UNAVAILABLE):
+            raise written
+        self.pool.failed_at = 0.0
         return False
 
-    def find_back(self, key: str) -> Flow[bool]:
-        """Return True: whoever answered is all there is."""
+    def probe_unavailable(self, key: str) -> Flow[bool]:
+        """Return True: the only master has answered."""
         yield from ()
         return True
 
-    def doubt(self) -> None:
-        """Do nothing: whoever connects asks the Sentinels."""
+    def refresh_later(self) -> None:
+        """Do nothing: each new connection asks the Sentinels."""
 
     def drop(self) -> None:
         """Use no connection again: the master may be another now."""
-        self.wires.drop()
+        self.pool.drop()
 
     def reset(self) -> None:
         """Forget all connections, as a child does after a fork."""
-        self.wires.reset()
+        self.pool.reset()
 
     def close(self) -> None:
         """Close idle connections."""
-        self.wires.close()
+        self.pool.close()
 
 
 @functools.cache

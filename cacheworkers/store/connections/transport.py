@@ -1,4 +1,4 @@
-"""The way to the store: one round trip for a list of requests, whatever the topology."""
+"""Transport: one round trip to the store for a list of requests, whatever the topology."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cacheworkers.store.connections.clients import Clients
 from cacheworkers.store.connections.cluster import Cluster, Node
 from cacheworkers.store.connections.connection import Outcome
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
-from cacheworkers.store.connections.health import Breaker, Health
+from cacheworkers.store.connections.health import Health
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import Request, check
 from cacheworkers.store.connections.server_info import check_server, info_of
@@ -25,7 +25,7 @@ from cacheworkers.store.connections.topology import Master, MasterUnavailable, S
 _Words = tuple[Any, ...]
 #: Makes commands for one master, of a key that is its own.
 _Commands = Callable[[str], Sequence[_Words]]
-#: How many slots of a master are tried for such a key, when one after the other is on its way to another.
+#: How many slots of a master are tried for such a key, when one after the other is moving to another master.
 _SLOTS_TRIED = 3
 
 
@@ -35,7 +35,6 @@ class Transport:
     def __init__(
         self,
         config: Config,
-        breaker: Breaker,
         clock: StoreClock,
         *,
         on_lost: Callable[[str], None],
@@ -53,20 +52,21 @@ class Transport:
         self._masters: Topology
         self._alone: Pool | None = None
         if self.is_cluster:
-            self._masters = Cluster(address.nodes[0], self._wires_to, config.store_timeout, config.store_timeout)
+            self._masters = Cluster(address.nodes, self._pool_to, config.store_timeout, config.store_timeout)
         else:
-            self._alone = Pool(clients.pool, clients.async_pool, config.store_timeout, config.spin_for)
+            self._alone = Pool(clients.pool, clients.async_pool, config.store_timeout)
             self._masters = SingleMaster(self._alone)
         key = f"{config.namespace}:w"
         self._health = Health(
-            breaker,
             address.shown,
+            config.breaker_for,
+            confirm=lambda: run(self._masters.confirm(key)),
             probe=lambda: run(self._masters.probe(key)),
-            find_back=lambda: run(self._masters.find_back(key)),
-            has_parts=self.is_cluster,
+            probe_unavailable=lambda: run(self._masters.probe_unavailable(key)),
             on_failure=self._masters.drop,
             on_lost=on_lost,
             on_back=on_back,
+            has_parts=self.is_cluster,
         )
         self._is_checked = False
 
@@ -82,7 +82,7 @@ class Transport:
 
     @property
     def is_well(self) -> bool:
-        """Whether the store answered when it was last asked, or looked for."""
+        """Whether the store answered last time."""
         return self._health.is_well
 
     def reset(self) -> None:
@@ -92,8 +92,8 @@ class Transport:
         self._health.reset()
 
     def close(self) -> None:
-        """Close the sync connections; a look whether the store is back is waited for, for one timeout at most."""
-        self._health.prober.close(self._config.store_timeout)
+        """Close all connections; wait for a probe under way, one timeout at most."""
+        self._health.close(self._config.store_timeout)
         self._masters.close()
         self._clients.close()
 
@@ -113,7 +113,7 @@ class Transport:
         """
         with self._health.asking():
             if not self._is_checked:
-                run(self._look())
+                run(self._check_server())
             replies = self._masters.exchange(requests)
             check(replies)
             return replies
@@ -122,13 +122,13 @@ class Transport:
         """Do what `exchange` does, on the running loop."""
         with self._health.asking():
             if not self._is_checked:
-                await arun(self._look())
+                await arun(self._check_server())
             replies = await self._masters.aexchange(requests)
             check(replies)
             return replies
 
     def submit(self, words: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
-        """Send one command at once, and return True; False when it takes more than that, and `aexchange` must do it.
+        """Send one command immediately, and return True; False if it takes more than that: use `aexchange`.
 
         Args:
             done: called on the running loop with the one reply in a list, or with what `exchange` raises.
@@ -148,7 +148,7 @@ class Transport:
         return self._alone.submit(words, checked)
 
     def on_master(self, at: int, words: _Words) -> tuple[Any, int]:
-        """Return one master's reply to a command without keys, and how many masters there are."""
+        """Return one master's reply to a command without keys, and the number of masters."""
         with self._health.asking():
             return run(self._on_master(at, words))
 
@@ -161,14 +161,14 @@ class Transport:
         """Return every master's replies to commands that go over one connection of it.
 
         Args:
-            key: what a key begins with; on a Cluster, what makes it a key of each master is put behind it.
-            commands: makes them, given that key; they may run twice, while slots are on their way.
+            key: the beginning of a key; on a Cluster, a hash tag that makes it a key of each master is appended.
+            commands: makes them, given that key; they may run twice, while slots move.
         """
         with self._health.asking():
             return run(self._on_masters(key, commands))
 
     async def aon_masters(self, key: str, commands: _Commands) -> list[list[Any]]:
-        """Do what `on_masters` does, on the running loop; nothing that holds up the connection."""
+        """Do what `on_masters` does, on the running loop; nothing that blocks the connection."""
         with self._health.asking():
             return await arun(self._on_masters(key, commands))
 
@@ -185,55 +185,50 @@ class Transport:
         Raises:
             RedisError, OSError: no node of the Cluster answers.
         """
-        self._masters.doubt()
-        return {master.name: master.wires.pool() for master in run(self._masters.every())}
+        self._masters.refresh_later()
+        return {master.name: master.pool.redis_pool() for master in run(self._masters.masters())}
 
     # -- inside
 
-    def _wires_to(self, node: Node) -> Pool:
-        clients, config = self._clients, self._config
-        return Pool(
-            lambda: clients.pool_at(*node),
-            lambda: clients.async_pool_at(*node),
-            config.store_timeout,
-            config.spin_for,
-        )
+    def _pool_to(self, node: Node) -> Pool:
+        clients = self._clients
+        return Pool(lambda: clients.pool_at(*node), lambda: clients.async_pool_at(*node), self._config.store_timeout)
 
     def _on_master(self, at: int, words: _Words) -> Flow[tuple[Any, int]]:
-        masters = yield from self._masters.every()
+        masters = yield from self._masters.masters()
         master = masters[min(at, len(masters) - 1)]
-        self._check_away([master])
-        [replies] = yield FanOut(RoutedRequests(master.wires, [words]))
+        self._check_unavailable([master])
+        [replies] = yield FanOut(RoutedRequests(master.pool, [words]))
         check(replies)
         return replies[0], len(masters)
 
     def _on_masters(self, key: str, commands: _Commands) -> Flow[list[list[Any]]]:
         for nth in range(_SLOTS_TRIED):
-            masters = yield from self._masters.every()
-            self._check_away(masters)
-            trips = [RoutedRequests(master.wires, commands(master.key(key, nth))) for master in masters]
-            found: list[list[Any]] = yield FanOut(*trips)
+            masters = yield from self._masters.masters()
+            self._check_unavailable(masters)
+            parts = [RoutedRequests(master.pool, commands(master.key(key, nth))) for master in masters]
+            found: list[list[Any]] = yield FanOut(*parts)
             if not any(isinstance(reply, AskError | TryAgainError) for replies in found for reply in replies):
                 break
-            self._masters.doubt()
+            self._masters.refresh_later()
         for replies in found:
             check(replies)
         return found
 
-    def _check_away(self, masters: Sequence[Master]) -> None:
+    def _check_unavailable(self, masters: Sequence[Master]) -> None:
         for master in masters:
-            if master.name in self._masters.away:
+            if master.name in self._masters.unavailable:
                 raise MasterUnavailable(f"{master.name} did not answer lately")
 
-    def _look(self) -> Flow[None]:
-        """Find out, at the first exchange, whether it is safe to write there, and what time it is there."""
-        masters: list[Master] = yield from self._masters.every()
-        wires = min(masters, key=lambda master: master.wires.failed_at).wires
-        [[info]] = yield FanOut(RoutedRequests(wires, [("INFO", "everything")]))
+    def _check_server(self) -> Flow[None]:
+        """Check, at the first exchange, that the server is safe to write to, and measure its clock."""
+        masters: list[Master] = yield from self._masters.masters()
+        pool = min(masters, key=lambda master: master.pool.failed_at).pool
+        [[info]] = yield FanOut(RoutedRequests(pool, [("INFO", "everything")]))
         check([info])
         check_server(info_of(info), self.where, allows_evicting=self._config.allow_evicting_store)
         sent = time.monotonic()
-        [[answer]] = yield FanOut(RoutedRequests(wires, [("TIME",)]))
+        [[answer]] = yield FanOut(RoutedRequests(pool, [("TIME",)]))
         received = time.monotonic()
         check([answer])
         self._clock.measure(int(answer[0]) + int(answer[1]) / 1e6, sent, received)

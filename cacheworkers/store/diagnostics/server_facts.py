@@ -21,7 +21,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from cacheworkers.config import Config
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import StoreUnavailable
-from cacheworkers.local.breaker import Breaker
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.commands.store import BEAT_KEPT_FOR
 from cacheworkers.store.connections.server_info import SAFE_POLICIES
@@ -82,11 +81,9 @@ class StoreDiagnostics:
     """Asks the servers of a store; a context manager that closes its connections."""
 
     def __init__(self, config: Config) -> None:
-        self._config = dataclasses.replace(config, store_timeout=max(1.0, config.store_timeout))
+        self._config = dataclasses.replace(config, store_timeout=max(1.0, config.store_timeout), breaker_for=0.0)
         self._keys = Keyspace(config.namespace, config.tag_shards)
-        self._link = Transport(
-            self._config, Breaker(0.0), StoreClock(), on_lost=lambda error: None, on_back=lambda: None
-        )
+        self._link = Transport(self._config, StoreClock(), on_lost=lambda error: None, on_back=lambda: None)
 
     def __enter__(self) -> StoreDiagnostics:
         return self

@@ -1,26 +1,22 @@
-"""No Celery: the same semantics on threads of this process, for scripts and tests."""
+"""No Celery: load requests run on threads of this process, for scripts and tests."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 
-if TYPE_CHECKING:
-    from cacheworkers.workers.broker_queues import QueueState
-
 log = logging.getLogger("cacheworkers")
 
 
-class LocalWorkers:
-    """A dispatcher whose workers are `Config.bulkhead` daemon threads; they start when asks come."""
+class ThreadDispatcher:
+    """A dispatcher whose workers are `Config.bulkhead` daemon threads; they start when requests come."""
 
-    def __init__(self, config: Config, *, run_loads: Callable[[str, list[LoadRequest], bool], None]) -> None:
+    def __init__(self, config: Config, *, run_loads: Callable[[str, list[LoadRequest], bool], object]) -> None:
         self._run_loads = run_loads
         self._infos: dict[str, LoaderInfo] = {}
         self._queue = PublishQueue(
@@ -28,18 +24,18 @@ class LocalWorkers:
         )
 
     def register(self, info: LoaderInfo) -> None:
-        """Learn of a loader."""
+        """Know a loader."""
         self._infos[info.name] = info
 
-    def submit(self, ask: LoadRequest) -> bool:
-        """Take an ask; False when there is no room."""
-        return self._queue.submit(ask)
+    def submit(self, request: LoadRequest) -> bool:
+        """Take a load request; False when there is no room."""
+        return self._queue.submit(request)
 
-    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
-        """Take asks together; how many, from the first on, there was room for."""
-        return self._queue.submit_all(asks)
+    def submit_all(self, requests: Sequence[LoadRequest]) -> int:
+        """Take load requests together; how many, from the first on, there was room for."""
+        return self._queue.submit_all(requests)
 
-    def queue_states(self) -> list[QueueState]:
+    def queue_states(self) -> list[object]:
         """Return no queue: there is no broker."""
         return []
 
@@ -48,11 +44,11 @@ class LocalWorkers:
         self._queue.close()
 
     def reset_after_fork(self) -> None:
-        """Begin anew in a child."""
+        """Start over in a child."""
         self._queue.reset()
 
-    def _work(self, info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
+    def _work(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
         try:
-            self._run_loads(info.name, asks, False)
+            self._run_loads(info.name, requests, False)
         except CacheworkersError as error:
             log.warning("load of %s did not happen: %s", info.name, error)

@@ -1,19 +1,34 @@
-"""Beat's log: one line when the broker goes away and one when it is back, instead of a traceback for each task."""
+"""Celery's log: lines about the library's own tasks at DEBUG, and one line when beat's broker goes away or is back."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from celery.beat import SchedulingError
 from celery.signals import after_task_publish
 from kombu.exceptions import OperationalError
+
+from cacheworkers.workers.celery_internals import BEAT_LOGGER, TASK_LOGGERS, task_of_record
 
 log = logging.getLogger("cacheworkers")
 
 
+class _OwnTasks(logging.Filter):
+    """Lowers to DEBUG what Celery logs at INFO for each of the library's tasks: received, succeeded, sent by beat.
+
+    Beat sends one every few seconds; an idle worker's log would consist of them.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is to be logged."""
+        if record.levelno != logging.INFO or not task_of_record(record).startswith("cacheworkers."):
+            return True
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
 class _BrokerErrors(logging.Filter):
-    """Shortens what `celery.beat` logs for each task that it cannot send while the broker is away.
+    """Shortens what beat logs for each task that it cannot send while the broker is away.
 
     Each text of a broker's error is logged once, without its traceback.  Other errors pass unchanged.
     """
@@ -24,6 +39,8 @@ class _BrokerErrors(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is to be logged."""
+        from celery.beat import SchedulingError  # loaded where beat runs
+
         error = record.exc_info[1] if record.exc_info else None
         cause = error.__context__ if isinstance(error, SchedulingError) else None
         if not isinstance(cause, OperationalError):
@@ -42,10 +59,17 @@ class _BrokerErrors(logging.Filter):
             log.warning("beat sends again")
 
 
+_own_tasks = _OwnTasks()
 _broker_errors = _BrokerErrors()
+
+
+def lower_own_tasks() -> None:
+    """Have lines about the library's own tasks logged at DEBUG in this process."""
+    for name in (*TASK_LOGGERS, BEAT_LOGGER):
+        logging.getLogger(name).addFilter(_own_tasks)
 
 
 def log_broker_errors_once() -> None:
     """Shorten the log of the beat in this process, whatever its scheduler."""
-    logging.getLogger("celery.beat").addFilter(_broker_errors)
+    logging.getLogger(BEAT_LOGGER).addFilter(_broker_errors)
     after_task_publish.connect(_broker_errors.log_recovery, weak=False, dispatch_uid="cacheworkers-beat-log")

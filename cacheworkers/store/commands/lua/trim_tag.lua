@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- sweep_tag.lua: drop the expired members of one tag set, a bounded number at a time.
+-- trim_tag.lua: drop the expired members of one tag set, a bounded number at a time.
 --
 -- KEYS[1]  tag set   KEYS[2]  last invalidation
 -- ARGV[1]  most members to drop   ARGV[2]  how old, in ms, an invalidation's mark must be to be dropped

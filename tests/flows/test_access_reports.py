@@ -29,7 +29,7 @@ def made(make_cache: MakeCache, **options: Any) -> tuple[Cache, Any]:
     return cache, number
 
 
-def heat(number: Any) -> dict[str, float]:
+def scores(number: Any) -> dict[str, float]:
     return {call: pytest.approx(reads, rel=0.05) for call, reads in number.hot()}
 
 
@@ -73,16 +73,16 @@ def test_what_an_outage_kept_from_being_told_is_told_after_it(
 def test_what_could_not_be_told_takes_bounded_memory(make_cache: MakeCache) -> None:
     """Reads go on being counted while nothing can be told: what is read often stays."""
     cache, _ = made(make_cache, redis_url="redis://127.0.0.1:1/0", store_timeout=0.1)
-    heat = cache._ports.heat
-    heat._most = 100
+    counter = cache._ports.access_counter
+    counter._most = 100
     for round_ in range(20):
-        heat.count("number[7]", 50)
-        heat.count_each(f"number[{1000 * round_ + n}]" for n in range(60))
+        counter.count("number[7]", 50)
+        counter.count_each(f"number[{1000 * round_ + n}]" for n in range(60))
         with pytest.raises(StoreUnavailable):
             cache.report_accesses()
 
-    assert len(heat) <= 101
-    assert heat.taken((), 1).keys() == {"number[7]"}
+    assert len(counter) <= 101
+    assert counter.taken((), 1).keys() == {"number[7]"}
 
 
 def test_closing_tells_what_is_left(make_cache: MakeCache) -> None:
@@ -93,7 +93,7 @@ def test_closing_tells_what_is_left(make_cache: MakeCache) -> None:
     cache.close()
 
     _, other = made(make_cache)
-    assert heat(other) == {"number[7]": 5}
+    assert scores(other) == {"number[7]": 5}
 
 
 def test_closing_without_a_store_ends(make_cache: MakeCache, server: Valkey) -> None:
@@ -126,4 +126,4 @@ def test_a_forked_child_tells_nothing_of_its_parent_s_reads(make_cache: MakeCach
     cache.close()
 
     _, other = made(make_cache)
-    wait_until(lambda: heat(other) == {"number[7]": 5})
+    wait_until(lambda: scores(other) == {"number[7]": 5})

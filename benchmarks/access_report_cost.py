@@ -1,4 +1,4 @@
-"""What it costs to count reads, and whether the hottest are found: `python -m benchmarks.heat_cost [--quick]`.
+"""What it costs to count reads, and whether the hottest are found: `python -m benchmarks.access_report_cost [--quick]`.
 
 The cost is the difference between `Loader.get` as it is and the same function compiled without its one line that
 counts, measured in turn.  Then four caches read ten million times from a million distinct calls, by Zipf: what their
@@ -102,7 +102,7 @@ def cost_of_a_hit(product: Any, rounds: int) -> tuple[float, float, float]:
 
 def cost_of_a_store_hit(cache: Cache) -> float:
     """Return the nanoseconds by which counting lengthens a hit in the store."""
-    count = cache._ports.heat.count
+    count = cache._ports.access_counter.count
     return min(each(lambda number: count("product[42]"), HITS) - each(lambda number: None, HITS) for _ in range(5))
 
 
@@ -115,7 +115,7 @@ def cost_of_telling(cache: Cache, entry: Entry) -> float:
         assert slot is not None
         slot.reads += 1 + number % 50
     for number in range(cache.config.l1_entries):
-        cache._ports.heat.count(f"product[{-number}]", 1 + number % 50)
+        cache._ports.access_counter.count(f"product[{-number}]", 1 + number % 50)
     began = time.perf_counter()
     cache.report_accesses()
     return 1000 * (time.perf_counter() - began)
@@ -138,13 +138,13 @@ class Reader:
         if slot is not None:
             slot.reads += 1
         else:
-            ports.heat.count(call)
+            ports.access_counter.count(call)
             ports.l1.fill(call, entry=self._entry, value=1, until=1e12, guard=ports.l1.guard(call))
         self._reads += 1
         if self._reads % 1000 == 0:
-            self.most = max(self.most, len(ports.heat))
+            self.most = max(self.most, len(ports.access_counter))
         if self._reads % self._every == 0:
-            counts = ports.heat._counts
+            counts = ports.access_counter._counts
             self.most_bytes = max(self.most_bytes, sys.getsizeof(counts) + sum(map(sys.getsizeof, counts)))
             self.cache.report_accesses()
 
@@ -173,7 +173,7 @@ def find_the_hottest(url: str, reads: int, distinct: int, skew: float) -> Hottes
         found = {call for call, _ in caches[0].hot("product", most)}
         there[most] = sum(f"product[{number}]" in found for number in ranked[:most])
     client = redis.Redis.from_url(url)
-    key = caches[0]._ports.store.keys.heat("product")
+    key = caches[0]._ports.store.keys.accesses("product")
     counted = max(reader.most for reader in readers), max(reader.most_bytes for reader in readers)
     kept = client.zcard(key), client.memory_usage(key, samples=0) or 0
     for cache in caches:

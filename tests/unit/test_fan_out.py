@@ -32,15 +32,15 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def wait(self, seconds: float, within: float | None) -> None:
+    def wait(self, seconds: float, timeout: float | None) -> None:
         """Let time pass until something is there, or until it is given up."""
-        limit = TIMEOUT if within is None else within
+        limit = TIMEOUT if timeout is None else timeout
         self.now += min(max(seconds, 0.0), limit)
         if seconds > limit:
             raise TimeoutError("no answer")
 
 
-class SlowWires:
+class SlowPool:
     """Connects in some time, and answers some time after it was asked."""
 
     def __init__(self, clock: Clock, answers_in: float, connects_in: float = 0.0, reply: Any = b"here") -> None:
@@ -49,12 +49,12 @@ class SlowWires:
         self.given_up = 0
         self._clock, self._answers_in, self._connects_in, self._reply = clock, answers_in, connects_in, reply
 
-    def send(self, commands: Sequence[Any], within: float | None = None) -> Any:
-        self._clock.wait(self._connects_in, within)
+    def send(self, commands: Sequence[Any], timeout: float | None = None) -> Any:
+        self._clock.wait(self._connects_in, timeout)
         answered_at = self._clock.now + self._answers_in
 
-        def receive(within: float | None = None) -> list[Any]:
-            self._clock.wait(answered_at - self._clock.now, within)
+        def receive(timeout: float | None = None) -> list[Any]:
+            self._clock.wait(answered_at - self._clock.now, timeout)
             return [self._reply(words) if callable(self._reply) else self._reply for words in commands]
 
         def give_up() -> None:
@@ -86,21 +86,21 @@ def went(clock: Clock, trips: FanOut) -> tuple[float, Any]:
     return clock.now - began, outcome
 
 
-def to(*wires: SlowWires) -> FanOut:
-    return FanOut(*(RoutedRequests(each, [("GET", "k")]) for each in wires))  # type: ignore[arg-type]
+def to(*pools: SlowPool) -> FanOut:
+    return FanOut(*(RoutedRequests(each, [("GET", "k")]) for each in pools))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("answers_in", [[NEVER] * 5, [9.0, 18.0, 27.0], [9.9, 19.8], [0.0, 9.0, NEVER, NEVER]])
 def test_masters_that_hang_cost_one_timeout_together(clock: Clock, answers_in: list[float]) -> None:
     """And not one each, one after the other."""
-    took, outcome = went(clock, to(*(SlowWires(clock, each) for each in answers_in)))
+    took, outcome = went(clock, to(*(SlowPool(clock, each) for each in answers_in)))
 
     assert outcome is TimeoutError
     assert took <= BOUND
 
 
 def test_masters_that_answer_in_time_are_all_heard(clock: Clock) -> None:
-    took, outcome = went(clock, to(*(SlowWires(clock, each) for each in (9.0, 1.0, 9.5, 0.0))))
+    took, outcome = went(clock, to(*(SlowPool(clock, each) for each in (9.0, 1.0, 9.5, 0.0))))
 
     assert outcome == [[b"here"]] * 4
     assert took == 9.5
@@ -108,7 +108,7 @@ def test_masters_that_answer_in_time_are_all_heard(clock: Clock) -> None:
 
 @pytest.mark.parametrize("connects_in", [[NEVER, 0.0], [9.0, 9.0, 9.0], [6.0, 3.0, 3.0]])
 def test_connecting_takes_of_the_same_time(clock: Clock, connects_in: list[float]) -> None:
-    took, outcome = went(clock, to(*(SlowWires(clock, NEVER, each) for each in connects_in)))
+    took, outcome = went(clock, to(*(SlowPool(clock, NEVER, each) for each in connects_in)))
 
     assert outcome is TimeoutError
     assert took <= BOUND
@@ -117,23 +117,23 @@ def test_connecting_takes_of_the_same_time(clock: Clock, connects_in: list[float
 def test_what_has_come_while_the_thread_was_held_up_is_taken(clock: Clock) -> None:
     """A machine that is busy is no failure of the store."""
 
-    class HoldsUp(SlowWires):
-        def send(self, commands: Sequence[Any], within: float | None = None) -> Any:
-            sent = super().send(commands, within)
+    class HoldsUp(SlowPool):
+        def send(self, commands: Sequence[Any], timeout: float | None = None) -> Any:
+            sent = super().send(commands, timeout)
             clock.now += 5 * TIMEOUT
             return sent
 
-    _, outcome = went(clock, to(SlowWires(clock, 1.0), HoldsUp(clock, 1.0), SlowWires(clock, 0.0)))
+    _, outcome = went(clock, to(SlowPool(clock, 1.0), HoldsUp(clock, 1.0), SlowPool(clock, 0.0)))
 
     assert outcome == [[b"here"]] * 3
 
 
 def test_those_that_were_not_heard_are_given_up(clock: Clock) -> None:
-    wires = [SlowWires(clock, each) for each in (0.0, NEVER, 0.0, 0.0)]
+    pools = [SlowPool(clock, each) for each in (0.0, NEVER, 0.0, 0.0)]
 
-    went(clock, to(*wires))
+    went(clock, to(*pools))
 
-    assert [each.given_up for each in wires] == [0, 0, 1, 1]
+    assert [each.given_up for each in pools] == [0, 0, 1, 1]
 
 
 # -- all that one exchange of a Cluster asks
@@ -147,8 +147,8 @@ def key_on(node: Node) -> str:
     return next(key for key in map(str, range(1000)) if (key_slot(key.encode()) < 8192) == (node == A))
 
 
-def exchanged(clock: Clock, wires: dict[Node, SlowWires], *keys: str) -> tuple[float, Any]:
-    cluster = Cluster(A, wires.__getitem__, patience=TIMEOUT, within=TIMEOUT)  # type: ignore[arg-type]
+def exchanged(clock: Clock, pools: dict[Node, SlowPool], *keys: str) -> tuple[float, Any]:
+    cluster = Cluster([A], pools.__getitem__, patience=TIMEOUT, timeout=TIMEOUT)  # type: ignore[arg-type]
     began = clock.now
     try:
         outcome: Any = cluster.exchange([Request(("GET", key)) for key in keys])
@@ -159,20 +159,20 @@ def exchanged(clock: Clock, wires: dict[Node, SlowWires], *keys: str) -> tuple[f
 
 @pytest.mark.parametrize("of_slots", [0.0, 5.0, 9.0])
 def test_asking_for_the_slots_takes_of_the_same_time(clock: Clock, of_slots: float) -> None:
-    wires = {A: SlowWires(clock, of_slots, reply=slots_or(b"here")), B: SlowWires(clock, NEVER)}
+    pools = {A: SlowPool(clock, of_slots, reply=slots_or(b"here")), B: SlowPool(clock, NEVER)}
 
-    took, outcome = exchanged(clock, wires, key_on(B))
+    took, outcome = exchanged(clock, pools, key_on(B))
 
     assert outcome is TimeoutError
     assert took <= BOUND
 
 
 def test_nodes_that_hang_are_not_all_asked_for_the_slots(clock: Clock) -> None:
-    wires = {A: SlowWires(clock, 0.0, reply=slots_or(b"here")), B: SlowWires(clock, 0.0)}
-    cluster = Cluster(A, wires.__getitem__, patience=TIMEOUT, within=TIMEOUT)  # type: ignore[arg-type]
-    run(cluster.every())
-    wires[A]._answers_in = wires[B]._answers_in = NEVER
-    cluster.doubt()
+    pools = {A: SlowPool(clock, 0.0, reply=slots_or(b"here")), B: SlowPool(clock, 0.0)}
+    cluster = Cluster([A], pools.__getitem__, patience=TIMEOUT, timeout=TIMEOUT)  # type: ignore[arg-type]
+    run(cluster.masters())
+    pools[A]._answers_in = pools[B]._answers_in = NEVER
+    cluster.refresh_later()
     began = clock.now
 
     with pytest.raises(TimeoutError):
@@ -184,9 +184,9 @@ def test_nodes_that_hang_are_not_all_asked_for_the_slots(clock: Clock) -> None:
 def test_a_request_that_is_sent_again_takes_of_the_same_time(clock: Clock) -> None:
     key = key_on(A)
     moved = MovedError(f"{key_slot(key.encode())} b:2")
-    wires = {A: SlowWires(clock, 6.0, reply=slots_or(moved)), B: SlowWires(clock, NEVER, reply=slots_or(b"here"))}
+    pools = {A: SlowPool(clock, 6.0, reply=slots_or(moved)), B: SlowPool(clock, NEVER, reply=slots_or(b"here"))}
 
-    took, outcome = exchanged(clock, wires, key)
+    took, outcome = exchanged(clock, pools, key)
 
     assert outcome is TimeoutError
     assert took <= BOUND
@@ -194,14 +194,14 @@ def test_a_request_that_is_sent_again_takes_of_the_same_time(clock: Clock) -> No
 
 def test_patience_ends_with_the_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is told then is that the slot is on its way, not that the store does not answer."""
-    wires = {A: SlowWires(clock, 0.0, reply=slots_or(TryAgainError("split")))}
+    pools = {A: SlowPool(clock, 0.0, reply=slots_or(TryAgainError("split")))}
 
     def pause(seconds: float) -> None:
         clock.now += 10 * seconds  # a machine that is busy
 
     monkeypatch.setattr("cacheworkers.core.driver.time.sleep", pause)
 
-    took, outcome = exchanged(clock, wires, key_on(A))
+    took, outcome = exchanged(clock, pools, key_on(A))
 
     assert [type(reply) for reply in outcome] == [TryAgainError]
     assert took <= BOUND

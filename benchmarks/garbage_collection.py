@@ -1,4 +1,6 @@
-"""Sweep a million dead members out of tag sets while somebody reads: `python -m benchmarks.sweep [--quick]`.
+"""Garbage collection of a million dead tag-set members while somebody reads.
+
+    python -m benchmarks.garbage_collection [--quick]
 
 Half of the members are in one set, most of the rest in sets of 400, and some tags have one member each, as tags of
 single products do.  All have expired.  Every tenth tag was last invalidated two hours ago, every tenth just now: the
@@ -38,14 +40,14 @@ class GarbageCollected(NamedTuple):
         took: seconds.
         slow: commands over `SLOW` by the server's slow log: microseconds and command.
         idle, busy: a reader's latencies before and meanwhile, milliseconds.
-        memory: megabytes empty, full, and swept.
+        memory: megabytes empty, full, and after the collection.
         left: kinds of keys, and how many of each.
     """
 
     members: int
     sets: int
     fresh_marks: int
-    swept: int
+    removed: int
     took: float
     slow: list[tuple[int, bytes]]
     idle: list[float]
@@ -122,15 +124,15 @@ def used(client: Any) -> float:
 
 
 def watch(client: Any, key: str, members: int, done: threading.Event) -> None:
-    """Show how far the sweep has got, by the size of the largest set."""
+    """Show how far the collection has got, by the size of the largest set."""
     with progress() as bar:
-        task = bar.add_task("sweep, largest set", total=members // 2)
+        task = bar.add_task("collection, largest set", total=members // 2)
         while not done.wait(0.5):
             bar.update(task, completed=members // 2 - client.zcard(key))
 
 
 def measured(members: int) -> GarbageCollected:
-    """Fill, and sweep."""
+    """Fill, and collect."""
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:
         cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))
@@ -140,7 +142,7 @@ def measured(members: int) -> GarbageCollected:
         reader.start()
         results.get(timeout=60)
         cache.invalidate("category:1")  # from now on there is a `seq`
-        cache.sweep()  # connects, and has the scripts loaded
+        cache.collect_garbage()  # connects, and has the scripts loaded
         empty = used(client)
         sets, fresh_marks = fill(client, cache._ports.store.keys, members)
         full = used(client)
@@ -153,7 +155,7 @@ def measured(members: int) -> GarbageCollected:
         watcher.start()
         stop[0].set()
         began = time.perf_counter()
-        swept = cache.sweep()
+        collected = cache.collect_garbage()
         took = time.perf_counter() - began
         stop[1].set()
         done.set()
@@ -164,11 +166,11 @@ def measured(members: int) -> GarbageCollected:
         left = sorted(kinds_of(client, cache.config.namespace).items())
         memory = empty, full, used(client)
         cache.close()
-    return GarbageCollected(members, sets, fresh_marks, swept.members, took, slow, idle, busy, memory, left)
+    return GarbageCollected(members, sets, fresh_marks, collected.members, took, slow, idle, busy, memory, left)
 
 
 def main() -> None:
-    """Fill, sweep, and print how long it took, what was slow, what readers noticed, and what is left."""
+    """Fill, collect, and print how long it took, what was slow, what readers noticed, and what is left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=MEMBERS)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} members")
@@ -176,11 +178,11 @@ def main() -> None:
     found = measured(QUICK if options.quick else options.members)
     rows = [
         ("dead members, tag sets", f"{found.members:,}, {found.sets:,}"),
-        ("swept, in", f"{found.swept:,}, {found.took:.1f} s"),
+        ("removed, in", f"{found.removed:,}, {found.took:.1f} s"),
         (f"commands over {SLOW / 1000:g} ms (SLOWLOG)", f"{len(found.slow)}"),
         ("a reader, idle: p50, p99, most", line(found.idle)),
         ("a reader meanwhile: p50, p99, most", line(found.busy)),
-        ("memory empty, full, swept", ", ".join(f"{each:.1f}" for each in found.memory) + " MB"),
+        ("memory empty, full, collected", ", ".join(f"{each:.1f}" for each in found.memory) + " MB"),
         (
             f"keys left ({found.fresh_marks + 1:,} marks must stay)",
             ", ".join(f"{kind}: {count:,}" for kind, count in found.left),

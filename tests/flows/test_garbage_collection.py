@@ -47,7 +47,7 @@ def make_cache(make_cache: MakeCache) -> Iterator[MakeCache]:
             client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1), 1))
         elif kind == b"string" and key.startswith(f"{keys.namespace}:v:"):
             client.set(key, 1)
-    assert police.sweep().is_whole
+    assert police.collect_garbage().is_whole
     assert names(police) <= {keys.seq}
     police.close()
 
@@ -67,7 +67,7 @@ def thing(cache: Cache, **policy: Any) -> Any:
 
 
 def test_after_all_entries_have_expired_one_sweep_leaves_only_seq(make_cache: MakeCache) -> None:
-    """Memory returns to what live entries need; marks go once no load can need them, heat with its half-lives."""
+    """Memory returns to what live entries need; marks go once no load can need them, access scores in time."""
     cache = make_cache(access_half_life=0.02)
     things = thing(cache, fresh_for=0.05, stale_for=0.0, error_for=0.0, negative_for=0.05, load_for=1.0)
     for n in range(50):
@@ -80,7 +80,7 @@ def test_after_all_entries_have_expired_one_sweep_leaves_only_seq(make_cache: Ma
     assert len(names(cache)) > 2
 
     def only_seq() -> bool:
-        cache.sweep()
+        cache.collect_garbage()
         return names(cache) == {cache._ports.store.keys.seq}
 
     wait_until(only_seq)
@@ -97,15 +97,15 @@ def test_a_sweep_that_runs_out_of_time_is_gone_on_with_by_the_next(make_cache: M
     assert last < one._ports.clock.now() * 1000 + 60_000
     wait_until(lambda: one._ports.clock.now() * 1000 > last + 10)
 
-    parts = [one.sweep(0.0)]
+    parts = [one.collect_garbage(0.0)]
     assert not parts[0].is_whole
-    assert keys.sweep_position in names(one)
+    assert keys.gc_position in names(one)
     while not parts[-1].is_whole:
-        parts.append((other, one)[len(parts) % 2].sweep(0.0))
+        parts.append((other, one)[len(parts) % 2].collect_garbage(0.0))
 
     assert sum(part.members for part in parts) == 60, "thirty of their own tag, thirty of a common one"
-    assert keys.sweep_position not in names(one)
-    assert one.sweep().members == 0
+    assert keys.gc_position not in names(one)
+    assert one.collect_garbage().members == 0
 
 
 def test_what_is_alive_keeps_its_tags(cache: Cache) -> None:
@@ -113,7 +113,7 @@ def test_what_is_alive_keeps_its_tags(cache: Cache) -> None:
     things.get(1)
     before = names(cache)
 
-    assert cache.sweep(math.inf).members == 0
+    assert cache.collect_garbage(math.inf).members == 0
 
     assert names(cache) == before
     assert cache.invalidate("all").entries == 1
@@ -122,15 +122,15 @@ def test_what_is_alive_keeps_its_tags(cache: Cache) -> None:
 def test_a_position_of_nonsense_begins_anew(cache: Cache) -> None:
     client: Any = cache._ports.store.link.client()
     for nonsense in (b"", b"x:y", b"7", b"1:-1"):
-        client.set(cache._ports.store.keys.sweep_position, nonsense)
-        assert cache.sweep().is_whole
+        client.set(cache._ports.store.keys.gc_position, nonsense)
+        assert cache.collect_garbage().is_whole
 
 
 def detached(cache: Cache, tag: str, members: int) -> None:
     """An invalidation that has died right after it has put aside the tag's set, of so many members."""
     client: Any = cache._ports.store.link.client()
     client.zadd(cache._ports.store.keys.tag_set(tag), {f"thing[{n}]": 10**15 for n in range(members)})
-    cache._ports.store.detach(tag, 1).run()
+    cache._ports.store.detach([tag], 1).run()
 
 
 def test_a_sweep_stops_in_the_middle_of_a_tag_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,26 +142,26 @@ def test_a_sweep_stops_in_the_middle_of_a_tag_set(make_cache: MakeCache, monkeyp
     client.zadd(big, {f"thing[{n}]": 1 for n in range(45)})
     client.zadd(small, {"thing[1]": 1})
 
-    parts = [cache.sweep(0.0)]
+    parts = [cache.collect_garbage(0.0)]
     while not parts[-1].is_whole:
-        parts.append(cache.sweep(0.0))
+        parts.append(cache.collect_garbage(0.0))
 
     assert max(part.members for part in parts) <= 11
     assert sum(part.members for part in parts) == 46
     assert names(cache) == set()
 
 
-def test_a_sweep_stops_in_the_middle_of_a_doomed_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_stops_in_the_middle_of_a_detached_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cacheworkers.store.commands.store.CHUNK", 10)
     cache = make_cache()
     store = cache._ports.store
     client: Any = store.link.client()
     detached(cache, "all", 45)
-    [name] = [each.name for each in store.detached_sets("all").run()]
+    [name] = [each.name for each in store.detached_sets(["all"]).run()]
     left, is_whole = [client.zcard(name)], False
 
     while not is_whole:
-        is_whole = cache.sweep(0.0).is_whole
+        is_whole = cache.collect_garbage(0.0).is_whole
         left.append(client.zcard(name))
 
     assert max(before - after for before, after in itertools.pairwise(left)) == 10
@@ -179,8 +179,8 @@ def test_time_runs_out_in_the_middle_of_a_set(make_cache: MakeCache, monkeypatch
     client.zadd(ports.store.keys.tag_set("big"), {f"thing[{n}]": 1 for n in range(1000)})
     monkeypatch.setattr(ports, "clock", SimpleNamespace(monotonic=lambda: next(now)))
 
-    assert cache.sweep(20.0).members < 200
-    assert cache.sweep(1e6).is_whole
+    assert cache.collect_garbage(20.0).members < 200
+    assert cache.collect_garbage(1e6).is_whole
     assert names(cache) == set()
 
 
@@ -191,10 +191,10 @@ def test_what_is_foreign_is_told_of_and_passed_over(make_cache: MakeCache, event
     keys = cache._ports.store.keys
     client: Any = cache._ports.store.link.client()
     detached(cache, "half-way", 3)
-    strings = {keys.tag_set("a"), keys.detached_index("b"), keys.detached("half-way", 0, 7, "foreign")}
+    strings = {keys.tag_set("a"), keys.detached_index("b"), keys.detaching("half-way", 0, 7, "foreign")[3]}
     for key in strings:
         client.set(key, "x")
-    client.sadd(keys.detached_index("half-way"), keys.detached("half-way", 0, 7, "foreign"))
+    client.sadd(keys.detached_index("half-way"), keys.detaching("half-way", 0, 7, "foreign")[3])
     client.set(keys.last_invalidation("c"), "no number")
     client.hset(keys.last_invalidation("d"), "field", "x")
     for n in range(5):
@@ -202,9 +202,9 @@ def test_what_is_foreign_is_told_of_and_passed_over(make_cache: MakeCache, event
         client.set(keys.last_invalidation(f"mine:{n}"), 1)
     foreign = strings | {keys.last_invalidation("c"), keys.last_invalidation("d")}
 
-    parts = [cache.sweep(within)]
+    parts = [cache.collect_garbage(within)]
     while not parts[-1].is_whole:
-        parts.append(cache.sweep(within))
+        parts.append(cache.collect_garbage(within))
 
     assert names(cache) == foreign | {keys.detached_index("half-way")}
     assert sum(part.members for part in parts) == 5

@@ -1,0 +1,1 @@
+"""The table a buyer wants: one product API on FastAPI, cached by this library, by its peers, by hand and not at all."""

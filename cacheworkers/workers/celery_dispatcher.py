@@ -1,0 +1,201 @@
+"""Send load requests to Celery workers, and run them there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import Celery
+
+from cacheworkers.config import Config
+from cacheworkers.errors import StoreError, UnknownLoader
+from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.workers.broker_queues import QueueState, queue_states
+from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN
+from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
+from cacheworkers.workers.publisher import Publisher
+from cacheworkers.workers.task_messages import parse_requests
+from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
+from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
+
+log = logging.getLogger("cacheworkers")
+
+RunLoads = Callable[[str, list[LoadRequest], bool], object]
+
+
+class CeleryDispatcher:
+    """The dispatcher whose workers are Celery's.
+
+    Attributes:
+        app: the app that is bound.
+        queue_names: of the four queues, in the order in which workers are to take from them.
+        infos: the loaders by name.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        config: Config,
+        *,
+        run_loads: RunLoads,
+        undelivered: Callable[[list[LoadRequest]], None],
+        emit: Callable[[Event], None],
+        waited_for: Callable[[], int],
+    ) -> None:
+        self.app = app
+        queues = config.queues
+        self.queue_names = (queues.miss, queues.revalidate, queues.warm, queues.upkeep)
+        self.infos: dict[str, LoaderInfo] = {}
+        self._config = config
+        self._run_loads = run_loads
+        self._undelivered = undelivered
+        self._emit = emit
+        self._eager: ThreadDispatcher | None = None
+        self._lock = threading.Lock()
+        self._publisher = Publisher(app, config, undelivered, emit)
+        self._queue = PublishQueue(
+            self._publisher.publish, self.infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
+        )
+        app.on_after_finalize.connect(self._make_tasks)
+
+    def register(self, info: LoaderInfo) -> None:
+        """Make the task of a loader; before workers start: they look for tasks only then."""
+        self.infos[info.name] = info
+        if self._eager is not None:
+            self._eager.register(info)
+        if self.app.finalized:
+            self._make_task(info)
+
+    def submit(self, request: LoadRequest) -> bool:
+        """Take a load request; False when there is no room, or this process is to load it itself."""
+        return self.submit_all([request]) == 1
+
+    def submit_all(self, requests: Sequence[LoadRequest]) -> int:
+        """Take load requests together; how many, from the first on, there was room for."""
+        if self.app.conf.task_always_eager:  # says that there are no workers
+            return self._threads().submit_all(requests)
+        return self._queue.submit_all(requests)
+
+    def queue_states(self) -> list[QueueState]:
+        """Ask the broker for the four queues.
+
+        Raises:
+            BrokerUnavailable: it does not answer.
+        """
+        return queue_states(self.app, self.queue_names)
+
+    def close(self) -> None:
+        """Publish what is queued, for at most a second, then stop; the leases of what is left are given back.
+
+        The app's tasks for loaders are removed.
+        """
+        if self._queue.close():
+            self._publisher.disconnect()
+        if self._eager is not None:
+            self._eager.close()
+        self.app.on_after_finalize.disconnect(self._make_tasks)
+        if self.app.finalized:
+            for name in self.infos:
+                self.app.tasks.pop(PREFIX + name, None)
+
+    def reset_after_fork(self) -> None:
+        """Start over in a child: connections and threads are the parent's."""
+        self._lock = threading.Lock()
+        self._queue.reset()
+        self._publisher.reset()
+        if self._eager is not None:
+            self._eager.reset_after_fork()
+
+    def on_unknown_task(self, name: str, message: Any) -> None:
+        """Give back the leases of a message for a loader that this worker does not know; readers need not wait."""
+        requests: list[LoadRequest] = []
+        with contextlib.suppress(Exception):  # not ours, whatever its name says
+            requests, _ = parse_requests(name.removeprefix(PREFIX), message.payload[1].get("asks"))
+        self._emit(UnknownTask(name, len(requests)))
+        if requests:
+            self._undelivered(requests)
+
+    def _threads(self) -> ThreadDispatcher:
+        """Return the threads of this process that load for an eager app."""
+        with self._lock:
+            if self._eager is None:
+                self._eager = ThreadDispatcher(self._config, run_loads=self._run_loads)
+                for info in self.infos.values():
+                    self._eager.register(info)
+            return self._eager
+
+    def _make_tasks(self, **_: Any) -> None:
+        for info in self.infos.values():
+            self._make_task(info)
+
+    def _make_task(self, info: LoaderInfo) -> None:
+        """Make the Celery task of a loader, anew if there is one.
+
+        Time limits end a load that ignores its deadline, in prefork pools only: on threads, the statement timeout
+        and `load.deadline` are all there is.
+        """
+
+        def load(task: Any, /, *_: Any, asks: Any = None, hops: Any = 0, **__: Any) -> None:
+            self._run_task(task, info, asks, hops)
+
+        self.app.tasks.pop(PREFIX + info.name, None)
+        self.app.task(
+            name=PREFIX + info.name,
+            bind=True,
+            lazy=False,
+            acks_late=True,
+            reject_on_worker_lost=True,
+            # A load past its hard limit is given up, not given to the next worker to hang.
+            acks_on_failure_or_timeout=True,
+            ignore_result=True,
+            serializer="json",
+            soft_time_limit=info.message_for + SOFT_MARGIN,
+            time_limit=info.message_for + HARD_MARGIN,
+            rate_limit=info.rate_limit,
+            loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
+            shared=False,
+        )(load)
+
+    def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
+        """Run a task message; one that cannot be read is dropped, never retried."""
+        loader = info.name
+        requests, reason = parse_requests(loader, raw)
+        if reason:
+            self._emit(MalformedTask(PREFIX + loader, reason))
+            if requests:
+                self._undelivered(requests)
+            return
+        requests = self._of_known_version(task, info, requests, hops)
+        if not requests:
+            return
+        delivery = task.request.delivery_info or {}
+        try:
+            self._run_loads(loader, requests, bool(delivery.get("redelivered")))
+        except UnknownLoader:
+            return
+        except StoreError as error:
+            # Without the store there is no lease and nowhere to write: readers load themselves, this message ends.
+            self._emit(TaskDropped(PREFIX + loader, len(requests), f"{type(error).__name__}: {error}"))
+
+    def _of_known_version(
+        self, task: Any, info: LoaderInfo, requests: list[LoadRequest], hops: Any
+    ) -> list[LoadRequest]:
+        """Return the requests that this worker is to run; those of another version go back to the queue.
+
+        What has gone back too often is run: it is malformed here.
+        """
+        others = [request for request in requests if mismatch(info.name, info.version, request.call)]
+        if not others or not isinstance(hops, int):
+            return requests
+        reason = mismatch(info.name, info.version, others[0].call)
+        if hops >= HOPS[others[0].queue]:
+            log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
+            return requests
+        after, expires = wait_before(hops), task.request.expires
+        if not self._publisher.requeue(info.name, others, hops + 1, after, expires, reason):
+            return requests
+        return [request for request in requests if request not in others]

@@ -1,0 +1,121 @@
+"""Undocumented names of Celery and kombu, all of them here; `tests/unit/test_celery_internals.py` says what breaks.
+
+Each function does nothing, or says so, where the installed version has no such name: a loss of comfort, never an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+from kombu.utils.scheduling import round_robin_cycle
+
+# -- queues
+
+
+def add_queues(app: Celery, names: Sequence[str]) -> None:
+    """Have workers without `-Q` consume these queues after the app's own, and the app know them when it sends.
+
+    `app.amqp.queues` is made at its first use, from a configuration that may change until then.  So its class is
+    replaced, unless it has been made already.
+    """
+    kind: Any = app.amqp.queues_cls
+
+    class QueuesWithOurs(kind):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            _add_missing(self, names)
+
+    app.amqp.queues_cls = QueuesWithOurs
+    if "queues" in vars(app.amqp):
+        _add_missing(app.amqp.queues, names)
+
+
+def remove_queues(app: Celery, names: Sequence[str]) -> None:
+    """Undo `add_queues`."""
+    vars(app.amqp).pop("queues_cls", None)
+    queues: Any = vars(app.amqp).get("queues")
+    if queues is not None:
+        queues.deselect(names)
+        for name in names:
+            queues.pop(name, None)
+
+
+def consumed_queues(app: Celery) -> list[str]:
+    """Return the queues that a worker of this app consumes, once it has read its command line."""
+    return list(app.amqp.queues.consume_from)
+
+
+def _add_missing(queues: Any, names: Iterable[str]) -> None:
+    for name in names:
+        if not dict.__contains__(queues, name):
+            queues.select_add(queues.new_missing(name))
+
+
+class _OrderedGroup(round_robin_cycle):
+    """kombu's order of queues, with some of them as one group: it takes its turn, and its queues go in their order."""
+
+    def __init__(self, group: Sequence[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # kombu has no types
+        self._group = tuple(group)
+
+    def consume(self, n: int) -> list[str]:
+        """Return the queues in the order in which they are asked for a message."""
+        items = self.items[:n]
+        ordered = iter([name for name in self._group if name in items])
+        return [next(ordered) if name in self._group else name for name in items]
+
+    def rotate(self, last_used: str) -> str:
+        """Put the queue that gave a message last; with it, all of its group."""
+        if last_used in self._group:
+            self.items.sort(key=lambda name: name in self._group)
+            return last_used
+        super().rotate(last_used)  # type: ignore[no-untyped-call]
+        return last_used
+
+
+def consume_in_order(channel: Any, group: Sequence[str]) -> bool:
+    """Have a worker's channel ask some queues in this order, among all others in turn; False where it cannot be done.
+
+    Only on Redis, where one connection asks all queues; and not where the app has a `queue_order_strategy` of its own.
+    """
+    if type(getattr(channel, "_queue_cycle", None)) is not round_robin_cycle:
+        return False
+    channel._queue_cycle = _OrderedGroup(group)
+    channel._update_queue_cycle()
+    return True
+
+
+# -- messages in Redis
+
+
+def oldest_in_redis(channel: Any, queue: str) -> tuple[int, Mapping[str, Any]]:
+    """Return how many messages a queue in Redis has, and the headers of the oldest; no headers of a foreign one."""
+    # kombu pushes on the left and pops on the right: the last is the oldest.
+    with channel.client.pipeline(transaction=False) as pipeline:
+        length, oldest = pipeline.llen(queue).lindex(queue, -1).execute()
+    try:
+        headers = json.loads(oldest or b"{}")["headers"]
+    except (ValueError, KeyError, TypeError):
+        return length, {}
+    return length, headers if isinstance(headers, dict) else {}
+
+
+# -- log records
+
+#: The loggers that write one line for each task, and one for each beat entry that is sent.
+TASK_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+BEAT_LOGGER = "celery.beat"
+
+
+def task_of_record(record: logging.LogRecord) -> str:
+    """Return the name of the task that a record of these loggers is about; "" where there is none."""
+    args = record.args
+    if isinstance(args, dict):
+        return str(args.get("name", ""))
+    if record.name == BEAT_LOGGER and isinstance(args, tuple) and len(args) == 2:
+        return str(args[1])  # "Scheduler: Sending due task %s (%s)"
+    return ""

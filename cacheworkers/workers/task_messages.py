@@ -1,0 +1,39 @@
+"""Task messages: what a load's message carries, written by publishers and read by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cacheworkers.flows.ports import LoadRequest
+
+#: Longest text of a call in a message's headers, which tools show.
+SHOWN = 120
+
+
+def rows_of(requests: Sequence[LoadRequest]) -> list[list[str]]:
+    """Return load requests as a message carries them."""
+    return [[request.call, request.token, request.seen, request.queue] for request in requests]
+
+
+def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:
+    """Return the load requests of a message that can be read, and what is wrong with the message, if anything."""
+    if not isinstance(raw, list) or not raw:
+        return [], f"asks must be a list of [call, token, seen, queue], got {str(raw)[:80]!r}"
+    requests, reason = [], ""
+    for row in raw:
+        try:
+            call, token, seen, queue = msgspec.convert(row, tuple[str, str, str, str])
+            fields = {"loader": loader, "call": call, "token": token, "seen": seen, "queue": queue}
+            requests.append(msgspec.convert(fields, LoadRequest))
+        except msgspec.ValidationError as error:
+            reason = reason or f"an ask must be [call, token, seen, queue], got {str(row)[:80]!r}: {error}"
+    return requests, reason
+
+
+def shown(requests: Sequence[LoadRequest]) -> str:
+    """Return what tools show of a message: `product[42] +17`."""
+    first = requests[0].call if len(requests[0].call) <= SHOWN else requests[0].call[: SHOWN - 1] + "…"
+    return first if len(requests) == 1 else f"{first} +{len(requests) - 1}"

@@ -1,0 +1,368 @@
+"""What binding adds to a Celery app, what it leaves alone, and what a task does with its message; no broker needed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+from celery import Celery
+from kombu import Queue
+
+from cacheworkers import Config
+from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
+from cacheworkers.events import MalformedTask, TaskDropped
+from cacheworkers.flows.ports import LoadRequest, QueueKind
+from cacheworkers.workers import celery_settings
+from cacheworkers.workers.binding import Binding, Maintenance, bind
+from cacheworkers.workers.publish_queue import LoaderInfo
+from cacheworkers.workers.task_messages import parse_requests, shown
+
+PLAIN = LoaderInfo("product", 10.0, False, 100)
+TOKEN = "ab" * 8
+OURS = ["cw.miss", "cw.revalidate", "cw.warm", "cw.upkeep"]
+
+
+def an_ask(number: int, loader: str = "product", queue: QueueKind = "miss") -> LoadRequest:
+    return LoadRequest(loader, f"{loader}[{number}]", TOKEN, "", queue)
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[list[Binding]]:
+    """What is bound lives as long as its cache, which these tests do without."""
+    yield _kept
+    _kept.clear()
+
+
+_kept: list[Binding] = []
+
+
+def bound(app: Celery, **answers: Any) -> Binding:
+    """Bind an app to nothing in particular."""
+    made = bind(
+        app,
+        Config(),
+        **{
+            "run_loads": lambda loader, asks, again: None,
+            "undelivered": lambda asks: None,
+            "maintenance": Maintenance({"collect_garbage": (lambda: None, 60.0)}),
+            "emit": lambda event: None,
+            "reset_after_fork": lambda: None,
+            **answers,
+        },
+    )
+    _kept.append(made)
+    return made
+
+
+# -- settings
+
+
+class Conf:
+    worker_prefetch_multiplier = 7
+    broker_transport_options: ClassVar[dict[str, int]] = {"visibility_timeout": 999, "max_connections": 3}
+    beat_schedule: ClassVar[dict[str, Any]] = {
+        "cacheworkers-collect_garbage": {"task": "mine", "schedule": 5.0},
+        "other": {"task": "x", "schedule": 1.0},
+    }
+    task_routes: ClassVar[dict[str, Any]] = {"cacheworkers.load.special": {"queue": "special"}}
+
+
+class DjangoConf:
+    CELERY_WORKER_PREFETCH_MULTIPLIER = 7
+    CELERY_BROKER_TRANSPORT_OPTIONS = Conf.broker_transport_options
+    CELERY_BEAT_SCHEDULE = Conf.beat_schedule
+    CELERY_TASK_ROUTES = Conf.task_routes
+
+
+def set_one_by_one(app: Celery) -> None:
+    for name in ("worker_prefetch_multiplier", "broker_transport_options", "beat_schedule", "task_routes"):
+        setattr(app.conf, name, getattr(Conf, name))
+
+
+def queue_of(app: Celery, loader: str) -> str:
+    """Return where a message sent by hand goes."""
+    name: str = app.amqp.router.route({}, f"cacheworkers.load.{loader}")["queue"].name
+    return name
+
+
+CONFIGURE: dict[str, Callable[[Celery], object]] = {
+    "from an object": lambda app: app.config_from_object(Conf),
+    "at once": lambda app: app.config_from_object(Conf, force=True),
+    "with a prefix": lambda app: app.config_from_object(DjangoConf, namespace="CELERY"),
+    "one by one": set_one_by_one,
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after", "after it was read"])
+@pytest.mark.parametrize("how", CONFIGURE)
+def test_the_app_s_own_settings_stay(how: str, when: str) -> None:
+    """Whether the app is configured before or after it is bound; routes and entries of ours come after its own."""
+    app = Celery("shop")
+    if when == "before":
+        CONFIGURE[how](app)
+    bound(app)
+    if when == "after it was read":
+        assert app.conf.worker_prefetch_multiplier == 4
+    if when != "before":
+        CONFIGURE[how](app)
+
+    app.finalize()
+
+    assert app.conf.worker_prefetch_multiplier == 7
+    assert app.conf.broker_transport_options == {"visibility_timeout": 999, "max_connections": 3}
+    assert {name: entry["task"] for name, entry in app.conf.beat_schedule.items()} == {
+        "cacheworkers-collect_garbage": "mine",
+        "other": "x",
+    }
+    assert queue_of(app, "special") == "special"
+    assert queue_of(app, "product") == "cw.revalidate"
+
+
+def test_binding_changes_no_setting_but_routes_and_the_schedule() -> None:
+    """A visibility timeout, a prefetch, an order of queues or a timeout would hold for the app's own tasks too."""
+    plain, app = Celery("plain"), Celery("shop")
+    bound(app).register(LoaderInfo("report", 1800.0, False, 100))
+    app.finalize()
+
+    changed = {name for name in plain.conf if plain.conf[name] != app.conf[name]}
+
+    assert changed == {"task_routes", "beat_schedule"}
+
+
+def test_messages_of_ours_are_routed_and_scheduled() -> None:
+    app = Celery("shop")
+    bound(app)
+
+    assert queue_of(app, "product") == "cw.revalidate"
+    entry = app.conf.beat_schedule["cacheworkers-collect_garbage"]
+    assert (entry["task"], entry["schedule"]) == ("cacheworkers.collect_garbage", 60.0)
+    direct = {"queue": "cw.upkeep", "exchange": "", "routing_key": "cw.upkeep"}
+    assert entry["options"] == {**direct, "expires": 60.0, "ignore_result": True}
+
+
+def test_a_route_of_the_app_s_for_everything_takes_no_message_of_ours_away() -> None:
+    """`*` to an exchange of its own: ours name queue, exchange and routing key, and what a message names wins."""
+    app = Celery("shop")
+    app.conf.task_routes = {"*": {"exchange": "default", "routing_key": "default"}}
+    bound(app)
+
+    route = app.amqp.router.route(celery_settings.direct("cw.miss"), "cacheworkers.load.product")
+
+    assert (route["exchange"], route["routing_key"], route["queue"].name) == ("", "cw.miss", "cw.miss")
+
+
+def test_publishing_gives_up_soon_and_the_app_s_own_connections_do_not() -> None:
+    """The publisher's timeouts are its connection's, not the app's."""
+    app = Celery("shop")
+    bound(app)
+
+    options = celery_settings.publisher_options(app)
+
+    assert options["socket_timeout"] < 1 and options["max_retries"] == 0
+    assert app.conf.broker_transport_options == {}
+
+
+# -- queues
+
+
+@pytest.mark.parametrize("is_read_first", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({}, ["celery"]),
+        ({"task_default_queue": "mine"}, ["mine"]),
+        ({"task_queues": [Queue("mail"), Queue("bills")]}, ["mail", "bills"]),
+        ({"task_queues": [Queue("mail")], "task_create_missing_queues": False}, ["mail"]),
+    ],
+)
+def test_a_worker_without_q_takes_our_queues_after_the_app_s_own(
+    settings: dict[str, Any], own: list[str], is_read_first: bool
+) -> None:
+    app = Celery("shop")
+    app.conf.update(settings)
+    if is_read_first:
+        assert list(app.amqp.queues) == own
+
+    bound(app)
+
+    assert list(app.amqp.queues.consume_from) == [*own, *OURS]
+    app.amqp.queues.select("cw.miss")  # -Q
+    assert list(app.amqp.queues.consume_from) == ["cw.miss"]
+
+
+def test_a_queue_of_ours_that_the_app_declares_is_the_app_s() -> None:
+    """With arguments of its own, a quorum queue say."""
+    mine = Queue("cw.miss", queue_arguments={"x-queue-type": "quorum"})
+    app = Celery("shop")
+    app.conf.task_queues = [mine]
+
+    bound(app)
+
+    assert app.amqp.queues["cw.miss"] is mine
+    assert list(app.amqp.queues.consume_from) == OURS
+
+
+# -- closing
+
+
+def test_a_closed_binding_leaves_the_app_as_it_was() -> None:
+    """Tasks, queues, routes, entries and steps: whatever a test's app factory binds next is all there is."""
+    plain, app = Celery("plain"), Celery("shop")
+    app.finalize()
+    before = {name: app.conf[name] for name in plain.conf}, set(app.tasks), list(app.amqp.queues)
+
+    made = bound(app)
+    made.register(PLAIN)
+    assert "cacheworkers.load.product" in app.tasks and "cw.miss" in app.amqp.queues
+    made.close()
+
+    after = {name: app.conf[name] for name in plain.conf}, set(app.tasks), list(app.amqp.queues)
+    assert {name for name in before[0] if before[0][name] != (after[0][name] or before[0][name])} == set()
+    assert before[1:] == after[1:]
+    assert app.steps["consumer"] == set()
+    assert list(app.amqp.queues.consume_from) == ["celery"]
+
+
+@pytest.mark.parametrize("is_finalized", [False, True])
+def test_an_app_may_be_bound_again_after_a_close(is_finalized: bool) -> None:
+    """Its messages go to whatever is bound now, also where the app made its tasks in between only."""
+    by_first: list[Any] = []
+    by_second: list[Any] = []
+    app = Celery("shop")
+    if is_finalized:
+        app.finalize()
+    first = bound(app, run_loads=lambda *call: by_first.append(call))
+    first.register(PLAIN)
+    first.close()
+
+    second = bound(app, run_loads=lambda *call: by_second.append(call))
+    second.register(PLAIN)
+    app.tasks["cacheworkers.load.product"].apply(kwargs={"asks": [GOOD]})
+
+    assert (len(by_first), len(by_second)) == (0, 1)
+    second.close()
+
+
+def test_what_was_bound_is_freed_with_its_app() -> None:
+    app = Celery("shop", set_as_current=False)
+    made = bound(app)
+    made.register(PLAIN)
+    app.finalize()
+    left = weakref.ref(made), weakref.ref(app)
+
+    made.close()
+    _kept.clear()
+    del made, app
+    gc.collect()
+
+    assert [each() for each in left] == [None, None]
+
+
+def test_an_app_is_bound_once() -> None:
+    """Tasks are named after loaders: two caches on one app would load for each other."""
+    app = Celery("shop")
+    bound(app)
+
+    with pytest.raises(ConfigError, match="one Cache"):
+        bound(app)
+
+
+# -- tasks
+
+
+@pytest.mark.parametrize("is_finalized", [False, True])
+def test_a_loader_s_task(is_finalized: bool) -> None:
+    """Late ack, rejected with its worker, ended by time limits in this order; also declared after the app is final."""
+    app = Celery("shop")
+    workers = bound(app)
+    if is_finalized:
+        app.finalize()
+
+    workers.register(LoaderInfo("product", 3.0, False, 100, "10/s"))
+
+    task = app.tasks["cacheworkers.load.product"]
+    assert task.acks_late and task.reject_on_worker_lost and task.ignore_result and task.acks_on_failure_or_timeout
+    assert 8 * 3.0 < task.soft_time_limit < task.time_limit
+    assert (task.rate_limit, task.serializer) == ("10/s", "json")
+
+
+GOOD = ["product[1]", TOKEN, "", "miss"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "readable"),
+    [
+        (None, 0),
+        ("nonsense", 0),
+        ([], 0),
+        ([5], 0),
+        ([["product[1]", TOKEN, ""]], 0),
+        ([["product[1]", TOKEN, "", "urgent"]], 0),
+        ([GOOD, ["product[2]", 7, "", "miss"]], 1),
+        ([None, GOOD, GOOD], 2),
+    ],
+)
+def test_a_malformed_message_is_an_event_and_its_readable_leases_are_given_back(raw: Any, readable: int) -> None:
+    """It is not performed, raises nothing, and is not retried."""
+    performed: list[Any] = []
+    given_back: list[LoadRequest] = []
+    events: list[Any] = []
+    app = Celery("shop")
+    workers = bound(
+        app, run_loads=lambda *call: performed.append(call), undelivered=given_back.extend, emit=events.append
+    )
+    workers.register(PLAIN)
+
+    result = app.tasks["cacheworkers.load.product"].apply(kwargs={"asks": raw})
+
+    assert result.successful()
+    assert [type(event) for event in events] == [MalformedTask]
+    assert given_back == [an_ask(1)] * readable
+    assert performed == []
+
+
+def test_a_message_with_other_arguments_is_malformed_too() -> None:
+    events: list[Any] = []
+    app = Celery("shop")
+    bound(app, emit=events.append).register(PLAIN)
+
+    result = app.tasks["cacheworkers.load.product"].apply(args=(1, 2), kwargs={"what": 3})
+
+    assert result.successful()
+    assert [type(event) for event in events] == [MalformedTask]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (StoreUnavailable("gone"), [TaskDropped("cacheworkers.load.product", 1, "StoreUnavailable: gone")]),
+        (UnknownLoader("product"), []),
+    ],
+)
+def test_a_task_that_cannot_load_ends_without_raising(raised: Exception, expected: list[Any]) -> None:
+    """Without the store there is nothing to give back; an unknown loader's leases are the performer's to give back."""
+    events: list[Any] = []
+
+    def run_loads(*_: Any) -> None:
+        raise raised
+
+    app = Celery("shop")
+    bound(app, run_loads=run_loads, emit=events.append).register(PLAIN)
+
+    result = app.tasks["cacheworkers.load.product"].apply(kwargs={"asks": [GOOD]})
+
+    assert result.successful()
+    assert events == expected
+
+
+def test_what_tools_show_of_a_message_is_short() -> None:
+    assert shown([an_ask(42)]) == "product[42]"
+    assert shown([an_ask(42), *(an_ask(n) for n in range(17))]) == "product[42] +17"
+    assert len(shown([LoadRequest("find", f'find["{"x" * 500}"]', TOKEN, "", "miss")])) == 120
+
+
+def test_asks_are_read_as_they_were_sent() -> None:
+    assert parse_requests("product", [GOOD]) == ([an_ask(1)], "")
