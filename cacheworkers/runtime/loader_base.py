@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -20,11 +19,10 @@ from cacheworkers.errors import CallError, CodecError, LoadTimeout, StoreError
 from cacheworkers.events import ReadFailed, Served
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
-from cacheworkers.flows.local_load import drop_unreadable
+from cacheworkers.flows.loader_memory import LoaderMemory, as_is
 from cacheworkers.flows.nested_read import nested, nested_many
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
-from cacheworkers.flows.read_many import ReadManyOptions, one_by_one, read_many
-from cacheworkers.flows.read_state import ReadOptions
+from cacheworkers.flows.read_many import one_by_one, read_many
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.flows.warm import Warming, warm
 from cacheworkers.flows.warm_up import WarmUp
@@ -39,10 +37,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-def _as_is(payload: bytes) -> bytes:
-    return payload
 
 
 class LoaderBase(Generic[T]):
@@ -60,15 +54,13 @@ class LoaderBase(Generic[T]):
         self._bind = spec.signature.bind
         self._is_shareable = spec.codec.is_shareable
         self._coherence = ports.coherence
-        l1_for = spec.policy.l1_for
-        self._l1_for = ports.config.l1_for if l1_for is None else l1_for
-        if not ports.config.l1_entries:
-            self._l1_for = 0.0  # nothing is kept, so nothing needs to be looked for
         self._since = 0
+        self._memory = LoaderMemory(ports, spec)
+        self._l1_for = self._memory.keeps_for
         assert isinstance(ports.reader, LoaderRunner)
         self._runner = ports.reader
-        #: Raw positional arguments -> L1 slot: the hit path asks nothing else.
-        self._index: dict[Any, Slot] = {}
+        self._index = self._memory.index
+        self._value = self._memory.value
         self.__name__ = spec.name
         self.__doc__ = spec.function.__doc__
         self.__wrapped__ = spec.function
@@ -102,25 +94,6 @@ class LoaderBase(Generic[T]):
             slot.reads += 1
             return slot
         return None
-
-    def _value(self, slot: Slot) -> Any:
-        """Return a slot's value: shared if nobody can spoil it, else decoded for this caller alone.
-
-        MISSING if its payload is no value of this loader, as another version's may be, which a read of JSON has kept:
-        the slot is gone then, and the store to be asked.
-        """
-        value = slot.value
-        if value is not MISSING:
-            return value
-        try:
-            value = self._codec.decode(slot.payload)
-        except CodecError as error:
-            slot.reads -= 1
-            drop_unreadable(self._ports, slot, error)
-            return MISSING
-        if self._is_shareable:
-            self._ports.l1.keep_value(slot, value)
-        return value
 
     def _read_slot(self, slot: Slot) -> Read | None:
         value = self._value(slot)
@@ -163,36 +136,9 @@ class LoaderBase(Generic[T]):
         crowd: Crowd | None = None,
     ) -> Flow[Read]:
         """Return the flow that reads a call through the store."""
-        options = self._options(call, arguments, decode)
+        options = self._memory.options(call, arguments, decode)
         return reading.read(
             self._ports, self._spec, call, options, is_known_missing=is_known_missing, started=started, crowd=crowd
-        )
-
-    def _options(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> ReadOptions:
-        def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
-            self._keep(call, arguments, decode, entry, value, guard, until)
-
-        return ReadOptions(decode, self._since, self._spec.policy.wait_for, keep if self._l1_for else None)
-
-    def _keep(
-        self,
-        call: Call,
-        arguments: tuple[Any, ...] | None,
-        decode: Callable[[bytes], Any],
-        entry: Entry,
-        value: Any,
-        guard: int,
-        until: float,
-    ) -> None:
-        """Keep an entry in L1, until a monotonic instant."""
-        self._ports.l1.fill(
-            call.text,
-            entry=entry,
-            value=value if self._is_shareable and decode is not _as_is else MISSING,
-            until=until,
-            guard=guard,
-            index=self._index if arguments is not None and self._spec.signature.positional_keys else None,
-            arguments=arguments,
         )
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[Any, ...] | None]:
@@ -227,8 +173,8 @@ class LoaderBase(Generic[T]):
     def _at_since(self, done: Invalidation) -> Any:
         view = copy.copy(self)
         view._since = done.seq
-        view._index = {}
-        view.__dict__.pop("_many_options", None)
+        view._memory = LoaderMemory(self._ports, self._spec, done.seq)
+        view._index, view._value = view._memory.index, view._memory.value
         return view
 
     # -- shared by both faces of both kinds
@@ -364,7 +310,7 @@ class LoaderBase(Generic[T]):
             raise error
         read = outcome.read
         assert read is not None and outcome.payload is not None
-        if self._is_shareable and decode is not _as_is and type(read.value) is not bytes:
+        if self._is_shareable and decode is not as_is and type(read.value) is not bytes:
             value = read.value
         else:
             try:
@@ -402,7 +348,7 @@ class LoaderBase(Generic[T]):
         entry, value, now, l1_until = found
         at = monotonic()
         if guard is not None and self._l1_for:
-            self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
+            self._memory.keep(arguments, decode is as_is, entry, value, guard, at + l1_until - now)
         age = now - entry.created
         self._ports.access_counter.count(call.text)
         if self._ports.has_hook:
@@ -458,19 +404,19 @@ class LoaderBase(Generic[T]):
     def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._json_slot(slot) if slot else self._through_store(call, arguments, _as_is)
+        return self._json_slot(slot) if slot else self._through_store(call, arguments, as_is)
 
     async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, _as_is)
+        return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, as_is)
 
     def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
-        payload: bytes = self._through_store(call, arguments, _as_is).value
+        payload: bytes = self._through_store(call, arguments, as_is).value
         return payload
 
     async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -478,12 +424,12 @@ class LoaderBase(Generic[T]):
         slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
-        payload: bytes = (await self._athrough_store(call, arguments, _as_is)).value
+        payload: bytes = (await self._athrough_store(call, arguments, as_is)).value
         return payload
 
     def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
         call, _ = self._bound(args, kwargs)
-        return reading.peek(self._ports, call, self._options(call, None, self._codec.decode))
+        return reading.peek(self._ports, call, self._memory.options(call, None))
 
     def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
         call, _ = self._bound(args, kwargs)
@@ -509,65 +455,13 @@ class LoaderBase(Generic[T]):
                 self._ports, self._spec, {key: self._one_key(key) for key in texts}, self._codec.decode, inside[1]
             )
         self._ports.listener.start()
-        return read_many(self._ports, self._spec, texts, self._many_options)
-
-    @functools.cached_property
-    def _many_options(self) -> ReadManyOptions:
-        """What reads of many want; made once, for it costs as much as some reads."""
-        return ReadManyOptions(
-            self._since,
-            self._codec.decode_each,
-            self._one_key,
-            self._one_options,
-            self._from_l1 if self._l1_for else None,
-            self._keep_each if self._l1_for else None,
-        )
+        return read_many(self._ports, self._spec, texts, self._memory)
 
     def _one_key(self, key: Any) -> Call:
         return self._bind((key,), {})
 
-    def _keep_each(self, hits: list[tuple[Any, Entry, float, int]], values: list[Any]) -> None:
-        """Keep many keys' entries in L1: (key, entry, monotonic instant until which, guard) and value of each."""
-        is_shareable = self._is_shareable
-        slots = [
-            Slot(entry.call, entry, value if is_shareable else MISSING, until, (key,))
-            for (key, entry, until, _), value in zip(hits, values, strict=True)
-        ]
-        index = self._index if self._spec.signature.positional_keys else None
-        self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
-
-    def _one_options(self, call: Call) -> ReadOptions:
-        return self._options(call, call.arguments, self._codec.decode)
-
     def _one(self, call: Call) -> Flow[Read]:
         return self._flow(call, call.arguments, self._codec.decode)
-
-    def _from_l1(self, texts: Mapping[Any, str]) -> tuple[dict[Any, Any], Mapping[Any, str]]:
-        """Return key -> value of what L1 may answer now, and key -> text of the rest.
-
-        Not for loads and dirty transactions.  The gate is looked at once for all: what a push drops from here on is
-        not served, for its slot's time is over.
-        """
-        now = monotonic()
-        if now >= self._coherence.look_at:
-            self._coherence.look(now)
-        if now - self._coherence.proven_at >= self._l1_for:
-            return {}, texts
-        slots, since = self._ports.l1.slots, self._since
-        values: dict[Any, Any] = {}
-        missing: dict[Any, str] = {}
-        for key, text in texts.items():
-            slot = slots.get(text)
-            if slot is not None and now < slot.until and slot.entry.seq >= since:
-                slot.reads += 1
-                value = slot.value
-                if value is MISSING:
-                    value = self._value(slot)
-                if value is not MISSING:
-                    values[key] = value
-                    continue
-            missing[key] = text
-        return values, missing
 
 
 def _served(entry: Entry, now: float) -> Freshness:

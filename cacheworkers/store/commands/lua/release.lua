@@ -11,17 +11,19 @@
 local lease, attempts, failures, name = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
 
 local held = redis.call("HMGET", lease, "token", "fence")
-if held[2] == name then
-  redis.call("DEL", lease, attempts)
-elseif held[1] == name and not held[2] then
+local released = held[2] == name or (held[1] == name and not held[2])
+if released then
   redis.call("DEL", lease)
+  if held[2] then
+    redis.call("DEL", attempts)
+  end
 else
   local before, running = string.match(redis.call("GET", attempts) or "", "^(%d+ %d+ %d) (%d+)$")
-  if running and tonumber(running) > 0 then
-    redis.call("SET", attempts, string.format("%s %d", before, running - 1), "KEEPTTL")
+  if held[1] == name or not running or tonumber(running) < 1 then
+    return 0
   end
-  return 0
+  redis.call("SET", attempts, string.format("%s %d", before, running - 1), "KEEPTTL")
 end
 redis.call("HSET", failures, "released", "1")
 redis.call("HDEL", failures, "released")
-return 1
+return released and 1 or 0
