@@ -4,16 +4,18 @@
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
+# Where to install from, if not from the index that pip knows: --no-index --find-links /wheels
+ARG PIP_OPTIONS=""
 WORKDIR /src
 # The locked packages first: this layer is built again only when the lock changes.
 COPY requirements/app.lock requirements/app.lock
-RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir --requirement requirements/app.lock "setuptools>=77"
+RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} --requirement requirements/app.lock "setuptools>=77"
 COPY pyproject.toml README.md LICENSE ./
 COPY cacheworkers cacheworkers
 RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM ${BASE}
-useradd --system --uid 10001 --no-create-home shop && mkdir -p /run/metrics /run/beat && chown shop /run/metrics /run/beat
+RUN useradd --system --uid 10001 --no-create-home shop && mkdir -p /run/metrics /run/beat && chown shop /run/metrics /run/beat
 COPY --from=build /venv /venv
 WORKDIR /shop
 COPY Procfile ./

@@ -62,3 +62,7 @@ bench: .venv/.ready  ## Measure every figure beside its aim and peers, in minute
 bench-apps: .venv/.ready  ## Measure one product API cached by each peer in turn; writes the documentation's table.
 	$(BIN)/pip install --quiet 'aiocache[redis]>=0.12' 'cashews[redis]>=7' 'dogpile.cache>=1.5'
 	$(BIN)/python -m benchmarks.apps --write
+
+.PHONY: compose-check
+compose-check: .venv/.ready  ## Kill the containers of docker-compose.yml one by one under load; needs root and Docker.
+	$(BIN)/python -m tests.compose.check $(COMPOSE_CHECK)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from app import shop
 from app.same_site import is_ours
 from cacheworkers.ops.metrics import exposition
-from cacheworkers.web import UNAVAILABLE, HttpPolicy, asgi, refusal
+from cacheworkers.web import REFUSED, HttpPolicy, asgi, refusal
 from cacheworkers.web.starlette import Responder
 
 #: Everybody sees the same products; each reuse is revalidated, so that proxies show a new price immediately.
@@ -213,6 +213,6 @@ starlette = Starlette(
         Route("/health", health, methods=READS),
         Route("/ready", ready, methods=READS),
     ],
-    exception_handlers={HTTPException: _problem, **dict.fromkeys(UNAVAILABLE, _unavailable)},
+    exception_handlers={HTTPException: _problem, **dict.fromkeys(REFUSED, _unavailable)},
 )
 app = lean_products(own_site_only(starlette))

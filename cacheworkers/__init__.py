@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cacheworkers.core.entry import Freshness
     from cacheworkers.core.read_result import Read
     from cacheworkers.errors import (
+        BadArgument,
         BrokerUnavailable,
         BulkheadFull,
         CacheworkersError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         StoreRefused,
         StoreUnavailable,
         TagError,
+        Unavailable,
         UnknownLoader,
         UnsafeStore,
         UnwatchedWrite,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from cacheworkers.flows.invalidate import Invalidation
     from cacheworkers.flows.warm import Warming
     from cacheworkers.flows.warm_up import WarmUp
-    from cacheworkers.load_context import AsyncLoad, Load
+    from cacheworkers.load_context import AsyncLoad, Load, LoadCall
     from cacheworkers.loader import BatchLoader, Loader
     from cacheworkers.policy import Policy
     from cacheworkers.runtime.warm_job import WarmJob
@@ -59,6 +61,7 @@ _DEFINED_IN = {
     "Inspection": "flows.inspect",
     "Invalidation": "flows.invalidate",
     "Load": "load_context",
+    "LoadCall": "load_context",
     "Loader": "loader",
     "Policy": "policy",
     "Read": "core.read_result",
@@ -69,6 +72,7 @@ _DEFINED_IN = {
 
 __all__ = [
     "AsyncLoad",
+    "BadArgument",
     "BatchLoader",
     "BrokerUnavailable",
     "BulkheadFull",
@@ -87,6 +91,7 @@ __all__ = [
     "InvalidationIncomplete",
     "KeyMissing",
     "Load",
+    "LoadCall",
     "LoadError",
     "LoadErrors",
     "LoadTimeout",
@@ -101,6 +106,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "TagError",
+    "Unavailable",
     "UnknownLoader",
     "UnsafeStore",
     "UnwatchedWrite",

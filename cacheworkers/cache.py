@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import CallError, ConfigError
+from cacheworkers.errors import CacheworkersError, CallError, ConfigError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.garbage_collection import collect_garbage
@@ -23,6 +24,7 @@ from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.warm import Warming, hot, report_accesses, warm, warm_round
 from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS, WarmUp, warm_up
+from cacheworkers.load_context import AroundLoad
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.wiring import Internals, Runtime
@@ -55,6 +57,7 @@ class Cache:
         sessions: sessionmaker[Session] | None = None,
         async_sessions: async_sessionmaker[AsyncSession] | None = None,
         hook: Hook | None = None,
+        around_load: AroundLoad = lambda call: contextlib.nullcontext(),
     ) -> None:
         """
         Args:
@@ -63,6 +66,8 @@ class Cache:
             sessions: makes the sessions that loaders get; loads use a pool of their own.
             async_sessions: the same for `async def` loaders.
             hook: called with every event; must be quick and must not raise.
+            around_load: called with a `LoadCall` for each run of a loader, in workers and in readers; returns a context
+                manager that surrounds it: connections, tracing, a tenant's settings.  What it raises fails the load.
         """
         self.config = config = Config.from_env() if config is None else config
         self._runtime = Runtime(
@@ -73,6 +78,7 @@ class Cache:
             async_sessions=async_sessions,
             hook=hook,
             run_loads=self.run_loads,
+            around_load=around_load,
             maintenance={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
                 "drain_outbox": (self._drain_by_beat, config.drain_interval),
@@ -446,8 +452,10 @@ class Cache:
         """Drop what has expired from tag sets; see `collect_garbage`."""
         return await arun(collect_garbage(self._ports, within))
 
-    def run_loads(self, loader: str, asks: Sequence[LoadRequest], is_redelivered: bool = False) -> None:
-        """Load what the asks name, in this thread; workers call it.
+    def run_loads(
+        self, loader: str, asks: Sequence[LoadRequest], is_redelivered: bool = False
+    ) -> list[CacheworkersError]:
+        """Load what the asks name, in this thread, and return why some of them failed; workers call it.
 
         Raises:
             UnknownLoader: this process does not declare the loader.
@@ -455,9 +463,9 @@ class Cache:
         """
         if loader not in self._loaders:
             self._runtime.emit(UnknownTask(loader, len(asks)))
-            self._runtime.undelivered(list(asks))
+            self._runtime.refuse(asks, f"no loader is named {loader}")
         spec = self._loaders.named(loader)
-        readable = []
+        readable, refused, reason = [], [], ""
         for ask in asks:
             try:
                 spec.signature.parse(ask.call)
@@ -466,9 +474,13 @@ class Cache:
             except (CallError, ValueError) as error:
                 reason = mismatch(loader, spec.policy.version, ask.call) or str(error)
                 self._runtime.emit(MalformedTask(f"cacheworkers.load.{loader}", reason))
-                self._runtime.release_soon(ask.call, ask.token)
-        if readable:
-            run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
+                refused.append(ask)
+        if refused:
+            self._runtime.refuse(refused, reason)
+        if not readable:
+            return []
+        results = run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
+        return [result.error for result in results.values() if result.outcome == "failed" and result.error is not None]
 
     def close(self) -> None:
         """Send what is queued, then stop this process's threads and connections."""

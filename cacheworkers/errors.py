@@ -19,7 +19,14 @@ class DeclarationError(CacheworkersError, TypeError):
 
 
 class CallError(CacheworkersError, TypeError):
-    """The arguments do not fit the loader's signature, or make too long a call."""
+    """A mistake of the caller's: arguments that do not fit the loader's signature, or a method out of its place."""
+
+
+class BadArgument(CallError):
+    """An argument's value is none of its parameter's type, or makes too long a call; raised before anything is read.
+
+    What people send ends here: the web helpers answer 400.
+    """
 
 
 class TagError(CacheworkersError, ValueError):
@@ -50,7 +57,11 @@ class OutboxUnavailable(CacheworkersError):
     """The database with the outbox did not answer, or does not have it."""
 
 
-class StoreError(CacheworkersError):
+class Unavailable(CacheworkersError):
+    """The value cannot be had now: what to catch around a read for a page without it, or a 503."""
+
+
+class StoreError(Unavailable):
     """The store answered, but not as it should."""
 
 
@@ -78,7 +89,7 @@ class UnwatchedWrite(CacheworkersError):
     """Watched rows are changed in a way that does not tell which tags that touches."""
 
 
-class ReadError(CacheworkersError):
+class ReadError(Unavailable):
     """A read found no value to return."""
 
 

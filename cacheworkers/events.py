@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-Outcome = Literal["stored", "refused", "conflict", "failed", "left"]
+Outcome = Literal["stored", "refused", "conflict", "failed", "unstored", "left"]
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -56,7 +56,10 @@ class ReadFailed(Event, frozen=True):
 
 
 class Loaded(Event, frozen=True):
-    """One load of one call ended; `where` is "worker" or "reader"."""
+    """One load of one call ended; `where` is "worker" or "reader".
+
+    `error` says why it failed; its `__cause__` is what the loader raised.
+    """
 
     loader: str
     call: str
@@ -64,6 +67,7 @@ class Loaded(Event, frozen=True):
     seconds: float
     attempts: int
     where: str
+    error: Exception | None = None
 
 
 class ClaimDenied(Event, frozen=True):
@@ -144,6 +148,32 @@ class UnreadableEntry(Event, frozen=True):
     """An entry is foreign, of another version, or does not decode; read as a miss."""
 
     call: str
+    reason: str
+
+
+class OtherRelease(Event, frozen=True):
+    """The entry of a call is of a release with another return type, parameters or tags: this process loads for itself.
+
+    Once for each such entry and `fresh_for`.
+    """
+
+    loader: str
+    call: str
+
+
+class NotStored(Event, frozen=True):
+    """A loaded value has no place in the store, for want of a tag's legality or of a limit's room: served uncached."""
+
+    loader: str
+    call: str
+    reason: str
+
+
+class LoadRefused(Event, frozen=True):
+    """A worker cannot load what another release asks for; the readers who wait are woken, and load for themselves."""
+
+    loader: str
+    calls: int
     reason: str
 
 

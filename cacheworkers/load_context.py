@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.core import envelope
@@ -17,6 +19,28 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 _EVERY: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCall:
+    """What `around_load` is given: one run of a loader.
+
+    Attributes:
+        loader: the loader's name.
+        calls: texts of the calls that it loads, `product[42]`; several of a batch loader.
+        where: "worker", or "reader" where a reader's process loads itself.
+    """
+
+    loader: str
+    calls: tuple[str, ...]
+    where: str
+
+    def __str__(self) -> str:
+        return self.calls[0] if len(self.calls) == 1 else f"{self.calls[0]} +{len(self.calls) - 1}"
+
+
+#: Returns what surrounds a load: a context manager; for `async def` loaders it may be an async one.
+AroundLoad = Callable[[LoadCall], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
 class _Load:
@@ -55,6 +79,19 @@ class _Load:
         for text in self._meant(key):
             self._loading.fresh_for[text] = seconds
 
+    def no_store(self, *, key: Any = _EVERY) -> None:
+        """Give this value to the reads that wait for it, and to no later one: half a page, a fallback.
+
+        Whatever is built on it by a loader that reads this one is not stored either.
+
+        Args:
+            key: in a batch loader, the key whose value is meant; without it, all of the batch.
+
+        Raises:
+            CallError: the key is not one of this batch.
+        """
+        self._loading.unshared.update(self._meant(key))
+
     @property
     def previous(self) -> Any:
         """The value that is in the store now, or None; a dict of them by key in a batch loader."""
@@ -78,7 +115,7 @@ class _Load:
         if raw is None:
             return None
         try:
-            return self._loader.codec.decode(envelope.unpack(raw).payload)
+            return self._loader.codec.decode(envelope.entry_of(raw, text, self._loader.shape).payload)
         except (EnvelopeError, CodecError):
             return None
 

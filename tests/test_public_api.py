@@ -29,6 +29,7 @@ NAMES = {
     "Warming",
     "Invalidation",
     "Load",
+    "LoadCall",
     "Loader",
     "Policy",
     "Read",

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core.annotations import bare, hints_of, members_of, refuse_what_json_lacks
-from cacheworkers.errors import CallError, DeclarationError
+from cacheworkers.errors import BadArgument, CallError, DeclarationError
 
 _RULE = "use builtins, dates, UUID, Decimal, Enum, or a Struct or dataclass of these"
 _NAME = re.compile(r"[a-z_][a-z0-9_.]{0,99}")
@@ -131,11 +131,11 @@ class Signature:
                 text = _encode([_plain(value) for value in canonical])
         except _WRONG as error:
             named = ", ".join(f"{name}={value!r}"[:80] for name, value in zip(self.parameters, given, strict=True))
-            raise CallError(f"{self.name}({named}) is no call: {error}") from None
+            raise BadArgument(f"{self.name}({named}) is no call: {error}") from None
         length = len(self._prefix) + len(text)
         if length > self._max_bytes:
             shown = (self._prefix.encode() + text)[:60].decode(errors="ignore")
-            raise CallError(f"a call's text has at most {self._max_bytes} bytes, {shown}... has {length}")
+            raise BadArgument(f"a call's text has at most {self._max_bytes} bytes, {shown}... has {length}")
         return Call(self._prefix + text.decode(), canonical)
 
     def texts(self, keys: Iterable[Any]) -> dict[Any, str]:

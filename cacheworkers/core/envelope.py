@@ -16,19 +16,30 @@ from typing import cast
 import msgspec
 
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.shape import NO_SHAPE, fits
 from cacheworkers.errors import EnvelopeError
 
-MAGIC = b"CWE\x02"  # the last byte is the layout's version
+
+class OtherShape(EnvelopeError):
+    """An entry of another release; it carries it."""
+
+    def __init__(self, message: str, entry: Entry) -> None:
+        super().__init__(message)
+        self.entry = entry
+
+
+MAGIC = b"CWE\x03"  # the last byte is the layout's version
 CODEC_JSON = 1
 NEGATIVE = 1
+UNSHARED = 2
 #: -log of the least chance that a random float in (0, 1] can be, rounded up.
 _LONGEST_CHANCE = 37.0
 
 # magic, flags, codec, len(call), load_ms, stale_for_ms,
-# created, fresh_until, stale_until, expires_at, seq, write_id, digest, len(tags)
-_HEADER = struct.Struct(">4sBBHIQQQQQQ8s8sI")
+# created, fresh_until, stale_until, expires_at, seq, write_id, digest, shape, len(tags)
+_HEADER = struct.Struct(">4sBBHIQQQQQQ8s8s8sI")
 #: The same, but for what a fresh entry is not asked for; magic, flags and codec are one text.
-_FRESH_HEADER = struct.Struct(">6sHI16xQ40xI")
+_FRESH_HEADER = struct.Struct(">6sHI16xQ40x8sI")
 _READABLE = (MAGIC + bytes((0, CODEC_JSON)), MAGIC + bytes((NEGATIVE, CODEC_JSON)))
 _INSTANT = struct.Struct(">Q")
 _CREATED_AT = 20
@@ -49,7 +60,7 @@ def pack(entry: Entry) -> bytes:
     tags = "\n".join(entry.tags).encode()
     header = _HEADER.pack(
         MAGIC,
-        NEGATIVE if entry.is_negative else 0,
+        (NEGATIVE if entry.is_negative else 0) | (UNSHARED if entry.is_unshared else 0),
         CODEC_JSON,
         len(call),
         min(int(entry.load_time * 1000), 0xFFFFFFFF),
@@ -61,6 +72,7 @@ def pack(entry: Entry) -> bytes:
         entry.seq,
         entry.write_id,
         entry.digest,
+        entry.shape,
         len(tags),
     )
     return b"".join((header, call, tags, entry.payload))
@@ -87,6 +99,7 @@ def unpack(raw: bytes) -> Entry:
             seq,
             write_id,
             digest,
+            shape,
             tags_len,
         ) = _HEADER.unpack_from(raw)
     except struct.error:
@@ -116,11 +129,30 @@ def unpack(raw: bytes) -> Entry:
         write_id,
         digest,
         bool(flags & NEGATIVE),
+        shape,
+        bool(flags & UNSHARED),
     )
 
 
-def fresh_payloads(raws: list[bytes | None], now: float, since: int, beta: float) -> list[bytes | None]:
-    """Return the payload of each envelope that is fresh, and not older than `since`; None of any other.
+def entry_of(raw: bytes, call: str, shape: bytes) -> Entry:
+    """Return the entry of an envelope that a reader of this call and shape may decode, fresh or not.
+
+    Raises:
+        OtherShape: another release wrote it, for which call or JSON have another meaning.
+        EnvelopeError: it cannot be read, or says that it is another call's.
+    """
+    entry = unpack(raw)
+    if entry.call != call:
+        raise EnvelopeError(f"the entry of {call} says it is {entry.call}")
+    if not fits(entry.shape, shape):
+        raise OtherShape(f"the entry of {call} is of a release with another return type, parameters or tags", entry)
+    return entry
+
+
+def fresh_payloads(
+    raws: list[bytes | None], now: float, since: int, beta: float, shape: bytes = NO_SHAPE
+) -> list[bytes | None]:
+    """Return the payload of each envelope that is fresh, of a shape, and not older than `since`; None of any other.
 
     For many at once: it makes no Entry, and takes the call's name on trust, for its key has it too.  What might be
     revalidated early (`Entry.early_at`) is none of these, and what is cut short is none or is no JSON.
@@ -128,22 +160,24 @@ def fresh_payloads(raws: list[bytes | None], now: float, since: int, beta: float
     if since:
         raws = [raw if raw is not None and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) >= since else None for raw in raws]
     try:
-        return _fresh_payloads(cast(list[bytes], raws), now, beta)
+        return _fresh_payloads(cast(list[bytes], raws), now, beta, shape)
     except (TypeError, struct.error):  # one is None, or has no whole header
         whole = [raw is not None and len(raw) >= HEADER_BYTES for raw in raws]
-        payloads = iter(_fresh_payloads(cast(list[bytes], [*itertools.compress(raws, whole)]), now, beta))
+        payloads = iter(_fresh_payloads(cast(list[bytes], [*itertools.compress(raws, whole)]), now, beta, shape))
         return [next(payloads) if is_whole else None for is_whole in whole]
 
 
-def _fresh_payloads(raws: list[bytes], now: float, beta: float) -> list[bytes | None]:
+def _fresh_payloads(raws: list[bytes], now: float, beta: float, shape: bytes) -> list[bytes | None]:
     # Whole numbers: to compare one with a fraction takes several times as long.
     now_ms, soonest = math.floor(now * 1000), math.ceil(_LONGEST_CHANCE * beta)
-    readable, header_bytes = _READABLE, HEADER_BYTES
+    readable, header_bytes, fits_all = _READABLE, HEADER_BYTES, NO_SHAPE
     return [
         (raw[header_bytes + call_len + tags_len :] or None)
-        if kind in readable and now_ms + load_ms * soonest < fresh
+        if kind in readable
+        and now_ms + load_ms * soonest < fresh
+        and (theirs == shape or theirs == fits_all or shape == fits_all)
         else None
-        for raw, (kind, call_len, load_ms, fresh, tags_len) in zip(
+        for raw, (kind, call_len, load_ms, fresh, theirs, tags_len) in zip(
             raws, map(_FRESH_HEADER.unpack_from, raws), strict=True
         )
     ]

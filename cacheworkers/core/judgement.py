@@ -9,6 +9,7 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.shape import NO_SHAPE
 from cacheworkers.errors import CodecError, EnvelopeError
 
 
@@ -20,12 +21,14 @@ class Judgement(msgspec.Struct, frozen=True, gc=False):
         value: its value, if it was to be decoded.
         freshness: MISSING without an entry.
         problem: why the bytes cannot be read; empty if they can, or if there are none.
+        other: the entry of another release, for which the call or its JSON have another meaning.
     """
 
     entry: Entry | None = None
     value: Any = None
     freshness: Freshness = Freshness.MISSING
     problem: str = ""
+    other: Entry | None = None
 
     @property
     def is_servable(self) -> bool:
@@ -37,22 +40,29 @@ _NOTHING = Judgement()
 
 
 def judge(
-    raw: bytes | None, call: str, now: float, *, since: int = 0, decode: Callable[[bytes], Any] | None = None
+    raw: bytes | None,
+    call: str,
+    now: float,
+    *,
+    since: int = 0,
+    decode: Callable[[bytes], Any] | None = None,
+    shape: bytes = NO_SHAPE,
 ) -> Judgement:
     """Return what the bytes under a call's key are worth at `now`, seconds of the store's clock.
 
     Args:
         since: least sequence number; what was loaded before it is no entry.
         decode: payload -> value.
+        shape: of the loader that reads.
     """
     if raw is None:
         return _NOTHING
     try:
-        entry = envelope.unpack(raw)
+        entry = envelope.entry_of(raw, call, shape)
+    except envelope.OtherShape as error:
+        return Judgement(problem=str(error), other=error.entry)
     except EnvelopeError as error:
         return Judgement(problem=str(error))
-    if entry.call != call:
-        return Judgement(problem=f"the entry of {call} says it is {entry.call}")
     freshness = entry.freshness(now)
     if entry.seq < since or freshness is Freshness.MISSING:
         return _NOTHING

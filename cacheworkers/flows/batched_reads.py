@@ -269,13 +269,15 @@ class _ReadBatch(Generic[K]):
         parts = {key: self._runs.pop(key) for key in list(self._runs)[: self._most]}
         calls = [call for part in parts.values() for call in part.calls]
         deadline = min(part.deadline for part in parts.values())
-        loading = Loading(calls, {call.text: None for call in calls}, deadline, 0)
+        newest = max(part.seq for part in parts.values())
+        loading = Loading(calls, {call.text: None for call in calls}, deadline, newest)
         try:
             values = yield from run_loader(self._ports, self._loader, loading, self._ports.reader)
         except Exception as error:
             self._throw(parts, error)
         else:
-            for key in parts:
+            for key, part in parts.items():
+                part.tags, part.fresh_for, part.unshared = loading.tags, loading.fresh_for, loading.unshared
                 self._send(key, values)
 
     # -- waiting

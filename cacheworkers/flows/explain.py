@@ -88,7 +88,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     access_score = 0.0 if read_at is None else score_of(read_at, now, ports.config.access_half_life)
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
-    stored = judge(raw, call, now, decode=loader.codec.decode)
+    stored = judge(raw, call, now, decode=loader.codec.decode, shape=loader.shape)
     entry = stored.entry
     common: dict[str, Any] = {
         "in_l1": in_l1,
@@ -100,6 +100,8 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "access_score": access_score,
         "at": now,
     }
+    if stored.other is not None:
+        return Explanation(call, f"load it for this process alone: {stored.problem}", "missing", **common)
     if stored.problem:
         verdict = f"load it: what is stored cannot be read ({stored.problem})"
         return Explanation(call, verdict, "missing", **common)
@@ -140,7 +142,7 @@ def _lead(ports: Ports, loader: LoaderSpec, read_at: float | None, now: float) -
 def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:
     """Return the stored JSON of a call; None if there is none, or nothing that can be read."""
     raw = yield ports.store.get(call)
-    found = judge(raw, call, ports.clock.now())
+    found = judge(raw, call, ports.clock.now(), shape=loader.shape)
     return None if found.entry is None else found.entry.payload
 
 

@@ -136,7 +136,7 @@ def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow
     try:
         call: Call = loader.signature.parse(text)
         raw = yield ports.store.get(text)
-        found = judge(raw, text, ports.clock.now())
+        found = judge(raw, text, ports.clock.now(), shape=loader.shape)
         if found.entry is None or found.freshness is not Freshness.FRESH:
             return None
         loading = Loading([call], {text: raw}, ports.clock.monotonic() + loader.load_for, 0)

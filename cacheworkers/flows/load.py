@@ -17,7 +17,7 @@ import msgspec
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.entry import Entry, Life, life_of
+from cacheworkers.core.entry import LEAST_KEPT_FOR, Entry, Life, life_of
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import (
     CacheworkersError,
@@ -29,7 +29,7 @@ from cacheworkers.errors import (
     StoreFull,
     TagError,
 )
-from cacheworkers.events import Loaded, Outcome, Poisoned
+from cacheworkers.events import Loaded, LoadRefused, NotStored, Outcome, Poisoned
 from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
 from cacheworkers.flows.run_loader import run_loader
@@ -38,8 +38,14 @@ from cacheworkers.store.commands.steps import Exchange
 
 #: How long a value that an invalidation has overtaken is left to readers that had begun before its load, seconds.
 OFFERED_FOR = 2.0
-#: Kind of the failure of what was loaded and had no room in the store: readers load it themselves, and keep nothing.
+#: Kinds of failures that are none of the loader's.  Of what was loaded and had no room, or no place, in the store:
+#: readers load it themselves, and keep nothing.
 STORE_FULL = StoreFull.__name__
+NOT_STORED = NotStored.__name__
+#: Of what a worker of another release cannot load: readers load it themselves, and store it.
+LOAD_REFUSED = LoadRefused.__name__
+#: How long the refusal of a load is remembered, seconds; a reader who is woken by it loads at once.
+REFUSED_FOR = 1.0
 
 
 class Result(msgspec.Struct):
@@ -47,15 +53,16 @@ class Result(msgspec.Struct):
 
     Attributes:
         outcome: "stored"; "refused" or "conflict", an invalidation overtook it: the value is good for the read that
-            ran it only; "failed"; "left", the work is somebody else's.
-        value: what the loader returned.
+            ran it only; "unstored", it outgrows a limit, and is good for that read too; "failed"; "left", the work is
+            somebody else's.
+        payload: JSON of what the loader returned, unless it failed.
         entry: what was stored, or would have been.
         error: why it failed.
         is_offered: the overtaken value was left to readers of other processes.
     """
 
     outcome: Outcome
-    value: Any = None
+    payload: bytes = b""
     entry: Entry | None = None
     error: CacheworkersError | None = None
     is_offered: bool = False
@@ -166,7 +173,8 @@ def _load_together(
             ports.release_soon(text, left.fence)
     took = ports.clock.monotonic() - started
     for text, result in results.items():
-        ports.emit(Loaded(loader.name, text, result.outcome, took, attempts, runner.where))
+        error = result.error if result.outcome == "failed" else None
+        ports.emit(Loaded(loader.name, text, result.outcome, took, attempts, runner.where, error))
     return results
 
 
@@ -247,15 +255,23 @@ def _attempt(
         try:
             if isinstance(value, BaseException):
                 raise value
-            entry = _entry(ports, loader, left.call, value, loading, snapshot, load_time)
+            payload = loader.codec.encode(value)
         except Exception as error:
             failure = as_load_error(loader, text, error)
             tags = (*_static_tags(loader, left.call), *_legal(ports, loading.tags.get(text, ())))
             failed.append(_Failure(text, left.fence, failure.kind, failure.text, tags))
-            is_value = not isinstance(value, BaseException)
-            results[text] = Result("failed", value if is_value else None, error=failure)
+            results[text] = Result("failed", error=failure)
+            continue
+        try:
+            entry = entry_of_value(ports, loader, left.call, value, payload, loading, snapshot, load_time)
+        except (TagError, EntryTooLarge) as error:
+            # Reported as a failure is, so that those who wait are woken, and load for themselves.
+            ports.emit(NotStored(loader.name, text, str(error)))
+            tags = (*_static_tags(loader, left.call), *_legal(ports, loading.tags.get(text, ())))
+            failed.append(_Failure(text, left.fence, NOT_STORED, str(error), tags))
+            results[text] = Result("unstored", payload)
         else:
-            results[text] = Result("conflict", value, entry)
+            results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))
     yield from _write(ports, loader, written, failed, snapshot, pending, results)
     yield from _offer(ports, results, began_at)
@@ -388,18 +404,22 @@ def _claim_again(ports: Ports, loader: LoaderSpec, pending: dict[str, _Pending],
             pending[text] = _Pending(left.call, fence, seen, begun.raw)
 
 
-def _entry(
+def entry_of_value(
     ports: Ports,
     loader: LoaderSpec,
     call: Call,
     value: Any,
+    payload: bytes,
     loading: Loading,
     snapshot: Snapshot,
     load_time: float,
 ) -> Entry:
-    """Return the entry of a loaded value; raises what makes it unfit to be stored."""
+    """Return the entry of a loaded value.
+
+    Raises:
+        TagError, EntryTooLarge: it outgrows a limit, or has a tag that nothing could invalidate.
+    """
     config = ports.config
-    payload = loader.codec.encode(value)
     tags = dict.fromkeys(loader.templates.expand(call.arguments))
     for tag in loading.tags.get(call.text, ()):
         tags[check_tag(tag, config.max_tag_bytes)] = None
@@ -427,11 +447,47 @@ def _entry(
         write_id=b"",
         digest=envelope.digest_of(payload),
         is_negative=value is None,
+        shape=loader.shape,
     )
+    if call.text in loading.unshared:
+        entry = msgspec.structs.replace(
+            entry,
+            fresh_until=life.created,
+            stale_until=life.created,
+            expires_at=life.created + load_time + LEAST_KEPT_FOR,
+            is_unshared=True,
+        )
     size = len(payload) + len(call.text) + sum(map(len, tags))
     if size > config.max_entry_bytes:
         raise EntryTooLarge(f"an entry has at most {config.max_entry_bytes} bytes, {call.text} has {size}")
     return entry
+
+
+def refuse_loads(ports: Ports, asks: Sequence[LoadRequest], reason: str) -> Flow[None]:
+    """Tell the readers who wait for loads that no worker of this release can do them; each loads for itself.
+
+    Raises:
+        StoreError: the store did not answer; the leases run out.
+    """
+    fences = [secrets.token_hex(8) for _ in asks]
+    options = [(ask.call, ask.token, fence, _version_in(ask.seen)) for ask, fence in zip(asks, fences, strict=True)]
+    begun = yield ports.store.begin(options, load_for=REFUSED_FOR, is_shared=False)
+    failed = [
+        _Failure(ask.call, fence, LOAD_REFUSED, reason)
+        for ask, fence, begin in zip(asks, fences, begun, strict=True)
+        if begin is not None
+    ]
+    if failed:
+        ports.emit(LoadRefused(asks[0].loader, len(failed), reason))
+        yield from _fail(ports, failed, most_for=REFUSED_FOR)
+
+
+def _version_in(seen: str) -> bytes:
+    """Return the version in a message's text; none where that is no hex, as another release may write it."""
+    try:
+        return bytes.fromhex(seen)
+    except ValueError:
+        return b""
 
 
 def _fail(ports: Ports, failed: list[_Failure], *, most_for: float | None = None) -> Flow[None]:

@@ -100,7 +100,9 @@ class LoaderMemory:
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
             self.keep(arguments, wanted is as_is, entry, value, guard, until)
 
-        return ReadOptions(wanted, self.since, self._spec.policy.wait_for, keep if self.keeps_for else None)
+        return ReadOptions(
+            wanted, self.since, self._spec.policy.wait_for, keep if self.keeps_for else None, self._spec.shape
+        )
 
     def keep(
         self, arguments: tuple[Any, ...] | None, is_payload: bool, entry: Entry, value: Any, guard: int, until: float

@@ -12,7 +12,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, LoadError, LoadTimeout
-from cacheworkers.events import UnreadableEntry
+from cacheworkers.events import Loaded, UnreadableEntry
 from cacheworkers.flows.load import as_load_error
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.read_state import ReadState, wait_for_push
@@ -20,7 +20,7 @@ from cacheworkers.local.coherence import NEVER
 from cacheworkers.local.l1 import Slot
 
 
-class _SharedLoad(msgspec.Struct, frozen=True):
+class SharedLoad(msgspec.Struct, frozen=True):
     """What one load without the store came to; good for every read that had begun before it."""
 
     began_at: float
@@ -35,15 +35,17 @@ def load_under_lease(ports: Ports, loader: LoaderSpec, state: ReadState, request
     waited = ports.clock.monotonic() - state.started
     if result.outcome == "left":
         return None
+    if result.outcome == "unstored":
+        state.payload = result.payload
+        return Read(state.options.decode(result.payload), Freshness.FRESH, "load", 0.0, 0, waited)
     if result.outcome == "failed" and result.entry is None:
-        if result.value is not None and state.options.decode == loader.codec.decode:
-            # It loaded, but cannot be stored (too large, not JSON): this reader has it all the same.
-            return Read(result.value, Freshness.FRESH, "load", 0.0, 0, waited)
         assert result.error is not None
         raise result.error
     # Refused and conflicting values go to reads that had begun before the invalidation that overtook them: marked.
     assert result.entry is not None
-    state.payload = result.entry.payload
+    state.payload = result.payload
+    if result.entry.is_unshared:
+        return Read(state.options.decode(result.payload), Freshness.FRESH, "load", 0.0, result.entry.seq, waited)
     value = state.options.decode(result.entry.payload)
     is_overtaken = result.outcome in ("refused", "conflict") and result.error is None
     freshness = Freshness.STALE if is_overtaken else Freshness.FRESH
@@ -82,7 +84,7 @@ def load_without_store(ports: Ports, loader: LoaderSpec, state: ReadState) -> Fl
     give_up_at = state.started + loader.load_for
     while True:
         shared = flight.shared
-        if isinstance(shared, _SharedLoad) and shared.began_at >= state.started:
+        if isinstance(shared, SharedLoad) and shared.began_at >= state.started:
             if state.crowd is not None:
                 state.crowd.began_before = shared.began_at
             break
@@ -101,22 +103,25 @@ def load_without_store(ports: Ports, loader: LoaderSpec, state: ReadState) -> Fl
     return Read(state.options.decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)
 
 
-def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[_SharedLoad]:
+def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[SharedLoad]:
     flight, call = state.waiter.flight, state.call
     flight.is_loading = True
     began_at = ports.clock.monotonic()
-    shared: _SharedLoad | None = None
+    shared: SharedLoad | None = None
     try:
         loading = Loading([call], {call.text: None}, began_at + loader.load_for, 0)
         values = yield from state.strategy.run(ports, loader, loading)
         value = values[call.text]
         if isinstance(value, BaseException):
             raise value
-        shared = _SharedLoad(began_at, loader.codec.encode(value))
+        shared = SharedLoad(began_at, loader.codec.encode(value))
     except LoadTimeout as error:
-        shared = _SharedLoad(began_at, error=error)
+        shared = SharedLoad(began_at, error=error)
     except Exception as error:
-        shared = _SharedLoad(began_at, error=as_load_error(loader, call.text, error))
+        failure = as_load_error(loader, call.text, error)
+        shared = SharedLoad(began_at, error=failure)
+        took = ports.clock.monotonic() - began_at
+        ports.emit(Loaded(loader.name, call.text, "failed", took, 1, ports.reader.where, failure))
     finally:
         flight.is_loading = False
         flight.shared = shared

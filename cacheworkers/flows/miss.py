@@ -11,7 +11,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, KeyMissing, LoadError, LoadTimeout, StoreError, StoreFull, StoreUnavailable
 from cacheworkers.events import ClaimDenied, LeaseTakenOver
 from cacheworkers.flows import local_load
-from cacheworkers.flows.load import STORE_FULL
+from cacheworkers.flows.load import LOAD_REFUSED, NOT_STORED, STORE_FULL
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.read_state import ReadState, wait_for_push
 from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, Moved, Overtaken
@@ -42,7 +42,12 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
                 state.crowd.began_before = offered[0]
             return found
     failure = flight.failure
-    if failure is not None and flight.claim_number > state.waiter.number and now < flight.failing_until:
+    if (
+        failure is not None
+        and not state.is_refused
+        and flight.claim_number > state.waiter.number
+        and now < flight.failing_until
+    ):
         return _failed(ports, loader, state, failure)  # the claim was made after this read had begun
     if flight.is_claiming or (not is_over and now < flight.held_until):
         if not state.has_looked:
@@ -84,8 +89,8 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not state.seen
             flight.is_begun, flight.is_taken_over = False, is_over
             request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
-            if is_over or not (yield from state.strategy.submit(ports, request)):
-                # Nobody has begun within `wait_for`, or nobody ever would: the broker is away.
+            if is_over or state.is_refused or not (yield from state.strategy.submit(ports, request)):
+                # Nobody has begun within `wait_for`, or nobody ever would: the broker is away, or workers are older.
                 return (yield from _load_after_claim(ports, loader, state, request))
             # Without another look: the claim has compared, and what is written from now on is pushed.
             yield from wait_for_push(ports, state.waiter, min(state.deadline, flight.held_until))
@@ -115,6 +120,7 @@ def _claim(
             expected=flight.token if is_over else "",
             least_seq=state.least_seq if is_over else None,  # before that, one that is not overtaken may come
             is_last=is_over,
+            heeds_backoff=not state.is_refused,
         )
     except BaseException:
         ports.release_soon(state.call.text, token)  # timed out or cancelled: the script may have run all the same
@@ -151,8 +157,11 @@ def _overtaken(ports: Ports, state: ReadState, entry: Entry) -> Read | None:
 
 def _failed(ports: Ports, loader: LoaderSpec, state: ReadState, failure: Backoff) -> Read | None:
     """Return what a read is given while the backoff of a failure runs, or raise."""
-    if failure.kind == STORE_FULL:
+    if failure.kind in (STORE_FULL, NOT_STORED):
         raise StoreFull(failure.text)
+    if failure.kind == LOAD_REFUSED and loader.policy.on_timeout == "load":
+        state.is_refused = True
+        return None
     match decide(Freshness.MISSING if state.lapsed is None else Freshness.LAPSED, is_failing=True):
         case Action.SERVE_MARKED:
             return lapsed(ports, state)

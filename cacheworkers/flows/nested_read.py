@@ -26,7 +26,7 @@ def nested(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes
         raw = yield ports.store.get(call.text)
     except StoreUnavailable:
         raw = None
-    read = _stored(ports, call, raw, decode, outer)
+    read = _stored(ports, loader, call, raw, decode, outer)
     if read is not None:
         return read
     [loaded] = yield from _loaded(ports, loader, [call], {call.text: raw}, decode, outer)
@@ -50,7 +50,7 @@ def nested_many(
     found: dict[K, Read | BaseException] = {}
     missing: dict[K, tuple[Call, bytes | None]] = {}
     for (key, call), raw in zip(calls.items(), raws, strict=True):
-        stored = _stored(ports, call, raw, decode, outer)
+        stored = _stored(ports, loader, call, raw, decode, outer)
         if stored is None:
             missing[key] = (call, raw)
         else:
@@ -71,11 +71,13 @@ def nested_many(
     return values
 
 
-def _stored(ports: Ports, call: Call, raw: bytes | None, decode: Callable[[bytes], Any], outer: Loading) -> Read | None:
+def _stored(
+    ports: Ports, loader: LoaderSpec, call: Call, raw: bytes | None, decode: Callable[[bytes], Any], outer: Loading
+) -> Read | None:
     """Return what the store has, if the outer load may be built on it."""
     now = ports.clock.now()
     # What cannot be read is loaded again; the reader of that entry itself reports it.
-    found = judge(raw, call.text, now, since=outer.seq, decode=decode)
+    found = judge(raw, call.text, now, since=outer.seq, decode=decode, shape=loader.shape)
     if found.entry is None or not found.is_servable:
         return None
     _tag(outer, found.entry.tags)
@@ -97,7 +99,9 @@ def _loaded(
     for call in calls:
         value = values[call.text]
         if not isinstance(value, BaseException):
-            _tag(outer, (*loader.templates.expand(call.arguments), *inner.tags.get(call.text, ())))
+            _tag(outer, (*loader.templates.texts(call.arguments), *inner.tags.get(call.text, ())))
+            if call.text in inner.unshared:  # what is made of it is not to be stored either
+                outer.unshared.update(each.text for each in outer.calls)
             value = Read(decode(loader.codec.encode(value)), Freshness.FRESH, "load", 0.0, outer.seq)
         found.append(value)
     return found

@@ -14,6 +14,7 @@ from cacheworkers.config import Config
 from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Step
+from cacheworkers.core.shape import NO_SHAPE
 from cacheworkers.core.tags import TagTemplates
 from cacheworkers.errors import DeclarationError
 from cacheworkers.events import Hook
@@ -22,6 +23,7 @@ from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.load_time import LoadTime
+from cacheworkers.local.own_entries import OwnEntries
 from cacheworkers.local.rate_limiter import RateLimiter, per_second
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
@@ -76,6 +78,7 @@ class LoaderSpec:
     is_async: bool
     rate_limit: str | None = None
     pace: LoadTime = field(default_factory=LoadTime)
+    shape: bytes = NO_SHAPE
     #: The rate limit as this process keeps it while the store does not; None for no limit.
     limiter: RateLimiter | None = field(init=False, default=None)
 
@@ -115,6 +118,8 @@ class Loading:
         seq: the snapshot; nested reads accept nothing older.
         tags: call text -> tags known only from the data.
         fresh_for: call text -> what the loader asked for instead of the policy's.
+        unshared: texts of calls whose value is for those who wait for it, and for no later read.
+        keys: of a batch, the very list that the loader is given.
     """
 
     calls: list[Call]
@@ -123,6 +128,8 @@ class Loading:
     seq: int
     tags: dict[str, list[str]] = field(default_factory=dict)
     fresh_for: dict[str, float] = field(default_factory=dict)
+    unshared: set[str] = field(default_factory=set)
+    keys: list[Any] | None = None
 
 
 class RecentRequests:
@@ -186,6 +193,7 @@ class Ports:
     has_hook: bool = True
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)
+    own_entries: OwnEntries = field(default_factory=OwnEntries)
     chance: Callable[[], float] = random.random
     revalidations: RateLimiter = field(init=False)
 

@@ -15,6 +15,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, StoreError
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, UnreadableEntry
 from cacheworkers.flows.miss import lapsed, read_without_store, wait_for_load
+from cacheworkers.flows.own_load import read_own_entry
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
 from cacheworkers.flows.read_state import SINGLE, LoadStrategy, ReadOptions, ReadState, StoreResult
 from cacheworkers.local.coalescing import Crowd
@@ -114,9 +115,13 @@ def fresh_entry(
     ports: Ports, loader: LoaderSpec, text: str, raw: bytes, since: int, now: float
 ) -> tuple[Entry, float] | None:
     """Return `(entry, until when L1 may answer)`; None as of `fresh_hit`."""
-    found = judge(raw, text, now, since=since)
+    found = judge(raw, text, now, since=since, shape=loader.shape)
     entry = found.entry
-    if entry is None or found.freshness is not Freshness.FRESH:
+    if found.other is not None and now < found.other.fresh_until:
+        entry = ports.own_entries.get(found.other, now)
+        if entry is None or entry.seq < since or now >= entry.fresh_until:
+            return None
+    elif entry is None or found.freshness is not Freshness.FRESH:
         return None
     early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
     if now >= early_at:
@@ -129,7 +134,11 @@ def peek(ports: Ports, call: Call, options: ReadOptions) -> Flow[Read | None]:
     raw = yield ports.store.get(call.text)
     now = ports.clock.now()
     found = _judge(ports, call, options, raw, now)
-    return None if found.entry is None else Read.of(now, found.entry, found.value, found.freshness, "store", 0.0)
+    return (
+        None
+        if found.entry is None or found.entry.is_unshared
+        else Read.of(now, found.entry, found.value, found.freshness, "store", 0.0)
+    )
 
 
 def ask(
@@ -206,8 +215,14 @@ def _look(
     stored = _judge(ports, call, options, raw, now)
     entry, freshness = stored.entry, stored.freshness
     if entry is None:
-        return None
+        theirs = stored.other
+        if theirs is None or now >= theirs.fresh_until or theirs.seq < options.since:
+            return None  # of another release: asked for again, by whichever comes first
+        return (yield from read_own_entry(ports, loader, state, theirs))
     waited = ports.clock.monotonic() - state.started
+    if entry.is_unshared:  # of a load that this read has waited for, or another's
+        is_waited_for = state.has_asked or state.has_waited
+        return Read(stored.value, Freshness.FRESH, "store", 0.0, entry.seq, waited) if is_waited_for else None
     is_mine = entry.created >= began_at
     if is_mine:
         loader.pace.note(entry.load_time)
@@ -239,7 +254,7 @@ def _look(
 
 def _judge(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None, now: float) -> Judgement:
     """Judge what the store has, with its value; what cannot be read is reported, and a miss."""
-    found = judge(raw, call.text, now, since=options.since, decode=options.decode)
-    if found.problem:
+    found = judge(raw, call.text, now, since=options.since, decode=options.decode, shape=options.shape)
+    if found.problem and found.other is None:
         ports.emit(UnreadableEntry(call.text, found.problem))
     return found

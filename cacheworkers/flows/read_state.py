@@ -10,6 +10,7 @@ import msgspec
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.shape import NO_SHAPE
 from cacheworkers.flows.load import Result, load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.run_loader import run_loader
@@ -28,12 +29,14 @@ class ReadOptions(msgspec.Struct, frozen=True):
         since: least sequence number; older entries count as missing.
         wait_for: seconds a miss waits for a worker.
         keep: called with entry, value, guard and the monotonic instant until which L1 may answer with it.
+        shape: of the loader that reads.
     """
 
     decode: Callable[[bytes], Any]
     since: int
     wait_for: float
     keep: Callable[[Entry, Any, int, float], None] | None = None
+    shape: bytes = NO_SHAPE
 
 
 class StoreResult(msgspec.Struct, frozen=True):
@@ -96,6 +99,7 @@ class ReadState(msgspec.Struct):
         give_up_at: monotonic; a lease that was taken over is waited for to its end, then no longer.
         has_looked: it has looked in the store since it is among the waiters, or knows of a waiter that has.
         has_asked, has_waited: it got the lease itself, once; it waited for a load that another had asked for.
+        is_refused: a worker of another release has refused the load: it is claimed in spite of that, and done here.
         turns: how often it has claimed or waited.
         least_seq: the sequence when that was learnt; what was loaded since may be served although it was overtaken.
         least_covers: how many followers had joined then.
@@ -116,6 +120,7 @@ class ReadState(msgspec.Struct):
     has_looked: bool = False
     has_asked: bool = False
     has_waited: bool = False
+    is_refused: bool = False
     turns: int = 0
     least_seq: int | None = None
     least_covers: int = 0

@@ -100,7 +100,7 @@ def _in_halves(
 
 def _part(whole: Loading, calls: list[Call]) -> Loading:
     """Return some calls of a load: what the loader says of them is said of the whole."""
-    return Loading(calls, whole.previous, whole.deadline, whole.seq, whole.tags, whole.fresh_for)
+    return Loading(calls, whole.previous, whole.deadline, whole.seq, whole.tags, whole.fresh_for, whole.unshared)
 
 
 def _halves(calls: list[Call]) -> list[list[Call]]:

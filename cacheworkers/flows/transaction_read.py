@@ -47,9 +47,9 @@ def read_in_transaction(
         Exception: whatever the loader raised.
     """
     started = ports.clock.monotonic()
-    by = _touching(dirty, loader.templates.expand(call.arguments))
+    by = _touching(dirty, loader.templates.texts(call.arguments))
     if by is None:
-        found = yield from _stored(ports, call, decode)
+        found = yield from _stored(ports, loader, call, decode)
         entry = found.entry
         by = _touching(dirty, entry.tags) if entry is not None else dirty[0]
         if entry is not None and by is None:
@@ -72,11 +72,11 @@ def _touching(dirty: Sequence[D], tags: Iterable[str]) -> D | None:
     return next(known, None) or next(unknown, None)
 
 
-def _stored(ports: Ports, call: Call, decode: Callable[[bytes], Any]) -> Flow[Judgement]:
+def _stored(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any]) -> Flow[Judgement]:
     """Return the entry that a read may be served; none if there is none, or the store does not answer."""
     try:
         raw = yield ports.store.get(call.text)
     except StoreError:
         return Judgement()
-    found = judge(raw, call.text, ports.clock.now(), decode=decode)
+    found = judge(raw, call.text, ports.clock.now(), decode=decode, shape=loader.shape)
     return found if found.is_servable else Judgement()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers import load_context as loads
@@ -41,18 +42,26 @@ class LoaderRunner:
     """Makes the steps that run loaders, each attempt in a session of its own."""
 
     def __init__(
-        self, owner: object, where: str, sessions: Sessions | NoSessions, bulkhead: Bulkhead, coherence: Coherence
+        self,
+        owner: object,
+        where: str,
+        sessions: Sessions | NoSessions,
+        bulkhead: Bulkhead,
+        coherence: Coherence,
+        around: loads.AroundLoad = lambda call: contextlib.nullcontext(),
     ) -> None:
         """
         Args:
             owner: the cache; nested reads of its loaders belong to the load.
             where: "worker" runs in the calling thread, "reader" behind the bulkhead.
+            around: what surrounds each run of a loader.
         """
         self.where = where
         self.owner = owner
         self.sessions = sessions
         self.bulkhead = bulkhead
         self.coherence = coherence
+        self.around: Callable[[loads.LoadCall], Any] = around
 
     def step(self, loader: LoaderSpec, loading: Loading) -> Step:
         """Return the step that runs the loader once for all calls of `loading`."""
@@ -95,25 +104,44 @@ class RunLoader:
         return remaining
 
     def _work(self) -> dict[str, Any]:
-        with self._inside(), self._runner.sessions.for_load(self._timeout()) as session:
-            return self._work_on(session)
+        timeout = self._timeout()
+        return self._run_on(lambda: self._runner.sessions.for_load(timeout))
 
     async def _work_async(self) -> dict[str, Any]:
-        with self._inside():
-            async with self._runner.sessions.afor_load(self._timeout()) as session:
-                load = loads.AsyncLoad(self._loader, self._loading, session)
-                try:
-                    return self._sorted(await self._loader.function(load, *self._arguments()))
-                except Exception as error:
-                    return {call.text: error for call in self._loading.calls}
+        timeout = self._timeout()
+        return await self._run_on_async(lambda: self._runner.sessions.afor_load(timeout))
 
-    def _work_on(self, session: Any) -> dict[str, Any]:
-        """Run the loader on a session that is somebody's own."""
-        load = loads.Load(self._loader, self._loading, session)
+    def _run_on(self, session_of: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:
+        """Run the loader on a session, surrounded by what the cache was given for that."""
         try:
-            return self._sorted(self._loader.function(load, *self._arguments()))
+            with self._runner.around(self._described()), self._inside(), session_of() as session:
+                load = loads.Load(self._loader, self._loading, session)
+                return self._by_call(self._loader.function(load, *self._arguments()))
         except Exception as error:
-            return {call.text: error for call in self._loading.calls}
+            return self._failed(error)
+        return self._failed(RuntimeError("around_load swallowed the exception of a load"))
+
+    async def _run_on_async(self, session_of: Callable[[], AbstractAsyncContextManager[Any]]) -> dict[str, Any]:
+        """Run an `async def` loader; what surrounds it may be either kind of context manager."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                around = self._runner.around(self._described())
+                if hasattr(around, "__aenter__"):
+                    await stack.enter_async_context(around)
+                else:
+                    stack.enter_context(around)
+                stack.enter_context(self._inside())
+                load = loads.AsyncLoad(self._loader, self._loading, await stack.enter_async_context(session_of()))
+                return self._by_call(await self._loader.function(load, *self._arguments()))
+        except Exception as error:
+            return self._failed(error)
+        return self._failed(RuntimeError("around_load swallowed the exception of a load"))
+
+    def _described(self) -> loads.LoadCall:
+        return loads.LoadCall(self._loader.name, tuple(call.text for call in self._loading.calls), self._runner.where)
+
+    def _failed(self, error: Exception) -> dict[str, Any]:
+        return {call.text: error for call in self._loading.calls}
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
@@ -130,7 +158,7 @@ class RunLoader:
         calls = self._loading.calls
         return ([call.arguments[0] for call in calls],) if self._loader.is_batch else calls[0].arguments
 
-    def _sorted(self, returned: Any) -> dict[str, Any]:
+    def _by_call(self, returned: Any) -> dict[str, Any]:
         """Return what the loader returned, by call text."""
         loader, calls = self._loader, self._loading.calls
         if inspect.isawaitable(returned):
@@ -169,7 +197,7 @@ class RunInTransaction(RunLoader):
                 f"{self._loading.calls[0].text} cannot be read here: its loader is async, and this context has an open "
                 f"transaction of a sync session that has changed what is watched; commit first"
             )
-        return self._work_on(self._unit.session)
+        return self._run_on(lambda: contextlib.nullcontext(self._unit.session))
 
     async def arun(self) -> dict[str, Any]:
         """Run it on the AsyncSession; on a sync session, as the caller's own queries do."""
@@ -177,10 +205,13 @@ class RunInTransaction(RunLoader):
         if session is None:
             return self.run()
         if not self._loader.is_async:
-            found: dict[str, Any] = await session.run_sync(self._work_on)
+            found: dict[str, Any] = await session.run_sync(
+                lambda sync_session: self._run_on(lambda: contextlib.nullcontext(sync_session))
+            )
             return found
-        load = loads.AsyncLoad(self._loader, self._loading, session)
-        try:
-            return self._sorted(await self._loader.function(load, *self._arguments()))
-        except Exception as error:
-            return {call.text: error for call in self._loading.calls}
+        return await self._run_on_async(lambda: contextlib.nullcontext(session))
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Leave reads of other loaders as they are in the transaction."""
+        yield

@@ -9,6 +9,7 @@ from typing import Any
 from cacheworkers.config import Config
 from cacheworkers.core.calls import Signature, loader_name_of
 from cacheworkers.core.codec import Codec, annotation_of
+from cacheworkers.core.shape import shape_of
 from cacheworkers.core.tags import TagTemplates
 from cacheworkers.errors import ConfigError, DeclarationError, UnknownLoader
 from cacheworkers.flows.ports import LoaderSpec
@@ -57,16 +58,18 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         templates = TagTemplates(
             tuple(tags), ("key",) if is_batch else signature.parameters, max_bytes=config.max_tag_bytes
         )
+        codec = Codec(annotation_of(function, is_batch))
         spec = LoaderSpec(
             name,
             function,
             policy,
             signature,
-            Codec(annotation_of(function, is_batch)),
+            codec,
             templates,
             is_batch,
             inspect.iscoroutinefunction(function),
             rate_limit,
+            shape=shape_of(codec.annotation, signature.parameters, templates.declared),
         )
         self[name] = spec
         return spec

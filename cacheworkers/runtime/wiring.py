@@ -17,15 +17,18 @@ from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.events import Event, Hook, MaintenanceMissed, StoreBack, StoreLost
+from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, StoreBack, StoreLost
+from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
+from cacheworkers.load_context import AroundLoad
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
+from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
 from cacheworkers.store.commands.store import Store
@@ -71,8 +74,9 @@ class Runtime:
         sessions: sessionmaker[Session] | None,
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
-        run_loads: Callable[..., None],
+        run_loads: Callable[..., Any],
         maintenance: MaintenanceTasks,
+        around_load: AroundLoad,
     ) -> None:
         """
         Args:
@@ -83,6 +87,7 @@ class Runtime:
         self._celery = celery
         self._hook = hook
         self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
+        self._failure_log = FailureLog(config.backoff_for)
         self._undeliverable_until = 0.0
         self._breaker_for = config.breaker_for
 
@@ -109,8 +114,8 @@ class Runtime:
             l1=l1,
             waiters=waiters,
             dispatcher=None,  # type: ignore[arg-type]  # set below: it needs what is made from these ports
-            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence),
-            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence),
+            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence, around_load),
+            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence, around_load),
             emit=self.emit,
             release_soon=self.release_soon,
             has_hook=hook is not None,
@@ -130,6 +135,7 @@ class Runtime:
                 config,
                 run_loads=run_loads,
                 undelivered=self.undelivered,
+                refuse=self.refuse,
                 maintenance=Maintenance(maintenance, self._should_run, lambda task: ports.store.note_beat(task).run()),
                 emit=self.emit,
                 reset_after_fork=self.reset,
@@ -155,7 +161,9 @@ class Runtime:
         return self._watching is not None and self._watching.is_any
 
     def emit(self, event: Event) -> None:
-        """Tell the hook; what it raises is logged, and stops nothing."""
+        """Pass an event to the hook; what that raises is logged, and stops nothing.  Log a load that failed."""
+        if type(event) is Loaded and event.error is not None:
+            self._failure_log.log(event)
         hook = self._hook
         if hook is not None:
             try:
@@ -184,6 +192,11 @@ class Runtime:
                 self.release_soon(ask.call, ask.token)
         for ask in asks:
             self.ports.waiters.wake(ask.call)
+
+    def refuse(self, requests: Sequence[LoadRequest], reason: str) -> None:
+        """Wake the readers who wait for loads that this release cannot do: each loads for itself."""
+        with contextlib.suppress(StoreError):
+            run(refuse_loads(self.ports, requests, reason))
 
     def release_soon(self, call: str, name: str) -> None:
         """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
@@ -224,6 +237,7 @@ class Runtime:
         self.ports.access_counter.reset()
         self.ports.asked.reset()
         self.ports.l1.reset()
+        self.ports.own_entries.reset()
         self.ports.waiters.reset()
         self.ports.store.reset()
         self.ports.listener.reset()

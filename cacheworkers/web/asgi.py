@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec
 
 from cacheworkers.core.read_result import Read
-from cacheworkers.web.http import UNAVAILABLE, Answer, HttpPolicy, refusal
+from cacheworkers.web.http import REFUSED, Answer, HttpPolicy, refusal
 from cacheworkers.web.recent_answers import Recent
 
 P = ParamSpec("P")
@@ -28,13 +28,15 @@ class Responder:
     ) -> Answer:
         """Return the answer that a loader's `aread_json` makes for these arguments; 503 if it finds no value.
 
+        400 if an argument is no value of its parameter's type, or too long.
+
         Raises:
-            CallError: the arguments do not fit the loader.
+            CallError: the view calls the loader with other parameters than it has.
         """
         method, path = scope["method"], scope["path"]
         try:
             read = await aread_json(*args, **kwargs)
-        except UNAVAILABLE as error:
+        except REFUSED as error:
             return refusal(error, self._recent.policy, method=method, path=path)
         if_match, if_none_match = _preconditions(scope["headers"])
         return self._recent.answer(read, method=method, path=path, if_match=if_match, if_none_match=if_none_match)

@@ -8,7 +8,7 @@ from typing import ParamSpec
 from flask import Response, request
 
 from cacheworkers.core.read_result import Read
-from cacheworkers.web.http import UNAVAILABLE, HttpPolicy, refusal
+from cacheworkers.web.http import REFUSED, HttpPolicy, refusal
 from cacheworkers.web.recent_answers import Recent
 
 P = ParamSpec("P")
@@ -23,13 +23,15 @@ class Responder:
     def __call__(self, read_json: Callable[P, Read], *args: P.args, **kwargs: P.kwargs) -> Response:
         """Return the response that a loader's `read_json` makes for these arguments; 503 if it finds no value.
 
+        400 if an argument is no value of its parameter's type, or too long.
+
         Raises:
-            CallError: the arguments do not fit the loader.
+            CallError: the view calls the loader with other parameters than it has.
         """
         method, path = request.method, request.path
         try:
             read = read_json(*args, **kwargs)
-        except UNAVAILABLE as error:
+        except REFUSED as error:
             made = refusal(error, self._recent.policy, method=method, path=path)
         else:
             made = self._recent.answer(

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import msgspec
 
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import LoadError, LoadTimeout, ReadError, StoreError
+from cacheworkers.errors import BadArgument, LoadError, LoadTimeout, Unavailable
 from cacheworkers.policy import duration
 from cacheworkers.web import headers as values
 
-#: What a read raises when it has no value to give; other errors are the caller's mistakes.
-UNAVAILABLE = (ReadError, StoreError)
+#: What a read raises when it has no value to give, or is asked for what no loader could have; others are mistakes.
+REFUSED = (Unavailable, BadArgument)
 _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", b"application/problem+json")
 
@@ -108,8 +108,10 @@ def answer(
     return Answer(200, headers, b"" if method == "HEAD" else payload)
 
 
-def refusal(error: ReadError | StoreError, policy: HttpPolicy, *, method: str = "GET", path: str = "") -> Answer:
+def refusal(error: Unavailable | BadArgument, policy: HttpPolicy, *, method: str = "GET", path: str = "") -> Answer:
     """Return the answer to a request whose read found no value: 503 with Retry-After, or 404 for a key left out.
+
+    400 where an argument is no value of its parameter's type, or too long: a retry is of no use.
 
     It does not show the error's own text, which may hold what a database said.
     """
@@ -117,6 +119,10 @@ def refusal(error: ReadError | StoreError, policy: HttpPolicy, *, method: str = 
     headers = [(b"cache-control", values.NO_STORE), (b"cache-status", status)]
     retry_after = policy.retry_after
     match error:
+        case BadArgument():
+            return _problem(
+                400, "Bad Request", "a value in the request is not of the kind that is read", method, headers
+            )
         case LoadError(kind="KeyMissing") if policy.none_is_404:
             return _problem(404, "Not Found", f"there is nothing at {_printable(path)}", method, headers)
         case LoadError():

@@ -29,8 +29,10 @@ class Responder:
     ) -> Response:
         """Return the response that a loader's `aread_json` makes for these arguments; 503 if it finds no value.
 
+        400 if an argument is no value of its parameter's type, or too long.
+
         Raises:
-            CallError: the arguments do not fit the loader.
+            CallError: the view calls the loader with other parameters than it has.
         """
         answer = await self._respond(request.scope, aread_json, *args, **kwargs)
         response = Response(answer.body, answer.status)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -198,6 +198,7 @@ def bind(
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
     waited_for: Callable[[], int] = lambda: 0,
+    refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
 ) -> Binding:
     """Bind the user's Celery app, and return the dispatcher.
 
@@ -209,8 +210,9 @@ def bind(
     Args:
         run_loads: runs the loads of one loader in this thread; the last argument says whether the message was
             delivered before.
-        undelivered: gives leases back; called from the publisher thread, and in workers.
+        undelivered: gives leases back; called from the publisher thread.
         waited_for: returns how many calls this process's readers wait for.
+        refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
 
     Raises:
         ConfigError: the app is bound already.
@@ -221,7 +223,7 @@ def bind(
             f"the other first"
         )
     dispatcher = CeleryDispatcher(
-        app, config, run_loads=run_loads, undelivered=undelivered, emit=emit, waited_for=waited_for
+        app, config, run_loads=run_loads, undelivered=undelivered, refuse=refuse, emit=emit, waited_for=waited_for
     )
     return Binding(app, config, dispatcher, maintenance, reset_after_fork)
 

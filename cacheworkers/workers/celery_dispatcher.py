@@ -11,20 +11,21 @@ from typing import Any
 from celery import Celery
 
 from cacheworkers.config import Config
-from cacheworkers.errors import StoreError, UnknownLoader
+from cacheworkers.errors import CacheworkersError, KeyMissing, StoreError, UnknownLoader
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import parse_requests
+from cacheworkers.workers.task_messages import parse_requests, shown
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
-RunLoads = Callable[[str, list[LoadRequest], bool], object]
+#: Runs loads of one loader, and returns why some of them failed.
+RunLoads = Callable[[str, list[LoadRequest], bool], list[CacheworkersError] | None]
 
 
 class CeleryDispatcher:
@@ -43,6 +44,7 @@ class CeleryDispatcher:
         *,
         run_loads: RunLoads,
         undelivered: Callable[[list[LoadRequest]], None],
+        refuse: Callable[[Sequence[LoadRequest], str], None],
         emit: Callable[[Event], None],
         waited_for: Callable[[], int],
     ) -> None:
@@ -52,7 +54,7 @@ class CeleryDispatcher:
         self.infos: dict[str, LoaderInfo] = {}
         self._config = config
         self._run_loads = run_loads
-        self._undelivered = undelivered
+        self._refuse = refuse
         self._emit = emit
         self._eager: ThreadDispatcher | None = None
         self._lock = threading.Lock()
@@ -117,7 +119,7 @@ class CeleryDispatcher:
             requests, _ = parse_requests(name.removeprefix(PREFIX), message.payload[1].get("asks"))
         self._emit(UnknownTask(name, len(requests)))
         if requests:
-            self._undelivered(requests)
+            self._refuse(requests, f"a worker does not know the task {name}")
 
     def _threads(self) -> ThreadDispatcher:
         """Return the threads of this process that load for an eager app."""
@@ -167,19 +169,26 @@ class CeleryDispatcher:
         if reason:
             self._emit(MalformedTask(PREFIX + loader, reason))
             if requests:
-                self._undelivered(requests)
+                self._refuse(requests, reason)
             return
         requests = self._of_known_version(task, info, requests, hops)
         if not requests:
             return
         delivery = task.request.delivery_info or {}
         try:
-            self._run_loads(loader, requests, bool(delivery.get("redelivered")))
+            failures = self._run_loads(loader, requests, bool(delivery.get("redelivered")))
         except UnknownLoader:
             return
         except StoreError as error:
             # Without the store there is no lease and nowhere to write: readers load themselves, this message ends.
+            log.warning("%s is not loaded: %s: %s", shown(requests), type(error).__name__, error)
             self._emit(TaskDropped(PREFIX + loader, len(requests), f"{type(error).__name__}: {error}"))
+            return
+        failed = [error for error in failures or () if not isinstance(error, KeyMissing)]
+        if failed:
+            # All of them have been logged.  One makes the task a failure, for Flower and for what listens to
+            # `task_failure`; the message is acknowledged all the same, and not run again.
+            raise failed[0]
 
     def _of_known_version(
         self, task: Any, info: LoaderInfo, requests: list[LoadRequest], hops: Any

@@ -8,7 +8,9 @@ from typing import Any
 from celery.signals import after_task_publish
 from kombu.exceptions import OperationalError
 
+from cacheworkers.errors import LoadError
 from cacheworkers.workers.celery_internals import BEAT_LOGGER, TASK_LOGGERS, task_of_record
+from cacheworkers.workers.celery_settings import PREFIX
 
 log = logging.getLogger("cacheworkers")
 
@@ -16,12 +18,15 @@ log = logging.getLogger("cacheworkers")
 class _OwnTasks(logging.Filter):
     """Lowers to DEBUG what Celery logs at INFO for each of the library's tasks: received, succeeded, sent by beat.
 
-    Beat sends one every few seconds; an idle worker's log would consist of them.
+    Beat sends one every few seconds; an idle worker's log would consist of them.  So it does with the error of a failed
+    load, which has been logged already, and not only the first of its message.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is to be logged."""
-        if record.levelno != logging.INFO or not task_of_record(record).startswith("cacheworkers."):
+        task = task_of_record(record)
+        is_failed_load = record.levelno == logging.ERROR and task.startswith(PREFIX) and _is_load_error(record)
+        if not is_failed_load and not (record.levelno == logging.INFO and task.startswith("cacheworkers.")):
             return True
         record.levelno, record.levelname = logging.DEBUG, "DEBUG"
         return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
@@ -57,6 +62,10 @@ class _BrokerErrors(logging.Filter):
         if self._logged:
             self._logged.clear()
             log.warning("beat sends again")
+
+
+def _is_load_error(record: logging.LogRecord) -> bool:
+    return isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], LoadError)
 
 
 _own_tasks = _OwnTasks()

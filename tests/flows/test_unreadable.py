@@ -1,4 +1,4 @@
-"""Entries of another version in memory: a read of JSON keeps what it never decodes, and no other read fails of it."""
+"""Entries in memory that cannot be decoded: a read of JSON keeps what it never decodes; no other read fails of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from cacheworkers import Cache, Load
+from cacheworkers.core import envelope
+from cacheworkers.core.shape import NO_SHAPE
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -32,7 +34,7 @@ class Mutable(msgspec.Struct):
 
 @pytest.fixture(params=[New, Mutable], ids=["shareable", "mutable"])
 def product(request: pytest.FixtureRequest, make_cache: MakeCache) -> Any:
-    """A loader in whose memory is what an older version of its program has stored."""
+    """A loader in whose memory is what nobody can decode."""
     kind = request.param
 
     @make_cache().loader(name="product", fresh_for=300, early=0)
@@ -49,6 +51,11 @@ def product(request: pytest.FixtureRequest, make_cache: MakeCache) -> Any:
     ports.listener.start()
     wait_until(lambda: ports.listener.is_up)
     old.get(1)
+    # By whatever means: an entry of another release would not be read at all.
+    key = ports.store.keys.entry("product[1]")
+    client = ports.store.link.client()
+    entry = msgspec.structs.replace(envelope.unpack(client.get(key)), shape=NO_SHAPE)
+    client.set(key, envelope.pack(entry), px=300_000)
     assert ports.listener.barrier(60.0).run()  # no push comes late
     assert product.get_json(1) == JSON
     assert ports.l1.get("product[1]").payload == JSON

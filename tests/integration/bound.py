@@ -46,6 +46,7 @@ workers = bind(
     Config.from_env(),
     run_loads=run_loads,
     undelivered=lambda asks: note("undelivered", [ask.call for ask in asks]),
+    refuse=lambda asks, reason: note("refused", [ask.call for ask in asks]),
     maintenance=Maintenance({"collect_garbage": (lambda: note("collect_garbage"), 0.2)}),
     emit=lambda event: note(type(event).__name__),
     reset_after_fork=lambda: note("reset"),

@@ -186,7 +186,7 @@ def test_unknown_loaders_and_malformed_messages_give_their_leases_back(pool: Poo
     wait_until(pool.performed)
     wait_until(lambda: not pool.waiting())
     assert pool.performed() == [("product[1]", False)]
-    assert sorted(calls for _, calls in pool.notes("undelivered")) == [["nobody[1]"], ["product[7]"]]
+    assert sorted(calls for _, calls in pool.notes("refused")) == [["nobody[1]"], ["product[7]"]]
     assert (len(pool.notes("UnknownTask")), len(pool.notes("MalformedTask"))) == (2, 2)
     assert pool.is_alive()
 

@@ -312,7 +312,11 @@ def test_a_malformed_message_is_an_event_and_its_readable_leases_are_given_back(
     events: list[Any] = []
     app = Celery("shop")
     workers = bound(
-        app, run_loads=lambda *call: performed.append(call), undelivered=given_back.extend, emit=events.append
+        app,
+        run_loads=lambda *call: performed.append(call),
+        undelivered=print,
+        refuse=lambda asks, _: given_back.extend(asks),
+        emit=events.append,
     )
     workers.register(PLAIN)
 

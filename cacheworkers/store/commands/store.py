@@ -133,13 +133,19 @@ class Store:
         return self._ask(requests, lambda replies: [parse.claim(reply) for reply in replies])
 
     def begin(
-        self, calls: Sequence[tuple[str, str, str, bytes]], *, load_for: float, is_redelivered: bool = False
+        self,
+        calls: Sequence[tuple[str, str, str, bytes]],
+        *,
+        load_for: float,
+        is_redelivered: bool = False,
+        is_shared: bool | None = None,
     ) -> Exchange[list[Begun | Alone | None]]:
         """Begin the loads of many `(call, token, fence, seen)`; None where the work is somebody else's.
 
         Several are loaded together.  Of those a call whose last load has died is `Alone`: not begun.
         """
-        is_shared = int(len(calls) > 1)
+        if is_shared is None:
+            is_shared = len(calls) > 1
         requests = [
             Request.call(
                 scripts.BEGIN,
@@ -152,7 +158,7 @@ class Store:
                     int(is_redelivered),
                     envelope.MAGIC,
                     envelope.WRITE_ID_AT,
-                    is_shared,
+                    int(is_shared),
                 ),
             )
             for call, token, fence, seen in calls

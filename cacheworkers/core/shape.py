@@ -1,0 +1,67 @@
+"""A loader's shape: a digest of what its entries' JSON and calls mean to the code that declares it.
+
+Two releases of a loader that read the same JSON as different values, or the same call as other arguments, have
+different shapes, and never serve each other's entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cacheworkers.core.annotations import classes_in, is_pydantic, shown
+from cacheworkers.errors import DeclarationError
+
+SHAPE_BYTES = 8
+#: Of an entry that says none: it fits every reader.
+NO_SHAPE = bytes(SHAPE_BYTES)
+#: What a schema says for people.
+_PROSE = frozenset(("title", "description", "examples"))
+
+
+def shape_of(annotation: Any, parameters: Sequence[str], tags: Sequence[str] = ()) -> bytes:
+    """Return the digest of a loader's return annotation, the names of its parameters, and its tags' templates.
+
+    A default counts, for a field that is left out of the JSON takes it; names of classes and docstrings do not.
+    """
+    described = {"value": _schema_of(annotation), "parameters": list(parameters), "tags": sorted(tags)}
+    text = msgspec.json.encode(described, enc_hook=repr, order="deterministic")
+    return hashlib.blake2b(text, digest_size=SHAPE_BYTES).digest()
+
+
+def fits(entry_shape: bytes, shape: bytes) -> bool:
+    """Return whether an entry of one shape is what a loader of another reads."""
+    return entry_shape == shape or entry_shape == NO_SHAPE or shape == NO_SHAPE
+
+
+def _schema_of(annotation: Any) -> Any:
+    if annotation is Any:
+        return {}
+    kinds = list(classes_in(annotation))
+    try:
+        if any(map(is_pydantic, kinds)):
+            import pydantic
+
+            adapter: Any = pydantic.TypeAdapter(annotation)
+            return [_without_prose(adapter.json_schema(mode=mode)) for mode in ("validation", "serialization")]
+        return _without_prose(msgspec.json.schema(annotation))
+    except (TypeError, ValueError, DeclarationError):  # a type of the user's own that has no schema
+        return shown(annotation)
+
+
+def _without_prose(schema: Any, is_named: bool = False) -> Any:
+    """Return a schema without what is said for people; a field may well be called `title`.
+
+    Args:
+        is_named: the keys are names of fields or definitions.
+    """
+    if isinstance(schema, dict):
+        return {
+            key: _without_prose(each, not is_named and key in ("properties", "$defs", "patternProperties"))
+            for key, each in schema.items()
+            if is_named or key not in _PROSE
+        }
+    return [_without_prose(each) for each in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,146 @@
+"""What a load that fails leaves behind: one log record with its traceback, the error on the event, a failed task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from cacheworkers import Cache, KeyMissing, Load, LoadError
+from cacheworkers.events import Event, Loaded
+from cacheworkers.runtime.failure_log import MAX_LOGGED, FailureLog
+from cacheworkers.testing.servers import wait_until
+
+MakeCache = Callable[..., Cache]
+
+
+def failures(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if r.name == "cacheworkers" and r.getMessage().startswith("load of ")]
+
+
+def inverse(cache: Cache, **policy: Any) -> Any:
+    @cache.loader(**policy)
+    def inverse(load: Load, n: int) -> float:
+        return 1 / n
+
+    return inverse
+
+
+def test_it_is_logged_once_with_its_traceback(make_cache: MakeCache, caplog: pytest.LogCaptureFixture) -> None:
+    """Of ten reads within its backoff the first loads, and the others get what it came to."""
+    loader = inverse(make_cache(backoff_for=60.0))
+
+    for _ in range(10):
+        with pytest.raises(LoadError):
+            loader.get(0)
+
+    wait_until(lambda: failures(caplog))  # a load's record comes after its readers are woken
+    [record] = failures(caplog)
+    assert record.levelno == logging.ERROR and record.exc_info and record.exc_info[0] is ZeroDivisionError
+    assert record.getMessage().startswith("load of inverse[0] failed")
+
+
+def test_each_call_that_fails_is_logged(make_cache: MakeCache, caplog: pytest.LogCaptureFixture) -> None:
+    cache = make_cache()
+
+    @cache.loader()
+    def broken(load: Load, n: int) -> int:
+        raise ValueError(n)
+
+    for n in range(3):
+        with pytest.raises(LoadError):
+            broken.get(n)
+
+    wait_until(lambda: len(failures(caplog)) == 3)
+    assert sorted(str(record.exc_info[1]) for record in failures(caplog) if record.exc_info) == ["0", "1", "2"]
+
+
+def test_what_fails_without_the_store_is_logged_once_too(caplog: pytest.LogCaptureFixture, make_cache: Any) -> None:
+    """There is no backoff to heed, and every read loads."""
+    loader = inverse(make_cache(redis_url="redis://127.0.0.1:1/0", store_timeout=0.1, backoff_for=600.0))
+
+    for _ in range(5):
+        with pytest.raises(LoadError):
+            loader.get(0)
+
+    assert len(failures(caplog)) == 1
+
+
+def test_the_error_is_on_the_event(make_cache: MakeCache, events: list[Event]) -> None:
+    with pytest.raises(LoadError):
+        inverse(make_cache()).get(0)
+
+    wait_until(lambda: any(isinstance(event, Loaded) for event in events))
+    [event] = [event for event in events if isinstance(event, Loaded)]
+    assert isinstance(event.error, LoadError) and isinstance(event.error.__cause__, ZeroDivisionError)
+
+
+def test_a_value_that_cannot_be_stored_is_logged(make_cache: MakeCache, caplog: pytest.LogCaptureFixture) -> None:
+    cache = make_cache(max_entry_bytes=256)
+
+    @cache.loader()
+    def page(load: Load) -> str:
+        return "x" * 1000
+
+    with pytest.raises(LoadError):
+        page.get()
+
+    wait_until(lambda: failures(caplog))
+    assert "an entry has at most 256 bytes" in str(failures(caplog)[0].exc_info)
+
+
+def test_a_batch_that_fails_is_logged_once_and_a_key_left_out_is_no_failure(
+    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make_cache()
+
+    @cache.batch_loader()
+    def prices(load: Load, keys: list[int]) -> dict[int, int]:
+        if 0 in keys:
+            raise ValueError("no prices")
+        return {}
+
+    with pytest.raises(KeyMissing):
+        prices.get(7)
+    assert failures(caplog) == []
+
+    with pytest.raises(Exception, match="have no value"):
+        prices.get_many(range(20))
+    wait_until(lambda: failures(caplog))
+    assert len(failures(caplog)) == 1
+
+
+def test_the_task_of_a_failed_load_fails_and_others_do_not(make_cache: MakeCache) -> None:
+    """With the load's error and its cause: Flower shows it, and what listens to `task_failure` gets it."""
+    app = Celery("shop", broker="memory://")
+    cache = make_cache(celery=app)
+    inverse(cache)
+    rows = [[f"inverse[{n}]", "ab" * 8, "", "miss"] for n in (1, 0)]
+
+    task = app.tasks["cacheworkers.load.inverse"]
+    good, bad = task.apply(kwargs={"asks": rows[:1]}), task.apply(kwargs={"asks": rows[1:]})
+
+    assert good.successful()
+    assert bad.state == "FAILURE" and isinstance(bad.result, LoadError)
+    assert isinstance(bad.result.__cause__, ZeroDivisionError)
+
+
+def test_a_flood_of_failures_ends_with_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A database that is away fails every load; and a new period logs again."""
+    now = [100.0]
+    log = FailureLog(1.0, lambda: now[0])
+
+    def fail(n: int) -> None:
+        log.log(Loaded("x", f"x[{n}]", "failed", 0.1, 1, "worker", LoadError("x", f"x[{n}]", "ValueError", "")))
+
+    for n in range(3 * MAX_LOGGED):
+        fail(n)
+    assert len(failures(caplog)) == MAX_LOGGED
+    assert caplog.records[-1].getMessage() == "more failed loads are not logged for 10 s"
+
+    now[0] += 60
+    fail(0)
+    assert len(failures(caplog)) == MAX_LOGGED + 1
