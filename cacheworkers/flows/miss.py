@@ -41,13 +41,8 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             if state.crowd is not None:
                 state.crowd.began_before = offered[0]
             return found
-    failure = flight.failure
-    if (
-        failure is not None
-        and not state.is_refused
-        and flight.claim_number > state.waiter.number
-        and now < flight.failing_until
-    ):
+    failure = None if state.is_refused or now >= flight.failing_until else flight.failure
+    if failure is not None and flight.claim_number > state.waiter.number:
         return _failed(ports, loader, state, failure)  # the claim was made after this read had begun
     if flight.is_claiming or (not is_over and now < flight.held_until):
         if not state.has_looked:

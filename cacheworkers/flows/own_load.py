@@ -31,8 +31,8 @@ def read_own_entry(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: E
     """
     if loader.policy.on_timeout == "raise":
         raise LoadTimeout(
-            f'{state.call.text} has an entry of another release only, and on_timeout is "raise"; it is read when that entry '
-            "is no longer fresh, or once `version` is raised"
+            f'{state.call.text} has an entry of another release only, and on_timeout is "raise"; it is read when that '
+            "entry is no longer fresh, or once `version` is raised"
         )
     flight, started, decode = state.waiter.flight, state.started, state.options.decode
     give_up_at = started + loader.load_for
