@@ -101,7 +101,7 @@ def _claim(
     flight.is_claiming = True
     flight.failure = None
     try:
-        if state.turns:
+        if state.turns and not is_over:
             yield from _learn_seq(ports, state)
         state.turns += 1
         wakes = flight.wakes

@@ -222,6 +222,7 @@ def _look(
     waited = ports.clock.monotonic() - state.started
     if entry.is_unshared:  # of a load that this read has waited for, or another's
         is_waited_for = state.has_asked or state.has_waited
+        state.payload = entry.payload
         return Read(stored.value, Freshness.FRESH, "store", 0.0, entry.seq, waited) if is_waited_for else None
     is_mine = entry.created >= began_at
     if is_mine:

@@ -158,7 +158,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             n, version = self.told[-1] if is_since and self.told else (0, 0)
             view = world.price.since(Invalidation(n, 0))
             call = view._bind((NUMBER,), {})
-            options = msgspec.structs.replace(view._options(call, None, spec.codec.decode), wait_for=wait_for)
+            options = msgspec.structs.replace(view._memory.options(call, None), wait_for=wait_for)
             going = Stepper(reading.read(ports, spec, call, options))
             self.readers.append(Reader(going, self.hard, self.any, version))
 

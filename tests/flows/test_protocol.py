@@ -538,7 +538,7 @@ def test_racing_push_wins_over_a_fill(shop: Shop) -> None:
     shop.ports.listener.start()
     wait_until(lambda: shop.ports.listener.is_up)
     call = shop.product._bind((1,), {})
-    options = shop.product._options(call, (1,), shop.spec.codec.decode)
+    options = shop.product._memory.options(call, (1,))
     read = Stepper(reading.read(shop.ports, shop.spec, call, options)).until("get")
     raw = read._step.run()
     shop.price = 2
