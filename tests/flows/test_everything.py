@@ -478,7 +478,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         ("soft",),
     ),
     "a soft invalidation leaves the lease": (
-        script("SOFTEN", 'redis.call("DEL", lease)', ""),
+        script("SOFTEN", 'redis.call("DEL", lease, failures)', 'redis.call("DEL", failures)'),
         (*LOADS, *CHANGES),
         ("soft",),
     ),
