@@ -32,11 +32,11 @@ class Shop:
         self.price, self.spec = price, cache._loaders["price"]
 
     def worker(self, n: int = 0) -> Stepper[Any]:
-        """Return a load that has begun, and whose snapshot is next."""
+        """Return a load that has its lease, and begins next."""
         token = f"{n:016x}"
         self.ports.store.claim(CALL, token, lease_for=60).run()
         request = LoadRequest("price", CALL, token, "", "miss")
-        return Stepper(loading.load(self.ports, self.spec, [request], self.ports.worker)).until("snapshot")
+        return Stepper(loading.load(self.ports, self.spec, [request], self.ports.worker)).until("begin")
 
     def overtaken(self, worker: Stepper[Any]) -> None:
         """Have the load's next attempt overtaken, and all that it does about that done."""
