@@ -6,10 +6,11 @@ Replayed are a seeded Zipf and the recorded traces in `../shared/data`, where th
 stream over an hour to four processes; writes invalidate what was read lately.  The library's own flows decide
 (`benchmarks/virtual.py`); "every reader loads" is what a cache without leases does.
 
-A hot key is one of the `--hot` most read.  Its period is what its entry is fresh for, or until an invalidation: 1 load
-each, and a little more where loads come ahead (`benchmarks/periods.py`).  Those that come in the middle of a period are
-counted.  The least loads there can be are those of a cache that loads when somebody reads, and whose entries live for
-all of `fresh_for`: the first read after that, or after an invalidation, begins another.
+A hot key is one of the most read hundredth, or of the `--hot` most read.  Its period is what its entry is fresh for, or
+until an invalidation: 1 load each, and a little more where loads come ahead (`benchmarks/periods.py`).  Those that come
+in the middle of a period are counted.  The least loads there can be are those of a cache that loads when somebody
+reads, and whose entries live for all of `fresh_for`: the first read after that, or after an invalidation, begins
+another.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ HEADS = (
     "waits % all",
     "waits % hot",
     "loads",
+    "loads % reads",
+    "x without warming",
     "queries",
     "loads per hot key and period",
     "in mid-period",
@@ -64,6 +67,7 @@ class Way:
         is_plain: every reader that misses loads for itself.
         is_batch: the loader loads many keys with one query.
         periods: `warm_for` as a multiple of `fresh_for`.
+        without: the way that is the same without warming.
         policy, config: what differs from the library's defaults.
     """
 
@@ -73,6 +77,7 @@ class Way:
     is_plain: bool = False
     is_batch: bool = False
     periods: float | None = None
+    without: str = ""
 
 
 OFF = {"stale_for": 0.0, "early": 0.0}
@@ -82,17 +87,18 @@ WAYS = (
     Way("TTL, one load for all", OFF, COLD),
     Way("SWR", {"early": 0.0}, COLD),
     Way("early", {"stale_for": 0.0}, COLD),
-    Way("warm", OFF),
+    Way("warm", OFF, without="TTL, one load for all"),
     Way("SWR + early", {}, COLD),
-    Way("SWR + warm", {"early": 0.0}),
-    Way("early + warm", {"stale_for": 0.0}),
-    Way("SWR + early + warm"),
+    Way("SWR + warm", {"early": 0.0}, without="SWR"),
+    Way("early + warm", {"stale_for": 0.0}, without="early"),
+    Way("SWR + early + warm", without="SWR + early"),
 )
 
 
 DEFAULTS = (
-    Way("the defaults"),
-    Way("the defaults, a batch loader", is_batch=True),
+    Way("without warming", config=COLD),
+    Way("the defaults", without="without warming"),
+    Way("the defaults, a batch loader", is_batch=True, without="without warming"),
     Way("no warming", {"warm_for": 0.0}),
     Way("no warming, a batch loader", {"warm_for": 0.0}, is_batch=True),
     Way("only what is read again and again", {"warm_for": 0.001}),
@@ -116,7 +122,7 @@ class Scene:
         fresh_for, stale_for: of every entry, seconds.
         lasts: seconds in which the whole trace is read.
         writes: per read.
-        hot: how many of the most read keys are called hot.
+        hot: how many of the most read keys are called hot; 0 for one in a hundred.
         workers: of each queue; 0 for as many as there is work.
     """
 
@@ -125,7 +131,7 @@ class Scene:
     stale_for: float
     lasts: float = TIMES
     writes: float = 0.001
-    hot: int = 100
+    hot: int = 0
     processes: int = 4
     workers: int = 0
     seed: int = 1
@@ -177,6 +183,7 @@ class Outcome:
     waits: float
     waits_hot: float
     loads: int
+    reads: int
     queries: int
     loads_per_period: float
     again: int
@@ -184,11 +191,13 @@ class Outcome:
     most_at_once: int
     in_vain: int
 
-    def row(self) -> tuple[str, ...]:
-        """Return it as text."""
+    def row(self, without: Outcome | None) -> tuple[str, ...]:
+        """Return it as text, beside the same way without warming."""
         shares = (f"{share:.3f}" for share in (self.stale, self.stale_hot, self.waits, self.waits_hot))
         rest = (
             f"{self.loads:,}",
+            f"{share(self.loads, self.reads):.2f}",
+            f"{self.loads / without.loads:.3f}" if without else "-",
             f"{self.queries:,}",
             f"{self.loads_per_period:.3f}",
             f"{self.again:,}",
@@ -221,7 +230,7 @@ class Replay:
         self.spec: LoaderSpec = products._spec if way.is_batch else product._spec
         self.config = cache.config
         self.calls: dict[int, Call] = {key: self.spec.signature.bind((key,), {}) for key in scene.trace.counts}
-        self.hot = frozenset(scene.trace.hottest(scene.hot))
+        self.hot = frozenset(scene.trace.hottest(scene.hot or max(1, len(scene.trace.counts) // 100)))
         self.rest, self.of_hot = Tally(), Tally()
         self.least = 0.0
         self.world = World(scene.seed + 2, load_time)
@@ -241,6 +250,7 @@ class Replay:
             share(rest.waits + hot.waits + rest.errors + hot.errors, rest.reads + hot.reads),
             share(hot.waits + hot.errors, hot.reads),
             loads.total(),
+            rest.reads + hot.reads,
             self.world.queries,
             self.periods.loads_per_period,
             self.periods.again,
@@ -417,7 +427,7 @@ def main() -> None:
     parser.add_argument("--stale-for", type=float, default=60.0)
     parser.add_argument("--lasts", type=float, default=TIMES, help="seconds in which a trace is read")
     parser.add_argument("--writes", type=float, default=0.001, help="per read")
-    parser.add_argument("--hot", type=int, default=100)
+    parser.add_argument("--hot", type=int, default=0, help="how many keys are called hot; 0 for one in a hundred")
     parser.add_argument("--workers", type=int, default=0, help="of each queue; 0 for as many as there is work")
     parser.add_argument("--defaults", action="store_true", help="vary each default instead of the ways")
     parser.add_argument("--ways", nargs="+", help="names of rows; none for all")
@@ -435,7 +445,11 @@ def main() -> None:
         parser.error(f"--only must name a trace that is there, got {', '.join(options.only)}")
     ways = [way for way in (DEFAULTS if options.defaults else WAYS) if not options.ways or way.name in options.ways]
     outcomes = play_all(scenes, ways, options.jobs)
-    tables = [(title_of(scene), [one.row() for one in those]) for scene, those in zip(scenes, outcomes, strict=True)]
+    twins = {way.name: way.without for way in ways}
+    tables = []
+    for scene, those in zip(scenes, outcomes, strict=True):
+        by_name = {one.way: one for one in those}
+        tables.append((title_of(scene), [one.row(by_name.get(twins[one.way])) for one in those]))
     text = "\n".join(f"**{title}**\n\n{report.markdown(HEADS, rows)}" for title, rows in tables)
     print(text)
     if options.write_to:

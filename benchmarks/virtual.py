@@ -313,6 +313,11 @@ class VirtualStore:
         self._ranked, self._max_scores = [], most
         return _Done(len(self._scores))
 
+    def count_read_since(self, loader: str, since: float) -> _Done:
+        if not self._ranked:
+            self._ranked = sorted(self._scores.items(), key=itemgetter(1), reverse=True)[: self._max_scores]
+        return _Done(bisect.bisect_right(self._ranked, -since, key=lambda item: -item[1]))
+
     def most_read(self, loader: str, first: int, most: int, since: float) -> _Done:
         if not self._ranked:
             self._ranked = sorted(self._scores.items(), key=itemgetter(1), reverse=True)[: self._max_scores]
@@ -426,6 +431,7 @@ class Process:
             release_soon=self._release,
             chance=world.chance.random,
         )
+        self.ports.access_counter.remember(spec.name, spec.policy, config.access_half_life)
         self.l1.on_gone = self.ports.access_counter.note_gone
 
     def read_through_store(self, call: Call, done: Callable[[Any], object]) -> Entry | None:

@@ -47,7 +47,7 @@ def warm_as_told(pipe: Connection) -> None:
     with contextlib.suppress(EOFError):  # whoever told was ended
         while (told := pipe.recv()) is not None:
             keys, pace = told
-            done = cache.warm_up("prices", [cache.call("prices", key) for key in keys], **pace)
+            done = cache.warm("prices", [cache.call("prices", key) for key in keys], **pace).wait()
             assert done.done == done.calls, done
             pipe.send(None)
     cache.close()

@@ -17,16 +17,16 @@ from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.inspect import Inspection
 from cacheworkers.flows.inspect import inspect as inspect_entries
-from cacheworkers.flows.invalidate import Invalidation, Mode, Progress, invalidate_tags, members_of
+from cacheworkers.flows.invalidate import Invalidation, Mode, Progress, count_entries, invalidate_tags, members_of
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest
-from cacheworkers.flows.reload import count_entries, reload_tags
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
-from cacheworkers.flows.warm import Warming, hot, report_accesses, warm, warm_round
-from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS, WarmUp, warm_up
+from cacheworkers.flows.warm import Warming, hot, reload_tags, report_accesses, warm_round
+from cacheworkers.flows.warm_up import UNLIMITED, WarmUp, warm_up
 from cacheworkers.load_context import AroundLoad
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
 from cacheworkers.runtime.registry import LoaderRegistry
+from cacheworkers.runtime.warm_job import WarmJob
 from cacheworkers.runtime.wiring import Internals, Runtime
 from cacheworkers.sql.watch.dirty_transactions import dirty_here
 from cacheworkers.workers.publish_queue import LoaderInfo
@@ -82,7 +82,7 @@ class Cache:
             maintenance={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
                 "drain_outbox": (self._drain_by_beat, config.drain_interval),
-                **({"warm": (self.warm, config.warm_interval)} if config.warm_interval else {}),
+                **({"warm": (self.keep_warm, config.warm_interval)} if config.warm_interval else {}),
             },
         )
         self._loaders = LoaderRegistry(config)
@@ -210,11 +210,12 @@ class Cache:
         """
         self._watching.watch(sessions, mapping, check=check)
 
-    def triggers(self, templates: Mapping[str, Sequence[str]]) -> Triggers:
+    def triggers(self, templates: Mapping[str, Sequence[str]], *, notify: bool = True) -> Triggers:
         """Return Postgres triggers that write the outbox for whatever changes a table: psql, bulk statements, others.
 
         Args:
             templates: table -> tags with its columns: `{"price": ["product:{product_id}"]}`.
+            notify: NOTIFY wakes `drain_until`; without it, that finds what is written when it next looks.
 
         Raises:
             ConfigError: a name or a template is malformed.
@@ -222,7 +223,11 @@ class Cache:
         from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
         declared = Triggers(
-            self.config.namespace, templates, self.outbox.table.name, max_tag_bytes=self.config.max_tag_bytes
+            self.config.namespace,
+            templates,
+            self.outbox.table.name,
+            max_tag_bytes=self.config.max_tag_bytes,
+            notify=notify,
         )
         self._triggers.append(declared)
         return declared
@@ -346,65 +351,48 @@ class Cache:
         """Return the access score of each loader, the hottest first."""
         return await arun(loader_stats(self._ports, list(self._loaders)))
 
-    def hot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
+    def hot(self, loader: str, limit: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls of a loader by its name; see `Loader.hot`."""
-        return run(hot(self._ports, self._loaders.named(loader), most))
+        return run(hot(self._ports, self._loaders.named(loader), limit))
 
-    async def ahot(self, loader: str, most: int = 100) -> list[tuple[str, float]]:
+    async def ahot(self, loader: str, limit: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls of a loader by its name; see `hot`."""
-        return await arun(hot(self._ports, self._loaders.named(loader), most))
+        return await arun(hot(self._ports, self._loaders.named(loader), limit))
 
-    def warm_many(self, loader: str, keys: Iterable[Any]) -> Warming:
-        """Have workers load many keys of a loader by its name; see `Loader.warm_many`."""
-        return run(self._warming(loader, keys))
-
-    async def awarm_many(self, loader: str, keys: Iterable[Any]) -> Warming:
-        """Have workers load many keys of a loader by its name; see `warm_many`."""
-        return await arun(self._warming(loader, keys))
-
-    def warm_up(
+    def warm(
         self,
         loader: str,
         calls: Iterable[str],
         *,
-        max_rate: float = AS_FAST_AS_HARMLESS,
-        at_once: int | None = None,
-        until: float = 1.0,
-        progress: Callable[[WarmUp], None] | None = None,
-    ) -> WarmUp:
-        """Have workers load what is not fresh of these calls, and wait until it is there: before a deploy, say.
-
-        Nobody waits for these loads, and nobody should notice them: fewer are under way when they become slow, and
-        none is asked for while readers' misses are queued.  What is fresh is passed over, so that a warm-up that was
-        killed is resumed by starting it again.
+        max_rate: float = UNLIMITED,
+        concurrency: int | None = None,
+        min_fresh: float = 1.0,
+    ) -> WarmJob:
+        """Have workers load many calls of a loader by its name; see `Loader.warm`.
 
         Args:
-            loader: its name.
             calls: texts, as `call` returns them.
-            max_rate: most calls a second; without it, as many as do no harm.
-            at_once: most calls under way; None takes `Config.warm_concurrency`.
-            until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
-            progress: called many times a second with how far it is.
 
         Raises:
             UnknownLoader, CallError: there is no such loader, or a text is no call of it.
-            ConfigError: `max_rate`, `at_once` or `until` is out of bounds.
-            StoreUnavailable: the store does not answer.
+            ConfigError: `max_rate`, `concurrency` or `min_fresh` is out of bounds.
         """
-        return run(self._warm_up(loader, calls, max_rate, at_once, until, progress))
+        texts = list(calls)
+        return WarmJob(
+            lambda progress: self._warm_up(loader, texts, max_rate, concurrency, min_fresh, progress), len(texts)
+        )
 
-    async def awarm_up(
+    async def awarm(
         self,
         loader: str,
         calls: Iterable[str],
         *,
-        max_rate: float = AS_FAST_AS_HARMLESS,
-        at_once: int | None = None,
-        until: float = 1.0,
-        progress: Callable[[WarmUp], None] | None = None,
-    ) -> WarmUp:
-        """Have workers load what is not fresh of these calls, and wait until it is there; see `warm_up`."""
-        return await arun(self._warm_up(loader, calls, max_rate, at_once, until, progress))
+        max_rate: float = UNLIMITED,
+        concurrency: int | None = None,
+        min_fresh: float = 1.0,
+    ) -> WarmJob:
+        """Have workers load many calls of a loader by its name; see `warm`.  The job can be awaited."""
+        return self.warm(loader, calls, max_rate=max_rate, concurrency=concurrency, min_fresh=min_fresh)
 
     def call(self, loader: str, *args: Any, **kwargs: Any) -> str:
         """Return the text of a loader's call with these arguments: `product[42]`.
@@ -414,22 +402,22 @@ class Cache:
         """
         return self._loaders.named(loader).signature.bind(args, kwargs).text
 
-    def calls_of(self, tag: str, most: int = 1000) -> list[str]:
-        """Return calls whose entries have a tag, at most so many: what an invalidation of it would drop."""
-        return run(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), most))
+    def calls_of(self, tag: str, limit: int = 1000) -> list[str]:
+        """Return at most `limit` calls whose entries have a tag: what an invalidation of it would drop."""
+        return run(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), limit))
 
-    async def acalls_of(self, tag: str, most: int = 1000) -> list[str]:
+    async def acalls_of(self, tag: str, limit: int = 1000) -> list[str]:
         """Return calls whose entries have a tag; see `calls_of`."""
-        return await arun(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), most))
+        return await arun(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), limit))
 
     # -- upkeep
 
-    def warm(self) -> dict[str, Warming]:
+    def keep_warm(self) -> dict[str, Warming]:
         """Have workers revalidate hot entries that go stale soon; loader -> what was done.  Beat calls it."""
         return run(self._warm_round())
 
-    async def awarm(self) -> dict[str, Warming]:
-        """Have workers revalidate hot entries that go stale soon; see `warm`."""
+    async def akeep_warm(self) -> dict[str, Warming]:
+        """Have workers revalidate hot entries that go stale soon; see `keep_warm`."""
         return await arun(self._warm_round())
 
     def report_accesses(self) -> int:
@@ -504,7 +492,7 @@ class Cache:
     ) -> LoaderSpec:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
         config = self.config
-        self._ports.access_counter.warm_for[spec.name] = spec.policy.kept_warm_for
+        self._ports.access_counter.remember(spec.name, spec.policy, config.access_half_life)
         self._runtime.workers.register(
             LoaderInfo(
                 spec.name,
@@ -546,27 +534,22 @@ class Cache:
     def _warm_round(self) -> Flow[dict[str, Warming]]:
         return warm_round(self._ports, dict(self._loaders), self._runtime.queued)
 
-    def _warming(self, loader: str, keys: Iterable[Any]) -> Flow[Warming]:
-        spec = self._loaders.named(loader)
-        calls = list(dict.fromkeys(spec.signature.bind((key,), {}).text for key in keys))
-        return warm(self._ports, spec, calls, lead=3 * self.config.warm_interval)
-
     def _warm_up(
         self,
         loader: str,
         calls: Iterable[str],
         max_rate: float,
-        at_once: int | None,
-        until: float,
-        progress: Callable[[WarmUp], None] | None,
+        concurrency: int | None,
+        min_fresh: float,
+        progress: Callable[[WarmUp], None],
     ) -> Flow[WarmUp]:
-        at_once = self.config.warm_concurrency if at_once is None else at_once
+        concurrency = self.config.warm_concurrency if concurrency is None else concurrency
         if not max_rate > 0:
             raise ConfigError(f"max_rate must be more than 0 calls a second, got {max_rate!r}")
-        if at_once < 1:
-            raise ConfigError(f"at_once must be at least 1 call, got {at_once!r}")
-        if not 0 <= until <= 1:
-            raise ConfigError(f"until must be a share from 0 to 1, got {until!r}")
+        if concurrency < 1:
+            raise ConfigError(f"concurrency must be at least 1 call, got {concurrency!r}")
+        if not 0 <= min_fresh <= 1:
+            raise ConfigError(f"min_fresh must be a share from 0 to 1, got {min_fresh!r}")
         spec = self._loaders.named(loader)
         return warm_up(
             self._ports,
@@ -574,11 +557,11 @@ class Cache:
             list(dict.fromkeys(spec.signature.parse(text).text for text in calls)),
             lead=3 * self.config.warm_interval,
             max_rate=max_rate,
-            at_once=at_once,
-            until=until,
+            concurrency=concurrency,
+            min_fresh=min_fresh,
             pause=Pause,
             queued=self._runtime.queued,
-            progress=progress or (lambda state: None),
+            progress=progress,
         )
 
     def _invalidation(

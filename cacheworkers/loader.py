@@ -12,12 +12,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, over
 from cacheworkers.core.driver import arun, run
 from cacheworkers.core.read_result import Read
 from cacheworkers.flows.invalidate import Invalidation
-from cacheworkers.flows.warm import Warming, hot
-from cacheworkers.flows.warm_up import AS_FAST_AS_HARMLESS
 from cacheworkers.load_context import AsyncLoad, Load
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_base import LoaderBase
-from cacheworkers.runtime.warm_job import WarmJob
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,58 +134,6 @@ class Loader(LoaderBase[T], Generic[P, T]):
         """Return what is in the store; see `peek`."""
         return await arun(self._peek(args, kwargs))
 
-    def warm(
-        self,
-        calls: Iterable[Any],
-        *,
-        max_rate: float = AS_FAST_AS_HARMLESS,
-        concurrency: int | None = None,
-        until: float = 1.0,
-    ) -> WarmJob:
-        """Have workers load many calls before anybody reads them; returns at once, with the job that does it.
-
-        Nobody waits for these loads, and nobody should notice them: fewer are under way when they become slow, and
-        none is asked for while readers' misses are queued.  What is fresh is passed over.
-
-        Args:
-            calls: the argument of each, or a tuple of its arguments.
-            max_rate: most calls a second; without it, as many as do no harm.
-            concurrency: most calls under way; None takes `Config.warm_concurrency`.
-            until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
-
-        Raises:
-            CallError: one of them does not fit the loader; nothing is asked for.
-            ConfigError: `max_rate`, `concurrency` or `until` is out of bounds.
-        """
-        return self._warm_job(calls, max_rate, concurrency, until)
-
-    async def awarm(
-        self,
-        calls: Iterable[Any],
-        *,
-        max_rate: float = AS_FAST_AS_HARMLESS,
-        concurrency: int | None = None,
-        until: float = 1.0,
-    ) -> WarmJob:
-        """Have workers load many calls before anybody reads them; see `warm`.  The job can be awaited too."""
-        return self._warm_job(calls, max_rate, concurrency, until)
-
-    def warm_many(self, keys: Iterable[Any]) -> Warming:
-        """Have workers load on the `warm` queue what is missing of many keys, or goes stale soon; see `get_many`."""
-        return run(self._warming([self._bind((key,), {}) for key in keys]))
-
-    async def awarm_many(self, keys: Iterable[Any]) -> Warming:
-        """Have workers load many keys on the `warm` queue; see `warm_many`."""
-        return await arun(self._warming([self._bind((key,), {}) for key in keys]))
-
-    def hot(self, most: int = 100) -> list[tuple[str, float]]:
-        """Return the hottest calls, each with its access score: reads by all processes, halved with every half-life."""
-        return run(hot(self._ports, self._spec, most))
-
-    async def ahot(self, most: int = 100) -> list[tuple[str, float]]:
-        """Return the hottest calls; see `hot`."""
-        return await arun(hot(self._ports, self._spec, most))
-
     def revalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Ask workers to load this now; True if this call enqueued it, False if somebody is at it already."""
         return run(self._revalidation(self._bind(args, kwargs)))
@@ -280,58 +225,6 @@ class BatchLoader(LoaderBase[V], Generic[K, V]):
     async def apeek(self, key: K) -> Read | None:
         """Return what is in the store for one key; see `peek`."""
         return await arun(self._peek((key,), {}))
-
-    def warm(
-        self,
-        calls: Iterable[K],
-        *,
-        max_rate: float = AS_FAST_AS_HARMLESS,
-        concurrency: int | None = None,
-        until: float = 1.0,
-    ) -> WarmJob:
-        """Have workers load many calls before anybody reads them; returns at once, with the job that does it.
-
-        Nobody waits for these loads, and nobody should notice them: fewer are under way when they become slow, and
-        none is asked for while readers' misses are queued.  What is fresh is passed over.
-
-        Args:
-            calls: their keys.
-            max_rate: most calls a second; without it, as many as do no harm.
-            concurrency: most calls under way; None takes `Config.warm_concurrency`.
-            until: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
-
-        Raises:
-            CallError: one of them does not fit the loader; nothing is asked for.
-            ConfigError: `max_rate`, `concurrency` or `until` is out of bounds.
-        """
-        return self._warm_job(calls, max_rate, concurrency, until)
-
-    async def awarm(
-        self,
-        calls: Iterable[K],
-        *,
-        max_rate: float = AS_FAST_AS_HARMLESS,
-        concurrency: int | None = None,
-        until: float = 1.0,
-    ) -> WarmJob:
-        """Have workers load many calls before anybody reads them; see `warm`.  The job can be awaited too."""
-        return self._warm_job(calls, max_rate, concurrency, until)
-
-    def warm_many(self, keys: Iterable[K]) -> Warming:
-        """Have workers load on the `warm` queue what is missing of many keys, or goes stale soon: one task a batch."""
-        return run(self._warming([self._bind((key,), {}) for key in keys]))
-
-    async def awarm_many(self, keys: Iterable[K]) -> Warming:
-        """Have workers load many keys on the `warm` queue; see `warm_many`."""
-        return await arun(self._warming([self._bind((key,), {}) for key in keys]))
-
-    def hot(self, most: int = 100) -> list[tuple[str, float]]:
-        """Return the hottest calls, each with its access score; see `Loader.hot`."""
-        return run(hot(self._ports, self._spec, most))
-
-    async def ahot(self, most: int = 100) -> list[tuple[str, float]]:
-        """Return the hottest calls; see `hot`."""
-        return await arun(hot(self._ports, self._spec, most))
 
     def revalidate(self, key: K) -> bool:
         """Ask workers to load one key now; True if this call enqueued it."""

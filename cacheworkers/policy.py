@@ -33,7 +33,7 @@ class Policy:
         l1_for: how long this process's memory may answer without proof that it is coherent; 0 keeps
             the loader out of L1; None takes `Config.l1_for`.
         warm_for: how long after its last read an entry is kept warm by beat, one that is read often longer; 0 never;
-            None three times `fresh_for`.
+            None keeps warm what is expected to be read about twice or more within `fresh_for`, and costs few loads.
         version: raise it when the value's shape or meaning changes; part of the call's text.
         hold_off_for: entries whose load began within this time of an invalidation of any of their tags are stored
             stale, for `stale_for`, so that a replica that lags no longer cannot keep an old row fresh; 0 for loads
@@ -68,11 +68,6 @@ class Policy:
             raise ConfigError(f'on_timeout must be "load" or "raise", got {self.on_timeout!r}')
         if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
             raise ConfigError(f"version must be a whole number >= 1, got {self.version!r}")
-
-    @property
-    def kept_warm_for(self) -> float:
-        """How long after its last read an entry is kept warm, seconds."""
-        return 3 * self.fresh_for if self.warm_for is None else self.warm_for
 
     def replace(self, **changes: Any) -> Policy:
         """Return this policy with some fields changed, validated anew."""

@@ -11,7 +11,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Freshness, decide
 from cacheworkers.core.judgement import judge
 from cacheworkers.flows.ports import LoaderSpec, Ports
-from cacheworkers.flows.warm import MARGIN
+from cacheworkers.flows.warm import MARGIN, half_life_of, kept_warm, turns_of
 
 
 class TagState(msgspec.Struct, frozen=True):
@@ -85,7 +85,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     attempts: int = yield ports.store.attempts(call)
     slot = ports.l1.get(call)
     monotonic, now = ports.clock.monotonic(), ports.clock.now()
-    access_score = 0.0 if read_at is None else score_of(read_at, now, ports.config.access_half_life)
+    access_score = 0.0 if read_at is None else score_of(read_at, now, half_life_of(ports, loader.name))
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
     stored = judge(raw, call, now, decode=loader.codec.decode, shape=loader.shape)
@@ -115,6 +115,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         tags.append(TagState(tag, last, max(0.0, now - last / 1000) if last else None))
     freshness = stored.freshness
     action = decide(freshness, is_failing=is_failing)
+    lead = yield from _lead(ports, loader, call)
     return Explanation(
         call,
         _verdict(action, in_l1, lease),
@@ -125,18 +126,19 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         kept_for=entry.expires_at - now,
         load_time=entry.load_time,
         seq=entry.seq,
-        revalidates_in=max(0.0, entry.fresh_until - now - _lead(ports, loader, read_at, now)),
+        revalidates_in=max(0.0, entry.fresh_until - now - lead),
         size=len(entry.payload),
         tags=tuple(tags),
         **common,
     )
 
 
-def _lead(ports: Ports, loader: LoaderSpec, read_at: float | None, now: float) -> float:
+def _lead(ports: Ports, loader: LoaderSpec, call: str) -> Flow[float]:
     """Return how long before it goes stale warming revalidates an entry at the latest; 0 if it is not kept warm."""
     every = ports.config.warm_interval
-    is_kept_warm = every and read_at is not None and read_at >= now - loader.policy.kept_warm_for
-    return every + MARGIN if is_kept_warm else 0.0
+    if not every or call not in (yield from kept_warm(ports, loader)):
+        return 0.0
+    return turns_of(loader.policy.fresh_for, every) * every + MARGIN
 
 
 def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:

@@ -9,7 +9,7 @@ import msgspec
 from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.flows.ports import Ports
-from cacheworkers.flows.warm import hottest
+from cacheworkers.flows.warm import half_life_of, hottest
 
 
 class StoreStats(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ def loader_stats(ports: Ports, loaders: Iterable[str]) -> Flow[list[LoaderStats]
     for name in loaders:
         calls = yield from hottest(ports, name, ports.config.max_hot_calls)
         now = ports.clock.now()
-        access_score = [(call, score_of(read_at, now, ports.config.access_half_life)) for call, read_at in calls]
+        access_score = [(call, score_of(read_at, now, half_life_of(ports, name))) for call, read_at in calls]
         first, most = access_score[0] if access_score else ("-", 0.0)
         found.append(LoaderStats(name, sum(reads for _, reads in access_score), len(access_score), first, most))
     return sorted(found, key=lambda each: -each.access_score)

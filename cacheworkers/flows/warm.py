@@ -1,14 +1,13 @@
-"""Warm: hot entries are revalidated before they go stale, and cold ones loaded before somebody asks.
+"""Warming: report accesses, keep often-read entries fresh, and have workers load calls that nobody waits for.
 
-Nobody waits for these loads: they go to the `warm` queue, a bounded number at a time, and wait while readers' misses
-are queued.  Claims make it harmless to do this twice at once.
+These loads go to the `warm` queue, a bounded number at a time, and pause while readers' misses are queued.  Claims
+make it harmless to ask twice.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-import statistics
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
@@ -22,24 +21,26 @@ from cacheworkers.core.calls import loader_name_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.envelope import Head
 from cacheworkers.events import AccessesReported, MemoryHits, MemoryUsed, Warmed, WarmingPaused
+from cacheworkers.flows.invalidate import Invalidation, Progress, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
-from cacheworkers.local.aimd_window import SLACK, SLOW
 from cacheworkers.store.commands.replies import Claimed
 
 #: Most calls in one exchange about scores or heads: each is a millisecond of the store.
 CHUNK = 500
 #: With more messages than this in the miss queue, readers wait for workers: nothing new is asked for.
 BUSY = 8
-#: A round asks for what goes stale before the next one, and so many seconds after that: for the message and the load.
+#: A round asks for entries that go stale before the next round, or so many seconds later: for the message and the load.
 MARGIN = 1.0
 #: Where beat does no rounds, one that is done by hand counts as one of so many seconds.
 BY_HAND = 2.0
-#: What is not among the hottest is looked at in turns, all of it once in this share of `fresh_for`.
+#: All calls that are kept warm are looked at once in this share of `fresh_for`, part of them in each round.
 TURN = 0.025
-#: Loads that began within so many seconds tell how slow the database is now ...
-LATELY = 10.0
-#: ... if there are so many of them.
-ENOUGH = 8
+#: A call is kept warm by default if at least so many reads are expected while its entry is fresh ...
+LEAST_READS = 1.5
+#: ... and if the loads that nobody will read stay below this share of the calls that were read in the last period.
+EXTRA_LOADS = 0.055
+#: Reads come in bursts: what is expected to be read this often may as well not be read at all.
+BURST = 12.0
 
 
 class Warming(msgspec.Struct, frozen=True):
@@ -47,10 +48,10 @@ class Warming(msgspec.Struct, frozen=True):
 
     Attributes:
         looked: calls that were looked at.
-        fresh: those that needs nothing.
+        fresh: those that need nothing.
         asked: those that workers will load.
         held: those that somebody else is loading, or whose last load failed lately.
-        left: those that the next rounds will see to, for this one has asked for enough.
+        left: those for a later round: this one has asked for as many as it may.
     """
 
     looked: int
@@ -83,21 +84,22 @@ def report_accesses(ports: Ports) -> Flow[int]:
         by_loader.setdefault(loader_name_of(call), []).append((call, count))
     try:
         while by_loader:
-            name, told = next(iter(by_loader.items()))
-            count = len(told)
-            while told:
+            name, counted = next(iter(by_loader.items()))
+            remembered, half_life = ports.access_counter.loaders.get(name), half_life_of(ports, name)
+            count = len(counted)
+            while counted:
                 yield ports.store.add_accesses(
                     name,
-                    told[:CHUNK],
-                    half_life=config.access_half_life,
+                    counted[:CHUNK],
+                    half_life=half_life,
                     most=config.max_hot_calls,
-                    warm_for=ports.access_counter.warm_for.get(name, 0.0),
+                    warm_for=0.0 if remembered is None else remembered.warm_for,
                 )
-                del told[:CHUNK]
+                del counted[:CHUNK]
             del by_loader[name]
             ports.emit(AccessesReported(name, count))
     finally:
-        # The store is away: what has not been told is told when it is back.
+        # The store is away: what has not been reported is reported when it is back.
         for left in by_loader.values():
             ports.access_counter.put_back(left)
     return len(counts)
@@ -120,21 +122,21 @@ def hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[list[tuple[str, flo
 
     What was hot under another version counts as the same call under this one, and together with it.
     """
-    now = ports.clock.now()
-    heats: dict[str, float] = {}
+    now, half_life = ports.clock.now(), half_life_of(ports, loader.name)
+    scores: dict[str, float] = {}
     seen: set[str] = set()  # what has moved meanwhile comes again
     first, options = 0, min(CHUNK, most)
-    while len(heats) < most:
+    while len(scores) < most:
         chunk = yield ports.store.most_read(loader.name, first, options, float("-inf"))
         for text, read_at in chunk:
             call = None if text in seen else loader.signature.of_this_version(text)
             if call is not None:
-                heats[call] = heats.get(call, 0.0) + score_of(read_at, now, ports.config.access_half_life)
+                scores[call] = scores.get(call, 0.0) + score_of(read_at, now, half_life)
             seen.add(text)
         if len(chunk) < options:
             break
         first, options = first + options, CHUNK
-    return sorted(heats.items(), key=itemgetter(1), reverse=True)[:most]
+    return sorted(scores.items(), key=itemgetter(1), reverse=True)[:most]
 
 
 def warm_round(ports: Ports, loaders: Mapping[str, LoaderSpec], queued: Callable[[], Step]) -> Flow[dict[str, Warming]]:
@@ -152,48 +154,97 @@ def warm_round(ports: Ports, loaders: Mapping[str, LoaderSpec], queued: Callable
         return {}
     done: dict[str, Warming] = {}
     room = min(int(config.warm_rate * _every(ports)), config.warm_concurrency)
-    # Each in turn is the first: what the others leave goes to the last.
-    specs = [spec for spec in loaders.values() if spec.policy.kept_warm_for > 0]
+    # Another loader is the first in each round; what the others leave goes to the last.
+    specs = [spec for spec in loaders.values() if spec.policy.warm_for != 0]
     first = _round_at(ports) % len(specs) if specs else 0
     for at, spec in enumerate(specs[first:] + specs[:first]):
-        done[spec.name] = yield from warm_hot(ports, spec, room // (len(specs) - at))
+        done[spec.name] = yield from _keep_warm(ports, spec, room // (len(specs) - at))
         room -= done[spec.name].asked
     return done
 
 
-def warm_hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
-    """Ask for at most so many of the calls of a loader that are kept warm; fewer while the database is slow.
+def _keep_warm(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
+    """Ask for at most `most` of the calls of a loader that are kept warm and go stale soon.
 
-    The hottest are looked at in each round, and asked for just before they go stale.  The others are looked at in
-    turns, so that a round costs little however many they are, and are asked for a little sooner.
+    Each call is looked at once in `turns_of` rounds, so that a round costs little however many are kept warm.
     """
-    config, every = ports.config, _every(ports)
-    since = ports.clock.now() - loader.policy.kept_warm_for
-    found: list[tuple[str, float]] = yield from hottest(ports, loader.name, config.max_hot_calls, since)
+    every = _every(ports)
     turns = turns_of(loader.policy.fresh_for, every)
-    state = _round_at(ports) % turns
-    others = [call for call, _ in found[config.warm_max_calls :] if zlib.crc32(call.encode()) % turns == state]
-    heads: list[Head] = []
-    looked, options = 0, []
-    for some, lead in (([call for call, _ in found[: config.warm_max_calls]], every), (others, turns * every)):
-        calls = _of_this_version(loader, some)
-        looked += len(calls)
-        options += yield from _look(ports, calls, lead + MARGIN, heads)
-    allowed = options[: math.ceil(most * quickness(heads, ports.clock.now()))]
-    asked, held = yield from _ask(ports, loader, allowed)
-    left = len(options) - len(allowed)
-    return _told(ports, loader, Warming(looked, looked - len(options), asked, held, left))
+    turn = _round_at(ports) % turns
+    kept = yield from kept_warm(ports, loader)
+    calls = [call for call in kept if zlib.crc32(call.encode()) % turns == turn]
+    due = yield from _look(ports, calls, turns * every + MARGIN)
+    asked, held = yield from _ask(ports, loader, due[:most])
+    return _noted(ports, loader, Warming(len(calls), len(calls) - len(due), asked, held, max(0, len(due) - most)))
 
 
-def warm(ports: Ports, loader: LoaderSpec, calls: Sequence[str], *, lead: float) -> Flow[Warming]:
-    """Ask for those calls that are missing, or are not fresh any more in `lead` seconds."""
-    options = yield from _look(ports, calls, lead, [])
-    asked, held = yield from _ask(ports, loader, options)
-    return _told(ports, loader, Warming(len(calls), len(calls) - len(options), asked, held))
+def kept_warm(ports: Ports, loader: LoaderSpec) -> Flow[list[str]]:
+    """Return the calls of a loader that are kept warm now, the most read first, under its present version.
+
+    With `warm_for`: all that were read lately enough.  By default: those that are expected to be read about twice or
+    more while their entry is fresh, as far as warming costs few loads more than readers cause by themselves.  That is
+    estimated: each call costs the chance that nobody reads its next entry; all together may cost `EXTRA_LOADS` of the
+    calls that were read within one period, each of which costs about one load anyway.
+    """
+    policy, now = loader.policy, ports.clock.now()
+    if policy.warm_for is not None:
+        found = yield from hottest(ports, loader.name, ports.config.max_hot_calls, now - policy.warm_for)
+        return _of_this_version(loader, [call for call, _ in found])
+    half_life = half_life_of(ports, loader.name)
+    reads_per_score = math.log(2) * policy.fresh_for / half_life
+    room = EXTRA_LOADS * (yield ports.store.count_read_since(loader.name, now - policy.fresh_for))
+    kept: list[str] = []
+    while True:
+        chunk = yield ports.store.most_read(loader.name, len(kept), CHUNK, float("-inf"))
+        for call, read_at in chunk:
+            expected = reads_per_score * score_of(read_at, now, half_life)
+            room -= min(1.0, (BURST / (1 + expected)) ** 2)
+            if expected < LEAST_READS or room < 0:
+                return _of_this_version(loader, kept)
+            kept.append(call)
+        if len(chunk) < CHUNK:
+            return _of_this_version(loader, kept)
+
+
+def ask_for(ports: Ports, loader: LoaderSpec, calls: Sequence[str]) -> Flow[Warming]:
+    """Ask for those calls that are missing or stale."""
+    due = yield from _look(ports, calls, 0.0)
+    asked, held = yield from _ask(ports, loader, due)
+    return _noted(ports, loader, Warming(len(calls), len(calls) - len(due), asked, held))
+
+
+def reload_tags(
+    ports: Ports, loaders: Mapping[str, LoaderSpec], tags: Sequence[str], progress: Progress | None = None
+) -> Flow[Invalidation]:
+    """Make everything that has any of the tags stale, and have workers load the hottest of it; readers do the rest.
+
+    A tag may have a million members: at most `warm_max_calls` of each loader are asked for.
+
+    Args:
+        progress: as for `invalidate_tags`.
+
+    Raises:
+        InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
+    """
+    done = yield from invalidate_tags(ports, tags, "soft", progress)
+    for loader in list(loaders.values()):
+        found = yield from hot(ports, loader, ports.config.warm_max_calls)
+        calls = [call for call, _ in found]
+        members: set[str] = set()
+        for tag in tags:
+            members.update((yield ports.store.members(tag, calls)))
+        yield from ask_for(ports, loader, [call for call in calls if call in members])
+    return done
+
+
+def half_life_of(ports: Ports, loader: str) -> float:
+    """Return after how many seconds a read of a loader counts half."""
+    remembered = ports.access_counter.loaders.get(loader)
+    return ports.config.access_half_life if remembered is None else remembered.half_life
 
 
 def turns_of(fresh_for: float, every: float) -> int:
-    """Return in how many rounds, one `every` so many seconds, all that is not among the hottest is looked at."""
+    """Return in how many rounds, one every `every` seconds, all that is kept warm is looked at once."""
     return max(1, int(fresh_for * TURN / (every or BY_HAND)))
 
 
@@ -205,46 +256,30 @@ def is_fresh_for(head: Head | None, now: float, lead: float) -> bool:
     return head is not None and now < max(head.fresh_until - lead, (head.created + head.fresh_until) / 2)
 
 
-def quickness(heads: Sequence[Head], now: float) -> float:
-    """Return 1 while loads take as long as they do, and less while they are slow: half, if they take twice as long.
-
-    Entries tell how long their loads took: those of the last seconds are compared with all.  As many are then under
-    way as at other times: a rate by a time is a number.
-    """
-    lately = [head.load_time for head in heads if head.created > now - LATELY]
-    if len(lately) < ENOUGH:
-        return 1.0
-    usually, slow = statistics.median(head.load_time for head in heads), statistics.median(lately)
-    return usually / slow if slow > SLOW * usually + SLACK else 1.0
-
-
 def _of_this_version(loader: LoaderSpec, calls: Sequence[str]) -> list[str]:
     """Return the same calls under the loader's version: what was hot under another is hot now."""
     return list(dict.fromkeys(filter(None, map(loader.signature.of_this_version, calls))))
 
 
-def _look(ports: Ports, calls: Sequence[str], lead: float, heads: list[Head]) -> Flow[list[tuple[str, bytes]]]:
-    """Return the calls that are to be loaded, each with the version that is there, and add all heads to `heads`."""
-    options = []
+def _look(ports: Ports, calls: Sequence[str], lead: float) -> Flow[list[tuple[str, bytes]]]:
+    """Return the calls that are missing or not fresh for `lead` seconds more, each with the version that is there."""
+    due = []
     for start in range(0, len(calls), CHUNK):
         chunk = calls[start : start + CHUNK]
         raws = yield ports.store.heads(chunk)
         now = ports.clock.now()
         for call, raw in zip(chunk, raws, strict=True):
-            head = envelope.head_of(raw)
-            if head is not None:
-                heads.append(head)
-            if not is_fresh_for(head, now, lead):
-                options.append((call, envelope.version_of(raw)))
-    return options
+            if not is_fresh_for(envelope.head_of(raw), now, lead):
+                due.append((call, envelope.version_of(raw)))
+    return due
 
 
-def _ask(ports: Ports, loader: LoaderSpec, options: Sequence[tuple[str, bytes]]) -> Flow[tuple[int, int]]:
-    """Claim calls and have workers load them; how many are asked for, and how many are held by others."""
+def _ask(ports: Ports, loader: LoaderSpec, due: Sequence[tuple[str, bytes]]) -> Flow[tuple[int, int]]:
+    """Claim calls and have workers load them; return how many are asked for, and how many others hold."""
     asked = held = 0
     size = ports.config.batch_size
-    for start in range(0, len(options), size):
-        claims = [(call, secrets.token_hex(8), seen) for call, seen in options[start : start + size]]
+    for start in range(0, len(due), size):
+        claims = [(call, secrets.token_hex(8), seen) for call, seen in due[start : start + size]]
         answers = yield ports.store.claim_many(claims, lease_for=loader.load_for, warms=True)
         asks = [
             LoadRequest(loader.name, call, token, seen.hex(), "warm")
@@ -259,17 +294,17 @@ def _ask(ports: Ports, loader: LoaderSpec, options: Sequence[tuple[str, bytes]])
     return asked, held
 
 
-def _told(ports: Ports, loader: LoaderSpec, warming: Warming) -> Warming:
+def _noted(ports: Ports, loader: LoaderSpec, warming: Warming) -> Warming:
     if warming.looked:
         ports.emit(Warmed(loader.name, warming.looked, warming.fresh, warming.asked, warming.held, warming.left))
     return warming
 
 
 def _round_at(ports: Ports) -> int:
-    """Return the number of the round that it is time for, the same in all processes."""
+    """Return the number of the present round, the same in all processes."""
     return int(ports.clock.now() / _every(ports))
 
 
 def _every(ports: Ports) -> float:
-    """Return the seconds from one round to the next; one that is done by hand, where beat does none, is like beat's."""
+    """Return the seconds from one round to the next."""
     return ports.config.warm_interval or BY_HAND

@@ -20,7 +20,7 @@ from cacheworkers.local.queue_monitor import QueueMonitor
 from cacheworkers.store.commands.replies import Backoff, Claimed
 
 #: Calls a second, when there is no other limit than that nobody is to notice.
-AS_FAST_AS_HARMLESS = 1e9
+UNLIMITED = 1e9
 #: Seconds between two looks at what is under way, if that is much: a look is a command for each call ...
 LOOK_EVERY = 0.05
 #: ... of so many calls or more; of fewer, which are done sooner, the looks are as many times closer together ...
@@ -92,7 +92,7 @@ class _Job:
     """What one warm-up has to do, and has under way.
 
     Attributes:
-        at_once: most calls under way.
+        concurrency: most calls under way.
         left: calls that are still to be asked for, the next at the end.
         asked: those that are under way.
         tries: how often a call was asked for that is not there.
@@ -103,10 +103,10 @@ class _Job:
         moved_at: when it was last seen that something was loaded, or failed.
     """
 
-    def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, at_once: int) -> None:
-        self.ports, self.loader, self.lead, self.at_once = ports, loader, lead, at_once
+    def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, concurrency: int) -> None:
+        self.ports, self.loader, self.lead, self.concurrency = ports, loader, lead, concurrency
         self.state = WarmUp(len(calls))
-        self.throttle = AimdWindow(at_once, first=ports.config.batch_size if loader.is_batch else 8)
+        self.throttle = AimdWindow(concurrency, first=ports.config.batch_size if loader.is_batch else 8)
         self.left = list(reversed(calls))
         self.asked: dict[str, _RequestedCall] = {}
         self.tries: Counter[str] = Counter()
@@ -141,8 +141,8 @@ def warm_up(
     *,
     lead: float,
     max_rate: float,
-    at_once: int,
-    until: float,
+    concurrency: int,
+    min_fresh: float,
     pause: Callable[[float], Step],
     queued: Callable[[], Step],
     progress: Callable[[WarmUp], None],
@@ -152,18 +152,18 @@ def warm_up(
     Args:
         lead: seconds for which an entry must still be fresh to be passed over.
         max_rate: most calls a second.
-        at_once: most calls under way.
-        until: a share, 0 to 1.
+        concurrency: most calls under way.
+        min_fresh: a share, 0 to 1.
         pause: makes the step that waits so many seconds.
         queued: makes the step that returns how many messages are `Queued`.
         progress: called after each look with how far it is.
     """
-    job = _Job(ports, loader, calls, lead, at_once)
+    job = _Job(ports, loader, calls, lead, concurrency)
     state, clock = job.state, ports.clock
     most_budget = max(max_rate * ASK_EVERY, 1.0)
     budget, budgeted_at = 1.0, clock.monotonic()
     misses_at = lost_at = float("-inf")
-    while (job.left or job.asked) and state.share < until:
+    while (job.left or job.asked) and state.share < min_fresh:
         now = clock.monotonic()
         if now - misses_at >= ASK_EVERY:
             misses_at = now
@@ -223,7 +223,7 @@ def _window(job: _Job) -> int:
     if not job.loader.is_batch:
         return window
     size = job.ports.config.batch_size
-    return min(job.at_once, -(-window // size) * size)
+    return min(job.concurrency, -(-window // size) * size)
 
 
 def _until_look(job: _Job) -> float:

@@ -11,25 +11,45 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from operator import itemgetter
+from typing import NamedTuple
 
 from cacheworkers.core.calls import loader_name_of
 from cacheworkers.local.l1 import Slot
+from cacheworkers.policy import Policy
 
 #: Most calls counted at once.
 MOST = 20_000
+
+
+#: A loader's access scores look back over about so many of its periods: fewer mistake a burst for a habit, more
+#: notice late what has become hot (benchmarks/simulation.py).
+PERIODS = 2.0
+MAX_HALF_LIFE = 86400.0
+
+
+class Remembered(NamedTuple):
+    """How long the store remembers the accesses of a loader, seconds: until a read counts half, and in addition."""
+
+    half_life: float
+    warm_for: float
 
 
 class AccessCounter:
     """Counts of this process.
 
     Attributes:
-        warm_for: loader -> how long after its last read a call of it is kept warm, seconds.
+        loaders: how long the accesses of each declared loader are remembered.
     """
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self.warm_for: dict[str, float] = {}
+        self.loaders: dict[str, Remembered] = {}
         self.reset()
+
+    def remember(self, loader: str, policy: Policy, least: float) -> None:
+        """Choose how long accesses of a loader are remembered: a read counts half after `least` seconds or more."""
+        half_life = max(least, min(PERIODS * policy.fresh_for, MAX_HALF_LIFE))
+        self.loaders[loader] = Remembered(half_life, policy.warm_for or 0.0)
 
     def reset(self) -> None:
         """Forget everything, as a child does after a fork: the parent tells of its own reads."""

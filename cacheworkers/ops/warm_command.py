@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -27,6 +28,8 @@ _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
 Row = tuple[str, Any]
 #: Of more calls than this it is not said why they failed.
 MOST_REASONS = 5
+#: How often the progress is shown, seconds.
+SHOW_EVERY = 0.05
 #: Between two questions to the workers, seconds.
 ASK_WORKERS_EVERY = 0.5
 
@@ -76,10 +79,12 @@ class Warmed(msgspec.Struct, frozen=True):
 @click.argument("keys", nargs=-1)
 @click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Rows of a file; - is the input.")
 @click.option("--sql", help="Rows of a query, on the database of the watched sessions.")
-@click.option("--hot", type=click.IntRange(min=1), help="So many of the calls that were hot lately.")
+@click.option("--hot", type=click.IntRange(min=1), metavar="N", help="The N calls that were read most lately.")
 @click.option("--max-rate", type=float, metavar="PER_SECOND", help="Most calls a second.")
-@click.option("--at-once", type=int, help="Most calls under way.  [default: Config.warm_concurrency]")
-@click.option("--until", type=Share(), default=1.0, help="Enough is warm at this share: 95%.  [default: 100%]")
+@click.option("--concurrency", type=int, help="Most calls under way.  [default: Config.warm_concurrency]")
+@click.option(
+    "--min-fresh", type=Share(), default=1.0, help="Succeed once this share of calls is fresh: 95%.  [default: 100%]"
+)
 @click.option(
     "--wait-for-workers",
     type=click.FloatRange(min=0),
@@ -98,8 +103,8 @@ def warm(
     sql: str | None,
     hot: int | None,
     max_rate: float | None,
-    at_once: int | None,
-    until: float,
+    concurrency: int | None,
+    min_fresh: float,
     wait_for_workers: float,
     strict: bool,
 ) -> None:
@@ -113,11 +118,11 @@ def warm(
     cacheworkers warm product 1 2 3
     cacheworkers warm product --file ids.txt --max-rate 500
     cacheworkers warm product --sql 'SELECT id FROM product WHERE on_sale'
-    cacheworkers warm product --hot 1000 --until 95% && deploy
+    cacheworkers warm product --hot 1000 --min-fresh 95% && deploy
 
     Status 0 if so large a share is fresh at the end; 1 if not, if a row was bad, or if no worker consumes the warm
-    queue, in which case nothing was loaded.  Where no row names a call the share is 0: no success, unless --until 0%.
-    That nothing was hot yet is one.
+    queue, in which case nothing was loaded.  Where no row names a call the share is 0: no success, unless
+    --min-fresh 0%.  That nothing was hot yet is one.
     """
     cache, show = obj
     if sum(source is not None for source in (file, sql, hot)) + bool(keys) != 1:
@@ -130,7 +135,12 @@ def warm(
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
     with shown(loader, len(calls), cache.config.queues, Console(stderr=True)) as progress:
-        done = cache.warm_up(loader, calls, at_once=at_once, until=until, progress=progress, **options)
+        job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
+        while not job.is_done:
+            with contextlib.suppress(TimeoutError):
+                job.wait(SHOW_EVERY)
+            progress(job.progress)
+        done = job.wait()
     share = done.share
     if not calls and hot:
         note(f"nothing of {loader} was hot: there is nothing to warm")
@@ -147,7 +157,7 @@ def warm(
             f"{call}: {fails.get('kind')}: {fails.get('text')}" if fails else f"{call}: no worker has loaded it in time"
         )
     show(Warmed(done.calls, done.fresh, done.loaded, done.failed, bad, duplicates, share, done.failures))
-    if share < until or bad:
+    if share < min_fresh or bad:
         raise click.exceptions.Exit(1)
 
 

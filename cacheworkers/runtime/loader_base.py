@@ -24,8 +24,8 @@ from cacheworkers.flows.nested_read import nested, nested_many
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.read_many import one_by_one, read_many
 from cacheworkers.flows.transaction_read import read_in_transaction
-from cacheworkers.flows.warm import Warming, warm
-from cacheworkers.flows.warm_up import WarmUp
+from cacheworkers.flows.warm import hot
+from cacheworkers.flows.warm_up import UNLIMITED, WarmUp
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.coalescing import LEAD, Crowd, Outcome, TaskPlace, ThreadPlace
 from cacheworkers.local.l1 import MISSING, Slot
@@ -151,14 +151,64 @@ class LoaderBase(Generic[T]):
         queue: QueueKind = "revalidate" if seen else "miss"
         return (yield from reading.ask(self._ports, self._spec, call.text, seen, queue, heeds_backoff=False))
 
-    def _warming(self, calls: list[Call]) -> Flow[Warming]:
-        texts = list(dict.fromkeys(call.text for call in calls))
-        return warm(self._ports, self._spec, texts, lead=3 * self._ports.config.warm_interval)
+    def warm(
+        self,
+        calls: Iterable[Any] | None = None,
+        *,
+        max_rate: float = UNLIMITED,
+        concurrency: int | None = None,
+        min_fresh: float = 1.0,
+    ) -> WarmJob:
+        """Have workers load many calls before anybody reads them; return the job, which is already under way.
 
-    def _warm_job(self, calls: Iterable[Any], max_rate: float, concurrency: int | None, until: float) -> WarmJob:
-        texts = list(dict.fromkeys(self._call_of(each).text for each in calls))
+        Readers should not notice: fewer loads are under way when they become slow, and none is asked for while
+        readers' misses are queued.  Fresh entries are passed over.
+
+        Args:
+            calls: the argument of each, or a tuple of its arguments; None takes the hottest, `Config.warm_max_calls`.
+            max_rate: most calls a second.
+            concurrency: most calls under way; None takes `Config.warm_concurrency`.
+            min_fresh: the share of calls that has to be fresh, 0 to 1; what is left then is not asked for.
+
+        Raises:
+            CallError: a call does not fit the loader; nothing is asked for.
+            ConfigError: `max_rate`, `concurrency` or `min_fresh` is out of bounds.
+            StoreUnavailable: without `calls`, the store does not answer.
+        """
+        texts = run(self._hottest()) if calls is None else self._texts(calls)
+        return self._warm_job(texts, max_rate, concurrency, min_fresh)
+
+    async def awarm(
+        self,
+        calls: Iterable[Any] | None = None,
+        *,
+        max_rate: float = UNLIMITED,
+        concurrency: int | None = None,
+        min_fresh: float = 1.0,
+    ) -> WarmJob:
+        """Have workers load many calls before anybody reads them; see `warm`.  The job can be awaited."""
+        texts = await arun(self._hottest()) if calls is None else self._texts(calls)
+        return self._warm_job(texts, max_rate, concurrency, min_fresh)
+
+    def hot(self, limit: int = 100) -> list[tuple[str, float]]:
+        """Return the hottest calls, each with its access score: reads by all processes, halved with every half-life."""
+        return run(hot(self._ports, self._spec, limit))
+
+    async def ahot(self, limit: int = 100) -> list[tuple[str, float]]:
+        """Return the hottest calls; see `hot`."""
+        return await arun(hot(self._ports, self._spec, limit))
+
+    def _hottest(self) -> Flow[list[str]]:
+        found = yield from hot(self._ports, self._spec, self._ports.config.warm_max_calls)
+        return [call for call, _ in found]
+
+    def _texts(self, calls: Iterable[Any]) -> list[str]:
+        return list(dict.fromkeys(self._call_of(each).text for each in calls))
+
+    def _warm_job(self, texts: list[str], max_rate: float, concurrency: int | None, min_fresh: float) -> WarmJob:
         return WarmJob(
-            lambda progress: self._warm_up(self._spec.name, texts, max_rate, concurrency, until, progress), len(texts)
+            lambda progress: self._warm_up(self._spec.name, texts, max_rate, concurrency, min_fresh, progress),
+            len(texts),
         )
 
     def _call_of(self, arguments: Any) -> Call:

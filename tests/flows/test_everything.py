@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 from by_hand import ByHand
+from cacheworkers.flows.reload import reload_tags
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -36,7 +37,6 @@ from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.flows.reload import reload_tags
 from cacheworkers.local.l1 import L1
 from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER

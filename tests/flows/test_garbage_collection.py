@@ -76,7 +76,7 @@ def test_after_all_entries_have_expired_one_sweep_leaves_only_seq(make_cache: Ma
     cache.invalidate("t:8", mode="soft")
     things.get(3)
     cache.report_accesses()
-    things.warm_many([4])
+    things.warm([4]).wait(60)
     assert len(names(cache)) > 2
 
     def only_seq() -> bool:

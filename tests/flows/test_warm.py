@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -10,19 +10,27 @@ import pytest
 
 from cacheworkers import Cache, Load, Warming
 from cacheworkers.core import envelope
+from cacheworkers.core.driver import run
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.flows.warm import ask_for
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
 
 
+@pytest.fixture(autouse=True)
+def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round looks at all that is kept warm."""
+    monkeypatch.setattr("cacheworkers.flows.warm.TURN", 0.0)
+
+
 def counted(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
     loads: list[int] = []
 
-    @cache.loader(tags=("n:{n}",), **{"fresh_for": 300, "jitter": 0.0, "early": 0.0, **policy})
+    @cache.loader(tags=("n:{n}",), **{"fresh_for": 300, "warm_for": 900, "jitter": 0.0, "early": 0.0, **policy})
     def number(load: Load, n: int) -> int:
         loads.append(n)
         return n * 10
@@ -30,10 +38,15 @@ def counted(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
     return number, loads
 
 
-def test_heat_is_that_of_all_processes_and_cools_down(make_cache: MakeCache) -> None:
+def asked_for(cache: Cache, loader: Any, keys: Iterable[int]) -> Warming:
+    """Have workers asked for what is not fresh, as an invalidation with mode="reload" does."""
+    return run(ask_for(cache._ports, loader._spec, [f"{loader._spec.name}[{key}]" for key in keys]))
+
+
+def test_access_scores_are_those_of_all_processes_and_halve(make_cache: MakeCache) -> None:
     one, other = make_cache(access_half_life=0.2), make_cache(access_half_life=0.2)
     for cache, reads in ((one, 5), (other, 3)):
-        number, _ = counted(cache)
+        number, _ = counted(cache, fresh_for=0.1)
         for _ in range(reads):
             number.get(7)
         number.get(1)
@@ -78,7 +91,7 @@ def test_hot_entries_are_revalidated_before_they_go_stale(make_cache: MakeCache)
         client.set(store.keys.entry(f"number[{n}]"), envelope.pack(older), keepttl=True)
     client.zincrby(store.keys.accesses("number"), -3600, "number[2]")
 
-    assert cache.warm()["number"].asked == 1
+    assert cache.keep_warm()["number"].asked == 1
 
     wait_until(lambda: loads == [1, 2, 1])
     assert number.read(1).freshness.value == "fresh"
@@ -90,7 +103,7 @@ def test_what_is_fresh_for_long_is_left_alone(make_cache: MakeCache) -> None:
     number.get(1)
     cache.report_accesses()
 
-    assert cache.warm() == {"number": Warming(looked=1, fresh=1, asked=0, held=0)}
+    assert cache.keep_warm() == {"number": Warming(looked=1, fresh=1, asked=0, held=0)}
     assert loads == [1]
 
 
@@ -100,8 +113,8 @@ def test_two_rounds_at_once_ask_once(make_cache: MakeCache) -> None:
     number, loads = counted(one, load_for=5.0)
     twin, _ = counted(other, load_for=5.0)
 
-    first = number.warm_many(range(1, 51))
-    second = twin.warm_many(range(1, 51))
+    first = asked_for(one, number, range(1, 51))
+    second = asked_for(other, twin, range(1, 51))
 
     assert first == Warming(50, 0, 50, 0)
     assert second.asked == 0 and second.fresh + second.held == 50
@@ -115,7 +128,7 @@ def test_a_reader_does_not_wait_for_what_is_to_be_warmed(cache: Cache, monkeypat
     monkeypatch.setattr(cache._ports.dispatcher, "submit_all", lambda asks: [asked.extend(asks), len(asks)][1])
     number, loads = counted(cache)
 
-    assert number.warm_many([1]).asked == 1
+    assert asked_for(cache, number, [1]).asked == 1
     going = Stepper(reading.read(cache._ports, number._spec, number._bind((1,), {}), options(number))).until("wait")
     warming, missing = [Stepper(loading.load(cache._ports, number._spec, [ask], cache._ports.worker)) for ask in asked]
     warming.finish()
@@ -141,15 +154,15 @@ def test_a_batch_loader_is_warmed_in_few_loads(make_cache: MakeCache) -> None:
         batches.append(len(keys))
         return {key: key for key in keys}
 
-    numbers.warm_many(range(1000))
+    asked_for(cache, numbers, range(1000))
 
     wait_until(lambda: all(read is not None for read in map(numbers.peek, range(99, 1000, 100))))
     assert batches == [100] * 10
-    assert numbers.warm_many(range(1000)) == Warming(1000, 1000, 0, 0)
-    assert numbers.warm_many([5]).asked == 0
+    assert asked_for(cache, numbers, range(1000)) == Warming(1000, 1000, 0, 0)
+    assert asked_for(cache, numbers, [5]).asked == 0
 
 
-def test_a_cache_tells_its_heat_by_itself(make_cache: MakeCache) -> None:
+def test_a_cache_reports_its_accesses_by_itself(make_cache: MakeCache) -> None:
     cache = make_cache(access_report_interval=0.05)
     number, _ = counted(cache)
     number.get(1)

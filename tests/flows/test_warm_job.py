@@ -107,8 +107,8 @@ def test_what_does_not_fit_is_said_before_anything_is_asked_for(cache: Cache) ->
 
     with pytest.raises(CallError, match="nobody"):
         numbers.warm([1, "nobody"])  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="until must be a share from 0 to 1, got 95"):
-        numbers.warm([1], until=95)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="min_fresh must be a share from 0 to 1, got 95"):
+        numbers.warm([1], min_fresh=95)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="max_rate must be more than 0"):
         numbers.warm([1], max_rate=0)  # type: ignore[attr-defined]
 

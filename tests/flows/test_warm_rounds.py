@@ -9,19 +9,25 @@ import pytest
 
 from cacheworkers import Cache, Load
 from cacheworkers.core.access_frequency import read_at_of, score_of
-from cacheworkers.core.envelope import Head
+from cacheworkers.core.driver import run
 from cacheworkers.events import Event, WarmingPaused
 from cacheworkers.flows import warm as warming
-from cacheworkers.flows.warm import Queued, quickness
+from cacheworkers.flows.warm import Queued
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
 
 
+@pytest.fixture(autouse=True)
+def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round looks at all that is kept warm."""
+    monkeypatch.setattr("cacheworkers.flows.warm.TURN", 0.0)
+
+
 def counted(cache: Cache, name: str = "number", **policy: Any) -> tuple[Any, list[int]]:
     loads: list[int] = []
 
-    @cache.loader(name=name, **{"fresh_for": 300.0, "jitter": 0.0, "early": 0.0, **policy})
+    @cache.loader(name=name, **{"fresh_for": 300.0, "warm_for": 900.0, "jitter": 0.0, "early": 0.0, **policy})
     def number(load: Load, n: int) -> int:
         loads.append(n)
         return n * 10
@@ -46,7 +52,7 @@ def test_a_loader_may_be_left_out(make_cache: MakeCache) -> None:
     read(number, cache, range(3))
     stale_now(cache, "number")
 
-    assert cache.warm() == {}
+    assert cache.keep_warm() == {}
     assert sorted(loads) == [0, 1, 2]
 
 
@@ -57,17 +63,14 @@ def test_what_is_no_longer_read_is_left_to_go(make_cache: MakeCache) -> None:
     read(number, cache, range(3))
     stale_now(cache, "number")
 
-    assert cache.warm()["number"].looked == 3
+    assert cache.keep_warm()["number"].looked == 3
     store: Any = cache._ports.store
     for n in range(3):
         store.link.client().zincrby(store.keys.accesses("number"), -3600, f"number[{n}]")  # an hour passes
-    assert cache.warm()["number"].looked == 0
+    assert cache.keep_warm()["number"].looked == 0
 
 
-def test_a_round_asks_for_no_more_than_it_may_and_the_next_goes_on(
-    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(warming, "SLACK", 3600.0)  # however long this machine takes for a load, it is not slow
+def test_a_round_asks_for_no_more_than_it_may_and_the_next_goes_on(make_cache: MakeCache) -> None:
     cache = make_cache(warm_concurrency=10)
     number, loads = counted(cache)
     read(number, cache, range(25))
@@ -79,7 +82,7 @@ def test_a_round_asks_for_no_more_than_it_may_and_the_next_goes_on(
 
     asked = []
     for _ in range(3):
-        done = cache.warm()["number"]
+        done = cache.keep_warm()["number"]
         asked.append((done.asked, done.left))
         wait_until(lambda: fresh() == sum(asked for asked, _ in asked))
 
@@ -97,7 +100,7 @@ def test_the_rate_is_that_of_all_loaders_together(make_cache: MakeCache) -> None
     stale_now(cache, "busy")
     stale_now(cache, "idle")
 
-    done = cache.warm()
+    done = cache.keep_warm()
 
     assert done["idle"].asked == 3
     assert 10 <= done["busy"].asked <= 17
@@ -119,54 +122,76 @@ def test_nothing_is_asked_for_while_workers_are_behind(
 
     monkeypatch.setattr(cache._runtime, "queued", Look)
 
-    assert cache.warm() == {}
+    assert cache.keep_warm() == {}
     assert [event for event in events if isinstance(event, WarmingPaused)] == [WarmingPaused(queued.miss, queued.warm)]
     assert loads == []
 
 
-def test_what_is_not_among_the_hottest_has_its_turn(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call is looked at once in so many rounds, and the hottest in each of them."""
-    cache = make_cache(warm_max_calls=5, warm_interval=1.0)
+def test_each_call_has_its_turn(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round looks at a part of what is kept warm, and the rounds of one turn at all of it, each call once."""
+    monkeypatch.setattr(warming, "TURN", 0.025)
+    cache = make_cache(warm_interval=1.0)
     number, _ = counted(cache, fresh_for=200.0)
     read(number, cache, range(40))
-    for _ in range(3):
-        number.get_many(range(5))
-    cache.report_accesses()
     looked = []
     for at in range(700, 705):
         monkeypatch.setattr(warming, "_round_at", lambda ports, at=at: at)
-        looked.append(cache.warm()["number"].looked)
+        looked.append(cache.keep_warm()["number"].looked)
 
-    assert all(each > 5 for each in looked)
-    assert sum(looked) == 5 * 5 + 35
-
-
-def test_less_is_asked_for_while_the_database_is_slow() -> None:
-    """As many loads are under way as at other times: half as many that take twice as long."""
-    usual = [Head(created=0.0, fresh_until=300.0, load_time=0.05)] * 30
-    quick = [Head(created=95.0, fresh_until=395.0, load_time=0.05)] * 8
-    slow = [Head(created=95.0, fresh_until=395.0, load_time=0.2)] * 8
-
-    assert quickness(usual + quick, now=100.0) == 1.0
-    assert quickness(usual + slow, now=100.0) == pytest.approx(0.25)
-    assert quickness(usual + slow[:7], now=100.0) == 1.0, "a few slow ones are no sign of anything"
-    assert quickness([], now=100.0) == 1.0
+    assert all(looked)
+    assert sum(looked) == 40
 
 
-def test_a_slow_database_is_asked_for_less(make_cache: MakeCache) -> None:
-    cache = make_cache(warm_concurrency=20)
-    number, _ = counted(cache)
-    read(number, cache, range(100))
-    store = cache._ports.store
-    now = cache._ports.clock.now()
-    for n in range(100):
-        raw = bytearray(store.get(f"number[{n}]").run())
-        raw[8:12] = (400 if n < 20 else 40).to_bytes(4, "big")  # load_ms
-        raw[20:28] = int((now if n < 20 else now - 250) * 1000).to_bytes(8, "big")  # created
-        store.link.client().set(store.keys.entry(f"number[{n}]"), bytes(raw), keepttl=True)
-    stale_now(cache, "number")
+def kept(cache: Cache, number: Any, reads: dict[int, int]) -> set[int]:
+    """Report reads of a loader, and return the arguments of the calls that are kept warm then."""
+    for n, count in reads.items():
+        cache._ports.access_counter.count(f"number[{n}]", count)
+    cache.report_accesses()
+    return {int(call[7:-1]) for call in run(warming.kept_warm(cache._ports, number._spec))}
 
-    assert cache.warm()["number"].asked == 2
+
+def test_by_default_the_most_read_of_many_are_kept_warm(make_cache: MakeCache) -> None:
+    cache = make_cache()
+    number, _ = counted(cache, warm_for=None)
+
+    assert kept(cache, number, {**dict.fromkeys(range(10), 200), **dict.fromkeys(range(10, 1000), 1)}) == set(range(10))
+
+
+def test_by_default_nothing_is_kept_warm_that_will_hardly_be_read_again(make_cache: MakeCache) -> None:
+    cache = make_cache()
+    number, _ = counted(cache, warm_for=None)
+
+    assert kept(cache, number, dict.fromkeys(range(1000), 3)) == set()
+
+
+def test_by_default_a_burst_of_all_keeps_few_warm(make_cache: MakeCache) -> None:
+    """Ten reads of each of a thousand calls may be all that ever comes: a twentieth of them is loaded ahead."""
+    cache = make_cache()
+    number, _ = counted(cache, warm_for=None)
+
+    assert 40 <= len(kept(cache, number, dict.fromkeys(range(1000), 10))) <= 70
+
+
+def test_by_default_a_single_call_is_kept_warm_that_is_read_all_the_time(make_cache: MakeCache) -> None:
+    cache = make_cache()
+    number, _ = counted(cache, warm_for=None)
+
+    assert kept(cache, number, {1: 20}) == set()
+    assert kept(cache, number, {1: 1000}) == {1}
+
+
+def test_reads_are_remembered_for_some_periods(make_cache: MakeCache) -> None:
+    """A read of what is fresh for a long time counts for a long time."""
+    cache = make_cache(access_half_life=60.0)
+    slow, _ = counted(cache, "slow", fresh_for=3600.0)
+    quick, _ = counted(cache, "quick", fresh_for=5.0)
+    forever, _ = counted(cache, "forever", fresh_for=1e6)
+
+    assert [warming.half_life_of(cache._ports, each._spec.name) for each in (slow, quick, forever)] == [
+        7200.0,
+        60.0,
+        86400.0,
+    ]
 
 
 def test_reads_add_up_and_halve() -> None:
@@ -191,7 +216,7 @@ def test_the_store_does_the_same_sums(make_cache: MakeCache) -> None:
     assert score_of(read_at, now, 60.0) == pytest.approx(12.0, rel=0.1)
 
 
-def test_heat_that_is_long_past_is_forgotten(make_cache: MakeCache) -> None:
+def test_accesses_that_are_long_past_are_forgotten(make_cache: MakeCache) -> None:
     store = make_cache()._ports.store
     store.add_accesses("product", [("product[1]", 1)], half_life=0.0005, most=10).run()
 
@@ -202,10 +227,10 @@ def test_heat_that_is_long_past_is_forgotten(make_cache: MakeCache) -> None:
     wait_until(is_forgotten)
 
 
-def test_what_is_kept_warm_for_longer_than_heat_lasts_is_remembered_for_so_long(make_cache: MakeCache) -> None:
-    """Heat is forgotten a hundred half-lives after the last read, but not before `warm_for` has passed."""
+def test_what_is_kept_warm_for_long_is_remembered_for_as_long(make_cache: MakeCache) -> None:
+    """An access is forgotten a hundred half-lives after the last read, but not before `warm_for` has passed."""
     cache = make_cache(access_half_life=0.001)
-    number, _ = counted(cache, warm_for=3000.0)
+    number, _ = counted(cache, fresh_for=0.0, warm_for=3000.0)
     store, now = cache._ports.store, cache._ports.clock.now()
     client: Any = store.link.client()
     client.zadd(store.keys.accesses("number"), {"number[1]": now - 2000.0, "number[2]": now - 4000.0})
@@ -213,10 +238,10 @@ def test_what_is_kept_warm_for_longer_than_heat_lasts_is_remembered_for_so_long(
 
     assert {call for call, _ in store.most_read("number", 0, 10, float("-inf")).run()} == {"number[1]", "number[3]"}
     assert client.pttl(store.keys.accesses("number")) > 2_000_000
-    assert cache.warm()["number"].looked == 2
+    assert cache.keep_warm()["number"].looked == 2
 
 
-def test_heat_outlives_the_processes_that_have_read(make_cache: MakeCache) -> None:
+def test_access_scores_outlive_the_processes_that_have_read(make_cache: MakeCache) -> None:
     """A deploy starts all web processes anew; what was hot is kept warm meanwhile, and known after it."""
     old = make_cache()
     number, _ = counted(old)
@@ -227,7 +252,7 @@ def test_heat_outlives_the_processes_that_have_read(make_cache: MakeCache) -> No
     _, loads = counted(new)
     stale_now(new, "number")
 
-    assert new.warm()["number"].asked == 3
+    assert new.keep_warm()["number"].asked == 3
     wait_until(lambda: sorted(loads) == [0, 1, 2])
 
 
@@ -236,7 +261,7 @@ def test_a_loader_that_fails_holds_up_no_other(make_cache: MakeCache) -> None:
     cache = make_cache(backoff_for=60.0)
     is_down = False
 
-    @cache.loader(fresh_for=300.0)
+    @cache.loader(fresh_for=300.0, warm_for=900.0)
     def failing(load: Load, n: int) -> int:
         if is_down:
             raise RuntimeError("down")
@@ -248,12 +273,12 @@ def test_a_loader_that_fails_holds_up_no_other(make_cache: MakeCache) -> None:
     is_down = True
     for _ in range(2):
         stale_now(cache, "failing")
-        cache.warm()
+        cache.keep_warm()
         wait_until(lambda: all(cache._ports.store.failing_until([f"failing[{n}]" for n in range(5)]).run()))
     stale_now(cache, "number")
     loads.clear()
 
-    done = cache.warm()
+    done = cache.keep_warm()
 
     assert (done["failing"].asked, done["failing"].held) == (0, 5)
     assert done["number"].asked == 5

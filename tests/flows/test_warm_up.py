@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, CallError, ConfigError, Load, UnknownLoader, WarmUp
+from cacheworkers.core.driver import run
 from cacheworkers.events import Event, Loaded
-from cacheworkers.flows.warm import BUSY, Queued
+from cacheworkers.flows.warm import BUSY, Queued, ask_for
+from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.testing.servers import wait_until
 
@@ -23,6 +25,15 @@ MakeCache = Callable[..., Cache]
 def quick_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """No load of these tests is slow, however long this machine takes for it."""
     monkeypatch.setattr("cacheworkers.local.aimd_window.SLACK", 3600.0)
+    monkeypatch.setattr("cacheworkers.flows.warm.TURN", 0.0)
+
+
+def warm_up(
+    cache: Cache, loader: str, calls: list[str], progress: Callable[[WarmUp], None] = lambda state: None, **options: Any
+) -> WarmUp:
+    """Warm calls in this thread."""
+    chosen = {"max_rate": UNLIMITED, "concurrency": None, "min_fresh": 1.0, **options}
+    return run(cache._warm_up(loader, calls, progress=progress, **chosen))
 
 
 def texts(cache: Cache, loader: str, keys: Any) -> list[str]:
@@ -44,7 +55,7 @@ def test_everything_is_there_when_it_returns_in_whole_batches(cache: Cache, monk
     monkeypatch.setattr("cacheworkers.flows.warm_up.PATIENCE", 3600.0)
     number, loads = batched(cache)
 
-    done = cache.warm_up("number", texts(cache, "number", range(1000)))
+    done = warm_up(cache, "number", texts(cache, "number", range(1000)))
 
     assert (done.calls, done.loaded, done.fresh, done.failed, done.share) == (1000, 1000, 0, 0, 1.0)
     assert sorted(key for keys in loads for key in keys) == list(range(1000))
@@ -62,7 +73,7 @@ def test_batches_are_whole_however_they_come_back(cache: Cache, monkeypatch: pyt
         sizes.append(len(keys))
         return {key: key for key in keys}
 
-    done = cache.warm_up("number", texts(cache, "number", range(430)), at_once=150, max_rate=2000.0)
+    done = warm_up(cache, "number", texts(cache, "number", range(430)), concurrency=150, max_rate=2000.0)
 
     assert done.loaded == 430
     assert sizes == [100, 100, 100, 100, 30]
@@ -81,7 +92,7 @@ def test_a_call_that_is_held_for_long_does_not_stall_its_loader(make_cache: Make
 
     cache._ports.store.claim("number[0]", "f" * 16, lease_for=3600.0).run()
 
-    done = cache.warm_up("number", texts(cache, "number", range(20)), at_once=4, progress=look)
+    done = warm_up(cache, "number", texts(cache, "number", range(20)), concurrency=4, progress=look)
 
     assert (done.loaded, done.failed) == (20, 0)
     assert 19 in seen and [0] in loads
@@ -94,7 +105,7 @@ def test_batches_stay_whole_when_loads_are_slow(cache: Cache, monkeypatch: pytes
     _, loads = batched(cache)
     windows: list[int] = []
 
-    cache.warm_up("number", texts(cache, "number", range(1000)), progress=lambda state: windows.append(state.window))
+    warm_up(cache, "number", texts(cache, "number", range(1000)), progress=lambda state: windows.append(state.window))
 
     assert [len(keys) for keys in loads] == [100] * 10
     assert set(windows) == {100}
@@ -112,8 +123,8 @@ def test_a_job_that_was_killed_goes_on_where_it_was(cache: Cache) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        cache.warm_up("number", calls, progress=kill)
-    done = cache.warm_up("number", calls)
+        warm_up(cache, "number", calls, progress=kill)
+    done = warm_up(cache, "number", calls)
 
     assert done.fresh >= 100
     assert done.share == 1.0
@@ -123,7 +134,7 @@ def test_a_job_that_was_killed_goes_on_where_it_was(cache: Cache) -> None:
 def test_it_stops_when_enough_is_fresh(cache: Cache) -> None:
     _, loads = batched(cache)
 
-    done = cache.warm_up("number", texts(cache, "number", range(1000)), until=0.3)
+    done = warm_up(cache, "number", texts(cache, "number", range(1000)), min_fresh=0.3)
 
     assert 0.3 <= done.share < 1.0
     assert sum(map(len, loads)) < 1000
@@ -136,7 +147,7 @@ def test_what_fails_is_counted_and_stalls_nobody(cache: Cache) -> None:
             raise RuntimeError("odd")
         return n
 
-    done = cache.warm_up("half", texts(cache, "half", range(40)))
+    done = warm_up(cache, "half", texts(cache, "half", range(40)))
 
     assert (done.loaded, done.failed) == (20, 20)
     assert done.failures and all(call in texts(cache, "half", range(1, 40, 2)) for call in done.failures)
@@ -153,7 +164,7 @@ def test_a_call_that_somebody_else_is_loading_is_waited_for(make_cache: MakeCach
             assert go_on.wait(60)
             return n
 
-    assert other.warm_many("slow", [1]).asked == 1
+    assert run(ask_for(other._ports, other.loaders["slow"], ["slow[1]"])).asked == 1
     assert begun.wait(60)
     seen: list[int] = []
 
@@ -162,7 +173,7 @@ def test_a_call_that_somebody_else_is_loading_is_waited_for(make_cache: MakeCach
         if len(seen) == 3:
             go_on.set()
 
-    done = one.warm_up("slow", ["slow[1]"], progress=look)
+    done = warm_up(one, "slow", ["slow[1]"], progress=look)
 
     assert (done.loaded, done.failed) == (1, 0)
     assert seen[0] == 0
@@ -206,7 +217,7 @@ def test_the_rate_is_kept(cache: Cache, events: list[Event], monkeypatch: pytest
 
     monkeypatch.setattr("cacheworkers.cache.Pause", Pause)
 
-    done = cache.warm_up("number", texts(cache, "number", range(500)), max_rate=100.0)
+    done = warm_up(cache, "number", texts(cache, "number", range(500)), max_rate=100.0)
 
     assert done.loaded == 500
     assert clock.at - began >= 4.4
@@ -224,7 +235,8 @@ def test_nothing_is_asked_for_while_misses_are_queued(cache: Cache, monkeypatch:
     monkeypatch.setattr(cache._runtime, "queued", Look)
     monkeypatch.setattr("cacheworkers.flows.warm_up.ASK_EVERY", 0.0)
 
-    done = cache.warm_up(
+    done = warm_up(
+        cache,
         "number",
         texts(cache, "number", range(10)),
         progress=lambda state: states.append((state.is_waiting, sum(map(len, loads)))),
@@ -239,7 +251,7 @@ def test_what_was_hot_before_a_deploy_is_warmed_under_the_new_version(make_cache
     old, new = make_cache(), make_cache()
     for cache, version in ((old, 1), (new, 2)):
 
-        @cache.loader(fresh_for=300, version=version, tags=("product:{n}",))
+        @cache.loader(fresh_for=300, warm_for=900, version=version, tags=("product:{n}",))
         def product(load: Load, n: int) -> int:
             return n
 
@@ -247,8 +259,8 @@ def test_what_was_hot_before_a_deploy_is_warmed_under_the_new_version(make_cache
             product.get(7)
             old.report_accesses()
 
-    assert new.warm()["product"].asked == 1
-    done = new.warm_up("product", ["product@2[7]"])
+    assert new.keep_warm()["product"].asked == 1
+    done = warm_up(new, "product", ["product@2[7]"])
     assert done.share == 1.0
     assert new.invalidate("product:7").entries == 2, "both versions"
     assert new.stored("product@2[7]") is None
@@ -273,24 +285,24 @@ def test_an_invalidation_reaches_both_versions(make_cache: MakeCache) -> None:
     [
         ({"max_rate": 0.0}, ConfigError),
         ({"max_rate": float("nan")}, ConfigError),
-        ({"at_once": 0}, ConfigError),
-        ({"until": 1.5}, ConfigError),
+        ({"concurrency": 0}, ConfigError),
+        ({"min_fresh": 1.5}, ConfigError),
     ],
 )
 def test_bounds_that_cannot_be_kept_are_refused(cache: Cache, options: Any, error: type[Exception]) -> None:
     batched(cache)
     with pytest.raises(error, match=next(iter(options))):
-        cache.warm_up("number", [], **options)
+        warm_up(cache, "number", [], **options)
 
 
 def test_foreign_calls_are_refused_before_anything_is_loaded(cache: Cache) -> None:
     _, loads = batched(cache)
     with pytest.raises(UnknownLoader):
-        cache.warm_up("nobody", [])
+        warm_up(cache, "nobody", [])
     with pytest.raises(CallError):
-        cache.warm_up("number", ["number[1]", "other[2]"])
+        warm_up(cache, "number", ["number[1]", "other[2]"])
     assert loads == []
-    assert cache.warm_up("number", []).share == 1.0
+    assert warm_up(cache, "number", []).share == 1.0
 
 
 def test_a_call_whose_loader_has_died_is_loaded_once_its_lease_ends(
@@ -301,7 +313,7 @@ def test_a_call_whose_loader_has_died_is_loaded_once_its_lease_ends(
     monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_EVERY", 0.05)
     cache._ports.store.claim("number[7]", "f" * 16, lease_for=0.5).run()
 
-    done = cache.warm_up("number", ["number[7]"])
+    done = warm_up(cache, "number", ["number[7]"])
 
     assert (done.loaded, done.failed) == (1, 0)
     assert loads == [[7]]
@@ -319,7 +331,7 @@ def test_a_broker_that_hangs_for_a_moment_costs_that_moment(cache: Cache, monkey
         raising=False,
     )
 
-    done = cache.warm_up("number", texts(cache, "number", range(250)))
+    done = warm_up(cache, "number", texts(cache, "number", range(250)))
 
     assert (done.loaded, done.failed) == (250, 0)
     assert sorted(key for keys in loads for key in keys) == list(range(250))
@@ -330,7 +342,7 @@ def test_a_broker_that_is_away_ends_it(cache: Cache, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("cacheworkers.flows.warm_up.LOST_AFTER", 0.1)
     monkeypatch.setattr(cache._ports.dispatcher, "submit_all", lambda asks: 0, raising=False)
 
-    done = cache.warm_up("number", texts(cache, "number", range(250)))
+    done = warm_up(cache, "number", texts(cache, "number", range(250)))
 
     assert (done.loaded, done.failed) == (0, 250)
 
@@ -354,7 +366,7 @@ def test_a_message_that_is_lost_is_sent_again_a_few_times(
 
     monkeypatch.setattr(dispatcher, "submit_all", lose, raising=False)
 
-    done = cache.warm_up("number", texts(cache, "number", [7]))
+    done = warm_up(cache, "number", texts(cache, "number", [7]))
 
     assert (done.loaded, done.failed) == (loaded, 1 - loaded)
 
@@ -387,7 +399,7 @@ def test_a_call_whose_message_is_still_queued_is_not_lost(cache: Cache, monkeypa
     monkeypatch.setattr(dispatcher, "submit_all", queue, raising=False)
     monkeypatch.setattr(cache._runtime, "queued", Look)
 
-    done = cache.warm_up("number", texts(cache, "number", [7]), progress=look)
+    done = warm_up(cache, "number", texts(cache, "number", [7]), progress=look)
 
     assert (done.loaded, done.failed) == (1, 0)
 
@@ -402,7 +414,7 @@ def test_the_share_is_of_what_is_fresh_at_the_end(cache: Cache) -> None:
             softened.append(cache._ports.store.soften(texts(cache, "number", range(30))).run())
             number.invalidate(30)
 
-    done = cache.warm_up("number", texts(cache, "number", range(1000)), at_once=100, progress=look)
+    done = warm_up(cache, "number", texts(cache, "number", range(1000)), concurrency=100, progress=look)
 
     assert (done.loaded, done.done, done.still_fresh) == (1000, 1000, 969)
     assert done.share == 0.969
@@ -455,8 +467,8 @@ def test_nothing_fails_because_it_is_queued_for_long(
     def number(load: Load, n: int) -> int:
         return n
 
-    done = cache.warm_up(
-        "number", texts(cache, "number", range(16)), progress=lambda state: windows.append(state.window)
+    done = warm_up(
+        cache, "number", texts(cache, "number", range(16)), progress=lambda state: windows.append(state.window)
     )
 
     assert (done.loaded, done.failed) == (16, 0)
@@ -479,7 +491,7 @@ def test_what_waits_behind_others_messages_is_not_lost_while_workers_take_those(
     monkeypatch.setattr(queue, "work", work)
     batched(cache)
 
-    done = cache.warm_up("number", texts(cache, "number", range(4)))
+    done = warm_up(cache, "number", texts(cache, "number", range(4)))
 
     assert (done.loaded, done.failed) == (4, 0)
 
@@ -495,7 +507,8 @@ def test_misses_that_nobody_takes_hold_nothing_up_for_long(
     states: list[tuple[float, bool, int, int]] = []
     batched(cache)
 
-    done = cache.warm_up(
+    done = warm_up(
+        cache,
         "number",
         texts(cache, "number", range(4)),
         progress=lambda state: states.append(
@@ -524,7 +537,8 @@ def test_misses_are_waited_for_as_long_as_workers_take_some(
     monkeypatch.setattr(cache._runtime, "queued", lambda: SimpleNamespace(run=queued))
     batched(cache)
 
-    cache.warm_up(
+    warm_up(
+        cache,
         "number",
         texts(cache, "number", range(4)),
         progress=lambda state: states.append(state.is_waiting),
@@ -539,7 +553,7 @@ def test_what_nobody_takes_is_given_up(cache: Cache, events: list[Event], monkey
     began = queue.clock.at
     batched(cache, load_for=20.0)
 
-    done = cache.warm_up("number", texts(cache, "number", range(4)))
+    done = warm_up(cache, "number", texts(cache, "number", range(4)))
 
     assert (done.loaded, done.failed) == (0, 4)
     assert queue.clock.at - began >= 50.0
@@ -564,7 +578,7 @@ def test_the_queue_of_a_job_stays_short_enough_for_rounds(
         most.append(len(queue.waiting))
 
     monkeypatch.setattr("cacheworkers.local.aimd_window.MOST_WAIT", 3600.0)  # these loads are quick in their own time
-    done = cache.warm_up("number", texts(cache, "number", range(100)), progress=look)
+    done = warm_up(cache, "number", texts(cache, "number", range(100)), progress=look)
 
     assert done.loaded == 100
     assert sum(length > BUSY for length in most) < len(most) / 2
@@ -590,7 +604,7 @@ def test_what_was_lost_is_asked_for_after_all_others(cache: Cache, monkeypatch: 
 
     monkeypatch.setattr(dispatcher, "submit_all", lose_the_first, raising=False)
 
-    done = cache.warm_up("number", texts(cache, "number", range(30)), at_once=1)
+    done = warm_up(cache, "number", texts(cache, "number", range(30)), concurrency=1)
 
     assert (done.loaded, done.failed, done.failures) == (29, 1, ["number[0]"])
     assert asked[:30] == texts(cache, "number", range(30))

@@ -180,7 +180,7 @@ def test_it_warms_from_a_file_and_names_bad_lines(cli: Run, tmp_path: Path) -> N
 def test_it_warms_what_was_hot_and_gates_a_deploy(cli: Run, warm: None) -> None:
     cli("invalidate", "all", "--yes")
 
-    found = parsed(cli("--json", "warm", "number", "--hot", "50", "--until", "90%", "--max-rate", "1000"))
+    found = parsed(cli("--json", "warm", "number", "--hot", "50", "--min-fresh", "90%", "--max-rate", "1000"))
 
     assert found["calls"] == 50
     assert 0.9 <= found["share"] <= 1.0
@@ -192,7 +192,7 @@ def test_it_warms_what_was_hot_and_gates_a_deploy(cli: Run, warm: None) -> None:
         (("number",), "give one source"),
         (("number", "1", "--hot", "3"), "give one source"),
         (("nobody", "1"), "declared are number"),
-        (("number", "1", "--until", "120%"), "share from 0% to 100%"),
+        (("number", "1", "--min-fresh", "120%"), "share from 0% to 100%"),
         (("number", "1", "--max-rate", "-1"), "max_rate must be more than 0"),
         (("number", "--file", "nowhere.txt"), "nowhere.txt cannot be read"),
         (("number", "--sql", "SELECT 1"), "neither the sessions that this cache watches nor those of its loaders"),
@@ -411,7 +411,7 @@ def test_what_fails_is_named_and_is_no_success(cli: Run, tmp_path: Path) -> None
 
     found = json.loads(done.stdout)
     assert (done.returncode, found["loaded"], found["failed"], found["failures"]) == (1, 2, 1, ["number[0]"])
-    assert cli("warm", "number", "0", "1", "2", "--until", "60%", app="failing:cache").returncode == 0
+    assert cli("warm", "number", "0", "1", "2", "--min-fresh", "60%", app="failing:cache").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_what_fails_is_named_and_is_no_success(cli: Run, tmp_path: Path) -> None
 )
 def test_a_share_of_nothing_is_no_success(cli: Run, rows: str, until: str, status: int, bad: int) -> None:
     """A list that came out empty, or wrong, opens no deploy's gate, unless nothing was asked for."""
-    done = cli("--json", "warm", "number", "--file", "-", "--until", until, text=rows)
+    done = cli("--json", "warm", "number", "--file", "-", "--min-fresh", until, text=rows)
 
     found = json.loads(done.stdout)
     assert (done.returncode, found["calls"], found["bad"], found["share"]) == (status, 0, bad, 0.0)
@@ -429,7 +429,7 @@ def test_a_share_of_nothing_is_no_success(cli: Run, rows: str, until: str, statu
 
 def test_a_new_system_where_nothing_is_hot_is_warm(cli: Run) -> None:
     """Its first deploy is not to fail."""
-    done = cli("warm", "number", "--hot", "100", "--until", "95%")
+    done = cli("warm", "number", "--hot", "100", "--min-fresh", "95%")
 
     assert done.returncode == 0
     assert "nothing of number was hot" in done.stderr
@@ -441,7 +441,7 @@ def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path
     (tmp_path / "brief.py").write_text(module)
     numbers = [str(n) for n in range(25)]
 
-    done = cli("--json", "warm", "number", *numbers, "--max-rate", "10", "--until", "95%", app="brief:cache")
+    done = cli("--json", "warm", "number", *numbers, "--max-rate", "10", "--min-fresh", "95%", app="brief:cache")
 
     found = json.loads(done.stdout)
     # Where nobody looks for a second, one is gone before it was seen, and counts as failed.

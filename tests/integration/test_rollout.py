@@ -88,7 +88,7 @@ def test_a_warm_up_of_the_new_version_is_loaded_beside_old_workers(deploy: Deplo
     deploy.worker(1)
     new = deploy.worker(2)
 
-    done = deploy.cache.warm_up("product", deploy.calls(60))
+    done = deploy.cache.warm("product", deploy.calls(60)).wait(60)
 
     assert (done.loaded, done.failed) == (60, 0)
     assert [deploy.module.product.get(n) for n in range(60)] == [[2, n, new] for n in range(60)]
@@ -97,7 +97,7 @@ def test_a_warm_up_of_the_new_version_is_loaded_beside_old_workers(deploy: Deplo
 
 def test_what_old_workers_have_taken_is_loaded_by_a_new_one_that_starts_later(deploy: Deploy) -> None:
     old = deploy.worker(1)
-    deploy.cache.warm_many("product", range(5))
+    deploy.cache.warm("product", deploy.calls(5))
     wait_until(lambda: deploy.notes("TaskRequeued"))
 
     new = deploy.worker(2)
@@ -132,7 +132,7 @@ def test_without_a_worker_of_its_version_a_message_ends_after_some_hops(deploy: 
     """It says why, and its lease is given back."""
     deploy.worker(1, WARM_HOPS="4")
 
-    deploy.cache.warm_many("product", [7])
+    deploy.cache.warm("product", [deploy.cache.call("product", 7)])
 
     wait_until(lambda: deploy.notes("MalformedTask"))
     assert deploy.notes("TaskRequeued") == [[WRONG, hops] for hops in (1, 2, 3, 4)]

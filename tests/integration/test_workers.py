@@ -65,7 +65,7 @@ def test_a_miss_does_not_wait_for_workers_that_warm(shop: MakeShop) -> None:
     here = shop()
     here.worker("-c", "1", "-Q", "cw.miss")
 
-    assert here.module.strict.warm_many([1]).asked == 1
+    assert here.module.strict.revalidate(1)
     assert here.module.strict.get(1) == 10
 
 

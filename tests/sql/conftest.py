@@ -49,17 +49,17 @@ class Unrelated(Base):
 class Shop:
     """A cache that watches, its sessions, and what it emitted."""
 
-    def __init__(self, cache: Cache, url: str, events: list[Any]) -> None:
-        self.cache = cache
+    def __init__(self, make_cache: Callable[..., Cache], url: str, events: list[Any]) -> None:
         self.events = events
         self.engine: Engine = create_engine(url)
+        self.cache = cache = make_cache(
+            sessions=sessionmaker(self.engine), async_sessions=async_sessionmaker(create_async_engine(url))
+        )
         Base.metadata.create_all(self.engine)
         cache.outbox.create(self.engine)
         self.sessions: sessionmaker[Session] = sessionmaker(self.engine)
         self.async_engine = create_async_engine(url)
         self.async_sessions: async_sessionmaker[AsyncSession] = async_sessionmaker(self.async_engine)
-        cache._runtime._sessions._sync = sessionmaker(self.engine)
-        cache._runtime._sessions._async = async_sessionmaker(create_async_engine(url))
         self.mapping: dict[Any, Any] = {
             Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}"),
             labels: lambda row: (f"label:{row.label_id}",),
@@ -105,7 +105,7 @@ class Shop:
 
 @pytest.fixture
 def unwatched(make_cache: Callable[..., Cache], database_url: str, events: list[Any]) -> Iterator[Shop]:
-    shop = Shop(make_cache(), database_url, events)
+    shop = Shop(make_cache, database_url, events)
     yield shop
     shop.engine.dispose()
     shop.async_engine.sync_engine.dispose(close=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from typing import Any
 
@@ -49,8 +50,11 @@ def test_a_fresh_row_is_left_to_the_process_that_wrote_it(shop: Shop, monkeypatc
 def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str, events: list[Any]) -> None:
     """The commit succeeds, the row stays; the drain delivers once the store is back."""
     with Valkey() as server:
-        cache = Cache(Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append)
-        shop = Shop(cache, database_url, events).watch()
+        make = functools.partial(
+            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
+        )
+        shop = Shop(make, database_url, events).watch()
+        cache = shop.cache
         shop.add(1)
         assert shop.price.get(1) == 10
         wait_until(lambda: shop.price.read(1).tier == "l1")
@@ -61,7 +65,7 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str,
         assert any(type(event).__name__ == "InvalidationUndelivered" for event in events)
         assert len(cache._ports.l1) == 0
         with pytest.raises(StoreError):
-            cache.drain()
+            shop.cache.drain()
         server.resume()
         with shop.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
@@ -78,9 +82,12 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
     """Not at its next look, which here would come too late: until then the store answers with what is old."""
     monkeypatch.setattr("cacheworkers.sql.watch.service.DRAIN_WITHIN", 600.0)
     with Valkey() as server:
-        cache = Cache(Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.05), hook=events.append)
-        shop = Shop(cache, database_url, events).watch()
-        cache.drain()
+        make = functools.partial(
+            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.05), hook=events.append
+        )
+        shop = Shop(make, database_url, events).watch()
+        cache = shop.cache
+        shop.cache.drain()
         server.pause()
         write(shop, "product:1")
         stop = threading.Event()
@@ -104,8 +111,11 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
 
 def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_url: str, events: list[Any]) -> None:
     with Valkey() as server:
-        cache = Cache(Config(redis_url=server.url, store_timeout=1.0, breaker_for=0.0), hook=events.append)
-        shop = Shop(cache, database_url, events).watch()
+        make = functools.partial(
+            Cache, Config(redis_url=server.url, store_timeout=1.0, breaker_for=0.0), hook=events.append
+        )
+        shop = Shop(make, database_url, events).watch()
+        cache = shop.cache
         shop.add(1)
 
         async def change() -> None:
@@ -159,8 +169,11 @@ def test_drains_share_the_work(shop: Shop) -> None:
 def test_a_new_store_gets_what_the_old_one_was_told_lately(database_url: str, events: list[Any]) -> None:
     """A failover, or a restart from an old snapshot, may have brought invalidated entries back."""
     with Valkey() as server:
-        cache = Cache(Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append)
-        shop = Shop(cache, database_url, events)
+        make = functools.partial(
+            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
+        )
+        shop = Shop(make, database_url, events)
+        cache = shop.cache
         write(shop, "a")
         cache.drain(shop.engine)
         client = cache._ports.store.link.client()
@@ -348,7 +361,7 @@ def test_triggers_are_shown_versioned_and_removed(triggered: Shop) -> None:
         ({"product": ["x:{colour}"]}, "no column 'colour'.*category_id"),
         ({"elsewhere.product": ["x:{id}"]}, "no table product in schema elsewhere"),
         ({"cheap": ["x:{id}"]}, "cheap is a view"),
-        ({"sold_2024": ["x:{id}"]}, "sold_2024 is a part of sold"),
+        ({"sold_2024": ["x:{id}"]}, "sold_2024 is a partition of sold"),
     ],
 )
 def test_what_the_database_does_not_have_is_named(shop: Shop, templates: Any, message: str) -> None:

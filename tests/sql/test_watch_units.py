@@ -37,9 +37,9 @@ class There(Base):
 class Databases:
     """One cache, and two watched databases of which each has a table of its own."""
 
-    def __init__(self, cache: Cache, path: Path) -> None:
-        self.cache = cache
+    def __init__(self, make_cache: Callable[..., Cache], path: Path) -> None:
         self.engines = [create_engine(f"sqlite:///{path / name}.db") for name in ("here", "there")]
+        self.cache = cache = make_cache(sessions=sessionmaker(self.engines[0]))
         self.here, self.there = (sessionmaker(engine) for engine in self.engines)
         for kind, engine, sessions in zip((Here, There), self.engines, (self.here, self.there), strict=True):
             Base.metadata.tables[kind.__tablename__].create(engine)
@@ -47,7 +47,6 @@ class Databases:
             with Session(engine) as session, session.begin():
                 session.add_all([kind(id=1, price=1), kind(id=2, price=1)])
             cache.watch(sessions, {kind: [f"{kind.__tablename__}:{{id}}", f"{kind.__tablename__}:all"]})
-        cache._runtime._sessions._sync = sessionmaker(self.engines[0])
 
         @cache.loader(tags=("here:{number}",), fresh_for=300)
         def price(load: Load, number: int) -> int:
@@ -63,7 +62,7 @@ class Databases:
 
 @pytest.fixture
 def databases(make_cache: Callable[..., Cache], tmp_path: Path) -> Iterator[Databases]:
-    made = Databases(make_cache(), tmp_path)
+    made = Databases(make_cache, tmp_path)
     yield made
     for engine in made.engines:
         engine.dispose()

@@ -7,7 +7,7 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule
-from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, triggers_missing
+from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, trigger_faults
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
@@ -75,6 +75,5 @@ def check_outbox(engine: Any, outbox: Outbox, config: Config) -> Iterator[Findin
 
 def check_triggers(engines: Sequence[Any], declared: Sequence[Triggers]) -> Iterator[Finding]:
     """Yield whether triggers are as declared, each in one of the databases."""
-    missing = triggers_missing(engines, declared)
-    shown = f"missing or outdated on {', '.join(missing)}" if missing else "all are there"
-    yield TRIGGERS.finding(bool(missing), shown)
+    faults = trigger_faults(engines, declared)
+    yield TRIGGERS.finding(bool(faults), "; ".join(faults.values()) or "all are there")

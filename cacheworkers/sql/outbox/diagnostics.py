@@ -118,20 +118,20 @@ def answers(engine: Engine) -> str:
     return repr(engine.url)
 
 
-def triggers_missing(engines: Sequence[Engine], declared: Sequence[Triggers]) -> list[str]:
-    """Return the tables whose declared triggers are in none of some databases, or not as they are declared now.
+def trigger_faults(engines: Sequence[Engine], declared: Sequence[Triggers]) -> dict[str, str]:
+    """Return what is wrong with the triggers of tables that are in none of some databases as they are declared.
 
     Raises:
         DatabaseUnavailable: one of them does not answer.
     """
 
-    def look(connection: Connection) -> list[str]:
+    def look(connection: Connection) -> dict[str, str]:
         if connection.dialect.name != "postgresql":
-            return [table for triggers in declared for table in triggers.tables]
-        return [table for triggers in declared for table in triggers.missing(connection)]
+            return {table: "is not in PostgreSQL" for triggers in declared for table in triggers.tables}
+        return {table: fault for triggers in declared for table, fault in triggers.faults(connection).items()}
 
-    found = [_looked(engine, look) for engine in engines]
-    return [table for table in found[0] if all(table in others for others in found[1:])]
+    first, *others = (_looked(engine, look) for engine in engines)
+    return {table: fault for table, fault in first.items() if all(table in found for found in others)}
 
 
 def _looked(engine: Engine, look: Callable[[Connection], T]) -> T:

@@ -1,4 +1,4 @@
-"""Catalog: what Postgres says of the tables that are to have triggers."""
+"""Column catalog: what Postgres knows about the tables that get triggers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Column(NamedTuple):
 
 
 def in_full(relation: str) -> str:
-    """Return the SQL of the name, with its schema, of a relation that some SQL finds."""
+    """Return the SQL of the name, with its schema, of the relation that some SQL finds."""
     return (
-        f"(SELECT format('%I.%I', nspname, relname) FROM pg_catalog.pg_class AS c "
+        f"(SELECT quote_ident(nspname) || '.' || quote_ident(relname) FROM pg_catalog.pg_class AS c "
         f"JOIN pg_catalog.pg_namespace AS n ON n.oid = relnamespace WHERE c.oid = {relation})"
     )
 
@@ -51,10 +51,10 @@ def columns_of(connection: Connection, table: Name) -> dict[str, Column]:
 
 
 def check_kind(connection: Connection, table: str, name: Name, others: Iterable[str]) -> None:
-    """Make sure that a relation can have the triggers, and that they would see what changes it.
+    """Make sure that a relation can have triggers that see all its changes.
 
     Raises:
-        ConfigError: it is no table, or a part of one that is not among the others.
+        ConfigError: it is no table, or a partition of one that is not among the others.
     """
     kind, wholes = connection.execute(
         text(
@@ -70,12 +70,12 @@ def check_kind(connection: Connection, table: str, name: Name, others: Iterable[
         raise ConfigError(f"{table} is {names.get(kind, 'no table')}, and can have no triggers that see its rows")
     if wholes:
         raise ConfigError(
-            f"{table} is a part of {', '.join(wholes)}, and statements on the whole fire no triggers of its "
-            f"parts; give both"
+            f"{table} is a partition of {', '.join(wholes)}, and statements on the whole table fire no triggers of its "
+            f"partitions; give both"
         )
 
 
 def _is_alike(base: str, *, is_domain: bool) -> bool:
-    """Return whether a type's text is Python's, by the name of what it is, or is a domain over."""
-    # Triggers would not know a domain for a boolean.  An extension's type may lie in any schema.
+    """Return whether a type, or the type under a domain, has the same text in Postgres and in Python."""
+    # pg_typeof tells triggers a domain, not that it is a boolean.  An extension's type may be in any schema.
     return (base in ALIKE or base.endswith(".citext")) and not (is_domain and base == "boolean")

@@ -1,7 +1,7 @@
-"""Postgres: triggers that write the outbox for psql, bulk statements and other services; LISTEN, which wakes the drain.
+"""Postgres triggers that write the outbox for psql, bulk statements and other services, and NOTIFY for the relay.
 
 One function a table, and one trigger for each kind of statement: they run once a statement over its transition tables,
-not once a row.  A function runs with the rights and the names of who installed it, whoever changes the table.
+not once a row.  A function runs with the rights and the search path of its owner, whoever changes the table.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from cacheworkers.sql.triggers.column_catalog import check_kind, columns_of, in_
 from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
 
 #: Changes with what the generated text does.
-VERSION = 3
+VERSION = 4
 #: Most tags of one outbox row that a trigger writes.
 ROW_TAGS = 1000
 _EVENTS = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
 #: `pg_trigger.tgtype` of INSERT, DELETE, UPDATE and TRUNCATE: a table's triggers together have them all.
 _ALL_EVENTS = 4 + 8 + 16 + 32
 #: Longest name that Postgres keeps, bytes; it cuts off what is longer.
-_MOST_NAME = 63
+_MAX_NAME = 63
 _DIGEST = 12
+#: What stands in a function's body for the full names of the outbox and of the table, until it is installed.
+_OUTBOX, _CHANGED = "\x00outbox\x00", "\x00changed\x00"
 
 
 class Triggers:
@@ -46,17 +48,20 @@ class Triggers:
         outbox: str = TABLE,
         *,
         max_tag_bytes: int = 256,
+        notify: bool = True,
     ) -> None:
         """
         Args:
             templates: table -> tags with its columns in braces: `{"product": ["product:{id}"]}`.  Names are exact, as
                 the database has them: `Order` is not `order`.  Quotes as in SQL: `{'"a b"."c.d"': ...}`.
             max_tag_bytes: longest tag; what a column makes longer is left out when it is delivered.
+            notify: NOTIFY wakes the processes that drain; without it they find what is written when they next look.
 
         Raises:
             ConfigError: a table's name or a template is malformed.
         """
         self.namespace = namespace
+        self._notifies = notify
         self._outbox = name_of(outbox)
         self._tables: dict[str, _Triggered] = {}
         for table, each in templates.items():
@@ -79,24 +84,24 @@ class Triggers:
         return channel(self.namespace)
 
     def up(self) -> list[str]:
-        """Return the statements that install; for Alembic, `op.execute` each of them, after `check`."""
+        """Return the statements that install: the same text for every driver, `text()`, and `op.execute` of Alembic."""
         statements = []
         for table, triggered in self._tables.items():
             function = triggered.function
             statements.append(self._creation(table))
-            # Who may use it could make it run what he likes, with its owner's rights, by a trigger on a table of his
-            # own whose columns have casts of his own.  Triggers that are there ask nobody for this right.
+            # Whoever may execute it could run code of his own with its owner's rights, by a trigger on a table of his
+            # whose columns have casts of his.  Existing triggers need no such right.
             statements.append(f"REVOKE ALL ON FUNCTION {function}() FROM PUBLIC")
             statements += triggered.drops()
             for kind, sides in _EVENTS.items():
                 tables = " ".join(f"{side.upper()} TABLE AS {side}_rows" for side in sides)
                 statements.append(
-                    f"CREATE TRIGGER {function}_{kind.lower()} AFTER {kind} ON {triggered.name.quoted} "
+                    f"CREATE TRIGGER {function}_{kind.lower()} AFTER {kind} ON {triggered.name.sql} "
                     f"REFERENCING {tables}\nFOR EACH STATEMENT EXECUTE FUNCTION {function}()"
                 )
-            # Before: there are no transition tables, and afterwards no rows.
+            # Before, because afterwards there are no rows, and TRUNCATE has no transition tables.
             statements.append(
-                f"CREATE TRIGGER {function}_truncate BEFORE TRUNCATE ON {triggered.name.quoted}\n"
+                f"CREATE TRIGGER {function}_truncate BEFORE TRUNCATE ON {triggered.name.sql}\n"
                 f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
             )
         return statements
@@ -110,95 +115,108 @@ class Triggers:
         return statements
 
     def sql(self) -> str:
-        """Return what `install` runs, to be read first."""
+        """Return what `install` runs, to be read before it runs."""
         return ";\n\n".join(self.up()) + ";\n"
 
     def digest(self, table: str) -> str:
-        """Return what tells one version of a table's trigger from another."""
+        """Return the digest that differs between versions of a table's trigger."""
         return hashlib.sha256(self._body(self._tables[table]).encode()).hexdigest()[:_DIGEST]
 
     def check(self, connection: Connection) -> None:
         """Compare tables and columns with the database.
 
         Raises:
-            ConfigError: a table, a column or the outbox is not there, what is there cannot have such triggers, or a
-                column's type has another text in Postgres than in Python.
+            ConfigError: it is not PostgreSQL; a table, a column or the outbox does not exist; a table cannot have such
+                triggers; or a column's type has another text in Postgres than in Python.
         """
+        _check_postgres(connection)
         names = [triggered.name.quoted for triggered in self._tables.values()]
         for table, triggered in self._tables.items():
-            columns = columns_of(connection, triggered.name)
+            _check_columns(connection, table, triggered)
             check_kind(connection, table, triggered.name, names)
-            for column in (part.column for tag in triggered.tags for part in tag if part.column is not None):
-                if column not in columns:
-                    raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
-                if not columns[column].is_alike:
-                    raise ConfigError(
-                        f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
-                        f"in Python, so that triggers and sessions would make different tags of a row; tags of "
-                        f"triggers take columns of {', '.join(ALIKE)}"
-                    )
         columns_of(connection, self._outbox)
 
     def install(self, connection: Connection) -> None:
         """Check, and install or replace, in one transaction.
 
+        Args:
+            connection: of any driver; with an AsyncEngine, `await connection.run_sync(triggers.install)`.
+
         Raises:
             ConfigError: see `check`.
         """
+        _check_postgres(connection)
         with connection.begin_nested() if connection.in_transaction() else connection.begin():
             self.check(connection)
             _execute(connection, self.up())
 
     def remove(self, connection: Connection) -> None:
-        """Remove them; nothing happens where they are not."""
+        """Remove them; nothing happens where there are none."""
+        _check_postgres(connection)
         with connection.begin_nested() if connection.in_transaction() else connection.begin():
             _execute(connection, self.down())
 
     def missing(self, connection: Connection) -> list[str]:
-        """Return the tables whose triggers are not there, are disabled, not of this version, or of another outbox."""
-        there = text(
+        """Return the tables whose triggers do not do what was declared; see `faults`."""
+        return list(self.faults(connection))
+
+    def faults(self, connection: Connection) -> dict[str, str]:
+        """Return what is wrong with tables: triggers are missing, disabled, outdated, broken, or of another outbox.
+
+        Broken are those whose column was renamed, dropped or given another type: every write of the table fails.
+        """
+        _check_postgres(connection)
+        found = text(
             f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger WHERE tgrelid = to_regclass(:table) "
             f"AND tgenabled IN ('O', 'A') "
             f"AND obj_description(tgfoid, 'pg_proc') = CAST(:mark AS text) || {in_full('to_regclass(:outbox)')}"
         )
-        missing = []
+        faults = {}
         for table, triggered in self._tables.items():
             asked = {
                 "table": triggered.name.quoted,
                 "mark": f"{_mark(self.namespace)}{self.digest(table)} ",
                 "outbox": self._outbox.quoted,
             }
-            if connection.execute(there, asked).scalar_one() != _ALL_EVENTS:
-                missing.append(table)
-        return missing
+            try:
+                _check_columns(connection, table, triggered)
+            except ConfigError as error:
+                faults[table] = str(error)
+                continue
+            if connection.execute(found, asked).scalar_one() != _ALL_EVENTS:
+                faults[table] = f"the triggers of {table} are missing or outdated"
+        return faults
 
     def _creation(self, table: str) -> str:
-        """Return what creates a table's function, once it has found out the full names of outbox and table."""
+        """Return what creates a table's function, once it has found the full names of outbox and table."""
         triggered = self._tables[table]
         outbox, changed = (literal(name.quoted) + "::regclass" for name in (self._outbox, triggered.name))
+        body = self._body(triggered)
+        for placeholder, variable in ((_OUTBOX, "outbox"), (_CHANGED, "changed")):
+            body = body.replace(placeholder, f"$create$ || {variable} || $create$")
         return (
             "DO $install$\nDECLARE\n"
             "  -- In full: whoever changes the table may have another search_path, and another outbox on it.\n"
             f"  outbox CONSTANT text DEFAULT {in_full(outbox)};\n"
             f"  changed CONSTANT text DEFAULT {in_full(changed)};\n"
-            f"BEGIN\nEXECUTE format($create$\n{self._body(triggered)}\n$create$, outbox, changed);\n"
-            f"EXECUTE format('COMMENT ON FUNCTION {triggered.function}() IS %L',\n"
-            f"  '{_mark(self.namespace)}{self.digest(table)} ' || outbox);\n"
+            f"BEGIN\nEXECUTE $create$\n{body}\n$create$;\n"
+            f"EXECUTE 'COMMENT ON FUNCTION {triggered.function}() IS '\n"
+            f"  || quote_literal('{_mark(self.namespace)}{self.digest(table)} ' || outbox);\n"
             "END\n$install$"
         )
 
     def _body(self, triggered: _Triggered) -> str:
-        """Return what creates a table's function, for `format` to insert the names of outbox and table."""
+        """Return what creates a table's function, with placeholders for the names of outbox and table."""
 
         def tags(side: str) -> str:
-            rows = "%2$s" if side == "all" else f"{side}_rows"
-            made = [expression(tag).replace("%", "%%") for tag in triggered.tags]
-            return " UNION ".join(f"SELECT {tag} AS tag FROM {rows}" for tag in made)
+            rows = _CHANGED if side == "all" else f"{side}_rows"
+            return " UNION ".join(f"SELECT {expression(tag)} AS tag FROM {rows}" for tag in triggered.tags)
 
         branches = "\n".join(
             f"  {'IF' if at == 0 else 'ELSIF'} TG_OP = '{kind}' THEN\n"
-            f"    INSERT INTO %1$s (namespace, source, tags)\n"
-            f"    SELECT '{self.namespace}', '{TRIGGER}', string_agg(tag, E'\\n') FROM (\n"
+            f"    INSERT INTO {_OUTBOX} (namespace, source, tags)\n"
+            # Line feeds separate tags: a value that holds one makes one illegal tag, not several.
+            f"    SELECT '{self.namespace}', '{TRIGGER}', string_agg(replace(tag, chr(10), chr(13)), chr(10)) FROM (\n"
             f"      SELECT tag, row_number() OVER () / {ROW_TAGS} AS chunk FROM (\n"
             f"        {' UNION '.join(tags(side) for side in sides)}\n"
             f"      ) AS found\n"
@@ -208,8 +226,17 @@ class Triggers:
         return (
             f"CREATE OR REPLACE FUNCTION {triggered.function}() RETURNS trigger LANGUAGE plpgsql\n"
             f"SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' AS $cacheworkers$\n"
-            f"BEGIN\n{branches}\n  END IF;\n"
-            f"  PERFORM pg_notify('{self.channel}', '');\n  RETURN NULL;\nEND\n$cacheworkers$"
+            f"BEGIN\n{branches}\n  END IF;\n{self._notification()}  RETURN NULL;\nEND\n$cacheworkers$"
+        )
+
+    def _notification(self) -> str:
+        if not self._notifies:
+            return ""
+        return (
+            # Transactions that notify are committed one after the other, each waiting for the disk: NOTIFY takes a lock
+            # of the whole server.  One of those that are open is enough to wake the relay.
+            f"  IF pg_try_advisory_xact_lock({_lock_number(self.channel)}) THEN\n"
+            f"    PERFORM pg_notify('{self.channel}', '');\n  END IF;\n"
         )
 
 
@@ -263,19 +290,19 @@ class _Triggered(NamedTuple):
 
     def drops(self) -> list[str]:
         kinds = (*_EVENTS, "TRUNCATE")
-        return [f"DROP TRIGGER IF EXISTS {self.function}_{kind.lower()} ON {self.name.quoted}" for kind in kinds]
+        return [f"DROP TRIGGER IF EXISTS {self.function}_{kind.lower()} ON {self.name.sql}" for kind in kinds]
 
 
 def _function_name(namespace: str, table: Name) -> str:
     """Return what a table's function is called, and its triggers begin with: short, and of this namespace alone."""
     plain = ".".join(part for part in table if part is not None)
     name = re.sub(r"[^a-z0-9_]", "_", f"cacheworkers_{namespace}_{plain}")
-    if name == f"cacheworkers_{namespace}_{plain}" and len(name) <= _MOST_NAME - len("_truncate"):
+    if name == f"cacheworkers_{namespace}_{plain}" and len(name) <= _MAX_NAME - len("_truncate"):
         return name
     # Without quotes where it needs none: older versions had such names only, and these are to be replaced.
     distinct = plain if re.fullmatch(r"[\w.]+", plain) and "." not in table.table else table.quoted
     digest = hashlib.sha256(f"{namespace} {distinct}".encode()).hexdigest()[:10]
-    return f"{name[: _MOST_NAME - len('_truncate') - 11]}_{digest}"
+    return f"{name[: _MAX_NAME - len('_truncate') - 11]}_{digest}"
 
 
 def _mark(namespace: str) -> str:
@@ -283,6 +310,38 @@ def _mark(namespace: str) -> str:
     return f"cacheworkers {namespace} v{VERSION} "
 
 
+def _lock_number(channel_name: str) -> int:
+    """Return the number of the advisory lock that whoever notifies a channel holds."""
+    return int.from_bytes(hashlib.sha256(channel_name.encode()).digest()[:8], signed=True)
+
+
+def _check_postgres(connection: Any) -> None:
+    if not isinstance(connection, Connection):
+        raise ConfigError(
+            f"triggers take a SQLAlchemy Connection, got {type(connection).__name__}; with an AsyncConnection, "
+            f"`await connection.run_sync(triggers.install)`"
+        )
+    if connection.dialect.name != "postgresql":
+        raise ConfigError(
+            f"triggers are made for PostgreSQL, and {connection.engine.url!r} is {connection.dialect.name}: watch "
+            f"sessions there (cache.watch), or give tags to cache.invalidate(..., session=)"
+        )
+
+
+def _check_columns(connection: Connection, table: str, triggered: _Triggered) -> None:
+    """Make sure that the columns of a table's tags exist, and have the same text in Postgres and in Python."""
+    columns = columns_of(connection, triggered.name)
+    for column in (part.column for tag in triggered.tags for part in tag if part.column is not None):
+        if column not in columns:
+            raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
+        if not columns[column].is_alike:
+            raise ConfigError(
+                f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
+                f"in Python, so that triggers and sessions would make different tags of a row; tags of "
+                f"triggers take columns of {', '.join(ALIKE)}"
+            )
+
+
 def _execute(connection: Connection, statements: Iterable[str]) -> None:
     for statement in statements:
-        connection.exec_driver_sql(statement.replace("%", "%%"))
+        connection.exec_driver_sql(statement)

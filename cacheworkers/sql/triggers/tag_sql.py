@@ -1,4 +1,8 @@
-"""Tag SQL: tables' names and tags' templates as the SQL of triggers."""
+"""Names of tables and templates of tags as the SQL of triggers.
+
+The SQL holds no percent sign and no colon before a word: it is one text for psycopg, asyncpg, Alembic and `text()`,
+which takes `:word` for a parameter.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ ALIKE = ("smallint", "integer", "bigint", "text", "character varying", "citext",
 _PART = r'"(?:[^"\x00]|"")+"|[^\s".\x00]+'
 _TABLE = re.compile(rf"(?:({_PART})\.)?({_PART})")
 _COLUMN = re.compile(r"[^\W\d][\w-]*")
+#: What drivers, `text()` or dollar quotes would take for something else.
+_SPECIAL = re.compile(r"[%$\\]|:\w")
 
 
 class Part(NamedTuple):
@@ -31,15 +37,20 @@ class Name(NamedTuple):
 
     @property
     def quoted(self) -> str:
-        """It in SQL, each part in quotes: reserved words, capitals and dashes stay what they are."""
-        return ".".join(quoted(part) for part in self if part is not None)
+        """The name as `to_regclass` takes it, in quotes: reserved words, capitals and dashes stay the same."""
+        return ".".join('"' + part.replace('"', '""') + '"' for part in self if part is not None)
+
+    @property
+    def sql(self) -> str:
+        """The name in the text of a statement."""
+        return ".".join(identifier(part) for part in self if part is not None)
 
 
 def name_of(table: str) -> Name:
-    """Return the name that a text is: `item`, `shop.item`, `"a b".item`; a part without quotes is exact, too.
+    """Return the name that a text spells: `item`, `shop.item`, `"a b".item`; a part without quotes is exact, too.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it spells none.
     """
     found = _TABLE.fullmatch(table)
     if found is None:
@@ -51,17 +62,20 @@ def name_of(table: str) -> Name:
     return Name(schema, name)
 
 
-def quoted(name: str) -> str:
-    """Return a name as SQL takes it."""
-    return '"' + name.replace('"', '""') + '"'
+def identifier(name: str) -> str:
+    """Return a name as the text of a statement has it, inside any dollar quotes."""
+    plain = name.replace('"', '""')
+    if _SPECIAL.search(plain) is None:
+        return f'"{plain}"'
+    return 'U&"' + re.sub(r"[%:$\\]", lambda found: f"\\{ord(found[0]):04X}", plain) + '"'
 
 
 def literal(value: str) -> str:
-    """Return a text as SQL takes it, inside of whatever dollar quotes."""
+    """Return a text as a literal, inside any dollar quotes."""
     plain = value.replace("'", "''")
-    if "$" not in plain and "\\" not in plain:
+    if _SPECIAL.search(plain) is None:
         return f"'{plain}'"
-    return "E'" + plain.replace("\\", "\\\\").replace("$", "\\044") + "'"
+    return "E'" + re.sub(r"[%:$\\]", lambda found: f"\\{ord(found[0]):03o}", plain) + "'"
 
 
 def parsed(table: str, template: str, max_tag_bytes: int) -> list[Part]:
@@ -79,7 +93,7 @@ def parsed(table: str, template: str, max_tag_bytes: int) -> list[Part]:
         if column is not None and (spec or conversion or not _COLUMN.fullmatch(column)):
             raise ConfigError(f"tag template {template!r} of {table} may hold plain columns only, as {{id}}")
         parts.append(Part(before, column))
-    try:  # a column adds at least nothing: what is illegal without it is so with it
+    try:  # a column adds text or nothing: what is illegal without it is illegal with it
         check_tag("".join(part.text for part in parts) or ("?" if parts else ""), max_tag_bytes)
     except TagError as error:
         raise ConfigError(f"tag template {template!r} of {table} makes no legal tag: {error}") from None
@@ -93,8 +107,8 @@ def expression(parts: list[Part]) -> str:
         if before:
             words.append(literal(before))
         if column is not None:
-            name = quoted(column)
-            # What a column's type is, only the database knows.
+            name = identifier(column)
+            # Only the database knows a column's type.
             words.append(
                 f"coalesce(CASE WHEN pg_typeof({name}) = 'boolean'::regtype THEN initcap({name}::text) "
                 f"ELSE {name}::text END, 'None')"

@@ -435,6 +435,12 @@ class Store:
         request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
         return self._ask([request], lambda replies: parse.scored(replies[0]))
 
+    def count_read_since(self, loader: str, since: float) -> Exchange[int]:
+        """How many calls of a loader have a `read_at` of at least `since`."""
+        return self._ask(
+            [Request(("ZCOUNT", self.keys.accesses(loader), since, "+inf"))], lambda replies: int(replies[0])
+        )
+
     def read_at(self, loader: str, call: str) -> Exchange[float | None]:
         """The `read_at` of one call; None if it is not among the hottest."""
         request = Request(("ZSCORE", self.keys.accesses(loader), call))
