@@ -47,8 +47,10 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
     if flight.is_claiming or (not is_over and now < flight.held_until):
         if not state.has_looked:
             return None  # the push that ends that lease may have come between the caller's look and this read
+        if now >= _half_time(state) and not is_over:
+            yield from _learn_seq(ports, state)
         state.has_waited = True
-        ends = [at for at in (state.deadline, flight.held_until) if at > now]
+        ends = [at for at in (_half_time(state), state.deadline, flight.held_until) if at > now]
         yield from wait_for_push(ports, state.waiter, min(ends, default=now + loader.load_for))
         return None
     claim, token, wakes = yield from _claim(ports, loader, state, now, is_over)
@@ -76,8 +78,6 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             flight.is_begun, flight.is_taken_over = is_begun, is_taken_over
             if is_over:
                 ports.waiters.hand_off_to_all(flight)
-            elif is_begun:
-                yield from _learn_seq(ports, state)
             return None
         case Claimed():
             state.has_asked = True
@@ -88,7 +88,7 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
                 # Nobody has begun within `wait_for`, or nobody ever would: the broker is away, or workers are older.
                 return (yield from _load_after_claim(ports, loader, state, request))
             # Without another look: the claim has compared, and what is written from now on is pushed.
-            yield from wait_for_push(ports, state.waiter, min(state.deadline, flight.held_until))
+            yield from wait_for_push(ports, state.waiter, min(_half_time(state), flight.held_until))
             return None
 
 
@@ -101,9 +101,6 @@ def _claim(
     flight.is_claiming = True
     flight.failure = None
     try:
-        if state.turns and not is_over:
-            yield from _learn_seq(ports, state)
-        state.turns += 1
         wakes = flight.wakes
         flight.claimed_at, flight.claim_number = now, ports.waiters.next_number()
         state.cover()
@@ -126,11 +123,16 @@ def _claim(
     return claim, token, wakes
 
 
+def _half_time(state: ReadState) -> float:
+    """Return when half of the time is over that this read waits for a worker."""
+    return state.started + state.options.wait_for / 2
+
+
 def _learn_seq(ports: Ports, state: ReadState) -> Flow[None]:
     """Learn from when on this read may be given a value that was overtaken, once.
 
-    It has waited in vain, or joined a load that had begun: perhaps invalidations overtake each load.  No invalidation
-    that was acknowledged before this read began has a larger number than the sequence has now.
+    It has waited for long: perhaps invalidations overtake each load.  No invalidation that was acknowledged before this
+    read began has a larger number than the sequence has now.
     """
     if state.least_seq is None:
         state.least_covers = state.cover()
