@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cacheworkers.config import Config
     from cacheworkers.core.entry import Freshness
     from cacheworkers.core.read_result import Read
+    from cacheworkers.core.tag_text import tag
     from cacheworkers.errors import (
         BadArgument,
         BrokerUnavailable,
@@ -68,6 +69,7 @@ _DEFINED_IN = {
     "WarmJob": "runtime.warm_job",
     "WarmUp": "flows.warm_up",
     "Warming": "flows.warm",
+    "tag": "core.tag_text",
 }
 
 __all__ = [
@@ -114,6 +116,7 @@ __all__ = [
     "WarmUp",
     "Warming",
     "__version__",
+    "tag",
 ]
 
 

@@ -85,7 +85,7 @@ class Cache:
                 **({"warm": (self.keep_warm, config.warm_interval)} if config.warm_interval else {}),
             },
         )
-        self._loaders = LoaderRegistry(config)
+        self._loaders = LoaderRegistry(config, self._runtime.ports.tag_kinds)
         self._ports = self._runtime.ports
         self._triggers: list[Triggers] = []
         #: For the command line, doctor and metrics, which look into a cache; not part of the public API.
@@ -227,6 +227,7 @@ class Cache:
             templates,
             self.outbox.table.name,
             max_tag_bytes=self.config.max_tag_bytes,
+            tag_kinds=self._ports.tag_kinds,
             notify=notify,
         )
         self._triggers.append(declared)

@@ -33,6 +33,7 @@ NAMES = {
     "Loader",
     "Policy",
     "Read",
+    "tag",
     "__version__",
 }
 #: An error that no public call raises: what it says reaches users as an event.

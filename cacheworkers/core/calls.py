@@ -89,6 +89,8 @@ class Signature:
         self._is_batch = is_batch
         self._signature = inspect.Signature(parameters)
         self._types = types
+        #: Parameter -> its annotation; of a batch loader, that of one key.
+        self.annotations = dict(zip(self.parameters, types, strict=True))
         self._exact = tuple(types) if all(each in _EXACT for each in types) else None
         # The text of an int is at most 20 characters, so that its length needs no look.
         self._is_one_int = self._exact == (int,) and len(self._prefix) + 22 <= max_bytes

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cacheworkers.core.tag_text import plain_text_of
 from cacheworkers.errors import DeclarationError, TagError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -38,13 +39,22 @@ class TagTemplates:
 
     Attributes:
         declared: the templates as they were declared.
+        fields: the parameters that are fields of any template.
     """
 
-    def __init__(self, templates: Sequence[str], parameters: Sequence[str], *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        templates: Sequence[str],
+        parameters: Sequence[str],
+        *,
+        max_bytes: int,
+        texts: Mapping[str, Callable[[Any], str]] | None = None,
+    ) -> None:
         """
         Args:
             parameters: what fields may name, in the order of the arguments; `key` for a batch loader.
             max_bytes: longest tag.
+            texts: parameter -> what makes its text; else the text that all values of its type have.
 
         Raises:
             DeclarationError: a template is malformed, makes no legal tag, or names something that is no parameter.
@@ -52,7 +62,10 @@ class TagTemplates:
         self.declared = tuple(templates)
         self._max_bytes = max_bytes
         self._at = {name: at for at, name in enumerate(parameters)}
+        self._makers = [(texts or {}).get(name, plain_text_of) for name in parameters]
         self._templates = [self._parse(template) for template in templates]
+        used = {at for parts in self._templates for _, at in parts if at is not None}
+        self.fields = tuple(name for name, at in self._at.items() if at in used)
 
     def expand(self, arguments: Sequence[Any]) -> tuple[str, ...]:
         """Return the tags of a call with these canonical arguments.
@@ -63,8 +76,27 @@ class TagTemplates:
         return tuple(check_tag(tag, self._max_bytes) for tag in self.texts(arguments))
 
     def texts(self, arguments: Sequence[Any]) -> list[str]:
-        """Return what would be the tags of these arguments, legal or not."""
-        return ["".join(text if at is None else f"{arguments[at]}" for text, at in parts) for parts in self._templates]
+        """Return what would be the tags of these arguments, legal or not.
+
+        Raises:
+            TagError: an argument has several texts.
+        """
+        makers = self._makers
+        return [
+            "".join(text if at is None else makers[at](arguments[at]) for text, at in parts)
+            for parts in self._templates
+        ]
+
+    def skeletons(self) -> list[tuple[tuple[str | None, ...], tuple[str, ...]]]:
+        """Return each template's texts, None for a field, and the names of its fields."""
+        names = list(self._at)
+        return [
+            (
+                tuple(text if at is None else None for text, at in parts),
+                tuple(names[at] for _, at in parts if at is not None),
+            )
+            for parts in self._templates
+        ]
 
     @property
     def beginnings(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Step
 from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.core.tags import TagTemplates
 from cacheworkers.errors import DeclarationError
 from cacheworkers.events import Hook
@@ -193,6 +194,7 @@ class Ports:
     has_hook: bool = True
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)
+    tag_kinds: TagKinds = field(default_factory=TagKinds)
     own_entries: OwnEntries = field(default_factory=OwnEntries)
     chance: Callable[[], float] = random.random
     revalidations: RateLimiter = field(init=False)

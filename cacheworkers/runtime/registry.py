@@ -10,8 +10,9 @@ from cacheworkers.config import Config
 from cacheworkers.core.calls import Signature, loader_name_of
 from cacheworkers.core.codec import Codec, annotation_of
 from cacheworkers.core.shape import shape_of
+from cacheworkers.core.tag_text import TagKinds, kind_of
 from cacheworkers.core.tags import TagTemplates
-from cacheworkers.errors import ConfigError, DeclarationError, UnknownLoader
+from cacheworkers.errors import ConfigError, DeclarationError, TagError, UnknownLoader
 from cacheworkers.flows.ports import LoaderSpec
 from cacheworkers.policy import Policy
 
@@ -19,9 +20,10 @@ from cacheworkers.policy import Policy
 class LoaderRegistry(dict[str, LoaderSpec]):
     """A cache's loaders by name."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tag_kinds: TagKinds | None = None) -> None:
         super().__init__()
         self._config = config
+        self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
 
     def add(
         self,
@@ -58,6 +60,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         templates = TagTemplates(
             tuple(tags), ("key",) if is_batch else signature.parameters, max_bytes=config.max_tag_bytes
         )
+        self._check_tags(name, templates, signature)
         codec = Codec(annotation_of(function, is_batch))
         spec = LoaderSpec(
             name,
@@ -73,6 +76,21 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         )
         self[name] = spec
         return spec
+
+    def _check_tags(self, name: str, templates: TagTemplates, signature: Signature) -> None:
+        """Make sure that arguments make the tags that rows make.
+
+        Raises:
+            DeclarationError: a field's type has several texts, or is another than that of the rows with such tags.
+        """
+        kinds = {}
+        try:
+            for field in templates.fields:
+                kinds[field] = kind_of(signature.annotations[field])
+            for texts, fields in templates.skeletons():
+                self._tag_kinds.add_loader(f"loader {name}", texts, [kinds[field] for field in fields])
+        except TagError as error:
+            raise DeclarationError(f"the tags of loader {name}, {', '.join(templates.declared)}: {error}") from None
 
     def __missing__(self, loader: str) -> LoaderSpec:
         return self.named(loader)

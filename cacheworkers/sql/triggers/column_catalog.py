@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
+from cacheworkers.core.tag_text import TextKind
 from cacheworkers.errors import ConfigError
 from cacheworkers.sql.triggers.tag_sql import ALIKE, Name
 
 
 class Column(NamedTuple):
-    """A column's type, and whether its text is the same in Postgres and in Python."""
+    """A column's type, and of which kind its text is, the same in Postgres and in Python; None if it is not."""
 
     type: str
-    is_alike: bool
+    kind: TextKind | None
 
 
 def in_full(relation: str) -> str:
@@ -35,13 +36,15 @@ def columns_of(connection: Connection, table: Name) -> dict[str, Column]:
     found = connection.execute(
         text(
             "SELECT attname, format_type(atttypid, atttypmod), format_type(COALESCE(NULLIF(typbasetype, 0), atttypid), "
-            "NULL), typtype = 'd' FROM pg_attribute JOIN pg_type AS t ON t.oid = atttypid "
+            "NULL), typtype = 'd', COALESCE(collisdeterministic, true) FROM pg_attribute "
+            "JOIN pg_type AS t ON t.oid = atttypid LEFT JOIN pg_collation AS c ON c.oid = attcollation "
             "WHERE attrelid = to_regclass(:table) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
         ),
         {"table": table.quoted},
     )
     columns = {
-        str(name): Column(str(kind), _is_alike(base, is_domain=is_domain)) for name, kind, base, is_domain in found
+        str(name): Column(str(kind), _kind_of(base, is_domain=is_domain) if is_exact else None)
+        for name, kind, base, is_domain, is_exact in found
     }
     if not columns:
         where = f" in schema {table.schema}" if table.schema is not None else ""
@@ -75,7 +78,7 @@ def check_kind(connection: Connection, table: str, name: Name, others: Iterable[
         )
 
 
-def _is_alike(base: str, *, is_domain: bool) -> bool:
-    """Return whether a type, or the type under a domain, has the same text in Postgres and in Python."""
-    # pg_typeof tells triggers a domain, not that it is a boolean.  An extension's type may be in any schema.
-    return (base in ALIKE or base.endswith(".citext")) and not (is_domain and base == "boolean")
+def _kind_of(base: str, *, is_domain: bool) -> TextKind | None:
+    """Return the kind of a type's text, by the name of what it is, or is a domain over."""
+    # pg_typeof tells triggers a domain, not that it is a boolean.
+    return None if is_domain and base == "boolean" else ALIKE.get(base)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, text, types
+from sqlalchemy.orm.mapper import _all_registries
 
-from cacheworkers.errors import ConfigError
+from cacheworkers.core.tag_text import TagKinds
+from cacheworkers.errors import ConfigError, TagError
 from cacheworkers.sql.outbox.outbox import TABLE, TRIGGER
-from cacheworkers.sql.triggers.column_catalog import check_kind, columns_of, in_full
+from cacheworkers.sql.triggers.column_catalog import Column, check_kind, columns_of, in_full
 from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
 
 #: Changes with what the generated text does.
@@ -48,6 +50,7 @@ class Triggers:
         outbox: str = TABLE,
         *,
         max_tag_bytes: int = 256,
+        tag_kinds: TagKinds | None = None,
         notify: bool = True,
     ) -> None:
         """
@@ -61,6 +64,7 @@ class Triggers:
             ConfigError: a table's name or a template is malformed.
         """
         self.namespace = namespace
+        self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
         self._notifies = notify
         self._outbox = name_of(outbox)
         self._tables: dict[str, _Triggered] = {}
@@ -132,9 +136,20 @@ class Triggers:
         _check_postgres(connection)
         names = [triggered.name.quoted for triggered in self._tables.values()]
         for table, triggered in self._tables.items():
-            _check_columns(connection, table, triggered)
+            columns = _check_columns(connection, table, triggered)
             check_kind(connection, table, triggered.name, names)
+            for tag in triggered.tags:
+                self._check_kinds(table, tag, columns)
         columns_of(connection, self._outbox)
+
+    def _check_kinds(self, table: str, tag: list[Part], columns: Mapping[str, Column]) -> None:
+        """Make sure that loaders with such tags take arguments of the columns' types."""
+        texts = tuple(each for part in tag for each in _texts_of(part))
+        kinds = [columns[part.column].kind for part in tag if part.column is not None]
+        try:
+            self._tag_kinds.add_rows(f"triggers on {table}", texts, kinds)
+        except TagError as error:
+            raise ConfigError(str(error)) from None
 
     def install(self, connection: Connection) -> None:
         """Check, and install or replace, in one transaction.
@@ -257,6 +272,31 @@ class NotifyListener:
         return any(True for _ in self._driver.notifies(timeout=seconds, stop_after=1))
 
 
+def _texts_of(part: Part) -> Iterator[str | None]:
+    """Yield a part's text, and None for its field, as `TagTemplates.skeletons` has them."""
+    if part.text:
+        yield part.text
+    if part.column is not None:
+        yield None
+
+
+def _is_decorated(name: Name, column: str) -> bool:
+    """Return whether a mapped table has an Enum or TypeDecorator there, whose text in Python is another."""
+    for registry in _all_registries():
+        for mapper in registry.mappers:
+            for table in mapper.tables:
+                is_it = getattr(table, "name", None) == name.table and name.schema in (
+                    None,
+                    getattr(table, "schema", None),
+                )
+                found = table.columns.get(column) if is_it else None
+                if found is not None and (
+                    isinstance(found.type, types.TypeDecorator) or getattr(found.type, "enum_class", None) is not None
+                ):
+                    return True
+    return False
+
+
 def channel(namespace: str) -> str:
     """Return the name that a namespace's triggers notify."""
     return "cacheworkers_" + namespace.replace("-", "_")
@@ -328,18 +368,20 @@ def _check_postgres(connection: Any) -> None:
         )
 
 
-def _check_columns(connection: Connection, table: str, triggered: _Triggered) -> None:
-    """Make sure that the columns of a table's tags exist, and have the same text in Postgres and in Python."""
+def _check_columns(connection: Connection, table: str, triggered: _Triggered) -> dict[str, Column]:
+    """Return a table's columns, once those of its tags exist and have the same text in Postgres and in Python."""
     columns = columns_of(connection, triggered.name)
     for column in (part.column for tag in triggered.tags for part in tag if part.column is not None):
         if column not in columns:
             raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
-        if not columns[column].is_alike:
+        if columns[column].kind is None or _is_decorated(triggered.name, column):
             raise ConfigError(
                 f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
-                f"in Python, so that triggers and sessions would make different tags of a row; tags of "
-                f"triggers take columns of {', '.join(ALIKE)}"
+                f"in Python, or it holds texts equal that differ, so that triggers, sessions and loaders would "
+                f"make different tags of a row; tags of triggers take columns of {', '.join(ALIKE)}, with a "
+                f"deterministic collation, and not those of an Enum or a TypeDecorator"
             )
+    return columns
 
 
 def _execute(connection: Connection, statements: Iterable[str]) -> None:

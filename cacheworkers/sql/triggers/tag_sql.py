@@ -10,11 +10,21 @@ import re
 import string
 from typing import NamedTuple
 
+from cacheworkers.core.tag_text import TextKind
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import ConfigError, TagError
 
 #: Types whose text is the same in Postgres and in Python, where a watched session makes the same tag of the same row.
-ALIKE = ("smallint", "integer", "bigint", "text", "character varying", "citext", "uuid", "boolean", "date")
+ALIKE = {
+    "smallint": TextKind.INT,
+    "integer": TextKind.INT,
+    "bigint": TextKind.INT,
+    "text": TextKind.STR,
+    "character varying": TextKind.STR,
+    "uuid": TextKind.UUID,
+    "boolean": TextKind.BOOL,
+    "date": TextKind.DATE,
+}
 _PART = r'"(?:[^"\x00]|"")+"|[^\s".\x00]+'
 _TABLE = re.compile(rf"(?:({_PART})\.)?({_PART})")
 _COLUMN = re.compile(r"[^\W\d][\w-]*")

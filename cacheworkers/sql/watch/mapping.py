@@ -12,9 +12,11 @@ from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.mapper import _all_registries
 
+from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import ConfigError, DeclarationError, TagError
 from cacheworkers.sql.watch.cascades import Cascades
+from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
 from cacheworkers.sql.watch.flush_changes import Described, TagsOf
 from cacheworkers.sql.watch.row_values import Row, tables_of
 from cacheworkers.sql.watch.statements import Statements
@@ -30,12 +32,18 @@ class WatchMapping:
     classes have been mapped since.
     """
 
-    def __init__(self, mapping: Mapping[Any, TagsOf | Sequence[str]], max_tag_bytes: int) -> None:
+    def __init__(
+        self,
+        mapping: Mapping[Any, TagsOf | Sequence[str]],
+        max_tag_bytes: int,
+        tag_kinds: TagKinds | None = None,
+    ) -> None:
         """
         Raises:
             ConfigError: a key is no mapped class and no `Table`, or its tags are malformed, too long, or of no column.
         """
         self._max_tag_bytes = max_tag_bytes
+        self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
         self._classes: dict[type, Tags] = {}
         #: Association tables.
         self.links: dict[Table, Tags] = {}
@@ -187,7 +195,7 @@ class WatchMapping:
 
     def _checked(self, name: str, columns: Mapping[str, Any], tags_of: TagsOf | Sequence[str]) -> Tags:
         """Return what makes legal tags of a row, once it has been tried on a made-up one."""
-        made = tags_of if callable(tags_of) else self._templates(name, tuple(columns), tags_of)
+        made = tags_of if callable(tags_of) else self._templates(name, columns, tags_of)
         sample = Row(name, columns, {key: _sample(column) for key, column in columns.items()})
         try:
             found = made(sample)
@@ -221,14 +229,19 @@ class WatchMapping:
                 # No loader can have such a tag either: there is nothing to invalidate, and no reason to fail a commit.
                 log.warning("a tag of %s is left out: %s", name, error)
 
-    def _templates(self, name: str, columns: tuple[str, ...], templates: Sequence[str]) -> TagsOf:
+    def _templates(self, name: str, columns: Mapping[str, Any], templates: Sequence[str]) -> TagsOf:
         if isinstance(templates, str) or not templates:
             raise ConfigError(f"the tags of {name} must be a function or a list of templates, got {templates!r}")
         try:
-            parsed = TagTemplates(templates, columns, max_bytes=self._max_tag_bytes)
-        except DeclarationError as error:
+            named = TagTemplates(templates, tuple(columns), max_bytes=self._max_tag_bytes)
+            kinds = {field: kind_of_column(f"{name}.{field}", columns[field]) for field in named.fields}
+            for texts, fields in named.skeletons():
+                self._tag_kinds.add_rows(f"watched {name}", texts, [kinds[field] for field in fields])
+            makers = {field: text_maker(kind) for field, kind in kinds.items()}
+            made = TagTemplates(templates, tuple(columns), max_bytes=self._max_tag_bytes, texts=makers)
+        except (DeclarationError, TagError) as error:
             raise ConfigError(f"watch of {name}: {error}") from None
-        return lambda row: parsed.texts(_Values(row, columns))
+        return lambda row: made.texts(_Values(row, tuple(columns)))
 
 
 class _Values(Sequence[Any]):

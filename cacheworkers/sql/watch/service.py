@@ -55,6 +55,7 @@ class WatchService:
             mapping,
             self.outbox,
             max_tag_bytes=ports.config.max_tag_bytes,
+            tag_kinds=ports.tag_kinds,
             invalidation=lambda tags: invalidate_tags(ports, tags, "hard"),
             delivered=self._delivered.note,
             undelivered=self._left_in_outbox,

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session, 
 from sqlalchemy.util.concurrency import await_, in_greenlet
 
 from cacheworkers.core.driver import Flow, arun, run
+from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
 from cacheworkers.sql.outbox.diagnostics import bound_engines, check_outbox, is_autocommit
@@ -41,6 +42,7 @@ class SessionHooks:
         outbox: Outbox,
         *,
         max_tag_bytes: int,
+        tag_kinds: TagKinds,
         invalidation: Callable[[tuple[str, ...]], Flow[Any]],
         delivered: Callable[[Engine, tuple[int, ...]], None],
         undelivered: Callable[[tuple[int, ...], Exception], None],
@@ -64,7 +66,7 @@ class SessionHooks:
         self._undelivered = undelivered
         self._dirty = dirty
         self._clean = clean
-        self._watched = WatchMapping(mapping, max_tag_bytes)
+        self._watched = WatchMapping(mapping, max_tag_bytes, tag_kinds)
         self._triggered: dict[Any, frozenset[Table]] = {}
         self._sessions: weakref.WeakKeyDictionary[Connection, weakref.ref[Session]] = weakref.WeakKeyDictionary()
         self._heard: weakref.WeakSet[Engine] = weakref.WeakSet()
