@@ -29,7 +29,6 @@ from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.warm_job import WarmJob
 from cacheworkers.runtime.wiring import Internals, Runtime
 from cacheworkers.sql.watch.dirty_transactions import dirty_here
-from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.version_mismatch import mismatch
 
 if TYPE_CHECKING:
@@ -492,19 +491,8 @@ class Cache:
         is_batch: bool,
     ) -> LoaderSpec:
         spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
-        config = self.config
-        self._ports.access_counter.remember(spec.name, spec.policy, config.access_half_life)
-        self._runtime.workers.register(
-            LoaderInfo(
-                spec.name,
-                spec.load_for,
-                spec.is_batch,
-                config.batch_size,
-                spec.rate_limit,
-                spec.pace,
-                spec.policy.version,
-            )
-        )
+        self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
+        self._runtime.register(spec)
         return spec
 
     def _inspection(self, sample: int, grace: float, rate: float) -> Flow[Inspection]:

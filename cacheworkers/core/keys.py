@@ -114,6 +114,16 @@ class Keyspace:
         """Return the key that is there while an upkeep task runs as it should."""
         return f"{self.namespace}:beat:{task}"
 
+    # -- of workers
+
+    def taken(self, queue: str) -> str:
+        """Return the key that says when a worker last took a message from a queue."""
+        return f"{self.namespace}:taken:{queue}"
+
+    def worker(self, name: str) -> str:
+        """Return the key that is there while a worker of this store runs."""
+        return f"{self.namespace}:worker:{name}"
+
     # -- of a tag
 
     def shards(self, tag: str) -> int:

@@ -80,10 +80,12 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
                 ports.waiters.hand_off_to_all(flight)
             return None
         case Claimed():
-            state.has_asked = True
+            has_published, state.has_asked = state.has_asked or state.has_waited, True
             flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not state.seen
             flight.is_begun, flight.is_taken_over = False, is_over
             request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
+            if is_over and has_published:
+                ports.note_taken_over(request)
             if is_over or state.is_refused or not (yield from state.strategy.submit(ports, request)):
                 # Nobody has begun within `wait_for`, or nobody ever would: the broker is away, or workers are older.
                 return (yield from _load_after_claim(ports, loader, state, request))

@@ -176,6 +176,8 @@ class Ports:
     """This process's parts, as flows use them.
 
     Attributes:
+        note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
+        note_served: called when a worker has loaded what a reader of this process had asked for.
         has_hook: somebody hears what is emitted; where an event is told of every read, none is made for nobody.
     """
 
@@ -192,6 +194,8 @@ class Ports:
     emit: Hook
     release_soon: Callable[[str, str], None]
     has_hook: bool = True
+    note_taken_over: Callable[[LoadRequest], None] = lambda request: None
+    note_served: Callable[[], None] = lambda: None
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)
     tag_kinds: TagKinds = field(default_factory=TagKinds)

@@ -66,6 +66,8 @@ def read(
                 ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
                 raise
             done = done_lapsed
+    if state.has_asked and done.tier == "store":
+        ports.note_served()
     ports.access_counter.count(call.text)
     if ports.has_hook:
         ports.emit(Served(loader.name, done.freshness.value, done.tier, done.age, done.waited))

@@ -17,23 +17,26 @@ from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, StoreBack, StoreLost
+from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, PublishFailed, StoreBack, StoreLost
 from cacheworkers.flows.load import refuse_loads
-from cacheworkers.flows.ports import Dispatcher, LoadRequest, Ports
+from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
 from cacheworkers.load_context import AroundLoad
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
+from cacheworkers.local.fork_check import ForkCheck
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
+from cacheworkers.runtime.worker_watch import WorkerWatch
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
+from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
 if TYPE_CHECKING:
@@ -88,8 +91,9 @@ class Runtime:
         self._hook = hook
         self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
         self._failure_log = FailureLog(config.backoff_for)
-        self._undeliverable_until = 0.0
-        self._breaker_for = config.breaker_for
+        self.workers: Any = None
+        self._watch: WorkerWatch | None = None
+        self._taken_noted_at: dict[str, float] = {}
 
         clock, coherence, l1, waiters = StoreClock(), Coherence(), L1(config.l1_entries, config.l1_bytes), Waiters()
         keys = Keyspace(config.namespace, config.tag_shards)
@@ -100,6 +104,7 @@ class Runtime:
             on_back=lambda: self.emit(StoreBack()),
         )
         listener = _listener(config, link, keys, coherence, clock, l1, waiters, self.emit)
+        self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
         self._bulkhead = Bulkhead(config.bulkhead)
         self._session_factory = sessions
         self._watching: WatchService | None = None
@@ -126,7 +131,7 @@ class Runtime:
         )
         listener.on_start = self._access_reporter.start
         if celery is None:
-            self.workers: Any = ThreadDispatcher(config, run_loads=run_loads)
+            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads)
         else:
             from cacheworkers.workers.binding import Maintenance, bind
 
@@ -140,8 +145,12 @@ class Runtime:
                 emit=self.emit,
                 reset_after_fork=self.reset,
                 waited_for=lambda: waiters.calls,
+                on_taken=self._note_taken,
+                on_alive=lambda name: ports.store.note_worker(name).run(),
             )
-        ports.dispatcher = _Deliverable(self.workers, lambda: self._undeliverable_until)
+            self._watch = watch = WorkerWatch(self.workers, ports.store, config)
+            ports.dispatcher = watch
+            ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
         _runtimes.add(self)
 
     @property
@@ -164,6 +173,8 @@ class Runtime:
         """Pass an event to the hook; what that raises is logged, and stops nothing.  Log a load that failed."""
         if type(event) is Loaded and event.error is not None:
             self._failure_log.log(event)
+        elif type(event) is PublishFailed and self._watch is not None:
+            self._watch.note_failed_publish(event.queue, event.error)
         hook = self._hook
         if hook is not None:
             try:
@@ -178,13 +189,40 @@ class Runtime:
             self.emit(MaintenanceMissed(task, since, every))
         return is_ours
 
+    def register(self, spec: LoaderSpec) -> None:
+        """Have workers know a loader."""
+        if self._watch is not None and spec.policy.on_timeout == "raise":
+            self._watch.never_loaded_by_readers.add(spec.name)
+        self.workers.register(
+            LoaderInfo(
+                spec.name,
+                spec.load_for,
+                spec.is_batch,
+                self.ports.config.batch_size,
+                spec.rate_limit,
+                spec.pace,
+                spec.policy.version,
+                spec.function.__module__,
+            )
+        )
+
+    def _note_taken(self, queue: str) -> None:
+        """Leave a mark that a worker takes messages from a queue, at most once a second."""
+        now = monotonic()
+        if now < self._taken_noted_at.get(queue, 0.0) + 1.0:
+            return
+        self._taken_noted_at[queue] = now
+        with contextlib.suppress(StoreError):
+            self.ports.store.note_taken(queue).run()
+
     def queued(self) -> Step:
         """Return the step that looks how long the queues are."""
         return _Queued(self.workers)
 
     def undelivered(self, asks: Sequence[LoadRequest]) -> None:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
-        self._undeliverable_until = monotonic() + self._breaker_for
+        if self._watch is not None:
+            self._watch.note_undelivered()
         try:
             self.ports.store.release([(ask.call, ask.token) for ask in asks]).run()
         except StoreError:
@@ -231,6 +269,8 @@ class Runtime:
 
     def reset(self) -> None:
         """Forget threads, sockets and connections after a fork: they are the parent's."""
+        self._fork_check.renew()
+        self._failure_log.reset()
         self._releases.reset()
         self.ports.coherence.reset()
         self._access_reporter.reset()
@@ -247,6 +287,9 @@ class Runtime:
             self._watching.reset()
         self._sessions.reset_after_fork()
         self.workers.reset_after_fork()
+        self._failure_log.reset()
+        if self._watch is not None:
+            self._watch.reset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,23 +390,6 @@ class _Queued:
     async def arun(self) -> Queued:
         """Ask from another thread."""
         return await asyncio.to_thread(self.run)
-
-
-class _Deliverable:
-    """The dispatcher, unless its last message did not go out: then asks are refused, and readers load here."""
-
-    def __init__(self, dispatcher: Dispatcher, undeliverable_until: Callable[[], float]) -> None:
-        self._dispatcher = dispatcher
-        self._undeliverable_until = undeliverable_until
-
-    def submit(self, ask: LoadRequest) -> bool:
-        return monotonic() >= self._undeliverable_until() and self._dispatcher.submit(ask)
-
-    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
-        return 0 if monotonic() < self._undeliverable_until() else self._dispatcher.submit_all(asks)
-
-    def close(self) -> None:
-        self._dispatcher.close()
 
 
 def _after_fork_in_child() -> None:

@@ -13,7 +13,7 @@ from celery import Celery, bootsteps
 from celery.signals import beat_init, celeryd_init, task_unknown, worker_process_init, worker_ready
 
 from cacheworkers.config import Config
-from cacheworkers.errors import CacheworkersError, ConfigError
+from cacheworkers.errors import CacheworkersError, ConfigError, StoreError
 from cacheworkers.events import Event
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, stamp_messages
@@ -28,6 +28,8 @@ log = logging.getLogger("cacheworkers")
 
 #: How long a maintenance message may wait behind another, a garbage collection say, and be run all the same, seconds.
 MAINTENANCE_EXPIRES = 30.0
+#: How often a worker renews its mark in the store, seconds.
+ALIVE_EVERY = 60.0
 #: Task names do not contain the namespace: two caches on one app would answer for each other.
 _bound: weakref.WeakSet[Celery] = weakref.WeakSet()
 
@@ -68,12 +70,19 @@ class Binding:
     """A Celery app that is bound; a dispatcher, whose `close` undoes it all."""
 
     def __init__(
-        self, app: Celery, config: Config, dispatcher: CeleryDispatcher, maintenance: Maintenance, on_fork: Any
+        self,
+        app: Celery,
+        config: Config,
+        dispatcher: CeleryDispatcher,
+        maintenance: Maintenance,
+        on_fork: Callable[[], None],
+        on_alive: Callable[[str], object],
     ) -> None:
         self.app = app
         self._dispatcher = dispatcher
         self._maintenance = maintenance
         self._on_fork = on_fork
+        self._on_alive = on_alive
         self._on_ready: list[Callable[[], object]] = [self._log_queues]
         self.submit, self.submit_all = dispatcher.submit, dispatcher.submit_all
         self.register = dispatcher.register
@@ -100,6 +109,15 @@ class Binding:
     def queue_states(self) -> list[QueueState]:
         """Ask the broker for the four queues; see `CeleryDispatcher.queue_states`."""
         return self._dispatcher.queue_states()
+
+    def worker_command(self) -> str:
+        """Return the command that starts a worker of the four queues."""
+        return worker_command(self.app, self._dispatcher.queue_names)
+
+    def module_of(self, loader: str) -> str:
+        """Return the module that declares a loader."""
+        info = self._dispatcher.infos.get(loader)
+        return info.module if info is not None and info.module else "the module that declares it"
 
     def reset_after_fork(self) -> None:
         """Start over in a child."""
@@ -155,8 +173,24 @@ class Binding:
 
     def _worker_is_ready(self, sender: Any = None, **_: Any) -> None:
         if self._is_ours(sender):
-            for work in self._on_ready:
+            for work in (*self._on_ready, lambda: self._is_alive(sender.hostname)):
                 threading.Thread(target=work, name="cacheworkers-on-ready", daemon=True).start()
+            sender.timer.call_repeatedly(ALIVE_EVERY, self._in_thread_is_alive, (sender.hostname,))
+
+    def _in_thread_is_alive(self, name: str) -> None:
+        threading.Thread(target=self._is_alive, args=(name,), name="cacheworkers-alive", daemon=True).start()
+
+    def _is_alive(self, name: str) -> None:
+        """Leave a mark in the store that this worker runs, if it takes messages of ours, and can load."""
+        taken = self._taken()
+        if taken:
+            with contextlib.suppress(StoreError):
+                self._on_alive(name)
+            if taken[0] == self._dispatcher.queue_names[0] and self._dispatcher.infos:
+                self._dispatcher.on_taken("miss")  # readers need not wait for a message to be taken
+
+    def _taken(self) -> list[str]:
+        return [name for name in consumed_queues(self.app) if name in self._dispatcher.queue_names]
 
     def _process_starts(self, **_: Any) -> None:
         self._on_fork()
@@ -172,8 +206,7 @@ class Binding:
 
     def _log_queues(self) -> None:
         """Log what keeps a worker that has just started from loading anything."""
-        names = self._dispatcher.queue_names
-        taken = [name for name in consumed_queues(self.app) if name in names]
+        names, taken = self._dispatcher.queue_names, self._taken()
         if not taken:
             log.warning(
                 "this worker takes none of the cache's queues, %s: no load runs here; start another with: %s",
@@ -198,6 +231,8 @@ def bind(
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
     waited_for: Callable[[], int] = lambda: 0,
+    on_taken: Callable[[str], None] = lambda queue: None,
+    on_alive: Callable[[str], object] = lambda name: None,
     refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
 ) -> Binding:
     """Bind the user's Celery app, and return the dispatcher.
@@ -212,6 +247,8 @@ def bind(
             delivered before.
         undelivered: gives leases back; called from the publisher thread.
         waited_for: returns how many calls this process's readers wait for.
+        on_taken: called in workers that take messages, with "miss", "revalidate" or "warm".
+        on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
         refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
 
     Raises:
@@ -223,9 +260,16 @@ def bind(
             f"the other first"
         )
     dispatcher = CeleryDispatcher(
-        app, config, run_loads=run_loads, undelivered=undelivered, refuse=refuse, emit=emit, waited_for=waited_for
+        app,
+        config,
+        run_loads=run_loads,
+        undelivered=undelivered,
+        emit=emit,
+        waited_for=waited_for,
+        on_taken=on_taken,
+        refuse=refuse,
     )
-    return Binding(app, config, dispatcher, maintenance, reset_after_fork)
+    return Binding(app, config, dispatcher, maintenance, reset_after_fork, on_alive)
 
 
 def _in_order(names: tuple[str, ...]) -> type:

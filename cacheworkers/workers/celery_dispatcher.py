@@ -18,7 +18,7 @@ from cacheworkers.workers.broker_queues import QueueState, queue_states
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import parse_requests, shown
+from cacheworkers.workers.task_messages import MODULE, parse_requests, shown
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
@@ -35,6 +35,7 @@ class CeleryDispatcher:
         app: the app that is bound.
         queue_names: of the four queues, in the order in which workers are to take from them.
         infos: the loaders by name.
+        on_taken: called in workers with the kind of queue that a message came from.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class CeleryDispatcher:
         refuse: Callable[[Sequence[LoadRequest], str], None],
         emit: Callable[[Event], None],
         waited_for: Callable[[], int],
+        on_taken: Callable[[str], None],
     ) -> None:
         self.app = app
         queues = config.queues
@@ -56,6 +58,7 @@ class CeleryDispatcher:
         self._run_loads = run_loads
         self._refuse = refuse
         self._emit = emit
+        self.on_taken = on_taken
         self._eager: ThreadDispatcher | None = None
         self._lock = threading.Lock()
         self._publisher = Publisher(app, config, undelivered, emit)
@@ -117,6 +120,13 @@ class CeleryDispatcher:
         requests: list[LoadRequest] = []
         with contextlib.suppress(Exception):  # not ours, whatever its name says
             requests, _ = parse_requests(name.removeprefix(PREFIX), message.payload[1].get("asks"))
+        module = (getattr(message, "headers", None) or {}).get(MODULE) or "the module that declares it"
+        log.error(
+            "this worker does not know the loader %s: have its app import %s, as in app.conf.include = [%r]",
+            name.removeprefix(PREFIX),
+            module,
+            module,
+        )
         self._emit(UnknownTask(name, len(requests)))
         if requests:
             self._refuse(requests, f"a worker does not know the task {name}")
@@ -171,6 +181,7 @@ class CeleryDispatcher:
             if requests:
                 self._refuse(requests, reason)
             return
+        self.on_taken(requests[0].queue)
         requests = self._of_known_version(task, info, requests, hops)
         if not requests:
             return

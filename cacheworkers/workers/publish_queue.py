@@ -43,6 +43,7 @@ class LoaderInfo(msgspec.Struct, frozen=True):
     rate_limit: str | None = None
     pace: LoadTime = msgspec.field(default_factory=LoadTime)
     version: int = 1
+    module: str = ""
 
     def group_size(self, queue: str) -> int:
         """Return how many calls one message may carry: a reader waits for each miss, and a batch is one query."""

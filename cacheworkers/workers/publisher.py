@@ -15,7 +15,7 @@ from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.workers import celery_settings
 from cacheworkers.workers.publish_queue import LoaderInfo
-from cacheworkers.workers.task_messages import rows_of, shown
+from cacheworkers.workers.task_messages import MODULE, rows_of, shown
 
 #: A message outlives its lease by this, seconds: only to shed an old backlog, the token decides.
 EXPIRES_MARGIN = 60.0
@@ -116,6 +116,7 @@ class Publisher:
             serializer="json",
             argsrepr=shown(requests),
             kwargsrepr="",
+            headers={MODULE: info.module},
             producer=self._the_producer(),
         )
 

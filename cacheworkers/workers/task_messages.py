@@ -9,6 +9,8 @@ import msgspec
 
 from cacheworkers.flows.ports import LoadRequest
 
+#: A message's header with the module that declares its loader, for workers that have not imported it.
+MODULE = "cacheworkers_module"
 #: Longest text of a call in a message's headers, which tools show.
 SHOWN = 120
 

@@ -523,6 +523,113 @@ def test_one_connection_of_a_loop_that_is_closed_is_no_store_that_is_lost(
     assert [event for event in events if isinstance(event, StoreLost)] == []
 
 
+# -- dropped
+
+
+def test_a_connection_that_was_in_use_when_all_were_dropped_is_not_used_again(proxy: FaultProxy) -> None:
+    """Its server may be no master any more, and answers all the same."""
+    pool = pool_to(proxy.url)
+    [before] = pool.exchange([("CLIENT", "ID")])
+    sent = pool.send([("GET", "w:cut")])
+
+    pool.drop()
+    sent.receive()
+
+    [after] = pool.exchange([("CLIENT", "ID")])
+    assert after != before
+
+
+def test_a_connection_that_was_being_opened_when_all_were_dropped_is_not_kept(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pool_to(proxy.url)
+    redis_pool = pool.redis_pool
+
+    def dropping() -> Any:
+        found = redis_pool()  # it has just been asked where the master is
+        pool.drop()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "redis_pool", dropping)
+        pool.exchange([("PING",)])
+
+    assert list(pool._idle) == []
+
+
+def test_a_late_reply_closes_what_has_not_answered_since(proxy: FaultProxy) -> None:
+    """What the network has forgotten looks open: each of the idle connections would cost a reader a timeout."""
+    pool = pool_to(proxy.url, timeout=0.2)
+    in_time(lambda: pool.exchange([("PING",)]))
+    for sent in [pool.send([("PING",)]) for _ in range(3)]:
+        with contextlib.suppress(TimeoutError):
+            sent.receive()
+    proxy.hold_replies()
+
+    with pytest.raises(TimeoutError):
+        pool.exchange([("GET", "w:cut")])
+    proxy.release()
+
+    assert list(pool._idle) == []
+
+
+def test_reads_behind_a_late_one_on_a_loop_are_answered_over_a_new_connection(valkey: Valkey) -> None:
+    """One connection that leads nowhere costs its first reader only."""
+    with FaultProxy(valkey.url) as proxy:
+        there = [proxy.url]
+        pool = pool_to(proxy.url, timeout=2.0)
+        pool._async_redis_pool = lambda: redis.asyncio.ConnectionPool.from_url(there[0])
+
+        async def main() -> list[Any]:
+            await pool.aexchange([("SET", "w:cut", "1")])
+            proxy.hold_replies()
+            there[0] = valkey.url
+            late = asyncio.create_task(pool.aexchange([("GET", "w:cut")]))
+            await asyncio.sleep(1.0)  # half of the timeout: those behind it have time left
+            behind = [asyncio.create_task(pool.aexchange([("GET", "w:cut")])) for _ in range(10)]
+            return await asyncio.gather(late, *behind, return_exceptions=True)
+
+        late, *behind = asyncio.run(main())
+
+    assert isinstance(late, TimeoutError)
+    assert behind == [[b"1"]] * 10
+
+
+@pytest.mark.parametrize("how", ["get", "aget"])
+def test_one_late_reply_is_no_store_that_is_lost(
+    make_cache: Callable[..., Cache], proxy: FaultProxy, events: list[Any], how: str
+) -> None:
+    """Its reader has the value, loaded or from the store after all; others are answered."""
+    number, loads = made_number(lambda **options: make_cache(redis_url=proxy.url, store_timeout=2.0, **options))
+    for n in range(10):
+        number.get(n)
+    loads.clear()
+    health = number._ports.store.link._health
+    confirm = health._confirm
+
+    def released() -> None:
+        proxy.release()
+        confirm()
+
+    async def read() -> Any:
+        await number.aget(0)
+        proxy.hold_replies()
+        return await number.aget(1)
+
+    health._confirm = released
+    if how == "get":
+        proxy.hold_replies()
+        assert number.get(1) == 10
+    else:
+        assert asyncio.run(read()) == 10
+
+    assert loads in ([], [1])
+    loads.clear()
+    assert [number.get(n) for n in range(10)] == [n * 10 for n in range(10)]
+    assert loads == []
+    assert [event for event in events if isinstance(event, StoreLost)] == []
+
+
 # -- less time
 
 

@@ -124,3 +124,34 @@ def test_a_child_reads_stale_missing_and_many(make_cache: Callable[..., Cache]) 
 
     assert (number.get(1), stale.get(1)) == (10, 10)
     assert forked_while_all_are_held(cache, read) == 0
+
+
+@pytest.mark.parametrize("how", ["get", "get_many"])
+def test_another_process_id_uses_nothing_of_its_parent(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Servers that fork in C run none of Python's hooks: at the first use a child has other connections and threads.
+
+    Not tried with a real one: it may leave the interpreter locked, if another thread wants it at that instant.
+    """
+    cache = make_cache()
+
+    @cache.loader(fresh_for=300, l1_for=0.0)
+    def number(load: Load, n: int) -> int:
+        return n * 10
+
+    def read(n: int) -> int:
+        value: int = number.get(n) if how == "get" else number.get_many([n])[n]
+        return value
+
+    assert read(1) == 10
+    pool: Any = cache._ports.store.link._masters.pool  # type: ignore[attr-defined]
+    parents, listens = list(pool._idle), cache._ports.listener._thread
+
+    monkeypatch.setattr("cacheworkers.local.fork_check.os.getpid", lambda: -1)
+    assert read(1) == 10
+    cache.invalidate("nothing")
+
+    assert parents
+    assert not set(parents) & set(pool._idle)
+    assert cache._ports.listener._thread is not listens

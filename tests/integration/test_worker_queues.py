@@ -13,6 +13,7 @@ from test_pools import TOKEN, Pool
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
+from cacheworkers.workers.publish_queue import LoaderInfo
 
 QUIET = ("--pool", "solo", "--prefetch-multiplier", "1")
 
@@ -82,3 +83,13 @@ def test_a_worker_that_knows_no_loader_logs_the_line_that_is_missing(pool: Pool)
     wait_until(lambda: "knows no loader" in pool.log_path.read_text())
 
     assert 'app.conf.include = ["shop.loaders"]' in pool.log_path.read_text()
+
+
+def test_a_worker_that_lacks_a_loader_logs_the_line_that_imports_it(pool: Pool) -> None:
+    """The message says which module declares it."""
+    pool.publisher.register(LoaderInfo("nobody", 10.0, False, 100, module="shop.pages"))
+    pool.start(*QUIET)
+
+    pool.ask("nobody[1]")
+
+    wait_until(lambda: "app.conf.include = ['shop.pages']" in pool.log_path.read_text())

@@ -131,7 +131,9 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
         yield Check("broker", broker, lambda: worker_checks.check_broker(app, config))
         if is_running:
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
-            yield Check("workers", broker, lambda: worker_checks.check_workers(app, config))
+            yield Check(
+                "workers", broker, lambda: worker_checks.check_workers(app, config, cache.internals.ports.store)
+            )
             yield Check("beat", store, lambda: store_checks.check_beat(config, sorted(app_facts(app).upkeep.items())))
     database = database_checks.AWAY
     with_outbox = {engine.url: engine for engine in engines}

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from cacheworkers.config import Config
-from cacheworkers.errors import CacheworkersError
+from cacheworkers.errors import CacheworkersError, StoreError
 from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
 
@@ -75,6 +76,13 @@ UNKNOWN = Rule(
     "It gives such work back, and the reader loads for itself.",
     "Deploy the same code to workers and web; make sure that the worker's app imports the module with the loader.",
 )
+OTHER_STORE = Rule(
+    "worker-store",
+    "error",
+    "A worker takes this cache's queues and has left no mark in its store within three minutes.",
+    "It loads into another store, database or namespace: readers wait for values that never come, and load themselves.",
+    "Give workers and web processes the same `redis_url`, database number included, and the same `namespace`.",
+)
 PREFETCH = Rule(
     "prefetch",
     "note",
@@ -119,6 +127,7 @@ RULES = (
     BACKED_UP,
     UNSERVED,
     UNKNOWN,
+    OTHER_STORE,
     PREFETCH,
     EARLY_ACKS,
     VISIBILITY,
@@ -177,12 +186,16 @@ def check_backlog(app: Any, config: Config) -> Iterator[Finding]:
         yield BACKED_UP.finding(length > most, f"{queue} has {length:,} messages")
 
 
-def check_workers(app: Any, config: Config) -> Iterator[Finding]:
-    """Yield which queues are consumed, and by workers that know what is in them."""
+def check_workers(app: Any, config: Config, store: Store) -> Iterator[Finding]:
+    """Yield which queues are consumed, and by workers that know what is in them and load into this store."""
     workers = worker_facts(app)
     for queue in _queues(config):
         names = [worker.name for worker in workers if queue in worker.queues]
         yield UNSERVED.finding(not names, f"{queue} is consumed by {', '.join(names) or 'no worker'}")
+    names = [worker.name for worker in workers if worker.queues & set(_queues(config))]
+    for name, is_marked in zip(names, _marks(store, names), strict=True):
+        found = "has" if is_marked else "does not have"
+        yield OTHER_STORE.finding(not is_marked, f"the store at {store.link.where} {found} the mark of {name}")
     ours = set(app_facts(app).loaders)
     loading = {config.queues.miss, config.queues.revalidate, config.queues.warm}
     for worker in workers:
@@ -193,6 +206,13 @@ def check_workers(app: Any, config: Config) -> Iterator[Finding]:
         if config.queues.miss in worker.queues and worker.slots:
             reserved = f"{worker.name} reserves {worker.prefetch} messages for {worker.slots} slots"
             yield PREFETCH.finding(worker.prefetch > worker.slots, reserved)
+
+
+def _marks(store: Store, names: list[str]) -> list[bool]:
+    try:
+        return store.have_workers(names).run()
+    except StoreError:  # has a finding of its own
+        return [True] * len(names)
 
 
 def _queues(config: Config) -> tuple[str, str, str, str]:

@@ -42,6 +42,9 @@ MOST_RUNNING = 2
 LEAST_SHARE = 4
 #: Half-lives for which access scores are remembered.
 ACCESSES_KEPT_FOR = 100
+#: How long it is known when a worker last took a message, and that a worker runs, seconds.
+TAKEN_KEPT_FOR = 600.0
+WORKER_KEPT_FOR = 180.0
 #: How long the sign that an upkeep task has run is kept, seconds.
 BEAT_KEPT_FOR = 86400.0
 
@@ -489,6 +492,30 @@ class Store:
         """Leave a sign that an upkeep task has run; how much of its life is left says when."""
         request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
         return self._ask([request], lambda replies: None)
+
+    # -- workers
+
+    def note_taken(self, queue: str) -> Exchange[None]:
+        """Leave a mark that a worker has taken a message from a queue; how much of its life is left says when."""
+        request = Request(("SET", self.keys.taken(queue), "", "PX", _ms(TAKEN_KEPT_FOR)))
+        return self._ask([request], lambda replies: None)
+
+    def taken_age(self, queue: str) -> Exchange[float | None]:
+        """How long ago a worker last took a message from a queue, seconds; None for longer than ten minutes."""
+        return self._ask(
+            [Request(("PTTL", self.keys.taken(queue)))],
+            lambda replies: TAKEN_KEPT_FOR - int(replies[0]) / 1000 if int(replies[0]) > 0 else None,
+        )
+
+    def note_worker(self, name: str) -> Exchange[None]:
+        """Leave a mark that a worker of this store runs."""
+        request = Request(("SET", self.keys.worker(name), "", "PX", _ms(WORKER_KEPT_FOR)))
+        return self._ask([request], lambda replies: None)
+
+    def have_workers(self, names: Sequence[str]) -> Exchange[list[bool]]:
+        """Whether each of these workers has left its mark in this store."""
+        requests = [Request(("EXISTS", self.keys.worker(name))) for name in names]
+        return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
 
     # -- garbage collection
 

@@ -69,6 +69,8 @@ class Transport:
             has_parts=self.is_cluster,
         )
         self._is_checked = False
+        #: Called before each exchange: a fork without Python's hooks must not use the parent's connections.
+        self.check_process: Callable[[], None] = lambda: None
 
     @property
     def is_cluster(self) -> bool:
@@ -111,6 +113,7 @@ class Transport:
             StoreFull: a request needed memory that the store does not have.
             StoreError: a request was answered with an error.
         """
+        self.check_process()
         with self._health.asking():
             if not self._is_checked:
                 run(self._check_server())
@@ -120,6 +123,7 @@ class Transport:
 
     async def aexchange(self, requests: Sequence[Request]) -> list[Any]:
         """Do what `exchange` does, on the running loop."""
+        self.check_process()
         with self._health.asking():
             if not self._is_checked:
                 await arun(self._check_server())
@@ -133,6 +137,7 @@ class Transport:
         Args:
             done: called on the running loop with the one reply in a list, or with what `exchange` raises.
         """
+        self.check_process()
         if self._alone is None or not self._is_checked or not self._health.is_well:
             return False
 
@@ -149,11 +154,13 @@ class Transport:
 
     def on_master(self, at: int, words: _Words) -> tuple[Any, int]:
         """Return one master's reply to a command without keys, and the number of masters."""
+        self.check_process()
         with self._health.asking():
             return run(self._on_master(at, words))
 
     async def aon_master(self, at: int, words: _Words) -> tuple[Any, int]:
         """Do what `on_master` does, on the running loop."""
+        self.check_process()
         with self._health.asking():
             return await arun(self._on_master(at, words))
 
@@ -164,11 +171,13 @@ class Transport:
             key: the beginning of a key; on a Cluster, a hash tag that makes it a key of each master is appended.
             commands: makes them, given that key; they may run twice, while slots move.
         """
+        self.check_process()
         with self._health.asking():
             return run(self._on_masters(key, commands))
 
     async def aon_masters(self, key: str, commands: _Commands) -> list[list[Any]]:
         """Do what `on_masters` does, on the running loop; nothing that blocks the connection."""
+        self.check_process()
         with self._health.asking():
             return await arun(self._on_masters(key, commands))
 

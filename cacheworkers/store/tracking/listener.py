@@ -108,6 +108,8 @@ class Listener:
         self._keys = keys
         #: Called when this process begins to listen, that is, to read.
         self.on_start: Callable[[], None] = lambda: None
+        #: Called first: a fork without Python's hooks has a thread by name only.
+        self.check_process: Callable[[], None] = lambda: None
         self._entries = keys.entries_prefix.encode()
         self._failures = keys.failures_prefix.encode()
         self._lock = threading.Lock()
@@ -132,6 +134,7 @@ class Listener:
 
     def start(self) -> None:
         """Start listening, if this process does not yet."""
+        self.check_process()
         if self._thread is not None:
             return
         with self._lock:

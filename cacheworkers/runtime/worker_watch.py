@@ -1,0 +1,177 @@
+"""WorkerWatch: notices that no worker takes this process's misses, logs why, and has readers load immediately."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from cacheworkers.config import Config
+from cacheworkers.errors import BrokerUnavailable, StoreError
+from cacheworkers.flows.ports import Dispatcher, LoadRequest
+from cacheworkers.store.commands.store import Store
+
+log = logging.getLogger("cacheworkers")
+
+#: From so many take-overs in a row on, readers do not wait for workers.
+OPENS_AFTER = 3
+#: How often the store is asked meanwhile whether workers take messages again, seconds.
+LOOK_EVERY = 1.0
+#: How often a message is sent meanwhile for workers to take, seconds: twice as seldom each time.
+PROBE_EVERY = 2.0
+MAX_PROBE_EVERY = 30.0
+#: How often the same is logged, seconds.
+LOG_EVERY = 60.0
+
+
+class WorkerWatch:
+    """A dispatcher in front of Celery's: a breaker for publishing, and one for workers.
+
+    A reader that has waited all of `wait_for` takes the lease over: no worker had begun.  After `OPENS_AFTER` of these
+    in a row readers load at once.  No reader pays for finding out whether workers are back: those that take a message
+    leave a mark in the store, and so does a worker that starts.
+    """
+
+    def __init__(self, dispatcher: Any, store: Store, config: Config, clock: Callable[[], float] = monotonic) -> None:
+        """
+        Args:
+            dispatcher: what sends requests; also `queue_states` and `worker_command`.
+        """
+        self._dispatcher: Any = dispatcher
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._undeliverable_until = 0.0
+        #: Loaders whose readers wait whatever happens.
+        self.never_loaded_by_readers: set[str] = set()
+        self._logged_at: dict[str, float] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over in a child."""
+        self._lock = threading.Lock()
+        self._in_a_row = 0
+        self._opened_at = 0.0
+        self._look_at = self._probe_at = 0.0
+        self._probe_every = PROBE_EVERY
+
+    @property
+    def is_open(self) -> bool:
+        """Whether readers do not wait for workers."""
+        return self._in_a_row >= OPENS_AFTER
+
+    # -- the dispatcher
+
+    def submit(self, request: LoadRequest) -> bool:
+        """Take a load request; False where its reader is to load it: nobody else would soon."""
+        return self.submit_all([request]) == 1
+
+    def submit_all(self, requests: Sequence[LoadRequest]) -> int:
+        """Take load requests together; how many, from the first on, were taken."""
+        now = self._clock()
+        if now < self._undeliverable_until:
+            return 0
+        first = requests[0] if requests else None
+        if self.is_open and first and first.queue == "miss" and first.loader not in self.never_loaded_by_readers:
+            self._probe(first, now)
+            return 0
+        taken: int = self._dispatcher.submit_all(requests)
+        return taken
+
+    def close(self) -> None:
+        """Close the dispatcher."""
+        dispatcher: Dispatcher = self._dispatcher
+        dispatcher.close()
+
+    # -- what happened
+
+    def note_undelivered(self) -> None:
+        """A message did not go out: readers load their misses for a while."""
+        self._undeliverable_until = self._clock() + self._config.breaker_for
+
+    def note_served(self) -> None:
+        """A worker has loaded what a reader of this process waited for."""
+        self._in_a_row = 0
+
+    def note_taken_over(self, request: LoadRequest) -> None:
+        """A reader has waited all of `wait_for`, and no worker had begun its load."""
+        with self._lock:
+            self._in_a_row += 1
+            if self._in_a_row == OPENS_AFTER:
+                self._opened_at = self._look_at = self._clock()
+                self._probe_at, self._probe_every = self._opened_at, PROBE_EVERY
+        if self._is_due("workers"):
+            self._in_background(lambda: self._log_why(request))
+
+    def note_failed_publish(self, queue: str, error: str) -> None:
+        """Log that a message could not be sent."""
+        if self._is_due("publish"):
+            log.warning(
+                "messages to %s cannot be sent; this process loads its misses itself meanwhile: %s", queue, error
+            )
+
+    # -- inside
+
+    def _probe(self, request: LoadRequest, now: float) -> None:
+        """Send a request whose reader loads it all the same, now and then, and look whether any has been taken."""
+        with self._lock:
+            sends, looks = now >= self._probe_at, now >= self._look_at
+            if sends:
+                self._probe_at = now + self._probe_every
+                self._probe_every = min(2 * self._probe_every, MAX_PROBE_EVERY)
+            if looks:
+                self._look_at = now + LOOK_EVERY
+        if sends:
+            self._dispatcher.submit_all([request])
+        if looks:
+            self._in_background(self._look)
+
+    def _look(self) -> None:
+        """Have readers wait for workers again, if one has taken a message since they stopped."""
+        with contextlib.suppress(StoreError):
+            age = self._store.taken_age("miss").run()
+            if age is not None and self._clock() - age > self._opened_at and self.is_open:
+                self._in_a_row = 0
+                log.warning("workers take messages from %s again", self._config.queues.miss)
+
+    def _log_why(self, request: LoadRequest) -> None:
+        """Log why nobody had begun a load, as far as broker and store can tell."""
+        queue = self._config.queues.miss
+        try:
+            age = self._store.taken_age("miss").run()
+            length = next((state.length for state in self._dispatcher.queue_states() if state.name == queue), 0)
+        except (StoreError, BrokerUnavailable) as error:
+            log.warning("no worker began %s within its wait_for: %s", request.call, error)
+            return
+        command = self._dispatcher.worker_command()
+        store = f"{self._store.link.where}, namespace {self._config.namespace}"
+        if length and age is None:
+            reason = f"{length} messages wait in queue {queue} and no worker takes them; start one: {command}"
+        elif length:
+            reason = f"workers are behind, {length} messages wait in queue {queue}; start more: {command}"
+        elif age is None:
+            reason = (
+                f"messages are taken from queue {queue}, but by no worker of this store ({store}): give workers the "
+                f"same redis_url and namespace, and have their app import {self._dispatcher.module_of(request.loader)}"
+            )
+        else:
+            reason = (
+                f"a worker of queue {queue} has taken its message and not begun: see its log; its app must import "
+                f"{self._dispatcher.module_of(request.loader)}"
+            )
+        log.warning("no worker began %s within its wait_for, a reader loads it: %s", request.call, reason)
+
+    def _is_due(self, what: str) -> bool:
+        now = self._clock()
+        with self._lock:
+            if now < self._logged_at.get(what, float("-inf")) + LOG_EVERY:
+                return False
+            self._logged_at[what] = now
+            return True
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # no thread to be had
+            threading.Thread(target=work, name="cacheworkers-worker-watch", daemon=True).start()

@@ -1,0 +1,58 @@
+"""Workers that are missing, or load into another store: a log line says so, and reads are quick all the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cacheworkers.ops.doctor import diagnose
+from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
+
+MakeShop = Callable[..., Any]
+
+
+@pytest.fixture
+def other_store() -> Iterator[Valkey]:
+    with Valkey() as server:
+        yield server
+
+
+def test_without_workers_a_miss_costs_its_load_after_a_few_and_workers_that_start_are_noticed(
+    shop: MakeShop, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = shop(LOAD_TIME="0")
+    gauge, watch = here.module.gauge, here.module.cache._runtime._watch
+
+    for n in range(1, 4):
+        gauge.get(n)
+    assert watch.is_open
+    wait_until(lambda: "and no worker takes them; start one: celery -A shop worker -Q cw.miss" in caplog.text)
+    here.worker("-c", "1")
+
+    numbers = iter(range(4, 201))
+    wait_until(lambda: gauge.get(next(numbers)) and not watch.is_open)
+
+
+def test_workers_of_another_store_are_found(
+    shop: MakeShop, other_store: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They take messages, and their values never come: said at the first miss, and by the doctor."""
+    here = shop()
+    here.worker("-c", "1", REDIS_URL=other_store.url, BROKER_URL=os.environ["REDIS_URL"])
+
+    assert here.module.gauge.get(1) == 10
+
+    wait_until(lambda: "by no worker of this store" in caplog.text)
+    wait_until(lambda: [f for f in diagnose(here.module.cache) if f.check == "worker-store" and f.level == "error"])
+
+
+def test_a_worker_of_another_database_is_found(shop: MakeShop) -> None:
+    here = shop()
+    url = os.environ["REDIS_URL"]
+    here.worker("-c", "1", REDIS_URL=url.rsplit("/", 1)[0] + "/3", BROKER_URL=url)
+
+    wait_until(lambda: [f for f in diagnose(here.module.cache) if f.check == "worker-store" and f.level == "error"])

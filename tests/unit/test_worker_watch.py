@@ -1,0 +1,173 @@
+"""When readers stop waiting for workers, when they wait again, and what is logged of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, Config
+from cacheworkers.errors import BrokerUnavailable
+from cacheworkers.flows.ports import LoadRequest, QueueKind
+from cacheworkers.runtime.worker_watch import LOG_EVERY, LOOK_EVERY, OPENS_AFTER, PROBE_EVERY, WorkerWatch
+from cacheworkers.testing.servers import wait_until
+from cacheworkers.workers.broker_queues import QueueState
+
+
+def request(queue: QueueKind = "miss", loader: str = "price") -> LoadRequest:
+    return LoadRequest(loader, f"{loader}[1]", "ab" * 8, "", queue)
+
+
+class Dispatcher:
+    """Notes what it is given, and answers for a broker."""
+
+    def __init__(self) -> None:
+        self.taken: list[LoadRequest] = []
+        self.length = 0
+        self.is_away = False
+
+    def submit_all(self, requests: list[LoadRequest]) -> int:
+        self.taken += requests
+        return len(requests)
+
+    def queue_states(self) -> list[QueueState]:
+        if self.is_away:
+            raise BrokerUnavailable("away")
+        return [QueueState("cw.miss", self.length, None)]
+
+    def worker_command(self) -> str:
+        return "celery -A shop worker -Q cw.miss"
+
+    def module_of(self, loader: str) -> str:
+        return f"shop.{loader}"
+
+
+class Scene:
+    def __init__(self, cache: Cache) -> None:
+        self.now = 1000.0
+        self.store = cache._ports.store
+        self.dispatcher = Dispatcher()
+        self.watch = WorkerWatch(self.dispatcher, self.store, Config(), lambda: self.now)
+
+    def open(self) -> None:
+        for _ in range(OPENS_AFTER):
+            self.watch.note_taken_over(request())
+
+
+@pytest.fixture
+def scene(make_cache: Callable[..., Cache]) -> Scene:
+    return Scene(make_cache())
+
+
+def test_readers_stop_waiting_after_some_take_overs_in_a_row(scene: Scene) -> None:
+    for _ in range(OPENS_AFTER - 1):
+        scene.watch.note_taken_over(request())
+    assert scene.watch.submit(request())
+
+    scene.watch.note_taken_over(request())
+
+    assert not scene.watch.submit(request())
+
+
+def test_a_read_that_workers_served_starts_the_count_again(scene: Scene) -> None:
+    for _ in range(10):
+        scene.watch.note_taken_over(request())
+        scene.watch.note_served()
+
+    assert scene.watch.submit(request())
+
+
+@pytest.mark.parametrize("queue", ["revalidate", "warm"])
+def test_what_nobody_waits_for_is_sent_all_the_same(scene: Scene, queue: QueueKind) -> None:
+    scene.open()
+
+    assert scene.watch.submit(request(queue))
+
+
+def test_a_loader_that_readers_may_not_run_is_sent_all_the_same(scene: Scene) -> None:
+    """`on_timeout="raise"`: its readers would get an error instead of waiting."""
+    scene.watch.never_loaded_by_readers.add("strict")
+    scene.open()
+
+    assert scene.watch.submit(request(loader="strict"))
+
+
+def test_a_message_is_sent_now_and_then_for_workers_to_take(scene: Scene) -> None:
+    """No reader waits for it; and a queue without workers does not fill up."""
+    scene.open()
+    for _ in range(600):
+        assert not scene.watch.submit(request())
+        scene.now += 1.0
+
+    assert 15 < len(scene.dispatcher.taken) < 40
+
+
+def test_readers_wait_again_once_a_worker_has_taken_a_message(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    scene.open()
+    scene.watch.submit(request())
+    scene.now += PROBE_EVERY + LOOK_EVERY
+    scene.store.note_taken("miss").run()
+
+    scene.watch.submit(request())
+
+    wait_until(lambda: not scene.watch.is_open)
+    assert scene.watch.submit(request())
+    assert "workers take messages from cw.miss again" in caplog.text
+
+
+def test_a_message_taken_before_says_nothing(scene: Scene) -> None:
+    scene.store.note_taken("miss").run()
+    scene.now += 60  # by our clock; the mark is as old by the store's
+    scene.open()
+    client: Any = scene.store.link.client()
+    client.pexpire(scene.store.keys.taken("miss"), 600_000 - 60_000)
+
+    scene.watch._look()
+
+    assert scene.watch.is_open
+
+
+@pytest.mark.parametrize(
+    ("length", "is_taken", "said"),
+    [
+        (3, False, "3 messages wait in queue cw.miss and no worker takes them; start one: celery -A shop worker"),
+        (3, True, "workers are behind, 3 messages wait in queue cw.miss"),
+        (0, False, "but by no worker of this store (redis://127.0.0.1"),
+        (0, True, "has taken its message and not begun: see its log; its app must import shop.price"),
+    ],
+)
+def test_the_first_take_over_is_logged_with_its_reason(
+    scene: Scene, caplog: pytest.LogCaptureFixture, length: int, is_taken: bool, said: str
+) -> None:
+    scene.dispatcher.length = length
+    if is_taken:
+        scene.store.note_taken("miss").run()
+
+    scene.watch.note_taken_over(request())
+
+    wait_until(lambda: caplog.records)
+    assert said in caplog.text
+
+
+def test_a_broker_that_does_not_answer_is_the_reason(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    scene.dispatcher.is_away = True
+
+    scene.watch.note_taken_over(request())
+
+    wait_until(lambda: caplog.records)
+    assert "no worker began price[1] within its wait_for: away" in caplog.text
+
+
+def test_the_same_is_logged_once_a_minute(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(5):
+        scene.watch.note_taken_over(request())
+        scene.watch.note_failed_publish("cw.miss", "refused")
+    wait_until(lambda: len(caplog.records) == 2)
+
+    scene.now += LOG_EVERY
+    scene.watch.note_failed_publish("cw.miss", "refused")
+
+    assert [record.getMessage() for record in caplog.records if "cannot be sent" in record.getMessage()] == [
+        "messages to cw.miss cannot be sent; this process loads its misses itself meanwhile: refused"
+    ] * 2
