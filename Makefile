@@ -66,3 +66,7 @@ bench-apps: .venv/.ready  ## Measure one product API cached by each peer in turn
 .PHONY: compose-check
 compose-check: .venv/.ready  ## Kill the containers of docker-compose.yml one by one under load; needs root and Docker.
 	$(BIN)/python -m tests.compose.check $(COMPOSE_CHECK)
+
+.PHONY: reference
+reference: .venv/.ready  ## Write the tables of docs/reference again, from the code.
+	PYTHONPATH=. $(BIN)/python docs/_ext/tables.py

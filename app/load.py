@@ -144,7 +144,7 @@ class Changes:
 
 
 class HttpClient:
-    """One connection, kept alive; made anew after a failure."""
+    """One connection, kept alive; made again after a failure."""
 
     def __init__(self, url: str) -> None:
         self._host, self._port = loopback(url)
@@ -154,7 +154,7 @@ class HttpClient:
         """Return status and body.
 
         Raises:
-            OSError, EOFError: the server is not there, or went away; the next request connects anew.
+            OSError, EOFError: the server is not there, or went away; the next request connects again.
         """
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port)

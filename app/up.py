@@ -43,7 +43,8 @@ ROUTINE = re.compile(
     r": INFO/\S+\] (Task \S+ (received|succeeded in )|Scheduler: Sending due task )"
     # Celery's wall of text for workers that root has started: here they run on this machine's loopback alone.
     r"|^\s*$|You're running the worker with superuser privileges|absolutely not recommended!"
-    r"|Please specify a different user using the --uid|User information: uid=|^\s+warnings\.warn\(|SecurityWarning"
+    r"|Please specify a different user using the --uid|User information: uid=|^\s+_?warn|SecurityWarning"
+    r"|command:18\d\] (Broker: |Registered tasks:)|^\s+\[?'(cacheworkers|celery)\.\S+'[,\]]"  # Flower's banner
 )
 #: What starts when all else is ready: Flower asks workers once, at its start, for the queues that they consume.
 LAST = {"flower"}

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from cacheworkers.policy import Policy
     from cacheworkers.runtime.warm_job import WarmJob
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: Public name -> the module that defines it; imported when first used, so that `import cacheworkers` costs little.
 _DEFINED_IN = {

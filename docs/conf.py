@@ -19,7 +19,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
-    "reference",
     "mermaid",
 ]
 exclude_patterns = ["_build", "_ext"]

@@ -34,7 +34,7 @@ OUTCOMES = 30
 #: A crowd that nobody watches goes home after so many seconds.
 WATCHED_WITHIN = 10.0
 READY_WITHIN = 60.0
-#: Messages that one reader may be behind; then it must connect anew.
+#: Messages that one reader may be behind; then it must connect again.
 BEHIND = 200
 
 
@@ -76,7 +76,7 @@ class Sale:
             try:
                 await self._run()
             except Exception:
-                log.exception("the sale failed; it begins anew in a second")
+                log.exception("the sale failed; it start over in a second")
                 await asyncio.sleep(1.0)
 
     async def _run(self) -> None:
@@ -176,7 +176,7 @@ class Sale:
         return Message("hello", msgspec.json.encode(hello))
 
     def tell(self, event: str, data: Any) -> None:
-        """Send an event to every reader; one that is too far behind is let go, to connect anew."""
+        """Send an event to every reader; one that is too far behind is let go, to connect again."""
         message = Message(event, msgspec.json.encode(data))
         for queue in list(self._readers):
             try:

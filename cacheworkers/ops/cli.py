@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 import msgspec
+from click.shell_completion import get_completion_class
 
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.ops.completion import source
 from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.explanation_text import told
 from cacheworkers.ops.exporter_command import exporter
@@ -129,18 +129,18 @@ def get(obj: Obj, call: str) -> None:
 
 @main.command()
 @click.argument("loader", shell_complete=COMPLETES.loaders)
-@click.option("--most", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
 @click.pass_obj
-def hot(obj: Obj, loader: str, most: int) -> None:
+def hot(obj: Obj, loader: str, limit: int) -> None:
     """List what is read most of LOADER, with its access score.
 
-    Heat is reads by all processes, halved with every half-life.
+    The score counts recent reads by all processes; it halves with every half-life.
 
     \b
-    cacheworkers hot product --most 5
+    cacheworkers hot product --limit 5
     """
     cache, show = obj
-    found = cache.hot(loader, most)
+    found = cache.hot(loader, limit)
     if not found:
         note(f"nothing of {loader} has been read lately")
     show([{"call": call, "access_score": score} for call, score in found])
@@ -218,9 +218,11 @@ def completion(shell: str) -> None:
     zsh:   eval "$(cacheworkers completion zsh)"
     fish:  cacheworkers completion fish | source
 
-    Loaders and tags are completed where CACHE_APP or --app says of which cache.
+    Loaders and tags are those of the cache that CACHE_APP names.
     """
-    click.echo(source(main, shell))
+    kind = get_completion_class(shell)
+    assert kind is not None, f"click completes in {shell}"
+    click.echo(kind(main, {}, "cacheworkers", "_CACHEWORKERS_COMPLETE").source())
 
 
 for command in (stats, tag, invalidate, exporter, warm, check_history, doctor):

@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.ops.metrics import serve, shared_registry
+from cacheworkers.ops.metrics import serve
+from cacheworkers.ops.shared_metrics import shared_registry
 from cacheworkers.store.commands.store import BEAT_KEPT_FOR
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.diagnostics import app_facts

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from cacheworkers import events
 from cacheworkers.errors import ConfigError
+from cacheworkers.ops.shared_metrics import shared_registry
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
@@ -45,6 +43,12 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "messages_dropped_total": ("Task messages that a worker could not use.", ("reason",)),
     "calls_handed_on_total": ("Calls that a worker put back, for one that knows their version.", ("loader", "queue")),
     "poisoned_total": ("Calls whose loads kept dying with their worker.", ("loader",)),
+    "other_release_entries_total": ("Entries of another release, for which this process loads itself.", ("loader",)),
+    "not_stored_total": (
+        "Loaded values with no place in the store: a tag or a size is over its limit.",
+        ("loader",),
+    ),
+    "loads_refused_total": ("Calls that workers cannot load: another release asks for them.", ("loader",)),
     "unreadable_entries_total": ("Entries that were foreign or damaged, and read as a miss.", ()),
     "invalidations_total": ("Invalidations acknowledged.", ("mode",)),
     "invalidated_entries_total": ("Entries that invalidations dropped or made stale.", ("mode",)),
@@ -104,8 +108,8 @@ class Metrics:
             events.MemoryUsed: self._memory_used,
             events.Loaded: self._loaded,
             events.Invalidated: self._invalidated,
-            events.GarbageCollected: self._swept,
-            events.OutboxRelayed: self._drained,
+            events.GarbageCollected: self._collected,
+            events.OutboxRelayed: self._relayed,
             events.Warmed: self._warmed,
             events.ListenerLag: lambda event: self._add("listener_lag_seconds", event.seconds),
             events.ReadFailed: lambda event: self._add("read_failures_total", 1, event.loader, event.kind),
@@ -123,6 +127,9 @@ class Metrics:
             ),
             events.ForeignKey: lambda event: self._add("foreign_keys_total", 1),
             events.Poisoned: lambda event: self._add("poisoned_total", 1, event.loader),
+            events.OtherRelease: lambda event: self._add("other_release_entries_total", 1, event.loader),
+            events.NotStored: lambda event: self._add("not_stored_total", 1, event.loader),
+            events.LoadRefused: lambda event: self._add("loads_refused_total", event.calls, event.loader),
             events.UnreadableEntry: lambda event: self._add("unreadable_entries_total", 1),
             events.InvalidationUndelivered: lambda event: self._add("outbox_undelivered_total", event.rows),
             events.Replayed: lambda event: self._add("outbox_replayed_total", event.rows),
@@ -164,12 +171,12 @@ class Metrics:
         self._add("invalidated_entries_total", event.entries, event.mode)
         self._add("invalidation_seconds", event.seconds, event.mode)
 
-    def _swept(self, event: events.GarbageCollected) -> None:
+    def _collected(self, event: events.GarbageCollected) -> None:
         self._add("gc_removed_total", event.members, "members")
         self._add("gc_removed_total", event.entries, "doomed_entries")
         self._add("gc_seconds", event.seconds)
 
-    def _drained(self, event: events.OutboxRelayed) -> None:
+    def _relayed(self, event: events.OutboxRelayed) -> None:
         self._add("outbox_delivered_total", event.rows)
         self._add("outbox_lag_seconds", event.lag)
 
@@ -265,31 +272,3 @@ def serve_when_workers_start(cache: Cache, port: int, address: str = "127.0.0.1"
     on_ready = getattr(cache.internals.runtime.workers, "on_ready", None)
     if on_ready is not None:
         on_ready(show)
-
-
-def shared_registry() -> CollectorRegistry | None:
-    """Return a registry of all processes that share `PROMETHEUS_MULTIPROC_DIR`; None if it is not set."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return None
-    _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
-    shared = CollectorRegistry()
-    MultiProcessCollector(shared)  # type: ignore[no-untyped-call]  # the client has no types here
-    return shared
-
-
-def _forget_the_dead(directory: Path) -> None:
-    """Forget the gauges of processes that have ended, killed ones too; their counts stay."""
-    for file in directory.glob("gauge_live*_*.db"):
-        pid = file.stem.rpartition("_")[2]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

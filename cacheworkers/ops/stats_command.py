@@ -113,10 +113,12 @@ def _size(count: float) -> str:
 
 
 @click.command()
-@click.option("--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between looks.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between looks."
+)
 @click.option("--once", is_flag=True, help="Look once; so it is too where the output is no terminal.")
 @click.pass_obj
-def stats(obj: Obj, every: float, once: bool) -> None:
+def stats(obj: Obj, interval: float, once: bool) -> None:
     """Show queues, the store, access scores and the outbox, live like top.
 
     Until Ctrl-C, on a terminal; else once.  `oldest` is how long the first message of a queue has waited for a worker:
@@ -144,7 +146,7 @@ def stats(obj: Obj, every: float, once: bool) -> None:
             Live(shown(found), console=console, screen=True, auto_refresh=False) as live,
         ):
             while console.is_terminal:
-                time.sleep(every)
+                time.sleep(interval)
                 found = look(cache)
                 live.update(shown(found), refresh=True)
     if found.away:

@@ -21,9 +21,9 @@ MANY = 1000
 
 @click.command()
 @click.argument("tag", shell_complete=COMPLETES.tags)
-@click.option("--most", type=click.IntRange(min=1), default=100, show_default=True, help="How many calls to list.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many calls to list.")
 @click.pass_obj
-def tag(obj: Obj, tag: str, most: int) -> None:
+def tag(obj: Obj, tag: str, limit: int) -> None:
     """List the calls whose entries have TAG.
 
     \b
@@ -32,13 +32,13 @@ def tag(obj: Obj, tag: str, most: int) -> None:
     Status 1 if nothing has the tag and no loader declares one like it.
     """
     cache, show = obj
-    calls = cache.calls_of(tag, most + 1)
+    calls = cache.calls_of(tag, limit + 1)
     if not calls:
         _refuse_unknown(cache, [tag], "no entry has it")
         note(f"no entry has the tag {tag!r} now")
-    show([{"call": call} for call in calls[:most]])
-    if len(calls) > most:
-        note(f"more have it than --most {most:,}; `cacheworkers invalidate {shlex.quote(tag)} --dry-run` counts them")
+    show([{"call": call} for call in calls[:limit]])
+    if len(calls) > limit:
+        note(f"more have it than --limit {limit:,}; `cacheworkers invalidate {shlex.quote(tag)} --dry-run` counts them")
 
 
 @click.command()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 from celery import Celery
+from celery.exceptions import DuplicateNodenameWarning
 from celery.schedules import maybe_schedule
 
 from cacheworkers.errors import CacheworkersError
@@ -45,6 +47,8 @@ class AppFacts(msgspec.Struct, frozen=True):
         visibility: how long a message is its worker's, seconds; None where the broker is not Redis.
         unread_results: the result backend, if none of the app's tasks keeps its results; else empty.
         upkeep: upkeep task -> every how many seconds beat sends it.
+        is_eager: `task_always_eager`: the app runs tasks where they are sent.
+        refuses_json: `accept_content` leaves JSON out.
     """
 
     loaders: tuple[str, ...]
@@ -53,6 +57,8 @@ class AppFacts(msgspec.Struct, frozen=True):
     visibility: float | None
     unread_results: str
     upkeep: dict[str, float]
+    is_eager: bool = False
+    refuses_json: bool = False
 
 
 class BrokerFacts(msgspec.Struct, frozen=True):
@@ -79,6 +85,8 @@ class WorkerFacts(msgspec.Struct, frozen=True):
         versions: loader -> the version it knows, where it says so.
         prefetch: how many messages it reserves; 0 if it does not say.
         slots: how many tasks it runs at a time; 0 if it does not say.
+        uptime: for how long it has been running, seconds; None if it does not say.
+        namesakes: how many workers answered by this name; with more than one, facts are those of all of them.
     """
 
     name: str
@@ -87,6 +95,8 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     versions: dict[str, int] = {}
     prefetch: int = 0
     slots: int = 0
+    uptime: float | None = None
+    namesakes: int = 1
 
     def loads(self, loader: str, version: int) -> bool:
         """Return whether it knows a loader, and does not tell of another version."""
@@ -115,6 +125,8 @@ def app_facts(app: Celery) -> AppFacts:
             for entry in (conf.beat_schedule or {}).values()
             if entry["task"].startswith(UPKEEP)
         },
+        is_eager=bool(conf.task_always_eager),
+        refuses_json=not {"json", "application/json"} & set(conf.accept_content or ()),
     )
 
 
@@ -141,25 +153,44 @@ def worker_facts(app: Celery) -> list[WorkerFacts]:
         BrokerUnreachable: the broker does not answer.
     """
     with _connected(app) as connection:
-        consumed = app.control.inspect(timeout=WORKERS_FOR, connection=connection).active_queues() or {}
-        if not consumed:
-            return []
+
+        def ask(command: str, limit: int | None = None, **arguments: Any) -> dict[str, list[Any]]:
+            """Return each node's answers: several where nodes share a name, which `inspect` would hide."""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DuplicateNodenameWarning)
+                replies = app.control.broadcast(
+                    command, arguments, reply=True, timeout=WORKERS_FOR, connection=connection, limit=limit
+                )
+            found: dict[str, list[Any]] = {}
+            for reply in replies or ():
+                for name, answer in reply.items():
+                    found.setdefault(name, []).append(answer)
+            return found
+
+        consumed = ask("active_queues")
         # Those that answered are known now, so that the next question ends with the last answer.
-        names = list(consumed)
-        asked = app.control.inspect(names, timeout=WORKERS_FOR, connection=connection, limit=len(names))
-        tasks = asked.registered(_VERSION) or {}
-        stats = asked.stats() or {}
-        return [
-            WorkerFacts(
-                name,
-                frozenset(queue["name"] for queue in consumed[name]),
-                frozenset(_loader(text) for text in tasks.get(name, ()) if _is_load(text)),
-                {_loader(text): int(told[1]) for text in tasks.get(name, ()) if (told := _TOLD_VERSION.search(text))},
-                int(stats.get(name, {}).get("prefetch_count") or 0),
-                int(stats.get(name, {}).get("pool", {}).get("max-concurrency") or 0),
-            )
-            for name in names
-        ]
+        count = sum(map(len, consumed.values()))
+        if not count:
+            return []
+        tasks = ask("registered", count, taskinfoitems=[_VERSION])
+        stats = ask("stats", count)
+        return [_worker(name, queues, tasks.get(name, []), stats.get(name, [])) for name, queues in consumed.items()]
+
+
+def _worker(name: str, queues: Sequence[Any], tasks: Sequence[Any], stats: Sequence[Any]) -> WorkerFacts:
+    """Return what workers of one name say together."""
+    loads = [text for each in tasks if isinstance(each, list) for text in each if _is_load(text)]
+    told = [each for each in stats if isinstance(each, dict) and "error" not in each]
+    return WorkerFacts(
+        name,
+        frozenset(queue["name"] for each in queues if isinstance(each, list) for queue in each),
+        frozenset(map(_loader, loads)),
+        {_loader(text): int(found[1]) for text in loads if (found := _TOLD_VERSION.search(text))},
+        max((int(each.get("prefetch_count") or 0) for each in told), default=0),
+        max((int(each.get("pool", {}).get("max-concurrency") or 0) for each in told), default=0),
+        max((float(each["uptime"]) for each in told if "uptime" in each), default=None),
+        len(queues),
+    )
 
 
 @contextlib.contextmanager

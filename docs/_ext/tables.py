@@ -1,4 +1,8 @@
-"""Reference tables made from the code, as Markdown: settings, policies, events, errors and commands."""
+"""Reference tables made from the code, as Markdown in the pages that show them: `make reference` writes them.
+
+A page has them between `<!-- generated: settings -->` and `<!-- end -->`, so that files can be read, too; a test
+checks that they are current.
+"""
 
 from __future__ import annotations
 
@@ -163,3 +167,21 @@ def _doc(described: type[Any]) -> str:
 def _table(head: typing.Sequence[str], rows: Iterable[typing.Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+_PLACE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+
+
+def current(text: str) -> str:
+    """Return a page's text with its tables made from the code as it is now."""
+    return _PLACE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
+
+
+def tables_of(text: str) -> list[str]:
+    """Return the names of the tables that a page shows."""
+    return [name for _, name, _ in _PLACE.findall(text)]
+
+
+if __name__ == "__main__":
+    for page in sorted((Path(__file__).parents[1] / "reference").glob("*.md")):
+        page.write_text(current(page.read_text()))

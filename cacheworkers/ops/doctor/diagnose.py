@@ -16,10 +16,11 @@ from cacheworkers.errors import StoreUnavailable
 from cacheworkers.ops.doctor import database_checks, store_checks, worker_checks
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
 from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
-from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts
+from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts, worker_facts
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
+    from cacheworkers.config import Config
 
 log = logging.getLogger("cacheworkers")
 
@@ -52,14 +53,14 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def diagnose(
-    cache: Cache, *, within: float = CHECK_WITHIN, is_running: bool = True, now: Callable[[], float] = time.time
+    cache: Cache, *, timeout: float = CHECK_WITHIN, is_running: bool = True, now: Callable[[], float] = time.time
 ) -> list[Finding]:
     """Return what is so with a cache's store, broker, workers and database; worst first.
 
     Looks only: probe keys in the store are gone within a second.  Takes a second or two, and never raises.
 
     Args:
-        within: how long one check may take, seconds; what has not answered by then is away.
+        timeout: how long one check may take, seconds; what has not answered by then is away.
         is_running: look also at what needs running processes: workers, queues, beat.
         now: this machine's clock, seconds since the epoch.
     """
@@ -73,7 +74,7 @@ def diagnose(
         threading.Thread(
             target=lambda check=check: found.put((check, _looked(check))), name=f"doctor-{check.name}", daemon=True
         ).start()
-    end = time.monotonic() + within
+    end = time.monotonic() + timeout
     late = {check.name: check for check in checks}
     findings = settings
     while late:
@@ -83,13 +84,13 @@ def diagnose(
             break
         findings += theirs
         del late[check.name]
-    findings += [check.away.finding(True, f"no answer to {check.name} within {within:g} s") for check in late.values()]
+    findings += [check.away.finding(True, f"no answer to {check.name} within {timeout:g} s") for check in late.values()]
     return _ordered(findings)
 
 
-def log_diagnosis(cache: Cache, *, within: float = CHECK_WITHIN, is_running: bool = True) -> list[Finding]:
+def log_diagnosis(cache: Cache, *, timeout: float = CHECK_WITHIN, is_running: bool = True) -> list[Finding]:
     """Log warnings and errors, one line each with the finding's fields, and return all findings."""
-    findings = diagnose(cache, within=within, is_running=is_running)
+    findings = diagnose(cache, timeout=timeout, is_running=is_running)
     for finding in findings:
         if finding.level in ("warning", "error"):
             level = logging.ERROR if finding.level == "error" else logging.WARNING
@@ -134,7 +135,7 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
             yield Check(
                 "workers", broker, lambda: worker_checks.check_workers(app, config, cache.internals.ports.store)
             )
-            yield Check("beat", store, lambda: store_checks.check_beat(config, sorted(app_facts(app).upkeep.items())))
+            yield Check("beat", store, lambda: _check_beat(app, config))
     database = database_checks.AWAY
     with_outbox = {engine.url: engine for engine in engines}
     # One look at each database, however many engines there are for it.
@@ -148,6 +149,14 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
         yield Check("outbox-engines", database, lambda: database_checks.check_engines(engines))
     if triggers and engines:
         yield Check("triggers", database, lambda: database_checks.check_triggers(engines, triggers))
+
+
+def _check_beat(app: Any, config: Config) -> Iterator[Finding]:
+    try:
+        known = [worker.uptime for worker in worker_facts(app) if worker.uptime is not None]
+    except BrokerUnreachable:  # has a finding of its own
+        known = []
+    yield from store_checks.check_beat(config, sorted(app_facts(app).upkeep.items()), max(known, default=None))
 
 
 def _looked(check: Check) -> list[Finding]:

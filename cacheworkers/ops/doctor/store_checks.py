@@ -14,6 +14,10 @@ FULL = 0.85
 EVICTABLE = 0.1
 #: How far two clocks may be apart, seconds: the shortest upkeep task expires after five.
 SKEW = 2.0
+#: Of `maxclients`: from here on connections are short.
+BUSY_CLIENTS = 0.8
+#: A `timeout` below this closes connections that will be used again soon, seconds.
+LEAST_IDLE = 60.0
 
 AWAY = Rule(
     "store-away",
@@ -90,6 +94,30 @@ HIDDEN = Rule(
     "Whether it keeps snapshots is not known here; all else is looked at without.",
     "Allow the user `+config|get`, or look up `save` at who runs the store.",
 )
+CLIENTS = Rule(
+    "maxclients",
+    "warning",
+    f"More than {BUSY_CLIENTS:.0%} of the connections that the store takes are in use.",
+    "The next process gets none: its reads go to the database, and its invalidations fail.",
+    "Raise `maxclients`, and the limit of open files with it; a web process holds a connection for each thread or "
+    "event loop, and one that listens.",
+)
+IDLE = Rule(
+    "idle-timeout",
+    "warning",
+    f"The store closes connections that send nothing for `timeout` seconds, less than {LEAST_IDLE:.0f} s.",
+    "Connections that wait in a process's pool are closed between requests: a read then has to connect first.",
+    "`CONFIG SET timeout 0`, the default; dead peers are found by `tcp-keepalive`.",
+)
+OUTPUT = Rule(
+    "output-buffer",
+    "warning",
+    "`client-output-buffer-limit normal` has no limit, and `maxmemory` is set.",
+    "Invalidation messages for a process that stands still (a debugger, a suspended container) count as memory: they "
+    "push everybody's entries out.",
+    "`CONFIG SET client-output-buffer-limit 'normal 32mb 8mb 60'`, well above the largest entry; or "
+    "`maxmemory-clients 5%`.",
+)
 CLOCK = Rule(
     "clock-skew",
     "warning",
@@ -133,6 +161,9 @@ RULES = (
     SNAPSHOTS,
     EPHEMERAL,
     HIDDEN,
+    CLIENTS,
+    IDLE,
+    OUTPUT,
     CLOCK,
     DEAF,
     DENIED,
@@ -171,6 +202,7 @@ def judge_server(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
         yield HEADROOM.finding(used > FULL and is_stuck, shown)
     yield REFUSED.finding(server.refused > 0, f"{where} has refused {server.refused:,} commands for want of memory")
     yield from _judge_persistence(server, replay_for)
+    yield from _judge_connections(server)
     yield CLOCK.finding(abs(server.clock_ahead) > SKEW, f"{where} is {server.clock_ahead:+.2f} s from this machine")
 
 
@@ -188,6 +220,21 @@ def _judge_persistence(server: ServerFacts, replay_for: float) -> Iterator[Findi
         yield EPHEMERAL.finding(True, f"{where} has appendonly no and no snapshots")
 
 
+def _judge_connections(server: ServerFacts) -> Iterator[Finding]:
+    where = server.where
+    if server.max_clients:
+        shown = f"{where} has {server.clients:,} connections of maxclients {server.max_clients:,}"
+        yield CLIENTS.finding(server.clients > BUSY_CLIENTS * server.max_clients, shown)
+    if not server.is_config_hidden:
+        idle = f"{where} has timeout {server.idle_timeout}"
+        yield IDLE.finding(0 < server.idle_timeout < LEAST_IDLE, idle)
+    if server.output_limit is not None:
+        limit = f"{server.output_limit:,} bytes" if server.output_limit else "no limit"
+        yield OUTPUT.finding(
+            bool(server.maxmemory) and not server.output_limit, f"{where} keeps {limit} for a client that does not read"
+        )
+
+
 def check_pushes(config: Config) -> Iterator[Finding]:
     """Yield whether a write is pushed to who listens."""
     with StoreDiagnostics(config) as probe:
@@ -202,13 +249,28 @@ def check_rights(config: Config) -> Iterator[Finding]:
     yield DENIED.finding(bool(denied), f"not allowed: {', '.join(denied)}" if denied else "every command is allowed")
 
 
-def check_beat(config: Config, upkeep: Sequence[tuple[str, float]]) -> Iterator[Finding]:
-    """Yield whether upkeep tasks run; `upkeep` is each task's name, and every how many seconds it is due."""
+def check_beat(
+    config: Config, upkeep: Sequence[tuple[str, float]], running_for: float | None = None
+) -> Iterator[Finding]:
+    """Yield whether upkeep tasks run.
+
+    Args:
+        upkeep: each task's name, and every how many seconds it is due.
+        running_for: how long the oldest worker has been running, seconds; None if that is not known.
+    """
     with StoreDiagnostics(config) as probe:
         ages = probe.upkeep_age([task for task, _ in upkeep])
     for task, every in upkeep:
         age = ages[task]
+        due_within = max(3 * every, 60.0)
         shown = "has left no sign of having run" if age is None else f"last ran {age:,.1f} s ago"
-        is_late = age is None or age > max(3 * every, 60.0)
-        hint = "; if beat has just been started, look again then" if age is None else ""
+        is_late = age is None or age > due_within
+        hint = ""
+        if age is None and running_for is not None and running_for < due_within:
+            is_late, hint = (
+                False,
+                f"; workers were started {running_for:,.0f} s ago, and have {due_within:,.0f} s for it",
+            )
+        elif age is None:
+            hint = "; where workers do run it, they write to another store or namespace than this process reads"
         yield BEAT.finding(is_late, f"{task} {shown}, and is due every {every:g} s{hint}")

@@ -111,6 +111,27 @@ NO_LOADERS = Rule(
     "Nothing can be said of workers' loaders; and a worker that imports no more than this process loads nothing.",
     "Name a module that imports the loaders, as web processes do; for workers, name theirs in `app.conf.include`.",
 )
+NAMESAKES = Rule(
+    "node-names",
+    "warning",
+    "Several workers have one node name.",
+    "Celery's remote control, Flower and this command cannot tell them apart; what one of them lacks is not seen.",
+    "Give each a name of its own: `celery worker -n miss@%h`.",
+)
+EAGER = Rule(
+    "eager",
+    "warning",
+    "`task_always_eager` is on.",
+    "Celery runs tasks where they are sent, and no worker sees any: what you see here is not how production behaves.",
+    "Leave it off outside of tests; for tests give `Cache` no Celery app, which loads on threads of the process.",
+)
+NO_JSON = Rule(
+    "accept-content",
+    "error",
+    "The app's `accept_content` leaves JSON out.",
+    "Workers refuse the library's messages, which are JSON: nothing is revalidated or warmed, and readers load misses.",
+    'Add "json" to `accept_content`.',
+)
 RESULTS = Rule(
     "result-backend",
     "note",
@@ -132,6 +153,9 @@ RULES = (
     EARLY_ACKS,
     VISIBILITY,
     NO_LOADERS,
+    NAMESAKES,
+    EAGER,
+    NO_JSON,
     RESULTS,
 )
 
@@ -150,6 +174,8 @@ def judge_app(app: AppFacts) -> Iterator[Finding]:
     if app.visibility is not None:
         shown = f"visibility_timeout is {app.visibility:g} s, the longest time limit of a load {app.longest:g} s"
         yield VISIBILITY.finding(app.visibility <= app.longest, shown)
+    yield EAGER.finding(app.is_eager, f"task_always_eager is {'on' if app.is_eager else 'off'}")
+    yield NO_JSON.finding(app.refuses_json, f"accept_content {'leaves JSON out' if app.refuses_json else 'has JSON'}")
     yield RESULTS.finding(bool(app.unread_results), f"result_backend is {app.unread_results or 'off, or of use'}")
 
 
@@ -199,9 +225,10 @@ def check_workers(app: Any, config: Config, store: Store) -> Iterator[Finding]:
     ours = set(app_facts(app).loaders)
     loading = {config.queues.miss, config.queues.revalidate, config.queues.warm}
     for worker in workers:
-        if worker.queues & loading:
+        yield NAMESAKES.finding(worker.namesakes > 1, f"{worker.namesakes} workers answer as {worker.name}")
+        if worker.queues & loading and ours:
             missing = sorted(ours - worker.loaders)
-            shown = f"does not know {', '.join(missing)}" if missing else f"knows all {len(ours)} loaders"
+            shown = f"does not know {', '.join(missing)}" if missing else f"knows all {len(ours)} declared here"
             yield UNKNOWN.finding(bool(missing), f"{worker.name} {shown}")
         if config.queues.miss in worker.queues and worker.slots:
             reserved = f"{worker.name} reserves {worker.prefetch} messages for {worker.slots} slots"

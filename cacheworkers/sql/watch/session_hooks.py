@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Table, event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session, sessionmaker
-from sqlalchemy.util.concurrency import await_, in_greenlet
+from sqlalchemy.util import concurrency
 
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.tag_text import TagKinds
@@ -29,6 +29,9 @@ from cacheworkers.sql.watch.flush_changes import Flush, TagsOf
 from cacheworkers.sql.watch.mapping import WatchMapping
 
 log = logging.getLogger("cacheworkers")
+
+#: Waits for an awaitable within SQLAlchemy's greenlet; called `await_only` before SQLAlchemy 2.1.
+_await: Callable[[Any], Any] = getattr(concurrency, "await_", None) or getattr(concurrency, "await_only")  # noqa: B009
 
 AnySession = Session | AsyncSession
 
@@ -354,8 +357,8 @@ class SessionHooks:
 
 def _drive(flow: Flow[Any]) -> None:
     """Run a flow in a session hook: on the running loop, if it is an AsyncSession's."""
-    if in_greenlet():
-        await_(arun(flow))
+    if concurrency.in_greenlet():
+        _await(arun(flow))
     else:
         run(flow)
 

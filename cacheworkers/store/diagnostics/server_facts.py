@@ -59,6 +59,10 @@ class ServerFacts(msgspec.Struct, frozen=True):
         save_every: longest interval between snapshots, seconds; None without snapshots, or when not told.
         is_config_hidden: `CONFIG GET` is refused.
         clock_ahead: how much later its clock is than this machine's at least, seconds.
+        max_clients: how many connections it takes; 0 if not told.
+        clients: how many it has.
+        idle_timeout: after how many seconds it closes a connection that sends nothing; 0 for never.
+        output_limit: most bytes that it keeps for a connection that does not read; 0 for no limit, None if not told.
     """
 
     where: str
@@ -75,6 +79,10 @@ class ServerFacts(msgspec.Struct, frozen=True):
     save_every: float | None
     is_config_hidden: bool
     clock_ahead: float
+    max_clients: int = 0
+    clients: int = 0
+    idle_timeout: int = 0
+    output_limit: int | None = None
 
 
 class StoreDiagnostics:
@@ -206,7 +214,7 @@ def _names(reply: Any, key: str) -> bool:
 
 def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     info: dict[str, Any] = {}
-    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats"):
+    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats", "clients"):
         info |= master.ask("INFO", section)
     sent = now()
     seconds, micros = master.ask("TIME")
@@ -216,11 +224,14 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     clock_ahead = max(0.0, told - received) + min(0.0, told - sent)
     databases = [each for name, each in info.items() if name.startswith("db") and isinstance(each, dict)]
     keys = sum(int(each["keys"]) for each in databases)
+    config: dict[str, str] = {}
     try:
-        save = str(master.ask("CONFIG GET", "save").get("save", ""))
+        for name in ("save", "maxclients", "timeout", "client-output-buffer-limit"):
+            config |= {name: str(value) for name, value in master.ask("CONFIG GET", name).items()}
         is_config_hidden = False
     except ResponseError:  # hosted servers and careful ACLs keep their configuration to themselves
-        save, is_config_hidden = "", True
+        is_config_hidden = True
+    save = config.get("save", "")
     return ServerFacts(
         where=master.where,
         product=f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}",
@@ -236,4 +247,14 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
         save_every=max(map(float, save.split()[::2]), default=None),
         is_config_hidden=is_config_hidden,
         clock_ahead=clock_ahead,
+        max_clients=int(config.get("maxclients", info.get("maxclients", 0))),
+        clients=int(info.get("connected_clients", 0)),
+        idle_timeout=int(config.get("timeout", 0)),
+        output_limit=_output_limit(config.get("client-output-buffer-limit")),
     )
+
+
+def _output_limit(setting: str | None) -> int | None:
+    """Return the hard limit of normal clients: `normal 0 0 0 slave 268435456 ...`."""
+    words = (setting or "").split()
+    return int(words[words.index("normal") + 1]) if "normal" in words else None
