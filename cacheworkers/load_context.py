@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ class _Load:
         Raises:
             CallError: the key is not one of this batch.
         """
-        for text in self._meant(key):
+        for text in self._texts_for(key):
             self._loading.tags.setdefault(text, []).extend(tags)
 
     def fresh_for(self, seconds: float, *, key: Any = _EVERY) -> None:
@@ -76,7 +77,7 @@ class _Load:
             ConfigError: not a number >= 0.
         """
         duration("fresh_for", seconds)
-        for text in self._meant(key):
+        for text in self._texts_for(key):
             self._loading.fresh_for[text] = seconds
 
     def no_store(self, *, key: Any = _EVERY) -> None:
@@ -90,7 +91,27 @@ class _Load:
         Raises:
             CallError: the key is not one of this batch.
         """
-        self._loading.unshared.update(self._meant(key))
+        self._loading.unshared.update(self._texts_for(key))
+
+    @contextlib.contextmanager
+    def for_key(self, key: Any) -> Iterator[None]:
+        """Say for which key of a batch other loaders are read: `with load.for_key(7): author.get(...)`.
+
+        Their tags go to that key's entry alone.  Without it they go to all of the batch, unless `get_many` is given the
+        very list of keys that the loader was given: then each key's go to its own.
+
+        Raises:
+            CallError: the key is not one of this batch.
+        """
+        [text] = self._texts_for(key)
+        [call] = [each for each in self._loading.calls if each.text == text]
+        inside = current.get()
+        owner = None if inside is None else inside[0]
+        token = current.set((owner, self._loading.only(call)))
+        try:
+            yield
+        finally:
+            current.reset(token)
 
     @property
     def previous(self) -> Any:
@@ -119,7 +140,7 @@ class _Load:
         except (EnvelopeError, CodecError):
             return None
 
-    def _meant(self, key: Any) -> list[str]:
+    def _texts_for(self, key: Any) -> list[str]:
         if key is _EVERY:
             return [call.text for call in self._loading.calls]
         if key not in self._texts:

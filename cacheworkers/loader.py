@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, over
 
 from cacheworkers.core.driver import arun, run
 from cacheworkers.core.read_result import Read
-from cacheworkers.flows.invalidate import Invalidation
+from cacheworkers.flows.invalidate import Invalidation, invalidate_loader
 from cacheworkers.load_context import AsyncLoad, Load
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_base import LoaderBase
@@ -49,7 +49,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
                 slot = None
             if slot is not None:
                 now, coherence = monotonic(), self._coherence
-                if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
+                if now < slot.until and now - coherence.usable_at < self._l1_for:
                     slot.reads += 1
                     value: T = slot.value
                     if value is not MISSING:
@@ -68,7 +68,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
                 slot = None
             if slot is not None:
                 now, coherence = monotonic(), self._coherence
-                if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
+                if now < slot.until and now - coherence.usable_at < self._l1_for:
                     slot.reads += 1
                     value: T = slot.value
                     if value is not MISSING:
@@ -154,6 +154,14 @@ class Loader(LoaderBase[T], Generic[P, T]):
     async def ainvalidate(self, *args: P.args, **kwargs: P.kwargs) -> Invalidation:
         """Drop one entry; see `invalidate`."""
         return await arun(self._invalidation(args, kwargs))
+
+    def invalidate_all(self) -> Invalidation:
+        """Drop all entries of this loader; see `Cache.invalidate_loader`."""
+        return run(invalidate_loader(self._ports, self._spec.name))
+
+    async def ainvalidate_all(self) -> Invalidation:
+        """Drop all entries of this loader; see `Cache.invalidate_loader`."""
+        return await arun(invalidate_loader(self._ports, self._spec.name))
 
     def since(self, done: Invalidation) -> Loader[P, T]:
         """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
@@ -241,6 +249,14 @@ class BatchLoader(LoaderBase[V], Generic[K, V]):
     async def ainvalidate(self, key: K) -> Invalidation:
         """Drop one key's entry; see `invalidate`."""
         return await arun(self._invalidation((key,), {}))
+
+    def invalidate_all(self) -> Invalidation:
+        """Drop all entries of this loader; see `Cache.invalidate_loader`."""
+        return run(invalidate_loader(self._ports, self._spec.name))
+
+    async def ainvalidate_all(self) -> Invalidation:
+        """Drop all entries of this loader; see `Cache.invalidate_loader`."""
+        return await arun(invalidate_loader(self._ports, self._spec.name))
 
     def since(self, done: Invalidation) -> BatchLoader[K, V]:
         """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""

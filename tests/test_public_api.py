@@ -68,10 +68,12 @@ READS = {
     "hot",
     "revalidate",
     "invalidate",
+    "invalidate_all",
 }
 TWINS = {
     Cache: {
         "invalidate",
+        "invalidate_loader",
         "collect_garbage",
         "inspect",
         "calls_of",

@@ -1,7 +1,7 @@
-"""Heat: reads that are worth half as much with every half-life, kept as one instant a call.
+"""Access scores: reads that count half with every half-life, kept as one instant for each call.
 
 n reads at once are worth as much as a single one that is log2(n) half-lives younger.  That read's instant, `read_at`,
-needs no halving while time passes; and it says both how hot a call is and, of what is read seldom, when it was read.
+needs no halving while time passes.  It tells how often a call is read and, if that is seldom, when it was read last.
 `store/commands/lua/add_accesses.lua` does the same sums.
 """
 
@@ -11,7 +11,7 @@ import math
 
 
 def read_at_of(before: float | None, reads: int, now: float, half_life: float) -> float:
-    """Return the `read_at` of a call that has now been read so often, more than what was known `before`."""
+    """Return the `read_at` of a call after `reads` more reads now; `before` is the old one."""
     read_at = now + half_life * math.log2(reads)
     if before is None:
         return read_at

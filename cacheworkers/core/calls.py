@@ -64,7 +64,7 @@ class Signature:
         Raises:
             DeclarationError: the name is not `[a-z_][a-z0-9_.]*`, or the function's parameters cannot make a call.
         """
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not is_loader_name(name):
             raise DeclarationError(f"a loader's name must match [a-z_][a-z0-9_.]* (at most 100), got {name!r}")
         self.name = name
         self._max_bytes = max_bytes
@@ -204,6 +204,11 @@ class _Texts(dict[Any, str]):
             self.clear()
         text = self[key] = self._text_of(key)
         return text
+
+
+def is_loader_name(name: object) -> bool:
+    """Return whether a loader may be called so."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def loader_name_of(text: str) -> str:

@@ -21,9 +21,11 @@ class Keyspace:
     Attributes:
         namespace: first part of every key.
         seq: the invalidation sequence.
+        own_tag_shards: in how many shards this process keeps tags.
+        tag_shards: in how many shards any process keeps them.
         run_id: the run id of the server that was last replayed to.
         touched: written for the sake of being written; what follows it makes it a key of a certain master.
-        entries_prefix, failures_prefix: what the listener listens to.
+        entries_prefix, failures_prefix, leases_prefix: what keys begin with whose changes are reported.
         tag_sets_prefix: what all tag sets begin with.
         tag_sets_pattern, last_invalidations_pattern, detached_indexes_pattern: for SCAN; all shards, no detached sets.
     """
@@ -34,12 +36,15 @@ class Keyspace:
             tag_shards: tag, or what of a tag is before its first `:`, -> number of shards; one where it is not named.
         """
         self.namespace = namespace
-        self._tag_shards = dict(tag_shards or {})
+        self.own_tag_shards = dict(tag_shards or {})
+        self._known_shards: dict[str, int] = {}
+        self.tag_shards = f"{namespace}:shards"
         self.seq = f"{namespace}:seq"
         self.run_id = f"{namespace}:run"
         self.touched = f"{namespace}:w"
         self.entries_prefix = f"{namespace}:e:"
         self.failures_prefix = f"{namespace}:f:"
+        self.leases_prefix = f"{namespace}:l:"
         self.tag_sets_prefix = f"{namespace}:t:"
         self.tag_sets_pattern = f"{namespace}:t:{{*}}"
         self.last_invalidations_pattern = f"{namespace}:v:{{*}}"
@@ -47,7 +52,7 @@ class Keyspace:
         self.detached_indexes_pattern = f"{namespace}:d:{{*}}"
         self._entry = self.entries_prefix + "{"
         self._failures = self.failures_prefix + "{"
-        self._lease = f"{namespace}:l:{{"
+        self._lease = self.leases_prefix + "{"
         self._attempts = f"{namespace}:a:{{"
         self._overtaken = f"{namespace}:o:{{"
         self._of_calls = (self._entry.encode(), self._failures.encode())
@@ -91,6 +96,18 @@ class Keyspace:
 
     # -- of a loader
 
+    def leases_of(self, loader: str) -> str:
+        """Return the pattern, for SCAN, of the leases of a loader's calls, of whatever version."""
+        return f"{self._lease}{loader}[[@]*"
+
+    def entries_of(self, loader: str) -> str:
+        """Return the pattern, for SCAN, of the entries of a loader's calls, of whatever version."""
+        return f"{self._entry}{loader}[[@]*"
+
+    def call_in(self, key: str) -> str:
+        """Return the call of a key that one of these patterns has found."""
+        return key[len(self._entry) : -1]  # leases' prefix is as long
+
     def accesses(self, loader: str) -> str:
         """Return the key of a loader's access scores."""
         return f"{self.namespace}:h:{{{loader}}}"
@@ -127,14 +144,17 @@ class Keyspace:
     # -- of a tag
 
     def shards(self, tag: str) -> int:
-        """Return in how many shards a tag's set is kept: its own number, or that of the prefix before `:`."""
-        if not self._tag_shards:
-            return 1
-        return self._tag_shards.get(tag) or self._tag_shards.get(tag.partition(":")[0]) or 1
+        """Return in how many shards a tag's set may be kept, by this process or by others that are set otherwise."""
+        own = _shards_in(self.own_tag_shards, tag)
+        return max(own, _shards_in(self._known_shards, tag)) if self._known_shards else own
+
+    def learn_shards(self, known: dict[str, int]) -> None:
+        """Note in how many shards any process keeps tags."""
+        self._known_shards = known
 
     def shard_of(self, tag: str, call: str) -> int:
-        """Return the shard of a tag's set that a call belongs to, the same in every process."""
-        shards = self.shards(tag)
+        """Return the shard of a tag's set that this process puts a call into."""
+        shards = _shards_in(self.own_tag_shards, tag)
         return zlib.crc32(call.encode()) % shards if shards > 1 else 0
 
     def detaching(self, tag: str, shard: int, n: int, nonce: str) -> tuple[str, str, str, str]:
@@ -162,6 +182,11 @@ class Keyspace:
         """Return the tag and shard of a tag set's, last invalidation's or detached index's key; None for any other."""
         match = self._of_tag.fullmatch(key)
         return None if match is None else (unquote(match[1]), int(match[2] or 0))
+
+
+def _shards_in(shards: Mapping[str, int], tag: str) -> int:
+    """Return a tag's own number, or that of the prefix before `:`."""
+    return (shards.get(tag) or shards.get(tag.partition(":")[0]) or 1) if shards else 1
 
 
 def _braced(tag: str, shard: int) -> str:

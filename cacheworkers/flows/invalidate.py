@@ -90,6 +90,7 @@ def invalidate_tags(
 
 def count_entries(ports: Ports, tags: Sequence[str]) -> Flow[Invalidation]:
     """Return how many members the tags' sets have, each tag by itself; nothing is invalidated, and the number is 0."""
+    yield ports.store.learn_shards()
     entries = 0
     for tag in tags:
         entries += yield ports.store.tag_size(tag)
@@ -119,8 +120,39 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
     return Invalidation(n, entries)
 
 
+def invalidate_loader(ports: Ports, loader: str, progress: Progress | None = None) -> Flow[Invalidation]:
+    """Drop all entries of a loader by walking through the keys; what is being loaded is not stored either.
+
+    Leases first: a load that ends between the two walks has stored its entry before the second one begins.
+
+    Raises:
+        InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
+    """
+    started = ports.clock.monotonic()
+    keys = ports.store.keys
+    entries = 0
+    try:
+        n = yield ports.store.next_seq()
+        for pattern in (keys.leases_of(loader), keys.entries_of(loader)):
+            cursor = 0
+            while True:
+                cursor, found = yield ports.store.scan(cursor, pattern)
+                entries += yield ports.store.drop([keys.call_in(key) for key in found])
+                if progress is not None:
+                    progress(entries)
+                if cursor == 0:
+                    break
+        yield from replicated(ports)
+    except StoreError as error:
+        raise InvalidationIncomplete(f"dropping all of {loader} is not acknowledged: {error}") from error
+    yield from receive_own_push(ports)
+    ports.emit(Invalidated((), "hard", entries, ports.clock.monotonic() - started))
+    return Invalidation(n, entries)
+
+
 def members_of(ports: Ports, tag: str, most: int) -> Flow[list[str]]:
     """Return the calls in a tag's sets whose entries exist, at most `most` of them."""
+    yield ports.store.learn_shards()
     found: dict[str, None] = {}
     for shard in range(ports.store.keys.shards(tag)):
         cursor = 0

@@ -33,7 +33,7 @@ from cacheworkers.events import Loaded, LoadRefused, NotStored, Outcome, Poisone
 from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
 from cacheworkers.flows.run_loader import run_loader
-from cacheworkers.store.commands.replies import Alone, Claimed, Registered, Snapshot
+from cacheworkers.store.commands.replies import Alone, Claimed, ForeignType, Registered, Snapshot
 from cacheworkers.store.commands.steps import Exchange
 
 #: How long a value that an invalidation has overtaken is left to readers that had begun before its load, seconds.
@@ -319,7 +319,7 @@ def _write(
             yield ports.store.raise_seq(newest)
         stored = (yield ports.store.write(current)) if current else []
     except StoreError as error:
-        yield from _write_nothing(ports, written, failed, error, pending, results)
+        yield from _write_nothing(ports, loader, written, failed, error, pending, results)
         return
     for failures, most_for in ((settled, None), (brief, ports.config.backoff_for)):
         for failure in failures:
@@ -337,6 +337,7 @@ def _write(
 
 def _write_nothing(
     ports: Ports,
+    loader: LoaderSpec,
     written: list[tuple[Entry, str]],
     failed: list[_Failure],
     error: StoreError,
@@ -350,10 +351,14 @@ def _write_nothing(
         del pending[text]
     # Not registered, so that no invalidation would find it: kept for the shortest time.
     yield from _fail(ports, failed, most_for=ports.config.backoff_for)
-    if isinstance(error, StoreFull):
-        # Recorded as a failure is: others who wait would do so in vain, and then load it one after the other.
-        full = [_Failure(entry.call, fence, STORE_FULL, str(error)) for entry, fence in written]
-        yield from _fail(ports, full, most_for=ports.config.backoff_for)
+    if isinstance(error, StoreFull | ForeignType):
+        # Recorded as a failure is: others would wait in vain, and then load it one after the other.
+        kind = STORE_FULL if isinstance(error, StoreFull) else NOT_STORED
+        if kind == NOT_STORED:
+            for entry, _ in written:
+                ports.emit(NotStored(loader.name, entry.call, str(error)))
+        unstored = [_Failure(entry.call, fence, kind, str(error)) for entry, fence in written]
+        yield from _fail(ports, unstored, most_for=ports.config.backoff_for)
         return
     for entry, fence in written:
         ports.release_soon(entry.call, fence)

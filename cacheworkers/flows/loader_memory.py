@@ -65,14 +65,12 @@ class LoaderMemory:
     def values_of(self, texts: Mapping[Any, str]) -> tuple[dict[Any, Any], Mapping[Any, str]]:
         """Return key -> value of what L1 may answer now, and key -> text of the rest.
 
-        Not for loads and dirty transactions.  Coherence is looked at once for all: what a push drops from here on is
+        Not for loads and dirty transactions.  Coherence is judged once for all: what a push drops from here on is
         not served, for its slot's time is over.
         """
         if not self.keeps_for:
             return {}, texts
         coherence, now = self._ports.coherence, monotonic()
-        if now >= coherence.look_at:
-            coherence.look(now)
         if now - coherence.proven_at >= self.keeps_for:
             return {}, texts
         slots, since = self._ports.l1.slots, self.since
@@ -108,6 +106,8 @@ class LoaderMemory:
         self, arguments: tuple[Any, ...] | None, is_payload: bool, entry: Entry, value: Any, guard: int, until: float
     ) -> None:
         """Keep an entry until a monotonic instant, under a guard that was taken before the store was asked."""
+        if not self._ports.listener.track(entry.call, entry):
+            return  # its changes would not be reported
         self._ports.l1.fill(
             entry.call,
             entry=entry,
@@ -125,5 +125,8 @@ class LoaderMemory:
             Slot(entry.call, entry, value if is_shareable else MISSING, until, (key,))
             for (key, entry, until, _), value in zip(hits, values, strict=True)
         ]
+        track = self._ports.listener.track
+        if not all([track(entry.call, entry) for _, entry, _, _ in hits]):
+            return
         index = self.index if self._spec.signature.positional_keys else None
         self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)

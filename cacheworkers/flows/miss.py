@@ -13,7 +13,7 @@ from cacheworkers.events import ClaimDenied, LeaseTakenOver
 from cacheworkers.flows import local_load
 from cacheworkers.flows.load import LOAD_REFUSED, NOT_STORED, STORE_FULL
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
-from cacheworkers.flows.read_state import ReadState, wait_for_push
+from cacheworkers.flows.read_state import ReadState, wait_for_push, watch_load
 from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, Moved, Overtaken
 
 #: A sequence number that no load has: what was left by others cannot be read here.
@@ -76,6 +76,7 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
                 return None  # that lease may have ended before its holder's reply came
             flight.held_until, flight.token, flight.is_missing = now + rest, holder, not state.seen
             flight.is_begun, flight.is_taken_over = is_begun, is_taken_over
+            watch_load(ports, flight)
             if is_over:
                 ports.waiters.hand_off_to_all(flight)
             return None
@@ -83,6 +84,7 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             has_published, state.has_asked = state.has_asked or state.has_waited, True
             flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not state.seen
             flight.is_begun, flight.is_taken_over = False, is_over
+            watch_load(ports, flight)
             request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
             if is_over and has_published:
                 ports.note_taken_over(request)

@@ -10,7 +10,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.judgement import judge
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CacheworkersError, LoadErrors, StoreUnavailable
+from cacheworkers.errors import CacheworkersError, LoadErrors, StoreUnavailable, TagError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 K = TypeVar("K")
@@ -36,9 +36,18 @@ def nested(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes
 
 
 def nested_many(
-    ports: Ports, loader: LoaderSpec, calls: Mapping[K, Call], decode: Callable[[bytes], Any], outer: Loading
+    ports: Ports,
+    loader: LoaderSpec,
+    calls: Mapping[K, Call],
+    decode: Callable[[bytes], Any],
+    outer: Loading,
+    *,
+    is_by_key: bool = False,
 ) -> Flow[dict[K, Any]]:
     """Return key -> value inside another load, as `nested` does for one; a batch loader is run once.
+
+    Args:
+        is_by_key: what is read for a key belongs to the outer batch's entry of that key, and to no other.
 
     Raises:
         LoadErrors: some keys have no value; it carries those that have.
@@ -47,10 +56,13 @@ def nested_many(
         raws = yield ports.store.get_many([call.text for call in calls.values()])
     except StoreUnavailable:
         raws = [None] * len(calls)
+    outers: dict[Any, Loading] = {}
+    if is_by_key:
+        outers = {each.arguments[0]: outer.only(each) for each in outer.calls}
     found: dict[K, Read | BaseException] = {}
     missing: dict[K, tuple[Call, bytes | None]] = {}
     for (key, call), raw in zip(calls.items(), raws, strict=True):
-        stored = _stored(ports, loader, call, raw, decode, outer)
+        stored = _stored(ports, loader, call, raw, decode, outers.get(key, outer))
         if stored is None:
             missing[key] = (call, raw)
         else:
@@ -59,7 +71,9 @@ def nested_many(
     for group in [keys] if loader.is_batch and keys else [[key] for key in keys]:
         options = [missing[key][0] for key in group]
         previous = {call.text: raw for call, raw in (missing[key] for key in group)}
-        loaded = yield from _loaded(ports, loader, options, previous, decode, outer)
+        loaded = yield from _loaded(
+            ports, loader, options, previous, decode, outer, [outers.get(key, outer) for key in group]
+        )
         found.update(zip(group, loaded, strict=True))
     values = {key: read.value for key in calls if isinstance(read := found[key], Read)}
     errors = {key: error for key in calls if isinstance(error := found[key], CacheworkersError)}
@@ -91,17 +105,21 @@ def _loaded(
     previous: dict[str, bytes | None],
     decode: Callable[[bytes], Any],
     outer: Loading,
+    outers: Sequence[Loading] = (),
 ) -> Flow[list[Read | BaseException]]:
-    """Run the loader here, and return what became of each call."""
+    """Run the loader here, and return what became of each call; `outers` are what each of them belongs to."""
     inner = Loading(list(calls), previous, outer.deadline, outer.seq)
     values = yield ports.worker.step(loader, inner)
     found: list[Read | BaseException] = []
-    for call in calls:
+    for call, owner in zip(calls, outers or [outer] * len(calls), strict=True):
         value = values[call.text]
         if not isinstance(value, BaseException):
-            _tag(outer, (*loader.templates.texts(call.arguments), *inner.tags.get(call.text, ())))
+            try:
+                _tag(owner, (*loader.templates.texts(call.arguments), *inner.tags.get(call.text, ())))
+            except TagError:  # nothing could invalidate what is made of it
+                inner.unshared.add(call.text)
             if call.text in inner.unshared:  # what is made of it is not to be stored either
-                outer.unshared.update(each.text for each in outer.calls)
+                owner.unshared.update(each.text for each in owner.calls)
             value = Read(decode(loader.codec.encode(value)), Freshness.FRESH, "load", 0.0, outer.seq)
         found.append(value)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -131,6 +131,10 @@ class Loading:
     fresh_for: dict[str, float] = field(default_factory=dict)
     unshared: set[str] = field(default_factory=set)
     keys: list[Any] | None = None
+
+    def only(self, call: Call) -> Loading:
+        """Return this load as one call of the batch sees it: what it reads is that call's alone."""
+        return replace(self, calls=[call], keys=None)
 
 
 class RecentRequests:

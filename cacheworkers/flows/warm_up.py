@@ -1,4 +1,4 @@
-"""Warm up: load many calls before anybody reads them, watching each until it is there, and no faster than is harmless.
+"""The flow of a warm job: have many calls loaded before anybody reads them, and follow each until it is stored.
 
 What is fresh already is passed over, so that a job that was killed is resumed by starting it again.
 """
@@ -116,7 +116,7 @@ class _Job:
         self.misses, self.queued = QueueMonitor(self.asked_at), QueueMonitor(self.asked_at)
 
     def note_queued(self, queued: Queued) -> None:
-        """Take in how many messages wait; while there are many, fewer are to be under way."""
+        """Note how many messages wait; while there are many, halve the window."""
         now, state = self.ports.clock.monotonic(), self.state
         self.misses.note(queued.miss, queued.oldest_miss, now)
         self.queued.note(queued.warm, queued.oldest_warm, now)

@@ -1,4 +1,4 @@
-"""AccessCounter: how often this process has read which call since it last told the store.
+"""AccessCounter: counts this process's reads of each call until they are reported to the store.
 
 L1 hits are counted where they happen, in their slots; reads of the store are counted here.  Memory is bounded: when
 too many calls are counted, their median is taken off every count, and those that reach zero go (Anderson et al., "A
@@ -52,7 +52,7 @@ class AccessCounter:
         self.loaders[loader] = Remembered(half_life, policy.warm_for or 0.0)
 
     def reset(self) -> None:
-        """Forget everything, as a child does after a fork: the parent tells of its own reads."""
+        """Forget everything, as a child does after a fork: the parent reports its own reads."""
         # Re-entrant: a finalizer inside it may read, take in a push, and so note what goes.
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
@@ -84,7 +84,7 @@ class AccessCounter:
             self._note_hits(slot.call, reads)
 
     def taken(self, slots: Iterable[Slot], most: int) -> dict[str, int]:
-        """Return the counts of the `most` hottest calls, those of L1's slots included, and begin anew."""
+        """Return the counts of the `most` most read calls, those of L1's slots included, and start again at zero."""
         counts, self._counts = self._counts, Counter()
         for slot in slots:
             reads = slot.reads - slot.reads_told
@@ -97,12 +97,12 @@ class AccessCounter:
         return dict(sorted(counts.items(), key=itemgetter(1), reverse=True)[:most])
 
     def put_back(self, counts: Iterable[tuple[str, int]]) -> None:
-        """Note reads again that were taken, and could not be told."""
+        """Count reads again that were taken, and could not be reported."""
         for call, reads in counts:
             self.count(call, reads)
 
     def hits(self) -> dict[str, int]:
-        """Return loader -> reads that L1 answered, as far as `taken` and `note_gone` have seen, and begin anew."""
+        """Return loader -> reads that L1 answered, as far as `taken` and `note_gone` have seen; reset them."""
         hits, self._hits = self._hits, {}
         return hits
 

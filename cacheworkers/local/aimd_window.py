@@ -1,4 +1,4 @@
-"""AimdWindow: how many loads that nobody waits for may be under way, so that the database does not notice.
+"""AimdWindow: limits how many loads that nobody waits for are under way, by how long loads take.
 
 Additive increase, multiplicative decrease (Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for
 Congestion Avoidance in Computer Networks", 1989).  As in TCP Vegas (Brakmo et al., SIGCOMM 1994) the sign of congestion
@@ -15,7 +15,7 @@ SLACK = 0.005
 MOST_WAIT = 2.0
 #: A tenth of the newest in the average.
 _NEWEST = 0.1
-#: The quickest forgets itself by so much with each load, so that a database that has changed is learnt anew.
+#: The quickest forgets itself by so much with each load, so that it follows a database that has changed.
 _FORGETS = 0.001
 
 
@@ -44,7 +44,7 @@ class AimdWindow:
         return self._average or 0.0
 
     def note(self, load_time: float, waited: float = 0.0) -> None:
-        """Take in how long a load took, and how long it had waited until it began, seconds."""
+        """Note how long a load took, and how long it had waited until it began, seconds."""
         before = self._average
         self._average = load_time if before is None else before + (load_time - before) * _NEWEST
         self._quickest = min(self._average, self._quickest * (1 + _FORGETS))
@@ -64,7 +64,7 @@ class AimdWindow:
         return self._average is not None and self._average > SLOW * self._quickest + SLACK
 
     def halve(self) -> None:
-        """Let fewer be under way."""
+        """Halve the window."""
         # One step a window: what is under way now was asked for before this step, and says nothing of it.
         self._until_step = self.window
         self.window = max(1, self.window // 2)

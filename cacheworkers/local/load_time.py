@@ -1,4 +1,4 @@
-"""Pace: how long the loads of one loader take, as this process has seen it."""
+"""LoadTime: a moving average of how long the loads of one loader take."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class LoadTime:
         self.load_time: float | None = None
 
     def note(self, load_time: float) -> None:
-        """Take in how long the load of an entry took, seconds."""
+        """Note how long the load of an entry took, seconds."""
         before = self.load_time
         # Not locked: of two notes at once one is lost, and the next entry brings another.
         self.load_time = load_time if before is None else before + (load_time - before) * 0.1
 
     def fits(self, seconds: float) -> int:
-        """Return how many loads fit into so many seconds; 0 while that is unknown."""
+        """Return how many loads fit into a time, seconds; 0 while that is unknown."""
         if self.load_time is None:
             return 0
         return int(seconds / max(self.load_time, 1e-6))

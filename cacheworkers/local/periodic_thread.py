@@ -1,4 +1,4 @@
-"""PeriodicThread: work that a process does every so often, on a daemon thread of its own."""
+"""PeriodicThread: calls a function at an interval on a daemon thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PeriodicThread:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as a child does after a fork: the thread is the parent's."""
+        """Forget the thread, as a child does after a fork: it is the parent's."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -32,7 +32,7 @@ class PeriodicThread:
         """Start, unless it has been started or closed."""
         if self._every and self._thread is None and not self._stop.is_set():
             thread = threading.Thread(target=self._tick, args=(self._stop,), name=self._name, daemon=True)
-            with contextlib.suppress(RuntimeError):  # no more threads: it is done without
+            with contextlib.suppress(RuntimeError):  # no more threads: the work is left out
                 thread.start()
                 self._thread = thread
 

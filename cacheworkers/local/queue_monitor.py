@@ -1,4 +1,4 @@
-"""QueueMonitor: messages that wait in one queue, and whether workers take any of them."""
+"""QueueMonitor: follows the length of a queue, and tells whether workers take messages from it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ ANOTHER = 1.0
 
 
 class QueueMonitor:
-    """What looks at one queue, one after the other, have found.
+    """What successive samples of one queue have shown.
 
     Attributes:
-        length: messages that waited at the last look.
+        length: messages that waited at the last sample.
         taken_at: when it was last seen that one had been taken; the beginning, if none was.
     """
 
@@ -20,7 +20,7 @@ class QueueMonitor:
         self._oldest_at: float | None = None
 
     def note(self, length: int, oldest_age: float | None, now: float) -> None:
-        """Take in a look: how many wait, and the age of the oldest, seconds, if that can be told."""
+        """Note a sample: how many wait, and the age of the oldest, seconds, if it is known."""
         oldest_at = None if oldest_age is None else now - oldest_age
         if not self.length:
             self._filled_at = now

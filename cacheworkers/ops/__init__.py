@@ -1,1 +1,1 @@
-"""For those who operate it: the command line."""
+"""Operations: the command line, doctor, metrics and the exporter."""

@@ -1,4 +1,4 @@
-"""`cacheworkers`: look into a cache, and steer it.
+"""`cacheworkers`: the command line that inspects and controls a cache.
 
     cacheworkers --app shop.cache:cache explain 'product[42]'
 
@@ -15,11 +15,12 @@ from click.shell_completion import get_completion_class
 
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.doctor.command import doctor
-from cacheworkers.ops.explanation_text import told
+from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
 from cacheworkers.ops.history_command import check_history
 from cacheworkers.ops.locate_cache import COMPLETES, of_group
 from cacheworkers.ops.output import Obj, as_json, as_text, note
+from cacheworkers.ops.statements_command import statements
 from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
 from cacheworkers.ops.warm_command import warm
@@ -104,7 +105,7 @@ def explain(obj: Obj, call: str) -> None:
     if show is as_json:
         show(found)
     else:
-        told(found)
+        print_explanation(found)
 
 
 @main.command()
@@ -225,5 +226,5 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "cacheworkers", "_CACHEWORKERS_COMPLETE").source())
 
 
-for command in (stats, tag, invalidate, exporter, warm, check_history, doctor):
+for command in (stats, tag, invalidate, exporter, warm, check_history, doctor, statements):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""An explanation for people: a line a tier, with instants and how far away they are."""
+"""Prints an explanation of a call as text: one line for memory, store, each tag, lease, failure and reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cacheworkers.flows.explain import Explanation
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-def told(found: Explanation) -> None:
+def print_explanation(found: Explanation) -> None:
     """Print an explanation."""
     click.echo(f"{found.call}: {click.style(found.verdict, bold=True)}")
     for name, says in lines(found):

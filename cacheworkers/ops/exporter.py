@@ -1,6 +1,6 @@
-"""Exporter: numbers that no process of the application has: queues, the store, access scores, the outbox.
+"""Prometheus exporter of what no application process knows: queues, the store, access scores, the outbox.
 
-Asked by Prometheus, it asks them; what is away has no numbers, and a gauge that says so.
+Each scrape asks the servers; one that does not answer has no numbers, and its `cacheworkers_up` is 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`cacheworkers exporter`: shows to Prometheus what no process of the application knows."""
+"""`cacheworkers exporter`: serves the exporter's metrics over HTTP."""
 
 from __future__ import annotations
 

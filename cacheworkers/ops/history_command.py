@@ -1,4 +1,4 @@
-"""`cacheworkers check-history`: was any recorded read older than an acknowledged invalidation?"""
+"""`cacheworkers check-history`: checks recorded reads against acknowledged invalidations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding: the cache that a command line is about."""
+"""Locates the `Cache` that a command works on: by `--app module:name`, or by the Celery app around it."""
 
 from __future__ import annotations
 

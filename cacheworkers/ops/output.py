@@ -1,4 +1,4 @@
-"""Show: a result as JSON, or as columns; as a table on a terminal."""
+"""Prints results: as JSON, as columns of text, or as a table on a terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Show = Callable[[Any], None]
 Obj = tuple[Cache, Show]
 
 
-def note(says: str) -> None:
-    """Say something beside the result, to people."""
-    click.echo(says, err=True)
+def note(text: str) -> None:
+    """Print a remark on the error output, beside the result."""
+    click.echo(text, err=True)
 
 
 def as_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""How far a warm-up is, shown: a bar on a terminal, a line every few seconds elsewhere."""
+"""Displays the progress of a warm job: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Rate:
 
 
 @contextlib.contextmanager
-def shown(
+def progress_display(
     loader: str,
     calls: int,
     queues: Queues,
@@ -49,7 +49,7 @@ def shown(
     clock: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = note,
 ) -> Iterator[Show]:
-    """Show a warm-up of so many calls while it goes on; what this gives is told how far it is.
+    """Display the progress of a warm job; gives the function to call with its state.
 
     Args:
         clock: seconds.

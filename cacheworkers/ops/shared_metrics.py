@@ -1,4 +1,4 @@
-"""Metrics of several processes: a registry over `PROMETHEUS_MULTIPROC_DIR` in which those that have ended take no room.
+"""A registry of all processes that share `PROMETHEUS_MULTIPROC_DIR`; it archives the counts of processes that ended.
 
 Each process keeps its metrics in files that are named by its id.  At every scrape, gauges of processes that have ended
 are forgotten, and their counts are added to one archive: the directory does not grow with each pool child that is

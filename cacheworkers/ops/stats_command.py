@@ -1,4 +1,4 @@
-"""`cacheworkers stats`: queues, the store, what is read most and the outbox, like top."""
+"""`cacheworkers stats`: a live table of queues, store, loaders and outbox, like top."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stats(msgspec.Struct, frozen=True):
     away: dict[str, str]
 
 
-def look(cache: Cache) -> Stats:
+def collect(cache: Cache) -> Stats:
     """Ask store, broker and database; none of them is needed by the others."""
     away: dict[str, str] = {}
 
@@ -51,8 +51,8 @@ def look(cache: Cache) -> Stats:
     )
 
 
-def shown(stats: Stats) -> Group:
-    """Return the tables of a look."""
+def tables(stats: Stats) -> Group:
+    """Return what was collected as tables."""
     parts: list[Any] = []
     if stats.store is not None:
         parts.append(_store(stats.store))
@@ -133,21 +133,21 @@ def stats(obj: Obj, interval: float, once: bool) -> None:
     cache, show = obj
     console = Console()
     if show is as_json:
-        found = look(cache)
+        found = collect(cache)
         show(found)
     elif once or not console.is_terminal or console.is_dumb_terminal:
-        found = look(cache)
-        console.print(shown(found), soft_wrap=True)
+        found = collect(cache)
+        console.print(tables(found), soft_wrap=True)
     else:
-        found = look(cache)
+        found = collect(cache)
         # A terminal may go away without a signal: then it is none any more, or does not take what is drawn.
         with (
             contextlib.suppress(KeyboardInterrupt, OSError),
-            Live(shown(found), console=console, screen=True, auto_refresh=False) as live,
+            Live(tables(found), console=console, screen=True, auto_refresh=False) as live,
         ):
             while console.is_terminal:
                 time.sleep(interval)
-                found = look(cache)
-                live.update(shown(found), refresh=True)
+                found = collect(cache)
+                live.update(tables(found), refresh=True)
     if found.away:
         raise click.exceptions.Exit(1)

@@ -1,4 +1,4 @@
-"""`cacheworkers tag` and `invalidate`: what has a tag, and dropping it."""
+"""`cacheworkers tag` and `cacheworkers invalidate`: list the calls of a tag, and invalidate tags."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
 
 
 @click.command()
-@click.argument("tags", nargs=-1, required=True, shell_complete=COMPLETES.tags)
+@click.argument("tags", nargs=-1, shell_complete=COMPLETES.tags)
+@click.option("--loader", help="Drop all entries of this loader instead, whatever their tags.")
 @click.option(
     "--mode",
     type=click.Choice(["hard", "soft", "reload"]),
@@ -53,8 +54,8 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
 @click.option("--dry-run", is_flag=True, help="Count only.")
 @click.option("--yes", is_flag=True, help=f"Do not ask, be it more than {MANY:,} entries or a tag that nothing has.")
 @click.pass_obj
-def invalidate(obj: Obj, tags: tuple[str, ...], mode: Any, dry_run: bool, yes: bool) -> None:
-    """Invalidate everything that has any of TAGS.
+def invalidate(obj: Obj, tags: tuple[str, ...], loader: str | None, mode: Any, dry_run: bool, yes: bool) -> None:
+    """Invalidate everything that has any of TAGS, or is of one LOADER.
 
     Once it has returned, no read through the store sees a value loaded before.
 
@@ -62,11 +63,21 @@ def invalidate(obj: Obj, tags: tuple[str, ...], mode: Any, dry_run: bool, yes: b
     cacheworkers invalidate category:7 --dry-run
     cacheworkers invalidate category:7 product:42
     cacheworkers invalidate category:7 --mode reload --yes
+    cacheworkers invalidate --loader product --yes
 
     Status 1, and nothing is changed, if you say no, or if nothing has one of the tags and no loader declares one like
     it: a typing error, most likely.  Scripts say --yes.
     """
     cache, show = obj
+    if loader is not None:
+        if tags or dry_run or mode != "hard":
+            raise click.UsageError("--loader takes no tags, no --mode and no --dry-run")
+        if not yes:
+            _confirm(f"all entries of {loader}")
+        show(cache.invalidate_loader(loader))
+        return
+    if not tags:
+        raise click.UsageError("give tags, or --loader")
     entries = {tag: cache.invalidate(tag, dry_run=True).entries for tag in tags}
     total = sum(entries.values())
     if not yes:
@@ -96,7 +107,11 @@ def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:
 
 
 def _ask(tags: Sequence[str], entries: int) -> None:
+    _confirm(f"{', '.join(tags)}: {entries:,} entries")
+
+
+def _confirm(what: str) -> None:
     try:
-        click.confirm(f"{', '.join(tags)}: {entries:,} entries; invalidate them?", abort=True)
+        click.confirm(f"{what}; invalidate them?", abort=True)
     except click.Abort:
         raise click.ClickException("nothing was invalidated; --yes does it without a question") from None

@@ -1,4 +1,4 @@
-"""`cacheworkers warm`: calls from a list, a file, a query or what was hot before; a bar; a gate for deploys."""
+"""`cacheworkers warm`: has workers load calls from arguments, a file, a query or the hottest, and gates deploys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cacheworkers.core.calls import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.ops.locate_cache import COMPLETES
 from cacheworkers.ops.output import Obj, note
-from cacheworkers.ops.progress_display import shown
+from cacheworkers.ops.progress_display import progress_display
 from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
@@ -134,7 +134,7 @@ def warm(
         require_worker(cache, loader, wait_for_workers)
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
-    with shown(loader, len(calls), cache.config.queues, Console(stderr=True)) as progress:
+    with progress_display(loader, len(calls), cache.config.queues, Console(stderr=True)) as progress:
         job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
         while not job.is_done:
             with contextlib.suppress(TimeoutError):
@@ -177,7 +177,7 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
         return
     queue, end = cache.config.queues.warm, time.monotonic() + within
     version = cache.loaders[loader].policy.version
-    is_told = False
+    is_said = False
     while True:
         try:
             workers = worker_facts(app)
@@ -191,8 +191,8 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
         left = end - time.monotonic()
         if left <= 0:
             raise click.ClickException(f"{says}; nothing was loaded")
-        if not is_told:
-            is_told = True
+        if not is_said:
+            is_said = True
             note(f"{says}; waiting for {within:g} s")
         time.sleep(min(left, ASK_WORKERS_EVERY))
 

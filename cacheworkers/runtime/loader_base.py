@@ -21,7 +21,7 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.loader_memory import LoaderMemory, as_is
 from cacheworkers.flows.nested_read import nested, nested_many
-from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
+from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, QueueKind
 from cacheworkers.flows.read_many import one_by_one, read_many
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.flows.warm import hot
@@ -29,9 +29,9 @@ from cacheworkers.flows.warm_up import UNLIMITED, WarmUp
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.coalescing import LEAD, Crowd, Outcome, TaskPlace, ThreadPlace
 from cacheworkers.local.l1 import MISSING, Slot
-from cacheworkers.runtime.load_runner import LoaderRunner, RunInTransaction
+from cacheworkers.runtime.load_runner import LoaderRunner
 from cacheworkers.runtime.warm_job import WarmJob
-from cacheworkers.sql.watch.dirty_transactions import dirty_here, open_dirty_transactions
+from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, has_dirty_session, is_dirty
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,11 +82,9 @@ class LoaderBase(Generic[T]):
 
     def _slot(self, text: str) -> Slot | None:
         """Return the L1 slot that may answer now: not within a load, nor where a session is dirty."""
-        if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
+        if not self._l1_for or self._outer_load() is not None or is_dirty(self._ports):
             return None
         now = monotonic()
-        if now >= self._coherence.look_at:
-            self._coherence.look(now)
         slot = self._ports.l1.get(text)
         if slot is None:
             return None
@@ -110,21 +108,31 @@ class LoaderBase(Generic[T]):
         decode: Callable[[bytes], Any],
     ) -> Flow[Read]:
         """Return the flow that reads a call past L1: within a transaction or a load, or through the store."""
-        units = open_dirty_transactions()
-        if units:
-            return read_in_transaction(
-                self._ports,
-                self._spec,
-                call,
-                decode,
-                units,
-                lambda unit, loader, loading: RunInTransaction(self._runner, loader, loading, unit),
-            )
-        inside = loads.current.get()
-        if inside is not None:
-            return nested(self._ports, self._spec, call, decode, inside[1])
+        dirty = dirty_transactions(self._ports)
+        if not dirty:
+            return self._clean_flow(call, arguments, decode)
+        return read_in_transaction(
+            self._ports,
+            self._spec,
+            call,
+            decode,
+            dirty,
+            self._runner.step_in_transaction,
+            lambda: self._clean_flow(call, arguments, decode),
+        )
+
+    def _clean_flow(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Flow[Read]:
+        """Return the flow that reads a call outside dirty transactions."""
+        outer = self._outer_load()
+        if outer is not None:
+            return nested(self._ports, self._spec, call, decode, outer)
         self._ports.listener.start()
         return self._store_flow(call, arguments, decode, None)
+
+    def _outer_load(self) -> Loading | None:
+        """Return the load of this cache that this thread or task is in."""
+        found = loads.current.get()
+        return found[1] if found is not None and found[0] is self._runner.owner else None
 
     def _store_flow(
         self,
@@ -231,7 +239,7 @@ class LoaderBase(Generic[T]):
 
     def _is_alone(self) -> bool:
         """Whether this read may be given nothing of another's: it is within a load, or sees a dirty session."""
-        return loads.current.get() is not None or dirty_here() is not None
+        return self._outer_load() is not None or is_dirty(self._ports)
 
     def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
         """Read a call that L1 does not answer; of the threads that read it together, one does so for all."""
@@ -439,7 +447,7 @@ class LoaderBase(Generic[T]):
             return None
         if slot is not None:
             now, coherence = monotonic(), self._coherence
-            if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
+            if now < slot.until and now - coherence.usable_at < self._l1_for:
                 slot.reads += 1
                 return self._json_slot(slot)
         return None
@@ -483,7 +491,7 @@ class LoaderBase(Generic[T]):
 
     def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
         call, _ = self._bound(args, kwargs)
-        if dirty_here() is not None:
+        if has_dirty_session(self._ports):
             raise CallError(
                 f"invalidating {call.text} within an open transaction that has changed what is watched would be undone "
                 f"by a load before its commit; give its tags to cache.invalidate(..., session=), or call it after the "
@@ -497,13 +505,14 @@ class LoaderBase(Generic[T]):
 
     def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
         texts = self._spec.signature.texts(keys)
-        unit, inside = dirty_here(), loads.current.get()
-        if unit is not None:
+        outer = self._outer_load()
+        if is_dirty(self._ports):
             return one_by_one({key: self._one_key(key) for key in texts}, self._one)
-        if inside is not None:
-            return nested_many(
-                self._ports, self._spec, {key: self._one_key(key) for key in texts}, self._codec.decode, inside[1]
-            )
+        if outer is not None:
+            calls = {key: self._one_key(key) for key in texts}
+            # The batch's own list: what is read for a key is of that key, for a batch is any keys that came together.
+            is_by_key = keys is outer.keys
+            return nested_many(self._ports, self._spec, calls, self._codec.decode, outer, is_by_key=is_by_key)
         self._ports.listener.start()
         return read_many(self._ports, self._spec, texts, self._memory)
 

@@ -38,6 +38,7 @@ STORE_RULES = {
     "persistence-snapshots",
     "config-hidden",
     "clock-skew",
+    "tracking-table",
     "tracking",
     "acl",
 }
@@ -131,6 +132,24 @@ def refuse(client: redis.Redis) -> None:
     configure(maxmemory=100_000_000, maxmemory_policy="volatile-lru")(client)
 
 
+def fill_the_tracking_table(client: redis.Redis) -> None:
+    """A process keeps as many entries as the store will track; its connection stays open with the client's."""
+    client.config_set("tracking-table-max-keys", 20)
+    connection: Any = client.connection_pool.make_connection()
+    connection.connect()
+    connection.send_command("HELLO", "3")
+    connection.send_command("CLIENT", "TRACKING", "ON")
+    for n in range(20):
+        connection.send_command("EXISTS", f"key{n}")
+    _open.append(connection)
+    end = time.monotonic() + 20
+    while client.info("stats")["tracking_total_keys"] < 20 and time.monotonic() < end:
+        pass
+
+
+_open: list[Any] = []
+
+
 BREAKS: dict[str, tuple[Callable[[redis.Redis], None], dict[str, str]]] = {
     "allkeys-lru": (configure(maxmemory_policy="allkeys-lru"), {"eviction-policy": "error"}),
     "volatile-ttl": (configure(maxmemory_policy="volatile-ttl"), {"eviction-policy": "error"}),
@@ -140,6 +159,7 @@ BREAKS: dict[str, tuple[Callable[[redis.Redis], None], dict[str, str]]] = {
     "refused": (refuse, {"memory-refused": "warning"}),
     "snapshots": (configure(appendonly="no", save="3600 1 60 1000"), {"persistence-snapshots": "warning"}),
     "nothing on disk": (configure(appendonly="no", save=""), {"persistence-none": "note"}),
+    "a full tracking table": (fill_the_tracking_table, {"tracking-table": "warning"}),
 }
 
 

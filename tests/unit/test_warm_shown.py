@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cacheworkers import Config, WarmUp
-from cacheworkers.ops.progress_display import RATE_OF, SAY_EVERY, Rate, line, shown, waits_for
+from cacheworkers.ops.progress_display import RATE_OF, SAY_EVERY, Rate, line, progress_display, waits_for
 
 QUEUES = Config(redis_url="redis://127.0.0.1:1/0", namespace="shop").queues
 
@@ -26,7 +26,7 @@ class AwaitPush:
 
 def test_without_a_terminal_a_line_every_few_seconds_says_how_far_it_is() -> None:
     told = AwaitPush()
-    with shown(
+    with progress_display(
         "product", 1000, QUEUES, Console(file=io.StringIO()), clock=told.clock, say=told.lines.append
     ) as progress:
         for loaded in range(0, 200, 10):  # ten in half a second
@@ -72,7 +72,7 @@ def test_the_rate_is_of_late() -> None:
 def test_the_bar_says_calls_a_second() -> None:
     told, screen = AwaitPush(), io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200)
-    with shown("product", 1000, QUEUES, console, clock=told.clock) as progress:
+    with progress_display("product", 1000, QUEUES, console, clock=told.clock) as progress:
         told.now += 2.0
         progress(WarmUp(1000, fresh=50, loaded=84, window=16))
 

@@ -1,4 +1,4 @@
-"""`cacheworkers doctor`: what `diagnose` finds, on the command line."""
+"""`cacheworkers doctor`: prints the findings of `diagnose`."""
 
 from __future__ import annotations
 

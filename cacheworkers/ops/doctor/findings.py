@@ -1,4 +1,4 @@
-"""Findings, and the rules they come from: what is looked at, why it matters, and what to do when it is not so."""
+"""Findings of doctor and the rules they come from: what is checked, why it matters, how to fix it."""
 
 from __future__ import annotations
 

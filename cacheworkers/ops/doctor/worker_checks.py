@@ -1,4 +1,4 @@
-"""What is looked at in Celery: the app's settings, the broker, and the workers behind it."""
+"""Doctor's checks of Celery: the app's settings, the broker, its queues and the workers."""
 
 from __future__ import annotations
 

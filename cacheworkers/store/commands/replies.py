@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from cacheworkers.errors import StoreError
+
+_ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -70,8 +73,18 @@ class Registered(msgspec.Struct, frozen=True):
 
 
 def text(reply: Any) -> str:
-    """Return a reply as text."""
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
+    """Return a reply as text; what is no UTF-8, and so nothing of ours, as `bytes_of` takes it back."""
+    return reply.decode(errors="surrogateescape") if isinstance(reply, bytes) else str(reply)
+
+
+def bytes_of(text: str) -> bytes:
+    """Return the bytes of a text that `text` has returned."""
+    return text.encode(errors="surrogateescape")
+
+
+def legible(texts: Iterable[str]) -> list[str]:
+    """Return those of some members that may be ours: something else may have added bytes that are no text."""
+    return [each for each in texts if each.isascii() or not _ESCAPED.search(each)]
 
 
 def raw(reply: Any) -> bytes | None:
@@ -143,7 +156,7 @@ def ours(reply: Any) -> Any:
 
 def foreign(reply: Exception) -> ForeignType:
     """Return what a WRONGTYPE reply means, to be raised once the other keys of the exchange are done."""
-    return ForeignType(f"a key of ours is of another type: {reply}")
+    return ForeignType(f"a key of ours holds what something else has written: {reply}")
 
 
 def detached(tag: str, shard: int, reply: Any, name: str = "") -> list[DetachedSet | ForeignType]:
@@ -152,7 +165,12 @@ def detached(tag: str, shard: int, reply: Any, name: str = "") -> list[DetachedS
         return [foreign(reply)]
     names, members = reply if name else (reply, ())
     calls = [text(member) for member in members]
-    return [DetachedSet(tag, shard, found, calls if found == name else ()) for found in map(text, names)]
+    return [
+        DetachedSet(tag, shard, found, calls if found == name else ())
+        if legible([found])
+        else ForeignType(f"the index of detached sets of {tag} names {found!r}")
+        for found in map(text, names)
+    ]
 
 
 def fields(reply: Any) -> dict[str, str]:

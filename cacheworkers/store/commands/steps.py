@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from cacheworkers.local.batching import Batcher
-from cacheworkers.store.commands import replies
+from cacheworkers.store.commands import replies as shapes
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_info import info_of
 from cacheworkers.store.connections.transport import Transport
@@ -33,11 +33,23 @@ class Exchange(Generic[T]):
 
     def run(self) -> T:
         """Do it, blocking this thread."""
-        return self._shape(self._link.exchange(self._requests) if self._requests else [])
+        return self._shaped(self._link.exchange(self._requests) if self._requests else [])
 
     async def arun(self) -> T:
         """Do it on the running loop."""
-        return self._shape(await self._link.aexchange(self._requests) if self._requests else [])
+        return self._shaped(await self._link.aexchange(self._requests) if self._requests else [])
+
+    def _shaped(self, replies: list[Any]) -> T:
+        """Return the replies in shape.
+
+        Raises:
+            ForeignType: a key of ours holds what something else has written there.
+        """
+        try:
+            return self._shape(replies)
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            wrong = next((reply for reply in replies if isinstance(reply, Exception)), error)
+            raise shapes.foreign(wrong) from error
 
     @staticmethod
     def joint(parts: Sequence[Exchange[Any]]) -> Exchange[list[Any]]:
@@ -70,7 +82,7 @@ class Get:
 
     def run(self) -> bytes | None:
         """Get it, blocking this thread."""
-        return replies.raw(self._link.exchange([Request(("GET", self._key))])[0])
+        return shapes.raw(self._link.exchange([Request(("GET", self._key))])[0])
 
     async def arun(self) -> bytes | None:
         """Get it on the running loop."""
@@ -105,7 +117,7 @@ class Scan:
             following = self._at << 64 | inner
         else:
             following = (self._at + 1) << 64 if self._at + 1 < masters else 0
-        return following, [replies.text(key) for key in keys]
+        return following, [shapes.text(key) for key in keys]
 
 
 class Info:

@@ -205,9 +205,23 @@ class Store:
     # -- loads
 
     def snapshot(self) -> Exchange[Snapshot]:
-        """The sequence and the time, to be taken before the data is read."""
-        request = Request.call(scripts.SNAPSHOT, (self.keys.seq,), ())
-        return self._ask([request], lambda replies: Snapshot(int(replies[0][0]), replies[0][1] / 1000))
+        """The sequence and the time, to be taken before the data is read.
+
+        A process that keeps tags in several shards says so first: an invalidation that does not know it has begun
+        before the data is read, and what it changed is in that data.
+        """
+        requests = []
+        if self.keys.own_tag_shards:
+            words = [word for each in self.keys.own_tag_shards.items() for word in each]
+            requests.append(Request.call(scripts.DECLARE_SHARDS, (self.keys.tag_shards,), words))
+        requests.append(Request.call(scripts.SNAPSHOT, (self.keys.seq,), ()))
+
+        def shape(replies: list[Any]) -> Snapshot:
+            for reply in replies:
+                parse.ours(reply)
+            return Snapshot(int(replies[-1][0]), replies[-1][1] / 1000)
+
+        return self._ask(requests, shape)
 
     def register(
         self, calls: Sequence[tuple[str, Sequence[str], float]], *, load_for: float
@@ -283,8 +297,23 @@ class Store:
     # -- invalidations
 
     def next_seq(self) -> Exchange[int]:
-        """The number of a new invalidation."""
-        return self._ask([Request.call(scripts.NEXT_SEQ, (self.keys.seq,), ())], lambda replies: int(replies[0]))
+        """The number of a new invalidation; learns, too, how many shards any process keeps tags in."""
+
+        def shape(replies: list[Any]) -> int:
+            self._learn_shards(replies[1])
+            return int(replies[0])
+
+        return self._ask(
+            [Request.call(scripts.NEXT_SEQ, (self.keys.seq,), ()), Request(("HGETALL", self.keys.tag_shards))], shape
+        )
+
+    def learn_shards(self) -> Exchange[None]:
+        """Learn how many shards any process keeps tags in, before tag sets are walked through."""
+        request = Request(("HGETALL", self.keys.tag_shards))
+        return self._ask([request], lambda replies: self._learn_shards(replies[0]))
+
+    def _learn_shards(self, reply: Any) -> None:
+        self.keys.learn_shards({prefix: int(shards) for prefix, shards in parse.fields(parse.ours(reply)).items()})
 
     def raise_seq(self, least: int) -> Exchange[int]:
         """The sequence, lifted to `least` if a failover had set it back."""
@@ -309,7 +338,12 @@ class Store:
     def mark_tags(self, tags: Sequence[str], n: int) -> Exchange[None]:
         """Mark tags softly invalidated; their sets stay where they are."""
         marks = [self.keys.last_invalidation(tag, shard) for tag in tags for shard in range(self.keys.shards(tag))]
-        return self._ask([Request.call(scripts.MARK_TAG, (mark,), (n,)) for mark in marks], lambda replies: None)
+
+        def shape(replies: list[Any]) -> None:
+            for reply in replies:
+                parse.ours(reply)
+
+        return self._ask([Request.call(scripts.MARK_TAG, (mark,), (n,)) for mark in marks], shape)
 
     def detached_sets(self, tags: Sequence[str]) -> Exchange[list[DetachedSet | ForeignType]]:
         """All detached sets of some tags."""
@@ -332,7 +366,9 @@ class Store:
         most = _share(len(sets))
         requests = [
             Request.call(
-                scripts.DRAINED, (each.name, self.keys.detached_index(each.tag, each.shard)), (most, *each.calls)
+                scripts.DRAINED,
+                (each.name, self.keys.detached_index(each.tag, each.shard)),
+                (most, *map(parse.bytes_of, each.calls)),
             )
             for each in sets
         ]
@@ -354,6 +390,7 @@ class Store:
         Leases first: a load that writes between the two is refused.  The other way round its entry would stay, and it
         would be in no tag set, for its member leaves the detached set next.
         """
+        calls = parse.legible(calls)
         if not calls:
             return self._ask([], lambda replies: 0)
         entries, leases = [self.keys.entry(call) for call in calls], [self.keys.lease(call) for call in calls]
@@ -373,6 +410,7 @@ class Store:
 
     def soften(self, calls: Sequence[str]) -> Exchange[int]:
         """Make the entries of calls stale, break their leases and end their failures; how many were fresh."""
+        calls = parse.legible(calls)
         requests = [
             Request.call(
                 scripts.SOFTEN,

@@ -23,12 +23,16 @@ if type(raw) ~= "string" then
   raw = false
 end
 local held = redis.call("HMGET", lease, "token", "fence")
+if held[1] and redis.call("PTTL", lease) < 0 then  -- without an end: see claim.lua
+  redis.call("DEL", lease)
+  held = {false, false}
+end
 if held[1] then
   if held[1] ~= token then
     return {"left"}
   end
   if held[2] == fence then  -- sent twice
-    return {"begun", tonumber(string.match(redis.call("GET", attempts) or "1", "^%d+")), raw}
+    return {"begun", tonumber(string.match(redis.call("GET", attempts) or "1", "^%d+") or "1"), raw}
   end
   if held[2] and not is_redelivered then
     return {"left"}

@@ -26,6 +26,11 @@ if type(head) == "string" and string.sub(head, 1, #magic) == magic then
 end
 
 local holder = redis.call("HGET", lease, "token")
+if holder and redis.call("PTTL", lease) < 0 then
+  -- Without an end, as a copy of the data may leave it: nobody would ever give it back.
+  redis.call("DEL", lease)
+  holder = false
+end
 if holder == token then
   return {"claimed"}
 end
@@ -43,9 +48,9 @@ if heeds_backoff then
   if backoff[3] then
     local time = redis.call("TIME")
     local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-    local rest_ms = tonumber(backoff[3]) - now_ms
+    local rest_ms = (tonumber(backoff[3]) or 0) - now_ms
     if rest_ms > 0 then
-      return {"backoff", backoff[1], backoff[2], rest_ms}
+      return {"backoff", backoff[1] or "?", backoff[2] or "", rest_ms}
     end
   end
 end

@@ -11,7 +11,7 @@
 local tag_set, last, index, name = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local n, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 
-if tonumber(redis.call("GET", last) or "0") < n then
+if (tonumber(redis.call("GET", last) or "0") or 0) < n then  -- what is no number is overwritten
   redis.call("SET", last, string.format("%.0f", n))
 end
 local members = {}

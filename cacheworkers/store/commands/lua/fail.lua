@@ -14,7 +14,8 @@ if redis.call("HGET", lease, "fence") ~= fence then
   local record = redis.call("HMGET", failures, "fence", "backoff_ms")
   return record[1] == fence and tonumber(record[2]) or -1
 end
-local count = redis.call("HINCRBY", failures, "count", 1)
+local count = (tonumber(redis.call("HGET", failures, "count") or "0") or 0) + 1
+redis.call("HSET", failures, "count", string.format("%.0f", count))
 local backoff_ms = math.floor(math.min(first_ms * 2 ^ math.min(count - 1, 30), most_ms))
 local time = redis.call("TIME")
 local until_ms = time[1] * 1000 + math.floor(time[2] / 1000) + backoff_ms

@@ -7,7 +7,7 @@
 -- Soft takes nothing out of the tag set: a live entry must always be findable by the next invalidation.
 local last, n = KEYS[1], tonumber(ARGV[1])
 
-local there = tonumber(redis.call("GET", last) or "0")
+local there = tonumber(redis.call("GET", last) or "0") or 0  -- what is no number is overwritten
 if there < n then
   redis.call("SET", last, string.format("%.0f", n))
   return n

@@ -7,7 +7,12 @@
 -- Atomic because another invalidation may lift it further meanwhile.
 local seq, least = KEYS[1], tonumber(ARGV[1])
 
-local now = tonumber(redis.call("GET", seq) or "0")
+local function number_of(text)  -- what something else has written there counts as none
+  local number = tonumber(text or "0") or 0
+  return (number >= 0 and number <= 2 ^ 53 and number == math.floor(number)) and number or 0
+end
+
+local now = number_of(redis.call("GET", seq))
 if now < least then
   redis.call("SET", seq, string.format("%.0f", least))
   return least

@@ -12,4 +12,9 @@ local call, kept_for_ms = ARGV[1], tonumber(ARGV[2])
 local time = redis.call("TIME")
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call("ZADD", tag_set, "GT", string.format("%.0f", now_ms + kept_for_ms), call)
-return {tonumber(redis.call("GET", last) or "0"), now_ms}
+local mark = tonumber(redis.call("GET", last) or "0")
+if not mark then
+  -- Whether the tag has been invalidated is not known, so nothing is stored until the next invalidation marks it.
+  return redis.error_reply("WRONGTYPE the mark of an invalidation is no number")
+end
+return {mark, now_ms}

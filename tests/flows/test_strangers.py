@@ -1,0 +1,123 @@
+"""Something else writes into the library's keys: it costs caching, and nobody gets a strange error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, CacheworkersError, InvalidationIncomplete, Load
+
+FORMS: dict[str, Callable[[Any, str, bytes], object]] = {
+    "string": lambda client, key, odd: client.set(key, odd),
+    "hash": lambda client, key, odd: client.hset(
+        key, mapping=dict.fromkeys(("token", "fence", "run", "kind", "text", "until_ms", "count", "warm"), odd)
+    ),
+    "sorted set": lambda client, key, odd: client.zadd(key, {odd: 2.0**60, odd + b"2": 1.0}),
+    "set": lambda client, key, odd: client.sadd(key, odd),
+    "list": lambda client, key, odd: client.rpush(key, odd),
+}
+
+
+class Shop:
+    def __init__(self, make_cache: Callable[..., Cache]) -> None:
+        self.cache = make_cache(l1_entries=0, breaker_for=0.05, backoff_for=0.05, max_backoff_for=0.05)
+        self.loads = 0
+
+        @self.cache.loader(fresh_for=300, wait_for=0.3, load_for=2, tags=("products",))
+        def price(load: Load, number: int) -> int:
+            self.loads += 1
+            return number
+
+        self.price = price
+        self.client = self.cache._ports.store.link.client()
+        keys = self.cache._ports.store.keys
+        self.keys = {
+            "entry": keys.entry("price[1]"),
+            "lease": keys.lease("price[1]"),
+            "failures": keys.failures("price[1]"),
+            "attempts": keys.attempts("price[1]"),
+            "tag set": keys.tag_set("products"),
+            "last invalidation": keys.last_invalidation("products"),
+            "detached index": keys.detached_index("products"),
+            "seq": keys.seq,
+            "shards": keys.tag_shards,
+        }
+
+
+@pytest.fixture
+def shop(make_cache: Callable[..., Cache]) -> Shop:
+    return Shop(make_cache)
+
+
+@pytest.mark.parametrize("odd", [b"\xff\xfe", b"1e400", b"-5"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", ["entry", "lease", "failures", "attempts", "tag set", "last invalidation", "seq"])
+def test_a_read_returns_its_value_or_an_error_of_the_library(shop: Shop, where: str, form: str, odd: bytes) -> None:
+    FORMS[form](shop.client, shop.keys[where], odd)
+
+    for read in (shop.price.get, lambda number: shop.price.get_many([number])[number]):
+        try:
+            assert read(1) == 1
+        except CacheworkersError:
+            pass
+
+    assert shop.loads <= 10
+
+
+@pytest.mark.parametrize("odd", [b"\xff\xfe", b"1e400", b"-5"])
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", ["tag set", "last invalidation", "detached index", "seq", "shards"])
+def test_an_invalidation_is_done_or_not_acknowledged(shop: Shop, where: str, form: str, mode: Any, odd: bytes) -> None:
+    FORMS[form](shop.client, shop.keys[where], odd)
+
+    try:
+        shop.cache.invalidate("products", mode=mode)
+    except InvalidationIncomplete:
+        pass
+    for look in (lambda: shop.cache.calls_of("products"), lambda: shop.cache.collect_garbage(5)):
+        try:
+            look()
+        except CacheworkersError:
+            pass
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_an_invalidation_that_cannot_be_marked_is_not_acknowledged(shop: Shop, mode: Any) -> None:
+    """A load under way compares with the mark: it would store, as fresh, what it has read before."""
+    shop.client.lpush(shop.keys["last invalidation"], "foreign")
+
+    with pytest.raises(InvalidationIncomplete):
+        shop.cache.invalidate("products", mode=mode)
+
+
+@pytest.mark.parametrize("number", [b"-5", b"18446744073709551616", b"1e300", b"12.5", b"nan", b"x"])
+def test_a_stray_sequence_does_not_end_caching(shop: Shop, number: bytes) -> None:
+    for _ in range(2):
+        shop.client.set(shop.keys["seq"], number)
+        shop.price.get(1)
+        assert shop.price.read(1).tier == "store"
+        shop.cache.invalidate("products")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"token": "ab", "fence": "cd"}, {"token": "ab", "taken_over": "1"}, {"token": "ab"}]
+)
+def test_a_lease_without_an_end_is_none(shop: Shop, fields: dict[str, str]) -> None:
+    """As a copy of the data without lifetimes, or PERSIST, leaves it."""
+    shop.client.hset(shop.keys["lease"], mapping=fields)
+
+    assert shop.price.get(1) == 1
+    assert shop.price.read(1).tier == "store"
+
+
+def test_members_that_are_no_text_are_removed_and_the_others_invalidated(shop: Shop) -> None:
+    assert shop.price.get(1) == 1
+    shop.client.zadd(shop.keys["tag set"], {b"\xff\xfe": 2.0**60})
+
+    done = shop.cache.invalidate("products")
+
+    assert done.entries == 1 and shop.price.peek(1) is None
+    assert not shop.client.exists(shop.keys["detached index"])
