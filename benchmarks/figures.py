@@ -194,7 +194,7 @@ def gone_from_memory(scale: Scale) -> Found:
     changes = scale.of(2000, 50)
     seen = coherence.measured(changes, scale.of(PROCESSES, 2), pace=READS_A_SECOND)
     row = Row(
-        f"change until gone from the memory of processes that read {READS_A_SECOND:,} a second each, {changes:,} changes",
+        f"change until gone from memory of processes that read {READS_A_SECOND:,} a second each, {changes:,} changes",
         "p99 <= 10 ms",
         lags(seen.gone),
         f"new value seen: p99 {percentile(seen.seen, 0.99):.1f} ms; {len(seen.gone):,} sightings",
