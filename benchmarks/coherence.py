@@ -1,13 +1,13 @@
-"""How long L1 of other processes lags behind a change: `python -m benchmarks.coherence [--changes 10000]`.
+"""How long L1 of other processes lags behind a change: `python -m benchmarks.coherence [--changes 10000 --pace 2000]`.
 
-Four processes read one value from their own memory as fast as they can; this one changes it and invalidates.  For each
-process and change: `gone` is the time from the change until the last read began that still returned what was before it
-(a read under way at the change may), `late` the same from when `invalidate` had returned, `seen` until the first read
-that did not has returned, its load included.  A change that the next one overtook before it was noticed is gone when
-that one is: none is left out.
+Four processes read one value from their own memory, at a pace or as fast as they can; this one changes it and
+invalidates.  For each process and change: `gone` is the time from the change until the last read began that still
+returned what was before it (a read under way at the change may), `late` the same from when `invalidate` had returned,
+`seen` until the first read that did not has returned, its load included.  A change that the next one overtook before it
+was noticed is gone when that one is: none is left out.
 
-On fewer cores than processes all this is the scheduler's doing: who invalidates, the store, and a process that has
-pushes to take in each wait for their turn.
+At full speed on fewer cores than processes all this is the scheduler's doing: the writer, the store, and a process that
+has invalidation messages to process each wait for their turn.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ def made(url: str, database: Any) -> tuple[Cache, Any]:
     return cache, number
 
 
-def read(url: str, database: Any, seen: Any, stop: Any, results: Any, nice: float, switch: float) -> None:
-    """Read at full speed; report of each change when the last read of what was before it began, and when the first
-    that did not return that was done, in monotonic time; and how many reads there were.
+def read(url: str, database: Any, seen: Any, stop: Any, results: Any, pace: float, switch: float) -> None:
+    """Read; report of each change when the last read of what was before it began, and when the first that did not
+    return that was done, in monotonic time; and how many reads there were.
 
     Args:
+        pace: reads a second; 0 for as many as there can be.
         seen: set to one more than the last change that was read.
     """
     sys.setswitchinterval(switch)
@@ -58,8 +59,9 @@ def read(url: str, database: Any, seen: Any, stop: Any, results: Any, nice: floa
     sightings: list[tuple[int, float, float]] = []
     reads, known, last = 0, -1, 0.0
     number.get()
+    due = time.monotonic()
     while not stop.is_set():
-        for _ in range(200):
+        for _ in range(1 if pace else 200):
             began = time.monotonic()
             value = number.get()
             reads += 1
@@ -70,15 +72,14 @@ def read(url: str, database: Any, seen: Any, stop: Any, results: Any, nice: floa
                 known = value
                 seen[0] = value + 1
             last = began
-        if nice:
-            time.sleep(nice)
+        if pace:
+            due = max(due + 1 / pace, time.monotonic() - 0.1)
+            time.sleep(max(0.0, due - time.monotonic()))
     results.put((sightings, reads))
     cache.close()
 
 
-def measured(
-    changes: int, processes: int, rate: float = 100.0, pause: float = 0.0, switch: float | None = None
-) -> Lags:
+def measured(changes: int, processes: int, rate: float = 100.0, pace: float = 0.0, switch: float | None = None) -> Lags:
     """Return the lags of so many changes, made at a rate a second."""
     switch = sys.getswitchinterval() if switch is None else switch
     context = multiprocessing.get_context("spawn")
@@ -88,7 +89,7 @@ def measured(
         seen = [context.Array("q", 1, lock=False) for _ in range(processes)]
         stop, results = context.Event(), context.Queue()
         readers = [
-            context.Process(target=read, args=(valkey.url, database, each, stop, results, pause, switch))
+            context.Process(target=read, args=(valkey.url, database, each, stop, results, pace, switch))
             for each in seen
         ]
         for reader in readers:
@@ -126,12 +127,12 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=10_000)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--rate", type=float, default=100.0, help="changes a second")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds that a reader rests after each 200 reads")
+    parser.add_argument("--pace", type=float, default=0.0, help="reads a second of each process; 0 for full speed")
     parser.add_argument(
         "--switch-interval", type=float, default=sys.getswitchinterval(), help="sys.setswitchinterval of the readers"
     )
     options = parser.parse_args()
-    found = measured(options.changes, options.processes, options.rate, options.pause, options.switch_interval)
+    found = measured(options.changes, options.processes, options.rate, options.pace, options.switch_interval)
     print(
         f"{options.changes:,} changes in {found.took:.0f} s, {options.processes} processes on {os.cpu_count()} cores, "
         f"{found.reads / found.took:,.0f} reads a second"

@@ -243,14 +243,14 @@ def recorded(where: Path, name: str) -> Iterator[tuple[Recorder, Recorder]]:
             heard(coherence, at)
             history.heard(me, at)
 
-        Coherence.heard = note  # type: ignore[assignment, method-assign]
+        Coherence.prove = note  # type: ignore[assignment, method-assign]
         try:
             yield history, kept
         finally:
-            Coherence.heard = heard  # type: ignore[method-assign]
+            Coherence.prove = heard  # type: ignore[method-assign]
 
 
-_heard = Coherence.heard
+_heard = Coherence.prove
 
 
 def _tell(readers: list[Reader], results: Any) -> None:

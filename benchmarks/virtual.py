@@ -35,7 +35,7 @@ from cacheworkers.flows.wait import Wait
 from cacheworkers.flows.warm import Queued, report_accesses, warm_round
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1, MISSING
-from cacheworkers.local.waiters import Waiter, Waiters
+from cacheworkers.local.waiters import Flight, Waiter, Waiters
 from cacheworkers.store.commands.replies import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
 
 #: Seconds from a change in the store until a process has heard of it.
@@ -342,6 +342,9 @@ class _Listener:
 
     def start(self) -> None: ...
 
+    def watch(self, flight: Flight) -> bool:
+        return True
+
     def barrier(self, timeout: float) -> _Done:
         return _Done(True)
 
@@ -414,7 +417,7 @@ class Process:
         self.workers = workers
         self.spec = spec
         coherence = Coherence()
-        coherence.heard(float("inf"))
+        coherence.prove(float("inf"))
         self.l1, self.waiters = L1(config.l1_entries, config.l1_bytes), Waiters()
         self.ports = Ports(
             config=config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
@@ -37,7 +37,7 @@ from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, 
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.warm_job import WarmJob
 from cacheworkers.runtime.wiring import Internals, Runtime
-from cacheworkers.sql.watch.dirty_transactions import dirty_here
+from cacheworkers.sql.watch.dirty_transactions import has_dirty_session
 from cacheworkers.workers.version_mismatch import mismatch
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from cacheworkers.sql.watch.flush_changes import TagsOf
     from cacheworkers.sql.watch.service import WatchService
     from cacheworkers.sql.watch.session_hooks import AnySession
+    from cacheworkers.sql.watch.tag_rules import Mode as WatchMode
     from cacheworkers.workers.broker_queues import QueueState
 
 
@@ -178,7 +179,7 @@ class Cache:
             TagError: a tag is empty, too long or holds control characters.
         """
         if session is not None and not dry_run:
-            self._watching.of(session, mode).add(session, tags)
+            self._watching.add(session, tags, mode)
             return Invalidation(0, 0)
         return run(self._invalidation(tags, mode, dry_run, progress))
 
@@ -192,7 +193,7 @@ class Cache:
     ) -> Invalidation:
         """Invalidate every entry that has any of the tags; see `invalidate`."""
         if session is not None and not dry_run:
-            await self._watching.of(session, mode).aadd(session, tags)
+            await self._watching.aadd(session, tags, mode)
             return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode, dry_run, progress))
 
@@ -218,25 +219,43 @@ class Cache:
 
     # -- watching what changes
 
-    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf | Sequence[str]], *, check: bool = True) -> None:
+    def watch(
+        self,
+        sessions: Any,
+        mapping: Mapping[Any, TagsOf | Sequence[str]] | Any,
+        *,
+        columns: Mapping[Any, Collection[str]] | None = None,
+        ignore: Mapping[Any, Collection[str]] | None = None,
+        mode: WatchMode | Mapping[Any, WatchMode] = "hard",
+        check: bool = True,
+    ) -> None:
         """Invalidate with every commit of these sessions what their units of work have changed.
 
         Tags are made of old and new column values, and written to the outbox in the same transaction: once it is
-        committed they will be invalidated, whatever dies.  Until then reads of its own context run their loaders on
-        the session itself, unless the transaction has touched none of their tags; a deletion counts from its flush.
+        committed they will be invalidated, whatever dies.  A session that has joined somebody else's transaction is
+        invalidated when that is committed.  Until then reads of its own context run their loaders on the session
+        itself, unless the transaction has touched none of their tags.
 
         Args:
             sessions: a `sessionmaker`, a `Session` class, or their async kinds.
             mapping: mapped class, or association `Table`, -> function of a row's columns to its tags, or templates:
                 `{Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}"), Label: ["label:{id}"]}`.
+                Or a declarative base: all its classes and association tables, by the keys in their rows
+                (`product:42`, `category:7`: the table's name and its primary key).
+            columns: the columns that matter: template, class or table -> names.  An UPDATE that changes none of them
+                leaves its tags alone: `{"category:{category_id}": ["name", "price"]}`.  A template's own columns
+                always matter.
+            ignore: class or table -> columns whose changes concern none of its tags: `{User: ["last_seen"]}`.
+            mode: "hard", or "soft": the old value is served as stale while workers reload; for all, or by template,
+                class or table: `{Category: "soft"}`.
             check: make sure now that the outbox table is there; False where this module is also what migrates, which
                 then calls `cache.outbox.check(engine)` itself before it serves.
 
         Raises:
-            ConfigError: a key is neither, its tags are illegal or of no column, `sessions` is something else or commits
-                by itself, or the outbox table is not there.
+            ConfigError: a key is neither, an option names what is not there, its tags are illegal or of no column,
+                `sessions` is something else or commits by itself, or the outbox table is not there.
         """
-        self._watching.watch(sessions, mapping, check=check)
+        self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode, check=check)
 
     def triggers(self, templates: Mapping[str, Sequence[str]], *, notify: bool = True) -> Triggers:
         """Return Postgres triggers that write the outbox for whatever changes a table: psql, bulk statements, others.
@@ -599,7 +618,7 @@ class Cache:
         named = list(dict.fromkeys(tags))
         if dry_run:
             return count_entries(self._ports, named)
-        if dirty_here() is not None:
+        if has_dirty_session(self._ports):
             raise CallError(
                 f"invalidate({', '.join(tags)}) within an open transaction that has changed what is watched would be "
                 f"undone by a load before its commit; give session=, or call it after the commit"

@@ -49,7 +49,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
                 slot = None
             if slot is not None:
                 now, coherence = monotonic(), self._coherence
-                if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
+                if now < slot.until and now - coherence.usable_at < self._l1_for:
                     slot.reads += 1
                     value: T = slot.value
                     if value is not MISSING:
@@ -68,7 +68,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
                 slot = None
             if slot is not None:
                 now, coherence = monotonic(), self._coherence
-                if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
+                if now < slot.until and now - coherence.usable_at < self._l1_for:
                     slot.reads += 1
                     value: T = slot.value
                     if value is not MISSING:

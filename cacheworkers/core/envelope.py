@@ -46,6 +46,9 @@ _CREATED_AT = 20
 _SEQ_AT = 52
 FRESH_UNTIL_AT = 28
 WRITE_ID_AT = 60
+#: What tells whether an entry is still the same: its instants, its number and its version.
+LIFE_AT, LIFE_ENDS_AT = FRESH_UNTIL_AT, WRITE_ID_AT + 8
+_LIFE = struct.Struct(">QQ16x8s")
 HEADER_BYTES = _HEADER.size
 
 
@@ -208,6 +211,15 @@ def head_of(raw: bytes | None) -> Head | None:
     if magic != MAGIC or codec != CODEC_JSON:
         return None
     return Head(created / 1000, fresh / 1000, load_ms / 1000)
+
+
+def is_life_of(life: bytes, entry: Entry) -> bool:
+    """Return whether the bytes of an envelope from LIFE_AT to LIFE_ENDS_AT are this entry's."""
+    if len(life) != _LIFE.size:
+        return False
+    fresh, stale, write_id = _LIFE.unpack(life)
+    same: bool = write_id == entry.write_id and fresh / 1000 == entry.fresh_until and stale / 1000 == entry.stale_until
+    return same
 
 
 def version_of(raw: bytes | None) -> bytes:

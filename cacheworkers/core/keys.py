@@ -25,7 +25,7 @@ class Keyspace:
         tag_shards: in how many shards any process keeps them.
         run_id: the run id of the server that was last replayed to.
         touched: written for the sake of being written; what follows it makes it a key of a certain master.
-        entries_prefix, failures_prefix: what the listener listens to.
+        entries_prefix, failures_prefix, leases_prefix: what keys begin with whose changes are reported.
         tag_sets_prefix: what all tag sets begin with.
         tag_sets_pattern, last_invalidations_pattern, detached_indexes_pattern: for SCAN; all shards, no detached sets.
     """
@@ -44,6 +44,7 @@ class Keyspace:
         self.touched = f"{namespace}:w"
         self.entries_prefix = f"{namespace}:e:"
         self.failures_prefix = f"{namespace}:f:"
+        self.leases_prefix = f"{namespace}:l:"
         self.tag_sets_prefix = f"{namespace}:t:"
         self.tag_sets_pattern = f"{namespace}:t:{{*}}"
         self.last_invalidations_pattern = f"{namespace}:v:{{*}}"
@@ -51,7 +52,7 @@ class Keyspace:
         self.detached_indexes_pattern = f"{namespace}:d:{{*}}"
         self._entry = self.entries_prefix + "{"
         self._failures = self.failures_prefix + "{"
-        self._lease = f"{namespace}:l:{{"
+        self._lease = self.leases_prefix + "{"
         self._attempts = f"{namespace}:a:{{"
         self._of_calls = (self._entry.encode(), self._failures.encode())
         self._of_tag = re.compile(rf"{re.escape(namespace)}:[tvd]:\{{([^{{}}#]+)(?:#([1-9][0-9]*))?\}}")

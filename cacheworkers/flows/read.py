@@ -30,7 +30,7 @@ from cacheworkers.flows.load import LOAD_REFUSED, NOT_STORED, STORE_FULL
 from cacheworkers.flows.load_strategy import SINGLE, LoadStrategy
 from cacheworkers.flows.own_load import read_own_entry
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
-from cacheworkers.flows.wait import wait_for_push
+from cacheworkers.flows.wait import wait_for_push, watch_load
 from cacheworkers.local.waiters import Flight, Waiter
 from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, Moved
 
@@ -382,6 +382,7 @@ def _wait_for_load(ports: Ports, loader: LoaderSpec, state: _ReadState) -> Flow[
                 return None  # that lease may have ended before its holder's reply came
             flight.held_until, flight.token, flight.is_missing = now + rest, holder, not state.seen
             flight.is_begun, flight.is_taken_over = is_begun, is_taken_over
+            watch_load(ports, flight)
             if is_over:
                 ports.waiters.hand_off_to_all(flight)
             return None
@@ -389,6 +390,7 @@ def _wait_for_load(ports: Ports, loader: LoaderSpec, state: _ReadState) -> Flow[
             has_published, state.has_asked = state.has_asked or state.has_waited, True
             flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not state.seen
             flight.is_begun, flight.is_taken_over = False, is_over
+            watch_load(ports, flight)
             request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
             if is_over and has_published:
                 ports.note_taken_over(request)

@@ -15,15 +15,28 @@ from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 
+class Pending(Protocol):
+    """What a session has changed and not flushed yet."""
+
+    @property
+    def tags(self) -> frozenset[str]: ...
+    @property
+    def is_complete(self) -> bool: ...
+    @property
+    def can_flush(self) -> bool: ...
+
+
 class Dirty(Protocol):
     """An open transaction."""
 
     @property
     def tags(self) -> frozenset[str]: ...
     @property
-    def has_pending(self) -> bool: ...
+    def pending(self) -> Pending: ...
     @property
-    def has_untold(self) -> bool: ...
+    def has_unknown(self) -> bool: ...
+    @property
+    def is_usable(self) -> bool: ...
 
 
 D = TypeVar("D", bound=Dirty)
@@ -35,33 +48,48 @@ def read_in_transaction(
     call: Call,
     decode: Callable[[bytes], Any],
     dirty: Sequence[D],
-    run_there: Callable[[D, LoaderSpec, Loading], Step],
+    run_there: Callable[[D, LoaderSpec, Loading, bool], Step],
+    read_elsewhere: Callable[[], Flow[Read]],
 ) -> Flow[Read]:
     """Return the entry if none of its tags has been touched, else what the loader returns on the session that did.
 
+    The session is flushed for it only if the read's own tags are among those of what waits to be flushed: a look-up
+    must not write objects that are still being built.
+
     Args:
         dirty: the open transactions, newest first; at least one.
-        run_there: makes the step that runs a loader on the session of one of them.
+        run_there: makes the step that runs a loader on the session of one of them, which may be flushed or not.
+        read_elsewhere: makes the flow that reads as outside the transactions, if none of them can run a loader.
 
     Raises:
         Exception: whatever the loader raised.
     """
     started = ports.clock.monotonic()
+    states = [(each, each.pending) for each in dirty]
     try:
-        by = _touching(dirty, loader.templates.texts(call.arguments))
+        tags = frozenset(loader.templates.texts(call.arguments))
+        by = _touching(states, tags)
     except TagError:  # nothing is known of an entry with such a tag
-        by = dirty[0]
+        tags, by = frozenset(), dirty[0]
     if by is None:
         entry = yield from _stored(ports, loader, call)
-        by = _touching(dirty, entry.tags) if entry is not None else dirty[0]
+        if entry is not None:
+            tags = frozenset(entry.tags)
+            by = _touching(states, tags)
         if entry is not None and by is None:
             try:
                 now = ports.clock.now()
                 return Read.of(now, entry, decode(entry.payload), entry.freshness(now), "store", 0.0)
             except CodecError:
-                by = dirty[0]
+                pass
+    if by is None:
+        by = next((each for each in dirty if each.is_usable), None)
+    if by is None:
+        return (yield from read_elsewhere())
+    pending = next(pending for each, pending in states if each is by)
+    may_flush = pending.can_flush and not tags.isdisjoint(pending.tags)
     loading = Loading([call], {}, started + loader.load_for, 0)
-    values = yield run_there(by or dirty[0], loader, loading)
+    values = yield run_there(by, loader, loading, may_flush)
     value = values[call.text]
     if isinstance(value, BaseException):
         raise value
@@ -70,12 +98,15 @@ def read_in_transaction(
     return Read(decode(loader.codec.encode(value)), Freshness.FRESH, "load", 0.0, 0, waited)
 
 
-def _touching(dirty: Sequence[D], tags: Iterable[str]) -> D | None:
+def _touching(dirty: Iterable[tuple[D, Pending]], tags: frozenset[str]) -> D | None:
     """Return the transaction that has touched any of some tags, or may have; rather one that is known to."""
-    options = frozenset(tags)
-    known = (each for each in dirty if not each.tags.isdisjoint(options))
-    unknown = (each for each in dirty if each.has_pending or each.has_untold)
-    return next(known, None) or next(unknown, None)
+    maybe = None
+    for each, pending in dirty:
+        if not tags.isdisjoint(each.tags) or not tags.isdisjoint(pending.tags):
+            return each
+        if maybe is None and each.is_usable and (each.has_unknown or not pending.is_complete):
+            maybe = each
+    return maybe
 
 
 def _stored(ports: Ports, loader: LoaderSpec, call: Call) -> Flow[Entry | None]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from cacheworkers.core.driver import Flow
 from cacheworkers.flows.ports import Ports
-from cacheworkers.local.waiters import Waiter
+from cacheworkers.local.waiters import Flight, Waiter
 
-#: While the listener is down nobody is woken: waiters look again this often, seconds.
+#: While changes are not reported nobody is woken: waiters look again this often, seconds.
 POLL_FOR = 0.05
 
 
@@ -34,6 +34,21 @@ class Wait:
 def wait_for_push(ports: Ports, waiter: Waiter, until: float) -> Flow[None]:
     """Wait to be woken, at most until a monotonic instant."""
     timeout = until - ports.clock.monotonic()
-    if not ports.listener.is_up:
+    if not ports.listener.is_up or not watch_load(ports, waiter.flight):
         timeout = min(timeout, POLL_FOR)
     yield Wait(waiter, max(timeout, 0.0))
+
+
+def watch_load(ports: Ports, flight: Flight) -> bool:
+    """Have the end of a flight's load reported, once, and return whether it will be.
+
+    Called when its lease has become known, since some may sleep already; and before each sleep, since it was reported.
+    """
+    if not flight.token:
+        return True  # what it waits for happens in this process
+    mark = (flight.wakes, flight.token)
+    if flight.watched != mark:
+        if not ports.listener.watch(flight):
+            return False
+        flight.watched = mark
+    return not flight.must_poll

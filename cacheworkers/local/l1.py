@@ -30,6 +30,8 @@ _DECODED = 6
 #: One entry in so many is new.
 _NEW_SHARE = 10
 _MOST_VISITS = 3
+#: Dropped entries that are remembered, to tell whether they had changed.
+_MOST_DROPPED = 1000
 #: Most entries that are kept under one hold of the lock: a push waits for it.
 _TOGETHER = 100
 
@@ -90,6 +92,8 @@ class L1:
         slots: call text -> slot.
         bytes: estimated size of all slots.
         evictions: how many slots went for want of room.
+        unchanged_drops: how many slots were dropped, and then filled with the same entry: the server reported a change
+            that was none, for its tracking table is full.
         on_gone: called with each slot that went, outside the lock, so that its reads are counted.
     """
 
@@ -112,8 +116,11 @@ class L1:
         self._new: OrderedDict[str, Slot] = OrderedDict()
         self._main: OrderedDict[str, Slot] = OrderedDict()
         self._remembered: OrderedDict[int, None] = OrderedDict()
+        #: Hash of a call that was dropped -> version and end of the entry that was.
+        self._dropped: OrderedDict[int, tuple[bytes, float]] = OrderedDict()
         self.bytes = 0
         self.evictions = 0
+        self.unchanged_drops = 0
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -184,13 +191,12 @@ class L1:
             if slot is None:
                 return
             self._remove(slot)
+            self._dropped[hash(call)] = slot.entry.write_id, slot.entry.fresh_until
+            if len(self._dropped) > _MOST_DROPPED:
+                self._dropped.popitem(last=False)
             if not slot._is_new or slot._visits > 1:
                 self._remember(slot)  # its next version is no newcomer
         self._report([slot])
-
-    def is_busy(self) -> bool:
-        """Whether a thread, maybe this one, is changing what is kept: `drop` would wait for it."""
-        return self._lock.locked()
 
     def clear(self) -> None:
         """Drop everything: anything may have changed unheard."""
@@ -218,6 +224,8 @@ class L1:
             or not self._most_entries
         ):
             return False
+        if self._dropped and self._dropped.pop(key, None) == (slot.entry.write_id, slot.entry.fresh_until):
+            self.unchanged_drops += 1
         old = slots.get(call)
         if old is not None:
             slot._is_new = old._is_new

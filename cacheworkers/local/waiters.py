@@ -84,6 +84,8 @@ class Flight:
         is_loading: one reader of this process is loading without the store.
         shared: what such a load came to.
         wakes: changes with every wake.  A reply that was asked for before a wake may be overtaken by it.
+        watched: `(wakes, token)` for which the listener was last asked to report the end of the load.
+        must_poll: it cannot report it now, because another master has the key.
     """
 
     __slots__ = (
@@ -97,9 +99,11 @@ class Flight:
         "is_loading",
         "is_missing",
         "is_taken_over",
+        "must_poll",
         "shared",
         "token",
         "wakes",
+        "watched",
     )
 
     def __init__(self, call: str) -> None:
@@ -111,6 +115,8 @@ class Flight:
         self.is_claiming = False
         self.is_loading = False
         self.shared: Any = None
+        self.watched: tuple[int, str] | None = None
+        self.must_poll = False
         self.forget_lease()
 
     def forget_lease(self) -> None:
@@ -242,6 +248,25 @@ class Waiters:
     def has(self, call: str) -> bool:
         """Return whether somebody waits for a call; not locked."""
         return call in self._flights
+
+    def flight(self, call: str) -> Flight | None:
+        """Return what is known of a call that somebody waits for; not locked."""
+        return self._flights.get(call)
+
+    def waiting(self) -> list[Flight]:
+        """Return the flights that wait for the end of a load."""
+        return [flight for flight in list(self._flights.values()) if flight.token]
+
+    def watched(self, call: str, *, is_held: bool, is_error: bool) -> None:
+        """Note what the store says of the lease that a flight has waited for; if it has ended, wake all who wait.
+
+        Also if another is known meanwhile: some may sleep since the one that has ended, and be content with its entry.
+        """
+        flight = self._flights.get(call)
+        if flight is not None:
+            flight.must_poll = is_error
+            if not is_held:
+                self.wake(call)
 
     def enter(self, call: str) -> Waiter:
         """Register for a call's pushes; from now on none is missed."""

@@ -20,6 +20,7 @@ from cacheworkers.ops.exporter_command import exporter
 from cacheworkers.ops.history_command import check_history
 from cacheworkers.ops.locate_cache import COMPLETES, of_group
 from cacheworkers.ops.output import Obj, as_json, as_text, note
+from cacheworkers.ops.statements_command import statements
 from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
 from cacheworkers.ops.warm_command import warm
@@ -225,5 +226,5 @@ def completion(shell: str) -> None:
     click.echo(kind(main, {}, "cacheworkers", "_CACHEWORKERS_COMPLETE").source())
 
 
-for command in (stats, tag, invalidate, exporter, warm, check_history, doctor):
+for command in (stats, tag, invalidate, exporter, warm, check_history, doctor, statements):
     main.add_command(command)

@@ -15,7 +15,7 @@ from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.coherence import Coherence
-from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction
+from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction, LateInvalidation
 
 if TYPE_CHECKING:
     from cacheworkers.sql.load_sessions import Sessions
@@ -66,6 +66,14 @@ class LoaderRunner:
     def step(self, loader: LoaderSpec, loading: Loading) -> Step:
         """Return the step that runs the loader once for all calls of `loading`."""
         return RunLoader(self, loader, loading)
+
+    def step_in_transaction(
+        self, dirty: DirtyTransaction | LateInvalidation, loader: LoaderSpec, loading: Loading, may_flush: bool
+    ) -> Step:
+        """Return the step that runs the loader on the session of a dirty transaction, which it may flush or not."""
+        if isinstance(dirty, LateInvalidation):  # committed: any session sees it
+            return RunLoader(self, loader, loading)
+        return RunInTransaction(self, loader, loading, dirty, may_flush)
 
 
 class RunLoader:
@@ -187,11 +195,14 @@ class RunLoader:
 class RunInTransaction(RunLoader):
     """A step: the same, on the session of an open transaction, in the caller's own thread or task."""
 
-    __slots__ = ("_unit",)
+    __slots__ = ("_dirty", "_may_flush")
 
-    def __init__(self, runner: LoaderRunner, loader: LoaderSpec, loading: Loading, unit: DirtyTransaction) -> None:
+    def __init__(
+        self, runner: LoaderRunner, loader: LoaderSpec, loading: Loading, dirty: DirtyTransaction, may_flush: bool
+    ) -> None:
         super().__init__(runner, loader, loading)
-        self._unit = unit
+        self._dirty = dirty
+        self._may_flush = may_flush
 
     def run(self) -> dict[str, Any]:
         """Run it, blocking this thread."""
@@ -200,19 +211,25 @@ class RunInTransaction(RunLoader):
                 f"{self._loading.calls[0].text} cannot be read here: its loader is async, and this context has an open "
                 f"transaction of a sync session that has changed what is watched; commit first"
             )
-        return self._run_on(lambda: contextlib.nullcontext(self._unit.session))
+        with self._flushing():
+            return self._run_on(lambda: contextlib.nullcontext(self._dirty.session))
 
     async def arun(self) -> dict[str, Any]:
         """Run it on the AsyncSession; on a sync session, as the caller's own queries do."""
-        session = self._unit.async_session
+        session = self._dirty.async_session
         if session is None:
             return self.run()
-        if not self._loader.is_async:
-            found: dict[str, Any] = await session.run_sync(
-                lambda sync_session: self._run_on(lambda: contextlib.nullcontext(sync_session))
-            )
-            return found
-        return await self._run_on_async(lambda: contextlib.nullcontext(session))
+        with self._flushing():
+            if not self._loader.is_async:
+                found: dict[str, Any] = await session.run_sync(
+                    lambda sync_session: self._run_on(lambda: contextlib.nullcontext(sync_session))
+                )
+                return found
+            return await self._run_on_async(lambda: contextlib.nullcontext(session))
+
+    def _flushing(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context within which the session flushes for queries as ever, or not at all."""
+        return contextlib.nullcontext() if self._may_flush else self._dirty.no_autoflush()
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:

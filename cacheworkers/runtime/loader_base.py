@@ -21,16 +21,16 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.local_load import drop_unreadable
 from cacheworkers.flows.nested_read import nested, nested_many
-from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
+from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, QueueKind
 from cacheworkers.flows.read_many import ReadManyOptions, one_by_one, read_many
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.flows.warm import hot
 from cacheworkers.flows.warm_up import UNLIMITED, WarmUp
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.l1 import MISSING, Slot
-from cacheworkers.runtime.load_runner import LoaderRunner, RunInTransaction
+from cacheworkers.runtime.load_runner import LoaderRunner
 from cacheworkers.runtime.warm_job import WarmJob
-from cacheworkers.sql.watch.dirty_transactions import dirty_here, open_dirty_transactions
+from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, has_dirty_session, is_dirty
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,11 +87,9 @@ class LoaderBase(Generic[T]):
 
     def _slot(self, text: str) -> Slot | None:
         """Return the L1 slot that may answer now: not within a load, nor where a session is dirty."""
-        if not self._l1_for or loads.current.get() is not None or dirty_here() is not None:
+        if not self._l1_for or self._outer_load() is not None or is_dirty(self._ports):
             return None
         now = monotonic()
-        if now >= self._coherence.look_at:
-            self._coherence.look(now)
         slot = self._ports.l1.get(text)
         if slot is None:
             return None
@@ -135,22 +133,38 @@ class LoaderBase(Generic[T]):
         is_known_missing: bool = False,
     ) -> Flow[Read]:
         """Return the flow that reads a call through the store."""
-        units = open_dirty_transactions()
-        if units:
-            return read_in_transaction(
-                self._ports,
-                self._spec,
-                call,
-                decode,
-                units,
-                lambda unit, loader, loading: RunInTransaction(self._runner, loader, loading, unit),
-            )
-        inside = loads.current.get()
-        if inside is not None:
-            return nested(self._ports, self._spec, call, decode, inside[1])
+        dirty = dirty_transactions(self._ports)
+        if not dirty:
+            return self._clean_flow(call, arguments, decode, is_known_missing)
+        return read_in_transaction(
+            self._ports,
+            self._spec,
+            call,
+            decode,
+            dirty,
+            self._runner.step_in_transaction,
+            lambda: self._clean_flow(call, arguments, decode, False),
+        )
+
+    def _clean_flow(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        is_known_missing: bool,
+    ) -> Flow[Read]:
+        """Return the flow that reads a call outside dirty transactions."""
+        outer = self._outer_load()
+        if outer is not None:
+            return nested(self._ports, self._spec, call, decode, outer)
         self._ports.listener.start()
         options = self._options(call, arguments, decode)
         return reading.read(self._ports, self._spec, call, options, is_known_missing=is_known_missing)
+
+    def _outer_load(self) -> Loading | None:
+        """Return the load of this cache that this thread or task is in."""
+        found = loads.current.get()
+        return found[1] if found is not None and found[0] is self._runner.owner else None
 
     def _options(
         self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
@@ -172,7 +186,9 @@ class LoaderBase(Generic[T]):
         guard: int,
         until: float,
     ) -> None:
-        """Keep an entry in L1, until a monotonic instant."""
+        """Keep an entry in L1, until a monotonic instant, if its changes are reported from before that on."""
+        if not self._ports.listener.track(call.text, entry):
+            return
         self._ports.l1.fill(
             call.text,
             entry=entry,
@@ -273,7 +289,7 @@ class LoaderBase(Generic[T]):
 
     def _is_plain(self, call: Call) -> bool:
         """Whether a read may look in the store at once: outside loads and dirty transactions, and nobody waits yet."""
-        return loads.current.get() is None and not self._ports.waiters.has(call.text) and dirty_here() is None
+        return self._outer_load() is None and not self._ports.waiters.has(call.text) and not is_dirty(self._ports)
 
     def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
         """Read a call that L1 does not answer."""
@@ -373,7 +389,7 @@ class LoaderBase(Generic[T]):
             return None
         if slot is not None:
             now, coherence = monotonic(), self._coherence
-            if now < slot.until and now - coherence.heard_at < self._l1_for and now < coherence.look_at:
+            if now < slot.until and now - coherence.usable_at < self._l1_for:
                 slot.reads += 1
                 return self._json_slot(slot)
         return None
@@ -417,7 +433,7 @@ class LoaderBase(Generic[T]):
 
     def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
         call, _ = self._bound(args, kwargs)
-        if dirty_here() is not None:
+        if has_dirty_session(self._ports):
             raise CallError(
                 f"invalidating {call.text} within an open transaction that has changed what is watched would be undone "
                 f"by a load before its commit; give its tags to cache.invalidate(..., session=), or call it after the "
@@ -431,11 +447,11 @@ class LoaderBase(Generic[T]):
 
     def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
         texts = self._spec.signature.texts(keys)
-        unit, inside = dirty_here(), loads.current.get()
-        if unit is not None:
+        outer = self._outer_load()
+        if is_dirty(self._ports):
             return one_by_one({key: self._one_key(key) for key in texts}, self._one)
-        if inside is not None:
-            outer, calls = inside[1], {key: self._one_key(key) for key in texts}
+        if outer is not None:
+            calls = {key: self._one_key(key) for key in texts}
             # The batch's own list: what is read for a key is of that key, for a batch is any keys that came together.
             is_by_key = keys is outer.keys
             return nested_many(self._ports, self._spec, calls, self._codec.decode, outer, is_by_key=is_by_key)
@@ -464,6 +480,9 @@ class LoaderBase(Generic[T]):
             Slot(entry.call, entry, value if is_shareable else MISSING, until, (key,))
             for (key, entry, until, _), value in zip(hits, values, strict=True)
         ]
+        track = self._ports.listener.track
+        if not all([track(entry.call, entry) for _, entry, _, _ in hits]):
+            return
         index = self._index if self._spec.signature.positional_keys else None
         self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
 
@@ -480,8 +499,6 @@ class LoaderBase(Generic[T]):
         not served, for its slot's time is over.
         """
         now = monotonic()
-        if now >= self._coherence.look_at:
-            self._coherence.look(now)
         if now - self._coherence.proven_at >= self._l1_for:
             return {}, texts
         slots, since = self._ports.l1.slots, self._since

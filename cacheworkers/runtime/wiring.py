@@ -103,7 +103,8 @@ class Runtime:
             on_lost=lambda error: self.emit(StoreLost(error)),
             on_back=lambda: self.emit(StoreBack()),
         )
-        listener = _listener(config, link, keys, coherence, clock, l1, waiters, self.emit)
+        timeout = max(1.0, config.store_timeout)
+        listener = Listener(link, keys, coherence, clock, l1, waiters, timeout=timeout, emit=self.emit)
         self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
         self._bulkhead = Bulkhead(config.bulkhead)
         self._session_factory = sessions
@@ -336,45 +337,6 @@ def _load_sessions(
 def cache_of(celery: Celery) -> object | None:
     """Return the cache of this process that is bound to a Celery app."""
     return next((process._owner() for process in list(_runtimes) if process._celery is celery), None)
-
-
-def _listener(
-    config: Config,
-    link: Transport,
-    keys: Keyspace,
-    coherence: Coherence,
-    clock: StoreClock,
-    l1: L1,
-    waiters: Waiters,
-    emit: Callable[[Event], None],
-) -> Listener:
-    """Return a listener that tells L1 and whoever waits."""
-
-    def on_entry(call: str) -> None:
-        l1.drop(call)
-        waiters.wake(call)
-
-    def on_lost() -> None:
-        l1.bump_all()
-        waiters.wake_all()
-
-    def on_gap() -> None:
-        l1.clear()
-        waiters.wake_all()
-
-    return Listener(
-        link,
-        keys,
-        coherence,
-        clock,
-        timeout=max(1.0, config.store_timeout),
-        on_entry=on_entry,
-        on_failure=waiters.wake,
-        on_lost=on_lost,
-        on_gap=on_gap,
-        is_busy=l1.is_busy,
-        emit=emit,
-    )
 
 
 class _Queued:

@@ -7,27 +7,24 @@ a fork must not be used after it.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import Engine, event
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, SingletonThreadPool, StaticPool
 
-from cacheworkers.sql.outbox.diagnostics import is_autocommit
+from cacheworkers.errors import ConfigError, LoadTimeout
+from cacheworkers.sql.sqlalchemy_internals import engine_like, is_autocommit, options_of
 
 #: How long a load waits for a connection of the library's pool, seconds.
 POOL_TIMEOUT = 10.0
-#: Event of an engine -> whether its listeners, as SQLAlchemy keeps them, return the statement.
-_STATEMENT_EVENTS = {
-    "before_execute": True,
-    "after_execute": False,
-    "before_cursor_execute": True,
-    "after_cursor_execute": False,
-}
+#: The user's connections that this load, or one that it is inside of, has for itself.
+_held: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("cacheworkers_connections", default=frozenset())
 
 
 class Sessions:
@@ -36,6 +33,11 @@ class Sessions:
     Their engines are the library's own: made like the user's, on a pool that keeps `pool_size` connections.  It lends
     as many again, for a load inside a load takes a second one while the first is held.  An engine that keeps no
     connections has a twin that keeps none; one whose connection is shared by all (SQLite in memory) is used as it is.
+    Whatever listens to the user's engine listens to them too: what a listener sets up at `begin`, `checkout` or
+    `connect`, row-level security say, holds in loads.
+
+    Sessions that are bound to a connection, as in tests that roll everything back, load on it one after the other, each
+    in a savepoint.
     """
 
     def __init__(
@@ -45,12 +47,21 @@ class Sessions:
         *,
         pool_size: int,
     ) -> None:
+        """
+        Raises:
+            ConfigError: the async sessions are bound to a connection.
+        """
         self._sync = sync
         self._async = async_
+        if any(isinstance(each, AsyncConnection) for each in _bound_to(options_of(async_))):
+            raise ConfigError(
+                "async_sessions is bound to an AsyncConnection, which belongs to the loop that has opened it, while "
+                "loads run on a loop of the library's own; bind them to the engine, or give sync sessions"
+            )
         self._pool_size = pool_size
         self._own: dict[Engine, Engine] = {}
-        self._bound: dict[tuple[Any, bool], Any] = {}
         self._lock = threading.Lock()
+        self._turns: dict[int, threading.Lock] = {}
 
     @contextlib.contextmanager
     def for_load(self, load_for: float, *, read_only: bool = True) -> Iterator[Session | None]:
@@ -62,8 +73,13 @@ class Sessions:
         if self._sync is None:
             yield None
             return
-        session = self._sync(**self._binds(self._sync.kw, read_only))
-        _limit(session, load_for)
+        options = options_of(self._sync)
+        connections = [each for each in _bound_to(options) if isinstance(each, Connection)]
+        if connections:
+            yield from self._on_connections(connections, load_for)
+            return
+        session = self._sync(**self._binds(options))
+        _limit(session, load_for, read_only)
         try:
             yield session
         finally:
@@ -75,8 +91,8 @@ class Sessions:
         if self._async is None:
             yield None
             return
-        session = self._async(**self._binds(self._async.kw, read_only))
-        _limit(session.sync_session, load_for)
+        session = self._async(**self._binds(options_of(self._async)))
+        _limit(session.sync_session, load_for, read_only)
         try:
             yield session
         finally:
@@ -85,90 +101,95 @@ class Sessions:
     def reset_after_fork(self) -> None:
         """Forget inherited connections without closing them: the parent uses them still."""
         self._lock = threading.Lock()
-        theirs = [
-            engine
-            for factory in (self._sync, self._async)
-            if factory is not None
-            for engine in (factory.kw.get("bind"), *(factory.kw.get("binds") or {}).values())
-        ]
+        self._turns = {}
+        theirs = (bind for factory in (self._sync, self._async) for bind in _bound_to(options_of(factory)))
         for engine in (*self._own.values(), *theirs):
             if isinstance(engine, AsyncEngine):
                 engine = engine.sync_engine
             if isinstance(engine, Engine):
                 engine.dispose(close=False)
 
-    def _binds(self, options: Mapping[str, Any], read_only: bool) -> dict[str, Any]:
+    def _on_connections(self, connections: list[Connection], load_for: float) -> Iterator[Session]:
+        """Give a session on somebody's own connections: nothing of their settings or transactions is changed.
+
+        Raises:
+            LoadTimeout: another load had one of them for all of `load_for` seconds.
+        """
+        assert self._sync is not None
+        held, until = _held.get(), time.monotonic() + load_for
+        wanted = sorted({id(each) for each in connections} - held)
+        token = _held.set(held.union(wanted))
+        with contextlib.ExitStack() as stack:
+            stack.callback(_held.reset, token)
+            for each in wanted:
+                turn = self._turns.setdefault(each, threading.Lock())
+                if not turn.acquire(timeout=max(0.0, until - time.monotonic())):
+                    raise LoadTimeout(
+                        f"the connection that the sessions are bound to was in use for {load_for} seconds"
+                    )
+                stack.callback(turn.release)
+            session = self._sync(join_transaction_mode="create_savepoint")
+            stack.callback(session.close)
+            yield session
+
+    def _binds(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a session is bound to instead of the factory's own `bind` and `binds`."""
         found: dict[str, Any] = {}
         if options.get("bind") is not None:
-            found["bind"] = self._bind(options["bind"], read_only)
+            found["bind"] = self._bind(options["bind"])
         if options.get("binds"):
-            found["binds"] = {each: self._bind(bind, read_only) for each, bind in options["binds"].items()}
+            found["binds"] = {each: self._bind(bind) for each, bind in options["binds"].items()}
         return found
 
-    def _bind(self, bind: Any, read_only: bool) -> Any:
-        """Return the library's own engine for one of the user's; made once."""
-        bound = self._bound.get((bind, read_only))
-        if bound is None:
-            with self._lock:
-                bound = self._bound[bind, read_only] = self._make(bind, read_only)
-        return bound
-
-    def _make(self, bind: Any, read_only: bool) -> Any:
-        if isinstance(bind, AsyncEngine):
-            return AsyncEngine(self._make(bind.sync_engine, read_only))
-        if not isinstance(bind, Engine):
-            return bind  # a connection is somebody's own, with a transaction that is not ours to limit
-        own = self._own.get(bind)
+    def _bind(self, bind: Any) -> Any:
+        """Return the library's own engine for one of the user's."""
+        engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
+        own = self._own.get(engine)
         if own is None:
-            own = self._own[bind] = self._like(bind)
-        # An engine with options shares the pool, and costs no round trip: the driver says it all in BEGIN.
-        return own.execution_options(postgresql_readonly=True) if read_only and _is_postgres(own) else own
+            with self._lock:
+                own = self._own.get(engine)
+                if own is None:
+                    own = self._own[engine] = self._like(engine)
+        return AsyncEngine(own) if isinstance(bind, AsyncEngine) else own
 
     def _like(self, engine: Engine) -> Engine:
         """Return an engine like the user's, with a pool of its own."""
         pool = engine.pool
         if isinstance(pool, StaticPool | SingletonThreadPool):
             return engine
-        # What the user's engine does to each new connection, this one does too.
-        same: dict[str, Any] = {"recycle": pool._recycle, "dialect": engine.dialect, "_dispatch": pool.dispatch}
-        copied: Pool
+        # Without a transaction there is nothing to make read-only, and no limit to set for its length.
+        level = "READ COMMITTED" if _is_postgres(engine) and is_autocommit(engine) else None
         if isinstance(pool, NullPool):
-            copied = NullPool(pool._creator, **same)
-        else:
-            kind: Any = AsyncAdaptedQueuePool if engine.dialect.is_async else QueuePool
-            size = {"pool_size": self._pool_size, "max_overflow": self._pool_size, "timeout": POOL_TIMEOUT}
-            copied = kind(pool._creator, pre_ping=True, **size, **same)
-        options = dict(engine.get_execution_options())
-        if _is_postgres(engine) and is_autocommit(engine):
-            # Without a transaction there is nothing to make read-only, and no limit to set for its length.
-            options["isolation_level"] = "READ COMMITTED"
-        own = Engine(
-            copied,
-            engine.dialect,
-            engine.url,
-            echo=engine.echo,
-            execution_options=options,
-            hide_parameters=engine.hide_parameters,
+            return engine_like(engine, NullPool, level)
+        return engine_like(
+            engine,
+            AsyncAdaptedQueuePool if engine.dialect.is_async else QueuePool,
+            level,
+            pre_ping=True,
+            pool_size=self._pool_size,
+            max_overflow=self._pool_size,
+            timeout=POOL_TIMEOUT,
         )
-        # ... and to each statement: tracing, SQL comments.
-        for name, returns in _STATEMENT_EVENTS.items():
-            for listener in getattr(engine.dispatch, name):
-                event.listen(own, name, listener, retval=returns)
-        return own
+
+
+def _bound_to(options: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what a session factory is bound to, as far as it says so."""
+    yield from filter(None, (options.get("bind"), *(options.get("binds") or {}).values()))
 
 
 def _is_postgres(engine: Engine) -> bool:
     return engine.dialect.name == "postgresql"
 
 
-def _limit(session: Session, load_for: float) -> None:
-    """Let the session's statements take what is left of the load's time, and no longer."""
+def _limit(session: Session, load_for: float, read_only: bool) -> None:
+    """Let the session's statements take what is left of the load's time, and no longer, and write nothing."""
     until = time.monotonic() + load_for
 
-    def begun(session: Session, transaction: Any, connection: Any) -> None:
-        if connection.dialect.name == "postgresql":
+    def begun(session: Session, transaction: Any, connection: Connection) -> None:
+        if _is_postgres(connection.engine):
             left = max(1, int((until - time.monotonic()) * 1000))
-            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {left}")
+            # One statement, and one that is allowed at any time: a listener may have begun the transaction already.
+            read = ", set_config('transaction_read_only', 'on', true)" if read_only else ""
+            connection.exec_driver_sql(f"SELECT set_config('statement_timeout', '{left}', true){read}")
 
     event.listen(session, "after_begin", begun)

@@ -47,10 +47,10 @@ class ByHand:
         listener = self._ports.listener
         listener._thread = threading.current_thread()  # begins none of its own
         listener._connect()
-        [self._ear] = listener._ears
-        self._receive = self._ear.replies
+        [self._connection] = listener.connections
+        self._receive = self._connection.messages
         self._arrived: collections.deque[Any] = collections.deque()
-        self._ear.replies = lambda: [self._arrived.popleft()]  # type: ignore[method-assign]
+        self._connection.messages = lambda: [self._arrived.popleft()]  # type: ignore[method-assign]
         listener.barrier = lambda timeout: _Barrier(self)  # type: ignore[assignment,return-value]
 
     def begin(self) -> None:
@@ -74,13 +74,13 @@ class ByHand:
 
     def hear(self) -> None:
         """Process all that the store has pushed so far."""
-        self._ear.ping()  # its answer proves that all of before was heard
-        self._ear.socket.sendall(hiredis.pack_command(("ECHO", _MARKER)))
+        self._connection.flush()
+        self._connection.socket.sendall(hiredis.pack_command(("ECHO", _MARKER)))
         while _MARKER not in self._arrived:
             self._arrived += self._receive()
         self._arrived.remove(_MARKER)
         while self._arrived:
-            self._ports.listener._take_in(self._ear)
+            self._ports.listener._process(self._connection)
         self._ports.listener._prove()
 
 

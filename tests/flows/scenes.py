@@ -49,7 +49,7 @@ def _a_read_under_way(p: Processes, number: int, how: How, name: str = "price") 
     """Its guard has been taken."""
     reading = p.reading(name, number, how)
     reading.step()
-    return [Step(_checked(p, reading.step), lambda: bool(reading.at))] * 2
+    return [Step(_checked(p, reading.step), lambda: bool(reading.at))] * 3
 
 
 def a_change(p: Processes, number: int, mode: Any = "hard", by: str = "others") -> list[Step]:
@@ -73,7 +73,7 @@ def a_change(p: Processes, number: int, mode: Any = "hard", by: str = "others") 
     return _steps(p, commit, lambda: p.go_on(flow[0]), acknowledge)
 
 
-def pushes(p: Processes, most: int = 4) -> list[Step]:
+def pushes(p: Processes, most: int = 5) -> list[Step]:
     """The listener: one reply after another is processed, as they come."""
     return [Step(_checked(p, p.deliver), lambda: p.has_replies)] * most
 
@@ -171,6 +171,11 @@ def a_change_made_here(p: Processes, number: int, how: How) -> Actors:
     return [a_read(p, number, how), a_change(p, number, by="ports"), pushes(p)]
 
 
+def a_change_made_here_of_what_is_being_read(p: Processes, number: int, how: How) -> Actors:
+    """Read before it and kept after it: nothing would report it, for it is not tracked yet."""
+    return [a_read(p, number, how), a_change(p, number, by="ports"), pushes(p)]
+
+
 def a_change_made_here_while_the_link_dies(p: Processes, number: int, how: How) -> Actors:
     p.read("price", number)
     change = at_once(p, a_change(p, number, by="ports"))
@@ -221,6 +226,7 @@ SCENES: list[Scene] = [
     a_change_of_what_is_evicted,
     a_change_of_two_loaders,
     a_change_made_here,
+    a_change_made_here_of_what_is_being_read,
     a_change_made_here_while_the_link_dies,
     a_change_while_the_link_dies,
     a_change_of_what_is_kept_while_the_link_dies,

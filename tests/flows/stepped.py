@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import itertools
 import math
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -48,7 +50,7 @@ class Reading:
     """One read, in a thread of its own, held before each thing that it does to L1.
 
     Attributes:
-        at: what it does next: "guard", "get" (the guard is taken), "keep"; "" when it has ended.
+        at: what it does next: "guard", "get" (the guard is taken), "track", "keep"; "" when it has ended.
     """
 
     def __init__(self, loader: Any, number: int, how: How) -> None:
@@ -90,6 +92,7 @@ class Promise(msgspec.Struct):
     Attributes:
         loaders: of which it was invalidated.
         link: which connection was to hear of it, and by which of its replies; infinity if it had died unnoticed.
+        at: monotonic instant of the acknowledgement.
         is_due: `l1_for` has passed since.
     """
 
@@ -99,6 +102,7 @@ class Promise(msgspec.Struct):
     loaders: tuple[str, ...]
     link: int
     position: float
+    at: float
     is_due: bool = False
 
 
@@ -138,6 +142,7 @@ class Processes:
     def _hold_reads(self) -> None:
         ports, l1 = self.ports, self.ports.l1
         guard, fill, claim, barrier = l1.guard, l1.fill, ports.store.claim, ports.listener.barrier
+        track = ports.listener.track
 
         def held_guard(call: str) -> int:
             if not hasattr(_here, "reading"):
@@ -146,6 +151,10 @@ class Processes:
             mark = guard(call)
             hold("get")
             return mark
+
+        def held_track(call: str, entry: Any) -> bool:
+            hold("track")
+            return track(call, entry)
 
         def held_fill(call: str, **entry: Any) -> Any:
             hold("keep")
@@ -157,6 +166,7 @@ class Processes:
             return claim(call, token, **options)
 
         l1.guard, l1.fill = held_guard, held_fill  # type: ignore[method-assign]
+        ports.listener.track = held_track  # type: ignore[method-assign]
         self.guard = guard
         ports.store.claim = revalidations_only  # type: ignore[method-assign]
         ports.release_soon = lambda call, token: None
@@ -253,7 +263,8 @@ class Processes:
         position = math.inf if self._is_broken else self._arrived
         link = self._link if self._ear is not None else -1
         loaders = (of,) if of else tuple(self.loaders)
-        self.promises.append(Promise(number, version, is_soft, loaders, link, position, is_due=is_own))
+        now = time.monotonic()
+        self.promises.append(Promise(number, version, is_soft, loaders, link, position, now, is_due=is_own))
 
     def load(self, name: str, number: int) -> None:
         """Load and store the product, as a worker does, whoever held the lease."""
@@ -274,8 +285,8 @@ class Processes:
 
     @property
     def has_replies(self) -> bool:
-        """Whether something has arrived that has not been processed."""
-        return bool(self._queue)
+        """Whether something has arrived that has not been processed, or is queued to be sent."""
+        return bool(self._queue) or bool(self._ear is not None and not self._is_broken and self._ear._queue)
 
     @property
     def is_connected(self) -> bool:
@@ -288,20 +299,28 @@ class Processes:
         return self._is_broken
 
     def deliver(self) -> None:
-        """Process one reply: a push, or the answer to a ping."""
+        """Process one reply: a push, or an answer; if nothing has arrived, send what is queued."""
+        if not self._queue:
+            self.send()
+            return
         self._delivered += 1
         listener = self.ports.listener
-        listener._take_in(self._ear)
+        listener._process(self._ear)
         listener._prove()
 
     def deliver_all(self) -> None:
         """Process all that has arrived."""
-        while self._queue:
+        while self.has_replies:
             self.deliver()
 
     def ping(self) -> None:
         """Send a ping."""
-        self._ear.ping()
+        self.ports.listener._ping([self._ear])
+        self._collect()
+
+    def send(self) -> None:
+        """Send what is queued to be asked about."""
+        self._ear.flush()
         self._collect()
 
     def break_link(self) -> None:
@@ -318,9 +337,9 @@ class Processes:
         """Connect; L1 answers again once the first ping has been answered."""
         listener = self.ports.listener
         listener._connect()
-        [self._ear] = listener._ears
-        self._receive = self._ear.replies
-        self._ear.replies = lambda: [self._queue.popleft()]
+        [self._ear] = listener.connections
+        self._receive = self._ear.messages
+        self._ear.messages = lambda: [self._queue.popleft()]
         self._link += 1
         self._arrived = self._delivered = 0
         self._collect()
@@ -328,12 +347,13 @@ class Processes:
     def pass_time(self) -> None:
         """Let `l1_for` pass without proof."""
         coherence, ear = self.ports.coherence, self._ear
-        coherence.heard_at -= L1_FOR
+        coherence.usable_at -= L1_FOR
         coherence.proven_at -= L1_FOR
         coherence._void_until -= L1_FOR
         if ear is not None:
-            ear.heard_at = ear.heard_at and ear.heard_at - L1_FOR
-            ear.pings = collections.deque((sent - L1_FOR, ping) for sent, ping in ear.pings)
+            ear.proven_at = ear.proven_at and ear.proven_at - L1_FOR
+            for ping in ear.pings:
+                ping.sent -= L1_FOR
         for promise in self.promises:
             promise.is_due = True
 
@@ -356,9 +376,9 @@ class Processes:
     def check(self) -> None:
         """Look into memory: nothing there is older than what it has heard of, or should have."""
         for promise in self.promises:
-            if not self._is_due(promise):
-                continue
             for name in promise.loaders:
+                if not self._is_due(promise, f"{name}[{promise.number}]"):
+                    continue
                 loader = self.loaders[name]
                 found = _in_memory(loader.read, promise.number)
                 value = _in_memory(loader.get, promise.number)
@@ -368,9 +388,15 @@ class Processes:
                     f"{name}[{promise.number}] is {found.value} in memory, {promise.version} was acknowledged"
                 )
 
-    def _is_due(self, promise: Promise) -> bool:
+    def _is_due(self, promise: Promise, call: str) -> bool:
         if promise.is_due or self._ear is None or promise.link != self._link:
             return True
+        if self.ports.coherence.proven_at > promise.at:
+            return True
+        # What was read before that change, and is kept after it, is being asked about.
+        asked = [*self._ear._sent, *(on_reply for _, on_reply in self._ear._queue)]
+        if any(isinstance(each, functools.partial) and call in each.args for each in asked):
+            return False
         return self._delivered >= promise.position
 
 

@@ -6,6 +6,7 @@ is older than what had been acknowledged.  Small scenes are gone through in full
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 import scenes
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from scenes import SCENES, Scene, play
 from stepped import ENTRIES, L1_FOR, Processes, Reading, hold
 
 from cacheworkers import Cache
+from cacheworkers.core.envelope import is_life_of
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
@@ -98,7 +101,7 @@ def is_not_emptied_when_the_link_is_back(patch: pytest.MonkeyPatch) -> None:
 
     def keeps_all(listener: Listener) -> None:
         with pytest.MonkeyPatch.context() as meanwhile:
-            meanwhile.setattr(listener, "_on_gap", lambda: None)
+            meanwhile.setattr(listener, "_empty", lambda: None)
             connect(listener)
 
     patch.setattr(Listener, "_connect", keeps_all)
@@ -109,19 +112,20 @@ def answers_after_a_loss(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_asks_for_proof(patch: pytest.MonkeyPatch) -> None:
-    heard = Coherence.heard
-    patch.setattr(Coherence, "heard", lambda coherence, at: heard(coherence, float("inf")))
+    prove = Coherence.prove
+    patch.setattr(Coherence, "prove", lambda coherence, at: prove(coherence, float("inf")))
 
 
 def takes_an_answer_for_news(patch: pytest.MonkeyPatch) -> None:
-    ponged = TrackingConnection.ponged
+    answer = TrackingConnection.answer
 
-    def now(ear: TrackingConnection) -> tuple[float, float]:
-        sent, received = ponged(ear)
-        ear.heard_at = received
-        return sent, received
+    def now(connection: TrackingConnection, reply: Any) -> None:
+        before = connection.proven_at
+        answer(connection, reply)
+        if connection.proven_at != before:
+            connection.proven_at = time.monotonic()
 
-    patch.setattr(TrackingConnection, "ponged", now)
+    patch.setattr(TrackingConnection, "answer", now)
 
 
 def waits_for_no_push_of_its_own(patch: pytest.MonkeyPatch) -> None:
@@ -133,6 +137,52 @@ def takes_the_barrier_for_granted(patch: pytest.MonkeyPatch) -> None:
         yield ports.listener.barrier(1.0)
 
     patch.setattr(invalidating, "receive_own_push", receive_own_push)
+
+
+def tracks_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Listener, "track", lambda listener, call, entry: True)
+
+
+def tracks_after_the_fill(patch: pytest.MonkeyPatch) -> None:
+    track, fill = Listener.track, L1.fill
+    kept: list[tuple[Listener, str, Any]] = []
+
+    def noted(listener: Listener, call: str, entry: Any) -> bool:
+        kept.append((listener, call, entry))
+        return True
+
+    def late(l1: L1, call: str, **entry: Any) -> Any:
+        slot = fill(l1, call, **entry)
+        hold("ask")
+        while kept:
+            track(*kept.pop())
+        return slot
+
+    patch.setattr(Listener, "track", noted)
+    patch.setattr(L1, "fill", late)
+
+
+def compares_no_answer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Listener, "_on_tracked", lambda listener, call, entry, reply: None)
+
+
+def refuses_no_fill_by_an_answer(patch: pytest.MonkeyPatch) -> None:
+    def drops(listener: Listener, call: str, entry: Any, reply: Any) -> None:
+        if not is_life_of(reply, entry) and call in listener._l1.slots:
+            listener._l1.drop(call)
+
+    patch.setattr(Listener, "_on_tracked", drops)
+
+
+def refuses_no_fill_by_a_ping(patch: pytest.MonkeyPatch) -> None:
+    ping = Listener._ping
+
+    def keeps_guards(listener: Listener, *args: Any, **options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(listener._l1, "bump_all", lambda: None)
+            return ping(listener, *args, **options)
+
+    patch.setattr(Listener, "_ping", keeps_guards)
 
 
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Scene]] = {
@@ -151,6 +201,14 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Scene]] = {
     "a loss leaves the gate open": (answers_after_a_loss, scenes.a_change_of_what_is_kept_while_the_link_dies),
     "a proof does not run out": (never_asks_for_proof, scenes.a_change_that_a_dead_link_never_tells_of),
     "a ping proves what came after it": (takes_an_answer_for_news, scenes.a_change_while_a_ping_is_answered_late),
+    "what is kept is not tracked": (tracks_nothing, scenes.a_change_of_what_is_kept),
+    "it is tracked after it is kept": (tracks_after_the_fill, scenes.a_change_made_here_of_what_is_being_read),
+    "what was there when its tracking began is not compared": (compares_no_answer, scenes.a_change_and_a_read),
+    "... and refuses no fill": (refuses_no_fill_by_an_answer, scenes.a_change_and_a_read),
+    "a ping refuses no fill that has begun": (
+        refuses_no_fill_by_a_ping,
+        scenes.a_change_made_here_of_what_is_being_read,
+    ),
     "a change made here waits for no push": (waits_for_no_push_of_its_own, scenes.a_change_made_here),
     "a barrier that fails is no reason to empty memory": (
         takes_the_barrier_for_granted,
@@ -299,6 +357,19 @@ def test_random_orders_find_a_removed_part(
 ) -> None:
     mutate(monkeypatch)
     play = settings(PLAY, max_examples=20_000, database=None)
+    p, found = make_processes(), list[str]()
+    check = p.check
 
-    with pytest.raises(AssertionError, match="was acknowledged"):
-        run_state_machine_as_test(seed(FINDS_SOON)(coherence(make_processes())), settings=play)
+    def noted() -> None:
+        try:
+            check()
+        except AssertionError as error:
+            found.append(str(error))
+            raise
+
+    p.check = noted  # type: ignore[method-assign]
+    # Found, it is played once more; what the run before has left behind may make that another play.
+    with pytest.raises((AssertionError, Flaky)):
+        run_state_machine_as_test(seed(FINDS_SOON)(coherence(p)), settings=play)
+
+    assert "was acknowledged" in found[0]

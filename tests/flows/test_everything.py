@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import pytest
 from by_hand import ByHand
-from cacheworkers.flows.reload import reload_tags
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -37,7 +36,8 @@ from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.local.l1 import L1
+from cacheworkers.flows.warm import reload_tags
+from cacheworkers.runtime.loader_base import LoaderBase
 from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER
 from cacheworkers.store.commands.replies import Claimed
@@ -512,8 +512,8 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         (*LOADS, *CHANGES, *READERS),
         ("soft",),
     ),
-    "a fill has no guard": (
-        python(L1, "_take_in", "!= guard", "< 0"),
+    "what is kept is not tracked": (
+        python(LoaderBase, "_keep", "if not self._ports.listener.track(call.text, entry):", "if False:"),
         (*LOADS, *CHANGES, *READERS, "a_reply_is_late"),
         ("hard",),
     ),

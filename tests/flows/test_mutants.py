@@ -257,17 +257,9 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         python(local_load, "kept", " or slot.entry.seq < since", ""),
         memory.test_since_of_what_memory_has_kept_while_the_store_is_away,
     ),
-    "the quick way keeps what nobody listens for": (
-        python(LoaderBase, "_through_store", "guard if is_coherent else None", "guard"),
-        memory.test_what_is_read_while_nobody_listens_is_not_kept,
-    ),
-    "the flow keeps what nobody listens for": (
-        python(reading, "_look", " and is_coherent", ""),
-        memory.test_what_is_read_while_nobody_listens_is_not_kept,
-    ),
-    "a loss refuses no fill that has begun": (
+    "a ping refuses no fill that has begun": (
         python(L1, "bump_all", "self._epoch += 1", "pass"),
-        memory.test_what_was_asked_for_before_the_listener_was_lost_is_not_kept,
+        memory.test_what_was_read_before_an_invalidation_here_is_not_kept_after_it,
     ),
     "a listener that comes back empties nothing": (
         python(L1, "clear", "gone = list(self.slots.values())", "gone = []"),

@@ -483,9 +483,9 @@ def test_a_closed_cache_hears_no_pushes_so_its_memory_does_not_answer(cache: Cac
 
     cache.close()
 
-    cache._ports.coherence.heard(time.monotonic())  # its thread was about to say so
+    cache._ports.coherence.prove(time.monotonic())  # its thread was about to say so
     assert not cache._ports.listener.is_up
-    assert cache._ports.coherence.heard_at == NEVER
+    assert cache._ports.coherence.usable_at == NEVER
 
 
 def test_a_read_knows_whether_it_joined_the_load_of_another(make_cache: Callable[..., Cache]) -> None:

@@ -160,7 +160,7 @@ def test_what_is_not_asked_for_is_not_kept_in_memory(make_shop: Any) -> None:
     kept: list[str] = []
     wanted = ReadOptions(shop.spec.codec.decode, 0, 5.0, lambda entry, *_: kept.append(entry.call))
     shop.soften()
-    shop.ports.coherence.heard(1.0)
+    shop.ports.coherence.prove(1.0)
 
     for n in (1, 2, 3):
         run(read(shop.ports, shop.spec, shop.spec.signature.bind((n,), {}), wanted))

@@ -41,6 +41,7 @@ STORE_RULES = {
     "idle-timeout",
     "output-buffer",
     "clock-skew",
+    "tracking-table",
     "tracking",
     "acl",
 }
@@ -136,6 +137,24 @@ def refuse(client: redis.Redis) -> None:
     configure(maxmemory=100_000_000, maxmemory_policy="volatile-lru")(client)
 
 
+def fill_the_tracking_table(client: redis.Redis) -> None:
+    """A process keeps as many entries as the store will track; its connection stays open with the client's."""
+    client.config_set("tracking-table-max-keys", 20)
+    connection: Any = client.connection_pool.make_connection()
+    connection.connect()
+    connection.send_command("HELLO", "3")
+    connection.send_command("CLIENT", "TRACKING", "ON")
+    for n in range(20):
+        connection.send_command("EXISTS", f"key{n}")
+    _open.append(connection)
+    end = time.monotonic() + 20
+    while client.info("stats")["tracking_total_keys"] < 20 and time.monotonic() < end:
+        pass
+
+
+_open: list[Any] = []
+
+
 BREAKS: dict[str, tuple[Callable[[redis.Redis], None], dict[str, str]]] = {
     "allkeys-lru": (configure(maxmemory_policy="allkeys-lru"), {"eviction-policy": "error"}),
     "volatile-ttl": (configure(maxmemory_policy="volatile-ttl"), {"eviction-policy": "error"}),
@@ -150,6 +169,7 @@ BREAKS: dict[str, tuple[Callable[[redis.Redis], None], dict[str, str]]] = {
         {"output-buffer": "note"},
     ),
     "nothing on disk": (configure(appendonly="no", save=""), {"persistence-none": "note"}),
+    "a full tracking table": (fill_the_tracking_table, {"tracking-table": "warning"}),
 }
 
 

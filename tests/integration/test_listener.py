@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -25,7 +23,6 @@ from cacheworkers.core.driver import run
 from cacheworkers.events import ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.local import coherence as gating
 from cacheworkers.store.commands.replies import Claimed
 from cacheworkers.store.tracking import listener as listening
 from cacheworkers.testing import FaultProxy, Valkey
@@ -132,95 +129,11 @@ def test_it_pings_again_once_it_was_answered_and_not_before(shop: Shop, proxy: F
     wait_until(lambda: len(told(events, ListenerLag)) >= 3)
 
     proxy.hold_replies()
-    [ear] = shop.ports.listener._ears
+    [ear] = shop.ports.listener.connections
     wait_until(lambda: not shop.ports.listener.is_up)
 
     assert len(ear.pings) == 0, "those that waited were told"
     proxy.release()
-
-
-WAYS: dict[str, Callable[[Any], Any]] = {
-    "get": lambda price: price.get(1),
-    "aget": lambda price: asyncio.run(price.aget(1)),
-    "read": lambda price: price.read(1),
-    "read_json": lambda price: price.read_json(1),
-    "get_json": lambda price: price.get_json(1),
-    "get_many": lambda price: price.get_many([1]),
-}
-
-
-@pytest.fixture
-def held(shop: Shop, server: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The listener's thread does not get the processor, and the push of a change of 2 has arrived."""
-    for n in (1, 2):
-        shop.keep(n)
-    listener, coherence = shop.ports.listener, shop.ports.coherence
-    is_held, may_go_on = threading.Event(), threading.Event()
-    look_after = listener._look_after
-
-    def hold(looked_at: float) -> None:
-        is_held.set()
-        assert may_go_on.wait(60)
-        look_after(looked_at)
-
-    monkeypatch.setattr(gating, "LOOK_EVERY", 3600.0)
-    monkeypatch.setattr(listener, "_look_after", hold)
-    assert is_held.wait(20)
-    coherence.look(float("inf"))
-    [ear] = listener._ears
-    shop.change(2)
-    arrived = select.poll()
-    arrived.register(ear.socket, select.POLLIN)
-    assert arrived.poll(20_000)
-    coherence.look_at = float("-inf")
-    yield
-    may_go_on.set()
-
-
-@pytest.mark.parametrize("how", WAYS)
-def test_who_reads_memory_at_full_speed_takes_in_the_push_itself(shop: Shop, held: None, how: str) -> None:
-    """A push that has arrived must not wait until the interpreter and the processor are taken from the reader."""
-    assert shop.ports.l1.get("price[2]") is not None
-
-    WAYS[how](shop.price)
-
-    assert shop.ports.l1.get("price[2]") is None
-
-
-def test_a_reader_that_takes_in_runs_nobody_s_code(shop: Shop, held: None, events: list[Any]) -> None:
-    """A hook may wait for what its reader holds; the thread tells it, once it goes on."""
-    [ear] = shop.ports.listener._ears
-    before, heard_at = len(told(events, ListenerLag)), ear.heard_at
-    assert shop.ports.listener.ping() is not None
-
-    def has_hook() -> bool:
-        shop.ports.coherence.look(0.0)
-        return ear.heard_at > heard_at
-
-    wait_until(has_hook)
-    assert len(told(events, ListenerLag)) == before
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_reader_that_could_not_take_in_a_push_leaves_memory_empty(
-    shop: Shop, events: list[Any], held: None, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A push that it has received is nowhere else: memory answers again only after it has begun anew."""
-    reader = threading.get_ident()
-    listener = shop.ports.listener
-    drop = listener._on_entry
-
-    def interrupted(call: str) -> None:
-        if threading.get_ident() == reader:
-            raise error
-        drop(call)
-
-    monkeypatch.setattr(listener, "_on_entry", interrupted)
-    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else contextlib.nullcontext():
-        shop.price.get(1)
-
-    assert not listener.is_up
-    assert shop.price.read(2).tier != "l1"
 
 
 # -- losing the link
@@ -231,7 +144,7 @@ def test_a_link_that_is_lost_comes_back_and_memory_begins_anew(
     shop: Shop, server: Valkey, proxy: FaultProxy, events: list[Any], how: str
 ) -> None:
     shop.keep(1)
-    [ear] = shop.ports.listener._ears
+    [ear] = shop.ports.listener.connections
 
     if how == "cut":
         proxy.cut()
@@ -245,7 +158,7 @@ def test_a_link_that_is_lost_comes_back_and_memory_begins_anew(
     wait_until(lambda: told(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
     [down] = [event for event in events if isinstance(event, ListenerDown)]
     assert ("no answer to a ping" in down.error) == (how == "silent")
-    assert ear not in shop.ports.listener._ears
+    assert ear not in shop.ports.listener.connections
     assert shop.ports.l1.get("price[1]") is None
     shop.keep(1)
     value = shop.change(1)
@@ -256,7 +169,7 @@ def kill_links(server: Valkey) -> None:
     """Have the server close every connection that hears pushes."""
     client = redis.Redis.from_url(server.url)
     for each in client.client_list():
-        if "B" in each["flags"]:
+        if "t" in each["flags"]:
             client.client_kill_filter(_id=each["id"])
 
 
@@ -331,7 +244,7 @@ def test_who_waits_for_a_ping_is_told_when_it_is_lost(shop: Shop, proxy: FaultPr
 def test_a_ping_that_cannot_be_sent_fails_nobody(shop: Shop) -> None:
     """The link breaks just then; the barrier was in vain, which is no error."""
     shop.keep(1)
-    [ear] = shop.ports.listener._ears
+    [ear] = shop.ports.listener.connections
 
     def broken(data: bytes) -> None:
         raise BrokenPipeError
@@ -459,19 +372,19 @@ def test_memory_answers_while_the_store_is_gone_but_not_for_ever(make_cache: Mak
 def test_a_child_of_a_fork_listens_for_itself(shop: Shop, proxy: FaultProxy) -> None:
     """It begins with nothing in memory, hears of changes, and leaves its parent's link alone."""
     shop.keep(1)
-    [ear] = shop.ports.listener._ears
+    [ear] = shop.ports.listener.connections
 
     def child() -> None:
         assert len(shop.ports.l1) == 0 and not shop.ports.listener.is_up
         shop.keep(1)
-        assert shop.ports.listener._ears != [ear]
+        assert shop.ports.listener.connections != [ear]
         assert shop.change(1) and shop.price.get(1)
         wait_until(lambda: shop.ports.l1.get("price[1]") is None or shop.price.get(1) == shop.prices[1])
 
     code = in_child(child)
 
     assert code == 0
-    assert shop.ports.listener._ears == [ear]
+    assert shop.ports.listener.connections == [ear]
     shop.keep(1)
     value = shop.change(1)
     wait_until(lambda: shop.price.get(1) == value)
@@ -499,7 +412,7 @@ def test_closed_it_leaves_no_thread_and_no_connection(shop: Shop, server: Valkey
     shop.cache.close()
 
     wait_until(lambda: not thread.is_alive())
-    assert shop.ports.listener._ears == []
+    assert shop.ports.listener.connections == []
 
 
 def test_closed_while_it_connects_it_leaves_no_connection(shop: Shop, proxy: FaultProxy) -> None:
@@ -539,7 +452,7 @@ def test_where_no_thread_can_be_started_reads_go_past_memory(
 
     shop.keep(1)
     lost, back = told_of(caplog)
-    assert "its thread cannot be started: can't start new thread" in lost and "hears" in back
+    assert "its thread cannot be started: can't start new thread" in lost and "receives invalidation messages" in back
 
 
 # -- what is told
@@ -576,7 +489,7 @@ def test_it_is_told_once_why_nothing_can_be_heard_and_once_that_it_can(
     watching.execute_command("ACL", "SETUSER", user, "+client|tracking")
     wait_until(lambda: listener.is_up)
     wait_until(lambda: len(told_of(caplog)) == 2)
-    assert told_of(caplog)[1] == f"the listener hears 127.0.0.1:{server.port}"
+    assert told_of(caplog)[1] == f"the listener receives invalidation messages from 127.0.0.1:{server.port}"
 
 
 def test_a_link_that_is_lost_is_told_of_and_a_close_is_not(
@@ -590,7 +503,7 @@ def test_a_link_that_is_lost_is_told_of_and_a_close_is_not(
     shop.cache.close()
 
     lost, back = told_of(caplog)
-    assert "does not hear 127.0.0.1:" in lost and "the listener hears" in back
+    assert "receives no invalidation messages from 127.0.0.1:" in lost and "receives invalidation messages from" in back
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])

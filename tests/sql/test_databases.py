@@ -15,7 +15,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from cacheworkers import Cache, ConfigError, OutboxUnavailable
 from cacheworkers.ops.doctor import diagnose
-from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER
 from cacheworkers.testing.servers import wait_until
 
@@ -269,5 +268,15 @@ def test_a_database_that_is_away_is_replayed_later(cache: Cache, engines: list[E
     assert invalidated(events) == {"one:1", "two:1"}
 
 
-def test_an_engine_of_a_driver_that_cannot_listen_is_polled(engines: list[Engine]) -> None:
-    assert draining.listening_engine_of(engines[0]) is None
+def test_an_engine_of_a_driver_that_cannot_listen_is_polled(cache: Cache, engines: list[Engine]) -> None:
+    stop = threading.Event()
+    relay = threading.Thread(target=cache.drain_until, args=(stop, engines[0]))
+    relay.start()
+    try:
+        for _ in range(2):
+            with engines[0].begin() as connection:
+                cache.outbox.write(connection, ["one:1"], TRIGGER)
+            wait_until(lambda: cache.outbox_backlog(engines[0]).rows == 0)
+    finally:
+        stop.set()
+        relay.join()

@@ -192,7 +192,7 @@ def test_a_session_that_marks_its_row_after_a_replay_has_told_the_old_store_only
 ) -> None:
     """commit, invalidate on the old store; replay to the new one; mark: the drain delivers the row all the same."""
     marks: list[tuple[int, ...]] = []
-    monkeypatch.setattr(unwatched.cache._watching._delivered, "note", lambda engine, rows: marks.append(rows))
+    monkeypatch.setattr(unwatched.cache._watching._delivery, "_acknowledge", lambda engine, rows: marks.append(rows))
     shop = unwatched.watch()
     with shop.sessions.begin() as session:
         session.add(Product(id=1, category_id=7, price=10))

@@ -137,7 +137,7 @@ def test_rows_of_others_are_left_to_the_drain(triggered: Shop) -> None:
 def test_more_than_a_commit_should_wait_for_is_left_to_the_drain(
     triggered: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trigger_rows, "MOST_TAGS", 3)
+    monkeypatch.setattr(trigger_rows, "MAX_TAGS", 3)
 
     with triggered.sessions.begin() as session:
         reprice(session)
@@ -163,9 +163,8 @@ def test_an_outage_of_the_store_leaves_the_rows(triggered: Shop, monkeypatch: py
     def broken(tags: Any) -> Any:
         raise OSError("away")
 
-    [watch] = [each for each in triggered.cache._watching._watches if each.covers(triggered.sessions())]
     with monkeypatch.context() as patch:
-        patch.setattr(watch, "_invalidation", broken)
+        patch.setattr(triggered.cache._watching._delivery, "_invalidation", broken)
         with triggered.sessions.begin() as session:
             reprice(session)
 

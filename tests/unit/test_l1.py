@@ -369,12 +369,12 @@ def _begins_anew(l1: L1) -> None:
 def test_a_child_of_a_fork_answers_only_after_proof_of_its_own() -> None:
     coherence = Coherence()
     coherence.bypass()
-    coherence.heard(1.0)
+    coherence.prove(1.0)
     coherence.reset()
 
-    assert (coherence.heard_at, coherence.lost_at, coherence.is_coherent) == (NEVER, NEVER, False)
-    coherence.heard(2.0)
-    assert coherence.heard_at == 2.0
+    assert (coherence.usable_at, coherence.lost_at, coherence.is_coherent) == (NEVER, NEVER, False)
+    coherence.prove(2.0)
+    assert coherence.usable_at == 2.0
 
 
 # -- the gate
@@ -383,25 +383,25 @@ def test_a_child_of_a_fork_answers_only_after_proof_of_its_own() -> None:
 def test_the_gate_is_open_only_while_nobody_bypasses_it() -> None:
     """Two loads at once: the first to end leaves it closed; what was heard meanwhile counts after the second."""
     coherence = Coherence()
-    coherence.heard(1.0)
+    coherence.prove(1.0)
     coherence.bypass()
     coherence.bypass()
     coherence.unbypass()
-    coherence.heard(2.0)
-    closed = coherence.heard_at
+    coherence.prove(2.0)
+    closed = coherence.usable_at
     coherence.unbypass()
 
-    assert (closed, coherence.heard_at) == (NEVER, 2.0)
+    assert (closed, coherence.usable_at) == (NEVER, 2.0)
 
 
 def test_a_loss_while_bypassed_leaves_the_gate_closed() -> None:
     coherence = Coherence()
-    coherence.heard(1.0)
+    coherence.prove(1.0)
     coherence.bypass()
     coherence.lost(3.0)
     coherence.unbypass()
 
-    assert (coherence.heard_at, coherence.lost_at) == (NEVER, 3.0)
+    assert (coherence.usable_at, coherence.lost_at) == (NEVER, 3.0)
 
 
 def test_only_a_link_that_was_up_is_lost() -> None:
@@ -409,7 +409,7 @@ def test_only_a_link_that_was_up_is_lost() -> None:
     coherence = Coherence()
     coherence.lost(1.0)
     assert coherence.lost_at == NEVER
-    coherence.heard(2.0)
+    coherence.prove(2.0)
     coherence.lost(3.0)
     coherence.lost(4.0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule
-from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, trigger_faults
+from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, pooler_facts, trigger_faults
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
@@ -17,6 +17,14 @@ AWAY = Rule(
     "The database does not answer.",
     "Nothing can be loaded: what is cached is served, stale after a while, and all else fails.",
     "Start it, or correct the engine's URL; look at its log, its limit of connections and the network between.",
+)
+POOLER = Rule(
+    "pooler",
+    "warning",
+    "A pooler such as PgBouncer is between the engine and PostgreSQL, and the driver keeps prepared statements.",
+    "In its transaction mode statements fail now and then with `prepared statement ... does not exist`.  NOTIFY does "
+    "not pass it either: draining processes look twice a second instead.",
+    '`create_engine(..., connect_args={"prepare_threshold": None})` for psycopg; see How to invalidate, PgBouncer.',
 )
 UNKNOWN = Rule(
     "outbox-unknown",
@@ -48,7 +56,7 @@ TRIGGERS = Rule(
     "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
     "`triggers.install(connection)`, or its `up()` in a migration.",
 )
-RULES = (AWAY, UNKNOWN, MISSING, LAG, TRIGGERS)
+RULES = (AWAY, POOLER, UNKNOWN, MISSING, LAG, TRIGGERS)
 
 
 def check_engines(engines: Sequence[Any]) -> Iterator[Finding]:
@@ -60,6 +68,18 @@ def check_engines(engines: Sequence[Any]) -> Iterator[Finding]:
 def check_database(engine: Any) -> Iterator[Finding]:
     """Yield whether the database answers."""
     yield AWAY.finding(False, f"{answers(engine)} answers")
+
+
+def check_pooler(engine: Any) -> Iterator[Finding]:
+    """Yield whether prepared statements are kept behind a pooler."""
+    facts = pooler_facts(engine)
+    if facts is None or not facts.is_there:
+        yield POOLER.finding(False, f"{engine.url!r} answers itself")
+        return
+    kept = (
+        f"keeps prepared statements; {facts.setting} keeps none" if facts.prepares else "keeps no prepared statements"
+    )
+    yield POOLER.finding(facts.prepares, f"a pooler answers for {engine.url!r}, and its driver {kept}")
 
 
 def check_outbox(engine: Any, outbox: Outbox, config: Config) -> Iterator[Finding]:

@@ -142,6 +142,7 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
     for engine in ({engine.url: engine for engine in databases} | with_outbox).values():
         where = "" if len(databases) == 1 else f" at {engine.url!r}"
         yield Check(f"database{where}", database, partial(database_checks.check_database, engine))
+        yield Check(f"pooler{where}", database, partial(database_checks.check_pooler, engine))
         if has_outbox and engine.url in with_outbox:
             look = partial(database_checks.check_outbox, engine, cache.outbox, config)
             yield Check(f"outbox{where}", database, look)

@@ -126,10 +126,18 @@ CLOCK = Rule(
     "judged by its worker's, and upkeep tasks expire after as little as 5 s: workers throw them away unseen.",
     "Run NTP (chrony, systemd-timesyncd) on every machine.",
 )
+TABLE = Rule(
+    "tracking-table",
+    "warning",
+    "The store tracks nearly as many keys as `tracking-table-max-keys` allows.",
+    "What it forgets it reports like a change: processes drop from memory what has not changed, and read it again.",
+    "`CONFIG SET tracking-table-max-keys` to the number of different entries that all processes keep, at 150 bytes for "
+    "each process that keeps one; or lower `l1_entries`.",
+)
 DEAF = Rule(
     "tracking",
     "error",
-    "`CLIENT TRACKING` on RESP3 does not work: a write is not pushed to who listens.",
+    "`CLIENT TRACKING` on RESP3 does not work: a write is not reported to the process that keeps its entry.",
     "L1 stays off, and readers who wait for a load are not woken: they find its value when their wait ends.",
     "Connect to the server itself, not through a proxy or a load balancer; allow `CLIENT` and `HELLO`; "
     "ask for RESP3 where the store is hosted.",
@@ -165,6 +173,7 @@ RULES = (
     IDLE,
     OUTPUT,
     CLOCK,
+    TABLE,
     DEAF,
     DENIED,
     BEAT,
@@ -201,6 +210,7 @@ def judge_server(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
         shown = f"{where} uses {used:.0%} of maxmemory; {server.evictable:.0%} of its keys have an expiry"
         yield HEADROOM.finding(used > FULL and is_stuck, shown)
     yield REFUSED.finding(server.refused > 0, f"{where} has refused {server.refused:,} commands for want of memory")
+    yield TABLE.finding(server.tracked > 0.9, f"{where} has {server.tracked:.0%} of its tracking table in use")
     yield from _judge_persistence(server, replay_for)
     yield from _judge_connections(server)
     yield CLOCK.finding(abs(server.clock_ahead) > SKEW, f"{where} is {server.clock_ahead:+.2f} s from this machine")

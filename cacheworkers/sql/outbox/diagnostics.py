@@ -1,19 +1,16 @@
-"""Probe: what the database says of the outbox and of its triggers."""
+"""Diagnostics: what a database says about its outbox, its triggers and a pooler before it."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 
 from cacheworkers.errors import CacheworkersError
+from cacheworkers.sql.outbox.connections import apart, on_connection
 from cacheworkers.sql.outbox.outbox import Outbox, age_of
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
@@ -65,21 +62,6 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
     return _looked(engine, look)
 
 
-def bound_engines(sessions: Any) -> Iterator[Engine]:
-    """Yield the engines that a session factory is bound to, as far as it says so; of async ones their sync half."""
-    options = getattr(sessions, "kw", {})
-    for bind in dict.fromkeys((options.get("bind"), *(options.get("binds") or {}).values())):
-        engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
-        if isinstance(engine, Engine):
-            yield engine
-
-
-def is_autocommit(engine: Engine) -> bool:
-    """Return whether an engine's statements are committed one by one."""
-    level = engine.get_execution_options().get("isolation_level")
-    return (level or getattr(engine.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
-
-
 def check_outbox(outbox: Outbox, engine: Engine) -> None:
     """Make sure that a database has the outbox; of an async engine on a loop of its own, in a thread.
 
@@ -90,24 +72,6 @@ def check_outbox(outbox: Outbox, engine: Engine) -> None:
     on_connection(engine, outbox.check)
 
 
-def on_connection(engine: Engine, do: Callable[[Connection], T]) -> T:
-    """Return what a function makes of a connection; of an async engine, a new one on a loop of its own, in a thread.
-
-    Raises:
-        SQLAlchemyError, OSError: the database does not answer; and what the function raises.
-    """
-    if not engine.dialect.is_async:
-        with engine.connect() as connection:
-            return do(connection)
-
-    async def done() -> T:
-        async with AsyncEngine(_apart(engine)).connect() as connection:
-            return await connection.run_sync(do)
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, done()).result()
-
-
 def answers(engine: Engine) -> str:
     """Return a database's URL, without its password, once it has answered.
 
@@ -116,6 +80,44 @@ def answers(engine: Engine) -> str:
     """
     _looked(engine, lambda connection: connection.execute(select(1)).scalar_one())
     return repr(engine.url)
+
+
+class PoolerFacts(msgspec.Struct, frozen=True):
+    """What is between an engine and its Postgres.
+
+    Attributes:
+        is_there: a pooler such as PgBouncer answers in the server's place.
+        prepares: the engine's driver keeps prepared statements on its connections.
+        setting: what makes it keep none.
+    """
+
+    is_there: bool
+    prepares: bool
+    setting: str
+
+
+def pooler_facts(engine: Engine) -> PoolerFacts | None:
+    """Return what is between an engine and its database; None for a driver that does not say.
+
+    Raises:
+        DatabaseUnavailable: it does not answer.
+    """
+
+    def look(connection: Connection) -> PoolerFacts | None:
+        driver: Any = connection.connection.driver_connection
+        match connection.dialect.driver:
+            case "psycopg" | "psycopg_async":
+                pid, prepares = driver.info.backend_pid, driver.prepare_threshold is not None
+                setting = 'connect_args={"prepare_threshold": None}'
+            case "asyncpg":
+                pid, prepares = driver.get_server_pid(), bool(driver._config.statement_cache_size)
+                setting = 'connect_args={"statement_cache_size": 0, "prepared_statement_name_func": lambda: ""}'
+            case _:
+                return None
+        # A pooler makes up the process number that a client is given for cancelling.
+        return PoolerFacts(pid != connection.execute(select(func.pg_backend_pid())).scalar_one(), prepares, setting)
+
+    return _looked(engine, look) if engine.dialect.name == "postgresql" else None
 
 
 def trigger_faults(engines: Sequence[Engine], declared: Sequence[Triggers]) -> dict[str, str]:
@@ -136,19 +138,7 @@ def trigger_faults(engines: Sequence[Engine], declared: Sequence[Triggers]) -> d
 
 def _looked(engine: Engine, look: Callable[[Connection], T]) -> T:
     try:
-        return on_connection(_apart(engine), look)
+        return on_connection(apart(engine), look)
     except (OperationalError, InterfaceError, OSError) as error:
         reason = str(getattr(error, "orig", error)).strip().replace("\n", " ")
         raise DatabaseUnavailable(f"{engine.url!r} is unavailable: {type(error).__name__}: {reason}") from error
-
-
-def _apart(engine: Engine) -> Engine:
-    """Return an engine like this one whose connections are closed after use.
-
-    A worker looks before its pool forks again: a connection that the engine kept would be its children's as well.
-    """
-    pool = engine.pool
-    if isinstance(pool, StaticPool | SingletonThreadPool):  # SQLite in memory: its connection is the database
-        return engine
-    single = NullPool(pool._creator, dialect=engine.dialect, _dispatch=pool.dispatch)
-    return Engine(single, engine.dialect, engine.url)

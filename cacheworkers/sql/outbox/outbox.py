@@ -1,8 +1,8 @@
-"""Outbox: what was changed, written in the transaction that changed it, so that no invalidation is ever lost.
+"""The outbox table: tags written in the transaction that changed their rows, so that no invalidation is ever lost.
 
-The row is the promise; the invalidation right after the commit only makes it quick.  A process that dies in between,
-or a store that is down, leaves the row to the drain, which delivers it at least once.  See "Transactional outbox",
-C. Richardson, Microservices Patterns, 2018.
+The invalidation right after the commit only makes it quick.  A process that dies in between, or a store that is down,
+leaves the row to the relay, which delivers it at least once.  See "Transactional outbox", C. Richardson, Microservices
+Patterns, 2018.
 """
 
 from __future__ import annotations
@@ -32,20 +32,27 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cacheworkers.errors import ConfigError
+from cacheworkers.sql.outbox.connections import on_connection
 
 TABLE = "cacheworkers_outbox"
-#: Who wrote a row: a watched session, which delivers it itself, or a trigger, for whom the drain does.  A replay puts a
-#: mark of its own there: whoever has invalidated the row before must not mark it delivered any more.
+#: What wrote a row: a watched session, which delivers it itself, or a trigger, whose rows the relay delivers.  A replay
+#: sets a source of its own: a process that has invalidated the row before must not mark it delivered any more.
 WATCH, TRIGGER = "watch", "trigger"
 #: How long a watched session's row is left to the process that wrote it, seconds.
 GRACE = 2.0
-#: Rows of one step of the drain.
-BATCH = 100
+#: Most tags of one row.
+ROW_TAGS = 1000
+#: Of one step of the relay: rows with few tags, oldest first, and as many of them newest first; and rows of any size.
+#: Such a step takes some 50 ms, so that what one bulk statement has left does not hold up what was changed after it.
+SHORT_ROWS, NEW_ROWS, LONG_ROWS = 100, 50, 2
+#: Longest text of a row with few tags.
+SHORT = 1000
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Claimed(msgspec.Struct, frozen=True):
     """Rows that were claimed together.
 
     Attributes:
@@ -62,7 +69,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class Backlog(NamedTuple):
-    """What waits in the outbox: how many rows, and how old the oldest is, seconds."""
+    """How many rows wait to be delivered, and how old the oldest is, seconds."""
 
     rows: int
     oldest_age: float
@@ -91,16 +98,39 @@ class Outbox:
         Index(f"{name}_delivered", column, postgresql_where=column.is_not(None))
         self._inserts: dict[tuple[str, str], tuple[str, Sequence[str] | None]] = {}
 
-    def create(self, engine: Engine) -> None:
-        """Create the table, if it is not there; with Alembic, use `metadata` instead."""
-        self.metadata.create_all(engine)
+    def create(self, engine: Engine | AsyncEngine | Connection) -> None:
+        """Create the table, if it does not exist; with Alembic, use `metadata` instead.
 
-    def check(self, bind: Engine | Connection) -> None:
-        """Make sure that the table is there, with all its columns.
+        Args:
+            engine: of any driver, sync or async.
 
         Raises:
-            ConfigError: it is not; found out now, not at the first commit.
+            ConfigError: it is neither engine nor Connection.
+            SQLAlchemyError, OSError: the database does not answer.
         """
+        if isinstance(engine, AsyncEngine):
+            on_connection(engine.sync_engine, self._create)
+        elif isinstance(engine, Engine | Connection):
+            self.metadata.create_all(engine)
+        else:
+            raise ConfigError(
+                f"outbox.create takes an Engine, an AsyncEngine or a Connection, got {type(engine).__name__}; with an "
+                f"AsyncConnection, `await connection.run_sync(cache.outbox.create)`"
+            )
+
+    def _create(self, connection: Connection) -> None:
+        self.metadata.create_all(connection)
+        connection.commit()
+
+    def check(self, bind: Engine | AsyncEngine | Connection) -> None:
+        """Make sure that the table exists, with all its columns.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if isinstance(bind, AsyncEngine):
+            on_connection(bind.sync_engine, self.check)
+            return
         name = self.table.name
         found = inspect(bind)
         url = bind.engine.url
@@ -130,31 +160,39 @@ class Outbox:
         values: Any = row if order is None else tuple(row[each] for each in order)
         return int(connection.exec_driver_sql(statement, values).scalar_one())
 
-    def claim(self, connection: Connection, *, grace: float = GRACE, most: int = BATCH) -> Delivery | None:
-        """Lock the oldest rows that wait, in the connection's transaction; None if there are none.
+    def claim(self, connection: Connection, *, grace: float = GRACE) -> Claimed | None:
+        """Lock some rows that wait, in the connection's transaction; None if there are none.
 
-        Rows that another drain has locked are passed over.  On databases without `SKIP LOCKED` two drains may deliver
-        the same rows, which is harmless.
+        The oldest ones, those with few tags, and the newest of these: each kind proceeds whatever waits of the others.
+        Rows that another relay has locked are skipped.  On databases without `SKIP LOCKED` two relays may deliver the
+        same rows, which is harmless.
         """
         table = self.table
         now = connection.execute(select(func.current_timestamp())).scalar_one()
         now = _aware(now)
         old_enough = table.c.written_at <= now - datetime.timedelta(seconds=grace)
+        length = func.octet_length if connection.dialect.name == "postgresql" else func.length
+        is_short = length(table.c.tags) <= SHORT
         waiting = (
             select(table.c.id, table.c.tags, table.c.source, table.c.written_at)
             .where(table.c.namespace == self.namespace, table.c.delivered_at.is_(None))
             .where((table.c.source != WATCH) | old_enough)
-            .order_by(table.c.id)
-            .limit(most)
             .with_for_update(skip_locked=True)
         )
-        rows = connection.execute(waiting).all()
-        if not rows:
-            return None
-        tags = dict.fromkeys(tag for row in rows for tag in row.tags.split("\n"))
-        lag = max((now - _aware(row.written_at)).total_seconds() for row in rows)
-        sources = tuple({row.source for row in rows})
-        return Delivery(tuple(row.id for row in rows), tuple(tags), sources, max(lag, 0.0))
+        rows: dict[int, Any] = {}
+        for some in (
+            waiting.order_by(table.c.id).limit(LONG_ROWS),
+            waiting.where(is_short).order_by(table.c.id).limit(SHORT_ROWS),
+            waiting.where(is_short).order_by(table.c.id.desc()).limit(NEW_ROWS),
+        ):
+            found = connection.execute(some).all()
+            if not found and not rows:
+                return None
+            rows.update((row.id, row) for row in found)
+        tags = dict.fromkeys(tag for row in rows.values() for tag in row.tags.split("\n"))
+        lag = max((now - _aware(row.written_at)).total_seconds() for row in rows.values())
+        sources = tuple({row.source for row in rows.values()})
+        return Claimed(tuple(rows), tuple(tags), sources, max(lag, 0.0))
 
     def delivered(self, connection: Connection, ids: Sequence[int], sources: Sequence[str] = (WATCH, TRIGGER)) -> None:
         """Mark rows delivered, which are kept for a replay; not those that a replay has taken up meanwhile.
@@ -208,6 +246,11 @@ class Outbox:
         if found[0] is None:
             return 0.0
         return max((_aware(found[1]) - _aware(found[0])).total_seconds(), 0.0)
+
+
+def in_rows(tags: Sequence[str]) -> list[Sequence[str]]:
+    """Return tags in parts of which each is a row: what is delivered of many is kept, whatever happens to the rest."""
+    return [tags[at : at + ROW_TAGS] for at in range(0, len(tags), ROW_TAGS)]
 
 
 def age_of(instant: Any, now: Any) -> float:

@@ -1,38 +1,43 @@
-"""Drain: delivers what the outbox still holds, by however many processes; the safety net under every invalidation."""
+"""The outbox relay: delivers rows that wait, in any number of processes; the safety net under every invalidation."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from cacheworkers.core.driver import Flow, run
 from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import TagError
+from cacheworkers.errors import InvalidationIncomplete, TagError
 from cacheworkers.events import OutboxRelayed, Replayed
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import Ports
-from cacheworkers.sql.outbox.diagnostics import on_connection
-from cacheworkers.sql.outbox.outbox import GRACE, Delivery, Outbox
+from cacheworkers.sql.outbox.connections import on_connection
+from cacheworkers.sql.outbox.outbox import GRACE, Claimed, Outbox
+from cacheworkers.store.commands.replies import ForeignType
 
 log = logging.getLogger("cacheworkers")
 
+#: Seconds after which a transaction that waits for the store is no longer left idle.
+_KEEP_ALIVE_EVERY = 0.5
+
 
 def drain_outbox(ports: Ports, outbox: Outbox, connection: Connection, *, grace: float = GRACE) -> int:
-    """Deliver what waits, batch by batch, and return how many rows that were.
+    """Deliver what waits, some rows at a time, and return how many that were.
 
-    The rows stay locked while their tags are invalidated, and are marked after: a drain that dies has delivered
-    nothing, or it is done again.  Rows of a watched session are left to it for `grace` seconds.
+    Rows stay locked while their tags are invalidated, and are marked after, each step in a transaction of its own: a
+    relay that dies keeps what it has done.  Rows of a watched session are left to it for `grace` seconds.
 
     Raises:
-        InvalidationIncomplete, StoreUnavailable: the store failed; the batch stays.
+        InvalidationIncomplete, StoreUnavailable: the store failed; the rows of this step stay.
     """
     rows = 0
-    while (delivery := _deliver(ports, outbox, connection, grace)) is not None:
-        rows += len(delivery.ids)
-        ports.emit(OutboxRelayed(len(delivery.ids), len(delivery.tags), delivery.lag))
+    while (claimed := _deliver(ports, outbox, connection, grace)) is not None:
+        rows += len(claimed.ids)
+        ports.emit(OutboxRelayed(len(claimed.ids), len(claimed.tags), claimed.lag))
     with connection.begin():
         outbox.forget(connection, ports.config.replay_for)
     return rows
@@ -41,12 +46,12 @@ def drain_outbox(ports: Ports, outbox: Outbox, connection: Connection, *, grace:
 def replay_to_a_new_store(
     ports: Ports, outbox: Outbox, engines: Iterable[Engine], replayed: dict[Engine, str]
 ) -> dict[Engine, Exception]:
-    """Let the drain deliver anew what a failover or an old snapshot may have undone; which databases did not answer.
+    """Have delivered again what a failover or an old snapshot may have undone; which databases did not answer.
 
     Args:
         engines: of all databases that have such an outbox.
-        replayed: the run id that this process has replayed each to, which is added to: one that is away for long must
-            not have the others replayed again and again.
+        replayed: the run id that this process has replayed each to, which is added to: while one is away, the others
+            must not be replayed again and again.
 
     Raises:
         StoreUnavailable: the store does not answer.
@@ -72,27 +77,39 @@ def replay_to_a_new_store(
     return away
 
 
-def listening_engine_of(engine: Engine) -> Engine | None:
-    """Return an engine for threads that can listen to the same database; None without psycopg."""
-    if engine.dialect.driver not in ("psycopg_async", "psycopg"):
+def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) -> Flow[Claimed | None]:
+    """Invalidate what some rows say, and mark them, in the connection's transaction; None if none wait."""
+    claimed = outbox.claim(connection, grace=grace)
+    if claimed is None:
         return None
-    return create_engine(engine.url, pool_size=1, pool_pre_ping=True) if engine.dialect.is_async else engine
-
-
-def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) -> Flow[Delivery | None]:
-    """Invalidate what the oldest rows say, and mark them, in the connection's transaction; None if none wait."""
-    delivery = outbox.claim(connection, grace=grace)
-    if delivery is None:
-        return None
-    tags = list(_legal(delivery.tags, ports.config.max_tag_bytes))
+    tags = list(_legal(claimed.tags, ports.config.max_tag_bytes))
     if tags:
-        yield from invalidate_tags(ports, tags, "hard")
+        try:
+            yield from invalidate_tags(ports, tags, "hard", _KeepAlive(connection))
+        except InvalidationIncomplete as error:
+            if not isinstance(error.__cause__, ForeignType):
+                raise
+            # The other tags are done, and no load can register an entry in that set: there is nothing to delete.
+            log.warning("the outbox has a tag that cannot be invalidated: %s", error)
     # Only now.  Marked before, what a crash in between leaves would be delivered by nobody.
-    outbox.delivered(connection, delivery.ids, delivery.sources)
-    return delivery
+    outbox.delivered(connection, claimed.ids, claimed.sources)
+    return claimed
 
 
-def _deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) -> Delivery | None:
+class _KeepAlive:
+    """Asks the database something while a large tag is drained: many end transactions that are idle for seconds."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._at = time.monotonic()
+
+    def __call__(self, members: int) -> None:
+        if time.monotonic() - self._at >= _KEEP_ALIVE_EVERY:
+            self._connection.execute(select(1))
+            self._at = time.monotonic()
+
+
+def _deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) -> Claimed | None:
     with connection.begin():
         return run(deliver(ports, outbox, connection, grace))
 

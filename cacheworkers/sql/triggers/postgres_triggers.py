@@ -12,18 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text, types
-from sqlalchemy.orm.mapper import _all_registries
 
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import ConfigError, TagError
-from cacheworkers.sql.outbox.outbox import TABLE, TRIGGER
+from cacheworkers.sql.outbox.outbox import ROW_TAGS, TABLE, TRIGGER
+from cacheworkers.sql.sqlalchemy_internals import all_mappers
 from cacheworkers.sql.triggers.column_catalog import Column, check_kind, columns_of, in_full
 from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
 
 #: Changes with what the generated text does.
 VERSION = 4
-#: Most tags of one outbox row that a trigger writes.
-ROW_TAGS = 1000
 _EVENTS = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
 #: `pg_trigger.tgtype` of INSERT, DELETE, UPDATE and TRUNCATE: a table's triggers together have them all.
 _ALL_EVENTS = 4 + 8 + 16 + 32
@@ -255,23 +253,6 @@ class Triggers:
         )
 
 
-class NotifyListener:
-    """A connection that listens for triggers' notifications."""
-
-    def __init__(self, connection: Connection, namespace: str) -> None:
-        """
-        Args:
-            connection: psycopg's, to be used for nothing else; put into autocommit.
-        """
-        self._connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        self._connection.exec_driver_sql(f"LISTEN {channel(namespace)}")
-        self._driver: Any = self._connection.connection.driver_connection
-
-    def wait(self, seconds: float) -> bool:
-        """Return when a notification has come, or after so many seconds; True if one has."""
-        return any(True for _ in self._driver.notifies(timeout=seconds, stop_after=1))
-
-
 def _texts_of(part: Part) -> Iterator[str | None]:
     """Yield a part's text, and None for its field, as `TagTemplates.skeletons` has them."""
     if part.text:
@@ -282,18 +263,13 @@ def _texts_of(part: Part) -> Iterator[str | None]:
 
 def _is_decorated(name: Name, column: str) -> bool:
     """Return whether a mapped table has an Enum or TypeDecorator there, whose text in Python is another."""
-    for registry in _all_registries():
-        for mapper in registry.mappers:
-            for table in mapper.tables:
-                is_it = getattr(table, "name", None) == name.table and name.schema in (
-                    None,
-                    getattr(table, "schema", None),
-                )
-                found = table.columns.get(column) if is_it else None
-                if found is not None and (
-                    isinstance(found.type, types.TypeDecorator) or getattr(found.type, "enum_class", None) is not None
-                ):
-                    return True
+    for table in (table for mapper in all_mappers() for table in mapper.tables):
+        is_it = getattr(table, "name", None) == name.table and name.schema in (None, getattr(table, "schema", None))
+        found = table.columns.get(column) if is_it else None
+        if found is not None and (
+            isinstance(found.type, types.TypeDecorator) or getattr(found.type, "enum_class", None) is not None
+        ):
+            return True
     return False
 
 

@@ -1,6 +1,6 @@
-"""Told: what triggers have written into the outbox in a transaction that is about to be committed.
+"""Trigger rows: what triggers have written to the outbox in a transaction that is about to be committed.
 
-Its own process invalidates that at once, as it does what its sessions wrote themselves, and so reads its own writes.
+Its own process invalidates that right after the commit, as it does what sessions wrote, and so reads its own writes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cacheworkers.sql.outbox.outbox import TRIGGER, Outbox
 
 log = logging.getLogger("cacheworkers")
 
-#: Most tags that a commit waits for; a bulk statement may have touched millions, and the drain has the rest.
-MOST_TAGS = 2000
+#: Most tags that are read before a commit; a bulk statement may have touched millions, and the relay delivers the rest.
+MAX_TAGS = 20_000
 #: How far back rows are looked for, by number: where nobody drains, there may be millions.
 _LATEST = 10_000
 
@@ -40,7 +40,7 @@ def written_by_triggers(
         .order_by(table.c.id)
     )
     found: list[tuple[int, tuple[str, ...]]] = []
-    left = MOST_TAGS
+    left = MAX_TAGS
     # The outbox is in one schema, wherever a tenant's tables are.
     for number, text in connection.execute(statement, execution_options={"schema_translate_map": None}):
         tags = tuple(text.split("\n"))

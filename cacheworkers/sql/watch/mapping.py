@@ -1,30 +1,31 @@
-"""Watched: which classes and tables a watch is given, what makes their tags, and what else changes them."""
+"""Which classes and tables a watch is given, what makes their tags, and what else changes their rows."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Table, event, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
-from sqlalchemy.orm.mapper import _all_registries
 
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import ConfigError, DeclarationError, TagError
+from cacheworkers.sql.sqlalchemy_internals import all_mappers
 from cacheworkers.sql.watch.cascades import Cascades
 from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
-from cacheworkers.sql.watch.flush_changes import Described, TagsOf
-from cacheworkers.sql.watch.row_values import Row, tables_of
-from cacheworkers.sql.watch.statements import Statements
+from cacheworkers.sql.watch.flush_changes import TagsOf
+from cacheworkers.sql.watch.row_changes import Described
+from cacheworkers.sql.watch.row_values import Row, row_columns, tables_of
+from cacheworkers.sql.watch.statements import Statements, Writes
+from cacheworkers.sql.watch.tag_rules import Mode, TagRule, TagRules
+from cacheworkers.sql.watch.tags_by_keys import by_keys
 
 log = logging.getLogger("cacheworkers")
-Tags = Callable[[Row], list[str]]
-_TRUNCATES = re.compile(r"\btruncate\b", re.IGNORECASE)
-_DELETES = re.compile(r"\b(?:delete|merge|replace)\b", re.IGNORECASE)
 
 
 class WatchMapping:
@@ -34,35 +35,40 @@ class WatchMapping:
 
     def __init__(
         self,
-        mapping: Mapping[Any, TagsOf | Sequence[str]],
+        mapping: Any,
         max_tag_bytes: int,
         tag_kinds: TagKinds | None = None,
+        *,
+        columns: Mapping[Any, Collection[str]] | None = None,
+        ignore: Mapping[Any, Collection[str]] | None = None,
+        mode: Mode | Mapping[Any, Mode] = "hard",
     ) -> None:
         """
+        Args:
+            mapping, columns, ignore, mode: see `Cache.watch`.
+
         Raises:
-            ConfigError: a key is no mapped class and no `Table`, or its tags are malformed, too long, or of no column.
+            ConfigError: a key is no mapped class and no `Table`, or its tags are malformed, too long, or of no column;
+                or one of the options names something that is not there.
         """
         self._max_tag_bytes = max_tag_bytes
         self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
-        self._classes: dict[type, Tags] = {}
+        if not isinstance(mapping, Mapping):
+            mapping = by_keys(mapping)
+        self._options = _Options(mapping, columns or {}, ignore or {}, mode)
+        self._classes: dict[type, TagRules] = {}
         #: Association tables.
-        self.links: dict[Table, Tags] = {}
-        self._of_class: dict[type, Tags | None] = {}
+        self.links: dict[Table, TagRules] = {}
+        #: Only classes that have been asked for and are not gone.
+        self._of_class: weakref.WeakKeyDictionary[type, list[TagRules]] = weakref.WeakKeyDictionary()
         for key, tags_of in mapping.items():
             if isinstance(key, Table):
-                columns = {column.key: column for column in key.columns}
-                self.links[key] = self._checked(key.name, columns, tags_of)
-                continue
-            try:
-                mapper: Any = inspect(key)
-            except NoInspectionAvailable:
-                mapper = None
-            if not isinstance(mapper, Mapper):
-                raise ConfigError(f"watch takes mapped classes and tables, {key!r} is neither")
-            attributes = {each.key: each.columns[0] for each in mapper.column_attrs}
-            self._classes[key] = self._checked(key.__name__, attributes, tags_of)
+                self.links[key] = self._rules(key, key.name, dict(key.columns.items()), tags_of)
+            else:
+                mapper = _mapper_of(key)
+                self._classes[key] = self._rules(key, key.__name__, row_columns(mapper), tags_of)
         for table in self.links:
-            mapped = [mapper for mapper in _all_mappers() if mapper.local_table is table]
+            mapped = [mapper for mapper in all_mappers() if mapper.local_table is table]
             if mapped:
                 raise ConfigError(
                     f"the table {table.name} is mapped by {mapped[0].class_.__name__}: watch takes that class instead"
@@ -70,25 +76,37 @@ class WatchMapping:
         self._described: Described | None = None
         self._cascades: Cascades | None = None
         self._statements: Statements | None = None
-        self._told: set[str] = set()
-        # All forget before any complains: who comes after a complaint is not called.
+        self._associations: set[Any] | None = None
+        self._complaints: set[str] = set()
+        for key, mapper in self.mappers():
+            self._check_subclasses(key, mapper)
+        _ = self.cascades  # what cannot be followed is refused now
+
+    def listen(self) -> None:
+        """Learn of classes that are mapped later."""
+        # All forget before any complains: those that come after a complaint are not called.
         event.listen(Mapper, "after_configured", self._forget, insert=True)
         event.listen(Mapper, "after_configured", self._complain)
-        _ = self.cascades  # what cannot be followed is said now
 
-    def of(self, kind: type) -> Tags | None:
+    def of(self, kind: type) -> TagRules | None:
         """Return what makes the tags of a class's rows: its own, or that of the nearest watched class above it."""
         try:
-            return self._of_class[kind]
+            return next(iter(self._of_class[kind]), None)
         except KeyError:
             found = next((self._classes[each] for each in kind.__mro__ if each in self._classes), None)
-            self._of_class[kind] = found
+            self._of_class[kind] = [] if found is None else [found]
             return found
 
     def mappers(self) -> Iterator[tuple[type, Mapper[Any]]]:
         """Yield the watched classes."""
         for key in self._classes:
             yield key, inspect(key)
+
+    def attributes(self) -> Iterator[tuple[type, list[str]]]:
+        """Yield the watched classes, each with the attributes whose changes concern some of its tags."""
+        for key, mapper in self.mappers():
+            rules = self._classes[key]
+            yield key, [name for name in row_columns(mapper) if rules.matters(name)]
 
     @property
     def described(self) -> Described:
@@ -98,21 +116,29 @@ class WatchMapping:
             ConfigError: a class that is not watched writes one of these tables.
         """
         if self._described is None:
-            found: dict[Table, list[tuple[Mapper[Any] | None, Tags]]] = {
-                table: [(None, tags_of)] for table, tags_of in self.links.items()
+            found: dict[Table, list[tuple[Mapper[Any] | None, TagRules]]] = {
+                table: [(None, rules)] for table, rules in self.links.items()
             }
             for _, watched in self.mappers():
                 for mapper in watched.self_and_descendants:
-                    tags_of = self.of(mapper.class_)
+                    rules = self.of(mapper.class_)
                     for table in tables_of(mapper):
                         there = found.setdefault(table, [])
                         # A subclass in the same table has the same rows; one that has a table of its own joins them.
-                        if tags_of is not None and (mapper.local_table is table) and (mapper, tags_of) not in there:
-                            there.append((mapper, tags_of))
+                        if rules is not None and (mapper.local_table is table) and (mapper, rules) not in there:
+                            there.append((mapper, rules))
             for complaint in self._unwatched(set(found)):
                 raise ConfigError(complaint)
             self._described = found
         return self._described
+
+    @property
+    def associations(self) -> set[Any]:
+        """The watched tables whose rows a flush writes for a relationship (`secondary`); some are mapped as well."""
+        if self._associations is None:
+            secondary = {each.secondary for mapper in all_mappers() for each in mapper.relationships}
+            self._associations = {table for table in self.described if table in secondary or table in self.links}
+        return self._associations
 
     def tables(self) -> list[Table]:
         """Return all watched tables, those of subclasses too."""
@@ -131,7 +157,7 @@ class WatchMapping:
 
     @property
     def statements(self) -> Statements:
-        """Tells which statements change them."""
+        """Finds which of these tables statements change."""
         if self._statements is None:
             cascades = self.cascades
             self._statements = Statements(
@@ -142,19 +168,19 @@ class WatchMapping:
             )
         return self._statements
 
-    def affected(self, statement: str) -> list[Table]:
+    def affected(self, writes: Writes) -> list[Table]:
         """Return the watched tables that a statement may change, itself or by what the database cascades."""
-        if _TRUNCATES.search(statement):
+        if writes.truncated or writes.opaque:
             return self.tables()  # CASCADE empties whatever refers to a table, however many steps away
-        names, cascades = self.statements.changes(statement), self.cascades
+        names, cascades = self.statements.changed_by(writes), self.cascades
         known = {*self.tables(), *cascades.tables("ondelete"), *cascades.tables("onupdate")}
         named = {table for table in known if table.name in names}
         # A row that goes may set keys to NULL, which is an update.
-        events = ("ondelete", "onupdate") if _DELETES.search(statement) else ("onupdate",)
+        events = ("ondelete", "onupdate") if writes.deleted else ("onupdate",)
         return [table for table in self.tables() if table in named or table in cascades.reached(named, events)]
 
     def _forget(self) -> None:
-        self._described = self._cascades = self._statements = None
+        self._described = self._cascades = self._statements = self._associations = None
 
     def _complain(self) -> None:
         """Say once of each class mapped meanwhile that it should be watched; afterwards each flush says it.
@@ -167,8 +193,8 @@ class WatchMapping:
         except NoInspectionAvailable:
             return  # the watched classes are mapped no more
         except ConfigError as error:
-            if str(error) not in self._told:
-                self._told.add(str(error))
+            if str(error) not in self._complaints:
+                self._complaints.add(str(error))
                 raise
 
     def _unwatched(self, tables: set[Table]) -> Iterator[str]:
@@ -181,7 +207,7 @@ class WatchMapping:
             for _, watched in self.mappers()
             if watched.polymorphic_on is not None or watched.base_mapper.polymorphic_on is not None
         }
-        for mapper in _all_mappers():
+        for mapper in all_mappers():
             kind = mapper.class_
             # With a discriminator, what another class of the same tree writes are rows of its own.
             if self.of(kind) is not None or mapper.base_mapper in trees:
@@ -193,12 +219,36 @@ class WatchMapping:
                     f"in the same mapping (`lambda row: ()` if it is only read)"
                 )
 
-    def _checked(self, name: str, columns: Mapping[str, Any], tags_of: TagsOf | Sequence[str]) -> Tags:
-        """Return what makes legal tags of a row, once it has been tried on a made-up one."""
-        made = tags_of if callable(tags_of) else self._templates(name, columns, tags_of)
+    def _rules(self, key: Any, name: str, columns: Mapping[str, Any], tags_of: TagsOf | Sequence[str]) -> TagRules:
+        """Return what makes legal tags of a class's or table's rows, once it has been tried on a made-up one."""
+        options = self._options
+        ignored = options.ignored(key, columns)
+        if callable(tags_of):
+            rule = TagRule(
+                self._checked(name, columns, tags_of), options.columns(key, None, columns), options.mode(key)
+            )
+            return TagRules([rule], ignored)
+        if isinstance(tags_of, str) or not tags_of:
+            raise ConfigError(f"the tags of {name} must be a function or a list of templates, got {tags_of!r}")
+        rules = []
+        for template in tags_of:
+            make = self._checked(name, columns, self._template(name, columns, template))
+            rules.append(TagRule(make, options.columns(key, template, columns), options.mode(key, template)))
+        return TagRules(rules, ignored)
+
+    def _checked(self, name: str, columns: Mapping[str, Any], tags_of: TagsOf) -> Callable[[Row], list[str]]:
+        """Return a function of the user's as one that makes legal tags, once it has been tried on a made-up row."""
+        self._try(name, columns, tags_of)
+
+        def legal(row: Row) -> list[str]:
+            return list(self._legal(name, tags_of(row)))
+
+        return legal
+
+    def _try(self, name: str, columns: Mapping[str, Any], tags_of: TagsOf) -> None:
         sample = Row(name, columns, {key: _sample(column) for key, column in columns.items()})
         try:
-            found = made(sample)
+            found = tags_of(sample)
             tags = None if isinstance(found, str) else [tag for tag in found if isinstance(tag, str)]
         except ConfigError:
             raise
@@ -212,10 +262,15 @@ class WatchMapping:
             except TagError as error:
                 raise ConfigError(f"the tags of {name} are not legal: {error}") from None
 
-        def legal(row: Row) -> list[str]:
-            return list(self._legal(name, made(row)))
+    def _check_subclasses(self, key: type, mapper: Mapper[Any]) -> None:
+        """Make sure that the rows of subclasses have what the tags are made of: concrete ones have their own columns.
 
-        return legal
+        Raises:
+            ConfigError: one has not.
+        """
+        for each in mapper.self_and_descendants:
+            if each.class_ is not key and self.of(each.class_) is self._classes[key]:
+                self._try(each.class_.__name__, row_columns(each), self._classes[key])
 
     def _legal(self, name: str, found: Iterable[str]) -> Iterator[str]:
         if isinstance(found, str):
@@ -229,19 +284,82 @@ class WatchMapping:
                 # No loader can have such a tag either: there is nothing to invalidate, and no reason to fail a commit.
                 log.warning("a tag of %s is left out: %s", name, error)
 
-    def _templates(self, name: str, columns: Mapping[str, Any], templates: Sequence[str]) -> TagsOf:
-        if isinstance(templates, str) or not templates:
-            raise ConfigError(f"the tags of {name} must be a function or a list of templates, got {templates!r}")
+    def _template(self, name: str, columns: Mapping[str, Any], template: str) -> TagsOf:
         try:
-            named = TagTemplates(templates, tuple(columns), max_bytes=self._max_tag_bytes)
+            named = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes)
             kinds = {field: kind_of_column(f"{name}.{field}", columns[field]) for field in named.fields}
             for texts, fields in named.skeletons():
                 self._tag_kinds.add_rows(f"watched {name}", texts, [kinds[field] for field in fields])
             makers = {field: text_maker(kind) for field, kind in kinds.items()}
-            made = TagTemplates(templates, tuple(columns), max_bytes=self._max_tag_bytes, texts=makers)
+            made = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes, texts=makers)
         except (DeclarationError, TagError) as error:
             raise ConfigError(f"watch of {name}: {error}") from None
         return lambda row: made.texts(_Values(row, tuple(columns)))
+
+
+class _Options:
+    """What else `watch` was told: which columns matter, which are ignored, and how tags are invalidated."""
+
+    def __init__(
+        self,
+        mapping: Mapping[Any, Any],
+        columns: Mapping[Any, Collection[str]],
+        ignore: Mapping[Any, Collection[str]],
+        mode: Mode | Mapping[Any, Mode],
+    ) -> None:
+        """
+        Raises:
+            ConfigError: a key is neither a watched class or table nor one of their templates, or a value is malformed.
+        """
+        self._columns = columns
+        self._ignore = ignore
+        self._modes: Mapping[Any, Mode] = mode if isinstance(mode, Mapping) else dict.fromkeys(mapping, mode)
+        templates = {each for tags in mapping.values() if not callable(tags) for each in tags}
+        for option, given in (("columns", columns), ("ignore", ignore), ("mode", self._modes)):
+            for key in given:
+                if key not in mapping and (option == "ignore" or key not in templates):
+                    raise ConfigError(f"watch({option}=) names {key!r}, which is not in the mapping")
+        for key, each in self._modes.items():
+            if each not in ("hard", "soft"):
+                raise ConfigError(f'watch(mode=) must be "hard" or "soft", got {each!r} for {key!r}')
+        for option, given in (("columns", columns), ("ignore", ignore)):
+            for key, names in given.items():
+                if isinstance(names, str):
+                    raise ConfigError(f"watch({option}=) takes lists of columns, got the text {names!r} for {key!r}")
+
+    def columns(self, key: Any, template: str | None, known: Mapping[str, Any]) -> frozenset[str] | None:
+        """Return the columns without which an UPDATE does not concern a tag; None if each one does."""
+        named = self._columns.get(template, self._columns.get(key))
+        if named is None:
+            return None
+        _known("columns", key, named, known)
+        own = {name for name in known if template is not None and re.search(rf"{{{name}\b", template)}
+        return frozenset(named) | own  # a row that moves to another tag concerns both
+
+    def ignored(self, key: Any, known: Mapping[str, Any]) -> frozenset[str]:
+        """Return the columns whose changes concern no tag."""
+        return frozenset(_known("ignore", key, self._ignore.get(key, ()), known))
+
+    def mode(self, key: Any, template: str | None = None) -> Mode:
+        """Return how tags are invalidated."""
+        return self._modes.get(template, self._modes.get(key, "hard"))
+
+
+def _known(option: str, key: Any, named: Collection[str], known: Mapping[str, Any]) -> Collection[str]:
+    for name in named:
+        if name not in known:
+            raise ConfigError(f"watch({option}=): {key!r} has no column {name!r}; it has {', '.join(known)}")
+    return named
+
+
+def _mapper_of(key: Any) -> Mapper[Any]:
+    try:
+        mapper: Any = inspect(key)
+    except NoInspectionAvailable:
+        mapper = None
+    if not isinstance(mapper, Mapper):
+        raise ConfigError(f"watch takes mapped classes and tables, {key!r} is neither")
+    return mapper
 
 
 class _Values(Sequence[Any]):
@@ -255,12 +373,6 @@ class _Values(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _all_mappers() -> list[Mapper[Any]]:
-    """Return the mappers of all registries, by name: one table can be mapped in several."""
-    found = {mapper for registry in _all_registries() for mapper in registry.mappers}
-    return sorted(found, key=lambda mapper: (mapper.class_.__module__, mapper.class_.__qualname__))
 
 
 def _sample(column: Any) -> Any:

@@ -6,57 +6,74 @@ Whatever else a tag is made of is read from the database, and locked as the UPDA
 
     here: loads item 1 in group 7    there: moves it to group 8, commits, invalidates both
     here: sets its price, commits    group 8 shows that price, and has to be invalidated
+
+Nor is what this flush sets always what is stored: a type may change a value on its way (`stored_as_given`).
 """
 
 from __future__ import annotations
 
+import datetime
+import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ClauseElement, Column, Connection, Table, and_, bindparam, inspect, or_, select
+from sqlalchemy import Column, Connection, Table, and_, bindparam, inspect, or_, select, types
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from cacheworkers.errors import ConfigError
+from cacheworkers.sql.sqlalchemy_internals import has_variants
 
 #: Most rows that one statement locks.
 CHUNK = 500
+#: Column types that change no value of these Python types on its way to the database.
+_PLAIN: Mapping[type, type] = {
+    **dict.fromkeys((types.Integer, types.BigInteger, types.SmallInteger), int),
+    **dict.fromkeys((types.INTEGER, types.BIGINT, types.SMALLINT), int),
+    **dict.fromkeys((types.String, types.Text, types.Unicode, types.UnicodeText, types.VARCHAR, types.TEXT), str),
+    **dict.fromkeys((types.Boolean, types.BOOLEAN), bool),
+    **dict.fromkeys((types.Date, types.DATE), datetime.date),
+    **dict.fromkeys((types.Uuid, types.UUID), uuid.UUID),
+}
 _statements: weakref.WeakKeyDictionary[Mapper[Any], dict[bool, Any]] = weakref.WeakKeyDictionary()
+_columns: weakref.WeakKeyDictionary[Mapper[Any], Mapping[str, Any]] = weakref.WeakKeyDictionary()
 
 
 class Row:
     """The column values of one row, old or new, as attributes."""
 
-    __slots__ = ("_fetch", "_name", "_names", "_values")
+    # The names are mangled: a column may have any other, `_name` too.
+    __slots__ = ("__fetch", "__names", "__title", "__values")
 
     def __init__(
         self,
-        name: str,
+        title: str,
         names: Iterable[str],
         values: Mapping[str, Any],
         fetch: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         """
         Args:
+            title: the class or table, for errors.
             names: the columns there are.
             fetch: called once, when one is asked for that `values` does not have.
         """
-        self._name = name
-        self._names = names
-        self._values = values
-        self._fetch = fetch
+        self.__title = title
+        self.__names = names
+        self.__values = values
+        self.__fetch = fetch
 
     def __getattr__(self, name: str) -> Any:
-        values = self._values
-        if name not in values and self._fetch is not None and name in self._names:
-            fetch, self._fetch = self._fetch, None
-            values = self._values = {**fetch(), **values}
+        values = self.__values
+        if name not in values and self.__fetch is not None and name in self.__names:
+            fetch, self.__fetch = self.__fetch, None
+            values = self.__values = {**fetch(), **values}
         try:
             return values[name]
         except KeyError:
-            columns = ", ".join(self._names)
-            raise ConfigError(f"{self._name}.{name} is no column; a watched row has {columns}") from None
+            columns = ", ".join(self.__names)
+            raise ConfigError(f"{self.__title}.{name} is no column; a watched row has {columns}") from None
 
 
 class Before:
@@ -73,10 +90,13 @@ class Before:
     def row(self, connection: Connection, state: InstanceState[Any]) -> Row:
         """Return the row of an instance that has one."""
         mapper = state.mapper
-        identity = state.identity or ()
         self._expired[state] = state.expired_attributes & state.unmodified
-        known = dict(zip(key_names(mapper), identity, strict=True))
-        return Row(mapper.class_.__name__, names_of(mapper), known, lambda: self._fetched(connection, state))
+        known = {
+            name: value
+            for name, column, value in zip(key_names(mapper), mapper.primary_key, state.identity or (), strict=True)
+            if stored_as_given(column, value)
+        }
+        return Row(mapper.class_.__name__, row_columns(mapper), known, lambda: self._fetched(connection, state))
 
     def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
         """Return what was fetched of a row, and what the flush has not left to the database since."""
@@ -94,9 +114,12 @@ class Before:
     def _fetch_all(self, connection: Connection, mapper: Mapper[Any]) -> None:
         session = self._session
         states: dict[tuple[Any, ...], InstanceState[Any]] = {}
-        for instance in (*session.deleted, *(each for each in session.dirty if session.is_modified(each))):
+        deleted = set(session.deleted)
+        for instance in (*deleted, *session.dirty):
             state: InstanceState[Any] = inspect(instance)
-            if state.mapper is mapper and state.identity is not None and state not in self._rows:
+            if state.mapper is not mapper or state.identity is None or state in self._rows:
+                continue
+            if instance in deleted or changed_names(state):
                 states[tuple(state.identity)] = state
         keys = key_names(mapper)
         for row in fetch(connection, mapper, list(states), locks=True):
@@ -105,40 +128,55 @@ class Before:
                 self._rows[found] = row
 
 
-def after(connection: Connection, state: InstanceState[Any], kept: Mapping[str, Any]) -> Row:
-    """Return an instance's row as it was just flushed.
+class After:
+    """The rows of one flush as it has written them; what memory does not know is fetched, a class together."""
 
-    Args:
-        kept: what was fetched of it before, and was not changed without this session's knowledge.
-    """
-    mapper = state.mapper
-    names = names_of(mapper)
-    values = state.dict
-    if state.key is None:  # inserted: what it has is what was written, and the server made the rest
-        known = {name: values[name] for name in names if name in values}
-    else:
-        keys = key_names(mapper)
-        moving = _moving(mapper)
-        known = {
-            name: values[name]
-            for name in names
-            if name in values and (name in keys or name in moving or state.attrs[name].history.has_changes())
-        }
-    known = {name: value for name, value in known.items() if not isinstance(value, ClauseElement)}
+    def __init__(self, before: Before, written: Sequence[tuple[Connection, InstanceState[Any]]]) -> None:
+        self._before = before
+        self._written = written
+        self._rows: dict[InstanceState[Any], Mapping[str, Any]] = {}
 
-    def missing() -> Mapping[str, Any]:
-        identity = mapper.primary_key_from_instance(state.obj())
-        [found] = fetch(connection, mapper, [identity]) or [{}]
-        return found
+    def row(self, connection: Connection, state: InstanceState[Any]) -> Row:
+        """Return the row of an instance that was inserted or updated."""
+        mapper = state.mapper
+        columns = row_columns(mapper)
+        values = state.dict
+        changed = _set_names(state)
+        kept: Mapping[str, Any] = {}
+        if state.key is None:  # inserted: what it has is what was written, and the server made the rest
+            known = {name: values[name] for name in columns if name in values}
+        else:
+            mine = changed.union(key_names(mapper), _moving(mapper))
+            known = {name: values[name] for name in columns if name in values and name in mine}
+            kept = self._before.kept(state)
+        known = {name: value for name, value in known.items() if stored_as_given(columns[name], value)}
+        kept = {name: value for name, value in kept.items() if name not in changed}
+        return Row(mapper.class_.__name__, columns, {**kept, **known}, lambda: self._fetched(connection, state))
 
-    return Row(mapper.class_.__name__, names, {**kept, **known}, missing)
+    def _fetched(self, connection: Connection, state: InstanceState[Any]) -> Mapping[str, Any]:
+        mapper = state.mapper
+        if state not in self._rows:
+            alike = {
+                tuple(mapper.primary_key_from_instance(each.obj())): each
+                for where, each in self._written
+                if where is connection and each.mapper is mapper
+            }
+            keys = key_names(mapper)
+            for row in fetch(connection, mapper, list(alike)):
+                found = alike.get(tuple(row[key] for key in keys))
+                if found is not None:
+                    self._rows[found] = row
+        if state not in self._rows:  # its key is stored as another value
+            rows = fetch(connection, mapper, [mapper.primary_key_from_instance(state.obj())])
+            self._rows[state] = rows[0] if rows else {}
+        return self._rows[state]
 
 
 def fetch(
     connection: Connection, mapper: Mapper[Any], identities: Sequence[Sequence[Any]], *, locks: bool = False
 ) -> list[Mapping[str, Any]]:
     """Return rows by their primary keys, as this transaction sees them; those that are not there are left out."""
-    names = names_of(mapper)
+    names = tuple(row_columns(mapper))
     found: list[Mapping[str, Any]] = []
     for at in range(0, len(identities), CHUNK):
         chunk = identities[at : at + CHUNK]
@@ -159,8 +197,7 @@ def _statement(mapper: Mapper[Any], locks: bool) -> Any:
 
 
 def _select(mapper: Mapper[Any], where: Any, locks: bool) -> Any:
-    columns = [attribute.columns[0] for attribute in mapper.column_attrs]
-    statement = select(*columns).select_from(mapper.persist_selectable).where(where)
+    statement = select(*row_columns(mapper).values()).select_from(mapper.persist_selectable).where(where)
     # The lock of an UPDATE, and in one order, so that two sessions cannot each wait for the other.
     return statement.order_by(*mapper.primary_key).with_for_update(key_share=True) if locks else statement
 
@@ -172,9 +209,46 @@ def among(columns: Sequence[Any], options: Sequence[Sequence[Any]]) -> Any:
     return or_(*(and_(*(c == value for c, value in zip(columns, values, strict=True))) for values in options))
 
 
-def names_of(mapper: Mapper[Any]) -> tuple[str, ...]:
-    """Return the attributes of a mapped class that are columns."""
-    return tuple(attribute.key for attribute in mapper.column_attrs)
+def row_columns(mapper: Mapper[Any]) -> Mapping[str, Any]:
+    """Return the columns and SQL expressions that a mapped class's row has, by attribute.
+
+    What only a polymorphic union or a discriminator's expression adds is in no row.
+    """
+    found = _columns.get(mapper)
+    if found is None:
+        tables = set(mapper.tables)
+        found = {}
+        for attribute in mapper.column_attrs:
+            if not hasattr(mapper.class_, attribute.key):
+                continue
+            for column in attribute.columns:
+                if getattr(column, "table", None) in tables or getattr(column, "table", None) is None:
+                    found[attribute.key] = column
+                    break
+        if not found:  # it is mapped to a SELECT
+            found = {each.key: each.columns[0] for each in mapper.column_attrs}
+        _columns[mapper] = found
+    return found
+
+
+def changed_names(state: InstanceState[Any]) -> set[str]:
+    """Return the attributes that a flush is going to write: those with a net change, and what any UPDATE changes."""
+    found = _set_names(state)
+    if found:
+        found |= {name for name, column in row_columns(state.mapper).items() if _follows_updates(column)}
+    return found
+
+
+def stored_as_given(column: Any, value: Any) -> bool:
+    """Return whether a column holds just the value that is written to it: no type, server or expression changes it."""
+    kind = getattr(column, "type", None)
+    plain = _PLAIN.get(type(kind))
+    if plain is None or has_variants(kind):
+        return False
+    if value is None:
+        return True
+    length = getattr(kind, "length", None)
+    return type(value) is plain and (length is None or not isinstance(value, str) or len(value) <= length)
 
 
 def tables_of(mapper: Mapper[Any]) -> list[Table]:
@@ -206,22 +280,35 @@ def is_computed(column: Any) -> bool:
 
 def computed_names(mapper: Mapper[Any]) -> set[str]:
     """Return the attributes whose values an UPDATE leaves to the database, whatever it sets."""
-    return {each.key for each in mapper.column_attrs if any(is_computed(column) for column in each.columns)}
+    return {name for name, column in row_columns(mapper).items() if is_computed(column)}
 
 
 def _moving(mapper: Mapper[Any]) -> set[str]:
     """Return the attributes that a flush changes without a trace in their history."""
     return {
-        attribute.key
-        for attribute in mapper.column_attrs
-        for column in attribute.columns
+        name
+        for name, column in row_columns(mapper).items()
         if getattr(column, "onupdate", None) is not None or column is mapper.version_id_col
     }
 
 
+def _set_names(state: InstanceState[Any]) -> set[str]:
+    """Return the attributes with a net change."""
+    names = row_columns(state.mapper).keys() - state.unmodified
+    if not names:
+        return set()
+    attributes = state.attrs
+    return {name for name in names if attributes[name].history.has_changes()}
+
+
+def _follows_updates(column: Any) -> bool:
+    """Return whether a column may change whenever its row does."""
+    return isinstance(column, Column) and (is_computed(column) or column.onupdate is not None)
+
+
 def _in_memory(state: InstanceState[Any]) -> Mapping[str, Any]:
     """Return what a session knows of a row that is no longer there; its flush is about to fail."""
-    values: dict[str, Any] = dict.fromkeys(names_of(state.mapper))
+    values: dict[str, Any] = dict.fromkeys(row_columns(state.mapper))
     for name in values:
         history = state.attrs[name].history
         known = (*history.deleted, *history.unchanged)

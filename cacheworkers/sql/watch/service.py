@@ -1,36 +1,42 @@
-"""What a cache watches: sessions, the outbox they write, and its delivery."""
+"""The watched sessions of one cache, the outbox that they write, and its delivery."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cacheworkers.errors import ConfigError, OutboxUnavailable
-from cacheworkers.events import InvalidationUndelivered
-from cacheworkers.flows.invalidate import invalidate_tags
+from cacheworkers.errors import ConfigError, OutboxUnavailable, StoreError, StoreUnavailable
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
-from cacheworkers.sql.outbox.diagnostics import bound_engines, on_connection
+from cacheworkers.sql.outbox.connections import apart, bound_engines, on_connection, sync_half
+from cacheworkers.sql.outbox.notifications import AsyncNotifications, Notifications
 from cacheworkers.sql.outbox.outbox import Backlog, Outbox
-from cacheworkers.sql.outbox.relay import drain_outbox, listening_engine_of, replay_to_a_new_store
-from cacheworkers.sql.triggers.postgres_triggers import NotifyListener
+from cacheworkers.sql.outbox.relay import drain_outbox, replay_to_a_new_store
+from cacheworkers.sql.sqlalchemy_internals import options_of
+from cacheworkers.sql.triggers.postgres_triggers import channel
+from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagsOf
+from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.session_hooks import AnySession, SessionHooks
+from cacheworkers.sql.watch.tag_rules import Mode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session, sessionmaker
 
 log = logging.getLogger("cacheworkers")
-#: How long a draining process waits at most before it looks again, seconds.
-DRAIN_WITHIN = 1.0
+#: How long a draining process waits for a notification at most before it looks again, seconds; and at least, after it
+#: found rows: only one of the transactions that are open at a time notifies.
+DRAIN_WITHIN, DRAIN_AGAIN = 0.5, 0.02
 #: How often it looks whether a store that was away is back, seconds.
 _LOOK_EVERY = 0.05
 
@@ -41,43 +47,61 @@ class WatchService:
     def __init__(self, ports: Ports, sessions: sessionmaker[Session] | None) -> None:
         self._ports = ports
         self.outbox = Outbox(ports.config.namespace)
-        self._delivered = DeliveryAcknowledger(self.outbox)
-        self._watches: list[SessionHooks] = []
+        self._acknowledger = DeliveryAcknowledger(self.outbox)
+        self._delivery = Delivery(ports, self._acknowledger.note)
+        self._hooks: list[SessionHooks] = []
         self._loaders = sessions
-        #: What was given to `watch`; what it is bound to is looked up when it is needed, for that may come later.
+        #: What was given to `watch`.  What it is bound to is asked when it is needed: that may be configured later.
         self._watched: list[Any] = []
         self._replayed: dict[Engine, str] = {}
 
-    def watch(self, sessions: Any, mapping: Mapping[Any, TagsOf | Sequence[str]], *, check: bool) -> None:
+    def watch(
+        self,
+        sessions: Any,
+        mapping: Mapping[Any, TagsOf | Sequence[str]] | Any,
+        *,
+        columns: Mapping[Any, Collection[str]] | None,
+        ignore: Mapping[Any, Collection[str]] | None,
+        mode: Mode | Mapping[Any, Mode],
+        check: bool,
+    ) -> None:
         """Begin to watch sessions; see `Cache.watch`."""
-        ports = self._ports
-        watch = SessionHooks(
-            mapping,
-            self.outbox,
-            max_tag_bytes=ports.config.max_tag_bytes,
-            tag_kinds=ports.tag_kinds,
-            invalidation=lambda tags: invalidate_tags(ports, tags, "hard"),
-            delivered=self._delivered.note,
-            undelivered=self._left_in_outbox,
-            dirty=ports.coherence.bypass,
-            clean=ports.coherence.unbypass,
+        max_tag_bytes = self._ports.config.max_tag_bytes
+        parsed = WatchMapping(mapping, max_tag_bytes, self._ports.tag_kinds, columns=columns, ignore=ignore, mode=mode)
+        hooks = SessionHooks(
+            parsed, self.outbox, self._delivery, self._ports, is_seen_by_loaders=self._is_seen_by_loaders
         )
-        watch.install(sessions, self._watches, check=check)
-        self._watches.append(watch)
+        hooks.install(sessions, self._hooks, check=check)
+        parsed.listen()
+        self._hooks.append(hooks)
         self._watched.append(sessions)
 
-    def of(self, session: AnySession, mode: str) -> SessionHooks:
-        """Return the watch that covers a session.
+    def add(self, session: AnySession, tags: Sequence[str], mode: str) -> None:
+        """Write tags to the outbox in a session's transaction; see `Cache.invalidate`."""
+        self._covering(session, mode).add(session, tags, "soft" if mode == "soft" else "hard")
+
+    async def aadd(self, session: AnySession, tags: Sequence[str], mode: str) -> None:
+        """Do what `add` does, for an AsyncSession too."""
+        await self._covering(session, mode).aadd(session, tags, "soft" if mode == "soft" else "hard")
+
+    def _covering(self, session: AnySession, mode: str) -> SessionHooks:
+        """Return the hooks that cover a session.
 
         Raises:
-            ConfigError: none does, or the mode is not one that a commit can carry.
+            ConfigError: none do, or the mode is not one that a commit can carry.
         """
-        if mode != "hard":
-            raise ConfigError(f'invalidate(session=...) is always "hard", got mode {mode!r}')
-        for watch in self._watches:
-            if watch.covers(session):
-                return watch
+        if mode not in ("hard", "soft"):
+            raise ConfigError(f'invalidate(session=...) is "hard" or "soft", got mode {mode!r}')
+        for hooks in self._hooks:
+            if hooks.covers(session):
+                return hooks
         raise ConfigError(f"invalidate(session=...) takes a session that cache.watch covers, got {session!r}")
+
+    def _is_seen_by_loaders(self, connection: Connection) -> bool:
+        """Return whether loaders read on a connection itself, with what is not committed there."""
+        options = options_of(self._loaders)
+        binds = (options.get("bind"), *(options.get("binds") or {}).values())
+        return any(each is connection for each in binds)
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -114,9 +138,14 @@ class WatchService:
         return rows
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the watched tables."""
+        return tuple(dict.fromkeys(name for hooks in self._hooks for name in hooks.tables))
+
+    @property
     def is_any(self) -> bool:
         """Whether anything is watched."""
-        return bool(self._watches)
+        return bool(self._hooks)
 
     def backlog(self, engine: Engine | None) -> Backlog:
         """Return what waits in the outbox; see `Cache.outbox_backlog`."""
@@ -167,36 +196,58 @@ class WatchService:
             thread.join()
 
     def _drain_until(self, stop: threading.Event, engine: Engine) -> None:
-        listening = listening_engine_of(engine)
         while not stop.is_set():
             try:
                 self.drain(engine)  # whether or not anybody can listen
-                with contextlib.nullcontext() if listening is None else listening.connect() as connection:
-                    ear = None if connection is None else NotifyListener(connection, self._ports.config.namespace)
-                    wait: Callable[[float], object] = ear.wait if ear else stop.wait
-                    while not stop.is_set():
-                        self.drain(engine)
-                        wait(DRAIN_WITHIN)
+                if engine.dialect.is_async:
+                    asyncio.run(self._adrain_and_wait(stop, engine))
+                else:
+                    self._drain_and_wait(stop, engine)
             except Exception as error:  # the database or the store is away; the rows stay
-                log.warning("the drain goes on in a second: %s", error)
-                self._rest(stop)
+                log.warning("the drain tries again in a second: %s", error)
+                self._rest(stop, error)
 
-    def _rest(self, stop: threading.Event) -> None:
-        """Wait a while; not longer than until a store that is away is back: it still has what was changed meanwhile."""
-        link = self._ports.store.link
+    def _drain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
+        notifications, pause = Notifications(stop), _Pause()
+        with contextlib.nullcontext() if engine.dialect.driver != "psycopg" else engine.connect() as connection:
+            if connection is not None:
+                notifications.listen(connection, channel(self.outbox.namespace))
+            while not stop.is_set():
+                notifications.wait(pause.after(self.drain(engine)))
+
+    async def _adrain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
+        notifications, pause = AsyncNotifications(), _Pause()
+        async with AsyncEngine(apart(engine)).connect() as connection:
+            await notifications.listen(connection, channel(self.outbox.namespace))
+            while not stop.is_set():
+                await notifications.wait(pause.after(self.drain(engine)))
+
+    def _rest(self, stop: threading.Event, error: Exception) -> None:
+        """Wait a while, but not longer than until a store that was away takes writes again.
+
+        It has what was changed meanwhile still, and serves it.
+        """
+        is_store = isinstance(error, StoreUnavailable) or isinstance(error.__cause__, StoreUnavailable)
         end = time.monotonic() + DRAIN_WITHIN
-        is_away = not link.is_well
         while not stop.wait(min(DRAIN_WITHIN, _LOOK_EVERY)) and time.monotonic() < end:
-            if is_away and link.is_well:
+            if is_store and self._store_takes_writes():
                 return
+
+    def _store_takes_writes(self) -> bool:
+        try:
+            self._ports.store.next_seq().run()
+        except StoreError:
+            return False
+        return True
 
     def close(self) -> None:
         """Stop the thread that removes delivered rows."""
-        self._delivered.close()
+        self._acknowledger.close()
 
     def reset(self) -> None:
         """Forget threads, as a child does after a fork."""
-        self._delivered.reset()
+        self._delivery.reset()
+        self._acknowledger.reset()
 
     @property
     def _watched_engines(self) -> tuple[Engine, ...]:
@@ -208,7 +259,7 @@ class WatchService:
         )
 
     def _asked(self, engine: Engine | None, what: str) -> tuple[Engine, ...]:
-        engines = self.engines if engine is None else (engine,)
+        engines = self.engines if engine is None else (sync_half(engine),)
         if not engines:
             raise ConfigError(
                 f"{what} needs an engine: neither the sessions that this cache watches nor those of its loaders are "
@@ -219,10 +270,16 @@ class WatchService:
     def _drain(self, connection: Connection) -> int:
         return drain_outbox(self._ports, self.outbox, connection)
 
-    def _left_in_outbox(self, rows: Sequence[int], error: Exception) -> None:
-        """A commit's invalidation failed: this process at least forgets what it had; the drain does the rest."""
-        self._ports.l1.clear()
-        self._ports.emit(InvalidationUndelivered(len(rows), f"{type(error).__name__}: {error}"))
+
+class _Pause:
+    """How long to wait for a notification: short after rows were found, then longer."""
+
+    def __init__(self) -> None:
+        self._seconds = DRAIN_WITHIN
+
+    def after(self, rows: int) -> float:
+        self._seconds = DRAIN_AGAIN if rows else min(2 * self._seconds, DRAIN_WITHIN)
+        return self._seconds
 
 
 def _reason(error: Exception) -> str:

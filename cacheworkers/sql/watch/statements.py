@@ -95,6 +95,8 @@ class Statements:
         self._updated = _by_plain(changed.union(updated))
         self._truncated = _by_plain(changed.union(truncated))
         self._all = frozenset(changed)
+        #: Names of tables, in lower case: what is written to another may be written to a view of them.
+        self.tables = frozenset((*self._deleted, *self._updated, *self._truncated))
         self._known: dict[tuple[str, str], Writes] = {}
 
     def changes(self, statement: str, dialect: str = "") -> frozenset[str]:
@@ -133,6 +135,20 @@ class Statements:
                     self._known.clear()
                 self._known[key] = found
         return found
+
+
+def refusal(opaque: str, names: Iterable[str], without_triggers: Iterable[str]) -> str:
+    """Return why a statement is refused, and what to do about it."""
+    changed, wanted = ", ".join(sorted(names)), ", ".join(sorted(without_triggers))
+    reason = (
+        f"{opaque} may change {changed}, and the statement's text does not tell"
+        if opaque
+        else f"a statement that changes {changed} passes the unit of work by, and its tags are unknown"
+    )
+    return (
+        f"{reason}; install triggers (cache.triggers) on {wanted}, or give "
+        f"execution_options(cacheworkers_unwatched=True) and invalidate yourself"
+    )
 
 
 def writes_of(statement: str, dialect: str = "") -> Writes:
@@ -191,6 +207,13 @@ class _Parser:
     def _insert(self) -> None:
         self._skip_modifiers()
         self._inserted.update(self._relation())
+
+    def _merge(self) -> None:
+        """MERGE, and REPLACE of MySQL and SQLite: rows may go, too."""
+        self._skip_modifiers()
+        found = set(self._relation())
+        self._inserted |= found
+        self._deleted |= found
 
     def _update(self) -> None:
         self._skip_modifiers()
@@ -418,8 +441,8 @@ _NO_ALIAS = _LIST_ENDS.union(
 _BLOCK_STARTS = frozenset(("begin", "then", "else", "loop"))
 _VERBS = {
     "insert": _Parser._insert,
-    "replace": _Parser._insert,
-    "merge": _Parser._insert,
+    "replace": _Parser._merge,
+    "merge": _Parser._merge,
     "update": _Parser._update,
     "delete": _Parser._delete,
     "truncate": _Parser._truncate,

@@ -133,6 +133,11 @@ class Cluster:
                 self.unavailable -= {master.name}
         return not self.unavailable
 
+    def master_of(self, key: str) -> str:
+        """Return the name of the master that has a key's slot, as far as it is known."""
+        node = self._owners[key_slot(key.encode())]
+        return "" if node is None else _name(node)
+
     def refresh_later(self) -> None:
         """Ask for the slots again before the next exchange."""
         self._is_outdated = True

@@ -83,6 +83,9 @@ class Topology(Protocol):
     def probe_unavailable(self, key: str) -> Flow[bool]:
         """Ask the unavailable masters; return whether all answer again."""
 
+    def master_of(self, key: str) -> str:
+        """Return the name of the master that has a key, as far as it is known."""
+
     def refresh_later(self) -> None:
         """Find out again which masters there are, before the next exchange."""
 
@@ -147,6 +150,10 @@ class SingleMaster:
         """Return True: the only master has answered."""
         yield from ()
         return True
+
+    def master_of(self, key: str) -> str:
+        """Return the name of the only one."""
+        return ""
 
     def refresh_later(self) -> None:
         """Do nothing: each new connection asks the Sentinels."""

@@ -188,6 +188,14 @@ class Transport:
         """Names of the masters that this process knows of; the only one's is empty."""
         return self._masters.names
 
+    def master_of(self, key: str) -> str:
+        """Return the name of the master that has a key, as far as it is known."""
+        return self._masters.master_of(key)
+
+    def refresh_topology(self) -> None:
+        """Ask who the masters are before the next exchange: one of them has sent a request away."""
+        self._masters.refresh_later()
+
     def pools(self) -> dict[str, Any]:
         """Return redis-py's pools, which say how to connect, of all masters that there are now, by their names.
 

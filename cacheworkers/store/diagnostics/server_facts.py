@@ -23,6 +23,7 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.commands.store import BEAT_KEPT_FOR
+from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.server_info import SAFE_POLICIES
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.diagnostics.acl import denied
@@ -63,6 +64,7 @@ class ServerFacts(msgspec.Struct, frozen=True):
         clients: how many it has.
         idle_timeout: after how many seconds it closes a connection that sends nothing; 0 for never.
         output_limit: most bytes that it keeps for a connection that does not read; 0 for no limit, None if not told.
+        tracked: share of its tracking table that is in use; 0 when its limit is not told.
     """
 
     where: str
@@ -83,6 +85,7 @@ class ServerFacts(msgspec.Struct, frozen=True):
     clients: int = 0
     idle_timeout: int = 0
     output_limit: int | None = None
+    tracked: float = 0.0
 
 
 class StoreDiagnostics:
@@ -188,8 +191,12 @@ class StoreDiagnostics:
         names = (f"{PROBE}{secrets.token_hex(6)}" for _ in itertools.count())
         key = next(key for key in map(self._keys.entry, names) if master.owns(key))
         is_written = False
-        ear = TrackingConnection(master.pool, self._config.store_timeout, (self._keys.entry(PROBE)[:-1],))
+        connection = TrackingConnection("", master.pool, self._config.store_timeout, lambda: None)
         try:
+            connection.track(pack([("EXISTS", key)]), lambda reply: None)
+            connection.flush()
+            while not any(isinstance(reply, int) for reply in connection.messages()):
+                pass
             with contextlib.suppress(ResponseError):
                 self._link.client().execute_command("SET", key, "", "PX", int(PUSH_WITHIN * 1000))
                 is_written = True
@@ -198,13 +205,13 @@ class StoreDiagnostics:
             end = time.monotonic() + PUSH_WITHIN
             while True:
                 # What has arrived is looked at however late it is: this process may have been paused, the push was not.
-                ear.socket.settimeout(max(end - time.monotonic(), LAST_LOOK_FOR))
-                if any(_names(reply, key) for reply in ear.replies()):
+                connection.socket.settimeout(max(end - time.monotonic(), LAST_LOOK_FOR))
+                if any(_names(reply, key) for reply in connection.messages()):
                     return ""
         except TimeoutError:
             pass
         finally:
-            ear.hang_up()
+            connection.close()
         return f"tracking is accepted, but a write by another connection was not pushed within {PUSH_WITHIN:g} s"
 
 
@@ -214,7 +221,7 @@ def _names(reply: Any, key: str) -> bool:
 
 def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     info: dict[str, Any] = {}
-    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats", "clients"):
+    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats", "stats", "clients"):
         info |= master.ask("INFO", section)
     sent = now()
     seconds, micros = master.ask("TIME")
@@ -226,7 +233,7 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     keys = sum(int(each["keys"]) for each in databases)
     config: dict[str, str] = {}
     try:
-        for name in ("save", "maxclients", "timeout", "client-output-buffer-limit"):
+        for name in ("save", "maxclients", "timeout", "client-output-buffer-limit", "tracking-table-max-keys"):
             config |= {name: str(value) for name, value in master.ask("CONFIG GET", name).items()}
         is_config_hidden = False
     except ResponseError:  # hosted servers and careful ACLs keep their configuration to themselves
@@ -251,7 +258,12 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
         clients=int(info.get("connected_clients", 0)),
         idle_timeout=int(config.get("timeout", 0)),
         output_limit=_output_limit(config.get("client-output-buffer-limit")),
+        tracked=_share(int(info.get("tracking_total_keys", 0)), int(config.get("tracking-table-max-keys", 0))),
     )
+
+
+def _share(used: int, limit: int) -> float:
+    return used / limit if limit else 0.0
 
 
 def _output_limit(setting: str | None) -> int | None:

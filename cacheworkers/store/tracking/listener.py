@@ -1,42 +1,53 @@
-"""The listener: hears of every entry that changes anywhere, drops it from L1 and wakes who waits for it.
+"""Listener: receives invalidation messages of the entries that this process keeps or waits for.
 
-One daemon thread holds one RESP3 connection per master with `CLIENT TRACKING ON BCAST` on the prefixes of entries and
-failures.  A push means "this changed".  A ping's answer comes after all earlier pushes, which makes it a proof of
-coherence for L1, and a barrier for an invalidation.  A reader that would keep the thread waiting takes in what has
-arrived itself.
+One daemon thread holds one RESP3 connection per master.  The server tracks what is read on it: an entry that memory
+keeps is compared there with what the store has, and reported when it changes; a call that a reader waits for is asked
+for together with its lease.  So a change of what this process neither keeps nor waits for costs it, and the server,
+nothing.  A ping's answer comes after all earlier messages: it proves that memory is coherent, and is the barrier of an
+invalidation.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
+import functools
 import logging
+import math
 import random
 import selectors
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import hiredis
 from redis.exceptions import RedisError
 
+from cacheworkers.core import envelope
+from cacheworkers.core.entry import Entry
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.events import Event, ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
+from cacheworkers.local.l1 import L1
+from cacheworkers.local.waiters import Flight, Waiters
+from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.transport import Transport
-from cacheworkers.store.tracking.tracking_connection import InvalidationReader, TrackingConnection
+from cacheworkers.store.tracking.tracking_connection import TrackingConnection
 
 log = logging.getLogger("cacheworkers")
 
 PING_EVERY = 0.5
 PING_LOST_AFTER = 2.0
+#: Requests to track that come within so many seconds are sent together.
+COLLECT_FOR = 0.001
 _BACKOFF = (0.05, 2.0)
 
 
 class Barrier:
-    """A step: wait until every push sent before it has been processed; False when the listener is not up."""
+    """A step: wait until every message sent before it has been processed; False when the listener is not up."""
 
     __slots__ = ("_listener", "_timeout")
 
@@ -69,7 +80,7 @@ class Barrier:
 
 
 class Listener:
-    """The thread that listens, and its connections."""
+    """The thread that receives, and its connections."""
 
     def __init__(
         self,
@@ -77,33 +88,22 @@ class Listener:
         keys: Keyspace,
         coherence: Coherence,
         clock: StoreClock,
+        l1: L1,
+        waiters: Waiters,
         *,
         timeout: float,
-        on_entry: Callable[[str], None],
-        on_failure: Callable[[str], None],
-        on_lost: Callable[[], None],
-        on_gap: Callable[[], None],
-        is_busy: Callable[[], bool],
         emit: Callable[[Event], None],
     ) -> None:
         """
         Args:
             timeout: seconds to wait for a connection.
-            on_entry: called with a call's text when its entry changed.
-            on_failure: called with a call's text when its load failed.
-            on_lost: called when the connection is lost: from here on pushes are missed.
-            is_busy: says whether these callbacks might have to wait: no reader calls them then.
-            on_gap: called when everything may have changed unheard: before the listener is up again, on FLUSHALL.
         """
         self._link = link
-        self._gate = coherence
+        self._coherence = coherence
         self._clock = clock
+        self._l1 = l1
+        self._waiters = waiters
         self._timeout = timeout
-        self._on_entry = on_entry
-        self._on_failure = on_failure
-        self._on_lost = on_lost
-        self._on_gap = on_gap
-        self._is_busy = is_busy
         self._emit = emit
         self._keys = keys
         #: Called when this process begins to listen, that is, to read.
@@ -112,25 +112,28 @@ class Listener:
         self.check_process: Callable[[], None] = lambda: None
         self._entries = keys.entries_prefix.encode()
         self._failures = keys.failures_prefix.encode()
-        self._lock = threading.Lock()
+        self._leases = keys.leases_prefix.encode()
         self.reset()
 
     def reset(self) -> None:
         """Forget thread and connections, as a child does after a fork."""
         self._lock = threading.Lock()
-        self._ears: list[TrackingConnection] = []
-        self._intake: InvalidationReader | None = None
+        self._connections: dict[str, TrackingConnection] = {}
         self._masters: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        self._is_told_down = False
-        #: Events to be told by the thread: a reader that takes in must not run anybody's code.
-        self._untold: collections.deque[ListenerUp | ListenerLag] = collections.deque()
+        self._is_reported_down = False
+        self._waker: _Waker | None = None
+
+    @property
+    def connections(self) -> list[TrackingConnection]:
+        """The connections that are open, one per master."""
+        return list(self._connections.values())
 
     @property
     def is_up(self) -> bool:
-        """Whether pushes are being heard."""
-        return self._gate.is_coherent
+        """Whether changes are reported."""
+        return self._coherence.is_coherent
 
     def start(self) -> None:
         """Start listening, if this process does not yet."""
@@ -143,8 +146,8 @@ class Listener:
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    # No more threads, none in this kind of interpreter, or it is ending: reads go past L1.
-                    self._tell_down(self._link.where, f"its thread cannot be started: {error}")
+                    # No more threads, none in this kind of interpreter, or it is ending: reads go past memory.
+                    self._report_down(self._link.where, f"its thread cannot be started: {error}")
                     return
                 self._thread = thread
                 self.on_start()
@@ -153,33 +156,78 @@ class Listener:
         """Stop listening for good."""
         self._closed.set()
         with self._lock:
-            ears, intake = self._ears, self._intake
-        _close(ears, intake)
-        # Not left to the thread, which may take its time to end: nobody hears of anything from here on.
-        self._gate.close(time.monotonic())
+            connections = list(self._connections.values())
+        for connection in connections:
+            connection.close()
+        # Not left to the thread, which may take its time to end.
+        self._coherence.close(time.monotonic())
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
 
+    # -- what this process wants to be told about
+
+    def track(self, call: str, entry: Entry) -> bool:
+        """Have changes of an entry reported that is about to be kept; False where it must not be kept.
+
+        If it is another by the time its tracking begins, it is dropped, and fills that have begun are refused.  Called
+        before the fill: so whatever is in memory has been asked about before any ping that is sent from then on.
+        """
+        key = self._keys.entry(call)
+        connection = self._connections.get(self._link.master_of(key))
+        if connection is None:
+            return False
+        packed = pack([("GETRANGE", key, envelope.LIFE_AT, envelope.LIFE_ENDS_AT - 1)])
+        connection.track(packed, functools.partial(self._on_tracked, call, entry))
+        return True
+
+    def watch(self, flight: Flight) -> bool:
+        """Have the end of the load reported that a flight waits for; False where it has to look by itself.
+
+        First its entry and its failure are tracked, then the lease is compared: what ended the load before that took
+        the lease away, what ends it later is reported.
+        """
+        call, token = flight.call, flight.token
+        entry, failures = self._keys.entry(call), self._keys.failures(call)
+        connection = self._connections.get(self._link.master_of(entry))
+        if connection is None:
+            return False
+        connection.track(pack([("EXISTS", entry, failures)]), _ignored)
+        lease = pack([("HGET", self._keys.lease(call), "token")])
+        connection.track(lease, functools.partial(self._on_watched, call, token))
+        return True
+
+    # -- proof
+
     def barrier(self, timeout: float) -> Barrier:
-        """Return the step that waits until all pushes sent so far have been processed."""
+        """Return the step that waits until all messages sent so far have been processed."""
         return Barrier(self, timeout)
 
     def ping(self) -> list[Future[bool]] | None:
-        """Send a ping to every master; None when not all are heard."""
+        """Send a ping to every master; None when not all are listened to."""
         with self._lock:
-            if not self.is_up or not self._ears or self._link.masters != self._masters:
+            connections = list(self._connections.values())
+            if not self.is_up or not connections or self._link.masters != self._masters:
                 return None
-            return [ear.ping() for ear in self._ears]
+        return self._ping(connections)
+
+    def _ping(self, connections: Sequence[TrackingConnection], *, asks_role: bool = False) -> list[Future[bool]]:
+        # What was read before this ping and is kept after it would be asked about behind it: its answer would prove
+        # too much.
+        self._l1.bump_all()
+        return [
+            each.ping(self._on_time, functools.partial(self._on_role, each) if asks_role else None)
+            for each in connections
+        ]
 
     # -- the thread
 
     def _listen(self) -> None:
         try:
             self._listen_until_closed()
-        finally:  # whatever ended it: L1 must not answer for what nobody hears of
-            self._gate.lost(time.monotonic())
-            self._hang_up()
+        finally:  # whatever ended it: memory must not answer for what nobody is told about
+            self._coherence.lost(time.monotonic())
+            self._close_connections()
 
     def _listen_until_closed(self) -> None:
         backoff = _BACKOFF[0]
@@ -187,12 +235,12 @@ class Listener:
             try:
                 self._connect()
                 backoff = _BACKOFF[0]
-                self._hear()
+                self._receive()
             except (OSError, RedisError, hiredis.HiredisError) as error:
                 self._lose(error)
                 self._closed.wait(backoff * (0.5 + random.random() / 2))
                 backoff = min(backoff * 2, _BACKOFF[1])
-            except Exception as error:  # a bug in a callback must not leave L1 serving what it no longer hears of
+            except Exception as error:  # a bug in a callback must not leave memory serving what it is not told about
                 if self._closed.is_set():  # its sockets were closed under it
                     self._lose(error)
                     return
@@ -201,142 +249,219 @@ class Listener:
                 self._closed.wait(_BACKOFF[1])
 
     def _lose(self, error: Exception) -> None:
-        # Order: the gate is closed first, so that whatever is filled from here on is filled under a new guard.
-        self._gate.lost(time.monotonic())
-        ears = self._hang_up()
-        if ears:
-            self._on_lost()
+        # Memory stops answering first, so that whatever is filled from here on is filled under a new guard.
+        self._coherence.lost(time.monotonic())
+        connections = self._close_connections()
+        if connections:
+            self._l1.bump_all()
+            self._waiters.wake_all()
         if not self._closed.is_set():
-            self._tell_down(ears[0].master if ears else self._link.where, f"{type(error).__name__}: {error}")
+            address = connections[0].address if connections else self._link.where
+            self._report_down(address, f"{type(error).__name__}: {error}")
 
-    def _tell_down(self, master: str, error: str) -> None:
-        """Say that nothing is heard, and why; not again until something has been heard."""
-        if self._is_told_down:
+    def _report_down(self, master: str, error: str) -> None:
+        """Log and emit that no changes are reported, and why; once until they are again."""
+        if self._is_reported_down:
             return
-        self._is_told_down = True
+        self._is_reported_down = True
         log.warning(
-            "the listener does not hear %s: %s; until it does, memory answers nothing and each read asks the store: "
-            "`cacheworkers doctor` says what is missing",
+            "the listener receives no invalidation messages from %s: %s; until it does, memory answers nothing and "
+            "each read asks the store: `cacheworkers doctor` says what is missing",
             master,
             error,
         )
         self._emit(ListenerDown(master, error))
 
-    def _hang_up(self) -> list[TrackingConnection]:
+    def _close_connections(self) -> list[TrackingConnection]:
         """Close all connections, and return them."""
         with self._lock:
-            ears, self._ears = self._ears, []
-            intake, self._intake = self._intake, None
-        _close(ears, intake)
-        return ears
+            connections, self._connections = list(self._connections.values()), {}
+            waker, self._waker = self._waker, None
+        for connection in connections:
+            connection.close()
+        if waker is not None:
+            waker.close()
+        return connections
 
     def _connect(self) -> None:
-        ears = []
+        connections: dict[str, TrackingConnection] = {}
+        waker = _Waker()
         try:
             pools = self._link.pools()
             self._masters = frozenset(pools)
-            for pool in pools.values():
-                ears.append(
-                    TrackingConnection(pool, self._timeout, (self._keys.entries_prefix, self._keys.failures_prefix))
-                )
+            for name, pool in pools.items():
+                connections[name] = TrackingConnection(name, pool, self._timeout, waker.wake)
         except BaseException:
-            for ear in ears:
-                ear.hang_up()
+            for connection in connections.values():
+                connection.close()
+            waker.close()
             raise
-        # L1 is emptied before the listener counts as up: what was kept meanwhile may have changed unheard.
-        self._on_gap()
+        # Emptied before the listener counts as up: what was kept meanwhile may have changed unreported.
+        self._empty()
         with self._lock:
-            self._ears = ears
-        for ear in ears:
-            ear.ping(asks_role=True)
+            self._connections, self._waker = connections, waker
+        self._ping(list(connections.values()), asks_role=True)
 
-    def _hear(self) -> None:
-        intake = InvalidationReader(self._ears, self._take_in, self._prove, lambda: self._fail(intake), self._is_busy)
+    def _empty(self) -> None:
+        """Drop whatever is kept, and wake whoever waits: anything may have changed unreported."""
+        self._l1.clear()
+        self._waiters.wake_all()
+
+    def _receive(self) -> None:
+        with self._lock:
+            connections, waker = list(self._connections.values()), self._waker
+        if waker is None:  # closed meanwhile
+            return
         with selectors.DefaultSelector() as selector:
-            for ear in self._ears:
-                selector.register(ear.socket, selectors.EVENT_READ)
-            self._intake = intake
-            self._gate.take_in = intake.run_here
+            for each in connections:
+                selector.register(each.socket, selectors.EVENT_READ, each)
+            selector.register(waker, selectors.EVENT_READ, None)
             next_ping = time.monotonic() + PING_EVERY
+            flushed_at, flush_at = 0.0, math.inf
             while not self._closed.is_set():
                 looked_at = time.monotonic()
-                selector.select(max(0.0, next_ping - looked_at))
-                intake.run()
-                self._tell()
+                for found, _ in selector.select(max(0.0, min(next_ping, flush_at) - looked_at)):
+                    if found.data is not None:
+                        self._process(found.data)
+                    else:
+                        waker.clear()
+                        flush_at = flushed_at + COLLECT_FOR
+                self._prove()
                 now = time.monotonic()
+                if now >= flush_at:
+                    flushed_at, flush_at = now, math.inf
+                    for each in connections:
+                        each.flush()
                 if now >= next_ping:
                     next_ping = now + PING_EVERY
-                    self._look_after(looked_at)
+                    self._ping_all(connections, looked_at)
 
-    def _fail(self, intake: InvalidationReader) -> None:
-        """A reader could not take in what it has received: nothing is proven any more, and the thread begins anew."""
-        if intake is self._intake:
-            self._gate.lost(time.monotonic())
-            self._on_lost()
-            for ear in self._ears:
-                ear.shutdown()
-
-    def _prove(self) -> None:
-        """Tell the gate up to when every push of every master has been processed."""
-        if self._link.masters != self._masters:  # one is not heard: no ping may prove the opposite
-            raise OSError("the Cluster has other masters now")
-        if not all(ear.heard_at for ear in self._ears):
-            return
-        if self._gate.heard(min(ear.heard_at for ear in self._ears)):
-            self._untold += [ListenerUp(ear.master) for ear in self._ears]
-
-    def _tell(self) -> None:
-        """Tell what has been noticed, by whichever thread."""
-        while self._untold:
-            event = self._untold.popleft()
-            if isinstance(event, ListenerUp) and self._is_told_down:
-                self._is_told_down = False
-                log.warning("the listener hears %s", ", ".join(ear.master for ear in self._ears))
-            self._emit(event)
-
-    def _look_after(self, looked_at: float) -> None:
+    def _ping_all(self, connections: Sequence[TrackingConnection], looked_at: float) -> None:
         """Ping every master that owes no answer; raise if one owes it for too long.
 
         Args:
             looked_at: when what has arrived was last asked for. Not the present: a process that was paused since then
                 finds the answer as it goes on.
         """
-        for ear in self._ears:
-            if ear.silent_for(looked_at) > PING_LOST_AFTER:
+        for each in connections:
+            if each.unanswered_for(looked_at) > PING_LOST_AFTER:
                 raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
-            if not ear.pings:
-                ear.ping(asks_role=True)
+        if due := [each for each in connections if not each.pings]:
+            self._ping(due, asks_role=True)
+        if self._link.is_cluster:
+            # A key that does not exist leaves with its slot unreported: its new master has to be asked.
+            for flight in self._waiters.waiting():
+                self.watch(flight)
 
-    def _take_in(self, ear: TrackingConnection) -> None:
-        entries, failures = self._entries, self._failures
-        first, last = len(entries) + 1, -1  # between the braces of `ns:e:{product[42]}`
-        first_failure = len(failures) + 1
-        for reply in ear.replies():
+    def _prove(self) -> None:
+        """Note up to when every message of every master has been processed."""
+        connections = list(self._connections.values())
+        if self._link.masters != self._masters:  # one is not listened to: no ping may prove the opposite
+            raise OSError("the Cluster has other masters now")
+        if not connections or not all(each.proven_at for each in connections):
+            return
+        if self._coherence.prove(min(each.proven_at for each in connections)):
+            if self._is_reported_down:
+                self._is_reported_down = False
+                addresses = ", ".join(each.address for each in connections)
+                log.warning("the listener receives invalidation messages from %s", addresses)
+            for each in connections:
+                self._emit(ListenerUp(each.address))
+
+    # -- what arrives
+
+    def _process(self, connection: TrackingConnection) -> None:
+        for reply in connection.messages():
             if isinstance(reply, hiredis.PushNotification):
-                if reply[0] != b"invalidate":
-                    continue
-                if reply[1] is None:  # FLUSHDB, FLUSHALL: of any database
-                    self._on_gap()
-                    continue
-                for key in reply[1]:
-                    if key.startswith(entries):
-                        self._on_entry(key[first:last].decode(errors="replace"))
-                    elif key.startswith(failures):
-                        self._on_failure(key[first_failure:last].decode(errors="replace"))
-            elif isinstance(reply, hiredis.ReplyError):
-                raise OSError(f"the listener's connection answered {reply}")
-            elif isinstance(reply, bytes):
-                # A replica pushes too, but as late as it pleases: its answers would prove nothing.
-                if b"role:master" not in reply:
-                    raise OSError(f"{ear.master} is no master any more")
+                self._on_push(reply)
             else:
-                sent, received = ear.ponged()
-                self._clock.measure(int(reply[0]) + int(reply[1]) / 1e6, sent, received)
-                self._untold.append(ListenerLag(received - sent))
+                connection.answer(reply)
+
+    def _on_push(self, push: Any) -> None:
+        if push[0] != b"invalidate":
+            return
+        if push[1] is None:  # FLUSHDB, FLUSHALL: of any database
+            self._empty()
+            return
+        entries, failures, leases = self._entries, self._failures, self._leases
+        for key in push[1]:
+            if key.startswith(entries):
+                self._on_entry(_call_of(key, entries))
+            elif key.startswith(failures):
+                self._waiters.wake(_call_of(key, failures))
+            elif key.startswith(leases):  # begun, given back or taken over: who waits for it asks again which it is
+                flight = self._waiters.flight(_call_of(key, leases))
+                if flight is not None and flight.token:
+                    self.watch(flight)
+
+    def _on_entry(self, call: str) -> None:
+        self._l1.drop(call)
+        self._waiters.wake(call)
+
+    def _on_tracked(self, call: str, entry: Entry, reply: Any) -> None:
+        """Drop what was kept if it is not what the store has, or if another master has to be asked about it."""
+        if not isinstance(reply, bytes) or not envelope.is_life_of(reply, entry):
+            self._l1.drop(call)
+        if isinstance(reply, hiredis.ReplyError):
+            self._on_error(reply)
+
+    def _on_watched(self, call: str, token: str, reply: Any) -> None:
+        """Wake who waits if that lease has ended meanwhile, or if another master has to be asked about it."""
+        is_error = isinstance(reply, hiredis.ReplyError)
+        self._waiters.watched(call, is_held=reply == token.encode(), is_error=is_error)
+        if is_error:
+            self._on_error(reply)
+
+    def _on_error(self, error: Any) -> None:
+        if str(error).startswith("NOPERM"):
+            raise OSError(f"the tracking connection answered {error}")
+        if str(error).startswith("MOVED"):
+            self._link.refresh_topology()
+
+    def _on_time(self, reply: Any, sent: float) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            raise OSError(f"the tracking connection answered {reply}")
+        received = time.monotonic()
+        self._clock.measure(int(reply[0]) + int(reply[1]) / 1e6, sent, received)
+        self._emit(ListenerLag(received - sent))
+
+    def _on_role(self, connection: TrackingConnection, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            raise OSError(f"the tracking connection answered {reply}")
+        # A replica reports changes too, but as late as it pleases: its answers would prove nothing.
+        if b"role:master" not in reply:
+            raise OSError(f"{connection.address} is no master any more")
 
 
-def _close(ears: list[TrackingConnection], intake: InvalidationReader | None) -> None:
-    if intake is not None:
-        intake.hang_up()
-    for ear in ears:
-        ear.hang_up()
+class _Waker:
+    """Wakes a selector, from any thread."""
+
+    def __init__(self) -> None:
+        self._receiver, self._sender = socket.socketpair()
+        self._receiver.setblocking(False)
+        self._sender.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._receiver.fileno()
+
+    def wake(self) -> None:
+        try:
+            self._sender.send(b".")
+        except OSError:  # it is full, and so wakes already
+            pass
+
+    def clear(self) -> None:
+        self._receiver.recv(4096)
+
+    def close(self) -> None:
+        self._receiver.close()
+        self._sender.close()
+
+
+def _ignored(reply: Any) -> None:
+    """Do nothing about a reply: the one that follows it says what there is to do."""
+
+
+def _call_of(key: bytes, prefix: bytes) -> str:
+    """Return the call of a key: what is between the braces of `ns:e:{product[42]}`."""
+    return key[len(prefix) + 1 : -1].decode(errors="replace")

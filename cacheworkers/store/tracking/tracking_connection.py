@@ -1,13 +1,15 @@
-"""Ears: the connections that hear of every change, one per master; and who takes in what has arrived."""
+"""TrackingConnection: one master's connection on which keys are tracked, and their invalidation messages arrive.
+
+Whatever this connection reads, the server tracks, and reports the next change of, once.  So what this process wants to
+be told about is read here as well, in a few bytes.  Replies and invalidation messages come in one order: a reply says
+what a key was like when its tracking began, and a change after that is reported after it.
+"""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import os
-import select
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -18,203 +20,160 @@ import hiredis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cacheworkers.store.connections.connection import unconnected
+from cacheworkers.store.connections.connection import pack, unconnected
 
-_TIME = b"*1\r\n$4\r\nTIME\r\n"
-_ROLE = b"*2\r\n$4\r\nINFO\r\n$11\r\nREPLICATION\r\n"
-#: Bytes taken in at once: some five hundred pushes, a millisecond of work.
-_MOST = 1 << 15
-#: Seconds for which a reader lets go of the interpreter: long enough that a thread that wakes up gets it.
-_GIVE_WAY_FOR = 5e-5
-#: Seconds for which a reader waits at most for whoever takes in pushes right now.
-_WAIT_FOR = 1e-3
-#: Seconds for which a connection that is lost is left open for a reader that may be about to ask it.
-_READER_LEAVES_WITHIN = 0.1
-#: Seconds for which the listener's thread waits for a reader that takes in, twice: a pause may have been the first.
-_READER_LOST_AFTER = 1.0
+_TIME, _ROLE = pack([("TIME",)]), pack([("INFO", "REPLICATION")])
+#: Bytes that are processed together: some five hundred messages, a millisecond of work.
+_MAX_READ = 1 << 15
+#: Called with a reply, an error among them.
+OnReply = Callable[[Any], None]
+_Queued = tuple[bytes, OnReply]
+
+
+class Ping:
+    """A ping without an answer: when it was sent, and the future that waits for it."""
+
+    __slots__ = ("future", "sent")
+
+    def __init__(self) -> None:
+        self.sent = time.monotonic()
+        self.future: Future[bool] = Future()
+
+    def settle(self, is_answered: bool) -> None:
+        """Say whether it was answered."""
+        with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+            self.future.set_result(is_answered)
 
 
 class TrackingConnection:
-    """One master's connection: opened by redis-py (TLS, auth, names), read with hiredis alone."""
+    """Opened by redis-py (TLS, auth, names), then driven with hiredis alone; one thread receives.
 
-    def __init__(self, pool: Any, timeout: float, prefixes: tuple[str, ...]) -> None:
+    Any thread queues requests; they are sent, and answered, in the order in which they were queued.
+
+    Attributes:
+        name: the master's, as the topology names it.
+        address: host and port.
+        pings: those without an answer.
+        proven_at: when the last ping that was answered had been sent; 0 for never.
+    """
+
+    def __init__(self, name: str, pool: Any, timeout: float, wake: Callable[[], None]) -> None:
+        """
+        Args:
+            pool: redis-py's, which says how to connect.
+            timeout: seconds to wait for the connection.
+            wake: has the receiving thread call `flush` soon.
+        """
+        self.name = name
         self._connection: Any = unconnected(pool, protocol=3, socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
         self._connection.connect()
-        words = ["CLIENT", "TRACKING", "ON", "BCAST"]
-        for prefix in prefixes:
-            words += ["PREFIX", prefix]
-        self._connection.send_command(*words)
+        self._connection.send_command("CLIENT", "TRACKING", "ON")
         self._connection.read_response()
         self.socket: socket.socket = self._connection._sock
         self.socket.settimeout(timeout)
         self._reader = hiredis.Reader()
-        self.pings: collections.deque[tuple[float, Future[bool]]] = collections.deque()
-        # Re-entrant: who is interrupted in the middle, by a signal or a finalizer, may read, and take in an answer.
-        self._lock = threading.RLock()
-        self.heard_at = 0.0
-        options_shown = pool.connection_kwargs
-        self.master = f"{options_shown.get('host', options_shown.get('path', ''))}:{options_shown.get('port', '')}"
+        self._wake = wake
+        # Appended to and taken from by single calls, which need no lock: a finalizer may read, and so queue, anywhere.
+        self._queue: collections.deque[_Queued] = collections.deque()
+        self._sent: collections.deque[OnReply] = collections.deque()
+        self._send_lock = threading.RLock()
+        self._is_sending = False
+        self._is_closed = False
+        self.pings: collections.deque[Ping] = collections.deque()
+        self.proven_at = 0.0
+        options = pool.connection_kwargs
+        self.address = f"{options.get('host', options.get('path', ''))}:{options.get('port', '')}"
 
-    def ping(self, *, asks_role: bool = False) -> Future[bool]:
-        """Send a ping; the future is done once its answer, and so all earlier pushes, have been processed.
+    # -- requests, from any thread
+
+    def track(self, packed: bytes, on_reply: OnReply) -> None:
+        """Queue a command that reads, and so tracks its keys; it is sent within a millisecond or two."""
+        is_first = not self._queue
+        self._queue.append((packed, on_reply))
+        if is_first:
+            self._wake()
+
+    def ping(self, on_time: Callable[[Any, float], None], on_role: OnReply | None = None) -> Future[bool]:
+        """Send a ping; its future is done once its answer, and so whatever was sent before it, has been processed.
 
         Args:
-            asks_role: a server that is no master loses the link.
+            on_time: called with the server's time, and when this was sent.
+            on_role: called with what the server says of its replication.
         """
-        ping: Future[bool] = Future()
-        with self._lock:
-            self.pings.append((time.monotonic(), ping))
+        ping = Ping()
+
+        def answered(reply: Any) -> None:
+            on_time(reply, ping.sent)
+            self.proven_at = max(self.proven_at, ping.sent)
+            with contextlib.suppress(ValueError):  # closed meanwhile
+                self.pings.remove(ping)
+            ping.settle(True)
+
+        if on_role is not None:
+            self._queue.append((_ROLE, on_role))
+        self.pings.append(ping)
+        self._queue.append((_TIME, answered))
+        if self._is_closed:
+            ping.settle(False)
+        else:
+            self.flush()
+        return ping.future
+
+    def flush(self) -> None:
+        """Send what is queued."""
+        with self._send_lock:
+            if self._is_sending:  # interrupted in the middle of a send, by a signal or a finalizer
+                self._wake()
+                return
+            self._is_sending = True
             try:
-                self.socket.sendall(_ROLE + _TIME if asks_role else _TIME)
+                parts = []
+                while self._queue:
+                    packed, on_reply = self._queue.popleft()
+                    self._sent.append(on_reply)
+                    parts.append(packed)
+                if parts:
+                    self.socket.sendall(b"".join(parts))
             except OSError:
-                ping.set_result(False)
                 self.shutdown()
-        return ping
+            finally:
+                self._is_sending = False
 
-    def shutdown(self) -> None:
-        """End the connection, which wakes the thread that listens."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+    # -- replies, in the receiving thread
 
-    def ponged(self) -> tuple[float, float]:
-        """Take the answer to the oldest ping: when it was sent, and now."""
-        with self._lock:
-            sent, ping = self.pings.popleft()
-        self.heard_at = sent
-        with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
-            ping.set_result(True)
-        return sent, time.monotonic()
-
-    def silent_for(self, now: float) -> float:
-        """Return for how long the oldest ping has had no answer, seconds."""
-        with self._lock:
-            return now - self.pings[0][0] if self.pings else 0.0
-
-    def replies(self) -> list[Any]:
+    def messages(self) -> list[Any]:
         """Return what has arrived, of what one `recv` takes."""
-        data = self.socket.recv(_MOST)
+        data = self.socket.recv(_MAX_READ)
         if not data:
-            raise OSError("the store closed the listener's connection")
+            raise OSError("the store closed the tracking connection")
         self._reader.feed(data)
         found = []
         while (reply := self._reader.gets()) is not False:
             found.append(reply)
         return found
 
-    def hang_up(self) -> None:
-        """Close, and fail the pings that wait."""
-        with self._lock:
-            pings, self.pings = list(self.pings), collections.deque()
-        for _, ping in pings:
-            with contextlib.suppress(InvalidStateError):
-                ping.set_result(False)
+    def answer(self, reply: Any) -> None:
+        """Process the reply to the oldest request."""
+        self._sent.popleft()(reply)
+
+    def unanswered_for(self, now: float) -> float:
+        """Return for how long the oldest ping has had no answer, seconds."""
+        oldest = next(iter(list(self.pings)), None)
+        return 0.0 if oldest is None else now - oldest.sent
+
+    # -- its end, from any thread
+
+    def shutdown(self) -> None:
+        """End the connection, which wakes the thread that receives."""
         with contextlib.suppress(OSError):
-            if self.socket:
-                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close, and fail the pings that wait."""
+        self._is_closed = True
+        while self.pings:
+            with contextlib.suppress(IndexError):
+                self.pings.popleft().settle(False)
+        self.shutdown()
         with contextlib.suppress(Exception):
             self._connection.disconnect()
-
-
-class InvalidationReader:
-    """Takes in what the ears have heard, one thread at a time: the listener's, or a reader's that cannot wait for it.
-
-    A reader that keeps the processor and the interpreter to itself would go on with what has just been changed, until
-    both are taken from it.  It takes the pushes in itself instead.
-    """
-
-    def __init__(
-        self,
-        ears: list[TrackingConnection],
-        take_in: Callable[[TrackingConnection], None],
-        after: Callable[[], None],
-        on_failure: Callable[[], None],
-        is_busy: Callable[[], bool],
-    ) -> None:
-        """
-        Args:
-            take_in: processes what one ear has heard.
-            after: called after that, one thread at a time, too.
-            is_busy: says whether `take_in` might have to wait for who looks: a finalizer may look from anywhere.
-            on_failure: called in a reader's thread that could not take in what it has received: pushes are missed.
-        """
-        self._ears = {ear.socket.fileno(): ear for ear in ears}
-        self._take_in = take_in
-        self._after = after
-        self._on_failure = on_failure
-        self._is_busy = is_busy
-        self._looking, self._lock = threading.Lock(), threading.Lock()
-        # Two, for one object must not be polled by two threads: the first by who looks, the second by who takes in.
-        self._looked, self._arrived = select.poll(), select.poll()
-        for file in self._ears:
-            self._looked.register(file, select.POLLIN)
-            self._arrived.register(file, select.POLLIN)
-        # What TLS has received may still be no whole record: a reader would wait for the rest.
-        self._is_plain = not any(isinstance(ear.socket, ssl.SSLSocket) for ear in ears)
-        self._is_torn = False
-        self._failure: Exception | None = None
-        self._runtime = os.getpid()
-
-    def run(self) -> None:
-        """Take in what has arrived, in the listener's thread; raise if it cannot go on."""
-        if not any(self._lock.acquire(timeout=_READER_LOST_AFTER) for _ in range(2)):
-            raise OSError(f"a reader has been taking in pushes for {2 * _READER_LOST_AFTER:g} s")
-        try:
-            if self._failure is not None:
-                raise self._failure
-            self._take()
-        finally:
-            self._lock.release()
-
-    def run_here(self) -> None:
-        """Take in what has arrived, in a reader's thread, if no other thread does."""
-        if not self._looking.acquire(blocking=False):
-            return
-        # An exception that a signal raises right here leaves the lock taken: the listener is then the only one to take
-        # in, until it connects anew.
-        try:
-            if self._looked.poll(0):
-                self._take_here()
-        finally:
-            self._looking.release()
-
-    def hang_up(self) -> None:
-        """Close all connections; a reader is given a moment to leave them."""
-        is_alone = self._lock.acquire(timeout=_READER_LEAVES_WITHIN)
-        try:
-            for ear in self._ears.values():
-                ear.hang_up()
-        finally:
-            if is_alone:
-                self._lock.release()
-
-    def _take_here(self) -> None:
-        if not self._is_plain:
-            time.sleep(_GIVE_WAY_FOR)
-            return
-        # Whoever else has it needs the interpreter, which is free while this waits.
-        if self._is_busy() or not self._lock.acquire(timeout=_WAIT_FOR):
-            return
-        try:
-            if self._failure is None:
-                self._take()
-        except (OSError, hiredis.HiredisError) as error:
-            self._failure = error.with_traceback(None)
-            self._on_failure()
-        except BaseException as error:
-            self._failure = OSError(f"a reader could not take in a push: {error!r}")
-            self._on_failure()
-            if not isinstance(error, Exception):  # what a signal raises is the reader's own, wherever it strikes
-                raise
-        finally:
-            self._lock.release()
-
-    def _take(self) -> None:
-        if self._is_torn:
-            raise OSError("a push was taken in by half")
-        for file, _ in self._arrived.poll(0):
-            if os.getpid() != self._runtime:  # forked while it looked: what has arrived is the parent's
-                raise OSError("the connection is another process's")
-            self._is_torn = True
-            self._take_in(self._ears[file])
-            self._is_torn = False
-        self._after()

@@ -1,0 +1,308 @@
+"""Faults, one after the other, under readers and a writer: `python -m benchmarks.faults --faults 200`.
+
+Three reader processes and one writer reach a store through a proxy.  Each fault lasts a moment; then it is healed, and
+the time is taken until an invalidation is acknowledged again and a read comes out of the store again.  What readers saw
+and the writer was told is recorded, and the history checker looks for a read that is older than an acknowledged
+invalidation: there must be none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rich.console import Console
+
+from benchmarks import report
+from cacheworkers import Cache, CacheworkersError, Config, Load
+from cacheworkers.ops.history_checker import History, Recorder, Stale, check
+from cacheworkers.testing import FaultProxy, Valkey
+from cacheworkers.testing.servers import wait_until
+
+KEYS = 20
+READERS = 3
+L1_FOR = 1.0
+#: By how much the clocks of threads that record may differ, seconds.
+MARGIN = 0.5
+LASTS = 0.3
+BACK_WITHIN = 30.0
+HEADS = ("fault", "times", "back after, median ms", "most ms")
+
+
+class Found(NamedTuple):
+    """What came of all faults: kind -> seconds until the store was of use again."""
+
+    took: dict[str, list[float]]
+    stale: list[Stale]
+    reads: int
+    failed: int
+
+
+def made(url: str, versions: Any) -> tuple[Cache, Any]:
+    """Return a cache and a loader that reads the "database": a version for each key."""
+    cache = Cache(Config(redis_url=url, namespace="faults", store_timeout=0.1, breaker_for=0.2, l1_for=L1_FOR))
+
+    @cache.loader(tags=("key:{key}",), fresh_for=60, stale_for=60, wait_for=0.5, load_for=5)
+    def version(load: Load, key: int) -> int:
+        return int(versions[key])
+
+    return cache, version
+
+
+def read_on(url: str, versions: Any, stop: Any, path: str, counts: Any) -> None:
+    """Read all keys in turn at some 500 a second, and record what came back."""
+    cache, version = made(url, versions)
+    memory, reads = f"reader{os.getpid()}", 0
+    with Recorder(path) as recorder:
+        while not stop.is_set():
+            key = reads % KEYS
+            began = time.monotonic()
+            try:
+                found = version.read(key)
+            except CacheworkersError:
+                with counts.get_lock():
+                    counts[1] += 1
+            else:
+                recorder.read(f"key:{key}", found.value, began, tier=found.tier, by=f"version[{key}]", memory=memory)
+            reads += 1
+            with counts.get_lock():
+                counts[0] += 1
+            time.sleep(0.002)
+    cache.close()
+
+
+def write_on(cache: Cache, versions: Any, stop: threading.Event, path: str) -> None:
+    """Change a key, and invalidate it until that is acknowledged, as the relay of an outbox does."""
+    chance = random.Random(2)
+    with Recorder(path) as recorder:
+        while not stop.wait(0.02):
+            key = chance.randrange(KEYS)
+            began = time.monotonic()
+            versions[key] += 1
+            number = int(versions[key])
+            recorder.wrote(f"key:{key}", number, began)
+            while not stop.is_set():
+                began = time.monotonic()
+                try:
+                    cache.invalidate(f"key:{key}")
+                except CacheworkersError:
+                    time.sleep(0.05)
+                else:
+                    recorder.invalidated(f"key:{key}", began, version=number)
+                    break
+
+
+@contextlib.contextmanager
+def configured(store: Valkey, changes: dict[str, str], normal: dict[str, str]) -> Iterator[None]:
+    """Set something of the server, and set it back."""
+    with redis.Redis(port=store.port) as client:
+        for name, value in changes.items():
+            client.config_set(name, value)
+        try:
+            yield
+        finally:
+            for name, value in normal.items():
+                client.config_set(name, value)
+
+
+class Faults:
+    """Each method is one kind: it breaks something, waits, and heals it."""
+
+    def __init__(self, store: Valkey, proxy: FaultProxy, kill_a_reader: Callable[[], None]) -> None:
+        self._store = store
+        self._proxy = proxy
+        self._kill_a_reader = kill_a_reader
+        self.kinds: dict[str, Callable[[], None]] = {
+            "store killed, back empty": self.kill,
+            "store frozen": self.freeze,
+            "store emptied": lambda: self.run("FLUSHALL"),
+            "store full": self.fill,
+            "store read-only": self.read_only,
+            "store denies writes": self.deny,
+            "store busy with a script": self.busy,
+            "store kills all connections": lambda: self.run("CLIENT", "KILL", "TYPE", "normal"),
+            "connections cut": proxy.cut,
+            "replies held back": self.hold,
+            "replies late by 30 ms": self.delay,
+            "tracking connections cut": self.run_kill_tracking,
+            "a reader process killed": kill_a_reader,
+        }
+
+    def run(self, *words: Any) -> Any:
+        """Run a command on the server itself."""
+        with redis.Redis(port=self._store.port) as client:
+            return client.execute_command(*words)
+
+    def kill(self) -> None:
+        """Kill the server, and start an empty one in its place."""
+        self._store.kill()
+        time.sleep(LASTS)
+        self._store.start()
+
+    def freeze(self) -> None:
+        """Stop the server's process for a moment."""
+        self._store.pause()
+        time.sleep(LASTS)
+        self._store.resume()
+
+    def fill(self) -> None:
+        """Leave no room, and evict nothing."""
+        with configured(self._store, {"maxmemory": "1"}, {"maxmemory": "0"}):
+            time.sleep(LASTS)
+
+    def read_only(self) -> None:
+        """Have the server refuse writes as a replica does, as after a failover that its clients have missed."""
+        self.run("REPLICAOF", "127.0.0.1", "1")
+        time.sleep(LASTS)
+        self.run("REPLICAOF", "NO", "ONE")
+
+    def deny(self) -> None:
+        """Take the rights to write away."""
+        self.run("ACL", "SETUSER", "default", "-set", "-eval", "-evalsha", "-zadd", "-hset")
+        time.sleep(LASTS)
+        self.run("ACL", "SETUSER", "default", "+@all")
+
+    def busy(self) -> None:
+        """Keep the server busy with a script for longer than it bears quietly."""
+        never = Retry(NoBackoff(), 0)
+        with (
+            contextlib.suppress(redis.RedisError),
+            redis.Redis(port=self._store.port, socket_timeout=LASTS, retry=never) as one,
+        ):
+            one.eval("while true do end", 0)
+        with contextlib.suppress(redis.ResponseError):  # it has ended already
+            self.run("SCRIPT", "KILL")
+        wait_until(self._store.is_ready)
+
+    def hold(self) -> None:
+        """Keep replies back, and deliver them late."""
+        self._proxy.hold_replies()
+        time.sleep(LASTS)
+        self._proxy.release()
+
+    def delay(self) -> None:
+        """Have every reply come later for a while."""
+        self._proxy.delay = 0.03
+        time.sleep(LASTS)
+        self._proxy.delay = 0.0
+
+    def run_kill_tracking(self) -> None:
+        """Cut those connections that bring invalidation messages."""
+        with redis.Redis(port=self._store.port) as client:
+            for each in client.client_list():
+                if "t" in each["flags"] and int(each["id"]) != client.client_id():
+                    with contextlib.suppress(redis.ResponseError):
+                        client.client_kill_filter(_id=each["id"])
+
+
+def run(faults: int, seed: int = 1) -> Found:
+    """Inject so many faults, of each kind in turn in a shuffled order."""
+    context = multiprocessing.get_context("spawn")
+    versions, counts = context.Array("q", KEYS, lock=False), context.Array("q", 2)
+    stop, done = context.Event(), threading.Event()
+    with Valkey(busy_reply_threshold="50") as store, FaultProxy(store.url) as proxy, _directory() as directory:
+        readers: list[Any] = []
+
+        def start_a_reader() -> None:
+            path = str(directory / f"reads{len(list(directory.iterdir()))}")
+            process = context.Process(target=read_on, args=(proxy.url, versions, stop, path, counts))
+            process.start()
+            readers.append(process)
+
+        def kill_a_reader() -> None:
+            process = readers.pop(0)
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            start_a_reader()
+
+        for _ in range(READERS):
+            start_a_reader()
+        cache, _ = made(proxy.url, versions)
+        probe, probed = made(proxy.url, versions)
+        writer = threading.Thread(target=write_on, args=(cache, versions, done, str(directory / "writes")))
+        writer.start()
+        kinds = Faults(store, proxy, kill_a_reader).kinds
+        order = [kind for _ in range(-(-faults // len(kinds))) for kind in kinds][:faults]
+        random.Random(seed).shuffle(order)
+        took: dict[str, list[float]] = collections.defaultdict(list)
+        try:
+            with report.progress() as bar:
+                task = bar.add_task("faults", total=len(order))
+                for kind in order:
+                    bar.update(task, description=kind)
+                    kinds[kind]()
+                    took[kind].append(_back_after(probe, probed))
+                    bar.advance(task)
+        finally:
+            done.set()
+            stop.set()
+            for process in readers:
+                process.join()
+            writer.join()
+            cache.close()
+            probe.close()
+        stale = check(History(sorted(directory.iterdir())), l1_for=L1_FOR + MARGIN)
+    return Found(dict(took), stale, counts[0], counts[1])
+
+
+def _back_after(cache: Cache, version: Any) -> float:
+    """Return how long it takes until an invalidation is acknowledged and a read comes from the store again."""
+    began = time.monotonic()
+    while time.monotonic() < began + BACK_WITHIN:
+        try:
+            cache.invalidate("key:0")
+            version.get(0)
+            if version.peek(0) is not None:
+                return time.monotonic() - began
+        except CacheworkersError:
+            pass
+        time.sleep(0.002)
+    raise AssertionError(f"the store is of no use {BACK_WITHIN:g} s after the fault was healed")
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def rows_of(found: Found) -> list[tuple[str, ...]]:
+    """Return the table's rows."""
+    return [
+        (kind, str(len(took)), f"{statistics.median(took) * 1e3:,.0f}", f"{max(took) * 1e3:,.0f}")
+        for kind, took in found.took.items()
+    ]
+
+
+def main() -> int:
+    """Inject, and print the table; 1 if a read was too old."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    found = run(options.faults, options.seed)
+    title = f"{options.faults} faults, {found.reads:,} reads, {found.failed:,} failed, {len(found.stale)} too old"
+    Console(width=100).print(report.table(title, HEADS, rows_of(found)))
+    for each in found.stale[:10]:
+        print(each)
+    return int(bool(found.stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

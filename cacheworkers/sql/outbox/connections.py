@@ -1,0 +1,57 @@
+"""Connections to the databases with an outbox, for code on threads, whatever driver an engine has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
+
+from cacheworkers.sql.sqlalchemy_internals import engine_like, options_of
+
+T = TypeVar("T")
+
+
+def sync_half(engine: Engine | AsyncEngine) -> Engine:
+    """Return an engine, of an async one its sync half."""
+    return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+
+
+def bound_engines(sessions: Any) -> Iterator[Engine]:
+    """Yield the engines that a session factory is bound to, as far as it says so; of async ones their sync half."""
+    options = options_of(sessions)
+    for bind in dict.fromkeys((options.get("bind"), *(options.get("binds") or {}).values())):
+        if isinstance(bind, Engine | AsyncEngine):
+            yield sync_half(bind)
+
+
+def on_connection(engine: Engine, do: Callable[[Connection], T]) -> T:
+    """Return what a function makes of a connection; of an async engine, a new one on a loop of its own, in a thread.
+
+    Raises:
+        SQLAlchemyError, OSError: the database does not answer; and what the function raises.
+    """
+    if not engine.dialect.is_async:
+        with engine.connect() as connection:
+            return do(connection)
+
+    async def done() -> T:
+        async with AsyncEngine(apart(engine)).connect() as connection:
+            return await connection.run_sync(do)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, done()).result()
+
+
+def apart(engine: Engine) -> Engine:
+    """Return an engine like this one, with its `connect_args` and listeners, whose connections are closed after use.
+
+    A worker that checks the database before its pool forks must not keep a connection: its children would have it too.
+    """
+    if isinstance(engine.pool, StaticPool | SingletonThreadPool):  # SQLite in memory: its connection is the database
+        return engine
+    return engine_like(engine, NullPool)

@@ -1,0 +1,186 @@
+"""SQLAlchemy's undocumented names: all that this package uses, so that an upgrade is checked in one place.
+
+Each function has a test of its own in tests/sql/test_sqlalchemy_internals.py, which says what breaks without it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine, Pool
+from sqlalchemy.orm import InstanceState, Mapper
+from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.util import concurrency
+
+__all__ = [
+    "TransactionEnd",
+    "all_mappers",
+    "await_",
+    "base_engine",
+    "call_at_end",
+    "ends_of",
+    "engine_like",
+    "has_variants",
+    "in_greenlet",
+    "is_autocommit",
+    "is_by_unit_of_work",
+    "is_flushing",
+    "options_of",
+    "parameter_order",
+    "second_updates",
+]
+
+in_greenlet = concurrency.in_greenlet
+#: SQLAlchemy 2.0 calls it `await_only`.
+await_: Callable[[Any], Any] = getattr(concurrency, "await_", None) or getattr(concurrency, "await_only")  # noqa: B009
+
+
+def all_mappers() -> list[Mapper[Any]]:
+    """Return the mappers of all registries, by name: one table can be mapped in several."""
+    found = {mapper for registry in _all_registries() for mapper in registry.mappers}
+    return sorted(found, key=lambda mapper: (mapper.class_.__module__, mapper.class_.__qualname__))
+
+
+def is_flushing(flush_context: Any) -> bool:
+    """Return whether a flush executes its statements now, by the context that `before_flush` is given."""
+    transaction = getattr(flush_context, "transaction", None)
+    return transaction is not None and transaction.is_active
+
+
+def second_updates(flush_context: Any) -> Iterator[InstanceState[Any]]:
+    """Yield the instances that a flush writes by a second UPDATE (`post_update`), which no mapper event announces."""
+    for states, _ in list(flush_context.post_update_states.values()):
+        yield from states
+
+
+def is_by_unit_of_work(context: Any) -> bool:
+    """Return whether the unit of work has made a statement for its mapped rows, by its execution context."""
+    return "compiled_cache" in context.execution_options
+
+
+def has_variants(kind: Any) -> bool:
+    """Return whether a column type is another one on some databases (`with_variant`)."""
+    return bool(kind._variant_mapping)
+
+
+def options_of(sessions: Any) -> dict[str, Any]:
+    """Return what a sessionmaker, sync or async, gives to each session; empty for what is none."""
+    found: dict[str, Any] = getattr(sessions, "kw", {})
+    return found
+
+
+def parameter_order(compiled: Any) -> Sequence[str] | None:
+    """Return the order of a compiled statement's parameters; None if its driver takes them by name."""
+    order: Sequence[str] | None = compiled.positiontup
+    return order
+
+
+def base_engine(engine: Engine) -> Engine:
+    """Return the engine that one with other execution options was made from, and whose pool it shares."""
+    while isinstance(proxied := getattr(engine, "_proxied", None), Engine):
+        engine = proxied
+    return engine
+
+
+def is_autocommit(engine: Engine) -> bool:
+    """Return whether an engine's statements are committed one by one."""
+    level = engine.get_execution_options().get("isolation_level")
+    return (level or getattr(engine.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
+
+
+def engine_like(engine: Engine, kind: type[Pool], isolation_level: str | None = None, **pool_options: Any) -> Engine:
+    """Return an engine on a pool of its own, whose connections and statements go through the same listeners.
+
+    Those that are added to the engine later count too.
+
+    Args:
+        isolation_level: instead of the engine's own, which is set by a listener; then listeners are only copied.
+    """
+    pool = engine.pool
+    made = kind(pool._creator, recycle=pool._recycle, dialect=engine.dialect, **pool_options)
+    made.__dict__["dispatch"] = pool.dispatch
+    twin = Engine(
+        made,
+        engine.dialect,
+        engine.url,
+        echo=engine.echo,
+        execution_options=dict(engine.get_execution_options()),
+        hide_parameters=engine.hide_parameters,
+    )
+    twin._has_events = True
+    if isolation_level is None:
+        twin.__dict__["dispatch"] = engine.dispatch
+    else:
+        twin.dispatch._update(base_engine(engine).dispatch, only_propagate=False)
+        twin.update_execution_options(isolation_level=isolation_level)
+    return twin
+
+
+class TransactionEnd(Protocol):
+    """What is called when a connection's outermost transaction ends."""
+
+    def committing(self, connection: Connection) -> None:
+        """Called right before its COMMIT; must not raise."""
+
+    def ended(self, is_committed: bool) -> None:
+        """Called right after its COMMIT or ROLLBACK; must not raise."""
+
+
+_ends: weakref.WeakKeyDictionary[Connection, list[TransactionEnd]] = weakref.WeakKeyDictionary()
+_classes: dict[type, type] = {}
+
+
+def call_at_end(connection: Connection, end: TransactionEnd) -> None:
+    """Have the end of a connection's outermost transaction reported, whoever ends it.
+
+    SQLAlchemy has an event before a COMMIT and none after it, so the transaction gets a subclass of its class.
+    """
+    transaction: Any = connection.get_transaction()
+    kind = type(transaction)
+    if kind not in _classes.values():
+        _ends[connection] = []
+        transaction.__class__ = _reporting(kind)
+    _ends[connection].append(end)
+
+
+def ends_of(connection: Connection) -> tuple[TransactionEnd, ...]:
+    """Return what `call_at_end` was given for a connection's transaction."""
+    return tuple(_ends.get(connection, ()))
+
+
+def _reporting(kind: type) -> type:
+    found = _classes.get(kind)
+    if found is not None:
+        return found
+
+    def commit(self: Any) -> None:
+        connection: Connection = self.connection
+        ends = _ends.get(connection, [])
+        if self.is_active:
+            for end in ends:
+                end.committing(connection)
+        kind.commit(self)  # type: ignore[attr-defined]  # a kind of Transaction
+        _end(connection, True)
+
+    def ending(name: str) -> Callable[[Any], None]:
+        original = getattr(kind, name)
+
+        def end(self: Any) -> None:
+            connection: Connection = self.connection
+            try:
+                original(self)
+            finally:
+                _end(connection, False)
+
+        return end
+
+    members = {"__slots__": (), "commit": commit, "rollback": ending("rollback"), "close": ending("close")}
+    made = _classes[kind] = type(f"Reporting{kind.__name__}", (kind,), members)
+    return made
+
+
+def _end(connection: Connection, is_committed: bool) -> None:
+    for end in _ends.pop(connection, []):
+        end.ended(is_committed)

@@ -1,0 +1,182 @@
+"""Connections with watched transactions on them, and the listeners that are the same for all engines and sessions.
+
+They are added once in a process, when the first cache watches something, and then ask this register: listeners that
+come and go with engines and sessions would break the statements of other threads, which walk through them.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Mapper, Session
+
+from cacheworkers.sql.watch.flush_changes import Flush
+
+if TYPE_CHECKING:
+    from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction
+    from cacheworkers.sql.watch.session_hooks import SessionHooks
+
+_STATES = "cacheworkers.watch"
+#: Connection -> the sessions with a transaction on it, the newest last.  Never walked through: threads change it.
+_on_connections: weakref.WeakKeyDictionary[Connection, tuple[weakref.ref[SessionState], ...]]
+_on_connections = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+_is_listening = False
+
+
+class SessionState:
+    """What the hooks of one cache know of a session.
+
+    Attributes:
+        hooks: whose.
+        dirty: its transaction, once it has changed what is watched.
+        flush: the flush that has begun last and has not ended.
+    """
+
+    def __init__(self, hooks: SessionHooks, session: Session) -> None:
+        self.hooks = hooks
+        self.dirty: DirtyTransaction | None = None
+        self.flush: Flush | None = None
+        self._session = weakref.ref(session)
+        self._connections: list[Connection] = []
+
+    @property
+    def session(self) -> Session | None:
+        """The session; None once it is gone."""
+        return self._session()
+
+    def begin_on(self, connection: Connection) -> None:
+        """Note that the session's transaction is on a connection."""
+        if all(each is not connection for each in self._connections):
+            self._connections.append(connection)
+            _on_connections[connection] = (*map(weakref.ref, states_on(connection)), weakref.ref(self))
+
+    def end(self) -> None:
+        """Note that the session's transaction is over."""
+        for connection in self._connections:
+            others = [weakref.ref(each) for each in states_on(connection) if each is not self]
+            if others:
+                _on_connections[connection] = tuple(others)
+            else:
+                _on_connections.pop(connection, None)
+        self._connections.clear()
+        self.flush = None
+        dirty, self.dirty = self.dirty, None
+        if dirty is not None:
+            dirty.close()
+
+
+def states_on(connection: Connection) -> tuple[SessionState, ...]:
+    """Return the watched sessions with a transaction on a connection, the newest last."""
+    found = (reference() for reference in _on_connections.get(connection, ()))
+    return tuple(each for each in found if each is not None and each.session is not None)
+
+
+def state_of(hooks: SessionHooks, session: Session) -> SessionState | None:
+    """Return what some hooks know of a session, if they watch it and it has begun something."""
+    found: dict[SessionHooks, SessionState] | None = session.info.get(_STATES)
+    return None if found is None else found.get(hooks)
+
+
+def state_for(hooks: SessionHooks, session: Session) -> SessionState:
+    """Return what some hooks know of a session; made if there is nothing yet."""
+    states = session.info.setdefault(_STATES, {})
+    if hooks not in states:
+        states[hooks] = SessionState(hooks, session)
+    found: SessionState = states[hooks]
+    return found
+
+
+def states_of(session: Session) -> Iterator[SessionState]:
+    """Yield what all hooks know of a session."""
+    yield from session.info.get(_STATES, {}).values()
+
+
+def listen() -> None:
+    """Add the listeners that are the same for all engines and sessions, unless they are there."""
+    global _is_listening
+    with _lock:
+        if _is_listening:
+            return
+        _is_listening = True
+        event.listen(Engine, "before_cursor_execute", _before_statement)
+        event.listen(Engine, "after_cursor_execute", _after_statement)
+        event.listen(Engine, "commit", _before_commit)
+        event.listen(Engine, "rollback_savepoint", _before_rollback_to_savepoint)
+        event.listen(Session, "before_flush", _before_any_flush)
+        event.listen(Mapper, "before_update", _before_any_update)
+        event.listen(Mapper, "before_delete", _before_any_delete)
+
+
+def _newest(connection: Connection) -> Iterator[SessionState]:
+    """Yield one state for each cache that watches a connection: of the innermost flush, or of the newest session."""
+    found: dict[SessionHooks, SessionState] = {}
+    for state in states_on(connection):
+        other = found.get(state.hooks)
+        is_inner = other is None or not _is_running(other) or _is_running(state)
+        if is_inner:
+            found[state.hooks] = state
+    yield from found.values()
+
+
+def _is_running(state: SessionState) -> bool:
+    return state.flush is not None and state.flush.is_running
+
+
+def _before_statement(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+) -> None:
+    if _on_connections.get(connection):
+        for state in _newest(connection):
+            state.hooks.before_statement(state, connection, statement, context)
+
+
+def _after_statement(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+) -> None:
+    if _on_connections.get(connection):
+        for state in _newest(connection):
+            state.hooks.after_statement(state, connection, context)
+
+
+def _before_commit(connection: Connection) -> None:
+    if _on_connections.get(connection):
+        for state in states_on(connection):
+            state.hooks.before_commit(state, connection)
+
+
+def _before_rollback_to_savepoint(connection: Connection, name: str, context: Any) -> None:
+    from cacheworkers.sql.watch.joined_transactions import rolling_back_to_savepoint
+
+    rolling_back_to_savepoint(connection)
+
+
+def _before_any_flush(session: Session, flush_context: Any, instances: Any) -> None:
+    """Watch a session, too, that writes on a connection with a watched transaction: one opened in a mapper event."""
+    if isinstance(session.bind, Connection):
+        for state in _newest(session.bind):
+            state.hooks.adopt(session, session.bind, flush_context)
+
+
+def _before_any_update(mapper: Any, connection: Connection, instance: Any) -> None:
+    for flush in _flushes_of(instance):
+        flush.updates_parent(connection, instance)
+
+
+def _before_any_delete(mapper: Any, connection: Connection, instance: Any) -> None:
+    for flush in _flushes_of(instance):
+        flush.deletes_parent(connection, instance)
+
+
+def _flushes_of(instance: Any) -> Iterator[Flush]:
+    from sqlalchemy.orm import object_session
+
+    session = object_session(instance)
+    if session is not None:
+        for state in states_of(session):
+            if state.flush is not None:
+                yield state.flush

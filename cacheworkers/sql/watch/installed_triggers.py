@@ -1,0 +1,73 @@
+"""Which watched tables have triggers that write the outbox themselves, by database and schema."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Pool, Table
+
+from cacheworkers.errors import UnwatchedWrite
+from cacheworkers.sql.watch.mapping import WatchMapping
+
+
+class InstalledTriggers:
+    """What the databases say of the triggers of one mapping's tables."""
+
+    def __init__(self, namespace: str, mapping: WatchMapping) -> None:
+        self._namespace = namespace
+        self._mapping = mapping
+        #: By pool, which an engine shares with those that differ only in their options, one a request perhaps.
+        self._known: weakref.WeakKeyDictionary[Pool, dict[frozenset[Any], frozenset[Table]]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def write_all(self, connection: Connection, tables: frozenset[Table]) -> bool:
+        """Return whether triggers of all these tables write the outbox; asked once for each database and schema."""
+        if connection.dialect.name != "postgresql":
+            return False
+        schemas = frozenset((connection.get_execution_options().get("schema_translate_map") or {}).items())
+        known = self._known.setdefault(connection.engine.pool, {})
+        found = known.get(schemas)
+        if found is None:
+            watched = self._mapping.tables()
+            found = known[schemas] = frozenset(watched) - frozenset(self.missing(connection, watched))
+        return tables <= found
+
+    def check_still_there(self, connection: Connection, tables: Iterable[Table]) -> None:
+        """Make sure that triggers have written what was left to them.
+
+        Called when the rows are written: nobody can drop the triggers before this transaction ends.
+
+        Raises:
+            UnwatchedWrite: some are gone.
+        """
+        if gone := self.missing(connection, tables):
+            self._known.pop(connection.engine.pool, None)
+            names = ", ".join(table.name for table in gone)
+            raise UnwatchedWrite(
+                f"the triggers of {names} have gone, and what they would have written to the outbox is "
+                f"unknown; roll back and try again"
+            )
+
+    def missing(
+        self, connection: Connection, tables: Iterable[Table], options: Mapping[str, Any] | None = None
+    ) -> list[Table]:
+        """Return the tables whose triggers are not there now.
+
+        Args:
+            options: the statement's, instead of the connection's: they may put tables into other schemas.
+        """
+        if connection.dialect.name != "postgresql":
+            return list(tables)
+        from cacheworkers.sql.triggers.postgres_triggers import have_triggers
+
+        schemas = (connection.get_execution_options() if options is None else options).get("schema_translate_map") or {}
+        quote = connection.dialect.identifier_preparer.quote
+        names = {
+            ".".join(quote(name) for name in (schemas.get(table.schema, table.schema), table.name) if name): table
+            for table in tables
+        }
+        found = have_triggers(connection, self._namespace, list(names))
+        return [table for name, table in names.items() if name not in found]

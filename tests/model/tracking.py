@@ -1,0 +1,413 @@
+"""Memory and waiting readers against the store's tracking of keys, as explicit-state models of one key.
+
+A reader's process has one tracking connection.  What it sends there is queued, and executed by the server in order;
+replies and invalidation messages come back in order.  Reads of values go over other connections.  The server forgets
+who tracks a key when it reports the key's first change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+#: Steps of a read that fills memory.
+GUARD, GET, TRACK, FILL, DONE = "guard", "get", "track", "fill", "done"
+#: Steps of an invalidation by the reader's own process.
+CHANGE, REFUSE, PING, AWAIT = "change", "refuse", "ping", "await"
+PUSH = "push"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The parts of the protocol that keep memory coherent; a mutant has one of them the other way."""
+
+    guard_before_get: bool = True
+    track_before_fill: bool = True
+    reply_is_compared: bool = True
+    mismatch_refuses_fills: bool = True
+    push_refuses_fills: bool = True
+    ping_refuses_fills: bool = True
+    refuses_before_ping: bool = True
+    ping_keeps_the_order: bool = True
+    loss_refuses_fills: bool = True
+    loss_closes: bool = True
+    reconnect_empties: bool = True
+    lost_ping_empties: bool = True
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A read under way, what it has seen, and whether its fill is refused: its guard has been overtaken."""
+
+    at: str = ""
+    value: int = -1
+    has_guard: bool = False
+    is_refused: bool = False
+
+
+@dataclass(frozen=True)
+class Invalidator:
+    """An invalidation by the reader's own process; `link` is the connection that its ping went over."""
+
+    at: str = CHANGE
+    version: int = 0
+    link: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """The store, the tracking connection and the reader's process.
+
+    Attributes:
+        version: of the entry in the store.
+        is_tracked: the server will report the next change.
+        queued: what is to be sent: `("track", expected)` or `("ping", version when it was sent)`.
+        arriving: what the server has sent: "push", `("track", expected, found)` or `("ping", version)`.
+        slot: the version in memory; None for none.
+        link: number of the connection; `is_dead` once it brings nothing more, unnoticed.
+        is_open: memory answers.
+        proven: the version below which memory may not answer any more.
+    """
+
+    version: int = 0
+    is_tracked: bool = False
+    queued: tuple[Any, ...] = ()
+    arriving: tuple[Any, ...] = ()
+    slot: int | None = None
+    link: int = 1
+    is_dead: bool = False
+    is_connected: bool = True
+    is_open: bool = True
+    proven: int = 0
+    changes: int = 1
+    evictions: int = 1
+    losses: int = 1
+    pings: int = 1
+    timeouts: int = 1
+    readers: tuple[Reader, ...] = (Reader(), Reader())
+    invalidators: tuple[Invalidator, ...] = (Invalidator(),)
+
+
+def is_older_than_proven(state: MemoryState) -> bool:
+    """Return whether memory answers with what is older than a ping's answer, or an invalidation of its own, allows."""
+    return state.is_open and state.slot is not None and state.slot < state.proven
+
+
+def is_old_for_good(state: MemoryState) -> bool:
+    """Return whether memory answers with an old value, and nothing is on its way that would end that."""
+    is_still = not state.queued and not state.arriving and not state.is_dead
+    is_read = all(reader.at in ("", DONE) for reader in state.readers)
+    return is_still and is_read and state.is_open and state.slot is not None and state.slot < state.version
+
+
+def memory_steps(protocol: Memory, state: MemoryState) -> Iterator[tuple[str, MemoryState]]:
+    """Yield what may happen next, and the state after it."""
+    for at, reader in enumerate(state.readers):
+        for name, after, moved in _reader_steps(protocol, state, reader):
+            readers = _with(after.readers, at, moved)
+            # Which of them is the first makes no difference.
+            yield f"reader {at}: {name}", replace(after, readers=tuple(sorted(readers, key=dataclasses.astuple)))
+    for at, invalidator in enumerate(state.invalidators):
+        for name, after, other in _invalidator_steps(protocol, state, invalidator):
+            yield f"invalidator: {name}", replace(after, invalidators=_with(state.invalidators, at, other))
+    if state.changes:
+        yield "another process changes it", _changed(replace(state, changes=state.changes - 1))
+    if state.evictions and state.is_tracked:
+        yield "the server's table is full", _pushed(replace(state, evictions=state.evictions - 1))
+    if state.pings and state.is_connected:
+        yield "ping", _pinged(protocol, replace(state, pings=state.pings - 1))
+    if state.queued and not state.is_dead:
+        yield "the server executes a request", _executed(state)
+    if state.arriving:
+        yield "a reply is processed", _processed(protocol, state)
+    if state.losses and not state.is_dead and state.is_connected:
+        lost = replace(state, losses=state.losses - 1, is_dead=True, is_tracked=False, arriving=())
+        yield "the connection dies", lost
+    if state.is_dead:
+        is_open = state.is_open and not protocol.loss_closes
+        closed = replace(state, is_dead=False, is_connected=False, is_open=is_open, queued=(), arriving=())
+        yield "its death is noticed", _refused(closed) if protocol.loss_refuses_fills else closed
+    if not state.is_connected:
+        slot = None if protocol.reconnect_empties else state.slot
+        back = replace(state, is_connected=True, is_open=True, link=state.link + 1, slot=slot)
+        yield "the connection is back", _refused(back) if protocol.loss_refuses_fills else back
+
+
+def _reader_steps(protocol: Memory, state: MemoryState, reader: Reader) -> Iterator[tuple[str, MemoryState, Reader]]:
+    first, second = (GUARD, GET) if protocol.guard_before_get else (GET, GUARD)
+    third, fourth = (TRACK, FILL) if protocol.track_before_fill else (FILL, TRACK)
+    order = [first, second, third, fourth, DONE]
+    following = dict(itertools.pairwise(order))
+    match reader.at or first:
+        case "guard" if state.is_open:
+            yield "guard", state, replace(reader, at=following[GUARD], has_guard=True)
+        case "get":
+            yield "get", state, replace(reader, at=following[GET], value=state.version)
+        case "track":
+            if state.is_connected:
+                queued = (*state.queued, ("track", reader.value))
+                yield "track", replace(state, queued=queued), replace(reader, at=following[TRACK])
+            else:
+                yield "cannot track", state, replace(reader, at=DONE)
+        case "fill":
+            slot = state.slot if reader.is_refused else reader.value
+            after = Reader(following[FILL]) if following[FILL] == DONE else replace(reader, at=following[FILL])
+            yield "fill", replace(state, slot=slot), after
+
+
+def _invalidator_steps(
+    protocol: Memory, state: MemoryState, invalidator: Invalidator
+) -> Iterator[tuple[str, MemoryState, Invalidator]]:
+    match invalidator.at:
+        case "change":
+            after = _changed(state)
+            yield "change", after, replace(invalidator, at=PING, version=after.version)
+        case "ping" if state.is_connected:
+            yield "ping", _pinged(protocol, state), replace(invalidator, at=AWAIT, link=state.link)
+        case "ping":
+            yield "empty memory", _emptied(protocol, state, invalidator.version), replace(invalidator, at=DONE)
+        case "await" if state.proven >= invalidator.version:
+            yield "return", state, replace(invalidator, at=DONE)
+        case "await" if state.timeouts or state.link != invalidator.link or not state.is_connected:
+            after = _emptied(protocol, replace(state, timeouts=0), invalidator.version)
+            yield "empty memory", after, replace(invalidator, at=DONE)
+
+
+def _emptied(protocol: Memory, state: MemoryState, version: int) -> MemoryState:
+    if protocol.lost_ping_empties:
+        state = _dropped(state)
+    return replace(state, proven=max(state.proven, version))
+
+
+def _pinged(protocol: Memory, state: MemoryState) -> MemoryState:
+    if protocol.ping_refuses_fills and protocol.refuses_before_ping:
+        state = _refused(state)
+    ping = ("ping", state.version)
+    queued = (*state.queued, ping) if protocol.ping_keeps_the_order else (ping, *state.queued)
+    return replace(state, queued=queued)
+
+
+def _changed(state: MemoryState) -> MemoryState:
+    after = replace(state, version=state.version + 1)
+    return _pushed(after) if state.is_tracked else after
+
+
+def _pushed(state: MemoryState) -> MemoryState:
+    return replace(state, is_tracked=False, arriving=(*state.arriving, PUSH))
+
+
+def _executed(state: MemoryState) -> MemoryState:
+    request, *rest = state.queued
+    left = replace(state, queued=tuple(rest))
+    if request[0] == "track":
+        return replace(left, is_tracked=True, arriving=(*state.arriving, (*request, state.version)))
+    return replace(left, arriving=(*state.arriving, request))
+
+
+def _processed(protocol: Memory, state: MemoryState) -> MemoryState:
+    reply, *rest = state.arriving
+    left = replace(state, arriving=tuple(rest))
+    if reply == PUSH:
+        return _dropped(left) if protocol.push_refuses_fills else replace(left, slot=None)
+    if reply[0] == "ping":
+        proven = replace(left, proven=max(state.proven, reply[1]))
+        return proven if protocol.refuses_before_ping else _refused(proven)
+    _, expected, found = reply
+    if expected == found or not protocol.reply_is_compared:
+        return left
+    return _dropped(left) if protocol.mismatch_refuses_fills else replace(left, slot=None)
+
+
+def _dropped(state: MemoryState) -> MemoryState:
+    return replace(_refused(state), slot=None)
+
+
+def _refused(state: MemoryState) -> MemoryState:
+    """Refuse the fills that have begun."""
+    return replace(state, readers=tuple(replace(reader, is_refused=reader.has_guard) for reader in state.readers))
+
+
+# -- a reader that waits for a load
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The parts of the protocol that wake who waits; a mutant has one of them the other way."""
+
+    watches: bool = True
+    watches_failures: bool = True
+    lease_is_compared: bool = True
+    tracks_before_it_compares: bool = True
+    watches_again: bool = True
+    loss_wakes: bool = True
+    error_wakes: bool = True
+    asks_again_while_slots_move: bool = True
+
+
+@dataclass(frozen=True)
+class WaitingState:
+    """The store, the tracking connection, a reader that waits and the worker that loads.
+
+    Attributes:
+        reader: "claim", "watch", "sleep" or "served".
+        lease: token of the lease; 0 for none.  `known` is the one that the reader waits for.
+        entry, failure: whether there is one; `tracked` are those whose next change is reported, "e" or "f".
+        queued: what is to be sent: "exists", `("lease", expected)`.
+        is_moved: the slot has another master: what is tracked is not reported, and requests are refused.
+        worker: "load" under `fence`, or "ended".
+    """
+
+    reader: str = "claim"
+    known: int = 0
+    lease: int = 0
+    leases: int = 0
+    entry: bool = False
+    failure: bool = False
+    tracked: frozenset[str] = frozenset()
+    queued: tuple[Any, ...] = ()
+    arriving: tuple[Any, ...] = ()
+    is_watched: bool = False
+    is_moved: bool = False
+    is_known_moved: bool = False
+    is_lost: bool = False
+    worker: str = "none"
+    fence: int = 0
+    invalidations: int = 1
+    failures: int = 1
+    evictions: int = 1
+    losses: int = 1
+    moves: int = 0
+    asks_again: int = 0
+
+
+def sleeps_for_good(state: WaitingState) -> bool:
+    """Return whether the reader sleeps though nobody loads any more, and nothing is on its way that would wake it."""
+    is_still = not state.queued and not state.arriving and not state.is_lost
+    may_ask = state.is_moved and state.asks_again > 0
+    return state.reader == "sleep" and is_still and state.worker == "ended" and not may_ask
+
+
+def waiting_steps(protocol: Waiting, state: WaitingState) -> Iterator[tuple[str, WaitingState]]:
+    """Yield what may happen next, and the state after it."""
+    yield from _waiter_steps(protocol, state)
+    if state.worker == "load":
+        if state.lease != state.fence:
+            token = state.leases + 1
+            yield "worker: refused, claims again", replace(state, lease=token, leases=token, fence=token)
+        else:
+            yield "worker: write", _reported(replace(state, entry=True, failure=False, lease=0, worker="ended"), "e")
+            if state.failures:
+                failed = replace(state, failure=True, lease=0, worker="ended", failures=state.failures - 1)
+                yield "worker: fail", _reported(failed, "f")
+    if state.invalidations and (state.entry or state.lease):
+        after = replace(state, entry=False, lease=0, invalidations=state.invalidations - 1)
+        yield "invalidate", _reported(after, "e") if state.entry else after
+    if state.evictions and state.tracked:
+        after = replace(state, evictions=state.evictions - 1)
+        yield "the server's table is full", _reported(after, *state.tracked)
+    if state.losses and not state.is_lost and state.reader == "sleep":
+        after = replace(state, losses=state.losses - 1, is_lost=True, tracked=frozenset(), queued=(), arriving=())
+        yield "the connection dies", after
+    if state.is_lost:
+        after = replace(state, is_lost=False)
+        yield "the connection is back", _woken(after) if protocol.loss_wakes else after
+    if state.moves:
+        yield "its slot moves", replace(state, moves=state.moves - 1, is_moved=True, tracked=frozenset())
+    if state.queued and not state.is_lost:
+        yield "the server executes a request", _watch_executed(state)
+    if state.arriving:
+        yield "a reply is processed", _watch_processed(protocol, state)
+    if state.reader == "sleep" and state.is_moved and state.asks_again and not state.queued and not state.arriving:
+        after = replace(state, asks_again=state.asks_again - 1)
+        if protocol.asks_again_while_slots_move:
+            after = replace(after, queued=_watch(protocol, state))
+        yield "time passes, and it is asked again", after
+
+
+def _waiter_steps(protocol: Waiting, state: WaitingState) -> Iterator[tuple[str, WaitingState]]:
+    match state.reader:
+        case "claim" if state.entry or state.failure:
+            yield "reader: served", replace(state, reader="served", is_known_moved=state.is_moved)
+        case "claim":
+            lease, after = state.lease, replace(state, is_known_moved=state.is_moved)  # it was redirected, and knows
+            if not lease:
+                lease = state.leases + 1
+                after = replace(after, lease=lease, leases=lease, worker="load", fence=lease)
+            yield "reader: claim", replace(after, reader="watch", known=lease)
+        case "watch" if not protocol.watches or (state.is_watched and not protocol.watches_again):
+            yield "reader: sleep", replace(state, reader="sleep")
+        case "watch":
+            asked = replace(state, queued=(*state.queued, *_watch(protocol, state)), is_watched=True)
+            yield "reader: watch, sleep", replace(asked, reader="sleep")
+
+
+def _watch(protocol: Waiting, state: WaitingState) -> tuple[Any, ...]:
+    exists, lease = ("exists", protocol.watches_failures), ("lease", state.known)
+    return (exists, lease) if protocol.tracks_before_it_compares else (lease, exists)
+
+
+def _watch_executed(state: WaitingState) -> WaitingState:
+    request, *rest = state.queued
+    left = replace(state, queued=tuple(rest))
+    if state.is_moved and not state.is_known_moved:
+        return replace(left, arriving=(*state.arriving, ("error",)))
+    if request[0] == "exists":
+        return replace(left, tracked=frozenset("ef" if request[1] else "e"))
+    return replace(left, arriving=(*state.arriving, (*request, state.lease)))
+
+
+def _watch_processed(protocol: Waiting, state: WaitingState) -> WaitingState:
+    reply, *rest = state.arriving
+    left = replace(state, arriving=tuple(rest))
+    match reply:
+        case ("error",):
+            return _woken(left) if protocol.error_wakes else left
+        case ("lease", expected, found):
+            is_over = found != expected and protocol.lease_is_compared
+            return _woken(left) if is_over else left
+    return _woken(left)
+
+
+def _reported(state: WaitingState, *keys: str) -> WaitingState:
+    hit = state.tracked.intersection(keys)
+    return replace(state, tracked=state.tracked - hit, arriving=(*state.arriving, *[PUSH] * len(hit)))
+
+
+def _woken(state: WaitingState) -> WaitingState:
+    return replace(state, reader="claim", known=0) if state.reader in ("sleep", "watch") else state
+
+
+# -- exploring
+
+
+def _with(all_of_them: tuple[Any, ...], at: int, one: Any) -> tuple[Any, ...]:
+    return (*all_of_them[:at], one, *all_of_them[at + 1 :])
+
+
+P = TypeVar("P")
+S = TypeVar("S")
+
+
+def explore(
+    steps: Callable[[P, S], Iterator[tuple[str, S]]], protocol: P, first: S, is_bad: Callable[[S], bool]
+) -> tuple[int, list[str] | None]:
+    """Return how many states there are, and the shortest trace to a bad one; None if there is none."""
+    came_from: dict[S, tuple[S, str] | None] = {first: None}
+    queue = deque([first])
+    while queue:
+        state = queue.popleft()
+        if is_bad(state):
+            trace = []
+            while (origin := came_from[state]) is not None:
+                state, name = origin
+                trace.append(name)
+            return len(came_from), trace[::-1]
+        for name, after in steps(protocol, state):
+            if after not in came_from:
+                came_from[after] = (state, name)
+                queue.append(after)
+    return len(came_from), None
