@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from cacheworkers.config import Config
 from cacheworkers.core.calls import is_loader_name
@@ -32,8 +32,9 @@ from cacheworkers.flows.ports import LoaderSpec, LoadRequest
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.warm import Warming, hot, reload_tags, report_accesses, warm_round
 from cacheworkers.flows.warm_up import UNLIMITED, WarmUp, warm_up
-from cacheworkers.load_context import AroundLoad
+from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
+from cacheworkers.policy import PolicyOptions
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.warm_job import WarmJob
 from cacheworkers.runtime.wiring import Internals, Runtime
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
     from cacheworkers.sql.watch.session_hooks import AnySession
     from cacheworkers.sql.watch.tag_rules import Mode as WatchMode
     from cacheworkers.workers.broker_queues import QueueState
+
+P = ParamSpec("P")
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Cache:
@@ -102,10 +108,30 @@ class Cache:
 
     # -- declaring loaders
 
+    @overload
+    def loader(self, function: Callable[Concatenate[AsyncLoad, P], Awaitable[T]], /) -> Loader[P, T]: ...
+    @overload
+    def loader(self, function: Callable[Concatenate[Load, P], T], /) -> Loader[P, T]: ...
+    @overload
     def loader(
-        self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
-    ) -> DeclareLoader:
-        """Declare a function `(load, ...)` as a loader.
+        self,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        **policy: Unpack[PolicyOptions],
+    ) -> DeclareLoader: ...
+    def loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        **policy: Any,
+    ) -> Any:
+        """Declare a function `(load, ...)` as a loader: `@cache.loader`, or `@cache.loader(fresh_for=300)`.
 
         Args:
             tags: templates such as `"product:{product_id}"`, filled from the arguments.
@@ -119,14 +145,34 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> Loader[..., Any]:
-            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=False)
+            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=False)
             return Loader(self._warm_up, self._ports, spec)
 
-        return declare  # type: ignore[return-value]  # one function answers both overloads
+        return declare if function is None else declare(function)
 
+    @overload
+    def batch_loader(self, function: Callable[[AsyncLoad, list[K]], Awaitable[dict[K, V]]], /) -> BatchLoader[K, V]: ...
+    @overload
+    def batch_loader(self, function: Callable[[Load, list[K]], dict[K, V]], /) -> BatchLoader[K, V]: ...
+    @overload
     def batch_loader(
-        self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
-    ) -> DeclareBatchLoader:
+        self,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        **policy: Unpack[PolicyOptions],
+    ) -> DeclareBatchLoader: ...
+    def batch_loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        **policy: Any,
+    ) -> Any:
         """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys at once.
 
         A key left out of the dict is None, or `KeyMissing` if V has no None.  In `tags`, `{key}` is one element.
@@ -134,10 +180,10 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
-            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=True)
+            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=True)
             return BatchLoader(self._warm_up, self._ports, spec)
 
-        return declare
+        return declare if function is None else declare(function)
 
     @property
     def loaders(self) -> Mapping[str, LoaderSpec]:
