@@ -1,4 +1,4 @@
-"""Batched reads: reads that go on side by side, and what several of them need of the store, workers or loader is one step.
+"""Batched reads: they go on side by side, and what several of them need of store, workers or loader is one step.
 
 Each is a read like any other, so that it serves, asks, waits and fails by the same rules.  Between them goes whoever
 performs their steps: it lets all go on as far as they can, then does in one step what several stand before.
@@ -238,7 +238,7 @@ class _ReadBatch(Generic[K]):
     # -- loads here
 
     def _load_here(self) -> Flow[None]:
-        """Load, while none of the others sleeps: whoever is chosen has to act immediately, which is another's turn then."""
+        """Load, while none of the others sleeps: one that is woken has to act immediately."""
         for sleeper in self._sleepers.values():
             sleeper.unregister()
         if self._loads:
