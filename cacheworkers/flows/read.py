@@ -73,6 +73,7 @@ class _ReadState(msgspec.Struct):
         seen: the version that was found and could not be served.
         lapsed: what to serve if its reload fails.
         give_up_at: monotonic; a lease that was taken over is waited for to its end, then no longer.
+        is_answered: the store has answered this turn's look.
         has_looked: it has looked in the store since it is among the waiters, or knows of somebody who has.
         has_asked, has_waited: it got the lease itself, once; it waited for what somebody was at.
         is_refused: a worker of another release could not load it.
@@ -88,6 +89,7 @@ class _ReadState(msgspec.Struct):
     lapsed: tuple[Entry, Any] | None = None
     give_up_at: float = 0.0
     has_looked: bool = False
+    is_answered: bool = False
     has_asked: bool = False
     has_waited: bool = False
     is_refused: bool = False
@@ -136,9 +138,10 @@ def read(
                 found, state.has_looked = found or StoreResult(None), True
             while True:
                 waiter.rearm()
+                state.is_answered = False
                 try:
                     done = yield from _look(ports, loader, state, began_at, found)
-                    found = None
+                    found, state.is_answered = None, True
                     if done is None:
                         done = yield from _wait_for_load(ports, loader, state)
                 except (StoreUnavailable, StoreFull) as error:
@@ -419,7 +422,7 @@ def _load_after_claim(ports: Ports, loader: LoaderSpec, state: _ReadState, reque
 def _read_here(ports: Ports, loader: LoaderSpec, state: _ReadState, error: StoreUnavailable | StoreFull) -> Flow[Read]:
     """Read while the store does not answer, or has no room: from L1, or by loading here."""
     # Not from L1 where the store has answered that it has no such entry: it is right.
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, StoreUnavailable) and not state.is_answered:
         kept = local_load.kept(ports, state.call, state.options.decode, state.options.since)
         if kept is not None:
             return kept
