@@ -231,7 +231,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_invalidation_between_register_and_write_breaks_the_lease,
     ),
     "a fill has no guard": (
-        python(L1, "_take_in", "!= guard", "< 0"),
+        python(L1, "_insert", "!= guard", "< 0"),
         races.test_racing_push_wins_over_a_fill,
     ),
     "the quick way is never early": (
