@@ -201,7 +201,7 @@ def _attempt(
             # Reported as a failure is, so that those who wait are woken, and load for themselves.
             ports.emit(NotStored(loader.name, text, str(error)))
             failed.append((text, left.fence, NOT_STORED, str(error)))
-            results[text] = Result("unstored", payload)
+            results[text] = Result("unstored", payload, error=LoadError(loader.name, text, NOT_STORED, str(error)))
             del pending[text]
         else:
             results[text] = Result("conflict", payload, entry)
