@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from cacheworkers.errors import ConfigError
 from cacheworkers.policy import duration
@@ -18,13 +18,23 @@ _NAMESPACE = re.compile(r"[a-z0-9_-]{1,32}")
 ENV_PREFIX = "CACHEWORKERS_"
 
 
+class CredentialProvider(Protocol):
+    """Gives the store's user and password to each new connection."""
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Return `(password,)` or `(user, password)`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings of one process.  Durations are seconds, sizes bytes.
 
     Attributes:
         redis_url: the store: `redis://`, `rediss://`, `unix://`, `sentinel://host:port,host:port/service`, or
-            `cluster://host:port`.
+            `cluster://host:port,host:port`.  Not shown in `repr`, for it may hold a password.
+        credential_provider: gives user and password to each new connection, so that they may change: an object with
+            `get_credentials()`, which returns `(password,)` or `(user, password)`, as redis-py's `CredentialProvider`.
+        password_file: path of a file with the password, read for each new connection; the user is `redis_url`'s.
         namespace: first part of every key in Redis; two namespaces never meet.
         store_timeout: how long one call to the store may take without any progress, and a connection to it; a large
             reply that keeps coming may take 20 times as long.
@@ -68,7 +78,9 @@ class Config:
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
+    credential_provider: CredentialProvider | None = field(default=None, repr=False, compare=False)
+    password_file: str = ""
     namespace: str = "cw"
     store_timeout: float = 0.25
     replicas: int = 0
@@ -106,7 +118,14 @@ class Config:
 
     def __post_init__(self) -> None:
         if not isinstance(self.redis_url, str) or "://" not in self.redis_url:
-            raise ConfigError(f"redis_url must be a URL such as redis://host:6379/0, got {self.redis_url!r}")
+            raise ConfigError("redis_url must be a URL such as redis://host:6379/0")  # what it is may hold a password
+        if self.credential_provider is not None and not callable(
+            getattr(self.credential_provider, "get_credentials", None)
+        ):
+            kind = type(self.credential_provider).__name__
+            raise ConfigError(f"credential_provider must have a method get_credentials(), got an object of {kind}")
+        if not isinstance(self.password_file, str):
+            raise ConfigError(f"password_file must be a path, got {self.password_file!r}")
         if not isinstance(self.namespace, str) or not _NAMESPACE.fullmatch(self.namespace):
             raise ConfigError(f"namespace must match [a-z0-9_-]{{1,32}}, got {self.namespace!r}")
         for name in (
@@ -152,6 +171,10 @@ class Config:
             name = variable[len(ENV_PREFIX) :].lower()
             if name not in names:
                 raise ConfigError(f"{variable} names no setting; settings are {', '.join(sorted(names))}")
+            if name == "credential_provider":
+                raise ConfigError(
+                    f"{variable} must not be set: give the object to Config, or set {ENV_PREFIX}PASSWORD_FILE"
+                )
             values[name] = _parse(variable, text, hints[name])
         return cls(**{**values, **overrides})
 

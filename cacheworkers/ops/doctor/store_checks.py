@@ -147,7 +147,7 @@ DENIED = Rule(
     "error",
     "The store's user may not run what the library runs.",
     "The first read, load, invalidation or upkeep task that needs it fails with NOPERM.",
-    "`ACL SETUSER name ~namespace:* +@read +@write +@scripting +@connection +info +time +config|get`, with "
+    "`ACL SETUSER name ~namespace:* +@read +@write +@scripting +@connection -@dangerous +info +time +config|get`, with "
     "`Config.namespace` for namespace; on a Cluster `+cluster` too.",
 )
 BEAT = Rule(
