@@ -34,6 +34,10 @@ from cacheworkers.flows.wait import wait_for_push, watch_load
 from cacheworkers.local.waiters import Flight, Waiter
 from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, Moved
 
+#: By how much instants of the store may seem older than they are, seconds: they are kept in milliseconds, and the
+#: store's clock is estimated.
+CLOCK_ERROR = 0.1
+
 
 class ReadOptions(msgspec.Struct, frozen=True):
     """What one read accepts.
@@ -76,6 +80,7 @@ class _ReadState(msgspec.Struct):
         has_looked: it has looked in the store since it is among the waiters, or knows of somebody who has.
         has_asked, has_waited: it got the lease itself, once; it waited for what somebody was at.
         is_refused: a worker of another release could not load it.
+        refused: the version of an entry that is for others, who have waited for its load.
     """
 
     call: Call
@@ -91,6 +96,7 @@ class _ReadState(msgspec.Struct):
     has_asked: bool = False
     has_waited: bool = False
     is_refused: bool = False
+    refused: bytes = b""
 
     @property
     def is_joined(self) -> bool:
@@ -293,7 +299,10 @@ def _look(
     now = ports.clock.now()
     waited = ports.clock.monotonic() - state.started
     if entry.is_unshared:  # of a load that this read has waited for, or another's
-        is_waited_for = state.has_asked or state.has_waited
+        # A push may be late, and wake a read that has begun after the load which it tells of.
+        is_new = entry.write_id != state.refused and entry.created + entry.load_time >= began_at - CLOCK_ERROR
+        is_waited_for = is_new and (state.has_asked or state.has_waited)
+        state.refused = entry.write_id
         return Read(value, Freshness.FRESH, "store", 0.0, entry.seq, waited) if is_waited_for else None
     freshness = entry.freshness(now)
     is_mine = entry.created >= began_at
