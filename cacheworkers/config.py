@@ -45,7 +45,7 @@ class Config:
             first.  0 lets every call ask.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
         l1_bytes: most bytes kept there, about: payloads, decoded values that callers share, 1,000 an entry.
-        l1_for: how long L1 may answer since the listener last proved that it hears invalidations.
+        l1_for: how long L1 may answer since the listener last proved that it is told about changes.
         l1_on_loss_for: how long L1 may answer while the store is gone.
         bulkhead: how many loads this process may run itself at once.
         dispatch_queue: how many requests for a load may wait for the publisher thread.

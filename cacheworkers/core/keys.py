@@ -57,6 +57,7 @@ class Keyspace:
         self._failures = self.failures_prefix + "{"
         self._lease = self.leases_prefix + "{"
         self._attempts = f"{namespace}:a:{{"
+        self._overtaken = f"{namespace}:o:{{"
         self._of_calls = (self._entry.encode(), self._failures.encode())
         self._of_tag = re.compile(rf"{re.escape(namespace)}:[tvd]:\{{([^{{}}#]+)(?:#([1-9][0-9]*))?\}}")
 
@@ -82,6 +83,10 @@ class Keyspace:
     def attempts(self, call: str) -> str:
         """Return the key that counts a call's begun loads; not tracked, so that counting wakes nobody."""
         return f"{self._attempts}{call}}}"
+
+    def overtaken(self, call: str) -> str:
+        """Return the key of a call's last value that an invalidation has overtaken."""
+        return f"{self._overtaken}{call}}}"
 
     def call_of(self, key: bytes) -> str | None:
         """Return the call of an entry's or failure's key; None for any other key."""
@@ -109,6 +114,10 @@ class Keyspace:
     def accesses(self, loader: str) -> str:
         """Return the key of a loader's access scores."""
         return f"{self.namespace}:h:{{{loader}}}"
+
+    def turns(self, loader: str) -> str:
+        """Return the key of a loader's rate limit."""
+        return f"{self.namespace}:r:{{{loader}}}"
 
     # -- of upkeep
 

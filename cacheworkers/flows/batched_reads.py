@@ -18,7 +18,8 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, LoadTimeout, StoreUnavailable
 from cacheworkers.flows.load import Result, load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
-from cacheworkers.flows.wait import Wait
+from cacheworkers.flows.read_state import Wait
+from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.local.waiters import SLACK, Sleeper, Waiter
 from cacheworkers.local.wakeup import NamedWaker, Wakeup
 from cacheworkers.store.commands.steps import Exchange, Get
@@ -271,7 +272,7 @@ class _ReadBatch(Generic[K]):
         newest = max(part.seq for part in parts.values())
         loading = Loading(calls, {call.text: None for call in calls}, deadline, newest)
         try:
-            values = yield self._ports.reader.step(self._loader, loading)
+            values = yield from run_loader(self._ports, self._loader, loading, self._ports.reader)
         except Exception as error:
             self._throw(parts, error)
         else:

@@ -17,6 +17,8 @@ import math
 import threading
 from typing import Any, Protocol
 
+from cacheworkers.local.coalescing import Crowds
+
 _Loop = asyncio.AbstractEventLoop
 _Future = asyncio.Future[None]
 #: How much longer than asked a task may sleep, seconds: those who are due together share a timer.
@@ -83,6 +85,9 @@ class Flight:
         is_claiming: one reader of this process is claiming right now.
         is_loading: one reader of this process is loading without the store.
         shared: what such a load came to.
+        offered: when a load of this process began, monotonic, and its entry that an invalidation has overtaken.
+        claimed_at, claim_number: when the last claim was sent, monotonic and in the order of waiters.
+        failure, failing_until: the backoff that this claim was answered with, if any, and until when it runs.
         wakes: changes with every wake.  A reply that was asked for before a wake may be overtaken by it.
         watched: `(wakes, token)` for which the listener was last asked to report the end of the load.
         must_poll: it cannot report it now, because another master has the key.
@@ -93,6 +98,10 @@ class Flight:
         "_threads",
         "_waiters",
         "call",
+        "claim_number",
+        "claimed_at",
+        "failing_until",
+        "failure",
         "held_until",
         "is_begun",
         "is_claiming",
@@ -100,6 +109,7 @@ class Flight:
         "is_missing",
         "is_taken_over",
         "must_poll",
+        "offered",
         "shared",
         "token",
         "wakes",
@@ -117,6 +127,11 @@ class Flight:
         self.shared: Any = None
         self.watched: tuple[int, str] | None = None
         self.must_poll = False
+        self.offered: Any = None
+        self.claimed_at = 0.0
+        self.claim_number = 0
+        self.failure: Any = None
+        self.failing_until = 0.0
         self.forget_lease()
 
     def forget_lease(self) -> None:
@@ -133,14 +148,16 @@ class Waiter:
 
     Attributes:
         flight: shared with the other waiters of the call.
+        number: later waiters have larger ones.
     """
 
-    __slots__ = ("_has_baton", "_is_nudged", "_seen", "_until", "_waiters", "flight")
+    __slots__ = ("_has_baton", "_is_nudged", "_seen", "_until", "_waiters", "flight", "number")
 
     def __init__(self, waiters: Waiters, call: str) -> None:
         self._waiters = waiters
         self._is_nudged = False
         self._has_baton = False
+        self.number = waiters.next_number()
         self.flight = waiters._board(call, self)
         self._seen = self.flight.wakes
 
@@ -224,21 +241,32 @@ class Waiter:
 
 
 class Waiters:
-    """All waiters of this process, by call."""
+    """All waiters of this process, by call.
+
+    Attributes:
+        crowds: those who wait for the outcome of another reader.
+    """
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+        self.crowds = Crowds()
         self.reset()
 
     def reset(self) -> None:
         """Forget everybody, as a child does after a fork: those threads and loops are the parent's."""
         self._lock = threading.RLock()
+        self.crowds.reset()
         self._flights: dict[str, Flight] = {}
         self._due: dict[_Loop, list[_Sleepers]] = {}
 
+    def next_number(self) -> int:
+        """Return a number larger than all before."""
+        return next(self._numbers)
+
     def __len__(self) -> int:
         with self._lock:
-            return sum(len(flight._waiters) for flight in list(self._flights.values()))
+            waiters = sum(len(flight._waiters) for flight in list(self._flights.values()))
+        return waiters + len(self.crowds)
 
     @property
     def calls(self) -> int:
@@ -290,6 +318,13 @@ class Waiters:
         flight = self._flights.get(call)
         if flight is not None:
             flight.forget_lease()
+            self.hand_off_to_all(flight)
+
+    def offer(self, call: str, began_at: float, entry: Any) -> None:
+        """Leave a value that an invalidation has overtaken to those who had begun before its load, and wake them."""
+        flight = self._flights.get(call)
+        if flight is not None:
+            flight.offered = (began_at, entry)
             self.hand_off_to_all(flight)
 
     def wake_all(self) -> None:

@@ -10,7 +10,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.runtime.failure_log import FailureLog
+from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
 from cacheworkers.runtime.worker_watch import WorkerWatch
 from cacheworkers.store.commands.store import Store
@@ -90,8 +90,8 @@ class Runtime:
         self._owner = weakref.ref(owner)
         self._celery = celery
         self._hook = hook
+        self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
         self._failure_log = FailureLog(config.backoff_for)
-        self._background: ThreadPoolExecutor | None = None
         self.workers: Any = None
         self._watch: WorkerWatch | None = None
         self._taken_noted_at: dict[str, float] = {}
@@ -254,8 +254,11 @@ class Runtime:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
         if self._watch is not None:
             self._watch.note_undelivered()
-        with contextlib.suppress(StoreError):
+        try:
             self.ports.store.release([(ask.call, ask.token) for ask in asks]).run()
+        except StoreError:
+            for ask in asks:
+                self.release_soon(ask.call, ask.token)
         for ask in asks:
             self.ports.waiters.wake(ask.call)
 
@@ -266,16 +269,7 @@ class Runtime:
 
     def release_soon(self, call: str, name: str) -> None:
         """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
-        if self._background is None:
-            self._background = ThreadPoolExecutor(1, "cacheworkers-release")
-
-        def release() -> None:
-            with contextlib.suppress(StoreError):
-                self.ports.store.release([(call, name)]).run()
-            self.ports.waiters.wake(call)
-
-        with contextlib.suppress(RuntimeError):  # closed, or the interpreter is ending: the lease runs out by itself
-            self._background.submit(release)
+        self._releases.add(call, name)
 
     def close(self) -> None:
         """Tell what was read, send what is queued, then stop threads and connections."""
@@ -285,8 +279,7 @@ class Runtime:
         if self._watching is not None:
             self._watching.close()
         self.ports.listener.close()
-        if self._background is not None:
-            self._background.shutdown(wait=True)
+        self._releases.close(self.ports.config.store_timeout)
         self.ports.store.link.close()
 
     def _report_once(self) -> None:
@@ -309,7 +302,7 @@ class Runtime:
         """Forget threads, sockets and connections after a fork: they are the parent's."""
         self._fork_check.renew()
         self._failure_log.reset()
-        self._background = None
+        self._releases.reset()
         self.ports.coherence.reset()
         self._access_reporter.reset()
         self.ports.access_counter.reset()

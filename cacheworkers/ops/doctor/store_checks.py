@@ -111,7 +111,7 @@ IDLE = Rule(
 )
 OUTPUT = Rule(
     "output-buffer",
-    "warning",
+    "note",
     "`client-output-buffer-limit normal` has no limit, and `maxmemory` is set.",
     "Invalidation messages for a process that stands still (a debugger, a suspended container) count as memory: they "
     "push everybody's entries out.",
