@@ -185,7 +185,7 @@ def _load_after_claim(ports: Ports, loader: LoaderSpec, state: ReadState, reques
 def read_without_store(ports: Ports, loader: LoaderSpec, state: ReadState, error: StoreError) -> Flow[Read]:
     """Read while the store is of no use: from L1, or the lapsed value it still had, or by loading here."""
     # Not from L1 where the store has answered that it has no such entry: it is right.
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, StoreUnavailable) and not state.is_answered:
         kept = local_load.kept(ports, state.call, state.options.decode, state.options.since)
         if kept is not None:
             return kept
