@@ -195,3 +195,8 @@ def _shards_in(shards: Mapping[str, int], tag: str) -> int:
 def _braced(tag: str, shard: int) -> str:
     name = tag if _ESCAPED.search(tag) is None else tag.translate(_ESCAPES)
     return f"{{{name}#{shard}}}" if shard else f"{{{name}}}"
+
+
+def patterns_to_clear(namespace: str) -> tuple[str, ...]:
+    """Return the patterns of what `clear` deletes, in its order: leases, then all else of calls, tags and loaders."""
+    return tuple(f"{namespace}:{kind}:*" for kind in ("l", "e", "f", "a", "t", "d", "v", "h"))

@@ -32,11 +32,12 @@ from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
-from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
+from cacheworkers.runtime.load_runner import CallersSessions, LoaderRunner, NoSessions
 from cacheworkers.runtime.worker_watch import WorkerWatch
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
+from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
@@ -112,7 +113,7 @@ class Runtime:
         self._session_factory: Any = async_sessions if sessions is None else sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
-        self._sessions = _load_sessions(sessions, async_sessions, config.bulkhead)
+        self._sessions = _load_sessions(sessions, async_sessions, config)
         self.ports = ports = Ports(
             config=config,
             store=Store(link, keys, batch_size=config.batch_size),
@@ -154,6 +155,8 @@ class Runtime:
             self._watch = watch = WorkerWatch(self.workers, ports.store, config)
             ports.dispatcher = watch
             ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
+        if config.testing:
+            ports.dispatcher = InlineDispatcher(run_loads)
         _runtimes.add(self)
 
     @property
@@ -347,14 +350,21 @@ class Internals:
 
 
 def _load_sessions(
-    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, pool_size: int
-) -> Sessions | NoSessions:
-    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some."""
+    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, config: Config
+) -> Sessions | NoSessions | CallersSessions:
+    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some.
+
+    Raises:
+        ConfigError: the database exists once for each thread.
+    """
     if sessions is None and async_sessions is None:
         return NoSessions()
-    from cacheworkers.sql.load_sessions import Sessions
+    if config.testing:
+        return CallersSessions(sessions, async_sessions)
+    from cacheworkers.sql.load_sessions import Sessions, refuse_database_per_thread
 
-    return Sessions(sessions, async_sessions, pool_size=pool_size)
+    refuse_database_per_thread(sessions)
+    return Sessions(sessions, async_sessions, pool_size=config.bulkhead)
 
 
 def cache_of(celery: Celery) -> object | None:

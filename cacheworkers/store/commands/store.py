@@ -556,6 +556,10 @@ class Store:
         request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
         return self._ask([request], lambda replies: None)
 
+    def unlink(self, names: Sequence[str]) -> Exchange[int]:
+        """Delete keys; how many there were."""
+        return self._ask([Request(("UNLINK", name)) for name in names], lambda replies: sum(map(int, replies)))
+
     # -- workers
 
     def note_taken(self, queue: str) -> Exchange[None]:
