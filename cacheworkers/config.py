@@ -34,7 +34,7 @@ class Config:
             `cluster://host:port,host:port`.  Not shown in `repr`, for it may hold a password.
         credential_provider: gives user and password to each new connection, so that they may change: an object with
             `get_credentials()`, which returns `(password,)` or `(user, password)`, as redis-py's `CredentialProvider`.
-        password_file: path of a file with the password, read for each new connection; the user is `redis_url`'s.
+        secret_file: path of a file with the password, read for each new connection; the user is `redis_url`'s.
         namespace: first part of every key in Redis; two namespaces never meet.
         store_timeout: how long one call to the store may take without any progress, and a connection to it; a large
             reply that keeps coming may take 20 times as long.
@@ -80,7 +80,7 @@ class Config:
 
     redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
     credential_provider: CredentialProvider | None = field(default=None, repr=False, compare=False)
-    password_file: str = ""
+    secret_file: str = ""
     namespace: str = "cw"
     store_timeout: float = 0.25
     replicas: int = 0
@@ -124,8 +124,8 @@ class Config:
         ):
             kind = type(self.credential_provider).__name__
             raise ConfigError(f"credential_provider must have a method get_credentials(), got an object of {kind}")
-        if not isinstance(self.password_file, str):
-            raise ConfigError(f"password_file must be a path, got {self.password_file!r}")
+        if not isinstance(self.secret_file, str):
+            raise ConfigError(f"secret_file must be a path, got {self.secret_file!r}")
         if not isinstance(self.namespace, str) or not _NAMESPACE.fullmatch(self.namespace):
             raise ConfigError(f"namespace must match [a-z0-9_-]{{1,32}}, got {self.namespace!r}")
         for name in (
@@ -173,7 +173,7 @@ class Config:
                 raise ConfigError(f"{variable} names no setting; settings are {', '.join(sorted(names))}")
             if name == "credential_provider":
                 raise ConfigError(
-                    f"{variable} must not be set: give the object to Config, or set {ENV_PREFIX}PASSWORD_FILE"
+                    f"{variable} must not be set: give the object to Config, or set {ENV_PREFIX}SECRET_FILE"
                 )
             values[name] = _parse(variable, text, hints[name])
         return cls(**{**values, **overrides})

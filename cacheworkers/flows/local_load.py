@@ -125,5 +125,5 @@ def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Sh
     finally:
         flight.is_loading = False
         flight.shared = shared
-        ports.waiters.hand_off_to_all(flight)
+        ports.waiters.wake_flight(flight)
     return shared

@@ -56,10 +56,10 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
     claim, token, wakes = yield from _claim(ports, loader, state, now, is_over)
     match claim:
         case Moved():
-            ports.waiters.hand_off_to_all(flight)
+            ports.waiters.wake_flight(flight)
             return None
         case Overtaken(raw):
-            ports.waiters.hand_off_to_all(flight)
+            ports.waiters.wake_flight(flight)
             found = _overtaken(ports, state, envelope.unpack(raw))
             if found is None:
                 state.least_seq = NO_SEQ
@@ -68,7 +68,7 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             return found
         case Backoff():
             flight.failure, flight.failing_until = claim, now + claim.rest
-            ports.waiters.hand_off_to_all(flight)
+            ports.waiters.wake_flight(flight)
             return _failed(ports, loader, state, claim)
         case Held(holder, is_begun, is_taken_over, rest):
             ports.emit(ClaimDenied(loader.name, "held"))
@@ -78,7 +78,7 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             flight.is_begun, flight.is_taken_over = is_begun, is_taken_over
             watch_load(ports, flight)
             if is_over:
-                ports.waiters.hand_off_to_all(flight)
+                ports.waiters.wake_flight(flight)
             return None
         case Claimed():
             has_published, state.has_asked = state.has_asked or state.has_waited, True
@@ -121,7 +121,7 @@ def _claim(
     except BaseException:
         ports.release_soon(state.call.text, token)  # timed out or cancelled: the script may have run all the same
         flight.is_claiming = False
-        ports.waiters.hand_off(flight)  # the others wait for this claim's outcome: one of them claims
+        ports.waiters.wake_one(flight)  # the others wait for this claim's outcome: one of them claims
         raise
     flight.is_claiming = False
     return claim, token, wakes
@@ -185,7 +185,7 @@ def _load_after_claim(ports: Ports, loader: LoaderSpec, state: ReadState, reques
 def read_without_store(ports: Ports, loader: LoaderSpec, state: ReadState, error: StoreError) -> Flow[Read]:
     """Read while the store is of no use: from L1, or the lapsed value it still had, or by loading here."""
     # Not from L1 where the store has answered that it has no such entry: it is right.
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, StoreUnavailable) and not state.is_answered:
         kept = local_load.kept(ports, state.call, state.options.decode, state.options.since)
         if kept is not None:
             return kept

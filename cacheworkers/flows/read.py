@@ -83,9 +83,10 @@ def _read(ports: Ports, loader: LoaderSpec, state: ReadState, found: StoreResult
         found, state.has_looked = found or StoreResult(None), True
     while True:
         state.waiter.rearm()
+        state.is_answered = False
         try:
             done = yield from _look(ports, loader, state, began_at, found)
-            found = None
+            found, state.is_answered = None, True
             if done is None:
                 done = yield from wait_for_load(ports, loader, state)
         except StoreError as error:

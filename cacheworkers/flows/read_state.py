@@ -97,6 +97,7 @@ class ReadState(msgspec.Struct):
         lapsed: what to serve if its reload fails.
         lapsed_covers: how many followers had joined when that was looked up.
         give_up_at: monotonic; a lease that was taken over is waited for to its end, then no longer.
+        is_answered: the store has answered this turn's look.
         has_looked: it has looked in the store since it is among the waiters, or knows of a waiter that has.
         has_asked, has_waited: it got the lease itself, once; it waited for a load that another had asked for.
         is_refused: a worker of another release has refused the load: it is claimed in spite of that, and done here.
@@ -116,6 +117,7 @@ class ReadState(msgspec.Struct):
     lapsed: tuple[Entry, Any] | None = None
     lapsed_covers: int = 0
     give_up_at: float = 0.0
+    is_answered: bool = False
     has_looked: bool = False
     has_asked: bool = False
     has_waited: bool = False

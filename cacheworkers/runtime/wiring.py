@@ -107,7 +107,7 @@ class Runtime:
         listener = Listener(link, keys, coherence, clock, l1, waiters, timeout=timeout, emit=self.emit)
         self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
         self._bulkhead = Bulkhead(config.bulkhead)
-        self._session_factory = sessions
+        self._session_factory: Any = async_sessions if sessions is None else sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
         self._sessions = _load_sessions(sessions, async_sessions, config.bulkhead)

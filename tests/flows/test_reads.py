@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 
 from cacheworkers import (
     BulkheadFull,
@@ -253,6 +254,26 @@ def test_l1_serves_while_the_store_is_gone_and_is_emptied_when_it_is_back(events
         server.start()
         wait_until(lambda: cache._ports.listener.is_up)
         assert cache._ports.l1.get("number[1]") is None
+        cache.close()
+
+
+def test_what_memory_kept_is_not_served_once_the_store_has_answered_that_it_is_gone(events: list[Any]) -> None:
+    """Though the store then refuses everything else: another process may have invalidated it."""
+    from cacheworkers import Config
+
+    with Valkey() as server, redis.Redis(port=server.port) as client:
+        cache = Cache(Config(redis_url=server.url, store_timeout=5.0), hook=events.append)
+        number, loads = counted(cache)
+        number.get(1)
+        wait_until(lambda: number.read(1).tier == "l1")
+        cache._ports.listener.close()
+        assert cache._ports.l1.get("number[1]") is not None
+        client.delete(cache._ports.store.keys.entry("number[1]"))
+        client.acl_setuser("default", enabled=True, commands=["-evalsha", "-eval"])
+
+        assert number.read(1).tier == "load"
+
+        assert loads == [1, 1]
         cache.close()
 
 

@@ -129,7 +129,7 @@ def test_a_password_that_changes_needs_no_restart(how: str, tmp_path: Path) -> N
         if how == "async provider":
             settings = {"credential_provider": AsyncProvider(current)}
         elif how == "file":
-            settings, user = {"password_file": str(file)}, "app@"
+            settings, user = {"secret_file": str(file)}, "app@"
         cache = Cache(Config(redis_url=f"redis://{user}127.0.0.1:{server.port}/0", store_timeout=5.0, **settings))
         number = declared(cache)
         wait_until(lambda: is_cached(number, 1))

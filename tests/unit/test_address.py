@@ -127,9 +127,9 @@ def test_a_configuration_shows_no_secret() -> None:
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
-        ({"redis_url": f"redis://:{SECRET}@host", "password_file": "/run/secret"}, "one place"),
+        ({"redis_url": f"redis://:{SECRET}@host", "secret_file": "/run/secret"}, "one place"),
         ({"credential_provider": "secret"}, "get_credentials"),
-        ({"password_file": 3}, "path"),
+        ({"secret_file": 3}, "path"),
     ],
 )
 def test_a_password_has_one_source(settings: dict[str, Any], rule: str) -> None:
@@ -140,10 +140,10 @@ def test_a_password_has_one_source(settings: dict[str, Any], rule: str) -> None:
 
 
 def test_a_provider_cannot_come_from_the_environment() -> None:
-    with pytest.raises(ConfigError, match="PASSWORD_FILE"):
+    with pytest.raises(ConfigError, match="SECRET_FILE"):
         Config.from_env({"CACHEWORKERS_CREDENTIAL_PROVIDER": "x"})
 
-    assert Config.from_env({"CACHEWORKERS_PASSWORD_FILE": "/run/secret"}).password_file == "/run/secret"
+    assert Config.from_env({"CACHEWORKERS_SECRET_FILE": "/run/secret"}).secret_file == "/run/secret"
 
 
 @pytest.mark.parametrize("scheme", ["rediss://host:7", "clusters://host:7", "sentinels://host:7/shop"])

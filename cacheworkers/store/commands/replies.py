@@ -1,4 +1,4 @@
-"""Shapes: what the store's scripts and commands answer, as Python has it."""
+"""Replies: what the store's scripts and commands answer, as Python values."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def detached(tag: str, shard: int, reply: Any, name: str = "") -> list[DetachedS
 
 
 def fields(reply: Any) -> dict[str, str]:
-    """Return a hash, as RESP2 or RESP3 tells it."""
+    """Return a hash, as RESP2 or RESP3 gives it."""
     if isinstance(reply, dict):
         return {text(k): text(v) for k, v in reply.items()}
     if isinstance(reply, list):
@@ -183,7 +183,7 @@ def fields(reply: Any) -> dict[str, str]:
 
 
 def scored(reply: Any) -> list[tuple[str, float]]:
-    """Return members and scores, as RESP2 or RESP3 tells them."""
+    """Return members and scores, as RESP2 or RESP3 gives them."""
     if reply and isinstance(reply[0], list | tuple):  # RESP3
         return [(text(member), float(score)) for member, score in reply]
     return [(text(member), float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]

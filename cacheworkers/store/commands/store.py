@@ -1,4 +1,4 @@
-"""The store's vocabulary: one typed method per script or command, each returning a step that a flow yields."""
+"""Store: one typed method per script or command, each returning a step that a flow yields."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Store:
         """Take the leases of many `(call, token, seen)`, in one round trip.
 
         Args:
-            warms: nobody waits for these loads; until one has begun, whoever does not warm may take its lease.
+            warms: nobody waits for these loads; until one has begun, a claim that does not warm may take its lease.
         """
         requests = [self._claim(call, token, lease_for, seen, "", True, warms) for call, token, seen in asks]
         return self._ask(requests, lambda replies: [parse.claim(reply) for reply in replies])
@@ -448,7 +448,7 @@ class Store:
     # -- replicas
 
     def replicate(self, replicas: int, store_timeout: float) -> Replicate:
-        """Wait until so many replicas of every master have all that was written so far; raises if fewer do."""
+        """Wait until `replicas` replicas of every master have all that was written so far; raises if fewer do."""
         return Replicate(self.link, self.keys.touched, replicas, store_timeout)
 
     # -- access scores

@@ -65,7 +65,7 @@ def provider_of(config: Config, address: StoreAddress) -> Provider | None:
     """
     sources = {
         "a password in redis_url": bool(address.password),
-        "password_file": bool(config.password_file),
+        "secret_file": bool(config.secret_file),
         "credential_provider": config.credential_provider is not None,
     }
     given = [name for name, is_given in sources.items() if is_given]
@@ -75,7 +75,7 @@ def provider_of(config: Config, address: StoreAddress) -> Provider | None:
         if address.username:
             raise ConfigError("redis_url must name no user beside credential_provider, which gives user and password")
         return Provider(config.credential_provider)
-    return Provider(PasswordFile(config.password_file, address.username)) if config.password_file else None
+    return Provider(PasswordFile(config.secret_file, address.username)) if config.secret_file else None
 
 
 def _checked(credentials: Any) -> Credentials:

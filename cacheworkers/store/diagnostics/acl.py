@@ -1,4 +1,4 @@
-"""Rights: which commands and keys the store's user may use, found out by trying.
+"""ACL: which commands and keys the store's user may use, found by trying each.
 
 `ACL DRYRUN` would need more rights than the library does.
 """
