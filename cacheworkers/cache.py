@@ -12,8 +12,9 @@ from cacheworkers.config import Config
 from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import CacheworkersError, CallError, ConfigError
+from cacheworkers.errors import CacheworkersError, CallError, ConfigError, LoadError, StoreError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
+from cacheworkers.flows.clear import clear
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.inspect import Inspection
@@ -84,7 +85,8 @@ class Cache:
             around_load: called with a `LoadCall` for each run of a loader, in workers and in readers; returns a context
                 manager that surrounds it: connections, tracing, a tenant's settings.  What it raises fails the load.
         """
-        self.config = config = Config.from_env() if config is None else config
+        config = Config.from_env() if config is None else config
+        self.config = config = config.for_test_process() if config.testing else config
         self._runtime = Runtime(
             self,
             config,
@@ -119,6 +121,7 @@ class Cache:
         tags: Iterable[str] = (),
         name: str | None = None,
         rate_limit: str | None = None,
+        replace: bool = False,
         **policy: Unpack[PolicyOptions],
     ) -> DeclareLoader: ...
     def loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
@@ -129,6 +132,7 @@ class Cache:
         tags: Iterable[str] = (),
         name: str | None = None,
         rate_limit: str | None = None,
+        replace: bool = False,
         **policy: Any,
     ) -> Any:
         """Declare a function `(load, ...)` as a loader: `@cache.loader`, or `@cache.loader(fresh_for=300)`.
@@ -137,6 +141,8 @@ class Cache:
             tags: templates such as `"product:{product_id}"`, filled from the arguments.
             name: unique in this cache; None takes the function's.
             rate_limit: Celery's, for this loader's task: `"100/s"`.
+            replace: a loader of this name that the same module has declared is replaced: in notebooks and shells.  What
+                the old one has stored is still served; raise `version`, or invalidate.
             policy: the fields of `Policy`, or `policy=` a whole one with some of them changed.
 
         Raises:
@@ -145,7 +151,7 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> Loader[..., Any]:
-            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=False)
+            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=False, replace=replace)
             return Loader(self._warm_up, self._ports, spec)
 
         return declare if function is None else declare(function)
@@ -161,6 +167,7 @@ class Cache:
         tags: Iterable[str] = (),
         name: str | None = None,
         rate_limit: str | None = None,
+        replace: bool = False,
         **policy: Unpack[PolicyOptions],
     ) -> DeclareBatchLoader: ...
     def batch_loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
@@ -171,6 +178,7 @@ class Cache:
         tags: Iterable[str] = (),
         name: str | None = None,
         rate_limit: str | None = None,
+        replace: bool = False,
         **policy: Any,
     ) -> Any:
         """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys at once.
@@ -180,7 +188,7 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
-            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=True)
+            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=True, replace=replace)
             return BatchLoader(self._warm_up, self._ports, spec)
 
         return declare if function is None else declare(function)
@@ -242,6 +250,20 @@ class Cache:
             await self._watching.aadd(session, tags, mode)
             return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode, dry_run, progress))
+
+    def clear(self) -> int:
+        """Delete everything of this cache's namespace, from the store and this process's memory; how many keys.
+
+        Loads under way are not stored.  Other processes' memory follows within the push's delay, at worst `l1_for`.
+
+        Raises:
+            StoreUnavailable: the store does not answer; some of it may be left.
+        """
+        return run(clear(self._ports))
+
+    async def aclear(self) -> int:
+        """Delete everything of this cache's namespace; see `clear`."""
+        return await arun(clear(self._ports))
 
     def invalidate_loader(self, loader: str, *, progress: Progress | None = None) -> Invalidation:
         """Drop all entries of a loader, whatever their tags and version, after a mistake in its code, say.
@@ -561,7 +583,12 @@ class Cache:
             self._runtime.refuse(refused, reason)
         if not readable:
             return []
+        self._runtime.note_database()
         results = run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
+        for result in results.values():
+            if result.outcome == "unstored" and isinstance(result.error, LoadError):
+                with contextlib.suppress(StoreError):
+                    self._ports.store.note_unstored(loader, f"{result.error.call}: {result.error.text}").run()
         return [result.error for result in results.values() if result.outcome == "failed" and result.error is not None]
 
     def close(self) -> None:
@@ -583,8 +610,9 @@ class Cache:
         options: dict[str, Any],
         *,
         is_batch: bool,
+        replace: bool,
     ) -> LoaderSpec:
-        spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
+        spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch, replace=replace)
         self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
         self._runtime.register(spec)
         return spec

@@ -75,6 +75,9 @@ class Config:
         warm_rate: most calls a second that beat has loaded, of all loaders together.
         warm_concurrency: most calls that one round of warming, or one warm-up, has under way.
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
+        testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
+            `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
+            process of pytest-xdist has a namespace of its own; nothing is kept in memory.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 
@@ -114,6 +117,7 @@ class Config:
     warm_rate: float = 300.0
     warm_concurrency: int = 600
     replay_for: float = 600.0
+    testing: bool = False
     allow_evicting_store: bool = False
 
     def __post_init__(self) -> None:
@@ -177,6 +181,17 @@ class Config:
                 )
             values[name] = _parse(variable, text, hints[name])
         return cls(**{**values, **overrides})
+
+    def for_test_process(self) -> Config:
+        """Return these settings for one process of a test suite: a namespace of its own, and nothing kept in memory.
+
+        Memory follows the store a moment later, which a test would have to wait for.
+        """
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+        namespace = self.namespace
+        if worker and not namespace.endswith(f"-{worker}"):
+            namespace = f"{namespace[: 31 - len(worker)]}-{worker}"
+        return dataclasses.replace(self, namespace=namespace, l1_entries=0)
 
     @property
     def queues(self) -> Queues:
