@@ -12,7 +12,7 @@ from cacheworkers.config import Config
 from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import CacheworkersError, CallError, ConfigError
+from cacheworkers.errors import CacheworkersError, CallError, ConfigError, LoadError, StoreError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
 from cacheworkers.flows.clear import clear
 from cacheworkers.flows.explain import Explanation, explain, stored
@@ -583,7 +583,12 @@ class Cache:
             self._runtime.refuse(refused, reason)
         if not readable:
             return []
+        self._runtime.note_database()
         results = run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
+        for result in results.values():
+            if result.outcome == "unstored" and isinstance(result.error, LoadError):
+                with contextlib.suppress(StoreError):
+                    self._ports.store.note_unstored(loader, f"{result.error.call}: {result.error.text}").run()
         return [result.error for result in results.values() if result.outcome == "failed" and result.error is not None]
 
     def close(self) -> None:

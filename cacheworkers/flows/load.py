@@ -269,7 +269,7 @@ def _attempt(
             ports.emit(NotStored(loader.name, text, str(error)))
             tags = (*_static_tags(loader, left.call), *_legal(ports, loading.tags.get(text, ())))
             failed.append(_Failure(text, left.fence, NOT_STORED, str(error), tags))
-            results[text] = Result("unstored", payload)
+            results[text] = Result("unstored", payload, error=LoadError(loader.name, text, NOT_STORED, str(error)))
         else:
             results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))

@@ -22,6 +22,10 @@ from cacheworkers.local.coalescing import Crowd
 from cacheworkers.local.waiters import Flight
 from cacheworkers.store.commands.replies import Claimed
 
+#: By how much instants of the store may seem older than they are, seconds: they are kept in milliseconds, and the
+#: store's clock is estimated.
+CLOCK_ERROR = 0.1
+
 
 def read(
     ports: Ports,
@@ -224,9 +228,13 @@ def _look(
         return (yield from read_own_entry(ports, loader, state, theirs))
     waited = ports.clock.monotonic() - state.started
     if entry.is_unshared:  # of a load that this read has waited for, or another's
-        is_waited_for = state.has_asked or state.has_waited
+        # A push may be late, and wake a read that has begun after the load which it tells of.
+        is_new = entry.write_id != state.refused and entry.created + entry.load_time >= began_at - CLOCK_ERROR
+        state.refused = entry.write_id
+        if not is_new or not (state.has_asked or state.has_waited):
+            return None
         state.payload = entry.payload
-        return Read(stored.value, Freshness.FRESH, "store", 0.0, entry.seq, waited) if is_waited_for else None
+        return Read(stored.value, Freshness.FRESH, "store", 0.0, entry.seq, waited)
     is_mine = entry.created >= began_at
     if is_mine:
         loader.pace.note(entry.load_time)

@@ -101,6 +101,7 @@ class ReadState(msgspec.Struct):
         has_looked: it has looked in the store since it is among the waiters, or knows of a waiter that has.
         has_asked, has_waited: it got the lease itself, once; it waited for a load that another had asked for.
         is_refused: a worker of another release has refused the load: it is claimed in spite of that, and done here.
+        refused: the version of an entry that is for other reads, which have waited for its load.
         least_seq: the sequence when that was learnt; what was loaded since may be served although it was overtaken.
         least_covers: how many followers had joined then.
         payload: the JSON of the value it ends with.
@@ -122,6 +123,7 @@ class ReadState(msgspec.Struct):
     has_asked: bool = False
     has_waited: bool = False
     is_refused: bool = False
+    refused: bytes = b""
     least_seq: int | None = None
     least_covers: int = 0
     payload: bytes | None = None

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ class Runtime:
         listener = Listener(link, keys, coherence, clock, l1, waiters, timeout=timeout, emit=self.emit)
         self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
         self._bulkhead = Bulkhead(config.bulkhead)
+        self._is_database_noted = False
         self._session_factory: Any = async_sessions if sessions is None else sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
@@ -172,6 +174,34 @@ class Runtime:
     def is_watching(self) -> bool:
         """Whether any sessions are watched."""
         return self._watching is not None and self._watching.is_any
+
+    @property
+    def database(self) -> str:
+        """The database that loads read, without user and password; empty where that is not known."""
+        bind = getattr(self._session_factory, "kw", {}).get("bind")
+        url = getattr(bind, "url", None)
+        if url is None:
+            return ""
+        return f"{url.get_backend_name()}://{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+
+    @property
+    def siblings(self) -> list[Runtime]:
+        """Other caches of this process with the same store and namespace."""
+        mine = self.ports.config
+        return [
+            each
+            for each in list(_runtimes)
+            if each is not self
+            and (each.ports.config.redis_url, each.ports.config.namespace) == (mine.redis_url, mine.namespace)
+        ]
+
+    def note_database(self) -> None:
+        """Note once in the store which database this process loads from, so that doctor finds a second one."""
+        if self._is_database_noted or not self.database:
+            return
+        self._is_database_noted = True
+        with contextlib.suppress(StoreError):
+            self.ports.store.note_database(self.database, time.time()).run()
 
     def emit(self, event: Event) -> None:
         """Pass an event to the hook; what that raises is logged, and stops nothing.  Log a load that failed."""

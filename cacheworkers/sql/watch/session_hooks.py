@@ -38,7 +38,6 @@ from cacheworkers.sql.watch.views import Views
 
 log = logging.getLogger("cacheworkers")
 
-
 AnySession = Session | AsyncSession
 
 

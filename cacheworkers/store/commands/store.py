@@ -40,6 +40,8 @@ CHUNK = 500
 MOST_RUNNING = 2
 #: Members of each of many tag sets that are gone through at a time.
 LEAST_SHARE = 4
+#: How long it is known from which databases a namespace is loaded, seconds.
+DATABASE_KEPT_FOR = 30 * 86400.0
 #: Half-lives for which access scores are remembered.
 ACCESSES_KEPT_FOR = 100
 #: How long it is known when a worker last took a message, and that a worker runs, seconds.
@@ -293,6 +295,29 @@ class Store:
             scripts.TURN, (self.keys.turns(loader),), (int(interval * 1e6), int(max(0.0, most) * 1e6))
         )
         return self._ask([request], lambda replies: None if int(replies[0]) < 0 else int(replies[0]) / 1e6)
+
+    # -- for doctor
+
+    def note_database(self, database: str, at: float) -> Exchange[None]:
+        """Note a database that a process of this namespace loads from."""
+        key = self.keys.databases
+        requests = [Request(("HSET", key, database, at)), Request(("PEXPIRE", key, _ms(DATABASE_KEPT_FOR)))]
+        return self._ask(requests, lambda replies: None)
+
+    def databases(self) -> Exchange[dict[str, float]]:
+        """The databases that are loaded from, and when that was last noted, seconds since the epoch."""
+        request = Request(("HGETALL", self.keys.databases))
+        return self._ask([request], lambda replies: {k: float(v) for k, v in parse.fields(replies[0]).items()})
+
+    def note_unstored(self, loader: str, reason: str) -> Exchange[None]:
+        """Note that a value of a loader had no place here."""
+        key = self.keys.unstored
+        requests = [Request(("HSET", key, loader, reason)), Request(("PEXPIRE", key, _ms(BEAT_KEPT_FOR)))]
+        return self._ask(requests, lambda replies: None)
+
+    def unstored(self) -> Exchange[dict[str, str]]:
+        """Loader -> why its last value without a place here had none, within a day."""
+        return self._ask([Request(("HGETALL", self.keys.unstored))], lambda replies: parse.fields(replies[0]))
 
     # -- invalidations
 
