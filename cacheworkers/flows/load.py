@@ -388,7 +388,7 @@ def _registration(
 
 
 def _claim_again(ports: Ports, loader: LoaderSpec, pending: dict[str, _Pending], text: str) -> Flow[None]:
-    """A write was refused: claim anew and go on, or leave the call to whoever has claimed it."""
+    """A write was refused: claim again and go on, or leave the call to whoever has claimed it."""
     left = pending.pop(text)
     token, fence = secrets.token_hex(8), secrets.token_hex(8)
     raw = yield ports.store.get(text)
