@@ -18,7 +18,7 @@ from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, PublishFailed, StoreBack, StoreLost
+from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, NotStored, PublishFailed, StoreBack, StoreLost
 from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
@@ -207,6 +207,8 @@ class Runtime:
         """Pass an event to the hook; what that raises is logged, and stops nothing.  Log a load that failed."""
         if type(event) is Loaded and event.error is not None:
             self._failure_log.log(event)
+        elif type(event) is NotStored:
+            self._failure_log.log_unstored(event)
         elif type(event) is PublishFailed and self._watch is not None:
             self._watch.note_failed_publish(event.queue, event.error)
         hook = self._hook
