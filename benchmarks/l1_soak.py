@@ -304,7 +304,7 @@ class Faults:
         """Have the server close all connections that hear pushes."""
         with self._client() as client:
             for each in client.client_list():
-                if "B" in each["flags"]:
+                if "t" in each["flags"]:
                     client.client_kill_filter(_id=each["id"])
 
     def cut(self) -> None:

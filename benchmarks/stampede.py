@@ -68,6 +68,42 @@ def read(readers: int, key: int, coherence: Any, results: Any) -> None:
     results.put(asyncio.run(all_of_them()))
 
 
+def wait_for_one_future(readers: int, gate: Any, results: Any) -> None:
+    """Be one process of the floor: so many tasks await one future, which is set after the load's time."""
+
+    async def all_of_them() -> tuple[float, float, int]:
+        loop = asyncio.get_running_loop()
+        value: asyncio.Future[int] = loop.create_future()
+
+        async def one() -> float:
+            await value
+            return time.monotonic()
+
+        gate.wait()
+        begin = time.monotonic()
+        loop.call_later(LOAD_TIME, value.set_result, 7)
+        ends = await asyncio.gather(*(one() for _ in range(readers)))
+        return begin, max(ends), len(ends)
+
+    results.put(asyncio.run(all_of_them()))
+
+
+def floor(readers: int, processes: int) -> float:
+    """Return after how many seconds the last task of so many processes has the value of a future."""
+    context = multiprocessing.get_context("spawn")
+    gate, results = context.Barrier(processes), context.Queue()
+    crowd = [
+        context.Process(target=wait_for_one_future, args=(readers // processes, gate, results))
+        for _ in range(processes)
+    ]
+    for each in crowd:
+        each.start()
+    rows = [results.get(timeout=120) for _ in crowd]
+    for each in crowd:
+        each.join()
+    return float(max(end for _, end, _ in rows) - min(begin for begin, _, _ in rows))
+
+
 def rounds(readers: int, processes: int, count: int) -> Iterator[tuple[int, int, float]]:
     """Yield, of each round with a key of its own: loads by Postgres's count, readers served, seconds to the last."""
     context = multiprocessing.get_context("spawn")
@@ -265,6 +301,8 @@ def main() -> None:
         found = beside_peers(readers, options.processes)
         print(report.markdown(heads(readers, options.processes), map(cells, found)))
         return
+    print(f"the floor, as many tasks that await a future set after {LOAD_TIME} s: the last after", end=" ")
+    print(f"{floor(options.readers, options.processes):.2f} s")
     for loads, served, took in rounds(options.readers, options.processes, 3):
         print(
             f"{options.readers:,} readers in {options.processes} processes, load 0.4 s: "

@@ -31,7 +31,7 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import invalidate_calls
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
-from cacheworkers.flows.wait import Wait
+from cacheworkers.flows.read_state import ReadOptions, Wait
 from cacheworkers.flows.warm import Queued, report_accesses, warm_round
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1, MISSING
@@ -456,7 +456,7 @@ class Process:
         def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
             self.l1.fill(text, entry=entry, value=MISSING, until=until, guard=guard)
 
-        wanted = reading.ReadOptions(_not_decoded, 0, self.spec.policy.wait_for, keep)
+        wanted = ReadOptions(_not_decoded, 0, self.spec.policy.wait_for, keep)
         flow = reading.read(self.ports, self.spec, call, wanted, is_known_missing=is_known_missing)
         self.world.drive(flow, done)
         return None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from cacheworkers.config import Config
 from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import CacheworkersError, CallError, ConfigError
+from cacheworkers.errors import CacheworkersError, CallError, ConfigError, LoadError, StoreError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
+from cacheworkers.flows.clear import clear
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.inspect import Inspection
@@ -32,8 +33,9 @@ from cacheworkers.flows.ports import LoaderSpec, LoadRequest
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.warm import Warming, hot, reload_tags, report_accesses, warm_round
 from cacheworkers.flows.warm_up import UNLIMITED, WarmUp, warm_up
-from cacheworkers.load_context import AroundLoad
+from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
+from cacheworkers.policy import PolicyOptions
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.warm_job import WarmJob
 from cacheworkers.runtime.wiring import Internals, Runtime
@@ -53,6 +55,11 @@ if TYPE_CHECKING:
     from cacheworkers.sql.watch.session_hooks import AnySession
     from cacheworkers.sql.watch.tag_rules import Mode as WatchMode
     from cacheworkers.workers.broker_queues import QueueState
+
+P = ParamSpec("P")
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Cache:
@@ -78,7 +85,8 @@ class Cache:
             around_load: called with a `LoadCall` for each run of a loader, in workers and in readers; returns a context
                 manager that surrounds it: connections, tracing, a tenant's settings.  What it raises fails the load.
         """
-        self.config = config = Config.from_env() if config is None else config
+        config = Config.from_env() if config is None else config
+        self.config = config = config.for_test_process() if config.testing else config
         self._runtime = Runtime(
             self,
             config,
@@ -102,15 +110,39 @@ class Cache:
 
     # -- declaring loaders
 
+    @overload
+    def loader(self, function: Callable[Concatenate[AsyncLoad, P], Awaitable[T]], /) -> Loader[P, T]: ...
+    @overload
+    def loader(self, function: Callable[Concatenate[Load, P], T], /) -> Loader[P, T]: ...
+    @overload
     def loader(
-        self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
-    ) -> DeclareLoader:
-        """Declare a function `(load, ...)` as a loader.
+        self,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        replace: bool = False,
+        **policy: Unpack[PolicyOptions],
+    ) -> DeclareLoader: ...
+    def loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        replace: bool = False,
+        **policy: Any,
+    ) -> Any:
+        """Declare a function `(load, ...)` as a loader: `@cache.loader`, or `@cache.loader(fresh_for=300)`.
 
         Args:
             tags: templates such as `"product:{product_id}"`, filled from the arguments.
             name: unique in this cache; None takes the function's.
             rate_limit: Celery's, for this loader's task: `"100/s"`.
+            replace: a loader of this name that the same module has declared is replaced: in notebooks and shells.  What
+                the old one has stored is still served; raise `version`, or invalidate.
             policy: the fields of `Policy`, or `policy=` a whole one with some of them changed.
 
         Raises:
@@ -119,14 +151,36 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> Loader[..., Any]:
-            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=False)
+            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=False, replace=replace)
             return Loader(self._warm_up, self._ports, spec)
 
-        return declare  # type: ignore[return-value]  # one function answers both overloads
+        return declare if function is None else declare(function)
 
+    @overload
+    def batch_loader(self, function: Callable[[AsyncLoad, list[K]], Awaitable[dict[K, V]]], /) -> BatchLoader[K, V]: ...
+    @overload
+    def batch_loader(self, function: Callable[[Load, list[K]], dict[K, V]], /) -> BatchLoader[K, V]: ...
+    @overload
     def batch_loader(
-        self, *, tags: Iterable[str] = (), name: str | None = None, rate_limit: str | None = None, **policy: Any
-    ) -> DeclareBatchLoader:
+        self,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        replace: bool = False,
+        **policy: Unpack[PolicyOptions],
+    ) -> DeclareBatchLoader: ...
+    def batch_loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
+        replace: bool = False,
+        **policy: Any,
+    ) -> Any:
         """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys at once.
 
         A key left out of the dict is None, or `KeyMissing` if V has no None.  In `tags`, `{key}` is one element.
@@ -134,10 +188,10 @@ class Cache:
         """
 
         def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
-            spec = self._declare(function, tags, name, rate_limit, policy, is_batch=True)
+            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=True, replace=replace)
             return BatchLoader(self._warm_up, self._ports, spec)
 
-        return declare
+        return declare if function is None else declare(function)
 
     @property
     def loaders(self) -> Mapping[str, LoaderSpec]:
@@ -196,6 +250,20 @@ class Cache:
             await self._watching.aadd(session, tags, mode)
             return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode, dry_run, progress))
+
+    def clear(self) -> int:
+        """Delete everything of this cache's namespace, from the store and this process's memory; how many keys.
+
+        Loads under way are not stored.  Other processes' memory follows within the push's delay, at worst `l1_for`.
+
+        Raises:
+            StoreUnavailable: the store does not answer; some of it may be left.
+        """
+        return run(clear(self._ports))
+
+    async def aclear(self) -> int:
+        """Delete everything of this cache's namespace; see `clear`."""
+        return await arun(clear(self._ports))
 
     def invalidate_loader(self, loader: str, *, progress: Progress | None = None) -> Invalidation:
         """Drop all entries of a loader, whatever their tags and version, after a mistake in its code, say.
@@ -515,7 +583,12 @@ class Cache:
             self._runtime.refuse(refused, reason)
         if not readable:
             return []
+        self._runtime.note_database()
         results = run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
+        for result in results.values():
+            if result.outcome == "unstored" and isinstance(result.error, LoadError):
+                with contextlib.suppress(StoreError):
+                    self._ports.store.note_unstored(loader, f"{result.error.call}: {result.error.text}").run()
         return [result.error for result in results.values() if result.outcome == "failed" and result.error is not None]
 
     def close(self) -> None:
@@ -537,8 +610,9 @@ class Cache:
         options: dict[str, Any],
         *,
         is_batch: bool,
+        replace: bool,
     ) -> LoaderSpec:
-        spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch)
+        spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch, replace=replace)
         self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
         self._runtime.register(spec)
         return spec

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from cacheworkers.errors import ConfigError
 from cacheworkers.policy import duration
@@ -18,13 +18,23 @@ _NAMESPACE = re.compile(r"[a-z0-9_-]{1,32}")
 ENV_PREFIX = "CACHEWORKERS_"
 
 
+class CredentialProvider(Protocol):
+    """Gives the store's user and password to each new connection."""
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Return `(password,)` or `(user, password)`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings of one process.  Durations are seconds, sizes bytes.
 
     Attributes:
         redis_url: the store: `redis://`, `rediss://`, `unix://`, `sentinel://host:port,host:port/service`, or
-            `cluster://host:port`.
+            `cluster://host:port,host:port`.  Not shown in `repr`, for it may hold a password.
+        credential_provider: gives user and password to each new connection, so that they may change: an object with
+            `get_credentials()`, which returns `(password,)` or `(user, password)`, as redis-py's `CredentialProvider`.
+        secret_file: path of a file with the password, read for each new connection; the user is `redis_url`'s.
         namespace: first part of every key in Redis; two namespaces never meet.
         store_timeout: how long one call to the store may take without any progress, and a connection to it; a large
             reply that keeps coming may take 20 times as long.
@@ -35,7 +45,7 @@ class Config:
             first.  0 lets every call ask.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
         l1_bytes: most bytes kept there, about: payloads, decoded values that callers share, 1,000 an entry.
-        l1_for: how long L1 may answer since the listener last proved that it hears invalidations.
+        l1_for: how long L1 may answer since the listener last proved that it is told about changes.
         l1_on_loss_for: how long L1 may answer while the store is gone.
         bulkhead: how many loads this process may run itself at once.
         dispatch_queue: how many requests for a load may wait for the publisher thread.
@@ -65,10 +75,15 @@ class Config:
         warm_rate: most calls a second that beat has loaded, of all loaders together.
         warm_concurrency: most calls that one round of warming, or one warm-up, has under way.
         replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
+        testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
+            `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
+            process of pytest-xdist has a namespace of its own; nothing is kept in memory.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
+    credential_provider: CredentialProvider | None = field(default=None, repr=False, compare=False)
+    secret_file: str = ""
     namespace: str = "cw"
     store_timeout: float = 0.25
     replicas: int = 0
@@ -102,11 +117,19 @@ class Config:
     warm_rate: float = 300.0
     warm_concurrency: int = 600
     replay_for: float = 600.0
+    testing: bool = False
     allow_evicting_store: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.redis_url, str) or "://" not in self.redis_url:
-            raise ConfigError(f"redis_url must be a URL such as redis://host:6379/0, got {self.redis_url!r}")
+            raise ConfigError("redis_url must be a URL such as redis://host:6379/0")  # what it is may hold a password
+        if self.credential_provider is not None and not callable(
+            getattr(self.credential_provider, "get_credentials", None)
+        ):
+            kind = type(self.credential_provider).__name__
+            raise ConfigError(f"credential_provider must have a method get_credentials(), got an object of {kind}")
+        if not isinstance(self.secret_file, str):
+            raise ConfigError(f"secret_file must be a path, got {self.secret_file!r}")
         if not isinstance(self.namespace, str) or not _NAMESPACE.fullmatch(self.namespace):
             raise ConfigError(f"namespace must match [a-z0-9_-]{{1,32}}, got {self.namespace!r}")
         for name in (
@@ -152,8 +175,23 @@ class Config:
             name = variable[len(ENV_PREFIX) :].lower()
             if name not in names:
                 raise ConfigError(f"{variable} names no setting; settings are {', '.join(sorted(names))}")
+            if name == "credential_provider":
+                raise ConfigError(
+                    f"{variable} must not be set: give the object to Config, or set {ENV_PREFIX}SECRET_FILE"
+                )
             values[name] = _parse(variable, text, hints[name])
         return cls(**{**values, **overrides})
+
+    def for_test_process(self) -> Config:
+        """Return these settings for one process of a test suite: a namespace of its own, and nothing kept in memory.
+
+        Memory follows the store a moment later, which a test would have to wait for.
+        """
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+        namespace = self.namespace
+        if worker and not namespace.endswith(f"-{worker}"):
+            namespace = f"{namespace[: 31 - len(worker)]}-{worker}"
+        return dataclasses.replace(self, namespace=namespace, l1_entries=0)
 
     @property
     def queues(self) -> Queues:

@@ -101,6 +101,10 @@ class BulkheadFull(LoadTimeout):
     """This process already runs as many loads as its bulkhead allows."""
 
 
+class RateLimited(LoadTimeout):
+    """The loader's `rate_limit` leaves no load within the time that is left."""
+
+
 class LoadError(ReadError):
     """The load failed; kept in the store until its backoff ends.
 

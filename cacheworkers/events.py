@@ -271,7 +271,7 @@ class StoreBack(Event, frozen=True):
 
 
 class ListenerUp(Event, frozen=True):
-    """The listener hears pushes; L1 may answer."""
+    """The listener receives invalidation messages; L1 may answer."""
 
     master: str
 
@@ -284,7 +284,7 @@ class ListenerDown(Event, frozen=True):
 
 
 class ListenerLag(Event, frozen=True):
-    """A ping's round trip on the listener's connection, and with it the longest a push may be late."""
+    """A ping's round trip on the listener's connection, and with it the longest an invalidation message may be late."""
 
     seconds: float
 

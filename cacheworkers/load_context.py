@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from cacheworkers.core import envelope
 from cacheworkers.errors import CallError, CodecError, ConfigError, EnvelopeError
@@ -18,6 +18,13 @@ from cacheworkers.policy import duration
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _EVERY: Any = object()
 
@@ -44,7 +51,7 @@ class LoadCall:
 AroundLoad = Callable[[LoadCall], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
-class _Load:
+class _Load(Generic[T]):
     """What both flavours share."""
 
     __slots__ = ("_loader", "_loading", "_session", "_texts")
@@ -114,12 +121,12 @@ class _Load:
             current.reset(token)
 
     @property
-    def previous(self) -> Any:
+    def previous(self) -> T | None:
         """The value that is in the store now, or None; a dict of them by key in a batch loader."""
         if self._loader.is_batch:
             found = {key: self._previous(text) for key, text in self._texts.items()}
-            return {key: value for key, value in found.items() if value is not None}
-        return self._previous(self._loading.calls[0].text)
+            return cast(T, {key: value for key, value in found.items() if value is not None})
+        return cast("T | None", self._previous(self._loading.calls[0].text))
 
     @property
     def deadline(self) -> float:
@@ -153,7 +160,7 @@ class _Load:
         return self._session
 
 
-class Load(_Load):
+class Load(_Load[T]):
     """One load: a session of its own, and what to say about the entry."""
 
     __slots__ = ()
@@ -171,7 +178,7 @@ class Load(_Load):
         return session
 
 
-class AsyncLoad(_Load):
+class AsyncLoad(_Load[T]):
     """One load by an `async def` loader."""
 
     __slots__ = ()

@@ -82,11 +82,11 @@ class Loader(LoaderBase[T], Generic[P, T]):
         found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value if kept is MISSING else kept
         return found
 
-    def read(self, *args: P.args, **kwargs: P.kwargs) -> Read:
+    def read(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:
         """Return the value with its freshness, tier, age in seconds and sequence number; raises as `get` does."""
         return self._read(args, kwargs)
 
-    async def aread(self, *args: P.args, **kwargs: P.kwargs) -> Read:
+    async def aread(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:
         """Return the value with its freshness, tier, age and sequence number; see `read`."""
         return await self._aread(args, kwargs)
 
@@ -98,11 +98,11 @@ class Loader(LoaderBase[T], Generic[P, T]):
         """Return the value's JSON, never decoded; see `get_json`."""
         return await self._aget_json(args, kwargs)
 
-    def read_json(self, *args: P.args, **kwargs: P.kwargs) -> Read:
+    def read_json(self, *args: P.args, **kwargs: P.kwargs) -> Read[bytes]:
         """Return what `read` does, with the value's JSON, never decoded, for a value; raises as `get` does."""
         return (None if kwargs else self._json_hit(args)) or self._read_json(args, kwargs)
 
-    async def aread_json(self, *args: P.args, **kwargs: P.kwargs) -> Read:
+    async def aread_json(self, *args: P.args, **kwargs: P.kwargs) -> Read[bytes]:
         """Return what `aread` does, with the value's JSON for a value; see `read_json`."""
         return (None if kwargs else self._json_hit(args)) or await self._aread_json(args, kwargs)
 
@@ -122,7 +122,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
         """Return key -> value of a loader with one argument; see `get_many`."""
         return await arun(self._many(keys))
 
-    def peek(self, *args: P.args, **kwargs: P.kwargs) -> Read | None:
+    def peek(self, *args: P.args, **kwargs: P.kwargs) -> Read[T] | None:
         """Return what is in the store, fresh, stale or lapsed; never loads, never enqueues.
 
         Raises:
@@ -130,7 +130,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
         """
         return run(self._peek(args, kwargs), self._warn_if_blocking)
 
-    async def apeek(self, *args: P.args, **kwargs: P.kwargs) -> Read | None:
+    async def apeek(self, *args: P.args, **kwargs: P.kwargs) -> Read[T] | None:
         """Return what is in the store; see `peek`."""
         return await arun(self._peek(args, kwargs))
 
@@ -187,11 +187,11 @@ class BatchLoader(LoaderBase[V], Generic[K, V]):
         """Return one key's value; see `get`."""
         return await self._aget((key,), {})
 
-    def read(self, key: K) -> Read:
+    def read(self, key: K) -> Read[V]:
         """Return one key's value with its freshness, tier, age in seconds and sequence number."""
         return self._read((key,), {})
 
-    async def aread(self, key: K) -> Read:
+    async def aread(self, key: K) -> Read[V]:
         """Return one key's value with its freshness, tier, age and sequence number; see `read`."""
         return await self._aread((key,), {})
 
@@ -203,11 +203,11 @@ class BatchLoader(LoaderBase[V], Generic[K, V]):
         """Return one key's JSON, never decoded; see `get_json`."""
         return await self._aget_json((key,), {})
 
-    def read_json(self, key: K) -> Read:
+    def read_json(self, key: K) -> Read[bytes]:
         """Return what `read` does, with one key's JSON, never decoded, for a value."""
         return self._json_hit((key,)) or self._read_json((key,), {})
 
-    async def aread_json(self, key: K) -> Read:
+    async def aread_json(self, key: K) -> Read[bytes]:
         """Return what `aread` does, with one key's JSON for a value; see `read_json`."""
         return self._json_hit((key,)) or await self._aread_json((key,), {})
 
@@ -226,11 +226,11 @@ class BatchLoader(LoaderBase[V], Generic[K, V]):
         """Return key -> value for many keys; see `get_many`."""
         return await arun(self._many(keys))
 
-    def peek(self, key: K) -> Read | None:
+    def peek(self, key: K) -> Read[V] | None:
         """Return what is in the store for one key; never loads, never enqueues."""
         return run(self._peek((key,), {}), self._warn_if_blocking)
 
-    async def apeek(self, key: K) -> Read | None:
+    async def apeek(self, key: K) -> Read[V] | None:
         """Return what is in the store for one key; see `peek`."""
         return await arun(self._peek((key,), {}))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from cacheworkers.errors import ConfigError
 
@@ -34,7 +34,8 @@ class Policy:
             the loader out of L1; None takes `Config.l1_for`.
         warm_for: how long after its last read an entry is kept warm by beat, one that is read often longer; 0 never;
             None keeps warm what is expected to be read about twice or more within `fresh_for`, and costs few loads.
-        version: raise it when the value's shape or meaning changes; part of the call's text.
+        version: raise it when a value's meaning changes, and not only its type, which entries say themselves; part of
+            the call's text.
         hold_off_for: entries whose load began within this time of an invalidation of any of their tags are stored
             stale, for `stale_for`, so that a replica that lags no longer cannot keep an old row fresh; 0 for loads
             that read the primary.  An invalidation by key is not remembered: use tags.
@@ -72,6 +73,25 @@ class Policy:
     def replace(self, **changes: Any) -> Policy:
         """Return this policy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
+
+
+class PolicyOptions(TypedDict, total=False):
+    """The keywords of `Cache.loader`: the fields of `Policy`, or a whole one with some of them changed."""
+
+    policy: Policy | None
+    fresh_for: float
+    stale_for: float
+    error_for: float
+    negative_for: float
+    load_for: float
+    wait_for: float
+    on_timeout: OnTimeout
+    early: float
+    jitter: float
+    l1_for: float | None
+    warm_for: float | None
+    version: int
+    hold_off_for: float
 
 
 def duration(

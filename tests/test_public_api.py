@@ -73,6 +73,7 @@ READS = {
 TWINS = {
     Cache: {
         "invalidate",
+        "clear",
         "invalidate_loader",
         "collect_garbage",
         "inspect",

@@ -90,6 +90,8 @@ class Panel:
         except CacheworkersError as error:
             return Seen(self._panel, os.getpid(), error=str(error))
         view = read.value
+        if view is None:
+            return Seen(self._panel, os.getpid(), error=f"there is no product {HOT}")
         return Seen(self._panel, os.getpid(), view.name, view.amount, read.tier, read.freshness.value)
 
 

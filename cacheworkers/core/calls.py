@@ -11,6 +11,7 @@ import decimal
 import enum
 import inspect
 import math
+import numbers
 import re
 import typing
 import uuid
@@ -122,7 +123,7 @@ class Signature:
             if self._exact is not None:
                 if tuple(map(type, given)) != self._exact:
                     given_types = zip(given, self._types, strict=True)
-                    given = tuple(msgspec.convert(value, each, strict=False) for value, each in given_types)
+                    given = tuple(_as_exact(value, each) for value, each in given_types)
                 canonical, text = given, _encode(given)
             else:
                 plain = [_converted(value, each) for value, each in zip(given, self._types, strict=True)]
@@ -143,7 +144,20 @@ class Signature:
     def texts(self, keys: Iterable[Any]) -> dict[Any, str]:
         """Return key -> text of the call of that one argument; raises as `bind` does."""
         known, kind = self._texts, self._only
-        return {key: known[key] if type(key) is kind else self._text_of(key) for key in keys}
+        if self.positional_keys:  # equal keys are one call
+            return {key: known[key] if type(key) is kind else self._text_of(key) for key in keys}
+        found: dict[Any, str] = {}
+        for key in keys:
+            text = self._text_of(key)
+            try:
+                there = found.setdefault(key, text)
+            except TypeError:
+                raise BadArgument(
+                    f"keys of {self.name} must be hashable, for a dict is returned, got {key!r}"
+                ) from None
+            if there != text:
+                raise BadArgument(f"{there} and {text} are two calls, and their keys are equal; read them one by one")
+        return found
 
     def _text_of(self, key: Any) -> str:
         return self.bind((key,), {}).text
@@ -257,8 +271,58 @@ def _is_keyable(annotation: Any) -> bool:
 def _converted(value: Any, annotation: Any) -> Any:
     """Return an argument as its annotation means it, as plain JSON values: "42" under `int` is 42."""
     if annotation is not Any:
-        value = msgspec.convert(value, annotation, strict=False)
+        value = _as_exact(value, annotation)
     return _plain(value)
+
+
+def _as_exact(value: Any, annotation: Any) -> Any:
+    """Return an argument as its annotation means it; what is equal to a value of the type is that value.
+
+    Memory is looked into by raw arguments, where True is 1: the way through the store has to take it as well.
+    """
+    try:
+        found = msgspec.convert(value, annotation, strict=False)
+    except _WRONG:
+        equal = _equal_of(value, annotation)
+        if equal is None:
+            raise
+        return equal
+    if annotation in _EXACT and type(found) is not annotation:  # a subclass
+        equal = _equal_of(value, annotation)
+        return found if equal is None else equal
+    return found
+
+
+def _equal_of(value: Any, annotation: Any) -> Any:
+    """Return the value of a type that serves as a key and equals another; None if there is none."""
+    for kind in members_of(annotation):
+        if typing.get_origin(kind) is typing.Literal:
+            options: Iterable[Any] = typing.get_args(kind)
+        elif isinstance(kind, type) and issubclass(kind, enum.Enum):
+            options = kind
+        else:
+            options = _plain_equals(value, kind)
+        for each in options:
+            if each is not None and each == value:
+                return each
+    return None
+
+
+def _plain_equals(value: Any, kind: Any) -> Iterable[Any]:
+    match value:
+        case numbers.Number() if kind in (int, bool):
+            try:
+                return (kind(getattr(value, "real", value)),)
+            except (ValueError, OverflowError):  # NaN, infinity
+                return ()
+        case str() if kind is str:
+            return (str.__str__(value),)
+        case uuid.UUID() if kind is uuid.UUID:
+            return (uuid.UUID(int=value.int),)
+        case datetime.date() if kind is datetime.date and not isinstance(value, datetime.datetime):
+            return (datetime.date(value.year, value.month, value.day),)
+        case _:
+            return ()
 
 
 def _plain(value: Any) -> Any:

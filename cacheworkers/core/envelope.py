@@ -43,7 +43,7 @@ _FRESH_HEADER = struct.Struct(">6sHI16xQ40x8sI")
 _READABLE = (MAGIC + bytes((0, CODEC_JSON)), MAGIC + bytes((NEGATIVE, CODEC_JSON)))
 _INSTANT = struct.Struct(">Q")
 _CREATED_AT = 20
-_SEQ_AT = 52
+SEQ_AT = 52
 FRESH_UNTIL_AT = 28
 WRITE_ID_AT = 60
 #: What tells whether an entry is still the same: its instants, its number and its version.
@@ -161,9 +161,7 @@ def fresh_payloads(
     revalidated early (`Entry.early_at`) is none of these, and what is cut short is none or is no JSON.
     """
     if since:
-        raws = [
-            raw if raw is not None and int.from_bytes(raw[_SEQ_AT : _SEQ_AT + 8]) >= since else None for raw in raws
-        ]
+        raws = [raw if raw is not None and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) >= since else None for raw in raws]
     try:
         return _fresh_payloads(cast(list[bytes], raws), now, beta, shape)
     except (TypeError, struct.error):  # one is None, or has no whole header

@@ -23,6 +23,7 @@ class Keyspace:
         seq: the invalidation sequence.
         own_tag_shards: in how many shards this process keeps tags.
         tag_shards: in how many shards any process keeps them.
+        databases, unstored: what workers load from, and which loaders' values have no place here; for doctor.
         run_id: the run id of the server that was last replayed to.
         touched: written for the sake of being written; what follows it makes it a key of a certain master.
         entries_prefix, failures_prefix, leases_prefix: what keys begin with whose changes are reported.
@@ -39,6 +40,8 @@ class Keyspace:
         self.own_tag_shards = dict(tag_shards or {})
         self._known_shards: dict[str, int] = {}
         self.tag_shards = f"{namespace}:shards"
+        self.databases = f"{namespace}:databases"
+        self.unstored = f"{namespace}:unstored"
         self.seq = f"{namespace}:seq"
         self.run_id = f"{namespace}:run"
         self.touched = f"{namespace}:w"
@@ -54,6 +57,7 @@ class Keyspace:
         self._failures = self.failures_prefix + "{"
         self._lease = self.leases_prefix + "{"
         self._attempts = f"{namespace}:a:{{"
+        self._overtaken = f"{namespace}:o:{{"
         self._of_calls = (self._entry.encode(), self._failures.encode())
         self._of_tag = re.compile(rf"{re.escape(namespace)}:[tvd]:\{{([^{{}}#]+)(?:#([1-9][0-9]*))?\}}")
 
@@ -79,6 +83,10 @@ class Keyspace:
     def attempts(self, call: str) -> str:
         """Return the key that counts a call's begun loads; not tracked, so that counting wakes nobody."""
         return f"{self._attempts}{call}}}"
+
+    def overtaken(self, call: str) -> str:
+        """Return the key of a call's last value that an invalidation has overtaken."""
+        return f"{self._overtaken}{call}}}"
 
     def call_of(self, key: bytes) -> str | None:
         """Return the call of an entry's or failure's key; None for any other key."""
@@ -106,6 +114,10 @@ class Keyspace:
     def accesses(self, loader: str) -> str:
         """Return the key of a loader's access scores."""
         return f"{self.namespace}:h:{{{loader}}}"
+
+    def turns(self, loader: str) -> str:
+        """Return the key of a loader's rate limit."""
+        return f"{self.namespace}:r:{{{loader}}}"
 
     # -- of upkeep
 
@@ -183,3 +195,8 @@ def _shards_in(shards: Mapping[str, int], tag: str) -> int:
 def _braced(tag: str, shard: int) -> str:
     name = tag if _ESCAPED.search(tag) is None else tag.translate(_ESCAPES)
     return f"{{{name}#{shard}}}" if shard else f"{{{name}}}"
+
+
+def patterns_to_clear(namespace: str) -> tuple[str, ...]:
+    """Return the patterns of what `clear` deletes, in its order: leases, then all else of calls, tags and loaders."""
+    return tuple(f"{namespace}:{kind}:*" for kind in ("l", "e", "f", "a", "t", "d", "v", "h"))

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import msgspec
 
 from cacheworkers.core.entry import Entry, Freshness
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
-class Read(msgspec.Struct, frozen=True):
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+
+class Read(msgspec.Struct, Generic[T], frozen=True):
     """A value, and where it comes from.
 
     Attributes:
@@ -23,7 +32,7 @@ class Read(msgspec.Struct, frozen=True):
         is_joined: this read waited for a load that another had asked for.
     """
 
-    value: Any
+    value: T
     freshness: Freshness
     tier: str
     age: float

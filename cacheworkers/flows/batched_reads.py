@@ -1,4 +1,4 @@
-"""Together: reads that go on side by side; what they want of the store, of workers or of the loader they want at once.
+"""Batched reads: they go on side by side, and what several of them need of store, workers or loader is one step.
 
 Each is a read like any other, so that it serves, asks, waits and fails by the same rules.  Between them goes whoever
 performs their steps: it lets all go on as far as they can, then does in one step what several stand before.
@@ -18,7 +18,8 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, LoadTimeout, StoreUnavailable
 from cacheworkers.flows.load import Result, load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
-from cacheworkers.flows.wait import Wait
+from cacheworkers.flows.read_state import Wait
+from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.local.waiters import SLACK, Sleeper, Waiter
 from cacheworkers.local.wakeup import NamedWaker, Wakeup
 from cacheworkers.store.commands.steps import Exchange, Get
@@ -77,24 +78,24 @@ def together(
 
 
 class _Sleeper(msgspec.Struct):
-    """One that waits for a push, until a monotonic instant; `beds` has its place as long as nothing has woken it."""
+    """One that waits for a push, until a monotonic instant; it is in `registered` until something wakes it."""
 
     waiter: Waiter
     until: float
     place: NamedWaker
-    beds: dict[Sleeper, Waiter] | None = None
+    registered: dict[Sleeper, Waiter] | None = None
 
     def register(self) -> None:
         """Sleep; woken since it last looked, it is up at once."""
-        self.beds = self.waiter.register(self.place)
-        if self.beds is None:
+        self.registered = self.waiter.register(self.place)
+        if self.registered is None:
             self.place.release()
 
     def unregister(self) -> None:
         """Sleep no more: a wake from now on is for another."""
-        if self.beds is not None:
-            self.beds.pop(self.place, None)
-            self.beds = None
+        if self.registered is not None:
+            self.registered.pop(self.place, None)
+            self.registered = None
 
 
 class _ReadBatch(Generic[K]):
@@ -139,7 +140,7 @@ class _ReadBatch(Generic[K]):
                 yield from self._sleep()
 
     def close(self) -> None:
-        """End what is left: leases are given back, and batons passed on."""
+        """End what is left: leases are given back, and others woken in their place."""
         with contextlib.ExitStack() as stack:
             for read in self._reads.values():
                 stack.callback(read.close)
@@ -237,7 +238,7 @@ class _ReadBatch(Generic[K]):
     # -- loads here
 
     def _load_here(self) -> Flow[None]:
-        """Load, while none of the others sleeps: whoever is nudged has to act at once, which is another's turn then."""
+        """Load, while none of the others sleeps: one that is woken has to act immediately."""
         for sleeper in self._sleepers.values():
             sleeper.unregister()
         if self._loads:
@@ -271,7 +272,7 @@ class _ReadBatch(Generic[K]):
         newest = max(part.seq for part in parts.values())
         loading = Loading(calls, {call.text: None for call in calls}, deadline, newest)
         try:
-            values = yield self._ports.reader.step(self._loader, loading)
+            values = yield from run_loader(self._ports, self._loader, loading, self._ports.reader)
         except Exception as error:
             self._throw(parts, error)
         else:
@@ -285,9 +286,9 @@ class _ReadBatch(Generic[K]):
         """Wait until any of those who sleep is woken, or their time is up; those due about now get up together."""
         first = min(sleeper.until for sleeper in self._sleepers.values())
         until = max(sleeper.until for sleeper in self._sleepers.values() if sleeper.until <= first + SLACK)
-        is_rung = yield AwaitWakeup(self._wakeup, until - self._ports.clock.monotonic())
-        due = {key: self._sleepers[key] for key in self._wakeup.rung() if key in self._sleepers}
-        if not is_rung:
+        is_woken = yield AwaitWakeup(self._wakeup, until - self._ports.clock.monotonic())
+        due = {key: self._sleepers[key] for key in self._wakeup.woken_names() if key in self._sleepers}
+        if not is_woken:
             due |= {key: sleeper for key, sleeper in self._sleepers.items() if sleeper.until <= until}
         for key, sleeper in due.items():
             sleeper.unregister()
@@ -297,7 +298,7 @@ class _ReadBatch(Generic[K]):
 
 
 class AwaitWakeup:
-    """A step: sleep until the bell is rung; True if it was."""
+    """A step: sleep until it is woken; True if it was."""
 
     __slots__ = ("_wakeup", "timeout")
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import msgspec
 
-from cacheworkers.core import envelope
 from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.entry import Action, Entry, decide
-from cacheworkers.errors import EnvelopeError
+from cacheworkers.core.entry import Action, Freshness, decide
+from cacheworkers.core.judgement import judge
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.warm import MARGIN, half_life_of, kept_warm, turns_of
 
@@ -89,15 +88,8 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     access_score = 0.0 if read_at is None else score_of(read_at, now, half_life_of(ports, loader.name))
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
-    try:
-        entry: Entry | None = envelope.entry_of(raw, call, loader.shape) if raw is not None else None
-    except envelope.OtherShape as error:
-        verdict = f"load it for this process alone: {error}"
-        return Explanation(call, verdict, "missing", in_l1=in_l1, at=now)
-    except EnvelopeError as error:
-        return Explanation(
-            call, f"load it: what is stored cannot be read ({error})", "missing", access_score=access_score, at=now
-        )
+    stored = judge(raw, call, now, decode=loader.codec.decode, shape=loader.shape)
+    entry = stored.entry
     common: dict[str, Any] = {
         "in_l1": in_l1,
         "l1_reads": slot.reads if slot is not None else 0,
@@ -108,6 +100,11 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "access_score": access_score,
         "at": now,
     }
+    if stored.other is not None:
+        return Explanation(call, f"load it for this process alone: {stored.problem}", "missing", **common)
+    if stored.problem:
+        verdict = f"load it: what is stored cannot be read ({stored.problem})"
+        return Explanation(call, verdict, "missing", **common)
     if entry is None:
         verdict = _missing(lease, failure, is_failing)
         return Explanation(call, verdict, "missing", **common)
@@ -116,7 +113,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         last = yield ports.store.last_invalidation(tag, call)
         # Numbers are the store's clock in milliseconds; many at once are a little ahead of it.
         tags.append(TagState(tag, last, max(0.0, now - last / 1000) if last else None))
-    freshness = entry.freshness(now)
+    freshness = stored.freshness
     action = decide(freshness, is_failing=is_failing)
     lead = yield from _lead(ports, loader, call)
     return Explanation(
@@ -147,10 +144,8 @@ def _lead(ports: Ports, loader: LoaderSpec, call: str) -> Flow[float]:
 def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:
     """Return the stored JSON of a call; None if there is none, or nothing that can be read."""
     raw = yield ports.store.get(call)
-    try:
-        return envelope.entry_of(raw, call, loader.shape).payload if raw is not None else None
-    except EnvelopeError:
-        return None
+    found = judge(raw, call, ports.clock.now(), shape=loader.shape)
+    return None if found.entry is None else found.entry.payload
 
 
 def _missing(lease: dict[str, str], failure: dict[str, str], is_failing: bool) -> str:
@@ -158,7 +153,7 @@ def _missing(lease: dict[str, str], failure: dict[str, str], is_failing: bool) -
         return "wait: it is being loaded"
     if lease and not lease.get("warm"):  # a read takes one of those that warm, and asks for it itself
         return "wait: a worker has been asked to load it"
-    if is_failing:
+    if decide(Freshness.MISSING, is_failing=is_failing) is Action.RAISE:
         return f"raise LoadError: the last load failed with {failure.get('kind', '?')}, and its backoff is running"
     return "ask a worker to load it, and wait"
 

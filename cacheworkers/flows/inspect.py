@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call, loader_name_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Entry, Freshness
-from cacheworkers.errors import CacheworkersError, CallError, EnvelopeError
+from cacheworkers.core.judgement import judge
+from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
+from cacheworkers.flows.run_loader import run_loader
 
 #: From so many times as many entries as are compared these are chosen.
 STRETCH = 20
@@ -135,17 +136,16 @@ def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow
     try:
         call: Call = loader.signature.parse(text)
         raw = yield ports.store.get(text)
-        entry = envelope.entry_of(raw, text, loader.shape) if raw is not None else None
-        if entry is None or entry.freshness(ports.clock.now()) is not Freshness.FRESH:
+        found = judge(raw, text, ports.clock.now(), shape=loader.shape)
+        if found.entry is None or found.freshness is not Freshness.FRESH:
             return None
         loading = Loading([call], {text: raw}, ports.clock.monotonic() + loader.load_for, 0)
-        values = yield ports.worker.step(loader, loading)
-        value = values[text]
+        value = (yield from run_loader(ports, loader, loading, ports.worker))[text]
         if isinstance(value, BaseException):
             return value
         payload = loader.codec.encode(value)
-        return entry, None if payload == entry.payload else payload
-    except (CallError, EnvelopeError):
+        return found.entry, None if payload == found.entry.payload else payload
+    except CallError:
         return None
     except CacheworkersError as error:
         return error

@@ -5,6 +5,8 @@ The order is the protocol's (docs/explanation/protocol.md): nothing here may be 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import secrets
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from cacheworkers.errors import (
     EntryTooLarge,
     LoadError,
     LoadTimeout,
+    RateLimited,
     StoreError,
     StoreFull,
     TagError,
@@ -29,8 +32,12 @@ from cacheworkers.errors import (
 from cacheworkers.events import Loaded, LoadRefused, NotStored, Outcome, Poisoned
 from cacheworkers.flows.invalidate import replicated
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
-from cacheworkers.store.commands.replies import Claimed, ForeignType, Snapshot
+from cacheworkers.flows.run_loader import run_loader
+from cacheworkers.store.commands.replies import Alone, Claimed, ForeignType, Registered, Snapshot
+from cacheworkers.store.commands.steps import Exchange
 
+#: How long a value that an invalidation has overtaken is left to readers that had begun before its load, seconds.
+OFFERED_FOR = 2.0
 #: Kinds of failures that are none of the loader's.  Of what was loaded and had no room, or no place, in the store:
 #: readers load it themselves, and keep nothing.
 STORE_FULL = StoreFull.__name__
@@ -51,12 +58,14 @@ class Result(msgspec.Struct):
         payload: JSON of what the loader returned, unless it failed.
         entry: what was stored, or would have been.
         error: why it failed.
+        is_offered: the overtaken value was left to readers of other processes.
     """
 
     outcome: Outcome
     payload: bytes = b""
     entry: Entry | None = None
     error: CacheworkersError | None = None
+    is_offered: bool = False
 
 
 class _Pending(msgspec.Struct):
@@ -68,33 +77,68 @@ class _Pending(msgspec.Struct):
     previous: bytes | None
 
 
+class _Failure(msgspec.Struct, frozen=True):
+    """A load that failed, or a key that a batch loader left out."""
+
+    call: str
+    fence: str
+    kind: str
+    text: str
+    tags: tuple[str, ...] = ()
+
+
 def load(
     ports: Ports,
     loader: LoaderSpec,
-    asks: Sequence[LoadRequest],
+    requests: Sequence[LoadRequest],
     runner: Runner,
     *,
     is_redelivered: bool = False,
     until: float = math.inf,
 ) -> Flow[dict[str, Result]]:
-    """Load what the asks name, and return what became of each call.
+    """Load what the requests name, and return what became of each call.
 
-    A batch loader loads them together, another one after the other.  A load that fails is recorded in the store and
-    wakes whoever waits for it.
+    A batch loader loads them together, another one after the other.  A call whose last load died, alone or with others,
+    is loaded by itself after them.  A load that fails is recorded in the store and wakes whoever waits for it.
 
     Args:
         until: monotonic instant at which it ends, if that is before its leases do.
 
     Raises:
         StoreUnavailable: the store went away before the loader ran.
+        RateLimited: the only call got no turn.
     """
     calls = {}
-    for ask in asks:
-        calls[ask.call] = (loader.signature.parse(ask.call), ask)
+    for request in requests:
+        calls[request.call] = (loader.signature.parse(request.call), request)
     groups = [list(calls.values())] if loader.is_batch else [[one] for one in calls.values()]
     results: dict[str, Result] = {}
-    for group in groups:
-        results.update((yield from _load_together(ports, loader, group, runner, is_redelivered, until)))
+    waiting = dict(calls)
+    try:
+        if loader.is_batch and len(calls) > 1:
+            until = min(until, ports.clock.monotonic() + loader.load_for)
+        while groups:
+            group = groups.pop(0)
+            try:
+                found = yield from _load_together(ports, loader, group, runner, is_redelivered, until)
+            except RateLimited:
+                if len(calls) == 1 and runner.where == "reader":
+                    raise
+                found = {call.text: Result("left") for call, _ in group}
+            results.update(found)
+            for call, _ in group:
+                waiting.pop(call.text, None)
+            # Not begun: one of those that were loaded together when their worker died.
+            alone = [one for one in group if one[0].text not in found]
+            waiting.update((one[0].text, one) for one in alone)
+            groups += [[one] for one in alone]
+            if groups and ports.clock.monotonic() >= until:
+                break
+    finally:
+        for text, (_, request) in waiting.items():
+            ports.release_soon(text, request.token)
+    for text in waiting:
+        results[text] = Result("left")
     return results
 
 
@@ -115,7 +159,12 @@ def _load_together(
         yield from _begin(ports, loader, group, is_redelivered, pending, results)
         while pending and attempts < ports.config.load_attempts:
             attempts += 1
-            yield from _attempt(ports, loader, runner, pending, results, deadline)
+            try:
+                yield from _attempt(ports, loader, runner, pending, results, deadline)
+            except RateLimited:
+                if attempts == 1:
+                    raise
+                break
             if ports.clock.monotonic() >= deadline:
                 break
     finally:
@@ -137,25 +186,42 @@ def _begin(
     pending: dict[str, _Pending],
     results: dict[str, Result],
 ) -> Flow[None]:
-    """Begin under the leases that the asks name; a call whose workers keep dying becomes a cached failure."""
+    """Begin under the leases that the requests name; a call whose workers keep dying becomes a cached failure.
+
+    A call that has to be loaded alone ends up neither in `pending` nor in `results`.
+    """
     fences = [secrets.token_hex(8) for _ in group]
-    options = [
-        (ask.call, ask.token, fence, bytes.fromhex(ask.seen)) for (_, ask), fence in zip(group, fences, strict=True)
+    wanted = [
+        (request.call, request.token, fence, bytes.fromhex(request.seen))
+        for (_, request), fence in zip(group, fences, strict=True)
     ]
-    begun = yield ports.store.begin(options, load_for=loader.load_for, is_redelivered=is_redelivered)
+    try:
+        begun = yield ports.store.begin(wanted, load_for=loader.load_for, is_redelivered=is_redelivered)
+    except BaseException:
+        # Timed out or cancelled: the script may have run all the same, and nobody loads under that lease.
+        for text, _, fence, _ in wanted:
+            ports.release_soon(text, fence)
+        raise
     poisoned = []
-    for (call, ask), fence, begin in zip(group, fences, begun, strict=True):
+    for (call, request), fence, begin in zip(group, fences, begun, strict=True):
         if begin is None:
             results[call.text] = Result("left")
+        elif isinstance(begin, Alone):
+            continue
         elif begin.attempts > ports.config.poison_after:
             text = f"{begin.attempts - 1} loads ended with their worker and without a result"
-            poisoned.append((call.text, fence, "Poisoned", text))
+            poisoned.append(_Failure(call.text, fence, "Poisoned", text, _static_tags(loader, call)))
             results[call.text] = Result("failed", error=LoadError(loader.name, call.text, "Poisoned", text))
             ports.emit(Poisoned(loader.name, call.text, begin.attempts - 1))
         else:
-            pending[call.text] = _Pending(call, fence, bytes.fromhex(ask.seen), begin.raw)
+            pending[call.text] = _Pending(call, fence, bytes.fromhex(request.seen), begin.raw)
     if poisoned:
-        yield from _fail(ports, poisoned)
+        try:
+            yield _registration(ports, loader, [], poisoned)
+        except StoreError:  # it has no room: then the record is short
+            yield from _fail(ports, poisoned, most_for=ports.config.backoff_for)
+        else:
+            yield from _fail(ports, poisoned)
 
 
 def _attempt(
@@ -169,6 +235,7 @@ def _attempt(
     """Load all pending calls once; those that stay pending were overtaken and may be loaded again."""
     # The snapshot is taken before loading.  Taken after, an old row would be stored as current:
     #   worker: load (old row)   writer: commit, invalidate   worker: snapshot, register, write
+    began_at = ports.clock.monotonic()
     snapshot: Snapshot = yield ports.store.snapshot()
     began = ports.clock.monotonic()
     loading = Loading(
@@ -178,11 +245,11 @@ def _attempt(
         snapshot.seq,
     )
     # A new session and transaction for every attempt: a reload inside the old one would read the old rows again.
-    values = yield runner.step(loader, loading)
+    values = yield from run_loader(ports, loader, loading, runner)
     load_time = ports.clock.monotonic() - began
 
     written: list[tuple[Entry, str]] = []
-    failed = []
+    failed: list[_Failure] = []
     for text, value in values.items():
         left = pending[text]
         try:
@@ -191,78 +258,73 @@ def _attempt(
             payload = loader.codec.encode(value)
         except Exception as error:
             failure = as_load_error(loader, text, error)
-            failed.append((text, left.fence, failure.kind, failure.text))
+            tags = (*_static_tags(loader, left.call), *_legal(ports, loading.tags.get(text, ())))
+            failed.append(_Failure(text, left.fence, failure.kind, failure.text, tags))
             results[text] = Result("failed", error=failure)
-            del pending[text]
             continue
         try:
             entry = entry_of_value(ports, loader, left.call, value, payload, loading, snapshot, load_time)
         except (TagError, EntryTooLarge) as error:
             # Reported as a failure is, so that those who wait are woken, and load for themselves.
             ports.emit(NotStored(loader.name, text, str(error)))
-            failed.append((text, left.fence, NOT_STORED, str(error)))
-            results[text] = Result("unstored", payload)
-            del pending[text]
+            tags = (*_static_tags(loader, left.call), *_legal(ports, loading.tags.get(text, ())))
+            failed.append(_Failure(text, left.fence, NOT_STORED, str(error), tags))
+            results[text] = Result("unstored", payload, error=LoadError(loader.name, text, NOT_STORED, str(error)))
         else:
             results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))
-    if failed:
-        yield from _fail(ports, failed)
-    if written:
-        yield from _write(ports, loader, written, snapshot, pending, results)
+    yield from _write(ports, loader, written, failed, snapshot, pending, results)
+    yield from _offer(ports, results, began_at)
 
 
 def _write(
     ports: Ports,
     loader: LoaderSpec,
     written: list[tuple[Entry, str]],
+    failed: list[_Failure],
     snapshot: Snapshot,
     pending: dict[str, _Pending],
     results: dict[str, Result],
 ) -> Flow[None]:
-    """Register, compare, write."""
+    """Register, compare, write; failures and absences as entries, for an invalidation ends them too."""
     try:
         # Registered before it is written.  The other way round an invalidation between the two finds nothing.
-        registered = yield ports.store.register(
-            [(entry.call, entry.tags, entry.expires_at - entry.created) for entry, _ in written],
-            load_for=loader.load_for,
-        )
+        registered = yield _registration(ports, loader, [entry for entry, _ in written], failed)
         # Before the write.  After it, a failover between them could keep the entry and lose its tags.
-        yield from replicated(ports)
+        if written:
+            yield from replicated(ports)
+        # A lagging replica may have given the old row: stored stale, so that it is soon loaded again.  By the time of
+        # the snapshot, not of the registration: a slow load may have read at its very beginning.
+        hold_off_for = loader.policy.hold_off_for
+        lagging_at = snapshot.now - hold_off_for if hold_off_for else math.inf
+        may_lag = [found.newest / 1000 > lagging_at for found in registered]
+        overtaken = [found.newest > snapshot.seq for found in registered]
         current: list[tuple[Entry, str]] = []
-        newest = 0
-        for (entry, fence), found in zip(written, registered, strict=True):
-            if found.newest > snapshot.seq:
-                newest = max(newest, found.newest)
+        for (entry, fence), is_overtaken, is_held_off in zip(written, overtaken, may_lag, strict=False):
+            if is_overtaken:
                 continue
-            if loader.policy.hold_off_for and found.newest / 1000 > snapshot.now - loader.policy.hold_off_for:
-                # A lagging replica may have given the old row: stored stale, so that it is soon loaded again.  By the
-                # snapshot's time, not by the registration's: a slow load may have read at its very beginning.
+            if is_held_off:
                 entry = entry.held_off()
                 results[entry.call].entry = entry
             # The fence is the version, so that a write whose reply was late knows itself when it is sent again.
             current.append((msgspec.structs.replace(entry, write_id=bytes.fromhex(fence)), fence))
+        # What an overtaken load failed of may be mended: it stays pending.
+        rest = slice(len(written), None)
+        flags = list(zip(failed, overtaken[rest], may_lag[rest], strict=True))
+        settled = [failure for failure, is_overtaken, is_held_off in flags if not is_overtaken and not is_held_off]
+        brief = [failure for failure, is_overtaken, is_held_off in flags if not is_overtaken and is_held_off]
+        newest = max((found.newest for found in itertools.compress(registered, overtaken)), default=0)
         if newest:
             # A failover may have lost increments; without this no load could ever be written again.
             yield ports.store.raise_seq(newest)
         stored = (yield ports.store.write(current)) if current else []
     except StoreError as error:
-        # Full or gone: whoever waits here gets the value, uncached; the lease runs out or is given back.
-        for entry, _ in written:
-            results[entry.call].error = error
-            del pending[entry.call]
-        if isinstance(error, StoreFull | ForeignType):
-            # Recorded as a failure is: others would wait in vain, and then load it one after the other.
-            kind = STORE_FULL if isinstance(error, StoreFull) else NOT_STORED
-            unstored = [(entry.call, fence, kind, str(error)) for entry, fence in written]
-            if kind == NOT_STORED:
-                for entry, _ in written:
-                    ports.emit(NotStored(loader.name, entry.call, str(error)))
-            yield from _fail(ports, unstored, most_for=ports.config.backoff_for)
-            return
-        for entry, fence in written:
-            ports.release_soon(entry.call, fence)
+        yield from _write_nothing(ports, loader, written, failed, error, pending, results)
         return
+    for failures, most_for in ((settled, None), (brief, ports.config.backoff_for)):
+        for failure in failures:
+            del pending[failure.call]
+        yield from _fail(ports, failures, most_for=most_for)
     for (entry, _), is_stored in zip(current, stored, strict=True):
         result = results[entry.call]
         if is_stored:
@@ -273,15 +335,76 @@ def _write(
             yield from _claim_again(ports, loader, pending, entry.call)
 
 
+def _write_nothing(
+    ports: Ports,
+    loader: LoaderSpec,
+    written: list[tuple[Entry, str]],
+    failed: list[_Failure],
+    error: StoreError,
+    pending: dict[str, _Pending],
+    results: dict[str, Result],
+) -> Flow[None]:
+    """The store is full or away: whoever waits here gets the value, uncached; leases are given back."""
+    for entry, _ in written:
+        results[entry.call].error = error
+    for text in (*(entry.call for entry, _ in written), *(failure.call for failure in failed)):
+        del pending[text]
+    # Not registered, so that no invalidation would find it: kept for the shortest time.
+    yield from _fail(ports, failed, most_for=ports.config.backoff_for)
+    if isinstance(error, StoreFull | ForeignType):
+        # Recorded as a failure is: others would wait in vain, and then load it one after the other.
+        kind = STORE_FULL if isinstance(error, StoreFull) else NOT_STORED
+        if kind == NOT_STORED:
+            for entry, _ in written:
+                ports.emit(NotStored(loader.name, entry.call, str(error)))
+        unstored = [_Failure(entry.call, fence, kind, str(error)) for entry, fence in written]
+        yield from _fail(ports, unstored, most_for=ports.config.backoff_for)
+        return
+    for entry, fence in written:
+        ports.release_soon(entry.call, fence)
+
+
+def _offer(ports: Ports, results: dict[str, Result], began_at: float) -> Flow[None]:
+    """Leave values that an invalidation has overtaken to the readers that had begun before their load."""
+    for result in results.values():
+        if result.outcome in ("conflict", "refused") and result.entry is not None and not result.is_offered:
+            result.is_offered = True
+            ports.waiters.offer(result.entry.call, began_at, result.entry)
+            with contextlib.suppress(StoreError):  # full or away: then they wait for the next load
+                yield ports.store.offer(result.entry, OFFERED_FOR)
+
+
+def _registration(
+    ports: Ports, loader: LoaderSpec, entries: list[Entry], failed: list[_Failure]
+) -> Exchange[list[Registered]]:
+    """Return the step that puts calls into their tags' sets."""
+    kept_for = ports.config.max_backoff_for
+    return ports.store.register(
+        [(entry.call, entry.tags, entry.expires_at - entry.created) for entry in entries]
+        + [(failure.call, failure.tags, kept_for) for failure in failed],
+        load_for=loader.load_for,
+    )
+
+
 def _claim_again(ports: Ports, loader: LoaderSpec, pending: dict[str, _Pending], text: str) -> Flow[None]:
     """A write was refused: claim anew and go on, or leave the call to whoever has claimed it."""
     left = pending.pop(text)
     token, fence = secrets.token_hex(8), secrets.token_hex(8)
     raw = yield ports.store.get(text)
     seen = envelope.version_of(raw)
-    claim = yield ports.store.claim(text, token, lease_for=loader.load_for, seen=seen)
+    try:
+        claim = yield ports.store.claim(text, token, lease_for=loader.load_for, seen=seen)
+    except BaseException:
+        ports.release_soon(text, token)
+        raise
+    ports.release_soon(text, left.fence)  # it holds nothing any more: one less that is running
     if isinstance(claim, Claimed):
-        [begun] = yield ports.store.begin([(text, token, fence, seen)], load_for=loader.load_for)
+        try:
+            [begun] = yield ports.store.begin([(text, token, fence, seen)], load_for=loader.load_for)
+        except BaseException:
+            ports.release_soon(text, fence)
+            ports.release_soon(text, token)
+            raise
         if begun is not None:
             pending[text] = _Pending(left.call, fence, seen, begun.raw)
 
@@ -353,9 +476,9 @@ def refuse_loads(ports: Ports, asks: Sequence[LoadRequest], reason: str) -> Flow
     """
     fences = [secrets.token_hex(8) for _ in asks]
     options = [(ask.call, ask.token, fence, _version_in(ask.seen)) for ask, fence in zip(asks, fences, strict=True)]
-    begun = yield ports.store.begin(options, load_for=REFUSED_FOR)
+    begun = yield ports.store.begin(options, load_for=REFUSED_FOR, is_shared=False)
     failed = [
-        (ask.call, fence, LOAD_REFUSED, reason)
+        _Failure(ask.call, fence, LOAD_REFUSED, reason)
         for ask, fence, begin in zip(asks, fences, begun, strict=True)
         if begin is not None
     ]
@@ -372,22 +495,41 @@ def _version_in(seen: str) -> bytes:
         return b""
 
 
-def _fail(ports: Ports, failed: list[tuple[str, str, str, str]], *, most_for: float | None = None) -> Flow[None]:
+def _fail(ports: Ports, failed: list[_Failure], *, most_for: float | None = None) -> Flow[None]:
     """Record failures; a store that cannot take them loses nothing but the backoff.
 
     Args:
         most_for: longest backoff, seconds, if not as long as the configuration says.
     """
+    if not failed:
+        return
     config = ports.config
     try:
         yield ports.store.fail(
-            failed,
+            [(failure.call, failure.fence, failure.kind, failure.text) for failure in failed],
             first_for=config.backoff_for * (1 + 0.2 * ports.chance()),
             most_for=config.max_backoff_for if most_for is None else most_for,
         )
     except StoreError:
-        for text, fence, _, _ in failed:
-            ports.release_soon(text, fence)
+        for failure in failed:
+            ports.release_soon(failure.call, failure.fence)
+
+
+def _static_tags(loader: LoaderSpec, call: Call) -> tuple[str, ...]:
+    """Return the tags that the arguments make; none if they are illegal, which is why the load fails."""
+    try:
+        return loader.templates.expand(call.arguments)
+    except TagError:
+        return ()
+
+
+def _legal(ports: Ports, tags: Sequence[str]) -> list[str]:
+    """Return those of some tags that are legal, as many as an entry may have."""
+    found = []
+    for tag in tags[: ports.config.max_tags]:
+        with contextlib.suppress(TagError):
+            found.append(check_tag(tag, ports.config.max_tag_bytes))
+    return found
 
 
 def as_load_error(loader: LoaderSpec, text: str, error: Exception) -> LoadError:

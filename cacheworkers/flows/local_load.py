@@ -1,4 +1,4 @@
-"""Loads in the reader's own process: under a lease nobody honoured, or while the store is gone."""
+"""Loads in the reader's own process: under a lease that no worker has honoured, or while the store is of no use."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import msgspec
 
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, LoadError, LoadTimeout
 from cacheworkers.events import Loaded, UnreadableEntry
 from cacheworkers.flows.load import as_load_error
-from cacheworkers.flows.load_strategy import LoadStrategy
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
-from cacheworkers.flows.wait import wait_for_push
+from cacheworkers.flows.read_state import ReadState, wait_for_push
 from cacheworkers.local.coherence import NEVER
 from cacheworkers.local.l1 import Slot
-from cacheworkers.local.waiters import Waiter
 
 
 class SharedLoad(msgspec.Struct, frozen=True):
@@ -30,33 +28,28 @@ class SharedLoad(msgspec.Struct, frozen=True):
     error: LoadError | LoadTimeout | None = None
 
 
-def load_under_lease(
-    ports: Ports,
-    loader: LoaderSpec,
-    call: Call,
-    decode: Callable[[bytes], Any],
-    request: LoadRequest,
-    lapsed: tuple[Entry, Any] | None,
-    started: float,
-    strategy: LoadStrategy,
-) -> Flow[Read | None]:
+def load_under_lease(ports: Ports, loader: LoaderSpec, state: ReadState, request: LoadRequest) -> Flow[Read | None]:
     """Load a call whose lease this read holds, and store it; None: somebody else has it after all, look again."""
-    result = yield from strategy.load(ports, loader, request)
-    waited = ports.clock.monotonic() - started
+    state.cover()
+    result = yield from state.strategy.load(ports, loader, request)
+    waited = ports.clock.monotonic() - state.started
     if result.outcome == "left":
         return None
     if result.outcome == "unstored":
-        return Read(decode(result.payload), Freshness.FRESH, "load", 0.0, 0, waited)
+        state.payload = result.payload
+        return Read(state.options.decode(result.payload), Freshness.FRESH, "load", 0.0, 0, waited)
     if result.outcome == "failed" and result.entry is None:
-        if lapsed is not None:
-            return Read.of(ports.clock.now(), *lapsed, Freshness.LAPSED, "store", waited)
         assert result.error is not None
         raise result.error
-    # Refused and conflicting values go to this read alone: it had begun before the invalidation that overtook them.
+    # Refused and conflicting values go to reads that had begun before the invalidation that overtook them: marked.
     assert result.entry is not None
+    state.payload = result.payload
     if result.entry.is_unshared:
-        return Read(decode(result.payload), Freshness.FRESH, "load", 0.0, result.entry.seq, waited)
-    return Read.of(ports.clock.now(), result.entry, decode(result.entry.payload), Freshness.FRESH, "load", waited)
+        return Read(state.options.decode(result.payload), Freshness.FRESH, "load", 0.0, result.entry.seq, waited)
+    value = state.options.decode(result.entry.payload)
+    is_overtaken = result.outcome in ("refused", "conflict") and result.error is None
+    freshness = Freshness.STALE if is_overtaken else Freshness.FRESH
+    return Read.of(ports.clock.now(), result.entry, value, freshness, "load", waited)
 
 
 def kept(ports: Ports, call: Call, decode: Callable[[bytes], Any], since: int) -> Read | None:
@@ -85,45 +78,39 @@ def drop_unreadable(ports: Ports, slot: Slot, error: CodecError) -> None:
     ports.emit(UnreadableEntry(slot.call, str(error)))
 
 
-def load_without_store(
-    ports: Ports,
-    loader: LoaderSpec,
-    call: Call,
-    decode: Callable[[bytes], Any],
-    waiter: Waiter,
-    started: float,
-    strategy: LoadStrategy,
-) -> Flow[Read]:
+def load_without_store(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Read]:
     """Load a call without lease or entry; the reads of this process share a load that began after they did."""
-    flight = waiter.flight
-    give_up_at = started + loader.load_for
+    flight = state.waiter.flight
+    give_up_at = state.started + loader.load_for
     while True:
         shared = flight.shared
-        if isinstance(shared, SharedLoad) and shared.began_at >= started:
+        if isinstance(shared, SharedLoad) and shared.began_at >= state.started:
+            if state.crowd is not None:
+                state.crowd.began_before = shared.began_at
             break
         if not flight.is_loading:
-            shared = yield from _load_for_all(ports, loader, call, waiter, strategy)
+            state.cover()
+            shared = yield from _load_for_all(ports, loader, state)
             break
         if ports.clock.monotonic() >= give_up_at:
-            raise LoadTimeout(f"{call.text} has no value after {loader.load_for:g} s, and the store is away")
-        waiter.rearm()
-        yield from wait_for_push(ports, waiter, give_up_at)
+            raise LoadTimeout(f"{state.call.text} has no value after {loader.load_for:g} s, and the store is away")
+        state.waiter.rearm()
+        yield from wait_for_push(ports, state.waiter, give_up_at)
     if shared.error is not None:
         raise shared.error
-    waited = ports.clock.monotonic() - started
-    return Read(decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)
+    state.payload = shared.payload
+    waited = ports.clock.monotonic() - state.started
+    return Read(state.options.decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)
 
 
-def _load_for_all(
-    ports: Ports, loader: LoaderSpec, call: Call, waiter: Waiter, strategy: LoadStrategy
-) -> Flow[SharedLoad]:
-    flight = waiter.flight
+def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[SharedLoad]:
+    flight, call = state.waiter.flight, state.call
     flight.is_loading = True
     began_at = ports.clock.monotonic()
     shared: SharedLoad | None = None
     try:
         loading = Loading([call], {call.text: None}, began_at + loader.load_for, 0)
-        values = yield from strategy.run(ports, loader, loading)
+        values = yield from state.strategy.run(ports, loader, loading)
         value = values[call.text]
         if isinstance(value, BaseException):
             raise value
@@ -138,5 +125,5 @@ def _load_for_all(
     finally:
         flight.is_loading = False
         flight.shared = shared
-        ports.waiters.hand_off_to_all(flight)
+        ports.waiters.wake_flight(flight)
     return shared

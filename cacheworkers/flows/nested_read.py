@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Freshness
+from cacheworkers.core.judgement import judge
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CacheworkersError, CodecError, EnvelopeError, LoadErrors, StoreUnavailable, TagError
+from cacheworkers.errors import CacheworkersError, LoadErrors, StoreUnavailable, TagError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 K = TypeVar("K")
@@ -89,19 +89,13 @@ def _stored(
     ports: Ports, loader: LoaderSpec, call: Call, raw: bytes | None, decode: Callable[[bytes], Any], outer: Loading
 ) -> Read | None:
     """Return what the store has, if the outer load may be built on it."""
-    if raw is None:
+    now = ports.clock.now()
+    # What cannot be read is loaded again; the reader of that entry itself reports it.
+    found = judge(raw, call.text, now, since=outer.seq, decode=decode, shape=loader.shape)
+    if found.entry is None or not found.is_servable:
         return None
-    try:
-        entry = envelope.entry_of(raw, call.text, loader.shape)
-        now = ports.clock.now()
-        freshness = entry.freshness(now)
-        if entry.seq < outer.seq or freshness not in (Freshness.FRESH, Freshness.STALE):
-            return None
-        value = decode(entry.payload)
-    except (EnvelopeError, CodecError):
-        return None  # loaded anew; the reader of that entry itself reports it
-    _tag(outer, entry.tags)
-    return Read.of(now, entry, value, freshness, "store", 0.0)
+    _tag(outer, found.entry.tags)
+    return Read.of(now, found.entry, found.value, found.freshness, "store", 0.0)
 
 
 def _loaded(

@@ -11,33 +11,18 @@ and its own tags are registered, so that an invalidation of any of them deletes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout, StoreError
 from cacheworkers.events import OtherRelease
 from cacheworkers.flows.load import as_load_error, entry_of_value
-from cacheworkers.flows.load_strategy import LoadStrategy
 from cacheworkers.flows.local_load import SharedLoad
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
-from cacheworkers.flows.wait import wait_for_push
-from cacheworkers.local.waiters import Waiter
+from cacheworkers.flows.read_state import ReadState, wait_for_push
 
 
-def read_own_entry(
-    ports: Ports,
-    loader: LoaderSpec,
-    call: Call,
-    decode: Callable[[bytes], Any],
-    theirs: Entry,
-    waiter: Waiter,
-    started: float,
-    strategy: LoadStrategy,
-) -> Flow[Read]:
+def read_own_entry(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: Entry) -> Flow[Read]:
     """Load a call of which the store has another release's fresh entry; the reads of this process share the load.
 
     Raises:
@@ -46,37 +31,40 @@ def read_own_entry(
     """
     if loader.policy.on_timeout == "raise":
         raise LoadTimeout(
-            f'{call.text} has an entry of another release only, and on_timeout is "raise"; it is read when that entry '
-            "is no longer fresh, or once `version` is raised"
+            f'{state.call.text} has an entry of another release only, and on_timeout is "raise"; it is read when that '
+            "entry is no longer fresh, or once `version` is raised"
         )
-    flight = waiter.flight
+    flight, started, decode = state.waiter.flight, state.started, state.options.decode
     give_up_at = started + loader.load_for
     while True:
         own = ports.own_entries.get(theirs, ports.clock.now())
         if own is not None:
             now = ports.clock.now()
             waited = ports.clock.monotonic() - started
+            state.payload = own.payload
             return Read.of(now, own, decode(own.payload), Freshness.FRESH, "store", waited)
         shared = flight.shared
         if isinstance(shared, SharedLoad) and shared.began_at >= started:
+            if state.crowd is not None:
+                state.crowd.began_before = shared.began_at
             break
         if not flight.is_loading:
-            shared = yield from _load_for_all(ports, loader, call, theirs, waiter, strategy)
+            state.cover()
+            shared = yield from _load_for_all(ports, loader, state, theirs)
             break
         if ports.clock.monotonic() >= give_up_at:
-            raise LoadTimeout(f"{call.text} has no value after {loader.load_for:g} s")
-        waiter.rearm()
-        yield from wait_for_push(ports, waiter, give_up_at)
+            raise LoadTimeout(f"{state.call.text} has no value after {loader.load_for:g} s")
+        state.waiter.rearm()
+        yield from wait_for_push(ports, state.waiter, give_up_at)
     if shared.error is not None:
         raise shared.error
+    state.payload = shared.payload
     waited = ports.clock.monotonic() - started
     return Read(decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)
 
 
-def _load_for_all(
-    ports: Ports, loader: LoaderSpec, call: Call, theirs: Entry, waiter: Waiter, strategy: LoadStrategy
-) -> Flow[SharedLoad]:
-    flight = waiter.flight
+def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: Entry) -> Flow[SharedLoad]:
+    flight, call = state.waiter.flight, state.call
     flight.is_loading = True
     began_at = ports.clock.monotonic()
     shared: SharedLoad | None = None
@@ -84,7 +72,7 @@ def _load_for_all(
         ports.emit(OtherRelease(loader.name, call.text))
         snapshot = yield ports.store.snapshot()
         loading = Loading([call], {call.text: None}, began_at + loader.load_for, snapshot.seq)
-        values = yield from strategy.run(ports, loader, loading)
+        values = yield from state.strategy.run(ports, loader, loading)
         value = values[call.text]
         if isinstance(value, BaseException):
             raise value
@@ -107,5 +95,5 @@ def _load_for_all(
     finally:
         flight.is_loading = False
         flight.shared = shared
-        ports.waiters.hand_off_to_all(flight)
+        ports.waiters.wake_flight(flight)
     return shared

@@ -17,6 +17,7 @@ from cacheworkers.core.driver import Step
 from cacheworkers.core.shape import NO_SHAPE
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.core.tags import TagTemplates
+from cacheworkers.errors import DeclarationError
 from cacheworkers.events import Hook
 from cacheworkers.local.access_counter import AccessCounter
 from cacheworkers.local.clock import StoreClock
@@ -24,7 +25,7 @@ from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.load_time import LoadTime
 from cacheworkers.local.own_entries import OwnEntries
-from cacheworkers.local.rate_limiter import RateLimiter
+from cacheworkers.local.rate_limiter import RateLimiter, per_second
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
 from cacheworkers.store.commands.store import Store
@@ -79,6 +80,17 @@ class LoaderSpec:
     rate_limit: str | None = None
     pace: LoadTime = field(default_factory=LoadTime)
     shape: bytes = NO_SHAPE
+    #: The rate limit as this process keeps it while the store does not; None for no limit.
+    limiter: RateLimiter | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.rate_limit is None:
+            return
+        try:
+            limiter = RateLimiter(per_second(self.rate_limit))
+        except (TypeError, ValueError) as error:
+            raise DeclarationError(f"{self.name} cannot be declared: {error}") from None
+        object.__setattr__(self, "limiter", limiter)
 
     @property
     def load_for(self) -> float:

@@ -1,4 +1,4 @@
-"""Read: serve what is there, ask for what will be needed, and wait in turn for what is missing."""
+"""Read: serve what is there, ask for what will be needed, and wait for what is missing."""
 
 from __future__ import annotations
 
@@ -6,96 +6,25 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
+from cacheworkers.core.judgement import Judgement, judge
 from cacheworkers.core.read_result import Read
-from cacheworkers.core.shape import NO_SHAPE
-from cacheworkers.errors import (
-    CodecError,
-    EnvelopeError,
-    KeyMissing,
-    LoadError,
-    LoadTimeout,
-    StoreError,
-    StoreFull,
-    StoreUnavailable,
-)
-from cacheworkers.events import ClaimDenied, LeaseTakenOver, ReadFailed, Served, UnreadableEntry
-from cacheworkers.flows import local_load
-from cacheworkers.flows.load import LOAD_REFUSED, NOT_STORED, STORE_FULL
-from cacheworkers.flows.load_strategy import SINGLE, LoadStrategy
+from cacheworkers.errors import CodecError, StoreError
+from cacheworkers.events import ClaimDenied, ReadFailed, Served, UnreadableEntry
+from cacheworkers.flows.miss import lapsed, read_without_store, wait_for_load
 from cacheworkers.flows.own_load import read_own_entry
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
-from cacheworkers.flows.wait import wait_for_push, watch_load
-from cacheworkers.local.waiters import Flight, Waiter
-from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, Moved
+from cacheworkers.flows.read_state import SINGLE, LoadStrategy, ReadOptions, ReadState, StoreResult
+from cacheworkers.local.coalescing import Crowd
+from cacheworkers.local.waiters import Flight
+from cacheworkers.store.commands.replies import Claimed
 
-
-class ReadOptions(msgspec.Struct, frozen=True):
-    """What one read accepts.
-
-    Attributes:
-        decode: payload -> value.
-        since: least sequence number; older entries count as missing.
-        wait_for: seconds a miss waits for a worker.
-        keep: called with entry, value, guard and the monotonic instant until which L1 may answer with it.
-        shape: the loader's; entries of another release's are not decoded.
-    """
-
-    decode: Callable[[bytes], Any]
-    since: int
-    wait_for: float
-    keep: Callable[[Entry, Any, int, float], None] | None = None
-    shape: bytes = NO_SHAPE
-
-
-class StoreResult(msgspec.Struct, frozen=True):
-    """What a caller has found in the store, before the read takes its place among the waiters.
-
-    Attributes:
-        raw: the envelope, if there is one.
-        guard, is_coherent: L1's guard and whether pushes were heard, in this order, before the store was asked.
-    """
-
-    raw: bytes | None
-    guard: int = 0
-    is_coherent: bool = False
-
-
-class _ReadState(msgspec.Struct):
-    """How far a read has got.
-
-    Attributes:
-        seen: the version that was found and could not be served.
-        lapsed: what to serve if its reload fails.
-        give_up_at: monotonic; a lease that was taken over is waited for to its end, then no longer.
-        has_looked: it has looked in the store since it is among the waiters, or knows of somebody who has.
-        has_asked, has_waited: it got the lease itself, once; it waited for what somebody was at.
-        is_refused: a worker of another release could not load it.
-    """
-
-    call: Call
-    options: ReadOptions
-    waiter: Waiter
-    started: float
-    deadline: float
-    strategy: LoadStrategy
-    seen: bytes = b""
-    lapsed: tuple[Entry, Any] | None = None
-    give_up_at: float = 0.0
-    has_looked: bool = False
-    has_asked: bool = False
-    has_waited: bool = False
-    is_refused: bool = False
-
-    @property
-    def is_joined(self) -> bool:
-        """Whether its value is that of a load which another read has asked for."""
-        return self.has_waited and not self.has_asked
+#: By how much instants of the store may seem older than they are, seconds: they are kept in milliseconds, and the
+#: store's clock is estimated.
+CLOCK_ERROR = 0.1
 
 
 def read(
@@ -108,6 +37,7 @@ def read(
     found: StoreResult | None = None,
     started: float | None = None,
     strategy: LoadStrategy = SINGLE,
+    crowd: Crowd | None = None,
 ) -> Flow[Read]:
     """Return the value of a call, from cache when it can.
 
@@ -115,7 +45,8 @@ def read(
         is_known_missing: the caller has just looked, and found no entry at all.
         found: what the caller has found, if anything.
         started: monotonic instant from which `wait_for` counts; None for now.
-        means: how it has the call loaded.
+        strategy: how it has the call loaded.
+        crowd: those who follow this read.
 
     Raises:
         LoadError: the load failed, and nothing older is there to serve.
@@ -125,35 +56,47 @@ def read(
         started = ports.clock.monotonic()
     if is_known_missing:
         found = StoreResult(None)
-    try:
-        # Registered before it looks.  Registered after, it would sleep through the push it waits for:
-        #   reader: GET (nothing)   worker: write, push   reader: registers and sleeps
-        # A look before it registers is as good if a claim comes next, for that compares what was found.
-        with ports.waiters.enter(call.text) as waiter:
-            state = _ReadState(call, options, waiter, started, started + options.wait_for, strategy)
-            began_at = ports.clock.now()
-            if _is_known_missing(waiter.flight, ports.clock.monotonic()):
-                found, state.has_looked = found or StoreResult(None), True
-            while True:
-                waiter.rearm()
-                try:
-                    done = yield from _look(ports, loader, state, began_at, found)
-                    found = None
-                    if done is None:
-                        done = yield from _wait_for_load(ports, loader, state)
-                except (StoreUnavailable, StoreFull) as error:
-                    done = yield from _read_here(ports, loader, state, error)
-                if done is not None:
-                    break
-    except (LoadError, LoadTimeout, StoreError) as error:
-        ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
-        raise
+    # Registered before it looks.  Registered after, it would sleep through the push it waits for:
+    #   reader: GET (nothing)   worker: write, push   reader: registers and sleeps
+    # A look before it registers is as good if a claim comes next, for that compares what was found.
+    with ports.waiters.enter(call.text) as waiter:
+        state = ReadState(call, options, waiter, started, started + options.wait_for, strategy, crowd)
+        try:
+            done = yield from _read(ports, loader, state, found)
+        except Exception as error:
+            # Whatever stops the reload, no time, no room, no worker or no store: the lapsed value is there for it.
+            done_lapsed = lapsed(ports, state)
+            if done_lapsed is None:
+                ports.emit(ReadFailed(loader.name, type(error).__name__, ports.clock.monotonic() - started))
+                raise
+            done = done_lapsed
     if state.has_asked and done.tier == "store":
         ports.note_served()
     ports.access_counter.count(call.text)
     if ports.has_hook:
         ports.emit(Served(loader.name, done.freshness.value, done.tier, done.age, done.waited))
+    if crowd is not None:
+        crowd.payload = state.payload
     return done
+
+
+def _read(ports: Ports, loader: LoaderSpec, state: ReadState, found: StoreResult | None) -> Flow[Read]:
+    """Look, and claim, wait or load, until there is something to serve."""
+    began_at = ports.clock.now()
+    if _is_known_missing(state.waiter.flight, ports.clock.monotonic()):
+        found, state.has_looked = found or StoreResult(None), True
+    while True:
+        state.waiter.rearm()
+        state.is_answered = False
+        try:
+            done = yield from _look(ports, loader, state, began_at, found)
+            found, state.is_answered = None, True
+            if done is None:
+                done = yield from wait_for_load(ports, loader, state)
+        except StoreError as error:
+            done = yield from read_without_store(ports, loader, state, error)
+        if done is not None:
+            return done
 
 
 def fresh_hit(
@@ -179,16 +122,13 @@ def fresh_entry(
     ports: Ports, loader: LoaderSpec, text: str, raw: bytes, since: int, now: float
 ) -> tuple[Entry, float] | None:
     """Return `(entry, until when L1 may answer)`; None as of `fresh_hit`."""
-    try:
-        entry = envelope.entry_of(raw, text, loader.shape)
-    except envelope.OtherShape as error:
-        own = ports.own_entries.get(error.entry, now) if now < error.entry.fresh_until else None
-        if own is None:
+    found = judge(raw, text, now, since=since, shape=loader.shape)
+    entry = found.entry
+    if found.other is not None and now < found.other.fresh_until:
+        entry = ports.own_entries.get(found.other, now)
+        if entry is None or entry.seq < since or now >= entry.fresh_until:
             return None
-        entry = own
-    except EnvelopeError:
-        return None
-    if now >= entry.fresh_until or entry.seq < since:
+    elif entry is None or found.freshness is not Freshness.FRESH:
         return None
     early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
     if now >= early_at:
@@ -199,14 +139,13 @@ def fresh_entry(
 def peek(ports: Ports, call: Call, options: ReadOptions) -> Flow[Read | None]:
     """Return what is in the store, fresh, stale or lapsed; never loads and never asks."""
     raw = yield ports.store.get(call.text)
-    try:
-        entry, value = _readable(ports, call, options, raw)
-    except envelope.OtherShape:
-        return None
-    if entry is None or entry.seq < options.since or entry.is_unshared:
-        return None
-    freshness = entry.freshness(ports.clock.now())
-    return None if freshness is Freshness.MISSING else Read.of(ports.clock.now(), entry, value, freshness, "store", 0.0)
+    now = ports.clock.now()
+    found = _judge(ports, call, options, raw, now)
+    return (
+        None
+        if found.entry is None or found.entry.is_unshared
+        else Read.of(now, found.entry, found.value, found.freshness, "store", 0.0)
+    )
 
 
 def ask(
@@ -265,44 +204,47 @@ def _is_known_missing(flight: Flight, now: float) -> bool:
 
 
 def _look(
-    ports: Ports, loader: LoaderSpec, state: _ReadState, began_at: float, found: StoreResult | None
+    ports: Ports, loader: LoaderSpec, state: ReadState, began_at: float, found: StoreResult | None
 ) -> Flow[Read | None]:
     """Serve what is in the store, if it is good enough."""
     call, options = state.call, state.options
     if found is None:
+        covers = state.cover()
         guard = ports.l1.guard(call.text)
         is_coherent = ports.coherence.is_coherent
         raw = yield ports.store.get(call.text)
         state.has_looked = True
     else:
+        covers = 0
         guard, is_coherent, raw = found.guard, found.is_coherent, found.raw
     state.seen = envelope.version_of(raw)
-    try:
-        entry, value = _readable(ports, call, options, raw)
-    except envelope.OtherShape as error:
-        theirs = error.entry
-        if ports.clock.now() >= theirs.fresh_until or theirs.seq < options.since:
-            return None  # asked for anew, by whichever release comes first
-        return (
-            yield from read_own_entry(
-                ports, loader, call, options.decode, theirs, state.waiter, state.started, state.strategy
-            )
-        )
-    if entry is None or entry.seq < options.since:
-        return None
     now = ports.clock.now()
+    stored = _judge(ports, call, options, raw, now)
+    entry, freshness = stored.entry, stored.freshness
+    if entry is None:
+        theirs = stored.other
+        if theirs is None or now >= theirs.fresh_until or theirs.seq < options.since:
+            return None  # of another release: asked for again, by whichever comes first
+        return (yield from read_own_entry(ports, loader, state, theirs))
     waited = ports.clock.monotonic() - state.started
     if entry.is_unshared:  # of a load that this read has waited for, or another's
-        is_waited_for = state.has_asked or state.has_waited
-        return Read(value, Freshness.FRESH, "store", 0.0, entry.seq, waited) if is_waited_for else None
-    freshness = entry.freshness(now)
+        # A push may be late, and wake a read that has begun after the load which it tells of.
+        is_new = entry.write_id != state.refused and entry.created + entry.load_time >= began_at - CLOCK_ERROR
+        state.refused = entry.write_id
+        if not is_new or not (state.has_asked or state.has_waited):
+            return None
+        state.payload = entry.payload
+        return Read(stored.value, Freshness.FRESH, "store", 0.0, entry.seq, waited)
     is_mine = entry.created >= began_at
     if is_mine:
         loader.pace.note(entry.load_time)
     if freshness is Freshness.LAPSED:
-        state.lapsed = (entry, value)
+        state.lapsed, state.lapsed_covers = (entry, stored.value), covers
         if is_mine:
-            freshness = Freshness.STALE  # loaded while this read waited: served, though it has no life of its own
+            # Loaded while this read waited: served, though it has no life of its own; not to those who came after.
+            freshness = Freshness.STALE
+            if state.crowd is not None:
+                state.crowd.covered = 0
     early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
     match decide(freshness, is_early=early_at <= now):
         case Action.SERVE:
@@ -317,153 +259,14 @@ def _look(
         case _:
             return None
     if options.keep is not None and is_coherent and l1_until > now:
-        options.keep(entry, value, guard, l1_until - now + state.started + waited)
-    return Read.of(ports.clock.now(), entry, value, freshness, "store", waited, state.is_joined)
+        options.keep(entry, stored.value, guard, l1_until - now + state.started + waited)
+    state.payload = entry.payload
+    return Read.of(ports.clock.now(), entry, stored.value, freshness, "store", waited, state.is_joined)
 
 
-def _wait_for_load(ports: Ports, loader: LoaderSpec, state: _ReadState) -> Flow[Read | None]:
-    """Claim, wait or load here: one turn of a read that found nothing to serve.  None: look again."""
-    flight = state.waiter.flight
-    now = ports.clock.monotonic()
-    is_over = now >= state.deadline
-    if state.give_up_at and now >= state.give_up_at:
-        return _give_up(ports, state)
-    if is_over and now < flight.held_until:
-        if flight.is_taken_over:
-            state.give_up_at = state.give_up_at or flight.held_until
-            yield from wait_for_push(ports, state.waiter, state.give_up_at)
-            return None
-        if flight.is_begun:
-            return _give_up(ports, state)
-    if flight.is_claiming or (not is_over and now < flight.held_until):
-        if not state.has_looked:
-            return None  # the push that ends that lease may have come between the caller's look and this read
-        state.has_waited = True
-        ends = [at for at in (state.deadline, flight.held_until) if at > now]
-        yield from wait_for_push(ports, state.waiter, min(ends, default=now + loader.load_for))
-        return None
-
-    token = secrets.token_hex(8)
-    flight.is_claiming = True
-    wakes = flight.wakes
-    try:
-        claim: Claim = yield ports.store.claim(
-            state.call.text,
-            token,
-            lease_for=loader.load_for,
-            seen=state.seen,
-            expected=flight.token if is_over else "",
-            heeds_backoff=not state.is_refused,
-        )
-    except BaseException:
-        ports.release_soon(state.call.text, token)  # timed out or cancelled: the script may have run all the same
-        flight.is_claiming = False
-        ports.waiters.hand_off(flight)  # pass the baton: the others wait for this claim's outcome
-        raise
-    flight.is_claiming = False
-    match claim:
-        case Moved():
-            ports.waiters.hand_off_to_all(flight)
-            return None
-        case Backoff(kind, text, rest):
-            ports.waiters.hand_off_to_all(flight)
-            if kind in (STORE_FULL, NOT_STORED):
-                raise StoreFull(text)
-            if kind == LOAD_REFUSED and loader.policy.on_timeout == "load":
-                state.is_refused = True  # claimed next, in spite of it, and loaded here
-                return None
-            if state.lapsed is not None:
-                return _lapsed(ports, state)
-            is_left_out = loader.is_batch and kind == KeyMissing.__name__
-            raise (KeyMissing if is_left_out else LoadError)(loader.name, state.call.text, kind, text, rest)
-        case Held(holder, is_begun, is_taken_over, rest):
-            ports.emit(ClaimDenied(loader.name, "held"))
-            if flight.wakes != wakes:
-                return None  # that lease may have ended before its holder's reply came
-            flight.held_until, flight.token, flight.is_missing = now + rest, holder, not state.seen
-            flight.is_begun, flight.is_taken_over = is_begun, is_taken_over
-            watch_load(ports, flight)
-            if is_over:
-                ports.waiters.hand_off_to_all(flight)
-            return None
-        case Claimed():
-            has_published, state.has_asked = state.has_asked or state.has_waited, True
-            flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not state.seen
-            flight.is_begun, flight.is_taken_over = False, is_over
-            watch_load(ports, flight)
-            request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
-            if is_over and has_published:
-                ports.note_taken_over(request)
-            if is_over or state.is_refused or not (yield from state.strategy.submit(ports, request)):
-                # Nobody has begun within `wait_for`, or nobody ever would: the broker is away, or workers are older.
-                return (yield from _load_after_claim(ports, loader, state, request))
-            # Without another look: the claim has compared, and what is written from now on is pushed.
-            yield from wait_for_push(ports, state.waiter, min(state.deadline, flight.held_until))
-            return None
-
-
-def _load_after_claim(ports: Ports, loader: LoaderSpec, state: _ReadState, request: LoadRequest) -> Flow[Read | None]:
-    """Load here, under the lease just claimed; or give it back, if this loader may not run in readers."""
-    if loader.policy.on_timeout == "raise":
-        ports.release_soon(request.call, request.token)
-        return _give_up(ports, state)
-    ports.emit(LeaseTakenOver(loader.name, request.call))
-    state.waiter.flight.is_taken_over = True
-    return (
-        yield from local_load.load_under_lease(
-            ports, loader, state.call, state.options.decode, request, state.lapsed, state.started, state.strategy
-        )
-    )
-
-
-def _read_here(ports: Ports, loader: LoaderSpec, state: _ReadState, error: StoreUnavailable | StoreFull) -> Flow[Read]:
-    """Read while the store does not answer, or has no room: from L1, or by loading here."""
-    # Not from L1 where the store has answered that it has no such entry: it is right.
-    if isinstance(error, StoreUnavailable):
-        kept = local_load.kept(ports, state.call, state.options.decode, state.options.since)
-        if kept is not None:
-            return kept
-    try:
-        if loader.policy.on_timeout == "raise":
-            raise LoadTimeout(f'{state.call.text} cannot be read, and on_timeout is "raise": {error}') from error
-        return (
-            yield from local_load.load_without_store(
-                ports, loader, state.call, state.options.decode, state.waiter, state.started, state.strategy
-            )
-        )
-    except (LoadError, LoadTimeout):
-        if state.lapsed is not None:
-            return _lapsed(ports, state)
-        raise
-
-
-def _give_up(ports: Ports, state: _ReadState) -> Read:
-    """Return the lapsed value; nobody may load this call now but the one who has begun."""
-    if state.lapsed is not None:
-        return _lapsed(ports, state)
-    waited = ports.clock.monotonic() - state.started
-    raise LoadTimeout(f"{state.call.text} has no value after {waited:.3f} s; wait_for is {state.options.wait_for:g} s")
-
-
-def _lapsed(ports: Ports, state: _ReadState) -> Read:
-    assert state.lapsed is not None
-    entry, value = state.lapsed
-    return Read.of(ports.clock.now(), entry, value, Freshness.LAPSED, "store", ports.clock.monotonic() - state.started)
-
-
-def _readable(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None) -> tuple[Entry | None, Any]:
-    """Return an envelope's entry and value; what cannot be read is reported, and a miss.
-
-    Raises:
-        OtherShape: it is another release's.
-    """
-    if raw is None:
-        return None, None
-    try:
-        entry = envelope.entry_of(raw, call.text, options.shape)
-        return entry, options.decode(entry.payload)
-    except envelope.OtherShape:
-        raise
-    except (EnvelopeError, CodecError) as error:
-        ports.emit(UnreadableEntry(call.text, str(error)))
-        return None, None
+def _judge(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None, now: float) -> Judgement:
+    """Judge what the store has, with its value; what cannot be read is reported, and a miss."""
+    found = judge(raw, call.text, now, since=options.since, decode=options.decode, shape=options.shape)
+    if found.problem and found.other is None:
+        ports.emit(UnreadableEntry(call.text, found.problem))
+    return found

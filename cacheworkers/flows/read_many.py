@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-import msgspec
-
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
@@ -16,49 +14,31 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, CodecError, LoadErrors, StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows.batched_reads import SHARED, together
+from cacheworkers.flows.loader_memory import LoaderMemory
 from cacheworkers.flows.ports import LoaderSpec, Ports
-from cacheworkers.flows.read import ReadOptions, StoreResult, fresh_entry, read
+from cacheworkers.flows.read import fresh_entry, read
+from cacheworkers.flows.read_state import StoreResult
 
 K = TypeVar("K")
 
 
-class ReadManyOptions(msgspec.Struct, frozen=True):
-    """What a read of many accepts, and how its loader reads one.
-
-    Attributes:
-        since: least sequence number; older entries count as missing.
-        decode_each: payloads -> values.
-        call_of: key -> call.
-        one: what a read of a single call wants; for what is not simply fresh.
-        from_l1: key -> text -> (key -> value of what L1 has, key -> text of the rest); None where L1 does not answer.
-        keep: called with (key, entry, monotonic instant until which L1 may answer, guard) of each, and their values.
-    """
-
-    since: int
-    decode_each: Callable[[Iterable[bytes]], list[Any]]
-    call_of: Callable[[Any], Call]
-    one: Callable[[Call], ReadOptions]
-    from_l1: Callable[[Mapping[Any, str]], tuple[dict[Any, Any], Mapping[Any, str]]] | None
-    keep: Callable[[list[tuple[Any, Entry, float, int]], list[Any]], None] | None
-
-
-def read_many(ports: Ports, loader: LoaderSpec, texts: Mapping[K, str], options: ReadManyOptions) -> Flow[dict[K, Any]]:
+def read_many(ports: Ports, loader: LoaderSpec, texts: Mapping[K, str], memory: LoaderMemory) -> Flow[dict[K, Any]]:
     """Return key -> value for all keys, of which the call texts are given.
 
     Raises:
         LoadErrors: some keys have no value; it carries those that have.
     """
     started = ports.clock.monotonic()
-    values, missing = ({}, texts) if options.from_l1 is None else options.from_l1(texts)
+    values, missing = memory.values_of(texts)
     if not missing:
         return values
-    fresh, rest = yield from _from_store(ports, loader, missing, options, started)
+    fresh, rest = yield from _from_store(ports, loader, missing, memory, started)
     if len(fresh) == len(texts):
         return fresh
     values |= fresh
     if rest:
-        calls = {key: options.call_of(key) for key in rest}
-        wants = {key: options.one(call) for key, call in calls.items()}
+        calls = {key: memory.call_of(key) for key in rest}
+        wants = {key: memory.options(call, call.arguments) for key, call in calls.items()}
         done, errors = yield from together(
             ports,
             loader,
@@ -90,12 +70,12 @@ def one_by_one(calls: Mapping[K, Call], one: Callable[[Call], Flow[Read]]) -> Fl
 
 
 def _from_store(
-    ports: Ports, loader: LoaderSpec, missing: Mapping[K, str], options: ReadManyOptions, started: float
+    ports: Ports, loader: LoaderSpec, missing: Mapping[K, str], memory: LoaderMemory, started: float
 ) -> Flow[tuple[dict[K, Any], dict[K, StoreResult | None]]]:
     """Return key -> value of what is fresh in the store, and key -> what it has of the rest, None without an answer."""
     texts = list(missing.values())
     guards = None
-    if options.keep is not None:
+    if memory.keeps_for:
         guards = [ports.l1.guard(text) for text in texts]
         if not ports.coherence.is_coherent:  # asked after: what is lost from here on changes the guards
             guards = None
@@ -104,9 +84,9 @@ def _from_store(
     except StoreError:
         return {}, dict.fromkeys(missing)  # each read finds its way without the store
     if guards is None:
-        fresh = _fresh(ports, loader, missing, raws, options, started)
+        fresh = _fresh(ports, loader, missing, raws, memory, started)
     else:
-        fresh = _kept_fresh(ports, loader, missing, raws, guards, options, started)
+        fresh = _kept_fresh(ports, loader, missing, raws, guards, memory, started)
     if len(fresh) == len(missing):
         return fresh, {}  # of most keys nothing else is ever asked
     if guards is None:
@@ -120,12 +100,12 @@ def _fresh(
     loader: LoaderSpec,
     missing: Mapping[K, str],
     raws: list[bytes | None],
-    options: ReadManyOptions,
+    memory: LoaderMemory,
     started: float,
 ) -> dict[K, Any]:
     """Return what is fresh, by as few steps a key as can be."""
     now = ports.clock.now()
-    found = envelope.fresh_payloads(raws, now, options.since, loader.policy.early, loader.shape)
+    found = envelope.fresh_payloads(raws, now, memory.since, loader.policy.early, loader.shape)
     keys: Collection[K] = missing
     texts: Collection[str] = missing.values()
     if None in found:
@@ -133,7 +113,7 @@ def _fresh(
         keys, texts = [*itertools.compress(keys, there)], [*itertools.compress(texts, there)]
         raws, found = [*itertools.compress(raws, there)], [*itertools.compress(found, there)]
     try:
-        values = options.decode_each(cast(list[bytes], found))
+        values = loader.codec.decode_each(cast(list[bytes], found))
     except CodecError:
         return {}  # each by itself, then: the others are good
     ages = [now - envelope.created_of(raw) for raw in raws if raw is not None] if ports.has_hook else []
@@ -147,23 +127,22 @@ def _kept_fresh(
     missing: Mapping[K, str],
     raws: list[bytes | None],
     guards: list[int],
-    options: ReadManyOptions,
+    memory: LoaderMemory,
     started: float,
 ) -> dict[K, Any]:
     """Return what is fresh, and keep it in L1."""
-    assert options.keep is not None
     now, at = ports.clock.now(), ports.clock.monotonic()
     hits: list[tuple[K, Entry, float, int]] = []
     for (key, text), raw, guard in zip(missing.items(), raws, guards, strict=True):
-        found = None if raw is None else fresh_entry(ports, loader, text, raw, options.since, now)
+        found = None if raw is None else fresh_entry(ports, loader, text, raw, memory.since, now)
         if found is not None:
             entry, until = found
             hits.append((key, entry, at + until - now, guard))
     try:
-        values = options.decode_each([entry.payload for _, entry, _, _ in hits])
+        values = loader.codec.decode_each([entry.payload for _, entry, _, _ in hits])
     except CodecError:
         return {}  # each by itself, then: the others are good
-    options.keep(hits, values)
+    memory.keep_each(hits, values)
     ages = [now - entry.created for _, entry, _, _ in hits] if ports.has_hook else []
     _count(ports, loader, [entry.call for _, entry, _, _ in hits], ages, started)
     return dict(zip([key for key, _, _, _ in hits], values, strict=True))

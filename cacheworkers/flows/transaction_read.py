@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, Step
-from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.entry import Freshness
+from cacheworkers.core.judgement import Judgement, judge
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CodecError, EnvelopeError, StoreError, TagError
+from cacheworkers.errors import StoreError, TagError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
@@ -72,16 +72,12 @@ def read_in_transaction(
     except TagError:  # nothing is known of an entry with such a tag
         tags, by = frozenset(), dirty[0]
     if by is None:
-        entry = yield from _stored(ports, loader, call)
-        if entry is not None:
-            tags = frozenset(entry.tags)
+        found = yield from _stored(ports, loader, call, decode)
+        if found.entry is not None:
+            tags = frozenset(found.entry.tags)
             by = _touching(states, tags)
-        if entry is not None and by is None:
-            try:
-                now = ports.clock.now()
-                return Read.of(now, entry, decode(entry.payload), entry.freshness(now), "store", 0.0)
-            except CodecError:
-                pass
+            if by is None:
+                return Read.of(ports.clock.now(), found.entry, found.value, found.freshness, "store", 0.0)
     if by is None:
         by = next((each for each in dirty if each.is_usable), None)
     if by is None:
@@ -109,13 +105,11 @@ def _touching(dirty: Iterable[tuple[D, Pending]], tags: frozenset[str]) -> D | N
     return maybe
 
 
-def _stored(ports: Ports, loader: LoaderSpec, call: Call) -> Flow[Entry | None]:
-    """Return the entry that a read may be served; None if there is none, or the store does not say."""
+def _stored(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any]) -> Flow[Judgement]:
+    """Return the entry that a read may be served; none if there is none, or the store does not answer."""
     try:
         raw = yield ports.store.get(call.text)
-        entry = envelope.entry_of(raw, call.text, loader.shape) if raw is not None else None
-    except (StoreError, EnvelopeError):
-        return None
-    if entry is None or entry.freshness(ports.clock.now()) not in (Freshness.FRESH, Freshness.STALE):
-        return None
-    return entry
+    except StoreError:
+        return Judgement()
+    found = judge(raw, call.text, ports.clock.now(), decode=decode, shape=loader.shape)
+    return found if found.is_servable else Judgement()

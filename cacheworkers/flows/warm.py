@@ -38,7 +38,7 @@ TURN = 0.025
 #: A call is kept warm by default if at least so many reads are expected while its entry is fresh ...
 LEAST_READS = 1.5
 #: ... and if the loads that nobody will read stay below this share of the calls that were read in the last period.
-EXTRA_LOADS = 0.055
+EXTRA_LOADS = 0.05
 #: Reads come in bursts: what is expected to be read this often may as well not be read at all.
 BURST = 12.0
 

@@ -1,4 +1,4 @@
-"""L1: this process's memory of entries, dropped by pushes, guarded against fills that a push has overtaken.
+"""L1: this process's memory of entries, dropped when they change, guarded against fills that a change has overtaken.
 
 Hits take no lock: a dictionary look-up, a comparison of instants, and a count that is eviction's visit mark, metrics'
 hit counter and access counter in one.  Eviction is S3-FIFO (Yang et al., SOSP 2023): a tenth of the room is a queue for
@@ -152,7 +152,7 @@ class L1:
         slot = Slot(call, entry, value, until, arguments)
         gone: list[Slot] = []
         with self._lock:
-            is_kept = self._take_in(slot, guard, index, gone)
+            is_kept = self._insert(slot, guard, index, gone)
         self._report(gone)
         return slot if is_kept else None
 
@@ -163,7 +163,7 @@ class L1:
         for at in range(0, len(slots), _TOGETHER):
             with self._lock:
                 for slot, guard in zip(slots[at : at + _TOGETHER], guards[at : at + _TOGETHER], strict=True):
-                    kept += self._take_in(slot, guard, index, gone)
+                    kept += self._insert(slot, guard, index, gone)
         self._report(gone)
         return kept
 
@@ -214,7 +214,7 @@ class L1:
 
     # -- under the lock
 
-    def _take_in(self, slot: Slot, guard: int, index: dict[Any, Slot] | None, gone: list[Slot]) -> bool:
+    def _insert(self, slot: Slot, guard: int, index: dict[Any, Slot] | None, gone: list[Slot]) -> bool:
         """Keep a slot if nothing has overtaken its guard, and add to `gone` what went for it; whether it is kept."""
         call, slots = slot.call, self.slots
         key = hash(call)

@@ -1,6 +1,6 @@
-"""Waiters: who in this process waits for which call, as threads and as tasks side by side.
+"""Waiters: which threads and tasks of this process wait for the load of which call.
 
-A reader enters before it looks, and is woken by the listener's push.  All waiters of one call share a flight: what
+A reader registers before it looks, and is woken by the listener's push.  All waiters of one call share a flight: what
 is known of the lease they wait for, so that one of them asks and not all.
 
 How no wake-up is lost.  Every wake gives its flight a new number; a waiter is woken when that is not the number it saw
@@ -17,6 +17,8 @@ import math
 import threading
 from typing import Any, Protocol
 
+from cacheworkers.local.coalescing import Crowds
+
 _Loop = asyncio.AbstractEventLoop
 _Future = asyncio.Future[None]
 #: How much longer than asked a task may sleep, seconds: those who are due together share a timer.
@@ -24,10 +26,10 @@ SLACK = 0.005
 
 
 class Sleeper(Protocol):
-    """What a sleeper lies in; a thread's is a lock that it waits for."""
+    """What wakes one that sleeps; a thread's is a lock that it waits for."""
 
     def release(self) -> None:
-        """Wake who sleeps there, from any thread."""
+        """Wake it, from any thread."""
         ...
 
 
@@ -83,6 +85,9 @@ class Flight:
         is_claiming: one reader of this process is claiming right now.
         is_loading: one reader of this process is loading without the store.
         shared: what such a load came to.
+        offered: when a load of this process began, monotonic, and its entry that an invalidation has overtaken.
+        claimed_at, claim_number: when the last claim was sent, monotonic and in the order of waiters.
+        failure, failing_until: the backoff that this claim was answered with, if any, and until when it runs.
         wakes: changes with every wake.  A reply that was asked for before a wake may be overtaken by it.
         watched: `(wakes, token)` for which the listener was last asked to report the end of the load.
         must_poll: it cannot report it now, because another master has the key.
@@ -93,6 +98,10 @@ class Flight:
         "_threads",
         "_waiters",
         "call",
+        "claim_number",
+        "claimed_at",
+        "failing_until",
+        "failure",
         "held_until",
         "is_begun",
         "is_claiming",
@@ -100,6 +109,7 @@ class Flight:
         "is_missing",
         "is_taken_over",
         "must_poll",
+        "offered",
         "shared",
         "token",
         "wakes",
@@ -117,6 +127,11 @@ class Flight:
         self.shared: Any = None
         self.watched: tuple[int, str] | None = None
         self.must_poll = False
+        self.offered: Any = None
+        self.claimed_at = 0.0
+        self.claim_number = 0
+        self.failure: Any = None
+        self.failing_until = 0.0
         self.forget_lease()
 
     def forget_lease(self) -> None:
@@ -133,15 +148,17 @@ class Waiter:
 
     Attributes:
         flight: shared with the other waiters of the call.
+        number: later waiters have larger ones.
     """
 
-    __slots__ = ("_has_baton", "_is_nudged", "_seen", "_until", "_waiters", "flight")
+    __slots__ = ("_is_chosen", "_may_act", "_seen", "_until", "_waiters", "flight", "number")
 
     def __init__(self, waiters: Waiters, call: str) -> None:
         self._waiters = waiters
-        self._is_nudged = False
-        self._has_baton = False
-        self.flight = waiters._board(call, self)
+        self._is_chosen = False
+        self._may_act = False
+        self.number = waiters.next_number()
+        self.flight = waiters._join(call, self)
         self._seen = self.flight.wakes
 
     def __enter__(self) -> Waiter:
@@ -153,23 +170,23 @@ class Waiter:
     @property
     def woken(self) -> bool:
         """Whether a wake has come since `rearm`."""
-        return self._is_nudged or self._seen != self.flight.wakes
+        return self._is_chosen or self._seen != self.flight.wakes
 
     def rearm(self) -> None:
         """Forget earlier wake-ups; called before looking, so that a push from then on is not lost."""
-        self._is_nudged = False
+        self._is_chosen = False
         self._seen = self.flight.wakes
 
     def wait(self, timeout: float) -> bool:
         """Sleep in this thread until woken, at most `timeout` seconds; True if woken."""
-        bed = threading.Lock()
-        bed.acquire()
-        threads = self.register(bed)
+        sleeper = threading.Lock()
+        sleeper.acquire()
+        threads = self.register(sleeper)
         if threads is not None:
             try:
-                bed.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
+                sleeper.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
             finally:
-                threads.pop(bed, None)
+                threads.pop(sleeper, None)
         return self.woken
 
     async def await_(self, timeout: float) -> bool:
@@ -177,7 +194,7 @@ class Waiter:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self._until = loop.time() + max(0.0, timeout)
-        sleepers = self._settle_down(loop, future)
+        sleepers = self._register_task(loop, future)
         if sleepers is not None:
             sleepers.end_by(self._until)
             try:
@@ -187,21 +204,21 @@ class Waiter:
                     self._unregister(loop, sleepers, future)
         return self.woken
 
-    def register(self, bed: Sleeper) -> dict[Sleeper, Waiter] | None:
+    def register(self, sleeper: Sleeper) -> dict[Sleeper, Waiter] | None:
         """Register a sleep; None if it is woken already.
 
-        Whoever gets up takes the bed out of what this returns, if a wake has not done so.
+        Whoever stops sleeping takes the sleeper out of what this returns, if a wake has not done so.
         """
         with self._waiters._lock:
             threads = self.flight._threads
-            threads[bed] = self
+            threads[sleeper] = self
             if self.woken:
-                threads.pop(bed, None)
+                threads.pop(sleeper, None)
                 return None
-            self._has_baton = False
+            self._may_act = False
             return threads
 
-    def _settle_down(self, loop: _Loop, future: _Future) -> _Sleepers | None:
+    def _register_task(self, loop: _Loop, future: _Future) -> _Sleepers | None:
         """Register this task's sleep; None if it is woken already."""
         with self._waiters._lock:
             sleepers = self.flight._tasks.get(loop)
@@ -209,7 +226,7 @@ class Waiter:
                 sleepers = self.flight._tasks[loop] = _Sleepers(loop)
             sleepers[future] = self
             if not self.woken:
-                self._has_baton = False
+                self._may_act = False
                 return sleepers
         self._unregister(loop, sleepers, future)
         return None
@@ -224,21 +241,32 @@ class Waiter:
 
 
 class Waiters:
-    """All waiters of this process, by call."""
+    """All waiters of this process, by call.
+
+    Attributes:
+        crowds: those who wait for the outcome of another reader.
+    """
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+        self.crowds = Crowds()
         self.reset()
 
     def reset(self) -> None:
         """Forget everybody, as a child does after a fork: those threads and loops are the parent's."""
         self._lock = threading.RLock()
+        self.crowds.reset()
         self._flights: dict[str, Flight] = {}
         self._due: dict[_Loop, list[_Sleepers]] = {}
 
+    def next_number(self) -> int:
+        """Return a number larger than all before."""
+        return next(self._numbers)
+
     def __len__(self) -> int:
         with self._lock:
-            return sum(len(flight._waiters) for flight in list(self._flights.values()))
+            waiters = sum(len(flight._waiters) for flight in list(self._flights.values()))
+        return waiters + len(self.crowds)
 
     @property
     def calls(self) -> int:
@@ -279,10 +307,10 @@ class Waiters:
             flight._waiters.discard(waiter)
             if not flight._waiters and self._flights.get(flight.call) is flight:
                 self._flights.pop(flight.call, None)
-        if waiter._has_baton:
-            # Nudged, and gone before it slept again: cancelled, perhaps, before it could act on the nudge.
-            waiter._has_baton = False
-            self.hand_off(flight)
+        if waiter._may_act:
+            # Chosen, and gone before it slept again: cancelled, perhaps, before it could act.
+            waiter._may_act = False
+            self.wake_one(flight)
 
     def wake(self, call: str) -> None:
         """Wake all who wait for a call: its entry or its failure has changed, and with it its lease."""
@@ -290,7 +318,14 @@ class Waiters:
         flight = self._flights.get(call)
         if flight is not None:
             flight.forget_lease()
-            self.hand_off_to_all(flight)
+            self.wake_flight(flight)
+
+    def offer(self, call: str, began_at: float, entry: Any) -> None:
+        """Leave a value that an invalidation has overtaken to those who had begun before its load, and wake them."""
+        flight = self._flights.get(call)
+        if flight is not None:
+            flight.offered = (began_at, entry)
+            self.wake_flight(flight)
 
     def wake_all(self) -> None:
         """Wake everybody: pushes may have been missed."""
@@ -298,9 +333,9 @@ class Waiters:
             flights = list(self._flights.values())
         for flight in flights:
             flight.forget_lease()
-            self.hand_off_to_all(flight)
+            self.wake_flight(flight)
 
-    def hand_off_to_all(self, flight: Flight) -> None:
+    def wake_flight(self, flight: Flight) -> None:
         """Wake all waiters of a flight; what it knows of the lease stays."""
         with self._lock:
             flight.wakes = next(self._numbers)
@@ -310,29 +345,29 @@ class Waiters:
             self._ring(loop, sleepers)
         _wake_one(threads)
 
-    def hand_off(self, flight: Flight) -> None:
-        """Wake one other waiter of a flight: it takes the baton of one that was cancelled or timed out.
+    def wake_one(self, flight: Flight) -> None:
+        """Wake one other waiter of a flight: it acts in place of one that was cancelled or timed out.
 
-        A waiter that is nudged and leaves before it has slept again passes the baton on.
+        A waiter that is woken so and leaves before it has slept again wakes the next.
         """
         with self._lock:
             for loop, sleepers in list(flight._tasks.items()):
                 for future, waiter in list(itertools.islice(sleepers.items(), 1)):
                     sleepers.pop(future, None)
-                    waiter._is_nudged = waiter._has_baton = True
+                    waiter._is_chosen = waiter._may_act = True
                     alone = _Sleepers(loop)
                     alone[future] = waiter
                     self._ring(loop, alone)
                     return
-            for bed, waiter in list(flight._threads.items()):
-                if flight._threads.pop(bed, None) is not None:  # else it has got up by itself
-                    waiter._is_nudged = waiter._has_baton = True
-                    bed.release()
+            for sleeper, waiter in list(flight._threads.items()):
+                if flight._threads.pop(sleeper, None) is not None:  # else it has got up by itself
+                    waiter._is_chosen = waiter._may_act = True
+                    sleeper.release()
                     return
             # Nobody sleeps, but somebody may be about to: it has seen the lease or the claim that is no more.
             flight.wakes = next(self._numbers)
 
-    def _board(self, call: str, waiter: Waiter) -> Flight:
+    def _join(self, call: str, waiter: Waiter) -> Flight:
         """Return the call's flight with the waiter in it."""
         with self._lock:
             while True:
@@ -354,11 +389,11 @@ class Waiters:
                 self._due.pop(other, None)
             self._due[loop] = [sleepers]
         try:
-            loop.call_soon_threadsafe(self._finish_due, loop)
+            loop.call_soon_threadsafe(self._wake_due, loop)
         except RuntimeError:
             self._due.pop(loop, None)  # that loop is closed, and its tasks with it
 
-    def _finish_due(self, loop: _Loop) -> None:
+    def _wake_due(self, loop: _Loop) -> None:
         with self._lock:
             due = self._due.pop(loop, [])
         for sleepers in due:
@@ -373,6 +408,6 @@ def _finish(future: _Future) -> None:
 
 
 def _wake_one(threads: dict[Sleeper, Waiter]) -> None:
-    for bed in list(threads):
-        if threads.pop(bed, None) is not None:  # else it has got up by itself
-            bed.release()
+    for sleeper in list(threads):
+        if threads.pop(sleeper, None) is not None:  # else it has got up by itself
+            sleeper.release()

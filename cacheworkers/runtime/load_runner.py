@@ -38,6 +38,38 @@ class NoSessions:
         """Do nothing: there are no connections."""
 
 
+class CallersSessions:
+    """Sessions of the user's own factories, as they are when a load begins: for tests.
+
+    A fixture may bind them to a connection whose transaction it rolls back; loads see what is in it.
+    """
+
+    def __init__(self, sync: Any, async_: Any) -> None:
+        self._sync = sync
+        self._async = async_
+
+    @contextlib.contextmanager
+    def for_load(self, load_for: float) -> Iterator[Any]:
+        """Give a session; None when there is no factory."""
+        if self._sync is None:
+            yield None
+            return
+        with self._sync() as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def afor_load(self, load_for: float) -> AsyncIterator[Any]:
+        """Give an AsyncSession; None when there is no factory."""
+        if self._async is None:
+            yield None
+            return
+        async with self._async() as session:
+            yield session
+
+    def reset_after_fork(self) -> None:
+        """Do nothing: the engines are the user's."""
+
+
 class LoaderRunner:
     """Makes the steps that run loaders, each attempt in a session of its own."""
 
@@ -45,7 +77,7 @@ class LoaderRunner:
         self,
         owner: object,
         where: str,
-        sessions: Sessions | NoSessions,
+        sessions: Sessions | NoSessions | CallersSessions,
         bulkhead: Bulkhead,
         coherence: Coherence,
         around: loads.AroundLoad = lambda call: contextlib.nullcontext(),

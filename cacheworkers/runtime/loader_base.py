@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -15,18 +15,19 @@ from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CallError, CodecError, StoreError
-from cacheworkers.events import Served
+from cacheworkers.errors import CallError, CodecError, LoadTimeout, StoreError
+from cacheworkers.events import ReadFailed, Served
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
-from cacheworkers.flows.local_load import drop_unreadable
+from cacheworkers.flows.loader_memory import LoaderMemory, as_is
 from cacheworkers.flows.nested_read import nested, nested_many
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, QueueKind
-from cacheworkers.flows.read_many import ReadManyOptions, one_by_one, read_many
+from cacheworkers.flows.read_many import one_by_one, read_many
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.flows.warm import hot
 from cacheworkers.flows.warm_up import UNLIMITED, WarmUp
 from cacheworkers.local.blocking_call import warn_if_blocking
+from cacheworkers.local.coalescing import LEAD, Crowd, Outcome, TaskPlace, ThreadPlace
 from cacheworkers.local.l1 import MISSING, Slot
 from cacheworkers.runtime.load_runner import LoaderRunner
 from cacheworkers.runtime.warm_job import WarmJob
@@ -36,10 +37,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-def _as_is(payload: bytes) -> bytes:
-    return payload
 
 
 class LoaderBase(Generic[T]):
@@ -57,15 +54,13 @@ class LoaderBase(Generic[T]):
         self._bind = spec.signature.bind
         self._is_shareable = spec.codec.is_shareable
         self._coherence = ports.coherence
-        l1_for = spec.policy.l1_for
-        self._l1_for = ports.config.l1_for if l1_for is None else l1_for
-        if not ports.config.l1_entries:
-            self._l1_for = 0.0  # nothing is kept, so nothing needs to be looked for
         self._since = 0
+        self._memory = LoaderMemory(ports, spec)
+        self._l1_for = self._memory.keeps_for
         assert isinstance(ports.reader, LoaderRunner)
         self._runner = ports.reader
-        #: Raw positional arguments -> L1 slot: the hit path asks nothing else.
-        self._index: dict[Any, Slot] = {}
+        self._index = self._memory.index
+        self._value = self._memory.value
         self.__name__ = spec.name
         self.__doc__ = spec.function.__doc__
         self.__wrapped__ = spec.function
@@ -98,25 +93,6 @@ class LoaderBase(Generic[T]):
             return slot
         return None
 
-    def _value(self, slot: Slot) -> Any:
-        """Return a slot's value: shared if nobody can spoil it, else decoded for this caller alone.
-
-        MISSING if its payload is no value of this loader, as another version's may be, which a read of JSON has kept:
-        the slot is gone then, and the store to be asked.
-        """
-        value = slot.value
-        if value is not MISSING:
-            return value
-        try:
-            value = self._codec.decode(slot.payload)
-        except CodecError as error:
-            slot.reads -= 1
-            drop_unreadable(self._ports, slot, error)
-            return MISSING
-        if self._is_shareable:
-            self._ports.l1.keep_value(slot, value)
-        return value
-
     def _read_slot(self, slot: Slot) -> Read | None:
         value = self._value(slot)
         if value is MISSING:
@@ -130,12 +106,11 @@ class LoaderBase(Generic[T]):
         call: Call,
         arguments: tuple[Any, ...] | None,
         decode: Callable[[bytes], Any],
-        is_known_missing: bool = False,
     ) -> Flow[Read]:
-        """Return the flow that reads a call through the store."""
+        """Return the flow that reads a call past L1: within a transaction or a load, or through the store."""
         dirty = dirty_transactions(self._ports)
         if not dirty:
-            return self._clean_flow(call, arguments, decode, is_known_missing)
+            return self._clean_flow(call, arguments, decode)
         return read_in_transaction(
             self._ports,
             self._spec,
@@ -143,60 +118,35 @@ class LoaderBase(Generic[T]):
             decode,
             dirty,
             self._runner.step_in_transaction,
-            lambda: self._clean_flow(call, arguments, decode, False),
+            lambda: self._clean_flow(call, arguments, decode),
         )
 
-    def _clean_flow(
-        self,
-        call: Call,
-        arguments: tuple[Any, ...] | None,
-        decode: Callable[[bytes], Any],
-        is_known_missing: bool,
-    ) -> Flow[Read]:
+    def _clean_flow(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Flow[Read]:
         """Return the flow that reads a call outside dirty transactions."""
         outer = self._outer_load()
         if outer is not None:
             return nested(self._ports, self._spec, call, decode, outer)
         self._ports.listener.start()
-        options = self._options(call, arguments, decode)
-        return reading.read(self._ports, self._spec, call, options, is_known_missing=is_known_missing)
+        return self._store_flow(call, arguments, decode, None)
 
     def _outer_load(self) -> Loading | None:
         """Return the load of this cache that this thread or task is in."""
         found = loads.current.get()
         return found[1] if found is not None and found[0] is self._runner.owner else None
 
-    def _options(
-        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
-    ) -> reading.ReadOptions:
-        def keep(entry: Entry, value: Any, guard: int, until: float) -> None:
-            self._keep(call, arguments, decode, entry, value, guard, until)
-
-        spec = self._spec
-        kept = keep if self._l1_for else None
-        return reading.ReadOptions(decode, self._since, spec.policy.wait_for, kept, spec.shape)
-
-    def _keep(
+    def _store_flow(
         self,
         call: Call,
         arguments: tuple[Any, ...] | None,
         decode: Callable[[bytes], Any],
-        entry: Entry,
-        value: Any,
-        guard: int,
-        until: float,
-    ) -> None:
-        """Keep an entry in L1, until a monotonic instant, if its changes are reported from before that on."""
-        if not self._ports.listener.track(call.text, entry):
-            return
-        self._ports.l1.fill(
-            call.text,
-            entry=entry,
-            value=value if self._is_shareable and decode is not _as_is else MISSING,
-            until=until,
-            guard=guard,
-            index=self._index if arguments is not None and self._spec.signature.positional_keys else None,
-            arguments=arguments,
+        started: float | None,
+        is_known_missing: bool = False,
+        crowd: Crowd | None = None,
+    ) -> Flow[Read]:
+        """Return the flow that reads a call through the store."""
+        options = self._memory.options(call, arguments, decode)
+        return reading.read(
+            self._ports, self._spec, call, options, is_known_missing=is_known_missing, started=started, crowd=crowd
         )
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[Any, ...] | None]:
@@ -281,56 +231,164 @@ class LoaderBase(Generic[T]):
     def _at_since(self, done: Invalidation) -> Any:
         view = copy.copy(self)
         view._since = done.seq
-        view._index = {}
-        view.__dict__.pop("_many_options", None)
+        view._memory = LoaderMemory(self._ports, self._spec, done.seq)
+        view._index, view._value = view._memory.index, view._memory.value
         return view
 
     # -- shared by both faces of both kinds
 
-    def _is_plain(self, call: Call) -> bool:
-        """Whether a read may look in the store at once: outside loads and dirty transactions, and nobody waits yet."""
-        return self._outer_load() is None and not self._ports.waiters.has(call.text) and not is_dirty(self._ports)
+    def _is_alone(self) -> bool:
+        """Whether this read may be given nothing of another's: it is within a load, or sees a dirty session."""
+        return self._outer_load() is not None or is_dirty(self._ports)
 
     def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
-        """Read a call that L1 does not answer."""
+        """Read a call that L1 does not answer; of the threads that read it together, one does so for all."""
         warn_if_blocking(self._spec.name)
-        is_known_missing = False
-        if self._is_plain(call):
-            ports = self._ports
-            ports.listener.start()
-            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._coherence.is_coherent
-            try:
-                raw = ports.store.get(call.text).run()
-            except StoreError:  # the flow knows what to do without the store
-                return run(self._flow(call, arguments, decode))
-            if raw is None:
-                is_known_missing = True
-            else:
-                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
-                if found is not None:
-                    return found
-        return run(self._flow(call, arguments, decode, is_known_missing))
+        if self._is_alone():
+            return run(self._flow(call, arguments, decode))
+        ports, started = self._ports, monotonic()
+        ports.listener.start()
+        crowd, place = ports.waiters.crowds.enter((call.text, self._since), ThreadPlace, started)
+        if place is not None:
+            assert isinstance(place, ThreadPlace)
+            policy = self._spec.policy
+            outcome = place.outcome(crowd, policy.wait_for + policy.load_for + ports.config.store_timeout)
+            if isinstance(outcome, Outcome):
+                shared = self._shared(call, decode, outcome, started)
+                if shared is not None:
+                    return shared
+            if outcome is not LEAD:
+                return run(self._store_flow(call, arguments, decode, started))
+        try:
+            found = self._hit(call, arguments, decode, crowd, started)
+        except Exception as error:
+            self._limit(crowd, error, started)
+            crowd.fail(error)
+            raise
+        except BaseException:
+            crowd.pass_on()
+            raise
+        crowd.succeed(found)
+        return found
 
     async def _athrough_store(
         self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
     ) -> Read:
-        """Read a call that L1 does not answer, on the running loop."""
-        is_known_missing = False
-        if self._is_plain(call):
-            ports = self._ports
-            ports.listener.start()
-            started, guard, is_coherent = monotonic(), ports.l1.guard(call.text), self._coherence.is_coherent
+        """Read a call that L1 does not answer; of the tasks of a loop that read it together, one does so for all."""
+        if self._is_alone():
+            return await arun(self._flow(call, arguments, decode))
+        ports, started = self._ports, monotonic()
+        ports.listener.start()
+        crowd, place = ports.waiters.crowds.enter(
+            (call.text, self._since, asyncio.get_running_loop()), TaskPlace, started
+        )
+        if place is not None:
+            assert isinstance(place, TaskPlace)
+            outcome = await place.outcome(crowd)
+            if isinstance(outcome, Outcome):
+                shared = self._shared(call, decode, outcome, started)
+                return await arun(self._store_flow(call, arguments, decode, started)) if shared is None else shared
+        try:
+            found = await self._ahit(call, arguments, decode, crowd, started)
+        except Exception as error:
+            self._limit(crowd, error, started)
+            crowd.fail(error)
+            raise
+        except BaseException:
+            crowd.pass_on()
+            raise
+        crowd.succeed(found)
+        return found
+
+    def _hit(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        crowd: Crowd,
+        started: float,
+    ) -> Read:
+        """Look in the store, and leave to the flow what is not simply fresh."""
+        ports, is_known_missing = self._ports, False
+        if not ports.waiters.has(call.text):
+            guard, is_coherent = ports.l1.guard(call.text), self._coherence.is_coherent
+            crowd.cover()
             try:
-                raw = await ports.store.batcher.get(call.text)
-            except StoreError:
-                return await arun(self._flow(call, arguments, decode))
+                raw = ports.store.get(call.text).run()
+            except StoreError:  # the flow knows what to do without the store
+                return run(self._store_flow(call, arguments, decode, started, crowd=crowd))
             if raw is None:
                 is_known_missing = True
             else:
                 found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
                 if found is not None:
+                    assert found.entry is not None
+                    crowd.payload = found.entry.payload
                     return found
-        return await arun(self._flow(call, arguments, decode, is_known_missing))
+        return run(self._store_flow(call, arguments, decode, started, is_known_missing, crowd))
+
+    async def _ahit(
+        self,
+        call: Call,
+        arguments: tuple[Any, ...] | None,
+        decode: Callable[[bytes], Any],
+        crowd: Crowd,
+        started: float,
+    ) -> Read:
+        """Look in the store, and leave to the flow what is not simply fresh; on the running loop."""
+        ports, is_known_missing = self._ports, False
+        if not ports.waiters.has(call.text):
+            guard, is_coherent = ports.l1.guard(call.text), self._coherence.is_coherent
+            crowd.cover()
+            try:
+                raw = await ports.store.batcher.get(call.text)
+            except StoreError:
+                return await arun(self._store_flow(call, arguments, decode, started, crowd=crowd))
+            if raw is None:
+                is_known_missing = True
+            else:
+                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
+                if found is not None:
+                    assert found.entry is not None
+                    crowd.payload = found.entry.payload
+                    return found
+        return await arun(self._store_flow(call, arguments, decode, started, is_known_missing, crowd))
+
+    def _shared(self, call: Call, decode: Callable[[bytes], Any], outcome: Outcome, started: float) -> Read | None:
+        """Return what the leader of a crowd has found, as this reader's own; None: it cannot be read so.
+
+        Raises:
+            Exception: what the leader's read raised.
+        """
+        if outcome.error is not None:
+            error = copy.copy(outcome.error)  # each raises its own: a traceback grows with each raise
+            error.__cause__ = outcome.error.__cause__
+            if self._ports.has_hook:
+                self._ports.emit(ReadFailed(self._spec.name, type(error).__name__, monotonic() - started))
+            raise error
+        read = outcome.read
+        assert read is not None and outcome.payload is not None
+        if self._is_shareable and decode is not as_is and type(read.value) is not bytes:
+            value = read.value
+        else:
+            try:
+                value = decode(outcome.payload)
+            except CodecError:
+                return None
+        waited = monotonic() - started
+        self._ports.access_counter.count(call.text)
+        if self._ports.has_hook:
+            self._ports.emit(Served(self._spec.name, read.freshness.value, read.tier, read.age, waited))
+        return Read(value, read.freshness, read.tier, read.age, read.seq, waited, read.entry, True)
+
+    def _limit(self, crowd: Crowd, error: Exception, started: float) -> None:
+        """See to it that the time of a follower is not over before it is.
+
+        The leader began first, so that its time is over first.  What it has found out holds for all it covers.
+        """
+        now, wait_for = monotonic(), self._spec.policy.wait_for
+        if isinstance(error, LoadTimeout) and now >= started + wait_for:
+            crowd.began_before = now - wait_for
 
     def _fresh(
         self,
@@ -348,7 +406,7 @@ class LoaderBase(Generic[T]):
         entry, value, now, l1_until = found
         at = monotonic()
         if guard is not None and self._l1_for:
-            self._keep(call, arguments, decode, entry, value, guard, at + l1_until - now)
+            self._memory.keep(arguments, decode is as_is, entry, value, guard, at + l1_until - now)
         age = now - entry.created
         self._ports.access_counter.count(call.text)
         if self._ports.has_hook:
@@ -404,19 +462,19 @@ class LoaderBase(Generic[T]):
     def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._json_slot(slot) if slot else self._through_store(call, arguments, _as_is)
+        return self._json_slot(slot) if slot else self._through_store(call, arguments, as_is)
 
     async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, _as_is)
+        return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, as_is)
 
     def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
-        payload: bytes = self._through_store(call, arguments, _as_is).value
+        payload: bytes = self._through_store(call, arguments, as_is).value
         return payload
 
     async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -424,12 +482,12 @@ class LoaderBase(Generic[T]):
         slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
-        payload: bytes = (await self._athrough_store(call, arguments, _as_is)).value
+        payload: bytes = (await self._athrough_store(call, arguments, as_is)).value
         return payload
 
     def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
         call, _ = self._bound(args, kwargs)
-        return reading.peek(self._ports, call, self._options(call, None, self._codec.decode))
+        return reading.peek(self._ports, call, self._memory.options(call, None))
 
     def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
         call, _ = self._bound(args, kwargs)
@@ -456,66 +514,13 @@ class LoaderBase(Generic[T]):
             is_by_key = keys is outer.keys
             return nested_many(self._ports, self._spec, calls, self._codec.decode, outer, is_by_key=is_by_key)
         self._ports.listener.start()
-        return read_many(self._ports, self._spec, texts, self._many_options)
-
-    @functools.cached_property
-    def _many_options(self) -> ReadManyOptions:
-        """What reads of many want; made once, for it costs as much as some reads."""
-        return ReadManyOptions(
-            self._since,
-            self._codec.decode_each,
-            self._one_key,
-            self._one_options,
-            self._from_l1 if self._l1_for else None,
-            self._keep_each if self._l1_for else None,
-        )
+        return read_many(self._ports, self._spec, texts, self._memory)
 
     def _one_key(self, key: Any) -> Call:
         return self._bind((key,), {})
 
-    def _keep_each(self, hits: list[tuple[Any, Entry, float, int]], values: list[Any]) -> None:
-        """Keep many keys' entries in L1: (key, entry, monotonic instant until which, guard) and value of each."""
-        is_shareable = self._is_shareable
-        slots = [
-            Slot(entry.call, entry, value if is_shareable else MISSING, until, (key,))
-            for (key, entry, until, _), value in zip(hits, values, strict=True)
-        ]
-        track = self._ports.listener.track
-        if not all([track(entry.call, entry) for _, entry, _, _ in hits]):
-            return
-        index = self._index if self._spec.signature.positional_keys else None
-        self._ports.l1.fill_each(slots, [guard for _, _, _, guard in hits], index)
-
-    def _one_options(self, call: Call) -> reading.ReadOptions:
-        return self._options(call, call.arguments, self._codec.decode)
-
     def _one(self, call: Call) -> Flow[Read]:
         return self._flow(call, call.arguments, self._codec.decode)
-
-    def _from_l1(self, texts: Mapping[Any, str]) -> tuple[dict[Any, Any], Mapping[Any, str]]:
-        """Return key -> value of what L1 may answer now, and key -> text of the rest.
-
-        Not for loads and dirty transactions.  The gate is looked at once for all: what a push drops from here on is
-        not served, for its slot's time is over.
-        """
-        now = monotonic()
-        if now - self._coherence.proven_at >= self._l1_for:
-            return {}, texts
-        slots, since = self._ports.l1.slots, self._since
-        values: dict[Any, Any] = {}
-        missing: dict[Any, str] = {}
-        for key, text in texts.items():
-            slot = slots.get(text)
-            if slot is not None and now < slot.until and slot.entry.seq >= since:
-                slot.reads += 1
-                value = slot.value
-                if value is MISSING:
-                    value = self._value(slot)
-                if value is not MISSING:
-                    values[key] = value
-                    continue
-            missing[key] = text
-        return values, missing
 
 
 def _served(entry: Entry, now: float) -> Freshness:

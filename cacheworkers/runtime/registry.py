@@ -34,16 +34,20 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         options: dict[str, Any],
         *,
         is_batch: bool,
+        replace: bool = False,
     ) -> LoaderSpec:
-        """Declare a function.
+        """Declare a function; again, if it may replace one of the same module.
 
         Raises:
             DeclarationError: it cannot be a loader, or its name is taken.
             ConfigError: a policy field breaks a rule.
         """
         name = name or str(getattr(function, "__name__", ""))
-        if name in self:
-            raise DeclarationError(f"a loader's name must be unique in its cache, {name!r} is declared already")
+        if name in self and not (replace and self[name].function.__module__ == function.__module__):
+            raise DeclarationError(
+                f"a loader's name must be unique in its cache, {name!r} is declared already, in module "
+                f"{self[name].function.__module__}; replace=True declares it again in the same module"
+            )
         base = options.pop("policy", None) or Policy()
         try:
             policy = base.replace(**options)

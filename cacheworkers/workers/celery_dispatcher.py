@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +15,10 @@ from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN
+from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.task_messages import MODULE, parse_requests, shown
-from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
@@ -54,13 +53,11 @@ class CeleryDispatcher:
         queues = config.queues
         self.queue_names = (queues.miss, queues.revalidate, queues.warm, queues.upkeep)
         self.infos: dict[str, LoaderInfo] = {}
-        self._config = config
         self._run_loads = run_loads
         self._refuse = refuse
         self._emit = emit
         self.on_taken = on_taken
-        self._eager: ThreadDispatcher | None = None
-        self._lock = threading.Lock()
+        self._eager = InlineDispatcher(run_loads)
         self._publisher = Publisher(app, config, undelivered, emit)
         self._queue = PublishQueue(
             self._publisher.publish, self.infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
@@ -70,8 +67,6 @@ class CeleryDispatcher:
     def register(self, info: LoaderInfo) -> None:
         """Make the task of a loader; before workers start: they look for tasks only then."""
         self.infos[info.name] = info
-        if self._eager is not None:
-            self._eager.register(info)
         if self.app.finalized:
             self._make_task(info)
 
@@ -82,7 +77,7 @@ class CeleryDispatcher:
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Take load requests together; how many, from the first on, there was room for."""
         if self.app.conf.task_always_eager:  # says that there are no workers
-            return self._threads().submit_all(requests)
+            return self._eager.submit_all(requests)
         return self._queue.submit_all(requests)
 
     def queue_states(self) -> list[QueueState]:
@@ -100,8 +95,6 @@ class CeleryDispatcher:
         """
         if self._queue.close():
             self._publisher.disconnect()
-        if self._eager is not None:
-            self._eager.close()
         self.app.on_after_finalize.disconnect(self._make_tasks)
         if self.app.finalized:
             for name in self.infos:
@@ -109,11 +102,8 @@ class CeleryDispatcher:
 
     def reset_after_fork(self) -> None:
         """Start over in a child: connections and threads are the parent's."""
-        self._lock = threading.Lock()
         self._queue.reset()
         self._publisher.reset()
-        if self._eager is not None:
-            self._eager.reset_after_fork()
 
     def on_unknown_task(self, name: str, message: Any) -> None:
         """Give back the leases of a message for a loader that this worker does not know; readers need not wait."""
@@ -130,15 +120,6 @@ class CeleryDispatcher:
         self._emit(UnknownTask(name, len(requests)))
         if requests:
             self._refuse(requests, f"a worker does not know the task {name}")
-
-    def _threads(self) -> ThreadDispatcher:
-        """Return the threads of this process that load for an eager app."""
-        with self._lock:
-            if self._eager is None:
-                self._eager = ThreadDispatcher(self._config, run_loads=self._run_loads)
-                for info in self.infos.values():
-                    self._eager.register(info)
-            return self._eager
 
     def _make_tasks(self, **_: Any) -> None:
         for info in self.infos.values():

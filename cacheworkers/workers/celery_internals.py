@@ -89,6 +89,27 @@ def consume_in_order(channel: Any, group: Sequence[str]) -> bool:
     return True
 
 
+def survive_lost_host(channel: Any) -> bool:
+    """Have a worker's channel survive a broker whose host is gone while it holds messages; False if it cannot.
+
+    kombu closes the transport, then the channel; the channel wants to put its messages back, and makes connection
+    parameters from a client that is None by then.  That AttributeError is none that closing expects: the worker exits.
+    As a lost connection it is expected, and the worker connects again.
+    """
+    make = getattr(channel, "_connparams", None)
+    errors = getattr(channel, "connection_errors", ())
+    if make is None or not errors:
+        return False
+
+    def parameters(*args: Any, **options: Any) -> Any:
+        if getattr(channel.connection, "client", None) is None:
+            raise errors[0]("the connection to the broker is closed")
+        return make(*args, **options)
+
+    channel._connparams = parameters
+    return True
+
+
 # -- messages in Redis
 
 

@@ -165,6 +165,15 @@ class Processes:
                 raise _Gone
             return claim(call, token, **options)
 
+        enter = ports.waiters.crowds.enter
+
+        def entered(key: Any, *rest: Any) -> Any:
+            """Each read looks for itself: whom it follows is no matter of memory's."""
+            if not hasattr(_here, "reading"):
+                raise _Missed
+            return enter((key, _here.reading), *rest)
+
+        ports.waiters.crowds.enter = entered  # type: ignore[method-assign]
         l1.guard, l1.fill = held_guard, held_fill  # type: ignore[method-assign]
         ports.listener.track = held_track  # type: ignore[method-assign]
         self.guard = guard

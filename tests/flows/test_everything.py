@@ -25,7 +25,7 @@ from mutation import Mutation, python, script
 from sqlalchemy import Engine, create_engine, event
 
 from cacheworkers import Cache, Load
-from cacheworkers.core import envelope
+from cacheworkers.core import envelope, judgement
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout
@@ -158,7 +158,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             n, version = self.told[-1] if is_since and self.told else (0, 0)
             view = world.price.since(Invalidation(n, 0))
             call = view._bind((NUMBER,), {})
-            options = msgspec.structs.replace(view._options(call, None, spec.codec.decode), wait_for=wait_for)
+            options = msgspec.structs.replace(view._memory.options(call, None), wait_for=wait_for)
             going = Stepper(reading.read(ports, spec, call, options))
             self.readers.append(Reader(going, self.hard, self.any, version))
 
@@ -478,7 +478,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         ("soft",),
     ),
     "a soft invalidation leaves the lease": (
-        script("SOFTEN", 'redis.call("DEL", lease)', ""),
+        script("SOFTEN", 'redis.call("DEL", lease, failures)', 'redis.call("DEL", failures)'),
         (*LOADS, *CHANGES),
         ("soft",),
     ),
@@ -496,8 +496,8 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         python(
             Store,
             "drop",
-            "for keys in (leases, entries):",
-            "for keys in (entries, leases):",
+            "for keys in (leases[part] + failures[part], entries[part]):",
+            "for keys in (entries[part], leases[part] + failures[part]):",
         ),
         (*LOADS, *CHANGES),
         ("hard",),
@@ -508,7 +508,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         MODES,
     ),
     "a read heeds no since": (
-        python(reading, "_look", "or entry.seq < options.since", ""),
+        python(judgement, "judge", "entry.seq < since or ", ""),
         (*LOADS, *CHANGES, *READERS),
         ("soft",),
     ),

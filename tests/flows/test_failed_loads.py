@@ -78,20 +78,6 @@ def test_the_error_is_on_the_event(make_cache: MakeCache, events: list[Event]) -
     assert isinstance(event.error, LoadError) and isinstance(event.error.__cause__, ZeroDivisionError)
 
 
-def test_a_value_that_cannot_be_stored_is_logged(make_cache: MakeCache, caplog: pytest.LogCaptureFixture) -> None:
-    cache = make_cache(max_entry_bytes=256)
-
-    @cache.loader()
-    def page(load: Load) -> str:
-        return "x" * 1000
-
-    with pytest.raises(LoadError):
-        page.get()
-
-    wait_until(lambda: failures(caplog))
-    assert "an entry has at most 256 bytes" in str(failures(caplog)[0].exc_info)
-
-
 def test_a_batch_that_fails_is_logged_once_and_a_key_left_out_is_no_failure(
     make_cache: MakeCache, caplog: pytest.LogCaptureFixture
 ) -> None:

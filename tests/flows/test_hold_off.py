@@ -304,8 +304,12 @@ def test_it_finds_a_protocol_without_a_part(cache: Cache, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("old", "new", "race"),
     [
-        ("if loader.policy.hold_off_for and", "if False and", test_what_is_loaded_within_the_lag_is_stored_stale),
-        ("> snapshot.now - loader", "> found.now - loader", test_a_slow_load_is_judged_by_its_beginning),
+        ("if hold_off_for else math.inf", "if False else math.inf", test_what_is_loaded_within_the_lag_is_stored_stale),
+        (
+            "snapshot.now - hold_off_for",
+            "registered[0].now - hold_off_for",
+            test_a_slow_load_is_judged_by_its_beginning,
+        ),
         ("entry = entry.held_off()", "pass", test_what_is_loaded_within_the_lag_is_stored_stale),
     ],
 )

@@ -188,6 +188,6 @@ def test_without_memory_many_are_read_from_the_store_each_time(make_cache: Any, 
     assert many(prices, [1, 2]) == {1: 10, 2: 20}
 
     assert len(cache._ports.l1) == 0
-    assert prices._many_options.keep is None
+    assert not prices._memory.keeps_for
     assert prices.read(1).tier == "store"
     assert sorted(loads) == [1, 2]

@@ -55,7 +55,7 @@ def in_memory(shop: Shop) -> Any:
 def reader(shop: Shop, since: int = 0) -> Stepper[Any]:
     """A reader of product[1] that waits for nobody."""
     call = shop.product._bind((1,), {})
-    options = shop.product._options(call, (1,), shop.spec.codec.decode)
+    options = shop.product._memory.options(call, (1,))
     options = msgspec.structs.replace(options, since=since, wait_for=0.0)
     return Stepper(reading.read(shop.ports, shop.spec, call, options))
 

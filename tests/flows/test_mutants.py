@@ -11,6 +11,7 @@ import test_protocol as races
 from mutation import Mutation, python, script
 
 from cacheworkers import Cache
+from cacheworkers.core import judgement
 from cacheworkers.flows import garbage_collection, local_load
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
@@ -207,7 +208,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_load_overtaken_by_a_soft_invalidation_is_not_stored_as_fresh,
     ),
     "a soft invalidation leaves the lease": (
-        script("SOFTEN", 'redis.call("DEL", lease)', ""),
+        script("SOFTEN", 'redis.call("DEL", lease, failures)', 'redis.call("DEL", failures)'),
         races.test_load_that_has_registered_before_a_soft_invalidation_is_not_stored_as_fresh,
     ),
     "softened by no margin": (
@@ -230,7 +231,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_invalidation_between_register_and_write_breaks_the_lease,
     ),
     "a fill has no guard": (
-        python(L1, "_take_in", "!= guard", "< 0"),
+        python(L1, "_insert", "!= guard", "< 0"),
         races.test_racing_push_wins_over_a_fill,
     ),
     "the quick way is never early": (
@@ -238,15 +239,15 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         memory.test_the_quick_way_leaves_an_early_revalidation_to_the_flow,
     ),
     "the quick way heeds no since": (
-        python(reading, "fresh_entry", " or entry.seq < since", ""),
+        python(judgement, "judge", "entry.seq < since or ", ""),
         memory.test_since_by_the_quick_way,
     ),
     "the flow heeds no since": (
-        python(reading, "_look", " or entry.seq < options.since", ""),
+        python(judgement, "judge", "entry.seq < since or ", ""),
         memory.test_since_by_the_flow,
     ),
     "a peek heeds no since": (
-        python(reading, "peek", " or entry.seq < options.since", ""),
+        python(judgement, "judge", "entry.seq < since or ", ""),
         memory.test_since_of_a_peek,
     ),
     "memory heeds no since": (

@@ -369,8 +369,8 @@ def test_loads_that_die_are_counted(shop: Shop, how: str) -> None:
         if not is_again:
             # Its time is over: the lease has gone, and the count's note of when that would be lies in the past.
             client.delete(store.keys.lease("product[1]"))
-            count, until_ms = client.get(store.keys.attempts("product[1]")).split()
-            client.set(store.keys.attempts("product[1]"), f"{int(count)} {int(until_ms) - 3_600_000}")
+            count, until_ms, *_ = client.get(store.keys.attempts("product[1]")).split()
+            client.set(store.keys.attempts("product[1]"), f"{int(count)} {int(until_ms) - 3_600_000} 0 1")
 
     assert counted == [1, 2, 3, 4]
 
@@ -538,7 +538,7 @@ def test_racing_push_wins_over_a_fill(shop: Shop) -> None:
     shop.ports.listener.start()
     wait_until(lambda: shop.ports.listener.is_up)
     call = shop.product._bind((1,), {})
-    options = shop.product._options(call, (1,), shop.spec.codec.decode)
+    options = shop.product._memory.options(call, (1,))
     read = Stepper(reading.read(shop.ports, shop.spec, call, options)).until("get")
     raw = read._step.run()
     shop.price = 2

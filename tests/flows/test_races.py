@@ -20,7 +20,8 @@ from cacheworkers.core import envelope
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.flows.read import ReadOptions, read
+from cacheworkers.flows.read import read
+from cacheworkers.flows.read_state import ReadOptions
 from cacheworkers.store.commands.replies import Claimed, Registered, Snapshot
 from cacheworkers.testing import Stepper
 

@@ -16,7 +16,8 @@ import pytest
 from cacheworkers import Cache, Load
 from cacheworkers.core.driver import run
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.flows.read import ReadOptions, read
+from cacheworkers.flows.read import read
+from cacheworkers.flows.read_state import ReadOptions
 from cacheworkers.local.clock import StoreClock
 
 MEMBERS = 600

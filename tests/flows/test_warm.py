@@ -141,7 +141,7 @@ def test_a_reader_does_not_wait_for_what_is_to_be_warmed(cache: Cache, monkeypat
 
 
 def options(number: Any) -> Any:
-    return number._options(number._bind((1,), {}), None, number._spec.codec.decode)
+    return number._memory.options(number._bind((1,), {}), None)
 
 
 def test_a_batch_loader_is_warmed_in_few_loads(make_cache: MakeCache) -> None:

@@ -390,7 +390,7 @@ def test_it_warms_from_a_query_and_names_bad_rows(cli: Run, tmp_path: Path, valk
     (tmp_path / "sqlshop.py").write_text(
         "from sqlalchemy import create_engine\nfrom sqlalchemy.orm import sessionmaker\n"
         + module.replace(
-            "cache = Cache(", "cache = Cache(sessions=sessionmaker(create_engine('sqlite://')), config=", 1
+            "cache = Cache(", "cache = Cache(sessions=sessionmaker(create_engine('sqlite:///unused.db')), config=", 1
         )
     )
 

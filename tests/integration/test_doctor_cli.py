@@ -112,11 +112,12 @@ import os
 from celery import Celery
 from cacheworkers import Cache, Config
 cache = Cache(Config.from_env(), celery=Celery("shop", broker=os.environ["REDIS_URL"]))
+cache.loader(name="one")(lambda load: 1)
 """
 
     before, after = cli("--before-start", module=module), cli(module=module)
 
-    assert (before.returncode, after.returncode) == (0, 1)
+    assert (before.returncode, after.returncode) == (0, 1), before.stdout
     assert "queue-unserved" not in before.stdout and "warning  queue-unserved" in after.stdout
 
 

@@ -26,6 +26,8 @@ GOOD = {"maxmemory": "100mb", "maxmemory_policy": "volatile-lru"}
 @pytest.fixture
 def store() -> Iterator[Valkey]:
     with Valkey(persist=True, **GOOD) as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("client-output-buffer-limit", "normal 33554432 8388608 60")
         yield server
 
 

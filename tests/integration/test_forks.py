@@ -17,6 +17,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
 
 from cacheworkers import Cache, Load
 
@@ -91,7 +92,7 @@ def forked_while_all_are_held(cache: Cache, work: Callable[[], None]) -> int:
 @pytest.mark.parametrize("workers", ["local", "celery"])
 def test_no_lock_of_the_parent_s_is_held_in_a_child(make_cache: Callable[..., Cache], workers: str) -> None:
     celery = {"celery": Celery(broker="memory://")} if workers == "celery" else {}
-    cache = make_cache(sessions=sessionmaker(create_engine("sqlite://")), **celery)
+    cache = make_cache(sessions=sessionmaker(create_engine("sqlite://", poolclass=StaticPool)), **celery)
 
     def all_are_free() -> None:
         locks = locks_of(cache)

@@ -41,6 +41,8 @@ class Protocol:
     takes_what_is_warmed: bool = True
     spares_what_has_begun: bool = True
     begin_asks_for_the_lease: bool = True
+    failures_are_registered: bool = True
+    drop_ends_failures: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Loader:
     """A load under way; `fence` is the lease it began under, `settled` what was settled at its snapshot.
 
     Attributes:
+        has_failed: the database had an error, or no row, of the version `value`.
         warms: nobody waits for it; between claim and begin its message may wait for long.
     """
 
@@ -59,6 +62,7 @@ class Loader:
     settled: int = 0
     is_held_off: bool = False
     warms: bool = False
+    has_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class State:
         replica: version of the row where loads read it.
         settled: number of the last invalidation that is longer ago than a replica may lag.
         entry: version that is cached, and fresh; None for no entry, and for one that is stored stale.
+        failure: version of which a load has failed, or found no row; None for no failure on record.
+        failures: how many loads may fail.
         mark: number of the tag's last invalidation.
         is_member: the call is in the tag's set.
         detached: sets put aside that still name the call, by the number of their invalidation.
@@ -112,6 +118,8 @@ class State:
     loaders: tuple[Loader, ...]
     invalidators: tuple[Invalidator, ...]
     is_collecting: bool = False
+    failures: int = 0
+    failure: int | None = None
 
 
 Step = tuple[str, State]
@@ -127,20 +135,21 @@ def start(
     collections: int = 2,
     lags: bool = False,
     warmers: int = 0,
+    failures: int = 0,
 ) -> State:
     """Return a warm cache, and how often each thing may go wrong; so many of the loaders warm."""
     return State(
         database=0, replica=0, settled=0, entry=0, seq=0, mark=0, is_member=True, detached=(), lease=0, is_warm=False,
         is_begun=False, fences=0,
         acknowledged=0, expiries=expiries, evictions=evictions, crashes=crashes, collections=collections, lags=lags,
-        loaders=(Loader(),) * (loaders - warmers) + (Loader(warms=True),) * warmers,
+        failures=failures, loaders=(Loader(),) * (loaders - warmers) + (Loader(warms=True),) * warmers,
         invalidators=(Invalidator(),) * invalidators,
     )  # fmt: skip
 
 
 def is_violated(state: State) -> bool:
     """Return whether a read through the store would be older than an acknowledged invalidation."""
-    return state.entry is not None and state.entry < state.acknowledged
+    return any(version is not None and version < state.acknowledged for version in (state.entry, state.failure))
 
 
 def is_loaded_twice(state: State) -> bool:
@@ -201,7 +210,12 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
         case "snapshot":
             yield "snapshot", state, replace(loader, at=following, snapshot=state.seq, settled=state.settled)
         case "load":
-            yield "load", state, replace(loader, at=following, value=state.replica)
+            yield "load", state, replace(loader, at=following, value=state.replica, has_failed=False)
+            if state.failures:
+                fewer = replace(state, failures=state.failures - 1)
+                yield "load fails", fewer, replace(loader, at=following, value=state.replica, has_failed=True)
+        case "register" if loader.has_failed and not protocol.failures_are_registered:
+            yield "go on", state, replace(loader, at=following, is_held_off=False)
         case "register":
             overtaken = protocol.compare_after_register and state.mark > loader.snapshot
             settled = loader.settled if protocol.holds_off_by_snapshot else state.settled
@@ -209,8 +223,11 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
             registered = replace(loader, at=following, is_held_off=is_held_off)
             yield "register", replace(state, is_member=True), again if overtaken else registered
         case "write":
-            if state.lease == loader.fence or not protocol.lease_checked_at_write:
-                written = replace(state, entry=None if loader.is_held_off else loader.value, lease=0)
+            if loader.has_failed and state.lease == loader.fence:
+                failure = state.failure if loader.is_held_off else loader.value
+                yield "fail", replace(state, failure=failure, lease=0), replace(loader, at=following)
+            elif not loader.has_failed and (state.lease == loader.fence or not protocol.lease_checked_at_write):
+                written = replace(state, entry=None if loader.is_held_off else loader.value, lease=0, failure=None)
                 yield "write", written, replace(loader, at=following)
             else:
                 yield "write is refused", state, replace(loader, at=ENDED)
@@ -264,7 +281,7 @@ def _collector_steps(protocol: Protocol, state: State) -> Iterator[Step]:
     """Drop members whose entries are gone, and finish what dead invalidators left."""
     left = replace(state, collections=state.collections - 1)
     may_be_written = state.lease != 0 and protocol.gc_spares_what_may_be_written
-    if state.is_member and state.entry is None and not may_be_written:
+    if state.is_member and state.entry is None and state.failure is None and not may_be_written:
         yield "gc: trim", replace(left, is_member=False)
     if state.detached and not state.is_collecting:
         what, after = _half_dropped(protocol, left)
@@ -285,7 +302,8 @@ def _without_entry(state: State) -> tuple[str, State]:
 
 
 def _without_lease(protocol: Protocol, state: State) -> tuple[str, State]:
-    return "lease", replace(state, lease=0) if protocol.drop_deletes_lease else state
+    failure = None if protocol.drop_ends_failures else state.failure
+    return "lease", replace(state, lease=0 if protocol.drop_deletes_lease else state.lease, failure=failure)
 
 
 def _drained(invalidator: Invalidator) -> Invalidator:

@@ -31,6 +31,15 @@ def test_no_interleaving_with_a_replica_that_lags_is_violated() -> None:
     assert states > 5_000
 
 
+def test_no_interleaving_with_loads_that_fail_is_violated() -> None:
+    """A failure, or a row that is not there, is no older than what was acknowledged either."""
+    scene = start(loaders=2, invalidators=1, expiries=1, evictions=0, collections=1, failures=1)
+    states, trace = explore(Protocol(), scene)
+
+    assert trace is None
+    assert states > 5_000
+
+
 @pytest.mark.heavy
 def test_no_interleaving_of_two_invalidations_is_violated() -> None:
     scene = start(loaders=2, invalidators=2, expiries=0, evictions=0, collections=0)
@@ -46,7 +55,10 @@ def test_every_part_is_needed(part: str) -> None:
     mutant = dataclasses.replace(Protocol(), **{part: False})
     lags = part.startswith("holds_off")
 
-    scene = start(loaders=1, invalidators=1 if lags else 2, expiries=0, evictions=1, collections=1, lags=lags)
+    fails = "failures" in part
+    scene = start(
+        loaders=1, invalidators=1 if lags else 2, expiries=0, evictions=1, collections=1, lags=lags, failures=fails
+    )
     _, trace = explore(mutant, scene)
 
     assert trace is not None, f"without {part} nothing goes wrong"

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 
-from cacheworkers import AsyncLoad, Cache, Config, Explanation, Invalidation, Load, Policy, Read
+from cacheworkers import AsyncLoad, Cache, Config, Explanation, Invalidation, Load, Policy, Read, tag
 
 cache = Cache(Config(namespace="shop"), sessions=sessionmaker(create_engine("postgresql://")))
 
@@ -44,12 +44,30 @@ def products(load: Load, keys: list[int]) -> dict[int, ProductView]:
     return {key: ProductView("Chair") for key in keys}
 
 
+@cache.loader
+def bare(load: Load[int], name: str) -> int:
+    """Without parentheses; what was there is of the type that it says."""
+    assert_type(load.previous, int | None)
+    return 1
+
+
+@cache.batch_loader
+def bares(load: Load, keys: list[str]) -> dict[str, int]:
+    """Without parentheses."""
+    return dict.fromkeys(keys, 1)
+
+
 def reads() -> None:
     """What each sync method returns."""
     assert_type(product.get(42), ProductView | None)
     assert_type(product.get(product_id=42), ProductView | None)
     assert_type(product.get_json(42), bytes)
-    assert_type(product.read_json(42), Read)
+    assert_type(product.read_json(42), Read[bytes])
+    assert_type(product.read(42).value, ProductView | None)
+    assert_type(products.read(42), Read[ProductView])
+    assert_type(bare.get("a"), int)
+    assert_type(bares.get_many(["a"]), dict[str, int])
+    assert_type(tag("product", 42), str)
     assert_type(product.revalidate(42), bool)
     assert_type(product.invalidate(42), Invalidation)
     assert_type(product.since(product.invalidate(42)).get(42), ProductView | None)
@@ -88,6 +106,10 @@ def mistakes() -> None:
     cache.invalidate(42)  # type: ignore[arg-type]  # a tag is text
     cache.invalidate("products", mode="gentle")  # type: ignore[arg-type]  # no such mode
     Policy(300)  # type: ignore[call-arg]  # fields are keywords
+
+    cache.loader(fresh_fro=300)  # type: ignore[call-overload]  # no such option
+    cache.loader(fresh_for="300")  # type: ignore[call-overload]  # seconds are a number
+    cache.loader(on_timeout="wait")  # type: ignore[call-overload]  # no such choice
 
     @cache.loader()  # type: ignore[arg-type]  # a loader takes `load: Load` first
     def loadless(product_id: int) -> int:

@@ -31,17 +31,17 @@ def test_nobody_rings_and_time_is_up(wait: Any) -> None:
 
     assert not wait(wakeup, 0.0)
     assert not wait(wakeup, 0.001)
-    assert wakeup.rung() == []
+    assert wakeup.woken_names() == []
 
 
 def test_rung_before_it_is_waited_for(wait: Any) -> None:
     wakeup = Wakeup()
-    wakeup.ring("a")
-    wakeup.ring("b")
-    wakeup.ring("a")
+    wakeup.wake("a")
+    wakeup.wake("b")
+    wakeup.wake("a")
 
     assert wait(wakeup, LONG)
-    assert wakeup.rung() == ["a", "b"]
+    assert wakeup.woken_names() == ["a", "b"]
     assert not wait(wakeup, 0.0)
 
 
@@ -50,36 +50,36 @@ def test_rung_while_somebody_waits(wait: Any) -> None:
     waiter = threading.Thread(target=lambda: found.append(wait(wakeup, LONG)))
     waiter.start()
 
-    wakeup.ring("a")
+    wakeup.wake("a")
     waiter.join(LONG)
 
     assert found == [True]
-    assert wakeup.rung() == ["a"]
+    assert wakeup.woken_names() == ["a"]
 
 
 def test_what_is_rung_after_it_was_told_wakes_again(wait: Any) -> None:
     wakeup = Wakeup()
-    wakeup.ring("a")
+    wakeup.wake("a")
     assert wait(wakeup, LONG)
-    wakeup.rung()
+    wakeup.woken_names()
 
-    wakeup.ring("b")
+    wakeup.wake("b")
 
     assert wait(wakeup, LONG)
-    assert wakeup.rung() == ["b"]
+    assert wakeup.woken_names() == ["b"]
 
 
 def test_many_rings_from_threads_lose_none(wait: Any) -> None:
     wakeup, found = Wakeup(), set[int]()
     threads = [
-        threading.Thread(target=lambda at=at: [wakeup.ring(at * 100 + n) for n in range(100)]) for at in range(4)
+        threading.Thread(target=lambda at=at: [wakeup.wake(at * 100 + n) for n in range(100)]) for at in range(4)
     ]
     for thread in threads:
         thread.start()
 
     while len(found) < 400:
         assert wait(wakeup, LONG)
-        found.update(wakeup.rung())
+        found.update(wakeup.woken_names())
     for thread in threads:
         thread.join(LONG)
 
@@ -102,12 +102,12 @@ def test_rings_call_into_the_loop_once_a_wait() -> None:
         task = loop.create_task(wakeup.await_(LONG))
         await asyncio.sleep(0)
         for n in range(100):
-            wakeup.ring(n)
+            wakeup.wake(n)
         return await task
 
     assert asyncio.run(waited())
     assert len(calls) == 1
-    assert wakeup.rung() == list(range(100))
+    assert wakeup.woken_names() == list(range(100))
 
 
 def test_a_cancelled_wait_leaves_the_bell_as_it_was() -> None:
@@ -121,10 +121,10 @@ def test_a_cancelled_wait_leaves_the_bell_as_it_was() -> None:
             await task
 
     asyncio.run(cancelled())
-    wakeup.ring("a")
+    wakeup.wake("a")
 
     assert wakeup.wait(0.0)
-    assert wakeup.rung() == ["a"]
+    assert wakeup.woken_names() == ["a"]
 
 
 def test_a_place_is_woken_as_a_sleeping_thread_is() -> None:
@@ -138,11 +138,11 @@ def test_a_place_is_woken_as_a_sleeping_thread_is() -> None:
         third_beds.pop(up)
 
         waiters.wake("a")
-        waiters.hand_off(other.flight)
+        waiters.wake_one(other.flight)
         waiters.wake("c")
 
         assert all(each is not None for each in beds)
-        assert wakeup.rung() == ["a", "b"]
+        assert wakeup.woken_names() == ["a", "b"]
         assert [waiter.woken for waiter in (one, other, third)] == [True, True, True]
         assert one.register(NamedWaker(wakeup, "a")) is None  # woken since it last looked
         one.rearm()
@@ -165,4 +165,4 @@ def test_a_thread_sleeps_beside_a_place() -> None:
         thread.join(LONG)
 
     assert woken == [True]
-    assert wakeup.rung() == ["a"]
+    assert wakeup.woken_names() == ["a"]

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 from kombu import Queue
 
-from cacheworkers import Config
+from cacheworkers import Config, DeclarationError, Load
 from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
 from cacheworkers.events import MalformedTask, TaskDropped
 from cacheworkers.flows.ports import LoadRequest, QueueKind
@@ -370,3 +370,46 @@ def test_what_tools_show_of_a_message_is_short() -> None:
 
 def test_asks_are_read_as_they_were_sent() -> None:
     assert parse_requests("product", [GOOD]) == ([an_ask(1)], "")
+
+
+# -- declaring again
+
+
+def test_a_loader_may_be_declared_again_by_the_same_module_when_asked(make_cache: Callable[..., Any]) -> None:
+    """A cell of a notebook that is run again; its task gets the new limits."""
+    app = Celery("shop", broker="memory://")
+    app.finalize()
+    cache = make_cache(celery=app)
+
+    def declare(**options: Any) -> Any:
+        @cache.loader(name="price", **options)
+        def price(load: Load, n: int) -> int:
+            return n
+
+        return price
+
+    declare(load_for=3)
+    with pytest.raises(DeclarationError, match="replace=True"):
+        declare()
+    before = app.tasks["cacheworkers.load.price"].time_limit
+
+    declare(load_for=30, replace=True)
+
+    assert app.tasks["cacheworkers.load.price"].time_limit > before
+    assert cache.loaders["price"].load_for == 30
+
+
+def test_a_loader_of_another_module_is_not_replaced(make_cache: Callable[..., Any]) -> None:
+    cache = make_cache()
+
+    def price(load: Load, n: int) -> int:
+        return n
+
+    def other(load: Load, n: int) -> int:
+        return -n
+
+    cache.loader()(price)
+    other.__module__ = "elsewhere"
+
+    with pytest.raises(DeclarationError, match="declared already, in module"):
+        cache.loader(name="price", replace=True)(other)

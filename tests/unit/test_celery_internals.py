@@ -21,6 +21,7 @@ from cacheworkers.workers.celery_internals import (
     consume_in_order,
     oldest_in_redis,
     remove_queues,
+    survive_lost_host,
     task_of_record,
 )
 
@@ -146,3 +147,17 @@ def test_log_records_name_their_task(kind: str) -> None:
     assert task_of_record(record) == "cacheworkers.collect_garbage"
     assert "cacheworkers.collect_garbage" in record.getMessage()
     assert json.dumps(record.msg)
+
+
+def test_a_closed_channel_s_parameters_are_a_lost_connection(app: Celery) -> None:
+    """`Channel._connparams`, `Channel.connection` and `Transport.client`, None once closed."""
+    connection = app.connection_for_read()
+    channel = connection.default_channel
+    assert channel._connparams()["host"] == connection.hostname
+
+    assert survive_lost_host(channel)
+    assert channel._connparams()["host"] == connection.hostname
+    channel.connection.client = None
+
+    with pytest.raises(connection.connection_errors):
+        channel._connparams()

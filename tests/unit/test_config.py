@@ -15,8 +15,8 @@ from cacheworkers.errors import ConfigError
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"redis_url": "localhost"}, "redis_url must be a URL such as redis://host:6379/0, got 'localhost'"),
-        ({"redis_url": None}, "redis_url must be a URL such as redis://host:6379/0, got None"),
+        ({"redis_url": "localhost"}, "redis_url must be a URL such as redis://host:6379/0"),
+        ({"redis_url": None}, "redis_url must be a URL such as redis://host:6379/0"),
         ({"namespace": "a:b"}, "namespace must match [a-z0-9_-]{1,32}, got 'a:b'"),
         ({"namespace": ""}, "namespace must match [a-z0-9_-]{1,32}, got ''"),
         ({"namespace": "x" * 33}, f"namespace must match [a-z0-9_-]{{1,32}}, got '{'x' * 33}'"),

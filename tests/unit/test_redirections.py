@@ -217,8 +217,8 @@ def test_every_master_has_a_key_of_its_own_in_each_of_its_slots() -> None:
 
 
 def test_nodes_are_reached_as_the_url_says() -> None:
-    """By TLS and credentials; what only a Cluster's client understands is left out."""
-    url = parse_url("clusters://shop:se%20cret@here:7000/0?ssl_cert_reqs=none&require_full_coverage=true")
+    """By TLS and credentials."""
+    url = parse_url("clusters://shop:se%20cret@here:7000/0?ssl_cert_reqs=none")
     clients = Clients(url, 1.5)
 
     for pool in (clients.pool_at("there", 7001), clients.async_pool_at("there", 7001)):

@@ -245,14 +245,14 @@ def test_wakes_that_come_while_the_loop_finishes_earlier_ones_are_heard() -> Non
     async def main() -> list[bool]:
         first = await _sleepers(waiters, "product[1]", 1)
         second = await _sleepers(waiters, "product[2]", 1)
-        finish_due = waiters._finish_due
+        finish_due = waiters._wake_due
 
         def finish(loop: asyncio.AbstractEventLoop) -> None:
             finish_due(loop)
-            waiters._finish_due = finish_due  # type: ignore[method-assign]
+            waiters._wake_due = finish_due  # type: ignore[method-assign]
             waiters.wake("product[2]")
 
-        waiters._finish_due = finish  # type: ignore[method-assign]
+        waiters._wake_due = finish  # type: ignore[method-assign]
         waiters.wake("product[1]")
         return await asyncio.gather(*first, *second)
 
@@ -429,7 +429,7 @@ def test_nudging_all_keeps_what_is_known_of_the_lease() -> None:
     waiter = waiters.enter("product[1]")
     waiter.flight.held_until, waiter.flight.token = 99.0, "abc"
 
-    waiters.hand_off_to_all(waiter.flight)
+    waiters.wake_flight(waiter.flight)
 
     assert waiter.woken
     assert (waiter.flight.held_until, waiter.flight.token) == (99.0, "abc")
@@ -441,7 +441,7 @@ def test_every_wake_changes_the_flights_number() -> None:
     flight = waiters.enter("product[1]").flight
     seen = {flight.wakes}
 
-    for wake in (lambda: waiters.wake("product[1]"), waiters.wake_all, lambda: waiters.hand_off_to_all(flight)):
+    for wake in (lambda: waiters.wake("product[1]"), waiters.wake_all, lambda: waiters.wake_flight(flight)):
         wake()
         seen.add(flight.wakes)
 
@@ -459,7 +459,7 @@ def test_nudge_wakes_one_sleeper() -> None:
         entered = [waiters.enter("product[1]") for _ in range(3)]
         tasks = [asyncio.create_task(waiter.await_(LONG)) for waiter in entered]
         await asyncio.sleep(0)
-        waiters.hand_off(entered[0].flight)
+        waiters.wake_one(entered[0].flight)
         woken, asleep = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in asleep:
             task.cancel()
@@ -475,7 +475,7 @@ def test_waiter_that_was_nudged_and_leaves_wakes_the_next() -> None:
     async def main() -> list[bool]:
         tasks = await _sleepers(waiters, "product[1]", 3)
         with waiters.enter("product[1]") as caller:
-            waiters.hand_off(caller.flight)
+            waiters.wake_one(caller.flight)
         return await asyncio.gather(*tasks)
 
     assert asyncio.run(main()) == [True, True, True]
@@ -488,7 +488,7 @@ def test_nudge_wakes_a_sleeping_thread() -> None:
     threads = [in_thread(f"sleeper {n}", lambda w=w: w.wait(LONG)) for n, w in enumerate(sleepers)]
     until(lambda: _asleep(waiters, "product[1]") == 2)
 
-    waiters.hand_off(sleepers[0].flight)
+    waiters.wake_one(sleepers[0].flight)
     until(lambda: any(found for _, found in threads))
     first = [found for _, found in threads]
 
@@ -504,7 +504,7 @@ def test_nudge_reaches_a_waiter_that_is_about_to_sleep() -> None:
     claimer, other = waiters.enter("product[1]"), waiters.enter("product[1]")
     other.rearm()
 
-    waiters.hand_off(claimer.flight)
+    waiters.wake_one(claimer.flight)
 
     assert other.wait(LONG)
 
@@ -519,7 +519,7 @@ def test_baton_of_a_cancelled_waiter_is_passed_on(cancel_first: bool) -> None:
         claimer = waiters.enter("product[1]")
         if cancel_first:
             tasks[0].cancel()
-        waiters.hand_off(claimer.flight)
+        waiters.wake_one(claimer.flight)
         tasks[0].cancel()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -535,7 +535,7 @@ def test_baton_is_spent_when_its_holder_sleeps_again() -> None:
     first, second = waiters.enter("product[1]"), waiters.enter("product[1]")
     sleeper, _ = in_thread("sleeper", lambda: first.wait(LONG))
     until(lambda: _asleep(waiters, "product[1]") == 1)
-    waiters.hand_off(second.flight)
+    waiters.wake_one(second.flight)
     sleeper.join(60)
     second.rearm()
 

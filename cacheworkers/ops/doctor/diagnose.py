@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cacheworkers.errors import StoreUnavailable
-from cacheworkers.ops.doctor import database_checks, store_checks, worker_checks
+from cacheworkers.ops.doctor import database_checks, namespace_checks, store_checks, worker_checks
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
 from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
 from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts, worker_facts
@@ -34,7 +34,7 @@ FAILED = Rule(
     "What it looks at is not known.",
     "Read the message: rights that are missing (see acl), or a hosted server that refuses a command.",
 )
-RULES = (*store_checks.RULES, *worker_checks.RULES, *database_checks.RULES, FAILED)
+RULES = (*store_checks.RULES, *namespace_checks.RULES, *worker_checks.RULES, *database_checks.RULES, FAILED)
 _AWAY: dict[type[Exception], Rule] = {
     StoreUnavailable: store_checks.AWAY,
     BrokerUnreachable: worker_checks.AWAY,
@@ -126,6 +126,8 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
     store = store_checks.AWAY
     yield Check("store-servers", store, lambda: store_checks.check_servers(config, has_outbox=has_outbox, now=now))
     yield Check("store-pushes", store, lambda: store_checks.check_pushes(config))
+    yield Check("namespace", store, lambda: namespace_checks.check_namespace(cache.internals.runtime))
+    yield Check("unstored", store, lambda: namespace_checks.check_unstored(cache.internals.runtime))
     yield Check("store-rights", store, lambda: store_checks.check_rights(config))
     if app is not None:
         broker = worker_checks.AWAY

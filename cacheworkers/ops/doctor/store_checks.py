@@ -111,7 +111,7 @@ IDLE = Rule(
 )
 OUTPUT = Rule(
     "output-buffer",
-    "warning",
+    "note",
     "`client-output-buffer-limit normal` has no limit, and `maxmemory` is set.",
     "Invalidation messages for a process that stands still (a debugger, a suspended container) count as memory: they "
     "push everybody's entries out.",
@@ -147,7 +147,7 @@ DENIED = Rule(
     "error",
     "The store's user may not run what the library runs.",
     "The first read, load, invalidation or upkeep task that needs it fails with NOPERM.",
-    "`ACL SETUSER name ~namespace:* +@read +@write +@scripting +@connection +info +time +config|get`, with "
+    "`ACL SETUSER name ~namespace:* +@read +@write +@scripting +@connection -@dangerous +info +time +config|get`, with "
     "`Config.namespace` for namespace; on a Cluster `+cluster` too.",
 )
 BEAT = Rule(

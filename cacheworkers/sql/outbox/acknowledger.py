@@ -1,6 +1,6 @@
-"""Delivery: marks the outbox rows whose tags this process has invalidated itself, in batches and off the caller's path.
+"""Delivery acknowledger: marks outbox rows whose tags this process has invalidated, in batches, on a thread or task.
 
-What is not marked, because the process died or the database was away, the drain delivers once more.
+Rows that stay unmarked, because the process died or the database was away, are delivered once more by the relay.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 
 log = logging.getLogger("cacheworkers")
 
-#: How long rows are gathered before one statement marks them, seconds: well within the drain's grace.
+#: How long rows are gathered before one statement marks them, seconds: well within the relay's grace.
 GATHER_FOR = GRACE / 10
 
 
 class DeliveryAcknowledger:
-    """Rows to be marked, by engine."""
+    """Marks rows delivered, by engine."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self.reset()
 
     def reset(self) -> None:
-        """Forget rows and threads, as a child does after a fork: the parent marks its own."""
+        """Forget rows and threads, as a child does after a fork: the parent marks its own rows."""
         self._changed = threading.Condition()
         self._rows: dict[Engine, list[int]] = {}
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def note(self, engine: Engine, rows: tuple[int, ...]) -> None:
-        """Take rows of a database whose tags are invalidated; called right after the commit that wrote them."""
+    def acknowledge(self, engine: Engine, rows: tuple[int, ...]) -> None:
+        """Have rows of a database marked whose tags are invalidated."""
         with self._changed:
             is_first = engine not in self._rows
             self._rows.setdefault(engine, []).extend(rows)
             if not is_first:
-                return  # whoever was told of the first row takes this one too
+                return  # the thread or task that the first row has begun marks this one too
             if engine.dialect.is_async:
                 task = asyncio.get_running_loop().create_task(self._mark_soon(engine))
                 self._tasks.add(task)
@@ -54,7 +54,7 @@ class DeliveryAcknowledger:
             self._changed.notify()
 
     def close(self) -> None:
-        """Mark what is left, for at most a second."""
+        """Mark the rows that are left; waits for at most a second."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -73,14 +73,14 @@ class DeliveryAcknowledger:
                 try:
                     with engine.begin() as connection:
                         self._outbox.delivered(connection, rows)
-                except Exception as error:  # whatever a driver raises: the drain delivers them again
+                except Exception as error:  # whatever a driver raises: the relay delivers them again
                     log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
                     time.sleep(GATHER_FOR)
 
     async def _mark_soon(self, engine: Engine) -> None:
         try:
             await asyncio.sleep(GATHER_FOR)
-        finally:  # a loop that ends leaves the rows to the drain, and the next ones to another loop
+        finally:  # a loop that ends leaves its rows to the relay, and later ones to another loop
             with self._changed:
                 rows = self._rows.pop(engine, [])
         try:

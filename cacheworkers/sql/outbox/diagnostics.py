@@ -22,11 +22,11 @@ class DatabaseUnavailable(CacheworkersError):
 
 
 class OutboxFacts(msgspec.Struct, frozen=True):
-    """The outbox as the database has it.
+    """The state of an outbox.
 
     Attributes:
         where: the database's URL, without a password.
-        missing: what is not there: the table, or some of its columns.
+        missing: the table, or those of its columns that do not exist.
         waiting: rows that wait to be delivered.
         lag: how old the oldest of them is, seconds.
     """
@@ -38,7 +38,7 @@ class OutboxFacts(msgspec.Struct, frozen=True):
 
 
 def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
-    """Return what the database says of an outbox.
+    """Return the state of an outbox.
 
     Raises:
         DatabaseUnavailable: it does not answer.
@@ -46,7 +46,7 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
     table = outbox.table
     where = repr(engine.url)
 
-    def look(connection: Connection) -> OutboxFacts:
+    def inspection(connection: Connection) -> OutboxFacts:
         inspector = inspect(connection)
         if not inspector.has_table(table.name):
             return OutboxFacts(where, (f"the table {table.name}",), 0, 0.0)
@@ -59,7 +59,7 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
         waiting, oldest, now = connection.execute(select(*columns).select_from(table).where(mine)).one()
         return OutboxFacts(where, (), int(waiting), 0.0 if oldest is None else age_of(oldest, now))
 
-    return _looked(engine, look)
+    return _inspected(engine, inspection)
 
 
 def check_outbox(outbox: Outbox, engine: Engine) -> None:
@@ -78,7 +78,7 @@ def answers(engine: Engine) -> str:
     Raises:
         DatabaseUnavailable: it does not.
     """
-    _looked(engine, lambda connection: connection.execute(select(1)).scalar_one())
+    _inspected(engine, lambda connection: connection.execute(select(1)).scalar_one())
     return repr(engine.url)
 
 
@@ -103,7 +103,7 @@ def pooler_facts(engine: Engine) -> PoolerFacts | None:
         DatabaseUnavailable: it does not answer.
     """
 
-    def look(connection: Connection) -> PoolerFacts | None:
+    def inspection(connection: Connection) -> PoolerFacts | None:
         driver: Any = connection.connection.driver_connection
         match connection.dialect.driver:
             case "psycopg" | "psycopg_async":
@@ -117,7 +117,7 @@ def pooler_facts(engine: Engine) -> PoolerFacts | None:
         # A pooler makes up the process number that a client is given for cancelling.
         return PoolerFacts(pid != connection.execute(select(func.pg_backend_pid())).scalar_one(), prepares, setting)
 
-    return _looked(engine, look) if engine.dialect.name == "postgresql" else None
+    return _inspected(engine, inspection) if engine.dialect.name == "postgresql" else None
 
 
 def trigger_faults(engines: Sequence[Engine], declared: Sequence[Triggers]) -> dict[str, str]:
@@ -127,18 +127,18 @@ def trigger_faults(engines: Sequence[Engine], declared: Sequence[Triggers]) -> d
         DatabaseUnavailable: one of them does not answer.
     """
 
-    def look(connection: Connection) -> dict[str, str]:
+    def inspection(connection: Connection) -> dict[str, str]:
         if connection.dialect.name != "postgresql":
             return {table: "is not in PostgreSQL" for triggers in declared for table in triggers.tables}
         return {table: fault for triggers in declared for table, fault in triggers.faults(connection).items()}
 
-    first, *others = (_looked(engine, look) for engine in engines)
+    first, *others = (_inspected(engine, inspection) for engine in engines)
     return {table: fault for table, fault in first.items() if all(table in found for found in others)}
 
 
-def _looked(engine: Engine, look: Callable[[Connection], T]) -> T:
+def _inspected(engine: Engine, inspection: Callable[[Connection], T]) -> T:
     try:
-        return on_connection(apart(engine), look)
+        return on_connection(apart(engine), inspection)
     except (OperationalError, InterfaceError, OSError) as error:
         reason = str(getattr(error, "orig", error)).strip().replace("\n", " ")
         raise DatabaseUnavailable(f"{engine.url!r} is unavailable: {type(error).__name__}: {reason}") from error

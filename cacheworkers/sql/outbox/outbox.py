@@ -76,7 +76,7 @@ class Backlog(NamedTuple):
 
 
 class Outbox:
-    """The table, and what is done with it."""
+    """The outbox table: writing, claiming, marking and replaying its rows."""
 
     def __init__(self, namespace: str, name: str = TABLE) -> None:
         self.namespace = namespace
@@ -93,7 +93,7 @@ class Outbox:
             Column("delivered_at", DateTime(timezone=True)),
         )
         column = self.table.c.delivered_at
-        # Each row is in one of them: an insert pays for one, and a delivery for the other.
+        # Each row is in one of them: an insert pays for one index, and a delivery for the other.
         Index(f"{name}_waiting", self.table.c.namespace, self.table.c.id, postgresql_where=column.is_(None))
         Index(f"{name}_delivered", column, postgresql_where=column.is_not(None))
         self._inserts: dict[tuple[str, str], tuple[str, Sequence[str] | None]] = {}
@@ -151,7 +151,7 @@ class Outbox:
             key = done.inserted_primary_key
             assert key is not None
             return int(key[0])
-        # As text, for this is on the way of every watched commit, and compiling takes longer than the round trip.
+        # As text: every watched commit does this, and compiling takes longer than the round trip.
         name = (dialect.name, dialect.driver)
         if name not in self._inserts:
             made: Any = insert(self.table).values(row).returning(self.table.c.id).compile(dialect=dialect)
@@ -195,10 +195,10 @@ class Outbox:
         return Claimed(tuple(rows), tuple(tags), sources, max(lag, 0.0))
 
     def delivered(self, connection: Connection, ids: Sequence[int], sources: Sequence[str] = (WATCH, TRIGGER)) -> None:
-        """Mark rows delivered, which are kept for a replay; not those that a replay has taken up meanwhile.
+        """Mark rows delivered; they are kept for a replay.  Rows that a replay has taken up meanwhile are skipped.
 
         Args:
-            sources: what they were when their tags were not invalidated yet.
+            sources: the rows' sources when they were claimed.
         """
         if ids:
             table = self.table
@@ -206,19 +206,19 @@ class Outbox:
             connection.execute(done.values(delivered_at=func.current_timestamp()))
 
     def replay(self, connection: Connection, within: float) -> int:
-        """Let the drain deliver anew what was delivered within so many seconds, and what waits; how many rows."""
+        """Have delivered again what waits, and what was delivered in the last `within` seconds; how many rows."""
         since = _aware(connection.execute(select(func.current_timestamp())).scalar_one())
         since -= datetime.timedelta(seconds=within)
         at = self.table.c.delivered_at
         again = update(self.table).where(self.table.c.namespace == self.namespace, at.is_(None) | (at >= since))
-        # What waits may be about to be marked, by who has told the old store:
-        #   session: commit, invalidate on the old store   drain: replay to the new one   session: mark the row
-        # A source that nobody has read yet keeps it from that.  It gives no grace either, as a trigger's does not.
+        # A row that waits may be about to be marked by a session that has invalidated on the old store:
+        #   session: commit, invalidate on the old store   relay: replay to the new one   session: mark the row
+        # A source that nobody has read yet prevents that.  Like a trigger's, it gives no grace.
         source = f"r{secrets.token_hex(4)[:7]}"
         return int(connection.execute(again.values(delivered_at=None, source=source)).rowcount)
 
     def forget(self, connection: Connection, kept_for: float) -> int:
-        """Delete what was delivered longer ago than so many seconds; how many rows."""
+        """Delete rows delivered more than `kept_for` seconds ago; how many."""
         before = _aware(connection.execute(select(func.current_timestamp())).scalar_one())
         before -= datetime.timedelta(seconds=kept_for)
         old = delete(self.table).where(self.table.c.namespace == self.namespace, self.table.c.delivered_at < before)
@@ -234,10 +234,10 @@ class Outbox:
         return int(connection.execute(select(func.count()).select_from(self.table).where(mine)).scalar_one())
 
     def lag(self, connection: Connection) -> float:
-        """Return how old the oldest row is that waits to be delivered, seconds; 0 if none does.
+        """Return the age of the oldest row that waits to be delivered, seconds; 0 if none does.
 
-        A watched session delivers its own within milliseconds.  More than `GRACE` and a round of the drain says that
-        no drain is at work, or that the store takes nothing.
+        A watched session delivers its own within milliseconds.  More than `GRACE` and a round of the relay means that
+        no relay runs, or that the store takes no writes.
         """
         mine = (self.table.c.namespace == self.namespace) & self.table.c.delivered_at.is_(None)
         # By id, which has an index; rows are written in about the order of their numbers.
@@ -254,12 +254,12 @@ def in_rows(tags: Sequence[str]) -> list[Sequence[str]]:
 
 
 def age_of(instant: Any, now: Any) -> float:
-    """Return how long before `now` an instant was, both as the database answers them, seconds."""
+    """Return the seconds from an instant to `now`, both as the database returns them."""
     return max(0.0, (_aware(now) - _aware(instant)).total_seconds())
 
 
 def _aware(instant: Any) -> datetime.datetime:
-    """Return an instant with its zone: SQLite answers UTC, as text or without one."""
+    """Return an instant with its zone: SQLite returns UTC, as text or without one."""
     if isinstance(instant, str):
         instant = datetime.datetime.fromisoformat(instant)
     found: datetime.datetime = instant if instant.tzinfo else instant.replace(tzinfo=datetime.UTC)

@@ -91,7 +91,7 @@ def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) 
                 raise
             # The other tags are done, and no load can register an entry in that set: there is nothing to delete.
             log.warning("the outbox has a tag that cannot be invalidated: %s", error)
-    # Only now.  Marked before, what a crash in between leaves would be delivered by nobody.
+    # Marked only now: after a crash in between, nobody would deliver rows that were marked before.
     outbox.delivered(connection, claimed.ids, claimed.sources)
     return claimed
 
@@ -115,9 +115,9 @@ def _deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float)
 
 
 def _legal(tags: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Yield what an entry can have as a tag.
+    """Yield the tags that an entry can have.
 
-    A trigger makes tags of whatever a column holds.  One that no entry can have must not keep the others waiting.
+    A trigger makes tags of any text in a column.  One that no entry can have must not hold up the others.
     """
     for tag in tags:
         try:

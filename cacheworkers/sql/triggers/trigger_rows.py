@@ -17,16 +17,16 @@ log = logging.getLogger("cacheworkers")
 
 #: Most tags that are read before a commit; a bulk statement may have touched millions, and the relay delivers the rest.
 MAX_TAGS = 20_000
-#: How far back rows are looked for, by number: where nobody drains, there may be millions.
+#: How far back rows are searched, by number: where no relay runs, there may be millions.
 _LATEST = 10_000
 
 
 def written_by_triggers(
     connection: Connection, outbox: Outbox, max_tag_bytes: int
 ) -> list[tuple[int, tuple[str, ...]]]:
-    """Return number and tags of the rows that triggers wrote in the connection's transaction, first ones first.
+    """Return number and tags of the rows that triggers wrote in the connection's transaction, in their order.
 
-    Tags that no entry can have are left out: a trigger makes them of whatever a column holds.
+    Tags that no entry can have are left out: a trigger makes them of any text in a column.
     """
     if connection.dialect.name != "postgresql":
         return []

@@ -60,7 +60,7 @@ class Flush:
         changes.leaves = lambda connection, table: self._leave(connection, {table})
         self._before = Before(session)
         self._captured: dict[InstanceState[Any], _Captured] = {}
-        #: Updated instances that the user's own hooks may still change before their statement.
+        #: Instances that the user's own hooks may still change before their statement.
         self._unsettled: list[InstanceState[Any]] = []
         #: What was left to triggers.
         self.left: dict[Connection, set[Table]] = {}
@@ -82,6 +82,9 @@ class Flush:
         if self._capture(connection, state, rules) is not None:
             self._settle(state)
             self._unsettled.append(state)
+        elif state in self._captured and not self._captured[state].is_new:
+            # A deletion that has become none: a child of what is deleted that has found another parent.
+            self._captured[state].seen = rules.concerning(None)
 
     def inserts(self, connection: Connection, state: InstanceState[Any], rules: TagRules) -> None:
         """Note an instance that is going to be inserted, or takes the row of one that the flush deletes."""
@@ -91,12 +94,15 @@ class Flush:
         captured = self._capture(connection, state, rules)
         if captured is not None:
             captured.is_new = True
+            self._unsettled.append(state)
 
     def before_statement(self, connection: Connection, find: Callable[[type], TagRules | None]) -> None:
         """Note what the instances' own events do not tell, before one of the flush's statements."""
         unsettled, self._unsettled = self._unsettled, []
         for state in unsettled:
-            self._settle(state)
+            if not self._captured[state].is_new:
+                self._settle(state)
+            self._before.note_written(state)
         for state in second_updates(self._context()):
             rules = find(state.mapper.class_)
             if rules is None or state.key is None:
@@ -107,6 +113,7 @@ class Flush:
                 add(captured.old, captured.seen, self._before.row(connection, state))
             elif state in self._captured and not self._captured[state].is_new:
                 self._settle(state)
+            self._before.note_written(state)
 
     def links(
         self, connection: Connection, table: Table, statement: Any, parameters: Sequence[Mapping[str, Any]]

@@ -22,19 +22,19 @@ def pending_of(session: Session, tags_of: Callable[[type], Callable[[Row], list[
     Keys that the flush itself works out, from relationships, are not known before.
     """
     tags: set[str] = set()
-    is_complete = can_flush = True
-    deleted = set(session.deleted)
-    for instance in (*session.new, *session.dirty, *deleted):
-        state: InstanceState[Any] = inspect(instance)
-        if instance not in deleted:
-            if state.persistent and not changed_names(state):
-                continue
-            can_flush = can_flush and not _is_half_built(state)
-        make = tags_of(type(instance))
+    is_complete = True
+    # By their states: instances may not be hashable.
+    deleted: list[InstanceState[Any]] = [inspect(each) for each in session.deleted]
+    written: list[InstanceState[Any]] = [inspect(each) for each in (*session.new, *session.dirty)]
+    changed = [state for state in written if not state.persistent or changed_names(state)]
+    can_flush = not any(_is_half_built(state) for state in changed)
+    for state in (*changed, *deleted):
+        kind = state.mapper.class_
+        make = tags_of(kind)
         for values in _rows(state) if make is not None else ():
             assert make is not None
             try:
-                tags.update(make(Row(type(instance).__name__, row_columns(state.mapper), values, _missing)))
+                tags.update(make(Row(kind.__name__, row_columns(state.mapper), values, _missing)))
             except _NotInMemory:
                 is_complete = False
     return Pending(frozenset(tags), is_complete, can_flush)

@@ -86,6 +86,20 @@ class Before:
         self._session = session
         self._rows: dict[InstanceState[Any], Mapping[str, Any]] = {}
         self._expired: dict[InstanceState[Any], set[str]] = {}
+        self._written: dict[InstanceState[Any], Mapping[str, Any]] = {}
+
+    def note_written(self, state: InstanceState[Any]) -> None:
+        """Note what memory has of an instance right before its statement: a hook after it may change that."""
+        moving = _moving(state.mapper)
+        self._written[state] = {
+            name: value
+            for name in row_columns(state.mapper)
+            if name not in moving and (value := state.dict.get(name)) is not None
+        }
+
+    def written(self, state: InstanceState[Any]) -> Mapping[str, Any]:
+        """Return what memory had of an instance when it was written, and has of the rest now."""
+        return {**state.dict, **self._written.get(state, {})}
 
     def row(self, connection: Connection, state: InstanceState[Any]) -> Row:
         """Return the row of an instance that has one."""
@@ -114,12 +128,11 @@ class Before:
     def _fetch_all(self, connection: Connection, mapper: Mapper[Any]) -> None:
         session = self._session
         states: dict[tuple[Any, ...], InstanceState[Any]] = {}
-        deleted = set(session.deleted)
-        for instance in (*deleted, *session.dirty):
-            state: InstanceState[Any] = inspect(instance)
+        deleted: set[InstanceState[Any]] = {inspect(each) for each in session.deleted}  # they may be unhashable
+        for state in (*deleted, *(inspect(each) for each in session.dirty)):
             if state.mapper is not mapper or state.identity is None or state in self._rows:
                 continue
-            if instance in deleted or changed_names(state):
+            if state in deleted or changed_names(state):
                 states[tuple(state.identity)] = state
         keys = key_names(mapper)
         for row in fetch(connection, mapper, list(states), locks=True):
@@ -140,7 +153,7 @@ class After:
         """Return the row of an instance that was inserted or updated."""
         mapper = state.mapper
         columns = row_columns(mapper)
-        values = state.dict
+        values = self._before.written(state)
         changed = _set_names(state)
         kept: Mapping[str, Any] = {}
         if state.key is None:  # inserted: what it has is what was written, and the server made the rest
@@ -168,7 +181,8 @@ class After:
                     self._rows[found] = row
         if state not in self._rows:  # its key is stored as another value
             rows = fetch(connection, mapper, [mapper.primary_key_from_instance(state.obj())])
-            self._rows[state] = rows[0] if rows else {}
+            # A mapping that does not select its own row, by a join that has no match say: what memory has must do.
+            self._rows[state] = rows[0] if rows else {name: state.dict.get(name) for name in row_columns(mapper)}
         return self._rows[state]
 
 

@@ -31,6 +31,7 @@ from cacheworkers.sql.watch.tag_rules import Mode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
 log = logging.getLogger("cacheworkers")
@@ -44,11 +45,11 @@ _LOOK_EVERY = 0.05
 class WatchService:
     """The watched sessions of one cache, and the way of their outbox rows into the store."""
 
-    def __init__(self, ports: Ports, sessions: sessionmaker[Session] | None) -> None:
+    def __init__(self, ports: Ports, sessions: sessionmaker[Session] | async_sessionmaker[AsyncSession] | None) -> None:
         self._ports = ports
         self.outbox = Outbox(ports.config.namespace)
         self._acknowledger = DeliveryAcknowledger(self.outbox)
-        self._delivery = Delivery(ports, self._acknowledger.note)
+        self._delivery = Delivery(ports, self._acknowledger.acknowledge)
         self._hooks: list[SessionHooks] = []
         self._loaders = sessions
         #: What was given to `watch`.  What it is bound to is asked when it is needed: that may be configured later.

@@ -38,8 +38,6 @@ from cacheworkers.sql.watch.views import Views
 
 log = logging.getLogger("cacheworkers")
 
-#: Waits for an awaitable within SQLAlchemy's greenlet; called `await_only` before SQLAlchemy 2.1.
-
 AnySession = Session | AsyncSession
 
 

@@ -1,4 +1,4 @@
-"""Replicas: wait until enough of them have what was written, so that a failover to one of them loses nothing of it."""
+"""Replicate: wait until enough replicas have what was written, so that a failover to one of them loses none of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOUCHED_FOR_MS = 1000
 
 
 class Replicate:
-    """A step: wait until every master's replicas have acknowledged all that it has taken in so far.
+    """A step: wait until every master's replicas have acknowledged all writes so far.
 
     An acknowledgement says that a replica has the write in its memory, not on its disk.
     """
@@ -26,7 +26,7 @@ class Replicate:
     def __init__(self, link: Transport, key: str, replicas: int, store_timeout: float) -> None:
         """
         Args:
-            key: a key that may be written; on a Cluster, what a key of each master begins with.
+            key: a key that may be written; on a Cluster, the beginning of a key of each master.
             replicas: how many of each master's.
             store_timeout: seconds.
         """
@@ -53,5 +53,5 @@ class Replicate:
             raise StoreError(f"{least} of {self._replicas} replicas acknowledged it within {self._within:g} s")
 
     async def arun(self) -> None:
-        """Wait on a thread: WAIT holds up its connection, and the loop's is shared by all tasks."""
+        """Wait on a thread: WAIT blocks its connection, and the loop's is shared by all tasks."""
         await asyncio.to_thread(self.run)

@@ -1,4 +1,4 @@
-"""Shapes: what the store's scripts and commands answer, as Python has it."""
+"""Replies: what the store's scripts and commands answer, as Python values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,13 @@ class Backoff(msgspec.Struct, frozen=True):
     rest: float
 
 
-Claim = Claimed | Moved | Held | Backoff
+class Overtaken(msgspec.Struct, frozen=True):
+    """A value that an invalidation has overtaken, and whose load began after its reader did: its envelope."""
+
+    raw: bytes
+
+
+Claim = Claimed | Moved | Held | Backoff | Overtaken
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -46,6 +52,10 @@ class Begun(msgspec.Struct, frozen=True):
 
     attempts: int
     raw: bytes | None
+
+
+class Alone(msgspec.Struct, frozen=True):
+    """The last load of the call, with others or not, died: it may be begun by itself only."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -91,13 +101,21 @@ def claim(reply: Any) -> Claim:
             return Moved()
         case "held":
             return Held(text(reply[1]), reply[2] == 1, reply[3] == 1, max(reply[4], 0) / 1000)
+        case "overtaken":
+            return Overtaken(reply[1])
         case _:
             return Backoff(text(reply[1]), text(reply[2]), reply[3] / 1000)
 
 
-def begun(reply: Any) -> Begun | None:
+def begun(reply: Any) -> Begun | Alone | None:
     """Return the load that may run; None if it was left to another."""
-    return Begun(int(reply[1]), raw(reply[2])) if text(reply[0]) == "begun" else None
+    match text(reply[0]):
+        case "begun":
+            return Begun(int(reply[1]), raw(reply[2]))
+        case "alone":
+            return Alone()
+        case _:
+            return None
 
 
 class Trimmed(msgspec.Struct, frozen=True):
@@ -156,7 +174,7 @@ def detached(tag: str, shard: int, reply: Any, name: str = "") -> list[DetachedS
 
 
 def fields(reply: Any) -> dict[str, str]:
-    """Return a hash, as RESP2 or RESP3 tells it."""
+    """Return a hash, as RESP2 or RESP3 gives it."""
     if isinstance(reply, dict):
         return {text(k): text(v) for k, v in reply.items()}
     if isinstance(reply, list):
@@ -165,7 +183,7 @@ def fields(reply: Any) -> dict[str, str]:
 
 
 def scored(reply: Any) -> list[tuple[str, float]]:
-    """Return members and scores, as RESP2 or RESP3 tells them."""
+    """Return members and scores, as RESP2 or RESP3 gives them."""
     if reply and isinstance(reply[0], list | tuple):  # RESP3
         return [(text(member), float(score)) for member, score in reply]
     return [(text(member), float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]

@@ -1,4 +1,4 @@
-"""The store's vocabulary: one typed method per script or command, each returning a step that a flow yields."""
+"""Store: one typed method per script or command, each returning a step that a flow yields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from cacheworkers.local.batching import Batcher
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
 from cacheworkers.store.commands.replicas import Replicate
-from cacheworkers.store.commands.replies import Begun, Claim, DetachedSet, ForeignType, Registered, Snapshot, Trimmed
+from cacheworkers.store.commands.replies import (
+    Alone,
+    Begun,
+    Claim,
+    DetachedSet,
+    ForeignType,
+    Registered,
+    Snapshot,
+    Trimmed,
+)
 from cacheworkers.store.commands.steps import Exchange, Get, Info, Scan
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_info import info_of
@@ -27,8 +36,12 @@ T = TypeVar("T")
 REGISTRATION_MARGIN = 60.0
 #: Members of a tag set, and keys of one command, that are gone through at a time.
 CHUNK = 500
+#: Most loads of one call that run at a time: those of before an invalidation, and one.
+MOST_RUNNING = 2
 #: Members of each of many tag sets that are gone through at a time.
 LEAST_SHARE = 4
+#: How long it is known from which databases a namespace is loaded, seconds.
+DATABASE_KEPT_FOR = 30 * 86400.0
 #: Half-lives for which access scores are remembered.
 ACCESSES_KEPT_FOR = 100
 #: How long it is known when a worker last took a message, and that a worker runs, seconds.
@@ -95,6 +108,8 @@ class Store:
         seen: bytes = b"",
         expected: str = "",
         heeds_backoff: bool = True,
+        least_seq: int | None = None,
+        is_last: bool = False,
     ) -> Exchange[Claim]:
         """Take the lease of a call, for `lease_for` seconds.
 
@@ -103,9 +118,11 @@ class Store:
             seen: the version the reader saw; refused when another is there now.
             expected: the token of a lease that may be taken over if its holder has not begun.
             heeds_backoff: refuse while a failure's backoff is running.
+            is_last: whoever claims cannot wait: claim however many overtaken loads are running.
+            least_seq: take an overtaken value too, if its load began at this sequence number or later.
         """
         return self._ask(
-            [self._claim(call, token, lease_for, seen, expected, heeds_backoff)],
+            [self._claim(call, token, lease_for, seen, expected, heeds_backoff, least_seq=least_seq, is_last=is_last)],
             lambda replies: parse.claim(replies[0]),
         )
 
@@ -115,20 +132,39 @@ class Store:
         """Take the leases of many `(call, token, seen)`, in one round trip.
 
         Args:
-            warms: nobody waits for these loads; until one has begun, whoever does not warm may take its lease.
+            warms: nobody waits for these loads; until one has begun, a claim that does not warm may take its lease.
         """
         requests = [self._claim(call, token, lease_for, seen, "", True, warms) for call, token, seen in asks]
         return self._ask(requests, lambda replies: [parse.claim(reply) for reply in replies])
 
     def begin(
-        self, calls: Sequence[tuple[str, str, str, bytes]], *, load_for: float, is_redelivered: bool = False
-    ) -> Exchange[list[Begun | None]]:
-        """Begin the loads of many `(call, token, fence, seen)`; None where the work is somebody else's."""
+        self,
+        calls: Sequence[tuple[str, str, str, bytes]],
+        *,
+        load_for: float,
+        is_redelivered: bool = False,
+        is_shared: bool | None = None,
+    ) -> Exchange[list[Begun | Alone | None]]:
+        """Begin the loads of many `(call, token, fence, seen)`; None where the work is somebody else's.
+
+        Several are loaded together.  Of those a call whose last load has died is `Alone`: not begun.
+        """
+        if is_shared is None:
+            is_shared = len(calls) > 1
         requests = [
             Request.call(
                 scripts.BEGIN,
                 (self.keys.entry(call), self.keys.lease(call), self.keys.attempts(call)),
-                (token, fence, _ms(load_for), seen, int(is_redelivered), envelope.MAGIC, envelope.WRITE_ID_AT),
+                (
+                    token,
+                    fence,
+                    _ms(load_for),
+                    seen,
+                    int(is_redelivered),
+                    envelope.MAGIC,
+                    envelope.WRITE_ID_AT,
+                    int(is_shared),
+                ),
             )
             for call, token, fence, seen in calls
         ]
@@ -137,7 +173,9 @@ class Store:
     def release(self, names: Iterable[tuple[str, str]]) -> Exchange[int]:
         """Give back the leases of many `(call, token or fence)`; how many were ours."""
         requests = [
-            Request.call(scripts.RELEASE, (self.keys.lease(call), self.keys.attempts(call)), (name,))
+            Request.call(
+                scripts.RELEASE, (self.keys.lease(call), self.keys.attempts(call), self.keys.failures(call)), (name,)
+            )
             for call, name in names
         ]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
@@ -242,6 +280,45 @@ class Store:
         ]
         return self._ask(requests, lambda replies: [int(reply) >= 0 for reply in replies])
 
+    def offer(self, entry: Entry, kept_for: float) -> Exchange[bool]:
+        """Leave an overtaken value, for `kept_for` seconds, to readers that had begun before its load."""
+        request = Request.call(
+            scripts.OFFER,
+            (self.keys.overtaken(entry.call),),
+            (envelope.pack(entry), _ms(kept_for), envelope.SEQ_AT),
+        )
+        return self._ask([request], lambda replies: replies[0] == 1)
+
+    def take_turn(self, loader: str, interval: float, most: float) -> Exchange[float | None]:
+        """Take the next turn of a loader with a rate limit; seconds until then, or None: not within `most` seconds."""
+        request = Request.call(
+            scripts.TURN, (self.keys.turns(loader),), (int(interval * 1e6), int(max(0.0, most) * 1e6))
+        )
+        return self._ask([request], lambda replies: None if int(replies[0]) < 0 else int(replies[0]) / 1e6)
+
+    # -- for doctor
+
+    def note_database(self, database: str, at: float) -> Exchange[None]:
+        """Note a database that a process of this namespace loads from."""
+        key = self.keys.databases
+        requests = [Request(("HSET", key, database, at)), Request(("PEXPIRE", key, _ms(DATABASE_KEPT_FOR)))]
+        return self._ask(requests, lambda replies: None)
+
+    def databases(self) -> Exchange[dict[str, float]]:
+        """The databases that are loaded from, and when that was last noted, seconds since the epoch."""
+        request = Request(("HGETALL", self.keys.databases))
+        return self._ask([request], lambda replies: {k: float(v) for k, v in parse.fields(replies[0]).items()})
+
+    def note_unstored(self, loader: str, reason: str) -> Exchange[None]:
+        """Note that a value of a loader had no place here."""
+        key = self.keys.unstored
+        requests = [Request(("HSET", key, loader, reason)), Request(("PEXPIRE", key, _ms(BEAT_KEPT_FOR)))]
+        return self._ask(requests, lambda replies: None)
+
+    def unstored(self) -> Exchange[dict[str, str]]:
+        """Loader -> why its last value without a place here had none, within a day."""
+        return self._ask([Request(("HGETALL", self.keys.unstored))], lambda replies: parse.fields(replies[0]))
+
     # -- invalidations
 
     def next_seq(self) -> Exchange[int]:
@@ -333,7 +410,7 @@ class Store:
         return self._ask(requests, shape)
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
-        """Delete leases and entries of calls; how many entries there were.
+        """Delete leases, failures and entries of calls; how many entries there were.
 
         Leases first: a load that writes between the two is refused.  The other way round its entry would stay, and it
         would be in no tag set, for its member leaves the detached set next.
@@ -342,25 +419,27 @@ class Store:
         if not calls:
             return self._ask([], lambda replies: 0)
         entries, leases = [self.keys.entry(call) for call in calls], [self.keys.lease(call) for call in calls]
+        failures = [self.keys.failures(call) for call in calls]
         if not self.link.is_cluster:  # one command for many keys; on a Cluster they live in many slots
             requests = []
             for at in range(0, len(calls), CHUNK):
-                for keys in (leases, entries):
-                    requests.append(Request(("UNLINK", *keys[at : at + CHUNK])))
+                part = slice(at, at + CHUNK)
+                for keys in (leases[part] + failures[part], entries[part]):
+                    requests.append(Request(("UNLINK", *keys)))
             return self._ask(requests, lambda replies: sum(map(int, replies[1::2])))
         # Together: one of them alone might be sent after its slot, and come late.
         requests = []
-        for lease, entry in zip(leases, entries, strict=True):
-            requests += [Request(("EXISTS", entry)), Request(("UNLINK", lease, entry))]
+        for lease, failure, entry in zip(leases, failures, entries, strict=True):
+            requests += [Request(("EXISTS", entry)), Request(("UNLINK", lease, failure, entry))]
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies[::2]))
 
     def soften(self, calls: Sequence[str]) -> Exchange[int]:
-        """Make the entries of calls stale and break their leases; how many were fresh."""
+        """Make the entries of calls stale, break their leases and end their failures; how many were fresh."""
         calls = parse.legible(calls)
         requests = [
             Request.call(
                 scripts.SOFTEN,
-                (self.keys.entry(call), self.keys.lease(call)),
+                (self.keys.entry(call), self.keys.lease(call), self.keys.failures(call)),
                 (envelope.MAGIC, envelope.FRESH_UNTIL_AT, _ms(CLOCK_MARGIN)),
             )
             for call in calls
@@ -394,7 +473,7 @@ class Store:
     # -- replicas
 
     def replicate(self, replicas: int, store_timeout: float) -> Replicate:
-        """Wait until so many replicas of every master have all that was written so far; raises if fewer do."""
+        """Wait until `replicas` replicas of every master have all that was written so far; raises if fewer do."""
         return Replicate(self.link, self.keys.touched, replicas, store_timeout)
 
     # -- access scores
@@ -477,6 +556,10 @@ class Store:
         request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
         return self._ask([request], lambda replies: None)
 
+    def unlink(self, names: Sequence[str]) -> Exchange[int]:
+        """Delete keys; how many there were."""
+        return self._ask([Request(("UNLINK", name)) for name in names], lambda replies: sum(map(int, replies)))
+
     # -- workers
 
     def note_taken(self, queue: str) -> Exchange[None]:
@@ -533,12 +616,34 @@ class Store:
         return Exchange(self.link, requests, shape)
 
     def _claim(
-        self, call: str, token: str, lease_for: float, seen: bytes, expected: str, heeds: bool, warms: bool = False
+        self,
+        call: str,
+        token: str,
+        lease_for: float,
+        seen: bytes,
+        expected: str,
+        heeds: bool,
+        warms: bool = False,
+        least_seq: int | None = None,
+        is_last: bool = False,
     ) -> Request:
+        keys = self.keys
         return Request.call(
             scripts.CLAIM,
-            (self.keys.entry(call), self.keys.lease(call), self.keys.failures(call)),
-            (token, _ms(lease_for), seen, expected, int(heeds), envelope.MAGIC, envelope.WRITE_ID_AT, int(warms)),
+            (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call)),
+            (
+                token,
+                _ms(lease_for),
+                seen,
+                expected,
+                int(heeds),
+                envelope.MAGIC,
+                envelope.WRITE_ID_AT,
+                int(warms),
+                "" if least_seq is None else least_seq,
+                envelope.SEQ_AT,
+                "" if is_last else MOST_RUNNING,
+            ),
         )
 
 

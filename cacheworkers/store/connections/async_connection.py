@@ -212,11 +212,12 @@ def abort(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
     if connection._writer is None:
         return
     transport = connection._writer.transport
+    sock = transport.get_extra_info("socket")  # before the abort: a TLS transport forgets it
     with contextlib.suppress(RuntimeError):  # its loop is closed
         transport.abort()
     connection._close()  # else it complains when it is collected
     if loop.is_closed():
         # asyncio leaves the socket to the garbage collector; uvloop's, which shows none, is closed with its loop.
-        own = getattr(transport.get_extra_info("socket"), "_sock", None)
+        own = getattr(sock, "_sock", None)
         if own is not None:
             own.close()

@@ -28,13 +28,12 @@ from redis.exceptions import (
 )
 
 from cacheworkers.core.driver import Flow, Pause, arun, run
+from cacheworkers.store.connections.address import Node
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests, TimeLeft
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import Request, check_probe
 from cacheworkers.store.connections.topology import Master, MasterUnavailable
 
-#: Host and port.
-Node = tuple[str, int]
 _ASKING = ("ASKING",)
 #: How often an exchange goes where it is sent without a pause: nodes that contradict one another will agree soon.
 _IMMEDIATE = 4

@@ -1,4 +1,4 @@
-"""What a server says of itself, and whether the library may keep its entries there."""
+"""Server info: the fields of INFO, and whether entries are safe on that server."""
 
 from __future__ import annotations
 

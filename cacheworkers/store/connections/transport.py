@@ -11,10 +11,11 @@ from redis.exceptions import AskError, TryAgainError
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.local.clock import StoreClock
-from cacheworkers.store.connections.address import parse_url
+from cacheworkers.store.connections.address import Node, parse_url
 from cacheworkers.store.connections.clients import Clients
-from cacheworkers.store.connections.cluster import Cluster, Node
+from cacheworkers.store.connections.cluster import Cluster
 from cacheworkers.store.connections.connection import Outcome
+from cacheworkers.store.connections.credentials import provider_of
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.health import Health
 from cacheworkers.store.connections.pool import Pool
@@ -48,7 +49,7 @@ class Transport:
         self._config = config
         self._clock = clock
         self._address = address = parse_url(config.redis_url)
-        self._clients = clients = Clients(address, config.store_timeout)
+        self._clients = clients = Clients(address, config.store_timeout, provider_of(config, address))
         self._masters: Topology
         self._alone: Pool | None = None
         if self.is_cluster:

@@ -1,4 +1,4 @@
-"""Rights: which commands and keys the store's user may use, found out by trying.
+"""ACL: which commands and keys the store's user may use, found by trying each.
 
 `ACL DRYRUN` would need more rights than the library does.
 """
@@ -23,16 +23,17 @@ TRIED: Mapping[str, tuple[Any, ...]] = {
     "EXISTS": (),
     "PEXPIRE": (1000,),
     "PTTL": (),
+    "HDEL": ("a",),
     "HGET": ("a",),
     "HGETALL": (),
     "HMGET": ("a",),
     "HSET": ("a", "b"),
-    "HINCRBY": ("a", 1),
     "SADD": ("a",),
     "SREM": ("a",),
     "SMEMBERS": (),
     "ZADD": (1, "a"),
     "ZCARD": (),
+    "ZCOUNT": (0, 1),
     "ZRANGE": (0, 1),
     "ZRANGEBYSCORE": (0, 1),
     "ZREM": ("a",),
@@ -81,9 +82,9 @@ def denied(client: Any, keys: Keyspace, call: str) -> list[str]:
 
 def _kinds(keys: Keyspace, call: str) -> list[str]:
     """Return one key of each kind."""
-    of_call = [keys.entry(call), keys.lease(call), keys.failures(call), keys.attempts(call)]
+    of_call = [keys.entry(call), keys.lease(call), keys.failures(call), keys.attempts(call), keys.overtaken(call)]
     of_tag = [keys.tag_set(call), keys.last_invalidation(call), keys.detached_index(call)]
-    return [*of_call, *of_tag, keys.accesses(call), keys.beat(call), keys.seq, keys.run_id]
+    return [*of_call, *of_tag, keys.accesses(call), keys.turns(call), keys.beat(call), keys.seq, keys.run_id]
 
 
 def _is_denied(client: Any, *words: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Probe: what the store's servers say of themselves, and whether they do what the library asks of them.
+"""StoreDiagnostics: what the store's servers report, and whether they do what the library asks of them.
 
-Connections of its own: a look changes nothing of what this process's reads know of the store.
+It has connections of its own: a diagnosis changes nothing of what this process's reads know about the store.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class ServerFacts(msgspec.Struct, frozen=True):
         version: of Redis, that it is compatible with.
         evictable: share of its keys that have an expiry, which `volatile-*` policies may evict.
         refused: commands that were refused for want of memory, since it started.
-        save_every: longest interval between snapshots, seconds; None without snapshots, or when not told.
+        save_every: longest interval between snapshots, seconds; None without snapshots, or where unknown.
         is_config_hidden: `CONFIG GET` is refused.
         clock_ahead: how much later its clock is than this machine's at least, seconds.
-        max_clients: how many connections it takes; 0 if not told.
+        max_clients: how many connections it takes; 0 if unknown.
         clients: how many it has.
         idle_timeout: after how many seconds it closes a connection that sends nothing; 0 for never.
-        output_limit: most bytes that it keeps for a connection that does not read; 0 for no limit, None if not told.
-        tracked: share of its tracking table that is in use; 0 when its limit is not told.
+        output_limit: most bytes that it keeps for a connection that does not read; 0 for no limit, None if unknown.
+        tracked: share of its tracking table that is in use; 0 where its limit is unknown.
     """
 
     where: str
@@ -226,9 +226,9 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     sent = now()
     seconds, micros = master.ask("TIME")
     received = now()
-    told = int(seconds) + int(micros) / 1e6
+    reported = int(seconds) + int(micros) / 1e6
     # A clock that says an instant between the two may be right: an answer that took long is no skew.
-    clock_ahead = max(0.0, told - received) + min(0.0, told - sent)
+    clock_ahead = max(0.0, reported - received) + min(0.0, reported - sent)
     databases = [each for name, each in info.items() if name.startswith("db") and isinstance(each, dict)]
     keys = sum(int(each["keys"]) for each in databases)
     config: dict[str, str] = {}

@@ -1,20 +1,23 @@
 #!lua flags=allow-oom
 -- claim.lua: take the lease of a call, unless another holds it or the entry has moved on.
 --
--- KEYS[1]  entry        KEYS[2]  lease         KEYS[3]  failures
+-- KEYS[1]  entry        KEYS[2]  lease         KEYS[3]  failures   KEYS[4]  overtaken value   KEYS[5]  attempts
 -- ARGV[1]  token        ARGV[2]  lease_for_ms  ARGV[3]  seen: version the reader saw, "" for none
 -- ARGV[4]  expected: token that may be taken over, "" for none
 -- ARGV[5]  "1" to heed a running backoff       ARGV[6]  magic   ARGV[7]  offset of the version
 -- ARGV[8]  "1" if nobody waits for this load: it is warmed
+-- ARGV[9]  least seq of an overtaken value that the reader takes, "" for none
+-- ARGV[10] offset of seq in an envelope   ARGV[11]  most loads that may be running, "" for any number
 -- Returns  {"claimed"} | {"moved"} | {"held", holder, is_begun, is_taken_over, pttl_ms}
---          | {"backoff", kind, text, pttl_ms}
+--          | {"backoff", kind, text, pttl_ms} | {"overtaken", envelope}
 -- Atomic because between a look and a SET another reader would take the same lease.
 -- Idempotent: whoever already holds the lease under this token claims it again.
 -- What is warmed waits behind much else that is.  So who does not warm takes such a lease at once, as if there were none,
 -- until its load has begun; the message of the warm one finds another token, and is left.  Who warms takes nothing.
-local entry, lease, failures = KEYS[1], KEYS[2], KEYS[3]
+local entry, lease, failures, overtaken, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local token, lease_for_ms, seen, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local heeds_backoff, magic, version_at, warms = ARGV[5] == "1", ARGV[6], tonumber(ARGV[7]), ARGV[8] == "1"
+local least_seq, seq_at, most_running = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 
 local version = ""
 local head = redis.pcall("GETRANGE", entry, 0, version_at + 7)  -- pcall: a foreign type there counts as no entry
@@ -33,6 +36,12 @@ if holder == token then
 end
 if version ~= seen then
   return {"moved"}
+end
+if least_seq then
+  local value = redis.pcall("GET", overtaken)
+  if type(value) == "string" and struct.unpack(">I8", string.sub(value, seq_at + 1, seq_at + 8)) >= least_seq then
+    return {"overtaken", value}
+  end
 end
 if heeds_backoff then
   local backoff = redis.call("HMGET", failures, "kind", "text", "until_ms")
@@ -53,6 +62,18 @@ if holder then
     return {"held", holder, is_begun, is_taken_over, redis.call("PTTL", lease)}
   end
   redis.call("DEL", lease)
+end
+if not holder and most_running then
+  -- An invalidation breaks the lease, and the load goes on: of a call that is invalidated faster than it loads, each
+  -- claim would begin another.
+  local until_ms, running = string.match(redis.call("GET", attempts) or "", "^%d+ (%d+) %d (%d+)$")
+  if running and tonumber(running) >= most_running then
+    local time = redis.call("TIME")
+    local rest_ms = tonumber(until_ms) - (time[1] * 1000 + math.floor(time[2] / 1000))
+    if rest_ms > 0 then
+      return {"held", "", 1, 0, rest_ms}
+    end
+  end
 end
 redis.call("HSET", lease, "token", token)
 if holder and holder == expected then

@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- soften.lua: make one entry stale, and break its lease.
+-- soften.lua: make one entry stale, break its lease, and end its failure.
 --
--- KEYS[1]  entry     KEYS[2]  lease
+-- KEYS[1]  entry     KEYS[2]  lease     KEYS[3]  failures
 -- ARGV[1]  magic     ARGV[2]  offset of fresh_until (stale_until follows it, stale_for is 16 bytes before it)
 -- ARGV[3]  margin_ms: how far a reader's idea of this clock may be behind; it must not find the entry fresh
 -- Returns  1 made stale, 0 nothing there, or stale already
 -- Atomic because SETRANGE on an entry that has just gone would create an immortal one.
-local entry, lease = KEYS[1], KEYS[2]
+local entry, lease, failures = KEYS[1], KEYS[2], KEYS[3]
 local magic, at, margin_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
-redis.call("DEL", lease)
+redis.call("DEL", lease, failures)
 local head = redis.pcall("GETRANGE", entry, 0, at + 15)
 if type(head) ~= "string" or #head < at + 16 or string.sub(head, 1, #magic) ~= magic then
   return 0

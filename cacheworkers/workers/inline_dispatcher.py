@@ -1,0 +1,52 @@
+"""Loads that run inside the call that asks for them: for eager Celery apps, and for tests."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Callable, Sequence
+
+from cacheworkers.errors import CacheworkersError
+from cacheworkers.flows.ports import LoadRequest
+
+log = logging.getLogger("cacheworkers")
+
+
+class InlineDispatcher:
+    """A dispatcher without workers: each request is loaded, in the thread that submits it, before `submit` returns."""
+
+    def __init__(self, run_loads: Callable[[str, list[LoadRequest], bool], object]) -> None:
+        self._run_loads = run_loads
+
+    def register(self, info: object) -> None:
+        """Do nothing: what runs loads knows the loaders."""
+
+    def submit(self, request: LoadRequest) -> bool:
+        """Load what a request asks for."""
+        return self.submit_all([request]) == 1
+
+    def submit_all(self, requests: Sequence[LoadRequest]) -> int:
+        """Load what requests ask for, those of one loader together."""
+        groups: dict[str, list[LoadRequest]] = {}
+        for request in requests:
+            groups.setdefault(request.loader, []).append(request)
+        for loader, group in groups.items():
+            # In a context of its own, as in a worker: the caller may be inside a load or a transaction.
+            contextvars.Context().run(self._load, loader, group)
+        return len(requests)
+
+    def queue_states(self) -> list[object]:
+        """Return no queue: there is no broker."""
+        return []
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def reset_after_fork(self) -> None:
+        """Do nothing."""
+
+    def _load(self, loader: str, requests: list[LoadRequest]) -> None:
+        try:
+            self._run_loads(loader, requests, False)
+        except CacheworkersError as error:
+            log.warning("load of %s did not happen: %s", loader, error)

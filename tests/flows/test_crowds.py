@@ -1,0 +1,213 @@
+"""Many readers of one call in one process: one looks, claims and waits, and what it finds is the others' too."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from cacheworkers import Cache, Load, LoadError
+from cacheworkers.testing.servers import wait_until
+
+READERS = 200
+
+
+class Shop:
+    """A loader that is held; its loads, and what readers ask of the store, are counted."""
+
+    def __init__(self, cache: Cache, patch: pytest.MonkeyPatch, **policy: Any) -> None:
+        self.cache, self.ports = cache, cache._ports
+        self.go = threading.Event()
+        self.price = 1
+        self.fails = False
+        self.loads = self.gets = self.claims = 0
+        self.ports.listener.start()
+        wait_until(lambda: self.ports.listener.is_up)  # until then readers poll
+        store = self.ports.store
+        claim, get_many, get = store.claim, store.get_many, store.get
+
+        def claimed(*args: Any, **options: Any) -> Any:
+            self.claims += 1
+            return claim(*args, **options)
+
+        def got(call: str) -> Any:
+            self.gets += 1
+            return get(call)
+
+        def got_many(calls: Any) -> Any:
+            self.gets += len(calls)
+            return get_many(calls)
+
+        patch.setattr(store, "claim", claimed)
+        patch.setattr(store, "get", got)
+        patch.setattr(store, "get_many", got_many)
+        options = {"tags": ("all",), "wait_for": 60, "load_for": 60, "jitter": 0, "early": 0, **policy}
+
+        @cache.loader(**options)
+        def price(load: Load, number: int) -> dict[str, int]:
+            self.loads += 1
+            value, fails = self.price, self.fails
+            self.go.wait(60)
+            if fails:
+                raise RuntimeError("the database is down")
+            return {"price": value}
+
+        self.read = price
+
+
+@pytest.fixture(params=["tasks", "threads"])
+def crowd(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+    """Have many read one key of a shop at once; what each has found, or the error it got."""
+
+    def tasks(shop: Shop, begun: Callable[[], None], readers: int = READERS) -> list[Any]:
+        async def play() -> list[Any]:
+            reads = [asyncio.create_task(shop.read.aread(1)) for _ in range(readers)]
+            await asyncio.to_thread(wait_until, lambda: shop.loads and len(shop.ports.waiters) == readers)
+            await asyncio.to_thread(begun)
+            return await asyncio.gather(*reads, return_exceptions=True)
+
+        return asyncio.run(play())
+
+    def threads(shop: Shop, begun: Callable[[], None], readers: int = 40) -> list[Any]:
+        with ThreadPoolExecutor(readers) as pool:
+            reads = [pool.submit(shop.read.read, 1) for _ in range(readers)]
+            wait_until(lambda: shop.loads and len(shop.ports.waiters) == readers)
+            begun()
+            return [read.exception(60) or read.result() for read in reads]
+
+    return tasks if request.param == "tasks" else threads
+
+
+def test_a_crowd_costs_the_store_what_one_reader_does(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, crowd: Callable[..., list[Any]]
+) -> None:
+    """Each gets a value of its own where one could spoil it for the others; one of them is who has asked."""
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+
+    found = crowd(shop, shop.go.set)
+
+    assert {each.value["price"] for each in found} == {1}
+    assert len({id(each.value) for each in found}) == len(found)
+    assert sorted(each.is_joined for each in found)[:2] == [False, True]
+    assert shop.loads == 1
+    assert shop.claims <= 2
+    assert shop.gets <= 6
+
+
+def test_a_failure_is_learnt_once_for_all(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, crowd: Callable[..., list[Any]]
+) -> None:
+    """And each reader gets an error of its own."""
+    shop = Shop(make_cache(l1_entries=0, backoff_for=60.0), monkeypatch)
+    shop.fails = True
+
+    found = crowd(shop, shop.go.set)
+
+    assert {type(each) for each in found} == {LoadError}
+    assert len({id(each) for each in found}) == len(found)
+    assert shop.loads == 1
+    assert shop.claims <= 3
+
+
+def test_a_get_many_of_a_failing_key_learns_it_once_too(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads of many keys go on side by side with others of the same key."""
+    shop = Shop(make_cache(l1_entries=0, backoff_for=60.0), monkeypatch)
+    shop.fails = True
+
+    async def play() -> list[Any]:
+        reads = [asyncio.create_task(shop.read.aget_many([1])) for _ in range(50)]
+        await asyncio.to_thread(wait_until, lambda: shop.loads and len(shop.ports.waiters) == 50)
+        shop.go.set()
+        return await asyncio.gather(*reads, return_exceptions=True)
+
+    found = asyncio.run(play())
+
+    assert {type(each.errors[1]) for each in found} == {LoadError}
+    assert shop.claims <= 5
+
+
+def test_a_cancelled_leader_leaves_the_others_a_value(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+
+    async def play() -> list[Any]:
+        reads = [asyncio.create_task(shop.read.aget(1)) for _ in range(20)]
+        await asyncio.to_thread(wait_until, lambda: shop.loads and len(shop.ports.waiters) == 20)
+        for read in reads[:5]:  # the first of them leads
+            read.cancel()
+        await asyncio.sleep(0)
+        shop.go.set()
+        return await asyncio.gather(*reads, return_exceptions=True)
+
+    found = asyncio.run(play())
+
+    assert [type(each) for each in found[:5]] == [asyncio.CancelledError] * 5
+    assert found[5:] == [{"price": 1}] * 15
+    assert shop.loads == 1
+
+
+def test_who_joins_after_an_invalidation_gets_nothing_of_before(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader's reply is under way, which holds the old value; then it is invalidated, and another reader joins."""
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+    shop.go.set()
+    assert shop.read.get(1) == {"price": 1}
+    store, replies, may_arrive = shop.ports.store, asyncio.Event(), asyncio.Event()
+    get = store.batcher.get
+
+    async def late(call: str) -> bytes | None:
+        raw = await get(call)
+        replies.set()
+        await may_arrive.wait()
+        return raw
+
+    async def play() -> list[Any]:
+        monkeypatch.setattr(store.batcher, "get", late)
+        before = asyncio.create_task(shop.read.aget(1))
+        await replies.wait()
+        monkeypatch.setattr(store.batcher, "get", get)
+        shop.price = 2
+        await shop.cache.ainvalidate("all")
+        after = asyncio.create_task(shop.read.aget(1))
+        await asyncio.sleep(0)
+        may_arrive.set()
+        return await asyncio.gather(before, after)
+
+    assert asyncio.run(play()) == [{"price": 1}, {"price": 2}]
+
+
+def test_a_view_that_asks_for_more_follows_nobody_that_asks_for_less(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`since` is what a reader's own write demands."""
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+    shop.go.set()
+    shop.read.get(1)
+    shop.price = 2
+    done = shop.cache.invalidate("all", mode="soft")
+
+    async def play() -> list[Any]:
+        return await asyncio.gather(*(reader.aget(1) for reader in (shop.read, shop.read.since(done)) * 5))
+
+    found = asyncio.run(play())
+
+    assert found[1::2] == [{"price": 2}] * 5
+
+
+def test_followers_leave_no_trace(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, crowd: Callable[..., list[Any]]
+) -> None:
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+
+    crowd(shop, shop.go.set)
+
+    assert len(shop.ports.waiters) == 0
+    assert not shop.ports.waiters.crowds._crowds

@@ -1,0 +1,277 @@
+"""A pytest plugin for SQLAlchemy's own ORM suite: every mapped class is watched, every flush judged.
+
+Each watched row has a tag of each of its columns.  Before and after a flush all watched tables are read; the tags of
+rows that have come, gone or changed must be among those that the flush has written.  Set by the environment:
+`SUITE_REDIS` is the store's URL, `SUITE_REPORT` the file that the counts are written to.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+_counts: collections.Counter[str] = collections.Counter()
+_untagged: list[tuple[str, str, str]] = []
+_refused: list[tuple[str, str]] = []
+_broken: list[tuple[str, str]] = []
+_test = "?"
+_suite: Any = None
+
+
+def text(value: object) -> str:
+    """Return a value as a part of a tag."""
+    return "".join(each if each.isprintable() else "?" for each in str(value)).encode("ascii", "replace").decode()[:60]
+
+
+def tag(table: str, column: str, value: object) -> str:
+    return f"{table[:60]}.{column[:40]}={text(value)}"
+
+
+class Suite:
+    """The cache, and the hooks for the classes that are mapped now."""
+
+    def __init__(self) -> None:
+        from cacheworkers import Cache, Config
+        from cacheworkers.sql.outbox.outbox import Outbox
+        from cacheworkers.sql.watch.delivery import Delivery
+
+        namespace = f"suite{os.getpid() % 100000}"
+        self.cache = Cache(Config(redis_url=os.environ["SUITE_REDIS"], namespace=namespace))
+        self.outbox = self.cache.outbox
+        self.hooks: Any = None
+        self.mapping: Any = None
+        self.watched: Any = None
+        self.written: set[str] = set()
+        #: Table -> the columns that all its classes map: others have no tag.
+        self.tagged: dict[Any, set[str]] = {}
+        write = Outbox.write
+
+        def noted(outbox: Any, connection: Any, tags: Iterable[str], *rest: Any) -> int:
+            tags = list(tags)
+            if connection.dialect.name != "postgresql":
+                outbox.table.create(connection, checkfirst=True)
+            self.written.update(tags)
+            return write(outbox, connection, tags, *rest)
+
+        Outbox.write = noted  # type: ignore[method-assign]
+        Delivery._acknowledge = lambda *_: None  # type: ignore[attr-defined]
+        self.cache._watching._delivery._acknowledge = lambda *_: None
+        self._let_statements_through()
+        self._follow_sessions()
+
+    def _let_statements_through(self) -> None:
+        """Let statements past the unit of work run, as with `cacheworkers_unwatched`; not a flush's own."""
+        from cacheworkers.errors import UnwatchedWrite
+        from cacheworkers.sql.watch.session_hooks import SessionHooks
+
+        judge = SessionHooks.before_statement
+
+        def judged(hooks: Any, state: Any, connection: Any, statement: str, context: Any) -> None:
+            try:
+                judge(hooks, state, connection, statement, context)
+            except UnwatchedWrite:
+                if state.flush is not None and state.flush.is_running:
+                    _broken.append((_test, statement[:200]))
+                    raise
+                hooks._dirty(state.session).note_unknown(connection)
+
+        SessionHooks.before_statement = judged  # type: ignore[method-assign]
+
+    def _follow_sessions(self) -> None:
+        from sqlalchemy.orm import Session
+
+        begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
+
+        def begun(session: Any, *args: Any, **options: Any) -> None:
+            self.watch_all()
+            begin(session, *args, **options)
+
+        def flushed(session: Any, objects: Any = None) -> None:
+            self.watch_all()
+            _counts["flushes"] += 1
+            if self.hooks is None or not (session._new or session._deleted or session.identity_map._modified):
+                return flush(session, objects)
+            before, outer = self.rows(session), self.written
+            self.written = set()
+            try:
+                flush(session, objects)
+                self.compare(before, self.rows(session))
+            finally:
+                self.written |= outer  # a flush inside of a flush is also the outer's
+
+        Session.__init__ = begun  # type: ignore[method-assign]
+        Session._flush = flushed  # type: ignore[attr-defined]
+
+    def rows(self, session: Any) -> dict[Any, Any]:
+        """Return the rows of all watched tables, as far as a session reaches them."""
+        from sqlalchemy import select
+
+        found = {}
+        for table in self.mapping.tables():
+            mapper = next((each for each in self.mappers() if table in each.tables), None)
+            arguments = {"mapper": mapper} if mapper is not None else {"clause": table}
+            with contextlib.suppress(Exception):
+                connection = session.connection(bind_arguments=arguments)
+                with connection.begin_nested():
+                    there = connection.execute(select(table)).all()
+                columns = [column.key for column in table.columns]
+                found[table] = collections.Counter(tuple(zip(columns, map(text, row), strict=True)) for row in there)
+        return found
+
+    def compare(self, before: dict[Any, Any], after: dict[Any, Any]) -> None:
+        for table in before.keys() & after.keys():
+            for row in [*(before[table] - after[table]), *(after[table] - before[table])]:
+                _counts["changed rows"] += 1
+                missing = [
+                    made
+                    for key, value in row
+                    if key in self.tagged.get(table, ()) and (made := tag(table.name, key, value)) not in self.written
+                ]
+                if missing:
+                    _counts["untagged rows"] += 1
+                    _untagged.append((_test, table.name, f"{row}: {missing}"))
+
+    @staticmethod
+    def mappers() -> list[Any]:
+        from cacheworkers.sql.sqlalchemy_internals import all_mappers
+
+        return all_mappers()
+
+    def watch_all(self) -> None:
+        """Watch what is mapped now, unless it is watched."""
+        from sqlalchemy.orm import Session
+
+        from cacheworkers.errors import ConfigError
+
+        mapped = frozenset(self.mappers())
+        if mapped == self.watched:
+            return
+        self.unwatch()
+        self.watched = mapped
+        if not mapped:
+            return
+        try:
+            self.cache.watch(Session, dict(self.tags_of_all()), check=False)
+        except ConfigError as error:
+            _counts["refused set-ups"] += 1
+            _refused.append((_test, str(error)))
+            return
+        except Exception as error:  # a mapping that is wrong on purpose, or a fault
+            _counts["crashed set-ups"] += 1
+            _broken.append((_test, f"watch: {type(error).__name__}: {error}"))
+            return
+        _counts["set-ups"] += 1
+        self.hooks = self.cache._watching._hooks[-1]
+        self.mapping = self.hooks._mapping
+
+    def unwatch(self) -> None:
+        """Take the hooks away again, which only a test needs."""
+        from sqlalchemy import event
+        from sqlalchemy.orm import Mapper, Session
+
+        hooks, self.hooks, mapping = self.hooks, None, self.mapping
+        self.cache._watching._hooks.clear()
+        self.cache._watching._watched.clear()
+        if hooks is None:
+            return
+        targets: list[tuple[Any, str, Any]] = [
+            (Session, name, hook) for name, hook in hooks._hooks_of_writing().items()
+        ]
+        targets += [
+            (Session, "transient_to_pending", hooks._on_pending),
+            (Session, "after_begin", hooks._on_begin),
+            (Session, "before_flush", hooks._on_before_flush),
+            (Mapper, "after_configured", mapping._forget),
+            (Mapper, "after_configured", mapping._complain),
+        ]
+        for key in list(mapping._classes):
+            for name in ("insert", "update", "delete"):
+                targets.append((key, f"before_{name}", getattr(hooks, f"_on_{name}")))
+        for target, name, hook in targets:
+            with contextlib.suppress(Exception):
+                event.remove(target, name, hook)
+
+    def tags_of_all(self) -> Iterator[tuple[Any, Any]]:
+        from sqlalchemy import Table
+
+        from cacheworkers.sql.watch.row_values import row_columns
+
+        mapped, secondary = set(), set()
+        self.tagged = {}
+        for mapper in self.mappers():
+            with contextlib.suppress(Exception):  # a mapping that is wrong on purpose
+                mapper._check_configure()
+                names = [
+                    (name, [each for each in mapper.column_attrs[name].columns if isinstance(each.table, Table)])
+                    for name, column in row_columns(mapper).items()
+                    if getattr(column, "table", None) is not None
+                ]
+                mapped.add(mapper.local_table)
+                for table in mapper.tables:
+                    mine = {each.key for _, columns in names for each in columns if each.table is table}
+                    self.tagged[table] = self.tagged.get(table, mine) & mine
+                secondary.update(each.secondary for each in mapper.relationships if isinstance(each.secondary, Table))
+                yield (
+                    mapper.class_,
+                    lambda row, names=names: [
+                        tag(each.table.name, each.key, getattr(row, name))
+                        for name, columns in names
+                        for each in columns
+                    ],
+                )
+        for table in secondary - mapped:
+            self.tagged[table] = set(table.columns.keys())
+            yield (
+                table,
+                lambda row, table=table: [tag(table.name, key, getattr(row, key)) for key in table.columns.keys()],
+            )
+
+
+def _leave_out_own_statements() -> None:
+    """Have the suite's counts of statements leave out those of the library."""
+    from sqlalchemy.testing import assertsql
+
+    class Theirs(list[Any]):
+        def append(self, item: Any) -> None:
+            frame = sys._getframe(1)
+            for _ in range(80):
+                if frame is None:
+                    break
+                if frame.f_globals.get("__name__", "").startswith("cacheworkers.") or frame.f_code.co_name == "rows":
+                    return
+                frame = frame.f_back  # type: ignore[assignment]
+            super().append(item)
+
+    begin = assertsql.SQLAsserter.__init__
+
+    def begun(asserter: Any) -> None:
+        begin(asserter)
+        asserter.accumulated = Theirs()
+
+    assertsql.SQLAsserter.__init__ = begun
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: Any) -> None:
+    global _suite, _test
+    _test = item.nodeid
+    if _suite is None:
+        _suite = Suite()
+        _leave_out_own_statements()
+    from sqlalchemy.testing import config
+
+    if config.db is not None and config.db.dialect.name == "postgresql":
+        _suite.outbox.metadata.create_all(config.db)
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    report = {"counts": _counts, "untagged": _untagged, "refused": _refused, "broken": _broken}
+    with open(os.environ["SUITE_REPORT"], "w") as file:
+        json.dump(report, file, indent=1)

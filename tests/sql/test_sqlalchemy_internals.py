@@ -1,0 +1,225 @@
+"""SQLAlchemy's undocumented names, each with what this package takes it for; an upgrade that fails here breaks that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, ForeignKey, Integer, String, create_engine, event, insert
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry, relationship, sessionmaker
+from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.util.concurrency import greenlet_spawn
+
+from cacheworkers.sql import sqlalchemy_internals as internals
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Room(Base):
+    __tablename__ = "internals_room"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None]
+    door_id: Mapped[int | None] = mapped_column(ForeignKey("internals_room.id"))
+    door: Mapped[Room | None] = relationship(remote_side="Room.id", post_update=True)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+class End:
+    """What `call_at_end` reports."""
+
+    def __init__(self) -> None:
+        self.reported: list[Any] = []
+
+    def committing(self, connection: Connection) -> None:
+        assert connection.in_transaction()
+        self.reported.append("committing")
+
+    def ended(self, is_committed: bool) -> None:
+        self.reported.append(is_committed)
+
+
+def test_all_mappers_are_those_of_all_registries() -> None:
+    """Without it, a second class of a watched table in another registry is found by nobody, and loses its tags."""
+
+    class Other:
+        pass
+
+    mine = registry()
+    mine.map_imperatively(Other, Room.__table__)
+
+    assert {Room, Other} <= {mapper.class_ for mapper in internals.all_mappers()}
+    mine.dispose()
+
+
+def test_a_flush_is_running_between_its_first_and_last_statement(engine: Engine) -> None:
+    """Without it, a flush's own statements are refused, or a hook's statements pass for them."""
+    seen: list[bool] = []
+    contexts: list[Any] = []
+    with Session(engine) as session:
+        event.listen(session, "before_flush", lambda session, context, _: contexts.append(context))
+        event.listen(session, "before_flush", lambda *_: seen.append(internals.is_flushing(contexts[0])))
+        event.listen(engine, "before_cursor_execute", lambda *_: seen.append(internals.is_flushing(contexts[0])))
+        session.add(Room(id=1))
+        session.flush()
+
+    assert seen == [False, True]
+    assert not internals.is_flushing(None)
+
+
+def test_second_updates_are_known_before_they_are_written(engine: Engine) -> None:
+    """Without it, a row that only a `post_update` changes loses its tags."""
+    contexts: list[Any] = []
+    found: list[Any] = []
+
+    def note(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE"):
+            found.extend(state.obj() for state in internals.second_updates(contexts[-1]))
+
+    with Session(engine) as session:
+        event.listen(session, "before_flush", lambda session, context, _: contexts.append(context))
+        event.listen(engine, "before_cursor_execute", note)
+        room = Room(id=1, door=Room(id=2))
+        session.add(room)
+        session.flush()
+        assert found == [room]
+
+
+def test_the_unit_of_work_s_statements_are_told_from_others(engine: Engine) -> None:
+    """Without it, a bulk statement in the middle of a flush passes for the flush's own."""
+    seen: list[bool] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        seen.append(internals.is_by_unit_of_work(context))
+
+    with Session(engine) as session:
+        session.add(Room(id=1))
+        session.flush()
+        session.connection().execute(insert(Room.__table__).values(id=2))  # type: ignore[arg-type]
+
+    assert seen == [True, False]
+
+
+def test_variants_of_a_type_are_known() -> None:
+    """Without it, a type that changes values on one database passes for one that does not."""
+    assert internals.has_variants(Integer().with_variant(String(), "sqlite"))
+    assert not internals.has_variants(Integer())
+
+
+def test_options_of_a_factory_are_what_it_binds_to(engine: Engine) -> None:
+    """Without it, nobody knows the database of the watched sessions."""
+    assert internals.options_of(sessionmaker(engine))["bind"] is engine
+    made = async_sessionmaker(create_async_engine("postgresql+psycopg://x/x"))
+    assert internals.options_of(made)["bind"].dialect.is_async
+    assert internals.options_of(None) == internals.options_of(Session) == {}
+
+
+def test_the_order_of_parameters_is_that_of_the_statement() -> None:
+    """Without it, the outbox's insert gives its values to the wrong columns."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    statement = insert(Room).values(name="a", id=1)
+    assert list(internals.parameter_order(statement.compile(dialect=sqlite.dialect())) or ()) == ["id", "name"]
+    assert internals.parameter_order(statement.compile(dialect=postgresql.dialect())) is None
+
+
+def test_autocommit_is_known_however_it_was_set() -> None:
+    """Without it, a watched change and its outbox row are committed one after the other."""
+    url = "sqlite://"
+    assert internals.is_autocommit(create_engine(url, isolation_level="AUTOCOMMIT"))
+    assert internals.is_autocommit(create_engine(url).execution_options(isolation_level="AUTOCOMMIT"))
+    assert not internals.is_autocommit(create_engine(url))
+
+
+def test_engines_that_differ_in_options_have_one_base(engine: Engine) -> None:
+    """Without it, outbox rows are marked in a tenant's schema, and one engine a request is kept."""
+    tenant = engine.execution_options(schema_translate_map={None: "a"}).execution_options(logging_token="b")
+
+    assert internals.base_engine(tenant) is internals.base_engine(engine) is engine
+
+
+@pytest.mark.parametrize("kind", [NullPool, QueuePool])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_twin_engine_has_the_listeners_of_the_other(tmp_path: Any, kind: Any, is_late: bool) -> None:
+    """Without it, what listeners set up for row-level security does not hold in loads."""
+    engine = create_engine(f"sqlite:///{tmp_path}/a.db")
+    heard: list[str] = []
+
+    def listen() -> None:
+        for name in ("connect", "checkout", "engine_connect", "begin", "before_cursor_execute", "commit"):
+            event.listen(engine, name, lambda *_, name=name: heard.append(name))
+
+    if not is_late:
+        listen()
+    twin = internals.engine_like(engine, kind)
+    if is_late:
+        listen()
+
+    with twin.begin() as connection:
+        connection.exec_driver_sql("SELECT 1")
+
+    assert heard == ["connect", "checkout", "engine_connect", "begin", "before_cursor_execute", "commit"]
+    assert twin.pool is not engine.pool
+    twin.dispose()
+
+
+def test_a_twin_engine_may_have_another_isolation_level(tmp_path: Any) -> None:
+    """Without it, loads of an AUTOCOMMIT engine have no deadline."""
+    base = create_engine(f"sqlite:///{tmp_path}/a.db")
+    twin = internals.engine_like(base.execution_options(isolation_level="AUTOCOMMIT"), QueuePool, "SERIALIZABLE")
+
+    with twin.connect() as connection:
+        assert connection.get_isolation_level() == "SERIALIZABLE"
+    with base.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    twin.dispose()
+
+
+def test_the_end_of_a_transaction_is_reported(engine: Engine) -> None:
+    """Without it, a session that has joined somebody else's transaction is invalidated by the drain alone."""
+    end = End()
+    with engine.connect() as connection, connection.begin() as transaction:
+        assert type(transaction).__name__ == "RootTransaction"
+        internals.call_at_end(connection, end)
+        assert internals.ends_of(connection) == (end,)
+        assert end.reported == []
+
+    assert end.reported == ["committing", True]
+
+
+def test_a_transaction_that_is_rolled_back_or_closed_is_reported_so(engine: Engine) -> None:
+    for way in ("rollback", "close"):
+        end = End()
+        with engine.connect() as connection:
+            transaction = connection.begin()
+            internals.call_at_end(connection, end)
+            getattr(transaction, way)()
+            with connection.begin():
+                pass
+        assert end.reported == [False]
+
+
+def test_await_works_in_hooks_of_async_sessions() -> None:
+    """Without it, a hook cannot invalidate on the loop that the session runs on."""
+
+    async def answer() -> int:
+        return 42
+
+    def hook() -> int:
+        assert internals.in_greenlet()
+        return internals.await_(answer())
+
+    assert asyncio.run(greenlet_spawn(hook)) == 42
+    assert not internals.in_greenlet()

@@ -1,0 +1,127 @@
+"""`Config.testing`: loads in the caller's thread and transaction, without workers, each test for itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from cacheworkers import Cache, Config, ConfigError, Load, LoadError
+
+MakeCache = Callable[..., Cache]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Product(Base):
+    __tablename__ = "product"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    cents: Mapped[int]
+
+
+def declare(cache: Cache) -> Any:
+    @cache.loader(fresh_for=300, on_timeout="raise", tags=("product:{product_id}",))
+    def price(load: Load, product_id: int) -> int | None:
+        return load.session.scalar(select(Product.cents).where(Product.id == product_id))
+
+    return price
+
+
+@pytest.fixture(params=["sqlite in memory", "postgres"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    url = "sqlite://" if request.param == "sqlite in memory" else request.getfixturevalue("database_url")
+    engine = create_engine(url)
+    if url == "sqlite://":
+        # As SQLAlchemy's documentation has it: pysqlite begins by itself, and not before a savepoint.
+        event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize("has_app", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_loads_see_the_transaction_that_the_sessions_are_joined_to(
+    make_cache: MakeCache, engine: Engine, has_app: bool, is_async: bool
+) -> None:
+    """The fixture that most suites have: a connection, an outer transaction, and a rollback at the end."""
+    sessions = sessionmaker(engine)
+    app = {"celery": Celery("shop", broker="redis://127.0.0.1:1/0")} if has_app else {}
+    cache = make_cache(testing=True, sessions=sessions, **app)
+    price = declare(cache)
+    found = []
+
+    for cents in (1990, 2490):
+        with engine.connect() as connection:
+            outer = connection.begin()
+            sessions.configure(bind=connection, join_transaction_mode="create_savepoint")
+            with sessions.begin() as session:
+                session.add(Product(id=1, cents=cents))
+            found.append(asyncio.run(price.aget(1)) if is_async else price.get(1))
+            outer.rollback()
+            cache.clear()
+
+    sessions.configure(bind=engine)
+    assert found == [1990, 2490]
+    assert price.get(1) is None, "all of it was rolled back"
+
+
+def test_a_stale_value_is_loaded_before_the_read_returns(make_cache: MakeCache, engine: Engine) -> None:
+    sessions = sessionmaker(engine)
+    cache = make_cache(testing=True, sessions=sessions)
+    price = declare(cache)
+    with sessions.begin() as session:
+        session.add(Product(id=1, cents=1))
+    assert price.get(1) == 1
+    with sessions.begin() as session:
+        session.get_one(Product, 1).cents = 2
+    cache.invalidate("product:1", mode="soft")
+
+    assert [price.get(1), price.get(1)] == [1, 2]
+
+
+def test_a_load_that_fails_raises(make_cache: MakeCache) -> None:
+    cache = make_cache(testing=True)
+
+    @cache.loader()
+    def broken(load: Load, n: int) -> float:
+        return 1 / n
+
+    with pytest.raises(LoadError, match="ZeroDivisionError"):
+        broken.get(0)
+
+
+def test_each_process_of_xdist_has_a_namespace(monkeypatch: pytest.MonkeyPatch, make_cache: MakeCache) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw3")
+
+    assert make_cache(testing=True, namespace="shop").config.namespace == "shop-gw3"
+    assert len(make_cache(testing=True, namespace="s" * 32).config.namespace) <= 32
+    assert make_cache(namespace="shop").config.namespace == "shop"
+    assert Config.from_env({"CACHEWORKERS_TESTING": "1"}).testing
+
+
+def test_a_database_in_memory_that_each_thread_has_for_itself_is_refused(make_cache: MakeCache) -> None:
+    """Loads run on other threads, and would find no table there."""
+    with pytest.raises(ConfigError, match="StaticPool"):
+        make_cache(sessions=sessionmaker(create_engine("sqlite://")))
+
+
+def test_a_database_in_memory_that_threads_share_works(make_cache: MakeCache) -> None:
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Product(id=1, cents=5))
+        session.commit()
+
+    assert declare(make_cache(sessions=sessionmaker(engine))).get(1) == 5
+    engine.dispose()

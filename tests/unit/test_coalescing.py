@@ -1,0 +1,133 @@
+"""Readers of one call that share one reader's outcome: who gets it, and who leads next."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from cacheworkers.core.entry import Freshness
+from cacheworkers.core.read_result import Read
+from cacheworkers.local.coalescing import LEAD, Crowds, Outcome, TaskPlace, ThreadPlace
+from cacheworkers.testing.servers import wait_until
+
+READ = Read(1, Freshness.FRESH, "store", 0.0, 0)
+
+
+def outcome_of(place: Any) -> Any:
+    return place.future.result() if place.future.done() else None
+
+
+def test_a_follower_gets_only_what_was_looked_up_after_it_joined() -> None:
+    """One that joins while the reply is under way leads next."""
+
+    async def play() -> None:
+        crowds = Crowds()
+        crowd, place = crowds.enter("price", TaskPlace, 0.0)
+        assert place is None
+        _, early = crowds.enter("price", TaskPlace, 1.0)
+        crowd.cover()
+        _, late = crowds.enter("price", TaskPlace, 2.0)
+        _, later = crowds.enter("price", TaskPlace, 3.0)
+        crowd.payload = b"1"
+
+        crowd.succeed(READ)
+
+        assert outcome_of(early).read is READ
+        assert outcome_of(late) is LEAD and outcome_of(later) is None
+        crowd.cover()
+        crowd.payload = b"1"
+        crowd.succeed(READ)
+        assert outcome_of(later).read is READ
+        assert crowds.enter("price", TaskPlace, 4.0)[1] is None  # that crowd is over
+
+    asyncio.run(play())
+
+
+def test_what_is_for_the_leader_alone_goes_to_nobody_else() -> None:
+    async def play() -> None:
+        crowds = Crowds()
+        crowd, _ = crowds.enter("price", TaskPlace, 0.0)
+        _, follower = crowds.enter("price", TaskPlace, 0.0)
+        crowd.cover()
+
+        crowd.succeed(READ)
+
+        assert outcome_of(follower) is LEAD
+
+    asyncio.run(play())
+
+
+def test_an_error_is_for_those_that_began_before_its_instant() -> None:
+    async def play() -> None:
+        crowds = Crowds()
+        crowd, _ = crowds.enter("price", TaskPlace, 0.0)
+        places: list[Any] = [crowds.enter("price", TaskPlace, started)[1] for started in (1.0, 2.0, 3.0)]
+        crowd.cover()
+        crowd.began_before = 2.0
+        error = ValueError("over")
+
+        crowd.fail(error)
+
+        assert [outcome_of(place) for place in places] == [Outcome(None, error=error)] * 2 + [LEAD]
+
+    asyncio.run(play())
+
+
+def test_a_cancelled_follower_is_passed_over_and_hands_its_turn_on() -> None:
+    """Also one that is cancelled between being given the lead and waking up."""
+
+    async def play() -> None:
+        crowds = Crowds()
+        crowd, _ = crowds.enter("price", TaskPlace, 0.0)
+        places: list[Any] = [crowds.enter("price", TaskPlace, 0.0)[1] for _ in range(3)]
+        tasks = [asyncio.create_task(place.outcome(crowd)) for place in places]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+
+        crowd.pass_on()
+        tasks[1].cancel()
+
+        assert await tasks[2] is LEAD
+        assert tasks[0].cancelled() and tasks[1].cancelled()
+        crowd.pass_on()
+        assert crowds.enter("price", TaskPlace, 0.0)[1] is None
+
+    asyncio.run(play())
+
+
+def test_threads_wait_for_a_thread() -> None:
+    crowds = Crowds()
+    crowd, _ = crowds.enter("price", ThreadPlace, 0.0)
+    found: list[Any] = []
+
+    def follow() -> None:
+        its, place = crowds.enter("price", ThreadPlace, 0.0)
+        assert isinstance(place, ThreadPlace)
+        found.append(place.outcome(its, 60.0))
+
+    threads = [threading.Thread(target=follow) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(crowds) == 3)
+    crowd.cover()
+    crowd.payload = b"1"
+
+    crowd.succeed(READ)
+
+    for thread in threads:
+        thread.join(60)
+    assert [each.read for each in found] == [READ] * 3
+
+
+def test_a_thread_that_has_stopped_waiting_is_given_nothing() -> None:
+    crowds = Crowds()
+    crowd, _ = crowds.enter("price", ThreadPlace, 0.0)
+    its, place = crowds.enter("price", ThreadPlace, 0.0)
+    assert isinstance(place, ThreadPlace)
+
+    assert place.outcome(its, 0.0) is None
+
+    crowd.pass_on()
+    assert crowds.enter("price", ThreadPlace, 0.0)[1] is None
