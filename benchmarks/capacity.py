@@ -112,7 +112,7 @@ class Listeners:
 
 
 def listen(port: int, kind: str, count: int, commands: Any) -> None:
-    """Be so many listeners, and do what is asked."""
+    """Run a number of listeners, and do what is asked."""
     listeners = Listeners(port, kind, count)
     while True:
         commands.send("ready")
@@ -143,7 +143,7 @@ class Bench:
         return int(self._client.info("memory")["used_memory"])
 
     def cpu(self, work: Callable[[], int]) -> float:
-        """Microseconds of the server's CPU that each of so many pieces of work takes, with all that comes of it."""
+        """Microseconds of the server's CPU for each piece of work, with everything that it causes."""
         self._settle()
         before = self._seconds()
         count = work()
@@ -192,7 +192,7 @@ class Bench:
 
 
 def measured(kind: str, listeners: int, count: int) -> Cost:
-    """Return what so many listeners cost a server of their own; each figure is the mean of so many."""
+    """Return what a number of listeners cost a server of their own; each figure is a mean over `count`."""
     context = multiprocessing.get_context("spawn")
     with Valkey() as server:
         cache = Cache(Config(redis_url=server.url, namespace=NAMESPACE, store_timeout=5.0))

@@ -212,7 +212,7 @@ class Faults:
 
 
 def run(faults: int, seed: int = 1) -> Found:
-    """Inject so many faults, of each kind in turn in a shuffled order."""
+    """Inject a number of faults, of each kind in turn in a shuffled order."""
     context = multiprocessing.get_context("spawn")
     versions, counts = context.Array("q", KEYS, lock=False), context.Array("q", 2)
     stop, done = context.Event(), threading.Event()

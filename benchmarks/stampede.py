@@ -69,7 +69,7 @@ def read(readers: int, key: int, coherence: Any, results: Any) -> None:
 
 
 def wait_for_one_future(readers: int, gate: Any, results: Any) -> None:
-    """Be one process of the floor: so many tasks await one future, which is set after the load's time."""
+    """Run one process of the floor: a number of tasks await one future, which is set after the load's time."""
 
     async def all_of_them() -> tuple[float, float, int]:
         loop = asyncio.get_running_loop()

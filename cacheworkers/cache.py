@@ -352,7 +352,7 @@ class Cache:
         """Deliver what the outbox still holds, and return how many rows that were.
 
         If the store was restarted or replaced since the last drain, what was delivered within `replay_for` is
-        delivered anew.
+        delivered again.
 
         Args:
             engine: of the database with the outbox; None takes all that the watched sessions are bound to, async ones
@@ -366,7 +366,7 @@ class Cache:
         return self._watching.drain(engine)
 
     def drain_until(self, stop: threading.Event, engine: Engine | None = None) -> None:
-        """Drain again and again until told to stop: at once when a trigger notifies, and every second at the least.
+        """Drain repeatedly until asked to stop: immediately when a trigger notifies, and at least every half second.
 
         Args:
             engine: as for `drain`, each of several in a thread; with psycopg one connection of each listens.
@@ -406,7 +406,7 @@ class Cache:
 
         Args:
             sample: most entries to compare, chosen at random.
-            grace: an entry that differs is looked at again so many seconds later; it counts if it still does.
+            grace: seconds after which an entry that differs is compared again; it counts if it still differs.
 
         Raises:
             ConfigError: `sample`, `grace` or `rate` is out of bounds.

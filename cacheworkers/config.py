@@ -45,7 +45,7 @@ class Config:
             first.  0 lets every call ask.
         l1_entries: most entries kept in this process's memory; 0 turns L1 off.
         l1_bytes: most bytes kept there, about: payloads, decoded values that callers share, 1,000 an entry.
-        l1_for: how long L1 may answer since the listener last proved that it is told about changes.
+        l1_for: how long L1 may answer since the listener last proved that it receives invalidation messages.
         l1_on_loss_for: how long L1 may answer while the store is gone.
         bulkhead: how many loads this process may run itself at once.
         dispatch_queue: how many requests for a load may wait for the publisher thread.
@@ -74,7 +74,7 @@ class Config:
             an invalidation that reloads; others are looked at in turns.
         warm_rate: most calls a second that beat has loaded, of all loaders together.
         warm_concurrency: most calls that one round of warming, or one warm-up, has under way.
-        replay_for: how long delivered outbox rows are kept, and delivered anew when the store has been restarted.
+        replay_for: how long delivered outbox rows are kept, and delivered again when the store has been restarted.
         testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
             `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
             process of pytest-xdist has a namespace of its own; nothing is kept in memory.

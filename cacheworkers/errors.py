@@ -34,7 +34,7 @@ class TagError(CacheworkersError, ValueError):
 
 
 class CodecError(CacheworkersError, ValueError):
-    """A value does not fit its loader's return annotation, or cannot be told from its JSON."""
+    """A value does not fit its loader's return annotation, or its JSON is ambiguous."""
 
 
 class EnvelopeError(CacheworkersError, ValueError):

@@ -1,6 +1,6 @@
 """What happened: frozen records that every flow emits to one `Hook`.
 
-Durations are seconds.  A hit in L1 makes no event: hits are counted where they happen, and told in bulk.
+Durations are seconds.  A hit in L1 makes no event: hits are counted where they happen, and reported in bulk.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class InvalidationUndelivered(Event, frozen=True):
 
 
 class Replayed(Event, frozen=True):
-    """The store was restarted or replaced: what was delivered lately is delivered anew."""
+    """The store was restarted or replaced: what was delivered lately is delivered again."""
 
     rows: int
 

@@ -71,7 +71,7 @@ class Policy:
             raise ConfigError(f"version must be a whole number >= 1, got {self.version!r}")
 
     def replace(self, **changes: Any) -> Policy:
-        """Return this policy with some fields changed, validated anew."""
+        """Return this policy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
 

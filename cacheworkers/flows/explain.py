@@ -41,7 +41,7 @@ class Explanation(msgspec.Struct, frozen=True):
         tags: its tags; those invalidated after `seq` could not be there.
         in_l1: this process's memory would answer.
         l1_reads: how often it has, since it was kept.
-        is_listening: this process hears pushes.
+        is_listening: this process receives invalidation messages.
         revalidates_in: until it is revalidated, by warming if it is hot, else by the first reader then; early
             revalidation may come before.
         attempts: how many loads have begun since the last that ended: more than one, and workers have died of it.

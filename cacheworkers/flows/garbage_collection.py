@@ -41,7 +41,7 @@ class _Collection:
 def collect_garbage(ports: Ports, within: float = math.inf) -> Flow[GarbageCollected]:
     """Go through every tag once, and return what was dropped.
 
-    What is of another type than ours is told of and passed over.
+    Keys of a foreign type are reported and skipped.
 
     Args:
         within: seconds after which it stops; the next garbage collection, in whatever process, continues there.

@@ -1,4 +1,4 @@
-"""Inspect: the consistency meter.  Samples live entries, loads them anew, and compares after a grace.
+"""Inspect: the consistency meter.  Samples live entries, loads them again, and compares after a grace.
 
 A difference alone proves nothing: the row may have been changed a moment ago, and its invalidation be under way.  It
 counts only if, after a grace, the very same entry is still there, fresh, and still differs from a second load.
@@ -18,7 +18,7 @@ from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.run_loader import run_loader
 
-#: From so many times as many entries as are compared these are chosen.
+#: The sample is chosen from this many times as many entries.
 STRETCH = 20
 _Compared = tuple[Entry, bytes | None] | BaseException | None
 
@@ -74,7 +74,7 @@ def inspect(
 
     Args:
         grace: seconds between finding a difference and looking again.
-        pause: makes the step that waits so many seconds.
+        pause: makes the step that waits a number of seconds.
     """
     calls = yield from _sampled(ports, sample)
     compared, skipped, suspects = 0, 0, []

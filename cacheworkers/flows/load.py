@@ -365,11 +365,12 @@ def _write_nothing(
 
 
 def _offer(ports: Ports, results: dict[str, Result], began_at: float) -> Flow[None]:
-    """Leave values that an invalidation has overtaken to the readers that had begun before their load."""
+    """Leave values that are not stored to the readers that had begun before their load."""
     for result in results.values():
         if result.outcome in ("conflict", "refused") and result.entry is not None and not result.is_offered:
             result.is_offered = True
-            ports.waiters.offer(result.entry.call, began_at, result.entry)
+            # With an error it is the store that took no writes: nothing has overtaken the value.
+            ports.waiters.offer(result.entry.call, began_at, result.entry, is_overtaken=result.error is None)
             with contextlib.suppress(StoreError):  # full or away: then they wait for the next load
                 yield ports.store.offer(result.entry, OFFERED_FOR)
 
@@ -387,7 +388,7 @@ def _registration(
 
 
 def _claim_again(ports: Ports, loader: LoaderSpec, pending: dict[str, _Pending], text: str) -> Flow[None]:
-    """A write was refused: claim anew and go on, or leave the call to whoever has claimed it."""
+    """A write was refused: claim again and go on, or leave the call to whoever has claimed it."""
     left = pending.pop(text)
     token, fence = secrets.token_hex(8), secrets.token_hex(8)
     raw = yield ports.store.get(text)

@@ -36,7 +36,7 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             return give_up(ports, state)
     offered = flight.offered
     if offered is not None and offered[0] >= state.started:
-        found = _overtaken(ports, state, offered[1])
+        found = _offered(ports, state, offered[1], is_overtaken=offered[2])
         if found is not None:
             if state.crowd is not None:
                 state.crowd.began_before = offered[0]
@@ -60,7 +60,7 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             return None
         case Overtaken(raw):
             ports.waiters.wake_flight(flight)
-            found = _overtaken(ports, state, envelope.unpack(raw))
+            found = _offered(ports, state, envelope.unpack(raw))
             if found is None:
                 state.least_seq = NO_SEQ
             elif state.crowd is not None:
@@ -143,8 +143,8 @@ def _learn_seq(ports: Ports, state: ReadState) -> Flow[None]:
         state.least_seq = (yield ports.store.snapshot()).seq
 
 
-def _overtaken(ports: Ports, state: ReadState, entry: Entry) -> Read | None:
-    """Return a value that was loaded after this read had begun and was overtaken since; None if it is not readable."""
+def _offered(ports: Ports, state: ReadState, entry: Entry, *, is_overtaken: bool = True) -> Read | None:
+    """Return a value that was loaded after this read had begun and was not stored; None if it is not readable."""
     if entry.call != state.call.text or entry.seq < state.options.since:
         return None
     try:
@@ -153,7 +153,8 @@ def _overtaken(ports: Ports, state: ReadState, entry: Entry) -> Read | None:
         return None
     state.payload = entry.payload
     waited = ports.clock.monotonic() - state.started
-    return Read.of(ports.clock.now(), entry, value, Freshness.STALE, "load", waited, True)
+    freshness = Freshness.STALE if is_overtaken else Freshness.FRESH
+    return Read.of(ports.clock.now(), entry, value, freshness, "load", waited, True)
 
 
 def _failed(ports: Ports, loader: LoaderSpec, state: ReadState, failure: Backoff) -> Read | None:

@@ -110,7 +110,7 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class Loading:
-    """One attempt at loading some calls: what the loader is told, and what it says besides its values.
+    """One attempt at loading some calls: what the loader receives, and what it reports besides its values.
 
     Attributes:
         calls: what to load.
@@ -148,7 +148,7 @@ class RecentRequests:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as a child does after a fork: a thread of the parent's may have held the lock."""
+        """Begin again, as a child does after a fork: a thread of the parent's may have held the lock."""
         self._until: dict[tuple[str, bytes, float], float] = {}
         self._lock = threading.Lock()
 
@@ -182,7 +182,7 @@ class Ports:
     Attributes:
         note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
         note_served: called when a worker has loaded what a reader of this process had asked for.
-        has_hook: somebody hears what is emitted; where an event is told of every read, none is made for nobody.
+        has_hook: whether anybody receives events; without a hook no event is made for each read.
     """
 
     config: Config

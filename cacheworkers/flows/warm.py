@@ -29,13 +29,14 @@ from cacheworkers.store.commands.replies import Claimed
 CHUNK = 500
 #: With more messages than this in the miss queue, readers wait for workers: nothing new is asked for.
 BUSY = 8
-#: A round asks for entries that go stale before the next round, or so many seconds later: for the message and the load.
+#: A round asks for entries that go stale before the next round, or within this many seconds after it: the time that the
+#: message and the load take.
 MARGIN = 1.0
-#: Where beat does no rounds, one that is done by hand counts as one of so many seconds.
+#: The interval of a round that is started by hand where beat does none, seconds.
 BY_HAND = 2.0
 #: All calls that are kept warm are looked at once in this share of `fresh_for`, part of them in each round.
 TURN = 0.025
-#: A call is kept warm by default if at least so many reads are expected while its entry is fresh ...
+#: A call is kept warm by default if at least this many reads are expected while its entry is fresh ...
 LEAST_READS = 1.5
 #: ... and if the loads that nobody will read stay below this share of the calls that were read in the last period.
 EXTRA_LOADS = 0.05

@@ -23,7 +23,7 @@ from cacheworkers.store.commands.replies import Backoff, Claimed
 UNLIMITED = 1e9
 #: Seconds between two looks at what is under way, if that is much: a look is a command for each call ...
 LOOK_EVERY = 0.05
-#: ... of so many calls or more; of fewer, which are done sooner, the looks are as many times closer together ...
+#: ... of this many calls or more; smaller jobs are polled proportionally more often ...
 LOOKED_AT = 100
 #: ... but never closer than this, seconds, nor than a load takes.
 LOOK_SOONEST = 0.005
@@ -31,14 +31,14 @@ LOOK_SOONEST = 0.005
 LOST_EVERY = 0.5
 #: Seconds between two looks at the miss queue.
 ASK_EVERY = 0.5
-#: Misses are waited for as long as workers take some.  Where none was taken for so many seconds, nobody serves them.
+#: Misses are waited for as long as workers take some.  If none is taken for this many seconds, nobody serves the queue.
 MISSES_FOR = 30.0
 #: Where nothing of a job, nor of the queue, has moved for this much longer than a load's deadline, seconds, its calls
 #: count as lost.  For so long, too, may the broker take no messages.
 LOST_AFTER = 30.0
-#: A batch is whole, or waits for so many seconds until there is room for all of it.
+#: A batch is sent whole, or after this many seconds if there is no room for all of it.
 PATIENCE = 0.5
-#: A call whose load comes to nothing is asked for so many times: each may hold up a worker until it is interrupted.
+#: How many times a call is requested whose load comes to nothing: each may occupy a worker until it is interrupted.
 TRIES = 3
 
 
@@ -154,7 +154,7 @@ def warm_up(
         max_rate: most calls a second.
         concurrency: most calls under way.
         min_fresh: a share, 0 to 1.
-        pause: makes the step that waits so many seconds.
+        pause: makes the step that waits a number of seconds.
         queued: makes the step that returns how many messages are `Queued`.
         progress: called after each look with how far it is.
     """

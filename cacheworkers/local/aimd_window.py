@@ -7,11 +7,11 @@ is time, not loss: loads that take much longer than the quickest did, and loads 
 
 from __future__ import annotations
 
-#: Loads count as slow at so many times what the quickest took ...
+#: Loads count as slow at this many times the quickest ...
 SLOW = 2.0
-#: ... and so many seconds more: of loads of a millisecond, two is no sign of anything.
+#: ... plus this many seconds: two milliseconds instead of one mean nothing.
 SLACK = 0.005
-#: Who is asked for and has not begun after so many seconds waits behind too many others of the same job.
+#: A call that has not begun this many seconds after it was requested waits behind too many others of the same job.
 MOST_WAIT = 2.0
 #: A tenth of the newest in the average.
 _NEWEST = 0.1

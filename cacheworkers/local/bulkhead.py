@@ -36,7 +36,7 @@ class Bulkhead:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as a child does after a fork: threads and loop are the parent's."""
+        """Begin again, as a child does after a fork: threads and loop are the parent's."""
         # Re-entrant: a garbage collection within a locked section may close a coroutine that waits in `_outcome`.
         self._lock = threading.RLock()
         self._running = 0
@@ -164,7 +164,7 @@ class Bulkhead:
             return None
 
     def _end(self, piece: _Work, found: Any, error: BaseException | None) -> None:
-        # Room first: whoever hears of the end finds it free.
+        # Room first: whoever is notified of the end finds it free.
         self._begin(self._next(piece))
         if error is None:
             piece.future.set_result(found)

@@ -59,7 +59,7 @@ class Coherence:
             self.proven_at = self.usable_at = NEVER
 
     def close(self, at: float) -> None:
-        """Stop for good: a thread that is told to end may still be about to prove something."""
+        """Stop for good: a thread that is asked to end may still be about to prove something."""
         with self._lock:
             self._is_closed = True
         self.lost(at)

@@ -27,7 +27,7 @@ _PER_TAG = 16
 #: Bytes of Python objects for each byte of JSON that they were decoded from: numbers, texts and structs of a few bytes
 #: each take 4 to 6.
 _DECODED = 6
-#: One entry in so many is new.
+#: One entry in this many is new.
 _NEW_SHARE = 10
 _MOST_VISITS = 3
 #: Dropped entries that are remembered, to tell whether they had changed.

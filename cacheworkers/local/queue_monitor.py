@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Where the oldest message is younger than before by so many seconds, it is another one: its age is told a little late.
+#: If the oldest message is younger than before by this many seconds, it is another one; ages are a little late.
 ANOTHER = 1.0
 
 

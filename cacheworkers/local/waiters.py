@@ -85,7 +85,8 @@ class Flight:
         is_claiming: one reader of this process is claiming right now.
         is_loading: one reader of this process is loading without the store.
         shared: what such a load came to.
-        offered: when a load of this process began, monotonic, and its entry that an invalidation has overtaken.
+        offered: when a load of this process began, monotonic, its entry that was not stored, and whether it was
+            overtaken by an invalidation.
         claimed_at, claim_number: when the last claim was sent, monotonic and in the order of waiters.
         failure, failing_until: the backoff that this claim was answered with, if any, and until when it runs.
         wakes: changes with every wake.  A reply that was asked for before a wake may be overtaken by it.
@@ -320,11 +321,15 @@ class Waiters:
             flight.forget_lease()
             self.wake_flight(flight)
 
-    def offer(self, call: str, began_at: float, entry: Any) -> None:
-        """Leave a value that an invalidation has overtaken to those who had begun before its load, and wake them."""
+    def offer(self, call: str, began_at: float, entry: Any, *, is_overtaken: bool = True) -> None:
+        """Leave a value that is not stored to those who had begun before its load, and wake them.
+
+        Args:
+            is_overtaken: by an invalidation; or the store has taken no writes.
+        """
         flight = self._flights.get(call)
         if flight is not None:
-            flight.offered = (began_at, entry)
+            flight.offered = (began_at, entry, is_overtaken)
             self.wake_flight(flight)
 
     def wake_all(self) -> None:

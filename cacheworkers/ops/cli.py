@@ -152,7 +152,7 @@ def hot(obj: Obj, loader: str, limit: int) -> None:
 def gc(obj: Obj) -> None:
     """Drop expired leftovers; finish broken-off invalidations.
 
-    Beat does it by itself, every minute unless told otherwise: this is for a store that has no beat.
+    Beat does it by itself, every minute by default: this is for a store that has no beat.
     """
     cache, show = obj
     show(cache.collect_garbage())

@@ -7,7 +7,7 @@ first and what each read returns (P. Gibbons, E. Korach: Testing Shared Memories
 
 Only what a cache promises is checked: a read may be old until an invalidation that covers the write has been
 acknowledged, before the read began.  Of two instants that overlap or are equal either may have been first: then
-nothing is found.  L1 of another process may be late until it has heard of the invalidation, and at most `l1_for`.
+nothing is found.  L1 of another process may be late until it has received the invalidation, and at most `l1_for`.
 
 A history is a file of JSON lines in any order, several files are one history:
 
@@ -75,7 +75,7 @@ class Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="o
 
 
 class Received(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="hear"):
-    """A process's L1 had heard, at `ended`, of everything that was acknowledged before `began`."""
+    """A process's L1 had received, at `ended`, everything that was acknowledged before `began`."""
 
     memory: str
     began: float
@@ -111,7 +111,7 @@ def check(history: Iterable[Operation], *, l1_for: float = 0.0) -> list[Stale]:
 
     Args:
         history: in any order; gone through twice, so that a `History` of files need not fit into memory.
-        l1_for: seconds by which a read from tier "l1" may be late, of what its memory had not heard of before.
+        l1_for: seconds by which a read from tier "l1" may be late, for what its memory had not received before.
     """
     if isinstance(history, Iterator):
         history = list(history)
@@ -164,7 +164,7 @@ def _promises(history: Iterable[Operation]) -> dict[str, _Promises]:
 
 
 def _heard(history: Iterable[Operation]) -> dict[str, list[tuple[float, float]]]:
-    """Return memory -> (instant, until when it had heard of everything then)."""
+    """Return memory -> (instant, until when it had received everything)."""
     heard: dict[str, list[tuple[float, float]]] = {}
     for each in history:
         if isinstance(each, Received) and each.ended is not None:
@@ -188,7 +188,7 @@ def _last_before(rising: Sequence[tuple[float, _Number]], instant: float) -> _Nu
 
 
 class History:
-    """The operations in some files, read anew at each iteration.
+    """The operations in some files, read again at each iteration.
 
     Attributes:
         bad: what is wrong with lines that were left out, at the last iteration: `file:line: reason`.
@@ -220,7 +220,7 @@ class History:
                         yield _parsed(line)
                     except (msgspec.DecodeError, ValueError) as error:
                         if line.startswith(b"{") and not line.rstrip().endswith(b"}"):
-                            continue  # its process was killed while it wrote this, and never told anybody
+                            continue  # its process was killed while it wrote this, and reported it to nobody
                         reason = f"{path}:{number}: {error}"
                         if self._is_strict:
                             raise HistoryError(reason) from None
@@ -264,7 +264,7 @@ class Recorder:
         self._append(Read(key, version, began, time.monotonic(), tier, by, memory, count))
 
     def heard(self, memory: str, began: float) -> None:
-        """Record that L1 of this process has just heard of everything that had been acknowledged when this began."""
+        """Record that L1 of this process has just received everything that had been acknowledged when this began."""
         self._append(Received(memory, began, time.monotonic()))
 
     def wrote(self, key: str, version: int, began: float) -> None:

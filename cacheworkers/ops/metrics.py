@@ -83,7 +83,7 @@ SUMS = {
 #: Gauges that are 1 if any process has lost something, and has not got it back.
 LOSSES = {
     "store_lost": "Whether the store does not answer.",
-    "listener_lost": "Whether pushes are not heard, and memory is bypassed.",
+    "listener_lost": "Whether invalidation messages are not received, and memory is bypassed.",
 }
 
 

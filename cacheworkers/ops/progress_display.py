@@ -16,9 +16,9 @@ from cacheworkers.ops.output import note
 
 #: Between two lines where there is no terminal, seconds.
 SAY_EVERY = 5.0
-#: The rate is that of so many seconds.
+#: The rate is averaged over this many seconds.
 RATE_OF = 10.0
-#: No worker has taken anything: said after so many seconds.
+#: Seconds without progress after which a line says that no worker takes anything.
 STUCK_AFTER = 5.0
 Show = Callable[[WarmUp], None]
 

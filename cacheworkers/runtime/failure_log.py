@@ -1,4 +1,4 @@
-"""FailureLog: each load that fails is logged with its traceback, in the process that ran it."""
+"""FailureLog: loads that fail, with their traceback, and values that are not stored, in the process that ran them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 
 from cacheworkers.errors import KeyMissing
-from cacheworkers.events import Loaded
+from cacheworkers.events import Loaded, NotStored
 
 log = logging.getLogger("cacheworkers")
 
 #: With a database that is away every load fails: more tracebacks than this within a period say nothing new.
 MAX_LOGGED = 50
 PERIOD = 10.0
+#: A value that has no place in the store is loaded at each read: said once for its loader in as many seconds.
+UNSTORED_PERIOD = 600.0
 
 
 class FailureLog:
@@ -29,6 +31,7 @@ class FailureLog:
         self._clock = clock
         self._lock = threading.Lock()
         self._logged_until: dict[str, float] = {}
+        self._unstored_until: dict[str, float] = {}
         self._last: BaseException | None = None
         self._period_ends = 0.0
         self._count = 0
@@ -54,6 +57,16 @@ class FailureLog:
             log.error("load of %s failed in %.3f s", event.call, event.seconds, exc_info=cause, extra=fields)
         if count == MAX_LOGGED:
             log.error("more failed loads are not logged for %g s", PERIOD)
+
+    def log_unstored(self, event: NotStored) -> None:
+        """Log a warning that a value is not stored, once for each loader and `UNSTORED_PERIOD`."""
+        now = self._clock()
+        with self._lock:
+            if self._unstored_until.get(event.loader, 0.0) > now:
+                return
+            self._unstored_until[event.loader] = now + UNSTORED_PERIOD
+        fields = {"loader": event.loader, "call": event.call}
+        log.warning("%s is not stored, and loaded at each read: %s", event.call, event.reason, extra=fields)
 
     def _is_due(self, call: str) -> bool:
         now = self._clock()

@@ -524,6 +524,6 @@ class LoaderBase(Generic[T]):
 
 
 def _served(entry: Entry, now: float) -> Freshness:
-    """Return what L1 served an entry as: it may have passed its end by the time its age is told."""
+    """Return what L1 served an entry as: it may have expired by the time its age is computed."""
     freshness = entry.freshness(now)
     return freshness if freshness in (Freshness.FRESH, Freshness.STALE) else Freshness.STALE

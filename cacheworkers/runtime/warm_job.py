@@ -63,7 +63,7 @@ class WarmJob:
         return self._outcome.done()
 
     def wait(self, timeout: float | None = None) -> WarmUp:
-        """Wait for the end, at most so many seconds; how far it has come.
+        """Wait for the end, at most `timeout` seconds; return the progress.
 
         Raises:
             TimeoutError: it is still under way, and goes on.

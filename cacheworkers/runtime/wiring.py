@@ -1,4 +1,4 @@
-"""Process: this process's parts, made and wired together; closed together, and begun anew after a fork."""
+"""Process: this process's parts, made and wired together; closed together, and begun again after a fork."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, PublishFailed, StoreBack, StoreLost
+from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, NotStored, PublishFailed, StoreBack, StoreLost
 from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
-#: How often hits in memory are told to the hook where no accesses are reported to the store, seconds.
+#: Seconds between two reports of memory hits to the hook, where no accesses are reported to the store.
 COUNTED_EVERY = 5.0
-#: An upkeep task that last ended so many periods, and so many seconds, ago has missed some.
+#: A maintenance task is late when it last ended this many periods, plus this many seconds, ago.
 LATE = 2.0
 LATE_MARGIN = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
@@ -207,6 +207,8 @@ class Runtime:
         """Pass an event to the hook; what that raises is logged, and stops nothing.  Log a load that failed."""
         if type(event) is Loaded and event.error is not None:
             self._failure_log.log(event)
+        elif type(event) is NotStored:
+            self._failure_log.log_unstored(event)
         elif type(event) is PublishFailed and self._watch is not None:
             self._watch.note_failed_publish(event.queue, event.error)
         hook = self._hook
@@ -373,7 +375,7 @@ def cache_of(celery: Celery) -> object | None:
 
 
 class _Queued:
-    """A step: how many messages wait for workers; none where that cannot be told."""
+    """A step: how many messages wait for workers; none where the broker does not say."""
 
     def __init__(self, workers: Any) -> None:
         self._workers = workers

@@ -16,7 +16,7 @@ from cacheworkers.store.commands.store import Store
 
 log = logging.getLogger("cacheworkers")
 
-#: From so many take-overs in a row on, readers do not wait for workers.
+#: After this many take-overs in a row readers stop waiting for workers.
 OPENS_AFTER = 3
 #: How often the store is asked meanwhile whether workers take messages again, seconds.
 LOOK_EVERY = 1.0

@@ -113,7 +113,7 @@ class ValkeyCluster:
         source = self.owner(slot)
         for node in (target, source):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
-        # Each takes the latest epoch it has heard of and adds one.  Were the slot moved on before all had heard of this
+        # Each takes the latest epoch it knows and adds one.  Were the slot moved on before all knew of this
         # one, two masters could claim it under the same epoch, or none.
         wait_until(lambda: len({_claim(node, slot) for node in self._nodes}) == 1)
 

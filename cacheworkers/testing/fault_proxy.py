@@ -26,7 +26,7 @@ class FaultProxy:
         Args:
             url: the server's, such as `redis://127.0.0.1:6379/0`.
             only: what is held, delayed and cut are connections whose client has sent these bytes; `b"TRACKING"` means
-                those that hear pushes.
+                those that receive invalidation messages.
         """
         parts = urlsplit(url)
         self._server = (parts.hostname or "127.0.0.1", parts.port or 6379)

@@ -37,7 +37,7 @@ class Responder:
             made = self._recent.answer(
                 read, method=method, path=path, if_match=_sent("If-Match"), if_none_match=_sent("If-None-Match")
             )
-        # A list: given bytes, Werkzeug would count them anew, and HEAD's Content-Length would be 0.
+        # A list: given bytes, Werkzeug would count them again, and HEAD's Content-Length would be 0.
         return Response([made.body], made.status, [(name.decode(), value.decode()) for name, value in made.headers])
 
 

@@ -1,4 +1,4 @@
-"""Answers of this second: what is read again before a number in its headers changes gets the same answer."""
+"""Headers of this second's answers: what is read again before a number in them changes gets the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import floor
 
 import msgspec
 
-from cacheworkers.core.entry import Entry, Freshness
+from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.web.http import Answer, HttpPolicy, answer
 
@@ -14,23 +14,24 @@ _MOST = 1024
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """An answer, and the whole seconds of its entry that it tells."""
+    """The headers of an answer, and all that they are made of besides the policy.
 
-    entry: Entry
-    age: int
-    left: int
-    answer: Answer
+    Neither the entry nor its payload is kept: `l1_bytes` bounds those.
+    """
+
+    made_of: tuple[object, ...]
+    headers: list[tuple[bytes, bytes]]
 
 
 class Recent:
-    """Makes answers by one policy, and keeps those made of fresh entries in this process's memory.
+    """Makes answers by one policy, and keeps the headers of those made of fresh entries in this process's memory.
 
-    A hot entry is answered thousands of times in a second by the same bytes.  Threads may share it.
+    A hot entry is answered thousands of times in a second with the same headers.  Threads may share it.
     """
 
     def __init__(self, policy: HttpPolicy) -> None:
         self.policy = policy
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[str, _Kept] = {}
 
     def answer(
         self, read: Read, *, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None
@@ -41,13 +42,14 @@ class Recent:
         if entry is None or not is_plain or read.freshness is not Freshness.FRESH:
             return answer(read, self.policy, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
         age, left = int(read.age), floor(entry.fresh_until - entry.created - read.age)
-        kept = self._kept.get(id(entry))
-        # It holds its entry, so that no other can have the same id; and every number is one of these two, or fixed.
-        if kept is not None and kept.entry is entry and kept.age == age and kept.left == left:
-            return kept.answer
+        ends = (entry.created, entry.fresh_until, entry.stale_until, entry.expires_at)
+        made_of = (age, left, entry.write_id, entry.digest, ends, entry.tags)
+        kept = self._kept.get(entry.call)
+        if kept is not None and kept.made_of == made_of:
+            return Answer(200, kept.headers, read.value)
         made = answer(read, self.policy, path=path)
         if made.status == 200:  # a 404 names the path
             if len(self._kept) >= _MOST:
                 self._kept.clear()
-            self._kept[id(entry)] = _Kept(entry, age, left, made)
+            self._kept[entry.call] = _Kept(made_of, made.headers)
         return made

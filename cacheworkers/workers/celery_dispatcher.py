@@ -126,7 +126,7 @@ class CeleryDispatcher:
             self._make_task(info)
 
     def _make_task(self, info: LoaderInfo) -> None:
-        """Make the Celery task of a loader, anew if there is one.
+        """Make the Celery task of a loader, again if there is one.
 
         Time limits end a load that ignores its deadline, in prefork pools only: on threads, the statement timeout
         and `load.deadline` are all there is.

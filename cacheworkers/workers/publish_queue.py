@@ -23,7 +23,7 @@ _ORDER = ("miss", "revalidate", "warm")
 PLAIN_GROUP = 8
 #: ... and what they may take together where readers wait, seconds.  A message costs as much as a quick load or two.
 MISS_GROUP_FOR = 0.02
-#: While readers of this process wait for at least so many calls, workers are behind ...
+#: While readers of this process wait for at least this many calls, workers are behind ...
 BACKED_UP = 16
 #: ... and a message may wait this long to fill, seconds: its calls would wait in the broker otherwise.
 LINGER_FOR = 0.01
@@ -103,7 +103,7 @@ class PublishQueue:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as a child does after a fork."""
+        """Begin again, as a child does after a fork."""
         self._pid = os.getpid()
         lock = threading.Lock()
         self._has_asks = threading.Condition(lock)

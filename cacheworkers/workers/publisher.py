@@ -100,7 +100,7 @@ class Publisher:
                 producer.connection.collect()
 
     def reset(self) -> None:
-        """Begin anew in a child: the connection is the parent's, and must not be closed."""
+        """Begin again in a child: the connection is the parent's, and must not be closed."""
         self._producer = None
         self._breaker.reset()
 

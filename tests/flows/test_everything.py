@@ -35,9 +35,9 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
+from cacheworkers.flows.loader_memory import LoaderMemory
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.flows.warm import reload_tags
-from cacheworkers.runtime.loader_base import LoaderBase
 from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER
 from cacheworkers.store.commands.replies import Claimed
@@ -513,7 +513,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         ("soft",),
     ),
     "what is kept is not tracked": (
-        python(LoaderBase, "_keep", "if not self._ports.listener.track(call.text, entry):", "if False:"),
+        python(LoaderMemory, "keep", "if not self._ports.listener.track(entry.call, entry):", "if False:"),
         (*LOADS, *CHANGES, *READERS, "a_reply_is_late"),
         ("hard",),
     ),
@@ -522,7 +522,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
             draining,
             "deliver",
             "    tags = list(",
-            "    outbox.delivered(connection, delivery.ids)\n    connection.commit()\n    tags = list(",
+            "    outbox.delivered(connection, claimed.ids, claimed.sources)\n    connection.commit()\n    tags = list(",
         ),
         (),
         MODES,

@@ -10,8 +10,8 @@ import pytest
 from celery import Celery
 
 from cacheworkers import Cache, KeyMissing, Load, LoadError
-from cacheworkers.events import Event, Loaded
-from cacheworkers.runtime.failure_log import MAX_LOGGED, FailureLog
+from cacheworkers.events import Event, Loaded, NotStored
+from cacheworkers.runtime.failure_log import MAX_LOGGED, UNSTORED_PERIOD, FailureLog
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -76,6 +76,39 @@ def test_the_error_is_on_the_event(make_cache: MakeCache, events: list[Event]) -
     wait_until(lambda: any(isinstance(event, Loaded) for event in events))
     [event] = [event for event in events if isinstance(event, Loaded)]
     assert isinstance(event.error, LoadError) and isinstance(event.error.__cause__, ZeroDivisionError)
+
+
+def test_a_value_that_cannot_be_stored_is_a_warning_once_for_its_loader(
+    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is served, and no failure; but each read of it is a load."""
+    cache = make_cache(max_entry_bytes=256, backoff_for=0.001, max_backoff_for=0.001)
+
+    @cache.loader()
+    def page(load: Load, n: int) -> str:
+        return "x" * 1000
+
+    for n in range(3):
+        assert page.get(n) == "x" * 1000
+
+    assert failures(caplog) == []
+    [record] = [r for r in caplog.records if r.name == "cacheworkers" and "is not stored" in r.getMessage()]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("page[0] is not stored, and loaded at each read: ")
+    assert "an entry has at most 256 bytes" in record.getMessage()
+
+
+def test_what_is_still_not_stored_is_logged_again_later(caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    log = FailureLog(1.0, lambda: now[0])
+
+    for loader in ("x", "y", "x"):
+        log.log_unstored(NotStored(loader, f"{loader}[1]", "too large"))
+    assert [record.args and record.args[0] for record in caplog.records] == ["x[1]", "y[1]"]  # type: ignore[index]
+
+    now[0] += UNSTORED_PERIOD
+    log.log_unstored(NotStored("x", "x[2]", "too large"))
+    assert caplog.records[-1].getMessage() == "x[2] is not stored, and loaded at each read: too large"
 
 
 def test_a_batch_that_fails_is_logged_once_and_a_key_left_out_is_no_failure(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from cacheworkers import Cache, Load, LoadError, LoadTimeout
+from cacheworkers import Cache, Load, LoadError, LoadTimeout, Read
 from cacheworkers.store.commands.scripts import CLAIM, Script
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -133,24 +133,33 @@ def test_what_was_dropped_is_not_served_from_memory(make_cache: MakeCache, full:
 
 
 def test_readers_of_one_miss_share_a_load(made: Any, full: Full) -> None:
-    """The worker's cannot be stored: it is known at once, and one of the readers loads for all of them."""
+    """In the process that has loaded it without having stored it, nobody loads again; in another, one for all."""
     may_go_on = threading.Event()
-    number, loads = made(lambda n: may_go_on.wait(LONG) and None, wait_for=60.0, load_for=60.0)
-    number.peek(7)
+    (here, loads), (elsewhere, loads_elsewhere) = (
+        made(lambda n: may_go_on.wait(LONG) and None, wait_for=60.0, load_for=60.0) for _ in range(2)
+    )
+    here.peek(7)
+    elsewhere.peek(7)
     full.fill()
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(number.get(7))) for _ in range(20)]
+    found: list[Read] = []
 
-    for thread in threads:
-        thread.start()
-    waiters = number._ports.waiters
-    wait_until(lambda: len(waiters) == 20 and loads)
+    def start(number: Any) -> list[threading.Thread]:
+        threads = [threading.Thread(target=lambda: found.append(number.read(7))) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        waiters = number._ports.waiters
+        wait_until(lambda: len(waiters) == 20)
+        return threads
+
+    threads = start(here)
+    wait_until(lambda: loads)
+    threads += start(elsewhere)
     may_go_on.set()
     for thread in threads:
         thread.join(60)
 
-    assert found == [70] * 20
-    assert loads == [7, 7]
+    assert [(read.value, read.freshness.value, read.tier) for read in found] == [(70, "fresh", "load")] * 40
+    assert (loads, loads_elsewhere) == ([7], [7])
 
 
 def test_a_failed_load_is_not_repeated_before_its_backoff_ends(made: Any, full: Full) -> None:
@@ -186,12 +195,34 @@ def test_a_lapsed_value_is_served_where_the_load_here_fails(made: Any, full: Ful
 
 
 def test_who_may_not_load_here_is_told(made: Any, full: Full) -> None:
-    number, _ = made(on_timeout="raise")
+    """What another process has loaded cannot reach it."""
+    may_go_on = threading.Event()
+    worker, loads = made(lambda n: may_go_on.wait(LONG) and None, wait_for=60.0, load_for=60.0)
+    number, loads_here = made(on_timeout="raise", wait_for=60.0, load_for=60.0)
+    worker.peek(1)
     number.peek(1)
     full.fill()
+    loading = threading.Thread(target=worker.get, args=(1,))
+    loading.start()
+    wait_until(lambda: loads)
+    errors: list[Exception] = []
 
-    with pytest.raises(LoadTimeout, match='number\\[1\\] cannot be read, and on_timeout is "raise": the store is out'):
-        number.get(1)
+    def read() -> None:
+        try:
+            number.get(1)
+        except LoadTimeout as error:
+            errors.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_until(lambda: len(number._ports.waiters) == 1)
+    may_go_on.set()
+    reader.join(60)
+    loading.join(60)
+
+    [error] = errors
+    assert str(error).startswith('number[1] cannot be read, and on_timeout is "raise": the store is out of memory')
+    assert (loads, loads_here) == ([1], [])
 
 
 def test_it_is_stored_again_once_there_is_room(make_cache: MakeCache, full: Full) -> None:

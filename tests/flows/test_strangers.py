@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, CacheworkersError, InvalidationIncomplete, Load
+from cacheworkers.ops.explanation_text import lines
 
 FORMS: dict[str, Callable[[Any, str, bytes], object]] = {
     "string": lambda client, key, odd: client.set(key, odd),
@@ -38,6 +39,7 @@ class Shop:
             "lease": keys.lease("price[1]"),
             "failures": keys.failures("price[1]"),
             "attempts": keys.attempts("price[1]"),
+            "accesses": keys.accesses("price"),
             "tag set": keys.tag_set("products"),
             "last invalidation": keys.last_invalidation("products"),
             "detached index": keys.detached_index("products"),
@@ -64,6 +66,23 @@ def test_a_read_returns_its_value_or_an_error_of_the_library(shop: Shop, where: 
             pass
 
     assert shop.loads <= 10
+
+
+@pytest.mark.parametrize("odd", [b"\xff\xfe", b"1e400", b"-5"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", ["entry", "lease", "failures", "attempts", "accesses"])
+def test_an_explanation_says_what_it_found_or_that_a_key_is_not_ours(
+    shop: Shop, where: str, form: str, odd: bytes
+) -> None:
+    FORMS[form](shop.client, shop.keys[where], odd)
+
+    try:
+        explanation = shop.cache.explain("price[1]")
+    except CacheworkersError:
+        return
+
+    assert explanation.call == "price[1]"
+    assert dict(lines(explanation))["memory"]
 
 
 @pytest.mark.parametrize("odd", [b"\xff\xfe", b"1e400", b"-5"])

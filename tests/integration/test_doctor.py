@@ -44,9 +44,11 @@ STORE_RULES = {
     "tracking-table",
     "tracking",
     "acl",
+    "namespace-shared",
+    "unstored-values",
 }
 #: What the acl finding tells to set, for the namespace of these tests.
-FIX = "on >secret ~cw:* +@read +@write +@scripting +@connection +info +time +config|get"
+FIX = "on >secret ~cw:* +@read +@write +@scripting +@connection -@dangerous +info +time +config|get"
 
 
 @pytest.fixture
@@ -272,7 +274,7 @@ def test_the_rights_that_the_finding_names_are_enough(store: Valkey, client: red
     [
         ("-zadd", {"acl": "error"}, "ZADD"),
         ("-@scripting", {"acl": "error"}, "EVAL"),
-        ("resetkeys ~cw:e:* ~cw:l:*", {"acl": "error"}, "the key cw:seq"),
+        ("resetkeys ~cw:e:* ~cw:l:*", {"acl": "error", "check-failed": "warning"}, "the key cw:unstored"),
         ("-client|tracking", {"tracking": "error"}, ""),
         ("-config|get", {"config-hidden": "note"}, ""),
         ("-info", {"acl": "error", "check-failed": "warning"}, "INFO"),
@@ -437,7 +439,14 @@ def test_a_good_database_has_no_finding(watched: Cache) -> None:
     found = worst(diagnose(watched))
 
     assert bad(found) == {}
-    assert set(found) == STORE_RULES | {"database-away", "outbox-unknown", "outbox-missing", "outbox-lag", "triggers"}
+    assert set(found) == STORE_RULES | {
+        "database-away",
+        "pooler",
+        "outbox-unknown",
+        "outbox-missing",
+        "outbox-lag",
+        "triggers",
+    }
     assert found["outbox-lag"].what.startswith("1 rows wait")
 
 

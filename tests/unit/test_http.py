@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import msgspec
@@ -261,7 +262,7 @@ def test_a_key_left_out_is_a_404_if_so_wanted(kind: type[LoadError]) -> None:
     assert "retry-after" not in shown(made)
 
 
-def test_a_hot_entry_is_answered_by_the_same_answer_for_a_second() -> None:
+def test_a_hot_entry_is_answered_with_the_same_headers_for_a_second() -> None:
     """Made once while no number in it changes; not for another entry, another path's 404, or a request with a tag."""
     policy = HttpPolicy(none_is_404=True)
     recent = recents.Recent(policy)
@@ -273,13 +274,32 @@ def test_a_hot_entry_is_answered_by_the_same_answer_for_a_second() -> None:
         made = Read.of(now, found, found.payload, Freshness.FRESH, "l1", 0.0)
         return recent.answer(made, **{**asked, **changes})
 
-    assert ask(first, 1100.1) is ask(first, 1100.9)
-    assert ask(first, 1101.1) is not ask(first, 1100.9)
+    assert ask(first, 1100.1).headers is ask(first, 1100.9).headers
+    assert ask(first, 1100.9).body is first.payload
+    assert ask(first, 1101.1).headers is not ask(first, 1100.9).headers
     assert ask(second, 1100.5).body == b"{}"
     assert ask(first, 1100.5, if_none_match=b"*").status == 304
     assert ask(first, 1100.5, if_match=b'"other"').status == 412
     assert ask(first, 1100.5, method="HEAD").body == b""
     assert b"/a" in ask(nothing, 1100.5).body and b"/b" in ask(nothing, 1100.5, path="/b").body
+
+
+def test_an_answer_keeps_no_payload() -> None:
+    """What memory has dropped for want of room is not kept by the responder beside it."""
+    recent = recents.Recent(HttpPolicy())
+    payload = b'"%s"' % (b"x" * 10_000)
+    found = entry(payload=payload, digest=digest_of(payload))
+    held = sys.getrefcount(payload)
+
+    for _ in range(2):
+        made = recent.answer(
+            Read.of(1100.0, found, payload, Freshness.FRESH, "l1", 0.0), method="GET", path="/", if_none_match=None
+        )
+        assert made.body is payload
+        del made
+
+    assert recent._kept
+    assert sys.getrefcount(payload) == held
 
 
 def test_recent_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ def test_keys_of_a_tag() -> None:
     assert KEYS.tag_set("category:7") == "shop:t:{category:7}"
     assert KEYS.last_invalidation("products", 3) == "shop:v:{products#3}"
     assert KEYS.detached_index("products", 0) == "shop:d:{products}"
-    assert KEYS.detached("products", 3, 17, "ab12") == "shop:d:{products#3}:17:ab12"
+    assert KEYS.detaching("products", 3, 17, "ab12")[3] == "shop:d:{products#3}:17:ab12"
     assert KEYS.seq == "shop:seq"
 
 
@@ -64,9 +64,9 @@ def test_a_tag_that_looks_like_a_shard_has_keys_of_its_own() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        KEYS.detached("products", 0, 17, "ab12"),
-        KEYS.detached("products", 3, 17, "ab12"),
-        KEYS.detached("a}:1:b{", 0, 17, "ab12"),
+        KEYS.detaching("products", 0, 17, "ab12")[3],
+        KEYS.detaching("products", 3, 17, "ab12")[3],
+        KEYS.detaching("a}:1:b{", 0, 17, "ab12")[3],
         KEYS.entry("product[42]"),
         Keyspace("shop2").tag_set("products"),
         "x:shop:t:{products}",
@@ -90,7 +90,7 @@ def test_patterns_find_all_shards_and_no_detached_sets() -> None:
     for pattern, make in found:
         for tag, shard in (("products", 0), ("products", 3), ("a{b}:1:", 0)):
             assert fnmatch.fnmatchcase(make(tag, shard), pattern)
-            assert not fnmatch.fnmatchcase(KEYS.detached(tag, shard, 17, "ab12"), pattern)
+            assert not fnmatch.fnmatchcase(KEYS.detaching(tag, shard, 17, "ab12")[3], pattern)
             assert not fnmatch.fnmatchcase(Keyspace("shop2").tag_set(tag, shard), pattern)
 
 

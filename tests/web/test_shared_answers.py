@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -66,3 +68,27 @@ def test_what_a_middleware_adds_is_added_to_one_response(hit: Read) -> None:
     asyncio.run(serve())
 
     assert sent[0] == sent[1]
+
+
+def test_what_memory_drops_is_not_kept_alive_by_its_answer(cache: Cache) -> None:
+    """`l1_bytes` bounds what a process keeps: of a thousand answers nothing is kept but their headers."""
+
+    @cache.loader(early=0)
+    def page(load: Load, number: int) -> str:
+        return chr(97 + number) * 1_000_000
+
+    respond = asgi.Responder()
+    wait_until(lambda: page.read_json(0).tier == "l1")
+    tracemalloc.start()
+    for number in range(20):
+        wait_until(lambda number=number: page.read_json(number).tier == "l1")
+        read = page.read_json(number)
+        first = asyncio.run(respond(SCOPE, again(read)))
+        assert asyncio.run(respond(SCOPE, again(read))).headers is first.headers
+        del read, first
+    cache.clear()
+
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 5_000_000

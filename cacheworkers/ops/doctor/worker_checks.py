@@ -12,7 +12,7 @@ from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
 
-#: From so many messages on a queue counts as backed up: readers wait for the first, nobody for the others.
+#: A queue with this many messages counts as backed up: readers wait for the first queue, nobody for the others.
 MISS_BACKLOG = 100
 BACKLOG = 1000
 
@@ -50,7 +50,7 @@ SHARED_MEMORY = Rule(
     "shared-memory",
     "warning",
     "Broker and store are one server, and its policy is noeviction with a `maxmemory`.",
-    "A full cache refuses the queues' messages too: no worker hears of anything until entries expire.",
+    "A full cache refuses the queues' messages too: no worker receives anything until entries expire.",
     "maxmemory-policy volatile-lru, which evicts entries and never a queue; or a server of its own for the broker.",
 )
 BACKED_UP = Rule(

@@ -134,7 +134,7 @@ class Cascades:
 
 
 def lock(connection: Connection, table: Table, key: Sequence[Any], values: Sequence[Any]) -> None:
-    """Keep others from referring to a row anew, as its deletion would."""
+    """Keep others from referring to a row again, as its deletion would."""
     connection.execute(select(literal(1)).select_from(table).where(among(key, [values])).with_for_update()).all()
 
 

@@ -298,7 +298,7 @@ class WatchMapping:
 
 
 class _Options:
-    """What else `watch` was told: which columns matter, which are ignored, and how tags are invalidated."""
+    """The options of `watch`: which columns matter, which are ignored, and how tags are invalidated."""
 
     def __init__(
         self,

@@ -284,7 +284,7 @@ def key_names(mapper: Mapper[Any]) -> list[str]:
 
 
 def is_computed(column: Any) -> bool:
-    """Return whether the database works a column out anew when its row changes: an expression counts too."""
+    """Return whether the database works a column out again when its row changes: an expression counts too."""
     if not isinstance(column, Column):
         return True
     on_update: Any = column.onupdate

@@ -184,7 +184,7 @@ class WatchService:
             raise
 
     def drain_until(self, stop: threading.Event, engine: Engine | None) -> None:
-        """Drain until told to stop; see `Cache.drain_until`."""
+        """Drain until asked to stop; see `Cache.drain_until`."""
         first, *others = self._asked(engine, "drain_until")
         threads = [
             threading.Thread(target=self._drain_until, args=(stop, each), name="cacheworkers-drain", daemon=True)

@@ -218,7 +218,7 @@ class _Parser:
     def _update(self) -> None:
         self._skip_modifiers()
         self._updated.update(self._relation())
-        # MySQL: several tables, whose columns are told apart by nothing but their names.
+        # MySQL: several tables, whose columns differ only by name.
         self._updated.update(name for name, _ in self._joined())
 
     def _delete(self) -> None:

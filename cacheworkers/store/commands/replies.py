@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -180,6 +181,18 @@ def fields(reply: Any) -> dict[str, str]:
     if isinstance(reply, list):
         return {text(k): text(v) for k, v in zip(reply[::2], reply[1::2], strict=True)}
     return {}
+
+
+def failure(reply: Any) -> dict[str, str]:
+    """Return what is kept of a failed load.
+
+    Raises:
+        ValueError: the end of its backoff is no finite number; something else wrote it.
+    """
+    found = fields(reply)
+    if not math.isfinite(float(found.get("until_ms", 0))):
+        raise ValueError("until_ms is not finite")
+    return found
 
 
 def scored(reply: Any) -> list[tuple[str, float]]:

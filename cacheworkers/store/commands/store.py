@@ -202,7 +202,7 @@ class Store:
 
     def failures(self, call: str) -> Exchange[dict[str, str]]:
         """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
-        return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: parse.fields(replies[0]))
+        return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: parse.failure(replies[0]))
 
     # -- loads
 

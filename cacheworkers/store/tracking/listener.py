@@ -165,7 +165,7 @@ class Listener:
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
 
-    # -- what this process wants to be told about
+    # -- which keys are tracked
 
     def track(self, call: str, entry: Entry) -> bool:
         """Have changes of an entry reported that is about to be kept; False where it must not be kept.
@@ -225,7 +225,7 @@ class Listener:
     def _listen(self) -> None:
         try:
             self._listen_until_closed()
-        finally:  # whatever ended it: memory must not answer for what nobody is told about
+        finally:  # whatever ended it: memory must not serve keys that are no longer tracked
             self._coherence.lost(time.monotonic())
             self._close_connections()
 
@@ -240,7 +240,7 @@ class Listener:
                 self._lose(error)
                 self._closed.wait(backoff * (0.5 + random.random() / 2))
                 backoff = min(backoff * 2, _BACKOFF[1])
-            except Exception as error:  # a bug in a callback must not leave memory serving what it is not told about
+            except Exception as error:  # a bug in a callback must not leave memory serving untracked keys
                 if self._closed.is_set():  # its sockets were closed under it
                     self._lose(error)
                     return
