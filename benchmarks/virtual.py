@@ -216,9 +216,22 @@ class VirtualStore:
         return (head.created, head.fresh_until) if head is not None else None
 
     def claim(
-        self, call: str, token: str, *, lease_for: float, seen: bytes, expected: str = "", heeds_backoff: bool = True
+        self,
+        call: str,
+        token: str,
+        *,
+        lease_for: float,
+        seen: bytes,
+        expected: str = "",
+        heeds_backoff: bool = True,
+        least_seq: int | None = None,
+        is_last: bool = False,
     ) -> _Done:
         return _Done(self._claim(call, token, lease_for, seen, expected))
+
+    def offer(self, entry: Entry, lives: float) -> _Done:
+        """Leave nothing to other processes' readers: they wait for the next load, as when the store is full."""
+        return _Done(None)
 
     def claim_many(
         self,

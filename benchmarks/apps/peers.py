@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-FRESH_FOR = 300
+from benchmarks.apps import FRESH_FOR
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import sessionmaker
 
 from app.models import Price, Product, Stock
-from benchmarks.apps.peers import FRESH_FOR
+from benchmarks.apps import FRESH_FOR
 from cacheworkers import Cache, Config, Load
 
 app = Celery("apps", broker=os.environ["REDIS_URL"])

@@ -30,7 +30,7 @@ class RateLimiter:
         interval: seconds between two turns.
     """
 
-    __slots__ = ("_full_at", "_lock", "interval")
+    __slots__ = ("__weakref__", "_full_at", "_lock", "interval")
 
     def __init__(self, rate: float) -> None:
         """
@@ -39,6 +39,10 @@ class RateLimiter:
         """
         self.interval = 1.0 / rate if rate else 0.0
         self._full_at = float("-inf")
+        self._lock = threading.Lock()
+
+    def reset(self) -> None:
+        """Renew the lock after a fork: a thread of the parent may have held it."""
         self._lock = threading.Lock()
 
     def allows(self, now: float) -> bool:

@@ -29,6 +29,7 @@ from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.fork_check import ForkCheck
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
+from cacheworkers.local.rate_limiter import RateLimiter
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
@@ -93,6 +94,7 @@ class Runtime:
         self._hook = hook
         self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
         self._failure_log = FailureLog(config.backoff_for)
+        self._limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
         self.workers: Any = None
         self._watch: WorkerWatch | None = None
         self._taken_noted_at: dict[str, float] = {}
@@ -227,6 +229,8 @@ class Runtime:
 
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
+        if spec.limiter is not None:
+            self._limiters.add(spec.limiter)
         if self._watch is not None and spec.policy.on_timeout == "raise":
             self._watch.never_loaded_by_readers.add(spec.name)
         self.workers.register(
@@ -318,12 +322,13 @@ class Runtime:
         self.ports.store.reset()
         self.ports.listener.reset()
         self._bulkhead.reset()
+        for limiter in (self.ports.revalidations, *self._limiters):
+            limiter.reset()
         self._watching_lock = threading.Lock()
         if self._watching is not None:
             self._watching.reset()
         self._sessions.reset_after_fork()
         self.workers.reset_after_fork()
-        self._failure_log.reset()
         if self._watch is not None:
             self._watch.reset()
 

@@ -27,6 +27,11 @@ POOL_TIMEOUT = 10.0
 _held: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("cacheworkers_connections", default=frozenset())
 
 
+def is_held_by_load(connection: Connection) -> bool:
+    """Whether the load that runs here has one of the user's connections: its savepoints are its own."""
+    return id(connection) in _held.get()
+
+
 class Sessions:
     """Makes the sessions that loaders get, from the user's own session factories.
 

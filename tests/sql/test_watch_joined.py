@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.orm import sessionmaker
 
+from cacheworkers import Cache, Load
 from sql.conftest import Product, Shop
 
 MODES = ["conditional_savepoint", "rollback_only", "create_savepoint"]
@@ -115,3 +118,31 @@ def test_an_async_session_is_no_different(sold: Shop) -> None:
         await sold.async_engine.dispose()
 
     asyncio.run(main())
+
+
+def test_sessions_and_loaders_on_one_connection(unwatched: Shop, make_cache: Callable[..., Cache]) -> None:
+    """As in tests that roll everything back: loads see what is not committed, and how they end invalidates nothing."""
+    unwatched.add(1)
+    loads = []
+    with unwatched.engine.connect() as connection:
+        outer = connection.begin()
+        sessions = sessionmaker(connection, join_transaction_mode="create_savepoint")
+        cache = make_cache(sessions=sessions, namespace="rolled-back")
+        cache.watch(sessions, {Product: ["product:{id}"]}, check=False)
+
+        # So long that no reader takes a load over: it and the worker would then use the connection together.
+        @cache.loader(tags=("product:{product_id}",), fresh_for=300, wait_for=60, load_for=60)
+        def price(load: Load, product_id: int) -> int | None:
+            product = load.session.get(Product, product_id)
+            loads.append(product)
+            return None if product is None else product.price
+
+        before = connection.exec_driver_sql("SHOW statement_timeout").scalar()
+        for expected in (11, 12):
+            with sessions.begin() as session:
+                session.get_one(Product, 1).price = expected
+            assert [price.get(1), price.get(1)] == [expected, expected]
+        assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == before
+        outer.rollback()
+
+    assert len(loads) == 2

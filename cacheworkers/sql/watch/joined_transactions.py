@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select
 
+from cacheworkers.sql.load_sessions import is_held_by_load
 from cacheworkers.sql.sqlalchemy_internals import call_at_end, ends_of
 from cacheworkers.sql.watch.dirty_transactions import Written
 
@@ -71,7 +72,12 @@ def outlives(hooks: SessionHooks, writes: list[Written], connection: Connection,
 
 
 def rolling_back_to_savepoint(connection: Connection) -> None:
-    """Have loaders of this connection load again: what they have seen may be gone."""
+    """Have loaders of this connection load again: what they have seen may be gone.
+
+    Each load ends with a rollback to its own savepoint, which takes nothing away.
+    """
+    if is_held_by_load(connection):
+        return
     for end in ends_of(connection):
         if isinstance(end, JoinedTransaction):
             end.rolled_back()
