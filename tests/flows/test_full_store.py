@@ -133,7 +133,7 @@ def test_what_was_dropped_is_not_served_from_memory(make_cache: MakeCache, full:
 
 
 def test_readers_of_one_miss_share_a_load(made: Any, full: Full) -> None:
-    """In the process that has loaded it without having stored it, nobody loads again; in another, one for all."""
+    """The load that cannot be stored, and at most one of the readers, who loads for all; in another process, one for all."""
     may_go_on = threading.Event()
     (here, loads), (elsewhere, loads_elsewhere) = (
         made(lambda n: may_go_on.wait(LONG) and None, wait_for=60.0, load_for=60.0) for _ in range(2)
@@ -159,7 +159,8 @@ def test_readers_of_one_miss_share_a_load(made: Any, full: Full) -> None:
         thread.join(60)
 
     assert [(read.value, read.freshness.value, read.tier) for read in found] == [(70, "fresh", "load")] * 40
-    assert (loads, loads_elsewhere) == ([7], [7])
+    assert loads in ([7], [7, 7])
+    assert loads_elsewhere == [7]
 
 
 def test_a_failed_load_is_not_repeated_before_its_backoff_ends(made: Any, full: Full) -> None:

@@ -358,7 +358,7 @@ def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message
 def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_path: Path) -> None:
     """Another loader's call, too many arguments, a wrong type, no JSON; one call in three ways is one."""
     file = tmp_path / "numbers.txt"
-    file.write_text('1\nother[2]\n[1, 2]\ntrue\n{"n"\nnumber[1]\n"1"\n2\n')
+    file.write_text('1\nother[2]\n[1, 2]\n1.5\n{"n"\nnumber[1]\n"1"\n2\n')
 
     done = cli("--json", "warm", "number", "--file", str(file))
 

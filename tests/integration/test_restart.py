@@ -118,10 +118,10 @@ def note_askers(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 @pytest.mark.parametrize("readers", [read_in_threads, read_in_tasks])
-def test_hot_values_are_served_and_each_reader_waits_at_most_once(
+def test_hot_values_are_served_and_each_reader_waits_at_most_twice(
     shop: Shop, readers: Callable[[Shop], list[list[Read]]], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long the store is away; nothing is loaded that memory has."""
+    """Once, and once more while that is confirmed over a fresh connection; nothing is loaded that memory has."""
     shop.lose(how)
     askers = note_askers(shop, monkeypatch)
     probes: list[None] = []
@@ -138,8 +138,8 @@ def test_hot_values_are_served_and_each_reader_waits_at_most_once(
     ] * (2 * READERS)
     assert {read.tier for mine in found for read in mine} == {"l1"}
     assert shop.loads == []
-    assert max((times for name, times in askers.items() if name.startswith("reader")), default=0) <= 1
-    assert askers["MainThread"] <= READERS
+    assert max((times for name, times in askers.items() if name.startswith("reader")), default=0) <= 2
+    assert askers["MainThread"] <= 2 * READERS
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])

@@ -110,5 +110,5 @@ def test_the_calls_of_a_tag_are_listed(shop: Shop) -> None:
     shop.price.invalidate(3)
 
     assert sorted(shop.cache.calls_of("category:7")) == ["price[1]", "price[2]"]
-    assert len(shop.cache.calls_of("category:7", most=1)) == 1
+    assert len(shop.cache.calls_of("category:7", limit=1)) == 1
     assert shop.cache.calls_of("category:8") == []
