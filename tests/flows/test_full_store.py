@@ -133,7 +133,7 @@ def test_what_was_dropped_is_not_served_from_memory(make_cache: MakeCache, full:
 
 
 def test_readers_of_one_miss_share_a_load(made: Any, full: Full) -> None:
-    """The load that cannot be stored, and at most one of the readers, who loads for all; in another process, one for all."""
+    """The load that cannot be stored, and at most one of the readers, for all; in another process, one for all."""
     may_go_on = threading.Event()
     (here, loads), (elsewhere, loads_elsewhere) = (
         made(lambda n: may_go_on.wait(LONG) and None, wait_for=60.0, load_for=60.0) for _ in range(2)
