@@ -51,7 +51,7 @@ def celery_worker_cluster(here: Any, tmp_path: Path) -> Iterator[CeleryWorkerClu
     nodes = []
     for name in ("first", "second"):
         words = [sys.executable, "-m", "celery", "-A", "shop", "worker", "-n", f"{name}@%h", "-Q", QUEUES, "-c", "2"]
-        words += ["-l", "INFO", "--without-mingle", "--without-gossip"]
+        words += ["-l", "DEBUG", "--without-mingle", "--without-gossip"]
         env = {**os.environ, **here.env}
         container = LocalContainer(name, words, cwd=HERE, env=env, log=tmp_path / f"{name}.log")
         nodes.append(CeleryTestWorker(LocalWorker(container), app=here.module.app))
