@@ -6,16 +6,13 @@ is older than what had been acknowledged.  Small scenes are gone through in full
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
 import scenes
-from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis import strategies as st
-from hypothesis.errors import Flaky
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from scenes import SCENES, Scene, play
 from stepped import ENTRIES, L1_FOR, Processes, Reading, hold
 
@@ -230,125 +227,123 @@ def test_removed_part_is_missed(part: str, make_processes: MakeProcesses, monkey
 # -- at random
 
 
-some = st.integers(1, 3)
-names = st.sampled_from(["price", "label"])
-AT_ONCE = 3
+AT_ONCE, STEPS = 3, 50
 
 
-def coherence(p: Processes) -> type[RuleBasedStateMachine]:
-    """Return a state machine; each run has a product of its own, and a few accidents."""
+class Walk:
+    """Steps taken at random on a product of its own, with a few accidents; what was done is noted."""
 
-    class Coherence(RuleBasedStateMachine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.number = p.begin()
-            self.accidents = 3
-            self.changes: list[tuple[int, str, Stepper[Any]]] = []
-            self.readings: list[Reading] = []
+    def __init__(self, p: Processes, seed: int) -> None:
+        self.p, self.random = p, random.Random(seed)
+        self.number = p.begin()
+        self.accidents = 3
+        self.changes: list[tuple[int, str, Stepper[Any]]] = []
+        self.readings: list[Reading] = []
+        self.done: list[str] = []
 
-        @precondition(lambda self: len(self.readings) < AT_ONCE)
-        @rule(name=names, steps=st.integers(0, 2))
-        def a_read_begins(self, name: str, steps: int) -> None:
-            self.readings.append(p.reading(name, self.number))
-            self._go_on(len(self.readings) - 1, steps)
+    def run(self) -> None:
+        try:
+            for _ in range(STEPS):
+                step = self.random.choice(self._possible())
+                self.done.append(step.__name__)
+                step()
+                self.p.check()
+        except AssertionError as error:
+            error.add_note("\n".join(self.done))
+            raise
+        finally:
+            self.p.end(self.number)
 
-        @precondition(lambda self: self.readings)
-        @rule(at=st.integers(0, AT_ONCE - 1), steps=some)
-        def a_read_goes_on(self, at: int, steps: int) -> None:
-            self._go_on(at % len(self.readings), steps)
+    def _possible(self) -> list[Callable[[], None]]:
+        p, is_luck_left = self.p, self.accidents > 0
+        steps = {
+            self.a_read_begins: len(self.readings) < AT_ONCE,
+            self.a_read_goes_on: bool(self.readings),
+            self.a_change_is_committed: len(self.changes) < AT_ONCE,
+            self.a_change_goes_on: bool(self.changes),
+            self.a_worker_loads: True,
+            self.pushes_are_processed: p.has_replies,
+            self.a_ping: p.is_connected,
+            self.the_link_dies: p.is_connected and not p.is_broken and is_luck_left,
+            self.its_death_is_noticed: p.is_broken,
+            self.the_link_is_back: not p.is_connected,
+            self.time_passes: is_luck_left,
+            self.memory_is_full: is_luck_left,
+        }
+        return [step for step, is_possible in steps.items() if is_possible]
 
-        def _go_on(self, at: int, steps: int) -> None:
-            reading = self.readings[at]
-            for _ in range(steps):
-                if reading.at:
-                    reading.step()
-            if not reading.at:
-                del self.readings[at]
+    def a_read_begins(self) -> None:
+        self.readings.append(self.p.reading(self._name(), self.number))
+        self._go_on(len(self.readings) - 1, self.random.randint(0, 2))
 
-        @precondition(lambda self: len(self.changes) < AT_ONCE)
-        @rule(mode=st.sampled_from(["hard", "soft"]), by=st.sampled_from(["others", "ports"]))
-        def a_change_is_committed(self, mode: Any, by: str) -> None:
-            p.commit(self.number)
-            self.changes.append((p.versions[self.number], mode, p.invalidation(self.number, mode, by=by)))
+    def a_read_goes_on(self) -> None:
+        self._go_on(self.random.randrange(len(self.readings)), self.random.randint(1, 3))
 
-        @precondition(lambda self: self.changes)
-        @rule(at=st.integers(0, AT_ONCE - 1), steps=st.integers(1, 12))
-        def a_change_goes_on(self, at: int, steps: int) -> None:
-            version, mode, flow = self.changes[at % len(self.changes)]
-            for _ in range(steps):
-                p.go_on(flow)
-            if not flow.at:
-                del self.changes[at % len(self.changes)]
-                p.acknowledged(self.number, version, is_soft=mode == "soft")
+    def _go_on(self, at: int, steps: int) -> None:
+        reading = self.readings[at]
+        for _ in range(steps):
+            if reading.at:
+                reading.step()
+        if not reading.at:
+            del self.readings[at]
 
-        @rule(name=names)
-        def a_worker_loads(self, name: str) -> None:
-            p.load(name, self.number)
+    def a_change_is_committed(self) -> None:
+        mode: Any = self.random.choice(["hard", "soft"])
+        by = self.random.choice(["others", "ports"])
+        self.p.commit(self.number)
+        self.changes.append((self.p.versions[self.number], mode, self.p.invalidation(self.number, mode, by=by)))
 
-        @precondition(lambda self: p.has_replies)
-        @rule(replies=some)
-        def pushes_are_processed(self, replies: int) -> None:
-            for _ in range(replies):
-                if p.has_replies:
-                    p.deliver()
+    def a_change_goes_on(self) -> None:
+        at = self.random.randrange(len(self.changes))
+        version, mode, flow = self.changes[at]
+        for _ in range(self.random.randint(1, 12)):
+            self.p.go_on(flow)
+        if not flow.at:
+            del self.changes[at]
+            self.p.acknowledged(self.number, version, is_soft=mode == "soft")
 
-        @precondition(lambda self: p.is_connected)
-        @rule()
-        def a_ping(self) -> None:
-            p.ping()
+    def a_worker_loads(self) -> None:
+        self.p.load(self._name(), self.number)
 
-        @precondition(lambda self: p.is_connected and not p.is_broken and self.accidents)
-        @rule()
-        def the_link_dies(self) -> None:
-            self.accidents -= 1
-            p.break_link()
+    def pushes_are_processed(self) -> None:
+        for _ in range(self.random.randint(1, 3)):
+            if self.p.has_replies:
+                self.p.deliver()
 
-        @precondition(lambda self: p.is_broken)
-        @rule()
-        def its_death_is_noticed(self) -> None:
-            p.notice()
+    def a_ping(self) -> None:
+        self.p.ping()
 
-        @precondition(lambda self: not p.is_connected)
-        @rule()
-        def the_link_is_back(self) -> None:
-            p.reconnect()
+    def the_link_dies(self) -> None:
+        self.accidents -= 1
+        self.p.break_link()
 
-        @precondition(lambda self: self.accidents)
-        @rule(accident=st.sampled_from([p.pass_time, p.evict]))
-        def an_accident(self, accident: Callable[[], None]) -> None:
-            self.accidents -= 1
-            accident()
+    def its_death_is_noticed(self) -> None:
+        self.p.notice()
 
-        @invariant()
-        def nothing_in_memory_is_older_than_what_it_has_heard_of(self) -> None:
-            p.check()
+    def the_link_is_back(self) -> None:
+        self.p.reconnect()
 
-        def teardown(self) -> None:
-            p.end(self.number)
+    def time_passes(self) -> None:
+        self.accidents -= 1
+        self.p.pass_time()
 
-    return Coherence
+    def memory_is_full(self) -> None:
+        self.accidents -= 1
+        self.p.evict()
 
-
-PLAY = settings(
-    deadline=None,
-    max_examples=60,
-    stateful_step_count=50,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate],
-)
+    def _name(self) -> str:
+        return self.random.choice(["price", "label"])
 
 
 def test_no_order_of_many_leaves_anything_old_in_memory(processes: Processes) -> None:
-    run_state_machine_as_test(coherence(processes), settings=PLAY)
+    for seed in range(200):
+        Walk(processes, seed).run()
 
 
 @pytest.mark.heavy
 def test_no_order_of_very_many_leaves_anything_old_in_memory(processes: Processes) -> None:
-    run_state_machine_as_test(coherence(processes), settings=settings(PLAY, max_examples=3000))
-
-
-#: Random orders that find an unemptied memory soon; others need hundreds until there is one that does.
-FINDS_SOON = 48
+    for seed in range(3_000):
+        Walk(processes, seed).run()
 
 
 @pytest.mark.parametrize("mutate", [checks_no_guard, is_not_emptied_when_the_link_is_back])
@@ -356,20 +351,8 @@ def test_random_orders_find_a_removed_part(
     mutate: Callable[[pytest.MonkeyPatch], None], make_processes: MakeProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutate(monkeypatch)
-    play = settings(PLAY, max_examples=20_000, database=None)
-    p, found = make_processes(), list[str]()
-    check = p.check
+    processes = make_processes()
 
-    def noted() -> None:
-        try:
-            check()
-        except AssertionError as error:
-            found.append(str(error))
-            raise
-
-    p.check = noted  # type: ignore[method-assign]
-    # Found, it is played once more; what the run before has left behind may make that another play.
-    with pytest.raises((AssertionError, Flaky)):
-        run_state_machine_as_test(seed(FINDS_SOON)(coherence(p)), settings=play)
-
-    assert "was acknowledged" in found[0]
+    with pytest.raises(AssertionError, match="was acknowledged"):
+        for seed in range(3_000):
+            Walk(processes, seed).run()
