@@ -512,10 +512,17 @@ class Store:
         request = Request(("ZSCORE", self.keys.accesses(loader), call))
         return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
 
-    def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
-        """The number of a tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
-        request = Request(("GET", self.keys.last_invalidation(tag, self.keys.shard_of(tag, call))))
-        return self._ask([request], lambda replies: int(replies[0] or 0))
+    def last_invalidations(self, tags: Sequence[str], call: str) -> Exchange[list[int]]:
+        """The number of each tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
+        keys = [self.keys.last_invalidation(tag, self.keys.shard_of(tag, call)) for tag in tags]
+        return self._ask(
+            [Request(("GET", key)) for key in keys], lambda replies: [int(reply or 0) for reply in replies]
+        )
+
+    def call_state(self, loader: str, call: str) -> Exchange[list[Any]]:
+        """What `lease`, `failures`, `read_at` and `attempts` say of a call, in one round trip."""
+        parts = (self.lease(call), self.failures(call), self.read_at(loader, call), self.attempts(call))
+        return Exchange.joint(parts)
 
     # -- the server itself
 
