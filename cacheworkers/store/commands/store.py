@@ -519,6 +519,18 @@ class Store:
             [Request(("GET", key)) for key in keys], lambda replies: [int(reply or 0) for reply in replies]
         )
 
+    def overtaken(self, calls: Sequence[tuple[str, Sequence[str]]]) -> Exchange[tuple[int, list[str]]]:
+        """The newest number of an invalidation of any tag of `(call, tags)`, and each call's fence; needs no room."""
+        keys = {self.keys.last_invalidation(tag, self.keys.shard_of(tag, call)) for call, tags in calls for tag in tags}
+        requests = [Request(("HGET", self.keys.lease(call), "fence")) for call, _ in calls]
+        requests += [Request(("GET", key)) for key in keys]
+
+        def shape(replies: list[Any]) -> tuple[int, list[str]]:
+            fences, numbers = replies[: len(calls)], replies[len(calls) :]
+            return max((int(n or 0) for n in numbers), default=0), [parse.text(fence or b"") for fence in fences]
+
+        return self._ask(requests, shape)
+
     def call_state(self, loader: str, call: str) -> Exchange[list[Any]]:
         """What `lease`, `failures`, `read_at` and `attempts` say of a call, in one round trip."""
         parts = (self.lease(call), self.failures(call), self.read_at(loader, call), self.attempts(call))
