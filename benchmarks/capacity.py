@@ -1,14 +1,18 @@
-"""What more processes cost the store: `python -m benchmarks.capacity [--listeners 1 10 100 300]`.
+"""What more processes cost the store: `python -m benchmarks.capacity [--listeners 1 10 100 300] [--caches 100 300]`.
 
 Each listener is a connection that tracks as a reading process does: by key, or by prefix as a broadcast (`BCAST`), for
 comparison.  One process loads and invalidates, by the real flows, entries that no listener keeps, and then entries that
 all of them keep: each receives a message, fetches the new entry and tracks it again.  CPU is that of the server's main
 thread; what connections and tracked keys take is its memory.
+
+`--caches` measures whole processes instead of bare connections: each has a `Cache` of its own, keeps entries in its
+memory, and pings.  What the server does for them while nothing happens is subtracted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import secrets
 import selectors
@@ -22,7 +26,7 @@ import hiredis
 import redis
 
 from benchmarks.report import markdown
-from cacheworkers import Cache, Config, Load
+from cacheworkers import Cache, Config, Load, Loader
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import run
 from cacheworkers.flows.invalidate import invalidate_tags
@@ -38,6 +42,17 @@ NAMESPACE = "capacity"
 SHARED, OWN = 10, 200
 #: Seconds without a command after which the server has done all that there was to do.
 QUIET_FOR = 0.1
+
+
+def open_shop(url: str) -> tuple[Cache, Loader[[int], int]]:
+    """Return a cache on a server, and its loader."""
+    cache = Cache(Config(redis_url=url, namespace=NAMESPACE, store_timeout=5.0))
+
+    @cache.loader(tags=("product:{number}",), fresh_for=3600)
+    def product(load: Load, number: int) -> int:
+        return number
+
+    return cache, product
 
 
 class Cost(NamedTuple):
@@ -177,6 +192,19 @@ class Bench:
         found = self._client.info("cpu")
         return float(found["used_cpu_user_main_thread"]) + float(found["used_cpu_sys_main_thread"])
 
+    def cpu_beside(self, work: Callable[[], int], idle: float) -> float:
+        """The same for a server that is never quiet: less what it does meanwhile, `idle` seconds of CPU a second."""
+        before, began = self._seconds(), time.monotonic()
+        count = work()
+        time.sleep(1.0)
+        return (self._seconds() - before - idle * (time.monotonic() - began)) / count * 1e6
+
+    def idle(self, seconds: float = 5.0) -> float:
+        """Seconds of the server's CPU a second, while nothing happens."""
+        before, began = self._seconds(), time.monotonic()
+        time.sleep(seconds)
+        return (self._seconds() - before) / (time.monotonic() - began)
+
     def _settle(self) -> None:
         """Wait until the server has done all that there was to do."""
 
@@ -195,12 +223,7 @@ def measured(kind: str, listeners: int, count: int) -> Cost:
     """Return what a number of listeners cost a server of their own; each figure is a mean over `count`."""
     context = multiprocessing.get_context("spawn")
     with Valkey() as server:
-        cache = Cache(Config(redis_url=server.url, namespace=NAMESPACE, store_timeout=5.0))
-
-        @cache.loader(tags=("product:{number}",), fresh_for=3600)
-        def product(load: Load, number: int) -> int:
-            return number
-
+        cache, _ = open_shop(server.url)
         ours, theirs = context.Pipe()
         bench = Bench(server, cache, ours)
         bench.loads(bench.fresh(100))
@@ -231,6 +254,67 @@ def _pinged(bench: Bench, listeners: int, times: int) -> int:
     for _ in range(times):
         bench.ask("ping")
     return times * listeners
+
+
+class ProcessCost(NamedTuple):
+    """What processes with a cache cost the server: microseconds of CPU."""
+
+    processes: int
+    idle: float
+    load: float
+    invalidation: float
+    pushed: float
+
+
+def keep_entries(url: str, numbers: list[int], ready: Any) -> None:
+    """Be a process that keeps entries in its memory, until it is ended."""
+    cache, product = open_shop(url)
+    wait_until(lambda: product.get_many(numbers) and len(cache._ports.l1.slots) == len(numbers), 120)
+    ready.release()
+    threading.Event().wait()
+
+
+def measured_processes(count: int, loads: int) -> ProcessCost:
+    """Return what a number of processes cost, each with a cache that keeps the same entries."""
+    context = multiprocessing.get_context("fork")
+    with Valkey() as server:
+        ready = context.Semaphore(0)
+        shared = list(range(10**9, 10**9 + SHARED))
+        with contextlib.ExitStack() as processes:
+            loader, _ = open_shop(server.url)
+            bench = Bench(server, loader, None)
+            bench.loads(shared)
+            loader.close()
+            for _ in range(count):
+                process = context.Process(target=keep_entries, args=(server.url, shared, ready), daemon=True)
+                process.start()
+                processes.callback(process.kill)
+            for _ in range(count):
+                ready.acquire()
+            cache, _ = open_shop(server.url)
+            processes.callback(cache.close)
+            bench = Bench(server, cache, None)
+            idle = bench.idle()
+            unheld = bench.fresh(loads)
+            load_us = bench.cpu_beside(lambda: bench.loads(unheld), idle)
+            invalidation_us = bench.cpu_beside(lambda: bench.invalidations(unheld), idle)
+            pushed_us = bench.cpu_beside(lambda: bench.invalidations(shared), idle)
+    return ProcessCost(count, idle, load_us, invalidation_us, pushed_us)
+
+
+PROCESS_HEADS = (
+    "processes",
+    "idle: CPU a second",
+    "a load, kept by none",
+    "an invalidation, kept by none",
+    "an invalidation, kept by all",
+)
+
+
+def process_cells(cost: ProcessCost) -> tuple[str, ...]:
+    """Return a row of the processes' table."""
+    times = (cost.load, cost.invalidation, cost.pushed)
+    return (f"{cost.processes:,}", f"{cost.idle * 1e3:,.1f} ms", *(f"{each:,.0f} us" for each in times))
 
 
 HEADS = (
@@ -264,7 +348,12 @@ def main() -> None:
     parser.add_argument("--listeners", type=int, nargs="+", default=[1, 10, 60, 100, 300])
     parser.add_argument("--count", type=int, default=500, help="loads, and invalidations, of each measurement")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--caches", type=int, nargs="+", help="processes with a cache, instead of listeners")
     options = parser.parse_args()
+    if options.caches:
+        found = [measured_processes(count, options.count) for count in options.caches]
+        print(markdown(PROCESS_HEADS, map(process_cells, found)))
+        return
     costs = [measured(kind, count, options.count) for kind in options.kinds for count in options.listeners]
     print(markdown(HEADS, map(cells, costs)))
 

@@ -40,11 +40,17 @@ class MemoryHits(Event, frozen=True):
 
 
 class MemoryUsed(Event, frozen=True):
-    """What L1 holds now, and how many entries it has dropped for want of room since the process began."""
+    """What L1 holds now, and what it has dropped since the process began.
+
+    Attributes:
+        evictions: entries dropped for want of room.
+        unchanged_drops: entries dropped, and then filled with the same: the store's tracking table was too small.
+    """
 
     entries: int
     bytes: int
     evictions: int
+    unchanged_drops: int = 0
 
 
 class ReadFailed(Event, frozen=True):

@@ -77,7 +77,7 @@ def report_accesses(ports: Ports) -> Flow[int]:
     counts = ports.access_counter.taken(list(ports.l1.slots.values()), config.max_reported_calls)
     for name, hits in ports.access_counter.hits().items():
         ports.emit(MemoryHits(name, hits))
-    ports.emit(MemoryUsed(len(ports.l1), ports.l1.bytes, ports.l1.evictions))
+    ports.emit(MemoryUsed(len(ports.l1), ports.l1.bytes, ports.l1.evictions, ports.l1.unchanged_drops))
     if not config.access_report_interval:
         return 0
     by_loader: dict[str, list[tuple[str, int]]] = {}

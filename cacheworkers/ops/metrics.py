@@ -79,6 +79,7 @@ SUMS = {
     "memory_entries": "Entries in the memory of processes.",
     "memory_bytes": "Estimated bytes of these entries.",
     "memory_evictions": "Entries dropped for want of room, by processes that live.",
+    "memory_unchanged_drops": "Entries dropped though unchanged: the store tracks no more keys; of live processes.",
 }
 #: Gauges that are 1 if any process has lost something, and has not got it back.
 LOSSES = {
@@ -162,6 +163,7 @@ class Metrics:
         self._set("memory_entries", event.entries)
         self._set("memory_bytes", event.bytes)
         self._set("memory_evictions", event.evictions)
+        self._set("memory_unchanged_drops", event.unchanged_drops)
 
     def _loaded(self, event: events.Loaded) -> None:
         self._add("load_seconds", event.seconds, event.loader, event.outcome, event.where)

@@ -113,14 +113,30 @@ class ValkeyCluster:
         source = self.owner(slot)
         for node in (target, source):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
-        # Each takes the latest epoch it knows and adds one.  Were the slot moved on before all knew of this
-        # one, two masters could claim it under the same epoch, or none.
-        wait_until(lambda: len({_claim(node, slot) for node in self._nodes}) == 1)
+        self._wait_for_claim(slot, target)
 
     def move(self, slot: int, target: Node) -> None:
         """Move a slot and its keys to another master."""
         self.begin_move(slot, target)
         self.end_move(slot, target)
+
+    def move_atomically(self, slot: int, target: Node) -> None:
+        """Move a slot and its keys to another master in one step, as Valkey 9 can."""
+        self.owner(slot).ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target.id)
+        self._wait_for_claim(slot, target)
+
+    def _wait_for_claim(self, slot: int, target: Node) -> None:
+        """Wait until all nodes know of a move.
+
+        Each takes the latest epoch it knows and adds one.  Were the slot moved on before all knew of this move, two
+        masters could claim it under the same epoch, or none.
+        """
+
+        def is_known() -> bool:
+            claims = {_claim(node, slot) for node in self._nodes}
+            return len(claims) == 1 and all(claim and claim[0] == target.id for claim in claims)
+
+        wait_until(is_known)
 
     def _meet(self, nodes: list[Node]) -> None:
         first, *others = nodes

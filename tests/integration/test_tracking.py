@@ -267,33 +267,42 @@ def cluster() -> Iterator[ValkeyCluster]:
         yield cluster
 
 
-def move(cluster: ValkeyCluster, shop: Shop, n: int) -> None:
+def move(cluster: ValkeyCluster, shop: Shop, n: int, how: str) -> None:
     slot = key_slot(shop.store.keys.entry(f"price[{n}]").encode())
     owner = cluster.owner(slot)
-    cluster.move(slot, next(node for node in cluster.masters if node is not owner))
+    target = next(node for node in cluster.masters if node is not owner)
+    if how == "key by key":
+        cluster.move(slot, target)
+    else:
+        cluster.move_atomically(slot, target)
 
 
-def test_what_is_kept_follows_its_slot(make_cache: MakeCache, cluster: ValkeyCluster, quick: None) -> None:
+in_both_ways = pytest.mark.parametrize("how", ["key by key", "atomically"])
+
+
+@in_both_ways
+def test_what_is_kept_follows_its_slot(make_cache: MakeCache, cluster: ValkeyCluster, quick: None, how: str) -> None:
     """Its deletion where it was is reported; where it is now it is tracked when it is read again."""
     shop = Shop(make_cache, cluster.url, store_timeout=5.0)
     for n in range(1, 6):
         shop.keep(n)
-        move(cluster, shop, n)
+        move(cluster, shop, n, how)
         wait_until(lambda n=n: shop.ports.l1.get(f"price[{n}]") is None)  # type: ignore[misc]
         shop.change(n)
         shop.keep(n)
         shop.change(n)
 
 
+@in_both_ways
 def test_a_reader_that_waits_is_woken_where_its_slot_has_gone(
-    make_cache: MakeCache, cluster: ValkeyCluster, quick: None
+    make_cache: MakeCache, cluster: ValkeyCluster, quick: None, how: str
 ) -> None:
     """A key that does not exist leaves unreported: it is asked about again."""
     shop = Shop(make_cache, cluster.url, store_timeout=5.0)
     shop.keep(1)
     values, thread = shop.wait_for(2)
 
-    move(cluster, shop, 2)
+    move(cluster, shop, 2, how)
     shop.store.release([("price[2]", "ab" * 8)]).run()
     assert shop.elsewhere.get(2) == 20
     thread.join(30)
