@@ -298,11 +298,12 @@ class Store:
 
     # -- for doctor
 
-    def note_database(self, database: str, at: float) -> Exchange[None]:
-        """Note a database that a process of this namespace loads from."""
+    def note_database(self, database: str, at: float) -> Exchange[dict[str, float]]:
+        """Note a database that a process of this namespace loads from; all that are noted, as of `databases`."""
         key = self.keys.databases
-        requests = [Request(("HSET", key, database, at)), Request(("PEXPIRE", key, _ms(DATABASE_KEPT_FOR)))]
-        return self._ask(requests, lambda replies: None)
+        note = [Request(("HSET", key, database, at)), Request(("PEXPIRE", key, _ms(DATABASE_KEPT_FOR)))]
+        requests = [*note, Request(("HGETALL", key))]
+        return self._ask(requests, lambda replies: {k: float(v) for k, v in parse.fields(replies[2]).items()})
 
     def databases(self) -> Exchange[dict[str, float]]:
         """The databases that are loaded from, and when that was last noted, seconds since the epoch."""
