@@ -126,6 +126,8 @@ def ran(steps: list[str]) -> Cache:
 
 
 PLAY = settings(deadline=None, max_examples=500, phases=[Phase.generate], derandomize=True, database=None)
+#: Faults in what memories may answer are rarer.
+LONG_PLAY = settings(PLAY, max_examples=1500)
 
 
 # -- the laws, each for a checker that is given
@@ -146,7 +148,7 @@ def law_of_memory(check: Callable[..., Any]) -> None:
     """The same of reads that may be late, of what their memory has not heard of."""
 
     @given(remembered, st.sampled_from([0.0, 2.0, 100.0]))
-    @PLAY
+    @LONG_PLAY
     def law(operations: list[Operation], l1_for: float) -> None:
         found = check(operations, l1_for=l1_for)
 
