@@ -89,7 +89,6 @@ class Suite:
         from sqlalchemy.orm import Mapper, Session
         from sqlalchemy.orm.mapper import _all_registries
 
-
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
         def begun(session: Any, *args: Any, **options: Any) -> None:
