@@ -32,6 +32,7 @@ __all__ = [
     "options_of",
     "parameter_order",
     "second_updates",
+    "variants_of",
 ]
 
 in_greenlet = concurrency.in_greenlet
@@ -80,6 +81,11 @@ def is_by_unit_of_work(context: Any, flush_context: Any) -> bool:
 def has_variants(kind: Any) -> bool:
     """Return whether a column type is another one on some databases (`with_variant`)."""
     return bool(kind._variant_mapping)
+
+
+def variants_of(kind: Any) -> tuple[Any, ...]:
+    """Return what a column type is on some databases instead (`with_variant`)."""
+    return tuple(kind._variant_mapping.values())
 
 
 def options_of(sessions: Any) -> dict[str, Any]:

@@ -274,6 +274,11 @@ def test_a_joined_class_with_a_key_of_its_own(mapped: Mapped_) -> None:
     assert mapped.tags(lambda session: session.delete(session.get_one(Item, 1))) == {"item:1"}
 
 
+def test_a_joined_class_whose_reference_to_its_base_the_flush_overwrites(mapped: Mapped_) -> None:
+    mapped.watch({Item: ["item:{id}"], Part: ["of:{item_id}"]})
+    assert mapped.tags(lambda session: session.add(Part(id=1, part_id=5, item_id=99))) == {"of:1"}
+
+
 def test_a_discriminator_that_is_an_expression(mapped: Mapped_) -> None:
     mapped.watch({Grade: ["grade:{id}"]})
 

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, Join, Over, Table, and_, bindparam, inspect, literal, or_, select, types
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
-from sqlalchemy.sql import visitors
+from sqlalchemy.sql.visitors import iterate
 
 from cacheworkers.errors import ConfigError
 from cacheworkers.sql.sqlalchemy_internals import has_variants
@@ -40,6 +40,7 @@ _PLAIN: Mapping[type, type] = {
 _statements: weakref.WeakKeyDictionary[Mapper[Any], dict[bool, Any]] = weakref.WeakKeyDictionary()
 _lockable: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
 _columns: weakref.WeakKeyDictionary[Mapper[Any], Mapping[str, Any]] = weakref.WeakKeyDictionary()
+_moving_names: weakref.WeakKeyDictionary[Mapper[Any], frozenset[str]] = weakref.WeakKeyDictionary()
 
 
 class Row:
@@ -227,7 +228,7 @@ def _can_lock(mapper: Mapper[Any]) -> bool:
     found = _lockable.get(mapper)
     if found is None:
         selected = (mapper.persist_selectable, *(each for each in row_columns(mapper).values()))
-        parts = [part for each in selected if not isinstance(each, Column) for part in visitors.iterate(each)]
+        parts = [part for each in selected if not isinstance(each, Column) for part in iterate(each)]
         found = _lockable[mapper] = not any(
             isinstance(part, Over) or (isinstance(part, Join) and (part.isouter or part.full)) for part in parts
         )
@@ -323,13 +324,21 @@ def computed_names(mapper: Mapper[Any]) -> set[str]:
     return {name for name, column in row_columns(mapper).items() if is_computed(column)}
 
 
-def _moving(mapper: Mapper[Any]) -> set[str]:
+def _moving(mapper: Mapper[Any]) -> frozenset[str]:
     """Return the attributes that a flush changes without a trace in their history."""
-    return {
-        name
-        for name, column in row_columns(mapper).items()
-        if getattr(column, "onupdate", None) is not None or column is mapper.version_id_col
-    }
+    found = _moving_names.get(mapper)
+    if found is None:
+        inherited: set[Any] = set()  # the columns of a subclass's table that get the values of its base's row
+        for each in mapper.iterate_to_root():
+            if each.inherit_condition is not None:
+                inherited.update(part for part in iterate(each.inherit_condition) if isinstance(part, Column))
+        inherited.difference_update(mapper.base_mapper.local_table.columns)
+        found = _moving_names[mapper] = frozenset(
+            name
+            for name, column in row_columns(mapper).items()
+            if getattr(column, "onupdate", None) is not None or column is mapper.version_id_col or column in inherited
+        )
+    return found
 
 
 def _set_names(state: InstanceState[Any]) -> set[str]:

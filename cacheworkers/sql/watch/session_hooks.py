@@ -63,7 +63,7 @@ class SessionHooks:
         self._ports = ports
         self._mapping = mapping
         self._views = Views()
-        self._triggers = InstalledTriggers(outbox.namespace, mapping)
+        self._triggers = InstalledTriggers(outbox, mapping)
         self._target: type = Session
 
     def install(self, sessions: Any, others: Sequence[SessionHooks] = (), *, check: bool = True) -> None:
