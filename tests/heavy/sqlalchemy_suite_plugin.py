@@ -85,15 +85,20 @@ class Suite:
         SessionHooks.before_statement = judged  # type: ignore[method-assign]
 
     def _follow_sessions(self) -> None:
-        from sqlalchemy import Connection, event
+        from sqlalchemy import event
         from sqlalchemy.orm import Mapper, Session
         from sqlalchemy.orm.mapper import _all_registries
 
-        from cacheworkers.sql.watch.connections import state_for
-
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
+        def forget_others() -> None:
+            """Take the hooks away when other classes are mapped: an application names all its classes at once."""
+            if self.watched is not None and frozenset(self.mappers()) != self.watched:
+                self.unwatch()
+                self.watched = None
+
         def begun(session: Any, *args: Any, **options: Any) -> None:
+            forget_others()
             if not any(each._new_mappers for each in _all_registries()):  # a watch configures: a test may wait for that
                 self.watch_all()
             begin(session, *args, **options)
@@ -112,15 +117,18 @@ class Suite:
             finally:
                 self.written |= outer  # a flush inside of a flush is also the outer's
 
-        def configuring() -> None:
-            """Take the hooks away when a class has been mapped: an application names all its classes at once."""
-            if self.watched is not None and frozenset(self.mappers()) != self.watched:
-                self.unwatch()
-                self.watched = None
-
-        event.listen(Mapper, "before_configured", configuring)
+        event.listen(Mapper, "before_configured", forget_others)
         Session.__init__ = begun  # type: ignore[method-assign]
         Session._flush = flushed  # type: ignore[attr-defined]
+
+    def join(self, session: Any) -> None:
+        """Have hooks that are newer than a session's transaction know of it."""
+        from cacheworkers.sql.watch.connections import state_for
+
+        transaction = session.get_nested_transaction() or session.get_transaction()
+        if self.hooks is not None and transaction is not None:
+            for connection, *_ in set(transaction._connections.values()):
+                state_for(self.hooks, session).begin_on(connection)
 
     def rows(self, session: Any) -> dict[Any, Any]:
         """Return the rows of all watched tables, as far as a session reaches them."""
