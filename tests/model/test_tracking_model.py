@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from .explore import explore
 from .tracking import (
     Memory,
     MemoryState,
     Reader,
     Waiting,
     WaitingState,
-    explore,
     is_old_for_good,
     is_older_than_proven,
     memory_steps,
