@@ -22,6 +22,7 @@ from cacheworkers.workers.celery_internals import (
     add_queues,
     consume_in_order,
     consumed_queues,
+    is_in_task_of_consumer,
     remove_queues,
     survive_lost_host,
 )
@@ -122,6 +123,10 @@ class Binding:
     def queue_states(self) -> list[QueueState]:
         """Ask the broker for the four queues; see `CeleryDispatcher.queue_states`."""
         return self._dispatcher.queue_states()
+
+    def may_wait_for_itself(self) -> bool:
+        """Return whether this thread runs a task of a worker that takes misses: with one slot it would wait in vain."""
+        return is_in_task_of_consumer(self.app, self._dispatcher.queue_names[0])
 
     def worker_command(self) -> str:
         """Return the command that starts a worker of the four queues."""

@@ -128,8 +128,8 @@ class CeleryDispatcher:
     def _make_task(self, info: LoaderInfo) -> None:
         """Make the Celery task of a loader, again if there is one.
 
-        Time limits end a load that ignores its deadline, in prefork pools only: on threads, the statement timeout
-        and `load.deadline` are all there is.
+        Time limits end a load that ignores its deadline, in prefork pools only: on threads, the statement timeout and
+        `load.deadline` are all there is.  These are for the largest message; each message has its own.
         """
 
         def load(task: Any, /, *_: Any, asks: Any = None, hops: Any = 0, **__: Any) -> None:
@@ -146,8 +146,8 @@ class CeleryDispatcher:
             acks_on_failure_or_timeout=True,
             ignore_result=True,
             serializer="json",
-            soft_time_limit=info.message_for + SOFT_MARGIN,
-            time_limit=info.message_for + HARD_MARGIN,
+            soft_time_limit=info.message_for() + SOFT_MARGIN,
+            time_limit=info.message_for() + HARD_MARGIN,
             rate_limit=info.rate_limit,
             loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
             shared=False,

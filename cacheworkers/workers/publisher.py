@@ -117,6 +117,8 @@ class Publisher:
             argsrepr=shown(requests),
             kwargsrepr="",
             headers={MODULE: info.module},
+            soft_time_limit=info.message_for(len(requests)) + celery_settings.SOFT_MARGIN,
+            time_limit=info.message_for(len(requests)) + celery_settings.HARD_MARGIN,
             producer=self._the_producer(),
         )
 
