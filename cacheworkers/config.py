@@ -80,6 +80,7 @@ class Config:
         testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
             `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
             process of pytest-xdist has a namespace of its own; nothing is kept in memory.
+        allow_shared_namespace: several databases under one namespace are meant: do not warn of them.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 
@@ -121,6 +122,7 @@ class Config:
     warm_concurrency: int = 600
     replay_for: float = 600.0
     testing: bool = False
+    allow_shared_namespace: bool = False
     allow_evicting_store: bool = False
 
     def __post_init__(self) -> None:

@@ -175,6 +175,14 @@ class NotStored(Event, frozen=True):
     reason: str
 
 
+class NamespaceShared(Event, frozen=True):
+    """Another process loads entries of this namespace from another database: another application, perhaps."""
+
+    namespace: str
+    database: str
+    others: tuple[str, ...]
+
+
 class LoadRefused(Event, frozen=True):
     """A worker cannot load what another release asks for; the readers who wait are woken, and load for themselves."""
 

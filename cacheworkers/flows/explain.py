@@ -38,7 +38,8 @@ class Explanation(msgspec.Struct, frozen=True):
         load_time: how long its load took.
         seq: the invalidation sequence when its load began.
         size: bytes of its JSON.
-        tags: its tags; those invalidated after `seq` could not be there.
+        tags: its tags, at most `max_tags`; those invalidated after `seq` could not be there.
+        more_tags: how many it has besides them: written with a larger `max_tags`, or not by this library.
         in_l1: this process's memory would answer.
         l1_reads: how often it has, since it was kept.
         is_listening: this process receives invalidation messages.
@@ -61,6 +62,7 @@ class Explanation(msgspec.Struct, frozen=True):
     seq: int = 0
     size: int = 0
     tags: tuple[TagState, ...] = ()
+    more_tags: int = 0
     in_l1: bool = False
     l1_reads: int = 0
     is_listening: bool = False
@@ -79,10 +81,11 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         StoreUnavailable: the store does not answer.
     """
     raw = yield ports.store.get(call)
-    lease: dict[str, str] = yield ports.store.lease(call)
-    failure: dict[str, str] = yield ports.store.failures(call)
-    read_at: float | None = yield ports.store.read_at(loader.name, call)
-    attempts: int = yield ports.store.attempts(call)
+    lease: dict[str, str]
+    failure: dict[str, str]
+    read_at: float | None
+    attempts: int
+    lease, failure, read_at, attempts = yield ports.store.call_state(loader.name, call)
     slot = ports.l1.get(call)
     monotonic, now = ports.clock.monotonic(), ports.clock.now()
     access_score = 0.0 if read_at is None else score_of(read_at, now, half_life_of(ports, loader.name))
@@ -108,11 +111,13 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     if entry is None:
         verdict = _missing(lease, failure, is_failing)
         return Explanation(call, verdict, "missing", **common)
-    tags = []
-    for tag in entry.tags:
-        last = yield ports.store.last_invalidation(tag, call)
-        # Numbers are the store's clock in milliseconds; many at once are a little ahead of it.
-        tags.append(TagState(tag, last, max(0.0, now - last / 1000) if last else None))
+    shown = entry.tags[: ports.config.max_tags]
+    numbers: list[int] = yield ports.store.last_invalidations(shown, call)
+    # Numbers are the store's clock in milliseconds; many at once are a little ahead of it.
+    tags = [
+        TagState(tag, last, max(0.0, now - last / 1000) if last else None)
+        for tag, last in zip(shown, numbers, strict=True)
+    ]
     freshness = stored.freshness
     action = decide(freshness, is_failing=is_failing)
     lead = yield from _lead(ports, loader, call)
@@ -129,6 +134,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         revalidates_in=max(0.0, entry.fresh_until - now - lead),
         size=len(entry.payload),
         tags=tuple(tags),
+        more_tags=len(entry.tags) - len(tags),
         **common,
     )
 

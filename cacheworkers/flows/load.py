@@ -273,8 +273,8 @@ def _attempt(
         else:
             results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))
-    yield from _write(ports, loader, written, failed, snapshot, pending, results)
-    yield from _offer(ports, results, began_at)
+    checked_at = yield from _write(ports, loader, written, failed, snapshot, pending, results)
+    yield from _offer(ports, results, began_at if checked_at is None else checked_at)
 
 
 def _write(
@@ -285,8 +285,11 @@ def _write(
     snapshot: Snapshot,
     pending: dict[str, _Pending],
     results: dict[str, Result],
-) -> Flow[None]:
-    """Register, compare, write; failures and absences as entries, for an invalidation ends them too."""
+) -> Flow[float | None]:
+    """Register, compare, write; failures and absences as entries, for an invalidation ends them too.
+
+    Returns when it was last known, monotonic, that nothing had overtaken values which the store has no room for.
+    """
     try:
         # Registered before it is written.  The other way round an invalidation between the two finds nothing.
         registered = yield _registration(ports, loader, [entry for entry, _ in written], failed)
@@ -319,8 +322,9 @@ def _write(
             yield ports.store.raise_seq(newest)
         stored = (yield ports.store.write(current)) if current else []
     except StoreError as error:
+        checked_at = yield from _current_at(ports, written, snapshot, error)
         yield from _write_nothing(ports, loader, written, failed, error, pending, results)
-        return
+        return checked_at
     for failures, most_for in ((settled, None), (brief, ports.config.backoff_for)):
         for failure in failures:
             del pending[failure.call]
@@ -333,6 +337,25 @@ def _write(
         else:
             result.outcome = "refused"
             yield from _claim_again(ports, loader, pending, entry.call)
+    return None
+
+
+def _current_at(
+    ports: Ports, written: list[tuple[Entry, str]], snapshot: Snapshot, error: StoreError
+) -> Flow[float | None]:
+    """Return an instant, monotonic, after which values were current that have no room; None if that is not known.
+
+    Readers that began before it may share them, though they began after the load: what was invalidated between the two
+    has left its number, or has broken the lease.  Without this they would all load again.
+    """
+    if not isinstance(error, StoreFull) or not written:
+        return None
+    now = ports.clock.monotonic()
+    try:
+        newest, fences = yield ports.store.overtaken([(entry.call, entry.tags) for entry, _ in written])
+    except StoreError:
+        return None
+    return now if newest <= snapshot.seq and fences == [fence for _, fence in written] else None
 
 
 def _write_nothing(

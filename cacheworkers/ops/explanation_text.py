@@ -30,6 +30,8 @@ def lines(found: Explanation) -> Iterator[tuple[str, str]]:
         yield from _stored(found)
     for tag in found.tags:
         yield "tag", f"{tag.tag}, {_invalidated(found, tag.ago)}"
+    if found.more_tags:
+        yield "tag", f"and {found.more_tags:,} more than `max_tags`"
     yield "lease", _lease(found)
     yield "failure", _failure(found)
     yield "reads", f"{found.access_score:,.1f} recent ones, by all processes"

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,17 @@ from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.events import Event, Hook, Loaded, MaintenanceMissed, NotStored, PublishFailed, StoreBack, StoreLost
+from cacheworkers.events import (
+    Event,
+    Hook,
+    ListenerUp,
+    Loaded,
+    MaintenanceMissed,
+    NotStored,
+    PublishFailed,
+    StoreBack,
+    StoreLost,
+)
 from cacheworkers.flows.load import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
@@ -31,6 +40,7 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.rate_limiter import RateLimiter
 from cacheworkers.local.waiters import Waiters
+from cacheworkers.runtime.database_mark import DatabaseMark
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.load_runner import CallersSessions, LoaderRunner, NoSessions
@@ -111,7 +121,6 @@ class Runtime:
         listener = Listener(link, keys, coherence, clock, l1, waiters, timeout=timeout, emit=self.emit)
         self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
         self._bulkhead = Bulkhead(config.bulkhead)
-        self._is_database_noted = False
         self._session_factory: Any = async_sessions if sessions is None else sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
@@ -131,6 +140,7 @@ class Runtime:
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
+        self.database_mark = DatabaseMark(config, ports.store, self.emit, self._session_factory)
         l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
             "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
@@ -178,15 +188,6 @@ class Runtime:
         return self._watching is not None and self._watching.is_any
 
     @property
-    def database(self) -> str:
-        """The database that loads read, without user and password; empty where that is not known."""
-        bind = getattr(self._session_factory, "kw", {}).get("bind")
-        url = getattr(bind, "url", None)
-        if url is None:
-            return ""
-        return f"{url.get_backend_name()}://{url.host or ''}{f':{url.port}' if url.port else ''}/{url.database or ''}"
-
-    @property
     def siblings(self) -> list[Runtime]:
         """Other caches of this process with the same store and namespace."""
         mine = self.ports.config
@@ -197,20 +198,14 @@ class Runtime:
             and (each.ports.config.redis_url, each.ports.config.namespace) == (mine.redis_url, mine.namespace)
         ]
 
-    def note_database(self) -> None:
-        """Note once in the store which database this process loads from, so that doctor finds a second one."""
-        if self._is_database_noted or not self.database:
-            return
-        self._is_database_noted = True
-        with contextlib.suppress(StoreError):
-            self.ports.store.note_database(self.database, time.time()).run()
-
     def emit(self, event: Event) -> None:
         """Pass an event to the hook; what that raises is logged, and stops nothing.  Log a load that failed."""
         if type(event) is Loaded and event.error is not None:
             self._failure_log.log(event)
         elif type(event) is NotStored:
             self._failure_log.log_unstored(event)
+        elif type(event) is ListenerUp:
+            self.database_mark.note_soon()
         elif type(event) is PublishFailed and self._watch is not None:
             self._watch.note_failed_publish(event.queue, event.error)
         hook = self._hook
@@ -289,6 +284,8 @@ class Runtime:
             self._watching.close()
         self.ports.listener.close()
         self._releases.close(self.ports.config.store_timeout)
+        self._sessions.close()
+        self._bulkhead.close(self._sessions.aclose, self.ports.config.store_timeout)
         self.ports.store.link.close()
 
     def _report_once(self) -> None:

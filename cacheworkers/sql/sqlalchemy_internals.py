@@ -5,6 +5,8 @@ Each function has a test of its own in tests/sql/test_sqlalchemy_internals.py, w
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -30,6 +32,7 @@ __all__ = [
     "options_of",
     "parameter_order",
     "second_updates",
+    "variants_of",
 ]
 
 in_greenlet = concurrency.in_greenlet
@@ -63,6 +66,11 @@ def is_by_unit_of_work(context: Any) -> bool:
 def has_variants(kind: Any) -> bool:
     """Return whether a column type is another one on some databases (`with_variant`)."""
     return bool(kind._variant_mapping)
+
+
+def variants_of(kind: Any) -> tuple[Any, ...]:
+    """Return what a column type is on some databases instead (`with_variant`)."""
+    return tuple(kind._variant_mapping.values())
 
 
 def options_of(sessions: Any) -> dict[str, Any]:
@@ -99,6 +107,8 @@ def engine_like(engine: Engine, kind: type[Pool], isolation_level: str | None = 
         isolation_level: instead of the engine's own, which is set by a listener; then listeners are only copied.
     """
     pool = engine.pool
+    if engine.dialect.is_async:
+        _share_first_connect(pool)
     made = kind(pool._creator, recycle=pool._recycle, dialect=engine.dialect, **pool_options)
     made.__dict__["dispatch"] = pool.dispatch
     twin = Engine(
@@ -116,6 +126,32 @@ def engine_like(engine: Engine, kind: type[Pool], isolation_level: str | None = 
         twin.dispatch._update(base_engine(engine).dispatch, only_propagate=False)
         twin.update_execution_options(isolation_level=isolation_level)
     return twin
+
+
+class LockOfLoops:
+    """A lock for the greenlets of several event loops.
+
+    SQLAlchemy has all connections wait for the first one of an engine, on a lock of one event loop: a waiter on another
+    loop would never wake up.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> bool:
+        while not self._lock.acquire(blocking=False):
+            await_(asyncio.sleep(0.005))
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _share_first_connect(pool: Pool) -> None:
+    """Let connections on several event loops wait for the first connection of an async engine."""
+    listeners: Any = pool.dispatch.connect
+    if hasattr(listeners, "_exec_once_mutex") and not isinstance(listeners._exec_once_mutex, LockOfLoops):
+        listeners._exec_once_mutex = LockOfLoops()
 
 
 class TransactionEnd(Protocol):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from cacheworkers import Cache, CallError, Load, LoadError, UnknownLoader
+from cacheworkers.core import envelope
 from cacheworkers.events import Loaded
+from cacheworkers.ops.explanation_text import lines
+from cacheworkers.store.connections.request import Request
 from cacheworkers.testing.servers import wait_until
 
 
@@ -156,3 +160,30 @@ def test_when_it_is_revalidated_and_how_often_its_load_has_begun(cache: Cache) -
     store.claim("number[7]", "a" * 16, lease_for=60.0).run()
     store.begin([("number[7]", "a" * 16, "b" * 16, b"")], load_for=60.0).run()
     assert cache.explain("number[7]").attempts == 1
+
+
+def test_an_entry_of_many_tags_costs_as_many_round_trips_as_one_of_few(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No entry of ours has more than `max_tags`: one that somebody forged is explained as far as that."""
+    number = declared(cache)
+    number.get(1)
+    ports = cache._ports
+    key = ports.store.keys.entry("number[1]")
+    entry = envelope.unpack(ports.store.get("number[1]").run() or b"")
+    trips: list[int] = []
+    exchange = ports.store.link.exchange
+    monkeypatch.setattr(
+        ports.store.link, "exchange", lambda requests: trips.append(len(requests)) or exchange(requests)
+    )
+
+    cache.explain("number[1]")
+    few = len(trips)
+    forged = msgspec.structs.replace(entry, tags=tuple(f"t{n}" for n in range(10_000)))
+    exchange([Request(("SET", key, envelope.pack(forged)))])
+    trips.clear()
+    found = cache.explain("number[1]")
+
+    assert len(trips) == few and max(trips) == ports.config.max_tags
+    assert (len(found.tags), found.more_tags) == (200, 9_800)
+    assert ("tag", "and 9,800 more than `max_tags`") in list(lines(found))

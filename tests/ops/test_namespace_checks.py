@@ -11,12 +11,13 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Load
+from cacheworkers.events import NamespaceShared
 from cacheworkers.ops.doctor.namespace_checks import check_namespace, check_unstored
 from cacheworkers.testing.servers import wait_until
 
 
-def application(make_cache: Callable[..., Cache], path: Path, name: str) -> Any:
-    cache = make_cache(sessions=sessionmaker(create_engine(f"sqlite:///{path}/{name}.db")))
+def application(make_cache: Callable[..., Cache], path: Path, name: str, **settings: Any) -> Any:
+    cache = make_cache(sessions=sessionmaker(create_engine(f"sqlite:///{path}/{name}.db")), **settings)
 
     @cache.loader(fresh_for=300)
     def product(load: Load, n: int) -> int:
@@ -61,6 +62,29 @@ def test_several_processes_of_one_application_are_well(make_cache: Callable[...,
         product.get(1)
 
     assert [level for cache, _ in caches for level, _ in levels(check_namespace, cache)] == ["ok", "ok"]
+
+
+def test_a_process_that_meets_another_database_says_so(
+    make_cache: Callable[..., Cache], events: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and also where it only reads what the other has loaded; not before there is another, nor if it is meant."""
+    production, product = application(make_cache, tmp_path, "production")
+    product.get(1)
+    wait_until(lambda: production._ports.store.databases().run())
+    staging, product = application(make_cache, tmp_path, "staging")
+    assert product.get(1) == 1
+
+    wait_until(lambda: any(type(event) is NamespaceShared for event in events))
+    staging._runtime.database_mark.note()
+    meant, product = application(make_cache, tmp_path, "meant", allow_shared_namespace=True)
+    product.get(1)
+    wait_until(lambda: len(meant._ports.store.databases().run()) == 3)
+
+    [event] = [event for event in events if type(event) is NamespaceShared]
+    assert event.database.endswith("staging.db") and [other[-13:] for other in event.others] == ["production.db"]
+    wait_until(lambda: "allow_shared_namespace=True" in caplog.text)
+    assert caplog.text.count("serve each other's values") == 1
+    assert [level for level, _ in levels(check_namespace, meant)] == ["ok"]
 
 
 def test_values_without_a_place_in_the_store_are_found(make_cache: Callable[..., Cache], tmp_path: Path) -> None:

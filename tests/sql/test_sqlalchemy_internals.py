@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, ForeignKey, Integer, String, create_engine, event, insert
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry, relationship, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -223,3 +225,40 @@ def test_await_works_in_hooks_of_async_sessions() -> None:
 
     assert asyncio.run(greenlet_spawn(hook)) == 42
     assert not internals.in_greenlet()
+
+
+def test_first_connections_on_two_loops_do_not_wait_for_ever(database_url: str) -> None:
+    """Without it, a load on the library's loop and a request on the application's hang, now and then, at the start."""
+    engine = create_async_engine(database_url)
+    first = internals.engine_like(engine.sync_engine, NullPool)
+    is_second_there = threading.Event()
+    is_first_there = threading.Event()
+    done: list[str] = []
+
+    def hold(*_: object) -> None:
+        if is_first_there.is_set():
+            return
+        is_first_there.set()
+        deadline = time.monotonic() + 20
+        while not is_second_there.is_set() and time.monotonic() < deadline:
+            internals.await_(asyncio.sleep(0.01))
+        for _ in range(20):  # the second one goes on to the lock
+            internals.await_(asyncio.sleep(0.01))
+
+    event.listen(first, "connect", hold)
+
+    async def connect(twin: Engine, name: str) -> None:
+        async with AsyncEngine(twin).connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+            done.append(name)
+
+    threads = [threading.Thread(target=asyncio.run, args=(connect(first, "first"),), daemon=True)]
+    threads[0].start()
+    assert is_first_there.wait(20)
+    event.listen(engine.sync_engine, "do_connect", lambda *_: is_second_there.set())
+    threads.append(threading.Thread(target=asyncio.run, args=(connect(engine.sync_engine, "second"),), daemon=True))
+    threads[1].start()
+    for thread in threads:
+        thread.join(30)
+
+    assert done == ["first", "second"]

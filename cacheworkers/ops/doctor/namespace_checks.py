@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.runtime.database_mark import recent_databases
 from cacheworkers.runtime.wiring import Runtime
-
-#: A database that nobody has loaded from for longer is history, seconds.
-RECENT = 7 * 86400.0
 
 SHARED = Rule(
     "namespace-shared",
@@ -17,7 +14,8 @@ SHARED = Rule(
     "Caches of one namespace load from different databases.",
     "If they are two applications, or staging and production, each is served the other's values, drops the other's "
     "entries, and has its workers load for the other.",
-    "Give each its own `Config.namespace`. One database under two addresses, as through a pooler, is well.",
+    "Give each its own `Config.namespace`. One database under two addresses, as through a pooler, is well: say "
+    "`allow_shared_namespace=True`.",
 )
 UNSTORED = Rule(
     "unstored-values",
@@ -33,12 +31,12 @@ RULES = (SHARED, UNSTORED)
 def check_namespace(runtime: Runtime) -> Iterator[Finding]:
     """Yield whether other databases are loaded from under this namespace."""
     noted = runtime.ports.store.databases().run()
-    own = [each.database for each in (runtime, *runtime.siblings)]
-    recent = {database for database, at in noted.items() if at > time.time() - RECENT}
-    databases = sorted({*filter(None, own), *recent})
-    namespace = runtime.ports.config.namespace
+    own = [each.database_mark.database for each in (runtime, *runtime.siblings)]
+    databases = sorted({*filter(None, own), *recent_databases(noted)})
+    config = runtime.ports.config
     shown = ", ".join(databases) or "no database that is known"
-    yield SHARED.finding(len(databases) > 1, f"the namespace {namespace} is loaded from {shown}")
+    is_wrong = len(databases) > 1 and not config.allow_shared_namespace
+    yield SHARED.finding(is_wrong, f"the namespace {config.namespace} is loaded from {shown}")
 
 
 def check_unstored(runtime: Runtime) -> Iterator[Finding]:

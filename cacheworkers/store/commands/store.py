@@ -71,6 +71,10 @@ class Store:
         """The envelope of a call, unread; None when there is none, or something foreign."""
         return Get(self.link, self.batcher, self.keys.entry(call), call)
 
+    def fetch(self, call: str) -> bytes | None:
+        """Return the envelope of a call now, blocking this thread: what `get` does, in the fewest steps."""
+        return self.link.get(self.keys.entry(call))
+
     def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The envelopes of many calls, in their order."""
         keys = self.keys.entries(calls)
@@ -298,11 +302,12 @@ class Store:
 
     # -- for doctor
 
-    def note_database(self, database: str, at: float) -> Exchange[None]:
-        """Note a database that a process of this namespace loads from."""
+    def note_database(self, database: str, at: float) -> Exchange[dict[str, float]]:
+        """Note a database that a process of this namespace loads from; all that are noted, as of `databases`."""
         key = self.keys.databases
-        requests = [Request(("HSET", key, database, at)), Request(("PEXPIRE", key, _ms(DATABASE_KEPT_FOR)))]
-        return self._ask(requests, lambda replies: None)
+        note = [Request(("HSET", key, database, at)), Request(("PEXPIRE", key, _ms(DATABASE_KEPT_FOR)))]
+        requests = [*note, Request(("HGETALL", key))]
+        return self._ask(requests, lambda replies: {k: float(v) for k, v in parse.fields(replies[2]).items()})
 
     def databases(self) -> Exchange[dict[str, float]]:
         """The databases that are loaded from, and when that was last noted, seconds since the epoch."""
@@ -512,10 +517,29 @@ class Store:
         request = Request(("ZSCORE", self.keys.accesses(loader), call))
         return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
 
-    def last_invalidation(self, tag: str, call: str) -> Exchange[int]:
-        """The number of a tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
-        request = Request(("GET", self.keys.last_invalidation(tag, self.keys.shard_of(tag, call))))
-        return self._ask([request], lambda replies: int(replies[0] or 0))
+    def last_invalidations(self, tags: Sequence[str], call: str) -> Exchange[list[int]]:
+        """The number of each tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
+        keys = [self.keys.last_invalidation(tag, self.keys.shard_of(tag, call)) for tag in tags]
+        return self._ask(
+            [Request(("GET", key)) for key in keys], lambda replies: [int(reply or 0) for reply in replies]
+        )
+
+    def overtaken(self, calls: Sequence[tuple[str, Sequence[str]]]) -> Exchange[tuple[int, list[str]]]:
+        """The newest number of an invalidation of any tag of `(call, tags)`, and each call's fence; needs no room."""
+        keys = {self.keys.last_invalidation(tag, self.keys.shard_of(tag, call)) for call, tags in calls for tag in tags}
+        requests = [Request(("HGET", self.keys.lease(call), "fence")) for call, _ in calls]
+        requests += [Request(("GET", key)) for key in keys]
+
+        def shape(replies: list[Any]) -> tuple[int, list[str]]:
+            fences, numbers = replies[: len(calls)], replies[len(calls) :]
+            return max((int(n or 0) for n in numbers), default=0), [parse.text(fence or b"") for fence in fences]
+
+        return self._ask(requests, shape)
+
+    def call_state(self, loader: str, call: str) -> Exchange[list[Any]]:
+        """What `lease`, `failures`, `read_at` and `attempts` say of a call, in one round trip."""
+        parts = (self.lease(call), self.failures(call), self.read_at(loader, call), self.attempts(call))
+        return Exchange.joint(parts)
 
     # -- the server itself
 

@@ -1,0 +1,352 @@
+"""Mutants made by machine: flows, Lua scripts and connections with one operator, condition or statement changed.
+
+`python tests/heavy/mutants.py map FILE` notes which tests call which functions; `... run FILE [FROM TO]` tries the
+sample, each mutant in a copy of the tree with the tests that call its function, and prints those that survive.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LUA = "cacheworkers/store/commands/lua"
+#: Folder, files in it, and how many of the sample's mutants are of these.
+PARTS = (("cacheworkers/flows", "*.py", 100), (LUA, "*.lua", 50), ("cacheworkers/store/connections", "*.py", 50))
+#: Not mutated: declarations of what others implement.
+LEFT_OUT = ("cacheworkers/flows/ports.py",)
+#: The tests that are to kill them.
+TESTS = (
+    "tests/flows",
+    "tests/integration/test_connections.py",
+    "tests/integration/test_cluster.py",
+    "tests/unit/test_address.py",
+    "tests/unit/test_async_connection.py",
+    "tests/unit/test_detached_sets.py",
+    "tests/unit/test_fan_out.py",
+    "tests/unit/test_health.py",
+    "tests/unit/test_redirections.py",
+)
+#: Imported once, before the runs are forked.
+HEAVY = ("_pytest.python", "celery", "hypothesis", "msgspec", "pydantic", "redis.asyncio", "sqlalchemy.orm")
+#: Seconds of tests, the quickest first, that one mutant may cost; and when it counts as hanging, which kills it.
+TESTS_FOR = 45.0
+HANGS_AFTER = 120.0
+COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+}
+#: A line of Lua, and what becomes of it.
+IN_LUA = (
+    (r"==", "~="),
+    (r"~=", "=="),
+    (r"<=", "<"),
+    (r">=", ">"),
+    (r"(?<![<=])<(?!=)", "<="),
+    (r"(?<![>=])>(?!=)", ">="),
+    (r"\band\b", "or"),
+    (r"\bor\b", "and"),
+    (r"\bnot\b ", ""),
+    (r"\+", "-"),
+    (r"\bmath\.max\b", "math.min"),
+    (r"(?<!\[)\b0\b", "1"),
+    (r"(?<!\[)\b1\b", "0"),
+    (r"^\s*(redis\.call|if .* then redis\.call).*$", ""),
+)
+
+
+class Mutant(NamedTuple):
+    """A file with one part changed.
+
+    Attributes:
+        place: the function, or the script.
+        line: the function's first line; 0 for scripts.
+        changes: what was there, and what is there instead.
+    """
+
+    file: str
+    place: str
+    line: int
+    changes: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """What it is called where survivors are explained: no line number, for these change."""
+        return f"{self.file} {self.place}: {self.changes}"
+
+
+def mutants_of(file: Path) -> Iterator[Mutant]:
+    """Yield all mutants of a file."""
+    name, text = str(file.relative_to(ROOT)), file.read_text()
+    yield from _of_lua(name, text) if file.suffix == ".lua" else _of_python(name, text)
+
+
+def _of_lua(name: str, text: str) -> Iterator[Mutant]:
+    lines = text.splitlines()
+    for at, line in enumerate(lines):
+        if line.lstrip().startswith(("--", "#!")):
+            continue
+        for pattern, new in IN_LUA:
+            for found in re.finditer(pattern, line):
+                changed = line[: found.start()] + new + line[found.end() :]
+                whole = "\n".join([*lines[:at], changed, *lines[at + 1 :], ""])
+                yield Mutant(name, Path(name).stem, 0, f"{line.strip()} -> {changed.strip() or 'nothing'}", whole)
+
+
+def _of_python(name: str, text: str) -> Iterator[Mutant]:
+    tree = ast.parse(text)
+    starts = [0]
+    for line in text.encode().splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    for place, function in _functions(tree):
+        first = min([function.lineno, *(each.lineno for each in function.decorator_list)])
+        for node in _inside(function):
+            for changed in _changed(node):
+                if isinstance(changed, ast.Pass) and function.name == "__init__":
+                    continue  # any test at all would miss it
+                begin = starts[node.lineno - 1] + node.col_offset
+                end = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+                old = text.encode()[begin:end].decode()
+                new = ast.unparse(changed)
+                if isinstance(node, ast.expr) and not isinstance(changed, ast.Constant | ast.Name):
+                    new = f"({new})"
+                whole = text.encode()[:begin].decode() + new + text.encode()[end:].decode()
+                yield Mutant(name, place, first, " ".join(f"{old} -> {new}".split()), whole)
+
+
+def _functions(
+    tree: ast.Module | ast.ClassDef, within: str = ""
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield from _functions(node, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "__repr__":
+            yield within + node.name, node
+
+
+def _inside(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.expr | ast.stmt]:
+    """Yield what is executed of a function: no annotations, no docstrings, no text of f-strings."""
+    queue: list[ast.AST] = list(function.body)
+    while queue:
+        node = queue.pop(0)
+        if isinstance(node, ast.expr | ast.stmt):
+            yield node
+        for field, value in ast.iter_fields(node):
+            if field in ("annotation", "returns") or isinstance(node, ast.JoinedStr):
+                continue
+            queue += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, ast.AST)]
+
+
+def _changed(node: ast.expr | ast.stmt) -> Iterator[ast.AST]:
+    made: Any = copy.deepcopy(node)
+    match made:
+        case ast.Compare(ops=[one]) if type(one) in COMPARED:
+            made.ops = [COMPARED[type(one)]()]
+            yield made
+        case ast.BoolOp():
+            made.op = ast.Or() if isinstance(made.op, ast.And) else ast.And()
+            yield made
+        case ast.UnaryOp(op=ast.Not()):
+            yield made.operand
+        case ast.BinOp() if type(made.op) in COMPUTED and not isinstance(made.left, ast.Constant | ast.JoinedStr):
+            made.op = COMPUTED[type(made.op)]()
+            yield made
+        case ast.Constant(value=bool()):
+            yield ast.Constant(not made.value)
+        case ast.Constant(value=int() | float()):
+            yield ast.Constant(made.value + 1)
+        case ast.IfExp():
+            yield made.body
+            yield made.orelse
+        case ast.Name(id="min" | "max"):
+            yield ast.Name("max" if made.id == "min" else "min")
+        case ast.Continue():
+            yield ast.Break()
+        case ast.Break():
+            yield ast.Continue()
+        case ast.Expr(value=ast.Constant()):
+            return
+        case ast.Expr(value=ast.Yield() | ast.YieldFrom()):
+            made.value = ast.YieldFrom(ast.Tuple([], ast.Load()))  # still a generator
+            yield made
+        case ast.Expr() | ast.Raise() | ast.Delete() | ast.AugAssign():
+            yield ast.Pass()
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]) if not isinstance(made.value, ast.Yield):
+            yield ast.Pass()
+
+
+def sample() -> list[Mutant]:
+    """Return the mutants that are tried: always the same ones of the same code, spread over it."""
+    chosen: list[Mutant] = []
+    for folder, pattern, wanted in PARTS:
+        files = [file for file in sorted((ROOT / folder).glob(pattern)) if str(file.relative_to(ROOT)) not in LEFT_OUT]
+        found = {mutant.name: mutant for file in files for mutant in mutants_of(file)}
+        chosen += sorted(found.values(), key=lambda each: hashlib.sha1(each.name.encode()).digest())[:wanted]
+    return chosen
+
+
+class Noting:
+    """A plugin of pytest: notes which functions each test calls, and how long it takes."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, tuple[float, list[str]]] = {}
+        self._within = str(ROOT / "cacheworkers") + os.sep
+        self._seen: set[str] = set()
+
+    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if code.co_filename.startswith(self._within):
+            self._seen.add(f"{code.co_filename[len(str(ROOT)) + 1 :]}:{code.co_firstlineno}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self._seen = set()
+        began = time.monotonic()
+        threading.settrace(self._note)
+        sys.settrace(self._note)
+        try:
+            return (yield)  # type: ignore[return-value]
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+            self.tests[item.nodeid] = (time.monotonic() - began, sorted(self._seen))
+
+
+def note_tests(into: Path) -> None:
+    """Write which tests call which functions; a test that fails under the tracing is left out."""
+    sys.path[:0] = [str(ROOT)]
+    plugin = Noting()
+    pytest.main(["-q", "-p", "no:cacheprovider", *TESTS], plugins=[plugin])
+    into.write_text(json.dumps(plugin.tests))
+
+
+def tests_of(mutant: Mutant, tests: dict[str, tuple[float, list[str]]]) -> list[str]:
+    """Return the tests to run: those that call the mutated function, the quickest first."""
+    if mutant.file.startswith(LUA):
+        called = _callers(mutant.place)
+    else:
+        called = {f"{mutant.file}:{mutant.line}"}
+    found = sorted((took, test) for test, (took, functions) in tests.items() if called & set(functions))
+    chosen, total = [], 0.0
+    for took, test in found:
+        total += took
+        if chosen and total > TESTS_FOR:
+            break
+        chosen.append(test)
+    return chosen
+
+
+def _callers(script: str) -> set[str]:
+    """Return the methods of the store that send a script."""
+    file = ROOT / "cacheworkers/store/commands/store.py"
+    word = f"scripts.{script.upper()}"
+    return {
+        f"cacheworkers/store/commands/store.py:{function.lineno}"
+        for _, function in _functions(ast.parse(file.read_text()))
+        if re.search(rf"\b{re.escape(word)}\b", ast.unparse(function))
+    }
+
+
+def outcome_of(mutant: Mutant, tree: Path, chosen: Sequence[str]) -> str:
+    """Run tests on a mutant in a copy of the tree: "killed", "hangs", "survived", or "untested" for none."""
+    if not chosen:
+        return "untested"
+    file = tree / mutant.file
+    original = file.read_text()
+    file.write_text(mutant.text)
+    for cached in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
+        cached.unlink()
+    child = os.fork()
+    if not child:
+        _run_in_child(tree, chosen)
+    try:
+        until = time.monotonic() + HANGS_AFTER
+        while time.monotonic() < until:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+            time.sleep(0.05)
+        return "hangs"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(child, 0)
+        file.write_text(original)
+
+
+def _run_in_child(tree: Path, chosen: Sequence[str]) -> None:
+    os.setsid()
+    os.chdir(tree)
+    sys.path[:0] = [str(tree), str(tree / "tests" / "flows"), str(tree / "tests")]
+    with open(tree / "output.txt", "w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        code = 99
+        try:
+            code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *chosen]))
+        finally:
+            output.flush()
+            os._exit(code)
+
+
+def run(mutants: Sequence[Mutant], tests: dict[str, tuple[float, list[str]]]) -> Iterator[tuple[Mutant, str]]:
+    """Try mutants one after the other, each in this process's fork and one copy of the tree."""
+    for name in HEAVY:
+        importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as made:
+        tree = Path(made).resolve()
+        for folder in ("cacheworkers", "tests", "app", "benchmarks"):
+            shutil.copytree(ROOT / folder, tree / folder)
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        for mutant in mutants:
+            yield mutant, outcome_of(mutant, tree, tests_of(mutant, tests))
+
+
+def main(words: Sequence[str]) -> None:
+    """Make the map, or try a slice of the sample."""
+    file = Path(words[1])
+    if words[0] == "map":
+        note_tests(file)
+        return
+    first, last = (int(word) for word in words[2:4]) if len(words) > 2 else (0, None)
+    for mutant, outcome in run(sample()[first:last], json.loads(file.read_text())):
+        print(f"{outcome}: {mutant.name}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
