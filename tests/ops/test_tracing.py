@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Config, Load
-from cacheworkers.events import LoadEnded
+from cacheworkers.events import Loaded
 from cacheworkers.ops.tracing import Tracing
 from cacheworkers.runtime.traced_dispatcher import TracedDispatcher
 from cacheworkers.testing import Valkey
@@ -105,7 +105,7 @@ def test_a_request_its_task_and_its_query_are_one_trace(make: Callable[..., Scen
         "cacheworkers.calls": ("price[4]",),
         "cacheworkers.where": "worker",
     }
-    assert any(isinstance(event, LoadEnded) for event in scene.events), "events go on to the other hook"
+    assert any(isinstance(event, Loaded) for event in scene.events), "events go on to the other hook"
 
 
 def test_a_task_for_several_requests_links_all_of_them(make: Callable[..., Scene]) -> None:

@@ -8,7 +8,7 @@ import itertools
 import threading
 from typing import Any
 
-from conftest import Stage
+from stages import Stage
 
 from cacheworkers import CacheworkersError
 from cacheworkers.ops.doctor import diagnose

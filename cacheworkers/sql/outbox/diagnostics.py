@@ -146,7 +146,7 @@ def server_limits(engine: Engine) -> ServerLimits | None:
         is_replica = bool(connection.execute(select(func.pg_is_in_recovery())).scalar_one())
         query = text("SELECT name, setting FROM pg_settings WHERE name IN (:idle, :whole)")  # milliseconds
         rows = connection.execute(query, {"idle": names[0], "whole": names[1]})
-        found = {str(name): float(setting) for name, setting in rows.tuples()}
+        found = {str(name): float(setting) for name, setting in rows}
         idle_for, transaction_for = (found.get(name, 0.0) / 1000 for name in names)
         return ServerLimits(is_replica, idle_for, transaction_for)
 
