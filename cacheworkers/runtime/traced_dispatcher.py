@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,21 +51,35 @@ class TracedDispatcher:
 def inside(outer: Callable[[LoadCall], AbstractContextManager[None]], inner: AroundLoad) -> AroundLoad:
     """Return what surrounds a load with two context managers; the inner one may be asynchronous."""
 
-    def around(call: LoadCall) -> Any:
-        within = inner(call)
-        return _both_async(outer(call), within) if hasattr(within, "__aenter__") else _both(outer(call), within)
-
-    return around
+    return lambda call: Nested(outer(call), inner(call))
 
 
-@contextlib.contextmanager
-def _both(outer: Any, inner: Any) -> Iterator[None]:
-    with outer, inner:
-        yield
+class Nested:
+    """One context manager within another; the inner one may be asynchronous, where the loader is."""
 
+    def __init__(self, outer: AbstractContextManager[None], inner: Any) -> None:
+        self._outer = outer
+        self._inner = inner
+        self._sync = contextlib.ExitStack()
+        self._async = contextlib.AsyncExitStack()
 
-@contextlib.asynccontextmanager
-async def _both_async(outer: Any, inner: Any) -> AsyncIterator[None]:
-    with outer:
-        async with inner:
-            yield
+    def __enter__(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._outer)
+            stack.enter_context(self._inner)
+            self._sync = stack.pop_all()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._sync.__exit__(*error)
+
+    async def __aenter__(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._outer)
+            if hasattr(self._inner, "__aenter__"):
+                await stack.enter_async_context(self._inner)
+            else:
+                stack.enter_context(self._inner)
+            self._async = stack.pop_all()
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return await self._async.__aexit__(*error)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
+from opentelemetry import trace
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -28,6 +31,10 @@ from cacheworkers.workers.task_messages import TRACES
 _names = itertools.count()
 
 
+def _leave_logging(**_: Any) -> None:
+    """Celery leaves logging alone where somebody listens to its signal."""
+
+
 class Scene:
     """A cache with a tracing hook on an app in memory, and what has been exported."""
 
@@ -38,6 +45,7 @@ class Scene:
         self.tracer = provider.get_tracer("shop")
         self.events: list[Any] = []
         self.app = Celery("shop", broker="memory://", set_as_current=False)
+        self.app.conf.worker_redirect_stdouts = False
         self.engine = create_engine(database)
         SQLAlchemyInstrumentor().instrument(engine=self.engine, tracer_provider=provider)
         name = f"tracing{next(_names)}"
@@ -59,10 +67,17 @@ class Scene:
 
         self.price, self.prices = price, prices
 
-    def worker(self) -> Any:
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """Run a worker on threads of this process; logging stays as it is."""
         queues = list(self.cache.config.queues.__class__.__dataclass_fields__)
         names = [getattr(self.cache.config.queues, queue) for queue in queues]
-        return start_worker(self.app, pool="threads", concurrency=1, perform_ping_check=False, queues=names)
+        setup_logging.connect(_leave_logging)
+        try:
+            with start_worker(self.app, pool="threads", concurrency=1, perform_ping_check=False, queues=names):
+                yield
+        finally:
+            setup_logging.disconnect(_leave_logging)
 
     def spans(self, name: str) -> list[ReadableSpan]:
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
@@ -132,12 +147,8 @@ def test_a_load_in_the_readers_process_is_a_child_of_the_read(make: Callable[...
     inside = []
 
     def around(call: Any) -> Any:
-        import contextlib
-
-        from opentelemetry import trace
-
         inside.append(trace.get_current_span().get_span_context().span_id)
-        return contextlib.nullcontext()
+        return nullcontext()
 
     scene = make(around_load=around)
     scene.app.conf.task_always_eager = False
