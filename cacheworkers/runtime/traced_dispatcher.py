@@ -51,13 +51,17 @@ class TracedDispatcher:
 def inside(outer: Callable[[LoadCall], AbstractContextManager[None]], inner: AroundLoad) -> AroundLoad:
     """Return what surrounds a load with two context managers; the inner one may be asynchronous."""
 
-    return lambda call: Nested(outer(call), inner(call))
+    return lambda call: Nested(outer(call), lambda: inner(call))
 
 
 class Nested:
     """One context manager within another; the inner one may be asynchronous, where the loader is."""
 
-    def __init__(self, outer: AbstractContextManager[None], inner: Any) -> None:
+    def __init__(self, outer: AbstractContextManager[None], inner: Callable[[], Any]) -> None:
+        """
+        Args:
+            inner: makes the inner one, within the outer one.
+        """
         self._outer = outer
         self._inner = inner
         self._sync = contextlib.ExitStack()
@@ -66,7 +70,7 @@ class Nested:
     def __enter__(self) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._outer)
-            stack.enter_context(self._inner)
+            stack.enter_context(self._inner())
             self._sync = stack.pop_all()
 
     def __exit__(self, *error: Any) -> bool | None:
@@ -75,10 +79,11 @@ class Nested:
     async def __aenter__(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._outer)
-            if hasattr(self._inner, "__aenter__"):
-                await stack.enter_async_context(self._inner)
+            inner = self._inner()
+            if hasattr(inner, "__aenter__"):
+                await stack.enter_async_context(inner)
             else:
-                stack.enter_context(self._inner)
+                stack.enter_context(inner)
             self._async = stack.pop_all()
 
     async def __aexit__(self, *error: Any) -> bool | None:

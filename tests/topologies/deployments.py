@@ -215,6 +215,9 @@ class Deployment:
         yield
         wait_until(lambda: sum(node.is_master() for node in others) == before + 1)
         master.start()
+        if self.kind.shape == "sentinel":  # Sentinels do it too, after ten seconds
+            new = next(node for node in others if node.is_master())
+            master.ask("REPLICAOF", "127.0.0.1", new.port)
         wait_until(lambda: self._has_link(master))
 
     def _has_link(self, replica: Node) -> bool:
