@@ -110,7 +110,7 @@ def test_a_request_its_task_and_its_query_are_one_trace(make: Callable[..., Scen
 
     wait_until(lambda: scene.spans("process price"))
     [publish], [process], [load] = (scene.spans(f"{what} price") for what in ("publish", "process", "load"))
-    *_, query = scene.spans("SELECT")
+    query = next(span for span in scene.spans("SELECT") if span.parent and span.parent.span_id == load.context.span_id)
     chain = [request.get_span_context(), publish.context, process.context, load.context, query.context]
     assert {each.trace_id for each in chain} == {request.get_span_context().trace_id}
     parents = [span.parent.span_id for span in (publish, process, load, query) if span.parent]
