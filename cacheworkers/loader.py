@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from cacheworkers.core.driver import arun, run
+from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.read_result import Read
 from cacheworkers.flows.invalidate import Invalidation, invalidate_loader
 from cacheworkers.load_context import AsyncLoad, Load
@@ -20,6 +20,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
+Key = TypeVar("Key", contravariant=True)
+Value = TypeVar("Value", covariant=True)
+
+
+class OneArgument(Protocol[Key, Value]):
+    """A loader as `get_many` needs it, for type checkers: one key is all that it takes."""
+
+    def get(self, key: Key, /) -> Value:
+        """Return the value for a key."""
+        ...
+
+    def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, Any]]: ...
+
+    def _warn_if_blocking(self) -> None: ...
 
 
 class Loader(LoaderBase[T], Generic[P, T]):
@@ -76,7 +90,8 @@ class Loader(LoaderBase[T], Generic[P, T]):
                     value = self._value(slot)
                     if value is not MISSING:
                         return value
-        call, arguments = self._bound(args, kwargs)
+        call = self._bind(args, kwargs)
+        arguments = None if kwargs else args
         slot = self._slot(call.text)
         kept = MISSING if slot is None else self._value(slot)
         found: T = await self._reads.avalue(call, arguments, self._codec.decode) if kept is MISSING else kept
@@ -106,7 +121,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
         """Return what `aread` does, with the value's JSON for a value; see `read_json`."""
         return (None if kwargs else self._json_hit(args)) or await self._aread_json(args, kwargs)
 
-    def get_many(self, keys: Iterable[Any]) -> dict[Any, T]:
+    def get_many(self: OneArgument[K, T], keys: Iterable[K]) -> dict[K, T]:
         """Return key -> value of a loader with one argument, in the keys' order, duplicates once.
 
         One round trip for hits, one for the claims of misses, one wait of `wait_for` seconds for all of them; each miss
@@ -118,7 +133,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
         """
         return run(self._many(keys), self._warn_if_blocking)
 
-    async def aget_many(self, keys: Iterable[Any]) -> dict[Any, T]:
+    async def aget_many(self: OneArgument[K, T], keys: Iterable[K]) -> dict[K, T]:
         """Return key -> value of a loader with one argument; see `get_many`."""
         return await arun(self._many(keys))
 

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cacheworkers.core.annotations import RULE, members_of, refuse_rows, shown
+from cacheworkers.core.annotations import RULE, bare, classes_in, fields_of, members_of, refuse_rows, shown
 from cacheworkers.core.comparison import field_names
 from cacheworkers.errors import DeclarationError
 
@@ -26,12 +26,14 @@ def pydantic_json(annotation: Any) -> tuple[Callable[[Any], bytes], Callable[[by
     their names: a field may be written under one alias and read under another.  Computed fields are left out.
 
     Raises:
-        DeclarationError: pydantic cannot make JSON of it, or cannot tell the members of a union apart.
+        DeclarationError: pydantic cannot make JSON of it, leaves a part of it out, or cannot tell the members of a
+            union apart.
     """
     import pydantic
 
     refuse_rows("a loader's value", annotation, RULE)
     _refuse_untagged(annotation, annotation)
+    _refuse_hidden(annotation)
     try:
         adapter: Any = pydantic.TypeAdapter(annotation)
         by_alias = _reads_its_aliases(adapter)
@@ -114,6 +116,49 @@ def _refuse_untagged(annotation: Any, whole: Any) -> None:
     for member in members:
         for arg in typing.get_args(member):
             _refuse_untagged(arg, whole)
+
+
+def _refuse_hidden(annotation: Any) -> None:
+    """Raise DeclarationError on what pydantic leaves out of its JSON: no value with it could be read back."""
+    secret = _secret_in(annotation)
+    if secret is not None:
+        raise DeclarationError(f"a loader's value cannot be {shown(annotation)}: {_masked(secret)}")
+    for of in classes_in(annotation):
+        fields = getattr(of, "__pydantic_fields__", {})
+        decorators = getattr(of, "__pydantic_decorators__", None)
+        for name, each in fields_of(of).items():
+            field, place = fields.get(name), f"a loader's value cannot be {shown(annotation)}: {shown(of)}.{name}"
+            if field is not None and field.exclude and field.is_required():
+                raise DeclarationError(
+                    f"{place} has `exclude=True` and no default, so that JSON lacks it; give it a default, or return "
+                    "a model without it"
+                )
+            secret = _secret_in(each)
+            if secret is not None and not _is_serialized(name, field, decorators):
+                raise DeclarationError(f"{place}: {_masked(secret)}")
+
+
+def _masked(secret: type) -> str:
+    return f"JSON of {shown(secret)} is asterisks; keep secrets out of the cache, or give the field a serializer"
+
+
+def _secret_in(annotation: Any) -> type | None:
+    """Return the type of secret that a type without fields holds, if any."""
+    annotation = bare(annotation)
+    of = typing.get_origin(annotation) or annotation
+    if isinstance(of, type) and of.__module__ == "pydantic.types" and of.__name__.startswith("Secret"):
+        return of
+    return next(filter(None, map(_secret_in, typing.get_args(annotation))), None)
+
+
+def _is_serialized(name: str, field: Any, decorators: Any) -> bool:
+    """Return whether a model writes a field in its own way."""
+    if decorators is not None:
+        if decorators.model_serializers:
+            return True
+        if any({name, "*"} & set(each.info.fields) for each in decorators.field_serializers.values()):
+            return True
+    return any(type(mark).__name__.endswith("Serializer") for mark in getattr(field, "metadata", ()))
 
 
 def _is_object(annotation: Any) -> bool:

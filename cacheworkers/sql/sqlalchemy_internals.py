@@ -6,13 +6,15 @@ Each function has a test of its own in tests/sql/test_sqlalchemy_internals.py, w
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Pool
-from sqlalchemy.orm import InstanceState, Mapper
+from sqlalchemy.orm import InstanceState, Mapper, persistence, registry
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.util import concurrency
 
@@ -29,6 +31,7 @@ __all__ = [
     "is_autocommit",
     "is_by_unit_of_work",
     "is_flushing",
+    "mappers_of",
     "options_of",
     "parameter_order",
     "second_updates",
@@ -39,11 +42,25 @@ in_greenlet = concurrency.in_greenlet
 #: SQLAlchemy 2.0 calls it `await_only`.
 await_: Callable[[Any], Any] = getattr(concurrency, "await_", None) or getattr(concurrency, "await_only")  # noqa: B009
 
+#: The functions that execute what a flush writes, and what bulk operations write.
+_EMITTING = frozenset(
+    function.__code__ for name, function in vars(persistence).items() if re.fullmatch(r"_emit_\w+_statements", name)
+)
+
 
 def all_mappers() -> list[Mapper[Any]]:
     """Return the mappers of all registries, by name: one table can be mapped in several."""
-    found = {mapper for registry in _all_registries() for mapper in registry.mappers}
+    found = {mapper for each in _all_registries() for mapper in mappers_of(each)}
     return sorted(found, key=lambda mapper: (mapper.class_.__module__, mapper.class_.__qualname__))
+
+
+def mappers_of(classes: registry) -> set[Mapper[Any]]:
+    """Return the mappers of a registry.
+
+    Classes that wait for their tables (`DeferredReflection`, `AbstractConcreteBase`) have none yet, at which
+    `registry.mappers` fails.
+    """
+    return {manager.mapper for manager in list(classes._managers) if manager.is_mapped}
 
 
 def is_flushing(flush_context: Any) -> bool:
@@ -58,9 +75,19 @@ def second_updates(flush_context: Any) -> Iterator[InstanceState[Any]]:
         yield from states
 
 
-def is_by_unit_of_work(context: Any) -> bool:
-    """Return whether the unit of work has made a statement for its mapped rows, by its execution context."""
-    return "compiled_cache" in context.execution_options
+def is_by_unit_of_work(context: Any, flush_context: Any) -> bool:
+    """Return whether a flush has made a statement for its mapped rows, by the execution contexts of both.
+
+    Not so what `bulk_*` and ORM statements make in its hooks: they go through the same functions without a flush.
+    """
+    cache = context.execution_options.get("compiled_cache")
+    frame = sys._getframe(1) if cache is not None and flush_context is not None else None
+    while frame is not None:
+        if frame.f_code in _EMITTING:
+            found = frame.f_locals
+            return found["uowtransaction"] is flush_context and found["base_mapper"]._compiled_cache is cache
+        frame = frame.f_back
+    return False
 
 
 def has_variants(kind: Any) -> bool:

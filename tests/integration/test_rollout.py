@@ -25,7 +25,7 @@ WRONG = "worker knows product version 1, message asks for 2"
 
 
 class Deploy:
-    """The new version in this process, and workers of either."""
+    """One version in this process, the new one mostly, and workers of either."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.tmp_path = tmp_path
@@ -69,13 +69,15 @@ class Deploy:
 
 
 @pytest.fixture
-def deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_publisher: None) -> Iterator[Deploy]:
+def deploy(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_publisher: None
+) -> Iterator[Deploy]:
     # The module sets them, in this process, too.
     monkeypatch.setitem(version_mismatch.HOPS, "warm", version_mismatch.HOPS["warm"])
     monkeypatch.setattr(version_mismatch, "MOST_AFTER", version_mismatch.MOST_AFTER)
     with Valkey() as valkey:
         monkeypatch.setenv("REDIS_URL", valkey.url)
-        monkeypatch.setenv("VERSION", "2")
+        monkeypatch.setenv("VERSION", getattr(request, "param", "2"))
         monkeypatch.setenv("NOTES", str(tmp_path / "nowhere"))
         monkeypatch.setenv("WAIT_FOR", "0.5")
         made = Deploy(tmp_path)
@@ -148,3 +150,23 @@ def test_a_miss_is_handed_on_twice_and_then_loaded_by_its_reader(deploy: Deploy)
 
     wait_until(lambda: deploy.notes("MalformedTask"))
     assert deploy.notes("TaskRequeued") == [[WRONG, 1], [WRONG, 2]]
+
+
+@pytest.mark.parametrize(("deploy", "other"), [("1", 2), ("2", 1)], indirect=["deploy"], ids=["old reads", "new reads"])
+def test_a_changed_shape_costs_one_load_in_each_release(deploy: Deploy, other: int) -> None:
+    """Though `version` is the same: workers of the other release load and store their own, once, and so do readers."""
+    deploy.worker(other)
+    shape = deploy.module.shape
+
+    found = [shape.get(7) for _ in range(200)]
+
+    own = deploy.module.OldShape if other == 2 else deploy.module.NewShape
+    assert set(map(type, found)) == {own} and {each.pid for each in found} == {os.getpid()}
+    assert deploy.module.shaped_loads == [7]
+    wait_until(lambda: deploy.notes("Loaded") == [["stored", 0]])
+
+    shape.invalidate(7)
+
+    assert type(shape.get(7)) is own
+    assert deploy.module.shaped_loads == [7, 7]
+    wait_until(lambda: deploy.notes("Loaded") == [["stored", 0]] * 2)

@@ -9,8 +9,7 @@ one of its parts left out; each must lead to a violation, or that part would not
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -313,24 +312,3 @@ def _drained(invalidator: Invalidator) -> Invalidator:
 
 def _with(all_of_them: tuple[Any, ...], at: int, one: Any) -> tuple[Any, ...]:
     return (*all_of_them[:at], one, *all_of_them[at + 1 :])
-
-
-def explore(
-    protocol: Protocol, first: State, is_bad: Callable[[State], bool] = is_violated
-) -> tuple[int, list[str] | None]:
-    """Return how many states there are, and the shortest trace to a bad one; None if there is none."""
-    came_from: dict[State, tuple[State, str] | None] = {first: None}
-    queue = deque([first])
-    while queue:
-        state = queue.popleft()
-        if is_bad(state):
-            trace = []
-            while (origin := came_from[state]) is not None:
-                state, name = origin
-                trace.append(name)
-            return len(came_from), trace[::-1]
-        for name, after in steps(protocol, state):
-            if after not in came_from:
-                came_from[after] = (state, name)
-                queue.append(after)
-    return len(came_from), None

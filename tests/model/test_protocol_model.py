@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from .protocol import Protocol, State, explore, is_kept_waiting, is_loaded_twice, is_violated, start
+from .explore import explore
+from .protocol import Protocol, State, is_kept_waiting, is_loaded_twice, is_violated, start, steps
 
 #: What would show that a part about warming is missing: two load at once, or somebody waits for what nobody loads.
 WARMING = ("takes_what_is_warmed", "spares_what_has_begun", "begin_asks_for_the_lease")
@@ -16,7 +17,7 @@ CALM = start(loaders=3, warmers=1, invalidators=0, expiries=0, evictions=0, cras
 
 
 def test_no_interleaving_is_violated() -> None:
-    states, trace = explore(Protocol(), start(loaders=2, invalidators=1, collections=1))
+    states, trace = explore(steps, Protocol(), start(loaders=2, invalidators=1, collections=1), is_violated)
 
     assert trace is None
     assert states > 5_000
@@ -25,16 +26,17 @@ def test_no_interleaving_is_violated() -> None:
 def test_no_interleaving_with_a_replica_that_lags_is_violated() -> None:
     """An old value may be stored stale; it is never fresh."""
     scene = start(loaders=2, invalidators=1, expiries=0, evictions=0, collections=0, lags=True)
-    states, trace = explore(Protocol(), scene)
+    states, trace = explore(steps, Protocol(), scene, is_violated)
 
     assert trace is None
     assert states > 5_000
 
 
-def test_no_interleaving_with_loads_that_fail_is_violated() -> None:
+@pytest.mark.parametrize("collections", [0, pytest.param(1, marks=pytest.mark.heavy)])
+def test_no_interleaving_with_loads_that_fail_is_violated(collections: int) -> None:
     """A failure, or a row that is not there, is no older than what was acknowledged either."""
-    scene = start(loaders=2, invalidators=1, expiries=1, evictions=0, collections=1, failures=1)
-    states, trace = explore(Protocol(), scene)
+    scene = start(loaders=2, invalidators=1, expiries=1, evictions=0, collections=collections, failures=1)
+    states, trace = explore(steps, Protocol(), scene, is_violated)
 
     assert trace is None
     assert states > 5_000
@@ -43,7 +45,7 @@ def test_no_interleaving_with_loads_that_fail_is_violated() -> None:
 @pytest.mark.heavy
 def test_no_interleaving_of_two_invalidations_is_violated() -> None:
     scene = start(loaders=2, invalidators=2, expiries=0, evictions=0, collections=0)
-    states, trace = explore(Protocol(), scene)
+    states, trace = explore(steps, Protocol(), scene, is_violated)
 
     assert trace is None
     assert states > 100_000
@@ -59,15 +61,18 @@ def test_every_part_is_needed(part: str) -> None:
     scene = start(
         loaders=1, invalidators=1 if lags else 2, expiries=0, evictions=1, collections=1, lags=lags, failures=fails
     )
-    _, trace = explore(mutant, scene)
+    _, trace = explore(steps, mutant, scene, is_violated)
 
     assert trace is not None, f"without {part} nothing goes wrong"
     assert len(trace) <= 16, trace
 
 
-def test_no_interleaving_with_warming_is_violated() -> None:
+@pytest.mark.parametrize("collections", [0, pytest.param(1, marks=pytest.mark.heavy)])
+def test_no_interleaving_with_warming_is_violated(collections: int) -> None:
     """A lease that is taken before it has begun is like one that was never claimed."""
-    states, trace = explore(Protocol(), start(loaders=2, warmers=1, invalidators=1, collections=1))
+    states, trace = explore(
+        steps, Protocol(), start(loaders=2, warmers=1, invalidators=1, collections=collections), is_violated
+    )
 
     assert trace is None
     assert states > 5_000
@@ -77,7 +82,7 @@ def test_warming_makes_nobody_wait_and_loads_nothing_twice() -> None:
     def is_bad(state: State) -> bool:
         return is_violated(state) or is_loaded_twice(state) or is_kept_waiting(Protocol(), state)
 
-    assert explore(Protocol(), CALM, is_bad)[1] is None
+    assert explore(steps, Protocol(), CALM, is_bad)[1] is None
 
 
 @pytest.mark.parametrize("part", WARMING)
@@ -87,7 +92,7 @@ def test_every_part_of_warming_is_needed(part: str) -> None:
     def is_bad(state: State) -> bool:
         return is_loaded_twice(state) or is_kept_waiting(mutant, state)
 
-    assert explore(mutant, CALM, is_bad)[1] is not None, f"without {part} nothing goes wrong"
+    assert explore(steps, mutant, CALM, is_bad)[1] is not None, f"without {part} nothing goes wrong"
 
 
 def test_a_load_can_always_be_written_again() -> None:
@@ -97,4 +102,6 @@ def test_a_load_can_always_be_written_again() -> None:
         return state.entry is not None and state.entry == state.acknowledged == 1
 
     for lags in (False, True):
-        assert explore(Protocol(), start(loaders=2, invalidators=1, crashes=0, lags=lags), is_served)[1] is not None
+        assert (
+            explore(steps, Protocol(), start(loaders=2, invalidators=1, crashes=0, lags=lags), is_served)[1] is not None
+        )

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 #: Steps of a read that fills memory.
 GUARD, GET, TRACK, FILL, DONE = "guard", "get", "track", "fill", "done"
@@ -381,33 +380,5 @@ def _woken(state: WaitingState) -> WaitingState:
     return replace(state, reader="claim", known=0) if state.reader in ("sleep", "watch") else state
 
 
-# -- exploring
-
-
 def _with(all_of_them: tuple[Any, ...], at: int, one: Any) -> tuple[Any, ...]:
     return (*all_of_them[:at], one, *all_of_them[at + 1 :])
-
-
-P = TypeVar("P")
-S = TypeVar("S")
-
-
-def explore(
-    steps: Callable[[P, S], Iterator[tuple[str, S]]], protocol: P, first: S, is_bad: Callable[[S], bool]
-) -> tuple[int, list[str] | None]:
-    """Return how many states there are, and the shortest trace to a bad one; None if there is none."""
-    came_from: dict[S, tuple[S, str] | None] = {first: None}
-    queue = deque([first])
-    while queue:
-        state = queue.popleft()
-        if is_bad(state):
-            trace = []
-            while (origin := came_from[state]) is not None:
-                state, name = origin
-                trace.append(name)
-            return len(came_from), trace[::-1]
-        for name, after in steps(protocol, state):
-            if after not in came_from:
-                came_from[after] = (state, name)
-                queue.append(after)
-    return len(came_from), None

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.comparison import difference
-from cacheworkers.errors import CodecError
+from cacheworkers.errors import CodecError, DeclarationError
 
 from .value_kinds import KINDS, Kind, Model, View
 
 
 def is_kept(annotation: Any, value: Any) -> bool:
-    """Return whether a value comes back as it is; anything else must be a CodecError."""
-    codec = Codec(annotation)
+    """Return whether a value comes back as it is; anything else is refused: where declared, or when loaded."""
     try:
+        codec = Codec(annotation)
         payload = codec.encode(value)
-    except CodecError as error:
+    except (CodecError, DeclarationError) as error:
         assert len(str(error)) < 600
         return False
     decoded = codec.decode(payload)
@@ -80,6 +82,50 @@ def test_a_message_names_field_and_rule() -> None:
         CodecError, match=r"\['price'\] is Decimal\('12.50'\) \(Decimal\) and comes back as '12.50' \(str\)"
     ):
         Codec(Any).encode({"price": KINDS[10].make()})
+
+
+class Account(pydantic.BaseModel):
+    token: pydantic.SecretStr | None
+
+
+class Marked(pydantic.BaseModel):
+    token: Annotated[pydantic.SecretStr, pydantic.PlainSerializer(lambda token: token.get_secret_value())]
+
+
+class Revealed(pydantic.BaseModel):
+    token: pydantic.SecretStr
+
+    @pydantic.field_serializer("token")
+    def reveal(self, token: pydantic.SecretStr) -> str:
+        return token.get_secret_value()
+
+
+class Hidden(pydantic.BaseModel):
+    margin: int = pydantic.Field(exclude=True)
+
+
+class HiddenByDefault(pydantic.BaseModel):
+    margin: int = pydantic.Field(default=0, exclude=True)
+
+
+@dataclasses.dataclass
+class Login:
+    account: Account
+    password: pydantic.SecretBytes
+
+
+@pytest.mark.parametrize(
+    "annotation", [Account, Hidden, Login, list[Hidden], pydantic.SecretStr, dict[str, pydantic.SecretStr]], ids=str
+)
+def test_what_its_json_hides_is_refused_where_the_loader_is_declared(annotation: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"asterisks|`exclude=True`"):
+        Codec(annotation)
+
+
+def test_a_secret_with_a_serializer_and_a_hidden_default_are_kept() -> None:
+    assert is_kept(Marked, Marked(token=pydantic.SecretStr("abc")))
+    assert is_kept(Revealed, Revealed(token=pydantic.SecretStr("abc")))
+    assert is_kept(HiddenByDefault, HiddenByDefault())
 
 
 def test_json_of_a_model_is_whole_and_its_defaults_are_known() -> None:

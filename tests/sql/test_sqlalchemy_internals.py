@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, ForeignKey, Integer, String, create_engine, event, insert
+from sqlalchemy import Connection, Engine, ForeignKey, Integer, String, create_engine, event, insert, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.declarative import DeferredReflection
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry, relationship, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -65,6 +66,21 @@ def test_all_mappers_are_those_of_all_registries() -> None:
     mine.dispose()
 
 
+def test_a_class_that_waits_for_its_table_is_no_mapper_yet(engine: Engine) -> None:
+    """Without it, a watch, and each flush after it, fails until all such classes are prepared."""
+
+    class Reflected(DeferredReflection, DeclarativeBase):
+        pass
+
+    class Waiting(Reflected):
+        __tablename__ = "internals_room"
+
+    assert Waiting not in {mapper.class_ for mapper in internals.all_mappers()}
+    Reflected.prepare(engine)
+    assert [mapper.class_ for mapper in internals.mappers_of(Reflected.registry)] == [Waiting]
+    Reflected.registry.dispose()
+
+
 def test_a_flush_is_running_between_its_first_and_last_statement(engine: Engine) -> None:
     """Without it, a flush's own statements are refused, or a hook's statements pass for them."""
     seen: list[bool] = []
@@ -100,18 +116,41 @@ def test_second_updates_are_known_before_they_are_written(engine: Engine) -> Non
 
 def test_the_unit_of_work_s_statements_are_told_from_others(engine: Engine) -> None:
     """Without it, a bulk statement in the middle of a flush passes for the flush's own."""
-    seen: list[bool] = []
+    contexts: list[Any] = [None]
+    seen: list[tuple[str, bool]] = []
 
-    @event.listens_for(engine, "before_cursor_execute")
     def note(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        seen.append(internals.is_by_unit_of_work(context))
+        if not statement.startswith("SELECT"):
+            seen.append((statement.split()[0], internals.is_by_unit_of_work(context, contexts[-1])))
 
-    with Session(engine) as session:
-        session.add(Room(id=1))
-        session.flush()
-        session.connection().execute(insert(Room.__table__).values(id=2))  # type: ignore[arg-type]
+    def others(mapper: Any, connection: Connection, target: Room) -> None:
+        if target.id == 2:
+            connection.execute(insert(Room.__table__).values(id=3))  # type: ignore[arg-type]
+            inner = Session(bind=connection)
+            inner.bulk_insert_mappings(Room, [{"id": 4}])  # type: ignore[arg-type]
+            inner.execute(update(Room), [{"id": 4, "door_id": 4}])
 
-    assert seen == [True, False]
+    event.listen(engine, "before_cursor_execute", note)
+    event.listen(Room, "after_insert", others)
+    try:
+        with Session(engine) as session:
+            event.listen(session, "before_flush", lambda session, context, _: contexts.append(context))
+            room = Room(id=1, door=Room(id=2))
+            session.add(room)
+            session.flush()
+            # A cache of compiled statements that is the user's own marks each statement.
+            cached = session.connection().execution_options(compiled_cache={})
+            cached.execute(insert(Room.__table__).values(id=5))  # type: ignore[arg-type]
+            room.door = None
+            session.flush()
+            session.delete(room)
+            session.flush()
+    finally:
+        event.remove(Room, "after_insert", others)
+
+    bulk = [("INSERT", False), ("INSERT", False), ("UPDATE", False)]
+    assert [each for each in seen if not each[1]] == [*bulk, ("INSERT", False)]
+    assert {verb for verb, is_own in seen if is_own} == {"INSERT", "UPDATE", "DELETE"}
 
 
 def test_variants_of_a_type_are_known() -> None:

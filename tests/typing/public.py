@@ -74,6 +74,8 @@ def reads() -> None:
     assert_type(price.get(42, currency="USD"), float)
     assert_type(products.get(42), ProductView)
     assert_type(products.get_many([1, 2]), dict[int, ProductView])
+    assert_type(product.get_many([1, 2]), dict[int, ProductView | None])
+    assert_type(price.get_many(range(3)), dict[int, float])
     assert_type(cache.invalidate("product:42", "category:7"), Invalidation)
     assert_type(cache.explain(product, 42), Explanation)
     assert_type(cache.explain(products, 42), Explanation)
@@ -92,6 +94,7 @@ async def areads() -> None:
     assert_type(await price.aget(42), float)
     assert_type(await products.aget(42), ProductView)
     assert_type(await products.aget_many([1, 2]), dict[int, ProductView])
+    assert_type(await product.aget_many([1, 2]), dict[int, ProductView | None])
     assert_type(await cache.ainvalidate("product:42", mode="soft"), Invalidation)
 
 
@@ -102,6 +105,7 @@ def mistakes() -> None:
     product.get(42, 43)  # type: ignore[call-arg]  # one too many
     product.get(product=42)  # type: ignore[call-arg]  # no such argument
     products.get("forty-two")  # type: ignore[arg-type]  # keys are ints
+    product.get_many(["forty-two"])  # type: ignore[list-item]  # keys are ints
     products.get_many([None])  # type: ignore[list-item]  # keys are ints
     cache.invalidate(42)  # type: ignore[arg-type]  # a tag is text
     cache.invalidate("products", mode="gentle")  # type: ignore[arg-type]  # no such mode

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, and_, bindparam, inspect, or_, select, types
+from sqlalchemy import Column, Connection, Join, Over, Table, and_, bindparam, inspect, literal, or_, select, types
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql.visitors import iterate
@@ -38,6 +38,7 @@ _PLAIN: Mapping[type, type] = {
     **dict.fromkeys((types.Uuid, types.UUID), uuid.UUID),
 }
 _statements: weakref.WeakKeyDictionary[Mapper[Any], dict[bool, Any]] = weakref.WeakKeyDictionary()
+_lockable: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
 _columns: weakref.WeakKeyDictionary[Mapper[Any], Mapping[str, Any]] = weakref.WeakKeyDictionary()
 _moving_names: weakref.WeakKeyDictionary[Mapper[Any], frozenset[str]] = weakref.WeakKeyDictionary()
 
@@ -89,10 +90,12 @@ class Before:
         self._rows: dict[InstanceState[Any], Mapping[str, Any]] = {}
         self._expired: dict[InstanceState[Any], set[str]] = {}
         self._written: dict[InstanceState[Any], Mapping[str, Any]] = {}
+        self._set: dict[InstanceState[Any], set[str]] = {}
 
     def note_written(self, state: InstanceState[Any]) -> None:
         """Note what memory has of an instance right before its statement: a hook after it may change that."""
         moving = _moving(state.mapper)
+        self._set.setdefault(state, set()).update(_set_names(state))
         self._written[state] = {
             name: value
             for name in row_columns(state.mapper)
@@ -115,8 +118,9 @@ class Before:
         return Row(mapper.class_.__name__, row_columns(mapper), known, lambda: self._fetched(connection, state))
 
     def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
-        """Return what was fetched of a row, and what the flush has not left to the database since."""
+        """Return what was fetched of a row, and what the flush has neither set nor left to the database since."""
         changed = state.expired_attributes - self._expired.get(state, set()) | computed_names(state.mapper)
+        changed |= self._set.get(state, set())  # one set to an expression may be loaded again by now
         return {name: value for name, value in self._rows.get(state, {}).items() if name not in changed}
 
     def _fetched(self, connection: Connection, state: InstanceState[Any]) -> Mapping[str, Any]:
@@ -194,8 +198,12 @@ def fetch(
     """Return rows by their primary keys, as this transaction sees them; those that are not there are left out."""
     names = tuple(row_columns(mapper))
     found: list[Mapping[str, Any]] = []
+    locks_alone = locks and not _can_lock(mapper)
+    locks = locks and not locks_alone
     for at in range(0, len(identities), CHUNK):
         chunk = identities[at : at + CHUNK]
+        if locks_alone:
+            _lock(connection, mapper, chunk)
         if len(mapper.primary_key) == 1:
             rows = connection.execute(_statement(mapper, locks), {"keys": [values[0] for values in chunk]})
         else:
@@ -216,6 +224,26 @@ def _select(mapper: Mapper[Any], where: Any, locks: bool) -> Any:
     statement = select(*row_columns(mapper).values()).select_from(mapper.persist_selectable).where(where)
     # The lock of an UPDATE, and in one order, so that two sessions cannot each wait for the other.
     return statement.order_by(*mapper.primary_key).with_for_update(key_share=True) if locks else statement
+
+
+def _can_lock(mapper: Mapper[Any]) -> bool:
+    """Return whether PostgreSQL locks the rows of a class where it selects them."""
+    found = _lockable.get(mapper)
+    if found is None:
+        selected = (mapper.persist_selectable, *(each for each in row_columns(mapper).values()))
+        parts = [part for each in selected if not isinstance(each, Column) for part in iterate(each)]
+        found = _lockable[mapper] = not any(
+            isinstance(part, Over) or (isinstance(part, Join) and (part.isouter or part.full)) for part in parts
+        )
+    return found
+
+
+def _lock(connection: Connection, mapper: Mapper[Any], identities: Sequence[Sequence[Any]]) -> None:
+    """Lock the rows of the table that has a class's primary key."""
+    key = mapper.primary_key
+    if all(isinstance(column.table, Table) and column.table is key[0].table for column in key):
+        statement = select(literal(1)).select_from(key[0].table).where(among(key, identities)).order_by(*key)
+        connection.execute(statement.with_for_update(key_share=True)).all()
 
 
 def among(columns: Sequence[Any], options: Sequence[Sequence[Any]]) -> Any:
