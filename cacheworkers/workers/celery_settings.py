@@ -87,8 +87,8 @@ def keep_rate_limit(task: Any, rate_limit: str | None) -> None:
     """
     annotations = task.app.conf.task_annotations or ()
     for each in [annotations] if isinstance(annotations, Mapping) else annotations:
-        if isinstance(each, Mapping) and "rate_limit" in each.get(task.name, ()):
-            return
+        if isinstance(each, Mapping):
+            rate_limit = each.get(task.name, {}).get("rate_limit", rate_limit)
     task.rate_limit = rate_limit or 0  # None would take the app's default
 
 

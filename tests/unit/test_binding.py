@@ -308,7 +308,7 @@ def test_a_rate_limit_of_all_the_app_s_tasks_is_none_of_ours(settings: dict[str,
     app.conf.task_annotations = [*([theirs] if isinstance(theirs, dict) else theirs), own]
     workers = bound(app)
 
-    @app.task(name="mail")
+    @app.task(name="mail", shared=False)
     def mail() -> None: ...
 
     for name, rate in (("product", None), ("price", "10/s"), ("page", None)):
