@@ -81,7 +81,8 @@ def second_updates(flush_context: Any) -> Iterator[InstanceState[Any]]:
 
 def is_autocommit_on(connection: Connection) -> bool:
     """Return whether a connection's statements are committed one by one."""
-    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+    level = connection.get_execution_options().get("isolation_level")
+    return level == "AUTOCOMMIT" or (level is None and is_autocommit(connection.engine))
 
 
 def is_plain_insert(statement: Any) -> bool:

@@ -333,8 +333,7 @@ def _refuse_autocommit(connection: Connection) -> None:
     Raises:
         UnwatchedWrite: it is so on this connection.
     """
-    level = connection.get_execution_options().get("isolation_level")
-    if level == "AUTOCOMMIT" or (level is None and is_autocommit(connection.engine)):
+    if is_autocommit_on(connection):
         raise UnwatchedWrite(
             "watched rows are changed with isolation_level='AUTOCOMMIT': without a transaction, the outbox cannot be "
             "written in the same one"
