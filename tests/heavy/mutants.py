@@ -48,8 +48,8 @@ TESTS = (
 #: Imported once, before the runs are forked.
 HEAVY = ("_pytest.python", "celery", "hypothesis", "msgspec", "pydantic", "redis.asyncio", "sqlalchemy.orm")
 #: Seconds of tests, the quickest first, that one mutant may cost; and when it counts as hanging, which kills it.
-TESTS_FOR = 45.0
-HANGS_AFTER = 120.0
+TESTS_FOR = 30.0
+HANGS_AFTER = 60.0
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
