@@ -340,7 +340,7 @@ class Cache:
         declared = Triggers(
             self.config.namespace,
             templates,
-            self.outbox.table.name,
+            self.outbox.quoted_name,
             max_tag_bytes=self.config.max_tag_bytes,
             tag_kinds=self._ports.tag_kinds,
             notify=notify,

@@ -65,6 +65,8 @@ class Config:
             does not limit.
         gc_interval: how often beat has garbage collected: expired members of tag sets.
         drain_interval: how often beat delivers what the outbox still holds.
+        outbox_schema: database schema of the outbox table, the same for every process; empty takes the connection's
+            default.
         access_report_interval: how often a process that reads tells the store what was read; 0 tells nothing.
         max_reported_calls: most calls that a process tells of at once.
         max_hot_calls: most calls whose access score is kept, of each loader; a call without one is not kept warm.
@@ -109,6 +111,7 @@ class Config:
     revalidate_rate: float = 500.0
     gc_interval: float = 60.0
     drain_interval: float = 5.0
+    outbox_schema: str = ""
     access_report_interval: float = 5.0
     max_reported_calls: int = 5000
     max_hot_calls: int = 100_000
@@ -132,6 +135,8 @@ class Config:
             raise ConfigError(f"credential_provider must have a method get_credentials(), got an object of {kind}")
         if not isinstance(self.secret_file, str):
             raise ConfigError(f"secret_file must be a path, got {self.secret_file!r}")
+        if not isinstance(self.outbox_schema, str) or "\0" in self.outbox_schema:
+            raise ConfigError(f"outbox_schema must be a schema's name, got {self.outbox_schema!r}")
         if not isinstance(self.namespace, str) or not _NAMESPACE.fullmatch(self.namespace):
             raise ConfigError(f"namespace must match [a-z0-9_-]{{1,32}}, got {self.namespace!r}")
         for name in (

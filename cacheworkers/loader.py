@@ -93,7 +93,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = MISSING if slot is None else self._value(slot)
-        found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value if kept is MISSING else kept
+        found: T = await self._reads.avalue(call, arguments, self._codec.decode) if kept is MISSING else kept
         return found
 
     def read(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
+from rabbitmq import RabbitMQ, rabbitmq_program
 from sqlalchemy import make_url
 
 from cacheworkers import Cache, Config
@@ -34,6 +35,7 @@ for _kind, _defaults in _PATIENCE.items():
 PROGRAMS = {
     "promtool": ("PROMTOOL", ("promtool",)),
     "compose": ("DOCKER_COMPOSE", ("docker-compose",)),
+    "rabbitmq": ("RABBITMQ_SERVER", ("rabbitmq-server",)),
     "browser": ("CHROMIUM", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")),
 }
 _left_out: dict[str, int] = {}
@@ -41,6 +43,8 @@ _left_out: dict[str, int] = {}
 
 def _program(marker: str) -> str | None:
     variable, names = PROGRAMS[marker]
+    if marker == "rabbitmq":
+        return rabbitmq_program()
     return os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
 
 
@@ -83,6 +87,19 @@ def docker_compose() -> str:
     found = _program("compose")
     assert found is not None, "tests that need docker-compose carry the marker `compose`"
     return found
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_node() -> Iterator[RabbitMQ]:
+    with RabbitMQ() as server:
+        yield server
+
+
+@pytest.fixture
+def rabbitmq(rabbitmq_node: RabbitMQ) -> Iterator[str]:
+    """URL of a RabbitMQ without queues of tests before."""
+    rabbitmq_node.clear()
+    yield rabbitmq_node.url
 
 
 @pytest.fixture(scope="session")

@@ -273,7 +273,7 @@ def test_the_checks_see_the_project() -> None:
     flows = flow_names(ROOT)
 
     assert "read" in flows["cacheworkers.flows.read"]
-    assert "self._flow" in flows["cacheworkers.runtime.loader_base"]
+    assert "self.flow" in flows["cacheworkers.runtime.store_reads"]
     assert {room_of(name) for name in flows} >= {
         "leaves",
         "core",

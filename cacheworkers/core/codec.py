@@ -44,7 +44,7 @@ _ATOMS = (
     datetime.timedelta,
 )
 _encode = msgspec.json.Encoder().encode
-_WRONG = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
+_WRONG = (msgspec.MsgspecError, TypeError, ValueError, ArithmeticError, RecursionError)
 
 
 def annotation_of(function: Callable[..., Any], is_batch: bool = False) -> Any:

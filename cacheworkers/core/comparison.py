@@ -6,13 +6,16 @@ compared by columns, so that the loops run in C.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import decimal
 import enum
 import functools
+import inspect
 import itertools
 import operator
+import types
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +27,9 @@ _PLAIN = frozenset(
 )
 #: What a pydantic model holds besides its fields.
 _HIDDEN = ("__pydantic_extra__", "__pydantic_private__")
+_CONTAINERS = (collections.deque, collections.defaultdict)
+#: What these hold besides their elements.
+_BESIDE_ELEMENTS = ("maxlen", "default_factory")
 _SHOWN = 60
 _EXACT_IN_FLOATS = 2**53
 
@@ -43,6 +49,11 @@ def difference(value: Any, decoded: Any, path: str = "") -> str | None:
         is_number = kind is int and type(decoded) is float and abs(value) <= _EXACT_IN_FLOATS
         is_uuid = isinstance(value, uuid.UUID) and type(decoded) is uuid.UUID
         return None if (is_number or is_uuid) and value == decoded else _changed(path, value, decoded)
+    if issubclass(kind, _CONTAINERS):
+        for name in _BESIDE_ELEMENTS:
+            mine, theirs = getattr(value, name, None), getattr(decoded, name, None)
+            if mine != theirs:
+                return _changed(f"{path}.{name}", mine, theirs)
     if kind in (datetime.datetime, datetime.time):
         return None if _is_same_instant(value, decoded) else _changed(path, value, decoded)
     if issubclass(kind, dict):
@@ -111,7 +122,7 @@ def _have_same_fields(kind: type, values: list[Any], others: list[Any]) -> bool:
         if list(map(get_set, values)) != list(map(get_set, others)):
             return False
         names = (*names, *_HIDDEN)
-    elif any(len(getattr(each, "__dict__", ())) > len(names) for each in values):
+    elif any(len(getattr(each, "__dict__", ())) > _fields_in_dict(kind) for each in values):
         return False  # it holds more than its fields
     for name in names:
         get = operator.attrgetter(name)
@@ -121,6 +132,13 @@ def _have_same_fields(kind: type, values: list[Any], others: list[Any]) -> bool:
         except AttributeError:
             return False
     return True
+
+
+@functools.cache
+def _fields_in_dict(kind: type) -> int:
+    """Return how many fields of a class are in its instances' `__dict__`: not those of slots and Structs."""
+    slots = types.MemberDescriptorType
+    return sum(not isinstance(inspect.getattr_static(kind, name, None), slots) for name in field_names(kind) or ())
 
 
 def _difference_of_dicts(value: dict[Any, Any], decoded: dict[Any, Any], path: str) -> str | None:

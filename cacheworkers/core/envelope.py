@@ -170,6 +170,27 @@ def fresh_payloads(
         return [next(payloads) if is_whole else None for is_whole in whole]
 
 
+def fresh_payload(raw: bytes, call: str, now: float, since: int, beta: float, shape: bytes) -> bytes | None:
+    """Return the payload of a call's envelope that is fresh, of a shape, and not older than `since`; None of any other.
+
+    It makes no Entry.  What might be revalidated early (`Entry.early_at`) is none of these.
+    """
+    try:
+        kind, call_len, load_ms, fresh, theirs, tags_len = _FRESH_HEADER.unpack_from(raw)
+    except struct.error:
+        return None
+    tags_at = HEADER_BYTES + call_len
+    if (
+        kind not in _READABLE
+        or int(now * 1000) + load_ms * _LONGEST_CHANCE * beta >= fresh
+        or raw[HEADER_BYTES:tags_at] != call.encode()
+        or (since and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) < since)
+        or not fits(theirs, shape)
+    ):
+        return None
+    return raw[tags_at + tags_len :] or None
+
+
 def _fresh_payloads(raws: list[bytes], now: float, beta: float, shape: bytes) -> list[bytes | None]:
     # Whole numbers: to compare one with a fraction takes several times as long.
     now_ms, soonest = math.floor(now * 1000), math.ceil(_LONGEST_CHANCE * beta)

@@ -63,6 +63,10 @@ class Batcher:
             state[key] = [future]
         return future
 
+    def unsent(self, loop: _Loop) -> object:
+        """Return what the keys wait in that have been asked for and not sent; None if there are none."""
+        return self._turns.get(loop)
+
     def _send(self, loop: _Loop) -> None:
         # From here on nobody joins.
         state = self._turns.pop(loop, {})

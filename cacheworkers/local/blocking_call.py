@@ -15,9 +15,7 @@ def warn_if_blocking(loader: str) -> None:
     global _is_told
     if _is_told:
         return
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if asyncio._get_running_loop() is None:  # `get_running_loop` raises, which takes twenty times as long
         return
     _is_told = True
     log.warning(

@@ -43,6 +43,18 @@ class Bulkhead:
         self._queue: OrderedDict[_Work, None] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]], timeout: float) -> None:
+        """Run a last coroutine on the library's loop, if there is one, and end the loop unless loads go on there."""
+        loop = self._loop
+        if loop is None:
+            return
+        with contextlib.suppress(BulkheadFull):
+            self.run_async(last, timeout)
+        with self._lock:
+            if self._running == 0 and self._loop is loop:
+                self._loop = None  # work that comes later has a new one
+                loop.call_soon_threadsafe(loop.stop)
+
     @property
     def running(self) -> int:
         """How many pieces of work hold a room now."""
@@ -211,7 +223,7 @@ class Bulkhead:
             self._end(piece, task.result(), None)
 
     def _the_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the library's loop, started at first use; one for the life of the process."""
+        """Return the library's loop, started at first use."""
         with self._lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
@@ -250,6 +262,8 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
         # A loader's SystemExit ends its task and leaves the loop; the other tasks must go on.
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             loop.run_forever()
+            loop.close()
+            return
 
 
 def _finish(future: asyncio.Future[None]) -> None:

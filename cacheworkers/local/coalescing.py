@@ -8,28 +8,29 @@ them where the leader was cancelled, stay together, and one of them leads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Hashable
 from typing import Any
 
-import msgspec
-
 from cacheworkers.core.read_result import Read
 
-_Future = asyncio.Future[Any]
+#: Where a task waits for the leader's outcome.  One a task: a cancelled task cancels what it awaits.
+TaskPlace = asyncio.Future[Any]
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome:
     """What a leader's read came to.
 
     Attributes:
         payload: the value as JSON.
     """
 
-    read: Read | None
-    payload: bytes | None = None
-    error: Exception | None = None
+    __slots__ = ("error", "payload", "read")
+
+    def __init__(self, read: Read | None, payload: bytes | None = None, error: Exception | None = None) -> None:
+        self.read = read
+        self.payload = payload
+        self.error = error
 
 
 class _Lead:
@@ -39,42 +40,12 @@ class _Lead:
 LEAD = _Lead()
 
 
-class TaskPlace:
-    """Where a task waits for the leader's outcome."""
-
-    __slots__ = ("future", "started")
-
-    def __init__(self, started: float) -> None:
-        self.started = started
-        self.future: _Future = asyncio.get_running_loop().create_future()
-
-    def settle(self, outcome: Outcome | _Lead) -> bool:
-        """Wake the task; False if it has been cancelled."""
-        if self.future.done():
-            return False
-        with contextlib.suppress(RuntimeError):  # that loop is closed, and its tasks with it
-            self.future.set_result(outcome)
-            return True
-        return False
-
-    async def outcome(self, crowd: Crowd) -> Outcome | _Lead:
-        """Wait in this task."""
-        try:
-            found: Outcome | _Lead = await self.future
-        except BaseException:
-            if self.future.done() and not self.future.cancelled() and self.future.result() is LEAD:
-                crowd.pass_on()  # cancelled before it could lead
-            raise
-        return found
-
-
 class ThreadPlace:
     """Where a thread waits for the leader's outcome."""
 
-    __slots__ = ("_lock", "_signal", "found", "is_gone", "started")
+    __slots__ = ("_lock", "_signal", "found", "is_gone")
 
-    def __init__(self, started: float) -> None:
-        self.started = started
+    def __init__(self) -> None:
         self.found: Outcome | _Lead | None = None
         self.is_gone = False
         self._lock = threading.RLock()
@@ -116,26 +87,50 @@ class Crowd:
         covered: how many of them joined before the look that the leader's outcome will come from.
         began_before: if not None, the outcome is for those that began before this monotonic instant only.
         payload: the leader's value as JSON; None if the value is for the leader alone.
+        unsent: what the leader's look waits in until it is sent; who joins before that is covered.
     """
 
-    __slots__ = ("_crowds", "_key", "_places", "began_before", "covered", "payload")
+    __slots__ = ("_crowds", "_key", "_places", "_started", "began_before", "covered", "payload", "unsent")
 
     def __init__(self, crowds: Crowds, key: Hashable) -> None:
         self._crowds = crowds
         self._key = key
         self._places: list[Place] = []
+        self._started: list[float] = []
         self.covered = 0
         self.began_before: float | None = None
         self.payload: bytes | None = None
+        self.unsent: object = None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether anybody waits for the leader's outcome."""
+        return bool(self._places)
 
     def cover(self) -> int:
         """Say that the leader looks now; how many followers that covers."""
-        self.covered, self.began_before = len(self._places), None
+        self.covered, self.began_before, self.unsent = len(self._places), None, None
         return self.covered
 
-    def succeed(self, read: Read) -> None:
-        """End this leader's turn with a value."""
-        self._end(Outcome(read, self.payload), with_covered=self.payload is not None)
+    def leave(self, place: TaskPlace) -> None:
+        """Note that a task was cancelled at its place: if it was to lead, and could not, another does."""
+        if place.done() and not place.cancelled() and place.result() is LEAD:
+            self.pass_on()
+
+    def cover_all(self) -> None:
+        """Say that the leader's look has not been sent yet: it covers all that follow so far."""
+        self.covered = len(self._places)
+
+    def disband(self) -> None:
+        """End a crowd that nobody follows."""
+        if self._places:
+            self.pass_on()
+        else:
+            self._crowds.forget(self._key, self)
+
+    def succeed(self, read: Read) -> int:
+        """End this leader's turn with a value; return how many it is shared with."""
+        return self._end(Outcome(read, self.payload), with_covered=self.payload is not None)
 
     def fail(self, error: Exception) -> None:
         """End this leader's turn with an error."""
@@ -145,29 +140,45 @@ class Crowd:
         """End this leader's turn without an outcome: another leads."""
         self._end(None, with_covered=False)
 
-    def _end(self, outcome: Outcome | None, *, with_covered: bool) -> None:
+    def _end(self, outcome: Outcome | None, *, with_covered: bool) -> int:
         with self._crowds.lock:
-            places, began_before = self._places, self.began_before
-            done = places[: self.covered] if with_covered else []
-            rest = places[len(done) :]
+            places, started, began_before = self._places, self._started, self.began_before
+            count = self.covered if with_covered else 0
+            done, rest, rest_started = places[:count], places[count:], started[count:]
             if began_before is not None:
-                rest = [each for each in done if each.started > began_before] + rest
-                done = [each for each in done if each.started <= began_before]
-            self._places, self.covered, self.began_before, self.payload = rest, 0, None, None
+                early = [at <= began_before for at in started[:count]]
+                rest = [place for place, is_early in zip(done, early, strict=True) if not is_early] + rest
+                rest_started = [at for at in started[:count] if at > began_before] + rest_started
+                done = [place for place, is_early in zip(done, early, strict=True) if is_early]
+            self._places, self._started = rest, rest_started
+            self.covered, self.began_before, self.payload, self.unsent = 0, None, None, None
             self._promote()
         if outcome is not None:
             for each in done:
-                each.settle(outcome)
+                _settle(each, outcome)
+        return len(done)
 
     def _promote(self) -> None:
         """Have the first that still waits lead; without any, the crowd is over."""
-        places = self._places
-        for at, place in enumerate(places):
-            if place.settle(LEAD):
-                self._places = places[at + 1 :]
+        for at, place in enumerate(self._places):
+            if _settle(place, LEAD):
+                del self._places[: at + 1], self._started[: at + 1]
                 return
-        self._places = []
+        self._places, self._started = [], []
         self._crowds.forget(self._key, self)
+
+
+def _settle(place: Place, outcome: Outcome | _Lead) -> bool:
+    """Wake a task or a thread; False if it waits no more."""
+    if type(place) is ThreadPlace:
+        return place.settle(outcome)
+    if place.done():  # type: ignore[union-attr]  # a task's
+        return False
+    try:
+        place.set_result(outcome)  # type: ignore[union-attr]
+    except RuntimeError:  # that loop is closed, and its tasks with it
+        return False
+    return True
 
 
 class Crowds:
@@ -182,25 +193,31 @@ class Crowds:
         self.lock = threading.RLock()
         self._crowds: dict[Hashable, Crowd] = {}
 
-    def enter(self, key: Hashable, kind: type[Place], started: float) -> tuple[Crowd, Place | None]:
+    def has(self, key: Hashable) -> bool:
+        """Return whether a call is being read; not locked."""
+        return key in self._crowds
+
+    def enter(self, key: Hashable, started: float, loop: asyncio.AbstractEventLoop | None) -> tuple[Crowd, Any]:
         """Join the crowd of a call, and return the place to wait at; without a place, the caller leads.
 
         Args:
             key: of the call, of the event loop or of all threads, and of what else outcomes depend on.
             started: monotonic instant at which the read began.
+            loop: of a task; None for a thread.
         """
-        place: Place | None = None
         while True:
+            if key not in self._crowds:
+                alone = Crowd(self, key)
+                if self._crowds.setdefault(key, alone) is alone:
+                    return alone, None
+            # Not under the lock: a garbage collection in there may end that crowd.
+            place = ThreadPlace() if loop is None else loop.create_future()
             with self.lock:
                 crowd = self._crowds.get(key)
-                if crowd is None:
-                    crowd = self._crowds[key] = Crowd(self, key)
-                    return crowd, None
-                if place is not None:
+                if crowd is not None:
                     crowd._places.append(place)
+                    crowd._started.append(started)
                     return crowd, place
-            # Not under the lock: a garbage collection in there may end that crowd.
-            place = kind(started)
 
     def forget(self, key: Hashable, crowd: Crowd) -> None:
         """Forget a crowd that is over."""

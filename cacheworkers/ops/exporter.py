@@ -5,7 +5,7 @@ Each scrape asks the servers; one that does not answer has no numbers, and its `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -14,12 +14,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from cacheworkers.cache import Cache
-from cacheworkers.errors import CacheworkersError
+from cacheworkers.errors import CacheworkersError, StoreUnavailable
 from cacheworkers.ops.metrics import serve
 from cacheworkers.ops.shared_metrics import shared_registry
 from cacheworkers.store.commands.store import BEAT_KEPT_FOR
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
+from cacheworkers.workers.broker_queues import QueueState
 from cacheworkers.workers.diagnostics import app_facts
+from cacheworkers.workers.queue_probe import QueueProbes
 
 Families = Iterator[GaugeMetricFamily | CounterMetricFamily]
 
@@ -54,12 +56,30 @@ class Exporter(Collector):
     def _queues(self) -> Families:
         lengths = _gauge("queue_messages", "Messages that no worker has taken.", "queue")
         ages = _gauge("queue_oldest_age_seconds", "Since the oldest of them was sent; 0 if there is none.", "queue")
-        for queue in self._cache.queues():
+        for queue in self._queue_states():
             lengths.add_metric([queue.name], queue.length)
             if queue.oldest_age is not None or not queue.length:
                 ages.add_metric([queue.name], queue.oldest_age or 0.0)
         yield lengths
         yield ages
+
+    def _queue_states(self) -> list[QueueState]:
+        states = self._cache.queues()
+        if self._probes is None:
+            return states
+        try:
+            return self._probes.add_ages(states)
+        except StoreUnavailable:  # has a number of its own
+            return states
+
+    @cached_property
+    def _probes(self) -> QueueProbes | None:
+        app = self._cache.internals.app
+        return None if app is None else QueueProbes(app, self._mark_ages)
+
+    def _mark_ages(self, marks: Sequence[str]) -> dict[str, float | None]:
+        with StoreDiagnostics(self._cache.config) as probe:
+            return probe.upkeep_age(marks)
 
     def _store(self) -> Families:
         stats = self._cache.store_stats()

@@ -34,6 +34,12 @@ class NoSessions:
         """Give None."""
         yield None
 
+    def close(self) -> None:
+        """Do nothing: there are no connections."""
+
+    async def aclose(self) -> None:
+        """Do nothing: there are no connections."""
+
     def reset_after_fork(self) -> None:
         """Do nothing: there are no connections."""
 
@@ -65,6 +71,12 @@ class CallersSessions:
             return
         async with self._async() as session:
             yield session
+
+    def close(self) -> None:
+        """Do nothing: the engines are the user's."""
+
+    async def aclose(self) -> None:
+        """Do nothing: the engines are the user's."""
 
     def reset_after_fork(self) -> None:
         """Do nothing: the engines are the user's."""

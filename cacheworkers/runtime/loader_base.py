@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from cacheworkers import load_context as loads
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.errors import CallError, CodecError, LoadTimeout, StoreError
-from cacheworkers.events import ReadFailed, Served
+from cacheworkers.errors import CallError
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.loader_memory import LoaderMemory, as_is
-from cacheworkers.flows.nested_read import nested, nested_many
-from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, QueueKind
+from cacheworkers.flows.nested_read import nested_many
+from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.read_many import one_by_one, read_many
-from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.flows.warm import hot
 from cacheworkers.flows.warm_up import UNLIMITED, WarmUp
 from cacheworkers.local.blocking_call import warn_if_blocking
-from cacheworkers.local.coalescing import LEAD, Crowd, Outcome, TaskPlace, ThreadPlace
 from cacheworkers.local.l1 import MISSING, Slot
 from cacheworkers.runtime.load_runner import LoaderRunner
+from cacheworkers.runtime.store_reads import StoreReads
 from cacheworkers.runtime.warm_job import WarmJob
-from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, has_dirty_session, is_dirty
+from cacheworkers.sql.watch.dirty_transactions import has_dirty_session, is_dirty
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,13 +48,13 @@ class LoaderBase(Generic[T]):
         self._spec = spec
         self._codec: Codec = spec.codec
         self._bind = spec.signature.bind
-        self._is_shareable = spec.codec.is_shareable
         self._coherence = ports.coherence
         self._since = 0
         self._memory = LoaderMemory(ports, spec)
         self._l1_for = self._memory.keeps_for
         assert isinstance(ports.reader, LoaderRunner)
         self._runner = ports.reader
+        self._reads = StoreReads(ports, spec, self._memory, ports.reader)
         self._index = self._memory.index
         self._value = self._memory.value
         self.__name__ = spec.name
@@ -82,7 +78,7 @@ class LoaderBase(Generic[T]):
 
     def _slot(self, text: str) -> Slot | None:
         """Return the L1 slot that may answer now: not within a load, nor where a session is dirty."""
-        if not self._l1_for or self._outer_load() is not None or is_dirty(self._ports):
+        if not self._l1_for or self._reads.is_alone():
             return None
         now = monotonic()
         slot = self._ports.l1.get(text)
@@ -100,54 +96,6 @@ class LoaderBase(Generic[T]):
         entry: Entry = slot.entry
         now = self._ports.clock.now()
         return Read.of(now, entry, value, _served(entry, now), "l1", 0.0)
-
-    def _flow(
-        self,
-        call: Call,
-        arguments: tuple[Any, ...] | None,
-        decode: Callable[[bytes], Any],
-    ) -> Flow[Read]:
-        """Return the flow that reads a call past L1: within a transaction or a load, or through the store."""
-        dirty = dirty_transactions(self._ports)
-        if not dirty:
-            return self._clean_flow(call, arguments, decode)
-        return read_in_transaction(
-            self._ports,
-            self._spec,
-            call,
-            decode,
-            dirty,
-            self._runner.step_in_transaction,
-            lambda: self._clean_flow(call, arguments, decode),
-        )
-
-    def _clean_flow(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Flow[Read]:
-        """Return the flow that reads a call outside dirty transactions."""
-        outer = self._outer_load()
-        if outer is not None:
-            return nested(self._ports, self._spec, call, decode, outer)
-        self._ports.listener.start()
-        return self._store_flow(call, arguments, decode, None)
-
-    def _outer_load(self) -> Loading | None:
-        """Return the load of this cache that this thread or task is in."""
-        found = loads.current.get()
-        return found[1] if found is not None and found[0] is self._runner.owner else None
-
-    def _store_flow(
-        self,
-        call: Call,
-        arguments: tuple[Any, ...] | None,
-        decode: Callable[[bytes], Any],
-        started: float | None,
-        is_known_missing: bool = False,
-        crowd: Crowd | None = None,
-    ) -> Flow[Read]:
-        """Return the flow that reads a call through the store."""
-        options = self._memory.options(call, arguments, decode)
-        return reading.read(
-            self._ports, self._spec, call, options, is_known_missing=is_known_missing, started=started, crowd=crowd
-        )
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[Any, ...] | None]:
         return self._bind(args, kwargs), None if kwargs else args
@@ -233,211 +181,36 @@ class LoaderBase(Generic[T]):
         view._since = done.seq
         view._memory = LoaderMemory(self._ports, self._spec, done.seq)
         view._index, view._value = view._memory.index, view._memory.value
+        view._reads = StoreReads(self._ports, self._spec, view._memory, self._runner)
         return view
 
     # -- shared by both faces of both kinds
-
-    def _is_alone(self) -> bool:
-        """Whether this read may be given nothing of another's: it is within a load, or sees a dirty session."""
-        return self._outer_load() is not None or is_dirty(self._ports)
-
-    def _through_store(self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]) -> Read:
-        """Read a call that L1 does not answer; of the threads that read it together, one does so for all."""
-        warn_if_blocking(self._spec.name)
-        if self._is_alone():
-            return run(self._flow(call, arguments, decode))
-        ports, started = self._ports, monotonic()
-        ports.listener.start()
-        crowd, place = ports.waiters.crowds.enter((call.text, self._since), ThreadPlace, started)
-        if place is not None:
-            assert isinstance(place, ThreadPlace)
-            policy = self._spec.policy
-            outcome = place.outcome(crowd, policy.wait_for + policy.load_for + ports.config.store_timeout)
-            if isinstance(outcome, Outcome):
-                shared = self._shared(call, decode, outcome, started)
-                if shared is not None:
-                    return shared
-            if outcome is not LEAD:
-                return run(self._store_flow(call, arguments, decode, started))
-        try:
-            found = self._hit(call, arguments, decode, crowd, started)
-        except Exception as error:
-            self._limit(crowd, error, started)
-            crowd.fail(error)
-            raise
-        except BaseException:
-            crowd.pass_on()
-            raise
-        crowd.succeed(found)
-        return found
-
-    async def _athrough_store(
-        self, call: Call, arguments: tuple[Any, ...] | None, decode: Callable[[bytes], Any]
-    ) -> Read:
-        """Read a call that L1 does not answer; of the tasks of a loop that read it together, one does so for all."""
-        if self._is_alone():
-            return await arun(self._flow(call, arguments, decode))
-        ports, started = self._ports, monotonic()
-        ports.listener.start()
-        crowd, place = ports.waiters.crowds.enter(
-            (call.text, self._since, asyncio.get_running_loop()), TaskPlace, started
-        )
-        if place is not None:
-            assert isinstance(place, TaskPlace)
-            outcome = await place.outcome(crowd)
-            if isinstance(outcome, Outcome):
-                shared = self._shared(call, decode, outcome, started)
-                return await arun(self._store_flow(call, arguments, decode, started)) if shared is None else shared
-        try:
-            found = await self._ahit(call, arguments, decode, crowd, started)
-        except Exception as error:
-            self._limit(crowd, error, started)
-            crowd.fail(error)
-            raise
-        except BaseException:
-            crowd.pass_on()
-            raise
-        crowd.succeed(found)
-        return found
-
-    def _hit(
-        self,
-        call: Call,
-        arguments: tuple[Any, ...] | None,
-        decode: Callable[[bytes], Any],
-        crowd: Crowd,
-        started: float,
-    ) -> Read:
-        """Look in the store, and leave to the flow what is not simply fresh."""
-        ports, is_known_missing = self._ports, False
-        if not ports.waiters.has(call.text):
-            guard, is_coherent = ports.l1.guard(call.text), self._coherence.is_coherent
-            crowd.cover()
-            try:
-                raw = ports.store.get(call.text).run()
-            except StoreError:  # the flow knows what to do without the store
-                return run(self._store_flow(call, arguments, decode, started, crowd=crowd))
-            if raw is None:
-                is_known_missing = True
-            else:
-                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
-                if found is not None:
-                    assert found.entry is not None
-                    crowd.payload = found.entry.payload
-                    return found
-        return run(self._store_flow(call, arguments, decode, started, is_known_missing, crowd))
-
-    async def _ahit(
-        self,
-        call: Call,
-        arguments: tuple[Any, ...] | None,
-        decode: Callable[[bytes], Any],
-        crowd: Crowd,
-        started: float,
-    ) -> Read:
-        """Look in the store, and leave to the flow what is not simply fresh; on the running loop."""
-        ports, is_known_missing = self._ports, False
-        if not ports.waiters.has(call.text):
-            guard, is_coherent = ports.l1.guard(call.text), self._coherence.is_coherent
-            crowd.cover()
-            try:
-                raw = await ports.store.batcher.get(call.text)
-            except StoreError:
-                return await arun(self._store_flow(call, arguments, decode, started, crowd=crowd))
-            if raw is None:
-                is_known_missing = True
-            else:
-                found = self._fresh(call, arguments, decode, raw, started, guard if is_coherent else None)
-                if found is not None:
-                    assert found.entry is not None
-                    crowd.payload = found.entry.payload
-                    return found
-        return await arun(self._store_flow(call, arguments, decode, started, is_known_missing, crowd))
-
-    def _shared(self, call: Call, decode: Callable[[bytes], Any], outcome: Outcome, started: float) -> Read | None:
-        """Return what the leader of a crowd has found, as this reader's own; None: it cannot be read so.
-
-        Raises:
-            Exception: what the leader's read raised.
-        """
-        if outcome.error is not None:
-            error = copy.copy(outcome.error)  # each raises its own: a traceback grows with each raise
-            error.__cause__ = outcome.error.__cause__
-            if self._ports.has_hook:
-                self._ports.emit(ReadFailed(self._spec.name, type(error).__name__, monotonic() - started))
-            raise error
-        read = outcome.read
-        assert read is not None and outcome.payload is not None
-        if self._is_shareable and decode is not as_is and type(read.value) is not bytes:
-            value = read.value
-        else:
-            try:
-                value = decode(outcome.payload)
-            except CodecError:
-                return None
-        waited = monotonic() - started
-        self._ports.access_counter.count(call.text)
-        if self._ports.has_hook:
-            self._ports.emit(Served(self._spec.name, read.freshness.value, read.tier, read.age, waited))
-        return Read(value, read.freshness, read.tier, read.age, read.seq, waited, read.entry, True)
-
-    def _limit(self, crowd: Crowd, error: Exception, started: float) -> None:
-        """See to it that the time of a follower is not over before it is.
-
-        The leader began first, so that its time is over first.  What it has found out holds for all it covers.
-        """
-        now, wait_for = monotonic(), self._spec.policy.wait_for
-        if isinstance(error, LoadTimeout) and now >= started + wait_for:
-            crowd.began_before = now - wait_for
-
-    def _fresh(
-        self,
-        call: Call,
-        arguments: tuple[Any, ...] | None,
-        decode: Callable[[bytes], Any],
-        raw: bytes,
-        started: float,
-        guard: int | None,
-    ) -> Read | None:
-        """Return what the store had, if it is fresh; kept in L1 under a guard that was taken before."""
-        found = reading.fresh_hit(self._ports, self._spec, call.text, raw, self._since, decode)
-        if found is None:
-            return None
-        entry, value, now, l1_until = found
-        at = monotonic()
-        if guard is not None and self._l1_for:
-            self._memory.keep(arguments, decode is as_is, entry, value, guard, at + l1_until - now)
-        age = now - entry.created
-        self._ports.access_counter.count(call.text)
-        if self._ports.has_hook:
-            self._ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
-        return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
 
     def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = MISSING if slot is None else self._value(slot)
-        found: T = self._through_store(call, arguments, self._codec.decode).value if kept is MISSING else kept
+        found: T = self._reads.value(call, arguments, self._codec.decode) if kept is MISSING else kept
         return found
 
     async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = MISSING if slot is None else self._value(slot)
-        found: T = (await self._athrough_store(call, arguments, self._codec.decode)).value if kept is MISSING else kept
+        found: T = await self._reads.avalue(call, arguments, self._codec.decode) if kept is MISSING else kept
         return found
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = self._read_slot(slot) if slot else None
-        return kept or self._through_store(call, arguments, self._codec.decode)
+        return kept or self._reads.read(call, arguments, self._codec.decode)
 
     async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = self._read_slot(slot) if slot else None
-        return kept or await self._athrough_store(call, arguments, self._codec.decode)
+        return kept or await self._reads.aread(call, arguments, self._codec.decode)
 
     def _json_hit(self, args: tuple[Any, ...]) -> Read | None:
         """Return what L1 has for raw positional arguments, if it may answer now."""
@@ -462,19 +235,19 @@ class LoaderBase(Generic[T]):
     def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._json_slot(slot) if slot else self._through_store(call, arguments, as_is)
+        return self._json_slot(slot) if slot else self._reads.read(call, arguments, as_is)
 
     async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._json_slot(slot) if slot else await self._athrough_store(call, arguments, as_is)
+        return self._json_slot(slot) if slot else await self._reads.aread(call, arguments, as_is)
 
     def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
-        payload: bytes = self._through_store(call, arguments, as_is).value
+        payload: bytes = self._reads.value(call, arguments, as_is)
         return payload
 
     async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -482,7 +255,7 @@ class LoaderBase(Generic[T]):
         slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
-        payload: bytes = (await self._athrough_store(call, arguments, as_is)).value
+        payload: bytes = await self._reads.avalue(call, arguments, as_is)
         return payload
 
     def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
@@ -505,7 +278,7 @@ class LoaderBase(Generic[T]):
 
     def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:
         texts = self._spec.signature.texts(keys)
-        outer = self._outer_load()
+        outer = self._reads.outer_load()
         if is_dirty(self._ports):
             return one_by_one({key: self._one_key(key) for key in texts}, self._one)
         if outer is not None:
@@ -520,7 +293,7 @@ class LoaderBase(Generic[T]):
         return self._bind((key,), {})
 
     def _one(self, call: Call) -> Flow[Read]:
-        return self._flow(call, call.arguments, self._codec.decode)
+        return self._reads.flow(call, call.arguments, self._codec.decode)
 
 
 def _served(entry: Entry, now: float) -> Freshness:

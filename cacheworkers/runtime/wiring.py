@@ -284,6 +284,8 @@ class Runtime:
             self._watching.close()
         self.ports.listener.close()
         self._releases.close(self.ports.config.store_timeout)
+        self._sessions.close()
+        self._bulkhead.close(self._sessions.aclose, self.ports.config.store_timeout)
         self.ports.store.link.close()
 
     def _report_once(self) -> None:

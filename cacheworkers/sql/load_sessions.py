@@ -103,6 +103,16 @@ class Sessions:
         finally:
             await session.close()
 
+    def close(self) -> None:
+        """Close the connections of the library's own pools, those of threads."""
+        for engine in self._taken(is_async=False):
+            engine.dispose()
+
+    async def aclose(self) -> None:
+        """Close the connections of the library's own pools, those of the loop it runs on."""
+        for engine in self._taken(is_async=True):
+            await AsyncEngine(engine).dispose()
+
     def reset_after_fork(self) -> None:
         """Forget inherited connections without closing them: the parent uses them still."""
         self._lock = threading.Lock()
@@ -113,6 +123,14 @@ class Sessions:
                 engine = engine.sync_engine
             if isinstance(engine, Engine):
                 engine.dispose(close=False)
+
+    def _taken(self, *, is_async: bool) -> list[Engine]:
+        """Return the library's own engines of one kind, and forget them: a load that comes later makes a new one."""
+        with self._lock:
+            pairs = [pair for pair in self._own.items() if pair[0].dialect.is_async is is_async]
+            for theirs, _ in pairs:
+                del self._own[theirs]
+        return [own for theirs, own in pairs if own is not theirs]
 
     def _on_connections(self, connections: list[Connection], load_for: float) -> Iterator[Session]:
         """Give a session on somebody's own connections: nothing of their settings or transactions is changed.

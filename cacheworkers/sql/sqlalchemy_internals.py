@@ -5,12 +5,16 @@ Each function has a test of its own in tests/sql/test_sqlalchemy_internals.py, w
 
 from __future__ import annotations
 
+import asyncio
+import re
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Pool
-from sqlalchemy.orm import InstanceState, Mapper
+from sqlalchemy.orm import InstanceState, Mapper, persistence
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.util import concurrency
 
@@ -30,11 +34,17 @@ __all__ = [
     "options_of",
     "parameter_order",
     "second_updates",
+    "variants_of",
 ]
 
 in_greenlet = concurrency.in_greenlet
 #: SQLAlchemy 2.0 calls it `await_only`.
 await_: Callable[[Any], Any] = getattr(concurrency, "await_", None) or getattr(concurrency, "await_only")  # noqa: B009
+
+#: The functions that execute what a flush writes, and what bulk operations write.
+_EMITTING = frozenset(
+    function.__code__ for name, function in vars(persistence).items() if re.fullmatch(r"_emit_\w+_statements", name)
+)
 
 
 def all_mappers() -> list[Mapper[Any]]:
@@ -55,14 +65,29 @@ def second_updates(flush_context: Any) -> Iterator[InstanceState[Any]]:
         yield from states
 
 
-def is_by_unit_of_work(context: Any) -> bool:
-    """Return whether the unit of work has made a statement for its mapped rows, by its execution context."""
-    return "compiled_cache" in context.execution_options
+def is_by_unit_of_work(context: Any, flush_context: Any) -> bool:
+    """Return whether a flush has made a statement for its mapped rows, by the execution contexts of both.
+
+    Not so what `bulk_*` and ORM statements make in its hooks: they go through the same functions without a flush.
+    """
+    cache = context.execution_options.get("compiled_cache")
+    frame = sys._getframe(1) if cache is not None and flush_context is not None else None
+    while frame is not None:
+        if frame.f_code in _EMITTING:
+            found = frame.f_locals
+            return found["uowtransaction"] is flush_context and found["base_mapper"]._compiled_cache is cache
+        frame = frame.f_back
+    return False
 
 
 def has_variants(kind: Any) -> bool:
     """Return whether a column type is another one on some databases (`with_variant`)."""
     return bool(kind._variant_mapping)
+
+
+def variants_of(kind: Any) -> tuple[Any, ...]:
+    """Return what a column type is on some databases instead (`with_variant`)."""
+    return tuple(kind._variant_mapping.values())
 
 
 def options_of(sessions: Any) -> dict[str, Any]:
@@ -99,6 +124,8 @@ def engine_like(engine: Engine, kind: type[Pool], isolation_level: str | None = 
         isolation_level: instead of the engine's own, which is set by a listener; then listeners are only copied.
     """
     pool = engine.pool
+    if engine.dialect.is_async:
+        _share_first_connect(pool)
     made = kind(pool._creator, recycle=pool._recycle, dialect=engine.dialect, **pool_options)
     made.__dict__["dispatch"] = pool.dispatch
     twin = Engine(
@@ -116,6 +143,32 @@ def engine_like(engine: Engine, kind: type[Pool], isolation_level: str | None = 
         twin.dispatch._update(base_engine(engine).dispatch, only_propagate=False)
         twin.update_execution_options(isolation_level=isolation_level)
     return twin
+
+
+class LockOfLoops:
+    """A lock for the greenlets of several event loops.
+
+    SQLAlchemy has all connections wait for the first one of an engine, on a lock of one event loop: a waiter on another
+    loop would never wake up.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> bool:
+        while not self._lock.acquire(blocking=False):
+            await_(asyncio.sleep(0.005))
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _share_first_connect(pool: Pool) -> None:
+    """Let connections on several event loops wait for the first connection of an async engine."""
+    listeners: Any = pool.dispatch.connect
+    if hasattr(listeners, "_exec_once_mutex") and not isinstance(listeners._exec_once_mutex, LockOfLoops):
+        listeners._exec_once_mutex = LockOfLoops()
 
 
 class TransactionEnd(Protocol):

@@ -28,6 +28,8 @@ from cacheworkers.workers.celery_internals import (
 from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_tasks
 from cacheworkers.workers.celery_settings import PREFIX, AddedSettings, direct
 from cacheworkers.workers.publish_queue import LoaderInfo
+from cacheworkers.workers.queue_probe import TASK as PROBE
+from cacheworkers.workers.queue_probe import mark_of
 from cacheworkers.workers.worker_command import worker_command
 
 log = logging.getLogger("cacheworkers")
@@ -70,6 +72,11 @@ class Maintenance:
                     self._on_success(name)
 
         return run
+
+    def note_probe(self, *_: object, queue: str = "", **__: object) -> None:
+        """Mark that the probe of a queue has come through it."""
+        with contextlib.suppress(CacheworkersError):
+            self._on_success(mark_of(queue))
 
 
 class Binding:
@@ -137,8 +144,8 @@ class Binding:
         self.app.steps["consumer"].discard(self._step)
         self.app.on_after_finalize.disconnect(self._make_tasks)
         if self.app.finalized:
-            for name in self._maintenance.tasks:
-                self.app.tasks.pop(f"cacheworkers.{name}", None)
+            for name in self._tasks():
+                self.app.tasks.pop(name, None)
         for signal, receiver in self._receivers():
             signal.disconnect(receiver)
         _bound.discard(self.app)
@@ -164,11 +171,15 @@ class Binding:
         ]
 
     def _make_tasks(self, **_: Any) -> None:
-        for name in self._maintenance.tasks:
-            self.app.tasks.pop(f"cacheworkers.{name}", None)
-            self.app.task(name=f"cacheworkers.{name}", lazy=False, ignore_result=True, shared=False)(
-                self._maintenance.task(name)
-            )
+        for name, work in self._tasks().items():
+            self.app.tasks.pop(name, None)
+            self.app.task(name=name, lazy=False, ignore_result=True, shared=False)(work)
+
+    def _tasks(self) -> dict[str, Callable[..., None]]:
+        tasks: dict[str, Callable[..., None]] = {
+            f"cacheworkers.{name}": self._maintenance.task(name) for name in self._maintenance.tasks
+        }
+        return {**tasks, PROBE: self._maintenance.note_probe}
 
     def _is_ours(self, sender: Any) -> bool:
         return getattr(sender, "app", None) is self.app

@@ -50,9 +50,16 @@ def consumed_queues(app: Celery) -> list[str]:
 
 
 def _add_missing(queues: Any, names: Iterable[str]) -> None:
+    """Add queues of the type that the app's own have.
+
+    One quorum queue changes how a worker prefetches and how the app sends tasks with an ETA, those of all its queues.
+    """
+    has_quorum = any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in queues.values())
     for name in names:
         if not dict.__contains__(queues, name):
-            queues.select_add(queues.new_missing(name))
+            queue = queues.new_missing(name)
+            queue.queue_arguments = {"x-queue-type": "quorum"} if has_quorum else None
+            queues.select_add(queue)
 
 
 class _OrderedGroup(round_robin_cycle):

@@ -13,6 +13,7 @@ import pytest
 
 from cacheworkers import Cache, CacheworkersError, Load, LoadErrors
 from cacheworkers.errors import StoreFull, StoreRefused, StoreUnavailable
+from cacheworkers.store.connections.request import Request
 from cacheworkers.testing.servers import wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "operate.md"
@@ -87,6 +88,7 @@ def break_store(shop: Shop, patch: pytest.MonkeyPatch, error: Callable[[str], Ex
         return await aexchange(requests)
 
     patch.setattr(link, "exchange", failing)
+    patch.setattr(link, "get", lambda key: failing([Request(("GET", key))])[0])
     patch.setattr(link, "aexchange", afailing)
     patch.setattr(link, "submit", lambda words, done: False)
 

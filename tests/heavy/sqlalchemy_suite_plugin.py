@@ -85,16 +85,22 @@ class Suite:
         SessionHooks.before_statement = judged  # type: ignore[method-assign]
 
     def _follow_sessions(self) -> None:
-        from sqlalchemy.orm import Session
+        from sqlalchemy import Connection, event
+        from sqlalchemy.orm import Mapper, Session
+        from sqlalchemy.orm.mapper import _all_registries
+
+        from cacheworkers.sql.watch.connections import state_for
 
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
         def begun(session: Any, *args: Any, **options: Any) -> None:
-            self.watch_all()
+            if not any(each._new_mappers for each in _all_registries()):  # a watch configures: a test may wait for that
+                self.watch_all()
             begin(session, *args, **options)
 
         def flushed(session: Any, objects: Any = None) -> None:
             self.watch_all()
+            self.join(session)
             _counts["flushes"] += 1
             if self.hooks is None or not (session._new or session._deleted or session.identity_map._modified):
                 return flush(session, objects)
@@ -106,6 +112,13 @@ class Suite:
             finally:
                 self.written |= outer  # a flush inside of a flush is also the outer's
 
+        def configuring() -> None:
+            """Take the hooks away when a class has been mapped: an application names all its classes at once."""
+            if self.watched is not None and frozenset(self.mappers()) != self.watched:
+                self.unwatch()
+                self.watched = None
+
+        event.listen(Mapper, "before_configured", configuring)
         Session.__init__ = begun  # type: ignore[method-assign]
         Session._flush = flushed  # type: ignore[attr-defined]
 
@@ -117,13 +130,26 @@ class Suite:
         for table in self.mapping.tables():
             mapper = next((each for each in self.mappers() if table in each.tables), None)
             arguments = {"mapper": mapper} if mapper is not None else {"clause": table}
-            with contextlib.suppress(Exception):
-                connection = session.connection(bind_arguments=arguments)
-                with connection.begin_nested():
-                    there = connection.execute(select(table)).all()
+            with contextlib.suppress(Exception), self.connection(session, arguments) as connection:
+                there = connection.execute(select(table)).all()
                 columns = [column.key for column in table.columns]
                 found[table] = collections.Counter(tuple(zip(columns, map(text, row), strict=True)) for row in there)
         return found
+
+    @contextlib.contextmanager
+    def connection(self, session: Any, arguments: dict[str, Any]) -> Iterator[Any]:
+        """A connection that sees what the session sees, and begins no transaction of the session's."""
+        from sqlalchemy import Engine
+
+        bind = session.get_bind(**arguments)
+        transaction = session.get_nested_transaction() or session.get_transaction()
+        if isinstance(bind, Engine) and (transaction is None or bind not in transaction._connections):
+            with bind.connect() as connection:
+                yield connection
+            return
+        connection = session.connection(bind_arguments=arguments)
+        with connection.begin_nested():
+            yield connection
 
     def compare(self, before: dict[Any, Any], after: dict[Any, Any]) -> None:
         for table in before.keys() & after.keys():
@@ -234,28 +260,53 @@ class Suite:
             )
 
 
+def _is_own_statement() -> bool:
+    """Return whether the library or this plugin executes a statement now."""
+    frame: Any = sys._getframe(1)
+    for _ in range(80):
+        if frame is None:
+            return False
+        if frame.f_globals.get("__name__", "").startswith("cacheworkers.") or frame.f_code.co_name == "rows":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _leave_out_own_statements() -> None:
-    """Have the suite's counts of statements leave out those of the library."""
+    """Have the suite's asserters of statements see those of the test alone, as they do without a watch."""
+    from sqlalchemy import event
     from sqlalchemy.testing import assertsql
 
-    class Theirs(list[Any]):
-        def append(self, item: Any) -> None:
-            frame = sys._getframe(1)
-            for _ in range(80):
-                if frame is None:
-                    break
-                if frame.f_globals.get("__name__", "").startswith("cacheworkers.") or frame.f_code.co_name == "rows":
-                    return
-                frame = frame.f_back  # type: ignore[assignment]
-            super().append(item)
+    @contextlib.contextmanager
+    def asserted(engine: Any) -> Iterator[Any]:
+        asserter = assertsql.SQLAsserter()
+        begun: list[Any] = []
 
-    begin = assertsql.SQLAsserter.__init__
+        def before_execute(connection: Any, clause: Any, many: Any, one: Any, options: Any) -> None:
+            if not _is_own_statement():
+                begun[:] = clause, many, one
 
-    def begun(asserter: Any) -> None:
-        begin(asserter)
-        asserter.accumulated = Theirs()
+        def after_cursor_execute(
+            connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+        ) -> None:
+            if not context or _is_own_statement():
+                return
+            if not asserter.accumulated or asserter.accumulated[-1].context is not context:
+                asserter.accumulated.append(assertsql.SQLExecuteObserved(context, *begun))
+            asserter.accumulated[-1].statements.append(
+                assertsql.SQLCursorExecuteObserved(statement, parameters, context, many)
+            )
 
-    assertsql.SQLAsserter.__init__ = begun
+        event.listen(engine, "before_execute", before_execute)
+        event.listen(engine, "after_cursor_execute", after_cursor_execute)
+        try:
+            yield asserter
+        finally:
+            event.remove(engine, "after_cursor_execute", after_cursor_execute)
+            event.remove(engine, "before_execute", before_execute)
+            asserter._close()
+
+    assertsql.assert_engine = asserted
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -16,7 +16,8 @@ from cacheworkers.workers import celery_dispatcher
 from cacheworkers.workers.binding import Maintenance, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 
-app = Celery("bound", broker=os.environ["REDIS_URL"])
+app = Celery("bound", broker=os.environ.get("BROKER_URL", os.environ["REDIS_URL"]))
+app.conf.update(json.loads(os.environ.get("SETTINGS", "{}")))
 # Seconds, instead of a fixed 5 and 10 on top of a load's own time.
 celery_dispatcher.SOFT_MARGIN, celery_dispatcher.HARD_MARGIN = 0.1, 0.3
 
@@ -39,6 +40,18 @@ def run_loads(loader: str, asks: list[LoadRequest], is_redelivered: bool) -> Non
                     signal.pause()
                 except SoftTimeLimitExceeded:
                     note("soft limit", ask.call)
+
+
+@app.task(name="late", acks_late=True)
+def late(n: int) -> None:
+    """The user's: acknowledged when it has run."""
+    note("late", n)
+
+
+@app.task(name="early")
+def early(n: int) -> None:
+    """The user's."""
+    note("early", n)
 
 
 workers = bind(

@@ -14,6 +14,10 @@ from cacheworkers.ops.doctor import log_when_workers_start
 from cacheworkers.ops.metrics import Metrics, serve_when_workers_start
 
 app = Celery("shop", broker=os.environ.get("BROKER_URL", os.environ["REDIS_URL"]))
+if os.environ.get("QUEUE_TYPE"):
+    app.conf.update(
+        task_default_queue_type=os.environ["QUEUE_TYPE"], task_create_missing_queue_type=os.environ["QUEUE_TYPE"]
+    )
 engine = create_engine(os.environ["DATABASE_URL"])
 cache = Cache(Config.from_env(store_timeout=5.0), celery=app, sessions=sessionmaker(engine), hook=Metrics())
 

@@ -30,13 +30,20 @@ TOKEN = "ab" * 8
 class Pool:
     """One worker on a broker of its own, the publisher that feeds it, and what its tasks have written down."""
 
-    def __init__(self, valkey: Valkey, tmp_path: Path) -> None:
+    def __init__(self, valkey: Valkey, tmp_path: Path, broker: str = "", **settings: Any) -> None:
+        """
+        Args:
+            broker: its URL; the Valkey's unless given.
+            settings: of the app, in worker and publisher alike.
+        """
         self.notes_path, self.log_path = tmp_path / "notes", tmp_path / "worker.log"
         self.notes_path.touch()
         self.env = {**os.environ, "REDIS_URL": valkey.url, "NOTES": str(self.notes_path)}
+        self.env |= {"BROKER_URL": broker or valkey.url, "SETTINGS": json.dumps(settings)}
         self.worker: subprocess.Popen[bytes] | None = None
         self.events: list[Any] = []
-        self.app = Celery("publisher", broker=valkey.url)
+        self.app = Celery("publisher", broker=broker or valkey.url)
+        self.app.conf.update(settings)
         self.publisher: Binding = bind(
             self.app,
             Config(),
@@ -86,6 +93,8 @@ class Pool:
     def waiting(self) -> int:
         """Return how many messages are in the queue or with a worker."""
         with self.app.connection_for_read() as connection:
+            if connection.transport.driver_type == "amqp":
+                return sum(state.length for state in self.publisher.queue_states())
             channel = connection.default_channel
             unacked: int = channel.client.hlen("unacked")
             return int(channel.client.llen("cw.miss")) + unacked

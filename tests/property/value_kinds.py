@@ -69,6 +69,10 @@ class WiderView(View):
     extra: str = "x"
 
 
+class Roomy(msgspec.Struct, dict=True):
+    id: int
+
+
 class Counted(msgspec.Struct):
     n: int
 
@@ -145,6 +149,10 @@ class Open(pydantic.BaseModel, extra="allow"):
     id: int
 
 
+class Ring(pydantic.BaseModel):
+    recent: collections.deque[int]
+
+
 class Labelled(pydantic.BaseModel):
     labels: set[str]
 
@@ -159,6 +167,12 @@ def more_than_data() -> Data:
     data = Data(1)
     data.note = "x"  # type: ignore[attr-defined]  # that is the case
     return data
+
+
+def more_than_roomy() -> Roomy:
+    roomy = Roomy(1)
+    roomy.note = "x"  # type: ignore[attr-defined]  # that is the case
+    return roomy
 
 
 def later_data() -> LaterData:
@@ -185,6 +199,7 @@ KINDS = [
     Kind("bytes", bytes, lambda: b"\x00\xff", True, False),
     Kind("bytes where a str is declared", str, lambda: b"abcd", False, False),
     Kind("Decimal", D, lambda: D("12.50"), True, False),
+    Kind("Decimal NaN", D, lambda: D("sNaN"), False, False),
     Kind("UUID", uuid.UUID, lambda: uuid.UUID(int=7), True, False),
     Kind("date", datetime.date, lambda: NOON.date(), True, False),
     Kind("datetime without a zone", datetime.datetime, lambda: NOON, True, False),
@@ -216,6 +231,7 @@ KINDS = [
     Kind("list of Structs", list[View], lambda: [View(1), View(2, {"x"})], True, False),
     Kind("Struct of a subclass", View, lambda: WiderView(1), False, False),
     Kind("Struct that changes itself in `__post_init__`", Counted, lambda: Counted(1), False, False),
+    Kind("Struct with an attribute that is no field", Roomy, more_than_roomy, False, False),
     Kind("dataclass", Data, lambda: Data(1), True, False),
     Kind("dataclass with a cached property", Data, used_data, True, False),
     Kind("dataclass with an attribute that is no field", Data, more_than_data, False, False),
@@ -238,5 +254,13 @@ KINDS = [
     Kind("pydantic serializer that loses", Serialized, lambda: Serialized(price=D("12.50")), False, False),
     Kind('pydantic `extra="allow"`, what JSON has', Open, lambda: Open(id=1, name="x"), True, False),
     Kind('pydantic `extra="allow"`, what JSON has not', Open, lambda: Open(id=1, price=D("1.5")), False, False),
+    Kind("pydantic model with a deque", Ring, lambda: Ring(recent=collections.deque([1])), True, False),
+    Kind(
+        "pydantic model with a deque of a `maxlen`",
+        Ring,
+        lambda: Ring(recent=collections.deque([1], maxlen=3)),
+        False,
+        False,
+    ),
     Kind("pydantic model with a set", Labelled, lambda: Labelled(labels={"a", "b", "c"}), True, False),
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, ForeignKey, Integer, String, create_engine, event, insert
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy import Connection, Engine, ForeignKey, Integer, String, create_engine, event, insert, update
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry, relationship, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -98,18 +100,41 @@ def test_second_updates_are_known_before_they_are_written(engine: Engine) -> Non
 
 def test_the_unit_of_work_s_statements_are_told_from_others(engine: Engine) -> None:
     """Without it, a bulk statement in the middle of a flush passes for the flush's own."""
-    seen: list[bool] = []
+    contexts: list[Any] = [None]
+    seen: list[tuple[str, bool]] = []
 
-    @event.listens_for(engine, "before_cursor_execute")
     def note(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        seen.append(internals.is_by_unit_of_work(context))
+        if not statement.startswith("SELECT"):
+            seen.append((statement.split()[0], internals.is_by_unit_of_work(context, contexts[-1])))
 
-    with Session(engine) as session:
-        session.add(Room(id=1))
-        session.flush()
-        session.connection().execute(insert(Room.__table__).values(id=2))  # type: ignore[arg-type]
+    def others(mapper: Any, connection: Connection, target: Room) -> None:
+        if target.id == 2:
+            connection.execute(insert(Room.__table__).values(id=3))  # type: ignore[arg-type]
+            inner = Session(bind=connection)
+            inner.bulk_insert_mappings(Room, [{"id": 4}])  # type: ignore[arg-type]
+            inner.execute(update(Room), [{"id": 4, "door_id": 4}])
 
-    assert seen == [True, False]
+    event.listen(engine, "before_cursor_execute", note)
+    event.listen(Room, "after_insert", others)
+    try:
+        with Session(engine) as session:
+            event.listen(session, "before_flush", lambda session, context, _: contexts.append(context))
+            room = Room(id=1, door=Room(id=2))
+            session.add(room)
+            session.flush()
+            # A cache of compiled statements that is the user's own marks each statement.
+            cached = session.connection().execution_options(compiled_cache={})
+            cached.execute(insert(Room.__table__).values(id=5))  # type: ignore[arg-type]
+            room.door = None
+            session.flush()
+            session.delete(room)
+            session.flush()
+    finally:
+        event.remove(Room, "after_insert", others)
+
+    bulk = [("INSERT", False), ("INSERT", False), ("UPDATE", False)]
+    assert [each for each in seen if not each[1]] == [*bulk, ("INSERT", False)]
+    assert {verb for verb, is_own in seen if is_own} == {"INSERT", "UPDATE", "DELETE"}
 
 
 def test_variants_of_a_type_are_known() -> None:
@@ -223,3 +248,40 @@ def test_await_works_in_hooks_of_async_sessions() -> None:
 
     assert asyncio.run(greenlet_spawn(hook)) == 42
     assert not internals.in_greenlet()
+
+
+def test_first_connections_on_two_loops_do_not_wait_for_ever(database_url: str) -> None:
+    """Without it, a load on the library's loop and a request on the application's hang, now and then, at the start."""
+    engine = create_async_engine(database_url)
+    first = internals.engine_like(engine.sync_engine, NullPool)
+    is_second_there = threading.Event()
+    is_first_there = threading.Event()
+    done: list[str] = []
+
+    def hold(*_: object) -> None:
+        if is_first_there.is_set():
+            return
+        is_first_there.set()
+        deadline = time.monotonic() + 20
+        while not is_second_there.is_set() and time.monotonic() < deadline:
+            internals.await_(asyncio.sleep(0.01))
+        for _ in range(20):  # the second one goes on to the lock
+            internals.await_(asyncio.sleep(0.01))
+
+    event.listen(first, "connect", hold)
+
+    async def connect(twin: Engine, name: str) -> None:
+        async with AsyncEngine(twin).connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+            done.append(name)
+
+    threads = [threading.Thread(target=asyncio.run, args=(connect(first, "first"),), daemon=True)]
+    threads[0].start()
+    assert is_first_there.wait(20)
+    event.listen(engine.sync_engine, "do_connect", lambda *_: is_second_there.set())
+    threads.append(threading.Thread(target=asyncio.run, args=(connect(engine.sync_engine, "second"),), daemon=True))
+    threads[1].start()
+    for thread in threads:
+        thread.join(30)
+
+    assert done == ["first", "second"]

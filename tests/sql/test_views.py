@@ -1,4 +1,4 @@
-"""What is written to a view changes the tables under it; what a text does not tell is refused with the way out."""
+"""What is written to a view or partition changes other tables; what a text does not tell is refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ VIEWS = [
     "CREATE VIEW cheap AS SELECT id, price, category_id FROM product WHERE price < 1000",
     'CREATE VIEW "Cheapest" AS SELECT id, price FROM cheap',
     "CREATE VIEW notes AS SELECT id, text FROM unrelated",
+    "CREATE TABLE old_product () INHERITS (product)",
+    "CREATE TABLE other_product (LIKE product)",
     "CREATE PROCEDURE reprice() LANGUAGE sql AS $$ UPDATE product SET price = 1 $$",
 ]
 
@@ -35,6 +37,13 @@ def viewed(shop: Shop) -> Shop:
         'UPDATE "Cheapest" SET price = 2',
         "DELETE FROM cheap",
         "MERGE INTO cheap c USING (SELECT 1 AS id) s ON c.id = s.id WHEN MATCHED THEN UPDATE SET price = 2",
+        "UPDATE old_product SET price = 2",
+        "TRUNCATE old_product",
+        "CREATE TABLE gone AS WITH d AS (DELETE FROM product RETURNING id) SELECT id FROM d",
+        "COPY (DELETE FROM product RETURNING id) TO STDOUT",
+        "EXECUTE reprice_all",
+        "UPDATE U&\"prod!0075ct\" UESCAPE '!' SET price = 2",
+        "DO E'BEGIN UPD\\x41TE product SET price = 2; END'",
         "CALL reprice()",
         "DO $$ BEGIN EXECUTE 'UPDATE product SET price = 2'; END $$",
     ],
@@ -45,7 +54,16 @@ def test_it_is_refused_with_the_way_out(viewed: Shop, statement: str) -> None:
             session.execute(text(statement))
 
 
-@pytest.mark.parametrize("statement", ["UPDATE notes SET text = 'x'", "SELECT * FROM cheap FOR UPDATE"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE notes SET text = 'x'",
+        "SELECT * FROM cheap FOR UPDATE",
+        "INSERT INTO other_product SELECT * FROM product",
+        "CREATE TABLE copied AS SELECT id, price FROM product",
+        "CREATE TABLE mine (product_id int REFERENCES product ON DELETE CASCADE ON UPDATE CASCADE)",
+    ],
+)
 def test_other_views_are_written_as_ever(viewed: Shop, statement: str) -> None:
     with viewed.sessions.begin() as session:
         session.execute(text(statement))

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Dialect,
     Engine,
     ForeignKey,
+    ForeignKeyConstraint,
     Integer,
     Numeric,
     String,
@@ -19,13 +20,25 @@ from sqlalchemy import (
     case,
     create_engine,
     event,
+    func,
+    insert,
     text,
+    update,
 )
 from sqlalchemy.ext.declarative import ConcreteBase
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker, synonym
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    column_property,
+    mapped_column,
+    relationship,
+    sessionmaker,
+    synonym,
+)
 from sqlalchemy.types import TypeDecorator
 
-from cacheworkers import Cache, ConfigError
+from cacheworkers import Cache, ConfigError, UnwatchedWrite
 
 
 class LowerCase(TypeDecorator[str]):
@@ -88,6 +101,47 @@ class Book(Base):
     best: Mapped[int] = mapped_column(default=0)
     topics: Mapped[list[Topic]] = relationship(secondary=links)
     rated_by: Mapped[list[User]] = relationship(secondary="map_rating")
+
+
+class Remark(Base):
+    """Refers to a link, and goes with it."""
+
+    __tablename__ = "map_remark"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    book_id: Mapped[int | None]
+    topic_id: Mapped[int | None]
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["book_id", "topic_id"], ["map_link.book_id", "map_link.topic_id"], ondelete="CASCADE", onupdate="CASCADE"
+        ),
+    )
+
+
+class Voucher(Base):
+    __tablename__ = "map_voucher"
+    code: Mapped[str] = mapped_column(LowerCase, primary_key=True)
+
+
+class Use(Base):
+    __tablename__ = "map_use"
+    code: Mapped[str] = mapped_column(LowerCase, ForeignKey("map_voucher.code", onupdate="CASCADE"), primary_key=True)
+    price: Mapped[Decimal] = mapped_column(Numeric(10, 2))
+
+
+stock = Table("map_stock", Base.metadata, Column("id", Integer, primary_key=True), Column("amount", Integer))
+note = Table(
+    "map_note", Base.metadata, Column("id", Integer, primary_key=True), Column("stock_id", ForeignKey("map_stock.id"))
+)
+
+
+class Stock(Base):
+    """Rows that PostgreSQL cannot lock where it selects them: of an outer join, with a window function."""
+
+    __table__ = stock.outerjoin(note)
+    id = column_property(stock.c.id, note.c.stock_id)
+    note_id = note.c.id
+    rank = column_property(func.row_number().over(order_by=stock.c.id))
+    __mapper_args__ = {"primary_key": [stock.c.id]}  # noqa: RUF012 - as SQLAlchemy wants it
 
 
 class Item(Base):
@@ -220,6 +274,11 @@ def test_a_joined_class_with_a_key_of_its_own(mapped: Mapped_) -> None:
     assert mapped.tags(lambda session: session.delete(session.get_one(Item, 1))) == {"item:1"}
 
 
+def test_a_joined_class_whose_reference_to_its_base_the_flush_overwrites(mapped: Mapped_) -> None:
+    mapped.watch({Item: ["item:{id}"], Part: ["of:{item_id}"]})
+    assert mapped.tags(lambda session: session.add(Part(id=1, part_id=5, item_id=99))) == {"of:1"}
+
+
 def test_a_discriminator_that_is_an_expression(mapped: Mapped_) -> None:
     mapped.watch({Grade: ["grade:{id}"]})
 
@@ -272,3 +331,74 @@ def test_a_session_opened_in_a_mapper_event_is_watched(mapped: Mapped_) -> None:
         event.remove(Rating, "after_insert", recompute)
     with mapped.engine.connect() as connection:
         assert connection.execute(text("SELECT best FROM map_book")).scalar_one() == 5
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda session: session.bulk_insert_mappings(Book, [{"id": 7}]),
+        lambda session: session.bulk_save_objects([Book(id=7)]),
+        lambda session: session.bulk_update_mappings(Book, [{"id": 1, "best": 5}]),
+        lambda session: session.execute(insert(Book), [{"id": 7}]),
+        lambda session: session.execute(update(Book), [{"id": 1, "best": 5}]),
+        lambda session: session.connection(execution_options={"compiled_cache": {}}).execute(update(Book)),
+    ],
+)
+def test_a_bulk_operation_in_a_mapper_event_is_refused(mapped: Mapped_, write: Callable[[Session], object]) -> None:
+    """It goes through the functions of the flush, and is none of it."""
+
+    def hook(mapper: Any, connection: Any, target: Rating) -> None:
+        with Session(bind=connection) as session:
+            write(session)
+            session.commit()
+
+    mapped.watch({Book: ["book:{id}"], Rating: ["rated:{book_id}"]})
+    mapped.tags(lambda session: session.add_all([Book(id=1), User(id=1)]))
+    event.listen(Rating, "after_insert", hook)
+    try:
+        with pytest.raises(UnwatchedWrite, match="map_book"):
+            mapped.tags(lambda session: session.add(Rating(book_id=1, user_id=1)))
+    finally:
+        event.remove(Rating, "after_insert", hook)
+
+
+@pytest.mark.parametrize("are_links_watched", [True, False])
+def test_rows_that_go_with_a_link(mapped: Mapped_, are_links_watched: bool) -> None:
+    mapping: dict[Any, Any] = {Remark: ["remark:{id}"]}
+    mapped.watch({**mapping, links: ["link:{topic_id}"]} if are_links_watched else mapping)
+    mapped.tags(lambda session: session.add(Book(id=1, topics=[Topic(id=1), Topic(id=2)])))
+    mapped.tags(lambda session: session.add(Remark(id=1, book_id=1, topic_id=1)))
+    linked = {"link:1"} if are_links_watched else set()
+
+    def unlink(session: Session) -> object:
+        book = session.get_one(Book, 1)
+        book.topics = [topic for topic in book.topics if topic.id != 1]
+        return book
+
+    assert mapped.tags(unlink) == {"remark:1", *linked}
+
+
+def test_a_key_that_a_type_changes_where_it_is_copied_to(mapped: Mapped_) -> None:
+    mapped.watch({Use: lambda row: (f"voucher:{row.code}", f"price:{row.price}")})
+    mapped.tags(lambda session: session.add(Voucher(code="a")))
+    mapped.tags(lambda session: session.add(Use(code="a", price=5)))
+
+    def rename(session: Session) -> object:
+        voucher = session.get_one(Voucher, "a")
+        voucher.code = "B"
+        return voucher
+
+    assert mapped.tags(rename) == {"voucher:a", "voucher:b", "price:5.00"}
+
+
+def test_rows_that_cannot_be_locked_where_they_are_selected(mapped: Mapped_) -> None:
+    mapped.watch({Stock: lambda row: (f"stock:{row.id}", f"amount:{row.amount}")})
+    with mapped.engine.begin() as connection:
+        connection.execute(insert(stock).values(id=1, amount=3))
+
+    def sell(session: Session) -> object:
+        found = session.get_one(Stock, 1)
+        found.amount = 2
+        return found
+
+    assert mapped.tags(sell) == {"stock:1", "amount:3", "amount:2"}

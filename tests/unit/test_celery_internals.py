@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.app import amqp, trace
+from celery.utils.quorum_queues import detect_quorum_queues
 from kombu import Queue
 from kombu.transport import redis as kombu_redis
 from kombu.utils.scheduling import round_robin_cycle
@@ -47,6 +48,19 @@ def test_queues_are_made_by_a_class_that_may_be_replaced() -> None:
     remove_queues(app, GROUP)
     assert list(app.amqp.queues) == list(app.amqp.queues.consume_from) == ["celery"]
     assert app.amqp.queues_cls is amqp.Queues
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_our_queues_have_the_type_of_the_apps_own(kind: str) -> None:
+    """A single quorum queue would change how workers prefetch, and how the app's tasks with an ETA are sent."""
+    app = Celery("shop", broker="amqp://")
+    app.conf.update(task_default_queue_type=kind, task_create_missing_queue_type="quorum")
+
+    add_queues(app, GROUP)
+
+    kinds = {(app.amqp.queues[name].queue_arguments or {}).get("x-queue-type", "classic") for name in GROUP}
+    assert kinds == {kind}
+    assert detect_quorum_queues(app, "amqp")[0] == (kind == "quorum")
 
 
 def test_a_channel_of_redis_asks_queues_in_the_order_of_its_cycle(app: Celery) -> None:

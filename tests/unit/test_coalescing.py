@@ -8,14 +8,14 @@ from typing import Any
 
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.local.coalescing import LEAD, Crowds, Outcome, TaskPlace, ThreadPlace
+from cacheworkers.local.coalescing import LEAD, Crowds, ThreadPlace
 from cacheworkers.testing.servers import wait_until
 
 READ = Read(1, Freshness.FRESH, "store", 0.0, 0)
 
 
 def outcome_of(place: Any) -> Any:
-    return place.future.result() if place.future.done() else None
+    return place.result() if place.done() else None
 
 
 def test_a_follower_gets_only_what_was_looked_up_after_it_joined() -> None:
@@ -23,12 +23,12 @@ def test_a_follower_gets_only_what_was_looked_up_after_it_joined() -> None:
 
     async def play() -> None:
         crowds = Crowds()
-        crowd, place = crowds.enter("price", TaskPlace, 0.0)
+        crowd, place = crowds.enter("price", 0.0, asyncio.get_running_loop())
         assert place is None
-        _, early = crowds.enter("price", TaskPlace, 1.0)
+        _, early = crowds.enter("price", 1.0, asyncio.get_running_loop())
         crowd.cover()
-        _, late = crowds.enter("price", TaskPlace, 2.0)
-        _, later = crowds.enter("price", TaskPlace, 3.0)
+        _, late = crowds.enter("price", 2.0, asyncio.get_running_loop())
+        _, later = crowds.enter("price", 3.0, asyncio.get_running_loop())
         crowd.payload = b"1"
 
         crowd.succeed(READ)
@@ -39,7 +39,29 @@ def test_a_follower_gets_only_what_was_looked_up_after_it_joined() -> None:
         crowd.payload = b"1"
         crowd.succeed(READ)
         assert outcome_of(later).read is READ
-        assert crowds.enter("price", TaskPlace, 4.0)[1] is None  # that crowd is over
+        assert crowds.enter("price", 4.0, asyncio.get_running_loop())[1] is None  # that crowd is over
+
+    asyncio.run(play())
+
+
+def test_a_look_that_waits_to_be_sent_covers_who_joins_meanwhile() -> None:
+    async def play() -> None:
+        loop, crowds, turn = asyncio.get_running_loop(), Crowds(), object()
+        crowd, _ = crowds.enter("price", 0.0, loop)
+        crowd.cover()
+        crowd.unsent = turn
+        _, early = crowds.enter("price", 1.0, loop)
+        assert crowd.unsent is turn
+        crowd.cover_all()
+        _, late = crowds.enter("price", 2.0, loop)
+        crowd.payload = b"1"
+
+        assert crowd.succeed(READ) == 1
+
+        assert outcome_of(early).read is READ
+        assert outcome_of(late) is LEAD
+        crowd.disband()
+        assert crowds.enter("price", 3.0, loop)[1] is None
 
     asyncio.run(play())
 
@@ -47,8 +69,8 @@ def test_a_follower_gets_only_what_was_looked_up_after_it_joined() -> None:
 def test_what_is_for_the_leader_alone_goes_to_nobody_else() -> None:
     async def play() -> None:
         crowds = Crowds()
-        crowd, _ = crowds.enter("price", TaskPlace, 0.0)
-        _, follower = crowds.enter("price", TaskPlace, 0.0)
+        crowd, _ = crowds.enter("price", 0.0, asyncio.get_running_loop())
+        _, follower = crowds.enter("price", 0.0, asyncio.get_running_loop())
         crowd.cover()
 
         crowd.succeed(READ)
@@ -61,15 +83,18 @@ def test_what_is_for_the_leader_alone_goes_to_nobody_else() -> None:
 def test_an_error_is_for_those_that_began_before_its_instant() -> None:
     async def play() -> None:
         crowds = Crowds()
-        crowd, _ = crowds.enter("price", TaskPlace, 0.0)
-        places: list[Any] = [crowds.enter("price", TaskPlace, started)[1] for started in (1.0, 2.0, 3.0)]
+        crowd, _ = crowds.enter("price", 0.0, asyncio.get_running_loop())
+        places: list[Any] = [
+            crowds.enter("price", started, asyncio.get_running_loop())[1] for started in (1.0, 2.0, 3.0)
+        ]
         crowd.cover()
         crowd.began_before = 2.0
         error = ValueError("over")
 
         crowd.fail(error)
 
-        assert [outcome_of(place) for place in places] == [Outcome(None, error=error)] * 2 + [LEAD]
+        assert [getattr(outcome_of(place), "error", None) for place in places] == [error, error, None]
+        assert outcome_of(places[2]) is LEAD
 
     asyncio.run(play())
 
@@ -79,9 +104,17 @@ def test_a_cancelled_follower_is_passed_over_and_hands_its_turn_on() -> None:
 
     async def play() -> None:
         crowds = Crowds()
-        crowd, _ = crowds.enter("price", TaskPlace, 0.0)
-        places: list[Any] = [crowds.enter("price", TaskPlace, 0.0)[1] for _ in range(3)]
-        tasks = [asyncio.create_task(place.outcome(crowd)) for place in places]
+        crowd, _ = crowds.enter("price", 0.0, asyncio.get_running_loop())
+        places: list[Any] = [crowds.enter("price", 0.0, asyncio.get_running_loop())[1] for _ in range(3)]
+
+        async def follow(place: Any) -> Any:
+            try:
+                return await place
+            except BaseException:
+                crowd.leave(place)
+                raise
+
+        tasks = [asyncio.create_task(follow(place)) for place in places]
         await asyncio.sleep(0)
         tasks[0].cancel()
         await asyncio.sleep(0)
@@ -92,18 +125,18 @@ def test_a_cancelled_follower_is_passed_over_and_hands_its_turn_on() -> None:
         assert await tasks[2] is LEAD
         assert tasks[0].cancelled() and tasks[1].cancelled()
         crowd.pass_on()
-        assert crowds.enter("price", TaskPlace, 0.0)[1] is None
+        assert crowds.enter("price", 0.0, asyncio.get_running_loop())[1] is None
 
     asyncio.run(play())
 
 
 def test_threads_wait_for_a_thread() -> None:
     crowds = Crowds()
-    crowd, _ = crowds.enter("price", ThreadPlace, 0.0)
+    crowd, _ = crowds.enter("price", 0.0, None)
     found: list[Any] = []
 
     def follow() -> None:
-        its, place = crowds.enter("price", ThreadPlace, 0.0)
+        its, place = crowds.enter("price", 0.0, None)
         assert isinstance(place, ThreadPlace)
         found.append(place.outcome(its, 60.0))
 
@@ -123,11 +156,11 @@ def test_threads_wait_for_a_thread() -> None:
 
 def test_a_thread_that_has_stopped_waiting_is_given_nothing() -> None:
     crowds = Crowds()
-    crowd, _ = crowds.enter("price", ThreadPlace, 0.0)
-    its, place = crowds.enter("price", ThreadPlace, 0.0)
+    crowd, _ = crowds.enter("price", 0.0, None)
+    its, place = crowds.enter("price", 0.0, None)
     assert isinstance(place, ThreadPlace)
 
     assert place.outcome(its, 0.0) is None
 
     crowd.pass_on()
-    assert crowds.enter("price", ThreadPlace, 0.0)[1] is None
+    assert crowds.enter("price", 0.0, None)[1] is None

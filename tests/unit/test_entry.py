@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cacheworkers import Policy
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import DECISIONS, Action, Entry, Freshness, decide, life_of
+from cacheworkers.core.shape import NO_SHAPE
 from cacheworkers.errors import EnvelopeError
 
 
@@ -29,7 +30,7 @@ def test_envelope_carries_an_entry_whole() -> None:
 
 @given(st.floats(0, 500), st.integers(0, 9), st.integers(0, 130), st.booleans())
 def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut: int, is_negative: bool) -> None:
-    """The short way for many keys agrees with the long one, on whole envelopes and on cut ones."""
+    """The short ways, for one key and for many, agree with the long one, on whole envelopes and on cut ones."""
     raw = envelope.pack(entry(is_negative=is_negative))[: 130 - cut]
     try:
         whole = envelope.unpack(raw)
@@ -41,6 +42,21 @@ def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut:
 
     assert envelope.fresh_payloads([None, raw], now, since, 0.0) == [None, expected]
     assert envelope.fresh_payloads([raw, raw], now, since, 0.0) == [expected, expected]
+    assert envelope.fresh_payload(raw, "find[1]", now, since, 0.0, NO_SHAPE) == expected
+
+
+def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
+    """Another call's, another release's, what is for its waiters alone, and what might be revalidated early."""
+    shape, other = b"shape  1", b"shape  2"
+    raw = envelope.pack(entry(shape=shape))
+
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, shape) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[2]", 150.0, 0, 1.0, shape) is None
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, other) is None
+    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 1.0, shape) is None
+    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 0.0, shape) == b'{"x":1}'
+    unshared = envelope.pack(entry(shape=shape, is_unshared=True))
+    assert envelope.fresh_payload(unshared, "find[1]", 150.0, 0, 1.0, shape) is None
 
 
 @given(st.binary(max_size=200))

@@ -45,6 +45,25 @@ def test_without_factories_there_is_no_session() -> None:
         assert session is None
 
 
+def test_closing_closes_the_connections_of_loads(engine: Engine) -> None:
+    """An application that makes a cache a test, or a tenant, must not run out of them; a later load has new ones."""
+    opened: list[object] = []
+    closed: list[object] = []
+    event.listen(engine, "connect", lambda connection, record: opened.append(connection))
+    event.listen(engine, "close", lambda connection, record: closed.append(connection))
+    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+
+    with sessions.for_load(1.0) as session:
+        assert session is not None and session.scalar(text("SELECT price FROM product")) == 10
+    sessions.close()
+    assert len(opened) == 1 and closed == opened
+
+    with sessions.for_load(1.0) as session:
+        assert session is not None and session.scalar(text("SELECT price FROM product")) == 10
+    sessions.close()
+    assert len(opened) == 2 and closed == opened
+
+
 def test_a_connection_is_taken_at_the_first_query_only(engine: Engine) -> None:
     """A loader that needs no database takes none of its connections."""
     connected: list[object] = []

@@ -85,7 +85,7 @@ def check_pooler(engine: Any) -> Iterator[Finding]:
 def check_outbox(engine: Any, outbox: Outbox, config: Config) -> Iterator[Finding]:
     """Yield whether the outbox is there, and how long its oldest row has waited."""
     facts = outbox_facts(engine, outbox)
-    shown = f"lacks {', '.join(facts.missing)}" if facts.missing else f"has {outbox.table.name}"
+    shown = f"lacks {', '.join(facts.missing)}" if facts.missing else f"has {outbox.table.fullname}"
     yield MISSING.finding(bool(facts.missing), f"{facts.where} {shown}")
     if not facts.missing:
         most = max(15.0, GRACE + 3 * config.drain_interval)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -43,8 +44,17 @@ def on_connection(engine: Engine, do: Callable[[Connection], T]) -> T:
         async with AsyncEngine(apart(engine)).connect() as connection:
             return await connection.run_sync(do)
 
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, done()).result()
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(asyncio.run(done()))
+        except BaseException as error:
+            result.set_exception(error)
+
+    # A daemon: a database that never answers does not keep the process from ending.
+    threading.Thread(target=run, name="cacheworkers-database", daemon=True).start()
+    return result.result()
 
 
 def apart(engine: Engine) -> Engine:

@@ -48,10 +48,10 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
 
     def inspection(connection: Connection) -> OutboxFacts:
         inspector = inspect(connection)
-        if not inspector.has_table(table.name):
-            return OutboxFacts(where, (f"the table {table.name}",), 0, 0.0)
-        there = {column["name"] for column in inspector.get_columns(table.name)}
-        missing = tuple(f"the column {table.name}.{name}" for name in table.c.keys() if name not in there)
+        if not inspector.has_table(table.name, table.schema):
+            return OutboxFacts(where, (f"the table {table.fullname}",), 0, 0.0)
+        there = {column["name"] for column in inspector.get_columns(table.name, table.schema)}
+        missing = tuple(f"the column {table.fullname}.{name}" for name in table.c.keys() if name not in there)
         if missing:
             return OutboxFacts(where, missing, 0, 0.0)
         mine = (table.c.namespace == outbox.namespace) & table.c.delivered_at.is_(None)

@@ -33,6 +33,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.schema import CreateSchema
 
 from cacheworkers.errors import ConfigError
 from cacheworkers.sql.outbox.connections import on_connection
@@ -78,11 +79,15 @@ class Backlog(NamedTuple):
 class Outbox:
     """The outbox table: writing, claiming, marking and replaying its rows."""
 
-    def __init__(self, namespace: str, name: str = TABLE) -> None:
+    def __init__(self, namespace: str, schema: str = "") -> None:
+        """
+        Args:
+            schema: of the table; empty takes the one that the connection has by default.
+        """
         self.namespace = namespace
-        self.metadata = MetaData()
+        self.metadata = MetaData(schema=schema or None)
         self.table = Table(
-            name,
+            TABLE,
             self.metadata,
             Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
             Column("namespace", String(32), nullable=False),
@@ -94,12 +99,18 @@ class Outbox:
         )
         column = self.table.c.delivered_at
         # Each row is in one of them: an insert pays for one index, and a delivery for the other.
-        Index(f"{name}_waiting", self.table.c.namespace, self.table.c.id, postgresql_where=column.is_(None))
-        Index(f"{name}_delivered", column, postgresql_where=column.is_not(None))
+        Index(f"{TABLE}_waiting", self.table.c.namespace, self.table.c.id, postgresql_where=column.is_(None))
+        Index(f"{TABLE}_delivered", column, postgresql_where=column.is_not(None))
         self._inserts: dict[tuple[str, str], tuple[str, Sequence[str] | None]] = {}
 
+    @property
+    def quoted_name(self) -> str:
+        """The table's name with its schema, in quotes as PostgreSQL's `to_regclass` takes them."""
+        parts = (self.table.schema, self.table.name)
+        return ".".join('"' + part.replace('"', '""') + '"' for part in parts if part is not None)
+
     def create(self, engine: Engine | AsyncEngine | Connection) -> None:
-        """Create the table, if it does not exist; with Alembic, use `metadata` instead.
+        """Create the table and its schema, if they do not exist; with Alembic, use `metadata` instead.
 
         Args:
             engine: of any driver, sync or async.
@@ -108,10 +119,13 @@ class Outbox:
             ConfigError: it is neither engine nor Connection.
             SQLAlchemyError, OSError: the database does not answer.
         """
-        if isinstance(engine, AsyncEngine):
-            on_connection(engine.sync_engine, self._create)
-        elif isinstance(engine, Engine | Connection):
-            self.metadata.create_all(engine)
+        if isinstance(engine, Connection):
+            self._create(engine)
+        elif isinstance(engine, Engine):
+            with engine.begin() as connection:
+                self._create(connection)
+        elif isinstance(engine, AsyncEngine):
+            on_connection(engine.sync_engine, self._create_and_commit)
         else:
             raise ConfigError(
                 f"outbox.create takes an Engine, an AsyncEngine or a Connection, got {type(engine).__name__}; with an "
@@ -119,7 +133,14 @@ class Outbox:
             )
 
     def _create(self, connection: Connection) -> None:
+        schema = self.table.schema
+        # Asked first: whoever may not create schemas may not create one that is there either.
+        if schema is not None and not inspect(connection).has_schema(schema):
+            connection.execute(CreateSchema(schema))
         self.metadata.create_all(connection)
+
+    def _create_and_commit(self, connection: Connection) -> None:
+        self._create(connection)
         connection.commit()
 
     def check(self, bind: Engine | AsyncEngine | Connection) -> None:
@@ -131,16 +152,20 @@ class Outbox:
         if isinstance(bind, AsyncEngine):
             on_connection(bind.sync_engine, self.check)
             return
-        name = self.table.name
+        name, schema = self.table.name, self.table.schema
         found = inspect(bind)
         url = bind.engine.url
         advice = "create it with cache.outbox.create(engine), or migrate with cache.outbox.metadata"
-        if not found.has_table(name):
-            raise ConfigError(f"watched sessions need the table {name}, which {url!r} does not have; {advice}")
-        there = {column["name"] for column in found.get_columns(name)}
+        if not found.has_table(name, schema):
+            raise ConfigError(
+                f"watched sessions need the table {self.table.fullname}, which {url!r} does not have; {advice}"
+            )
+        there = {column["name"] for column in found.get_columns(name, schema)}
         missing = [column for column in self.table.c.keys() if column not in there]
         if missing:
-            raise ConfigError(f"the table {name} of {url!r} has no column {', '.join(missing)}; {advice}")
+            raise ConfigError(
+                f"the table {self.table.fullname} of {url!r} has no column {', '.join(missing)}; {advice}"
+            )
 
     def write(self, connection: Connection, tags: Iterable[str], source: str = WATCH) -> int:
         """Write tags in the connection's transaction, and return the row's id."""

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text, types
 
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import ConfigError, TagError
-from cacheworkers.sql.outbox.outbox import ROW_TAGS, TABLE, TRIGGER
+from cacheworkers.sql.outbox.outbox import ROW_TAGS, TABLE, TRIGGER, Outbox
 from cacheworkers.sql.sqlalchemy_internals import all_mappers
 from cacheworkers.sql.triggers.column_catalog import Column, check_kind, columns_of, in_full
 from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
@@ -278,8 +278,8 @@ def channel(namespace: str) -> str:
     return "cacheworkers_" + namespace.replace("-", "_")
 
 
-def have_triggers(connection: Connection, namespace: str, tables: Sequence[str]) -> frozenset[str]:
-    """Return which of some tables have enabled triggers that write this namespace's outbox, the one that is seen here.
+def have_triggers(connection: Connection, outbox: Outbox, tables: Sequence[str]) -> frozenset[str]:
+    """Return which of some tables have enabled triggers that write this outbox, the one that the connection sees.
 
     Args:
         tables: names as SQL has them, quoted where that is needed.
@@ -292,7 +292,7 @@ def have_triggers(connection: Connection, namespace: str, tables: Sequence[str])
             f"AND starts_with(comment, :mark) "
             f"AND substr(comment, length(:mark) + {_DIGEST} + 2) = {in_full('to_regclass(:outbox)')})"
         ),
-        {"tables": list(tables), "mark": _mark(namespace), "outbox": TABLE},
+        {"tables": list(tables), "mark": _mark(outbox.namespace), "outbox": outbox.quoted_name},
     )
     return frozenset(str(row[0]) for row in found)
 

@@ -35,15 +35,10 @@ class Cascades:
         #: Tables that may not be truncated: one of the tables refers to them, whatever the key says.
         self.truncating: set[Table] = set()
         affected = list(tables)
-        keys = [
-            key for metadata in {t.metadata for t in affected} for t in metadata.tables.values() for key in _keys(t)
-        ]
         seen = set(affected)
         while affected:
             table = affected.pop()
-            for key in keys:
-                if key.table is not table:
-                    continue
+            for key in _keys(table):
                 referred = key.referred_table
                 self.truncating.add(referred)
                 actions = (_action(key.ondelete), _action(key.onupdate))

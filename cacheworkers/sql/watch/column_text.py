@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from cacheworkers.core.tag_text import REMEDY, TextKind, plain_text_of, text_of
 from cacheworkers.errors import ConfigError
+from cacheworkers.sql.sqlalchemy_internals import variants_of
 
 _KINDS: tuple[tuple[type[Any], TextKind], ...] = (
     (types.Boolean, TextKind.BOOL),
@@ -32,7 +33,16 @@ def kind_of_column(name: str, column: Any) -> TextKind | None:
     Raises:
         ConfigError: its values may have several texts, or texts that the database holds equal differ.
     """
-    kind = column.type
+    own, *others = (_kind_of_type(name, each) for each in (column.type, *variants_of(column.type)))
+    if any(each is not own for each in others):
+        raise ConfigError(
+            f"the column {name} cannot be a field of a tag's template: its variants have other texts on other "
+            f"databases; {REMEDY}, in a function of the row"
+        )
+    return own
+
+
+def _kind_of_type(name: str, kind: Any) -> TextKind | None:
     if isinstance(kind, types.NullType):
         return None
     reason = ""

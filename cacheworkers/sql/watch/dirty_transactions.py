@@ -176,6 +176,8 @@ def dirty_transactions(owner: object) -> tuple[DirtyTransaction | LateInvalidati
 
 def is_dirty(owner: object) -> bool:
     """Return whether there are any `dirty_transactions`; there are none in most contexts."""
+    if not _late and not _dirty.get():
+        return False
     return any(True for _ in _open(owner)) or any(each.owner is owner for each in tuple(_late))
 
 

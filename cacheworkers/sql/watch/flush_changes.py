@@ -6,14 +6,14 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, Table, inspect
+from sqlalchemy import ClauseElement, Connection, Table, inspect, select
 from sqlalchemy.orm import InstanceState, Session
 
 from cacheworkers.errors import UnwatchedWrite
-from cacheworkers.sql.sqlalchemy_internals import is_flushing, second_updates
+from cacheworkers.sql.sqlalchemy_internals import is_by_unit_of_work, is_flushing, second_updates
 from cacheworkers.sql.watch.cascades import Cascades, Values, lock
 from cacheworkers.sql.watch.row_changes import RowChanges
-from cacheworkers.sql.watch.row_values import After, Before, Row, changed_names, name_of, tables_of
+from cacheworkers.sql.watch.row_values import After, Before, Row, among, changed_names, name_of, tables_of
 from cacheworkers.sql.watch.tag_rules import TagRule, TagRules, TagsByMode, add, merged
 
 #: Column values of one row -> its tags.
@@ -70,6 +70,10 @@ class Flush:
         """Whether it is writing now."""
         return is_flushing(self._context())
 
+    def has_made(self, context: Any) -> bool:
+        """Return whether it executes a statement for its instances, by the statement's execution context."""
+        return is_by_unit_of_work(context, self._context())
+
     def deletes(self, connection: Connection, instance: Any, rules: TagRules) -> None:
         """Note an instance that is going to be deleted, or replaced by another of the same key."""
         state: InstanceState[Any] = inspect(instance)
@@ -124,18 +128,35 @@ class Flush:
             return True
         for each in parameters:
             new = {keys[key]: value for key, value in each.items() if key in keys}
-            old = {keys[key[4:]]: value for key, value in each.items() if key[:4] == "old_" and key[4:] in keys}
+            old = {
+                keys[key[4:]]: value
+                for key, value in each.items()
+                if statement.is_update and key[:4] == "old_" and key[4:] in keys
+            }
             if len(new) + len(old) != len(each) or not each:
                 return False
             if statement.is_insert:
                 self._changes.inserted(connection, table, new)
-            elif statement.is_delete:
-                self._changes.all_deleted(connection, table, new)
-            else:
-                # An UPDATE names the row by its old values, those that change and those that do not.
-                self._changes.all_deleted(connection, table, {**new, **old})
+                continue
+            # An UPDATE names the row by its old values, those that change and those that do not.
+            row = {**new, **old}
+            self._changes.all_deleted(connection, table, row)
+            self._follow_link(connection, table, row, new if old else None)
+            if statement.is_update:
                 self._changes.inserted(connection, table, {**old, **new})
         return True
+
+    def _follow_link(self, connection: Connection, table: Table, row: Values, changes: Values | None) -> None:
+        """Note what the database changes together with a row of an association table; `changes` of one that stays."""
+        if table not in self._cascades:
+            return
+        there = connection.execute(select(table).where(among(list(row), [list(row.values())])).with_for_update())
+        rows = [dict(zip(table.columns, each, strict=True)) for each in there]
+        if changes is None:
+            self._changes.follow(connection, self._cascades.of_delete(connection, table, rows))
+            return
+        for each in rows:
+            self._changes.follow(connection, self._cascades.of_update(connection, table, each, changes))
 
     def deletes_parent(self, connection: Connection, instance: Any) -> None:
         """Note what the database deletes together with an instance."""

@@ -9,14 +9,15 @@ from typing import Any
 from sqlalchemy import Connection, Pool, Table
 
 from cacheworkers.errors import UnwatchedWrite
+from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.watch.mapping import WatchMapping
 
 
 class InstalledTriggers:
     """What the databases say of the triggers of one mapping's tables."""
 
-    def __init__(self, namespace: str, mapping: WatchMapping) -> None:
-        self._namespace = namespace
+    def __init__(self, outbox: Outbox, mapping: WatchMapping) -> None:
+        self._outbox = outbox
         self._mapping = mapping
         #: By pool, which an engine shares with those that differ only in their options, one a request perhaps.
         self._known: weakref.WeakKeyDictionary[Pool, dict[frozenset[Any], frozenset[Table]]] = (
@@ -69,5 +70,5 @@ class InstalledTriggers:
             ".".join(quote(name) for name in (schemas.get(table.schema, table.schema), table.name) if name): table
             for table in tables
         }
-        found = have_triggers(connection, self._namespace, list(names))
+        found = have_triggers(connection, self._outbox, list(names))
         return [table for name, table in names.items() if name not in found]

@@ -134,10 +134,14 @@ class WatchMapping:
 
     @property
     def associations(self) -> set[Any]:
-        """The watched tables whose rows a flush writes for a relationship (`secondary`); some are mapped as well."""
+        """The tables whose rows a flush writes for a relationship (`secondary`); some are mapped as well.
+
+        Watched ones, and those from which the database changes watched ones.
+        """
         if self._associations is None:
             secondary = {each.secondary for mapper in all_mappers() for each in mapper.relationships}
-            self._associations = {table for table in self.described if table in secondary or table in self.links}
+            known = {*self.described, *self.cascades.tables("ondelete"), *self.cascades.tables("onupdate")}
+            self._associations = {table for table in known if table in secondary or table in self.links}
         return self._associations
 
     def tables(self) -> list[Table]:

@@ -72,7 +72,8 @@ class RowChanges:
             concerned = rules.concerning({name for each in changed if (name := _name(mapper, each)) is not None})
             if concerned:
                 self._note(connection, concerned, _row(connection, table, mapper, old, are_stored=True))
-                self._later.append((connection, concerned, _row(connection, table, mapper, new, are_stored=True)))
+                # A type may change the value that another row's key was set to on its way here, too.
+                self._later.append((connection, concerned, _row(connection, table, mapper, new, are_stored=False)))
 
     def follow(self, connection: Connection, changes: Iterable[Change]) -> None:
         """Note what the database changes by itself."""

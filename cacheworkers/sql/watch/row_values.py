@@ -18,9 +18,10 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, and_, bindparam, inspect, or_, select, types
+from sqlalchemy import Column, Connection, Join, Over, Table, and_, bindparam, inspect, literal, or_, select, types
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.exc import UnmappedColumnError
+from sqlalchemy.sql.visitors import iterate
 
 from cacheworkers.errors import ConfigError
 from cacheworkers.sql.sqlalchemy_internals import has_variants
@@ -37,7 +38,9 @@ _PLAIN: Mapping[type, type] = {
     **dict.fromkeys((types.Uuid, types.UUID), uuid.UUID),
 }
 _statements: weakref.WeakKeyDictionary[Mapper[Any], dict[bool, Any]] = weakref.WeakKeyDictionary()
+_lockable: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
 _columns: weakref.WeakKeyDictionary[Mapper[Any], Mapping[str, Any]] = weakref.WeakKeyDictionary()
+_moving_names: weakref.WeakKeyDictionary[Mapper[Any], frozenset[str]] = weakref.WeakKeyDictionary()
 
 
 class Row:
@@ -192,8 +195,12 @@ def fetch(
     """Return rows by their primary keys, as this transaction sees them; those that are not there are left out."""
     names = tuple(row_columns(mapper))
     found: list[Mapping[str, Any]] = []
+    locks_alone = locks and not _can_lock(mapper)
+    locks = locks and not locks_alone
     for at in range(0, len(identities), CHUNK):
         chunk = identities[at : at + CHUNK]
+        if locks_alone:
+            _lock(connection, mapper, chunk)
         if len(mapper.primary_key) == 1:
             rows = connection.execute(_statement(mapper, locks), {"keys": [values[0] for values in chunk]})
         else:
@@ -214,6 +221,26 @@ def _select(mapper: Mapper[Any], where: Any, locks: bool) -> Any:
     statement = select(*row_columns(mapper).values()).select_from(mapper.persist_selectable).where(where)
     # The lock of an UPDATE, and in one order, so that two sessions cannot each wait for the other.
     return statement.order_by(*mapper.primary_key).with_for_update(key_share=True) if locks else statement
+
+
+def _can_lock(mapper: Mapper[Any]) -> bool:
+    """Return whether PostgreSQL locks the rows of a class where it selects them."""
+    found = _lockable.get(mapper)
+    if found is None:
+        selected = (mapper.persist_selectable, *(each for each in row_columns(mapper).values()))
+        parts = [part for each in selected if not isinstance(each, Column) for part in iterate(each)]
+        found = _lockable[mapper] = not any(
+            isinstance(part, Over) or (isinstance(part, Join) and (part.isouter or part.full)) for part in parts
+        )
+    return found
+
+
+def _lock(connection: Connection, mapper: Mapper[Any], identities: Sequence[Sequence[Any]]) -> None:
+    """Lock the rows of the table that has a class's primary key."""
+    key = mapper.primary_key
+    if all(isinstance(column.table, Table) and column.table is key[0].table for column in key):
+        statement = select(literal(1)).select_from(key[0].table).where(among(key, identities)).order_by(*key)
+        connection.execute(statement.with_for_update(key_share=True)).all()
 
 
 def among(columns: Sequence[Any], options: Sequence[Sequence[Any]]) -> Any:
@@ -297,13 +324,21 @@ def computed_names(mapper: Mapper[Any]) -> set[str]:
     return {name for name, column in row_columns(mapper).items() if is_computed(column)}
 
 
-def _moving(mapper: Mapper[Any]) -> set[str]:
+def _moving(mapper: Mapper[Any]) -> frozenset[str]:
     """Return the attributes that a flush changes without a trace in their history."""
-    return {
-        name
-        for name, column in row_columns(mapper).items()
-        if getattr(column, "onupdate", None) is not None or column is mapper.version_id_col
-    }
+    found = _moving_names.get(mapper)
+    if found is None:
+        inherited: set[Any] = set()  # the columns of a subclass's table that get the values of its base's row
+        for each in mapper.iterate_to_root():
+            if each.inherit_condition is not None:
+                inherited.update(part for part in iterate(each.inherit_condition) if isinstance(part, Column))
+        inherited.difference_update(mapper.base_mapper.local_table.columns)
+        found = _moving_names[mapper] = frozenset(
+            name
+            for name, column in row_columns(mapper).items()
+            if getattr(column, "onupdate", None) is not None or column is mapper.version_id_col or column in inherited
+        )
+    return found
 
 
 def _set_names(state: InstanceState[Any]) -> set[str]:

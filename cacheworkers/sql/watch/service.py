@@ -47,7 +47,7 @@ class WatchService:
 
     def __init__(self, ports: Ports, sessions: sessionmaker[Session] | async_sessionmaker[AsyncSession] | None) -> None:
         self._ports = ports
-        self.outbox = Outbox(ports.config.namespace)
+        self.outbox = Outbox(ports.config.namespace, ports.config.outbox_schema)
         self._acknowledger = DeliveryAcknowledger(self.outbox)
         self._delivery = Delivery(ports, self._acknowledger.acknowledge)
         self._hooks: list[SessionHooks] = []

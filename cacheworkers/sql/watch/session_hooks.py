@@ -21,7 +21,7 @@ from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.connections import bound_engines
 from cacheworkers.sql.outbox.diagnostics import check_outbox
 from cacheworkers.sql.outbox.outbox import Outbox, in_rows
-from cacheworkers.sql.sqlalchemy_internals import is_autocommit, is_by_unit_of_work, options_of
+from cacheworkers.sql.sqlalchemy_internals import is_autocommit, options_of
 from cacheworkers.sql.triggers.trigger_rows import written_by_triggers
 from cacheworkers.sql.watch import connections
 from cacheworkers.sql.watch.connections import SessionState, state_for, state_of
@@ -63,7 +63,7 @@ class SessionHooks:
         self._ports = ports
         self._mapping = mapping
         self._views = Views()
-        self._triggers = InstalledTriggers(outbox.namespace, mapping)
+        self._triggers = InstalledTriggers(outbox, mapping)
         self._target: type = Session
 
     def install(self, sessions: Any, others: Sequence[SessionHooks] = (), *, check: bool = True) -> None:
@@ -267,7 +267,7 @@ class SessionHooks:
     def _is_noted(self, flush: Flush, connection: Connection, context: Any) -> bool:
         """Return whether the mapper events have noted what a flush's statement changes, or it is noted now."""
         table: Any = getattr(getattr(context.compiled, "statement", None), "table", None)
-        if is_by_unit_of_work(context) and self._mapping.knows(table):
+        if self._mapping.knows(table) and flush.has_made(context):
             flush.before_statement(connection, self._mapping.of)
             return True
         return table in self._mapping.associations and flush.links(

@@ -184,6 +184,8 @@ class _Parser:
 
     def parse(self) -> Writes:
         tokens = self._tokens
+        if Token("word", "uescape") in tokens:
+            self._opaque = "a name with UESCAPE"
         while self._at < len(tokens):
             token = tokens[self._at]
             is_first = self._at == 0 or self._is_mark(self._at - 1, ";") or self._word(self._at - 1) in _BLOCK_STARTS
@@ -244,6 +246,8 @@ class _Parser:
     def _copy(self) -> None:
         self._skip_modifiers()
         found = list(self._relation())
+        if not found:
+            return  # COPY (DELETE FROM ... RETURNING ...) TO: what is in the parentheses comes next
         if self._is_mark(self._at, "("):
             self._skip_parentheses()
         if self._take("from"):
@@ -278,11 +282,17 @@ class _Parser:
             self._at += 1
 
     def _declare(self) -> None:
-        """CREATE and ALTER: what they declare runs later; a body may hold semicolons between BEGIN and END."""
-        depth, has_body = 0, False
+        """CREATE and ALTER: what they declare runs later; a body may hold semicolons between BEGIN and END.
+
+        What follows CREATE TABLE ... AS runs now.
+        """
+        depth, has_body, is_table = 0, False, False
         while self._at < len(self._tokens):
             word, before = self._word(self._at), self._word(self._at - 1)
             has_body = has_body or word in _DECLARES
+            is_table = is_table or word == "table"
+            if is_table and not has_body and word == "as":
+                return
             if has_body and (word == "begin" or (word == "case" and before != "end")):
                 depth += 1
             elif has_body and word == "end" and self._word(self._at + 1) not in ("if", "loop", "while", "repeat"):
@@ -301,11 +311,17 @@ class _Parser:
                 self._add(inside.parse())
                 if any(each == Token("word", "execute") for each in inside._tokens):
                     self._opaque = "a DO block that runs texts"
+                elif token.kind == "literal" and "\\" in token.text:
+                    self._opaque = "a DO block in a literal with escapes"
             elif token.kind == "word" and token.text != "language":
                 language = token.text
             self._at += 1
         if language not in ("", "plpgsql"):
             self._opaque = f"a DO block in {language}"
+
+    def _execute(self) -> None:
+        names = list(self._relation())
+        self._opaque = f"the prepared statement {names[0].name}" if names else ""
 
     def _call(self) -> None:
         names = list(self._relation())
@@ -459,6 +475,7 @@ _FIRST_WORDS = {
     "comment": _Parser._skip_statement,
     "do": _Parser._do,
     "call": _Parser._call,
+    "execute": _Parser._execute,
     "exec": _Parser._call,
 }
 

@@ -1,4 +1,4 @@
-"""Views: which tables a database's views read, so that what is written to a view is known to change them."""
+"""Views and partitions: which tables are changed by what is written to another relation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from cacheworkers.sql.watch.statements import Name, Writes
 _QUERIES: dict[str, tuple[str, Grammar]] = {
     "postgresql": (
         "SELECT viewname, definition FROM pg_catalog.pg_views WHERE schemaname NOT IN ('pg_catalog', "
-        "'information_schema')",
+        "'information_schema') UNION ALL "
+        # A partition's rows are its parent's, and an UPDATE of a parent changes those of tables that inherit from it.
+        "SELECT one.relname, quote_ident(other.relname) FROM pg_catalog.pg_inherits i "
+        "JOIN pg_catalog.pg_class one ON one.oid IN (i.inhrelid, i.inhparent) "
+        "JOIN pg_catalog.pg_class other ON other.oid IN (i.inhrelid, i.inhparent) AND other.oid <> one.oid",
         "ansi",
     ),
     "sqlite": ("SELECT name, sql FROM sqlite_master WHERE type = 'view'", "sqlite"),
@@ -23,13 +27,13 @@ _QUERIES: dict[str, tuple[str, Grammar]] = {
 
 
 class Views:
-    """The views of each database that has been asked about."""
+    """The views and partitions of each database that has been asked about."""
 
     def __init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[Pool, _Known] = weakref.WeakKeyDictionary()
 
     def resolved(self, connection: Connection, writes: Writes, tables: Collection[str]) -> Writes:
-        """Return what a statement writes with the tables under views in their place.
+        """Return what a statement writes with the tables under views, and beside partitions, added.
 
         The database is asked once for each relation that is none of these tables.
 
@@ -54,7 +58,10 @@ class Views:
             return frozenset(found)
 
         return writes._replace(
-            inserted=under(writes.inserted), updated=under(writes.updated), deleted=under(writes.deleted)
+            inserted=under(writes.inserted),
+            updated=under(writes.updated),
+            deleted=under(writes.deleted),
+            truncated=under(writes.truncated),
         )
 
 
@@ -62,8 +69,8 @@ class _Known:
     """What one database has said.
 
     Attributes:
-        asked: relations of which it is known whether they are views.
-        reads: view -> every name in its definition.
+        asked: relations of which it is known whether they are views or partitions.
+        reads: view -> every name in its definition; partition -> its parent, and the other way round.
     """
 
     def __init__(self) -> None:

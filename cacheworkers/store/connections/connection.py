@@ -114,6 +114,24 @@ class Connection:
         self.send(packed)
         return self.receive(count)
 
+    def ask(self, packed: bytes) -> Any:
+        """Send one packed command and return its reply, in the fewest steps; raises what `exchange` does."""
+        try:
+            self._socket.sendall(packed)
+            data = self._socket.recv(_READ)
+            self._reader.feed(data)
+            reply = self._reader.gets()
+        except (OSError, hiredis.HiredisError) as error:
+            raise self._failure(error) from error
+        if reply is False or type(reply) is hiredis.PushNotification:  # there is more to come
+            if not data:
+                raise self._closed()
+            self._unsent = 0
+            [reply] = self.receive(1)
+            return reply
+        self.used_at = time.monotonic()
+        return reply
+
     def send(self, packed: bytes) -> None:
         """Send packed commands; receive all replies before anything else is sent.
 
@@ -122,11 +140,8 @@ class Connection:
         """
         try:
             self._socket.sendall(packed)
-        except _LATE as error:
-            raise LateReply("not sent within the timeout") from error
         except OSError as error:
-            self.is_cut = True
-            raise ConnectionCut(f"{type(error).__name__}: {error}") from error
+            raise self._failure(error, "not sent within the timeout") from error
         self._unsent = unsent_bytes(self._socket) if len(packed) > BULK else 0
 
     def wait(self, timeout: float) -> None:
@@ -162,24 +177,34 @@ class Connection:
                     raise LateReply(f"still no whole reply after {PROGRESS_TIMEOUTS} timeouts")
                 data = self._receive_some()
                 if not data:
-                    self.is_cut = True
-                    raise ConnectionCut("the store closed the connection")
+                    raise self._closed()
                 reader.feed(data)
                 if not received:
                     received, give_up_at = 1, time.monotonic() + PROGRESS_TIMEOUTS * self._timeout
-        except _LATE as error:
-            raise LateReply("no reply within the timeout") from error
-        except OSError as error:
-            self.is_cut = True
-            raise ConnectionCut(f"{type(error).__name__}: {error}") from error
-        except hiredis.HiredisError as error:
-            raise ConnectionCut(f"not RESP: {error}") from error
+        except (OSError, hiredis.HiredisError) as error:
+            raise self._failure(error) from error
         self.used_at = time.monotonic()
         return replies
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
+
+    def _closed(self) -> ConnectionCut:
+        """Note that the other side has closed the connection, and return the error to raise."""
+        self.is_cut = True
+        return ConnectionCut("the store closed the connection")
+
+    def _failure(
+        self, error: OSError | hiredis.HiredisError, late: str = "no reply within the timeout"
+    ) -> LateReply | ConnectionCut:
+        """Return what to raise where the socket or the parser has failed."""
+        if isinstance(error, _LATE):
+            return LateReply(late)
+        if isinstance(error, hiredis.HiredisError):
+            return ConnectionCut(f"not RESP: {error}")
+        self.is_cut = True
+        return ConnectionCut(f"{type(error).__name__}: {error}")
 
     def _receive_some(self) -> bytes:
         """Return what arrives; the timeout starts again as long as a large request is still being sent."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import hiredis
 from redis.exceptions import RedisError
 
 from cacheworkers.store.connections.async_connection import AsyncConnection
@@ -76,6 +77,20 @@ class Pool:
             raise
         self._release(connection)
         return replies
+
+    def ask(self, command: tuple[Any, ...]) -> Any:
+        """Return the reply to one read, one of `REPEATED`: what `exchange` does, in the fewest steps."""
+        began, connection = time.monotonic(), None
+        try:
+            connection = self._acquire()
+            reply = connection.ask(hiredis.pack_command(command))
+        except BaseException as error:
+            if connection is not None and connection.is_cut:
+                return self._repeat(connection, (command,), began + self.timeout)[0]
+            self._failed(connection, error, began)
+            raise
+        self._release(connection)
+        return reply
 
     def send(self, commands: _Commands, timeout: float | None = None) -> PendingReply:
         """Send commands in one write; receive their replies, or give them up.

@@ -132,6 +132,23 @@ class Transport:
             check(replies)
             return replies
 
+    def get(self, key: str) -> bytes | None:
+        """Return what a key holds, None for nothing or for another type: what `exchange` does, in the fewest steps."""
+        if self._alone is None or not self._is_checked or self._health.breaker.is_open:
+            reply = self.exchange([Request(("GET", key))])[0]
+        else:
+            self.check_process()
+            try:
+                reply = self._alone.ask(("GET", key))
+                if isinstance(reply, Exception):
+                    check([reply])
+            except Exception as error:
+                translated = self._health.translated(error)
+                if translated is error:
+                    raise
+                raise translated from error
+        return reply if isinstance(reply, bytes) else None
+
     def submit(self, words: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
         """Send one command immediately, and return True; False if it takes more than that: use `aexchange`.
 

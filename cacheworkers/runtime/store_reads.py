@@ -1,0 +1,287 @@
+"""StoreReads: reads of one loader that L1 does not answer: one look in the store, a share in a crowd, or a flow."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Coroutine
+from time import monotonic
+from typing import Any
+
+from cacheworkers import load_context as loads
+from cacheworkers.core import envelope
+from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow, arun, run
+from cacheworkers.core.entry import Freshness
+from cacheworkers.core.read_result import Read
+from cacheworkers.errors import CodecError, LoadTimeout, StoreError
+from cacheworkers.events import ReadFailed, Served
+from cacheworkers.flows import read as reading
+from cacheworkers.flows.loader_memory import LoaderMemory, as_is
+from cacheworkers.flows.nested_read import nested
+from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
+from cacheworkers.flows.read_state import StoreResult
+from cacheworkers.flows.transaction_read import read_in_transaction
+from cacheworkers.local.blocking_call import warn_if_blocking
+from cacheworkers.local.coalescing import LEAD, Crowd, Outcome
+from cacheworkers.local.l1 import MISSING
+from cacheworkers.runtime.load_runner import LoaderRunner
+from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, is_dirty
+
+_Decode = Callable[[bytes], Any]
+_Arguments = tuple[Any, ...] | None
+
+
+class StoreReads:
+    """Reads through the store.  Most find a fresh entry there, and need neither a flow nor a place among the waiters.
+
+    Threads look each for itself, and become a crowd where there is nothing fresh: to wait for another's look takes
+    longer than a look.  Tasks are a crowd from the first one on.
+    """
+
+    def __init__(self, ports: Ports, spec: LoaderSpec, memory: LoaderMemory, runner: LoaderRunner) -> None:
+        self._ports = ports
+        self._spec = spec
+        self._memory = memory
+        self._runner = runner
+        self._since = memory.since
+        self._is_shareable = spec.codec.is_shareable
+
+    def value(self, call: Call, arguments: _Arguments, decode: _Decode) -> Any:
+        """Return a call's value."""
+        return self._find(call, arguments, decode, False)
+
+    def read(self, call: Call, arguments: _Arguments, decode: _Decode) -> Read:
+        """Return a call's Read."""
+        found: Read = self._find(call, arguments, decode, True)
+        return found
+
+    def avalue(self, call: Call, arguments: _Arguments, decode: _Decode) -> Coroutine[Any, Any, Any]:
+        """Return a call's value, on the running loop."""
+        return self._afind(call, arguments, decode, False)
+
+    def aread(self, call: Call, arguments: _Arguments, decode: _Decode) -> Coroutine[Any, Any, Read]:
+        """Return a call's Read, on the running loop."""
+        return self._afind(call, arguments, decode, True)
+
+    def flow(self, call: Call, arguments: _Arguments, decode: _Decode) -> Flow[Read]:
+        """Return the flow that reads a call past L1: within a transaction or a load, or through the store."""
+        dirty = dirty_transactions(self._ports)
+        if not dirty:
+            return self._clean_flow(call, arguments, decode)
+        return read_in_transaction(
+            self._ports,
+            self._spec,
+            call,
+            decode,
+            dirty,
+            self._runner.step_in_transaction,
+            lambda: self._clean_flow(call, arguments, decode),
+        )
+
+    def outer_load(self) -> Loading | None:
+        """Return the load of this cache that this thread or task is in."""
+        found = loads.current.get()
+        return found[1] if found is not None and found[0] is self._runner.owner else None
+
+    def is_alone(self) -> bool:
+        """Return whether a read may be given nothing of another's: it is within a load, or sees a dirty session."""
+        return self.outer_load() is not None or is_dirty(self._ports)
+
+    # -- inside
+
+    def _clean_flow(self, call: Call, arguments: _Arguments, decode: _Decode) -> Flow[Read]:
+        """Return the flow that reads a call outside dirty transactions."""
+        outer = self.outer_load()
+        if outer is not None:
+            return nested(self._ports, self._spec, call, decode, outer)
+        self._ports.listener.start()
+        return self._store_flow(call, arguments, decode, None)
+
+    def _store_flow(
+        self,
+        call: Call,
+        arguments: _Arguments,
+        decode: _Decode,
+        started: float | None,
+        looked: StoreResult | None = None,
+        crowd: Crowd | None = None,
+    ) -> Flow[Read]:
+        """Return the flow that reads a call through the store."""
+        options = self._memory.options(call, arguments, decode)
+        return reading.read(self._ports, self._spec, call, options, found=looked, started=started, crowd=crowd)
+
+    def _find(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
+        """Return the value or the Read of a call; of the threads that find nothing fresh, one reads for all."""
+        warn_if_blocking(self._spec.name)
+        if self.is_alone():
+            found = run(self.flow(call, arguments, decode))
+            return found if as_read else found.value
+        ports, text, started, looked = self._ports, call.text, monotonic(), None
+        ports.listener.start()
+        key = (text, self._since)
+        waiters = ports.waiters
+        if not waiters.crowds.has(key) and not waiters.has(text):
+            guard, is_coherent = ports.l1.guard(text), ports.coherence.is_coherent
+            try:
+                looked = StoreResult(ports.store.fetch(text), guard, is_coherent)
+            except StoreError:  # the flow knows what to do without the store
+                pass
+            else:
+                hit = self._fresh(call, arguments, decode, looked, started, as_read)
+                if hit is not MISSING:
+                    return hit
+        crowd, place = waiters.crowds.enter(key, started, None)
+        if place is not None:
+            looked = None  # long ago, after it has waited
+            policy = self._spec.policy
+            outcome = place.outcome(crowd, policy.wait_for + policy.load_for + ports.config.store_timeout)
+            if isinstance(outcome, Outcome):
+                shared = self._shared(call, decode, outcome, started, as_read)
+                if shared is not MISSING:
+                    return shared
+            if outcome is not LEAD:
+                found = run(self._store_flow(call, arguments, decode, started))
+                return found if as_read else found.value
+        try:
+            found = run(self._store_flow(call, arguments, decode, started, looked, crowd))
+        except BaseException as error:
+            self._fail(crowd, error, started)
+            raise
+        self._succeed(call, crowd, found)
+        return found if as_read else found.value
+
+    async def _afind(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
+        """Return the value or the Read of a call; of the tasks of a loop that read it together, one does so for all."""
+        if self.is_alone():
+            found = await arun(self.flow(call, arguments, decode))
+            return found if as_read else found.value
+        ports, text, started, looked = self._ports, call.text, monotonic(), None
+        ports.listener.start()
+        loop, batcher = asyncio.get_running_loop(), ports.store.batcher
+        crowd, place = ports.waiters.crowds.enter((text, self._since, loop), started, loop)
+        if place is not None:
+            if crowd.unsent is not None and crowd.unsent is batcher.unsent(loop):
+                crowd.cover_all()
+            try:
+                outcome = await place
+            except BaseException:
+                crowd.leave(place)
+                raise
+            if outcome is not LEAD:
+                shared = self._shared(call, decode, outcome, started, as_read)
+                if shared is not MISSING:
+                    return shared
+                found = await arun(self._store_flow(call, arguments, decode, started))
+                return found if as_read else found.value
+        try:
+            if not ports.waiters.has(text):
+                guard, is_coherent = ports.l1.guard(text), ports.coherence.is_coherent
+                crowd.cover()
+                reply = batcher.get(text)
+                crowd.unsent = batcher.unsent(loop)
+                try:
+                    looked = StoreResult(await reply, guard, is_coherent)
+                except StoreError:
+                    pass
+                else:
+                    is_followed = crowd.is_followed
+                    hit = self._fresh(call, arguments, decode, looked, started, as_read or is_followed)
+                    if hit is not MISSING:
+                        if not is_followed:
+                            crowd.disband()
+                            return hit
+                        crowd.payload = hit.entry.payload
+                        self._succeed(call, crowd, hit)
+                        return hit if as_read else hit.value
+            found = await arun(self._store_flow(call, arguments, decode, started, looked, crowd))
+        except BaseException as error:
+            self._fail(crowd, error, started)
+            raise
+        self._succeed(call, crowd, found)
+        return found if as_read else found.value
+
+    def _fresh(
+        self, call: Call, arguments: _Arguments, decode: _Decode, looked: StoreResult, started: float, as_read: bool
+    ) -> Any:
+        """Return a fresh hit, value or Read, and keep it in L1; MISSING leaves what was found to the flow."""
+        raw = looked.raw
+        if raw is None:
+            return MISSING
+        ports, text = self._ports, call.text
+        keeps = looked.is_coherent and self._memory.keeps_for
+        if not as_read and not keeps and not ports.has_hook:
+            payload = envelope.fresh_payload(
+                raw, text, ports.clock.now(), self._since, self._spec.policy.early, self._spec.shape
+            )
+            if payload is not None:
+                try:
+                    value = decode(payload)
+                except CodecError:
+                    return MISSING
+                ports.access_counter.count(text)
+                return value
+        found = reading.fresh_hit(ports, self._spec, text, raw, self._since, decode)
+        if found is None:
+            return MISSING
+        entry, value, now, l1_until = found
+        at = monotonic()
+        if keeps:
+            self._memory.keep(arguments, decode is as_is, entry, value, looked.guard, at + l1_until - now)
+        age = now - entry.created
+        ports.access_counter.count(text)
+        if ports.has_hook:
+            ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
+        if not as_read:
+            return value
+        return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
+
+    def _shared(self, call: Call, decode: _Decode, outcome: Outcome, started: float, as_read: bool) -> Any:
+        """Return what the leader of a crowd has found, value or Read, as this reader's own; MISSING: unreadable so.
+
+        Raises:
+            Exception: what the leader's read raised.
+        """
+        ports = self._ports
+        if outcome.error is not None:
+            error = copy.copy(outcome.error)  # each raises its own: a traceback grows with each raise
+            error.__cause__ = outcome.error.__cause__
+            if ports.has_hook:
+                ports.emit(ReadFailed(self._spec.name, type(error).__name__, monotonic() - started))
+            raise error
+        read = outcome.read
+        assert read is not None and outcome.payload is not None
+        value = read.value
+        if not self._is_shareable or decode is as_is or type(value) is bytes:
+            try:
+                value = decode(outcome.payload)
+            except CodecError:
+                return MISSING
+        if not as_read and not ports.has_hook:
+            return value
+        waited = monotonic() - started
+        if ports.has_hook:
+            ports.emit(Served(self._spec.name, read.freshness.value, read.tier, read.age, waited))
+        return (
+            Read(value, read.freshness, read.tier, read.age, read.seq, waited, read.entry, True) if as_read else value
+        )
+
+    def _succeed(self, call: Call, crowd: Crowd, read: Read) -> None:
+        """End a leader's turn with a value."""
+        readers = crowd.succeed(read)
+        if readers:
+            self._ports.access_counter.count(call.text, readers)
+
+    def _fail(self, crowd: Crowd, error: BaseException, started: float) -> None:
+        """End a leader's turn with an error, or leave the others to another leader where this one was cancelled.
+
+        The time of a follower is not over before it is: the leader began first, so that its time is over first.  What
+        it has found out holds for all it covers.
+        """
+        if not isinstance(error, Exception):
+            crowd.pass_on()
+            return
+        now, wait_for = monotonic(), self._spec.policy.wait_for
+        if isinstance(error, LoadTimeout) and now >= started + wait_for:
+            crowd.began_before = now - wait_for
+        crowd.fail(error)
