@@ -4,9 +4,9 @@ Readers, writers, workers, drains and a garbage collector are processes of their
 -9, at random and in exact windows (`DIES_BEFORE`): writers between commit and invalidation, and half-way through it;
 drains likewise, and before they mark what they have delivered; workers between any two steps of a load; the garbage
 collector within what it finishes for the dead.  The store is frozen, entries and leases are deleted, loads outlast
-their leases.  What does not die goes wrong in part: the store has no room, denies writes, is read-only or
-busy with a script; half of the processes get its replies late, all at once or never; loads fail, batches have bad keys, a rate limit
-leaves no turn.  A change is acknowledged when the commit of its watched session has returned.
+their leases.  What does not die goes wrong in part: the store has no room, denies writes, is read-only or busy with a
+script; half of the processes get its replies late, all at once or never; loads fail, batches have bad keys, a rate
+limit leaves no turn.  A change is acknowledged when the commit of its watched session has returned.
 Readers and writers record what they did;
 at the end each read is compared with what was acknowledged before it began (`cacheworkers.ops.history_checker`; `--keep
 DIR` leaves the files to `cacheworkers check-history`), and once the drain is through, every entry must be what the

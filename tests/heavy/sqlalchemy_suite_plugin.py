@@ -85,11 +85,9 @@ class Suite:
         SessionHooks.before_statement = judged  # type: ignore[method-assign]
 
     def _follow_sessions(self) -> None:
-        from sqlalchemy import Connection, event
+        from sqlalchemy import event
         from sqlalchemy.orm import Mapper, Session
         from sqlalchemy.orm.mapper import _all_registries
-
-        from cacheworkers.sql.watch.connections import state_for
 
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 

@@ -87,7 +87,7 @@ def test_watch_looks_there(make_cache: Callable[..., Cache], database_url: str) 
     make_cache().outbox.create(engine)
     cache = make_cache(outbox_schema=SCHEMA)
 
-    with pytest.raises(ConfigError, match="which .* does not have"):
+    with pytest.raises(ConfigError, match=r"which .* does not have"):
         cache.watch(sessionmaker(engine), {Product: ["product:{id}"]})
     with engine.begin() as connection:
         cache.outbox.create(connection)
