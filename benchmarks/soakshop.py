@@ -78,12 +78,12 @@ strict = cache.loader(name="strict", l1_for=0.0, **of_one)(find)
 limited = cache.loader(name="limited", l1_for=0.0, rate_limit="50/s", **of_one)(find)
 
 
-@cache.batch_loader(tags=("price:{number}",), l1_for=0.0, **options)
-def several(load: Load, number: list[int]) -> dict[int, int]:
+@cache.batch_loader(tags=("price:{key}",), l1_for=0.0, **options)
+def several(load: Load, keys: list[int]) -> dict[int, int]:
     """Many prices with one query, which one bad number spoils."""
-    if any(each > PRICES for each in number):
+    if any(each > PRICES for each in keys):
         raise ValueError("there is no such price")
-    return {row.id: row.amount for row in load.session.query(Price).where(Price.id.in_(number))}
+    return {row.id: row.amount for row in load.session.query(Price).where(Price.id.in_(keys))}
 
 
 @cache.loader(tags=("group:{group}",), l1_for=0.0, **options)

@@ -42,7 +42,7 @@ def refuse_loads(ports: Ports, requests: Sequence[LoadRequest], reason: str) -> 
         StoreError: the store did not answer; the leases run out.
     """
     fences = [secrets.token_hex(8) for _ in requests]
-    options = [
+    wanted = [
         (request.call, request.token, fence, _version_in(request.seen))
         for request, fence in zip(requests, fences, strict=True)
     ]
