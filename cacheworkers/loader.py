@@ -90,7 +90,8 @@ class Loader(LoaderBase[T], Generic[P, T]):
                     value = self._value(slot)
                     if value is not MISSING:
                         return value
-        call, arguments = self._bound(args, kwargs)
+        call = self._bind(args, kwargs)
+        arguments = None if kwargs else args
         slot = self._slot(call.text)
         kept = MISSING if slot is None else self._value(slot)
         found: T = await self._reads.avalue(call, arguments, self._codec.decode) if kept is MISSING else kept

@@ -36,7 +36,7 @@ _MOST_TEXTS = 8192
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """One call of a loader: its text, and the canonical arguments."""
 
     text: str

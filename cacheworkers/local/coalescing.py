@@ -8,6 +8,7 @@ them where the leader was cancelled, stay together, and one of them leads.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Hashable
 from typing import Any
@@ -96,6 +97,7 @@ class Crowd:
         self._crowds = crowds
         self._key = key
         self._places: list[Place] = []
+        #: When the read of each began.  Not in a pair with its place: the garbage collector walks over pairs.
         self._started: list[float] = []
         self.covered = 0
         self.began_before: float | None = None
@@ -142,15 +144,15 @@ class Crowd:
 
     def _end(self, outcome: Outcome | None, *, with_covered: bool) -> int:
         with self._crowds.lock:
-            places, started, began_before = self._places, self._started, self.began_before
+            places, started = self._places, self._started
             count = self.covered if with_covered else 0
-            done, rest, rest_started = places[:count], places[count:], started[count:]
-            if began_before is not None:
-                early = [at <= began_before for at in started[:count]]
-                rest = [place for place, is_early in zip(done, early, strict=True) if not is_early] + rest
-                rest_started = [at for at in started[:count] if at > began_before] + rest_started
-                done = [place for place, is_early in zip(done, early, strict=True) if is_early]
-            self._places, self._started = rest, rest_started
+            done, self._places, self._started = places[:count], places[count:], started[count:]
+            if self.began_before is not None:
+                early = [at <= self.began_before for at in started[:count]]
+                late = [not is_early for is_early in early]
+                self._places[:0] = itertools.compress(done, late)
+                self._started[:0] = itertools.compress(started, late)
+                done = [*itertools.compress(done, early)]
             self.covered, self.began_before, self.payload, self.unsent = 0, None, None, None
             self._promote()
         if outcome is not None:

@@ -78,12 +78,10 @@ class LoaderBase(Generic[T]):
 
     def _slot(self, text: str) -> Slot | None:
         """Return the L1 slot that may answer now: not within a load, nor where a session is dirty."""
-        if not self._l1_for or self._reads.is_alone():
+        slot = self._ports.l1.slots.get(text)
+        if slot is None or not self._l1_for or self._reads.is_alone():
             return None
         now = monotonic()
-        slot = self._ports.l1.get(text)
-        if slot is None:
-            return None
         if now < slot.until and now - self._coherence.proven_at < self._l1_for and slot.entry.seq >= self._since:
             slot.reads += 1
             return slot
@@ -187,9 +185,10 @@ class LoaderBase(Generic[T]):
     # -- shared by both faces of both kinds
 
     def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        call, arguments = self._bound(args, kwargs)
+        call = self._bind(args, kwargs)
         slot = self._slot(call.text)
         kept = MISSING if slot is None else self._value(slot)
+        arguments = None if kwargs else args
         found: T = self._reads.value(call, arguments, self._codec.decode) if kept is MISSING else kept
         return found
 

@@ -124,13 +124,14 @@ class StoreReads:
         if not waiters.crowds.has(key) and not waiters.has(text):
             guard, is_coherent = ports.l1.guard(text), ports.coherence.is_coherent
             try:
-                looked = StoreResult(ports.store.fetch(text), guard, is_coherent)
+                raw = ports.store.fetch(text)
             except StoreError:  # the flow knows what to do without the store
                 pass
             else:
-                hit = self._fresh(call, arguments, decode, looked, started, as_read)
+                hit = self._fresh(call, arguments, decode, raw, guard, is_coherent, started, as_read)
                 if hit is not MISSING:
                     return hit
+                looked = StoreResult(raw, guard, is_coherent)
         crowd, place = waiters.crowds.enter(key, started, None)
         if place is not None:
             looked = None  # long ago, after it has waited
@@ -157,7 +158,6 @@ class StoreReads:
             found = await arun(self.flow(call, arguments, decode))
             return found if as_read else found.value
         ports, text, started, looked = self._ports, call.text, monotonic(), None
-        ports.listener.start()
         loop, batcher = asyncio.get_running_loop(), ports.store.batcher
         crowd, place = ports.waiters.crowds.enter((text, self._since, loop), started, loop)
         if place is not None:
@@ -175,18 +175,19 @@ class StoreReads:
                 found = await arun(self._store_flow(call, arguments, decode, started))
                 return found if as_read else found.value
         try:
+            ports.listener.start()
             if not ports.waiters.has(text):
                 guard, is_coherent = ports.l1.guard(text), ports.coherence.is_coherent
                 crowd.cover()
                 reply = batcher.get(text)
                 crowd.unsent = batcher.unsent(loop)
                 try:
-                    looked = StoreResult(await reply, guard, is_coherent)
+                    raw = await reply
                 except StoreError:
                     pass
                 else:
                     is_followed = crowd.is_followed
-                    hit = self._fresh(call, arguments, decode, looked, started, as_read or is_followed)
+                    hit = self._fresh(call, arguments, decode, raw, guard, is_coherent, started, as_read or is_followed)
                     if hit is not MISSING:
                         if not is_followed:
                             crowd.disband()
@@ -194,6 +195,7 @@ class StoreReads:
                         crowd.payload = hit.entry.payload
                         self._succeed(call, crowd, hit)
                         return hit if as_read else hit.value
+                    looked = StoreResult(raw, guard, is_coherent)
             found = await arun(self._store_flow(call, arguments, decode, started, looked, crowd))
         except BaseException as error:
             self._fail(crowd, error, started)
@@ -202,14 +204,21 @@ class StoreReads:
         return found if as_read else found.value
 
     def _fresh(
-        self, call: Call, arguments: _Arguments, decode: _Decode, looked: StoreResult, started: float, as_read: bool
+        self,
+        call: Call,
+        arguments: _Arguments,
+        decode: _Decode,
+        raw: bytes | None,
+        guard: int,
+        is_coherent: bool,
+        started: float,
+        as_read: bool,
     ) -> Any:
         """Return a fresh hit, value or Read, and keep it in L1; MISSING leaves what was found to the flow."""
-        raw = looked.raw
         if raw is None:
             return MISSING
         ports, text = self._ports, call.text
-        keeps = looked.is_coherent and self._memory.keeps_for
+        keeps = is_coherent and self._memory.keeps_for
         if not as_read and not keeps and not ports.has_hook:
             payload = envelope.fresh_payload(
                 raw, text, ports.clock.now(), self._since, self._spec.policy.early, self._spec.shape
@@ -227,7 +236,7 @@ class StoreReads:
         entry, value, now, l1_until = found
         at = monotonic()
         if keeps:
-            self._memory.keep(arguments, decode is as_is, entry, value, looked.guard, at + l1_until - now)
+            self._memory.keep(arguments, decode is as_is, entry, value, guard, at + l1_until - now)
         age = now - entry.created
         ports.access_counter.count(text)
         if ports.has_hook:
