@@ -37,7 +37,7 @@ from typing import Any
 from benchmarks.faults import Faults
 from benchmarks.soakdeaths import counted, environment
 from benchmarks.stack import ROOT
-from cacheworkers.errors import CacheworkersError, LoadErrors
+from cacheworkers.errors import CacheworkersError, LoadError, LoadErrors
 from cacheworkers.ops.history_checker import History, Recorder, check
 from cacheworkers.testing import FaultProxy, Postgres, Valkey
 from cacheworkers.testing.servers import end_with_parent, wait_until
@@ -355,7 +355,7 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
             with sessions() as session:
                 for price in session.query(Price):
                     for loader in (near, strict):
-                        value = loader.get(price.id)
+                        value = _value(loader, price.id)
                         if value != price.amount:
                             report.unequal.append(
                                 f"{loader.name}[{price.id}] is {value}, the database has {price.amount}"
@@ -372,6 +372,19 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
         report.deaths = counted(where)
         _compare(where, keep, report)
     return report
+
+
+def _value(loader: Any, number: int) -> int:
+    """Return a price; its load may fail, and is then due again soon."""
+    found: list[int] = []
+
+    def is_loaded() -> bool:
+        with contextlib.suppress(LoadError):
+            found.append(loader.get(number))
+        return bool(found)
+
+    wait_until(is_loaded, 60)
+    return found[0]
 
 
 def _compare(where: Path, keep: Path | None, report: Report) -> None:

@@ -21,7 +21,7 @@ STORE_FULL = StoreFull.__name__
 NOT_STORED = NotStored.__name__
 #: Of what a worker of another release cannot load: readers load it themselves, and store it.
 LOAD_REFUSED = LoadRefused.__name__
-#: How long the refusal of a load is remembered, seconds; a reader who is woken by it loads at once.
+#: How long the refusal of a load is remembered, seconds; a reader who is woken by it loads immediately.
 REFUSED_FOR = 1.0
 
 

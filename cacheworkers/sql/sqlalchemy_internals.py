@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Pool
-from sqlalchemy.orm import InstanceState, Mapper, persistence
+from sqlalchemy.orm import InstanceState, Mapper, persistence, registry
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.util import concurrency
 
@@ -31,6 +31,7 @@ __all__ = [
     "is_autocommit",
     "is_by_unit_of_work",
     "is_flushing",
+    "mappers_of",
     "options_of",
     "parameter_order",
     "second_updates",
@@ -49,8 +50,17 @@ _EMITTING = frozenset(
 
 def all_mappers() -> list[Mapper[Any]]:
     """Return the mappers of all registries, by name: one table can be mapped in several."""
-    found = {mapper for registry in _all_registries() for mapper in registry.mappers}
+    found = {mapper for each in _all_registries() for mapper in mappers_of(each)}
     return sorted(found, key=lambda mapper: (mapper.class_.__module__, mapper.class_.__qualname__))
+
+
+def mappers_of(classes: registry) -> set[Mapper[Any]]:
+    """Return the mappers of a registry.
+
+    Classes that wait for their tables (`DeferredReflection`, `AbstractConcreteBase`) have none yet, at which
+    `registry.mappers` fails.
+    """
+    return {manager.mapper for manager in list(classes._managers) if manager.is_mapped}
 
 
 def is_flushing(flush_context: Any) -> bool:

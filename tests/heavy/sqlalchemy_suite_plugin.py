@@ -49,6 +49,8 @@ class Suite:
         self.mapping: Any = None
         self.watched: Any = None
         self.written: set[str] = set()
+        #: The flushes that run, with the rows before each.
+        self.before: list[tuple[Any, dict[Any, Any]]] = []
         #: Table -> the columns that all its classes map: others have no tag.
         self.tagged: dict[Any, set[str]] = {}
         write = Outbox.write
@@ -91,7 +93,14 @@ class Suite:
 
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
+        def forget_others() -> None:
+            """Take the hooks away when other classes are mapped: an application names all its classes at once."""
+            if self.watched is not None and frozenset(self.mappers()) != self.watched:
+                self.unwatch()
+                self.watched = None
+
         def begun(session: Any, *args: Any, **options: Any) -> None:
+            forget_others()
             if not any(each._new_mappers for each in _all_registries()):  # a watch configures: a test may wait for that
                 self.watch_all()
             begin(session, *args, **options)
@@ -102,52 +111,57 @@ class Suite:
             _counts["flushes"] += 1
             if self.hooks is None or not (session._new or session._deleted or session.identity_map._modified):
                 return flush(session, objects)
-            before, outer = self.rows(session), self.written
-            self.written = set()
+            outer, self.written = self.written, set()
+            self.before.append((session, {}))
+            self.read_before(session)
             try:
                 flush(session, objects)
-                self.compare(before, self.rows(session))
+                self.compare(self.before[-1][1], self.rows(session))
             finally:
+                self.before.pop()
                 self.written |= outer  # a flush inside of a flush is also the outer's
 
-        def configuring() -> None:
-            """Take the hooks away when a class has been mapped: an application names all its classes at once."""
-            if self.watched is not None and frozenset(self.mappers()) != self.watched:
-                self.unwatch()
-                self.watched = None
-
-        event.listen(Mapper, "before_configured", configuring)
+        event.listen(Session, "after_begin", lambda session, *_: self.read_before(session))
+        event.listen(Mapper, "before_configured", forget_others)
         Session.__init__ = begun  # type: ignore[method-assign]
         Session._flush = flushed  # type: ignore[attr-defined]
 
+    def join(self, session: Any) -> None:
+        """Have hooks that are newer than a session's transaction know of it."""
+        from cacheworkers.sql.watch.connections import state_for
+
+        transaction = session.get_nested_transaction() or session.get_transaction()
+        if self.hooks is not None and transaction is not None:
+            for connection, *_ in set(transaction._connections.values()):
+                state_for(self.hooks, session).begin_on(connection)
+
+    def read_before(self, session: Any) -> None:
+        """Read the rows on the connections that a session has, before its flush: the flush begins the others itself."""
+        for flushing, rows in self.before:
+            if flushing is session:
+                for table, there in self.rows(session).items():
+                    rows.setdefault(table, there)
+
     def rows(self, session: Any) -> dict[Any, Any]:
-        """Return the rows of all watched tables, as far as a session reaches them."""
+        """Return the rows of all watched tables, as far as a session has begun a transaction where they are."""
         from sqlalchemy import select
 
-        found = {}
+        found: dict[Any, Any] = {}
+        transaction = session.get_nested_transaction() or session.get_transaction()
+        begun: dict[Any, Any] = {}
+        while transaction is not None:
+            begun = {**transaction._connections, **begun}
+            transaction = transaction.parent
         for table in self.mapping.tables():
             mapper = next((each for each in self.mappers() if table in each.tables), None)
             arguments = {"mapper": mapper} if mapper is not None else {"clause": table}
-            with contextlib.suppress(Exception), self.connection(session, arguments) as connection:
-                there = connection.execute(select(table)).all()
+            with contextlib.suppress(Exception):
+                connection = begun[session.get_bind(**arguments)][0]
+                with connection.begin_nested():
+                    there = connection.execute(select(table)).all()
                 columns = [column.key for column in table.columns]
                 found[table] = collections.Counter(tuple(zip(columns, map(text, row), strict=True)) for row in there)
         return found
-
-    @contextlib.contextmanager
-    def connection(self, session: Any, arguments: dict[str, Any]) -> Iterator[Any]:
-        """A connection that sees what the session sees, and begins no transaction of the session's."""
-        from sqlalchemy import Engine
-
-        bind = session.get_bind(**arguments)
-        transaction = session.get_nested_transaction() or session.get_transaction()
-        if isinstance(bind, Engine) and (transaction is None or bind not in transaction._connections):
-            with bind.connect() as connection:
-                yield connection
-            return
-        connection = session.connection(bind_arguments=arguments)
-        with connection.begin_nested():
-            yield connection
 
     def compare(self, before: dict[Any, Any], after: dict[Any, Any]) -> None:
         for table in before.keys() & after.keys():
@@ -233,7 +247,16 @@ class Suite:
             with contextlib.suppress(Exception):  # a mapping that is wrong on purpose
                 mapper._check_configure()
                 names = [
-                    (name, [each for each in mapper.column_attrs[name].columns if isinstance(each.table, Table)])
+                    (
+                        name,
+                        [
+                            each
+                            for each in mapper.column_attrs[name].columns
+                            if isinstance(each.table, Table)
+                            # Another column of the same name has a value of its own, which no attribute shows.
+                            and (each is column or each.primary_key or each.foreign_keys)
+                        ],
+                    )
                     for name, column in row_columns(mapper).items()
                     if getattr(column, "table", None) is not None
                 ]
@@ -304,7 +327,10 @@ def _leave_out_own_statements() -> None:
             event.remove(engine, "before_execute", before_execute)
             asserter._close()
 
-    assertsql.assert_engine = asserted
+    original = assertsql.assert_engine
+    for module in list(sys.modules.values()):
+        if getattr(module, "assert_engine", None) is original:
+            module.assert_engine = asserted  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)

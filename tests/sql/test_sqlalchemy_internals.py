@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, ForeignKey, Integer, String, create_engine, event, insert, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.declarative import DeferredReflection
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry, relationship, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -63,6 +64,21 @@ def test_all_mappers_are_those_of_all_registries() -> None:
 
     assert {Room, Other} <= {mapper.class_ for mapper in internals.all_mappers()}
     mine.dispose()
+
+
+def test_a_class_that_waits_for_its_table_is_no_mapper_yet(engine: Engine) -> None:
+    """Without it, a watch, and each flush after it, fails until all such classes are prepared."""
+
+    class Reflected(DeferredReflection, DeclarativeBase):
+        pass
+
+    class Waiting(Reflected):
+        __tablename__ = "internals_room"
+
+    assert Waiting not in {mapper.class_ for mapper in internals.all_mappers()}
+    Reflected.prepare(engine)
+    assert [mapper.class_ for mapper in internals.mappers_of(Reflected.registry)] == [Waiting]
+    Reflected.registry.dispose()
 
 
 def test_a_flush_is_running_between_its_first_and_last_statement(engine: Engine) -> None:

@@ -160,6 +160,19 @@ class Part(Item):
     __mapper_args__ = {"polymorphic_identity": "part"}  # noqa: RUF012  # SQLAlchemy reads it once
 
 
+class Crate(Item):
+    __tablename__ = "map_crate"
+    id: Mapped[int] = mapped_column(ForeignKey("map_item.id"), primary_key=True)
+    weight: Mapped[int] = mapped_column(default=1)
+    __mapper_args__ = {"polymorphic_identity": "crate"}  # noqa: RUF012  # SQLAlchemy reads it once
+
+
+class SmallCrate(Crate):
+    __tablename__ = "map_small_crate"
+    crate_id: Mapped[int] = mapped_column(ForeignKey("map_crate.id"), primary_key=True)
+    __mapper_args__ = {"polymorphic_identity": "small crate"}  # noqa: RUF012  # SQLAlchemy reads it once
+
+
 class Grade(Base):
     __tablename__ = "map_grade"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -402,3 +415,16 @@ def test_rows_that_cannot_be_locked_where_they_are_selected(mapped: Mapped_) -> 
         return found
 
     assert mapped.tags(sell) == {"stock:1", "amount:3", "amount:2"}
+
+
+def test_an_expression_in_a_joined_class_that_was_not_loaded(mapped: Mapped_) -> None:
+    """Its flush loads the rest of the row, and the new value with it."""
+    mapped.watch({Item: ["item:{id}"], Crate: ["weight:{weight}"]})
+    mapped.tags(lambda session: session.add(SmallCrate(id=1)))
+
+    def add_weight(session: Session) -> object:
+        crate: Any = session.get_one(Item, 1)
+        crate.weight = Crate.weight + 1
+        return crate
+
+    assert mapped.tags(add_weight) == {"weight:1", "weight:2"}

@@ -241,6 +241,25 @@ def test_a_bulk_update_needs_only_the_triggers_of_its_table(unwatched: Shop) -> 
     assert unwatched.invalidated() == [{"parent:1"}]
 
 
+def test_tables_of_one_name_without_triggers_are_told_apart(unwatched: Shop) -> None:
+    """In two databases, say: that one name has no triggers is so of each of its tables."""
+
+    class Other(DeclarativeBase):
+        pass
+
+    class Namesake(Other):
+        __tablename__ = "product"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    sessions = sessionmaker(unwatched.engine)
+    unwatched.cache.watch(sessions, {Product: ["product:{id}"], Namesake: ["namesake:{id}"]})
+
+    with sessions.begin() as session:
+        session.add(Product(id=1, category_id=1, price=1))
+
+    assert unwatched.invalidated() == [{"product:1"}]
+
+
 # -- a schema for each tenant
 
 TENANT = {None: "tenant-1"}

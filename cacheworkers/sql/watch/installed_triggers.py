@@ -66,9 +66,9 @@ class InstalledTriggers:
 
         schemas = (connection.get_execution_options() if options is None else options).get("schema_translate_map") or {}
         quote = connection.dialect.identifier_preparer.quote
-        names = {
-            ".".join(quote(name) for name in (schemas.get(table.schema, table.schema), table.name) if name): table
-            for table in tables
-        }
-        found = have_triggers(connection, self._outbox, list(names))
-        return [table for name, table in names.items() if name not in found]
+        named: dict[str, list[Table]] = {}  # several of one name, too: those of other databases
+        for table in tables:
+            parts = (schemas.get(table.schema, table.schema), table.name)
+            named.setdefault(".".join(quote(part) for part in parts if part), []).append(table)
+        found = have_triggers(connection, self._outbox, list(named))
+        return [table for name, there in named.items() if name not in found for table in there]

@@ -90,10 +90,12 @@ class Before:
         self._rows: dict[InstanceState[Any], Mapping[str, Any]] = {}
         self._expired: dict[InstanceState[Any], set[str]] = {}
         self._written: dict[InstanceState[Any], Mapping[str, Any]] = {}
+        self._set: dict[InstanceState[Any], set[str]] = {}
 
     def note_written(self, state: InstanceState[Any]) -> None:
         """Note what memory has of an instance right before its statement: a hook after it may change that."""
         moving = _moving(state.mapper)
+        self._set.setdefault(state, set()).update(_set_names(state))
         self._written[state] = {
             name: value
             for name in row_columns(state.mapper)
@@ -116,8 +118,9 @@ class Before:
         return Row(mapper.class_.__name__, row_columns(mapper), known, lambda: self._fetched(connection, state))
 
     def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
-        """Return what was fetched of a row, and what the flush has not left to the database since."""
+        """Return what was fetched of a row, and what the flush has neither set nor left to the database since."""
         changed = state.expired_attributes - self._expired.get(state, set()) | computed_names(state.mapper)
+        changed |= self._set.get(state, set())  # one set to an expression may be loaded again by now
         return {name: value for name, value in self._rows.get(state, {}).items() if name not in changed}
 
     def _fetched(self, connection: Connection, state: InstanceState[Any]) -> Mapping[str, Any]:

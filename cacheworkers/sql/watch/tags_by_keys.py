@@ -9,6 +9,7 @@ from sqlalchemy import Table
 from sqlalchemy.orm import Mapper, registry
 
 from cacheworkers.errors import ConfigError
+from cacheworkers.sql.sqlalchemy_internals import mappers_of
 from cacheworkers.sql.watch.row_values import Row, row_columns, tables_of
 
 MakeTags = Callable[[Row], list[str]]
@@ -28,7 +29,7 @@ def by_keys(base: Any) -> dict[Any, MakeTags]:
     if not isinstance(found, registry):
         raise ConfigError(f"watch takes a mapping of classes to tags, or a declarative base, got {base!r}")
     found.configure()
-    mappers = sorted(found.mappers, key=lambda mapper: mapper.class_.__qualname__)
+    mappers = sorted(mappers_of(found), key=lambda mapper: mapper.class_.__qualname__)
     if not mappers:
         raise ConfigError(f"watch({base!r}): nothing is mapped yet; import the models first")
     mapping: dict[Any, MakeTags] = {each.class_: _of_class(each) for each in mappers}
