@@ -17,7 +17,7 @@ import msgspec
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.entry import LEAST_KEPT_FOR, Entry, Life, life_of
+from cacheworkers.core.entry import CLOCK_MARGIN, LEAST_KEPT_FOR, Entry, Life, life_of
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import (
     CacheworkersError,
@@ -469,10 +469,12 @@ def entry_of_value(
         shape=loader.shape,
     )
     if call.text in loading.unshared:
+        # Over for every process, though its idea of the store's clock may be behind.
+        over = life.created - CLOCK_MARGIN
         entry = msgspec.structs.replace(
             entry,
-            fresh_until=life.created,
-            stale_until=life.created,
+            fresh_until=over,
+            stale_until=over,
             expires_at=life.created + load_time + LEAST_KEPT_FOR,
             is_unshared=True,
         )
