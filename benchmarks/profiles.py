@@ -1,4 +1,4 @@
-"""Where the time of a hit goes: `python -m benchmarks.profiles [memory|store|async]`.
+"""Where the time of a hit goes: `python -m benchmarks.profiles [memory|store|async|crowd]`.
 
 A profile of each kind of hit, its functions by their own time.  The profiler's own cost is in all figures, and more of
 it where functions are small: read shares and calls, not microseconds; those are `benchmarks.read_path`'s.
@@ -53,10 +53,22 @@ def asynchronous(near: Any, far: Any, profile: cProfile.Profile) -> None:
     asyncio.run(read())
 
 
+def crowd(near: Any, far: Any, profile: cProfile.Profile) -> None:
+    """Tasks that read one cold key at once."""
+
+    async def read() -> None:
+        profile.enable()
+        await asyncio.gather(*(near.aget(0) for _ in range(READS)))
+        profile.disable()
+
+    asyncio.run(read())
+
+
 KINDS: dict[str, Callable[[Any, Any, cProfile.Profile], None]] = {
     "memory": memory,
     "store": store,
     "async": asynchronous,
+    "crowd": crowd,
 }
 
 
@@ -77,7 +89,9 @@ def table(profile: cProfile.Profile) -> str:
 def main() -> None:
     """Profile, and print one table of each kind."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kinds", nargs="*", default=list(KINDS), metavar="kind", help="memory, store, async; or all")
+    parser.add_argument(
+        "kinds", nargs="*", default=list(KINDS), metavar="kind", help="memory, store, async, crowd; or all"
+    )
     options = parser.parse_args()
     with Valkey() as valkey:
         cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))

@@ -1,8 +1,9 @@
-"""Simultaneous readers of one cold key: `python -m benchmarks.stampede [--readers 50000] [--processes 4] [--peers]`.
+"""Simultaneous readers of one cold key: `python -m benchmarks.stampede [--readers 50000] [--processes 4]`.
 
 With `--peers` the same beside libraries that have a lock, where they are installed: `pip install 'cashews[redis]'
  dogpile.cache 'aiocache[redis]'`.
-Their loads run in the readers' processes, for as long.
+Their loads run in the readers' processes, for as long.  With `--threads 32` so many threads of one process, beside
+dogpile.cache.
 """
 
 from __future__ import annotations
@@ -47,6 +48,27 @@ class Crowd(NamedTuple):
     loads: int | None = None
     served: int | None = None
     took: float | None = None
+
+
+def read_on_threads(readers: int, key: int, coherence: Any, results: Any) -> None:
+    """Read one key from many threads of this process, once everybody is at the gate."""
+    from benchmarks.shop import slow
+
+    slow.peek(key)
+    ends: list[float] = []
+
+    def one() -> None:
+        slow.get(key)
+        ends.append(time.monotonic())
+
+    crowd = [threading.Thread(target=one) for _ in range(readers)]
+    coherence.wait()
+    begin = time.monotonic()
+    for each in crowd:
+        each.start()
+    for each in crowd:
+        each.join()
+    results.put((begin, max(ends, default=begin), len(ends)))
 
 
 def read(readers: int, key: int, coherence: Any, results: Any) -> None:
@@ -104,7 +126,17 @@ def floor(readers: int, processes: int) -> float:
     return float(max(end for _, end, _ in rows) - min(begin for begin, _, _ in rows))
 
 
-def rounds(readers: int, processes: int, count: int) -> Iterator[tuple[int, int, float]]:
+def beside_floor(took: float, least: float) -> str:
+    """Return what a round took beside the load, and its overhead beside the floor's."""
+    overhead = (took - LOAD_TIME) / max(least - LOAD_TIME, 1e-9)
+    return (
+        f"{took / LOAD_TIME:.1f}x the load's time; beyond it {overhead:.1f}x the floor's, which ended at {least:.2f} s"
+    )
+
+
+def rounds(
+    readers: int, processes: int, count: int, reads: Callable[[int, int, Any, Any], None] = read
+) -> Iterator[tuple[int, int, float]]:
     """Yield, of each round with a key of its own: loads by Postgres's count, readers served, seconds to the last."""
     context = multiprocessing.get_context("spawn")
     with stack() as here:
@@ -112,7 +144,7 @@ def rounds(readers: int, processes: int, count: int) -> Iterator[tuple[int, int,
             here.sql("SELECT pg_stat_statements_reset()")
             coherence, results = context.Barrier(processes), context.Queue()
             share = readers // processes
-            crowd = [context.Process(target=read, args=(share, key, coherence, results)) for _ in range(processes)]
+            crowd = [context.Process(target=reads, args=(share, key, coherence, results)) for _ in range(processes)]
             for each in crowd:
                 each.start()
             rows = [results.get(timeout=120) for _ in crowd]
@@ -276,6 +308,16 @@ def beside_peers(readers: int, processes: int) -> list[Crowd]:
     return found
 
 
+def threads_beside_dogpile(readers: int) -> list[Crowd]:
+    """Return a row for this library and one for dogpile.cache: threads of one process read one cold key."""
+    [ours] = rounds(readers, 1, 1, read_on_threads)
+    theirs = against("dogpile.cache", readers, 1)
+    return [
+        Crowd("cacheworkers", "Celery workers load, threads", *ours),
+        Crowd("dogpile.cache", PEERS["dogpile.cache"][0], *theirs),
+    ]
+
+
 def heads(readers: int, processes: int) -> tuple[str, ...]:
     """Return the heads of the table."""
     return (f"{readers:,} readers in {processes} processes", "how", "loads", "served", "the last after")
@@ -294,19 +336,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--readers", type=int, default=50_000)
     parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=0, help="so many threads of one process, beside dogpile.cache")
     parser.add_argument("--peers", action="store_true", help="one round beside peers, of 5,000 readers")
     options = parser.parse_args()
+    if options.threads:
+        print(report.markdown(heads(options.threads, 1), map(cells, threads_beside_dogpile(options.threads))))
+        return
     if options.peers:
         readers = min(options.readers, PEERS_READERS)
         found = beside_peers(readers, options.processes)
         print(report.markdown(heads(readers, options.processes), map(cells, found)))
         return
     print(f"the floor, as many tasks that await a future set after {LOAD_TIME} s: the last after", end=" ")
-    print(f"{floor(options.readers, options.processes):.2f} s")
+    least = floor(options.readers, options.processes)
+    print(f"{least:.2f} s")
     for loads, served, took in rounds(options.readers, options.processes, 3):
         print(
             f"{options.readers:,} readers in {options.processes} processes, load 0.4 s: "
-            f"{loads} load(s) by Postgres's count, {served:,} served, last after {took:.2f} s"
+            f"{loads} load(s) by Postgres's count, {served:,} served, last after {took:.2f} s: "
+            f"{beside_floor(took, least)}"
         )
 
 

@@ -27,8 +27,9 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 # Nor is it one where a test does not say itself how long something may take: store and workers may answer late.
 _PATIENCE: Any = {Config: {"store_timeout": 5.0}, Policy: {"wait_for": 20.0}}
-for _kind, _defaults in _PATIENCE.items():
-    _kind.__init__.__kwdefaults__.update(_defaults)
+if not os.environ.get("CACHEWORKERS_TEST_DEFAULTS"):  # `make test-defaults` keeps what is shipped
+    for _kind, _defaults in _PATIENCE.items():
+        _kind.__init__.__kwdefaults__.update(_defaults)
 
 
 #: Marker -> the programs of which one has to be installed, for PyPI has none of them, or be named by the variable.
@@ -48,8 +49,18 @@ def _program(marker: str) -> str | None:
     return os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
 
 
+#: Folders with long files: they go first, so that at the end of the suite no worker waits for another one's long file.
+LONG = ("integration", "model", "web", "docs", "flows")
+
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.parent.name
+    return LONG.index(folder) if folder in LONG else len(LONG)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of programs that are not on this machine; the summary says so."""
+    """Long files first; leave out the tests of programs that are not on this machine, as the summary says."""
+    items.sort(key=_place)
     for marker in PROGRAMS:
         if _program(marker) is None:
             left_out = [item for item in items if item.get_closest_marker(marker)]

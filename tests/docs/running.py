@@ -125,6 +125,7 @@ class Page:
             text = f"{path.read_text()}\n\n{text}"
         if block.language == "python":
             compile(text, block.place, "exec")
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         self._files.add(block.says)
 

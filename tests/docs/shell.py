@@ -126,6 +126,8 @@ def _python(words: list[str], files: set[str]) -> None:
         case ["-m", module, *_]:
             if importlib.util.find_spec(module) is None:
                 raise BadLine(f"python -m {module}: there is no such module")
+            if words[1:3] == ["django", "startproject"]:
+                files.add("manage.py")
         case [script, *_] if not script.startswith("-"):
             if script not in files and not (ROOT / script).exists():
                 raise BadLine(f"python {script}: the page writes no such file, and the project has none")

@@ -530,7 +530,13 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("part", MUTANTS)
+#: Found by few of many orders; the model (tests/model) shows in the main lane that the order is needed.
+RARE = {"a hard invalidation deletes entries first"}
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=pytest.mark.heavy) if part in RARE else part for part in MUTANTS]
+)
 def test_it_finds_a_library_without_a_part(world: World, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would prove nothing."""
     mutate, only, modes = MUTANTS[part]

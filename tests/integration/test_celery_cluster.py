@@ -101,6 +101,7 @@ class Readers:
             self.done += 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("here", ["60"], indirect=True)
 def test_a_rolling_restart_costs_no_read_and_no_load(here: Any, celery_setup: CeleryTestSetup) -> None:
     """Each worker in turn ends what it has begun, as a deploy asks of it; what it had taken, the other gets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pty
@@ -12,11 +13,13 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from click.testing import CliRunner
 
 from app.up import free_port
+from cacheworkers.ops.cli import main
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -44,25 +47,41 @@ cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}}, check=Fa
 def number(load: Load, n: int) -> int:
     return load.session.connection() and n
 """
-Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Done(NamedTuple):
+    """What a command has printed, and its status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, valkey: Valkey) -> Run:
-    """Run the command in a directory with a module that has a cache."""
+def cli(tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process, in a directory with a module that has a cache, imported again each time."""
     namespace = f"cli{os.getpid()}-{tmp_path.name[-20:].lower()}"[:32]
     (tmp_path / "shop.py").write_text(MODULE.format(namespace=namespace))
     (tmp_path / "away.py").write_text(AWAY.format(namespace=namespace))
+    monkeypatch.setenv("REDIS_URL", valkey.url)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
-    def run(*words: str, app: str = "shop:cache", text: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(Path(sys.executable).parent / "cacheworkers"), "--app", app, *words],
-            cwd=tmp_path,
-            env={**os.environ, "REDIS_URL": valkey.url},
-            capture_output=True,
-            text=True,
-            input=text,
-        )
+    def run(*words: str, app: str = "shop:cache", text: str = "") -> Done:
+        own = {path.stem for path in tmp_path.glob("*.py")}
+        importlib.invalidate_caches()
+        try:
+            done = CliRunner().invoke(main, ["--app", app, *words], input=text, prog_name="cacheworkers")
+        finally:
+            for name in own & sys.modules.keys():
+                del sys.modules[name]
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Done(done.exit_code, done.stdout, done.stderr)
 
     return run
 
@@ -78,7 +97,7 @@ def warm(cli: Run, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPat
     shop["cache"].close()
 
 
-def parsed(done: subprocess.CompletedProcess[str]) -> Any:
+def parsed(done: Done) -> Any:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -32,9 +32,10 @@ def test_no_interleaving_with_a_replica_that_lags_is_violated() -> None:
     assert states > 5_000
 
 
-def test_no_interleaving_with_loads_that_fail_is_violated() -> None:
+@pytest.mark.parametrize("collections", [0, pytest.param(1, marks=pytest.mark.heavy)])
+def test_no_interleaving_with_loads_that_fail_is_violated(collections: int) -> None:
     """A failure, or a row that is not there, is no older than what was acknowledged either."""
-    scene = start(loaders=2, invalidators=1, expiries=1, evictions=0, collections=1, failures=1)
+    scene = start(loaders=2, invalidators=1, expiries=1, evictions=0, collections=collections, failures=1)
     states, trace = explore(steps, Protocol(), scene, is_violated)
 
     assert trace is None
@@ -66,9 +67,12 @@ def test_every_part_is_needed(part: str) -> None:
     assert len(trace) <= 16, trace
 
 
-def test_no_interleaving_with_warming_is_violated() -> None:
+@pytest.mark.parametrize("collections", [0, pytest.param(1, marks=pytest.mark.heavy)])
+def test_no_interleaving_with_warming_is_violated(collections: int) -> None:
     """A lease that is taken before it has begun is like one that was never claimed."""
-    states, trace = explore(steps, Protocol(), start(loaders=2, warmers=1, invalidators=1, collections=1), is_violated)
+    states, trace = explore(
+        steps, Protocol(), start(loaders=2, warmers=1, invalidators=1, collections=collections), is_violated
+    )
 
     assert trace is None
     assert states > 5_000

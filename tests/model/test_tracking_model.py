@@ -52,7 +52,9 @@ def test_each_part_of_memory_is_needed(part: str) -> None:
     assert trace is not None
 
 
-@pytest.mark.parametrize("first", WAITS, ids=["slots stay", "slots move"])
+@pytest.mark.parametrize(
+    "first", [WAITS[0], pytest.param(WAITS[1], marks=pytest.mark.heavy)], ids=["slots stay", "slots move"]
+)
 def test_no_interleaving_leaves_a_reader_asleep(first: WaitingState) -> None:
     states, trace = explore(waiting_steps, Waiting(), first, sleeps_for_good)
 

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import enum
 import uuid
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from cacheworkers import Cache, Config, ConfigError, DeclarationError, TagError, tag
-from cacheworkers.core.tag_text import TextKind, kind_of, plain_text_of
+from cacheworkers import Cache, Config, ConfigError, DeclarationError, Load, TagError, tag
+from cacheworkers.core.tag_text import TagKinds, TextKind, kind_of, plain_text_of
 from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
 
 
@@ -106,13 +107,19 @@ def test_a_column_has_one_text_or_is_refused(column: Any, kind: TextKind | None)
         assert kind_of_column("item.key", sa.Column(column)) is kind
 
 
-@pytest.mark.parametrize("annotation", ARGUMENTS, ids=str)
-@pytest.mark.parametrize(("column", "kind"), COLUMNS, ids=str)
+def one_of_each_kind(types: list[tuple[Any, TextKind | None]]) -> list[Any]:
+    """Mark all but the first type of each kind as heavy: two types of one kind go the same way."""
+    first = {kind: each for each, kind in reversed(types)}
+    return [pytest.param(each, kind, marks=() if first[kind] is each else pytest.mark.heavy) for each, kind in types]
+
+
+@pytest.mark.parametrize(("annotation", "argument_kind"), one_of_each_kind([*ARGUMENTS.items()]), ids=str)
+@pytest.mark.parametrize(("column", "kind"), one_of_each_kind(COLUMNS), ids=str)
 @pytest.mark.parametrize("is_loader_first", [True, False])
 def test_loader_and_watch_make_one_tag_or_one_of_them_is_refused(
-    annotation: Any, column: Any, kind: TextKind | None, is_loader_first: bool
+    annotation: Any, argument_kind: TextKind | None, column: Any, kind: TextKind | None, is_loader_first: bool
 ) -> None:
-    """Every type of argument with every type of column, whichever is declared first."""
+    """Every kind of argument with every kind of column, whichever is declared first; heavy: every type."""
 
     class Base(DeclarativeBase):
         pass
@@ -131,7 +138,7 @@ def test_loader_and_watch_make_one_tag_or_one_of_them_is_refused(
         lambda: cache.loader(tags=("key:{product_key}",))(price),
         lambda: cache.watch(sessionmaker(sa.create_engine("sqlite://")), {Item: ["key:{key}"]}, check=False),
     ]
-    is_well = kind is not None and ARGUMENTS[annotation] is kind
+    is_well = kind is not None and argument_kind is kind
     try:
         for step in steps if is_loader_first else reversed(steps):
             step()
@@ -197,3 +204,51 @@ def test_tags_of_values_with_several_texts() -> None:
     for odd in (object(), [1], float("nan")):
         with pytest.raises(TagError):
             tag("x", odd)
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_hand", "loaders"),
+    [
+        (int, "007", "7"),
+        (int, "19.00", "19"),
+        (int, "1E+2", "100"),
+        (int, "True", "1"),
+        (int, "-0", "0"),
+        (int, "19.50", None),
+        (int, "seven", None),
+        (int, "Infinity", None),
+        (int, "1E+999999999", None),
+        (int | None, "None", "None"),
+        (bool, "1", "True"),
+        (bool, "false", "False"),
+        (uuid.UUID, "ABCDEFABCDEF4ABC8DEFABCDEFABCDEF", "abcdefab-cdef-4abc-8def-abcdefabcdef"),
+        (uuid.UUID, "lamp", None),
+        (datetime.date, "2026-01-02 00:00:00", "2026-01-02"),
+        (datetime.date, "today", None),
+        (str, "007", None),
+    ],
+)
+def test_a_tag_written_by_hand_reaches_the_loader_of_its_value(kind: Any, by_hand: str, loaders: str | None) -> None:
+    kinds = TagKinds()
+    kinds.add_loader("page", ("page:", None, "!"), [kind_of(kind)])
+    kinds.add_loader("shelf", ("shelf:", None, ":", None), [kind_of(int), kind_of(str)])
+
+    found = kinds.with_loaders_texts([f"page:{by_hand}!", "other:1", "shelf:01:a:b"])
+
+    wanted = [] if loaders is None or loaders == by_hand else [f"page:{loaders}!"]
+    assert found == [f"page:{by_hand}!", "other:1", "shelf:01:a:b", *wanted, "shelf:1:a:b"]
+
+
+def test_an_invalidation_by_hand_is_the_loader_s(make_cache: Callable[..., Cache]) -> None:
+    cache = make_cache()
+    loads = []
+
+    @cache.loader(fresh_for=300, tags=("page:{number}",))
+    def page(load: Load, number: int) -> int:
+        loads.append(number)
+        return number
+
+    assert [page.get(7), page.get(8)] == [7, 8]
+    cache.invalidate(f"page:{decimal.Decimal('7.00')}")
+    assert [page.get(7), page.get(8)] == [7, 8]
+    assert loads == [7, 8, 7]
