@@ -1,4 +1,4 @@
-"""Process: this process's parts, made and wired together; closed together, and begun again after a fork."""
+"""Wiring: this process's parts, made and wired together; closed together, and begun again after a fork."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The asks that wait for this process's publisher thread, grouped by loader and queue."""
+"""Publish queue: the load requests that wait for this process's publisher thread, grouped by loader and queue."""
 
 from __future__ import annotations
 

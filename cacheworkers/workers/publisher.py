@@ -1,4 +1,4 @@
-"""Publishes groups of asks as task messages, over a connection of its own that fails in milliseconds."""
+"""Publishes groups of load requests as task messages, over a connection of its own that fails in milliseconds."""
 
 from __future__ import annotations
 
