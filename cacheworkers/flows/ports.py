@@ -40,6 +40,7 @@ class LoadRequest(msgspec.Struct, frozen=True):
     Attributes:
         token: the lease's, 16 hex digits.
         seen: the version the reader saw, as hex; empty for none.
+        trace: the trace of its reader, for a tracing hook; empty for none.
     """
 
     loader: str
@@ -47,6 +48,7 @@ class LoadRequest(msgspec.Struct, frozen=True):
     token: str
     seen: str
     queue: QueueKind
+    trace: str = ""
 
 
 class Dispatcher(Protocol):
