@@ -16,7 +16,7 @@ tasks_columns = "name,args,state,received,runtime,worker"
 inspect_timeout = 2_000.0
 #: Oldest first out of memory.
 max_tasks = 10_000
-#: Workers that were scaled away go from the list after so many seconds.
+#: Workers that were scaled away leave the list after this many seconds.
 purge_offline_workers = 600
 #: Loads take milliseconds; Flower's own buckets begin at five of them.
 task_runtime_metric_buckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]

@@ -303,7 +303,7 @@ def run(
     database_url: str | None = None,
     count_queries: bool = True,
 ) -> Report:
-    """Replay ids while so many prices are changed a second, with a progress bar on the terminal.
+    """Replay ids while `writes` prices are changed a second, with a progress bar on the terminal.
 
     Args:
         rate: requests a second of all processes together; None for as many as are answered.
@@ -387,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=sorted(FORMATS), default="ints")
     parser.add_argument("--zipf", type=float, default=0.9, help="exponent, where no trace is given")
     parser.add_argument("--keys", type=int, default=10_000)
-    parser.add_argument("--requests", type=int, default=100_000, help="at most so many")
+    parser.add_argument("--requests", type=int, default=100_000, help="how many at most")
     parser.add_argument("--products", type=int, default=10_000, help="how many are seeded")
     parser.add_argument("--url", default="", help="the API's address; without it, through the library")
     parser.add_argument("--uncached", action="store_true", help="the API's uncached twin")

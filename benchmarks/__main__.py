@@ -46,7 +46,9 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone; --list names them")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs")
-    parser.add_argument("--trace", type=Path, nargs="+", help="recorded ones, instead of what is in ../shared/data")
+    parser.add_argument(
+        "--trace", type=Path, nargs="+", help="recorded traces; or the variable TRACES names their directory"
+    )
     parser.add_argument("--write-to", type=Path, help=f"directory of the table's files; {DOCS} for the whole")
     parser.add_argument("--list", action="store_true", help="name the benchmarks")
     options = parser.parse_args(words)

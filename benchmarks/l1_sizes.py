@@ -1,7 +1,8 @@
 """How much of a trace this library's L1 answers, by its size: `python -m benchmarks.l1_sizes [--trace FILE ...]`.
 
-Replayed are a seeded Zipf and the recorded traces in `../shared/data`, where there are any, through `L1` itself, with
-nothing invalidated and nothing expired: what is missed is missed for want of room, or read for the first time.
+Replayed are a seeded Zipf and recorded traces (`--trace`, or all of a directory that the variable TRACES names),
+through `L1` itself, with nothing invalidated and nothing expired: what is missed is missed for want of room, or read
+for the first time.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def cells(hits: Hits) -> tuple[str, ...]:
 def main() -> None:
     """Replay, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trace", type=Path, nargs="+", help="instead of what is in ../shared/data")
+    parser.add_argument(
+        "--trace", type=Path, nargs="+", help="recorded traces; or the variable TRACES names their directory"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--quick", action="store_true", help="the Zipf only")
     options = parser.parse_args()

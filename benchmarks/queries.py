@@ -1,8 +1,9 @@
 """How many queries a trace costs from a cold cache: `python -m benchmarks.queries [--trace FILE ...] [--quick]`.
 
-Replayed are a seeded Zipf and the recorded traces in `../shared/data`, where there are any, with nothing invalidated
-and nothing expired: a key is loaded once.  One load is one query.  A plain loader is asked for one key after the other;
-a batch loader for pages of keys with `get_many`, and by as many tasks as a page has keys, each for one with `aget`.
+Replayed are a seeded Zipf and recorded traces (`--trace`, or all of a directory that the variable TRACES names), with
+nothing invalidated and nothing expired: a key is loaded once.  One load is one query.  A plain loader is asked for
+one key after the other; a batch loader for pages of keys with `get_many`, and by as many tasks as a page has keys,
+each for one with `aget`.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def small(paths: Sequence[Path] | None, most: int = 200_000) -> list[Trace]:
 def main() -> None:
     """Replay, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trace", type=Path, nargs="+", help="instead of what is in ../shared/data")
+    parser.add_argument(
+        "--trace", type=Path, nargs="+", help="recorded traces; or the variable TRACES names their directory"
+    )
     parser.add_argument("--quick", action="store_true", help="a small Zipf only")
     options = parser.parse_args()
     traces = [Trace("Zipf 0.9", zipf(10_000, 1_000) if options.quick else zipf(100_000, 10_000))]

@@ -62,7 +62,7 @@ class Found:
 
 
 class Scale(NamedTuple):
-    """How much to measure, and which recorded traces: None for those in `../shared/data`."""
+    """How much to measure, and which recorded traces: None for those that `TRACES` names."""
 
     is_quick: bool = False
     traces: list[Path] | None = None

@@ -2,9 +2,9 @@
 
     python -m benchmarks.simulation [--quick] [--defaults] [--trace FILE.trace.xz ...]
 
-Replayed are a seeded Zipf and the recorded traces in `../shared/data`, where there are any.  Requests come as a Poisson
-stream over an hour to four processes; writes invalidate what was read lately.  The library's own flows decide
-(`benchmarks/virtual.py`); "every reader loads" is what a cache without leases does.
+Replayed are a seeded Zipf and recorded traces (`--trace`, or all of a directory that the variable TRACES names).
+Requests come as a Poisson stream over an hour to four processes; writes invalidate what was read lately.  The
+library's own flows decide (`benchmarks/virtual.py`); "every reader loads" is what a cache without leases does.
 
 A hot key is one of the most read hundredth, or of the `--hot` most read.  Its period is what its entry is fresh for, or
 until an invalidation: 1 load each, and a little more where loads come ahead (`benchmarks/periods.py`).  Those that come
@@ -421,7 +421,9 @@ def traces(paths: list[Path] | None, *, is_quick: bool) -> list[Trace]:
 def main() -> None:
     """Replay, and print one table a trace; written as Markdown and as a picture, too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trace", type=Path, nargs="+", help="instead of what is in ../shared/data")
+    parser.add_argument(
+        "--trace", type=Path, nargs="+", help="recorded traces; or the variable TRACES names their directory"
+    )
     parser.add_argument("--only", nargs="+", help="names of traces")
     parser.add_argument("--fresh-for", type=float, nargs="+", default=[300.0, 60.0])
     parser.add_argument("--stale-for", type=float, default=60.0)

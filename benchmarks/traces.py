@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import itertools
 import lzma
+import os
 import random
 import sys
 from collections import Counter
@@ -12,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-#: Where recorded traces are looked for, beside the project's root.
-SHARED = ROOT.parent / "shared" / "data"
+#: Names a directory with recorded traces, which `--trace` names one by one.
+VARIABLE = "TRACES"
 SUFFIXES = (".trace.xz", ".longs.xz")
 
 
@@ -54,10 +54,11 @@ def zipf(requests: int, keys: int, *, skew: float = 0.9, seed: int = 7) -> Seque
 
 
 def found(paths: Sequence[Path] | None) -> list[Path]:
-    """Return the traces that were named, or else those in `SHARED`, the small ones first."""
-    if paths:
-        return list(paths)
-    there = [path for path in SHARED.glob("*.xz") if path.name.endswith(SUFFIXES)] if SHARED.is_dir() else []
+    """Return the traces that were named, or else those in the directory that `TRACES` names, the small ones first."""
+    directory = os.environ.get(VARIABLE)
+    if paths or not directory:
+        return list(paths or ())
+    there = [path for path in Path(directory).glob("*.xz") if path.name.endswith(SUFFIXES)]
     return sorted(there, key=lambda path: path.stat().st_size)
 
 

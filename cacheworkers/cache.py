@@ -233,7 +233,7 @@ class Cache:
             TagError: a tag is empty, too long or holds control characters.
         """
         if session is not None and not dry_run:
-            self._watching.add(session, tags, mode)
+            self._watching.add(session, self._ports.tag_kinds.with_loaders_texts(tags), mode)
             return Invalidation(0, 0)
         return run(self._invalidation(tags, mode, dry_run, progress))
 
@@ -247,7 +247,7 @@ class Cache:
     ) -> Invalidation:
         """Invalidate every entry that has any of the tags; see `invalidate`."""
         if session is not None and not dry_run:
-            await self._watching.aadd(session, tags, mode)
+            await self._watching.aadd(session, self._ports.tag_kinds.with_loaders_texts(tags), mode)
             return Invalidation(0, 0)
         return await arun(self._invalidation(tags, mode, dry_run, progress))
 
@@ -689,7 +689,7 @@ class Cache:
             raise CallError("invalidate takes at least one tag")
         for tag in tags:
             check_tag(tag, self.config.max_tag_bytes)
-        named = list(dict.fromkeys(tags))
+        named = list(dict.fromkeys(self._ports.tag_kinds.with_loaders_texts(tags)))
         if dry_run:
             return count_entries(self._ports, named)
         if has_dirty_session(self._ports):

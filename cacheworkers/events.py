@@ -209,7 +209,7 @@ class MaintenanceMissed(Event, frozen=True):
 
 
 class AccessesReported(Event, frozen=True):
-    """Reads of so many calls of a loader were added to its access scores in the store."""
+    """Reads of `calls` calls of a loader were added to its access scores in the store."""
 
     loader: str
     calls: int
@@ -227,7 +227,7 @@ class Warmed(Event, frozen=True):
 
 
 class WarmingPaused(Event, frozen=True):
-    """A round of warming asked for nothing: so many messages wait for workers in the miss and in the warm queue."""
+    """A round of warming asked for nothing: `misses` and `warm` messages wait for workers in these queues."""
 
     misses: int
     warm: int

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 #: How many half seconds the charts show.
 KEPT = 120
 OUTCOMES = 30
-#: A crowd that nobody watches goes home after so many seconds.
+#: A crowd that nobody watches goes home after this many seconds.
 WATCHED_WITHIN = 10.0
 READY_WITHIN = 60.0
 #: Messages that one reader may be behind; then it must connect again.

@@ -7,7 +7,7 @@ different shapes, and never serve each other's entries.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,12 +22,13 @@ NO_SHAPE = bytes(SHAPE_BYTES)
 _PROSE = frozenset(("title", "description", "examples"))
 
 
-def shape_of(annotation: Any, parameters: Sequence[str], tags: Sequence[str] = ()) -> bytes:
-    """Return the digest of a loader's return annotation, the names of its parameters, and its tags' templates.
+def shape_of(annotation: Any, parameters: Mapping[str, Any], tags: Sequence[str] = ()) -> bytes:
+    """Return the digest of a loader's return annotation, its parameters and their types, and its tags' templates.
 
     A default counts, for a field that is left out of the JSON takes it; names of classes and docstrings do not.
     """
-    described = {"value": _schema_of(annotation), "parameters": list(parameters), "tags": sorted(tags)}
+    arguments = [[name, _schema_of(each)] for name, each in parameters.items()]
+    described = {"value": _schema_of(annotation), "parameters": arguments, "tags": sorted(tags)}
     text = msgspec.json.encode(described, enc_hook=repr, order="deterministic")
     return hashlib.blake2b(text, digest_size=SHAPE_BYTES).digest()
 

@@ -10,10 +10,11 @@ import datetime
 import decimal
 import enum
 import math
+import re
 import typing
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from cacheworkers.core.annotations import members_of, shown
 from cacheworkers.errors import TagError
@@ -146,6 +147,7 @@ class TagKinds:
     def __init__(self) -> None:
         self._loaders: dict[tuple[str | None, ...], dict[str, tuple[TextKind | None, ...]]] = {}
         self._rows: dict[tuple[str | None, ...], dict[str, tuple[TextKind | None, ...]]] = {}
+        self._typed: list[_Typed] | None = None
 
     def add_loader(self, who: str, texts: tuple[str | None, ...], kinds: Sequence[TextKind | None]) -> None:
         """Note a loader's template.
@@ -154,6 +156,24 @@ class TagKinds:
             TagError: only rows whose fields are of other kinds have such tags.
         """
         self._add(self._loaders, self._rows, who, texts, tuple(kinds))
+        self._typed = None
+
+    def with_loaders_texts(self, tags: Iterable[str]) -> list[str]:
+        """Return tags, and what loaders write for those whose fields are other texts of the same values.
+
+        `page:7.00`, formatted by hand from a Decimal, is `page:7` to a loader that takes an int.
+        """
+        if self._typed is None:
+            self._typed = _typed(self._loaders)
+        given = list(tags)
+        found: dict[str, None] = {}
+        for template in self._typed:
+            for tag in given:
+                if isinstance(tag, str) and tag.startswith(template.head):
+                    text = template.text_of(tag)
+                    if text is not None and text != tag:
+                        found[text] = None
+        return [*given, *found]
 
     def add_rows(self, who: str, texts: tuple[str | None, ...], kinds: Sequence[TextKind | None]) -> None:
         """Note a template of a watched class or of triggers; raises as `add_loader` does, with the sides changed."""
@@ -171,6 +191,67 @@ class TagKinds:
                 f"the same type, or other tags"
             )
         mine.setdefault(texts, {})[who] = kinds
+
+
+class _Typed(NamedTuple):
+    """A loader's template with fields whose values have other texts elsewhere."""
+
+    head: str
+    pattern: re.Pattern[str]
+    texts: tuple[str | None, ...]
+    kinds: tuple[TextKind | None, ...]
+
+    def text_of(self, tag: str) -> str | None:
+        """Return the tag as the loader writes it; None if it is none of this template's."""
+        match = self.pattern.fullmatch(tag)
+        if match is None:
+            return None
+        try:
+            fields = iter([_READ[kind](text) for kind, text in zip(self.kinds, match.groups(), strict=True)])
+        except (ValueError, ArithmeticError):
+            return None
+        return "".join(next(fields) if text is None else text for text in self.texts)
+
+
+def _typed(loaders: Mapping[tuple[str | None, ...], Mapping[str, tuple[TextKind | None, ...]]]) -> list[_Typed]:
+    found = []
+    for texts, by_loader in loaders.items():
+        # The shortest first: a number holds none of the text that follows it, while a text may.
+        pattern = re.compile("".join("(.*?)" if text is None else re.escape(text) for text in texts), re.DOTALL)
+        for kinds in dict.fromkeys(by_loader.values()):
+            if set(kinds) - {None, TextKind.STR}:
+                found.append(_Typed(texts[0] or "", pattern, texts, kinds))
+    return found
+
+
+def _int(text: str) -> str:
+    number = decimal.Decimal({"True": "1", "False": "0"}.get(text, text))
+    if not number.is_finite() or number.adjusted() > 40 or number != int(number):
+        raise ValueError(text)
+    return str(int(number))
+
+
+def _bool(text: str) -> str:
+    return {"1": "True", "0": "False", "true": "True", "false": "False"}.get(text, text)
+
+
+def _date(text: str) -> str:
+    return datetime.date.fromisoformat(text[:10] if text[10:11] in (" ", "T") else text).isoformat()
+
+
+def _or_none(read: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda text: text if text == "None" else read(text)
+
+
+#: Kind -> what makes the text that loaders write of another text of the same value; raises ValueError where it is none.
+_READ: dict[TextKind | None, Callable[[str], str]] = {
+    None: str,
+    TextKind.STR: str,
+    TextKind.INT: _or_none(_int),
+    TextKind.BOOL: _bool,
+    TextKind.UUID: _or_none(lambda text: str(uuid.UUID(text))),
+    TextKind.DATE: _or_none(_date),
+}
 
 
 def _agree(kinds: tuple[TextKind | None, ...], others: tuple[TextKind | None, ...]) -> bool:

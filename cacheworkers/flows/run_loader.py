@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from cacheworkers.core.calls import Call
@@ -11,9 +12,11 @@ from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, Runner
 
 #: Runs of a batch loader that its first failure may cost, besides one a key.
 SPARE_RUNS = 16
-#: What ends a load from outside, or says that the database is away: it tells nothing of a key.
-_NOT_OF_A_KEY = (OSError, TimeoutError, MemoryError, LoadTimeout)
-_NAMES_NOT_OF_A_KEY = frozenset({"SoftTimeLimitExceeded", "OperationalError", "InterfaceError", "QueryCanceled"})
+#: What ends a load from outside, or says that the database is away: it says nothing about a key.
+_NOT_OF_A_KEY = (ConnectionError, TimeoutError, socket.gaierror, MemoryError, LoadTimeout)
+_NAMES_NOT_OF_A_KEY = frozenset(
+    {"SoftTimeLimitExceeded", "OperationalError", "InterfaceError", "QueryCanceled", "ConnectionError", "Timeout"}
+)
 
 
 def run_loader(ports: Ports, loader: LoaderSpec, loading: Loading, runner: Runner) -> Flow[dict[str, Any]]:
@@ -118,4 +121,6 @@ def _raised(values: dict[str, Any]) -> Exception | None:
 
 def _is_of_no_key(error: Exception) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
+    if type(error) is OSError:  # no route, no file descriptors; a key's file that is not there has a class of its own
+        return True
     return isinstance(error, _NOT_OF_A_KEY) or not names.isdisjoint(_NAMES_NOT_OF_A_KEY)

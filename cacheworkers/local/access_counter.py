@@ -21,7 +21,7 @@ from cacheworkers.policy import Policy
 MOST = 20_000
 
 
-#: A loader's access scores look back over about so many of its periods: fewer mistake a burst for a habit, more
+#: A loader's access scores look back over about this many of its periods: fewer mistake a burst for a habit, more
 #: notice late what has become hot (benchmarks/simulation.py).
 PERIODS = 2.0
 MAX_HALF_LIFE = 86400.0

@@ -1,4 +1,4 @@
-"""Loops: says once that a read which waits on its thread was made on an event loop, which stands still meanwhile."""
+"""Blocking-call warning: logs once that a read which blocks its thread was made on an event loop."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "foreign_keys_total": ("Keys of the namespace that garbage collections passed over: they are of another type.", ()),
     "outbox_delivered_total": ("Outbox rows delivered by drains.", ()),
     "outbox_undelivered_total": ("Outbox rows that their commit could not deliver itself.", ()),
-    "outbox_replayed_total": ("Outbox rows delivered anew after the store was restarted.", ()),
+    "outbox_replayed_total": ("Outbox rows delivered again after the store was restarted.", ()),
     "store_losses_total": ("How often the store was lost.", ()),
     "listener_losses_total": ("How often the listener was lost.", ()),
 }

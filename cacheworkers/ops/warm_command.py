@@ -207,7 +207,7 @@ def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version
                 f"no worker knows {loader} version {version}: {worker.name} consumes {queue}, and knows version "
                 f"{worker.versions[loader]}; start workers with this code"
             )
-    return f"{consuming[0].name} consumes {queue}, and does not know {loader}: start it anew with this code"
+    return f"{consuming[0].name} consumes {queue}, and does not know {loader}: restart it with this code"
 
 
 def _rows(

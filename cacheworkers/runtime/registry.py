@@ -76,7 +76,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
             is_batch,
             inspect.iscoroutinefunction(function),
             rate_limit,
-            shape=shape_of(codec.annotation, signature.parameters, templates.declared),
+            shape=shape_of(codec.annotation, signature.annotations, templates.declared),
         )
         self[name] = spec
         return spec

@@ -1,4 +1,4 @@
-"""Probe: what the broker and the workers say of themselves, and how the Celery app is set up."""
+"""Worker diagnostics: what the broker and the workers say of themselves, and how the Celery app is set up."""
 
 from __future__ import annotations
 
@@ -180,15 +180,15 @@ def worker_facts(app: Celery) -> list[WorkerFacts]:
 def _worker(name: str, queues: Sequence[Any], tasks: Sequence[Any], stats: Sequence[Any]) -> WorkerFacts:
     """Return what workers of one name say together."""
     loads = [text for each in tasks if isinstance(each, list) for text in each if _is_load(text)]
-    told = [each for each in stats if isinstance(each, dict) and "error" not in each]
+    answers = [each for each in stats if isinstance(each, dict) and "error" not in each]
     return WorkerFacts(
         name,
         frozenset(queue["name"] for each in queues if isinstance(each, list) for queue in each),
         frozenset(map(_loader, loads)),
         {_loader(text): int(found[1]) for text in loads if (found := _TOLD_VERSION.search(text))},
-        max((int(each.get("prefetch_count") or 0) for each in told), default=0),
-        max((int(each.get("pool", {}).get("max-concurrency") or 0) for each in told), default=0),
-        max((float(each["uptime"]) for each in told if "uptime" in each), default=None),
+        max((int(each.get("prefetch_count") or 0) for each in answers), default=0),
+        max((int(each.get("pool", {}).get("max-concurrency") or 0) for each in answers), default=0),
+        max((float(each["uptime"]) for each in answers if "uptime" in each), default=None),
         len(queues),
     )
 

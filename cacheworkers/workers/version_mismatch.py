@@ -1,4 +1,4 @@
-"""Versions: loads of a version of a loader that this worker does not know go back to the queue, for one that does.
+"""Version mismatch: loads of a version that this worker does not know go back to the queue, for one that does.
 
 While a new version is rolled out there are workers of both.  A message of either kind is taken by any of them.
 """

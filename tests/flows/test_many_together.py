@@ -523,6 +523,40 @@ def test_lapsed_entries_are_served_when_their_load_has_failed(make_shop: Any) ->
     assert shop.batches == [[1, UNLUCKY, 2]]
 
 
+class NotThere(OSError):
+    """As `requests.HTTPError` and `urllib.error.HTTPError` are: an answer of a server about one key."""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_a_key"),
+    [
+        (FileNotFoundError(2, "no such file"), True),
+        (NotThere("404"), True),
+        (ConnectionResetError("cut"), False),
+        (TimeoutError("late"), False),
+        (OSError(101, "no route"), False),
+    ],
+    ids=repr,
+)
+def test_what_one_key_raises_is_its_own_and_what_a_dead_line_raises_is_all_s(
+    make_shop: Any, error: Exception, is_of_a_key: bool
+) -> None:
+    shop = make_shop(wait_for=0)
+
+    def odd(keys: list[int]) -> None:
+        if UNLUCKY in keys:
+            raise error
+
+    shop.on_load = odd
+    with pytest.raises(LoadErrors) as caught:
+        shop.many([1, UNLUCKY, 2]).finish()
+
+    if is_of_a_key:
+        assert caught.value.values == tens([1, 2]) and list(caught.value.errors) == [UNLUCKY]
+    else:
+        assert caught.value.values == {} and shop.batches == [[1, UNLUCKY, 2]]
+
+
 def test_a_push_between_the_first_look_and_the_place_among_waiters_is_not_slept_through(shop: Shop) -> None:
     """The push came when nobody was there yet; another reader's claim, asked for before, is still under way.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import enum
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,10 @@ from hypothesis import strategies as st
 from cacheworkers import Cache
 from cacheworkers.core.shape import NO_SHAPE, fits, shape_of
 from cacheworkers.events import LoadRefused, OtherRelease
+
+
+class Rank(enum.IntEnum):
+    FIRST = 1
 
 
 class Cost(msgspec.Struct):
@@ -107,7 +113,7 @@ def test_each_release_reads_its_own_values_with_few_loads(
 
 @given(st.sampled_from(list(SHAPES)), st.sampled_from(list(SHAPES)))
 def test_shapes_differ_where_annotations_do(one: str, other: str) -> None:
-    shapes = [shape_of(SHAPES[each][0], ["id"]) for each in (one, other)]
+    shapes = [shape_of(SHAPES[each][0], {"id": int}) for each in (one, other)]
 
     assert fits(*shapes) is (one == other)
     assert fits(shapes[0], NO_SHAPE) and fits(NO_SHAPE, shapes[0])
@@ -117,10 +123,39 @@ def test_names_of_classes_and_docstrings_are_no_part_of_a_shape() -> None:
     def made(name: str, doc: str) -> Any:
         return msgspec.defstruct(name, [("title", int)], namespace={"__doc__": doc})
 
-    assert shape_of(made("View", "One."), ["id"]) == shape_of(made("View", "Another."), ["id"])
-    assert shape_of(msgspec.defstruct("View", [("title", int)]), []) != shape_of(
-        msgspec.defstruct("View", [("name", int)]), []
+    assert shape_of(made("View", "One."), {"id": int}) == shape_of(made("View", "Another."), {"id": int})
+    assert shape_of(msgspec.defstruct("View", [("title", int)]), {}) != shape_of(
+        msgspec.defstruct("View", [("name", int)]), {}
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "argument"),
+    [
+        (str, datetime.date, "2026-01-31"),
+        (str, bytes, "YWJj"),
+        (str, decimal.Decimal, "7"),
+        (int, Rank, 1),
+        (int | None, int, 1),
+    ],
+)
+def test_a_call_whose_parameter_has_another_type_never_meets_an_old_value(
+    make_cache: Callable[..., Cache], old: Any, new: Any, argument: Any
+) -> None:
+    """The text of both calls is the same, and to its loader each means something else."""
+    loaders = []
+    for annotation in (old, new):
+
+        def shown(load: Any, at: Any) -> str:
+            return repr(at)
+
+        shown.__annotations__.update(at=annotation, **{"return": str})
+        loaders.append(make_cache().loader(name="shown", fresh_for=300, jitter=0)(shown))
+
+    for _ in range(2):
+        for loader, annotation in zip(loaders, (old, new), strict=True):
+            given = argument if annotation is not bytes else b"abc"
+            assert loader.get(given) == repr(msgspec.convert(argument, annotation, strict=False))
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])

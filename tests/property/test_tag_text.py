@@ -6,6 +6,7 @@ import datetime
 import decimal
 import enum
 import uuid
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from cacheworkers import Cache, Config, ConfigError, DeclarationError, TagError, tag
-from cacheworkers.core.tag_text import TextKind, kind_of, plain_text_of
+from cacheworkers import Cache, Config, ConfigError, DeclarationError, Load, TagError, tag
+from cacheworkers.core.tag_text import TagKinds, TextKind, kind_of, plain_text_of
 from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
 
 
@@ -203,3 +204,51 @@ def test_tags_of_values_with_several_texts() -> None:
     for odd in (object(), [1], float("nan")):
         with pytest.raises(TagError):
             tag("x", odd)
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_hand", "loaders"),
+    [
+        (int, "007", "7"),
+        (int, "19.00", "19"),
+        (int, "1E+2", "100"),
+        (int, "True", "1"),
+        (int, "-0", "0"),
+        (int, "19.50", None),
+        (int, "seven", None),
+        (int, "Infinity", None),
+        (int, "1E+999999999", None),
+        (int | None, "None", "None"),
+        (bool, "1", "True"),
+        (bool, "false", "False"),
+        (uuid.UUID, "ABCDEFABCDEF4ABC8DEFABCDEFABCDEF", "abcdefab-cdef-4abc-8def-abcdefabcdef"),
+        (uuid.UUID, "lamp", None),
+        (datetime.date, "2026-01-02 00:00:00", "2026-01-02"),
+        (datetime.date, "today", None),
+        (str, "007", None),
+    ],
+)
+def test_a_tag_written_by_hand_reaches_the_loader_of_its_value(kind: Any, by_hand: str, loaders: str | None) -> None:
+    kinds = TagKinds()
+    kinds.add_loader("page", ("page:", None, "!"), [kind_of(kind)])
+    kinds.add_loader("shelf", ("shelf:", None, ":", None), [kind_of(int), kind_of(str)])
+
+    found = kinds.with_loaders_texts([f"page:{by_hand}!", "other:1", "shelf:01:a:b"])
+
+    wanted = [] if loaders is None or loaders == by_hand else [f"page:{loaders}!"]
+    assert found == [f"page:{by_hand}!", "other:1", "shelf:01:a:b", *wanted, "shelf:1:a:b"]
+
+
+def test_an_invalidation_by_hand_is_the_loader_s(make_cache: Callable[..., Cache]) -> None:
+    cache = make_cache()
+    loads = []
+
+    @cache.loader(fresh_for=300, tags=("page:{number}",))
+    def page(load: Load, number: int) -> int:
+        loads.append(number)
+        return number
+
+    assert [page.get(7), page.get(8)] == [7, 8]
+    cache.invalidate(f"page:{decimal.Decimal('7.00')}")
+    assert [page.get(7), page.get(8)] == [7, 8]
+    assert loads == [7, 8, 7]

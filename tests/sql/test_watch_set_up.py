@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Table, create_engine
+from sqlalchemy import Column, ForeignKey, Table, create_engine, event, select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
-from cacheworkers import Cache, ConfigError, UnwatchedWrite
+from cacheworkers import Cache, ConfigError, Load, UnwatchedWrite
 from cacheworkers.testing.servers import wait_until
 
 
@@ -164,6 +164,42 @@ def test_autocommit_of_one_session_is_refused(cache: Cache, sessions: sessionmak
         session.add(Thing(id=1, slug="a"))
         with pytest.raises(UnwatchedWrite, match="AUTOCOMMIT"):
             session.flush()
+    with sessions() as session:
+        assert session.get(Thing, 1) is None  # refused before it was written, and committed
+
+
+def test_a_scoped_session_is_watched_by_its_factory(cache: Cache, sessions: sessionmaker[Session]) -> None:
+    cache.outbox.create(engine_of(sessions))
+    scoped = scoped_session(sessions)
+    cache.watch(scoped, {Thing: ["thing:{id}"]})
+
+    scoped.add(Thing(id=1, slug="a"))
+    scoped.commit()
+    scoped.remove()
+
+    with engine_of(sessions).connect() as connection:
+        assert [row.tags for row in connection.execute(cache.outbox.table.select())] == ["thing:1"]
+
+
+def test_a_listener_that_was_there_before_reads_what_is_committed(
+    make_cache: Callable[..., Cache], sessions: sessionmaker[Session]
+) -> None:
+    engine = engine_of(sessions)
+    cache = make_cache(sessions=sessionmaker(engine))
+    cache.outbox.create(engine)
+    read: list[Any] = []
+
+    @cache.loader(tags=("thing:{thing_id}",), fresh_for=300)
+    def slug(load: Load, thing_id: int) -> str | None:
+        return load.session.scalar(select(Thing.slug).where(Thing.id == thing_id))
+
+    event.listen(sessions, "after_commit", lambda session: read.append(slug.get(1)))
+    cache.watch(sessions, {Thing: ["thing:{id}"]})
+    for value in ("a", "b"):
+        with sessions.begin() as session:
+            session.merge(Thing(id=1, slug=value))
+
+    assert read == ["a", "b"]
 
 
 # -- what cannot be known at set-up fails no commit

@@ -18,6 +18,7 @@ from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.workers import celery_settings
 from cacheworkers.workers.binding import Binding, Maintenance, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
+from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.task_messages import parse_requests, shown
 
 PLAIN = LoaderInfo("product", 10.0, False, 100)
@@ -413,3 +414,22 @@ def test_a_loader_of_another_module_is_not_replaced(make_cache: Callable[..., An
 
     with pytest.raises(DeclarationError, match="declared already, in module"):
         cache.loader(name="price", replace=True)(other)
+
+
+def test_the_time_limits_of_a_message_are_those_of_its_calls() -> None:
+    """A load that hangs keeps its worker for its own time, not for that of the largest message."""
+    name = "limits"
+    app = Celery(name, broker="memory://limits", set_as_current=False)
+    publisher = Publisher(app, Config(queue_prefix="limits"), lambda requests: None, lambda event: None)
+    info = LoaderInfo("price", 10.0, False, 100)
+    requests = [LoadRequest("price", f"price[{n}]", "ab" * 8, "", "warm") for n in range(3)]
+
+    publisher.publish(info, "warm", requests[:1])
+    publisher.publish(info, "warm", requests)
+
+    limits = []
+    with app.connection_for_read() as connection:
+        for _ in range(2):
+            message = connection.default_channel.basic_get("limits.warm")
+            limits.append(message.headers["timelimit"])
+    assert limits == [[20.0, 15.0], [40.0, 35.0]]

@@ -67,6 +67,7 @@ class WatchService:
         check: bool,
     ) -> None:
         """Begin to watch sessions; see `Cache.watch`."""
+        sessions = getattr(sessions, "session_factory", sessions)  # of a scoped_session
         max_tag_bytes = self._ports.config.max_tag_bytes
         parsed = WatchMapping(mapping, max_tag_bytes, self._ports.tag_kinds, columns=columns, ignore=ignore, mode=mode)
         hooks = SessionHooks(

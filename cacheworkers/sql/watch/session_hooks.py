@@ -87,7 +87,8 @@ class SessionHooks:
             **self._hooks_of_writing(),
         }
         for name, hook in hooks.items():
-            event.listen(kind, name, hook)
+            # Before the user's own: what they read there has to be invalidated by then.
+            event.listen(kind, name, hook, insert=name == "after_commit")
         for key, attributes in self._mapping.attributes():
             for name in attributes:
                 event.listen(getattr(key, name), "set", self._on_set, propagate=True)
@@ -232,11 +233,7 @@ class SessionHooks:
             self._triggers.check_still_there(connection, tables)
             self._dirty(session).note_unknown(connection)
         for connection, tags in flush.tags().items():
-            if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-                raise UnwatchedWrite(
-                    "watched rows were changed with isolation_level='AUTOCOMMIT': without a transaction, the outbox "
-                    "cannot be written in the same one"
-                )
+            _refuse_autocommit(connection)
             self._write(session, connection, tags)
 
     def _on_after_commit(self, session: Session) -> None:
@@ -267,6 +264,8 @@ class SessionHooks:
     def _is_noted(self, flush: Flush, connection: Connection, context: Any) -> bool:
         """Return whether the mapper events have noted what a flush's statement changes, or it is noted now."""
         table: Any = getattr(getattr(context.compiled, "statement", None), "table", None)
+        if table in self._mapping.described and not self._triggers.write_all(connection, frozenset({table})):
+            _refuse_autocommit(connection)
         if self._mapping.knows(table) and flush.has_made(context):
             flush.before_statement(connection, self._mapping.of)
             return True
@@ -315,6 +314,20 @@ class SessionHooks:
                 check_outbox(self.outbox, engine)
             except SQLAlchemyError as error:
                 log.warning("the outbox of %r could not be checked: %s", engine.url, error)
+
+
+def _refuse_autocommit(connection: Connection) -> None:
+    """Refuse to change watched rows where each statement is committed by itself.
+
+    Raises:
+        UnwatchedWrite: it is so on this connection.
+    """
+    level = connection.get_execution_options().get("isolation_level")
+    if level == "AUTOCOMMIT" or (level is None and is_autocommit(connection.engine)):
+        raise UnwatchedWrite(
+            "watched rows are changed with isolation_level='AUTOCOMMIT': without a transaction, the outbox cannot be "
+            "written in the same one"
+        )
 
 
 def _session_class(sessions: Any) -> type[Session]:

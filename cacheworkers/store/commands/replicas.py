@@ -1,4 +1,4 @@
-"""Replicate: wait until enough replicas have what was written, so that a failover to one of them loses none of it."""
+"""Replicas: wait until enough replicas have what was written, so that a failover to one of them loses none of it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ log = logging.getLogger("cacheworkers")
 
 PING_EVERY = 0.5
 PING_LOST_AFTER = 2.0
-#: Requests to track that come within so many seconds are sent together.
+#: Requests to track that come within this many seconds are sent together.
 COLLECT_FOR = 0.001
 _BACKOFF = (0.05, 2.0)
 

@@ -4,7 +4,7 @@
 -- KEYS[1]  tag set   KEYS[2]  last invalidation
 -- ARGV[1]  most members to drop   ARGV[2]  how old, in ms, an invalidation's mark must be to be dropped
 -- Returns  {members dropped, 1 if the mark was dropped, 1 if the tag set is foreign, 1 if the mark is}
--- Atomic because a member found expired may be registered anew before it is removed.
+-- Atomic because a member found expired may be registered again before it is removed.
 -- By score only, never because the entry does not exist: a registered member's write may still come.
 -- What is foreign, of another type or no number, stays as it is.
 local tag_set, last = KEYS[1], KEYS[2]
