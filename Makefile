@@ -22,6 +22,10 @@ test: .venv/.ready lint  ## Check style and types, then run the whole suite.
 test-all: .venv/.ready lint test-defaults  ## Run the heavy tests too, and reads with the default time-outs.
 	$(BIN)/python -m pytest $(AT_ONCE) -m ""
 
+.PHONY: test-topologies
+test-topologies: .venv/.ready  ## Run the suite of stores and brokers, each with passwords and TLS where there is such a server.
+	$(BIN)/python -m pytest -m "" tests/topologies tests/integration/test_rabbitmq.py tests/integration/test_worker_pools.py
+
 # Elsewhere store_timeout is 5 s and wait_for 20 s, so that a busy machine is no finding.
 OF_DEFAULTS := tests/flows/test_reads.py tests/flows/test_many.py tests/flows/test_many_together.py \
 	tests/flows/test_failures.py tests/flows/test_races.py tests/flows/test_crowds.py tests/web/test_read_json.py
@@ -106,6 +110,10 @@ bench-apps: .venv/.ready  ## Measure one product API cached by each peer in turn
 .PHONY: compose-check
 compose-check: .venv/.ready  ## Kill the containers of docker-compose.yml one by one under load; needs root and Docker.
 	$(BIN)/python -m tests.compose.check $(COMPOSE_CHECK)
+
+.PHONY: faults
+faults: .venv/.ready  ## Inject 208 faults under load, in minutes; writes how long each kind takes to heal into the docs.
+	$(BIN)/python -m benchmarks.faults --faults 208 --write
 
 .PHONY: reference
 reference: .venv/.ready  ## Write the tables of docs/reference again, from the code.

@@ -43,6 +43,14 @@ MARGIN = 0.5
 LASTS = 0.3
 BACK_WITHIN = 30.0
 HEADS = ("fault", "times", "back after, median ms", "most ms")
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "explanation" / "faults.md"
+TITLE = "# How long faults take to heal"
+INTRO = """
+`make faults` writes this page.  Each fault lasts for 0.3 s and is then healed, while three processes read and one
+writes.  The time is taken from there until an invalidation is acknowledged and a read comes from the store again.  The
+history checker compares all reads with what was acknowledged before they began.
+"""
 
 
 class Found(NamedTuple):
@@ -295,10 +303,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     found = run(options.faults, options.seed)
     title = f"{options.faults} faults, {found.reads:,} reads, {found.failed:,} failed, {len(found.stale)} too old"
     Console(width=100).print(report.table(title, HEADS, rows_of(found)))
+    if options.write:
+        PAGE.write_text(f"{TITLE}\n{INTRO}\n{title}.\n\n{report.markdown(HEADS, rows_of(found))}")
     for each in found.stale[:10]:
         print(each)
     return int(bool(found.stale))

@@ -67,7 +67,7 @@ class RabbitMQ(Server):
         assert program is not None, "tests that need RabbitMQ carry the marker `rabbitmq`"
         (self.dir / "plugins").write_text("[].\n")
         (self.dir / "rabbitmq.conf").write_text("loopback_users = none\nvm_memory_high_watermark.absolute = 2GB\n")
-        return [program], {"env": self._env}
+        return [program], {"env": self._env, "cwd": str(self.dir)}
 
     def is_ready(self) -> bool:
         """Return whether it begins a connection as AMQP does."""

@@ -28,7 +28,7 @@ from cacheworkers.events import (
     StoreBack,
     StoreLost,
 )
-from cacheworkers.flows.load import refuse_loads
+from cacheworkers.flows.load_failure import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
 from cacheworkers.load_context import AroundLoad
@@ -44,6 +44,7 @@ from cacheworkers.runtime.database_mark import DatabaseMark
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.load_runner import CallersSessions, LoaderRunner, NoSessions
+from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook, inside
 from cacheworkers.runtime.worker_watch import WorkerWatch
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
@@ -102,6 +103,9 @@ class Runtime:
         self._owner = weakref.ref(owner)
         self._celery = celery
         self._hook = hook
+        tracing = hook if isinstance(hook, TracingHook) else None
+        if tracing is not None:
+            around_load = inside(tracing.around_load, around_load)
         self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
         self._failure_log = FailureLog(config.backoff_for)
         self._limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
@@ -163,10 +167,13 @@ class Runtime:
                 waited_for=lambda: waiters.calls,
                 on_taken=self._note_taken,
                 on_alive=lambda name: ports.store.note_worker(name).run(),
+                **({} if tracing is None else {"around_task": tracing.around_task}),
             )
             self._watch = watch = WorkerWatch(self.workers, ports.store, config)
             ports.dispatcher = watch
             ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
+        if tracing is not None:
+            ports.dispatcher = TracedDispatcher(ports.dispatcher, tracing)
         if config.testing:
             ports.dispatcher = InlineDispatcher(run_loads)
         _runtimes.add(self)

@@ -38,7 +38,7 @@ class WorkerWatch:
     def __init__(self, dispatcher: Any, store: Store, config: Config, clock: Callable[[], float] = monotonic) -> None:
         """
         Args:
-            dispatcher: what sends requests; also `queue_states` and `worker_command`.
+            dispatcher: what sends requests; also `queue_states`, `worker_command` and `may_wait_for_itself`.
         """
         self._dispatcher: Any = dispatcher
         self._store = store
@@ -75,9 +75,12 @@ class WorkerWatch:
         if now < self._undeliverable_until:
             return 0
         first = requests[0] if requests else None
-        if self.is_open and first and first.queue == "miss" and first.loader not in self.never_loaded_by_readers:
-            self._probe(first, now)
-            return 0
+        if first and first.queue == "miss" and first.loader not in self.never_loaded_by_readers:
+            if self._dispatcher.may_wait_for_itself():
+                return 0
+            if self.is_open:
+                self._probe(first, now)
+                return 0
         taken: int = self._dispatcher.submit_all(requests)
         return taken
 

@@ -1,13 +1,16 @@
 """Fixtures for your own suite; pytest finds them by itself.
 
 `cacheworkers_redis_url` and `cacheworkers_database_url` are servers for the session: those that the environment
-names, `TEST_REDIS_URL` and `TEST_DATABASE_URL`, else embedded ones that end with it.
+names, `TEST_REDIS_URL` and `TEST_DATABASE_URL`, else embedded ones that end with it.  `cacheworkers_start_workers`
+starts real Celery workers for one test, as nodes of pytest-celery.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +39,23 @@ def cacheworkers_database_url() -> Iterator[str]:
 
     with Postgres() as server:
         yield server.create_database("cacheworkers_test")
+
+
+@pytest.fixture
+def cacheworkers_start_workers(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start real workers: `cacheworkers_start_workers(app, "first", "second")` returns pytest-celery's cluster of them.
+
+    Keywords are those of `cacheworkers.testing.celery_nodes.start_workers`.  They end with the test.
+    """
+    clusters = []
+
+    def start(app: Any, *names: str, **options: Any) -> Any:
+        from cacheworkers.testing.celery_nodes import start_workers
+
+        clusters.append(start_workers(app, names or ("worker",), tmp_path, **options))
+        return clusters[-1]
+
+    yield start
+    for cluster in clusters:
+        for node in cluster:
+            node.teardown()

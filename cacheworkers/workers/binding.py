@@ -17,16 +17,17 @@ from cacheworkers.errors import CacheworkersError, ConfigError, StoreError
 from cacheworkers.events import Event
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, stamp_messages
-from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
+from cacheworkers.workers.celery_dispatcher import AroundTask, CeleryDispatcher, RunLoads, no_scope
 from cacheworkers.workers.celery_internals import (
     add_queues,
     consume_in_order,
     consumed_queues,
+    is_in_task_of_consumer,
     remove_queues,
     survive_lost_host,
 )
 from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_tasks
-from cacheworkers.workers.celery_settings import PREFIX, AddedSettings, direct
+from cacheworkers.workers.celery_settings import PREFIX, AddedSettings, direct, keep_rate_limit
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.queue_probe import TASK as PROBE
 from cacheworkers.workers.queue_probe import mark_of
@@ -123,6 +124,10 @@ class Binding:
         """Ask the broker for the four queues; see `CeleryDispatcher.queue_states`."""
         return self._dispatcher.queue_states()
 
+    def may_wait_for_itself(self) -> bool:
+        """Return whether this thread runs a task of a worker that takes misses: with one slot it would wait in vain."""
+        return is_in_task_of_consumer(self.app, self._dispatcher.queue_names[0])
+
     def worker_command(self) -> str:
         """Return the command that starts a worker of the four queues."""
         return worker_command(self.app, self._dispatcher.queue_names)
@@ -173,7 +178,7 @@ class Binding:
     def _make_tasks(self, **_: Any) -> None:
         for name, work in self._tasks().items():
             self.app.tasks.pop(name, None)
-            self.app.task(name=name, lazy=False, ignore_result=True, shared=False)(work)
+            keep_rate_limit(self.app.task(name=name, lazy=False, ignore_result=True, shared=False)(work), None)
 
     def _tasks(self) -> dict[str, Callable[..., None]]:
         tasks: dict[str, Callable[..., None]] = {
@@ -251,6 +256,7 @@ def bind(
     on_taken: Callable[[str], None] = lambda queue: None,
     on_alive: Callable[[str], object] = lambda name: None,
     refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
+    around_task: AroundTask = no_scope,
 ) -> Binding:
     """Bind the user's Celery app, and return the dispatcher.
 
@@ -267,6 +273,7 @@ def bind(
         on_taken: called in workers that take messages, with "miss", "revalidate" or "warm".
         on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
         refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
+        around_task: surrounds each task of a loader.
 
     Raises:
         ConfigError: the app is bound already.
@@ -285,6 +292,7 @@ def bind(
         waited_for=waited_for,
         on_taken=on_taken,
         refuse=refuse,
+        around_task=around_task,
     )
     return Binding(app, config, dispatcher, maintenance, reset_after_fork, on_alive)
 

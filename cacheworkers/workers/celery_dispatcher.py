@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from celery import Celery
@@ -14,17 +15,24 @@ from cacheworkers.errors import CacheworkersError, KeyMissing, StoreError, Unkno
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
-from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN
+from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, keep_rate_limit
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import MODULE, parse_requests, shown
+from cacheworkers.workers.task_messages import MODULE, parse_requests, shown, traces_of
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
 #: Runs loads of one loader, and returns why some of them failed.
 RunLoads = Callable[[str, list[LoadRequest], bool], list[CacheworkersError] | None]
+#: Surrounds a task, given its loader, its calls and their readers' traces.
+AroundTask = Callable[[str, Sequence[str], Sequence[str]], AbstractContextManager[None]]
+
+
+def no_scope(loader: str, calls: Sequence[str], traces: Sequence[str]) -> AbstractContextManager[None]:
+    """Surround a task with nothing."""
+    return contextlib.nullcontext()
 
 
 class CeleryDispatcher:
@@ -48,6 +56,7 @@ class CeleryDispatcher:
         emit: Callable[[Event], None],
         waited_for: Callable[[], int],
         on_taken: Callable[[str], None],
+        around_task: AroundTask,
     ) -> None:
         self.app = app
         queues = config.queues
@@ -55,6 +64,7 @@ class CeleryDispatcher:
         self.infos: dict[str, LoaderInfo] = {}
         self._run_loads = run_loads
         self._refuse = refuse
+        self._around_task = around_task
         self._emit = emit
         self.on_taken = on_taken
         self._eager = InlineDispatcher(run_loads)
@@ -128,15 +138,15 @@ class CeleryDispatcher:
     def _make_task(self, info: LoaderInfo) -> None:
         """Make the Celery task of a loader, again if there is one.
 
-        Time limits end a load that ignores its deadline, in prefork pools only: on threads, the statement timeout
-        and `load.deadline` are all there is.
+        Time limits end a load that ignores its deadline, in prefork pools only: on threads, the statement timeout and
+        `load.deadline` are all there is.  These are for the largest message; each message has its own.
         """
 
         def load(task: Any, /, *_: Any, asks: Any = None, hops: Any = 0, **__: Any) -> None:
             self._run_task(task, info, asks, hops)
 
         self.app.tasks.pop(PREFIX + info.name, None)
-        self.app.task(
+        task = self.app.task(
             name=PREFIX + info.name,
             bind=True,
             lazy=False,
@@ -146,12 +156,13 @@ class CeleryDispatcher:
             acks_on_failure_or_timeout=True,
             ignore_result=True,
             serializer="json",
-            soft_time_limit=info.message_for + SOFT_MARGIN,
-            time_limit=info.message_for + HARD_MARGIN,
+            soft_time_limit=info.message_for() + SOFT_MARGIN,
+            time_limit=info.message_for() + HARD_MARGIN,
             rate_limit=info.rate_limit,
             loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
             shared=False,
         )(load)
+        keep_rate_limit(task, info.rate_limit)
 
     def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""
@@ -163,12 +174,14 @@ class CeleryDispatcher:
                 self._refuse(requests, reason)
             return
         self.on_taken(requests[0].queue)
+        traces = traces_of(task.request, len(requests))
         requests = self._of_known_version(task, info, requests, hops)
         if not requests:
             return
         delivery = task.request.delivery_info or {}
         try:
-            failures = self._run_loads(loader, requests, bool(delivery.get("redelivered")))
+            with self._around_task(loader, [request.call for request in requests], traces):
+                failures = self._run_loads(loader, requests, bool(delivery.get("redelivered")))
         except UnknownLoader:
             return
         except StoreError as error:

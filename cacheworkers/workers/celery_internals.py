@@ -49,6 +49,11 @@ def consumed_queues(app: Celery) -> list[str]:
     return list(app.amqp.queues.consume_from)
 
 
+def is_in_task_of_consumer(app: Celery, queue: str) -> bool:
+    """Return whether this thread runs a task in a worker of this app that consumes a queue itself."""
+    return app.current_worker_task is not None and queue in app.amqp.queues.consume_from
+
+
 def _add_missing(queues: Any, names: Iterable[str]) -> None:
     """Add queues of the type that the app's own have.
 

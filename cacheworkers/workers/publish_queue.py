@@ -54,10 +54,12 @@ class LoaderInfo(msgspec.Struct, frozen=True):
             most = min(most, self.pace.fits(MISS_GROUP_FOR))
         return max(1, most)
 
-    @property
-    def message_for(self) -> float:
-        """How long the calls of one message may take, seconds: a batch loads at once, others one after the other."""
-        return self.load_for * (1 if self.is_batch else self.group_size("warm"))
+    def message_for(self, calls: int | None = None) -> float:
+        """Return how long the calls of one message may take, seconds; by default of the largest message.
+
+        A batch is one load, other calls are loaded one after the other.
+        """
+        return self.load_for * (1 if self.is_batch else calls or self.group_size("warm"))
 
 
 class Send(Protocol):

@@ -15,7 +15,7 @@ from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.workers import celery_settings
 from cacheworkers.workers.publish_queue import LoaderInfo
-from cacheworkers.workers.task_messages import MODULE, rows_of, shown
+from cacheworkers.workers.task_messages import headers_of, rows_of, shown
 
 #: A message outlives its lease by this, seconds: only to shed an old backlog, the token decides.
 EXPIRES_MARGIN = 60.0
@@ -116,7 +116,9 @@ class Publisher:
             serializer="json",
             argsrepr=shown(requests),
             kwargsrepr="",
-            headers={MODULE: info.module},
+            headers=headers_of(info.module, requests),
+            soft_time_limit=info.message_for(len(requests)) + celery_settings.SOFT_MARGIN,
+            time_limit=info.message_for(len(requests)) + celery_settings.HARD_MARGIN,
             producer=self._the_producer(),
         )
 

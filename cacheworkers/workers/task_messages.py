@@ -11,6 +11,8 @@ from cacheworkers.flows.ports import LoadRequest
 
 #: A message's header with the module that declares its loader, for workers that have not imported it.
 MODULE = "cacheworkers_module"
+#: ... and one with the traces of its calls' readers, if a hook makes any.
+TRACES = "cacheworkers_traces"
 #: Longest text of a call in a message's headers, which tools show.
 SHOWN = 120
 
@@ -18,6 +20,20 @@ SHOWN = 120
 def rows_of(requests: Sequence[LoadRequest]) -> list[list[str]]:
     """Return load requests as a message carries them."""
     return [[request.call, request.token, request.seen, request.queue] for request in requests]
+
+
+def headers_of(module: str, requests: Sequence[LoadRequest]) -> dict[str, Any]:
+    """Return the headers of a message."""
+    traces = [request.trace for request in requests]
+    return {MODULE: module, TRACES: traces} if any(traces) else {MODULE: module}
+
+
+def traces_of(request: Any, count: int) -> list[str]:
+    """Return the traces of a task's calls; "" for those without, and for all of a header that cannot be read."""
+    traces = getattr(request, TRACES, None)
+    if not isinstance(traces, list) or len(traces) != count:
+        return [""] * count
+    return [each if isinstance(each, str) else "" for each in traces]
 
 
 def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:

@@ -94,6 +94,14 @@ def held(load: Load, n: int) -> int:
     return int(load.session.execute(text("SELECT price FROM product WHERE id = :n"), {"n": n}).scalar_one())
 
 
+@app.task(name="reads")
+def reads(product_id: int) -> None:
+    """The user's: reads the cache within a worker, perhaps in its only slot."""
+    value = patient.get(product_id)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE product SET price = :v WHERE id = -1"), {"v": value})
+
+
 if os.environ.get("OWN_METRICS_PORT"):
     serve_when_workers_start(cache, int(os.environ["OWN_METRICS_PORT"]))
 if os.environ.get("LOG_DIAGNOSIS"):

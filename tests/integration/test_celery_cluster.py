@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from containers import LocalContainer, LocalWorker
-from pytest_celery import CeleryTestSetup, CeleryTestWorker, CeleryWorkerCluster
+from pytest_celery import CeleryTestSetup, CeleryWorkerCluster
 
 from cacheworkers.testing.servers import wait_until
 
 pytest_plugins = ("pytest_celery.plugin",)
 
 HERE = Path(__file__).parent
-QUEUES = "cw.miss,cw.revalidate,cw.warm,cw.upkeep"
 
 
 @pytest.fixture
@@ -46,19 +42,9 @@ def celery_setup_app(here: Any) -> Any:
 
 
 @pytest.fixture
-def celery_worker_cluster(here: Any, tmp_path: Path) -> Iterator[CeleryWorkerCluster]:
+def celery_worker_cluster(here: Any, cacheworkers_start_workers: Callable[..., CeleryWorkerCluster]) -> Any:
     """Two workers on all four queues."""
-    nodes = []
-    for name in ("first", "second"):
-        words = [sys.executable, "-m", "celery", "-A", "shop", "worker", "-n", f"{name}@%h", "-Q", QUEUES, "-c", "2"]
-        words += ["-l", "DEBUG", "--without-mingle", "--without-gossip"]
-        env = {**os.environ, **here.env}
-        container = LocalContainer(name, words, cwd=HERE, env=env, log=tmp_path / f"{name}.log")
-        nodes.append(CeleryTestWorker(LocalWorker(container), app=here.module.app))
-    cluster = CeleryWorkerCluster(*nodes)
-    yield cluster
-    for node in nodes:
-        node.teardown()
+    return cacheworkers_start_workers(here.module.app, "first", "second", options=("-c", "2"), env=here.env, cwd=HERE)
 
 
 class Readers:

@@ -442,6 +442,8 @@ def test_a_good_database_has_no_finding(watched: Cache) -> None:
     assert set(found) == STORE_RULES | {
         "database-away",
         "pooler",
+        "replica-loads",
+        "transaction-limits",
         "outbox-unknown",
         "outbox-missing",
         "outbox-lag",

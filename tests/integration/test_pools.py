@@ -19,7 +19,7 @@ from cacheworkers.events import Published
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers import publisher
+from cacheworkers.workers import celery_settings, publisher
 from cacheworkers.workers.binding import Binding, Maintenance, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 
@@ -154,8 +154,10 @@ def test_the_message_of_a_killed_child_comes_back_marked_redelivered(pool: Pool)
     wait_until(lambda: not pool.waiting())
 
 
-def test_a_load_past_its_hard_limit_is_given_up(pool: Pool) -> None:
+def test_a_load_past_its_hard_limit_is_given_up(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It heeds neither deadline nor soft limit: its process is killed, and the message does not go to the next."""
+    monkeypatch.setattr(celery_settings, "SOFT_MARGIN", 0.1)
+    monkeypatch.setattr(celery_settings, "HARD_MARGIN", 0.3)
     pool.start("--pool", "prefork", "-c", "1")
 
     pool.ask("hangs[1]")

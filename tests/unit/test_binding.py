@@ -18,6 +18,7 @@ from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.workers import celery_settings
 from cacheworkers.workers.binding import Binding, Maintenance, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
+from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.task_messages import parse_requests, shown
 
 PLAIN = LoaderInfo("product", 10.0, False, 100)
@@ -289,6 +290,38 @@ def test_a_loader_s_task(is_finalized: bool) -> None:
     assert (task.rate_limit, task.serializer) == ("10/s", "json")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"task_default_rate_limit": "1/m"},
+        {"task_annotations": {"*": {"rate_limit": "1/m"}}},
+        {"task_annotations": [{"*": {"rate_limit": "1/m", "priority": 3}}]},
+    ],
+    ids=str,
+)
+def test_a_rate_limit_of_all_the_app_s_tasks_is_none_of_ours(settings: dict[str, Any]) -> None:
+    """Readers would wait for their loads, one a minute; a limit of the task's own name is meant for it."""
+    app = Celery("shop")
+    app.conf.update(settings)
+    own = {"cacheworkers.load.page": {"rate_limit": "5/s"}}
+    theirs = app.conf.task_annotations or []
+    app.conf.task_annotations = [*([theirs] if isinstance(theirs, dict) else theirs), own]
+    workers = bound(app)
+
+    @app.task(name="mail", shared=False)
+    def mail() -> None: ...
+
+    for name, rate in (("product", None), ("price", "10/s"), ("page", None)):
+        workers.register(LoaderInfo(name, 3.0, False, 100, rate))
+    app.finalize()
+
+    rates = {name: task.rate_limit for name, task in app.tasks.items() if "celery." not in name}
+    assert rates.pop("mail") == "1/m"
+    loads = {"product": 0, "price": "10/s", "page": "5/s"}
+    assert {name: rates.pop(f"cacheworkers.load.{name}") for name in loads} == loads
+    assert set(rates.values()) == {0}
+
+
 GOOD = ["product[1]", TOKEN, "", "miss"]
 
 
@@ -413,3 +446,22 @@ def test_a_loader_of_another_module_is_not_replaced(make_cache: Callable[..., An
 
     with pytest.raises(DeclarationError, match="declared already, in module"):
         cache.loader(name="price", replace=True)(other)
+
+
+def test_the_time_limits_of_a_message_are_those_of_its_calls() -> None:
+    """A load that hangs keeps its worker for its own time, not for that of the largest message."""
+    name = "limits"
+    app = Celery(name, broker="memory://limits", set_as_current=False)
+    publisher = Publisher(app, Config(queue_prefix="limits"), lambda requests: None, lambda event: None)
+    info = LoaderInfo("price", 10.0, False, 100)
+    requests = [LoadRequest("price", f"price[{n}]", "ab" * 8, "", "warm") for n in range(3)]
+
+    publisher.publish(info, "warm", requests[:1])
+    publisher.publish(info, "warm", requests)
+
+    limits = []
+    with app.connection_for_read() as connection:
+        for _ in range(2):
+            message = connection.default_channel.basic_get("limits.warm")
+            limits.append(message.headers["timelimit"])
+    assert limits == [[20.0, 15.0], [40.0, 35.0]]

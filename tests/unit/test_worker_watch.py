@@ -26,6 +26,7 @@ class Dispatcher:
         self.taken: list[LoadRequest] = []
         self.length = 0
         self.is_away = False
+        self.is_in_own_worker = False
 
     def submit_all(self, requests: list[LoadRequest]) -> int:
         self.taken += requests
@@ -35,6 +36,9 @@ class Dispatcher:
         if self.is_away:
             raise BrokerUnavailable("away")
         return [QueueState("cw.miss", self.length, None)]
+
+    def may_wait_for_itself(self) -> bool:
+        return self.is_in_own_worker
 
     def worker_command(self) -> str:
         return "celery -A shop worker -Q cw.miss"
@@ -171,3 +175,13 @@ def test_the_same_is_logged_once_a_minute(scene: Scene, caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records if "cannot be sent" in record.getMessage()] == [
         "messages to cw.miss cannot be sent; this process loads its misses itself meanwhile: refused"
     ] * 2
+
+
+def test_a_task_of_a_worker_that_takes_misses_loads_its_own(scene: Scene) -> None:
+    """Its worker may have no other slot.  What only workers may load, or nobody waits for, is sent all the same."""
+    scene.watch.never_loaded_by_readers.add("strict")
+    scene.dispatcher.is_in_own_worker = True
+
+    sent = [scene.watch.submit(each) for each in (request(), request("warm"), request(loader="strict"))]
+
+    assert sent == [False, True, True]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule
-from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, pooler_facts, trigger_faults
+from cacheworkers.policy import Policy
+from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, pooler_facts, server_limits, trigger_faults
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
@@ -25,6 +26,21 @@ POOLER = Rule(
     "In its transaction mode statements fail now and then with `prepared statement ... does not exist`.  NOTIFY does "
     "not pass it either: draining processes look twice a second instead.",
     '`create_engine(..., connect_args={"prepare_threshold": None})` for psycopg; see How to invalidate, PgBouncer.',
+)
+REPLICA_LOADS = Rule(
+    "replica-loads",
+    "warning",
+    "Loaders read a replica, and have no `hold_off_for`.",
+    "A load that begins after an invalidation may read the old row there, which is then kept for all of `fresh_for`.",
+    "Bind the loaders' sessions to the primary, or declare them with a `hold_off_for` above the lag of the replica.",
+)
+LIMITS = Rule(
+    "transaction-limits",
+    "warning",
+    "The database ends transactions earlier than loaders' deadlines.",
+    "A loader that computes, or calls something else, between two statements loses its connection, and its load fails.",
+    "Raise `idle_in_transaction_session_timeout` and `transaction_timeout` for the loaders' role above `load_for`, "
+    "or shorten `load_for`.",
 )
 UNKNOWN = Rule(
     "outbox-unknown",
@@ -56,7 +72,7 @@ TRIGGERS = Rule(
     "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
     "`triggers.install(connection)`, or its `up()` in a migration.",
 )
-RULES = (AWAY, POOLER, UNKNOWN, MISSING, LAG, TRIGGERS)
+RULES = (AWAY, POOLER, REPLICA_LOADS, LIMITS, UNKNOWN, MISSING, LAG, TRIGGERS)
 
 
 def check_engines(engines: Sequence[Any]) -> Iterator[Finding]:
@@ -80,6 +96,25 @@ def check_pooler(engine: Any) -> Iterator[Finding]:
         f"keeps prepared statements; {facts.setting} keeps none" if facts.prepares else "keeps no prepared statements"
     )
     yield POOLER.finding(facts.prepares, f"a pooler answers for {engine.url!r}, and its driver {kept}")
+
+
+def check_limits(engine: Any, policies: Mapping[str, Policy]) -> Iterator[Finding]:
+    """Yield whether a database suits loaders: no replica without `hold_off_for`, transactions that may last as long.
+
+    Args:
+        policies: of the loaders, by name.
+    """
+    limits = server_limits(engine)
+    if limits is None:
+        return
+    hasty = sorted(name for name, policy in policies.items() if not policy.hold_off_for) if limits.is_replica else []
+    kind = "a replica" if limits.is_replica else "no replica"
+    shown = f"{engine.url!r} is {kind}" + (f", and {', '.join(hasty)} would keep what it lacks" if hasty else "")
+    yield REPLICA_LOADS.finding(bool(hasty), shown)
+    given = [limit for limit in (limits.idle_for, limits.transaction_for) if limit]
+    longer = sorted(name for name, policy in policies.items() if given and policy.load_for > min(given))
+    allowed = f"{engine.url!r} ends a transaction after {min(given):g} s" if given else f"{engine.url!r} ends none"
+    yield LIMITS.finding(bool(longer), allowed + (f"; {', '.join(longer)} may take longer" if longer else ""))
 
 
 def check_outbox(engine: Any, outbox: Outbox, config: Config) -> Iterator[Finding]:

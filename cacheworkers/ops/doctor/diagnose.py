@@ -145,6 +145,9 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
         where = "" if len(databases) == 1 else f" at {engine.url!r}"
         yield Check(f"database{where}", database, partial(database_checks.check_database, engine))
         yield Check(f"pooler{where}", database, partial(database_checks.check_pooler, engine))
+        if engine in databases:
+            policies = {name: cache.loaders[name].policy for name in cache.loaders}
+            yield Check(f"limits{where}", database, partial(database_checks.check_limits, engine, policies))
         if has_outbox and engine.url in with_outbox:
             look = partial(database_checks.check_outbox, engine, cache.outbox, config)
             yield Check(f"outbox{where}", database, look)

@@ -1,4 +1,4 @@
-"""Diagnostics: what a database says about its outbox, its triggers and a pooler before it."""
+"""Diagnostics: what a database says about itself, its outbox, its triggers and a pooler before it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, func, inspect, select
+from sqlalchemy import Connection, Engine, func, inspect, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cacheworkers.errors import CacheworkersError
@@ -116,6 +116,39 @@ def pooler_facts(engine: Engine) -> PoolerFacts | None:
                 return None
         # A pooler makes up the process number that a client is given for cancelling.
         return PoolerFacts(pid != connection.execute(select(func.pg_backend_pid())).scalar_one(), prepares, setting)
+
+    return _inspected(engine, inspection) if engine.dialect.name == "postgresql" else None
+
+
+class ServerLimits(msgspec.Struct, frozen=True):
+    """What a Postgres server is, and how long it lets a transaction of this engine wait.
+
+    Attributes:
+        is_replica: it replays another server's changes.
+        idle_for: after how many seconds without a statement it ends a transaction; 0 for never.
+        transaction_for: after how many seconds it ends any transaction; 0 for never.
+    """
+
+    is_replica: bool
+    idle_for: float
+    transaction_for: float
+
+
+def server_limits(engine: Engine) -> ServerLimits | None:
+    """Return what a Postgres server is and allows; None for other databases.
+
+    Raises:
+        DatabaseUnavailable: it does not answer.
+    """
+    names = ("idle_in_transaction_session_timeout", "transaction_timeout")  # the second since PostgreSQL 17
+
+    def inspection(connection: Connection) -> ServerLimits:
+        is_replica = bool(connection.execute(select(func.pg_is_in_recovery())).scalar_one())
+        query = text("SELECT name, setting FROM pg_settings WHERE name IN (:idle, :whole)")  # milliseconds
+        rows = connection.execute(query, {"idle": names[0], "whole": names[1]})
+        found = {str(name): float(setting) for name, setting in rows}
+        idle_for, transaction_for = (found.get(name, 0.0) / 1000 for name in names)
+        return ServerLimits(is_replica, idle_for, transaction_for)
 
     return _inspected(engine, inspection) if engine.dialect.name == "postgresql" else None
 
