@@ -4,7 +4,9 @@ Readers, writers, workers, drains and a garbage collector are processes of their
 -9, at random and in exact windows (`DIES_BEFORE`): writers between commit and invalidation, and half-way through it;
 drains likewise, and before they mark what they have delivered; workers between any two steps of a load; the garbage
 collector within what it finishes for the dead.  The store is frozen, entries and leases are deleted, loads outlast
-their leases.  A change is acknowledged when the commit of its watched session has returned.
+their leases.  What does not die goes wrong in part: the store has no room, denies writes, is read-only or busy with a
+script; half of the processes get its replies late, all at once or never; loads fail, batches have bad keys, a rate
+limit leaves no turn.  A change is acknowledged when the commit of its watched session has returned.
 Readers and writers record what they did;
 at the end each read is compared with what was acknowledged before it began (`cacheworkers.ops.history_checker`; `--keep
 DIR` leaves the files to `cacheworkers check-history`), and once the drain is through, every entry must be what the
@@ -32,11 +34,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults import Faults
 from benchmarks.soakdeaths import counted, environment
 from benchmarks.stack import ROOT
-from cacheworkers.errors import CacheworkersError
+from cacheworkers.errors import CacheworkersError, LoadError, LoadErrors
 from cacheworkers.ops.history_checker import History, Recorder, check
-from cacheworkers.testing import Postgres, Valkey
+from cacheworkers.testing import FaultProxy, Postgres, Valkey
 from cacheworkers.testing.servers import end_with_parent, wait_until
 
 PRICES, READERS, WRITERS = 40, 4, 2
@@ -44,6 +47,14 @@ WORKER = [sys.executable, "-m", "celery", "-A", "benchmarks.soakshop", "worker",
 WORKER += ["-Q", "cw.miss,cw.revalidate,cw.warm,cw.upkeep", "--without-mingle", "--without-gossip"]
 DRAIN = [sys.executable, "-c", "from benchmarks.soak import drain; drain()"]
 COLLECT = [sys.executable, "-c", "from benchmarks.soak import collect; collect()"]
+#: What goes wrong in part, by its name in `benchmarks.faults`.
+PARTIAL = (
+    "store full", "store read-only", "store denies writes", "store busy with a script", "store kills all connections",
+    "connections cut", "replies held back", "replies late by 30 ms", "tracking connections cut",
+)  # fmt: skip
+#: Longest that a read may take, seconds: it waits for a worker, loads itself, perhaps for longer than a lease, and asks
+#: a store that does not answer; a machine that is busy with all of this adds to it.
+BOUND = 10.0
 #: Who dies how often right before which step.
 DIES_BEFORE = {
     "writer": {"next_seq": 0.005, "detach": 0.001, "drop": 0.001, "drained": 0.001},
@@ -62,6 +73,7 @@ class Report:
         acts: what was done from outside; deaths: who died before which step.
         old: reads through the store older than an acknowledged change, as evidence.
         lag: of each L1 read that was older, how long before it the change was acknowledged, seconds.
+        slowest: the longest read, seconds; late: how many took longer than BOUND.
         unequal: entries that are not what the database says, at the end.
     """
 
@@ -72,6 +84,8 @@ class Report:
     writes: int = 0
     old: list[str] = field(default_factory=list)
     lag: list[float] = field(default_factory=list)
+    slowest: float = 0.0
+    late: int = 0
     unequal: list[str] = field(default_factory=list)
 
 
@@ -86,31 +100,49 @@ class Shared:
 
 
 def read(number: int, shared: Shared, results: Any, histories: Path) -> None:
-    """Read for ever, and record it."""
-    from benchmarks.soakshop import GROUPS, near, strict, total
+    """Read for ever, and record it; every second process through the proxy."""
+    if number % 2:
+        os.environ["REDIS_URL"] = os.environ["PROXY_URL"]
+    from benchmarks import soakshop as shop
 
     report = Report()
     recorder = Recorder(histories / f"reader{number}.jsonl")
     chance = random.Random(number)
 
+    async def values(kind: float, key: int) -> tuple[str, str, dict[Any, int]]:
+        """Read something; the loader's name, where it came from, and the versions of prices."""
+        if kind < 0.1:
+            total = await shop.total.aread(key % shop.GROUPS)
+            return "total", total.tier, total.value
+        if kind < 0.2:
+            keys = [key, *(chance.randrange(1, PRICES + 3) for _ in range(3))]
+            try:
+                return "several", "store", await shop.several.aget_many(keys)
+            except LoadErrors as error:
+                report.failed.update(type(each).__name__ for each in error.errors.values())
+                return "several", "store", dict(error.values)
+        loader = shop.near if kind < 0.5 else shop.limited if kind < 0.6 else shop.strict
+        found = await loader.aread(key)
+        return loader.name, found.tier, {key: found.value}
+
     async def one() -> None:
         while not shared.stop_reading.is_set():
-            kind = chance.random()
-            key = chance.randrange(1, PRICES + 1)
-            loader: Any = total if kind < 0.1 else near if kind < 0.5 else strict
-            if loader is total:
-                key %= GROUPS
+            kind, key = chance.random(), chance.randrange(1, PRICES + 1)
             began = time.monotonic()
             try:
-                found = await loader.aread(key)
+                name, tier, versions = await values(kind, key)
             except Exception as error:
                 report.failed[type(error).__name__] += 1
+                await asyncio.sleep(0.001)
                 continue
-            versions = found.value if loader is total else {key: found.value}
+            finally:
+                took = time.monotonic() - began
+                report.slowest = max(report.slowest, took)
+                report.late += took > BOUND
             for each, version in versions.items():
-                recorder.read(f"price:{each}", version, began, tier=found.tier, by=f"{loader.name}[{key}]")
+                recorder.read(f"price:{each}", version, began, tier=tier, by=f"{name}[{key}]")
             shared.reads[number] += 1
-            report.reads[f"{loader.name} {found.tier}"] += 1
+            report.reads[f"{name} {tier}"] += 1
 
     async def all_of_them() -> None:
         await asyncio.gather(*(one() for _ in range(8)))
@@ -122,6 +154,8 @@ def read(number: int, shared: Shared, results: Any, histories: Path) -> None:
 def write(number: int, shared: Shared, rate: float, histories: Path) -> None:
     """Raise prices of one's own share, for ever."""
     os.environ.update(environment("writer", DIES_BEFORE["writer"], histories))
+    if number % 2:
+        os.environ["REDIS_URL"] = os.environ["PROXY_URL"]
     from benchmarks.soakshop import Price, sessions, undelivered
 
     chance = random.Random()
@@ -170,9 +204,12 @@ def collect() -> None:
 class Chaos:
     """Starts what dies, and kills it."""
 
-    def __init__(self, context: Any, shared: Shared, valkey: Valkey, where: Path, rate: float, report: Report) -> None:
+    def __init__(
+        self, context: Any, shared: Shared, valkey: Valkey, proxy: FaultProxy, where: Path, rate: float, report: Report
+    ) -> None:
         self.context, self.shared, self.valkey, self.where, self.rate = context, shared, valkey, where, rate
         self.report = report
+        self.faults = Faults(valkey, proxy, lambda: None).kinds
         self.is_over = False
         self.others = {"worker": [WORKER] * 2, "drain": [DRAIN] * 2, "collector": [COLLECT]}
         self.running = {who: [self._spawn(who, words) for words in each] for who, each in self.others.items()}
@@ -183,8 +220,13 @@ class Chaos:
         import redis
 
         self.revive()
-        act = random.choice(["worker", "child", "drain", "collector", "writer", "freeze", "evict", "leases", "evict"])
+        deadly = ["worker", "child", "drain", "collector", "writer", "freeze", "evict", "leases", "evict"]
+        act = random.choice(deadly if random.random() < 0.5 else PARTIAL)
         self.report.acts[act] += 1
+        if act in PARTIAL:
+            with contextlib.suppress(redis.RedisError):
+                self.faults[act]()
+            return
         client = redis.Redis.from_url(self.valkey.url)
         if act in self.running:
             at = random.randrange(len(self.running[act]))
@@ -269,8 +311,14 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
     """
     context = multiprocessing.get_context("spawn")
     report = Report()
-    with Valkey() as valkey, Postgres() as postgres, tempfile.TemporaryDirectory() as directory:
-        os.environ.update(REDIS_URL=valkey.url, DATABASE_URL=postgres.create_database("soak"), PYTHONPATH=str(ROOT))
+    with (
+        Valkey() as valkey,
+        FaultProxy(valkey.url) as proxy,
+        Postgres() as postgres,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        os.environ.update(REDIS_URL=valkey.url, BROKER_URL=valkey.url, PROXY_URL=proxy.url)
+        os.environ.update(DATABASE_URL=postgres.create_database("soak"), PYTHONPATH=str(ROOT))
         from benchmarks.soakshop import Base, Price, cache, engine, near, sessions, strict
 
         Base.metadata.create_all(engine)
@@ -279,7 +327,7 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
             session.add_all(Price(id=n, amount=0) for n in range(1, PRICES + 1))
         shared, results = Shared(context), context.Queue()
         where = Path(directory)
-        chaos = Chaos(context, shared, valkey, where, rate, report)
+        chaos = Chaos(context, shared, valkey, proxy, where, rate, report)
         readers = [context.Process(target=read, args=(n, shared, results, where)) for n in range(READERS)]
         for reader in readers:
             reader.start()
@@ -302,10 +350,12 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
                 mine = results.get(timeout=60)
                 report.reads += mine.reads
                 report.failed += mine.failed
+                report.slowest = max(report.slowest, mine.slowest)
+                report.late += mine.late
             with sessions() as session:
                 for price in session.query(Price):
                     for loader in (near, strict):
-                        value = loader.get(price.id)
+                        value = _value(loader, price.id)
                         if value != price.amount:
                             report.unequal.append(
                                 f"{loader.name}[{price.id}] is {value}, the database has {price.amount}"
@@ -322,6 +372,19 @@ def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path
         report.deaths = counted(where)
         _compare(where, keep, report)
     return report
+
+
+def _value(loader: Any, number: int) -> int:
+    """Return a price; its load may fail, and is then due again soon."""
+    found: list[int] = []
+
+    def is_loaded() -> bool:
+        with contextlib.suppress(LoadError):
+            found.append(loader.get(number))
+        return bool(found)
+
+    wait_until(is_loaded, 60)
+    return found[0]
 
 
 def _compare(where: Path, keep: Path | None, report: Report) -> None:
@@ -351,6 +414,7 @@ def main() -> None:
     print(f"older than an acknowledged change, through the store: {len(report.old)} {report.old[:5]}")
     worst = f"; at most {max(report.lag) * 1000:.0f} ms after it" if report.lag else ""
     print(f"... from another process's L1, which a push must reach first: {len(report.lag)}{worst}")
+    print(f"slowest read {report.slowest:.1f} s; later than {BOUND:g} s: {report.late}")
     print(f"not what the database says at the end: {len(report.unequal)} {report.unequal[:5]}")
 
 

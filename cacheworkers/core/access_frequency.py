@@ -1,7 +1,7 @@
 """Access scores: reads that count half with every half-life, kept as one instant for each call.
 
-n reads at once are worth as much as a single one that is log2(n) half-lives younger.  That read's instant, `read_at`,
-needs no halving while time passes.  It tells how often a call is read and, if that is seldom, when it was read last.
+n reads together are worth as much as a single one that is log2(n) half-lives younger.  That read's instant, `read_at`,
+needs no halving while time passes.  It shows how often a call is read and, if that is seldom, when it was read last.
 `store/commands/lua/add_accesses.lua` does the same sums.
 """
 

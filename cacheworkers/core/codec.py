@@ -106,7 +106,7 @@ class Codec:
             raise CodecError(f"the payload is no {shown(self.annotation)}: {error}") from None
 
     def decode_each(self, payloads: Iterable[bytes]) -> list[Any]:
-        """Return the values of many payloads; raises as `decode` does, without telling of which."""
+        """Return the values of many payloads; raises as `decode` does, without naming the one that fails."""
         try:
             return list(map(self._decode, payloads))
         except _WRONG as error:

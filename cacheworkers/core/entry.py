@@ -102,7 +102,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return self.fresh_until + share * (self.stale_until - self.fresh_until)
 
     def held_off(self) -> Entry:
-        """Return this entry as one that may have been old when it was loaded: stale at once, and for `stale_for`."""
+        """Return this entry as one that may have been old when it was loaded: stale now, and for `stale_for`."""
         until = min(self.stale_until, self.created + self.stale_for)
         return msgspec.structs.replace(self, fresh_until=self.created - CLOCK_MARGIN, stale_until=until)
 

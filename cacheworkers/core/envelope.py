@@ -46,14 +46,14 @@ _CREATED_AT = 20
 SEQ_AT = 52
 FRESH_UNTIL_AT = 28
 WRITE_ID_AT = 60
-#: What tells whether an entry is still the same: its instants, its number and its version.
+#: What shows whether an entry is still the same: its instants, its number and its version.
 LIFE_AT, LIFE_ENDS_AT = FRESH_UNTIL_AT, WRITE_ID_AT + 8
 _LIFE = struct.Struct(">QQ16x8s")
 HEADER_BYTES = _HEADER.size
 
 
 def digest_of(payload: bytes) -> bytes:
-    """Return 8 bytes that tell payloads apart; equal payloads have the same, whoever loaded them."""
+    """Return 8 bytes that distinguish payloads; equal payloads have the same, whoever loaded them."""
     return hashlib.blake2b(payload, digest_size=8).digest()
 
 
@@ -157,7 +157,7 @@ def fresh_payloads(
 ) -> list[bytes | None]:
     """Return the payload of each envelope that is fresh, of a shape, and not older than `since`; None of any other.
 
-    For many at once: it makes no Entry, and takes the call's name on trust, for its key has it too.  What might be
+    For many together: it makes no Entry, and takes the call's name on trust, for its key has it too.  What might be
     revalidated early (`Entry.early_at`) is none of these, and what is cut short is none or is no JSON.
     """
     if since:

@@ -113,7 +113,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         return Explanation(call, verdict, "missing", **common)
     shown = entry.tags[: ports.config.max_tags]
     numbers: list[int] = yield ports.store.last_invalidations(shown, call)
-    # Numbers are the store's clock in milliseconds; many at once are a little ahead of it.
+    # Numbers are the store's clock in milliseconds; many in one millisecond are a little ahead of it.
     tags = [
         TagState(tag, last, max(0.0, now - last / 1000) if last else None)
         for tag, last in zip(shown, numbers, strict=True)
@@ -174,4 +174,4 @@ def _verdict(action: Action, in_l1: bool, lease: dict[str, str]) -> str:
         case Action.SERVE_MARKED:
             return "serve it although it has lapsed: its reload fails"
         case _:
-            return "load it anew, and wait: it has lapsed"
+            return "load it again, and wait: it has lapsed"

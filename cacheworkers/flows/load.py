@@ -17,20 +17,28 @@ import msgspec
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.entry import LEAST_KEPT_FOR, Entry, Life, life_of
+from cacheworkers.core.entry import CLOCK_MARGIN, LEAST_KEPT_FOR, Entry, Life, life_of
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import (
     CacheworkersError,
     EntryTooLarge,
     LoadError,
-    LoadTimeout,
     RateLimited,
     StoreError,
     StoreFull,
     TagError,
 )
-from cacheworkers.events import Loaded, LoadRefused, NotStored, Outcome, Poisoned
+from cacheworkers.events import Loaded, NotStored, Outcome, Poisoned
 from cacheworkers.flows.invalidate import replicated
+from cacheworkers.flows.load_failure import (
+    NOT_STORED,
+    STORE_FULL,
+    Failure,
+    as_load_error,
+    legal_tags,
+    record_failures,
+    static_tags,
+)
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.store.commands.replies import Alone, Claimed, ForeignType, Registered, Snapshot
@@ -38,14 +46,6 @@ from cacheworkers.store.commands.steps import Exchange
 
 #: How long a value that an invalidation has overtaken is left to readers that had begun before its load, seconds.
 OFFERED_FOR = 2.0
-#: Kinds of failures that are none of the loader's.  Of what was loaded and had no room, or no place, in the store:
-#: readers load it themselves, and keep nothing.
-STORE_FULL = StoreFull.__name__
-NOT_STORED = NotStored.__name__
-#: Of what a worker of another release cannot load: readers load it themselves, and store it.
-LOAD_REFUSED = LoadRefused.__name__
-#: How long the refusal of a load is remembered, seconds; a reader who is woken by it loads at once.
-REFUSED_FOR = 1.0
 
 
 class Result(msgspec.Struct):
@@ -75,16 +75,6 @@ class _Pending(msgspec.Struct):
     fence: str
     seen: bytes
     previous: bytes | None
-
-
-class _Failure(msgspec.Struct, frozen=True):
-    """A load that failed, or a key that a batch loader left out."""
-
-    call: str
-    fence: str
-    kind: str
-    text: str
-    tags: tuple[str, ...] = ()
 
 
 def load(
@@ -210,7 +200,7 @@ def _begin(
             continue
         elif begin.attempts > ports.config.poison_after:
             text = f"{begin.attempts - 1} loads ended with their worker and without a result"
-            poisoned.append(_Failure(call.text, fence, "Poisoned", text, _static_tags(loader, call)))
+            poisoned.append(Failure(call.text, fence, "Poisoned", text, static_tags(loader, call)))
             results[call.text] = Result("failed", error=LoadError(loader.name, call.text, "Poisoned", text))
             ports.emit(Poisoned(loader.name, call.text, begin.attempts - 1))
         else:
@@ -219,9 +209,9 @@ def _begin(
         try:
             yield _registration(ports, loader, [], poisoned)
         except StoreError:  # it has no room: then the record is short
-            yield from _fail(ports, poisoned, most_for=ports.config.backoff_for)
+            yield from record_failures(ports, poisoned, most_for=ports.config.backoff_for)
         else:
-            yield from _fail(ports, poisoned)
+            yield from record_failures(ports, poisoned)
 
 
 def _attempt(
@@ -249,7 +239,7 @@ def _attempt(
     load_time = ports.clock.monotonic() - began
 
     written: list[tuple[Entry, str]] = []
-    failed: list[_Failure] = []
+    failed: list[Failure] = []
     for text, value in values.items():
         left = pending[text]
         try:
@@ -258,8 +248,8 @@ def _attempt(
             payload = loader.codec.encode(value)
         except Exception as error:
             failure = as_load_error(loader, text, error)
-            tags = (*_static_tags(loader, left.call), *_legal(ports, loading.tags.get(text, ())))
-            failed.append(_Failure(text, left.fence, failure.kind, failure.text, tags))
+            tags = (*static_tags(loader, left.call), *legal_tags(ports, loading.tags.get(text, ())))
+            failed.append(Failure(text, left.fence, failure.kind, failure.text, tags))
             results[text] = Result("failed", error=failure)
             continue
         try:
@@ -267,8 +257,8 @@ def _attempt(
         except (TagError, EntryTooLarge) as error:
             # Reported as a failure is, so that those who wait are woken, and load for themselves.
             ports.emit(NotStored(loader.name, text, str(error)))
-            tags = (*_static_tags(loader, left.call), *_legal(ports, loading.tags.get(text, ())))
-            failed.append(_Failure(text, left.fence, NOT_STORED, str(error), tags))
+            tags = (*static_tags(loader, left.call), *legal_tags(ports, loading.tags.get(text, ())))
+            failed.append(Failure(text, left.fence, NOT_STORED, str(error), tags))
             results[text] = Result("unstored", payload, error=LoadError(loader.name, text, NOT_STORED, str(error)))
         else:
             results[text] = Result("conflict", payload, entry)
@@ -281,7 +271,7 @@ def _write(
     ports: Ports,
     loader: LoaderSpec,
     written: list[tuple[Entry, str]],
-    failed: list[_Failure],
+    failed: list[Failure],
     snapshot: Snapshot,
     pending: dict[str, _Pending],
     results: dict[str, Result],
@@ -328,7 +318,7 @@ def _write(
     for failures, most_for in ((settled, None), (brief, ports.config.backoff_for)):
         for failure in failures:
             del pending[failure.call]
-        yield from _fail(ports, failures, most_for=most_for)
+        yield from record_failures(ports, failures, most_for=most_for)
     for (entry, _), is_stored in zip(current, stored, strict=True):
         result = results[entry.call]
         if is_stored:
@@ -362,7 +352,7 @@ def _write_nothing(
     ports: Ports,
     loader: LoaderSpec,
     written: list[tuple[Entry, str]],
-    failed: list[_Failure],
+    failed: list[Failure],
     error: StoreError,
     pending: dict[str, _Pending],
     results: dict[str, Result],
@@ -373,15 +363,15 @@ def _write_nothing(
     for text in (*(entry.call for entry, _ in written), *(failure.call for failure in failed)):
         del pending[text]
     # Not registered, so that no invalidation would find it: kept for the shortest time.
-    yield from _fail(ports, failed, most_for=ports.config.backoff_for)
+    yield from record_failures(ports, failed, most_for=ports.config.backoff_for)
     if isinstance(error, StoreFull | ForeignType):
         # Recorded as a failure is: others would wait in vain, and then load it one after the other.
         kind = STORE_FULL if isinstance(error, StoreFull) else NOT_STORED
         if kind == NOT_STORED:
             for entry, _ in written:
                 ports.emit(NotStored(loader.name, entry.call, str(error)))
-        unstored = [_Failure(entry.call, fence, kind, str(error)) for entry, fence in written]
-        yield from _fail(ports, unstored, most_for=ports.config.backoff_for)
+        unstored = [Failure(entry.call, fence, kind, str(error)) for entry, fence in written]
+        yield from record_failures(ports, unstored, most_for=ports.config.backoff_for)
         return
     for entry, fence in written:
         ports.release_soon(entry.call, fence)
@@ -399,7 +389,7 @@ def _offer(ports: Ports, results: dict[str, Result], began_at: float) -> Flow[No
 
 
 def _registration(
-    ports: Ports, loader: LoaderSpec, entries: list[Entry], failed: list[_Failure]
+    ports: Ports, loader: LoaderSpec, entries: list[Entry], failed: list[Failure]
 ) -> Exchange[list[Registered]]:
     """Return the step that puts calls into their tags' sets."""
     kept_for = ports.config.max_backoff_for
@@ -479,10 +469,12 @@ def entry_of_value(
         shape=loader.shape,
     )
     if call.text in loading.unshared:
+        # Over for every process, though its idea of the store's clock may be behind.
+        over = life.created - CLOCK_MARGIN
         entry = msgspec.structs.replace(
             entry,
-            fresh_until=life.created,
-            stale_until=life.created,
+            fresh_until=over,
+            stale_until=over,
             expires_at=life.created + load_time + LEAST_KEPT_FOR,
             is_unshared=True,
         )
@@ -490,79 +482,3 @@ def entry_of_value(
     if size > config.max_entry_bytes:
         raise EntryTooLarge(f"an entry has at most {config.max_entry_bytes} bytes, {call.text} has {size}")
     return entry
-
-
-def refuse_loads(ports: Ports, asks: Sequence[LoadRequest], reason: str) -> Flow[None]:
-    """Tell the readers who wait for loads that no worker of this release can do them; each loads for itself.
-
-    Raises:
-        StoreError: the store did not answer; the leases run out.
-    """
-    fences = [secrets.token_hex(8) for _ in asks]
-    options = [(ask.call, ask.token, fence, _version_in(ask.seen)) for ask, fence in zip(asks, fences, strict=True)]
-    begun = yield ports.store.begin(options, load_for=REFUSED_FOR, is_shared=False)
-    failed = [
-        _Failure(ask.call, fence, LOAD_REFUSED, reason)
-        for ask, fence, begin in zip(asks, fences, begun, strict=True)
-        if begin is not None
-    ]
-    if failed:
-        ports.emit(LoadRefused(asks[0].loader, len(failed), reason))
-        yield from _fail(ports, failed, most_for=REFUSED_FOR)
-
-
-def _version_in(seen: str) -> bytes:
-    """Return the version in a message's text; none where that is no hex, as another release may write it."""
-    try:
-        return bytes.fromhex(seen)
-    except ValueError:
-        return b""
-
-
-def _fail(ports: Ports, failed: list[_Failure], *, most_for: float | None = None) -> Flow[None]:
-    """Record failures; a store that cannot take them loses nothing but the backoff.
-
-    Args:
-        most_for: longest backoff, seconds, if not as long as the configuration says.
-    """
-    if not failed:
-        return
-    config = ports.config
-    try:
-        yield ports.store.fail(
-            [(failure.call, failure.fence, failure.kind, failure.text) for failure in failed],
-            first_for=config.backoff_for * (1 + 0.2 * ports.chance()),
-            most_for=config.max_backoff_for if most_for is None else most_for,
-        )
-    except StoreError:
-        for failure in failed:
-            ports.release_soon(failure.call, failure.fence)
-
-
-def _static_tags(loader: LoaderSpec, call: Call) -> tuple[str, ...]:
-    """Return the tags that the arguments make; none if they are illegal, which is why the load fails."""
-    try:
-        return loader.templates.expand(call.arguments)
-    except TagError:
-        return ()
-
-
-def _legal(ports: Ports, tags: Sequence[str]) -> list[str]:
-    """Return those of some tags that are legal, as many as an entry may have."""
-    found = []
-    for tag in tags[: ports.config.max_tags]:
-        with contextlib.suppress(TagError):
-            found.append(check_tag(tag, ports.config.max_tag_bytes))
-    return found
-
-
-def as_load_error(loader: LoaderSpec, text: str, error: Exception) -> LoadError:
-    """Return the error that readers get, with what really happened as its cause."""
-    if isinstance(error, LoadError) and error.call == text:
-        return error
-    if isinstance(error, LoadTimeout):
-        failure = LoadError(loader.name, text, "LoadTimeout", str(error))
-    else:
-        failure = LoadError(loader.name, text, type(error).__name__, str(error)[:500])
-    failure.__cause__ = error
-    return failure

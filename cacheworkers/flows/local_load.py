@@ -13,7 +13,7 @@ from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, LoadError, LoadTimeout
 from cacheworkers.events import Loaded, UnreadableEntry
-from cacheworkers.flows.load import as_load_error
+from cacheworkers.flows.load_failure import as_load_error
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.read_state import ReadState, wait_for_push
 from cacheworkers.local.coherence import NEVER

@@ -11,7 +11,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, KeyMissing, LoadError, LoadTimeout, StoreError, StoreFull, StoreUnavailable
 from cacheworkers.events import ClaimDenied, LeaseTakenOver
 from cacheworkers.flows import local_load
-from cacheworkers.flows.load import LOAD_REFUSED, NOT_STORED, STORE_FULL
+from cacheworkers.flows.load_failure import LOAD_REFUSED, NOT_STORED, STORE_FULL
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.read_state import ReadState, wait_for_push, watch_load
 from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, Moved, Overtaken

@@ -35,7 +35,7 @@ QueueKind = Literal["miss", "revalidate", "warm"]
 
 
 class LoadRequest(msgspec.Struct, frozen=True):
-    """ "Load this later": a claim that a worker is to honour.
+    """A claim that a worker is to honour.
 
     Attributes:
         token: the lease's, 16 hex digits.
@@ -52,14 +52,14 @@ class LoadRequest(msgspec.Struct, frozen=True):
 
 
 class Dispatcher(Protocol):
-    """Gets asks to workers."""
+    """Sends load requests to workers."""
 
-    def submit(self, ask: LoadRequest) -> bool:
-        """Take an ask, without blocking or raising; False when there is no room: the caller gives the lease back."""
+    def submit(self, request: LoadRequest) -> bool:
+        """Take a request, without blocking or raising; False when there is no room: the caller gives the lease back."""
         ...
 
-    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
-        """Take asks together, to be grouped together; how many, from the first on, there was room for."""
+    def submit_all(self, requests: Sequence[LoadRequest]) -> int:
+        """Take requests, to be grouped together; how many, from the first on, there was room for."""
         ...
 
     def close(self) -> None:

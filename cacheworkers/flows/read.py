@@ -228,7 +228,7 @@ def _look(
         return (yield from read_own_entry(ports, loader, state, theirs))
     waited = ports.clock.monotonic() - state.started
     if entry.is_unshared:  # of a load that this read has waited for, or another's
-        # A push may be late, and wake a read that has begun after the load which it tells of.
+        # A push may be late, and wake a read that has begun after the load that it reports.
         is_new = entry.write_id != state.refused and entry.created + entry.load_time >= began_at - CLOCK_ERROR
         state.refused = entry.write_id
         if not is_new or not (state.has_asked or state.has_waited):

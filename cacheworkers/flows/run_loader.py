@@ -12,7 +12,7 @@ from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, Runner
 
 #: Runs of a batch loader that its first failure may cost, besides one a key.
 SPARE_RUNS = 16
-#: What ends a load from outside, or says that the database is away: it tells nothing of a key.
+#: What ends a load from outside, or says that the database is away: it says nothing about a key.
 _NOT_OF_A_KEY = (ConnectionError, TimeoutError, socket.gaierror, MemoryError, LoadTimeout)
 _NAMES_NOT_OF_A_KEY = frozenset(
     {"SoftTimeLimitExceeded", "OperationalError", "InterfaceError", "QueryCanceled", "ConnectionError", "Timeout"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cacheworkers.ops.output import Obj, note
-from cacheworkers.sql.watch.statement_search import refused_statements
+from cacheworkers.sql.watch.statement_search import mapped_tables, refused_statements
 
 
 @click.command()
@@ -36,7 +36,7 @@ def statements(obj: Obj, paths: tuple[Path, ...], tables: tuple[str, ...], diale
     named = tables or (cache.internals.watching.tables if cache.is_watching else ())
     if not named:
         raise click.UsageError("no table is watched: give --table")
-    found = list(refused_statements(paths, named, dialect or ""))
+    found = list(refused_statements(paths, named, dialect or "", mapped_tables()))
     show([{"where": each.where, "changes": ", ".join(each.changes), "statement": each.statement} for each in found])
     if found:
         raise click.exceptions.Exit(2)

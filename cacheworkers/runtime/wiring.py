@@ -28,7 +28,7 @@ from cacheworkers.events import (
     StoreBack,
     StoreLost,
 )
-from cacheworkers.flows.load import refuse_loads
+from cacheworkers.flows.load_failure import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.warm import Queued, report_accesses
 from cacheworkers.load_context import AroundLoad

@@ -29,11 +29,15 @@ __all__ = [
     "has_variants",
     "in_greenlet",
     "is_autocommit",
+    "is_autocommit_on",
     "is_by_unit_of_work",
     "is_flushing",
+    "is_for_mapped_rows",
+    "is_plain_insert",
     "mappers_of",
     "options_of",
     "parameter_order",
+    "parts_of_statement",
     "second_updates",
     "variants_of",
 ]
@@ -75,6 +79,30 @@ def second_updates(flush_context: Any) -> Iterator[InstanceState[Any]]:
         yield from states
 
 
+def is_autocommit_on(connection: Connection) -> bool:
+    """Return whether a connection's statements are committed one by one."""
+    level = connection.get_execution_options().get("isolation_level")
+    return level == "AUTOCOMMIT" or (level is None and is_autocommit(connection.engine))
+
+
+def is_plain_insert(statement: Any) -> bool:
+    """Return whether an INSERT has values of its own for one row, and neither ON CONFLICT nor a prefix: OR REPLACE."""
+    return bool(statement._values) and not (
+        statement._multi_values
+        or statement.select is not None
+        or getattr(statement, "_post_values_clause", None) is not None
+        or statement._prefixes
+    )
+
+
+def parts_of_statement(statement: Any) -> tuple[bool, frozenset[str], tuple[Any, ...]]:
+    """Return whether an INSERT, UPDATE or DELETE returns rows, the keys of the columns it sets, and its conditions."""
+    ordered = getattr(statement, "_ordered_values", None) or ()
+    values = {**dict(getattr(statement, "_values", None) or {}), **dict(ordered)}
+    keys = frozenset(str(getattr(each, "key", each)) for each in values)
+    return bool(statement._returning), keys, tuple(getattr(statement, "_where_criteria", ()))
+
+
 def is_by_unit_of_work(context: Any, flush_context: Any) -> bool:
     """Return whether a flush has made a statement for its mapped rows, by the execution contexts of both.
 
@@ -88,6 +116,11 @@ def is_by_unit_of_work(context: Any, flush_context: Any) -> bool:
             return found["uowtransaction"] is flush_context and found["base_mapper"]._compiled_cache is cache
         frame = frame.f_back
     return False
+
+
+def is_for_mapped_rows(context: Any) -> bool:
+    """Return whether a flush, `bulk_*` or an ORM statement with a list of rows has made a statement."""
+    return "compiled_cache" in context.execution_options
 
 
 def has_variants(kind: Any) -> bool:

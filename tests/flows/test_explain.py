@@ -65,13 +65,16 @@ def test_a_stale_entry_and_its_invalidation(cache: Cache) -> None:
     assert found.verdict.endswith("ask a worker to revalidate it")
     assert found.tags[0].last_invalidation == done.seq > found.seq
     assert found.tags[0].ago is not None and 0 <= found.tags[0].ago < 60
+    assert found.revalidates_in == 0.0
     assert found.at == pytest.approx(cache._ports.clock.now(), abs=60)
 
 
 def test_a_missing_one(cache: Cache) -> None:
     declared(cache)
 
-    assert cache.explain("number[5]").verdict == "ask a worker to load it, and wait"
+    found = cache.explain("number[5]")
+
+    assert (found.verdict, found.access_score) == ("ask a worker to load it, and wait", 0.0)
     assert cache.stored("number[5]") is None
 
 

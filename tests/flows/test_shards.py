@@ -30,7 +30,8 @@ def test_an_invalidation_covers_the_shards_of_all_processes(
     price = declare(make_cache(l1_entries=0, tag_shards=loads), database)
     writer = make_cache(l1_entries=0, tag_shards=invalidates)
     assert price.get_many(range(20)) == database
-    assert len(writer.calls_of("all")) == writer.invalidate("all", dry_run=True).entries == 20
+    assert make_cache(tag_shards=invalidates).invalidate("all", dry_run=True).entries == 20
+    assert len(writer.calls_of("all")) == 20
     database.update(dict.fromkeys(range(20), 2))
 
     writer.invalidate("all", mode=mode)

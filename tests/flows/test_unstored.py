@@ -12,6 +12,7 @@ import pytest
 
 from cacheworkers import Cache, Load, LoadError
 from cacheworkers.events import Loaded, NotStored
+from cacheworkers.local.clock import StoreClock
 
 WAYS: dict[str, Callable[[Any], Any]] = {
     "get": lambda loader: loader.get(1),
@@ -132,6 +133,20 @@ def test_what_is_not_to_be_stored_is_for_no_later_read(
 
     assert WAYS[way](half.page) == WAYS[way](half.page) == "whole"
     assert half.loads == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_is_for_no_later_read_whose_clock_is_behind(
+    make_cache: Callable[..., Cache], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as a process's idea of the store's clock may be: what is over there is over here."""
+    half = Half(make_cache(l1_entries=0))
+    assert WAYS[way](half.page) == "half"
+    half.is_well = True
+    now = StoreClock.now
+    monkeypatch.setattr(StoreClock, "now", lambda clock: now(clock) - 0.9)
+
+    assert WAYS[way](half.page) == "whole"
 
 
 def test_what_is_built_on_it_is_not_stored_either(make_cache: Callable[..., Cache]) -> None:

@@ -9,7 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, ForeignKey, Integer, String, create_engine, event, insert, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    ForeignKey,
+    Integer,
+    String,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.ext.declarative import DeferredReflection
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry, relationship, sessionmaker
@@ -79,6 +91,60 @@ def test_a_class_that_waits_for_its_table_is_no_mapper_yet(engine: Engine) -> No
     Reflected.prepare(engine)
     assert [mapper.class_ for mapper in internals.mappers_of(Reflected.registry)] == [Waiting]
     Reflected.registry.dispose()
+
+
+def test_a_plain_insert_has_the_values_of_one_row() -> None:
+    """Without it, a row that ON CONFLICT updates, or the second of several, loses its tags."""
+    from sqlalchemy.dialects.postgresql import insert as postgres_insert
+
+    plain = insert(Room).values(id=1)
+    others = (
+        insert(Room),
+        insert(Room).values([{"id": 1}, {"id": 2}]),
+        insert(Room).from_select(["id"], select(Room.id)),
+        postgres_insert(Room).values(id=1).on_conflict_do_nothing(),
+        insert(Room).values(id=1).prefix_with("OR REPLACE"),
+    )
+
+    assert internals.is_plain_insert(plain)
+    assert not any(internals.is_plain_insert(each) for each in others)
+
+
+def test_the_parts_of_a_statement() -> None:
+    """Without them, an UPDATE that changes keys, or more than one row, is taken for one that does not."""
+    changed = update(Room).where(Room.id == 1, Room.name == "x").values(name="y").returning(Room.id)
+    ordered = update(Room).ordered_values((Room.id, 2))
+
+    is_returning, keys, conditions = internals.parts_of_statement(changed)
+    assert is_returning and keys == {"name"} and len(conditions) == 2
+    assert internals.parts_of_statement(ordered) == (False, frozenset({"id"}), ())
+    assert internals.parts_of_statement(delete(Room)) == (False, frozenset(), ())
+
+
+def test_statements_for_lists_of_mapped_rows(engine: Engine) -> None:
+    """Without it, bulk operations run with one row and are refused with two."""
+    found: list[bool] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        found.append(internals.is_for_mapped_rows(context))
+
+    with Session(engine) as session:
+        session.execute(insert(Room).values(id=1))
+        session.execute(update(Room), [{"id": 1, "name": "x"}])
+        session.bulk_save_objects([Room(id=2)])
+        assert found == [False, True, True]
+        session.execute(insert(Room).values(id=3))
+        session.execute(update(Room).where(Room.id == 1).values(name="y"))
+        session.execute(delete(Room).where(Room.id == 1))
+    assert found[3:] == [False, False, False]
+
+
+def test_a_connection_that_commits_each_statement(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert not internals.is_autocommit_on(connection)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        assert internals.is_autocommit_on(connection)
 
 
 def test_a_flush_is_running_between_its_first_and_last_statement(engine: Engine) -> None:

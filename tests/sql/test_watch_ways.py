@@ -453,7 +453,7 @@ BY_STATEMENT: dict[str, Callable[[Session], object]] = {
     "bulk_update_mappings": lambda session: session.bulk_update_mappings(Item.__mapper__, [{"id": 1, "price": 2}]),
     "table": lambda session: session.execute(update(Item.__table__).values(price=1)),  # type: ignore[arg-type]
     "connection": lambda session: session.connection().execute(update(Item).values(price=1)),
-    "association": lambda session: session.execute(badge_link.insert().values(item_id=1, badge_id=5)),
+    "association": lambda session: session.execute(badge_link.delete().where(badge_link.c.item_id == 1)),
     "from statement": lambda session: session.scalars(
         select(Item).from_statement(update(Item).values(price=1).returning(Item))
     ).all(),

@@ -57,6 +57,43 @@ def test_code_and_sql_files_of_a_folder(code: Path) -> None:
     assert found(code) == {"shop.py:4", "shop.py:10", "reprice.sql:1", "reprice.sql:6"}
 
 
+MODELS = """
+class Product(Base):
+    __tablename__ = "product"
+
+class Other(Base):
+    __tablename__ = "other"
+
+product_table = sa.Table("product", metadata)
+"""
+CALLS = """
+session.execute(update(Product).values(price=1))
+session.execute(sa.delete(models.Product).where(models.Product.id > 7))
+session.execute(product_table.insert().from_select(["id"], rows))
+session.query(Product).filter(Product.price > 1).update({"price": 1})
+session.bulk_insert_mappings(Product, rows)
+connection.execute(insert(Product.__table__), rows)
+session.execute(update(Other).values(price=1))
+session.delete(product)
+prices.update(Product=1)
+"""
+
+
+def test_calls_that_change_a_class_or_a_table(tmp_path: Path) -> None:
+    (tmp_path / "models.py").write_text(MODELS)
+    (tmp_path / "shop.py").write_text(CALLS)
+
+    assert found(tmp_path) == {f"shop.py:{line}" for line in range(2, 8)}
+
+
+def test_a_class_that_other_code_maps(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(CALLS)
+
+    listed = refused_statements([tmp_path / "shop.py"], ["product"], classes={"Product": "product"})
+
+    assert {each.where.rsplit(":", 1)[1] for each in listed} == {"2", "3", "5", "6", "7"}
+
+
 def test_a_log(tmp_path: Path) -> None:
     (tmp_path / "postgres.log").write_text(LOG)
 

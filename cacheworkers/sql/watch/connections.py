@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Mapper, Session
 
 from cacheworkers.sql.watch.flush_changes import Flush
+from cacheworkers.sql.watch.single_rows import SingleRow
 
 if TYPE_CHECKING:
     from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction
@@ -35,12 +36,14 @@ class SessionState:
         hooks: whose.
         dirty: its transaction, once it has changed what is watched.
         flush: the flush that has begun last and has not ended.
+        single: the row that a statement of the user's is about to change.
     """
 
     def __init__(self, hooks: SessionHooks, session: Session) -> None:
         self.hooks = hooks
         self.dirty: DirtyTransaction | None = None
         self.flush: Flush | None = None
+        self.single: SingleRow | None = None
         self._session = weakref.ref(session)
         self._connections: list[Connection] = []
 
@@ -64,7 +67,7 @@ class SessionState:
             else:
                 _on_connections.pop(connection, None)
         self._connections.clear()
-        self.flush = None
+        self.flush = self.single = None
         dirty, self.dirty = self.dirty, None
         if dirty is not None:
             dirty.close()
@@ -104,7 +107,7 @@ def listen() -> None:
             return
         _is_listening = True
         event.listen(Engine, "before_cursor_execute", _before_statement)
-        event.listen(Engine, "after_cursor_execute", _after_statement)
+        event.listen(Engine, "after_execute", _after_statement)
         event.listen(Engine, "commit", _before_commit)
         event.listen(Engine, "rollback_savepoint", _before_rollback_to_savepoint)
         event.listen(Session, "before_flush", _before_any_flush)
@@ -136,11 +139,11 @@ def _before_statement(
 
 
 def _after_statement(
-    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    connection: Connection, statement: Any, many: Any, parameters: Any, options: Any, result: Any
 ) -> None:
     if _on_connections.get(connection):
         for state in _newest(connection):
-            state.hooks.after_statement(state, connection, context)
+            state.hooks.after_statement(state, connection, result)
 
 
 def _before_commit(connection: Connection) -> None:

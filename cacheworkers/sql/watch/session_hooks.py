@@ -21,7 +21,7 @@ from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.connections import bound_engines
 from cacheworkers.sql.outbox.diagnostics import check_outbox
 from cacheworkers.sql.outbox.outbox import Outbox, in_rows
-from cacheworkers.sql.sqlalchemy_internals import is_autocommit, options_of
+from cacheworkers.sql.sqlalchemy_internals import is_autocommit, is_autocommit_on, options_of
 from cacheworkers.sql.triggers.trigger_rows import written_by_triggers
 from cacheworkers.sql.watch import connections
 from cacheworkers.sql.watch.connections import SessionState, state_for, state_of
@@ -33,6 +33,7 @@ from cacheworkers.sql.watch.joined_transactions import outlives
 from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.pending import pending_of
 from cacheworkers.sql.watch.row_changes import RowChanges
+from cacheworkers.sql.watch.single_rows import single_row
 from cacheworkers.sql.watch.statements import refusal
 from cacheworkers.sql.watch.views import Views
 
@@ -158,11 +159,21 @@ class SessionHooks:
         if tables and not missing:
             self._dirty(session).note_unknown(connection)
             return
+        if not is_autocommit_on(connection):
+            mapping = self._mapping
+            state.single = single_row(connection, context, writes, mapping.described, mapping.cascades)
+            if state.single is not None:
+                return
         wanted = {table.name for table in missing} or names
         raise UnwatchedWrite(refusal(writes.opaque, names, wanted))
 
-    def after_statement(self, state: SessionState, connection: Connection, context: Any) -> None:
-        """Do nothing: what a flush has written is written to the outbox when it ends."""
+    def after_statement(self, state: SessionState, connection: Connection, result: Any) -> None:
+        """Write the tags of a single row that a statement has changed past the unit of work."""
+        single, session = state.single, state.session
+        if single is None or single.context is not result.context or session is None:
+            return
+        state.single = None
+        self._write(session, connection, single.tags(result))
 
     def before_commit(self, state: SessionState, connection: Connection) -> None:
         """Learn what triggers have written, while nobody else sees it: it is invalidated with all the rest."""
@@ -322,8 +333,7 @@ def _refuse_autocommit(connection: Connection) -> None:
     Raises:
         UnwatchedWrite: it is so on this connection.
     """
-    level = connection.get_execution_options().get("isolation_level")
-    if level == "AUTOCOMMIT" or (level is None and is_autocommit(connection.engine)):
+    if is_autocommit_on(connection):
         raise UnwatchedWrite(
             "watched rows are changed with isolation_level='AUTOCOMMIT': without a transaction, the outbox cannot be "
             "written in the same one"

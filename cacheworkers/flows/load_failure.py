@@ -1,0 +1,114 @@
+"""Loads that bring no entry: what is recorded of them in the store, so that whoever waits is woken and knows why."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from cacheworkers.core.calls import Call
+from cacheworkers.core.driver import Flow
+from cacheworkers.core.tags import check_tag
+from cacheworkers.errors import LoadError, LoadTimeout, StoreError, StoreFull, TagError
+from cacheworkers.events import LoadRefused, NotStored
+from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
+
+#: Kinds of failures that are none of the loader's.  Of what was loaded and had no room, or no place, in the store:
+#: readers load it themselves, and keep nothing.
+STORE_FULL = StoreFull.__name__
+NOT_STORED = NotStored.__name__
+#: Of what a worker of another release cannot load: readers load it themselves, and store it.
+LOAD_REFUSED = LoadRefused.__name__
+#: How long the refusal of a load is remembered, seconds; a reader who is woken by it loads immediately.
+REFUSED_FOR = 1.0
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A load that failed, or a key that a batch loader left out."""
+
+    call: str
+    fence: str
+    kind: str
+    text: str
+    tags: tuple[str, ...] = ()
+
+
+def refuse_loads(ports: Ports, requests: Sequence[LoadRequest], reason: str) -> Flow[None]:
+    """Wake the readers who wait for loads that no worker of this release can do; each loads for itself.
+
+    Raises:
+        StoreError: the store did not answer; the leases run out.
+    """
+    fences = [secrets.token_hex(8) for _ in requests]
+    wanted = [
+        (request.call, request.token, fence, _version_in(request.seen))
+        for request, fence in zip(requests, fences, strict=True)
+    ]
+    begun = yield ports.store.begin(wanted, load_for=REFUSED_FOR, is_shared=False)
+    failed = [
+        Failure(request.call, fence, LOAD_REFUSED, reason)
+        for request, fence, begin in zip(requests, fences, begun, strict=True)
+        if begin is not None
+    ]
+    if failed:
+        ports.emit(LoadRefused(requests[0].loader, len(failed), reason))
+        yield from record_failures(ports, failed, most_for=REFUSED_FOR)
+
+
+def record_failures(ports: Ports, failed: list[Failure], *, most_for: float | None = None) -> Flow[None]:
+    """Record failures; a store that cannot take them loses nothing but the backoff.
+
+    Args:
+        most_for: longest backoff, seconds, if not as long as the configuration says.
+    """
+    if not failed:
+        return
+    config = ports.config
+    try:
+        yield ports.store.fail(
+            [(failure.call, failure.fence, failure.kind, failure.text) for failure in failed],
+            first_for=config.backoff_for * (1 + 0.2 * ports.chance()),
+            most_for=config.max_backoff_for if most_for is None else most_for,
+        )
+    except StoreError:
+        for failure in failed:
+            ports.release_soon(failure.call, failure.fence)
+
+
+def _version_in(seen: str) -> bytes:
+    """Return the version in a message's text; none where that is no hex, as another release may write it."""
+    try:
+        return bytes.fromhex(seen)
+    except ValueError:
+        return b""
+
+
+def as_load_error(loader: LoaderSpec, text: str, error: Exception) -> LoadError:
+    """Return the error that readers get, with what really happened as its cause."""
+    if isinstance(error, LoadError) and error.call == text:
+        return error
+    if isinstance(error, LoadTimeout):
+        failure = LoadError(loader.name, text, "LoadTimeout", str(error))
+    else:
+        failure = LoadError(loader.name, text, type(error).__name__, str(error)[:500])
+    failure.__cause__ = error
+    return failure
+
+
+def static_tags(loader: LoaderSpec, call: Call) -> tuple[str, ...]:
+    """Return the tags that the arguments make; none if they are illegal, which is why the load fails."""
+    try:
+        return loader.templates.expand(call.arguments)
+    except TagError:
+        return ()
+
+
+def legal_tags(ports: Ports, tags: Sequence[str]) -> list[str]:
+    """Return those of some tags that are legal, as many as an entry may have."""
+    found = []
+    for tag in tags[: ports.config.max_tags]:
+        with contextlib.suppress(TagError):
+            found.append(check_tag(tag, ports.config.max_tag_bytes))
+    return found
