@@ -27,7 +27,7 @@ from cacheworkers.workers.celery_internals import (
     survive_lost_host,
 )
 from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_tasks
-from cacheworkers.workers.celery_settings import PREFIX, AddedSettings, direct
+from cacheworkers.workers.celery_settings import PREFIX, AddedSettings, direct, keep_rate_limit
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.queue_probe import TASK as PROBE
 from cacheworkers.workers.queue_probe import mark_of
@@ -178,7 +178,7 @@ class Binding:
     def _make_tasks(self, **_: Any) -> None:
         for name, work in self._tasks().items():
             self.app.tasks.pop(name, None)
-            self.app.task(name=name, lazy=False, ignore_result=True, shared=False)(work)
+            keep_rate_limit(self.app.task(name=name, lazy=False, ignore_result=True, shared=False)(work), None)
 
     def _tasks(self) -> dict[str, Callable[..., None]]:
         tasks: dict[str, Callable[..., None]] = {

@@ -15,7 +15,7 @@ from cacheworkers.errors import CacheworkersError, KeyMissing, StoreError, Unkno
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
-from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN
+from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, keep_rate_limit
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
@@ -146,7 +146,7 @@ class CeleryDispatcher:
             self._run_task(task, info, asks, hops)
 
         self.app.tasks.pop(PREFIX + info.name, None)
-        self.app.task(
+        task = self.app.task(
             name=PREFIX + info.name,
             bind=True,
             lazy=False,
@@ -162,6 +162,7 @@ class CeleryDispatcher:
             loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
             shared=False,
         )(load)
+        keep_rate_limit(task, info.rate_limit)
 
     def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""

@@ -79,6 +79,19 @@ def direct(queue: str) -> dict[str, str]:
     return {"queue": queue, "exchange": "", "routing_key": queue}
 
 
+def keep_rate_limit(task: Any, rate_limit: str | None) -> None:
+    """Give a task of the library's own its rate limit, or none, whatever the app sets for all of its tasks.
+
+    `task_default_rate_limit` and annotations of `"*"` are meant for the app's own work: at a message a minute every
+    reader would wait for all of `wait_for`.  An annotation of the task's own name holds.
+    """
+    annotations = task.app.conf.task_annotations or ()
+    for each in [annotations] if isinstance(annotations, Mapping) else annotations:
+        if isinstance(each, Mapping):
+            rate_limit = each.get(task.name, {}).get("rate_limit", rate_limit)
+    task.rate_limit = rate_limit or 0  # None would take the app's default
+
+
 def publisher_options(app: Celery) -> dict[str, Any]:
     """Return the transport options of a connection that only publishes: the app's own, with short timeouts."""
     return {**(app.conf.broker_transport_options or {}), **PUBLISHER}

@@ -290,6 +290,38 @@ def test_a_loader_s_task(is_finalized: bool) -> None:
     assert (task.rate_limit, task.serializer) == ("10/s", "json")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"task_default_rate_limit": "1/m"},
+        {"task_annotations": {"*": {"rate_limit": "1/m"}}},
+        {"task_annotations": [{"*": {"rate_limit": "1/m", "priority": 3}}]},
+    ],
+    ids=str,
+)
+def test_a_rate_limit_of_all_the_app_s_tasks_is_none_of_ours(settings: dict[str, Any]) -> None:
+    """Readers would wait for their loads, one a minute; a limit of the task's own name is meant for it."""
+    app = Celery("shop")
+    app.conf.update(settings)
+    own = {"cacheworkers.load.page": {"rate_limit": "5/s"}}
+    theirs = app.conf.task_annotations or []
+    app.conf.task_annotations = [*([theirs] if isinstance(theirs, dict) else theirs), own]
+    workers = bound(app)
+
+    @app.task(name="mail", shared=False)
+    def mail() -> None: ...
+
+    for name, rate in (("product", None), ("price", "10/s"), ("page", None)):
+        workers.register(LoaderInfo(name, 3.0, False, 100, rate))
+    app.finalize()
+
+    rates = {name: task.rate_limit for name, task in app.tasks.items() if "celery." not in name}
+    assert rates.pop("mail") == "1/m"
+    loads = {"product": 0, "price": "10/s", "page": "5/s"}
+    assert {name: rates.pop(f"cacheworkers.load.{name}") for name in loads} == loads
+    assert set(rates.values()) == {0}
+
+
 GOOD = ["product[1]", TOKEN, "", "miss"]
 
 
