@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,25 @@ def test_what_is_no_longer_read_is_left_to_go(make_cache: MakeCache) -> None:
     for n in range(3):
         store.link.client().zincrby(store.keys.accesses("number"), -3600, f"number[{n}]")  # an hour passes
     assert cache.keep_warm()["number"].looked == 0
+
+
+def test_what_is_read_besides_pays_for_what_may_be_loaded_in_vain(make_cache: MakeCache) -> None:
+    """Calls that were read within one `fresh_for`; those read longer ago do not count."""
+    cache = make_cache()
+    number, _ = counted(cache, warm_for=None)
+    ports, spec = number._ports, number._spec
+    now, half_life = ports.clock.now(), warming.half_life_of(ports, "number")
+    reads = 1.1 * warming.BURST * half_life / (math.log(2) * 300.0)
+    client, key = ports.store.link.client(), ports.store.keys.accesses("number")
+
+    def kept(**others: float) -> list[str]:
+        client.delete(key)
+        client.zadd(key, {"number[0]": now + half_life * math.log2(reads), **others})
+        return run(warming.kept_warm(ports, spec))
+
+    assert kept() == []
+    assert kept(**{f"number[{n}]": now - 100.0 for n in range(1, 101)}) == ["number[0]"]
+    assert kept(**{f"number[{n}]": now - 1000.0 for n in range(1, 101)}) == []
 
 
 def test_a_round_asks_for_no_more_than_it_may_and_the_next_goes_on(make_cache: MakeCache) -> None:
