@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import importlib
 import os
@@ -212,6 +213,18 @@ def test_a_failed_load_is_a_503_until_its_backoff_ends(shop: Shop) -> None:
     assert b"secret" not in body
 
 
+def is_written(pipe: Path, text: str) -> bool:
+    """Return whether a load reads the pipe, and has been given a text; it may have been ended, and asked for again."""
+    try:
+        end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        assert error.errno == errno.ENXIO
+        return False
+    os.write(end, text.encode())
+    os.close(end)
+    return True
+
+
 def test_a_load_that_takes_too_long_is_a_503(shop: Shop) -> None:
     """Retry-After is the policy's; when the load is done, the value is there."""
     os.mkfifo(shop.prices / "pipe")
@@ -221,7 +234,7 @@ def test_a_load_that_takes_too_long_is_a_503(shop: Shop) -> None:
     assert (status, headers["retry-after"]) == (503, "3")
     assert headers["cache-status"] == "cacheworkers; fwd=miss; detail=LoadTimeout"
     assert msgspec.json.decode(body)["status"] == 503
-    (shop.prices / "pipe").write_text("7")  # returns once the load reads it
+    wait_until(lambda: shop.get("/slow")[0] == 503 and is_written(shop.prices / "pipe", "7"))
     wait_until(lambda: shop.get("/slow")[::2] == (200, b"7"))
 
 
