@@ -305,7 +305,7 @@ class Cache:
         itself, unless the transaction has touched none of their tags.
 
         Args:
-            sessions: a `sessionmaker`, a `Session` class, or their async kinds.
+            sessions: a `sessionmaker`, a `scoped_session`, a `Session` class, or their async kinds.
             mapping: mapped class, or association `Table`, -> function of a row's columns to its tags, or templates:
                 `{Product: lambda row: (f"product:{row.id}", f"category:{row.category_id}"), Label: ["label:{id}"]}`.
                 Or a declarative base: all its classes and association tables, by the keys in their rows

@@ -43,6 +43,7 @@ EXTRAS = {
     "starlette": "import cacheworkers.web.starlette",
     "flask": "import cacheworkers.web.flask",
     "flower": "import flower",
+    "otel": "import cacheworkers.ops.tracing",
     "embedded": "from cacheworkers.testing import Valkey; Valkey().__enter__().__exit__(None, None, None)",
 }
 #: Files without which the wheel is no use.

@@ -36,7 +36,9 @@ LEFT_OUT = ("cacheworkers/flows/ports.py",)
 #: The tests that are to kill them.
 TESTS = (
     "tests/flows",
+    "tests/integration/test_cli.py",
     "tests/sql/test_inspect.py",
+    "tests/sql/test_watch.py",
     "tests/sql/test_watch_reads.py",
     "tests/integration/test_connections.py",
     "tests/integration/test_cluster.py",

@@ -128,6 +128,12 @@ class Use(Base):
     price: Mapped[Decimal] = mapped_column(Numeric(10, 2))
 
 
+class Node(Base):
+    __tablename__ = "map_node"
+    name: Mapped[str] = mapped_column(LowerCase, primary_key=True)
+    root: Mapped[str | None] = mapped_column(LowerCase, ForeignKey("map_node.name", onupdate="CASCADE"))
+
+
 stock = Table("map_stock", Base.metadata, Column("id", Integer, primary_key=True), Column("amount", Integer))
 note = Table(
     "map_note", Base.metadata, Column("id", Integer, primary_key=True), Column("stock_id", ForeignKey("map_stock.id"))
@@ -428,3 +434,15 @@ def test_an_expression_in_a_joined_class_that_was_not_loaded(mapped: Mapped_) ->
         return crate
 
     assert mapped.tags(add_weight) == {"weight:1", "weight:2"}
+
+
+def test_a_row_that_follows_its_own_key(mapped: Mapped_) -> None:
+    mapped.watch({Node: lambda row: (f"root:{row.root}",)})
+    mapped.tags(lambda session: session.add(Node(name="a", root="a")))
+
+    def rename(session: Session) -> object:
+        node = session.get_one(Node, "a")
+        node.name = "B"
+        return node
+
+    assert mapped.tags(rename) >= {"root:a", "root:b"}

@@ -119,6 +119,8 @@ class Before:
 
     def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
         """Return what was fetched of a row, and what the flush has neither set nor left to the database since."""
+        if not self._set.get(state, set()).isdisjoint(key_names(state.mapper)):
+            return {}  # a row may refer to itself, and follow its own key
         changed = state.expired_attributes - self._expired.get(state, set()) | computed_names(state.mapper)
         changed |= self._set.get(state, set())  # one set to an expression may be loaded again by now
         return {name: value for name, value in self._rows.get(state, {}).items() if name not in changed}
