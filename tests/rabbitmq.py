@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -91,6 +92,14 @@ class RabbitMQ(Server):
         """Return how many messages no worker has taken; 0 where there is no such queue."""
         with kombu.Connection(self.url) as connection:
             return declared_length(connection, queue)
+
+    def _end(self, how: signal.Signals) -> None:
+        """End all of its processes: the first one is a script, which the node would outlive."""
+        group = None if self.process is None else self.process.pid
+        super()._end(how)
+        if group is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     def close(self) -> None:
         """Stop it and its epmd, and remove its directory."""

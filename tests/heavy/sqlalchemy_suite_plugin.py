@@ -99,13 +99,27 @@ class Suite:
                 self.unwatch()
                 self.watched = None
 
+        def read_before(session: Any, transaction: Any, connection: Any) -> None:
+            self.read_before(session)
+
+        def listen() -> None:
+            """Listen again where a test has taken all listeners away."""
+            for target, name, hook in (
+                (Session, "after_begin", read_before),
+                (Mapper, "before_configured", forget_others),
+            ):
+                if not event.contains(target, name, hook):
+                    event.listen(target, name, hook)
+
         def begun(session: Any, *args: Any, **options: Any) -> None:
+            listen()
             forget_others()
             if not any(each._new_mappers for each in _all_registries()):  # a watch configures: a test may wait for that
                 self.watch_all()
             begin(session, *args, **options)
 
         def flushed(session: Any, objects: Any = None) -> None:
+            listen()
             self.watch_all()
             self.join(session)
             _counts["flushes"] += 1
@@ -121,8 +135,6 @@ class Suite:
                 self.before.pop()
                 self.written |= outer  # a flush inside of a flush is also the outer's
 
-        event.listen(Session, "after_begin", lambda session, *_: self.read_before(session))
-        event.listen(Mapper, "before_configured", forget_others)
         Session.__init__ = begun  # type: ignore[method-assign]
         Session._flush = flushed  # type: ignore[attr-defined]
 
