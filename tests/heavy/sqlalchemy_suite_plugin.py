@@ -91,6 +91,8 @@ class Suite:
         from sqlalchemy.orm import Mapper, Session
         from sqlalchemy.orm.mapper import _all_registries
 
+        from cacheworkers.sql.watch import connections
+
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
         def forget_others() -> None:
@@ -107,6 +109,9 @@ class Suite:
             for target, name, hook in (
                 (Session, "after_begin", read_before),
                 (Mapper, "before_configured", forget_others),
+                (Session, "before_flush", connections._before_any_flush),
+                (Mapper, "before_update", connections._before_any_update),
+                (Mapper, "before_delete", connections._before_any_delete),
             ):
                 if not event.contains(target, name, hook):
                     event.listen(target, name, hook)
