@@ -57,6 +57,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reported_calls_total": ("Calls whose reads were reported to the store.", ("loader",)),
     "ticks_missed_total": ("Upkeep tasks that ran much later than they should have.", ("task",)),
     "gc_removed_total": ("What garbage collections removed.", ("what",)),
+    "shared_namespaces_total": ("Processes whose namespace another database's processes use, too.", ()),
     "foreign_keys_total": ("Keys of the namespace that garbage collections passed over: they are of another type.", ()),
     "outbox_delivered_total": ("Outbox rows delivered by drains.", ()),
     "outbox_undelivered_total": ("Outbox rows that their commit could not deliver itself.", ()),
@@ -127,6 +128,7 @@ class Metrics:
                 "calls_handed_on_total", event.calls, event.loader, event.queue
             ),
             events.ForeignKey: lambda event: self._add("foreign_keys_total", 1),
+            events.NamespaceShared: lambda event: self._add("shared_namespaces_total", 1),
             events.Poisoned: lambda event: self._add("poisoned_total", 1, event.loader),
             events.OtherRelease: lambda event: self._add("other_release_entries_total", 1, event.loader),
             events.NotStored: lambda event: self._add("not_stored_total", 1, event.loader),

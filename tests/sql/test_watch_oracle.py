@@ -106,7 +106,7 @@ steps = st.lists(
 BULK: list[Callable[[int], Any]] = [
     lambda price: bulk_update(Item).values(price=price),
     lambda price: delete(Admin),
-    lambda price: insert(Item).values(id=price + 100, price=price),
+    lambda price: insert(Item).values([{"id": price + 100, "price": price}]),
     lambda price: bulk_update(ITEM).values(price=price),
     lambda price: delete(Maker),
     lambda price: text(f'UPDATE "tenant-1 ""a.b"""."the item" SET price = {price}'),

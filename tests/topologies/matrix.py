@@ -33,7 +33,7 @@ def ids() -> list[str]:
 
 def tests() -> list[str]:
     """Return the names of the tests of a stage."""
-    tree = ast.parse((HERE / "test_topologies.py").read_text())
+    tree = ast.parse((HERE / "test_every_topology.py").read_text())
     return [each.name for each in tree.body if isinstance(each, ast.FunctionDef) and each.name.startswith("test_")]
 
 

@@ -40,7 +40,9 @@ def loaded_by(code: str) -> set[str]:
     ids=["root", "names", "a cache of its own", "http"],
 )
 def test_what_is_not_used_is_not_imported(code: str) -> None:
-    assert {name.partition(".")[0] for name in loaded_by(code)} & HEAVY == set()
+    # redis itself imports OpenTelemetry's SDK where it is installed, and with it psutil.
+    loaded = loaded_by(code) - loaded_by("import redis")
+    assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
 
 
 def test_the_root_alone_imports_nothing() -> None:
