@@ -51,10 +51,10 @@ def hits(scale: Scale) -> Found:
     rows = [
         Row(
             "hit in memory, `product.get(42)`",
-            "<= 0.6 us; <= 7x lru_cache",
+            "<= 4x lru_cache",
             f"{near.us:.2f} us",
             f"{near.ratio:.1f}x functools.lru_cache ({lru.us:.2f} us)",
-            near.us <= 0.6 and near.ratio <= 7,
+            near.ratio <= 4,
         ),
         Row(
             "hit in the store, decoded, in a thread",
@@ -65,17 +65,17 @@ def hits(scale: Scale) -> Found:
         ),
         Row(
             "`get_many` of 100 in the store, each",
-            "<= 1.3x MGET",
+            "<= 1.15x MGET + decode",
             f"{many.us:.2f} us",
             f"{many.ratio:.2f}x redis-py mget + decode",
-            many.ratio <= 1.3,
+            many.ratio <= 1.15,
         ),
         Row(
             "hit in memory, `await product.aget(42)`",
-            "<= 1.0 us above an empty coroutine",
+            "<= 0.5 us above an empty coroutine",
             f"{anear.us:.2f} us",
             f"{anear.us - empty.us:.2f} us above an empty coroutine",
-            anear.us - empty.us <= 1.0,
+            anear.us - empty.us <= 0.5,
         ),
         Row(
             "hit in the store, on a loop, alone",
@@ -130,7 +130,7 @@ def in_threads(scale: Scale) -> Found:
 
 def over_http(scale: Scale) -> Found:
     """The product API beside constant bytes."""
-    aim = ">= 0.8x constant bytes"
+    aim = ">= 0.9x constant bytes"
     if shutil.which("wrk") is None:
         return Found([Row("product API over HTTP", aim, "left out: wrk is not installed")])
     ratios = http.measured(scale.of(3, 1), 1)
@@ -138,7 +138,7 @@ def over_http(scale: Scale) -> Found:
         (f"{ratio.rate:,.0f} a second", f"{ratio.of_rate:.2f}x the same server's constant bytes")
         for ratio in ratios[1:3]
     )
-    rows = [Row("product API over HTTP", aim, *api, ratios[1].of_rate >= 0.8), Row("... as 304", "", *unchanged)]
+    rows = [Row("product API over HTTP", aim, *api, ratios[1].of_rate >= 0.9), Row("... as 304", "", *unchanged)]
     return Found(rows, [Detail("HTTP", ("answer", *http.HEADS[1:]), [*map(http.cells, ratios)])])
 
 
@@ -180,12 +180,15 @@ def commit_to_seen(scale: Scale) -> Found:
     rows = [
         Row(
             f"commit until {what} in the last of {PROCESSES} processes, {changes:,} changes, 100 a second",
-            "p99 <= 10 ms",
+            f"p99 <= {most} ms",
             lags(noticed.last),
             f"in each of them p99 {percentile(noticed.each, 0.99):.1f} ms",
-            percentile(noticed.last, 0.99) <= 10,
+            percentile(noticed.last, 0.99) <= most,
         )
-        for what, noticed in (("the old value is gone", delays.gone), ("the new one is loaded and seen", delays.new))
+        for what, noticed, most in (
+            ("the old value is gone", delays.gone, 10),
+            ("the new one is loaded and seen", delays.new, 25),
+        )
     ]
     return Found(rows)
 
@@ -359,10 +362,10 @@ def watched(scale: Scale) -> Found:
     rows = [
         Row(
             "a watched one-row transaction, until it is committed",
-            "<= 1.3x a plain one",
+            "<= 1.25x a plain one",
             f"{1000 * committed.median:.2f} ms",
             f"{committed.of_plain:.2f}x a plain one",
-            committed.of_plain <= 1.3,
+            committed.of_plain <= 1.25,
         ),
         Row(
             "... until its tags are invalidated",
@@ -411,16 +414,16 @@ FIGURES: dict[str, Figure] = {
     "http": Figure("Hits", "http", over_http),
     "l1-sizes": Figure("Hits", "l1_sizes", by_size),
     "stampede": Figure("Misses", "stampede", crowd),
-    "stampede-peers": Figure("Misses", "stampede --peers", crowd_beside_peers),
+    "stampede-peers": Figure("Misses", "stampede --peers --readers 2000", crowd_beside_peers),
     "queries": Figure("Misses", "queries", for_a_trace),
     "warm": Figure("Misses", "warm --keys 1000", warming),
     "visible": Figure("Changes", "visible --rate 100", commit_to_seen),
-    "coherence": Figure("Changes", "coherence --changes 10000 --pace 2000", gone_from_memory),
+    "coherence": Figure("Changes", "coherence --changes 2000 --pace 2000", gone_from_memory),
     "coherence-cost": Figure("Changes", "coherence_cost --rate 1000", price_of_coherence),
     "race": Figure("Changes", "race", overtaken),
-    "outbox": Figure("Changes", "outbox", watched),
+    "outbox": Figure("Changes", "outbox --transactions 1000", watched),
     "huge-tag": Figure("Changes", "huge_tag --members 1000000", large_tag),
-    "soak": Figure("Changes", "soak --operations 1000000", everything_dies),
-    "access-reports": Figure("Upkeep", "access_report_cost", access_reports),
+    "soak": Figure("Changes", "soak --operations 50000", everything_dies),
+    "access-reports": Figure("Upkeep", "access_report_cost --quick", access_reports),
     "gc": Figure("Upkeep", "garbage_collection --members 1000000", collected),
 }
