@@ -117,6 +117,17 @@ def test_only_the_prober_asks_a_store_that_is_away(make_health: Any, store: Stor
     assert store.events == ["lost"]
 
 
+def test_whom_the_breaker_keeps_from_asking_learns_what_had_failed(make_health: Any, store: Store) -> None:
+    """`doctor` would otherwise not name a wrong password that somebody else has run into a moment before."""
+    health = make_health(60.0)
+    with pytest.raises(StoreUnavailable):
+        read(health, store)
+    wait_until(lambda: not health.is_well)
+
+    with pytest.raises(StoreUnavailable, match="no answer within the timeout; its breaker is open"):
+        read(health, store)
+
+
 def test_once_it_is_answered_readers_ask_again_and_the_prober_ends(make_health: Any, store: Store) -> None:
     health = make_health(0.001)
     with pytest.raises(StoreUnavailable):

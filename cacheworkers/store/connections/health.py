@@ -86,6 +86,7 @@ class Health:
         self._is_suspected = False
         self._has_unavailable = False
         self._is_lost = False
+        self._why = ""
         self.breaker.reset()
 
     def close(self, timeout: float) -> None:
@@ -118,7 +119,7 @@ class Health:
         if not self.breaker.is_open:
             return self._asking
         if self._thread is not None or not self.breaker.allows():
-            raise StoreUnavailable(f"the store at {self._where} did not answer lately; its breaker is open")
+            raise StoreUnavailable(f"{self._why or f'the store at {self._where} is lost'}; its breaker is open")
         return Asking(self, is_probe=True)
 
     def translated(self, error: Exception) -> CacheworkersError:
@@ -166,6 +167,7 @@ class Health:
         return True
 
     def _open(self, text: str) -> None:
+        self._why = text
         self._on_failure()
         with self._lock:
             if self.breaker.failed():
