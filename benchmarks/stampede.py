@@ -2,7 +2,7 @@
 
 With `--peers` the same beside libraries that have a lock, where they are installed: `pip install 'cashews[redis]'
  dogpile.cache 'aiocache[redis]'`.
-Their loads run in the readers' processes, for as long.  With `--threads 32` so many threads of one process, beside
+Their loads run in the readers' processes, for as long.  With `--threads 32`, 32 threads of one process, beside
 dogpile.cache.
 """
 
@@ -111,7 +111,7 @@ def wait_for_one_future(readers: int, gate: Any, results: Any) -> None:
 
 
 def floor(readers: int, processes: int) -> float:
-    """Return after how many seconds the last task of so many processes has the value of a future."""
+    """Return after how many seconds the last task of these processes has the value of a future."""
     context = multiprocessing.get_context("spawn")
     gate, results = context.Barrier(processes), context.Queue()
     crowd = [
@@ -237,7 +237,7 @@ def aiocache(url: str, readers: int, coherence: Any) -> list[float]:
 
 
 async def served(slow: Callable[[], Awaitable[int]], readers: int, coherence: Any) -> list[float]:
-    """Read from so many tasks at once, and return when each was served."""
+    """Read from this number of tasks together, and return when each was served."""
 
     async def one() -> float:
         await slow()
@@ -336,7 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--readers", type=int, default=50_000)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=0, help="so many threads of one process, beside dogpile.cache")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads of one process, beside dogpile.cache")
     parser.add_argument("--peers", action="store_true", help="one round beside peers, of 5,000 readers")
     options = parser.parse_args()
     if options.threads:
