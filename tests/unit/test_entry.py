@@ -46,7 +46,7 @@ def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut:
 
 
 def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
-    """Another call's, another release's, what is for its waiters alone, and what might be revalidated early."""
+    """Another call's, another release's, what is too old for its reader, what is for its waiters alone, and what might be revalidated early."""
     shape, other = b"shape  1", b"shape  2"
     raw = envelope.pack(entry(shape=shape))
 
@@ -55,6 +55,10 @@ def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
     assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, other) is None
     assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 1.0, shape) is None
     assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 0.0, shape) == b'{"x":1}'
+    seq = envelope.unpack(raw).seq
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq, 1.0, shape) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq + 1, 1.0, shape) is None
+    assert envelope.fresh_payloads([raw], 150.0, seq + 1, 1.0, shape) == [None]
     unshared = envelope.pack(entry(shape=shape, is_unshared=True))
     assert envelope.fresh_payload(unshared, "find[1]", 150.0, 0, 1.0, shape) is None
 
