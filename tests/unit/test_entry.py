@@ -46,7 +46,7 @@ def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut:
 
 
 def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
-    """Another call's, another release's, what is too old for its reader, what is for its waiters alone, and what might be revalidated early."""
+    """What is of another call or release, older than its reader asks for, for waiters alone, or nearly stale."""
     shape, other = b"shape  1", b"shape  2"
     raw = envelope.pack(entry(shape=shape))
 
