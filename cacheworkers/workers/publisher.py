@@ -83,6 +83,7 @@ class Publisher:
                 ignore_result=True,
                 retry=False,
                 serializer="json",
+                priority=0,
                 argsrepr=shown(requests),
                 kwargsrepr="",
             )
@@ -114,6 +115,7 @@ class Publisher:
             ignore_result=True,
             retry=False,
             serializer="json",
+            priority=0,
             argsrepr=shown(requests),
             kwargsrepr="",
             headers=headers_of(info.module, requests),
