@@ -129,7 +129,7 @@ def survive_lost_host(channel: Any) -> bool:
 def annotations_of(task: Any) -> dict[str, Any]:
     """Return what the app's `task_annotations` say of this task by its name, without what they say of all tasks."""
     found: dict[str, Any] = {}
-    for each in prepare(task.app.conf.task_annotations):  # type: ignore[no-untyped-call]  # Celery has no types
+    for each in prepare(task.app.conf.task_annotations):
         annotate = getattr(each, "annotate", None)
         found |= (annotate(task) or {}) if annotate is not None else {}
     return found
