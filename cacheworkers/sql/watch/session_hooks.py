@@ -140,12 +140,12 @@ class SessionHooks:
 
     def before_statement(self, state: SessionState, connection: Connection, statement: str, context: Any) -> None:
         """Refuse a statement that changes watched rows without the unit of work's knowledge."""
-        session = state.session
         statements = self._mapping.statements
         writes = statements.writes(statement, connection.dialect.name)
-        if session is None or not (writes.names or writes.opaque):
+        session = state.session if any(writes) else None
+        if session is None:
             return
-        writes = self._views.resolved(connection, writes, {*statements.tables, self.outbox.table.name})
+        writes = self._views.resolved(connection, writes, statements.tables)
         names = statements.changed_by(writes)
         if not names:
             return
@@ -180,12 +180,12 @@ class SessionHooks:
         dirty = state.dirty
         if dirty is not None and dirty.has_unknown_on(connection):
             for each in self.written_by_triggers(connection):
-                dirty.note_written(each.tags, each.row, connection, "hard")
+                dirty.note_written(each.tags, each.row, connection, each.mode)
 
     def written_by_triggers(self, connection: Connection) -> list[Written]:
         """Return what triggers have written in a connection's transaction."""
         found = written_by_triggers(connection, self.outbox, self._ports.config.max_tag_bytes)
-        return [Written(None, connection, row, tags, "hard") for row, tags in found]
+        return [Written(None, connection, row, tags, mode) for row, tags, mode in found]
 
     # -- events of sessions
 
@@ -275,8 +275,9 @@ class SessionHooks:
     def _is_noted(self, flush: Flush, connection: Connection, context: Any) -> bool:
         """Return whether the mapper events have noted what a flush's statement changes, or it is noted now."""
         table: Any = getattr(getattr(context.compiled, "statement", None), "table", None)
-        if table in self._mapping.described and not self._triggers.write_all(connection, frozenset({table})):
-            _refuse_autocommit(connection)
+        if is_autocommit_on(connection) and table in self._mapping.described:
+            if not self._triggers.write_all(connection, frozenset({table})):
+                _refuse_autocommit(connection)
         if self._mapping.knows(table) and flush.has_made(context):
             flush.before_statement(connection, self._mapping.of)
             return True
