@@ -595,7 +595,7 @@ class Cache:
             self._runtime.refuse(refused, reason)
         if not readable:
             return []
-        self._runtime.database_mark.note()
+        self._runtime.marks.note()
         results = run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
         for result in results.values():
             if result.outcome == "unstored" and isinstance(result.error, LoadError):

@@ -176,10 +176,10 @@ class NotStored(Event, frozen=True):
 
 
 class NamespaceShared(Event, frozen=True):
-    """Another process loads entries of this namespace from another database: another application, perhaps."""
+    """Another process uses this namespace with another database, or another module's loader of the same name."""
 
     namespace: str
-    database: str
+    mark: str
     others: tuple[str, ...]
 
 
