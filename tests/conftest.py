@@ -36,6 +36,7 @@ if not os.environ.get("CACHEWORKERS_TEST_DEFAULTS"):  # `make test-defaults` kee
 PROGRAMS = {
     "promtool": ("PROMTOOL", ("promtool",)),
     "compose": ("DOCKER_COMPOSE", ("docker-compose",)),
+    "pgbouncer": ("PGBOUNCER", ("pgbouncer", "/usr/sbin/pgbouncer")),
     "rabbitmq": ("RABBITMQ_SERVER", ("rabbitmq-server",)),
     "browser": ("CHROMIUM", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")),
 }

@@ -106,6 +106,7 @@ class Suite:
 
         def listen() -> None:
             """Listen again where a test has taken all listeners away."""
+            connections.listen()  # before: a listener that is there twice cannot be taken away
             for target, name, hook in (
                 (Session, "after_begin", read_before),
                 (Mapper, "before_configured", forget_others),

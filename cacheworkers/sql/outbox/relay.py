@@ -22,7 +22,7 @@ from cacheworkers.store.commands.replies import ForeignType
 log = logging.getLogger("cacheworkers")
 
 #: Seconds after which a transaction that waits for the store is no longer left idle.
-_KEEP_ALIVE_EVERY = 0.5
+_KEEP_ALIVE_EVERY = 0.2
 
 
 def drain_outbox(ports: Ports, outbox: Outbox, connection: Connection, *, grace: float = GRACE) -> int:

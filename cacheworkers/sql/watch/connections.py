@@ -172,9 +172,12 @@ def _before_rollback_to_savepoint(connection: Connection, name: str, context: An
     rolling_back_to_savepoint(connection)
 
 
-def _before_any_flush(session: Session, flush_context: Any, instances: Any) -> None:
-    """Watch a session, too, that writes on a connection with a watched transaction: one opened in a mapper event."""
-    if isinstance(session.bind, Connection):
+def _before_any_flush(session: Session | None = None, flush_context: Any = None, instances: Any = None) -> None:
+    """Watch a session, too, that writes on a connection with a watched transaction: one opened in a mapper event.
+
+    It is there for all sessions of the process: who calls their listeners by hand, as tests do, may give nothing.
+    """
+    if session is not None and isinstance(session.bind, Connection):
         for state in _newest(session.bind):
             state.hooks.adopt(session, session.bind, flush_context)
 
