@@ -135,7 +135,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 def database_beside(url: str, name: str) -> str:
-    """Make a database anew on the server of another, and return its URL."""
+    """Make a database again on the server of another, and return its URL."""
     import psycopg
 
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:

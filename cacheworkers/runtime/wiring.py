@@ -290,7 +290,7 @@ class Runtime:
         self._releases.add(call, name)
 
     def close(self) -> None:
-        """Tell what was read, send what is queued, then stop threads and connections."""
+        """Report what was read, send what is queued, then stop threads and connections."""
         self._access_reporter.close()
         self._report_once()
         self.workers.close()
@@ -303,7 +303,7 @@ class Runtime:
         self.ports.store.link.close()
 
     def _report_once(self) -> None:
-        """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
+        """Report what this process has read since its last report; a store that does not answer costs one timeout."""
         ports = self.ports
         if not len(ports.access_counter) and not len(ports.l1):
             return
