@@ -62,7 +62,12 @@ def drain(redis_url: str, database_url: str, stop: Any, broken: Any) -> None:
     logging.getLogger("cacheworkers").addHandler(Counting(logging.WARNING))
     cache = cache_of(redis_url, database_url)
     waiting = threading.Event()
-    threading.Thread(target=lambda: (stop.wait(), waiting.set()), daemon=True).start()
+
+    def wait() -> None:
+        stop.wait()
+        waiting.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     cache.drain_until(waiting)
     cache.close()
 
@@ -74,14 +79,14 @@ def measured(rows: int) -> Drained:
         url = postgres.create_database("bulk")
         engine = create_engine(url)
         with engine.begin() as connection:
-            for statement in (
+            for each in (
                 f"ALTER DATABASE bulk SET idle_in_transaction_session_timeout = {IDLE_LIMIT}",
                 "CREATE TABLE product (id int PRIMARY KEY, price int)",
                 f"INSERT INTO product SELECT n, 1 FROM generate_series(1, {rows}) n",
                 "CREATE TABLE page (id int PRIMARY KEY, version int)",
                 "INSERT INTO page VALUES (1, 0)",
             ):
-                connection.execute(text(statement))
+                connection.execute(text(each))
         cache = cache_of(valkey.url, url)
         cache.outbox.create(engine)
         with engine.begin() as connection:

@@ -244,6 +244,7 @@ class Suite:
             (Session, "transient_to_pending", hooks._on_pending),
             (Session, "after_begin", hooks._on_begin),
             (Session, "before_flush", hooks._on_before_flush),
+            (Mapper, "after_configured", hooks._listen_to_classes),
             (Mapper, "after_configured", mapping._forget),
             (Mapper, "after_configured", mapping._complain),
         ]

@@ -99,9 +99,11 @@ class WatchMapping:
             return found
 
     def mappers(self) -> Iterator[tuple[type, Mapper[Any]]]:
-        """Yield the watched classes."""
+        """Yield the watched classes that are still mapped: a registry may have been disposed of since."""
         for key in self._classes:
-            yield key, inspect(key)
+            mapper: Mapper[Any] | None = inspect(key, raiseerr=False)
+            if mapper is not None:
+                yield key, mapper
 
     def attributes(self) -> Iterator[tuple[type, list[str]]]:
         """Yield the watched classes, each with the attributes whose changes concern some of its tags."""
@@ -195,8 +197,6 @@ class WatchMapping:
         """
         try:
             _ = self.described
-        except NoInspectionAvailable:
-            return  # the watched classes are mapped no more
         except ConfigError as error:
             if str(error) not in self._complaints:
                 self._complaints.add(str(error))

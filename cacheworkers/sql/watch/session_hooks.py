@@ -7,13 +7,14 @@ invalidated; after a rollback nothing is left of them.  Meanwhile the transactio
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction, object_session, sessionmaker
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session, sessionmaker
 
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
@@ -66,6 +67,8 @@ class SessionHooks:
         self._views = Views()
         self._triggers = InstalledTriggers(outbox, mapping)
         self._target: type = Session
+        #: Those of the watched classes whose events it listens to.
+        self._mappers: weakref.WeakSet[Mapper[Any]] = weakref.WeakSet()
 
     def install(self, sessions: Any, others: Sequence[SessionHooks] = (), *, check: bool = True) -> None:
         """Hook into a sessionmaker, a Session class, or their async kinds; nothing is changed if that is refused.
@@ -90,7 +93,16 @@ class SessionHooks:
         for name, hook in hooks.items():
             # Before the user's own: what they read there has to be invalidated by then.
             event.listen(kind, name, hook, insert=name == "after_commit")
+        self._listen_to_classes()
+        event.listen(Mapper, "after_configured", self._listen_to_classes)
+
+    def _listen_to_classes(self) -> None:
+        """Hook into the watched classes as they are mapped now: mapped again, one has lost all listeners."""
         for key, attributes in self._mapping.attributes():
+            mapper: Mapper[Any] = inspect(key)
+            if mapper in self._mappers:
+                continue
+            self._mappers.add(mapper)
             for name in attributes:
                 event.listen(getattr(key, name), "set", self._on_set, propagate=True)
             event.listen(key, "before_insert", self._on_insert, propagate=True)
