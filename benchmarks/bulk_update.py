@@ -73,7 +73,7 @@ def drain(redis_url: str, database_url: str, stop: Any, broken: Any) -> None:
 
 
 def measured(rows: int) -> Drained:
-    """Change so many rows by one statement while others change theirs."""
+    """Change rows by one statement while others change theirs."""
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey, Postgres() as postgres:
         url = postgres.create_database("bulk")
