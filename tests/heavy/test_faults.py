@@ -1,4 +1,4 @@
-"""Two hundred faults of thirteen kinds, and of ten where there are replicas, under readers and a writer, judged by the history checker."""
+"""Faults of thirteen kinds, and of ten where there are replicas, under readers and a writer, judged by the history checker."""
 
 from __future__ import annotations
 

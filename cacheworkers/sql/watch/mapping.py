@@ -89,6 +89,12 @@ class WatchMapping:
         event.listen(Mapper, "after_configured", self._forget, insert=True)
         event.listen(Mapper, "after_configured", self._complain)
 
+    def unlisten(self) -> None:
+        """Undo `listen`."""
+        for hook in (self._forget, self._complain):
+            if event.contains(Mapper, "after_configured", hook):
+                event.remove(Mapper, "after_configured", hook)
+
     def of(self, kind: type) -> TagRules | None:
         """Return what makes the tags of a class's rows: its own, or that of the nearest watched class above it."""
         try:

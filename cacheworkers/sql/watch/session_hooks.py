@@ -69,6 +69,7 @@ class SessionHooks:
         self._target: type = Session
         #: Those of the watched classes whose events it listens to.
         self._mappers: weakref.WeakSet[Mapper[Any]] = weakref.WeakSet()
+        self._listening: list[tuple[Any, str, Callable[..., Any]]] = []
 
     def install(self, sessions: Any, others: Sequence[SessionHooks] = (), *, check: bool = True) -> None:
         """Hook into a sessionmaker, a Session class, or their async kinds; nothing is changed if that is refused.
@@ -92,9 +93,22 @@ class SessionHooks:
         }
         for name, hook in hooks.items():
             # Before the user's own: what they read there has to be invalidated by then.
-            event.listen(kind, name, hook, insert=name == "after_commit")
+            self._listen(kind, name, hook, insert=name == "after_commit")
         self._listen_to_classes()
-        event.listen(Mapper, "after_configured", self._listen_to_classes)
+        self._listen(Mapper, "after_configured", self._listen_to_classes)
+
+    def remove(self) -> None:
+        """Leave sessions and classes as they were; what they change from here on is nobody's to invalidate."""
+        while self._listening:
+            target, name, hook = self._listening.pop()
+            if event.contains(target, name, hook):
+                event.remove(target, name, hook)
+        self._mappers = weakref.WeakSet()
+        self._mapping.unlisten()
+
+    def _listen(self, target: Any, name: str, hook: Callable[..., Any], **options: Any) -> None:
+        event.listen(target, name, hook, **options)
+        self._listening.append((target, name, hook))
 
     def _listen_to_classes(self) -> None:
         """Hook into the watched classes as they are mapped now: mapped again, one has lost all listeners."""
@@ -104,10 +118,10 @@ class SessionHooks:
                 continue
             self._mappers.add(mapper)
             for name in attributes:
-                event.listen(getattr(key, name), "set", self._on_set, propagate=True)
-            event.listen(key, "before_insert", self._on_insert, propagate=True)
-            event.listen(key, "before_update", self._on_update, propagate=True)
-            event.listen(key, "before_delete", self._on_delete, propagate=True)
+                self._listen(getattr(key, name), "set", self._on_set, propagate=True)
+            self._listen(key, "before_insert", self._on_insert, propagate=True)
+            self._listen(key, "before_update", self._on_update, propagate=True)
+            self._listen(key, "before_delete", self._on_delete, propagate=True)
 
     @property
     def tables(self) -> list[str]:
