@@ -1,4 +1,4 @@
-"""Faults of thirteen kinds, and of ten where there are replicas, under readers and a writer, judged by the history checker."""
+"""Faults of thirteen kinds, ten where there are replicas, under readers and a writer; the history checker judges."""
 
 from __future__ import annotations
 
