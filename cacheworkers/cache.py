@@ -181,7 +181,7 @@ class Cache:
         replace: bool = False,
         **policy: Any,
     ) -> Any:
-        """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys at once.
+        """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys together.
 
         A key left out of the dict is None, or `KeyMissing` if V has no None.  In `tags`, `{key}` is one element.
         Arguments and errors as for `loader`.
@@ -220,7 +220,7 @@ class Cache:
 
         Args:
             mode: "hard", the next read sees new data; "soft", it sees the old as stale while workers reload; "reload",
-                soft, and what is hot is reloaded at once.
+                soft, and what is hot is reloaded immediately.
             dry_run: invalidate nothing; what is returned has the number 0 and counts the tags' members.
             session: a watched one whose transaction is open: the tags go into the outbox with it, and are invalidated
                 after its commit.  What is returned then has the number 0: it is not done yet.
@@ -595,7 +595,7 @@ class Cache:
             self._runtime.refuse(refused, reason)
         if not readable:
             return []
-        self._runtime.database_mark.note()
+        self._runtime.marks.note()
         results = run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
         for result in results.values():
             if result.outcome == "unstored" and isinstance(result.error, LoadError):

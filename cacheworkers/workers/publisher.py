@@ -14,6 +14,7 @@ from cacheworkers.events import Event, Published, PublishFailed, TaskRequeued
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.workers import celery_settings
+from cacheworkers.workers.broker_text import shown_error
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.task_messages import headers_of, rows_of, shown
 
@@ -55,13 +56,13 @@ class Publisher:
         except Exception as error:  # kombu's transports raise what their drivers raise
             self._breaker.failed()
             self.disconnect()
-            self._failed(info, name, requests, f"{type(error).__name__}: {error}")
+            self._failed(info, name, requests, shown_error(self._app, error))
         else:
             self._breaker.succeeded()
             self._emit(Published(info.name, name, len(requests)))
 
     def requeue(
-        self, loader: str, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
+        self, info: LoaderInfo, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
     ) -> bool:
         """Send a message that a worker has taken to its queue once more; False if it did not go out.
 
@@ -75,7 +76,7 @@ class Publisher:
         name: str = getattr(self._queues, requests[0].queue)
         try:
             self._app.send_task(
-                celery_settings.PREFIX + loader,
+                celery_settings.PREFIX + info.name,
                 kwargs={"asks": rows_of(requests), "hops": hops},
                 **celery_settings.direct(name),
                 countdown=after or None,
@@ -83,13 +84,15 @@ class Publisher:
                 ignore_result=True,
                 retry=False,
                 serializer="json",
+                priority=0,
                 argsrepr=shown(requests),
                 kwargsrepr="",
+                headers=headers_of(info.module, requests),
             )
         except Exception as error:  # kombu's transports raise what their drivers raise
-            self._emit(PublishFailed(loader, name, len(requests), f"{type(error).__name__}: {error}"))
+            self._emit(PublishFailed(info.name, name, len(requests), shown_error(self._app, error)))
             return False
-        self._emit(TaskRequeued(loader, name, len(requests), hops, reason))
+        self._emit(TaskRequeued(info.name, name, len(requests), hops, reason))
         return True
 
     def disconnect(self) -> None:
@@ -114,6 +117,7 @@ class Publisher:
             ignore_result=True,
             retry=False,
             serializer="json",
+            priority=0,
             argsrepr=shown(requests),
             kwargsrepr="",
             headers=headers_of(info.module, requests),

@@ -96,7 +96,7 @@ class Suite:
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
         def forget_others() -> None:
-            """Take the hooks away when other classes are mapped: an application names all its classes at once."""
+            """Take the hooks away when other classes are mapped: an application names all its classes together."""
             if self.watched is not None and frozenset(self.mappers()) != self.watched:
                 self.unwatch()
                 self.watched = None

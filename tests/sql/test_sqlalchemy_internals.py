@@ -181,7 +181,7 @@ def test_second_updates_are_known_before_they_are_written(engine: Engine) -> Non
         assert found == [room]
 
 
-def test_the_unit_of_work_s_statements_are_told_from_others(engine: Engine) -> None:
+def test_the_unit_of_work_s_statements_are_known_from_others(engine: Engine) -> None:
     """Without it, a bulk statement in the middle of a flush passes for the flush's own."""
     contexts: list[Any] = [None]
     seen: list[tuple[str, bool]] = []
@@ -263,11 +263,11 @@ def test_engines_that_differ_in_options_have_one_base(engine: Engine) -> None:
 def test_a_twin_engine_has_the_listeners_of_the_other(tmp_path: Any, kind: Any, is_late: bool) -> None:
     """Without it, what listeners set up for row-level security does not hold in loads."""
     engine = create_engine(f"sqlite:///{tmp_path}/a.db")
-    heard: list[str] = []
+    received: list[str] = []
 
     def listen() -> None:
         for name in ("connect", "checkout", "engine_connect", "begin", "before_cursor_execute", "commit"):
-            event.listen(engine, name, lambda *_, name=name: heard.append(name))
+            event.listen(engine, name, lambda *_, name=name: received.append(name))
 
     if not is_late:
         listen()
@@ -278,7 +278,7 @@ def test_a_twin_engine_has_the_listeners_of_the_other(tmp_path: Any, kind: Any, 
     with twin.begin() as connection:
         connection.exec_driver_sql("SELECT 1")
 
-    assert heard == ["connect", "checkout", "engine_connect", "begin", "before_cursor_execute", "commit"]
+    assert received == ["connect", "checkout", "engine_connect", "begin", "before_cursor_execute", "commit"]
     assert twin.pool is not engine.pool
     twin.dispose()
 

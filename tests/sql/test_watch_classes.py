@@ -151,7 +151,7 @@ def test_both_classes_are_watched_if_both_are_given(classes: Classes, events: li
 
 
 def test_another_table_of_the_same_name_is_refused_by_its_flush(classes: Classes) -> None:
-    """Which of them is in which database cannot be told at set-up."""
+    """Which of them is in which database is not known at set-up."""
     other = registry(metadata=MetaData())
 
     @other.mapped

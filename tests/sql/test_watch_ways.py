@@ -483,7 +483,7 @@ def test_statements_are_refused(ways: Ways, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["update", "text", "driver", "connection"])
-def test_statements_run_when_told_so(ways: Ways, way: str) -> None:
+def test_statements_run_when_asked_to(ways: Ways, way: str) -> None:
     ways.given(Item(id=1))
 
     with ways.sessions.begin() as session:

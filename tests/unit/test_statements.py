@@ -136,7 +136,7 @@ def test_whatever_sqlalchemy_writes_is_found(name: str, schema: str | None, back
         ("DO LANGUAGE plpython3u $$ plpy.execute('x') $$", "a DO block"),
     ],
 )
-def test_what_the_text_does_not_tell_may_change_everything(statement: str, named: str) -> None:
+def test_what_the_text_does_not_say_may_change_everything(statement: str, named: str) -> None:
     assert writes_of(statement, "postgresql").opaque.startswith(named)
     assert ITEM.changes(statement, "postgresql") == {"item", "order", 'we"ird', "two words"}
 

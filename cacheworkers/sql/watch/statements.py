@@ -80,7 +80,7 @@ def refusal(opaque: str, names: Iterable[str], without_triggers: Iterable[str]) 
     """Return why a statement is refused, and what to do about it."""
     changed, wanted = ", ".join(sorted(names)), ", ".join(sorted(without_triggers))
     reason = (
-        f"{opaque} may change {changed}, and the statement's text does not tell"
+        f"{opaque} may change {changed}, and the statement's text does not say which"
         if opaque
         else f"a statement that changes {changed} passes the unit of work by, and its tags are unknown"
     )
