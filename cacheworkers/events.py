@@ -33,7 +33,7 @@ class Served(Event, frozen=True):
 
 
 class MemoryHits(Event, frozen=True):
-    """So many reads of a loader were answered by L1 since the last of these events."""
+    """L1 has answered this number of reads of a loader since the last such event."""
 
     loader: str
     reads: int

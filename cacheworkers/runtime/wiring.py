@@ -151,8 +151,9 @@ class Runtime:
             "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, self._report
         )
         listener.on_start = self._access_reporter.start
+        around_task: dict[str, Any] = {} if tracing is None else {"around_task": tracing.around_task}
         if celery is None:
-            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads)
+            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
         else:
             from cacheworkers.workers.binding import Maintenance, bind
 
@@ -168,7 +169,7 @@ class Runtime:
                 waited_for=lambda: waiters.calls,
                 on_taken=self._note_taken,
                 on_alive=lambda name: ports.store.note_worker(name).run(),
-                **({} if tracing is None else {"around_task": tracing.around_task}),
+                **around_task,
             )
             self._watch = watch = WorkerWatch(self.workers, ports.store, config)
             ports.dispatcher = watch
@@ -290,7 +291,7 @@ class Runtime:
         self._releases.add(call, name)
 
     def close(self) -> None:
-        """Tell what was read, send what is queued, then stop threads and connections."""
+        """Report what was read, send what is queued, then stop threads and connections."""
         self._access_reporter.close()
         self._report_once()
         self.workers.close()
@@ -303,7 +304,7 @@ class Runtime:
         self.ports.store.link.close()
 
     def _report_once(self) -> None:
-        """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
+        """Report what this process has read since its last report; a store that does not answer costs one timeout."""
         ports = self.ports
         if not len(ports.access_counter) and not len(ports.l1):
             return

@@ -89,7 +89,7 @@ class Store:
         return self._ask(chunks, lambda replies: list(itertools.chain.from_iterable(replies)))
 
     def _submit_get_many(self, calls: list[str], done: Callable[[list[bytes | None] | Exception], None]) -> bool:
-        """Ask for the envelopes of many calls at once, as `Transport.submit` does."""
+        """Ask for the envelopes of many calls together, as `Transport.submit` does."""
 
         def unwrapped(outcome: list[Any] | Exception) -> None:
             done(outcome[0] if isinstance(outcome, list) else outcome)
