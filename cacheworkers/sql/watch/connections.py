@@ -137,6 +137,7 @@ def listen(hooks: Hooks) -> None:
 def _listen_to_assignments(hooks: Hooks) -> None:
     """Listen to attributes that no other hooks have listened to; mapped again, a class has lost all listeners."""
     # Before the lock is taken: this may configure mappers, for which SQLAlchemy has a lock of its own.
+    found: list[tuple[type, Mapper[Any], list[str]]]
     found = [(key, inspect(key), names) for key, names in hooks.mapping.attributes()]
     with _lock:
         for key, mapper, names in found:
