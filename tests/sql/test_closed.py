@@ -90,7 +90,7 @@ def test_a_cache_that_follows_watches_once(valkey: Valkey, engine: Engine) -> No
 def test_no_listener_of_a_closed_cache_is_left_on_mappers(valkey: Valkey, engine: Engine) -> None:
     def listeners() -> int:
         names = ("before_insert", "before_update", "before_delete")
-        own = sum(len(getattr(kind.__mapper__.dispatch, name)) for kind in (Chair, Stool) for name in names)
+        own = sum(len(list(getattr(kind.__mapper__.dispatch, name))) for kind in (Chair, Stool) for name in names)
         return own + len(list(Chair.__mapper__.dispatch.after_configured)) + len(Chair.legs.dispatch.set)
 
     sessions = sessionmaker(engine)
