@@ -55,6 +55,8 @@ docs: .venv-docs/.ready  ## Build the documentation into docs/_build; a warning 
 # The oldest versions that pyproject.toml admits, on the oldest Python, and the newest on the newest.
 PYTHON_OLDEST ?= python3.11
 PYTHON_NEWEST ?= python3.13
+# The oldest store at hand, Debian's Redis 7.0 say; else Valkey's wheel, as with the newest.
+STORE_OLDEST ?= $(shell command -v redis-server)
 # What differs between versions: workers, sessions, sockets, the codec.
 OF_VERSIONS := tests/unit/test_codec.py tests/unit/test_calls.py tests/unit/test_imports.py tests/sql/test_watch.py \
 	tests/sql/test_watch_ways.py tests/flows/test_reads.py tests/flows/test_many.py \
@@ -75,10 +77,15 @@ NOT_ON_OLDEST := --deselect "tests/unit/test_codec.py::test_none_is_a_value_only
 	.venv-newest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: test-versions
-test-versions: .venv-oldest/.ready .venv-newest/.ready  ## Run what differs between versions with the oldest and the newest.
-	.venv-oldest/bin/python -m pytest $(BURST) $(OF_VERSIONS) $(NOT_ON_OLDEST)
-	.venv-newest/bin/python -m pytest $(BURST) $(OF_VERSIONS)
+# A part of it: make test-oldest OF_VERSIONS=tests/sql/test_watch.py
+.PHONY: test-oldest test-newest test-versions
+test-oldest: .venv-oldest/.ready
+	CACHEWORKERS_STORE_BINARY=$(STORE_OLDEST) .venv-oldest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS) $(NOT_ON_OLDEST)
+
+test-newest: .venv-newest/.ready
+	.venv-newest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS)
+
+test-versions: test-oldest test-newest  ## Run what differs between versions with the oldest and the newest.
 
 .PHONY: release
 release: .venv/.ready  ## Build wheel and sdist, install them into empty environments and use them; uploads nothing.

@@ -116,9 +116,12 @@ def check_extras() -> None:
 
 
 def check_missing(python: Path) -> None:
-    """Without its extra, the command line says which it is."""
+    """What needs an extra that is not there says which it is; psycopg and pydantic are the user's own imports."""
     done = subprocess.run([python.parent / "cacheworkers", "--help"], capture_output=True, text=True)
     assert done.returncode == 1 and "cacheworkers[cli]" in done.stderr, done.stderr
+    for extra in ("metrics", "starlette", "flask", "otel", "embedded"):
+        done = subprocess.run([python, "-c", EXTRAS[extra]], cwd=python.parent, capture_output=True, text=True)
+        assert done.returncode == 1 and f"cacheworkers[{extra}]" in done.stderr, done.stderr
 
 
 def installed(where: Path, what: str) -> Path:
