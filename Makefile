@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Three files at a time, on two cores too: much of the suite waits for servers and workers.
-BURST := -n 3 --dist loadfile --no-loadscope-reorder
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help test lint format clean
 
@@ -16,11 +16,11 @@ help:  ## Show the targets.
 	@touch $@
 
 test: .venv/.ready lint  ## Check style and types, then run the whole suite.
-	$(BIN)/python -m pytest $(BURST)
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 .PHONY: test-all
 test-all: .venv/.ready lint test-defaults  ## Run the heavy tests too, and reads with the default time-outs.
-	$(BIN)/python -m pytest $(BURST) -m ""
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m ""
 
 .PHONY: test-topologies
 test-topologies: .venv/.ready  ## Run the suite of stores and brokers, each with passwords and TLS where there is such a server.
