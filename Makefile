@@ -80,7 +80,7 @@ NOT_ON_OLDEST := --deselect "tests/unit/test_codec.py::test_none_is_a_value_only
 # A part of it: make test-oldest OF_VERSIONS=tests/sql/test_watch.py
 .PHONY: test-oldest test-newest test-versions
 test-oldest: .venv-oldest/.ready
-	CACHEWORKERS_STORE_BINARY=$(STORE_OLDEST) .venv-oldest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS) $(NOT_ON_OLDEST)
+	VALKEY_SERVER=$(STORE_OLDEST) .venv-oldest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS) $(NOT_ON_OLDEST)
 
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS)
