@@ -54,7 +54,8 @@ docs: .venv-docs/.ready  ## Build the documentation into docs/_build; a warning 
 
 # The oldest versions that pyproject.toml admits, on the oldest Python, and the newest on the newest.
 PYTHON_OLDEST ?= python3.11
-PYTHON_NEWEST ?= python3.13
+# pyenv's newest, if there is one: its shims start no version that is not switched on.
+PYTHON_NEWEST ?= $(or $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].*/bin/python3))),python3.13)
 # The oldest store at hand, Debian's Redis 7.0 say; else Valkey's wheel, as with the newest.
 STORE_OLDEST ?= $(shell command -v redis-server)
 # What differs between versions: workers, sessions, sockets, the codec.
@@ -66,13 +67,13 @@ NOT_ON_OLDEST := --deselect "tests/unit/test_codec.py::test_none_is_a_value_only
 	--deselect "tests/unit/test_calls.py::test_raw_arguments_serve_as_keys_only_where_equal_means_same[Literal-False]"
 
 .venv-oldest/.ready: pyproject.toml requirements/oldest.lock
-	$(PYTHON_OLDEST) -m venv .venv-oldest
+	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
 	.venv-oldest/bin/pip install --quiet --requirement requirements/oldest.lock
 	.venv-oldest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv-newest/.ready: pyproject.toml requirements/dev.lock
-	$(PYTHON_NEWEST) -m venv .venv-newest
+	$(PYTHON_NEWEST) -m venv --clear .venv-newest
 	.venv-newest/bin/pip install --quiet --requirement requirements/dev.lock
 	.venv-newest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
