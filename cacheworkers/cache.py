@@ -48,12 +48,12 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
+    from cacheworkers.sql.choices import Mode as WatchMode
     from cacheworkers.sql.outbox.outbox import Backlog, Outbox
     from cacheworkers.sql.triggers.postgres_triggers import Triggers
     from cacheworkers.sql.watch.flush_changes import TagsOf
     from cacheworkers.sql.watch.service import WatchService
     from cacheworkers.sql.watch.session_hooks import AnySession
-    from cacheworkers.sql.watch.tag_rules import Mode as WatchMode
     from cacheworkers.workers.broker_queues import QueueState
 
 P = ParamSpec("P")
@@ -325,11 +325,20 @@ class Cache:
         """
         self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode, check=check)
 
-    def triggers(self, templates: Mapping[str, Sequence[str]], *, notify: bool = True) -> Triggers:
+    def triggers(
+        self,
+        templates: Mapping[str, Sequence[str]],
+        *,
+        columns: Mapping[str, Collection[str]] | None = None,
+        ignore: Mapping[str, Collection[str]] | None = None,
+        mode: WatchMode | Mapping[str, WatchMode] = "hard",
+        notify: bool = True,
+    ) -> Triggers:
         """Return Postgres triggers that write the outbox for whatever changes a table: psql, bulk statements, others.
 
         Args:
             templates: table -> tags with its columns: `{"price": ["product:{product_id}"]}`.
+            columns, ignore, mode: as `watch` has them, by table or template.
             notify: NOTIFY wakes `drain_until`; without it, that finds what is written when it next looks.
 
         Raises:
@@ -343,6 +352,9 @@ class Cache:
             self.outbox.quoted_name,
             max_tag_bytes=self.config.max_tag_bytes,
             tag_kinds=self._ports.tag_kinds,
+            columns=columns,
+            ignore=ignore,
+            mode=mode,
             notify=notify,
         )
         self._triggers.append(declared)

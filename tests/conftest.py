@@ -35,7 +35,9 @@ if not os.environ.get("CACHEWORKERS_TEST_DEFAULTS"):  # `make test-defaults` kee
 #: Marker -> the programs of which one has to be installed, for PyPI has none of them, or be named by the variable.
 PROGRAMS = {
     "promtool": ("PROMTOOL", ("promtool",)),
+    "prometheus": ("PROMETHEUS", ("prometheus",)),
     "compose": ("DOCKER_COMPOSE", ("docker-compose",)),
+    "pgbouncer": ("PGBOUNCER", ("pgbouncer", "/usr/sbin/pgbouncer")),
     "rabbitmq": ("RABBITMQ_SERVER", ("rabbitmq-server",)),
     "browser": ("CHROMIUM", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")),
 }
@@ -90,6 +92,13 @@ def chromium() -> str:
 def promtool() -> str:
     found = _program("promtool")
     assert found is not None, "tests that need promtool carry the marker `promtool`"
+    return found
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> str:
+    found = _program("prometheus")
+    assert found is not None, "tests that need Prometheus carry the marker `prometheus`"
     return found
 
 

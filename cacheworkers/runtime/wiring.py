@@ -151,8 +151,9 @@ class Runtime:
             "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, self._report
         )
         listener.on_start = self._access_reporter.start
+        around_task: dict[str, Any] = {} if tracing is None else {"around_task": tracing.around_task}
         if celery is None:
-            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads)
+            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
         else:
             from cacheworkers.workers.binding import Maintenance, bind
 
@@ -168,7 +169,7 @@ class Runtime:
                 waited_for=lambda: waiters.calls,
                 on_taken=self._note_taken,
                 on_alive=lambda name: ports.store.note_worker(name).run(),
-                **({} if tracing is None else {"around_task": tracing.around_task}),
+                **around_task,
             )
             self._watch = watch = WorkerWatch(self.workers, ports.store, config)
             ports.dispatcher = watch

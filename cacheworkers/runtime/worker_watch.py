@@ -163,8 +163,9 @@ class WorkerWatch:
             )
         else:
             reason = (
-                f"a worker of queue {queue} has taken its message and not begun: see its log; its app must import "
-                f"{self._dispatcher.module_of(request.loader)}"
+                f"a worker has taken its message from queue {queue} and not begun: it is busy (give it "
+                f"--prefetch-multiplier 1, or start more: {command}), or its app does not import "
+                f"{self._dispatcher.module_of(request.loader)}, as its log says then"
             )
         log.warning("no worker began %s within its wait_for, a reader loads it: %s", request.call, reason)
 

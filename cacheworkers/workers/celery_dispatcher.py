@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from celery import Celery
@@ -19,20 +18,13 @@ from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGI
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import MODULE, parse_requests, shown, traces_of
+from cacheworkers.workers.task_messages import MODULE, AroundTask, around_requests, parse_requests, shown, with_traces
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
 #: Runs loads of one loader, and returns why some of them failed.
 RunLoads = Callable[[str, list[LoadRequest], bool], list[CacheworkersError] | None]
-#: Surrounds a task, given its loader, its calls and their readers' traces.
-AroundTask = Callable[[str, Sequence[str], Sequence[str]], AbstractContextManager[None]]
-
-
-def no_scope(loader: str, calls: Sequence[str], traces: Sequence[str]) -> AbstractContextManager[None]:
-    """Surround a task with nothing."""
-    return contextlib.nullcontext()
 
 
 class CeleryDispatcher:
@@ -177,13 +169,12 @@ class CeleryDispatcher:
                 self._refuse(requests, reason)
             return
         self.on_taken(requests[0].queue)
-        traces = traces_of(task.request, len(requests))
-        requests = self._of_known_version(task, info, requests, hops)
+        requests = self._of_known_version(task, info, with_traces(task.request, requests), hops)
         if not requests:
             return
         delivery = task.request.delivery_info or {}
         try:
-            with self._around_task(loader, [request.call for request in requests], traces):
+            with around_requests(self._around_task, loader, requests):
                 failures = self._run_loads(loader, requests, bool(delivery.get("redelivered")))
         except UnknownLoader:
             return
@@ -213,6 +204,6 @@ class CeleryDispatcher:
             log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
             return requests
         after, expires = wait_before(hops), task.request.expires
-        if not self._publisher.requeue(info.name, others, hops + 1, after, expires, reason):
+        if not self._publisher.requeue(info, others, hops + 1, after, expires, reason):
             return requests
         return [request for request in requests if request not in others]

@@ -22,6 +22,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.ext.declarative import DeferredReflection
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry, relationship, sessionmaker
@@ -366,4 +367,18 @@ def test_first_connections_on_two_loops_do_not_wait_for_ever(database_url: str) 
     for thread in threads:
         thread.join(30)
 
-    assert done == ["first", "second"]
+    assert sorted(done) == ["first", "second"]  # in either order: after the lock, both go on
+
+
+def test_a_first_value_is_read_in_a_transaction_and_fails_as_any_statement_does(engine: Engine) -> None:
+    """Without it each watched commit costs another pass through SQLAlchemy's execution of statements."""
+    statement = "INSERT INTO internals_room (name) VALUES (?) RETURNING id"
+    with engine.connect() as connection:
+        assert internals.first_value(connection, statement, ("hall",)) == 1
+        connection.commit()
+        assert internals.first_value(connection, statement, ("cellar",)) == 2
+        with pytest.raises(OperationalError, match="no such table: nowhere") as failed:
+            internals.first_value(connection, "SELECT 1 FROM nowhere", ())
+        assert failed.value.statement == "SELECT 1 FROM nowhere"
+    with engine.connect() as connection:
+        assert connection.execute(select(Room.name)).scalars().all() == ["hall"]
