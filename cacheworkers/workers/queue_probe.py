@@ -1,4 +1,4 @@
-"""Queue probes: messages of our own that show how old the oldest message of a queue is, where the broker does not say."""
+"""Queue probes: messages that show how old the oldest message of a queue is, where the broker does not say."""
 
 from __future__ import annotations
 
