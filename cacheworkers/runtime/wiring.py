@@ -52,6 +52,7 @@ from cacheworkers.store.tracking.listener import Listener
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
+from cacheworkers.workers.worker_command import importable_name
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -244,7 +245,7 @@ class Runtime:
                 spec.rate_limit,
                 spec.pace,
                 spec.policy.version,
-                spec.function.__module__,
+                importable_name(spec.function.__module__),
             )
         )
 

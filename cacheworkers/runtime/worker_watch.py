@@ -151,10 +151,11 @@ class WorkerWatch:
             return
         command = self._dispatcher.worker_command()
         store = f"{self._store.link.where}, namespace {self._config.namespace}"
+        waiting = f"{length} message{' waits' if length == 1 else 's wait'}"
         if length and age is None:
-            reason = f"{length} messages wait in queue {queue} and no worker takes them; start one: {command}"
+            reason = f"no worker takes queue {queue}, where {waiting}; start one: {command}"
         elif length:
-            reason = f"workers are behind, {length} messages wait in queue {queue}; start more: {command}"
+            reason = f"workers are behind, {waiting} in queue {queue}; start more: {command}"
         elif age is None:
             reason = (
                 f"messages are taken from queue {queue}, but by no worker of this store ({store}): give workers the "

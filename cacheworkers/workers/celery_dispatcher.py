@@ -15,7 +15,7 @@ from cacheworkers.errors import CacheworkersError, KeyMissing, StoreError, Unkno
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
-from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, keep_rate_limit
+from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, keep_options
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
@@ -150,6 +150,12 @@ class CeleryDispatcher:
             name=PREFIX + info.name,
             bind=True,
             lazy=False,
+            autoretry_for=(),  # a base class of the app's may have some; failures have a backoff of their own
+            loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
+            shared=False,
+        )(load)
+        keep_options(
+            task,
             acks_late=True,
             reject_on_worker_lost=True,
             # A load past its hard limit is given up, not given to the next worker to hang.
@@ -158,11 +164,8 @@ class CeleryDispatcher:
             serializer="json",
             soft_time_limit=info.message_for() + SOFT_MARGIN,
             time_limit=info.message_for() + HARD_MARGIN,
-            rate_limit=info.rate_limit,
-            loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
-            shared=False,
-        )(load)
-        keep_rate_limit(task, info.rate_limit)
+            rate_limit=info.rate_limit or 0,
+        )
 
     def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""

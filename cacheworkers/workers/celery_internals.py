@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
+from celery.app.annotations import prepare
 from kombu.utils.scheduling import round_robin_cycle
 
 # -- queues
@@ -120,6 +121,18 @@ def survive_lost_host(channel: Any) -> bool:
 
     channel._connparams = parameters
     return True
+
+
+# -- tasks
+
+
+def annotations_of(task: Any) -> dict[str, Any]:
+    """Return what the app's `task_annotations` say of this task by its name, without what they say of all tasks."""
+    found: dict[str, Any] = {}
+    for each in prepare(task.app.conf.task_annotations):
+        annotate = getattr(each, "annotate", None)
+        found |= (annotate(task) or {}) if annotate is not None else {}
+    return found
 
 
 # -- messages in Redis

@@ -14,6 +14,7 @@ from cacheworkers.events import Event, Published, PublishFailed, TaskRequeued
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.breaker import Breaker
 from cacheworkers.workers import celery_settings
+from cacheworkers.workers.broker_text import shown_error
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.task_messages import headers_of, rows_of, shown
 
@@ -55,7 +56,7 @@ class Publisher:
         except Exception as error:  # kombu's transports raise what their drivers raise
             self._breaker.failed()
             self.disconnect()
-            self._failed(info, name, requests, f"{type(error).__name__}: {error}")
+            self._failed(info, name, requests, shown_error(self._app, error))
         else:
             self._breaker.succeeded()
             self._emit(Published(info.name, name, len(requests)))
@@ -83,11 +84,12 @@ class Publisher:
                 ignore_result=True,
                 retry=False,
                 serializer="json",
+                priority=0,
                 argsrepr=shown(requests),
                 kwargsrepr="",
             )
         except Exception as error:  # kombu's transports raise what their drivers raise
-            self._emit(PublishFailed(loader, name, len(requests), f"{type(error).__name__}: {error}"))
+            self._emit(PublishFailed(loader, name, len(requests), shown_error(self._app, error)))
             return False
         self._emit(TaskRequeued(loader, name, len(requests), hops, reason))
         return True
@@ -114,6 +116,7 @@ class Publisher:
             ignore_result=True,
             retry=False,
             serializer="json",
+            priority=0,
             argsrepr=shown(requests),
             kwargsrepr="",
             headers=headers_of(info.module, requests),

@@ -81,8 +81,9 @@ class TrackingConnection:
         self._is_closed = False
         self.pings: collections.deque[Ping] = collections.deque()
         self.proven_at = 0.0
-        options = pool.connection_kwargs
-        self.address = f"{options.get('host', options.get('path', ''))}:{options.get('port', '')}"
+        # Of the connection, not of its pool: behind Sentinels only what has connected knows to where.
+        opened = self._connection
+        self.address: str = getattr(opened, "path", "") or f"{opened.host}:{opened.port}"
 
     # -- requests, from any thread
 
