@@ -16,11 +16,21 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
-
 from cacheworkers import events
+from cacheworkers.core.extras import needs_extra
 from cacheworkers.errors import ConfigError
 from cacheworkers.ops.shared_metrics import shared_registry
+
+with needs_extra("metrics"):
+    from prometheus_client import (
+        REGISTRY,
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        generate_latest,
+        start_http_server,
+    )
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
@@ -57,7 +67,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reported_calls_total": ("Calls whose reads were reported to the store.", ("loader",)),
     "ticks_missed_total": ("Upkeep tasks that ran much later than they should have.", ("task",)),
     "gc_removed_total": ("What garbage collections removed.", ("what",)),
-    "shared_namespaces_total": ("Processes whose namespace another database's processes use, too.", ()),
+    "shared_namespaces_total": ("Databases and loaders of processes that others of their namespace contradict.", ()),
     "foreign_keys_total": ("Keys of the namespace that garbage collections passed over: they are of another type.", ()),
     "outbox_delivered_total": ("Outbox rows delivered by drains.", ()),
     "outbox_undelivered_total": ("Outbox rows that their commit could not deliver itself.", ()),

@@ -14,10 +14,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import Metric
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import CollectorRegistry
+from cacheworkers.core.extras import needs_extra
+
+with needs_extra("metrics"):
+    from prometheus_client.core import Metric
+    from prometheus_client.mmap_dict import MmapedDict
+    from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+    from prometheus_client.registry import CollectorRegistry
+
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 #: Kinds of files whose values add up.
@@ -84,7 +88,7 @@ def _archive(directory: Path, kind: str, files: list[Path]) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path, how: int) -> Iterator[bool]:
-    """Hold the directory's lock; gives False where it is not to be had at once, or the directory cannot be written."""
+    """Hold the directory's lock; give False where another holds it, or the directory cannot be written."""
     with contextlib.ExitStack() as stack:
         try:
             fcntl.flock(stack.enter_context(open(directory / _LOCK, "a")), how)

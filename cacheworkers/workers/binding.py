@@ -17,7 +17,7 @@ from cacheworkers.errors import CacheworkersError, ConfigError, StoreError
 from cacheworkers.events import Event
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, stamp_messages
-from cacheworkers.workers.celery_dispatcher import AroundTask, CeleryDispatcher, RunLoads, no_scope
+from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
 from cacheworkers.workers.celery_internals import (
     add_queues,
     consume_in_order,
@@ -31,6 +31,7 @@ from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, AddedSetti
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.queue_probe import TASK as PROBE
 from cacheworkers.workers.queue_probe import mark_of
+from cacheworkers.workers.task_messages import AroundTask, no_scope
 from cacheworkers.workers.worker_command import worker_command
 
 log = logging.getLogger("cacheworkers")

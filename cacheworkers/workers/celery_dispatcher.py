@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from celery import Celery
@@ -19,20 +18,20 @@ from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGI
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import MODULE, parse_requests, shown, traces_of
+from cacheworkers.workers.task_messages import (
+    MODULE,
+    AroundTask,
+    NotLoadedLog,
+    around_requests,
+    parse_requests,
+    with_traces,
+)
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
 #: Runs loads of one loader, and returns why some of them failed.
 RunLoads = Callable[[str, list[LoadRequest], bool], list[CacheworkersError] | None]
-#: Surrounds a task, given its loader, its calls and their readers' traces.
-AroundTask = Callable[[str, Sequence[str], Sequence[str]], AbstractContextManager[None]]
-
-
-def no_scope(loader: str, calls: Sequence[str], traces: Sequence[str]) -> AbstractContextManager[None]:
-    """Surround a task with nothing."""
-    return contextlib.nullcontext()
 
 
 class CeleryDispatcher:
@@ -65,9 +64,10 @@ class CeleryDispatcher:
         self._run_loads = run_loads
         self._refuse = refuse
         self._around_task = around_task
+        self._not_loaded = NotLoadedLog()
         self._emit = emit
         self.on_taken = on_taken
-        self._eager = InlineDispatcher(run_loads)
+        self._eager = InlineDispatcher(run_loads, around_task)
         self._publisher = Publisher(app, config, undelivered, emit)
         self._queue = PublishQueue(
             self._publisher.publish, self.infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
@@ -177,19 +177,18 @@ class CeleryDispatcher:
                 self._refuse(requests, reason)
             return
         self.on_taken(requests[0].queue)
-        traces = traces_of(task.request, len(requests))
-        requests = self._of_known_version(task, info, requests, hops)
+        requests = self._of_known_version(task, info, with_traces(task.request, requests), hops)
         if not requests:
             return
         delivery = task.request.delivery_info or {}
         try:
-            with self._around_task(loader, [request.call for request in requests], traces):
+            with around_requests(self._around_task, loader, requests):
                 failures = self._run_loads(loader, requests, bool(delivery.get("redelivered")))
         except UnknownLoader:
             return
         except StoreError as error:
             # Without the store there is no lease and nowhere to write: readers load themselves, this message ends.
-            log.warning("%s is not loaded: %s: %s", shown(requests), type(error).__name__, error)
+            self._not_loaded.log(requests, error)
             self._emit(TaskDropped(PREFIX + loader, len(requests), f"{type(error).__name__}: {error}"))
             return
         failed = [error for error in failures or () if not isinstance(error, KeyMissing)]
@@ -213,6 +212,6 @@ class CeleryDispatcher:
             log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
             return requests
         after, expires = wait_before(hops), task.request.expires
-        if not self._publisher.requeue(info.name, others, hops + 1, after, expires, reason):
+        if not self._publisher.requeue(info, others, hops + 1, after, expires, reason):
             return requests
         return [request for request in requests if request not in others]

@@ -23,9 +23,9 @@ ANSWER_FOR = 2.0
 #: How long workers have to answer, seconds: the time it takes, for nobody knows how many there are.
 WORKERS_FOR = 1.0
 UPKEEP = "cacheworkers."
-#: The attribute of a load's task that holds its loader's version, and how a worker tells it.
+#: The attribute of a load's task that holds its loader's version, and how a worker reports it.
 _VERSION = "loader_version"
-_TOLD_VERSION = re.compile(rf"\[{_VERSION}=(\d+)\]$")
+_REPORTED_VERSION = re.compile(rf"\[{_VERSION}=(\d+)\]$")
 #: A beat entry that says when, not how often, is taken to be due once a day, seconds.
 DAY = 86400.0
 
@@ -100,7 +100,7 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     namesakes: int = 1
 
     def loads(self, loader: str, version: int) -> bool:
-        """Return whether it knows a loader, and does not tell of another version."""
+        """Return whether it knows a loader, and reports no other version."""
         return loader in self.loaders and self.versions.get(loader, version) == version
 
 
@@ -186,7 +186,7 @@ def _worker(name: str, queues: Sequence[Any], tasks: Sequence[Any], stats: Seque
         name,
         frozenset(queue["name"] for each in queues if isinstance(each, list) for queue in each),
         frozenset(map(_loader, loads)),
-        {_loader(text): int(found[1]) for text in loads if (found := _TOLD_VERSION.search(text))},
+        {_loader(text): int(found[1]) for text in loads if (found := _REPORTED_VERSION.search(text))},
         max((int(each.get("prefetch_count") or 0) for each in answers), default=0),
         max((int(each.get("pool", {}).get("max-concurrency") or 0) for each in answers), default=0),
         max((float(each["uptime"]) for each in answers if "uptime" in each), default=None),

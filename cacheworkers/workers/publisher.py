@@ -62,7 +62,7 @@ class Publisher:
             self._emit(Published(info.name, name, len(requests)))
 
     def requeue(
-        self, loader: str, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
+        self, info: LoaderInfo, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
     ) -> bool:
         """Send a message that a worker has taken to its queue once more; False if it did not go out.
 
@@ -76,7 +76,7 @@ class Publisher:
         name: str = getattr(self._queues, requests[0].queue)
         try:
             self._app.send_task(
-                celery_settings.PREFIX + loader,
+                celery_settings.PREFIX + info.name,
                 kwargs={"asks": rows_of(requests), "hops": hops},
                 **celery_settings.direct(name),
                 countdown=after or None,
@@ -87,11 +87,12 @@ class Publisher:
                 priority=0,
                 argsrepr=shown(requests),
                 kwargsrepr="",
+                headers=headers_of(info.module, requests),
             )
         except Exception as error:  # kombu's transports raise what their drivers raise
-            self._emit(PublishFailed(loader, name, len(requests), shown_error(self._app, error)))
+            self._emit(PublishFailed(info.name, name, len(requests), shown_error(self._app, error)))
             return False
-        self._emit(TaskRequeued(loader, name, len(requests), hops, reason))
+        self._emit(TaskRequeued(info.name, name, len(requests), hops, reason))
         return True
 
     def disconnect(self) -> None:

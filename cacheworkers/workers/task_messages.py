@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 
 from cacheworkers.flows.ports import LoadRequest
 
+log = logging.getLogger("cacheworkers")
+
+#: How often it is logged that loads do not happen, seconds.
+LOG_EVERY = 10.0
 #: A message's header with the module that declares its loader, for workers that have not imported it.
 MODULE = "cacheworkers_module"
 #: ... and one with the traces of its calls' readers, if a hook makes any.
 TRACES = "cacheworkers_traces"
 #: Longest text of a call in a message's headers, which tools show.
 SHOWN = 120
+
+#: Surrounds a task, given its loader, its calls and their readers' traces.
+AroundTask = Callable[[str, Sequence[str], Sequence[str]], AbstractContextManager[None]]
+
+
+def no_scope(loader: str, calls: Sequence[str], traces: Sequence[str]) -> AbstractContextManager[None]:
+    """Surround a task with nothing."""
+    return contextlib.nullcontext()
+
+
+def around_requests(
+    around_task: AroundTask, loader: str, requests: Sequence[LoadRequest]
+) -> AbstractContextManager[None]:
+    """Return what surrounds the load of some requests."""
+    return around_task(loader, [each.call for each in requests], [each.trace for each in requests])
 
 
 def rows_of(requests: Sequence[LoadRequest]) -> list[list[str]]:
@@ -28,12 +51,13 @@ def headers_of(module: str, requests: Sequence[LoadRequest]) -> dict[str, Any]:
     return {MODULE: module, TRACES: traces} if any(traces) else {MODULE: module}
 
 
-def traces_of(request: Any, count: int) -> list[str]:
-    """Return the traces of a task's calls; "" for those without, and for all of a header that cannot be read."""
+def with_traces(request: Any, requests: Sequence[LoadRequest]) -> list[LoadRequest]:
+    """Return a task's load requests with their readers' traces; without, where the header cannot be read."""
     traces = getattr(request, TRACES, None)
-    if not isinstance(traces, list) or len(traces) != count:
-        return [""] * count
-    return [each if isinstance(each, str) else "" for each in traces]
+    if not isinstance(traces, list) or len(traces) != len(requests):
+        return list(requests)
+    pairs = zip(requests, traces, strict=True)
+    return [msgspec.structs.replace(each, trace=text) if isinstance(text, str) else each for each, text in pairs]
 
 
 def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:
@@ -49,6 +73,27 @@ def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:
         except msgspec.ValidationError as error:
             reason = reason or f"an ask must be [call, token, seen, queue], got {str(row)[:80]!r}: {error}"
     return requests, reason
+
+
+class NotLoadedLog:
+    """Logs that loads did not happen, because the store is away for one: every read of that time would log a line."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._quiet_until = float("-inf")
+
+    def log(self, requests: Sequence[LoadRequest], error: Exception) -> None:
+        """Log it, at most once in `LOG_EVERY` seconds."""
+        now = self._clock()
+        if now >= self._quiet_until:
+            self._quiet_until = now + LOG_EVERY
+            log.warning(
+                "%s is not loaded: %s: %s (more of these are not logged for %g s)",
+                shown(requests),
+                type(error).__name__,
+                error,
+                LOG_EVERY,
+            )
 
 
 def shown(requests: Sequence[LoadRequest]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy.exc
 from many_shop import UNLUCKY, Asks, Shop, late, path, tens, whole
 
 from cacheworkers import Cache, Config, Load, LoadError, LoadErrors, LoadTimeout
@@ -18,6 +19,7 @@ from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.flows.read_state import POLL_FOR
+from cacheworkers.flows.run_loader import LATE_RUNS
 from cacheworkers.store.connections.request import Request
 from cacheworkers.testing import Stepper
 
@@ -225,7 +227,7 @@ def test_loads_of_a_plain_loader_come_one_after_the_other_under_one_deadline(mak
     assert shop.leases() == []
 
 
-def test_what_the_dispatcher_has_no_room_for_is_loaded_here_at_once(shop: Shop) -> None:
+def test_what_the_dispatcher_has_no_room_for_is_loaded_here_immediately(shop: Shop) -> None:
     shop.asks.room = 2
     going = shop.many(range(1, 6))
 
@@ -246,7 +248,7 @@ def test_leases_of_revalidations_without_room_are_given_back(shop: Shop) -> None
     assert shop.leases() == ["prices[1]"]
 
 
-def test_a_failed_batch_is_told_of_each_key(make_shop: Any) -> None:
+def test_a_failed_batch_is_reported_each_key(make_shop: Any) -> None:
     shop = make_shop(wait_for=0)
     shop.fill([1])
 
@@ -322,7 +324,7 @@ def test_who_is_claiming_is_waited_for_and_what_it_has_found_looked_at(shop: Sho
 def test_an_invalidation_in_between_wakes_and_is_heeded(shop: Shop) -> None:
     going = shop.many([1, 2]).until("wait")
     shop.cache.invalidate("p:1")
-    shop.by_hand.hear()
+    shop.by_hand.receive()
     shop.work()
 
     assert going.finish() == tens([1, 2])
@@ -340,7 +342,7 @@ def test_who_is_cancelled_gives_leases_back_and_leaves_no_waiter(make_shop: Any,
     while not repr(step).startswith(at):
         step = flow.send(step.run())
     if at in ("claim", "load", "write"):
-        step.run()  # done, though nobody hears of it
+        step.run()  # done, though nobody notices
 
     with pytest.raises(asyncio.CancelledError):
         flow.throw(asyncio.CancelledError())
@@ -523,6 +525,14 @@ def test_lapsed_entries_are_served_when_their_load_has_failed(make_shop: Any) ->
     assert shop.batches == [[1, UNLUCKY, 2]]
 
 
+class Timeout(OSError):
+    """As `requests.Timeout` is."""
+
+
+class ReadTimeout(Timeout):
+    """As `requests.ReadTimeout` is."""
+
+
 class NotThere(OSError):
     """As `requests.HTTPError` and `urllib.error.HTTPError` are: an answer of a server about one key."""
 
@@ -533,7 +543,9 @@ class NotThere(OSError):
         (FileNotFoundError(2, "no such file"), True),
         (NotThere("404"), True),
         (ConnectionResetError("cut"), False),
-        (TimeoutError("late"), False),
+        (TimeoutError("late"), True),
+        (ReadTimeout("late"), True),
+        (sqlalchemy.exc.TimeoutError("QueuePool limit of size 5 reached"), False),
         (OSError(101, "no route"), False),
     ],
     ids=repr,
@@ -555,6 +567,37 @@ def test_what_one_key_raises_is_its_own_and_what_a_dead_line_raises_is_all_s(
         assert caught.value.values == tens([1, 2]) and list(caught.value.errors) == [UNLUCKY]
     else:
         assert caught.value.values == {} and shop.batches == [[1, UNLUCKY, 2]]
+
+
+def test_a_database_that_is_late_for_every_key_is_asked_a_few_times_only(make_shop: Any) -> None:
+    shop = make_shop(wait_for=0)
+
+    def late(keys: list[int]) -> None:
+        raise TimeoutError("late")
+
+    shop.on_load = late
+    with pytest.raises(LoadErrors) as caught:
+        shop.many(range(50)).finish()
+
+    assert caught.value.values == {} and len(shop.batches) == 1 + LATE_RUNS
+
+
+def test_a_batch_that_was_late_is_not_halved_past_its_deadline(make_shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load takes three fifths of its time: once more would be too late, and would hold the lease for nothing."""
+    shop = make_shop(wait_for=0, load_for=10.0)
+    clock = shop.ports.clock
+    now = clock.monotonic()
+    monkeypatch.setattr(type(clock), "monotonic", lambda clock: now + 6.0 * len(shop.batches))
+
+    def late(keys: list[int]) -> None:
+        if UNLUCKY in keys:
+            raise TimeoutError("late")
+
+    shop.on_load = late
+    with pytest.raises(LoadErrors) as caught:
+        shop.many([1, UNLUCKY, 2]).finish()
+
+    assert caught.value.values == {} and shop.batches == [[1, UNLUCKY, 2]]
 
 
 def test_a_push_between_the_first_look_and_the_place_among_waiters_is_not_slept_through(shop: Shop) -> None:
@@ -640,7 +683,7 @@ def test_a_cancelled_task_leaves_no_waiter_and_the_next_is_served(cache: Cache) 
     assert len(cache._ports.waiters) == 0
 
 
-def test_while_pushes_are_not_heard_many_poll_together(shop: Shop) -> None:
+def test_while_pushes_are_not_received_many_poll_together(shop: Shop) -> None:
     shop.ports.listener.close()
     going = shop.many([1, 2, 3]).until("wait")
     step: Any = going._step
@@ -688,7 +731,7 @@ def test_a_lease_known_to_be_taken_over_is_waited_for_to_its_end(make_shop: Any)
     whole(other)
     assert path(other, "wait")[-1] in ("get", "mget")
     assert first.finish() == tens([1, 2])
-    shop.by_hand.hear()
+    shop.by_hand.receive()
 
     assert other.finish() == tens([1, 2])
     assert shop.batches == [[1, 2]]

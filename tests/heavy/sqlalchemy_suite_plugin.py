@@ -96,7 +96,7 @@ class Suite:
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
         def forget_others() -> None:
-            """Take the hooks away when other classes are mapped: an application names all its classes at once."""
+            """Take the hooks away when other classes are mapped: an application names all its classes together."""
             if self.watched is not None and frozenset(self.mappers()) != self.watched:
                 self.unwatch()
                 self.watched = None
@@ -109,9 +109,7 @@ class Suite:
             for target, name, hook in (
                 (Session, "after_begin", read_before),
                 (Mapper, "before_configured", forget_others),
-                (Session, "before_flush", connections._before_any_flush),
-                (Mapper, "before_update", connections._before_any_update),
-                (Mapper, "before_delete", connections._before_any_delete),
+                *connections.OF_ALL,
             ):
                 if not event.contains(target, name, hook):
                     event.listen(target, name, hook)
@@ -229,9 +227,11 @@ class Suite:
     def unwatch(self) -> None:
         """Take the hooks away again, which only a test needs."""
         from sqlalchemy import event
-        from sqlalchemy.orm import Mapper, Session
+        from sqlalchemy.orm import Session
 
-        hooks, self.hooks, mapping = self.hooks, None, self.mapping
+        from cacheworkers.sql.watch import connections
+
+        hooks, self.hooks = self.hooks, None
         self.cache._watching._hooks.clear()
         self.cache._watching._watched.clear()
         if hooks is None:
@@ -243,12 +243,8 @@ class Suite:
             (Session, "transient_to_pending", hooks._on_pending),
             (Session, "after_begin", hooks._on_begin),
             (Session, "before_flush", hooks._on_before_flush),
-            (Mapper, "after_configured", mapping._forget),
-            (Mapper, "after_configured", mapping._complain),
         ]
-        for key in list(mapping._classes):
-            for name in ("insert", "update", "delete"):
-                targets.append((key, f"before_{name}", getattr(hooks, f"_on_{name}")))
+        connections._all_hooks = ()
         for target, name, hook in targets:
             with contextlib.suppress(Exception):
                 event.remove(target, name, hook)

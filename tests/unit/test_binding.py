@@ -91,7 +91,7 @@ def queue_of(app: Celery, loader: str) -> str:
 
 CONFIGURE: dict[str, Callable[[Celery], object]] = {
     "from an object": lambda app: app.config_from_object(Conf),
-    "at once": lambda app: app.config_from_object(Conf, force=True),
+    "immediately": lambda app: app.config_from_object(Conf, force=True),
     "with a prefix": lambda app: app.config_from_object(DjangoConf, namespace="CELERY"),
     "one by one": set_one_by_one,
 }

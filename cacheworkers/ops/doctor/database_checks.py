@@ -31,7 +31,8 @@ REPLICA_LOADS = Rule(
     "replica-loads",
     "warning",
     "Loaders read a replica, and have no `hold_off_for`.",
-    "A load that begins after an invalidation may read the old row there, which is then kept for all of `fresh_for`.",
+    "A load that begins after an invalidation may read the old row there. For ten seconds after one, what is loaded is "
+    "kept as stale and soon loaded again; a replica that lags for longer leaves the old row fresh.",
     "Bind the loaders' sessions to the primary, or declare them with a `hold_off_for` above the lag of the replica.",
 )
 LIMITS = Rule(
@@ -62,8 +63,8 @@ LAG = Rule(
     "warning",
     "A row of the outbox has waited for longer than three rounds of the drain, and at least 15 s.",
     "It was committed and is not invalidated yet: readers see what it changed as it was before.",
-    "Run the drain (beat and a worker on the upkeep queue, or `cache.drain_until`); `cacheworkers drain` delivers at "
-    "once, and says why it cannot.",
+    "Run the drain (beat and a worker on the upkeep queue, or `cache.drain_until`); `cacheworkers drain` delivers now, "
+    "and says why it cannot.",
 )
 TRIGGERS = Rule(
     "triggers",

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cacheworkers.errors import ConfigError, OutboxUnavailable, StoreError, StoreUnavailable
 from cacheworkers.flows.ports import Ports
+from cacheworkers.sql.choices import Mode
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
 from cacheworkers.sql.outbox.connections import apart, bound_engines, on_connection, sync_half
 from cacheworkers.sql.outbox.notifications import AsyncNotifications, Notifications
@@ -27,7 +28,6 @@ from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagsOf
 from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.session_hooks import AnySession, SessionHooks
-from cacheworkers.sql.watch.tag_rules import Mode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -74,7 +74,6 @@ class WatchService:
             parsed, self.outbox, self._delivery, self._ports, is_seen_by_loaders=self._is_seen_by_loaders
         )
         hooks.install(sessions, self._hooks, check=check)
-        parsed.listen()
         self._hooks.append(hooks)
         self._watched.append(sessions)
 
@@ -243,8 +242,10 @@ class WatchService:
         return True
 
     def close(self) -> None:
-        """Stop the thread that removes delivered rows."""
+        """Stop the thread that removes delivered rows, and watch no more."""
         self._acknowledger.close()
+        for hooks in self._hooks:
+            hooks.remove()
 
     def reset(self) -> None:
         """Forget threads, as a child does after a fork."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction, object_session, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
@@ -79,23 +79,26 @@ class SessionHooks:
             raise ConfigError(f"{sessions!r} is watched already; give all classes in one mapping")
         for engine in bound_engines(sessions):
             self._check(engine, check)
-        connections.listen()
         self._target = kind = _watched_class(sessions)
-        hooks: dict[str, Callable[..., Any]] = {
+        for name, hook in self._hooks_of_sessions().items():
+            # Before the user's own: what they read there has to be invalidated by then.
+            event.listen(kind, name, hook, insert=name == "after_commit")
+        connections.listen(self)
+
+    def remove(self) -> None:
+        """Leave sessions as they were: what they change from here on is nobody's to invalidate."""
+        for name, hook in self._hooks_of_sessions().items():
+            if event.contains(self._target, name, hook):
+                event.remove(self._target, name, hook)
+        connections.forget(self)
+
+    def _hooks_of_sessions(self) -> dict[str, Callable[..., Any]]:
+        return {
             "transient_to_pending": self._on_pending,
             "after_begin": self._on_begin,
             "before_flush": self._on_before_flush,
             **self._hooks_of_writing(),
         }
-        for name, hook in hooks.items():
-            # Before the user's own: what they read there has to be invalidated by then.
-            event.listen(kind, name, hook, insert=name == "after_commit")
-        for key, attributes in self._mapping.attributes():
-            for name in attributes:
-                event.listen(getattr(key, name), "set", self._on_set, propagate=True)
-            event.listen(key, "before_insert", self._on_insert, propagate=True)
-            event.listen(key, "before_update", self._on_update, propagate=True)
-            event.listen(key, "before_delete", self._on_delete, propagate=True)
 
     @property
     def tables(self) -> list[str]:
@@ -128,6 +131,19 @@ class SessionHooks:
             check_tag(tag, self._ports.config.max_tag_bytes)
         self._write(session, self._connection(session), {mode: list(tags)})
 
+    @property
+    def mapping(self) -> WatchMapping:
+        """What it watches."""
+        return self._mapping
+
+    def assigned(self, session: Session, kind: type, name: str) -> None:
+        """Note that an attribute of a session's instance is set."""
+        state = state_of(self, session)
+        if (state is None or state.dirty is None) and self.covers(session):
+            rules = self._mapping.of(kind)
+            if rules is not None and rules.matters(name):
+                self._dirty(session)
+
     def adopt(self, session: Session, connection: Connection, context: Any) -> None:
         """Watch a session of another kind that is about to flush on a connection with a watched transaction."""
         if self.covers(session) or state_of(self, session) is not None:
@@ -140,12 +156,12 @@ class SessionHooks:
 
     def before_statement(self, state: SessionState, connection: Connection, statement: str, context: Any) -> None:
         """Refuse a statement that changes watched rows without the unit of work's knowledge."""
-        session = state.session
         statements = self._mapping.statements
         writes = statements.writes(statement, connection.dialect.name)
-        if session is None or not (writes.names or writes.opaque):
+        session = state.session if any(writes) else None
+        if session is None:
             return
-        writes = self._views.resolved(connection, writes, {*statements.tables, self.outbox.table.name})
+        writes = self._views.resolved(connection, writes, statements.tables)
         names = statements.changed_by(writes)
         if not names:
             return
@@ -180,12 +196,12 @@ class SessionHooks:
         dirty = state.dirty
         if dirty is not None and dirty.has_unknown_on(connection):
             for each in self.written_by_triggers(connection):
-                dirty.note_written(each.tags, each.row, connection, "hard")
+                dirty.note_written(each.tags, each.row, connection, each.mode)
 
     def written_by_triggers(self, connection: Connection) -> list[Written]:
         """Return what triggers have written in a connection's transaction."""
         found = written_by_triggers(connection, self.outbox, self._ports.config.max_tag_bytes)
-        return [Written(None, connection, row, tags, "hard") for row, tags in found]
+        return [Written(None, connection, row, tags, mode) for row, tags, mode in found]
 
     # -- events of sessions
 
@@ -200,11 +216,6 @@ class SessionHooks:
     def _on_begin(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
         state_for(self, session).begin_on(connection)
 
-    def _on_set(self, target: Any, *_: Any) -> None:
-        session = object_session(target)
-        if session is not None and self.covers(session):
-            self._dirty(session)
-
     def _on_pending(self, session: Session, instance: Any) -> None:
         if self._mapping.of(type(instance)) is not None:
             self._dirty(session)
@@ -212,28 +223,12 @@ class SessionHooks:
     def _on_before_flush(self, session: Session, context: Any, instances: Any) -> None:
         mapping = self._mapping
         changes = RowChanges(mapping.described)
-        flush = Flush(session, context, mapping.cascades, changes, self._triggers.write_all)
+        flush = Flush(session, context, mapping.of, mapping.cascades, changes, self._triggers.write_all)
         state_for(self, session).flush = flush
         # Here too: one that is replaced by another of the same key becomes an UPDATE, and is never deleted.
         for instance in session.deleted:
-            tags_of = mapping.of(type(instance))
-            if tags_of is not None:
-                flush.deletes(session.connection(bind_arguments={"mapper": inspect(type(instance))}), instance, tags_of)
-
-    def _on_insert(self, mapper: Any, connection: Connection, instance: Any) -> None:
-        flush, tags_of = self._flush_of(instance), self._mapping.of(type(instance))
-        if flush is not None and tags_of is not None:
-            flush.inserts(connection, inspect(instance), tags_of)
-
-    def _on_update(self, mapper: Any, connection: Connection, instance: Any) -> None:
-        flush, tags_of = self._flush_of(instance), self._mapping.of(type(instance))
-        if flush is not None and tags_of is not None:
-            flush.updates(connection, inspect(instance), tags_of)
-
-    def _on_delete(self, mapper: Any, connection: Connection, instance: Any) -> None:
-        flush, tags_of = self._flush_of(instance), self._mapping.of(type(instance))
-        if flush is not None and tags_of is not None:
-            flush.deletes(connection, instance, tags_of)
+            if mapping.of(type(instance)) is not None:
+                flush.deletes(session.connection(bind_arguments={"mapper": inspect(type(instance))}), instance)
 
     def _on_after_flush(self, session: Session, context: Any) -> None:
         state = state_of(self, session)
@@ -275,20 +270,15 @@ class SessionHooks:
     def _is_noted(self, flush: Flush, connection: Connection, context: Any) -> bool:
         """Return whether the mapper events have noted what a flush's statement changes, or it is noted now."""
         table: Any = getattr(getattr(context.compiled, "statement", None), "table", None)
-        if table in self._mapping.described and not self._triggers.write_all(connection, frozenset({table})):
-            _refuse_autocommit(connection)
+        if is_autocommit_on(connection) and table in self._mapping.described:
+            if not self._triggers.write_all(connection, frozenset({table})):
+                _refuse_autocommit(connection)
         if self._mapping.knows(table) and flush.has_made(context):
-            flush.before_statement(connection, self._mapping.of)
+            flush.before_statement(connection)
             return True
         return table in self._mapping.associations and flush.links(
             connection, table, context.compiled.statement, context.compiled_parameters
         )
-
-    def _flush_of(self, instance: Any) -> Flush | None:
-        """Return the running flush of an instance's session, if that is watched."""
-        session = object_session(instance)
-        state = None if session is None else state_of(self, session)
-        return None if state is None else state.flush
 
     def _dirty(self, session: Session) -> DirtyTransaction:
         """Return the session's dirty transaction; from now on reads of this context go past the cache."""

@@ -1,8 +1,8 @@
 """TrackingConnection: one master's connection on which keys are tracked, and their invalidation messages arrive.
 
-Whatever this connection reads, the server tracks, and reports the next change of, once.  So what this process wants to
-be told about is read here as well, in a few bytes.  Replies and invalidation messages come in one order: a reply says
-what a key was like when its tracking began, and a change after that is reported after it.
+The server tracks whatever this connection reads, and reports its next change, once.  So the keys whose changes this
+process wants to know are read here as well, in a few bytes.  Replies and invalidation messages come in one order: a
+reply says what a key was like when its tracking began, and a change after that is reported after it.
 """
 
 from __future__ import annotations
