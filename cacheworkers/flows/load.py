@@ -44,6 +44,8 @@ from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.store.commands.replies import Alone, Claimed, ForeignType, Registered, Snapshot
 from cacheworkers.store.commands.steps import Exchange
 
+#: The `hold_off_for` of loaders that have none and read a replica, seconds: more than one lags as a rule.
+REPLICA_HOLD_OFF = 10.0
 #: How long a value that an invalidation has overtaken is left to readers that had begun before its load, seconds.
 OFFERED_FOR = 2.0
 
@@ -263,7 +265,8 @@ def _attempt(
         else:
             results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))
-    checked_at = yield from _write(ports, loader, written, failed, snapshot, pending, results)
+    hold_off_for = loader.policy.hold_off_for or (REPLICA_HOLD_OFF if loading.reads_replica else 0.0)
+    checked_at = yield from _write(ports, loader, written, failed, snapshot, pending, results, hold_off_for)
     yield from _offer(ports, results, began_at if checked_at is None else checked_at)
 
 
@@ -275,6 +278,7 @@ def _write(
     snapshot: Snapshot,
     pending: dict[str, _Pending],
     results: dict[str, Result],
+    hold_off_for: float,
 ) -> Flow[float | None]:
     """Register, compare, write; failures and absences as entries, for an invalidation ends them too.
 
@@ -288,7 +292,6 @@ def _write(
             yield from replicated(ports)
         # A lagging replica may have given the old row: stored stale, so that it is soon loaded again.  By the time of
         # the snapshot, not of the registration: a slow load may have read at its very beginning.
-        hold_off_for = loader.policy.hold_off_for
         lagging_at = snapshot.now - hold_off_for if hold_off_for else math.inf
         may_lag = [found.newest / 1000 > lagging_at for found in registered]
         overtaken = [found.newest > snapshot.seq for found in registered]
