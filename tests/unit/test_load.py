@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app import load, replay
+from app import replay
 from app.load import product_ids, trace_keys, zipf_keys
 from app.replay import loopback
 
