@@ -16,10 +16,11 @@ import msgspec
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, LoadTimeout, StoreUnavailable
-from cacheworkers.flows.load import Result, load
+from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.read_state import Wait
 from cacheworkers.flows.run_loader import run_loader
+from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.waiters import SLACK, Sleeper, Waiter
 from cacheworkers.local.wakeup import NamedWaker, Wakeup
 from cacheworkers.store.commands.steps import Exchange, Get

@@ -11,9 +11,10 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.shape import NO_SHAPE
-from cacheworkers.flows.load import Result, load
+from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.run_loader import run_loader
+from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.coalescing import Crowd
 from cacheworkers.local.waiters import Flight, Waiter
 

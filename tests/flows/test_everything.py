@@ -30,8 +30,8 @@ from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout
 from cacheworkers.flows import invalidate as invalidating
-from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
+from cacheworkers.flows import write_loaded
 from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
@@ -453,8 +453,10 @@ def test_no_interleaving_reads_what_is_too_old(world: World, play: str) -> None:
 
 
 @pytest.mark.parametrize("play", PLAYS)
-def test_no_walk_reads_what_is_too_old(world: World, play: str) -> None:
+def test_no_walk_reads_what_is_too_old(world: World, play: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a load's steps apart, and joined."""
     for seed in range(WALKS):
+        monkeypatch.setattr(Store, "joins_steps", seed % 2 == 1)
         walk(everything(world, PLAYS[play]), seed)
 
 
@@ -503,7 +505,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         ("hard",),
     ),
     "a conflict is not seen": (
-        python(loading, "_write", "found.newest > snapshot.seq", "False"),
+        python(write_loaded, "write", "found.newest > snapshot.seq", "False"),
         (*LOADS, *CHANGES),
         MODES,
     ),

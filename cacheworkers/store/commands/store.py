@@ -54,11 +54,19 @@ BEAT_KEPT_FOR = 86400.0
 class Store:
     """Entries, leases, tag sets and the sequence in Redis."""
 
+    #: Steps are joined where they can be; tests take them apart.
+    joins_steps = True
+
     def __init__(self, link: Transport, keys: Keyspace, *, batch_size: int = 100) -> None:
         self.link = link
         self.keys = keys
         self._batch_size = batch_size
         self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
+
+    @property
+    def has_one_slot(self) -> bool:
+        """Whether scripts may take any keys together: one server has all of them."""
+        return self.joins_steps and not self.link.is_cluster
 
     def reset(self) -> None:
         """Forget connections and what was asked, as a child does after a fork."""
@@ -256,19 +264,34 @@ class Store:
     def write(self, entries: Sequence[tuple[Entry, str]]) -> Exchange[list[bool]]:
         """Store each `(entry, fence)`; False where an invalidation or another holder has broken the lease."""
         requests = [
-            Request.call(
-                scripts.WRITE,
-                (
-                    self.keys.entry(e.call),
-                    self.keys.lease(e.call),
-                    self.keys.failures(e.call),
-                    self.keys.attempts(e.call),
-                ),
-                (fence, envelope.pack(e), _ms(e.expires_at), e.write_id, envelope.WRITE_ID_AT),
-            )
-            for e, fence in entries
+            Request.call(scripts.WRITE, self._written_keys(entry.call), self._written(entry, fence))
+            for entry, fence in entries
         ]
         return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
+
+    def register_write(
+        self, entries: Sequence[tuple[Entry, str]], seq: int, *, load_for: float
+    ) -> Exchange[tuple[list[Registered], list[bool]]]:
+        """Do what `register` and `write` do, each `(entry, fence)` in one step; where one server has all keys.
+
+        What an invalidation has overtaken since the snapshot `seq` is registered and not stored.
+        """
+        requests = []
+        for entry, fence in entries:
+            call = entry.call
+            keys = [*self._written_keys(call)]
+            for tag in entry.tags:
+                shard = self.keys.shard_of(tag, call)
+                keys += (self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard))
+            kept_for_ms = _ms(entry.expires_at - entry.created + load_for + REGISTRATION_MARGIN)
+            args = (*self._written(entry, fence), call, kept_for_ms, seq)
+            requests.append(Request.call(scripts.REGISTER_WRITE, keys, args))
+
+        def shape(replies: list[Any]) -> tuple[list[Registered], list[bool]]:
+            registered = [Registered(int(newest), now / 1000) for newest, now, _ in replies]
+            return registered, [is_stored == 1 for _, _, is_stored in replies]
+
+        return self._ask(requests, shape)
 
     def fail(
         self, failures: Sequence[tuple[str, str, str, str]], *, first_for: float, most_for: float
@@ -635,6 +658,13 @@ class Store:
         return Scan(self.link, cursor, pattern)
 
     # -- helpers
+
+    def _written_keys(self, call: str) -> tuple[str, ...]:
+        keys = self.keys
+        return keys.entry(call), keys.lease(call), keys.failures(call), keys.attempts(call)
+
+    def _written(self, entry: Entry, fence: str) -> tuple[Any, ...]:
+        return fence, envelope.pack(entry), _ms(entry.expires_at), entry.write_id, envelope.WRITE_ID_AT
 
     def _ask(self, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> Exchange[T]:
         return Exchange(self.link, requests, shape)
