@@ -43,6 +43,9 @@ class _Run(msgspec.Struct, frozen=True):
 class BatchedLoads:
     """The means of reads that go on together: what they yield is answered by `together`, and is no step."""
 
+    def message(self, ports: Ports, ask: LoadRequest) -> None:
+        """Return none: what several reads have claimed goes out as one message."""
+
     def submit(self, ports: Ports, ask: LoadRequest) -> Flow[bool]:
         """Hand an ask to the dispatcher, with those of the others."""
         is_taken: bool = yield from _under(ports, ask, _Submit(ask))

@@ -122,6 +122,7 @@ class Store:
         heeds_backoff: bool = True,
         least_seq: int | None = None,
         is_last: bool = False,
+        enqueue: tuple[str, bytes] | None = None,
     ) -> Exchange[Claim]:
         """Take the lease of a call, for `lease_for` seconds.
 
@@ -132,11 +133,10 @@ class Store:
             heeds_backoff: refuse while a failure's backoff is running.
             is_last: whoever claims cannot wait: claim however many overtaken loads are running.
             least_seq: take an overtaken value too, if its load began at this sequence number or later.
+            enqueue: the key of a queue, a list on this very server, and the message to push there with the claim.
         """
-        return self._ask(
-            [self._claim(call, token, lease_for, seen, expected, heeds_backoff, least_seq=least_seq, is_last=is_last)],
-            lambda replies: parse.claim(replies[0]),
-        )
+        request = self._claim(call, token, lease_for, seen, expected, heeds_backoff, False, least_seq, is_last, enqueue)
+        return self._ask([request], lambda replies: parse.claim(replies[0]))
 
     def claim_many(
         self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float, warms: bool = False
@@ -680,11 +680,14 @@ class Store:
         warms: bool = False,
         least_seq: int | None = None,
         is_last: bool = False,
+        enqueue: tuple[str, bytes] | None = None,
     ) -> Request:
         keys = self.keys
+        names = (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call))
+        queue, message = enqueue or ("", b"")
         return Request.call(
             scripts.CLAIM,
-            (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call)),
+            (*names, queue) if queue else names,
             (
                 token,
                 _ms(lease_for),
@@ -697,6 +700,7 @@ class Store:
                 "" if least_seq is None else least_seq,
                 envelope.SEQ_AT,
                 "" if is_last else MOST_RUNNING,
+                *((message,) if queue else ()),
             ),
         )
 
