@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Three files at a time, on two cores too: much of the suite waits for servers and workers.
-AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
+BURST := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help test lint format clean
 
@@ -16,11 +16,11 @@ help:  ## Show the targets.
 	@touch $@
 
 test: .venv/.ready lint  ## Check style and types, then run the whole suite.
-	$(BIN)/python -m pytest $(AT_ONCE)
+	$(BIN)/python -m pytest $(BURST)
 
 .PHONY: test-all
 test-all: .venv/.ready lint test-defaults  ## Run the heavy tests too, and reads with the default time-outs.
-	$(BIN)/python -m pytest $(AT_ONCE) -m ""
+	$(BIN)/python -m pytest $(BURST) -m ""
 
 .PHONY: test-topologies
 test-topologies: .venv/.ready  ## Run the suite of stores and brokers, each with passwords and TLS where there is such a server.
@@ -77,8 +77,8 @@ NOT_ON_OLDEST := --deselect "tests/unit/test_codec.py::test_none_is_a_value_only
 
 .PHONY: test-versions
 test-versions: .venv-oldest/.ready .venv-newest/.ready  ## Run what differs between versions with the oldest and the newest.
-	.venv-oldest/bin/python -m pytest $(AT_ONCE) $(OF_VERSIONS) $(NOT_ON_OLDEST)
-	.venv-newest/bin/python -m pytest $(AT_ONCE) $(OF_VERSIONS)
+	.venv-oldest/bin/python -m pytest $(BURST) $(OF_VERSIONS) $(NOT_ON_OLDEST)
+	.venv-newest/bin/python -m pytest $(BURST) $(OF_VERSIONS)
 
 .PHONY: release
 release: .venv/.ready  ## Build wheel and sdist, install them into empty environments and use them; uploads nothing.

@@ -85,7 +85,7 @@ async def deals(request: Request) -> Response:
 
 
 async def put_price(request: Request) -> Response:
-    """Change a product's price, in cents; tell when that was committed."""
+    """Change a product's price, in cents; return when that was committed."""
     amount, number = (await _body(request, NewPrice)).amount, _id(request)
     if not 0 < amount <= 10**11:
         raise HTTPException(422, f"amount must be 1 to 10^11 cents, got {amount}")

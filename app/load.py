@@ -125,7 +125,7 @@ class Report:
 class Changes:
     """The last acknowledged change of each product's price, seen by all processes.
 
-    Prices only rise, so that an older one is told from a newer.
+    Prices only rise, so that the older of two is known.
     """
 
     def __init__(self, products: int) -> None:
@@ -258,7 +258,7 @@ def replay(
 def write(
     url: str, changes: Changes, ids: Sequence[int], rate: float, stop: threading.Event, written: list[int]
 ) -> None:
-    """Change `rate` prices a second, of products that are being read, until told to stop."""
+    """Change `rate` prices a second, of products that are being read, until `stop` is set."""
     chance = random.Random(1)
     for amount in itertools.count(10**9):
         if stop.wait(1 / rate):
@@ -392,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", default="", help="the API's address; without it, through the library")
     parser.add_argument("--uncached", action="store_true", help="the API's uncached twin")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at once in each process")
+    parser.add_argument("--concurrency", type=int, default=8, help="concurrent requests of each process")
     parser.add_argument("--rate", type=float, help="requests a second; without it, as many as are answered")
     parser.add_argument("--writes", type=float, default=0.0, help="prices to change a second meanwhile")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Is this container's process alive?  `python -m app.probe` exits with 0 if it is; it takes milliseconds.
 
-Servers are asked over HTTP.  Workers and beat touch a file while they work (`app.worker`): its age tells more than a
+Servers are asked over HTTP.  Workers and beat touch a file while they work (`app.worker`): its age says more than a
 process that merely exists, and nothing has to be imported or connected to find out.
 """
 

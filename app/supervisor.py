@@ -65,7 +65,7 @@ class Child:
 
     Attributes:
         needle: is in the line by which it says that it is ready.
-        answers: asks it whether it is, where its log does not tell.
+        answers: asks it whether it is, where its log does not say so.
         restarts: how often it has been started again; None if it never is.
     """
 
@@ -130,7 +130,7 @@ class Supervisor:
         self._kill_now = asyncio.Event()
 
     def listen_to_signals(self) -> None:
-        """End on SIGINT, SIGTERM and a closed terminal; a second signal kills at once."""
+        """End on SIGINT, SIGTERM and a closed terminal; a second signal kills immediately."""
         for number in ENDING:
             # nohup ignores SIGHUP: so be it.
             # A shell ignores SIGINT for what it starts in the background: it is heeded.

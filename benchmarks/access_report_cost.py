@@ -2,7 +2,8 @@
 
 The cost is the difference between `Loader.get` as it is and the same function compiled without its one line that
 counts, measured in turn.  Then four caches read ten million times from a million distinct calls, by Zipf: what their
-L1 has is counted in its slots, the rest in `local/heat.py`; each tells the store what it counted as often as it would
+L1 has is counted in its slots, the rest in `local/access_counter.py`; each reports to the store
+what it counted as often as it would
 at 10,000 reads a second.  The hottest by the store are compared with the hottest by a count of everything.
 """
 
@@ -77,7 +78,7 @@ def without_counting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def each(call: Callable[[int], Any], count: int) -> float:
-    """Return the nanoseconds of one call, of so many."""
+    """Return the nanoseconds of one call."""
     began = time.perf_counter_ns()
     for _ in itertools.repeat(None, count):
         call(42)
@@ -106,8 +107,8 @@ def cost_of_a_store_hit(cache: Cache) -> float:
     return min(each(lambda number: count("product[42]"), HITS) - each(lambda number: None, HITS) for _ in range(5))
 
 
-def cost_of_telling(cache: Cache, entry: Entry) -> float:
-    """Return the milliseconds that it takes to tell of a full L1 and of as much again that was read in the store."""
+def cost_of_reporting(cache: Cache, entry: Entry) -> float:
+    """Return the milliseconds that it takes to report a full L1 and of as much again that was read in the store."""
     l1 = cache._ports.l1
     for number in range(cache.config.l1_entries):
         call = f"product[{number}]"
@@ -132,7 +133,7 @@ class Reader:
         self._every = int(READS_A_SECOND * cache.config.access_report_interval)
 
     def read(self, call: str) -> None:
-        """Read a call as far as counting is concerned, and tell the store when it is time."""
+        """Read a call as far as counting is concerned, and report to the store when it is time."""
         ports = self.cache._ports
         slot = ports.l1.slots.get(call)
         if slot is not None:
@@ -182,7 +183,7 @@ def find_the_hottest(url: str, reads: int, distinct: int, skew: float) -> Hottes
 
 
 def declared(url: str, namespace: str) -> tuple[Cache, Any]:
-    """Return a cache that tells when it is told to, and its loader."""
+    """Return a cache that reports when `report` is called, and its loader."""
     cache = Cache(Config(redis_url=url, namespace=namespace, store_timeout=5.0))
     cache._runtime._access_reporter.close()
 
@@ -229,15 +230,15 @@ def main() -> None:
         options.reads, options.calls, options.skews = 1_000_000, 100_000, [1.0]
     with Valkey() as valkey:
         cost = costs(valkey.url, 5 if options.quick else ROUNDS)
-        cache, _ = declared(valkey.url, "telling")
-        telling = cost_of_telling(cache, ENTRY)
+        cache, _ = declared(valkey.url, "reporting")
+        reporting = cost_of_reporting(cache, ENTRY)
         cache.close()
         rows = [
             ("L1 hit as it is", f"{cost.counting:.0f} ns"),
             ("L1 hit without counting", f"{cost.without:.0f} ns"),
             ("difference, median of neighbours", f"{cost.more:.0f} ns"),
             ("counting a store hit", f"{cost.store:.0f} ns"),
-            (f"telling of 20,000 calls, every {cache.config.access_report_interval:g} s", f"{telling:.1f} ms"),
+            (f"reporting 20,000 calls, every {cache.config.access_report_interval:g} s", f"{reporting:.1f} ms"),
         ]
         for skew in options.skews:
             rows += rows_of(find_the_hottest(valkey.url, options.reads, options.calls, skew))

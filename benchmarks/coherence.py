@@ -80,7 +80,7 @@ def read(url: str, database: Any, seen: Any, stop: Any, results: Any, pace: floa
 
 
 def measured(changes: int, processes: int, rate: float = 100.0, pace: float = 0.0, switch: float | None = None) -> Lags:
-    """Return the lags of so many changes, made at a rate a second."""
+    """Return the lags of a number of changes, made at a rate."""
     switch = sys.getswitchinterval() if switch is None else switch
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:

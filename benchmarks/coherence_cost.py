@@ -1,6 +1,6 @@
-"""What a reader pays for hearing of changes: `python -m benchmarks.coherence_cost [--rate 1000]`.
+"""What a reader pays for receiving changes: `python -m benchmarks.coherence_cost [--rate 1000]`.
 
-Another process writes or invalidates so many entries a second; this one reads a thousand keys from its own memory,
+Another process writes or invalidates a number of entries a second; this one reads a thousand keys from its own memory,
 at full speed, and then at a steady pace.  Changed are keys that this process does not have, or those that it reads:
 then each change also costs the next read of it a round trip, and an invalidated one a load, here on a thread.
 CPU is this process's alone, its listener thread's included.  The states follow one another in each round.  An entry is
@@ -29,8 +29,8 @@ from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
 KEYS = 1000
-#: The writer changes so many entries at once, and rests in between.
-AT_ONCE = 20
+#: The writer changes this number of entries together, and rests in between.
+BURST = 20
 PACE = 10_000
 #: Name -> (what the writer does, first of the keys it changes).
 STATES = {
@@ -88,7 +88,7 @@ def write(cache: Cache, calls: list[str]) -> None:
 
 
 def change_until(url: str, rate: float, state: Any, stop: Any) -> None:
-    """Change entries at a rate, of the kind that `state` says, until told to stop."""
+    """Change entries at a rate, of the kind that `state` says, until stopped."""
     cache, _ = declared(url)
     names = list(STATES)
     at = 0
@@ -96,9 +96,9 @@ def change_until(url: str, rate: float, state: Any, stop: Any) -> None:
     while not stop.is_set():
         kind, first = STATES[names[state.value]]
         if kind:
-            changes(cache, kind, range(first + at, first + at + AT_ONCE))
-            at = (at + AT_ONCE) % KEYS
-        due = max(due + AT_ONCE / rate, time.monotonic() - 1.0)
+            changes(cache, kind, range(first + at, first + at + BURST))
+            at = (at + BURST) % KEYS
+        due = max(due + BURST / rate, time.monotonic() - 1.0)
         time.sleep(max(0.0, due - time.monotonic()))
     cache.close()
 
@@ -135,7 +135,7 @@ def rounds(product: Any, state: Any, seconds: float, count: int) -> Iterator[tup
 
 
 def measured(rate: float, seconds: float, count: int) -> list[Cost]:
-    """Return what each state costs: medians of so many rounds, compared within a round."""
+    """Return what each state costs: medians of the rounds, compared within a round."""
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:
         state, stop = context.Value("i", 0), context.Event()

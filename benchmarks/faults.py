@@ -2,7 +2,7 @@
 
 Three reader processes and one writer reach a store through a proxy.  Each fault lasts a moment; then it is healed, and
 the time is taken until an invalidation is acknowledged again and a read comes out of the store again.  What readers saw
-and the writer was told is recorded, and the history checker looks for a read that is older than an acknowledged
+and the writer learned is recorded, and the history checker looks for a read that is older than an acknowledged
 invalidation: there must be none.
 """
 

@@ -34,7 +34,7 @@ from cacheworkers.testing import Valkey
 
 PROCESSES = 4
 READS_A_SECOND = 2000
-#: Entries kept in memory, of which hit ratios are told.
+#: Entries kept in memory, of which hit ratios are printed.
 SIZES = (1000, 3000, Config().l1_entries, 30_000)
 
 
@@ -43,11 +43,11 @@ def hits(scale: Scale) -> Found:
     bench = read_path.measured(rounds=scale.of(read_path.ROUNDS, 1))
     lru, near = bench["memory, sync", "functools.lru_cache"], bench["memory, sync", "cacheworkers get (coherent)"]
     far, plain = (bench["store, sync", name] for name in ("cacheworkers get", "redis-py get + decode"))
-    many = bench["store, sync, one of 100 at once", "cacheworkers get_many"]
+    many = bench["store, sync, one of 100 together", "cacheworkers get_many"]
     empty, anear = (bench["memory, async", name] for name in ("an empty coroutine", "cacheworkers aget (coherent)"))
     alone = bench["store, async, alone", "cacheworkers aget"]
     amany = bench["store, async, one of 100 by one call", "cacheworkers aget_many"]
-    at_once = bench["store, async, one of 100 at once", "cacheworkers aget"]
+    together = bench["store, async, one of 100 together", "cacheworkers aget"]
     rows = [
         Row(
             "hit in memory, `product.get(42)`",
@@ -85,11 +85,11 @@ def hits(scale: Scale) -> Found:
             alone.ratio <= 1.1,
         ),
         Row(
-            "... 100 at once, each",
+            "... 100 together, each",
             "<= 0.15x redis.asyncio",
-            f"{at_once.us:.1f} us",
-            f"{at_once.ratio:.2f}x redis.asyncio get + decode",
-            at_once.ratio <= 0.15,
+            f"{together.us:.1f} us",
+            f"{together.ratio:.2f}x redis.asyncio get + decode",
+            together.ratio <= 0.15,
         ),
         Row(
             "`aget_many` of 100 in the store, each",
@@ -162,12 +162,12 @@ def crowd_beside_peers(scale: Scale) -> Found:
     """The same, fewer, beside libraries with a lock."""
     readers = scale.of(2000, 400)
     ours, *peers = stampede.beside_peers(readers, PROCESSES)
-    told = (f"{each.name} {stampede.cells(each)[-1]}" for each in peers if each.how != stampede.ABSENT)
+    reported = (f"{each.name} {stampede.cells(each)[-1]}" for each in peers if each.how != stampede.ABSENT)
     row = Row(
         f"{readers:,} readers beside peers",
         "",
         f"{ours.loads} load(s), {ours.served:,} served, the last after {ours.took:.2f} s",
-        "; ".join(told),
+        "; ".join(reported),
     )
     heads = stampede.heads(readers, PROCESSES)
     return Found([row], [Detail("A stampede beside peers", heads, [*map(stampede.cells, [ours, *peers])])])
@@ -208,7 +208,7 @@ def gone_from_memory(scale: Scale) -> Found:
 
 
 def price_of_coherence(scale: Scale) -> Found:
-    """What a reader pays for hearing of changes."""
+    """What a reader pays for receiving changes."""
     rate = 1000.0
     costs = coherence_cost.measured(rate, scale.of(1.0, 0.1), scale.of(2, 1))
     rows = [
@@ -323,9 +323,13 @@ def overtaken(scale: Scale) -> Found:
     beside = [f"the old price: {', '.join(old)}"] if old else []
     beside += [f"the new price: {', '.join(new)}"] if new else []
     row = Row(
-        "read after an invalidation that overtook a load", "the new price", ours.told, "; ".join(beside), ours.is_new
+        "read after an invalidation that overtook a load",
+        "the new price",
+        ours.reported,
+        "; ".join(beside),
+        ours.is_new,
     )
-    cells = [(f"{play.package} {play.version}".strip(), play.how, play.told) for play in [ours, *peers]]
+    cells = [(f"{play.package} {play.version}".strip(), play.how, play.reported) for play in [ours, *peers]]
     heads = ("library", "its invalidation", "after it, a read returned")
     return Found([row], [Detail("An invalidation that overtakes a load", heads, cells)])
 

@@ -18,7 +18,7 @@ from cacheworkers.testing import Valkey
 
 #: A command that takes longer is in the server's own slow log, microseconds.
 SLOW = 5000
-#: Kinds of commands that were sent less often are not told of.
+#: Kinds of commands that were sent less often are not printed.
 OFTEN = 100
 
 
@@ -74,7 +74,7 @@ def fill(cache: Cache, client: Any, members: int) -> None:
 
 
 def measured(members: int, mode: Literal["hard", "soft"] = "hard") -> Invalidated:
-    """Fill a tag of so many members, and invalidate it."""
+    """Fill a tag of this many members, and invalidate it."""
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:
         cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))

@@ -19,7 +19,7 @@ from benchmarks.traces import read_trace, zipf
 from cacheworkers.core.entry import Entry
 from cacheworkers.local.l1 import L1, MISSING
 
-#: Runs a trace through a cache of so many entries, and returns its hits.
+#: Runs a trace through a cache of this size, and returns its hits.
 Policy = Callable[[Sequence[int], int], int]
 
 

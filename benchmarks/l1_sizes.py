@@ -23,7 +23,7 @@ HEADS = ("trace", "entries kept", "share of keys", "hit ratio", "of the ideal", 
 
 
 class Hits(NamedTuple):
-    """Hits of an L1 of so many entries; `us` of CPU a read."""
+    """Hits of an L1 of this size; `us` of CPU a read."""
 
     trace: str
     size: int

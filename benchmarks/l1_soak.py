@@ -1,9 +1,9 @@
 """Memory of several processes against a link that dies all the time: `python -m benchmarks.l1_soak [--seconds 180]`.
 
 Processes read from their own memory as fast as they can: in one thread, in four, on an event loop, and in one that
-forks children which read on.  Writers change values and invalidate them.  Meanwhile the connections that hear pushes
+forks children which read on.  Writers change values and invalidate them.  Meanwhile the tracking connections
 are killed, cut, delayed and stalled, the store is frozen and restarted, and its entries are deleted.  What every read
-returned, what every writer was told and what every listener had proof of is recorded, and compared at the end
+returned, what every writer was answered and what every listener had proof of is recorded, and compared at the end
 (`cacheworkers.ops.history_checker`): a read through the store is never older than what had been acknowledged; one from
 memory knows what its listener had proof of, and is never later than `l1_for` - or, while the store did not answer this
 process, `l1_on_loss_for`.
@@ -41,7 +41,7 @@ PRICES, WRITERS = 50, 2
 KINDS = ("thread", "threads", "tasks", "forks")
 L1_FOR, L1_ON_LOSS_FOR = 3.0, 10.0
 #: Reads between two looks at whether it is over.
-AT_ONCE = 500
+BURST = 500
 
 
 @dataclass
@@ -51,10 +51,10 @@ class Report:
     Attributes:
         reads: by tier; "kept" is from memory while the store did not answer.
         faults: by kind.
-        proofs: how often a listener had proof of having heard everything.
+        proofs: how often a listener had proof of having received everything.
         late: reads from memory that were older than an acknowledged change, within what is promised or not.
         old: reads that break the promise, as evidence.
-        oldest: by how much, at most, a read from memory was later than the invalidation it had not heard of, seconds;
+        oldest: by how much, at most, a read from memory was later than the invalidation it had not received, seconds;
             and one of "kept".
     """
 
@@ -98,7 +98,7 @@ class Shop:
 
     def tier(self) -> str:
         """Return where this thread's last read was served from."""
-        # Hits in memory tell nobody.  What tells is told in the thread that reads, and before anything else runs there.
+        # Hits in memory make no event.  Events are emitted in the thread that reads, before anything else runs there.
         tier = self._served.__dict__.pop("tier", "")
         return {"": "l1", "l1": "kept"}.get(tier, tier)
 
@@ -123,7 +123,7 @@ class Reader:
     def some(self) -> None:
         """Read some hundred values."""
         tier, monotonic, seen = self._shop.tier, time.monotonic, self._seen
-        for pair in itertools.islice(self._turns, AT_ONCE):
+        for pair in itertools.islice(self._turns, BURST):
             loader, n = pair
             began = monotonic()
             try:
@@ -136,7 +136,7 @@ class Reader:
     async def asome(self) -> None:
         """Read some hundred values on the running loop."""
         tier, monotonic, seen = self._shop.tier, time.monotonic, self._seen
-        for pair in itertools.islice(self._turns, AT_ONCE):
+        for pair in itertools.islice(self._turns, BURST):
             loader, n = pair
             began = monotonic()
             try:
@@ -177,7 +177,7 @@ class Reader:
 
 
 def read(kind: str, number: int, url: str, database: Any, stop: Any, results: Any, where: Path) -> None:
-    """Read until told to stop, and record it."""
+    """Read until stopped, and record it."""
     shop = Shop(url, database, where)
     results.put("ready")
     with recorded(where, f"reader{number}") as recorders:
@@ -196,7 +196,7 @@ def read(kind: str, number: int, url: str, database: Any, stop: Any, results: An
                 asyncio.run(_aread_until(stop.is_set, readers))
             case "forks":
                 _read_and_fork(shop, stop.is_set, readers[0], results, where)
-        _tell(readers, results)
+        _report(readers, results)
     shop.cache.close()
 
 
@@ -237,30 +237,30 @@ def _read_and_fork(shop: Shop, is_over: Callable[[], bool], reader: Reader, resu
 def recorded(where: Path, name: str) -> Iterator[tuple[Recorder, Recorder]]:
     """Record what this process reads, and what its listener has proof of; apart, what it read without the store."""
     with Recorder(where / f"{name}.jsonl") as history, Recorder(where / f"{name}.kept") as kept:
-        heard, me = _heard, str(os.getpid())
+        received, me = _received, str(os.getpid())
 
         def note(coherence: Coherence, at: float) -> None:
-            heard(coherence, at)
-            history.heard(me, at)
+            received(coherence, at)
+            history.received(me, at)
 
         Coherence.prove = note  # type: ignore[assignment, method-assign]
         try:
             yield history, kept
         finally:
-            Coherence.prove = heard  # type: ignore[method-assign]
+            Coherence.prove = received  # type: ignore[method-assign]
 
 
-_heard = Coherence.prove
+_received = Coherence.prove
 
 
-def _tell(readers: list[Reader], results: Any) -> None:
+def _report(readers: list[Reader], results: Any) -> None:
     reads = functools.reduce(lambda a, b: a + b, (reader.reads for reader in readers))
     failed = functools.reduce(lambda a, b: a + b, (reader.failed for reader in readers))
     results.put((reads, failed))
 
 
 def write(number: int, url: str, database: Any, stop: Any, results: Any, where: Path, rate: float) -> None:
-    """Raise the versions of one's own share of the prices, and invalidate them, until told to stop."""
+    """Raise the versions of one's own share of the prices, and invalidate them, until stopped."""
     shop = Shop(url, database, where)
     results.put("ready")
     chance = random.Random(number)
@@ -301,7 +301,7 @@ class Faults:
         fault()
 
     def kill_links(self) -> None:
-        """Have the server close all connections that hear pushes."""
+        """Have the server close all connections that receives pushes."""
         with self._client() as client:
             for each in client.client_list():
                 if "t" in each["flags"]:
@@ -359,9 +359,9 @@ def soak(seconds: float, rate: float = 100.0, fault_every: float = 1.0) -> Repor
         FaultProxy(valkey.url, only=b"TRACKING") as proxy,
     ):
         where, database = Path(directory), context.Array("q", PRICES, lock=False)
-        stop, told, written = context.Event(), context.Queue(), context.Queue()
+        stop, reported, written = context.Event(), context.Queue(), context.Queue()
         processes = [
-            context.Process(target=read, args=(kind, 10 * n, proxy.url, database, stop, told, where))
+            context.Process(target=read, args=(kind, 10 * n, proxy.url, database, stop, reported, where))
             for n, kind in enumerate(KINDS)
         ]
         processes += [
@@ -372,7 +372,7 @@ def soak(seconds: float, rate: float = 100.0, fault_every: float = 1.0) -> Repor
             process.start()
         faults = Faults(valkey, proxy)
         try:
-            for queue in [told] * len(KINDS) + [written] * WRITERS:
+            for queue in [reported] * len(KINDS) + [written] * WRITERS:
                 assert queue.get(timeout=60) == "ready"
             end = time.monotonic() + seconds
             while (left := end - time.monotonic()) > 0:
@@ -382,7 +382,7 @@ def soak(seconds: float, rate: float = 100.0, fault_every: float = 1.0) -> Repor
             print(file=sys.stderr)
             stop.set()
             for _ in KINDS:
-                _add(report, told.get(timeout=120))
+                _add(report, reported.get(timeout=120))
             for _ in range(WRITERS):
                 changes, unacknowledged = written.get(timeout=120)
                 report.changes += changes
@@ -397,15 +397,15 @@ def soak(seconds: float, rate: float = 100.0, fault_every: float = 1.0) -> Repor
     return report
 
 
-def _add(report: Report, told: tuple[Any, Any]) -> None:
-    report.reads += Counter(told[0])
-    report.failed += Counter(told[1])
+def _add(report: Report, reported: tuple[Any, Any]) -> None:
+    report.reads += Counter(reported[0])
+    report.failed += Counter(reported[1])
 
 
 def _compare(where: Path, report: Report) -> None:
-    for told in where.glob("*.reads"):
+    for reported in where.glob("*.reads"):
         report.forks += 1
-        _add(report, json.loads(told.read_text()))
+        _add(report, json.loads(reported.read_text()))
     writers = sorted(where.glob("writer*.jsonl"))
     history = History([*writers, *where.glob("reader*.jsonl"), *where.glob("child*.jsonl")])
     kept = History([*writers, *where.glob("*.kept")])

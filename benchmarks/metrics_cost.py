@@ -1,7 +1,7 @@
 """What metrics cost: `python -m benchmarks.metrics_cost [--quick]`.
 
 An L1 hit of a cache with the hook `Metrics` and of one without, measured in turn in one process; beside them a second
-cache without, to see what two equal caches differ by.  Hits make no event: they are told in bulk, so what telling them
+cache without, to see what two equal caches differ by.  Hits make no event: they are reported in bulk, so what that
 costs is measured too, and shared out among them.  Then what the hook takes of a read of the store, and a scrape; all
 of it once with the metrics of one process, and once with those of many, in files that they share.
 """
@@ -34,12 +34,12 @@ MOST = 100.0
 HITS = 200_000
 ROUNDS = 25
 LOADERS = 20
-#: Reads that a busy process tells of at once: 10,000 a second, every 5 s.
-TOLD = 50_000
+#: Reads that a busy process reports together: 10,000 a second, every 5 s.
+REPORTED = 50_000
 
 
 def each(call: Callable[[Any], Any], argument: Any, count: int) -> float:
-    """Return the nanoseconds of one call, of so many."""
+    """Return the nanoseconds of one call."""
     began = time.perf_counter_ns()
     for _ in itertools.repeat(None, count):
         call(argument)
@@ -57,7 +57,7 @@ def hits(loaders: dict[str, Any], rounds: int) -> dict[str, list[float]]:
 
 
 def declared(url: str, namespace: str, hook: Callable[[Event], None] | None) -> tuple[Cache, Any]:
-    """Return a cache that tells of its hits now and then, as all do, and its loader with one entry in memory."""
+    """Return a cache that reports its hits now and then, as all do, and its loader with one entry in memory."""
     cache = Cache(Config(redis_url=url, namespace=namespace, store_timeout=5.0), hook=hook)
 
     @cache.loader(fresh_for=3600, early=0)
@@ -73,7 +73,7 @@ def measured(rounds: int) -> dict[str, float]:
     """Measure in this process; the environment says whether its metrics are in shared files."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    events = [MemoryHits(f"loader{number}", TOLD // LOADERS) for number in range(LOADERS)]
+    events = [MemoryHits(f"loader{number}", REPORTED // LOADERS) for number in range(LOADERS)]
     served = Served("product", "fresh", "store", 12.0, 0.0004)
     with Valkey() as valkey:
         caches = {
@@ -85,12 +85,12 @@ def measured(rounds: int) -> dict[str, float]:
         for cache, _ in caches.values():
             cache.close()
 
-    def tell(_: None) -> None:
+    def report_hits(_: None) -> None:
         for event in events:
             metrics(event)
         metrics(MemoryUsed(20_000, 40_000_000, 0))
 
-    tell(None)
+    report_hits(None)
     metrics(served)
 
     def more(one: str, other: str) -> float:
@@ -101,7 +101,7 @@ def measured(rounds: int) -> dict[str, float]:
         "without": statistics.median(times["without"]),
         "more": more("with", "without"),
         "noise": more("again", "without"),
-        "telling": min(each(tell, None, 200) for _ in range(5)) / TOLD,
+        "reporting": min(each(report_hits, None, 200) for _ in range(5)) / REPORTED,
         "served": min(each(metrics, served, 20_000) for _ in range(5)),
         "scrape": min(each(lambda _: exposition(registry), None, 5) for _ in range(5)),
     }
@@ -128,7 +128,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as directory:
         one, many = apart(rounds), apart(rounds, PROMETHEUS_MULTIPROC_DIR=directory)
-    costs = [found["more"] + found["telling"] for found in (one, many)]
+    costs = [found["more"] + found["reporting"] for found in (one, many)]
 
     def row(what: str, name: str, unit: float, shown: str) -> tuple[str, ...]:
         return (what, *(shown.format(found[name] / unit) for found in (one, many)))
@@ -138,7 +138,7 @@ def main() -> int:
         row("an L1 hit without", "without", 1, "{:.0f} ns"),
         row("median difference of neighbours", "more", 1, "{:+.1f} ns"),
         row("the same of two caches without", "noise", 1, "{:+.1f} ns"),
-        row(f"telling of {TOLD:,} hits of {LOADERS} loaders, a hit", "telling", 1, "{:.1f} ns"),
+        row(f"reporting {REPORTED:,} hits of {LOADERS} loaders, a hit", "reporting", 1, "{:.1f} ns"),
         (f"**a hit costs more, in all; at most {MOST:.0f} ns**", *(f"{cost:+.1f} ns" for cost in costs)),
         row("a read of the store", "served", 1000, "{:.1f} us"),
         row("a scrape", "scrape", 1_000_000, "{:.1f} ms"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-#: Entries tell their instants in whole milliseconds.
+#: Entries hold their instants in whole milliseconds.
 ROUNDING = 0.001
 
 
@@ -19,7 +19,7 @@ class Periods:
     Attributes:
         calls: what is counted.
         life: returns when the entry that is there was created, and until when it is fresh; None for none.
-        lead: a load that comes earlier than so many seconds before the end is `again`.
+        lead: a load that comes earlier than a number of seconds before the end is `again`.
         loads, lasted: loads, and how much of their periods has passed.  What has not when all ends is left out of both.
         again: loads that came in the middle of a period.
     """

@@ -41,7 +41,7 @@ def store(near: Any, far: Any, profile: cProfile.Profile) -> None:
 
 
 def asynchronous(near: Any, far: Any, profile: cProfile.Profile) -> None:
-    """Hits in Redis on an event loop, a hundred at once."""
+    """Hits in Redis on an event loop, a hundred together."""
 
     async def read() -> None:
         await far.aget(42)
@@ -54,7 +54,7 @@ def asynchronous(near: Any, far: Any, profile: cProfile.Profile) -> None:
 
 
 def crowd(near: Any, far: Any, profile: cProfile.Profile) -> None:
-    """Tasks that read one cold key at once."""
+    """Tasks that read one cold key together."""
 
     async def read() -> None:
         profile.enable()

@@ -68,7 +68,7 @@ def page_by_page(shop: Shop, keys: Sequence[int]) -> None:
 
 
 def by_tasks(shop: Shop, keys: Sequence[int]) -> None:
-    """Read with a batch loader, a page's keys by as many tasks at once."""
+    """Read with a batch loader, a page's keys by as many tasks together."""
 
     async def all_of_them() -> None:
         for page in pages(keys):
@@ -86,7 +86,7 @@ def pages(keys: Sequence[int]) -> Iterator[list[int]]:
 WAYS = {
     "get, a plain loader": one_by_one,
     f"get_many of {PAGE}, a batch loader": page_by_page,
-    f"aget by {PAGE} tasks at once, a batch loader": by_tasks,
+    f"aget by {PAGE} tasks together, a batch loader": by_tasks,
 }
 
 
@@ -111,7 +111,7 @@ def cells(row: Queries) -> tuple[str, ...]:
 
 
 def small(paths: Sequence[Path] | None, most: int = 200_000) -> list[Trace]:
-    """Return the traces of files, of each its first so many reads."""
+    """Return the traces of files, of each its first `limit` reads."""
     traces = [named(path) for path in found(paths)]
     return [trace if len(trace.keys) <= most else Trace(trace.name, trace.keys[:most]) for trace in traces]
 

@@ -35,7 +35,7 @@ class Play(NamedTuple):
     error: str
 
     @property
-    def told(self) -> str:
+    def reported(self) -> str:
         """What a read returned, in words."""
         if not self.version:
             return "not installed"
@@ -204,7 +204,7 @@ def main() -> None:
     """Play the scene with everybody who is installed, and print who served the old value."""
     print("| library | its invalidation | after it, a read returned |\n|---|---|---|")
     for play in played():
-        print(f"| {f'{play.package} {play.version}'.strip()} | {play.how} | {play.told} |")
+        print(f"| {f'{play.package} {play.version}'.strip()} | {play.how} | {play.reported} |")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Timed(NamedTuple):
 
 
 class Bench:
-    """Times of everything, in microseconds, each the median of so many rounds."""
+    """Times of everything, in microseconds, each the median of the rounds."""
 
     def __init__(self, rounds: int = ROUNDS) -> None:
         self.rows: list[Timed] = []
@@ -70,7 +70,7 @@ class Bench:
         self._group: list[tuple[str, Callable[[], Any], int]] = []
 
     def add(self, name: str, call: Callable[[], Any], count: int) -> None:
-        """Take one of a group, to be called so many times a round; the first is what others are compared with."""
+        """Take one of a group, to be called this often in a round; the first is what others are compared with."""
         self._group.append((name, call, count))
 
     def run(self, group: str, of: int = 1, times_rounds: int = 1) -> None:
@@ -158,7 +158,7 @@ def store(bench: Bench, url: str, far: Any) -> None:
     client.mset(dict.fromkeys(keys, msgspec.json.encode(product_of(42))))
     bench.add("redis-py mget + decode", lambda: [decode(raw) for raw in client.mget(keys)], 1)
     bench.add("cacheworkers get_many", lambda: far.get_many(range(100)), 1)
-    bench.run("store, sync, one of 100 at once", of=100, times_rounds=200)
+    bench.run("store, sync, one of 100 together", of=100, times_rounds=200)
     bare.close()
 
 
@@ -222,7 +222,7 @@ async def on_a_loop(bench: Bench, url: str, near: Any, far: Any) -> None:
     bench.add("cacheworkers aget", lambda: asyncio.gather(*(far.aget(n) for n in range(100))), 100)
     if core is not None:
         bench.add("coredis get + decode", lambda: asyncio.gather(*(through_core(f"bare{n}") for n in range(100))), 30)
-    await bench.arun("store, async, one of 100 at once", of=100)
+    await bench.arun("store, async, one of 100 together", of=100)
     await peers.aclose()
     await client.aclose()
 

@@ -1,7 +1,7 @@
 """The store dies and comes back while everybody reads: `python -m benchmarks.restart [--outage 5]`.
 
 Processes read a hundred hot values, in one thread, in four, and on an event loop.  The store is killed, or frozen
-first, so that connections hang instead of failing; after a while it is started again, empty.  Told are the reads that
+first, so that connections hang instead of failing; after a while it starts again, empty.  Printed are the reads that
 were served meanwhile and from where, the longest that any took beside the store's timeout, how often one waited for
 most of that timeout, and how long after the store's return every process's memory was coherent again: its listener
 is up, and a change made then has been seen.
@@ -34,7 +34,7 @@ HEADS = (
     "longest wait, ms", "waits over half the timeout", "coherent again after, s", "old",
 )  # fmt: skip
 BEFORE, DURING, AFTER = range(3)
-AT_ONCE = 100
+BURST = 100
 
 
 @dataclass
@@ -86,12 +86,12 @@ class Shop:
             self._seen.up_at.append(time.monotonic())
 
     def tier(self) -> str:
-        """Return where this thread's last read was served from; hits in memory tell nobody."""
+        """Return where this thread's last read was served from; hits in memory emit no event."""
         return str(self._here.__dict__.pop("tier", "l1"))
 
 
 def read(number: int, url: str, shared: Shared, results: Any, pause: float) -> None:
-    """Read until told to stop."""
+    """Read until stopped."""
     seen = Seen()
     shop = Shop(url, shared, seen)
     half = Config().store_timeout / 2
@@ -109,7 +109,7 @@ def read(number: int, url: str, shared: Shared, results: Any, pause: float) -> N
     def until_stopped(reader: int) -> None:
         turns = itertools.cycle(range(PRICES))
         while not shared.stop.is_set():
-            for n in itertools.islice(turns, AT_ONCE):
+            for n in itertools.islice(turns, BURST):
                 least, began = shared.acknowledged.value, time.monotonic()
                 try:
                     value = shop.price.get(n)
@@ -122,7 +122,7 @@ def read(number: int, url: str, shared: Shared, results: Any, pause: float) -> N
     async def auntil_stopped(reader: int) -> None:
         turns = itertools.cycle(range(PRICES))
         while not shared.stop.is_set():
-            for n in itertools.islice(turns, AT_ONCE):
+            for n in itertools.islice(turns, BURST):
                 least, began = shared.acknowledged.value, time.monotonic()
                 try:
                     value = await shop.price.aget(n)

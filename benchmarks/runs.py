@@ -82,15 +82,15 @@ def run(names: list[str], scale: Scale, console: Console) -> tuple[list[Line], l
     with Progress(*columns, console=console, transient=True) as bar:
         for at, name in enumerate(names, 1):
             figure = FIGURES[name]
-            told = f"{at} of {len(names)}: {name}"
-            task = bar.add_task(f"{told} (python -m benchmarks.{figure.command})")
+            reported = f"{at} of {len(names)}: {name}"
+            task = bar.add_task(f"{reported} (python -m benchmarks.{figure.command})")
             began = time.monotonic()
             found = alone(name, scale)
             bar.remove_task(task)
             if isinstance(found, Failure):
                 console.print(found.trace, markup=False, highlight=False)
                 found = failed(name, found.error)
-            console.print(f"{told}, {time.monotonic() - began:.0f} s", markup=False, highlight=False)
+            console.print(f"{reported}, {time.monotonic() - began:.0f} s", markup=False, highlight=False)
             lines += lines_of(figure, found, is_quick=scale.is_quick)
             details += found.details
             files |= found.files

@@ -142,8 +142,8 @@ def _sheet(lines: Iterable[Line]) -> str:
         if line.section != section:
             rows.append(f"| **{line.section}** |{' |' * (len(HEADS) - 1)}")
             section = line.section
-        *told, command = _safe(line.cells)
-        rows.append(f"| {' | '.join(told)} | `{command}` |")
+        *reported, command = _safe(line.cells)
+        rows.append(f"| {' | '.join(reported)} | `{command}` |")
     return "\n".join(rows) + "\n"
 
 

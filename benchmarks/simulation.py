@@ -38,7 +38,7 @@ from cacheworkers.flows.warm import MARGIN, turns_of
 
 #: A load's median, and the spread of its logarithm; no load takes longer than `LONGEST`, seconds.
 MEDIAN, SPREAD, LONGEST = 0.05, 0.7, 1.5
-#: A write invalidates one of so many keys that were read last.
+#: A write invalidates one of this number of keys that were read last.
 LATELY = 10_000
 TIMES = 3600.0
 HEADS = (
@@ -54,7 +54,7 @@ HEADS = (
     "loads per hot key and period",
     "in mid-period",
     "loads of hot keys by the least",
-    "most loads at once",
+    "most loads together",
     "loads in vain",
 )
 
@@ -188,7 +188,7 @@ class Outcome:
     loads_per_period: float
     again: int
     loads_by_least: float
-    most_at_once: int
+    max_concurrent: int
     in_vain: int
 
     def row(self, without: Outcome | None) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ class Outcome:
             f"{self.loads_per_period:.3f}",
             f"{self.again:,}",
             f"{self.loads_by_least:.3f}",
-            f"{self.most_at_once:,}",
+            f"{self.max_concurrent:,}",
             f"{self.in_vain:,}",
         )
         return (self.way, *shares, *rest)
@@ -331,9 +331,9 @@ class Replay:
         changes = scene.changes()
         write_in = next(changes)
         for number, (now, at, key) in enumerate(scene.arrivals()):
-            if number % TOLD_EVERY == 0:
+            if number % REPORTED_EVERY == 0:
                 with _replayed.get_lock():
-                    _replayed.value += TOLD_EVERY
+                    _replayed.value += REPORTED_EVERY
             write_in -= 1
             if not write_in:
                 changed = keys[max(0, number - next(changes))]
@@ -377,8 +377,8 @@ def share(part: int, whole: int) -> float:
 _scenes: list[Scene] = []
 #: Reads that have been replayed, in all processes together.
 _replayed = multiprocessing.get_context("fork").Value("q")
-#: ... are told after so many.
-TOLD_EVERY = 20_000
+#: ... are reported after this number.
+REPORTED_EVERY = 20_000
 
 
 def _play(job: tuple[int, Way]) -> tuple[int, Outcome]:

@@ -5,7 +5,7 @@ Readers, writers, workers, drains and a garbage collector are processes of their
 drains likewise, and before they mark what they have delivered; workers between any two steps of a load; the garbage
 collector within what it finishes for the dead.  The store is frozen, entries and leases are deleted, loads outlast
 their leases.  What does not die goes wrong in part: the store has no room, denies writes, is read-only or busy with a
-script; half of the processes get its replies late, all at once or never; loads fail, batches have bad keys, a rate
+script; half of the processes get its replies late, all together or never; loads fail, batches have bad keys, a rate
 limit leaves no turn.  A change is acknowledged when the commit of its watched session has returned.
 Readers and writers record what they did;
 at the end each read is compared with what was acknowledged before it began (`cacheworkers.ops.history_checker`; `--keep
@@ -302,7 +302,7 @@ class Chaos:
 
 
 def soak(operations: int, rate: float = 20.0, act_every: float = 1.0, keep: Path | None = None) -> Report:
-    """Run until so many reads were served, and return what happened.
+    """Run until this number of reads were served, and return what happened.
 
     Args:
         rate: changes a second, of each writer.

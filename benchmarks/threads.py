@@ -28,7 +28,7 @@ HEADS = ("read", "threads", "reads/s", "ratio", "p50 us", "p99 us", "p99.9 us")
 
 
 class Speed(NamedTuple):
-    """Reads a second of so many threads, the ratio to those of the fewest, and microseconds of a read."""
+    """Reads a second of a number of threads, the ratio to those of the fewest, and microseconds of a read."""
 
     read: str
     threads: int
@@ -124,7 +124,7 @@ def readers(url: str, cache: Cache) -> dict[str, Callable[[int], Any]]:
 
 
 def measured(counts: Sequence[int], seconds: float) -> list[Speed]:
-    """Return the speed of each kind of read, in so many threads."""
+    """Return the speed of each kind of read, in a number of threads."""
     speeds = []
     with Valkey() as valkey:
         cache = Cache(Config(redis_url=valkey.url, store_timeout=5.0))

@@ -38,7 +38,7 @@ from cacheworkers.local.l1 import L1, MISSING
 from cacheworkers.local.waiters import Flight, Waiter, Waiters
 from cacheworkers.store.commands.replies import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
 
-#: Seconds from a change in the store until a process has heard of it.
+#: Seconds from a change in the store until a process has received it.
 PUSH = 0.001
 #: Seconds from an ask until a worker has it.
 MESSAGE = 0.005
@@ -51,7 +51,7 @@ class World:
 
     Attributes:
         now: seconds.
-        loading, most_loading: loads under way, and the most of them at once.
+        loading, most_loading: loads under way, and the most of them together.
         loads: call -> how many loads have begun.
         on_load: called with each call whose load begins, and when.
         queries: how many times a loader was called; a batch loader loads many with one.
@@ -110,9 +110,9 @@ class World:
             while True:
                 step = flow.send(value)
                 if isinstance(step, Wait):
-                    bed = _Bed(self, flow, done, step.waiter)
-                    if step.waiter.register(bed) is not None:
-                        self.at(self.now + step.timeout, bed.time_is_up)
+                    sleeper = _Sleeper(self, flow, done, step.waiter)
+                    if step.waiter.register(sleeper) is not None:
+                        self.at(self.now + step.timeout, sleeper.time_is_up)
                         return
                     value = True
                 elif isinstance(step, _Load):
@@ -127,7 +127,7 @@ class World:
             done(error)
 
 
-class _Bed:
+class _Sleeper:
     """Where a flow sleeps; released by the library's waiters as the lock of a sleeping thread is."""
 
     def __init__(self, world: World, flow: Flow[Any], done: Callable[[Any], object], waiter: Waiter) -> None:
@@ -349,7 +349,7 @@ class _Clock:
 
 
 class _Listener:
-    """Hears every push."""
+    """Receives every push."""
 
     is_up = True
 
@@ -479,7 +479,7 @@ class Process:
         self.world.drive(invalidate_calls(self.ports, [call], "hard"), _nothing)
 
     def report_accesses(self) -> None:
-        """Tell the store what was read."""
+        """Report to the store what was read."""
         self.world.drive(report_accesses(self.ports), _nothing)
 
     def warm(self) -> None:
@@ -487,7 +487,7 @@ class Process:
         loaders = {self.spec.name: self.spec}
         self.world.drive(warm_round(self.ports, loaders, lambda: _Done(self.workers.queued())), _nothing)
 
-    def hear(self, call: str) -> None:
+    def receive(self, call: str) -> None:
         """Take a push."""
         self.l1.drop(call)
         self.waiters.wake(call)
@@ -525,7 +525,7 @@ class System:
 
         def changed(call: str) -> None:
             for process in crowd:
-                world.at(world.now + PUSH, functools.partial(process.hear, call))
+                world.at(world.now + PUSH, functools.partial(process.receive, call))
 
         store.changed = changed
         if config.warm_interval:

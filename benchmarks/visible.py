@@ -1,7 +1,7 @@
 """Commit to visible, from other processes: `python -m benchmarks.visible [--changes 1000]`.
 
 One price is changed by hand and read through the store by one process, each change once the last was seen.  With
-`--rate 100`, prices are changed by watched sessions, so many a second, while `--processes` read them all from their
+`--rate 100`, prices are changed by watched sessions, at this rate, while `--processes` read them all from their
 own memory: how long after the commit each of them last returned the old price, when it first returned the new one,
 and both for the last of the processes.  The changes are due at fixed instants, however long the ones before them take;
 what is measured from the instant at which a change was due forgives no late one.
@@ -23,7 +23,7 @@ from benchmarks.report import percentile
 from benchmarks.stack import stack
 
 PRICES = 20
-#: Sessions that may be at it at once: a change does not wait for the one before.
+#: Sessions that may run together: a change does not wait for the one before.
 WRITERS = 8
 
 
@@ -204,7 +204,7 @@ def _seen(number: int, processes: Iterable[Iterable[Sighting]]) -> Seen:
 
 
 def delays(found: Iterable[tuple[Change, Seen]], processes: int) -> Delays:
-    """Return the delays of what so many processes saw."""
+    """Return the delays of what the processes saw."""
     by_all = [(change, seen) for change, seen in found if len(seen.first_new) == processes]
 
     def noticed(at: int) -> Noticed:
@@ -223,7 +223,7 @@ def _ms(seconds: Iterable[float]) -> list[float]:
     return sorted(1000 * max(0.0, each) for each in seconds)
 
 
-def _told(what: str, found: list[float]) -> None:
+def _reported(what: str, found: list[float]) -> None:
     print(f"{what}: p50 {percentile(found, 0.5):.1f}, p99 {percentile(found, 0.99):.1f}, most {found[-1]:.1f} ms")
 
 
@@ -248,12 +248,12 @@ def main() -> None:
         f"{options.changes:,} changes, {options.rate:g} a second, {options.processes} processes on {os.cpu_count()} "
         f"cores; {found.changes:,} seen by all of them"
     )
-    _told("due until its COMMIT", found.begun)
-    _told("COMMIT until the writer goes on, invalidated", found.returned)
+    _reported("due until its COMMIT", found.begun)
+    _reported("COMMIT until the writer goes on, invalidated", found.returned)
     for name, noticed in (("the old price is last returned", found.gone), ("the new one is first returned", found.new)):
-        _told(f"COMMIT until {name}, each process", noticed.each)
-        _told("... the last of them", noticed.last)
-        _told("... since it was due", noticed.since_due)
+        _reported(f"COMMIT until {name}, each process", noticed.each)
+        _reported("... the last of them", noticed.last)
+        _reported("... since it was due", noticed.since_due)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from benchmarks.stack import Pool, stack
 
 #: Between two reads, seconds.
 PAUSE = 0.01
-#: Of so many reads one is of a key that is being warmed.
+#: One in this number of reads is of a key that is being warmed.
 OF_THOSE_WARMED = 10
 
 
@@ -38,15 +38,15 @@ class Warmed(NamedTuple):
     wanted: list[float]
 
 
-def warm_as_told(pipe: Connection) -> None:
+def warm_as_ordered(pipe: Connection) -> None:
     """Have ranges of keys warmed, one after the other, as a command in a session of its own would."""
     os.setsid()
     from benchmarks.shop import cache
 
     pipe.send(None)
-    with contextlib.suppress(EOFError):  # whoever told was ended
-        while (told := pipe.recv()) is not None:
-            keys, pace = told
+    with contextlib.suppress(EOFError):  # the sender was ended
+        while (reported := pipe.recv()) is not None:
+            keys, pace = reported
             done = cache.warm("prices", [cache.call("prices", key) for key in keys], **pace).wait()
             assert done.done == done.calls, done
             pipe.send(None)
@@ -68,7 +68,7 @@ class Reader:
         """Read, and pause for `PAUSE`, until it is over; how long each read of a cold key took, seconds.
 
         Args:
-            is_over: waits for at most so many seconds.
+            is_over: waits for at most a number of seconds.
             warmed: keys that are warmed meanwhile; the last of them are warmed last.
         """
         from benchmarks.shop import price, prices
@@ -95,7 +95,7 @@ def at(latencies: list[float], share: float) -> float:
 
 
 def for_seconds(seconds: float) -> Callable[[float], bool]:
-    """Return what says whether so many seconds have passed, having waited for a while."""
+    """Return what says whether a number of seconds have passed, having waited for a while."""
     end = time.perf_counter() + seconds
 
     def is_over(pause: float) -> bool:
@@ -106,12 +106,12 @@ def for_seconds(seconds: float) -> Callable[[float], bool]:
 
 
 def measured(
-    counts: Sequence[int], *, max_rate: float = 2000.0, at_once: int = 200, part: int = 5000
+    counts: Sequence[int], *, max_rate: float = 2000.0, concurrency: int = 200, part: int = 5000
 ) -> Iterator[Warmed]:
-    """Warm so many keys, one count after the other, and yield what each took.
+    """Warm a number of keys, one count after the other, and yield what each took.
 
     Args:
-        max_rate, at_once: keys a second and keys under way, of more than a thousand.
+        max_rate, concurrency: keys a second and keys under way, of more than a thousand.
         part: keys after which nothing is warmed for as long.
     """
     with stack(Pool(("miss", "revalidate")), Pool(("warm", "upkeep"), concurrency=1)) as here:
@@ -120,7 +120,7 @@ def measured(
         here.sql("CREATE TABLE price (id int PRIMARY KEY, amount int)")
         here.sql(f"INSERT INTO price SELECT i, i FROM generate_series(1, {sum(counts) + 100_000}) i")
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        multiprocessing.get_context("spawn").Process(target=warm_as_told, args=(theirs,), daemon=True).start()
+        multiprocessing.get_context("spawn").Process(target=warm_as_ordered, args=(theirs,), daemon=True).start()
         ours.recv()
         reader = Reader(sum(counts) + 2)
         ours.send(([1], {}))
@@ -130,7 +130,7 @@ def measured(
         first = 2
         for keys in counts:
             here.sql("SELECT pg_stat_statements_reset()")
-            pace = {"max_rate": max_rate, "at_once": at_once} if keys > 1000 else {}
+            pace = {"max_rate": max_rate, "concurrency": concurrency} if keys > 1000 else {}
             took, idle, busy = 0.0, [], []
             reader.misses.clear()
             for start in range(first, first + keys, part):
@@ -154,10 +154,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keys", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--max-rate", type=float, default=2000.0, help="keys a second, of more than a thousand")
-    parser.add_argument("--at-once", type=int, default=200, help="keys under way, of more than a thousand")
+    parser.add_argument("--concurrency", type=int, default=200, help="keys under way, of more than a thousand")
     parser.add_argument("--part", type=int, default=5000, help="keys after which nothing is warmed for as long")
     options = parser.parse_args()
-    pace = {"max_rate": options.max_rate, "at_once": options.at_once, "part": options.part}
+    pace = {"max_rate": options.max_rate, "concurrency": options.concurrency, "part": options.part}
     for keys, took, queries, busy, idle, wanted in measured(options.keys, **pace):
         print(
             f"{keys:,} keys warm in {took:.1f} s and {queries:,} queries; p50, p99 of "

@@ -47,7 +47,7 @@ class Config:
         l1_bytes: most bytes kept there, about: payloads, decoded values that callers share, 1,000 an entry.
         l1_for: how long L1 may answer since the listener last proved that it receives invalidation messages.
         l1_on_loss_for: how long L1 may answer while the store is gone.
-        bulkhead: how many loads this process may run itself at once.
+        bulkhead: how many loads this process may run itself concurrently.
         dispatch_queue: how many requests for a load may wait for the publisher thread.
         max_call_bytes: longest text of a call, `product[42]`.
         max_tag_bytes: longest tag.
@@ -61,18 +61,18 @@ class Config:
         tag_shards: tag prefix -> number of shards of its tag sets (a power of two).
         queue_prefix: first part of the queue names; empty takes the namespace.
         revalidate_rate: most revalidations a second that this process asks for; what is stale beyond that is served,
-            and asked for at a later read, so that a soft invalidation of many does not load all of them at once; 0
+            and asked for at a later read, so that a soft invalidation of many does not load all of them together; 0
             does not limit.
         gc_interval: how often beat has garbage collected: expired members of tag sets.
         drain_interval: how often beat delivers what the outbox still holds.
         outbox_schema: database schema of the outbox table, the same for every process; empty takes the connection's
             default.
-        access_report_interval: how often a process that reads tells the store what was read; 0 tells nothing.
-        max_reported_calls: most calls that a process tells of at once.
+        access_report_interval: how often a process reports to the store what it has read; 0 reports nothing.
+        max_reported_calls: the maximum number of calls in one access report.
         max_hot_calls: most calls whose access score is kept, of each loader; a call without one is not kept warm.
         access_half_life: how long until a read counts half.
         warm_interval: how often beat looks for hot entries that go stale soon; 0 never.
-        warm_max_calls: how many of the hottest calls of each loader are looked at a round, and reloaded at once by
+        warm_max_calls: how many of the hottest calls of each loader are looked at a round, and reloaded immediately by
             an invalidation that reloads; others are looked at in turns.
         warm_rate: most calls a second that beat has loaded, of all loaders together.
         warm_concurrency: most calls that one round of warming, or one warm-up, has under way.
@@ -80,7 +80,7 @@ class Config:
         testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
             `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
             process of pytest-xdist has a namespace of its own; nothing is kept in memory.
-        allow_shared_namespace: several databases under one namespace are meant: do not warn of them.
+        allow_shared_namespace: several databases, or modules of one loader, under one namespace are meant: do not warn.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 

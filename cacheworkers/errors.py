@@ -86,7 +86,7 @@ class InvalidationIncomplete(StoreError):
 
 
 class UnwatchedWrite(CacheworkersError):
-    """Watched rows are changed in a way that does not tell which tags that touches."""
+    """Watched rows are changed in a way from which their tags are not known."""
 
 
 class ReadError(Unavailable):

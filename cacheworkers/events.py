@@ -33,7 +33,7 @@ class Served(Event, frozen=True):
 
 
 class MemoryHits(Event, frozen=True):
-    """So many reads of a loader were answered by L1 since the last of these events."""
+    """L1 has answered this number of reads of a loader since the last such event."""
 
     loader: str
     reads: int
@@ -176,10 +176,10 @@ class NotStored(Event, frozen=True):
 
 
 class NamespaceShared(Event, frozen=True):
-    """Another process loads entries of this namespace from another database: another application, perhaps."""
+    """Another process uses this namespace with another database, or another module's loader of the same name."""
 
     namespace: str
-    database: str
+    mark: str
     others: tuple[str, ...]
 
 

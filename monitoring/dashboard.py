@@ -68,10 +68,10 @@ ROWS: dict[str, list[tuple[str, str, str, list[tuple[str, str]]]]] = {
         (
             "Invalidation to visible, p99",
             "s",
-            "Acknowledged, then heard by every process: their sum at most.",
+            "Acknowledged, then received by every process: their sum at most.",
             [
                 (p99("cacheworkers_invalidation_seconds")[0], "acknowledged"),
-                (p99("cacheworkers_listener_lag_seconds")[0], "heard"),
+                (p99("cacheworkers_listener_lag_seconds")[0], "received"),
             ],
         ),
         (

@@ -35,7 +35,9 @@ if not os.environ.get("CACHEWORKERS_TEST_DEFAULTS"):  # `make test-defaults` kee
 #: Marker -> the programs of which one has to be installed, for PyPI has none of them, or be named by the variable.
 PROGRAMS = {
     "promtool": ("PROMTOOL", ("promtool",)),
+    "prometheus": ("PROMETHEUS", ("prometheus",)),
     "compose": ("DOCKER_COMPOSE", ("docker-compose",)),
+    "pgbouncer": ("PGBOUNCER", ("pgbouncer", "/usr/sbin/pgbouncer")),
     "rabbitmq": ("RABBITMQ_SERVER", ("rabbitmq-server",)),
     "browser": ("CHROMIUM", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")),
 }
@@ -94,6 +96,13 @@ def promtool() -> str:
 
 
 @pytest.fixture(scope="session")
+def prometheus() -> str:
+    found = _program("prometheus")
+    assert found is not None, "tests that need Prometheus carry the marker `prometheus`"
+    return found
+
+
+@pytest.fixture(scope="session")
 def docker_compose() -> str:
     found = _program("compose")
     assert found is not None, "tests that need docker-compose carry the marker `compose`"
@@ -134,7 +143,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 def database_beside(url: str, name: str) -> str:
-    """Make a database anew on the server of another, and return its URL."""
+    """Make a database again on the server of another, and return its URL."""
     import psycopg
 
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:

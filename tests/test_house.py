@@ -16,6 +16,20 @@ from app import probe
 from app.procfile import parse
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Words of a private language, and what STYLE.md has instead.
+BANNED = {
+    r"at[ _]once": "immediately, or together",
+    r"anew": "again",
+    r"so many": "the number",
+    r"hears?|hearing|heard": "receive",
+    r"ears?": "tracking connection",
+    r"told(?![ _]apart)|tells? (?:of|nobody|nothing)|telling": "report",
+    r"baton": "hand-off",
+    r"takes? in (?:a push|pushes|what)|taking in": "process",
+}
+#: Pages that quote them.
+QUOTING = {"STYLE.md", "CHANGELOG.md", "test_house.py"}
+SPEAKING = {".py", ".md", ".lua", ".js", ".html", ".yml", ".toml"}
 LOCKS = ("app.lock", "dev.lock", "docs.lock")
 
 
@@ -156,6 +170,24 @@ def test_locks_agree() -> None:
         other = _locked(lock)
         both = tested.keys() & other.keys()
         assert {name: other[name] for name in both} == {name: tested[name] for name in both}, lock
+
+
+def test_the_prose_is_the_fields_own() -> None:
+    """What STYLE.md bans has not come back: neither in prose nor in a name."""
+    folders = ("app", "benchmarks", "cacheworkers", "deploy", "docs", "monitoring", "tests")
+    files = [*ROOT.glob("*.*"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
+    read = [path for path in files if path.suffix in SPEAKING and "_build" not in path.parts]
+    assert len(read) > 400
+    pattern = re.compile(rf"(?<![a-z])(?:{'|'.join(BANNED)})(?![a-z])", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in read
+        if path.name not in QUOTING
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+    assert found == [], f"say it in the field's words: {BANNED}"
 
 
 def test_every_package_is_shipped() -> None:

@@ -32,16 +32,16 @@ async def read_lines(stream: IO[Any], kind: type[T]) -> AsyncIterator[T]:
 class Helper:
     """A process that takes orders on stdin and reports on stdout; started again when it ends."""
 
-    def __init__(self, words: Sequence[str], kind: Any, hear: Callable[[Any], None]) -> None:
+    def __init__(self, words: Sequence[str], kind: Any, received: Callable[[Any], None]) -> None:
         """
         Args:
             words: what comes after `python -m`.
             kind: type of its lines.
-            hear: called with each of them.
+            received: called with each of them.
         """
         self._words = words
         self._decode = msgspec.json.Decoder(kind).decode
-        self._hear = hear
+        self._received = received
         self._last_order: bytes = b""
         self._runtime: asyncio.subprocess.Process | None = None
 
@@ -60,7 +60,7 @@ class Helper:
                     self._write(self._last_order)
                 assert process.stdout is not None
                 while line := await process.stdout.readline():
-                    self._hear(self._decode(line))
+                    self._received(self._decode(line))
                 await process.wait()
                 await asyncio.sleep(1.0)
         finally:

@@ -21,14 +21,14 @@ from app.page.ticks import Outcome, RaceState, Stage
 WATCHING_WITHIN = 1.0
 
 
-class Teller(Protocol):
-    """Tells the page."""
+class Sender(Protocol):
+    """Sends events to the page."""
 
-    def tell(self, event: str, data: Any) -> None:
+    def send(self, event: str, data: Any) -> None:
         """Send an event to every reader."""
 
     def say(self, action: str, stage: Stage, text: str, number: int = 0) -> Outcome:
-        """Tell what an action came to; with the number of an earlier outcome, in its place."""
+        """Send what an action resulted in; with the number of an earlier outcome, in its place."""
 
 
 class PriceRace:
@@ -39,10 +39,10 @@ class PriceRace:
         last: the last race.
     """
 
-    def __init__(self, teller: Teller) -> None:
+    def __init__(self, sender: Sender) -> None:
         self.panels: list[Seen | None] = [None] * PANELS
         self.last: RaceState | None = None
-        self._access_reporter = teller
+        self._sender = sender
         self._helper = Helper(["app.page.panels"], Seen, self._saw)
         self._numbers = itertools.count(1)
         self._outcome: Outcome | None = None
@@ -71,7 +71,7 @@ class PriceRace:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_watch.wait(), WATCHING_WITHIN)
         what = f"{shown.name}: {_money(race.before)} became {_money(race.amount)}."
-        self._outcome = self._access_reporter.say("price", "going", f"{what} Waiting for the panels.")
+        self._outcome = self._sender.say("price", "going", f"{what} Waiting for the panels.")
         try:
             race.committed_at = await asyncio.to_thread(_put_price, race.amount)
         except OSError as error:
@@ -97,13 +97,13 @@ class PriceRace:
                 self._all_watch.set()
 
     def _goes_on(self, race: RaceState) -> None:
-        """Tell who has seen the new price so far, once it is known when it was committed."""
+        """Report who has seen the new price so far, once it is known when it was committed."""
         if race.committed_at is None or race is not self.last:
             return
         for panel, at in self._seen_at.items():
             # A panel may see it before the writer's own process has noted the commit.
             race.seen[panel] = max(0.0, 1000 * (at - race.committed_at))
-        self._access_reporter.tell("race", race)
+        self._sender.send("race", race)
         late = [each for each in race.seen if each is not None]
         if len(late) == PANELS:
             times = f"{_span(min(late))} to {_span(max(late))} after the commit"
@@ -113,9 +113,7 @@ class PriceRace:
         outcome = self._outcome
         if outcome is not None and outcome.stage == "going":
             what = outcome.text.removesuffix(" Waiting for the panels.")
-            self._outcome = self._access_reporter.say(
-                "price", stage, f"{what} {how[0].upper()}{how[1:]}.", outcome.number
-            )
+            self._outcome = self._sender.say("price", stage, f"{what} {how[0].upper()}{how[1:]}.", outcome.number)
 
 
 def _put_price(amount: int) -> float:

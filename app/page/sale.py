@@ -100,7 +100,7 @@ class Sale:
             self._readers.discard(queue)
 
     def end(self) -> None:
-        """Tell all readers that there is no more."""
+        """End every reader's stream."""
         for queue in self._readers:
             with contextlib.suppress(asyncio.QueueFull):
                 queue.put_nowait(None)
@@ -131,7 +131,7 @@ class Sale:
             )
             before, at = counted, now
             self._ticks.append(tick)
-            self.tell("tick", tick)
+            self.send("tick", tick)
             self._go_home_unwatched(now)
 
     def _go_home_unwatched(self, now: float) -> None:
@@ -162,7 +162,7 @@ class Sale:
                 return await asyncio.to_thread(ask)
             await asyncio.sleep(1.0)
 
-    # -- what readers are told
+    # -- what readers receive
 
     def _hello(self) -> Message:
         hello = {
@@ -175,7 +175,7 @@ class Sale:
         }
         return Message("hello", msgspec.json.encode(hello))
 
-    def tell(self, event: str, data: Any) -> None:
+    def send(self, event: str, data: Any) -> None:
         """Send an event to every reader; one that is too far behind is let go, to connect again."""
         message = Message(event, msgspec.json.encode(data))
         for queue in list(self._readers):
@@ -187,14 +187,14 @@ class Sale:
                 queue.put_nowait(None)
 
     def say(self, action: str, stage: Stage, text: str, number: int = 0) -> Outcome:
-        """Tell what an action came to; with the number of an earlier outcome, in its place."""
+        """Send what an action resulted in; with the number of an earlier outcome, in its place."""
         earlier = self._outcomes.get(number)
         number = number or next(self._numbers)
         outcome = Outcome(number, earlier.at if earlier else time.time(), action, stage, text)
         self._outcomes[number] = outcome
         while len(self._outcomes) > OUTCOMES:
             del self._outcomes[next(iter(self._outcomes))]
-        self.tell("outcome", outcome)
+        self.send("outcome", outcome)
         return outcome
 
     def _since(self, totals: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""What the page is told: ticks, outcomes and races, each one server-sent event."""
+"""The server-sent events of the page: ticks, outcomes of actions, and price races."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What an action came to; told again with the same number as it goes on."""
+    """What an action resulted in; sent again with the same number as it goes on."""
 
     number: int
     at: float

@@ -27,7 +27,7 @@ REPORT_EVERY = 0.5
 #: Shares of a report's time in which a sale's crowd asks each side.
 TURNS = {"cached": 0.7, "uncached": 0.3}
 PATHS = {"cached": "/products", "uncached": "/uncached/products"}
-#: Connections: of a sale's crowd, which all ask on at once, and of normal traffic, where some wait for their answer.
+#: Connections: of a sale's crowd, and of normal traffic, where some wait for their answer.
 CROWD, SHOPPERS = 16, 64
 NORMAL_RATE = 200.0
 TICK = 0.01
@@ -94,7 +94,7 @@ class Shopper(asyncio.Protocol):
         self._side.is_free(self)
 
     def ask(self, request: bytes) -> None:
-        """Send a request; the side hears of the answer."""
+        """Send a request; the side counts the answer."""
         assert self._transport is not None
         self._asked_at = time.perf_counter()
         self._transport.write(request)
@@ -170,7 +170,7 @@ class Side:
             self._all_free.set()
 
     def answered(self, is_well: bool, took: float, status: bytes) -> None:
-        """Count an answer; what it means is looked at once for each kind, in the report."""
+        """Count an answer; what it means is looked up once for each kind, in the report."""
         self._latencies.append(took)
         if not is_well:
             self._failed += 1

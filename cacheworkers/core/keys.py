@@ -23,7 +23,7 @@ class Keyspace:
         seq: the invalidation sequence.
         own_tag_shards: in how many shards this process keeps tags.
         tag_shards: in how many shards any process keeps them.
-        databases, unstored: what workers load from, and which loaders' values have no place here; for doctor.
+        marks, unstored: what this namespace's processes are, and which loaders' values have no place here; for doctor.
         run_id: the run id of the server that was last replayed to.
         touched: written for the sake of being written; what follows it makes it a key of a certain master.
         entries_prefix, failures_prefix, leases_prefix: what keys begin with whose changes are reported.
@@ -40,7 +40,7 @@ class Keyspace:
         self.own_tag_shards = dict(tag_shards or {})
         self._known_shards: dict[str, int] = {}
         self.tag_shards = f"{namespace}:shards"
-        self.databases = f"{namespace}:databases"
+        self.marks = f"{namespace}:marks"
         self.unstored = f"{namespace}:unstored"
         self.seq = f"{namespace}:seq"
         self.run_id = f"{namespace}:run"

@@ -90,7 +90,7 @@ class _Sleeper(msgspec.Struct):
     registered: dict[Sleeper, Waiter] | None = None
 
     def register(self) -> None:
-        """Sleep; woken since it last looked, it is up at once."""
+        """Sleep; if it was woken since it last looked, return immediately."""
         self.registered = self.waiter.register(self.place)
         if self.registered is None:
             self.place.release()
@@ -197,7 +197,7 @@ class _ReadBatch(Generic[K]):
     # -- workers and the store
 
     def _submit(self) -> None:
-        """Hand all asks to the dispatcher at once, so that it groups them; those that a reader waits for first."""
+        """Hand all requests to the dispatcher together, so that it groups them; those that a reader waits for first."""
         asks, self._submits = sorted(self._submits.items(), key=lambda item: item[1].queue != "miss"), {}
         taken = self._ports.dispatcher.submit_all([ask for _, ask in asks])
         for at, (key, _) in enumerate(asks):
@@ -253,7 +253,7 @@ class _ReadBatch(Generic[K]):
             sleeper.register()
 
     def _load(self) -> Flow[None]:
-        """Load under leases: a batch at once, or one call; all of them under one deadline."""
+        """Load under leases: a whole batch, or one call; all of them under one deadline."""
         asks = {key: self._loads.pop(key) for key in list(self._loads)[: self._most]}
         try:
             if self._ports.clock.monotonic() >= self._load_until:
@@ -269,7 +269,7 @@ class _ReadBatch(Generic[K]):
                 self._send(key, results[ask.call])
 
     def _run(self) -> Flow[None]:
-        """Run the loader and store nothing: for a batch at once, or for one call."""
+        """Run the loader and store nothing: for a whole batch, or for one call."""
         parts = {key: self._runs.pop(key) for key in list(self._runs)[: self._most]}
         calls = [call for part in parts.values() for call in part.calls]
         deadline = min(part.deadline for part in parts.values())

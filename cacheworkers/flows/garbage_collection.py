@@ -33,7 +33,7 @@ class _Collection:
         return self.took >= self._within
 
     def pass_over(self, key: str) -> None:
-        """Tell of a key that is of another type than ours."""
+        """Report a key whose type is not the library's."""
         self.foreign += 1
         self.ports.emit(ForeignKey(key))
 

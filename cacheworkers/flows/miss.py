@@ -18,6 +18,12 @@ from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, M
 
 #: A sequence number that no load has: what was left by others cannot be read here.
 NO_SEQ = 2**62
+#: Why a read ends without a value, and what to do.
+SLOW = (
+    "it is still being loaded, and later reads get it; where loads take that long raise wait_for, or give stale_for or "
+    "error_for"
+)
+NOT_BEGUN = 'no worker has begun to load it, and on_timeout="raise" keeps readers from loading; the log says why'
 
 
 def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Read | None]:
@@ -182,7 +188,7 @@ def _load_after_claim(ports: Ports, loader: LoaderSpec, state: ReadState, reques
     """Load here, under the lease just claimed; or give it back, if this loader may not run in readers."""
     if loader.policy.on_timeout == "raise":
         ports.release_soon(request.call, request.token)
-        return give_up(ports, state)
+        return give_up(ports, state, NOT_BEGUN)
     ports.emit(LeaseTakenOver(loader.name, request.call))
     state.waiter.flight.is_taken_over = True
     return (yield from local_load.load_under_lease(ports, loader, state, request))
@@ -200,13 +206,14 @@ def read_without_store(ports: Ports, loader: LoaderSpec, state: ReadState, error
     return (yield from local_load.load_without_store(ports, loader, state))
 
 
-def give_up(ports: Ports, state: ReadState) -> Read:
+def give_up(ports: Ports, state: ReadState, why: str = SLOW) -> Read:
     """Return the lapsed value; nobody may load this call now but the one who has begun."""
     found = lapsed(ports, state)
     if found is not None:
         return found
     waited = ports.clock.monotonic() - state.started
-    raise LoadTimeout(f"{state.call.text} has no value after {waited:.3f} s; wait_for is {state.options.wait_for:g} s")
+    allowed = state.options.wait_for
+    raise LoadTimeout(f"{state.call.text} has no value after {waited:.3f} s, wait_for is {allowed:g} s: {why}")
 
 
 def lapsed(ports: Ports, state: ReadState) -> Read | None:

@@ -34,7 +34,7 @@ BUSY = 8
 MARGIN = 1.0
 #: The interval of a round that is started by hand where beat does none, seconds.
 BY_HAND = 2.0
-#: All calls that are kept warm are looked at once in this share of `fresh_for`, part of them in each round.
+#: All calls that are kept warm are checked once in this share of `fresh_for`, part of them in each round.
 TURN = 0.025
 #: A call is kept warm by default if at least this many reads are expected while its entry is fresh ...
 LEAST_READS = 1.5
@@ -167,7 +167,7 @@ def warm_round(ports: Ports, loaders: Mapping[str, LoaderSpec], queued: Callable
 def _keep_warm(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
     """Ask for at most `most` of the calls of a loader that are kept warm and go stale soon.
 
-    Each call is looked at once in `turns_of` rounds, so that a round costs little however many are kept warm.
+    Each call is checked once in `turns_of` rounds, so that a round costs little however many are kept warm.
     """
     every = _every(ports)
     turns = turns_of(loader.policy.fresh_for, every)
@@ -245,7 +245,7 @@ def half_life_of(ports: Ports, loader: str) -> float:
 
 
 def turns_of(fresh_for: float, every: float) -> int:
-    """Return in how many rounds, one every `every` seconds, all that is kept warm is looked at once."""
+    """Return in how many rounds, one every `every` seconds, all that is kept warm is checked once."""
     return max(1, int(fresh_for * TURN / (every or BY_HAND)))
 
 

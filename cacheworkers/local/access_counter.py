@@ -17,7 +17,7 @@ from cacheworkers.core.calls import loader_name_of
 from cacheworkers.local.l1 import Slot
 from cacheworkers.policy import Policy
 
-#: Most calls counted at once.
+#: The maximum number of calls that are counted.
 MOST = 20_000
 
 
@@ -53,7 +53,7 @@ class AccessCounter:
 
     def reset(self) -> None:
         """Forget everything, as a child does after a fork: the parent reports its own reads."""
-        # Re-entrant: a finalizer inside it may read, take in a push, and so note what goes.
+        # Re-entrant: a finalizer inside it may read, process an invalidation message, and so note what goes.
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._hits: dict[str, int] = {}
@@ -63,7 +63,7 @@ class AccessCounter:
 
     def count(self, call: str, reads: int = 1) -> None:
         """Note reads of a call."""
-        # Not locked: of two counts at once one may be lost, which access scores can bear.
+        # Not locked: of two counts together one may be lost, which access scores can bear.
         counts = self._counts
         counts[call] = counts.get(call, 0) + reads
         if len(counts) > self._most:
@@ -78,7 +78,7 @@ class AccessCounter:
 
     def note_gone(self, slot: Slot) -> None:
         """Note the reads of a slot that L1 drops."""
-        reads = slot.reads - slot.reads_told
+        reads = slot.reads - slot.reads_reported
         if reads > 0:
             self.count(slot.call, reads)
             self._note_hits(slot.call, reads)
@@ -87,9 +87,9 @@ class AccessCounter:
         """Return the counts of the `most` most read calls, those of L1's slots included, and start again at zero."""
         counts, self._counts = self._counts, Counter()
         for slot in slots:
-            reads = slot.reads - slot.reads_told
+            reads = slot.reads - slot.reads_reported
             if reads > 0:
-                slot.reads_told += reads
+                slot.reads_reported += reads
                 counts[slot.call] = counts.get(slot.call, 0) + reads
                 self._note_hits(slot.call, reads)
         if len(counts) <= most:

@@ -30,7 +30,7 @@ class Batcher:
         """
         Args:
             fetch: returns the values of distinct keys, in their order.
-            submit: asks for them at once and returns True, and delivers their values or an error later; or returns
+            submit: asks for them immediately and returns True, and delivers their values or an error later; or returns
                 False, where that takes more than a write, and `fetch` must do it.
             limit: most keys in one fetch.
         """

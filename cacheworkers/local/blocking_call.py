@@ -7,17 +7,17 @@ import logging
 
 log = logging.getLogger("cacheworkers")
 
-_is_told = False
+_is_reported = False
 
 
 def warn_if_blocking(loader: str) -> None:
     """Warn, once in this process, if the thread that reads a loader runs an event loop."""
-    global _is_told
-    if _is_told:
+    global _is_reported
+    if _is_reported:
         return
     if asyncio._get_running_loop() is None:  # `get_running_loop` raises, which takes twenty times as long
         return
-    _is_told = True
+    _is_reported = True
     log.warning(
         "%s was read on a running event loop, which stands still until the value is there: await %s.aget(...), "
         "or another of the methods that begin with an a",

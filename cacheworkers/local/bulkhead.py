@@ -22,7 +22,7 @@ _inside: contextvars.ContextVar[object] = contextvars.ContextVar("cacheworkers_b
 
 
 class Bulkhead:
-    """At most `size` pieces of work at once; the others wait for room, first come first served.
+    """At most `size` pieces of work together; the others wait for room, first come first served.
 
     A caller stops waiting at its timeout, or when it is cancelled.  Work that has not begun then never will.  Work on a
     thread goes on, unheard, and keeps its room until it ends; a coroutine is cancelled.
@@ -162,6 +162,8 @@ class Bulkhead:
                     ).start()
                 return
             except BaseException as error:  # no more threads to be had
+                if not piece.is_coroutine and "interpreter shutdown" in str(error):
+                    return self._run_loads(piece)  # 3.12 starts none for an atexit callback: the caller's serves
                 failed, piece = piece, self._next(piece)
                 failed.future.set_exception(error)
 

@@ -44,7 +44,7 @@ class Slot:
         value: the decoded value, if callers may share it and one of them has asked; else MISSING.
         payload: the value's JSON.
         entry: the entry.
-        reads: how often it was served from here; `reads_told` of these have been reported.
+        reads: how often it was served from here; `reads_reported` of these have been reported.
         index, arguments: the loader's fast path to it, to be cut when it goes.
     """
 
@@ -57,7 +57,7 @@ class Slot:
         "index",
         "payload",
         "reads",
-        "reads_told",
+        "reads_reported",
         "size",
         "until",
         "value",
@@ -70,7 +70,7 @@ class Slot:
         self.value = value
         self.until = until
         self.reads = 0
-        self.reads_told = 0
+        self.reads_reported = 0
         self.size = len(entry.payload) + len(call) + _OVERHEAD + _size_of(value, entry.payload)
         if entry.tags:
             self.size += sum(map(sys.getsizeof, entry.tags)) + _PER_TAG * len(entry.tags)

@@ -18,7 +18,7 @@ class LoadTime:
     def note(self, load_time: float) -> None:
         """Note how long the load of an entry took, seconds."""
         before = self.load_time
-        # Not locked: of two notes at once one is lost, and the next entry brings another.
+        # Not locked: of two notes together one is lost, and the next entry brings another.
         self.load_time = load_time if before is None else before + (load_time - before) * 0.1
 
     def fits(self, seconds: float) -> int:

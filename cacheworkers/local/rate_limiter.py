@@ -50,7 +50,7 @@ class RateLimiter:
 
         Whoever is refused comes again: of many that want to, those that come most often get through first.
         """
-        # Not locked: of two at once one may not be counted, which this use can bear.
+        # Not locked: of two together one may not be counted, which this use can bear.
         at = max(self._full_at, now - BURST_FOR) + self.interval
         if at > now + self.interval / 2:  # half of one: sums of intervals are not exact
             return False

@@ -14,11 +14,11 @@ A history is a file of JSON lines in any order, several files are one history:
     {"op": "write", "key": "price:3", "version": 7, "began": 1.10, "ended": 1.15}
     {"op": "invalidate", "key": "price:3", "began": 1.16, "ended": 1.18}
     {"op": "read", "key": "price:3", "version": 6, "began": 1.19, "ended": 1.20, "tier": "store", "by": "price[3]"}
-    {"op": "hear", "memory": "web1", "began": 1.21, "ended": 1.22}
+    {"op": "receive", "memory": "web1", "began": 1.21, "ended": 1.22}
 
 `began` and `ended` are seconds of one clock for all processes; `ended` is null, or left out, for what has no known
 end.  A write has ended when its commit returned; an invalidation covers all writes of its key that had ended before
-it began, and its own `version`, if it names one.  At its end a `hear` has brought one process's L1 all that had been
+it began, and its own `version`, if it names one.  At its end a `receive` has brought one process's L1 all that had been
 acknowledged when it began.  A read from tier "l1" names its `memory`; of many reads in a row that returned the same
 from there, the last may stand for all, with their `count`.  `tier`, but for "l1", and `by` are free text.
 """
@@ -74,7 +74,7 @@ class Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="o
     count: int = 1
 
 
-class Received(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="hear"):
+class Received(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="receive"):
     """A process's L1 had received, at `ended`, everything that was acknowledged before `began`."""
 
     memory: str
@@ -115,13 +115,13 @@ def check(history: Iterable[Operation], *, l1_for: float = 0.0) -> list[Stale]:
     """
     if isinstance(history, Iterator):
         history = list(history)
-    promises, heard = _promises(history), _heard(history)
+    promises, received = _promises(history), _received(history)
     found = []
     for read in history:
         if isinstance(read, Read) and read.key in promises:
             known_at = read.began
             if read.tier == "l1" and l1_for:
-                known_at = max(known_at - l1_for, _last_before(heard.get(read.memory, ()), read.began) or 0.0)
+                known_at = max(known_at - l1_for, _last_before(received.get(read.memory, ()), read.began) or 0.0)
             stale = promises[read.key].broken_by(read, known_at)
             if stale is not None:
                 found.append(stale)
@@ -163,13 +163,13 @@ def _promises(history: Iterable[Operation]) -> dict[str, _Promises]:
     return {key: _Promises(writes.get(key, []), mine) for key, mine in invalidations.items()}
 
 
-def _heard(history: Iterable[Operation]) -> dict[str, list[tuple[float, float]]]:
+def _received(history: Iterable[Operation]) -> dict[str, list[tuple[float, float]]]:
     """Return memory -> (instant, until when it had received everything)."""
-    heard: dict[str, list[tuple[float, float]]] = {}
+    received: dict[str, list[tuple[float, float]]] = {}
     for each in history:
         if isinstance(each, Received) and each.ended is not None:
-            heard.setdefault(each.memory, []).append((each.ended, each.began))
-    return {memory: _rising(proofs) for memory, proofs in heard.items()}
+            received.setdefault(each.memory, []).append((each.ended, each.began))
+    return {memory: _rising(proofs) for memory, proofs in received.items()}
 
 
 def _rising(versions: Iterable[tuple[float, _Number]]) -> list[tuple[float, _Number]]:
@@ -263,7 +263,7 @@ class Recorder:
         """Record a read that has just returned, or the last of `count` in a row that returned the same from L1."""
         self._append(Read(key, version, began, time.monotonic(), tier, by, memory, count))
 
-    def heard(self, memory: str, began: float) -> None:
+    def received(self, memory: str, began: float) -> None:
         """Record that L1 of this process has just received everything that had been acknowledged when this began."""
         self._append(Received(memory, began, time.monotonic()))
 

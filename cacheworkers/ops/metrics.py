@@ -57,7 +57,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reported_calls_total": ("Calls whose reads were reported to the store.", ("loader",)),
     "ticks_missed_total": ("Upkeep tasks that ran much later than they should have.", ("task",)),
     "gc_removed_total": ("What garbage collections removed.", ("what",)),
-    "shared_namespaces_total": ("Processes whose namespace another database's processes use, too.", ()),
+    "shared_namespaces_total": ("Databases and loaders of processes that others of their namespace contradict.", ()),
     "foreign_keys_total": ("Keys of the namespace that garbage collections passed over: they are of another type.", ()),
     "outbox_delivered_total": ("Outbox rows delivered by drains.", ()),
     "outbox_undelivered_total": ("Outbox rows that their commit could not deliver itself.", ()),

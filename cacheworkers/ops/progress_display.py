@@ -30,7 +30,7 @@ class Rate:
         self._seen = deque([(now, 0)])
 
     def note(self, loaded: int, now: float) -> float:
-        """Take in how many are loaded now, and return how many a second were of late; 0 at first."""
+        """Note how many are loaded now, and return how many a second were of late; 0 at first."""
         if now - self._seen[-1][0] >= RATE_OF / 20:
             self._seen.append((now, loaded))
         while len(self._seen) > 2 and self._seen[1][0] <= now - RATE_OF:
@@ -73,7 +73,7 @@ def progress_display(
         task = progress.add_task(loader, total=calls, says="")
 
         def move(state: WarmUp) -> None:
-            says = f"{rate.note(state.loaded, clock()):,.0f}/s, {state.fresh:,} fresh, {state.window:,} at once"
+            says = f"{rate.note(state.loaded, clock()):,.0f}/s, {state.fresh:,} fresh, {state.window:,} concurrent"
             if state.failed:
                 says += f", [red]{state.failed:,} failed[/]"
             if why := waits_for(state, queues):

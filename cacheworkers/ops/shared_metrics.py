@@ -84,7 +84,7 @@ def _archive(directory: Path, kind: str, files: list[Path]) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path, how: int) -> Iterator[bool]:
-    """Hold the directory's lock; gives False where it is not to be had at once, or the directory cannot be written."""
+    """Hold the directory's lock; give False where another holds it, or the directory cannot be written."""
     with contextlib.ExitStack() as stack:
         try:
             fcntl.flock(stack.enter_context(open(directory / _LOCK, "a")), how)

@@ -49,7 +49,7 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
     type=click.Choice(["hard", "soft", "reload"]),
     default="hard",
     show_default=True,
-    help="hard: the next read loads.  soft: it gets the old value while a worker loads.  reload: what is hot, at once.",
+    help="hard: the next read loads.  soft: it gets the old value while a worker loads.  reload: hot ones load now.",
 )
 @click.option("--dry-run", is_flag=True, help="Count only.")
 @click.option("--yes", is_flag=True, help=f"Do not ask, be it more than {MANY:,} entries or a tag that nothing has.")

@@ -272,7 +272,7 @@ class LoaderBase(Generic[T]):
         return invalidate_calls(self._ports, [call.text], "hard")
 
     def _warn_if_blocking(self) -> None:
-        """Tell of a read that waits on this thread while an event loop runs there."""
+        """Report a read that waits on this thread while an event loop runs there."""
         warn_if_blocking(self._spec.name)
 
     def _many(self, keys: Iterable[Any]) -> Flow[dict[Any, T]]:

@@ -16,7 +16,7 @@ from cacheworkers.flows.warm_up import WarmUp
 
 
 class _Stopped(Exception):
-    """Raised where a job tells how far it is, to end it there."""
+    """Raised where a job reports its progress, to end it there."""
 
 
 class WarmJob:
@@ -30,7 +30,7 @@ class WarmJob:
     def __init__(self, begin: Callable[[Callable[[WarmUp], None]], Flow[WarmUp]], calls: int) -> None:
         """
         Args:
-            begin: makes the flow that does it and tells how far it is; called again by `resume`.
+            begin: makes the flow that does it and reports its progress; called again by `resume`.
             calls: how many there are.
         """
         self._begin = begin

@@ -40,10 +40,10 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.rate_limiter import RateLimiter
 from cacheworkers.local.waiters import Waiters
-from cacheworkers.runtime.database_mark import DatabaseMark
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.load_runner import CallersSessions, LoaderRunner, NoSessions
+from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook, inside
 from cacheworkers.runtime.worker_watch import WorkerWatch
 from cacheworkers.store.commands.store import Store
@@ -52,6 +52,7 @@ from cacheworkers.store.tracking.listener import Listener
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
+from cacheworkers.workers.worker_command import importable_name
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -144,14 +145,15 @@ class Runtime:
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
-        self.database_mark = DatabaseMark(config, ports.store, self.emit, self._session_factory)
+        self.marks = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
         l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
-            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, lambda: run(report_accesses(ports))
+            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, self._report
         )
         listener.on_start = self._access_reporter.start
+        around_task: dict[str, Any] = {} if tracing is None else {"around_task": tracing.around_task}
         if celery is None:
-            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads)
+            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
         else:
             from cacheworkers.workers.binding import Maintenance, bind
 
@@ -167,7 +169,7 @@ class Runtime:
                 waited_for=lambda: waiters.calls,
                 on_taken=self._note_taken,
                 on_alive=lambda name: ports.store.note_worker(name).run(),
-                **({} if tracing is None else {"around_task": tracing.around_task}),
+                **around_task,
             )
             self._watch = watch = WorkerWatch(self.workers, ports.store, config)
             ports.dispatcher = watch
@@ -216,7 +218,7 @@ class Runtime:
         elif type(event) is NotStored:
             self._failure_log.log_unstored(event)
         elif type(event) is ListenerUp:
-            self.database_mark.note_soon()
+            self.marks.note_soon()
         elif type(event) is PublishFailed and self._watch is not None:
             self._watch.note_failed_publish(event.queue, event.error)
         hook = self._hook
@@ -233,8 +235,14 @@ class Runtime:
             self.emit(MaintenanceMissed(task, since, every))
         return is_ours
 
+    def _report(self) -> None:
+        """Renew this process's marks, and report to the store what was read."""
+        self.marks.note()
+        run(report_accesses(self.ports))
+
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
+        self.marks.modules[spec.name] = spec.function.__module__
         if spec.limiter is not None:
             self._limiters.add(spec.limiter)
         if self._watch is not None and spec.policy.on_timeout == "raise":
@@ -248,7 +256,7 @@ class Runtime:
                 spec.rate_limit,
                 spec.pace,
                 spec.policy.version,
-                spec.function.__module__,
+                importable_name(spec.function.__module__),
             )
         )
 
@@ -287,7 +295,7 @@ class Runtime:
         self._releases.add(call, name)
 
     def close(self) -> None:
-        """Tell what was read, send what is queued, then stop threads and connections."""
+        """Report what was read, send what is queued, then stop threads and connections."""
         self._access_reporter.close()
         self._report_once()
         self.workers.close()
@@ -300,7 +308,7 @@ class Runtime:
         self.ports.store.link.close()
 
     def _report_once(self) -> None:
-        """Tell what this process has read since it last did; a store that does not answer costs one timeout."""
+        """Report what this process has read since its last report; a store that does not answer costs one timeout."""
         ports = self.ports
         if not len(ports.access_counter) and not len(ports.l1):
             return

@@ -31,8 +31,8 @@ class WorkerWatch:
     """A dispatcher in front of Celery's: a breaker for publishing, and one for workers.
 
     A reader that has waited all of `wait_for` takes the lease over: no worker had begun.  After `OPENS_AFTER` of these
-    in a row readers load at once.  No reader pays for finding out whether workers are back: those that take a message
-    leave a mark in the store, and so does a worker that starts.
+    in a row readers load immediately.  No reader pays for finding out whether workers are back: a worker that starts,
+    or takes a message, leaves a mark in the store.
     """
 
     def __init__(self, dispatcher: Any, store: Store, config: Config, clock: Callable[[], float] = monotonic) -> None:
@@ -151,7 +151,7 @@ class WorkerWatch:
                 log.warning("workers take messages from %s again", self._config.queues.miss)
 
     def _log_why(self, request: LoadRequest) -> None:
-        """Log why nobody had begun a load, as far as broker and store can tell."""
+        """Log why nobody had begun a load, as far as broker and store know."""
         queue = self._config.queues.miss
         try:
             age = self._store.taken_age("miss").run()
@@ -161,10 +161,11 @@ class WorkerWatch:
             return
         command = self._dispatcher.worker_command()
         store = f"{self._store.link.where}, namespace {self._config.namespace}"
+        waiting = f"{length} message{' waits' if length == 1 else 's wait'}"
         if length and age is None:
-            reason = f"{length} messages wait in queue {queue} and no worker takes them; start one: {command}"
+            reason = f"no worker takes queue {queue}, where {waiting}; start one: {command}"
         elif length:
-            reason = f"workers are behind, {length} messages wait in queue {queue}; start more: {command}"
+            reason = f"workers are behind, {waiting} in queue {queue}; start more: {command}"
         elif age is None:
             reason = (
                 f"messages are taken from queue {queue}, but by no worker of this store ({store}): give workers the "
@@ -172,8 +173,9 @@ class WorkerWatch:
             )
         else:
             reason = (
-                f"a worker of queue {queue} has taken its message and not begun: see its log; its app must import "
-                f"{self._dispatcher.module_of(request.loader)}"
+                f"a worker has taken its message from queue {queue} and not begun: it is busy (give it "
+                f"--prefetch-multiplier 1, or start more: {command}), or its app does not import "
+                f"{self._dispatcher.module_of(request.loader)}, as its log says then"
             )
         log.warning("no worker began %s within its wait_for, a reader loads it: %s", request.call, reason)
 

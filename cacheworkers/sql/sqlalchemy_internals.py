@@ -26,6 +26,7 @@ __all__ = [
     "call_at_end",
     "ends_of",
     "engine_like",
+    "first_value",
     "has_variants",
     "in_greenlet",
     "is_autocommit",
@@ -65,6 +66,25 @@ def mappers_of(classes: registry) -> set[Mapper[Any]]:
     `registry.mappers` fails.
     """
     return {manager.mapper for manager in list(classes._managers) if manager.is_mapped}
+
+
+def first_value(connection: Connection, statement: str, parameters: Any) -> Any:
+    """Return the first value that a statement returns: by the driver's cursor, at half the cost of `exec_driver_sql`.
+
+    Listeners and the log of statements do not learn of it.  Errors are SQLAlchemy's own, as of any statement.
+    """
+    if not connection.in_transaction():
+        connection.begin()
+    cursor: Any = None
+    raw = connection.connection
+    try:
+        cursor = raw.cursor()
+        connection.dialect.do_execute(cursor, statement, parameters)
+        found = cursor.fetchone()[0]
+        cursor.close()
+    except BaseException as error:  # it tells those of the driver from others, and lost connections from the rest
+        connection._handle_dbapi_exception(error, statement, parameters, cursor, None)
+    return found
 
 
 def is_flushing(flush_context: Any) -> bool:

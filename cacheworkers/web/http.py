@@ -33,8 +33,8 @@ class HttpPolicy:
             (stale-if-error), and never longer than the entry's own periods.  Means nothing with `max_age=None`.
         is_public: proxies may keep answers too, also those to requests with Authorization; else browsers only.
         none_is_404: None, and a key that a batch loader left out, is a 404; else None is a 200 with `null`.
-        surrogate_keys: tell the entry's tags in Surrogate-Key, for proxies that purge by it.
-        retry_after: what a 503 tells a client to wait, if no backoff says it; rounded up to whole seconds.
+        surrogate_keys: send the entry's tags in Surrogate-Key, for proxies that purge by it.
+        retry_after: what a 503 asks a client to wait, if no backoff says it; rounded up to whole seconds.
     """
 
     max_age: float | None = None
@@ -137,7 +137,7 @@ def refusal(error: Unavailable | BadArgument, policy: HttpPolicy, *, method: str
 
 
 def _problem(status: int, title: str, detail: str, method: str, headers: list[tuple[bytes, bytes]]) -> Answer:
-    """Return an error as RFC 9457 tells it."""
+    """Return an error in the form of RFC 9457."""
     body = msgspec.json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
     headers += (_PROBLEM, (b"content-length", b"%d" % len(body)))
     return Answer(status, headers, b"" if method == "HEAD" else body)

@@ -17,7 +17,7 @@ from cacheworkers.errors import CacheworkersError, ConfigError, StoreError
 from cacheworkers.events import Event
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, stamp_messages
-from cacheworkers.workers.celery_dispatcher import AroundTask, CeleryDispatcher, RunLoads, no_scope
+from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
 from cacheworkers.workers.celery_internals import (
     add_queues,
     consume_in_order,
@@ -27,16 +27,19 @@ from cacheworkers.workers.celery_internals import (
     survive_lost_host,
 )
 from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_tasks
-from cacheworkers.workers.celery_settings import PREFIX, AddedSettings, direct, keep_rate_limit
+from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, AddedSettings, direct, keep_options
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.queue_probe import TASK as PROBE
 from cacheworkers.workers.queue_probe import mark_of
+from cacheworkers.workers.task_messages import AroundTask, no_scope
 from cacheworkers.workers.worker_command import worker_command
 
 log = logging.getLogger("cacheworkers")
 
 #: How long a maintenance message may wait behind another, a garbage collection say, and be run all the same, seconds.
 MAINTENANCE_EXPIRES = 30.0
+#: Longest that a maintenance task may run, seconds: the next one goes on from where it was interrupted.
+MAINTENANCE_FOR = 3600.0
 #: How often a worker renews its mark in the store, seconds.
 ALIVE_EVERY = 60.0
 #: Task names do not contain the namespace: two caches on one app would answer for each other.
@@ -131,12 +134,13 @@ class Binding:
 
     def worker_command(self) -> str:
         """Return the command that starts a worker of the four queues."""
-        return worker_command(self.app, self._dispatcher.queue_names)
+        modules = (info.module for info in self._dispatcher.infos.values())
+        return worker_command(self.app, self._dispatcher.queue_names, modules)
 
     def module_of(self, loader: str) -> str:
-        """Return the module that declares a loader."""
+        """Return the module that declares a loader, as a worker imports it."""
         info = self._dispatcher.infos.get(loader)
-        return info.module if info is not None and info.module else "the module that declares it"
+        return (info.module if info is not None else "") or f"a module that declares {loader}, which has none here"
 
     def reset_after_fork(self) -> None:
         """Start over in a child."""
@@ -179,7 +183,13 @@ class Binding:
     def _make_tasks(self, **_: Any) -> None:
         for name, work in self._tasks().items():
             self.app.tasks.pop(name, None)
-            keep_rate_limit(self.app.task(name=name, lazy=False, ignore_result=True, shared=False)(work), None)
+            keep_options(
+                self.app.task(name=name, lazy=False, shared=False, autoretry_for=())(work),
+                ignore_result=True,
+                serializer="json",
+                soft_time_limit=MAINTENANCE_FOR,
+                time_limit=MAINTENANCE_FOR + HARD_MARGIN,
+            )
 
     def _tasks(self) -> dict[str, Callable[..., None]]:
         tasks: dict[str, Callable[..., None]] = {

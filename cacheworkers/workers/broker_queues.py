@@ -12,6 +12,7 @@ from celery.signals import before_task_publish
 from kombu.exceptions import ChannelError, OperationalError
 
 from cacheworkers.errors import BrokerUnavailable
+from cacheworkers.workers.broker_text import shown_error
 from cacheworkers.workers.celery_internals import oldest_in_redis
 
 #: A message's header with the instant at which it was sent, seconds since the epoch.
@@ -54,14 +55,15 @@ def queue_states(app: Celery, names: Sequence[str]) -> list[QueueState]:
     """
     limits = {"socket_timeout": ANSWER_WITHIN, "socket_connect_timeout": ANSWER_WITHIN, "max_retries": 0}
     options = {**(app.conf.broker_transport_options or {}), **limits}
-    connection = app.connection_for_read(transport_options=options, connect_timeout=ANSWER_WITHIN)
+    errors: tuple[type[Exception], ...] = (OperationalError, OSError, ValueError)  # the last from a URL that is misread
     try:
-        with connection:
+        with app.connection_for_read(transport_options=options, connect_timeout=ANSWER_WITHIN) as connection:
+            errors += (*connection.connection_errors, *connection.channel_errors)
             if connection.transport.driver_type == "redis":
                 return [_in_redis(connection.default_channel, name) for name in names]
             return [QueueState(name, declared_length(connection, name), None) for name in names]
-    except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
-        raise BrokerUnavailable(f"the broker does not answer: {type(error).__name__}: {error}") from error
+    except errors as error:
+        raise BrokerUnavailable(f"the broker does not answer: {shown_error(app, error)}") from error
 
 
 def declared_length(connection: Any, name: str) -> int:

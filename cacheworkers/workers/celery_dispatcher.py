@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from celery import Celery
@@ -15,11 +14,11 @@ from cacheworkers.errors import CacheworkersError, KeyMissing, StoreError, Unkno
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import Enqueue, LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
-from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, keep_rate_limit
+from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, keep_options
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import MODULE, parse_requests, shown, traces_of
+from cacheworkers.workers.task_messages import MODULE, AroundTask, around_requests, parse_requests, shown, with_traces
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
@@ -28,13 +27,6 @@ log = logging.getLogger("cacheworkers")
 FEW = 4
 #: Runs loads of one loader, and returns why some of them failed.
 RunLoads = Callable[[str, list[LoadRequest], bool], list[CacheworkersError] | None]
-#: Surrounds a task, given its loader, its calls and their readers' traces.
-AroundTask = Callable[[str, Sequence[str], Sequence[str]], AbstractContextManager[None]]
-
-
-def no_scope(loader: str, calls: Sequence[str], traces: Sequence[str]) -> AbstractContextManager[None]:
-    """Surround a task with nothing."""
-    return contextlib.nullcontext()
 
 
 class CeleryDispatcher:
@@ -163,6 +155,12 @@ class CeleryDispatcher:
             name=PREFIX + info.name,
             bind=True,
             lazy=False,
+            autoretry_for=(),  # a base class of the app's may have some; failures have a backoff of their own
+            loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
+            shared=False,
+        )(load)
+        keep_options(
+            task,
             acks_late=True,
             reject_on_worker_lost=True,
             # A load past its hard limit is given up, not given to the next worker to hang.
@@ -171,11 +169,8 @@ class CeleryDispatcher:
             serializer="json",
             soft_time_limit=info.message_for() + SOFT_MARGIN,
             time_limit=info.message_for() + HARD_MARGIN,
-            rate_limit=info.rate_limit,
-            loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
-            shared=False,
-        )(load)
-        keep_rate_limit(task, info.rate_limit)
+            rate_limit=info.rate_limit or 0,
+        )
 
     def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""
@@ -187,13 +182,12 @@ class CeleryDispatcher:
                 self._refuse(requests, reason)
             return
         self.on_taken(requests[0].queue)
-        traces = traces_of(task.request, len(requests))
-        requests = self._of_known_version(task, info, requests, hops)
+        requests = self._of_known_version(task, info, with_traces(task.request, requests), hops)
         if not requests:
             return
         delivery = task.request.delivery_info or {}
         try:
-            with self._around_task(loader, [request.call for request in requests], traces):
+            with around_requests(self._around_task, loader, requests):
                 failures = self._run_loads(loader, requests, bool(delivery.get("redelivered")))
         except UnknownLoader:
             return
@@ -223,6 +217,6 @@ class CeleryDispatcher:
             log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
             return requests
         after, expires = wait_before(hops), task.request.expires
-        if not self._publisher.requeue(info.name, others, hops + 1, after, expires, reason):
+        if not self._publisher.requeue(info, others, hops + 1, after, expires, reason):
             return requests
         return [request for request in requests if request not in others]

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.app.annotations import prepare
 from celery.signals import after_task_publish, before_task_publish
 from kombu.utils.json import dumps
 from kombu.utils.scheduling import round_robin_cycle
@@ -126,6 +127,18 @@ def survive_lost_host(channel: Any) -> bool:
 
     channel._connparams = parameters
     return True
+
+
+# -- tasks
+
+
+def annotations_of(task: Any) -> dict[str, Any]:
+    """Return what the app's `task_annotations` say of this task by its name, without what they say of all tasks."""
+    found: dict[str, Any] = {}
+    for each in prepare(task.app.conf.task_annotations):
+        annotate = getattr(each, "annotate", None)
+        found |= (annotate(task) or {}) if annotate is not None else {}
+    return found
 
 
 # -- messages in Redis

@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 
 from cacheworkers.config import Config
+from cacheworkers.workers.celery_internals import annotations_of
 
 #: Task names are this and the loader's name.
 PREFIX = "cacheworkers.load."
@@ -79,17 +80,16 @@ def direct(queue: str) -> dict[str, str]:
     return {"queue": queue, "exchange": "", "routing_key": queue}
 
 
-def keep_rate_limit(task: Any, rate_limit: str | None) -> None:
-    """Give a task of the library's own its rate limit, or none, whatever the app sets for all of its tasks.
+def keep_options(task: Any, **options: Any) -> None:
+    """Give a task of the library's own its options, whatever the app sets for all of its tasks.
 
-    `task_default_rate_limit` and annotations of `"*"` are meant for the app's own work: at a message a minute every
-    reader would wait for all of `wait_for`.  An annotation of the task's own name holds.
+    Annotations of `"*"`, `task_default_*` and `task_time_limit` are meant for the app's own work: a message a minute, a
+    time limit of a second, or a priority that hides messages from who counts them would leave readers waiting.  An
+    annotation of the task's own name holds.
     """
-    annotations = task.app.conf.task_annotations or ()
-    for each in [annotations] if isinstance(annotations, Mapping) else annotations:
-        if isinstance(each, Mapping):
-            rate_limit = each.get(task.name, {}).get("rate_limit", rate_limit)
-    task.rate_limit = rate_limit or 0  # None would take the app's default
+    own = annotations_of(task)
+    for name, value in {"rate_limit": 0, "priority": 0, **options}.items():  # None would take the app's default
+        setattr(task, name, own.get(name, value))
 
 
 def publisher_options(app: Celery) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from celery.schedules import maybe_schedule
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.workers import celery_settings
 from cacheworkers.workers.broker_queues import declared_length
+from cacheworkers.workers.broker_text import shown_address, shown_error
 
 #: How long a connection to the broker, and one answer of it, may take, seconds.
 ANSWER_FOR = 2.0
 #: How long workers have to answer, seconds: the time it takes, for nobody knows how many there are.
 WORKERS_FOR = 1.0
 UPKEEP = "cacheworkers."
-#: The attribute of a load's task that holds its loader's version, and how a worker tells it.
+#: The attribute of a load's task that holds its loader's version, and how a worker reports it.
 _VERSION = "loader_version"
-_TOLD_VERSION = re.compile(rf"\[{_VERSION}=(\d+)\]$")
+_REPORTED_VERSION = re.compile(rf"\[{_VERSION}=(\d+)\]$")
 #: A beat entry that says when, not how often, is taken to be due once a day, seconds.
 DAY = 86400.0
 
@@ -99,7 +100,7 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     namesakes: int = 1
 
     def loads(self, loader: str, version: int) -> bool:
-        """Return whether it knows a loader, and does not tell of another version."""
+        """Return whether it knows a loader, and reports no other version."""
         return loader in self.loaders and self.versions.get(loader, version) == version
 
 
@@ -118,7 +119,7 @@ def app_facts(app: Celery) -> AppFacts:
         loaders=tuple(ours),
         early_acks=tuple(name for name, task in ours.items() if not task.acks_late),
         longest=max((float(task.time_limit or 0) for task in ours.values()), default=0.0),
-        visibility=float(options.get("visibility_timeout", 3600)) if _is_redis(app.connection_for_write()) else None,
+        visibility=float(options.get("visibility_timeout", 3600)) if _has_redis(app) else None,
         unread_results="" if keeping or backend.startswith("disabled") else backend.partition("://")[0],
         upkeep={
             entry["task"].removeprefix(UPKEEP): _every(app, entry["schedule"])
@@ -143,7 +144,7 @@ def broker_facts(app: Celery, queues: Sequence[str]) -> BrokerFacts:
             info = {**channel.client.info("server"), **channel.client.info("memory")}
         lengths = {queue: declared_length(connection, queue) for queue in queues}
         policy = str(info.get("maxmemory_policy", ""))
-        return BrokerFacts(connection.as_uri(), str(info.get("run_id", "")), policy, lengths)
+        return BrokerFacts(shown_address(app, connection), str(info.get("run_id", "")), policy, lengths)
 
 
 def worker_facts(app: Celery) -> list[WorkerFacts]:
@@ -185,7 +186,7 @@ def _worker(name: str, queues: Sequence[Any], tasks: Sequence[Any], stats: Seque
         name,
         frozenset(queue["name"] for each in queues if isinstance(each, list) for queue in each),
         frozenset(map(_loader, loads)),
-        {_loader(text): int(found[1]) for text in loads if (found := _TOLD_VERSION.search(text))},
+        {_loader(text): int(found[1]) for text in loads if (found := _REPORTED_VERSION.search(text))},
         max((int(each.get("prefetch_count") or 0) for each in answers), default=0),
         max((int(each.get("pool", {}).get("max-concurrency") or 0) for each in answers), default=0),
         max((float(each["uptime"]) for each in answers if "uptime" in each), default=None),
@@ -200,22 +201,31 @@ def _connected(app: Celery) -> Iterator[Any]:
         "socket_timeout": ANSWER_FOR,
         "socket_connect_timeout": ANSWER_FOR,
     }
-    connection = app.connection_for_write(transport_options=options, connect_timeout=ANSWER_FOR)
-    where = connection.as_uri()
+    connection, where = None, "its broker_url"
     try:
+        connection = app.connection_for_write(transport_options=options, connect_timeout=ANSWER_FOR)
+        where = shown_address(app, connection)
         yield connection
     except Exception as error:  # kombu's transports raise what their drivers raise
         if _is_full(error):
             raise BrokerFull(f"the broker at {where} is out of memory, and takes no messages: {error}") from error
-        raise BrokerUnreachable(f"the broker at {where} is unavailable: {type(error).__name__}: {error}") from error
+        raise BrokerUnreachable(f"the broker at {where} is unavailable: {shown_error(app, error)}") from error
     finally:
         with contextlib.suppress(Exception):  # it is given up, whatever it says to that
-            connection.release()
+            if connection is not None:
+                connection.release()
 
 
 def _is_full(error: Exception) -> bool:
     """Return whether a Redis refuses to write: within a transaction its reason is in the text alone."""
     return type(error).__name__ == "OutOfMemoryError" or "OOM " in str(error)
+
+
+def _has_redis(app: Celery) -> bool:
+    try:
+        return _is_redis(app.connection_for_write())
+    except ValueError:  # its URL is misread: who connects says so
+        return False
 
 
 def _is_redis(connection: Any) -> bool:

@@ -93,7 +93,7 @@ class PublishQueue:
             most: how many asks may wait.
             unsent: gets the asks that are never sent: their loader is unknown, sending raised, or the queue closed.
             waited_for: returns how many calls this process's readers wait for.
-            threads: how many groups are sent at once.
+            threads: how many groups are sent concurrently.
         """
         self._send = send
         self._infos = infos

@@ -17,6 +17,7 @@ from cacheworkers.local.breaker import Breaker
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.workers import celery_settings
 from cacheworkers.workers.broker_queues import STAMP
+from cacheworkers.workers.broker_text import shown_error
 from cacheworkers.workers.celery_internals import (
     enqueues_by_push,
     is_publishing_observed,
@@ -69,7 +70,7 @@ class Publisher:
         except Exception as error:  # kombu's transports raise what their drivers raise
             self._breaker.failed()
             self.disconnect()
-            self._failed(info, name, requests, f"{type(error).__name__}: {error}")
+            self._failed(info, name, requests, shown_error(self._app, error))
         else:
             self._breaker.succeeded()
             self._emit(Published(info.name, name, len(requests)))
@@ -88,7 +89,7 @@ class Publisher:
         return Enqueue(template.key, template.message(request), lambda: self._emit(Published(info.name, name, 1)))
 
     def requeue(
-        self, loader: str, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
+        self, info: LoaderInfo, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
     ) -> bool:
         """Send a message that a worker has taken to its queue once more; False if it did not go out.
 
@@ -102,7 +103,7 @@ class Publisher:
         name: str = getattr(self._queues, requests[0].queue)
         try:
             self._app.send_task(
-                celery_settings.PREFIX + loader,
+                celery_settings.PREFIX + info.name,
                 kwargs={"asks": rows_of(requests), "hops": hops},
                 **celery_settings.direct(name),
                 countdown=after or None,
@@ -110,13 +111,15 @@ class Publisher:
                 ignore_result=True,
                 retry=False,
                 serializer="json",
+                priority=0,
                 argsrepr=shown(requests),
                 kwargsrepr="",
+                headers=headers_of(info.module, requests),
             )
         except Exception as error:  # kombu's transports raise what their drivers raise
-            self._emit(PublishFailed(loader, name, len(requests), f"{type(error).__name__}: {error}"))
+            self._emit(PublishFailed(info.name, name, len(requests), shown_error(self._app, error)))
             return False
-        self._emit(TaskRequeued(loader, name, len(requests), hops, reason))
+        self._emit(TaskRequeued(info.name, name, len(requests), hops, reason))
         return True
 
     def disconnect(self) -> None:
@@ -158,6 +161,7 @@ class Publisher:
             ignore_result=True,
             retry=False,
             serializer="json",
+            priority=0,
             argsrepr=shown(requests),
             kwargsrepr="",
             headers=headers_of(info.module, requests),

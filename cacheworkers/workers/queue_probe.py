@@ -10,6 +10,7 @@ from celery import Celery
 
 from cacheworkers.errors import BrokerUnavailable
 from cacheworkers.workers.broker_queues import ANSWER_WITHIN, QueueState
+from cacheworkers.workers.broker_text import shown_error
 from cacheworkers.workers.celery_settings import direct, publisher_options
 
 #: The task of a probe; a worker that runs it marks in the store that it has come through its queue.
@@ -69,11 +70,9 @@ class QueueProbes:
         return max(delay, now - sent)
 
     def _send(self, queue: str) -> None:
-        connection = self._app.connection_for_write(
-            transport_options=publisher_options(self._app), connect_timeout=ANSWER_WITHIN
-        )
+        options = publisher_options(self._app)
         try:
-            with connection:
+            with self._app.connection_for_write(transport_options=options, connect_timeout=ANSWER_WITHIN) as connection:
                 self._app.send_task(
                     TASK,
                     kwargs={"queue": queue},
@@ -85,4 +84,4 @@ class QueueProbes:
                     connection=connection,
                 )
         except Exception as error:  # kombu's transports raise what their drivers raise
-            raise BrokerUnavailable(f"the broker takes no message: {type(error).__name__}: {error}") from error
+            raise BrokerUnavailable(f"the broker takes no message: {shown_error(self._app, error)}") from error

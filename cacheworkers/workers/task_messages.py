@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -16,6 +18,21 @@ TRACES = "cacheworkers_traces"
 #: Longest text of a call in a message's headers, which tools show.
 SHOWN = 120
 
+#: Surrounds a task, given its loader, its calls and their readers' traces.
+AroundTask = Callable[[str, Sequence[str], Sequence[str]], AbstractContextManager[None]]
+
+
+def no_scope(loader: str, calls: Sequence[str], traces: Sequence[str]) -> AbstractContextManager[None]:
+    """Surround a task with nothing."""
+    return contextlib.nullcontext()
+
+
+def around_requests(
+    around_task: AroundTask, loader: str, requests: Sequence[LoadRequest]
+) -> AbstractContextManager[None]:
+    """Return what surrounds the load of some requests."""
+    return around_task(loader, [each.call for each in requests], [each.trace for each in requests])
+
 
 def rows_of(requests: Sequence[LoadRequest]) -> list[list[str]]:
     """Return load requests as a message carries them."""
@@ -28,12 +45,13 @@ def headers_of(module: str, requests: Sequence[LoadRequest]) -> dict[str, Any]:
     return {MODULE: module, TRACES: traces} if any(traces) else {MODULE: module}
 
 
-def traces_of(request: Any, count: int) -> list[str]:
-    """Return the traces of a task's calls; "" for those without, and for all of a header that cannot be read."""
+def with_traces(request: Any, requests: Sequence[LoadRequest]) -> list[LoadRequest]:
+    """Return a task's load requests with their readers' traces; without, where the header cannot be read."""
     traces = getattr(request, TRACES, None)
-    if not isinstance(traces, list) or len(traces) != count:
-        return [""] * count
-    return [each if isinstance(each, str) else "" for each in traces]
+    if not isinstance(traces, list) or len(traces) != len(requests):
+        return list(requests)
+    pairs = zip(requests, traces, strict=True)
+    return [msgspec.structs.replace(each, trace=text) if isinstance(text, str) else each for each, text in pairs]
 
 
 def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:

@@ -9,6 +9,7 @@ from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
+from cacheworkers.workers.task_messages import AroundTask, around_requests, no_scope
 
 log = logging.getLogger("cacheworkers")
 
@@ -16,8 +17,15 @@ log = logging.getLogger("cacheworkers")
 class ThreadDispatcher:
     """A dispatcher whose workers are `Config.bulkhead` daemon threads; they start when requests come."""
 
-    def __init__(self, config: Config, *, run_loads: Callable[[str, list[LoadRequest], bool], object]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        run_loads: Callable[[str, list[LoadRequest], bool], object],
+        around_task: AroundTask = no_scope,
+    ) -> None:
         self._run_loads = run_loads
+        self._around_task = around_task
         self._infos: dict[str, LoaderInfo] = {}
         self._queue = PublishQueue(
             self._work, self._infos.get, config.dispatch_queue, threads=config.bulkhead, name="cacheworkers-worker"
@@ -49,6 +57,7 @@ class ThreadDispatcher:
 
     def _work(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
         try:
-            self._run_loads(info.name, requests, False)
+            with around_requests(self._around_task, info.name, requests):
+                self._run_loads(info.name, requests, False)
         except CacheworkersError as error:
             log.warning("load of %s did not happen: %s", info.name, error)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from cacheworkers.core.calls import loader_name_of, version_of
 from cacheworkers.flows.ports import QueueKind
 
-#: How often a message is handed on.  Where a reader waits, at once, and soon given up: the reader loads then itself.
+#: How often a message is requeued.  Where a reader waits, immediately and rarely: then the reader loads itself.
 #: Nobody waits for what is warmed, and workers of its version may only be starting.
 HOPS: dict[QueueKind, int] = {"miss": 2, "revalidate": 2, "warm": 20}
-#: The first hops are at once: whichever worker is idle for longest gets the message, not the one that handed it on.
-AT_ONCE = 2
+#: The first hops are immediately: whichever worker is idle for longest gets the message, not the one that handed it on.
+IMMEDIATE_HOPS = 2
 #: Those after them wait, twice as long each time, seconds: old workers alone must not be kept busy with it.
 FIRST_AFTER = 0.1
 MOST_AFTER = 1.0
@@ -28,4 +28,4 @@ def mismatch(loader: str, known: int, call: str) -> str:
 
 def wait_before(hops: int) -> float:
     """Return for how many seconds a message waits before it is taken again, that was handed on so often before."""
-    return 0.0 if hops < AT_ONCE else min(MOST_AFTER, FIRST_AFTER * 2.0 ** min(hops - AT_ONCE, 16))
+    return 0.0 if hops < IMMEDIATE_HOPS else min(MOST_AFTER, FIRST_AFTER * 2.0 ** min(hops - IMMEDIATE_HOPS, 16))

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from celery import Celery
+if TYPE_CHECKING:
+    from celery import Celery
 
 #: Attributes of a module under which `celery -A module` looks for its app.
 _FOUND_BY_CELERY = ("app", "celery")
 
 
-def worker_command(app: Celery, queues: Sequence[str] = ()) -> str:
-    """Return the command, with `-Q` if queues are given."""
-    named = f" -Q {','.join(queues)}" if queues else ""
-    return f"celery -A {app_path(app)} worker{named}"
+def worker_command(app: Celery, queues: Sequence[str] = (), modules: Iterable[str] = ()) -> str:
+    """Return the command, with `-Q` if queues are given.
+
+    Args:
+        modules: those that declare loaders; `-I` has the worker import those that its app does not name.
+    """
+    path = app_path(app)
+    imported = {*(app.conf.include or ()), *(app.conf.imports or ()), path.partition(":")[0], ""}
+    missing = [each for each in dict.fromkeys(modules) if each not in imported]
+    included = f" -I {','.join(missing)}" if missing else ""
+    taken = f" -Q {','.join(queues)}" if queues else ""
+    return f"celery -A {path} worker{included}{taken}"
+
+
+def importable_name(module: str) -> str:
+    """Return the name by which a worker can import a module: a script's own instead of `__main__`; "" if it has none.
+
+    A notebook and an interactive session have none.
+    """
+    if module != "__main__":
+        return module
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:  # python -m shop.web
+        return str(spec.name).removesuffix(".__main__")
+    return Path(getattr(main, "__file__", "") or "").stem
 
 
 def app_path(app: Celery) -> str:
@@ -31,8 +55,7 @@ def app_path(app: Celery) -> str:
         return app.main or "MODULE"
     # The module that makes it is imported by those that use it: its name is where the app says, or else the shortest.
     module_name, name = min(found, key=lambda each: (each[0] != app.main, name_rank(each[1]), len(each[0])))
-    if module_name == "__main__":
-        module_name = Path(getattr(sys.modules["__main__"], "__file__", "") or "MODULE").stem
+    module_name = importable_name(module_name) or "MODULE"
     return module_name if name in _FOUND_BY_CELERY else f"{module_name}:{name}"
 
 

@@ -62,10 +62,10 @@ def commands() -> str:
 
 def metric_table() -> str:
     """Return the metrics that processes show, with their labels."""
-    told = [(name, labels, says) for name, (says, labels) in metrics.COUNTERS.items()]
-    told += [(name, labels, says) for name, (says, labels, _) in metrics.HISTOGRAMS.items()]
-    told += [(name, (), says) for name, says in [*metrics.SUMS.items(), *metrics.LOSSES.items()]]
-    rows = [(f"`cacheworkers_{name}`", ", ".join(labels) or "-", says) for name, labels, says in told]
+    found = [(name, labels, says) for name, (says, labels) in metrics.COUNTERS.items()]
+    found += [(name, labels, says) for name, (says, labels, _) in metrics.HISTOGRAMS.items()]
+    found += [(name, (), says) for name, says in [*metrics.SUMS.items(), *metrics.LOSSES.items()]]
+    rows = [(f"`cacheworkers_{name}`", ", ".join(labels) or "-", says) for name, labels, says in found]
     return _table(("metric", "labels", "what it says"), rows)
 
 

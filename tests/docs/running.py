@@ -156,7 +156,7 @@ class Page:
         self._printed = done.stdout
 
     def _stay(self, lines: list[str], block: Block) -> None:
-        """Run all commands but the last one, start that (anew if it goes on already), and return when it is up."""
+        """Run all commands but the last one, start that (again if it goes on already), and return when it is up."""
         command = lines[-1]
         self._stop(command)
         self._execute(lines[:-1], block)

@@ -37,7 +37,7 @@ def check(line: str, files: set[str]) -> None:
     """Check one line of a page.
 
     Args:
-        files: what the page has told the reader to write.
+        files: what the page has had the reader write.
 
     Raises:
         BadLine: the program, a command, an option or a file does not exist, or nobody knows how to check it.

@@ -1,4 +1,4 @@
-"""The reference tells of everything there is."""
+"""The reference describes everything there is."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ def test_every_command_teaches_by_example(name: str) -> None:
 def test_every_public_name_is_documented() -> None:
     """What `import cacheworkers` has is on the API page, or among the errors."""
     documented = set(re.findall(r"^\.\. auto\w+:: (\w+)$", API, re.MULTILINE))
-    errors_told = {each.__name__ for each in tables.error_classes()}
+    errors_listed = {each.__name__ for each in tables.error_classes()}
 
-    assert set(cacheworkers.__all__) - {"__version__"} <= documented | errors_told
+    assert set(cacheworkers.__all__) - {"__version__"} <= documented | errors_listed
     assert documented <= set(cacheworkers.__all__)
 
 

@@ -1,6 +1,6 @@
 """A cache that does nothing by itself: the same steps make the same world, however busy the machine is.
 
-Its clock and the store's stand still until they are told to go on.  What the store pushes is heard when it is told to,
+Its clock and the store's stand still until a test advances them.  What the store pushes is received when a test says,
 in the test's own thread.  Chance is always the same, and keys are walked through in the order of their names.
 """
 
@@ -39,7 +39,7 @@ class ByHand:
         self._time = StillTime(patch, cache)
         ports.chance = lambda: 0.5
         ports.store.scan = lambda cursor, pattern: _Names(self._client, pattern)  # type: ignore[assignment,return-value]
-        # At once instead of in a thread.
+        # Immediately instead of in a thread.
         ports.release_soon = lambda call, token: ports.store.release([(call, token)]).run()
         self._listen()
 
@@ -54,12 +54,12 @@ class ByHand:
         listener.barrier = lambda timeout: _Barrier(self)  # type: ignore[assignment,return-value]
 
     def begin(self) -> None:
-        """Begin anew: nothing is left of what was, neither in the store nor here."""
+        """Begin again: nothing is left of what was, neither in the store nor here."""
         ports = self._ports
         for key in self._client.scan_iter(f"{ports.store.keys.namespace}:*"):
             self._client.unlink(key)
         self._time.begin()
-        self.hear()
+        self.receive()
         ports.l1.clear()
         ports.waiters.reset()
         ports.access_counter.reset()
@@ -72,7 +72,7 @@ class ByHand:
         """Let a little time pass."""
         self._time.go_on()
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         """Process all that the store has pushed so far."""
         self._connection.flush()
         self._connection.socket.sendall(hiredis.pack_command(("ECHO", _MARKER)))
@@ -85,7 +85,7 @@ class ByHand:
 
 
 class StillTime:
-    """One clock for caches and their store, which goes on when it is told to.
+    """One clock for caches and their store, which goes on when the test says so.
 
     With a clock each, chance decides which of two instants within a millisecond was the first.
     """
@@ -102,7 +102,7 @@ class StillTime:
         self.begin()
 
     def begin(self) -> None:
-        """Begin anew."""
+        """Begin again."""
         self._clock.begin()
         self.go_on()
 
@@ -150,7 +150,7 @@ class _Names:
 
 
 class _Barrier:
-    """A step: hear of everything."""
+    """A step: receive everything."""
 
     def __init__(self, by_hand: ByHand) -> None:
         self._by_hand = by_hand
@@ -159,5 +159,5 @@ class _Barrier:
         return "barrier"
 
     def run(self) -> bool:
-        self._by_hand.hear()
+        self._by_hand.receive()
         return True

@@ -21,7 +21,7 @@ class Asks:
 
     Attributes:
         rounds: what was handed over together.
-        room: how many it takes at once.
+        room: how many it takes together.
     """
 
     def __init__(self) -> None:
@@ -84,13 +84,13 @@ class Shop:
         return Stepper(loader._reads.flow(loader._one_key(key), None, loader._codec.decode))
 
     def work(self) -> None:
-        """Load what was asked for, each round as one task, and hear of it."""
+        """Load what was asked for, each round as one task, and receive it."""
         rounds, self.asks.rounds[:] = self.asks.rounds[:], []
         for asks in rounds:
             for name in dict.fromkeys(ask.loader for ask in asks):
                 mine = [ask for ask in asks if ask.loader == name]
                 Stepper(load(self.ports, self.cache._loaders[name], mine, self.ports.worker)).finish()
-        self.by_hand.hear()
+        self.by_hand.receive()
 
     def fill(self, keys: Sequence[int], *, of: Any = None) -> None:
         """Have entries in the store, and none in memory."""
@@ -105,7 +105,7 @@ class Shop:
     def soften(self, keys: Sequence[int]) -> None:
         for key in keys:
             self.cache.invalidate(f"p:{key}", mode="soft")
-        self.by_hand.hear()
+        self.by_hand.receive()
         self.ports.l1.clear()
 
     def pass_time(self, going: Stepper[Any], seconds: float) -> None:

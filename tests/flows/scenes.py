@@ -55,7 +55,7 @@ def _a_read_under_way(p: Processes, number: int, how: How, name: str = "price") 
 def a_change(p: Processes, number: int, mode: Any = "hard", by: str = "others") -> list[Step]:
     """It is committed and numbered, its entries are deleted or made stale, and it is acknowledged.
 
-    That its leases are deleted before, nobody's memory hears of.
+    That its leases are deleted before, no memory is notified of.
     """
     flow: list[Stepper[Any]] = []
 
@@ -78,7 +78,7 @@ def pushes(p: Processes, most: int = 5) -> list[Step]:
     return [Step(_checked(p, p.deliver), lambda: p.has_replies)] * most
 
 
-def at_once(p: Processes, steps: Sequence[Step]) -> list[Step]:
+def immediately(p: Processes, steps: Sequence[Step]) -> list[Step]:
     """Nothing comes between these."""
     return _steps(p, lambda: [step.run() for step in steps] and None)
 
@@ -139,30 +139,30 @@ def a_soft_change_of_what_is_kept(p: Processes, number: int, how: How) -> Actors
 def a_soft_change_that_is_loaded(p: Processes, number: int, how: How) -> Actors:
     """Made stale, then written."""
     loaded = _steps(p, lambda: p.load("price", number))
-    return [a_read(p, number, how), at_once(p, a_change(p, number, "soft")) + loaded, pushes(p)]
+    return [a_read(p, number, how), immediately(p, a_change(p, number, "soft")) + loaded, pushes(p)]
 
 
 def a_change_that_is_loaded(p: Processes, number: int, how: How) -> Actors:
     """Deleted, then written."""
     loaded = _steps(p, lambda: p.load("price", number))
-    return [a_read(p, number, how), at_once(p, a_change(p, number)) + loaded, pushes(p)]
+    return [a_read(p, number, how), immediately(p, a_change(p, number)) + loaded, pushes(p)]
 
 
 def a_change_of_what_the_store_has_lost(p: Processes, number: int, how: How) -> Actors:
-    """Evicted there, which is pushed; and loaded anew."""
+    """Evicted there, which is pushed; and loaded again."""
     lost = _steps(p, lambda: p.lose("price", number), lambda: p.load("price", number))
-    return [a_read(p, number, how), at_once(p, a_change(p, number)), lost, pushes(p)]
+    return [a_read(p, number, how), immediately(p, a_change(p, number)), lost, pushes(p)]
 
 
 def a_change_of_what_is_evicted(p: Processes, number: int, how: How) -> Actors:
     p.read("price", number)
-    return [a_read(p, number, how), at_once(p, a_change(p, number)), _steps(p, p.evict), pushes(p)]
+    return [a_read(p, number, how), immediately(p, a_change(p, number)), _steps(p, p.evict), pushes(p)]
 
 
 def a_change_of_two_loaders(p: Processes, number: int, how: How) -> Actors:
     """One tag, two entries; both reads have taken their guard."""
     reads = [_a_read_under_way(p, number, how, name) for name in p.loaders]
-    return [*reads, at_once(p, a_change(p, number)), pushes(p)]
+    return [*reads, immediately(p, a_change(p, number)), pushes(p)]
 
 
 def a_change_made_here(p: Processes, number: int, how: How) -> Actors:
@@ -178,12 +178,12 @@ def a_change_made_here_of_what_is_being_read(p: Processes, number: int, how: How
 
 def a_change_made_here_while_the_link_dies(p: Processes, number: int, how: How) -> Actors:
     p.read("price", number)
-    change = at_once(p, a_change(p, number, by="ports"))
+    change = immediately(p, a_change(p, number, by="ports"))
     return [a_read(p, number, how), change, _a_dying_link(p), pushes(p)]
 
 
 def a_change_while_the_link_dies(p: Processes, number: int, how: How) -> Actors:
-    return [a_read(p, number, how), at_once(p, a_change(p, number)), _a_dying_link(p), pushes(p)]
+    return [a_read(p, number, how), immediately(p, a_change(p, number)), _a_dying_link(p), pushes(p)]
 
 
 def a_change_of_what_is_kept_while_the_link_dies(p: Processes, number: int, how: How) -> Actors:
@@ -191,7 +191,7 @@ def a_change_of_what_is_kept_while_the_link_dies(p: Processes, number: int, how:
     return [a_change(p, number), _a_dying_link(p), pushes(p)]
 
 
-def a_change_that_a_dead_link_never_tells_of(p: Processes, number: int, how: How) -> Actors:
+def a_change_that_a_dead_link_never_reports(p: Processes, number: int, how: How) -> Actors:
     p.read("price", number)
     return [a_read(p, number, how), a_change(p, number), _steps(p, p.break_link, p.pass_time), pushes(p)]
 
@@ -199,18 +199,18 @@ def a_change_that_a_dead_link_never_tells_of(p: Processes, number: int, how: How
 def a_change_while_a_ping_is_answered_late(p: Processes, number: int, how: How) -> Actors:
     """The answer is from before the link died: it proves nothing of what came after it was asked for."""
     p.read("price", number)
-    return [at_once(p, a_change(p, number)), _steps(p, p.ping, p.break_link, p.pass_time), pushes(p)]
+    return [immediately(p, a_change(p, number)), _steps(p, p.ping, p.break_link, p.pass_time), pushes(p)]
 
 
 def a_change_before_a_ping(p: Processes, number: int, how: How) -> Actors:
     """Its answer comes after the change's push."""
-    return [a_read(p, number, how), at_once(p, a_change(p, number)), _steps(p, p.pass_time, p.ping), pushes(p)]
+    return [a_read(p, number, how), immediately(p, a_change(p, number)), _steps(p, p.pass_time, p.ping), pushes(p)]
 
 
 def two_reads_and_two_changes(p: Processes, number: int, how: How) -> Actors:
-    changes = at_once(p, a_change(p, number)) + _steps(p, lambda: p.load("price", number))
+    changes = immediately(p, a_change(p, number)) + _steps(p, lambda: p.load("price", number))
     reads = [_a_read_under_way(p, number, how), a_read(p, number, how)]
-    return [*reads, changes + at_once(p, a_change(p, number)), pushes(p)]
+    return [*reads, changes + immediately(p, a_change(p, number)), pushes(p)]
 
 
 SCENES: list[Scene] = [
@@ -230,7 +230,7 @@ SCENES: list[Scene] = [
     a_change_made_here_while_the_link_dies,
     a_change_while_the_link_dies,
     a_change_of_what_is_kept_while_the_link_dies,
-    a_change_that_a_dead_link_never_tells_of,
+    a_change_that_a_dead_link_never_reports,
     a_change_while_a_ping_is_answered_late,
     a_change_before_a_ping,
 ]

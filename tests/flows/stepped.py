@@ -1,6 +1,6 @@
 """A reader's process of which everything goes on one step at a time, and every order of such steps.
 
-Real are the flows, the store, the connection that hears pushes, L1 and its gate.  Not real are the listener's thread,
+Real are the flows, the store, the tracking connection, L1 and its gate.  Not real are the listener's thread,
 whose work the test does reply by reply, and the time that passes without proof, which is taken from the gate's.
 """
 
@@ -69,7 +69,7 @@ class Reading:
             raise self.error
 
     def hold(self, at: str) -> None:
-        """Wait, in the read's own thread, until it is told to go on."""
+        """Wait, in the read's own thread, until the test lets it go on."""
         self.at = at
         self._held.release()
         self._go.acquire()
@@ -91,7 +91,7 @@ class Promise(msgspec.Struct):
 
     Attributes:
         loaders: of which it was invalidated.
-        link: which connection was to hear of it, and by which of its replies; infinity if it had died unnoticed.
+        link: which connection was to receive it, and by which of its replies; infinity if it had died unnoticed.
         at: monotonic instant of the acknowledgement.
         is_due: `l1_for` has passed since.
     """
@@ -126,7 +126,7 @@ class Processes:
             ports.listener._thread = threading.current_thread()  # begins none of its own
         self.promises: list[Promise] = []
         self._readings: list[Reading] = []
-        self._ear: Any = None
+        self._connection: Any = None
         self._queue: collections.deque[Any] = collections.deque()
         self._link, self._arrived, self._delivered, self._is_broken = 0, 0, 0, False
         self._filler = iter(range(10**9))
@@ -187,7 +187,7 @@ class Processes:
     def begin(self) -> int:
         """Return a product of its own, loaded into the store at version 1, while the link is up and L1 is empty."""
         self._time.begin()
-        if self._ear is None or self._is_broken:
+        if self._connection is None or self._is_broken:
             self.notice()
             self.reconnect()
         self.ping()
@@ -270,7 +270,7 @@ class Processes:
     ) -> None:
         """Note that an invalidation of a version has returned."""
         position = math.inf if self._is_broken else self._arrived
-        link = self._link if self._ear is not None else -1
+        link = self._link if self._connection is not None else -1
         loaders = (of,) if of else tuple(self.loaders)
         now = time.monotonic()
         self.promises.append(Promise(number, version, is_soft, loaders, link, position, now, is_due=is_own))
@@ -295,12 +295,14 @@ class Processes:
     @property
     def has_replies(self) -> bool:
         """Whether something has arrived that has not been processed, or is queued to be sent."""
-        return bool(self._queue) or bool(self._ear is not None and not self._is_broken and self._ear._queue)
+        return bool(self._queue) or bool(
+            self._connection is not None and not self._is_broken and self._connection._queue
+        )
 
     @property
     def is_connected(self) -> bool:
         """Whether the listener believes that it is."""
-        return self._ear is not None
+        return self._connection is not None
 
     @property
     def is_broken(self) -> bool:
@@ -314,7 +316,7 @@ class Processes:
             return
         self._delivered += 1
         listener = self.ports.listener
-        listener._process(self._ear)
+        listener._process(self._connection)
         listener._prove()
 
     def deliver_all(self) -> None:
@@ -324,12 +326,12 @@ class Processes:
 
     def ping(self) -> None:
         """Send a ping."""
-        self.ports.listener._ping([self._ear])
+        self.ports.listener._ping([self._connection])
         self._collect()
 
     def send(self) -> None:
         """Send what is queued to be asked about."""
-        self._ear.flush()
+        self._connection.flush()
         self._collect()
 
     def break_link(self) -> None:
@@ -340,38 +342,38 @@ class Processes:
         """Lose the connection: what has arrived, and was not processed, is lost too."""
         self._queue.clear()
         self.ports.listener._lose(OSError("cut"))
-        self._ear, self._is_broken = None, False
+        self._connection, self._is_broken = None, False
 
     def reconnect(self) -> None:
         """Connect; L1 answers again once the first ping has been answered."""
         listener = self.ports.listener
         listener._connect()
-        [self._ear] = listener.connections
-        self._receive = self._ear.messages
-        self._ear.messages = lambda: [self._queue.popleft()]
+        [self._connection] = listener.connections
+        self._receive = self._connection.messages
+        self._connection.messages = lambda: [self._queue.popleft()]
         self._link += 1
         self._arrived = self._delivered = 0
         self._collect()
 
     def pass_time(self) -> None:
         """Let `l1_for` pass without proof."""
-        coherence, ear = self.ports.coherence, self._ear
+        coherence, connection = self.ports.coherence, self._connection
         coherence.usable_at -= L1_FOR
         coherence.proven_at -= L1_FOR
         coherence._void_until -= L1_FOR
-        if ear is not None:
-            ear.proven_at = ear.proven_at and ear.proven_at - L1_FOR
-            for ping in ear.pings:
+        if connection is not None:
+            connection.proven_at = connection.proven_at and connection.proven_at - L1_FOR
+            for ping in connection.pings:
                 ping.sent -= L1_FOR
         for promise in self.promises:
             promise.is_due = True
 
     def _collect(self) -> None:
-        """Take in what the store has sent so far, to be processed later."""
-        if self._ear is None:
+        """Receive what the store has sent so far, to be processed later."""
+        if self._connection is None:
             return
         marker = secrets.token_bytes(8)
-        self._ear.socket.sendall(hiredis.pack_command(("ECHO", marker)))
+        self._connection.socket.sendall(hiredis.pack_command(("ECHO", marker)))
         while True:
             for reply in self._receive():
                 if reply == marker:
@@ -383,7 +385,7 @@ class Processes:
     # -- what must hold
 
     def check(self) -> None:
-        """Look into memory: nothing there is older than what it has heard of, or should have."""
+        """Look into memory: nothing there is older than what it has received, or should have."""
         for promise in self.promises:
             for name in promise.loaders:
                 if not self._is_due(promise, f"{name}[{promise.number}]"):
@@ -398,12 +400,12 @@ class Processes:
                 )
 
     def _is_due(self, promise: Promise, call: str) -> bool:
-        if promise.is_due or self._ear is None or promise.link != self._link:
+        if promise.is_due or self._connection is None or promise.link != self._link:
             return True
         if self.ports.coherence.proven_at > promise.at:
             return True
         # What was read before that change, and is kept after it, is being asked about.
-        asked = [*self._ear._sent, *(on_reply for _, on_reply in self._ear._queue)]
+        asked = [*self._connection._sent, *(on_reply for _, on_reply in self._connection._queue)]
         if any(isinstance(each, functools.partial) and call in each.args for each in asked):
             return False
         return self._delivered >= promise.position
@@ -464,7 +466,7 @@ def every_order(scene: Callable[[], tuple[Sequence[Sequence[Step]], Callable[[],
     """Run a scene once for every order of its actors' steps, and yield how many runs there were so far.
 
     Args:
-        scene: sets it up anew, and returns the steps of each actor, in its order, and what is called at the end.
+        scene: sets it up again, and returns the steps of each actor, in its order, and what is called at the end.
     """
     runs, prefix = 0, list[int]()
     while True:

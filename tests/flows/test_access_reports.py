@@ -1,4 +1,4 @@
-"""Heat that could not be told is told later, and what is left when a process ends is told then."""
+"""Accesses that could not be reported are reported later, and what is left when a process ends is reported then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SELDOM = 3600.0
 
 
 def made(make_cache: MakeCache, **options: Any) -> tuple[Cache, Any]:
-    """A cache that tells nothing by itself while a test runs, and a loader."""
+    """A cache that reports nothing by itself while a test runs, and a loader."""
     cache = make_cache(access_report_interval=SELDOM, access_half_life=SELDOM, **options)
 
     @cache.loader(fresh_for=3000, early=0, jitter=0)
@@ -39,39 +39,39 @@ def server() -> Iterator[Valkey]:
         yield found
 
 
-def test_what_an_outage_kept_from_being_told_is_told_after_it(
+def test_what_an_outage_kept_from_being_reported_is_reported_after_it(
     make_cache: MakeCache, server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was told before it is not told again."""
+    """What was reported before it is not reported again."""
     monkeypatch.setattr("cacheworkers.flows.warm.CHUNK", 1)
     cache, number = made(make_cache, redis_url=server.url, breaker_for=0.05)
     for n in (1, 2):
         for _ in range(4):
             number.get(n)
 
-    telling = Stepper(report_accesses(cache._ports))
-    telling.step()
-    [told] = number.hot()
+    reporting = Stepper(report_accesses(cache._ports))
+    reporting.step()
+    [reported] = number.hot()
     server.kill()
-    telling.step()
-    assert isinstance(telling.error, StoreUnavailable)
+    reporting.step()
+    assert isinstance(reporting.error, StoreUnavailable)
     server.start()
 
-    def is_told() -> bool:
+    def is_reported() -> bool:
         try:
             return cache.report_accesses() == 1
         except StoreUnavailable:
             return False
 
-    wait_until(is_told)
+    wait_until(is_reported)
     [found] = number.hot()
-    assert {found[0], told[0]} == {"number[1]", "number[2]"}
+    assert {found[0], reported[0]} == {"number[1]", "number[2]"}
     assert found[1] == pytest.approx(4, rel=0.05)
     assert cache.report_accesses() == 0
 
 
-def test_what_could_not_be_told_takes_bounded_memory(make_cache: MakeCache) -> None:
-    """Reads go on being counted while nothing can be told: what is read often stays."""
+def test_what_could_not_be_reported_takes_bounded_memory(make_cache: MakeCache) -> None:
+    """Reads go on being counted while nothing can be reported: what is read often stays."""
     cache, _ = made(make_cache, redis_url="redis://127.0.0.1:1/0", store_timeout=0.1)
     counter = cache._ports.access_counter
     counter._most = 100
@@ -85,7 +85,7 @@ def test_what_could_not_be_told_takes_bounded_memory(make_cache: MakeCache) -> N
     assert counter.taken((), 1).keys() == {"number[7]"}
 
 
-def test_closing_tells_what_is_left(make_cache: MakeCache) -> None:
+def test_closing_reports_what_is_left(make_cache: MakeCache) -> None:
     cache, number = made(make_cache)
     for _ in range(5):
         number.get(7)
@@ -110,7 +110,7 @@ def test_closing_without_a_store_ends(make_cache: MakeCache, server: Valkey) -> 
     server.resume()
 
 
-def test_a_forked_child_tells_nothing_of_its_parent_s_reads(make_cache: MakeCache) -> None:
+def test_a_forked_child_reports_nothing_of_its_parent_s_reads(make_cache: MakeCache) -> None:
     cache, number = made(make_cache)
     for _ in range(5):
         number.get(7)

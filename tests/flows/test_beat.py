@@ -1,4 +1,4 @@
-"""Beat: two of them do every period's work once, a late one does it once, and what was missed is told."""
+"""Beat: two of them do every period's work once, a late one does it once, and what was missed is reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_next_period_s_work_is_done(make_cache: MakeCache, events: list[Even
     wait_until(ticked)
 
 
-def test_ticks_that_were_missed_are_told_once_beat_is_back(
+def test_ticks_that_were_missed_are_reported_once_beat_is_back(
     make_cache: MakeCache, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tick = beaten(make_cache, gc_interval=0.1)

@@ -1,4 +1,4 @@
-"""L1 against pushes: in every order, memory holds nothing older than what it has heard of, or should have.
+"""L1 against pushes: in every order, memory holds nothing older than what it has received, or should have.
 
 Once a push has been processed, or the loss of the link has been noticed, or `l1_for` has passed, no answer from memory
 is older than what had been acknowledged.  Small scenes are gone through in full; longer ones at random.
@@ -40,7 +40,7 @@ def processes(make_processes: MakeProcesses) -> Processes:
 
 
 #: Scenes with thousands of orders; what they are there for is looked for in some of them below, by removed parts.
-LONG = (scenes.a_change_that_a_dead_link_never_tells_of, scenes.a_change_of_two_loaders)
+LONG = (scenes.a_change_that_a_dead_link_never_reports, scenes.a_change_of_two_loaders)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ LONG = (scenes.a_change_that_a_dead_link_never_tells_of, scenes.a_change_of_two_
     [pytest.param(scene, marks=pytest.mark.heavy) if scene in LONG else scene for scene in SCENES],
     ids=lambda scene: scene.__name__,
 )
-def test_in_every_order_memory_is_no_older_than_what_it_has_heard_of(processes: Processes, scene: Scene) -> None:
+def test_in_every_order_memory_is_no_older_than_what_it_has_received(processes: Processes, scene: Scene) -> None:
     assert play(processes, scene) >= 10
 
 
@@ -81,7 +81,7 @@ def takes_the_guard_after_the_get(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(L1, "fill", late)
 
 
-def hears_only_of_what_is_kept(patch: pytest.MonkeyPatch) -> None:
+def receives_only_what_is_kept(patch: pytest.MonkeyPatch) -> None:
     drop = L1.drop
     patch.setattr(L1, "drop", lambda l1, call: drop(l1, call) if call in l1.slots else None)
 
@@ -194,7 +194,7 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Scene]] = {
     "a fill does not compare its guard": (checks_no_guard, scenes.a_change_and_a_read),
     "nor that of a stale entry": (checks_no_guard, scenes.a_change_of_a_stale_entry),
     "the guard is taken after the GET": (takes_the_guard_after_the_get, scenes.a_change_and_a_read),
-    "a push of what is not kept is ignored": (hears_only_of_what_is_kept, scenes.a_change_and_a_read),
+    "a push of what is not kept is ignored": (receives_only_what_is_kept, scenes.a_change_and_a_read),
     "a push drops nothing": (drops_nothing, scenes.a_change_of_what_is_kept),
     "nothing of a push by key": (drops_nothing, scenes.a_change_of_one_call),
     "nothing of a soft change": (drops_nothing, scenes.a_soft_change_of_what_is_kept),
@@ -204,7 +204,7 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Scene]] = {
         scenes.a_change_of_what_is_kept_while_the_link_dies,
     ),
     "a loss leaves the gate open": (answers_after_a_loss, scenes.a_change_of_what_is_kept_while_the_link_dies),
-    "a proof does not run out": (never_asks_for_proof, scenes.a_change_that_a_dead_link_never_tells_of),
+    "a proof does not run out": (never_asks_for_proof, scenes.a_change_that_a_dead_link_never_reports),
     "a ping proves what came after it": (takes_an_answer_for_news, scenes.a_change_while_a_ping_is_answered_late),
     "what is kept is not tracked": (tracks_nothing, scenes.a_change_of_what_is_kept),
     "it is tracked after it is kept": (tracks_after_the_fill, scenes.a_change_made_here_of_what_is_being_read),
@@ -235,7 +235,7 @@ def test_removed_part_is_missed(part: str, make_processes: MakeProcesses, monkey
 # -- at random
 
 
-AT_ONCE, STEPS = 3, 50
+CONCURRENCY, STEPS = 3, 50
 
 
 class Walk:
@@ -265,9 +265,9 @@ class Walk:
     def _possible(self) -> list[Callable[[], None]]:
         p, is_luck_left = self.p, self.accidents > 0
         steps = {
-            self.a_read_begins: len(self.readings) < AT_ONCE,
+            self.a_read_begins: len(self.readings) < CONCURRENCY,
             self.a_read_goes_on: bool(self.readings),
-            self.a_change_is_committed: len(self.changes) < AT_ONCE,
+            self.a_change_is_committed: len(self.changes) < CONCURRENCY,
             self.a_change_goes_on: bool(self.changes),
             self.a_worker_loads: True,
             self.pushes_are_processed: p.has_replies,

@@ -66,7 +66,7 @@ class Shop:
 
 @pytest.fixture(params=["tasks", "threads"])
 def crowd(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
-    """Have many read one key of a shop at once; what each has found, or the error it got."""
+    """Have many read one key of a shop together; what each has found, or the error it got."""
 
     def tasks(shop: Shop, begun: Callable[[], None], readers: int = READERS) -> list[Any]:
         async def play() -> list[Any]:

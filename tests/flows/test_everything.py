@@ -1,4 +1,4 @@
-"""Everything at once, at random, step by step through the real flows and scripts: what is read is never too old.
+"""Everything together, at random, step by step through the real flows and scripts: what is read is never too old.
 
 Readers with and without `since`, workers, changes that are invalidated hard, soft or by a reload, sweeps, the outbox
 and its drains, memory and its listener; any of them may die at any step, and leases, entries and the sequence may get
@@ -45,13 +45,13 @@ from cacheworkers.store.commands.replies import Claimed
 from cacheworkers.store.commands.store import Store
 from cacheworkers.testing import Stepper
 
-AT_ONCE = 3
+CONCURRENCY = 3
 MODES = ("hard", "soft", "reload")
 #: The product that all is about.
 NUMBER = 1
-#: What rules are told, by name.
+#: What rules are given, by name.
 CHOICES: dict[str, Sequence[Any]] = {
-    "at": range(AT_ONCE),
+    "at": range(CONCURRENCY),
     "is_since": (False, True),
     "mode": range(len(MODES)),
     "steps": (1, 1, 2, 3, 4, 20),
@@ -61,8 +61,8 @@ CHOICES: dict[str, Sequence[Any]] = {
 }
 
 
-def told(*names: str) -> Any:
-    """A rule that is told these."""
+def reported(*names: str) -> Any:
+    """A rule that is given these."""
     return rule(**{name: st.sampled_from(CHOICES[name]) for name in names})
 
 
@@ -130,7 +130,7 @@ class World:
         self.by_hand = ByHand(cache, patch)
 
     def begin(self) -> None:
-        """Begin anew: nothing is left of what was."""
+        """Begin again: nothing is left of what was."""
         self.prices.clear()
         self.asks.take_all()
         self.asks.restart()
@@ -167,7 +167,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             world.begin()
             self.call, self.tag = f"price[{NUMBER}]", f"price:{NUMBER}"
             world.prices[NUMBER] = self.hard = self.any = 0
-            self.told: list[tuple[int, int]] = []
+            self.reported: list[tuple[int, int]] = []
             self.sweeps, self.accidents = 2, 3
             self.versions: dict[int, int] = {}
             self.loads: list[Stepper[Any]] = []
@@ -179,10 +179,10 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
 
         # -- readers and workers
 
-        @precondition(lambda self: len(self.readers) < AT_ONCE)
-        @told("wait_for", "is_since")
+        @precondition(lambda self: len(self.readers) < CONCURRENCY)
+        @reported("wait_for", "is_since")
         def a_reader_comes(self, wait_for: float, is_since: bool) -> None:
-            n, version = self.told[-1] if is_since and self.told else (0, 0)
+            n, version = self.reported[-1] if is_since and self.reported else (0, 0)
             view = world.price.since(Invalidation(n, 0))
             call = view._bind((NUMBER,), {})
             options = msgspec.structs.replace(view._memory.options(call, None), wait_for=wait_for)
@@ -190,7 +190,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             self.readers.append(Reader(going, self.hard, self.any, version))
 
         @precondition(lambda self: self.readers)
-        @told("at", "steps")
+        @reported("at", "steps")
         def a_reader_goes_on(self, at: int, steps: int) -> None:
             reader = self.readers[at % len(self.readers)]
             for _ in range(steps):
@@ -205,9 +205,9 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
                 else:
                     assert isinstance(reader.going.error, LoadTimeout), reader.going.error
 
-        @told("who", "at")
+        @reported("who", "at")
         def a_reply_is_late(self, who: str, at: int) -> None:
-            """The store has done it; who asked has not heard of it yet."""
+            """The store has done it; who asked has not received the reply yet."""
             group = getattr(self, who)
             if group:
                 going = self.going(group[at % len(group)])
@@ -215,17 +215,17 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
                     going.send()
 
         @precondition(lambda self: store.get(self.call).run() is not None)
-        @told("is_since")
-        def somebody_reads_at_once(self, is_since: bool) -> None:
+        @reported("is_since")
+        def somebody_reads_immediately(self, is_since: bool) -> None:
             """By the quick way, and from memory."""
-            n, version = self.told[-1] if is_since and self.told else (0, 0)
+            n, version = self.reported[-1] if is_since and self.reported else (0, 0)
             entry = envelope.unpack(store.get(self.call).run())
             if entry.seq >= n:
                 found = world.price.since(Invalidation(n, 0)).read(NUMBER)
                 self.check_read(found, Reader(None, self.hard, self.any, version))  # type: ignore[arg-type]
 
-        @precondition(lambda self: len(self.loads) < AT_ONCE)
-        @told()
+        @precondition(lambda self: len(self.loads) < CONCURRENCY)
+        @reported()
         def somebody_claims_for_a_worker(self) -> None:
             token = secrets.token_hex(8)
             seen = envelope.version_of(store.get(self.call).run())
@@ -233,8 +233,8 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
                 ask = LoadRequest("price", self.call, token, seen.hex(), "miss")
                 self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
-        @precondition(lambda self: len(self.loads) < AT_ONCE)
-        @told()
+        @precondition(lambda self: len(self.loads) < CONCURRENCY)
+        @reported()
         def somebody_claims_to_warm(self) -> None:
             """Until that load begins, readers and revalidations may take its lease."""
             token = secrets.token_hex(8)
@@ -244,15 +244,15 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
                 ask = LoadRequest("price", self.call, token, seen.hex(), "warm")
                 self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
-        @precondition(lambda self: world.asks.is_waiting() and len(self.loads) < AT_ONCE)
-        @told()
+        @precondition(lambda self: world.asks.is_waiting() and len(self.loads) < CONCURRENCY)
+        @reported()
         def a_worker_takes_an_ask(self) -> None:
             for ask in world.asks.take_all():
                 if ask.call == self.call:
                     self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
         @precondition(lambda self: self.loads)
-        @told("at", "steps")
+        @reported("at", "steps")
         def a_load_goes_on(self, at: int, steps: int) -> None:
             going = self.loads[at % len(self.loads)]
             for _ in range(steps):
@@ -264,8 +264,8 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
 
         # -- changes
 
-        @precondition(lambda self: len(self.invalidations) < AT_ONCE)
-        @told("mode")
+        @precondition(lambda self: len(self.invalidations) < CONCURRENCY)
+        @reported("mode")
         def a_change_is_committed(self, mode: int) -> None:
             """With its outbox row, whose tags the drain invalidates hard."""
             how = modes[mode % len(modes)]
@@ -282,7 +282,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             self.invalidations.append((row, version, how, Stepper(flow)))
 
         @precondition(lambda self: self.invalidations)
-        @told("at", "steps")
+        @reported("at", "steps")
         def an_invalidation_goes_on(self, at: int, steps: int) -> None:
             row, version, mode, going = self.invalidations[at % len(self.invalidations)]
             for _ in range(steps):
@@ -292,21 +292,21 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
                 done = going.finish()
                 self.invalidations.remove((row, version, mode, going))
                 self.any = max(self.any, version)
-                self.told.append((done.seq, version))
+                self.reported.append((done.seq, version))
                 if mode == "hard":
                     self.hard = max(self.hard, version)
                     with world.engine.begin() as connection:
                         outbox.delivered(connection, [row])
 
         @precondition(lambda self: len(self.drains) < 2)
-        @told()
+        @reported()
         def a_drain_begins(self) -> None:
             connection = world.engine.connect()
             going = Stepper(draining.deliver(ports, outbox, connection, 0.0))
             self.drains.append((connection, going))
 
         @precondition(lambda self: self.drains)
-        @told("at", "steps")
+        @reported("at", "steps")
         def a_drain_goes_on(self, at: int, steps: int) -> None:
             connection, going = self.drains[at % len(self.drains)]
             for _ in range(steps):
@@ -319,13 +319,13 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
         # -- upkeep and accidents
 
         @precondition(lambda self: self.sweeps)
-        @told()
+        @reported()
         def a_sweep_begins(self) -> None:
             self.sweeps -= 1
             self.sweeping.append(Stepper(collect_garbage(ports)))
 
         @precondition(lambda self: self.sweeping)
-        @told("at", "steps")
+        @reported("at", "steps")
         def a_sweep_goes_on(self, at: int, steps: int) -> None:
             going = self.sweeping[at % len(self.sweeping)]
             for _ in range(4 * steps):
@@ -336,7 +336,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
                 self.sweeping.remove(going)
 
         @precondition(lambda self: self.accidents)
-        @told("who", "at")
+        @reported("who", "at")
         def somebody_dies(self, who: str, at: int) -> None:
             group = getattr(self, who)
             if not group:
@@ -348,7 +348,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
                 dead[0].close()
 
         @precondition(lambda self: self.accidents)
-        @told("what")
+        @reported("what")
         def a_key_is_lost(self, what: str) -> None:
             """A lease runs out, an entry is evicted, a failover loses increments."""
             self.accidents -= 1
@@ -366,7 +366,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
 
         @invariant()
         def nothing_old_is_there(self) -> None:
-            world.by_hand.hear()
+            world.by_hand.receive()
             world.by_hand.go_on()
             raw = store.get(self.call).run()
             if raw is not None:
@@ -380,7 +380,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
             assert value >= self.hard, f"{where} has {value}, {self.hard} was acknowledged"
             if entry.freshness(ports.clock.now()) is Freshness.FRESH:
                 assert value >= self.any, f"{where} has {value} as fresh, {self.any} was acknowledged"
-            for n, version in self.told:
+            for n, version in self.reported:
                 assert entry.seq < n or value >= version, f"{where} has {value} since {n}, {version} was acknowledged"
 
         def check_read(self, found: Read, reader: Reader) -> None:
@@ -444,11 +444,11 @@ PLAY = settings(
 #: Walks of each play, and most that a removed part may take to be found.
 FEW_WALKS, WALKS, MOST_WALKS = 10, 50, 500
 
-#: All at once, which leaves few steps to each; and some of it, closer.
+#: All together, which leaves few steps to each; and some of it, closer.
 PLAYS: dict[str, tuple[str, ...]] = {
     "everything": (),
     "loads and changes": (*LOADS, *CHANGES),
-    "readers": (*LOADS, *CHANGES, *READERS, "a_worker_takes_an_ask", "a_reply_is_late", "somebody_reads_at_once"),
+    "readers": (*LOADS, *CHANGES, *READERS, "a_worker_takes_an_ask", "a_reply_is_late", "somebody_reads_immediately"),
     "warming": (*LOADS, *CHANGES, *READERS, "somebody_claims_to_warm", "a_worker_takes_an_ask", "a_key_is_lost"),
     "accidents": (*LOADS, *CHANGES, "somebody_dies", "a_key_is_lost", "a_sweep_begins", "a_sweep_goes_on"),
     "drains": (*LOADS, *CHANGES, "somebody_dies", "a_drain_begins", "a_drain_goes_on"),

@@ -114,7 +114,7 @@ def test_what_is_to_be_warmed_is_waited_for_only_once_it_is_loaded(cache: Cache)
 def test_nothing_is_loaded_counted_or_claimed(cache: Cache, events: list[Any]) -> None:
     number = declared(cache)
     number.get(1)
-    # The reader is woken by the entry; the worker's thread tells of its load a moment later.
+    # The reader is woken by the entry; the worker's thread reports its load a moment later.
     wait_until(lambda: any(isinstance(event, Loaded) for event in events))
     events.clear()
 

@@ -1,4 +1,4 @@
-"""Loads that fail: who is told, until when, and what ends it."""
+"""Loads that fail: who is notified, until when, and what ends it."""
 
 from __future__ import annotations
 

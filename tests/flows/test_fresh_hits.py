@@ -67,7 +67,7 @@ class Shop:
         pass
 
     def forget(self) -> None:
-        """Empty L1, once the listener has heard of all that was written."""
+        """Empty L1, once the listener has received all that was written."""
         wait_until(lambda: self.ports.listener.is_up)
         assert self.ports.listener.barrier(20.0).run()
         self.ports.l1.clear()
@@ -119,7 +119,7 @@ def test_memory_keeps_it_no_longer_than_it_is_fresh(shop: Shop, how: str) -> Non
 
 
 @pytest.mark.parametrize("how", READS)
-def test_memory_keeps_nothing_while_no_push_is_heard(shop: Shop, how: str) -> None:
+def test_memory_keeps_nothing_while_no_push_is_received(shop: Shop, how: str) -> None:
     """What changes meanwhile would be missed."""
     shop.early_at(0.0)
     shop.ports.listener.close()
@@ -132,15 +132,15 @@ def test_memory_keeps_nothing_while_no_push_is_heard(shop: Shop, how: str) -> No
 
 @pytest.mark.parametrize("how", ["read", "get", "get_many", "aread", "aget", "aget_many"])
 def test_a_value_that_is_decoded_from_memory_is_counted_in_its_bytes(shop: Shop, how: str) -> None:
-    """Whoever reads first: JSON and then the value takes as much room as the value at once."""
+    """Whoever reads first: JSON and then the value takes as much room as the value immediately."""
     l1 = shop.ports.l1
     shop.early_at(0.0)
     READS[how](shop.price)
-    at_once = l1.bytes
+    together = l1.bytes
     l1.clear()
 
     shop.price.get_json(1)
     as_json = l1.bytes
     READS[how](shop.price)
 
-    assert as_json < l1.bytes == at_once
+    assert as_json < l1.bytes == together

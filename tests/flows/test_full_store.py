@@ -105,7 +105,7 @@ def test_a_miss_is_served_though_its_claim_is_refused(
 
 
 def test_what_was_dropped_is_not_served_from_memory(make_cache: MakeCache, full: Full) -> None:
-    """Though no push has told memory of it yet: the store has answered that it has no such entry."""
+    """Though no push of it has reached memory yet: the store has answered that it has no such entry."""
     cache, prices = make_cache(redis_url=full.url), {1: 5}
 
     @cache.loader(fresh_for=300, jitter=0, early=0, l1_for=LONG)
@@ -229,7 +229,7 @@ def test_a_lapsed_value_is_served_where_the_load_here_fails(made: Any, full: Ful
     number.get(1)
     full.fill()
     wait_until(lambda: number.peek(1).freshness.value == "lapsed")
-    assert number.read(1).tier == "load"  # which others are told of
+    assert number.read(1).tier == "load"  # which is reported to others
     is_down.set()
 
     read = number.read(1)
@@ -237,7 +237,7 @@ def test_a_lapsed_value_is_served_where_the_load_here_fails(made: Any, full: Ful
     assert (read.value, read.freshness.value, read.tier) == (10, "lapsed", "store")
 
 
-def test_who_may_not_load_here_is_told(made: Any, full: Full) -> None:
+def test_who_may_not_load_here_gets_an_error(made: Any, full: Full) -> None:
     """What another process has loaded cannot reach it."""
     may_go_on = threading.Event()
     worker, loads = made(lambda n: may_go_on.wait(LONG) and None, wait_for=60.0, load_for=60.0)

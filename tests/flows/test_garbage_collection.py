@@ -38,7 +38,7 @@ def make_cache(make_cache: MakeCache) -> Iterator[MakeCache]:
     keys = police._ports.store.keys
     client: Any = police._ports.store.link.client()
     for cache in made:
-        cache.close()  # tells what it has read
+        cache.close()  # reports what it has read
     for key in names(police):
         kind = client.type(key)
         if client.pttl(key) > 0:
@@ -119,7 +119,7 @@ def test_what_is_alive_keeps_its_tags(cache: Cache) -> None:
     assert cache.invalidate("all").entries == 1
 
 
-def test_a_position_of_nonsense_begins_anew(cache: Cache) -> None:
+def test_a_position_of_nonsense_begins_again(cache: Cache) -> None:
     client: Any = cache._ports.store.link.client()
     for nonsense in (b"", b"x:y", b"7", b"1:-1"):
         client.set(cache._ports.store.keys.gc_position, nonsense)
@@ -127,7 +127,7 @@ def test_a_position_of_nonsense_begins_anew(cache: Cache) -> None:
 
 
 def detached(cache: Cache, tag: str, members: int) -> None:
-    """An invalidation that has died right after it has put aside the tag's set, of so many members."""
+    """An invalidation that has died right after it has put aside the tag's set, of many members."""
     client: Any = cache._ports.store.link.client()
     client.zadd(cache._ports.store.keys.tag_set(tag), {f"thing[{n}]": 10**15 for n in range(members)})
     cache._ports.store.detach([tag], 1).run()
@@ -170,7 +170,7 @@ def test_a_sweep_stops_in_the_middle_of_a_detached_set(make_cache: MakeCache, mo
 
 
 def test_time_runs_out_in_the_middle_of_a_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a sweep's time, by its clock, so many steps are made as fit into it, and no more."""
+    """Of a sweep's time, by its clock, as many steps are made as fit into it, and no more."""
     monkeypatch.setattr("cacheworkers.flows.garbage_collection.STEP", 10)
     cache = make_cache()
     ports: Any = cache._ports
@@ -185,7 +185,7 @@ def test_time_runs_out_in_the_middle_of_a_set(make_cache: MakeCache, monkeypatch
 
 
 @pytest.mark.parametrize("within", [math.inf, 0.0])
-def test_what_is_foreign_is_told_of_and_passed_over(make_cache: MakeCache, events: list[Any], within: float) -> None:
+def test_what_is_foreign_is_reported_and_passed_over(make_cache: MakeCache, events: list[Any], within: float) -> None:
     """The rest of the namespace is swept all the same."""
     cache = make_cache()
     keys = cache._ports.store.keys

@@ -26,14 +26,14 @@ from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.store.commands.replies import Claimed
 from cacheworkers.testing import Stepper, Valkey
 
-AT_ONCE = 3
+CONCURRENCY = 3
 PRODUCTS = (0, 1)
 #: One of each product, and one that they share.
 TAGS = ("price:0", "price:1", "all")
 #: The tags that one invalidation takes: one, or several in each of its exchanges, which any accident may cut.
 TOGETHER = ((0,), (1,), (2,), (0, 1), (1, 2), (2, 0, 1))
 some = st.integers(1, 4)
-one_of_them = st.integers(0, AT_ONCE - 1)
+one_of_them = st.integers(0, CONCURRENCY - 1)
 products = st.sampled_from(PRODUCTS)
 kinds = st.sampled_from(["hard", "hard", "soft"])
 
@@ -60,7 +60,7 @@ def sweeps(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
 
         # -- loads
 
-        @precondition(lambda self: len(self.loads) < AT_ONCE)
+        @precondition(lambda self: len(self.loads) < CONCURRENCY)
         @rule(product=products)
         def a_reader_claims(self, product: int) -> None:
             call, token = self.calls[product], secrets.token_hex(8)
@@ -83,7 +83,7 @@ def sweeps(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
 
         # -- invalidations
 
-        @precondition(lambda self: len(self.invalidations) < AT_ONCE)
+        @precondition(lambda self: len(self.invalidations) < CONCURRENCY)
         @rule(which=st.sampled_from(TOGETHER), mode=kinds)
         def a_change_is_committed(self, which: tuple[int, ...], mode: Literal["hard", "soft"]) -> None:
             changed = [product in which or 2 in which for product in PRODUCTS]

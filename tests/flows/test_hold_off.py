@@ -138,7 +138,7 @@ def test_what_is_loaded_after_it_is_fresh(shop: Replicated) -> None:
 
 
 def test_a_slow_load_is_judged_by_its_beginning(shop: Replicated) -> None:
-    """It may have read at once, and have taken longer than the lag for the rest."""
+    """It may have read immediately, and have taken longer than the lag for the rest."""
     shop.commit(1, 2)
     shop.invalidation(1).finish()
     load = shop.load(1)

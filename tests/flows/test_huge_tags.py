@@ -34,7 +34,7 @@ run(invalidate_tags(cache._ports, ["all"], sys.argv[2], progress))
 
 
 def die_after(cache: Cache, members: int, mode: Mode = "hard") -> None:
-    """Have a process invalidate the tag, and be killed when it has gone through so many members."""
+    """Have a process invalidate the tag, and be killed when it has gone through some members."""
     env = {
         **os.environ,
         "CACHEWORKERS_REDIS_URL": cache.config.redis_url,
@@ -93,12 +93,12 @@ def test_a_soft_one_that_was_killed_is_repeated_from_the_start(cache: Cache) -> 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_progress_counts_members(cache: Cache, mode: Mode) -> None:
     filled(cache, 1234)
-    told: list[int] = []
+    reported: list[int] = []
 
-    run(invalidate_tags(cache._ports, ["all"], mode, told.append))
+    run(invalidate_tags(cache._ports, ["all"], mode, reported.append))
 
-    assert told == sorted(told) and len(told) > 1
-    assert told[-1] >= 1234  # a walk in place may meet a member twice
+    assert reported == sorted(reported) and len(reported) > 1
+    assert reported[-1] >= 1234  # a walk in place may meet a member twice
 
 
 @pytest.mark.heavy

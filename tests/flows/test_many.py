@@ -39,8 +39,8 @@ def priced(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
     return prices, loads
 
 
-def hear_all(cache: Cache) -> None:
-    """Return once the listener is up, and has heard of all that was written."""
+def receive_all(cache: Cache) -> None:
+    """Return once the listener is up, and has received all that was written."""
     wait_until(lambda: cache._ports.listener.is_up)
     assert cache._ports.listener.barrier(60.0).run()
 
@@ -48,7 +48,7 @@ def hear_all(cache: Cache) -> None:
 def test_what_many_found_in_the_store_is_in_memory_afterwards(cache: Cache, many: Any) -> None:
     prices, loads = priced(cache)
     prices.get_many([1, 2])
-    hear_all(cache)
+    receive_all(cache)
     cache._ports.l1.clear()
 
     assert many(prices, [1, 2]) == {1: 10, 2: 20}
@@ -56,7 +56,7 @@ def test_what_many_found_in_the_store_is_in_memory_afterwards(cache: Cache, many
     assert sorted(loads) == [1, 2]
 
 
-def test_nothing_is_kept_in_memory_while_pushes_are_not_heard(cache: Cache, many: Any) -> None:
+def test_nothing_is_kept_in_memory_while_pushes_are_not_received(cache: Cache, many: Any) -> None:
     prices, _ = priced(cache)
     prices.get_many([1, 2])
     ports = cache._ports
@@ -72,7 +72,7 @@ def test_a_push_between_the_get_and_the_fill_keeps_the_old_value_out(cache: Cach
     prices, _ = priced(cache)
     prices.get_many([1, 2])
     ports = cache._ports
-    hear_all(cache)
+    receive_all(cache)
     ports.l1.clear()
     flow = prices._many([1, 2])
     found = next(flow).run()  # the GET
@@ -84,7 +84,7 @@ def test_a_push_between_the_get_and_the_fill_keeps_the_old_value_out(cache: Cach
     assert list(ports.l1.slots) == ["prices[2]"]
 
 
-def test_every_key_counts_as_a_read_and_is_told_of(cache: Cache, events: list[Any], many: Any) -> None:
+def test_every_key_counts_as_a_read_and_is_reported(cache: Cache, events: list[Any], many: Any) -> None:
     prices, _ = priced(cache, l1_for=0.0)
     prices.get_many([1, 2, 3])
     cache.report_accesses()
@@ -134,7 +134,7 @@ def test_a_load_that_reads_many_carries_their_tags_and_is_not_built_on_older_one
     assert total.peek() is None
 
 
-def test_a_load_that_reads_many_is_told_of_each_that_failed(cache: Cache) -> None:
+def test_a_load_that_reads_many_is_reported_each_that_failed(cache: Cache) -> None:
     @cache.batch_loader()
     def stock(load: Load, keys: list[int]) -> dict[int, int]:
         return {key: key for key in keys if key < 100}

@@ -50,7 +50,7 @@ class Case(msgspec.Struct, frozen=True):
         for key, (entry, lease) in enumerate(self.keys):
             self._put(shop, key, entry)
             self._hold(shop, key, lease)
-        shop.by_hand.hear()
+        shop.by_hand.receive()
         shop.by_hand.go_on()
         shop.ports.l1.clear()
         shop.asks.rounds.clear()
@@ -103,9 +103,9 @@ def see_through(shop: Shop, going: Sequence[Stepper[Any]], case: Case) -> None:
         if not waiting:
             return
         if case.do_workers_come and shop.asks.rounds and not state:
-            told = shop.asks.rounds[:]
+            reported = shop.asks.rounds[:]
             shop.work()
-            shop.asks.rounds[:] = told
+            shop.asks.rounds[:] = reported
         else:
             shop.by_hand._time._clock.now_ms += (
                 2_000_000  # beyond every wait and lease; entries are not looked at again
@@ -117,7 +117,7 @@ def see_through(shop: Shop, going: Sequence[Stepper[Any]], case: Case) -> None:
             each.step()
 
 
-def told(error: BaseException) -> Outcome:
+def reported(error: BaseException) -> Outcome:
     kept = getattr(error, "kind", "")
     return type(error).__name__, kept
 
@@ -138,7 +138,7 @@ def by_many(shop: Shop, case: Case) -> dict[int, Outcome]:
     if going.error is not None:
         assert isinstance(going.error, LoadErrors), going.error
         values = going.error.values
-        found.update({key: told(error) for key, error in going.error.errors.items()})
+        found.update({key: reported(error) for key, error in going.error.errors.items()})
     else:
         assert list(values) == list(range(len(case.keys)))
     found.update({key: ("value", value) for key, value in values.items()})
@@ -153,7 +153,7 @@ def by_ones(shop: Shop, case: Case) -> dict[int, Outcome]:
     found: dict[int, Outcome] = {}
     for key, each in enumerate(going):
         assert each.error is None or isinstance(each.error, CacheworkersError), each.error
-        found[key] = ("value", each.finish().value) if each.error is None else told(each.error)
+        found[key] = ("value", each.finish().value) if each.error is None else reported(each.error)
     return found
 
 
@@ -211,14 +211,16 @@ class Walk:
         readers = (self.begin_many, self.begin_one, self.read_on, self.read_on, self.read_on, self.be_late)
         others = (self.begin_load, self.work_on, self.work_on, self.change, self.change_on, self.cancel)
         self.chance.choice((*readers, *others))()
-        self.shop.by_hand.hear()
+        self.shop.by_hand.receive()
         self.shop.by_hand.go_on()
         self.check_sleepers()
 
     def check_sleepers(self) -> None:
-        """Nobody sleeps whose value is there, once all pushes were heard."""
+        """Nobody sleeps whose value is there, once all pushes were received."""
         flights = self.shop.ports.waiters._flights.values()
-        calls = [flight.call for flight in flights if any(isinstance(bed, NamedWaker) for bed in flight._threads)]
+        calls = [
+            flight.call for flight in flights if any(isinstance(sleeper, NamedWaker) for sleeper in flight._threads)
+        ]
         if calls:
             found = self.shop.ports.store.get_many(calls).run()
             assert found == [None] * len(calls), f"slept through the push of one of {calls}"
@@ -247,7 +249,7 @@ class Walk:
                 self.check(reading, known, keys)
 
     def go_on(self, going: Stepper[Any]) -> None:
-        """Perform a step, or as much of it as goes at once."""
+        """Perform a step, or as much of it as goes immediately."""
         if self.chance.random() < 0.7:
             whole(going)
         elif going.at:
@@ -322,7 +324,7 @@ class Walk:
             for going in self.loads:
                 going.finish()
             self.loads.clear()
-            self.shop.by_hand.hear()
+            self.shop.by_hand.receive()
             if state % 10 == 9:
                 self.shop.by_hand._time._clock.now_ms += 40_000
                 self.shop.by_hand.go_on()

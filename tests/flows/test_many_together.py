@@ -225,7 +225,7 @@ def test_loads_of_a_plain_loader_come_one_after_the_other_under_one_deadline(mak
     assert shop.leases() == []
 
 
-def test_what_the_dispatcher_has_no_room_for_is_loaded_here_at_once(shop: Shop) -> None:
+def test_what_the_dispatcher_has_no_room_for_is_loaded_here_immediately(shop: Shop) -> None:
     shop.asks.room = 2
     going = shop.many(range(1, 6))
 
@@ -246,7 +246,7 @@ def test_leases_of_revalidations_without_room_are_given_back(shop: Shop) -> None
     assert shop.leases() == ["prices[1]"]
 
 
-def test_a_failed_batch_is_told_of_each_key(make_shop: Any) -> None:
+def test_a_failed_batch_is_reported_each_key(make_shop: Any) -> None:
     shop = make_shop(wait_for=0)
     shop.fill([1])
 
@@ -322,7 +322,7 @@ def test_who_is_claiming_is_waited_for_and_what_it_has_found_looked_at(shop: Sho
 def test_an_invalidation_in_between_wakes_and_is_heeded(shop: Shop) -> None:
     going = shop.many([1, 2]).until("wait")
     shop.cache.invalidate("p:1")
-    shop.by_hand.hear()
+    shop.by_hand.receive()
     shop.work()
 
     assert going.finish() == tens([1, 2])
@@ -340,7 +340,7 @@ def test_who_is_cancelled_gives_leases_back_and_leaves_no_waiter(make_shop: Any,
     while not repr(step).startswith(at):
         step = flow.send(step.run())
     if at in ("claim", "load", "write"):
-        step.run()  # done, though nobody hears of it
+        step.run()  # done, though nobody notices
 
     with pytest.raises(asyncio.CancelledError):
         flow.throw(asyncio.CancelledError())
@@ -640,7 +640,7 @@ def test_a_cancelled_task_leaves_no_waiter_and_the_next_is_served(cache: Cache) 
     assert len(cache._ports.waiters) == 0
 
 
-def test_while_pushes_are_not_heard_many_poll_together(shop: Shop) -> None:
+def test_while_pushes_are_not_received_many_poll_together(shop: Shop) -> None:
     shop.ports.listener.close()
     going = shop.many([1, 2, 3]).until("wait")
     step: Any = going._step
@@ -688,7 +688,7 @@ def test_a_lease_known_to_be_taken_over_is_waited_for_to_its_end(make_shop: Any)
     whole(other)
     assert path(other, "wait")[-1] in ("get", "mget")
     assert first.finish() == tens([1, 2])
-    shop.by_hand.hear()
+    shop.by_hand.receive()
 
     assert other.finish() == tens([1, 2])
     assert shop.batches == [[1, 2]]

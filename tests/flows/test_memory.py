@@ -42,8 +42,8 @@ def remembered(shop: Shop) -> None:
 
 
 def lose_the_listener(shop: Shop) -> None:
-    for ear in list(shop.ports.listener.connections):
-        ear.socket.shutdown(socket.SHUT_RDWR)
+    for connection in list(shop.ports.listener.connections):
+        connection.socket.shutdown(socket.SHUT_RDWR)
     wait_until(lambda: shop.ports.coherence.lost_at != NEVER)
 
 
@@ -197,26 +197,26 @@ def test_memory_is_emptied_when_the_listener_comes_back(shop: Shop) -> None:
     assert in_memory(shop) is None
 
 
-def test_an_invalidation_waits_until_its_own_process_has_heard_of_it(shop: Shop) -> None:
+def test_an_invalidation_waits_until_its_own_process_has_received_it(shop: Shop) -> None:
     """Its pushes come on another connection than its replies."""
     remembered(shop)
-    may_hear = threading.Event()
+    may_receive = threading.Event()
     drop = shop.ports.listener._on_entry
 
-    def hear_late(call: str) -> None:
-        may_hear.wait(20)
+    def receive_late(call: str) -> None:
+        may_receive.wait(20)
         drop(call)
 
-    shop.ports.listener._on_entry = hear_late
+    shop.ports.listener._on_entry = receive_late
     going = shop.invalidator().until("barrier")
     assert in_memory(shop) == 1
-    ears = shop.ports.listener.connections
+    links = shop.ports.listener.connections
 
-    def let_it_hear() -> None:
-        wait_until(lambda: any(ear.pings for ear in ears))
-        may_hear.set()
+    def let_it_receive() -> None:
+        wait_until(lambda: any(connection.pings for connection in links))
+        may_receive.set()
 
-    thread = threading.Thread(target=let_it_hear)
+    thread = threading.Thread(target=let_it_receive)
     thread.start()
     going.finish()
 

@@ -99,7 +99,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
     ),
     "a write does not ask where its load began": (
         script("WRITE", 'held[2] == string.match(redis.call("INFO", "server"), "run_id:(%x+)")', "true"),
-        races.test_load_that_began_on_another_server_registers_anew,
+        races.test_load_that_began_on_another_server_registers_again,
     ),
     "a drop deletes entries first": (
         drops_entries_first,
@@ -139,7 +139,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
     ),
     "a warm lease is held before it begins": (
         script("CLAIM", "marks[3] and not warms or holder == expected", "holder == expected"),
-        races.test_who_does_not_warm_takes_a_warm_lease_at_once,
+        races.test_who_does_not_warm_takes_a_warm_lease_immediately,
     ),
     "who warms takes what another warms": (
         script("CLAIM", "marks[3] and not warms", "marks[3]"),
@@ -270,7 +270,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
     ),
     "an invalidation does not wait for its pushes": (
         python(invalidating, "receive_own_push", "not (yield ports.listener.barrier(BARRIER_FOR))", "(yield from ())"),
-        memory.test_an_invalidation_waits_until_its_own_process_has_heard_of_it,
+        memory.test_an_invalidation_waits_until_its_own_process_has_received_it,
     ),
     "a silent listener is believed": (
         python(LoaderBase, "_slot", " and now - self._coherence.proven_at < self._l1_for", ""),

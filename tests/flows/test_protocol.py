@@ -104,7 +104,7 @@ def test_write_between_the_two_halves_of_a_drop_is_refused(shop: Shop) -> None:
     assert shop.members() == ["product[1]"]
 
 
-def test_load_that_began_on_another_server_registers_anew(shop: Shop) -> None:
+def test_load_that_began_on_another_server_registers_again(shop: Shop) -> None:
     """A failover between register and write kept the lease, and lost the registration."""
     load = shop.loader().until("write")
     client, keys = shop.ports.store.link.client(), shop.ports.store.keys
@@ -413,7 +413,7 @@ def warm(shop: Shop, token: str) -> str:
     return type(claim).__name__
 
 
-def test_who_does_not_warm_takes_a_warm_lease_at_once(shop: Shop) -> None:
+def test_who_does_not_warm_takes_a_warm_lease_immediately(shop: Shop) -> None:
     """Its message waits behind all that is warmed; the one that a reader sends does not.  The warm one is left."""
     store = shop.ports.store
     warm(shop, "aa" * 8)

@@ -27,10 +27,10 @@ from cacheworkers.store.commands.replies import Claimed, Registered, Snapshot
 from cacheworkers.store.commands.store import Store
 from cacheworkers.testing import Stepper
 
-AT_ONCE = 3
+CONCURRENCY = 3
 _ids = itertools.count(1)
 some = st.integers(1, 4)
-one_of_them = st.integers(0, AT_ONCE - 1)
+one_of_them = st.integers(0, CONCURRENCY - 1)
 
 
 def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
@@ -48,7 +48,7 @@ def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
             self.loads: list[Stepper[Any]] = []
             self.invalidations: list[tuple[int, Stepper[Any]]] = []
 
-        @precondition(lambda self: len(self.loads) < AT_ONCE)
+        @precondition(lambda self: len(self.loads) < CONCURRENCY)
         @rule()
         def a_reader_claims(self) -> None:
             token = secrets.token_hex(8)
@@ -74,7 +74,7 @@ def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
             self.accidents -= 1
             self.loads.pop(at % len(self.loads)).crash()
 
-        @precondition(lambda self: len(self.invalidations) < AT_ONCE)
+        @precondition(lambda self: len(self.invalidations) < CONCURRENCY)
         @rule()
         def a_change_is_committed(self) -> None:
             prices[self.number] += 1

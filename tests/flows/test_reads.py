@@ -411,8 +411,8 @@ def test_batch_loader_loads_what_is_missing_together(cache: Cache, get: Any) -> 
     assert type(caught.value.errors[100]) is KeyMissing
 
 
-def test_a_key_that_a_batch_loader_leaves_out_is_told_as_such(cache: Cache, get: Any) -> None:
-    """By whoever reads it, at once and while the backoff runs."""
+def test_a_key_that_a_batch_loader_leaves_out_is_reported_as_such(cache: Cache, get: Any) -> None:
+    """By whoever reads it, immediately and while the backoff runs."""
 
     @cache.batch_loader()
     def prices(load: Load, keys: list[int]) -> dict[int, int]:
@@ -497,7 +497,7 @@ def test_full_store_serves_uncached_and_still_invalidates(events: list[Any]) -> 
         cache.close()
 
 
-def test_a_closed_cache_hears_no_pushes_so_its_memory_does_not_answer(cache: Cache) -> None:
+def test_a_closed_cache_receives_no_pushes_so_its_memory_does_not_answer(cache: Cache) -> None:
     number, _ = counted(cache)
     number.get(1)
     wait_until(lambda: number.get(1) is not None and cache._ports.listener.is_up)

@@ -194,7 +194,7 @@ def test_an_invalidation_during_a_release_s_own_load_is_not_lost(make_cache: Cal
     assert product.get(1) == "new"
 
 
-def test_another_release_s_entry_is_told_of_once(make_cache: Callable[..., Cache], events: list[Any]) -> None:
+def test_another_release_s_entry_is_reported_once(make_cache: Callable[..., Cache], events: list[Any]) -> None:
     first, second = Release(make_cache(), int, 1), Release(make_cache(), str, "one")
     first.product.get(1)
 
@@ -244,7 +244,7 @@ def test_changed_parameters_never_meet_another_call_s_value(
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "no such loader"])
-def test_readers_whom_no_worker_can_serve_load_at_once(
+def test_readers_whom_no_worker_can_serve_load_immediately(
     make_cache: Callable[..., Cache], events: list[Any], change: str
 ) -> None:
     """A worker of another release takes the message and cannot read it: nobody waits until `wait_for` ends."""

@@ -119,7 +119,7 @@ def test_revalidations_are_spread_and_hot_ones_come_first(make_shop: Any) -> Non
     assert thirds == sorted(thirds)
 
 
-def test_without_the_limit_they_come_all_at_once(make_shop: Any) -> None:
+def test_without_the_limit_they_come_all_together(make_shop: Any) -> None:
     """What it is there for."""
     shop = make_shop(revalidate_rate=0)
     shop.soften()
@@ -130,7 +130,7 @@ def test_without_the_limit_they_come_all_at_once(make_shop: Any) -> None:
     assert len(shop.asked.at) == MEMBERS
 
 
-def test_few_are_asked_for_at_once(make_shop: Any) -> None:
+def test_few_are_asked_for_together(make_shop: Any) -> None:
     shop = make_shop(revalidate_rate=RATE)
     shop.soften()
 

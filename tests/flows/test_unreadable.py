@@ -77,7 +77,7 @@ READS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("how", READS)
 def test_what_memory_keeps_and_cannot_decode_is_a_miss(product: Any, events: list[Any], how: str) -> None:
-    """It is told of, and counts as no hit; the next read finds what has been loaded instead."""
+    """It is reported, and counts as no hit; the next read finds what has been loaded instead."""
     found = READS[how](product)
 
     assert found == product.expected

@@ -107,7 +107,7 @@ def test_what_is_fresh_for_long_is_left_alone(make_cache: MakeCache) -> None:
     assert loads == [1]
 
 
-def test_two_rounds_at_once_ask_once(make_cache: MakeCache) -> None:
+def test_two_rounds_together_ask_once(make_cache: MakeCache) -> None:
     """As with two beats."""
     one, other = make_cache(), make_cache()
     number, loads = counted(one, load_for=5.0)

@@ -26,7 +26,7 @@ def counted(cache: Cache) -> tuple[object, list[int]]:
     return numbers, loads
 
 
-def test_it_loads_each_call_once_and_tells_how_far_it_is(cache: Cache) -> None:
+def test_it_loads_each_call_once_and_reports_how_far_it_is(cache: Cache) -> None:
     numbers, loads = counted(cache)
 
     job = numbers.warm([3, 1, 2, 3])  # type: ignore[attr-defined]

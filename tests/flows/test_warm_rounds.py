@@ -1,4 +1,4 @@
-"""Rounds of warming: what is kept warm, how much is asked for at once, and when nothing is."""
+"""Rounds of warming: what is kept warm, how much is asked for together, and when nothing is."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_what_is_kept_warm_for_long_is_remembered_for_as_long(make_cache: MakeCa
 
 
 def test_access_scores_outlive_the_processes_that_have_read(make_cache: MakeCache) -> None:
-    """A deploy starts all web processes anew; what was hot is kept warm meanwhile, and known after it."""
+    """A deploy starts all web processes again; what was hot is kept warm meanwhile, and known after it."""
     old = make_cache()
     number, _ = counted(old)
     read(number, old, range(3))

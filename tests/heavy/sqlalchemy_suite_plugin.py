@@ -96,7 +96,7 @@ class Suite:
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
         def forget_others() -> None:
-            """Take the hooks away when other classes are mapped: an application names all its classes at once."""
+            """Take the hooks away when other classes are mapped: an application names all its classes together."""
             if self.watched is not None and frozenset(self.mappers()) != self.watched:
                 self.unwatch()
                 self.watched = None
@@ -106,6 +106,7 @@ class Suite:
 
         def listen() -> None:
             """Listen again where a test has taken all listeners away."""
+            connections.listen()  # before: a listener that is there twice cannot be taken away
             for target, name, hook in (
                 (Session, "after_begin", read_before),
                 (Mapper, "before_configured", forget_others),
@@ -243,6 +244,7 @@ class Suite:
             (Session, "transient_to_pending", hooks._on_pending),
             (Session, "after_begin", hooks._on_begin),
             (Session, "before_flush", hooks._on_before_flush),
+            (Mapper, "after_configured", hooks._listen_to_classes),
             (Mapper, "after_configured", mapping._forget),
             (Mapper, "after_configured", mapping._complain),
         ]

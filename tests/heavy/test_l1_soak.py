@@ -12,13 +12,13 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.heavy
 
 
-def test_no_read_from_memory_is_older_than_what_it_had_heard_of(tmp_path: Path) -> None:
+def test_no_read_from_memory_is_older_than_what_it_had_received(tmp_path: Path) -> None:
     """In processes of their own, for they are spawned, and some fork."""
     code = "from benchmarks.l1_soak import soak; r = soak(10, fault_every=0.1)"
-    told = "print(r.old, r.reads['l1'] > 0, r.changes > 0, r.proofs > 0, len(r.faults) > 2)"
+    reported = "print(r.old, r.reads['l1'] > 0, r.changes > 0, r.proofs > 0, len(r.faults) > 2)"
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nif __name__ == '__main__':\n    {code}; {told}\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nif __name__ == '__main__':\n    {code}; {reported}\n"
     )
 
     done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)

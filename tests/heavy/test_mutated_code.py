@@ -16,7 +16,7 @@ pytestmark = pytest.mark.heavy
 
 
 def test_no_mutant_survives_but_those_that_change_nothing(tmp_path: Path) -> None:
-    """`survivors.json` says of each that survives why no test can, or need, tell it from the code."""
+    """`survivors.json` says of each that survives why no test can, or need, distinguish it from the code."""
     explained = json.loads((HERE / "survivors.json").read_text())
     wanted = int(os.environ.get("MUTANTS", "40"))
     words = [sys.executable, str(HERE / "mutants.py")]

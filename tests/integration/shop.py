@@ -87,7 +87,7 @@ def gauge(load: Load, n: int) -> int:
 
 @cache.loader(fresh_for=300, load_for=60, wait_for=0.3)
 def held(load: Load, n: int) -> int:
-    """Says that it has begun, and goes on when it is told to; readers wait for less."""
+    """Says that it has begun, and goes on when the test says so; readers wait for less."""
     open(os.environ["STARTED"], "w").close()
     while not os.path.exists(os.environ["GO"]):
         time.sleep(0.01)

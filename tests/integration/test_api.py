@@ -59,7 +59,7 @@ def test_product_is_the_same_with_and_without_the_cache(api: Any) -> None:
     assert cached == ask(api, "/uncached/products/7")[2] == ask(api, "/products/7")[2]
 
 
-def test_new_price_shows_at_once_everywhere(api: Any) -> None:
+def test_new_price_shows_immediately_everywhere(api: Any) -> None:
     product = ask(api, "/products/8")[2]
     category = f"/categories/{product['category_id']}"
     ask(api, category)

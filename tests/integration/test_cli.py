@@ -173,7 +173,7 @@ def test_json_may_stand_behind_every_command(cli: Run, warm: None, tmp_path: Pat
 def test_a_broker_or_a_database_that_is_away_is_a_message(
     cli: Run, warm: None, words: tuple[str, ...], message: str
 ) -> None:
-    """At once, with status 1, and without a traceback."""
+    """Immediately, with status 1, and without a traceback."""
     done = cli(*words, app="away:cache")
 
     assert done.returncode == 1
@@ -226,7 +226,7 @@ def test_a_warm_up_that_cannot_be_says_why(cli: Run, words: tuple[str, ...], mes
     assert "Traceback" not in done.stderr
 
 
-def test_stats_tell_what_is_there(cli: Run, warm: None) -> None:
+def test_stats_show_what_is_there(cli: Run, warm: None) -> None:
     found = parsed(cli("--json", "stats"))
 
     assert found["store"]["keys"] >= 1001
@@ -244,7 +244,7 @@ def test_stats_name_who_is_away(cli: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert "store" in json.loads(done.stdout)["away"]
 
 
-def test_stats_go_on_on_a_terminal_until_told_to_end(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
+def test_stats_go_on_on_a_terminal_until_stopped(cli: Run, warm: None, tmp_path: Path, valkey: Valkey) -> None:
     """On a real pseudo-terminal: it shows the table, again and again, and Ctrl-C ends it well."""
     ours, theirs = pty.openpty()
     words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "stats", "--interval", "0.1"]
@@ -309,10 +309,10 @@ def test_it_completes_in_bash(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
 
 def read_until(terminal: int, shown: bytes) -> None:
     """Read what a terminal shows until this is among it."""
-    told = b""
-    while shown not in told:
-        assert select.select([terminal], [], [], 60.0)[0], f"{shown!r} never came, but {told!r}"
-        told += os.read(terminal, 65536)
+    reported = b""
+    while shown not in reported:
+        assert select.select([terminal], [], [], 60.0)[0], f"{shown!r} never came, but {reported!r}"
+        reported += os.read(terminal, 65536)
 
 
 def test_it_is_a_command_of_celery_too(tmp_path: Path, valkey: Valkey) -> None:
@@ -469,7 +469,7 @@ def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path
     assert "fresh no more: this took" in done.stderr and "they are fresh for 1 s; raise --max-rate" in done.stderr
 
 
-def test_warming_without_workers_says_so_at_once_and_loads_nothing(cli: Run, tmp_path: Path) -> None:
+def test_warming_without_workers_says_so_immediately_and_loads_nothing(cli: Run, tmp_path: Path) -> None:
     """In a deploy's script, of which nobody watches the output: it names the queue, and what to start."""
     with Valkey() as broker:
         module = (tmp_path / "shop.py").read_text()

@@ -208,7 +208,7 @@ def test_any_batch_is_answered_as_a_single_server_answers_it(
     alone.close()
 
 
-def test_a_master_that_forgot_its_scripts_is_told_them(cluster: ValkeyCluster, exchange: Any, prefix: str) -> None:
+def test_a_master_that_forgot_its_scripts_is_given_them(cluster: ValkeyCluster, exchange: Any, prefix: str) -> None:
     calls = [Request.call(COUNT, (f"{prefix}:{n}",), ()) for n in range(30)]
     assert exchange(calls) == [1] * 30
     cluster.masters[1].ask("SCRIPT", "FLUSH", "SYNC")
@@ -422,7 +422,7 @@ def test_while_slots_move_readers_get_values_and_none_is_lost(cluster: ValkeyClu
     cache.close()
 
 
-def test_the_listener_hears_a_master_that_joined(prefix: str) -> None:
+def test_the_listener_tracks_a_master_that_joined(prefix: str) -> None:
     """What lies on it is dropped from memory when it changes there."""
     with ValkeyCluster(has_spare=True) as cluster:
         assert cluster.spare is not None

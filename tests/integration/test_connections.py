@@ -332,7 +332,7 @@ WAYS: dict[str, Callable[[Pool, Any], list[Any]]] = {
 def test_a_read_whose_connection_was_cut_is_sent_once_more(
     valkey: Valkey, watching: redis.Redis, never_looked_at: None, commands: Any, way: str
 ) -> None:
-    """No failure, of which others would have to hear."""
+    """No failure, that others would have to know."""
     pool = pool_to(valkey.url)
     expected = pool.exchange(commands)
     killed(watching, pool._idle[0]._socket)
@@ -454,21 +454,21 @@ def test_on_a_loop_too_a_read_that_was_cut_is_sent_once_more_and_a_write_is_not(
     assert watching.get("w:cut") == b"1"
 
 
-def test_of_a_read_that_is_cut_twice_on_a_loop_its_caller_is_told(proxy: FaultProxy) -> None:
+def test_of_a_read_that_is_cut_twice_on_a_loop_its_caller_gets_an_error(proxy: FaultProxy) -> None:
     pool = pool_to(proxy.url)
-    told: list[Any] = []
+    reported: list[Any] = []
 
     async def main() -> None:
         await pool.aexchange([("PING",)])
         ended = asyncio.Event()
         proxy.close()
-        assert pool.submit(("GET", "w:cut"), lambda outcome: (told.append(outcome), ended.set()))
+        assert pool.submit(("GET", "w:cut"), lambda outcome: (reported.append(outcome), ended.set()))
         await ended.wait()
         with pytest.raises(ConnectionError):
             await pool.aexchange([("GET", "w:cut")])
 
     asyncio.run(main())
-    assert isinstance(told[0], ConnectionError)
+    assert isinstance(reported[0], ConnectionError)
 
 
 HOW: dict[str, Callable[[Any, int], Any]] = {

@@ -47,7 +47,7 @@ STORE_RULES = {
     "namespace-shared",
     "unstored-values",
 }
-#: What the acl finding tells to set, for the namespace of these tests.
+#: What the acl finding says to set, for the namespace of these tests.
 FIX = "on >secret ~cw:* +@read +@write +@scripting +@connection -@dangerous +info +time +config|get"
 
 

@@ -122,13 +122,13 @@ cache.loader(name="one")(lambda load: 1)
     assert "queue-unserved" not in before.stdout and "warning  queue-unserved" in after.stdout
 
 
-def test_help_tells_the_statuses(cli: Run) -> None:
-    told = " ".join(cli("--help").stdout.split())
+def test_help_lists_the_statuses(cli: Run) -> None:
+    reported = " ".join(cli("--help").stdout.split())
 
-    assert "Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error." in told
+    assert "Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error." in reported
 
 
-def test_upkeep_that_was_not_due_yet_is_told_apart(store: Valkey) -> None:
+def test_upkeep_that_was_not_due_yet_is_distinguished(store: Valkey) -> None:
     """Right after the start nothing has run; later that is a fault, of beat, or of where workers write."""
     config, upkeep = Config(redis_url=store.url), [("collect_garbage", 60.0)]
     (starting,) = check_beat(config, upkeep, running_for=20.0)

@@ -1,4 +1,4 @@
-"""Forks: a child's cache begins anew, whatever its parent's threads were in the middle of."""
+"""Forks: a child's cache begins again, whatever its parent's threads were in the middle of."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def locks_of(cache: Cache) -> list[Any]:
 
 
 def hold_all(locks: list[Any]) -> None:
-    """Take all of them at once; others may take some and want more meanwhile."""
+    """Take all of them together; others may take some and want more meanwhile."""
     while True:
         held = []
         for lock in locks:

@@ -1,4 +1,4 @@
-"""The listener: one connection to each master that hears of every change, or memory does not answer."""
+"""The listener: one connection to each master that is notified of every change, or memory does not answer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server() -> Iterator[Valkey]:
 
 @pytest.fixture
 def proxy(server: Valkey) -> Iterator[FaultProxy]:
-    """What hears pushes goes through it, and can be held and cut; the rest passes."""
+    """What receives pushes goes through it, and can be held and cut; the rest passes."""
     with FaultProxy(server.url, only=b"TRACKING") as proxy:
         yield proxy
 
@@ -88,11 +88,11 @@ def shop(make_cache: MakeCache, server: Valkey, proxy: FaultProxy, quick: None) 
     return Shop(make_cache, server, proxy)
 
 
-def told(events: list[Any], *kinds: type) -> list[str]:
+def reported(events: list[Any], *kinds: type) -> list[str]:
     return [type(event).__name__ for event in list(events) if isinstance(event, kinds)]
 
 
-# -- hearing
+# -- receiving
 
 
 def test_a_change_made_elsewhere_is_gone_from_memory(shop: Shop) -> None:
@@ -112,7 +112,7 @@ def test_memory_is_emptied_when_the_store_is(shop: Shop, server: Valkey) -> None
     wait_until(lambda: len(shop.ports.l1) == 0)
 
 
-def test_an_answered_ping_is_an_event_that_tells_how_late_a_push_may_be(
+def test_an_answered_ping_is_an_event_that_says_how_late_a_push_may_be(
     shop: Shop, proxy: FaultProxy, events: list[Any]
 ) -> None:
     shop.keep(1)
@@ -126,13 +126,13 @@ def test_an_answered_ping_is_an_event_that_tells_how_late_a_push_may_be(
 
 def test_it_pings_again_once_it_was_answered_and_not_before(shop: Shop, proxy: FaultProxy, events: list[Any]) -> None:
     shop.keep(1)
-    wait_until(lambda: len(told(events, ListenerLag)) >= 3)
+    wait_until(lambda: len(reported(events, ListenerLag)) >= 3)
 
     proxy.hold_replies()
-    [ear] = shop.ports.listener.connections
+    [connection] = shop.ports.listener.connections
     wait_until(lambda: not shop.ports.listener.is_up)
 
-    assert len(ear.pings) == 0, "those that waited were told"
+    assert len(connection.pings) == 0, "those that waited were notified"
     proxy.release()
 
 
@@ -140,11 +140,11 @@ def test_it_pings_again_once_it_was_answered_and_not_before(shop: Shop, proxy: F
 
 
 @pytest.mark.parametrize("how", ["cut", "killed by the server", "silent"])
-def test_a_link_that_is_lost_comes_back_and_memory_begins_anew(
+def test_a_link_that_is_lost_comes_back_and_memory_begins_again(
     shop: Shop, server: Valkey, proxy: FaultProxy, events: list[Any], how: str
 ) -> None:
     shop.keep(1)
-    [ear] = shop.ports.listener.connections
+    [connection] = shop.ports.listener.connections
 
     if how == "cut":
         proxy.cut()
@@ -152,13 +152,13 @@ def test_a_link_that_is_lost_comes_back_and_memory_begins_anew(
         kill_links(server)
     else:
         proxy.hold_replies()
-        wait_until(lambda: told(events, ListenerDown))
+        wait_until(lambda: reported(events, ListenerDown))
         proxy.release()
 
-    wait_until(lambda: told(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
+    wait_until(lambda: reported(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
     [down] = [event for event in events if isinstance(event, ListenerDown)]
     assert ("no answer to a ping" in down.error) == (how == "silent")
-    assert ear not in shop.ports.listener.connections
+    assert connection not in shop.ports.listener.connections
     assert shop.ports.l1.get("price[1]") is None
     shop.keep(1)
     value = shop.change(1)
@@ -166,7 +166,7 @@ def test_a_link_that_is_lost_comes_back_and_memory_begins_anew(
 
 
 def kill_links(server: Valkey) -> None:
-    """Have the server close every connection that hears pushes."""
+    """Have the server close every connection that receives pushes."""
     client = redis.Redis.from_url(server.url)
     for each in client.client_list():
         if "t" in each["flags"]:
@@ -180,7 +180,7 @@ def test_a_ping_that_is_refused_loses_the_link(make_cache: MakeCache, quick: Non
         shop.keep(1)
         redis.Redis.from_url(server.url).execute_command("ACL", "SETUSER", "default", "-time")
 
-        wait_until(lambda: told(events, ListenerDown))
+        wait_until(lambda: reported(events, ListenerDown))
 
         assert any("NOPERM" in event.error for event in events if isinstance(event, ListenerDown))
         assert shop.price.read(1).tier == "store"
@@ -193,13 +193,13 @@ def test_a_master_that_is_none_any_more_is_left(make_cache: MakeCache, quick: No
         shop.keep(1)
         redis.Redis.from_url(server.url).replicaof("127.0.0.1", other.port)
 
-        wait_until(lambda: told(events, ListenerDown))
+        wait_until(lambda: reported(events, ListenerDown))
 
         assert any("is no master any more" in event.error for event in events if isinstance(event, ListenerDown))
 
 
 def test_who_reads_from_memory_alone_finds_the_new_master_too(make_cache: MakeCache, quick: None) -> None:
-    """A replica takes over while the old master is alive: nothing else would tell this process."""
+    """A replica takes over while the old master is alive: nothing else would notify this process."""
     with ValkeyCluster(has_replica=True) as cluster:
         assert cluster.replica is not None
         cache = make_cache(redis_url=cluster.url, access_report_interval=0.0)
@@ -220,16 +220,16 @@ def test_who_reads_from_memory_alone_finds_the_new_master_too(make_cache: MakeCa
 
 
 def test_other_masters_lose_the_link(shop: Shop, events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pushes of a master that has come since would not be heard."""
+    """Pushes of a master that has come since would not be received."""
     shop.keep(1)
 
     monkeypatch.setattr(type(shop.ports.store.link), "masters", frozenset({"others"}))
 
-    wait_until(lambda: told(events, ListenerUp, ListenerDown)[:2] == ["ListenerUp", "ListenerDown"])
+    wait_until(lambda: reported(events, ListenerUp, ListenerDown)[:2] == ["ListenerUp", "ListenerDown"])
     assert shop.price.read(1).tier == "store"
 
 
-def test_who_waits_for_a_ping_is_told_when_it_is_lost(shop: Shop, proxy: FaultProxy) -> None:
+def test_who_waits_for_a_ping_is_notified_when_it_is_lost(shop: Shop, proxy: FaultProxy) -> None:
     shop.keep(1)
     proxy.hold_replies()
     pings = shop.ports.listener.ping()
@@ -244,18 +244,18 @@ def test_who_waits_for_a_ping_is_told_when_it_is_lost(shop: Shop, proxy: FaultPr
 def test_a_ping_that_cannot_be_sent_fails_nobody(shop: Shop) -> None:
     """The link breaks just then; the barrier was in vain, which is no error."""
     shop.keep(1)
-    [ear] = shop.ports.listener.connections
+    [connection] = shop.ports.listener.connections
 
     def broken(data: bytes) -> None:
         raise BrokenPipeError
 
-    ear.socket = SimpleNamespace(sendall=broken, recv=ear.socket.recv, shutdown=lambda how: None)  # type: ignore
+    connection.socket = SimpleNamespace(sendall=broken, recv=connection.socket.recv, shutdown=lambda how: None)  # type: ignore
 
     assert shop.ports.listener.barrier(20.0).run() is False
 
 
-def test_while_nothing_is_heard_reads_go_past_memory(shop: Shop, proxy: FaultProxy) -> None:
-    """What changes is seen at once; nothing is kept, and nothing that was kept answers."""
+def test_while_nothing_is_received_reads_go_past_memory(shop: Shop, proxy: FaultProxy) -> None:
+    """What changes is seen immediately; nothing is kept, and nothing that was kept answers."""
     shop.keep(1)
     proxy.hold_replies()
     proxy.cut()
@@ -269,7 +269,7 @@ def test_while_nothing_is_heard_reads_go_past_memory(shop: Shop, proxy: FaultPro
     assert all(changed == read for changed, read in values)
 
 
-def test_an_own_change_empties_memory_though_no_push_will_tell_of_it(shop: Shop, proxy: FaultProxy) -> None:
+def test_an_own_change_empties_memory_though_no_push_will_report_it(shop: Shop, proxy: FaultProxy) -> None:
     """The link has died, and nobody has noticed."""
     shop.keep(1)
     shop.keep(2)
@@ -287,16 +287,16 @@ def test_an_own_change_empties_memory_though_no_push_will_tell_of_it(shop: Shop,
 def test_what_a_push_breaks_is_no_reason_to_trust_memory(shop: Shop, events: list[Any]) -> None:
     """A callback that raises loses the link, as a cut would; the next one is as good as the first."""
     shop.keep(1)
-    heard = shop.ports.listener._on_entry
+    received = shop.ports.listener._on_entry
 
     def breaks(call: str) -> None:
-        shop.ports.listener._on_entry = heard
+        shop.ports.listener._on_entry = received
         raise ZeroDivisionError
 
     shop.ports.listener._on_entry = breaks
     value = shop.change(1)
 
-    wait_until(lambda: told(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
+    wait_until(lambda: reported(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])
     assert shop.price.get(1) == value
 
 
@@ -370,21 +370,21 @@ def test_memory_answers_while_the_store_is_gone_but_not_for_ever(make_cache: Mak
 
 
 def test_a_child_of_a_fork_listens_for_itself(shop: Shop, proxy: FaultProxy) -> None:
-    """It begins with nothing in memory, hears of changes, and leaves its parent's link alone."""
+    """It begins with nothing in memory, receives changes, and leaves its parent's link alone."""
     shop.keep(1)
-    [ear] = shop.ports.listener.connections
+    [connection] = shop.ports.listener.connections
 
     def child() -> None:
         assert len(shop.ports.l1) == 0 and not shop.ports.listener.is_up
         shop.keep(1)
-        assert shop.ports.listener.connections != [ear]
+        assert shop.ports.listener.connections != [connection]
         assert shop.change(1) and shop.price.get(1)
         wait_until(lambda: shop.ports.l1.get("price[1]") is None or shop.price.get(1) == shop.prices[1])
 
     code = in_child(child)
 
     assert code == 0
-    assert shop.ports.listener.connections == [ear]
+    assert shop.ports.listener.connections == [connection]
     shop.keep(1)
     value = shop.change(1)
     wait_until(lambda: shop.price.get(1) == value)
@@ -418,10 +418,10 @@ def test_closed_it_leaves_no_thread_and_no_connection(shop: Shop, server: Valkey
 def test_closed_while_it_connects_it_leaves_no_connection(shop: Shop, proxy: FaultProxy) -> None:
     """What it had just opened is closed by the thread itself."""
     opened: list[Any] = []
-    ear = listening.TrackingConnection
+    connection = listening.TrackingConnection
 
     def closes_meanwhile(*args: Any) -> Any:
-        opened.append(ear(*args))
+        opened.append(connection(*args))
         shop.ports.listener._closed.set()
         return opened[0]
 
@@ -451,18 +451,18 @@ def test_where_no_thread_can_be_started_reads_go_past_memory(
         assert {shop.price.read(1).tier for _ in range(3)} == {"store"}
 
     shop.keep(1)
-    lost, back = told_of(caplog)
+    lost, back = log_lines_of(caplog)
     assert "its thread cannot be started: can't start new thread" in lost and "receives invalidation messages" in back
 
 
-# -- what is told
+# -- what is reported
 
 
-def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+def log_lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "listener" in record.getMessage()]
 
 
-def test_it_is_told_once_why_nothing_can_be_heard_and_once_that_it_can(
+def test_it_is_reported_once_why_nothing_can_be_received_and_once_that_it_can(
     make_cache: MakeCache, server: Valkey, quick: None, events: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A user without the right to CLIENT TRACKING, who is given it."""
@@ -481,37 +481,41 @@ def test_it_is_told_once_why_nothing_can_be_heard_and_once_that_it_can(
     listener.start()
     wait_until(lambda: len(tries) > 3)
 
-    [told] = told_of(caplog)
+    [reported] = log_lines_of(caplog)
     [event] = [event for event in events if isinstance(event, ListenerDown)]
-    assert f"127.0.0.1:{server.port}: NoPermissionError" in told and "client|tracking" in told and "doctor" in told
+    assert (
+        f"127.0.0.1:{server.port}: NoPermissionError" in reported
+        and "client|tracking" in reported
+        and "doctor" in reported
+    )
     assert "NoPermissionError" in event.error
 
     watching.execute_command("ACL", "SETUSER", user, "+client|tracking")
     wait_until(lambda: listener.is_up)
-    wait_until(lambda: len(told_of(caplog)) == 2)
-    assert told_of(caplog)[1] == f"the listener receives invalidation messages from 127.0.0.1:{server.port}"
+    wait_until(lambda: len(log_lines_of(caplog)) == 2)
+    assert log_lines_of(caplog)[1] == f"the listener receives invalidation messages from 127.0.0.1:{server.port}"
 
 
-def test_a_link_that_is_lost_is_told_of_and_a_close_is_not(
+def test_a_link_that_is_lost_is_reported_and_a_close_is_not(
     shop: Shop, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop.keep(1)
-    assert told_of(caplog) == []
+    assert log_lines_of(caplog) == []
     proxy.cut()
-    wait_until(lambda: len(told_of(caplog)) == 2)
+    wait_until(lambda: len(log_lines_of(caplog)) == 2)
     shop.keep(1)
     shop.cache.close()
 
-    lost, back = told_of(caplog)
+    lost, back = log_lines_of(caplog)
     assert "receives no invalidation messages from 127.0.0.1:" in lost and "receives invalidation messages from" in back
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_a_read_that_blocks_an_event_loop_is_told_of_once(
+def test_a_read_that_blocks_an_event_loop_is_reported_once(
     shop: Shop, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Reads on threads, and those that are awaited, are not."""
-    monkeypatch.setattr("cacheworkers.local.blocking_call._is_told", False)
+    monkeypatch.setattr("cacheworkers.local.blocking_call._is_reported", False)
 
     async def read() -> None:
         for n in (1, 2, 1):
@@ -524,25 +528,25 @@ def test_a_read_that_blocks_an_event_loop_is_told_of_once(
     shop.price.get(9)
     asyncio.run(read())
 
-    told = [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()]
-    assert [each.partition(",")[0] for each in told] == ["price was read on a running event loop"] * (how == "sync")
+    reported = [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()]
+    assert [each.partition(",")[0] for each in reported] == ["price was read on a running event loop"] * (how == "sync")
 
 
 @pytest.mark.parametrize("is_batch", [False, True])
 @pytest.mark.parametrize(
-    ("how", "is_told"),
+    ("how", "is_reported"),
     [("many", True), ("amany", False), ("peek", True), ("apeek", False), ("read", True), ("get_json", True)],
 )
-def test_every_read_that_blocks_an_event_loop_is_told_of(
+def test_every_read_that_blocks_an_event_loop_is_reported(
     shop: Shop,
     how: str,
-    is_told: bool,
+    is_reported: bool,
     is_batch: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Once in a process, whichever it is; one that is awaited is not."""
-    monkeypatch.setattr("cacheworkers.local.blocking_call._is_told", False)
+    monkeypatch.setattr("cacheworkers.local.blocking_call._is_reported", False)
 
     @shop.cache.batch_loader(wait_for=60, load_for=60)
     def prices(load: Load, ns: list[int]) -> dict[int, int]:
@@ -565,20 +569,22 @@ def test_every_read_that_blocks_an_event_loop_is_told_of(
     loader.get_many([9])
     asyncio.run(read())
 
-    told = [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()]
-    assert [each.partition(",")[0] for each in told] == [f"{loader.name} was read on a running event loop"] * is_told
+    reported = [record.getMessage() for record in caplog.records if "event loop" in record.getMessage()]
+    assert [each.partition(",")[0] for each in reported] == [
+        f"{loader.name} was read on a running event loop"
+    ] * is_reported
 
 
-def test_many_that_memory_has_are_not_told_of(
+def test_many_that_memory_has_are_not_reported(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They block no loop; memory does not answer without proof that it hears pushes, so it is asked until it does."""
+    """They block no loop; memory does not answer without proof that it receives pushes; it is asked until it does."""
 
     async def read() -> None:
         shop.price.get_many([1, 2])
 
     def is_silent() -> bool:
-        monkeypatch.setattr("cacheworkers.local.blocking_call._is_told", False)
+        monkeypatch.setattr("cacheworkers.local.blocking_call._is_reported", False)
         caplog.clear()
         shop.keep(1)
         shop.keep(2)

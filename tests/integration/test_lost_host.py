@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_outlives_its_broker_s_host(tmp_path: Path, pool: str) -> None:
-    """As when a container is replaced: name, address and server are gone at once, and all come back."""
+    """As when a container is replaced: name, address and server are gone immediately, and all come back."""
     gone, notes, log = tmp_path / "gone", tmp_path / "notes", tmp_path / "log"
     notes.touch()
     with Valkey() as store, Valkey(persist=True) as broker:

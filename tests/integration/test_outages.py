@@ -25,7 +25,7 @@ def broker() -> Iterator[Valkey]:
 
 
 def in_threads(count: int, work: Callable[[], Any]) -> list[Any]:
-    """Run the work in so many threads at once; what each returned or raised."""
+    """Run the work in a number of threads together; what each returned or raised."""
     results: list[Any] = []
 
     def run() -> None:
@@ -76,14 +76,14 @@ def test_a_frozen_broker_leaves_misses_to_their_readers(shop: MakeShop, broker: 
 
 
 def test_a_load_that_kills_its_workers_becomes_a_failure(shop: MakeShop) -> None:
-    """All who wait are told; the worker pool lives on, and loads other things."""
+    """All who wait are notified; the worker pool lives on, and loads other things."""
     here = shop()
     worker = here.worker("-c", "1")
 
-    told = in_threads(8, here.module.poison.get)
+    reported = in_threads(8, here.module.poison.get)
 
-    assert [type(each) for each in told] == [LoadError] * 8
-    assert {each.kind for each in told} == {"Poisoned"}
+    assert [type(each) for each in reported] == [LoadError] * 8
+    assert {each.kind for each in reported} == {"Poisoned"}
     assert here.module.product.get(1) == 10
     assert worker.poll() is None
 
@@ -106,11 +106,11 @@ def test_a_load_slower_than_its_readers_wait_is_one_load(shop: MakeShop, tmp_pat
     assert held.revalidate(3)
     wait_until(started.exists)
 
-    told = [each for _ in range(2) for each in in_threads(2, lambda: held.get(3))]
+    reported = [each for _ in range(2) for each in in_threads(2, lambda: held.get(3))]
     go.touch()
     wait_until(lambda: held.peek(3) is not None)
 
-    assert [type(each) for each in told] == [LoadTimeout] * 4
+    assert [type(each) for each in reported] == [LoadTimeout] * 4
     assert held.get(3) == 30
     assert here.loads() == 1
 

@@ -155,7 +155,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         (b"cacheworkers; fwd=miss; stored; ttl=300; detail=store", "miss"),
     ],
 )
-def test_cache_status_tells_the_kind_of_a_hit(status: bytes, kind: str) -> None:
+def test_cache_status_says_the_kind_of_a_hit(status: bytes, kind: str) -> None:
     """What RFC 9211 calls forwarded is a miss, what has a negative ttl was served stale."""
     assert kind_of(status) == kind
 
@@ -179,7 +179,7 @@ def test_only_the_page_itself_may_press_its_buttons(host: str, origin: str, is_a
 
 
 def test_postgres_counts_both_sides_apart(database_url: str) -> None:
-    """The uncached twin's statement is told by its extra column."""
+    """The uncached twin's statement is known by its extra column."""
     engine = create_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE product (id int)"))
@@ -582,7 +582,7 @@ def test_a_price_change_is_seen_on_every_panel(calm: Stack, browser: Browser) ->
 
 
 @pytest.mark.browser
-def test_a_kill_and_an_outage_are_told(calm: Stack, browser: Browser) -> None:
+def test_a_kill_and_an_outage_are_reported(calm: Stack, browser: Browser) -> None:
     """The page goes on, says what happened, and offers to start the store again."""
     page = browser.open(calm.here.page)
     page.keyboard.press("f")
@@ -681,7 +681,7 @@ def test_a_page_left_open_over_a_restart_connects_again(small: Stack, browser: B
     small.start()
 
     page.wait_for_selector("#link[data-state=live]")
-    page.wait_for_selector("#latest:has-text('Connected again. The stack was started anew')")
+    page.wait_for_selector("#latest:has-text('Connected again. The stack was started again')")
     assert "page is killed" not in small.text
 
 

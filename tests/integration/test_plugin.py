@@ -37,6 +37,6 @@ def test_servers_of_the_session_s_own(tmp_path: Path) -> None:
 def test_servers_that_the_environment_names(tmp_path: Path, valkey: Valkey, postgres: Postgres) -> None:
     url = postgres.create_database("named")
 
-    told = run(tmp_path, TEST_REDIS_URL=valkey.url, TEST_DATABASE_URL=url)
+    reported = run(tmp_path, TEST_REDIS_URL=valkey.url, TEST_DATABASE_URL=url)
 
-    assert f"used {valkey.url} {url}" in told
+    assert f"used {valkey.url} {url}" in reported

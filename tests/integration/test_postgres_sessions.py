@@ -132,14 +132,14 @@ def test_a_caller_that_has_used_up_its_own_pool_does_not_block_a_load(engine: En
 def test_many_loads_share_a_bounded_number_of_connections(engine: Engine) -> None:
     """Twice `pool_size` at most, when all are nested; `pool_size` of them are kept."""
     sessions = made(engine, pool_size=2)
-    at_once = threading.Barrier(4)
+    together = threading.Barrier(4)
 
     def load(first: bool) -> int:
         with sessions.for_load(60.0) as session:
             assert session is not None
             pid = session.scalar(text("SELECT pg_backend_pid()"))
             if first:
-                at_once.wait(60)
+                together.wait(60)
             return int(pid)
 
     with ThreadPoolExecutor(12) as threads:

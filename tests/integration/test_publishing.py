@@ -163,7 +163,7 @@ def test_submitting_goes_on_while_the_broker_does_not_answer(web: Web, broker: V
 @pytest.mark.parametrize("web", [0.0], indirect=True)
 @pytest.mark.parametrize("how", ["kill", "pause"])
 def test_the_next_message_goes_out_once_the_broker_is_back(web: Web, broker: Valkey, how: str) -> None:
-    """The connection is made anew; nobody has to restart the web process."""
+    """The connection is made again; nobody has to restart the web process."""
     web.ask(an_ask(1))
     getattr(broker, how)()
     assert [type(event) for event in web.ask(an_ask(2))] == [PublishFailed]

@@ -29,7 +29,7 @@ HASTY = 2.0
 
 
 class Pair:
-    """A master, and a replica that hears of it through a network that can be held up."""
+    """A master, and a replica that is replicated to through a network that can be held up."""
 
     def __init__(self, master: Valkey, replica: Valkey, network: FaultProxy) -> None:
         self.master, self.replica, self.network = master, replica, network
@@ -227,7 +227,7 @@ def cluster() -> Iterator[tuple[str, list[Valkey]]]:
 
 
 def _replicates(client: Any, name: Any) -> bool:
-    with contextlib.suppress(redis.ResponseError):  # it has not heard of that master yet
+    with contextlib.suppress(redis.ResponseError):  # it does not know that master yet
         return bool(client.execute_command("CLUSTER REPLICATE", name))
     return False
 

@@ -48,7 +48,7 @@ class Shop:
         self.loads.clear()
 
     def lose(self, how: str) -> None:
-        """Let the store die, and the listener notice: at once, but not before it is so."""
+        """Let the store die, and the listener notice: immediately, but not before it is so."""
         if how == "frozen":
             self.server.pause()
         else:
@@ -144,7 +144,7 @@ def test_hot_values_are_served_and_each_reader_waits_at_most_twice(
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_memory_is_coherent_again_once_the_store_is_back(shop: Shop, how: str) -> None:
-    """It has forgotten what it held; what it holds then, it hears of."""
+    """It has forgotten what it held; of what it holds then, it is notified."""
     shop.lose(how)
     shop.prices[1] = 11
     assert shop.price.read(1).value == 10

@@ -30,7 +30,8 @@ def test_without_workers_a_miss_costs_its_load_after_a_few_and_workers_that_star
     for n in range(1, 4):
         gauge.get(n)
     assert watch.is_open
-    wait_until(lambda: "and no worker takes them; start one: celery -A shop worker -Q cw.miss" in caplog.text)
+    wait_until(lambda: "no worker takes queue cw.miss, where " in caplog.text)
+    assert "start one: celery -A shop worker -Q cw.miss" in caplog.text
     here.worker("-c", "1")
 
     numbers = iter(range(4, 201))

@@ -147,7 +147,9 @@ def test_a_signal_ends_everything(up: Callable[..., Up], number: signal.Signals)
     status = stack.end(number)
 
     assert status == 0, stack.text
-    wait_until(lambda: not [pid for pid in pids if is_alive(pid)])  # the kernel ends at once what was killed, or soon
+    wait_until(
+        lambda: not [pid for pid in pids if is_alive(pid)]
+    )  # the kernel ends immediately what was killed, or soon
 
 
 def test_a_process_that_heeds_the_signal_is_not_killed(up: Callable[..., Up]) -> None:
@@ -278,7 +280,7 @@ def test_data_that_cannot_be_prepared_ends_it(up: Callable[..., Up]) -> None:
 
 
 def test_a_second_one_says_that_it_already_runs(up: Callable[..., Up], tmp_path: Path) -> None:
-    """One checkout runs one stack; the second is told where the first is, and the first goes on."""
+    """One checkout runs one stack; the second says where the first is, and the first goes on."""
     first = up("one: tail -f /dev/null\n")
     first.until("ready; Ctrl-C ends it")
     there = running(tmp_path / "data")

@@ -24,7 +24,7 @@ POOLS = {
     "pool", [pool if pool == "solo" else pytest.param(pool, marks=pytest.mark.heavy) for pool in POOLS]
 )
 def test_a_pool_loads_and_its_tasks_read(shop: Callable[..., Any], pool: str) -> None:
-    """Each product is loaded once, by the worker; the task's own miss is loaded where it runs, at once."""
+    """Each product is loaded once, by the worker; the task's own miss is loaded where it runs, immediately."""
     here = shop()
     here.sql("INSERT INTO product VALUES (-1, 0)")
     worker = here.worker(*POOLS[pool], "-Q", "celery,cw.miss,cw.revalidate,cw.warm,cw.upkeep")

@@ -36,7 +36,7 @@ def test_workers_load_and_an_invalidation_shows_the_new_price(shop: MakeShop, po
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_shows_its_metrics_itself(shop: MakeShop, tmp_path: Path, pool: str) -> None:
-    """In a container of its own no exporter sees its files; its children's counts are there.  A second one is told."""
+    """In a container of its own no exporter sees its files; its children's counts are there.  A second is refused."""
     here, port = shop(), free_port()
     (tmp_path / "metrics").mkdir()
     metrics = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"), "OWN_METRICS_PORT": str(port)}

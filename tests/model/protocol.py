@@ -143,7 +143,7 @@ def start(
     is_joined: bool = False,
     lost: int = 0,
 ) -> State:
-    """Return a warm cache, and how often each thing may go wrong; so many of the loaders warm."""
+    """Return a warm cache, and how often each thing may go wrong; some of the loaders warm."""
     return State(
         database=0, replica=0, settled=0, entry=0, seq=0, mark=0, is_member=True, detached=(), lease=0, is_warm=False,
         is_begun=False, fences=0,
@@ -159,7 +159,7 @@ def is_violated(state: State) -> bool:
 
 
 def is_loaded_twice(state: State) -> bool:
-    """Return whether two load at once; without invalidations and leases that run out, one of them for nothing."""
+    """Return whether two load together; without invalidations and leases that run out, one of them for nothing."""
     return sum(loader.at in (SNAPSHOT, LOAD, REGISTER, WRITE) for loader in state.loaders) > 1
 
 

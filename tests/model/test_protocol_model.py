@@ -9,7 +9,7 @@ import pytest
 from .explore import explore
 from .protocol import Protocol, State, is_kept_waiting, is_loaded_twice, is_violated, start, steps
 
-#: What would show that a part about warming is missing: two load at once, or somebody waits for what nobody loads.
+#: What would show that a part about warming is missing: two load together, or somebody waits for what nobody loads.
 WARMING = ("takes_what_is_warmed", "spares_what_has_begun", "begin_asks_for_the_lease")
 PARTS = [field.name for field in dataclasses.fields(Protocol) if field.name not in WARMING]
 #: Nothing happens but claims, one of them by who warms: whatever goes wrong then is warming's fault.

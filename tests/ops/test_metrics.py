@@ -23,7 +23,7 @@ from cacheworkers.ops.metrics import COUNTERS, HISTOGRAMS, LOSSES, SUMS, Metrics
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
-#: Logged by whoever could not emit it, or told by another of the same moment.
+#: Logged by whoever could not emit it, or reported by another of the same moment.
 UNCOUNTED = {events.HookFailed}
 KINDS = [
     kind
@@ -144,7 +144,7 @@ def test_reads_of_a_cache_are_counted_in_every_tier(valkey: Valkey) -> None:
     assert found["cacheworkers_reads_total", "fresh", "number", "l1"] >= 50
     assert found["cacheworkers_invalidations_total", "hard"] == 2
     assert not any(key[0] == "cacheworkers_reported_calls_total" for key in found), (
-        "access_report_interval=0 tells nothing"
+        "access_report_interval=0 reports nothing"
     )
 
 
@@ -234,7 +234,7 @@ def test_the_exporter_says_what_the_store_has_and_who_is_away() -> None:
 
 
 @pytest.mark.usefixtures("patient_publisher")
-def test_queues_tell_how_long_they_are_and_how_old_their_oldest_message_is(valkey: Valkey) -> None:
+def test_queues_report_how_long_they_are_and_how_old_their_oldest_message_is(valkey: Valkey) -> None:
     from celery import Celery
 
     app = Celery("queues", broker=valkey.url)

@@ -91,7 +91,7 @@ def test_the_dashboard_is_the_one_that_is_made_and_asks_for_series_that_exist(kn
     spec.loader.exec_module(module)
     kept = json.loads((MONITORING / "dashboard.json").read_text())
 
-    assert kept == module.dashboard(), "make it anew: python monitoring/dashboard.py > monitoring/dashboard.json"
+    assert kept == module.dashboard(), "make it again: python monitoring/dashboard.py > monitoring/dashboard.json"
     queries = [target["expr"] for panel in kept["panels"] for target in panel.get("targets", [])]
     assert len(queries) > 20
     for query in queries:
@@ -100,13 +100,13 @@ def test_the_dashboard_is_the_one_that_is_made_and_asks_for_series_that_exist(kn
     assert len(ids) == len(set(ids))
 
 
-def test_the_reference_tells_what_the_exporter_shows(known: set[str]) -> None:
-    told = series((MONITORING.parent / "docs" / "reference" / "metrics.md").read_text())
+def test_the_reference_lists_what_the_exporter_shows(known: set[str]) -> None:
+    reported = series((MONITORING.parent / "docs" / "reference" / "metrics.md").read_text())
     of_processes = {f"cacheworkers_{name}" for name in [*COUNTERS, *SUMS, *LOSSES, *HISTOGRAMS]}
     ends = ("_bucket", "_count", "_sum")
 
     shown = {name for name in known - of_processes if not name.endswith(ends)} - {"cacheworkers_store_evictions"}
-    assert shown | {"cacheworkers_store_evictions_total"} <= told
+    assert shown | {"cacheworkers_store_evictions_total"} <= reported
 
 
 @pytest.mark.promtool

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
 from cacheworkers import Cache, Load
 from cacheworkers.events import NamespaceShared
 from cacheworkers.ops.doctor.namespace_checks import check_namespace, check_unstored
+from cacheworkers.runtime import namespace_marks
+from cacheworkers.runtime.namespace_marks import LAPSES_AFTER, conflicts
 from cacheworkers.testing.servers import wait_until
+
+
+class Row(DeclarativeBase):
+    __abstract__ = True
 
 
 def application(make_cache: Callable[..., Cache], path: Path, name: str, **settings: Any) -> Any:
@@ -35,7 +42,7 @@ def levels(check: Any, cache: Cache) -> list[tuple[str, str]]:
 def test_two_databases_under_one_namespace_are_found(
     make_cache: Callable[..., Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the other application is another process, which has loaded something within a week."""
+    """Also where the other application is another process, which has connected within a quarter of an hour."""
     production, product = application(make_cache, tmp_path, "production")
     assert product.get(1) == 1
     assert [level for level, _ in levels(check_namespace, production)] == ["ok"]
@@ -70,21 +77,117 @@ def test_a_process_that_meets_another_database_says_so(
     """Once, and also where it only reads what the other has loaded; not before there is another, nor if it is meant."""
     production, product = application(make_cache, tmp_path, "production")
     product.get(1)
-    wait_until(lambda: production._ports.store.databases().run())
+    wait_until(lambda: production._ports.store.marks().run())
     staging, product = application(make_cache, tmp_path, "staging")
     assert product.get(1) == 1
 
     wait_until(lambda: any(type(event) is NamespaceShared for event in events))
-    staging._runtime.database_mark.note()
+    staging._runtime.marks.note()
     meant, product = application(make_cache, tmp_path, "meant", allow_shared_namespace=True)
     product.get(1)
-    wait_until(lambda: len(meant._ports.store.databases().run()) == 3)
+    wait_until(lambda: any("meant.db" in mark for mark in meant._ports.store.marks().run()))
 
     [event] = [event for event in events if type(event) is NamespaceShared]
-    assert event.database.endswith("staging.db") and [other[-13:] for other in event.others] == ["production.db"]
+    assert event.mark.endswith("staging.db") and [other[-13:] for other in event.others] == ["production.db"]
     wait_until(lambda: "allow_shared_namespace=True" in caplog.text)
     assert caplog.text.count("serve each other's values") == 1
     assert [level for level, _ in levels(check_namespace, meant)] == ["ok"]
+
+
+def test_two_modules_that_declare_a_loader_of_one_name_are_found(
+    make_cache: Callable[..., Cache], events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two applications on one database, or with none that is known; what others have in common is not."""
+    shop, blog = make_cache(), make_cache()
+    products = []
+    for cache, module in ((shop, "shop.loaders"), (blog, "blog.loaders")):
+        products.append(cache.loader(fresh_for=60, name="product")(declared_in(module)))
+        cache.loader(fresh_for=60, name=f"{module[:4]}_page")(declared_in(module))
+    assert products[0].get(1) == 1
+    wait_until(lambda: shop._ports.store.marks().run())
+    assert products[1].get(1) == 1
+
+    wait_until(lambda: any(type(event) is NamespaceShared for event in events))
+    monkeypatch.setattr(type(blog._runtime), "siblings", [])
+    [(level, what)] = levels(check_namespace, blog)
+
+    [event] = [event for event in events if type(event) is NamespaceShared]
+    assert (event.mark, event.others) == ("loader product of blog.loaders", ("loader product of shop.loaders",))
+    assert level == "warning" and "product of blog.loaders" in what and "product of shop.loaders" in what
+
+
+def declared_in(module: str) -> Any:
+    def load(load: Load, n: int) -> int:
+        return n
+
+    load.__module__ = module
+    return load
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [
+        ("loader product of shop.loaders", "loader product of loaders"),
+        ("loader product of loaders", "loader product of src.shop.loaders"),
+        ("loader product of shop.loaders", "loader price of shop.prices"),
+        ("loader product of shop.loaders", "database postgresql://db/shop"),
+        ("database postgresql://db/shop", "loader product of shop.loaders"),
+    ],
+)
+def test_what_programs_of_one_product_may_differ_in_is_no_conflict(own: str, theirs: str) -> None:
+    """Web, workers and scripts import one module from different directories, or declare different loaders."""
+    assert conflicts([own], {own: time.time(), theirs: time.time()}) == {}
+
+
+def test_a_script_contradicts_nobody(make_cache: Callable[..., Cache]) -> None:
+    cache = make_cache()
+    cache.loader(fresh_for=60, name="product")(declared_in("__main__"))
+
+    assert cache._runtime.marks.own() == []
+
+
+def test_a_mark_that_nobody_renews_lapses(make_cache: Callable[..., Cache], tmp_path: Path) -> None:
+    """A database that has moved is found while both are in use, and not when the last old process has ended."""
+    moved, _ = application(make_cache, tmp_path, "new")
+    [old] = [f"database sqlite:///{tmp_path}/old.db"]
+    moved._ports.store.note_marks([old], time.time() - LAPSES_AFTER + 60).run()
+    assert levels(check_namespace, moved)[0][0] == "warning"
+
+    moved._ports.store.note_marks([old], time.time() - LAPSES_AFTER - 1).run()
+
+    assert levels(check_namespace, moved)[0][0] == "ok"
+
+
+def test_a_process_renews_its_marks(make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(access_report_interval=0.01)
+    product = cache.loader(fresh_for=60, name="product")(declared_in("shop.loaders"))
+    product.get(1)
+    wait_until(lambda: cache._ports.store.marks().run())
+    [first] = cache._ports.store.marks().run().values()
+
+    monkeypatch.setattr(namespace_marks, "RENEWED_EVERY", 0.0)
+
+    wait_until(lambda: [first] < [*cache._ports.store.marks().run().values()])
+
+
+@pytest.mark.parametrize("different", ["binds", "schema_translate_map", "options"])
+def test_databases_are_told_apart(make_cache: Callable[..., Cache], different: str) -> None:
+    """By all that a session is bound to, and by the schema where an engine sets one; passwords are not noted."""
+    url = "postgresql+psycopg://user:secret@db:5432/shop"
+    factories = {
+        "binds": [sessionmaker(binds={Row: create_engine(f"{url}{n}")}) for n in range(2)],
+        "schema_translate_map": [
+            sessionmaker(create_engine(url, execution_options={"schema_translate_map": {None: name}}))
+            for name in ("production", "staging")
+        ],
+        "options": [
+            sessionmaker(create_engine(f"{url}?options=-csearch_path%3D{name}")) for name in ("production", "staging")
+        ],
+    }[different]
+
+    one, two = (make_cache(sessions=factory)._runtime.marks.database for factory in factories)
+
+    assert one and two and one != two and "secret" not in one + two
 
 
 def test_values_without_a_place_in_the_store_are_found(make_cache: Callable[..., Cache], tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_directory_does_not_grow_with_processes_that_were(directory: Path) -
     assert sizes.pop() == {"archive.lock", "counter_archive.db", "histogram_archive.db"}
 
 
-def test_scrapes_at_once_count_nothing_twice(directory: Path) -> None:
+def test_scrapes_together_count_nothing_twice(directory: Path) -> None:
     """Each of several servers may find the dead first, while another reads."""
     for _ in range(3):
         killed(begun())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import msgspec
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
@@ -20,7 +21,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Config, Load
-from cacheworkers.events import Loaded
+from cacheworkers.events import Loaded, TaskRequeued
 from cacheworkers.ops.tracing import Tracing
 from cacheworkers.runtime.traced_dispatcher import TracedDispatcher
 from cacheworkers.testing import Valkey
@@ -141,6 +142,44 @@ def test_a_task_for_several_requests_links_all_of_them(make: Callable[..., Scene
     found = [span.context.trace_id for span in processed]
     found += [link.context.trace_id for span in processed for link in span.links]
     assert sorted(found) == sorted(asked)
+
+
+def test_a_message_that_goes_back_for_another_version_keeps_its_trace(make: Callable[..., Scene]) -> None:
+    """A rolling deploy: the worker that takes it first knows another version."""
+    scene = make()
+    known = scene.cache._runtime.workers._dispatcher.infos
+    newer = msgspec.structs.replace(known["price"], version=2)
+
+    with scene.tracer.start_as_current_span("GET /price") as request:
+        scene.price.revalidate(6)
+    known["price"] = newer
+    scene.app.finalize()
+    scene.cache._runtime.workers._dispatcher._make_task(newer)
+    with scene.worker():
+        wait_until(lambda: [each for each in scene.events if isinstance(each, TaskRequeued)])
+        wait_until(lambda: scene.spans("process price"))
+
+    [process] = scene.spans("process price")
+    assert process.context.trace_id == request.get_span_context().trace_id
+
+
+def test_loads_on_threads_without_celery_belong_to_their_reader_s_trace(valkey: Valkey) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    config = Config(redis_url=valkey.url, namespace=f"tracing{next(_names)}")
+    cache = Cache(config, hook=Tracing(tracer_provider=provider))
+
+    @cache.loader(fresh_for=300, wait_for=60)
+    def price(load: Load, n: int) -> int:
+        return n
+
+    with provider.get_tracer("shop").start_as_current_span("GET /price") as request:
+        assert price.get(7) == 7
+    cache.close()
+
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert set(spans) == {"publish price", "process price", "load price", "GET /price"}
+    assert {span.context.trace_id for span in spans.values()} == {request.get_span_context().trace_id}
 
 
 def test_a_load_in_the_readers_process_is_a_child_of_the_read(make: Callable[..., Scene]) -> None:

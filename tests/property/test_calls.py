@@ -74,12 +74,12 @@ def signatures(draw: st.DrawFn) -> tuple[Signature, st.SearchStrategy[tuple[Any,
     return signature, st.tuples(*(values for _, values in types))
 
 
-def told_apart(value: Any) -> Any:
+def with_types(value: Any) -> Any:
     """Return a value so that only the same are equal: 1, 1.0 and True differ."""
     if isinstance(value, list | tuple):
-        return type(value), [told_apart(each) for each in value]
+        return type(value), [with_types(each) for each in value]
     if isinstance(value, dict):
-        return dict, {key: told_apart(each) for key, each in value.items()}
+        return dict, {key: with_types(each) for key, each in value.items()}
     return type(value), repr(value)
 
 
@@ -91,7 +91,7 @@ def test_parse_is_the_reverse_of_bind(data: st.DataObject) -> None:
     parsed = signature.parse(call.text)
 
     assert parsed.text == call.text
-    assert told_apart(parsed.arguments) == told_apart(call.arguments)
+    assert with_types(parsed.arguments) == with_types(call.arguments)
     assert loader_name_of(call.text) == "find"
 
 
@@ -101,7 +101,7 @@ def test_different_canonical_arguments_have_different_texts(data: st.DataObject)
 
     one, other = signature.bind(data.draw(arguments), {}), signature.bind(data.draw(arguments), {})
 
-    assert (one.text == other.text) == (told_apart(one.arguments) == told_apart(other.arguments))
+    assert (one.text == other.text) == (with_types(one.arguments) == with_types(other.arguments))
 
 
 @given(st.data())

@@ -33,17 +33,17 @@ histories = st.lists(st.one_of(writes, invalidations, reads), min_size=3, max_si
 
 #: Of one key, read from the memories of two processes.
 memories = st.sampled_from("xy")
-told = st.builds(lambda s, v: Invalidate("a", s[0], ended(s), v), spans, versions)
+reported = st.builds(lambda s, v: Invalidate("a", s[0], ended(s), v), spans, versions)
 hits = st.builds(lambda m, s: Read("a", 0, s[0], ended(s), "l1", memory=m), memories, spans)
 proofs = st.builds(lambda m, s: Received(m, s[0], ended(s)), memories, spans)
-remembered = st.lists(st.one_of(told, hits, proofs, reads), min_size=3, max_size=12)
+remembered = st.lists(st.one_of(reported, hits, proofs, reads), min_size=3, max_size=12)
 
 
 def known_at(read: Read, operations: list[Operation], l1_for: float) -> float:
     """What was acknowledged before this instant a read must know."""
     if read.tier != "l1" or not l1_for:
         return read.began
-    heard = [
+    received = [
         each.began
         for each in operations
         if isinstance(each, Received)
@@ -51,7 +51,7 @@ def known_at(read: Read, operations: list[Operation], l1_for: float) -> float:
         and each.ended is not None
         and each.ended < read.began
     ]
-    return max([read.began - l1_for, *heard])
+    return max([read.began - l1_for, *received])
 
 
 def by_definition(operations: list[Operation], l1_for: float) -> list[tuple[Read, int]]:
@@ -145,7 +145,7 @@ def law_of_the_definition(check: Callable[..., Any]) -> None:
 
 
 def law_of_memory(check: Callable[..., Any]) -> None:
-    """The same of reads that may be late, of what their memory has not heard of."""
+    """The same of reads that may be late, of what their memory has not received."""
 
     @given(remembered, st.sampled_from([0.0, 2.0, 100.0]))
     @LONG_PLAY
@@ -204,11 +204,14 @@ def test_the_checker_keeps_the_laws(law: Callable[..., None]) -> None:
 MUTANTS = {
     "a promise holds from its beginning": ("acknowledged.append((each.ended,", "acknowledged.append((each.began,"),
     "a read is judged by its end": ("known_at = read.began", "known_at = read.ended or read.began"),
-    "a memory that has heard may be late": ("_last_before(heard.get(read.memory, ()), read.began) or 0.0", "0.0"),
+    "a memory that has received it may be late": (
+        "_last_before(received.get(read.memory, ()), read.began) or 0.0",
+        "0.0",
+    ),
     "a proof counts from its beginning": ("append((each.ended, each.began))", "append((each.began, each.began))"),
     "a proof is of its end": ("append((each.ended, each.began))", "append((each.ended, each.ended))"),
     "a proof in doubt counts": ("isinstance(each, Received) and each.ended is not None", "isinstance(each, Received)"),
-    "another memory has heard": ("heard.get(read.memory, ())", "sum(heard.values(), [])"),
+    "another memory has received it": ("received.get(read.memory, ())", "sum(received.values(), [])"),
     "the store may be late": ('read.tier == "l1" and l1_for', "l1_for"),
     "memory is never late": ("known_at - l1_for", "known_at"),
     "a write in doubt counts": (

@@ -1,4 +1,4 @@
-"""What is told to HTTP caches, read back as they read it: none keeps an answer for longer than it was allowed to."""
+"""What HTTP caches are sent, read back as they read it: none keeps an answer for longer than it was allowed to."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def parameters(cache_status: str) -> dict[str, int | str | bool]:
 def test_no_cache_keeps_an_answer_for_longer_than_its_entry_lives(
     read: Read, max_age: float, max_stale: float, is_public: bool
 ) -> None:
-    """RFC 9111's arithmetic on what was told ends at the cap, or less than a second before the entry's own ends."""
+    """RFC 9111's arithmetic on what was sent ends at the cap, or less than a second before the entry's own ends."""
     made = answer(read, HttpPolicy(max_age=max_age, max_stale=max_stale, is_public=is_public))
     headers = {name.decode(): value.decode() for name, value in made.headers}
-    told, age = directives(headers["cache-control"]), int(headers["age"])
+    reported, age = directives(headers["cache-control"]), int(headers["age"])
     entry = read.entry
     assert entry is not None
     now = entry.created + read.age
 
-    reuse_for = (told["max-age"] or 0) - age  # as a cache computes it that has this answer at once
+    reuse_for = (reported["max-age"] or 0) - age  # as a cache computes it that has this answer immediately
     left = max(0.0, entry.fresh_until - now)
     stale_from = max(now, entry.fresh_until)
     stale_left = max(0.0, entry.stale_until - stale_from)
@@ -89,10 +89,10 @@ def test_no_cache_keeps_an_answer_for_longer_than_its_entry_lives(
 
     assert age <= read.age < age + 1
     assert reuse_for == math.floor(min(left, max_age))
-    assert (told.get("stale-while-revalidate") or 0) == math.floor(min(stale_left, max_stale))
-    assert (told.get("stale-if-error") or 0) == math.floor(min(error_left, max_stale))
-    assert 0 not in (told.get("stale-while-revalidate"), told.get("stale-if-error"))
-    assert ("public" in told, "private" in told) == (is_public, not is_public)
+    assert (reported.get("stale-while-revalidate") or 0) == math.floor(min(stale_left, max_stale))
+    assert (reported.get("stale-if-error") or 0) == math.floor(min(error_left, max_stale))
+    assert 0 not in (reported.get("stale-while-revalidate"), reported.get("stale-if-error"))
+    assert ("public" in reported, "private" in reported) == (is_public, not is_public)
 
 
 @given(reads())
@@ -100,20 +100,20 @@ def test_cache_status_can_be_read_and_is_of_one_mind(read: Read) -> None:
     """RFC 9211: hit or forwarded, never both; the ttl is positive exactly while the entry is fresh."""
     headers = dict(answer(read, HttpPolicy()).headers)
 
-    told = parameters(headers[b"cache-status"].decode())
+    reported = parameters(headers[b"cache-status"].decode())
 
-    assert ("hit" in told) != ("fwd" in told)
-    assert told["detail"] == read.tier
-    assert isinstance(told["ttl"], int)
-    assert (told["ttl"] >= 0) == (read.freshness is Freshness.FRESH) or told["ttl"] == 0
-    assert (told.get("fwd") == "stale") == (read.freshness is Freshness.LAPSED)
+    assert ("hit" in reported) != ("fwd" in reported)
+    assert reported["detail"] == read.tier
+    assert isinstance(reported["ttl"], int)
+    assert (reported["ttl"] >= 0) == (read.freshness is Freshness.FRESH) or reported["ttl"] == 0
+    assert (reported.get("fwd") == "stale") == (read.freshness is Freshness.LAPSED)
 
 
 @given(reads(), st.lists(st.floats(0, 3), max_size=6), CAPS, st.sampled_from(["GET", "HEAD"]))
-def test_recent_answers_are_what_they_would_be_if_made_anew(
+def test_recent_answers_are_what_they_would_be_if_made_again(
     read: Read, later: list[float], max_age: float, method: str
 ) -> None:
-    """However close reads of one entry are, each answer tells the seconds of its own read."""
+    """However close reads of one entry are, each answer has the seconds of its own read."""
     policy = HttpPolicy(max_age=max_age, surrogate_keys=True)
     recent = Recent(policy)
     entry = read.entry

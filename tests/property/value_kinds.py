@@ -249,6 +249,7 @@ KINDS = [
     Kind("pydantic model of a subclass", Model, lambda: WiderModel(id=1), False, False),
     Kind("pydantic secret", WithSecret, lambda: WithSecret(token=pydantic.SecretStr("abc")), False, False),
     Kind("pydantic `exclude=True`, given", WithExcluded, lambda: WithExcluded(margin=5), False, False),
+    Kind("pydantic `exclude=True`, left to its default", WithExcluded, WithExcluded, True, False),
     Kind("pydantic private attribute, changed", WithPrivate, ranked, False, False),
     Kind("pydantic validator that changes its own result", Validated, lambda: Validated(price=5), False, False),
     Kind("pydantic serializer that loses", Serialized, lambda: Serialized(price=D("12.50")), False, False),

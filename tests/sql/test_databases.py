@@ -210,7 +210,7 @@ def test_a_database_that_sync_and_async_sessions_write_is_one(cache: Cache, data
     plain.dispose()
 
 
-def test_each_of_several_databases_is_drained_until_told_to_stop(
+def test_each_of_several_databases_is_drained_until_stopped(
     cache: Cache, engines: list[Engine], events: list[Any]
 ) -> None:
     cache.watch(sessionmaker(binds={One: engines[0], Two: engines[1]}), MAPPING)

@@ -1,4 +1,4 @@
-"""What a crash or an outage leaves in the outbox is delivered, by however many drains, and anew to a new store."""
+"""What a crash or an outage leaves in the outbox is delivered, by however many drains, and again to a new store."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_drains_share_the_work(shop: Shop) -> None:
     assert sorted(tag for tags in shop.invalidated() for tag in tags) == sorted(f"t:{n}" for n in range(250))
 
 
-def test_a_new_store_gets_what_the_old_one_was_told_lately(database_url: str, events: list[Any]) -> None:
+def test_a_new_store_gets_what_the_old_one_was_sent_lately(database_url: str, events: list[Any]) -> None:
     """A failover, or a restart from an old snapshot, may have brought invalidated entries back."""
     with Valkey() as server:
         make = functools.partial(
@@ -187,7 +187,7 @@ def test_a_new_store_gets_what_the_old_one_was_told_lately(database_url: str, ev
         shop.engine.dispose()
 
 
-def test_a_session_that_marks_its_row_after_a_replay_has_told_the_old_store_only(
+def test_a_session_that_marks_its_row_after_a_replay_has_notified_the_old_store_only(
     unwatched: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """commit, invalidate on the old store; replay to the new one; mark: the drain delivers the row all the same."""
@@ -319,7 +319,7 @@ def test_sessions_leave_tables_with_triggers_to_them(triggered: Shop) -> None:
 
 
 def test_a_draining_process_is_woken_by_the_change(triggered: Shop, monkeypatch: Any) -> None:
-    """At once: not by its look every so often, which here would come too late."""
+    """Immediately: not by its look every so often, which here would come too late."""
     monkeypatch.setattr("cacheworkers.sql.watch.service.DRAIN_WITHIN", 600.0)
     stop = threading.Event()
     thread = threading.Thread(target=triggered.cache.drain_until, args=(stop,))
@@ -575,9 +575,9 @@ def test_triggers_that_are_not_the_table_s_own_are_not_relied_on(shop: Shop, mak
     [
         (
             python(draining, "replay_to_a_new_store", "if noted == now:", "if True:"),
-            test_a_new_store_gets_what_the_old_one_was_told_lately,
+            test_a_new_store_gets_what_the_old_one_was_sent_lately,
         ),
-        (python(Outbox, "replay", "delivered_at=None, ", ""), test_a_new_store_gets_what_the_old_one_was_told_lately),
+        (python(Outbox, "replay", "delivered_at=None, ", ""), test_a_new_store_gets_what_the_old_one_was_sent_lately),
     ],
 )
 def test_a_replay_without_a_part_is_missed(

@@ -80,7 +80,7 @@ def polled(cache: Cache, tmp_path: Path, events: list[Any]) -> Iterator[OutboxRe
     made.close()
 
 
-def test_a_row_is_found_without_being_told(polled: OutboxRelayed) -> None:
+def test_a_row_is_found_without_a_notification(polled: OutboxRelayed) -> None:
     """Written while the drain is between two looks; the entry of its tag goes."""
 
     @polled.cache.loader(tags=("n:{n}",), fresh_for=300)
@@ -130,8 +130,8 @@ def test_lag_is_the_age_of_the_oldest_row_that_waits(polled: OutboxRelayed) -> N
     assert polled.lag() == 0.0
 
 
-def test_a_row_that_is_marked_after_a_replay_is_delivered_anew(polled: OutboxRelayed) -> None:
-    """Its session told the old store alone, whatever it may say later."""
+def test_a_row_that_is_marked_after_a_replay_is_delivered_again(polled: OutboxRelayed) -> None:
+    """Its session wrote to the old store alone, whatever it may say later."""
     polled.write("n:1", WATCH)
     polled.cache.invalidate("n:1")
     before = len(polled.invalidated())
@@ -144,10 +144,10 @@ def test_a_row_that_is_marked_after_a_replay_is_delivered_anew(polled: OutboxRel
     assert polled.waiting() == 0
 
 
-def test_a_batch_that_is_marked_after_a_replay_is_delivered_anew(
+def test_a_batch_that_is_marked_after_a_replay_is_delivered_again(
     polled: OutboxRelayed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One drain has told the old store, another replays to the new one, and then the first marks its rows."""
+    """One drain has written to the old store, another replays to the new one, and then the first marks its rows."""
     polled.write("n:1")
     outbox = polled.cache.outbox
     plain = outbox.delivered

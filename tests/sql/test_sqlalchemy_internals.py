@@ -22,6 +22,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.ext.declarative import DeferredReflection
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry, relationship, sessionmaker
@@ -180,7 +181,7 @@ def test_second_updates_are_known_before_they_are_written(engine: Engine) -> Non
         assert found == [room]
 
 
-def test_the_unit_of_work_s_statements_are_told_from_others(engine: Engine) -> None:
+def test_the_unit_of_work_s_statements_are_known_from_others(engine: Engine) -> None:
     """Without it, a bulk statement in the middle of a flush passes for the flush's own."""
     contexts: list[Any] = [None]
     seen: list[tuple[str, bool]] = []
@@ -262,11 +263,11 @@ def test_engines_that_differ_in_options_have_one_base(engine: Engine) -> None:
 def test_a_twin_engine_has_the_listeners_of_the_other(tmp_path: Any, kind: Any, is_late: bool) -> None:
     """Without it, what listeners set up for row-level security does not hold in loads."""
     engine = create_engine(f"sqlite:///{tmp_path}/a.db")
-    heard: list[str] = []
+    received: list[str] = []
 
     def listen() -> None:
         for name in ("connect", "checkout", "engine_connect", "begin", "before_cursor_execute", "commit"):
-            event.listen(engine, name, lambda *_, name=name: heard.append(name))
+            event.listen(engine, name, lambda *_, name=name: received.append(name))
 
     if not is_late:
         listen()
@@ -277,7 +278,7 @@ def test_a_twin_engine_has_the_listeners_of_the_other(tmp_path: Any, kind: Any, 
     with twin.begin() as connection:
         connection.exec_driver_sql("SELECT 1")
 
-    assert heard == ["connect", "checkout", "engine_connect", "begin", "before_cursor_execute", "commit"]
+    assert received == ["connect", "checkout", "engine_connect", "begin", "before_cursor_execute", "commit"]
     assert twin.pool is not engine.pool
     twin.dispose()
 
@@ -366,4 +367,18 @@ def test_first_connections_on_two_loops_do_not_wait_for_ever(database_url: str) 
     for thread in threads:
         thread.join(30)
 
-    assert done == ["first", "second"]
+    assert sorted(done) == ["first", "second"]  # in either order: after the lock, both go on
+
+
+def test_a_first_value_is_read_in_a_transaction_and_fails_as_any_statement_does(engine: Engine) -> None:
+    """Without it each watched commit costs another pass through SQLAlchemy's execution of statements."""
+    statement = "INSERT INTO internals_room (name) VALUES (?) RETURNING id"
+    with engine.connect() as connection:
+        assert internals.first_value(connection, statement, ("hall",)) == 1
+        connection.commit()
+        assert internals.first_value(connection, statement, ("cellar",)) == 2
+        with pytest.raises(OperationalError, match="no such table: nowhere") as failed:
+            internals.first_value(connection, "SELECT 1 FROM nowhere", ())
+        assert failed.value.statement == "SELECT 1 FROM nowhere"
+    with engine.connect() as connection:
+        assert connection.execute(select(Room.name)).scalars().all() == ["hall"]

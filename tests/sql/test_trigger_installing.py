@@ -195,7 +195,7 @@ def test_another_database_says_what_works_there(shop: Cache) -> None:
                 do(connection)
 
 
-def test_an_async_connection_is_told_how(shop: Cache, database_url: str) -> None:
+def test_an_async_connection_is_shown_how(shop: Cache, database_url: str) -> None:
     async def install() -> None:
         async with create_async_engine(database_url).connect() as connection:
             wrong: Any = connection

@@ -1,4 +1,4 @@
-"""What is written to a view or partition changes other tables; what a text does not tell is refused."""
+"""What is written to a view or partition changes other tables; a text that does not say what it changes is refused."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_bulk_statements_are_refused(shop: Shop, statement: Any) -> None:
         session.execute(statement)
 
 
-def test_bulk_statements_run_when_told_so(shop: Shop) -> None:
+def test_bulk_statements_run_when_asked_to(shop: Shop) -> None:
     shop.add(1)
     with shop.sessions.begin() as session:
         session.execute(update(Product).values(price=5), execution_options={"cacheworkers_unwatched": True})
@@ -188,7 +188,7 @@ def test_an_entry_whose_tag_known_only_from_the_data_is_touched_is_loaded(shop: 
         assert shop.price.read(1).tier == "load"
 
 
-def test_several_keys_at_once_see_the_writes_too(shop: Shop) -> None:
+def test_several_keys_together_see_the_writes_too(shop: Shop) -> None:
     @shop.cache.batch_loader(tags=("product:{key}",))
     def prices(load: Any, ids: list[int]) -> dict[int, int]:
         return {number: load.session.get(Product, number).price for number in ids}

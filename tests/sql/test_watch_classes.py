@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import Column, ForeignKey, MetaData, Table, create_engine, join, select
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, create_engine, join, select
 from sqlalchemy.ext.declarative import ConcreteBase
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -151,7 +151,7 @@ def test_both_classes_are_watched_if_both_are_given(classes: Classes, events: li
 
 
 def test_another_table_of_the_same_name_is_refused_by_its_flush(classes: Classes) -> None:
-    """Which of them is in which database cannot be told at set-up."""
+    """Which of them is in which database is not known at set-up."""
     other = registry(metadata=MetaData())
 
     @other.mapped
@@ -221,3 +221,36 @@ def test_concrete_classes_have_tables_of_their_own(classes: Classes, events: lis
         session.add_all([NamedWaker(id=1), Shop(id=2)])
 
     assert [event.tags for event in events if type(event).__name__ == "Invalidated"] == [("shop:2",)]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "mapped again"])
+def test_a_registry_that_is_disposed_of_takes_its_classes_along(
+    classes: Classes, events: list[Any], again: bool
+) -> None:
+    """The others are watched as before; a class that is mapped again is, too."""
+
+    class Shelf:
+        id: int
+
+    shelves = Table("shelf", classes.base.metadata, Column("id", Integer, primary_key=True))
+    shelves.create(classes.engine)
+    mapped = registry()
+    mapped.map_imperatively(Shelf, shelves)
+    classes.watch(more={Shelf: ["shelf:{id}"]})
+    with classes.sessions.begin() as session:
+        session.add_all([classes.item(id=1, price=1)])
+
+    mapped.dispose()
+    if again:
+        mapped.map_imperatively(Shelf, shelves)
+        with classes.sessions.begin() as session:
+            shelf = Shelf()
+            shelf.id = 7
+            session.add(shelf)
+    with classes.sessions.begin() as session:
+        session.get_one(classes.item, 1).price = 2
+        session.execute(classes.table.update().where(classes.table.c.id == 1).values(price=3))
+
+    found = [event.tags for event in events if type(event).__name__ == "Invalidated"]
+    assert found == [("item:1",), *([("shelf:7",)] if again else []), ("item:1",)]
+    mapped.dispose()

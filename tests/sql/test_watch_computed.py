@@ -198,7 +198,7 @@ def test_a_column_computed_of_what_the_database_moves(computing: Computing) -> N
     assert computing.tags() == {"label:b!", "label:nobody!", "link:b?", "link:nobody?"}
 
 
-def test_a_row_that_is_moved_and_deleted_at_once(computing: Computing) -> None:
+def test_a_row_that_is_moved_and_deleted_together(computing: Computing) -> None:
     """There is nothing left to be computed of."""
     with Session(computing.engine) as session, session.begin():
         session.add(Maker(name="a"))

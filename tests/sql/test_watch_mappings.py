@@ -257,7 +257,7 @@ def test_an_attribute_may_have_any_name(mapped: Mapped_) -> None:
 
 
 def test_an_orphan_that_is_replaced_by_another_of_its_key(mapped: Mapped_) -> None:
-    """SQLAlchemy makes an UPDATE of the two, and no event tells of the row as it was."""
+    """SQLAlchemy makes an UPDATE of the two, and no event has the row as it was."""
     mapped.watch({Line: ["line:{order_id}:{number}", "shelf:{shelf}"]})
     mapped.tags(lambda session: session.add(Order(id=1, lines=[Line(number=1, shelf="a")])))
 

@@ -169,7 +169,7 @@ class Judged:
         cache.watch(self.sessions, MAPPING)
 
     def begin(self) -> None:
-        """Begin anew, past everything that watches."""
+        """Begin again, past everything that watches."""
         with Session(self.engine) as session, session.begin():
             for kind in (links, Item, Badge, Maker):
                 session.execute(delete(kind))

@@ -285,4 +285,4 @@ def test_sessions_of_several_databases(cache: Cache, tmp_path: Path, events: lis
         with engine.connect() as connection:
             assert connection.exec_driver_sql("SELECT tags FROM cacheworkers_outbox").scalars().all() == [tag]
             connection.rollback()
-            wait_until(lambda: cache.outbox.waiting(connection) == 0)  # called at once
+            wait_until(lambda: cache.outbox.waiting(connection) == 0)  # called immediately

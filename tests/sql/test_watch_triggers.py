@@ -214,7 +214,7 @@ CASCADING: list[Any] = [delete(Parent), text("DELETE FROM parent"), text("TRUNCA
 
 @pytest.mark.parametrize("statement", CASCADING)
 def test_a_bulk_deletion_is_refused_where_what_goes_with_it_has_no_triggers(unwatched: Shop, statement: Any) -> None:
-    """The parents' triggers do not tell of the children."""
+    """The parents' triggers do not cover the children."""
     family = Family(unwatched, (Parent, Child), ("parent",))
 
     with family.sessions() as session, pytest.raises(UnwatchedWrite, match=r"changes parent.*triggers\) on child,"):
@@ -241,7 +241,7 @@ def test_a_bulk_update_needs_only_the_triggers_of_its_table(unwatched: Shop) -> 
     assert unwatched.invalidated() == [{"parent:1"}]
 
 
-def test_tables_of_one_name_without_triggers_are_told_apart(unwatched: Shop) -> None:
+def test_tables_of_one_name_without_triggers_are_distinguished(unwatched: Shop) -> None:
     """In two databases, say: that one name has no triggers is so of each of its tables."""
 
     class Other(DeclarativeBase):
@@ -291,7 +291,7 @@ def test_triggers_of_a_table_are_not_those_of_a_tenant_s(tenants: Shop) -> None:
         session.execute(update(Product).values(price=1), execution_options={"schema_translate_map": TENANT})
 
 
-def test_a_tenant_s_triggers_are_heard(tenants: Shop) -> None:
+def test_a_tenant_s_triggers_are_received(tenants: Shop) -> None:
     """Whatever its schema is called."""
     engine = tenants.engine.execution_options(schema_translate_map=TENANT)
     with tenants.engine.begin() as connection:

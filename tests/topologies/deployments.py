@@ -201,7 +201,7 @@ class Deployment:
     def failing_over(self) -> Iterator[None]:
         """Kill a master; in the block another takes its place.  Then the old one comes back, as a replica.
 
-        A single server has no other: it is back at once, and empty.
+        A single server has no other: it is back immediately, and empty.
         """
         if self.kind.shape == "standalone":
             self.nodes[0].kill()

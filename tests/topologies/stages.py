@@ -34,7 +34,7 @@ class Stage:
         )
         with self.engine.begin() as connection:
             connection.execute(text("CREATE TABLE number (n INTEGER PRIMARY KEY, value INTEGER)"))
-            rows = [{"n": n, "value": n * 10} for n in range(1000)]
+            rows = [{"n": n, "value": n * 10} for n in range(10_000)]
             connection.execute(text("INSERT INTO number VALUES (:n, :value)"), rows)
         if broker:
             self._start_a_worker()

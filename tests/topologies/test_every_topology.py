@@ -75,7 +75,7 @@ def test_warm(stage: Stage) -> None:
 
 
 def test_invalidate(stage: Stage) -> None:
-    """An acknowledged invalidation is seen by this process at once, and leaves the memory of another."""
+    """An acknowledged invalidation is seen by this process immediately, and leaves the memory of another."""
     [n, *_] = own()
     other, number = stage.another()
     wait_until(lambda: number.read(n).tier == "l1")

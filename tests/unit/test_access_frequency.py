@@ -44,7 +44,7 @@ def test_reads_of_a_slot_that_goes_are_not_lost() -> None:
     assert heat.taken(l1.slots.values(), 10) == {"a": 3}
 
 
-def test_only_the_hottest_are_told() -> None:
+def test_only_the_hottest_are_reported() -> None:
     heat = AccessCounter()
     for call, reads in (("a", 1), ("b", 3), ("c", 2)):
         heat.count(call, reads)
@@ -69,7 +69,7 @@ def test_memory_is_bounded_and_the_hottest_are_found() -> None:
     assert len(hottest & truth) >= 95
 
 
-def test_a_child_tells_only_of_its_own_reads() -> None:
+def test_a_child_reports_only_its_own_reads() -> None:
     heat = AccessCounter()
     heat.count("a")
 
@@ -78,7 +78,7 @@ def test_a_child_tells_only_of_its_own_reads() -> None:
     assert heat.taken((), 10) == {}
 
 
-def test_hits_of_l1_are_told_once_by_loader_even_of_slots_that_have_gone() -> None:
+def test_hits_of_l1_are_reported_once_by_loader_even_of_slots_that_have_gone() -> None:
     heat, l1 = AccessCounter(), L1(10, 1 << 20)
     l1.on_gone = heat.note_gone
     kept(l1, "product[1]", 5)

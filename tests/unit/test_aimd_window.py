@@ -49,7 +49,7 @@ def test_whoever_needs_the_workers_halves_it() -> None:
 
 
 def test_loads_that_wait_for_workers_halve_it_until_they_wait_no_longer() -> None:
-    """A load a second, by one worker: however many are let in, no more than two wait."""
+    """A load a second, by one worker: however many are admitted, no more than two wait."""
     throttle = AimdWindow(64)
     for waited in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0):
         throttle.note(1.0, waited)

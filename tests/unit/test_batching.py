@@ -31,14 +31,14 @@ class Source:
         return [None if key.startswith("none") else key.encode() for key in keys]
 
     def submit(self, keys: list[str], done: Callable[[Any], None]) -> bool:
-        """The same, told of by a callback, as a connection that is open does."""
+        """The same, reported by a callback, as a connection that is open does."""
 
-        def told(task: asyncio.Task[list[bytes | None]]) -> None:
+        def reported(task: asyncio.Task[list[bytes | None]]) -> None:
             error = task.exception()
             assert error is None or isinstance(error, Exception)
             done(error or task.result())
 
-        asyncio.get_running_loop().create_task(self(keys)).add_done_callback(told)
+        asyncio.get_running_loop().create_task(self(keys)).add_done_callback(reported)
         return True
 
 

@@ -57,7 +57,7 @@ def test_rung_while_somebody_waits(wait: Any) -> None:
     assert wakeup.woken_names() == ["a"]
 
 
-def test_what_is_rung_after_it_was_told_wakes_again(wait: Any) -> None:
+def test_what_is_rung_after_it_was_reported_wakes_again(wait: Any) -> None:
     wakeup = Wakeup()
     wakeup.wake("a")
     assert wait(wakeup, LONG)
@@ -128,10 +128,10 @@ def test_a_cancelled_wait_leaves_the_bell_as_it_was() -> None:
 
 
 def test_a_place_is_woken_as_a_sleeping_thread_is() -> None:
-    """By a push, and as the one that gets the baton; who got up before is not."""
+    """By a push, and as the one that gets the hand-off; who got up before is not."""
     waiters, wakeup = Waiters(), Wakeup()
     with waiters.enter("a") as one, waiters.enter("b") as other, waiters.enter("c") as third:
-        beds = [waiter.register(NamedWaker(wakeup, name)) for waiter, name in ((one, "a"), (other, "b"))]
+        sleepers = [waiter.register(NamedWaker(wakeup, name)) for waiter, name in ((one, "a"), (other, "b"))]
         up = NamedWaker(wakeup, "c")
         third_beds = third.register(up)
         assert third_beds is not None
@@ -141,7 +141,7 @@ def test_a_place_is_woken_as_a_sleeping_thread_is() -> None:
         waiters.wake_one(other.flight)
         waiters.wake("c")
 
-        assert all(each is not None for each in beds)
+        assert all(each is not None for each in sleepers)
         assert wakeup.woken_names() == ["a", "b"]
         assert [waiter.woken for waiter in (one, other, third)] == [True, True, True]
         assert one.register(NamedWaker(wakeup, "a")) is None  # woken since it last looked

@@ -62,15 +62,15 @@ def way(name: str) -> simulation.Way:
     return next(way for way in simulation.WAYS if way.name == name)
 
 
-def test_simulated_readers_at_once_share_a_load() -> None:
+def test_simulated_readers_together_share_a_load() -> None:
     """A thousand readers of one key within a load's time: one load, and all but those after it wait."""
     crowd = simulation.Scene(traces.Trace("crowd", [7] * 1000), 60.0, 60.0, lasts=0.0005, writes=0.0, hot=1)
 
     alone = simulation.Replay(crowd, way("TTL, every reader loads")).play()
     shared = simulation.Replay(crowd, way("TTL, one load for all")).play()
 
-    assert (alone.loads, alone.most_at_once) == (1000, 1000)
-    assert (shared.loads, shared.most_at_once, shared.waits, shared.in_vain) == (1, 1, 100.0, 0)
+    assert (alone.loads, alone.max_concurrent) == (1000, 1000)
+    assert (shared.loads, shared.max_concurrent, shared.waits, shared.in_vain) == (1, 1, 100.0, 0)
 
 
 def periods_of(entries: dict[str, tuple[float, float]]) -> periods.Periods:
@@ -150,7 +150,7 @@ def test_simulated_warming_spares_hot_keys_their_stale_reads() -> None:
     assert swr.waits < plain.waits
 
 
-def test_a_simulated_write_is_read_at_once() -> None:
+def test_a_simulated_write_is_read_immediately() -> None:
     """An invalidation makes the next read wait for a load of its own, and drops what L1 holds."""
     unwritten = simulation.Replay(scene(writes=0.0), way("SWR + warm")).play()
     written = simulation.Replay(scene(writes=0.05), way("SWR + warm")).play()
@@ -162,7 +162,7 @@ def test_a_simulated_write_is_read_at_once() -> None:
 def test_workers_that_are_few_load_one_after_the_other() -> None:
     few = simulation.Replay(scene(workers=1), way("TTL, one load for all")).play()
 
-    assert few.most_at_once == 1
+    assert few.max_concurrent == 1
 
 
 def test_a_recorded_trace_is_read_back(tmp_path: Path) -> None:

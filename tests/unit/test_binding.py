@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from kombu import Queue
 
 from cacheworkers import Config, DeclarationError, Load
@@ -91,7 +91,7 @@ def queue_of(app: Celery, loader: str) -> str:
 
 CONFIGURE: dict[str, Callable[[Celery], object]] = {
     "from an object": lambda app: app.config_from_object(Conf),
-    "at once": lambda app: app.config_from_object(Conf, force=True),
+    "immediately": lambda app: app.config_from_object(Conf, force=True),
     "with a prefix": lambda app: app.config_from_object(DjangoConf, namespace="CELERY"),
     "one by one": set_one_by_one,
 }
@@ -322,6 +322,40 @@ def test_a_rate_limit_of_all_the_app_s_tasks_is_none_of_ours(settings: dict[str,
     loads = {"product": 0, "price": "10/s", "page": "5/s"}
     assert {name: rates.pop(f"cacheworkers.load.{name}") for name in loads} == loads
     assert set(rates.values()) == {0}
+
+
+@pytest.mark.parametrize("how", ["annotations", "a list of annotations", "a base class"])
+def test_options_of_all_the_app_s_tasks_are_none_of_ours(how: str) -> None:
+    """A second's time limit would kill loads, early acks lose them, and a priority hides messages from the monitor."""
+    theirs = {
+        "time_limit": 1,
+        "soft_time_limit": 1,
+        "acks_late": False,
+        "reject_on_worker_lost": False,
+        "acks_on_failure_or_timeout": False,
+        "ignore_result": False,
+        "serializer": "pickle",
+        "priority": 7,
+        "rate_limit": "1/m",
+        "autoretry_for": (Exception,),
+    }
+    base = type("Base", (Task,), theirs if how == "a base class" else {})
+    app = Celery("shop", task_cls=base)
+    if how != "a base class":
+        app.conf.task_annotations = {"*": theirs} if how == "annotations" else [{"*": theirs}]
+    workers = bound(app)
+
+    workers.register(LoaderInfo("product", 3.0, False, 100, None))
+    app.finalize()
+
+    load = app.tasks["cacheworkers.load.product"]
+    assert load.acks_late and load.reject_on_worker_lost and load.acks_on_failure_or_timeout
+    ours = [task for name, task in app.tasks.items() if name.startswith("cacheworkers.")]
+    assert len(ours) > 2
+    for task in ours:
+        assert (task.ignore_result, task.serializer, task.priority, task.rate_limit) == (True, "json", 0, 0)
+        assert 3.0 < task.soft_time_limit < task.time_limit
+        assert not hasattr(task, "_orig_run"), "run is wrapped by autoretry"
 
 
 GOOD = ["product[1]", TOKEN, "", "miss"]

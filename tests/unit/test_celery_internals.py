@@ -19,6 +19,7 @@ from cacheworkers.testing import Valkey
 from cacheworkers.workers.celery_internals import (
     _OrderedGroup,
     add_queues,
+    annotations_of,
     consume_in_order,
     oldest_in_redis,
     remove_queues,
@@ -175,3 +176,23 @@ def test_a_closed_channel_s_parameters_are_a_lost_connection(app: Celery) -> Non
 
     with pytest.raises(connection.connection_errors):
         channel._connparams()
+
+
+def test_annotations_of_one_task_leave_those_of_all_tasks_out() -> None:
+    class Mail:
+        def annotate(self, task: Any) -> dict[str, Any] | None:
+            return {"priority": 2} if task.name == "mail" else None
+
+    app = Celery("shop")
+    app.conf.task_annotations = [{"*": {"rate_limit": "1/m"}, "mail": {"rate_limit": "5/s"}}, Mail()]
+
+    @app.task(name="mail", shared=False)
+    def mail() -> None: ...
+
+    @app.task(name="report", shared=False)
+    def report() -> None: ...
+
+    app.finalize()
+    assert annotations_of(app.tasks["mail"]) == {"rate_limit": "5/s", "priority": 2}
+    assert annotations_of(app.tasks["report"]) == {}
+    assert app.tasks["report"].rate_limit == "1/m"

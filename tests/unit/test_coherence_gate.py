@@ -6,7 +6,7 @@ from cacheworkers.local.coherence import Coherence
 
 
 def test_a_proof_from_before_a_loss_does_not_open_the_gate() -> None:
-    """Who was about to say so, as another thread lost the link, has heard nothing since."""
+    """Who was about to say so, as another thread lost the link, has received nothing since."""
     coherence = Coherence()
     assert coherence.prove(1.0)
     assert not coherence.prove(2.0), "it was open"
@@ -19,7 +19,7 @@ def test_a_proof_from_before_a_loss_does_not_open_the_gate() -> None:
 
 
 def test_a_session_s_end_may_come_while_its_own_thread_has_the_gate_s_lock() -> None:
-    """Memory is freed anywhere, also in the middle of `heard`."""
+    """Memory is freed anywhere, also in the middle of `prove`."""
     coherence = Coherence()
     coherence.bypass()
 

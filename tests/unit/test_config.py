@@ -95,7 +95,7 @@ def test_a_wrong_variable_is_named(variable: str, text: str, message: str) -> No
         Config.from_env({f"CACHEWORKERS_{variable}": text})
 
 
-def test_queues_are_named_after_the_namespace_unless_told_otherwise() -> None:
+def test_queues_are_named_after_the_namespace_unless_configured_otherwise() -> None:
     assert dataclasses.astuple(Config(namespace="shop").queues) == (
         "shop.miss",
         "shop.revalidate",

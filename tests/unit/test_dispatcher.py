@@ -187,7 +187,7 @@ def test_size_of_a_group(load_for: float, is_batch: bool, queue: str, size: int)
     assert LoaderInfo("x", load_for, is_batch, 100).group_size(queue) == size
 
 
-def test_local_workers_run_several_groups_at_once_and_group_what_waits() -> None:
+def test_local_workers_run_several_groups_together_and_group_what_waits() -> None:
     """With both threads busy, what comes is grouped; a load that raises does not end its thread."""
     both_busy, coherence, seen = threading.Barrier(3), threading.Event(), []
 

@@ -25,7 +25,7 @@ def test_the_documentation_has_every_rule_as_the_code_has_it() -> None:
     assert PAGE.read_text().endswith("\n\n" + table(RULES) + "\n")
 
 
-def test_rules_are_told_apart_by_their_names() -> None:
+def test_rules_are_distinguished_by_their_names() -> None:
     names = [rule.check for rule in RULES]
 
     assert len(set(names)) == len(names)

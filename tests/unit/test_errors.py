@@ -28,10 +28,10 @@ def test_it_survives_pickle_and_copy(kind: type[Exception]) -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(again) is kind
         assert str(again) == str(error)
-        assert _told(again) == _told(error)
+        assert _reported(again) == _reported(error)
 
 
-def _told(error: Exception) -> object:
+def _reported(error: Exception) -> object:
     """What an error carries besides its text, as far as it can be compared."""
     if isinstance(error, errors.LoadErrors):
         return error.values, {key: (type(each), str(each), vars(each)) for key, each in error.errors.items()}

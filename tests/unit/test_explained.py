@@ -22,7 +22,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Any:
     time.tzset()
 
 
-def told(**fields: Any) -> dict[str, str]:
+def reported(**fields: Any) -> dict[str, str]:
     return dict(
         lines(Explanation(**{"call": "product[42]", "verdict": "", "freshness": "missing", "at": NOW, **fields}))
     )
@@ -63,7 +63,7 @@ def test_spans_have_two_units_at_most(seconds: float, says: str) -> None:
 
 
 def test_a_stale_entry_with_its_instants() -> None:
-    found = told(**STALE, tags=(TagState("product:42", 9, 20.0), TagState("deals", 0, None)))
+    found = reported(**STALE, tags=(TagState("product:42", 9, 20.0), TagState("deals", 0, None)))
 
     assert found["store"] == "stale, 1,234 bytes of JSON"
     assert found["loaded"].startswith("2027-01-15 07:54:48, 5 min 12 s ago, in 4 ms")
@@ -87,31 +87,31 @@ def test_each_tag_says_whether_it_was_invalidated_since() -> None:
 def test_who_is_at_it() -> None:
     asked, begun = {"token": "ab"}, {"token": "ab", "fence": "cd"}
 
-    assert told(**STALE, lease=asked)["lease"] == "held by ab, whose load has not begun"
-    assert told(**STALE, lease=begun, attempts=2)["lease"] == "held by ab, whose load has begun; attempt 2"
-    assert told(**STALE, lease=begun)["revalidated"] == "now, by the lease's holder"
-    assert told(attempts=3)["lease"] == "nobody's; 3 loads have begun and not ended"
+    assert reported(**STALE, lease=asked)["lease"] == "held by ab, whose load has not begun"
+    assert reported(**STALE, lease=begun, attempts=2)["lease"] == "held by ab, whose load has begun; attempt 2"
+    assert reported(**STALE, lease=begun)["revalidated"] == "now, by the lease's holder"
+    assert reported(attempts=3)["lease"] == "nobody's; 3 loads have begun and not ended"
 
 
 def test_what_failed_and_until_when() -> None:
     failure = {"kind": "RuntimeError", "text": "gone", "count": "3", "until_ms": str((NOW + 4) * 1000)}
 
-    assert told(failure=failure)["failure"] == (
+    assert reported(failure=failure)["failure"] == (
         "3 in a row, the last RuntimeError: gone; nobody loads it for another 4.0 s"
     )
-    assert told(failure={**failure, "until_ms": "1"})["failure"].endswith("its backoff is over")
-    assert told(failure={**failure, "text": ""})["failure"].startswith("3 in a row, the last RuntimeError; nobody")
+    assert reported(failure={**failure, "until_ms": "1"})["failure"].endswith("its backoff is over")
+    assert reported(failure={**failure, "text": ""})["failure"].startswith("3 in a row, the last RuntimeError; nobody")
 
 
 def test_what_memory_would_answer_and_what_is_never_stale() -> None:
-    assert told()["memory"] == "this process has not got it; each has its own"
-    assert told(in_l1=True, l1_reads=1234)["memory"] == "this process has it, and has served it 1,234 times"
-    assert told()["store"] == "nothing"
-    for_ever = told(**{**STALE, "fresh_for": float("inf"), "revalidates_in": float("inf")})
+    assert reported()["memory"] == "this process has not got it; each has its own"
+    assert reported(in_l1=True, l1_reads=1234)["memory"] == "this process has it, and has served it 1,234 times"
+    assert reported()["store"] == "nothing"
+    for_ever = reported(**{**STALE, "fresh_for": float("inf"), "revalidates_in": float("inf")})
     assert (for_ever["fresh"], for_ever["revalidated"]) == ("for ever", "never, unless it is invalidated")
 
 
 def test_when_a_fresh_entry_is_revalidated() -> None:
-    assert told(**{**STALE, "fresh_for": 60.0, "revalidates_in": 57.0})["revalidated"] == (
+    assert reported(**{**STALE, "fresh_for": 60.0, "revalidates_in": 57.0})["revalidated"] == (
         "by a reader, or by warming, from 2027-01-15 08:00:57, in 57 s"
     )

@@ -1,4 +1,4 @@
-"""FanOut: whoever is asked, one after the other or at once, the whole takes about one timeout at most."""
+"""FanOut: whoever is asked, one after the other or together, the whole takes about one timeout at most."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_masters_that_hang_cost_one_timeout_together(clock: Clock, answers_in: l
     assert took <= BOUND
 
 
-def test_masters_that_answer_in_time_are_all_heard(clock: Clock) -> None:
+def test_masters_that_answer_in_time_are_all_received(clock: Clock) -> None:
     took, outcome = went(clock, to(*(SlowPool(clock, each) for each in (9.0, 1.0, 9.5, 0.0))))
 
     assert outcome == [[b"here"]] * 4
@@ -128,7 +128,7 @@ def test_what_has_come_while_the_thread_was_held_up_is_taken(clock: Clock) -> No
     assert outcome == [[b"here"]] * 3
 
 
-def test_those_that_were_not_heard_are_given_up(clock: Clock) -> None:
+def test_those_that_were_not_received_are_given_up(clock: Clock) -> None:
     pools = [SlowPool(clock, each) for each in (0.0, NEVER, 0.0, 0.0)]
 
     went(clock, to(*pools))
@@ -193,7 +193,7 @@ def test_a_request_that_is_sent_again_takes_of_the_same_time(clock: Clock) -> No
 
 
 def test_patience_ends_with_the_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is told then is that the slot is on its way, not that the store does not answer."""
+    """What is reported then is that the slot is on its way, not that the store does not answer."""
     pools = {A: SlowPool(clock, 0.0, reply=slots_or(TryAgainError("split")))}
 
     def pause(seconds: float) -> None:

@@ -33,8 +33,8 @@ def shown(lines: list[sheet.Line]) -> str:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Found | Failure]]:
-    """What each benchmark finds, told beforehand instead of measured."""
+def reported(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Found | Failure]]:
+    """What each benchmark finds, given beforehand instead of measured."""
     found: dict[str, Found | Failure] = {}
     monkeypatch.setattr(runs, "alone", lambda name, scale: found[name])
     yield found
@@ -87,9 +87,9 @@ def test_small_sizes_are_marked() -> None:
     assert line.row.what == "a hit | in memory (quick)"
 
 
-def test_a_benchmark_that_fails_has_a_row_and_the_others_go_on(told: dict[str, Found | Failure]) -> None:
-    told["hits"] = Failure("ConnectionError: refused", "Traceback")
-    told["race"] = Found([HIT], [Detail("Race", ("library",), [])], {"race.md": "text"})
+def test_a_benchmark_that_fails_has_a_row_and_the_others_go_on(reported: dict[str, Found | Failure]) -> None:
+    reported["hits"] = Failure("ConnectionError: refused", "Traceback")
+    reported["race"] = Found([HIT], [Detail("Race", ("library",), [])], {"race.md": "text"})
     console = Console(file=io.StringIO(), width=200)
 
     lines, details, files = runs.run(["hits", "race"], Scale(), console)
@@ -103,19 +103,19 @@ def test_a_benchmark_that_fails_has_a_row_and_the_others_go_on(told: dict[str, F
     assert "2 of 2: race" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_command_fails_if_a_benchmark_did(told: dict[str, Found | Failure]) -> None:
+def test_the_command_fails_if_a_benchmark_did(reported: dict[str, Found | Failure]) -> None:
     """A missed aim is no failure."""
-    told["hits"] = Failure("ConnectionError: refused", "")
-    told["race"] = Found([HIT._replace(is_met=False)])
+    reported["hits"] = Failure("ConnectionError: refused", "")
+    reported["race"] = Found([HIT._replace(is_met=False)])
 
     assert whole.main(["--only", "race"]) == 0
     assert whole.main(["--only", "hits", "race"]) == 1
 
 
 def test_nothing_is_written_of_a_part_unless_it_is_said_where(
-    told: dict[str, Found | Failure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reported: dict[str, Found | Failure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told |= dict.fromkeys(figures.FIGURES, Found([HIT], files={"read_path.md": "hits"}))
+    reported |= dict.fromkeys(figures.FIGURES, Found([HIT], files={"read_path.md": "hits"}))
     monkeypatch.chdir(tmp_path)
 
     whole.main(["--only", "race"])
@@ -130,7 +130,7 @@ def test_nothing_is_written_of_a_part_unless_it_is_said_where(
     assert sorted(path.name for path in (tmp_path / whole.DOCS).iterdir()) == written
 
 
-def test_an_unknown_name_is_told_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         whole.main(["--only", "hits", "misses"])
 

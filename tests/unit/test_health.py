@@ -172,8 +172,8 @@ def test_what_fails_again_is_probed_again(make_health: Any, store: Store) -> Non
     wait_until(lambda: store.events == ["lost", "back"] * 3)
 
 
-def test_where_only_a_part_is_away_the_rest_is_asked_again_at_once(make_health: Any, store: Store) -> None:
-    """It is back when that part is: until then it is asked for, and nobody is told."""
+def test_where_only_a_part_is_away_the_rest_is_asked_again_immediately(make_health: Any, store: Store) -> None:
+    """It is back when that part is: until then it is asked for, and nobody is notified."""
     health = make_health(0.001, has_parts=True)
     store.is_partly_away = True
     with pytest.raises(StoreUnavailable):
@@ -190,7 +190,7 @@ def test_where_only_a_part_is_away_the_rest_is_asked_again_at_once(make_health: 
     assert not health.is_probing
 
 
-def test_the_part_that_failed_is_not_asked_at_once(make_health: Any, store: Store) -> None:
+def test_the_part_that_failed_is_not_asked_immediately(make_health: Any, store: Store) -> None:
     health = make_health(600.0, has_parts=True)
     store.is_partly_away = True
     with pytest.raises(StoreUnavailable):
@@ -376,7 +376,7 @@ def test_a_closed_one_probes_no_more(make_health: Any, store: Store) -> None:
     assert not health.is_probing
 
 
-def test_a_child_of_a_fork_asks_anew_and_has_a_prober_of_its_own(make_health: Any, store: Store) -> None:
+def test_a_child_of_a_fork_asks_again_and_has_a_prober_of_its_own(make_health: Any, store: Store) -> None:
     health = make_health(0.001)
     with pytest.raises(StoreUnavailable):
         read(health, store)

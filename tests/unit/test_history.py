@@ -30,9 +30,9 @@ def test_what_was_acknowledged_is_compared_with_reads_of_other_files(tmp_path: P
 
 
 def test_it_is_late_since_the_first_acknowledgement_it_missed() -> None:
-    told = [Invalidate("a", at - 1.0, at, version) for version, at in ((1, 2.0), (2, 4.0), (3, 8.0))]
+    reported = [Invalidate("a", at - 1.0, at, version) for version, at in ((1, 2.0), (2, 4.0), (3, 8.0))]
 
-    [stale] = check([*told, Read("a", 1, 9.0)])
+    [stale] = check([*reported, Read("a", 1, 9.0)])
 
     assert (stale.least, stale.late) == (3, 5.0)
 
@@ -71,12 +71,12 @@ def test_an_operation_is_recorded_with_its_two_instants(tmp_path: Path) -> None:
         recorder.invalidated("a", began, version=1)
         recorder.read("a", 1, began, tier="l1", by="price[1]")
 
-        recorder.heard("web1", began)
+        recorder.received("web1", began)
 
-    wrote, invalidated, read, heard = History([tmp_path / "h"])
+    wrote, invalidated, read, received = History([tmp_path / "h"])
 
     assert isinstance(wrote, Write) and isinstance(invalidated, Invalidate)
-    assert heard == Received("web1", began, heard.ended)
+    assert received == Received("web1", began, received.ended)
     assert read == Read("a", 1, began, read.ended, "l1", "price[1]")
     assert wrote.ended is not None and invalidated.ended is not None and read.ended is not None
     assert began <= wrote.ended <= invalidated.ended <= read.ended <= time.monotonic()
@@ -142,12 +142,12 @@ def test_many_reads_in_a_row_are_one_line(tmp_path: Path) -> None:
     assert run("check-history", tmp_path / "h").stdout.startswith("5,000 reads, 0 invalidations")
 
 
-def test_what_its_memory_had_heard_of_a_read_must_know(tmp_path: Path) -> None:
-    """Within `l1_for` only what has not been heard of may be missed."""
-    read, told = Read("a", 1, 5.0, tier="l1", memory="web1"), Invalidate("a", 1.0, 2.0, 2)
+def test_what_its_memory_had_received_a_read_must_know(tmp_path: Path) -> None:
+    """Within `l1_for` only what has not been received may be missed."""
+    read, reported = Read("a", 1, 5.0, tier="l1", memory="web1"), Invalidate("a", 1.0, 2.0, 2)
 
-    assert check([told, read, Received("web1", 2.5, 3.0)], l1_for=10.0)
-    assert not check([told, read, Received("web2", 2.5, 3.0), Received("web1", 1.5, 3.0)], l1_for=10.0)
+    assert check([reported, read, Received("web1", 2.5, 3.0)], l1_for=10.0)
+    assert not check([reported, read, Received("web2", 2.5, 3.0), Received("web1", 1.5, 3.0)], l1_for=10.0)
 
 
 def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
@@ -163,9 +163,9 @@ def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
     assert [done.returncode for done in (found, late, spared)] == [2, 2, 0]
     assert "a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged" in found.stdout
     assert "own memory, at most 3.000000 s late; --l1-for" in late.stdout and "own memory" not in found.stdout
-    told = json.loads(run("check-history", "--json", tmp_path / "w", tmp_path / "r").stdout)
-    assert (told["reads"], told["invalidations"], told["too_old"], told["bad"]) == (1, 1, 1, 0)
-    assert (told["stale"][0]["least"], told["stale"][0]["read"]["version"]) == (2, 1)
+    reported = json.loads(run("check-history", "--json", tmp_path / "w", tmp_path / "r").stdout)
+    assert (reported["reads"], reported["invalidations"], reported["too_old"], reported["bad"]) == (1, 1, 1, 0)
+    assert (reported["stale"][0]["least"], reported["stale"][0]["read"]["version"]) == (2, 1)
 
 
 def test_the_command_names_bad_lines(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A read as an HTTP answer: what is told to browsers and HTTP caches, and what is asked of them."""
+"""A read as an HTTP answer: what browsers and HTTP caches, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_answer_carries_the_payload_as_it_is() -> None:
         (1100.0, {"is_public": True}, "public, no-cache"),
     ],
 )
-def test_caches_are_told_what_is_left(now: float, options: dict[str, Any], expected: str) -> None:
+def test_caches_are_sent_what_is_left(now: float, options: dict[str, Any], expected: str) -> None:
     """max-age is Age plus what is left of the entry, or the cap; the stale periods are what is left of the entry's."""
     assert shown(answer(read(now), HttpPolicy(**options)))["cache-control"] == expected
 
@@ -90,7 +90,7 @@ def test_caches_are_told_what_is_left(now: float, options: dict[str, Any], expec
         (Read(PAYLOAD, Freshness.FRESH, "load", 0.0, 0), "fwd=miss; detail=load"),
     ],
 )
-def test_cache_status_tells_what_this_cache_did(found: Read, expected: str) -> None:
+def test_cache_status_says_what_this_cache_did(found: Read, expected: str) -> None:
     """RFC 9211: a stale hit has a negative ttl; a load that this read waited for is a miss."""
     assert shown(answer(found, HttpPolicy()))["cache-status"] == f"cacheworkers; {expected}"
 
@@ -255,7 +255,7 @@ def test_no_value_is_a_503_that_says_when_to_come_back(error: Any, retry_after: 
 
 @pytest.mark.parametrize("kind", [KeyMissing, LoadError])
 def test_a_key_left_out_is_a_404_if_so_wanted(kind: type[LoadError]) -> None:
-    """Also when another process's failure is told by the store, which keeps the error's name alone."""
+    """Also when another process's failure is known from the store, which keeps the error's name alone."""
     made = refusal(kind("product", "product[42]", "KeyMissing", ""), HttpPolicy(none_is_404=True), path="/products/42")
 
     assert made.status == 404
@@ -315,7 +315,7 @@ def test_recent_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_decoded_value_makes_no_answer() -> None:
-    """Encoding it again would make other bytes than its tag says: the caller is told which read to use."""
+    """Encoding it again would make other bytes than its tag says: the error says which read to use."""
     found = Read.of(1100.0, entry(), {"id": 42}, Freshness.FRESH, "l1", 0.0)
 
     with pytest.raises(TypeError, match=r"read_json.*got dict"):

@@ -1,4 +1,4 @@
-"""What an import costs, told by the modules that it loads: no clock is asked."""
+"""What an import costs, counted by the modules that it loads: no clock is asked."""
 
 from __future__ import annotations
 

@@ -119,14 +119,14 @@ def test_what_it_counts_is_no_less_than_what_it_takes(count: int, length: int) -
 
 def test_a_value_that_is_decoded_later_counts_too() -> None:
     l1 = L1(10, 1 << 20)
-    before, at_once = keep(l1, "n[1]", b"[1,2]"), keep(l1, "n[2]", b"[1,2]", value=(1, 2))
-    assert before is not None and at_once is not None
+    before, with_value = keep(l1, "n[1]", b"[1,2]"), keep(l1, "n[2]", b"[1,2]", value=(1, 2))
+    assert before is not None and with_value is not None
 
     l1.keep_value(before, (1, 2))
     l1.keep_value(before, (1, 2))  # of another thread, which has decoded it as well
 
     assert before.value == (1, 2)
-    assert before.size == at_once.size
+    assert before.size == with_value.size
     assert_consistent(l1)
 
 
@@ -332,8 +332,8 @@ def test_a_slot_that_is_gone_answers_nobody_who_still_holds_it(lose: Callable[[L
     assert index == {}
 
 
-def test_who_is_told_of_what_went_may_use_it_again() -> None:
-    """It is told outside the lock."""
+def test_who_is_reported_what_went_may_use_it_again() -> None:
+    """It is reported outside the lock."""
     l1 = L1(1, 1 << 20)
     l1.on_gone = lambda slot: l1.drop("another[1]")
 
@@ -353,13 +353,13 @@ def test_a_child_forgets_even_what_its_parent_was_in_the_middle_of() -> None:
     l1 = L1(10, 1 << 20)
     keep(l1, "n[1]")
     with l1._lock:
-        code = in_child(lambda: _begins_anew(l1))
+        code = in_child(lambda: _begins_again(l1))
 
     assert code == 0
     assert len(l1) == 1
 
 
-def _begins_anew(l1: L1) -> None:
+def _begins_again(l1: L1) -> None:
     l1.reset()
     assert len(l1) == l1.bytes == 0
     assert keep(l1, "n[2]") is not None
@@ -381,7 +381,7 @@ def test_a_child_of_a_fork_answers_only_after_proof_of_its_own() -> None:
 
 
 def test_the_gate_is_open_only_while_nobody_bypasses_it() -> None:
-    """Two loads at once: the first to end leaves it closed; what was heard meanwhile counts after the second."""
+    """Two loads together: the first to end leaves it closed; what was received meanwhile counts after the second."""
     coherence = Coherence()
     coherence.prove(1.0)
     coherence.bypass()
@@ -434,7 +434,7 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def together(count: int, work: Callable[[int], None]) -> None:
-    """Run work in so many threads that begin at once."""
+    """Run work in a number of threads that begin together."""
     failures: list[BaseException] = []
     barrier = threading.Barrier(count)
 

@@ -1,4 +1,4 @@
-"""RateLimiter: at most its rate, in any stretch of time, and a second's worth more at once."""
+"""RateLimiter: at most its rate, in any stretch of time, and a second's worth more in a burst."""
 
 from __future__ import annotations
 

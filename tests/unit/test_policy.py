@@ -55,7 +55,7 @@ def test_l1_for_may_be_left_to_the_config() -> None:
     assert Policy().l1_for is None
 
 
-def test_replace_validates_anew_and_leaves_the_rest() -> None:
+def test_replace_validates_again_and_leaves_the_rest() -> None:
     policy = Policy(fresh_for=5, version=2)
 
     assert policy.replace(stale_for=9) == Policy(fresh_for=5, stale_for=9, version=2)

@@ -1,4 +1,4 @@
-"""Backlogs: whether workers take messages out of a queue, told by its length and by its oldest message."""
+"""Backlogs: whether workers take messages out of a queue, known by its length and by its oldest message."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_one_that_is_taken_from_is_not(length: int, oldest_age: float | None) ->
     assert backlog.taken_at == 20.0
 
 
-def test_an_age_that_is_told_late_is_no_other_message() -> None:
-    """The process slept for a while after it had asked; the next answer comes at once."""
+def test_an_age_that_is_reported_late_is_no_other_message() -> None:
+    """The process slept for a while after it had asked; the next answer comes immediately."""
     backlog = QueueMonitor(0.0)
     backlog.note(5, 0.0, 10.0)
     backlog.note(5, 9.2, 20.0)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table, delete, insert, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from cacheworkers.sql.watch.statements import Statements, writes_of
+from cacheworkers.sql.watch.sql_writes import writes_of
+from cacheworkers.sql.watch.statements import Statements
 
 ITEM = Statements(changed=["item", "order", 'we"ird', "two words"], deleted=["house"], truncated=["street"])
 
@@ -135,7 +136,7 @@ def test_whatever_sqlalchemy_writes_is_found(name: str, schema: str | None, back
         ("DO LANGUAGE plpython3u $$ plpy.execute('x') $$", "a DO block"),
     ],
 )
-def test_what_the_text_does_not_tell_may_change_everything(statement: str, named: str) -> None:
+def test_what_the_text_does_not_say_may_change_everything(statement: str, named: str) -> None:
     assert writes_of(statement, "postgresql").opaque.startswith(named)
     assert ITEM.changes(statement, "postgresql") == {"item", "order", 'we"ird', "two words"}
 
@@ -184,11 +185,11 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4))
 def test_any_text_is_read_in_linear_time(pieces: list[str]) -> None:
     """By the number of tokens looked at: each is passed once."""
-    from cacheworkers.sql.watch import statements
+    from cacheworkers.sql.watch import sql_writes
 
     seen = 0
 
-    class Counting(statements._Parser):
+    class Counting(sql_writes._Parser):
         def _word(self, at: int) -> str:
             nonlocal seen
             seen += 1
@@ -196,7 +197,7 @@ def test_any_text_is_read_in_linear_time(pieces: list[str]) -> None:
 
     text = "".join(pieces) * 200
     for grammar in ("ansi", "sqlite", "mysql"):
-        tokens = list(statements.tokens_of(text, grammar))  # type: ignore[arg-type]  # a literal
+        tokens = list(sql_writes.tokens_of(text, grammar))  # type: ignore[arg-type]  # a literal
         seen = 0
         Counting(tokens).parse()
         assert seen <= 20 * (len(tokens) + 1)

@@ -57,7 +57,7 @@ def in_thread(name: str, work: Callable[[], Any]) -> tuple[threading.Thread, lis
 
 
 def test_wake_between_entering_and_waiting_is_not_lost() -> None:
-    """A push that comes while the reader is still looking ends its wait at once."""
+    """A push that comes while the reader is still looking ends its wait immediately."""
     waiters = Waiters()
 
     with waiters.enter("product[1]") as waiter:
@@ -238,7 +238,7 @@ def test_wake_calls_into_a_loop_once_for_all_its_tasks() -> None:
     assert calls == 1
 
 
-def test_wakes_that_come_while_the_loop_finishes_earlier_ones_are_heard() -> None:
+def test_wakes_that_come_while_the_loop_finishes_earlier_ones_are_received() -> None:
     """Joining a call into the loop that has begun would lose the wake-up."""
     waiters = Waiters()
 
@@ -290,7 +290,7 @@ def _asleep(waiters: Waiters, call: str) -> int:
 
 
 def test_waiter_that_joins_after_a_wake_is_not_woken_by_it() -> None:
-    """The next sleeper of a flight waits for the next push, even while the loop has not yet heard of the last."""
+    """The next sleeper of a flight waits for the next push, even while the loop has not yet processed the last."""
     waiters = Waiters()
 
     async def main() -> tuple[list[bool], list[bool]]:
@@ -384,7 +384,7 @@ def _enter_and_wait(waiters: Waiters, call: str) -> bool:
         return waiter.wait(LONG)
 
 
-def test_loop_that_was_closed_before_it_heard_of_a_wake_is_forgotten() -> None:
+def test_loop_that_was_closed_before_it_processed_a_wake_is_forgotten() -> None:
     """The next wake of another loop lets go of it."""
     waiters = Waiters()
     loop = asyncio.new_event_loop()
@@ -436,7 +436,7 @@ def test_nudging_all_keeps_what_is_known_of_the_lease() -> None:
 
 
 def test_every_wake_changes_the_flights_number() -> None:
-    """A reply that was asked for before a wake can be told from one asked for after it."""
+    """A reply that was asked for before a wake can be distinguished from one asked for after it."""
     waiters = Waiters()
     flight = waiters.enter("product[1]").flight
     seen = {flight.wakes}
@@ -448,7 +448,7 @@ def test_every_wake_changes_the_flights_number() -> None:
     assert len(seen) == 4
 
 
-# -- the baton
+# -- the hand-off
 
 
 def test_nudge_wakes_one_sleeper() -> None:
@@ -482,7 +482,7 @@ def test_waiter_that_was_nudged_and_leaves_wakes_the_next() -> None:
 
 
 def test_nudge_wakes_a_sleeping_thread() -> None:
-    """Threads take the baton as tasks do."""
+    """Threads take the hand-off as tasks do."""
     waiters = Waiters()
     sleepers = [waiters.enter("product[1]") for _ in range(2)]
     threads = [in_thread(f"sleeper {n}", lambda w=w: w.wait(LONG)) for n, w in enumerate(sleepers)]
@@ -510,7 +510,7 @@ def test_nudge_reaches_a_waiter_that_is_about_to_sleep() -> None:
 
 
 @pytest.mark.parametrize("cancel_first", [False, True])
-def test_baton_of_a_cancelled_waiter_is_passed_on(cancel_first: bool) -> None:
+def test_wake_up_of_a_cancelled_waiter_is_passed_on(cancel_first: bool) -> None:
     """Nudged and cancelled in the same turn of the loop, in either order: somebody is awake in the end."""
     waiters = Waiters()
 
@@ -529,7 +529,7 @@ def test_baton_of_a_cancelled_waiter_is_passed_on(cancel_first: bool) -> None:
     assert second is True
 
 
-def test_baton_is_spent_when_its_holder_sleeps_again() -> None:
+def test_hand_off_is_spent_when_its_holder_sleeps_again() -> None:
     """It has looked, and somebody else is at it: nobody else need be woken when it leaves."""
     waiters = Waiters()
     first, second = waiters.enter("product[1]"), waiters.enter("product[1]")

@@ -25,16 +25,16 @@ class AwaitPush:
 
 
 def test_without_a_terminal_a_line_every_few_seconds_says_how_far_it_is() -> None:
-    told = AwaitPush()
+    reported = AwaitPush()
     with progress_display(
-        "product", 1000, QUEUES, Console(file=io.StringIO()), clock=told.clock, say=told.lines.append
+        "product", 1000, QUEUES, Console(file=io.StringIO()), clock=reported.clock, say=reported.lines.append
     ) as progress:
         for loaded in range(0, 200, 10):  # ten in half a second
-            told.now += 0.5
+            reported.now += 0.5
             progress(WarmUp(1000, fresh=50, loaded=loaded + 10))
 
-    assert len(told.lines) == 10.0 / SAY_EVERY
-    assert told.lines[0] == "product: 150 of 1,000 calls (15% fresh), 20.0/s, 42 s left"
+    assert len(reported.lines) == 10.0 / SAY_EVERY
+    assert reported.lines[0] == "product: 150 of 1,000 calls (15% fresh), 20.0/s, 42 s left"
 
 
 def test_a_line_says_what_holds_it_back() -> None:
@@ -70,10 +70,10 @@ def test_the_rate_is_of_late() -> None:
 
 
 def test_the_bar_says_calls_a_second() -> None:
-    told, screen = AwaitPush(), io.StringIO()
+    reported, screen = AwaitPush(), io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200)
-    with progress_display("product", 1000, QUEUES, console, clock=told.clock) as progress:
-        told.now += 2.0
+    with progress_display("product", 1000, QUEUES, console, clock=reported.clock) as progress:
+        reported.now += 2.0
         progress(WarmUp(1000, fresh=50, loaded=84, window=16))
 
-    assert "42/s, 50 fresh, 16 at once" in screen.getvalue()
+    assert "42/s, 50 fresh, 16 concurrent" in screen.getvalue()

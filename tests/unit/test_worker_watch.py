@@ -135,10 +135,15 @@ def test_a_message_taken_before_says_nothing(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("length", "is_taken", "said"),
     [
-        (3, False, "3 messages wait in queue cw.miss and no worker takes them; start one: celery -A shop worker"),
+        (3, False, "no worker takes queue cw.miss, where 3 messages wait; start one: celery -A shop worker"),
+        (1, False, "no worker takes queue cw.miss, where 1 message waits; start one: celery -A shop worker"),
         (3, True, "workers are behind, 3 messages wait in queue cw.miss"),
         (0, False, "but by no worker of this store (redis://127.0.0.1"),
-        (0, True, "has taken its message and not begun: see its log; its app must import shop.price"),
+        (
+            0,
+            True,
+            "has taken its message from queue cw.miss and not begun: it is busy (give it --prefetch-multiplier 1",
+        ),
     ],
 )
 def test_the_first_take_over_is_logged_with_its_reason(

@@ -50,7 +50,7 @@ def test_read_json_of_a_batch_loader_and_of_a_view(cache: Cache) -> None:
     assert asyncio.run(products.since(done).aread_json(42)).value == b"2"
 
 
-def test_a_failed_load_tells_what_is_left_of_its_backoff(make_cache: Callable[..., Cache]) -> None:
+def test_a_failed_load_says_what_is_left_of_its_backoff(make_cache: Callable[..., Cache]) -> None:
     """A reader that is refused for a backoff knows for how long; the error keeps it on its way between processes."""
     cache = make_cache(backoff_for=50.0)
 

@@ -99,7 +99,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_miss_then_hits_with_the_loaders_own_bytes(shop: Shop) -> None:
-    """The body is the loader's JSON, byte by byte; headers tell how long it is good for, and where it came from."""
+    """The body is the loader's JSON, byte by byte; headers say how long it is good for, and where it came from."""
     status, first, body = shop.get("/products/42")
     _, second, again = shop.get("/products/42")
 
@@ -115,7 +115,7 @@ def test_a_miss_then_hits_with_the_loaders_own_bytes(shop: Shop) -> None:
 
 
 def test_memory_answers_and_age_grows(shop: Shop) -> None:
-    """Once the server hears pushes it answers from its memory, and says so; Age counts on."""
+    """Once the server receives pushes it answers from its memory, and says so; Age counts on."""
     first = int(shop.get("/products/42")[1]["age"])
 
     wait_until(lambda: shop.status("/products/42").endswith("detail=l1"))
@@ -173,7 +173,7 @@ def test_a_new_price_has_a_new_tag(shop: Shop) -> None:
 
 
 def test_a_stale_entry_says_that_it_is(shop: Shop) -> None:
-    """A soft invalidation makes it stale: served once more, with nothing left of max-age, until it is loaded anew."""
+    """A soft invalidation makes it stale: served once more, with nothing left of max-age, until it is loaded again."""
     shop.get("/products/42")
     shop.cache.invalidate("product:42", mode="soft")
     seen: list[dict[str, str]] = []

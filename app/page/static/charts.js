@@ -1,7 +1,7 @@
-// Four charts of the last minute, on uPlot; colours come from the style sheet, anew with each theme.
+// Four charts of the last minute, on uPlot; colours come from the style sheet, and change with the theme.
 
 const WINDOW = 60;
-// Rates and percentiles are shown as means of so many half seconds: two seconds.
+// Rates and percentiles are shown as means of this number of half seconds: two seconds.
 const MEAN_OF = 4;
 const MARKED = { sale: "sale", price: "price", kill: "kill", "stop-store": "store stops", "start-store": "store starts" };
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
@@ -196,8 +196,8 @@ class Chart {
       return MARKED[action] && stage !== "failed" && at <= this.now && at > this.now - WINDOW;
     });
     this.marked = done.map(({ action, at }) => ({ at: at - this.now, word: MARKED[action] }));
-    const told = done.map(({ action, at }) => `${MARKED[action]} at ${new Date(at * 1000).toLocaleTimeString("en-GB")}`);
-    const text = [`${this.spec.title}, the last minute`, ...told].join("; ");
+    const marks = done.map(({ action, at }) => `${MARKED[action]} at ${new Date(at * 1000).toLocaleTimeString("en-GB")}`);
+    const text = [`${this.spec.title}, the last minute`, ...marks].join("; ");
     if (this.place.getAttribute("aria-label") !== text) this.place.setAttribute("aria-label", text);
   }
 

@@ -5,7 +5,7 @@ import { makeRace } from "./race.js";
 
 const KEPT = 120;
 const SILENT_FOR = 4000;
-// For so many ticks, half seconds, it is said that the store is back.
+// The number of ticks, half seconds, for which the page says that the store is back.
 const SAID_FOR = 10;
 const isAway = (tick) => tick.state.store_pid === 0;
 const byId = (id) => document.getElementById(id);
@@ -51,10 +51,10 @@ function hello(message) {
     byId(name).href = message[name] + (name === "api" ? "/products/1" : "");
   }
   if (wasLost) {
-    tell(isNew ? "Connected again. The stack was started anew, and so the charts begin anew." : "Connected again.", "done");
+    notify(isNew ? "Connected again. The stack was started again, so the charts begin again." : "Connected again.", "done");
   } else if (message.outcomes.length) {
     const last = message.outcomes.at(-1);
-    tell(last.text, last.stage);
+    notify(last.text, last.stage);
   }
   wasLost = false;
   heardAt = performance.now();
@@ -70,7 +70,7 @@ function tick(next) {
 }
 
 function lost() {
-  if (!wasLost) tell("The connection is lost; trying again. If make up has ended, start it: this page goes on by itself.", "failed");
+  if (!wasLost) notify("The connection is lost; trying again. If make up has ended, start it: this page goes on by itself.", "failed");
   wasLost = true;
   state("lost", "Reconnecting");
   // A stream that was refused is not tried again by the browser.
@@ -83,7 +83,7 @@ setInterval(() => {
 
 function outcome(next) {
   outcomes.set(next.number, next);
-  tell(next.text, next.stage);
+  notify(next.text, next.stage);
   drawOutcomes();
 }
 
@@ -95,7 +95,7 @@ function state(name, text) {
   show("link", text);
 }
 
-function tell(text, stage) {
+function notify(text, stage) {
   byId("latest").dataset.stage = stage;
   show("latest", text);
 }
@@ -195,9 +195,9 @@ async function act(button) {
   button.setAttribute("aria-busy", "true");
   try {
     const answer = await fetch(`/actions/${button.dataset.action}`, { method: "POST" });
-    if (!answer.ok) tell((await answer.json()).detail, "failed");
+    if (!answer.ok) notify((await answer.json()).detail, "failed");
   } catch {
-    tell("The page's server does not answer.", "failed");
+    notify("The page's server does not answer.", "failed");
   } finally {
     button.removeAttribute("aria-busy");
   }

@@ -62,8 +62,8 @@ LAG = Rule(
     "warning",
     "A row of the outbox has waited for longer than three rounds of the drain, and at least 15 s.",
     "It was committed and is not invalidated yet: readers see what it changed as it was before.",
-    "Run the drain (beat and a worker on the upkeep queue, or `cache.drain_until`); `cacheworkers drain` delivers at "
-    "once, and says why it cannot.",
+    "Run the drain (beat and a worker on the upkeep queue, or `cache.drain_until`); `cacheworkers drain` delivers now, "
+    "and says why it cannot.",
 )
 TRIGGERS = Rule(
     "triggers",

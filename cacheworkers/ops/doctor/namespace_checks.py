@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from cacheworkers.ops.doctor.findings import Finding, Rule
-from cacheworkers.runtime.database_mark import recent_databases
+from cacheworkers.runtime.namespace_marks import conflicts
 from cacheworkers.runtime.wiring import Runtime
 
 SHARED = Rule(
     "namespace-shared",
     "warning",
-    "Caches of one namespace load from different databases.",
+    "Caches of one namespace load from different databases, or have a loader of the same name in different modules.",
     "If they are two applications, or staging and production, each is served the other's values, drops the other's "
     "entries, and has its workers load for the other.",
     "Give each its own `Config.namespace`. One database under two addresses, as through a pooler, is well: say "
-    "`allow_shared_namespace=True`.",
+    "`allow_shared_namespace=True`. After a move of a database or module the finding goes within 15 minutes of the "
+    "last old process's end.",
 )
 UNSTORED = Rule(
     "unstored-values",
@@ -29,14 +31,19 @@ RULES = (SHARED, UNSTORED)
 
 
 def check_namespace(runtime: Runtime) -> Iterator[Finding]:
-    """Yield whether other databases are loaded from under this namespace."""
-    noted = runtime.ports.store.databases().run()
-    own = [each.database_mark.database for each in (runtime, *runtime.siblings)]
-    databases = sorted({*filter(None, own), *recent_databases(noted)})
+    """Yield whether others use this namespace for another database, or another module's loader of the same name."""
+    marks = {mark: time.time() for each in runtime.siblings for mark in each.marks.own()}
     config = runtime.ports.config
-    shown = ", ".join(databases) or "no database that is known"
-    is_wrong = len(databases) > 1 and not config.allow_shared_namespace
-    yield SHARED.finding(is_wrong, f"the namespace {config.namespace} is loaded from {shown}")
+    found = (
+        {}
+        if config.allow_shared_namespace
+        else conflicts(runtime.marks.own(), {**runtime.ports.store.marks().run(), **marks})
+    )
+    for mark, others in found.items():
+        used = f"the namespace {config.namespace} is used for {mark}, and by others for {', '.join(others)}"
+        yield SHARED.finding(True, used)
+    if not found:
+        yield SHARED.finding(False, f"nobody is seen to use the namespace {config.namespace} for something else")
 
 
 def check_unstored(runtime: Runtime) -> Iterator[Finding]:

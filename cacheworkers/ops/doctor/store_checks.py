@@ -46,7 +46,7 @@ EVICTION = Rule(
     "error",
     "`maxmemory-policy` is none of noeviction, volatile-lru and volatile-lfu.",
     "`allkeys-*` may evict tag sets, the marks of invalidations and `seq`: entries then outlive their invalidation, "
-    "and nothing tells. `volatile-ttl` and `volatile-random` evict leases first: loads are done twice.",
+    "and nothing reports it. `volatile-ttl` and `volatile-random` evict leases first: loads are done twice.",
     "`CONFIG SET maxmemory-policy volatile-lru`, and the same in the server's configuration. `allow_evicting_store` "
     "only silences the library.",
 )
@@ -54,7 +54,7 @@ UNLIMITED = Rule(
     "maxmemory",
     "warning",
     "`maxmemory` is not set.",
-    "The store grows until the kernel kills it, and every key goes at once.",
+    "The store grows until the kernel kills it, and every key is lost.",
     "`CONFIG SET maxmemory` to about three quarters of what the machine can spare, with maxmemory-policy volatile-lru.",
 )
 HEADROOM = Rule(
@@ -85,7 +85,7 @@ EPHEMERAL = Rule(
     "note",
     "The store keeps nothing on disk.",
     "After a restart it is empty: nothing old can come back, but every read is a miss at first.",
-    "`appendonly yes`, if the database does not take all misses at once.",
+    "`appendonly yes`, if the database does not take all misses together.",
 )
 HIDDEN = Rule(
     "config-hidden",
@@ -219,7 +219,7 @@ def judge_server(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
 def _judge_persistence(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
     where = server.where
     yield HIDDEN.finding(
-        server.is_config_hidden, f"{where} {'hides' if server.is_config_hidden else 'tells'} its CONFIG"
+        server.is_config_hidden, f"{where} {'hides' if server.is_config_hidden else 'shows'} its CONFIG"
     )
     if server.is_appending:
         yield SNAPSHOTS.finding(False, f"{where} has appendonly yes")

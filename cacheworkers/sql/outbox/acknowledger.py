@@ -1,18 +1,22 @@
 """Delivery acknowledger: marks outbox rows whose tags this process has invalidated, in batches, on a thread or task.
 
-Rows that stay unmarked, because the process died or the database was away, are delivered once more by the relay.
+A loop that ends leaves its rows to the thread.  Those that stay unmarked, because the process died or the database was
+away, are delivered once more by the relay.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cacheworkers.sql.outbox.connections import on_connection
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 
 log = logging.getLogger("cacheworkers")
@@ -31,7 +35,9 @@ class DeliveryAcknowledger:
     def reset(self) -> None:
         """Forget rows and threads, as a child does after a fork: the parent marks its own rows."""
         self._changed = threading.Condition()
+        #: Those that the thread marks, and those that a task of a loop marks.
         self._rows: dict[Engine, list[int]] = {}
+        self._of_loops: dict[tuple[Engine, asyncio.AbstractEventLoop], list[int]] = {}
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -39,55 +45,79 @@ class DeliveryAcknowledger:
     def acknowledge(self, engine: Engine, rows: tuple[int, ...]) -> None:
         """Have rows of a database marked whose tags are invalidated."""
         with self._changed:
-            is_first = engine not in self._rows
-            self._rows.setdefault(engine, []).extend(rows)
-            if not is_first:
-                return  # the thread or task that the first row has begun marks this one too
-            if engine.dialect.is_async:
-                task = asyncio.get_running_loop().create_task(self._mark_soon(engine))
+            loop = _running_loop() if engine.dialect.is_async else None
+            if loop is None:
+                self._leave_to_thread(engine, rows)
+                return
+            for other, ended in [each for each in self._of_loops if each[1].is_closed()]:
+                self._leave_to_thread(other, self._of_loops.pop((other, ended)))
+            is_first = (engine, loop) not in self._of_loops
+            self._of_loops.setdefault((engine, loop), []).extend(rows)
+            if is_first:  # the task that it begins marks the next ones too
+                task = loop.create_task(self._mark_soon(engine, loop))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-                return
-            if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._mark_all, name="cacheworkers-outbox", daemon=True)
-                self._thread.start()
-            self._changed.notify()
 
     def close(self) -> None:
         """Mark the rows that are left; waits for at most a second."""
         with self._changed:
+            for engine, loop in list(self._of_loops):
+                if loop.is_closed():
+                    self._leave_to_thread(engine, self._of_loops.pop((engine, loop)))
             self._is_closed = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(1.0)
 
+    def _leave_to_thread(self, engine: Engine, rows: Iterable[int]) -> None:
+        """Have the thread mark rows; called with the lock."""
+        self._rows.setdefault(engine, []).extend(rows)
+        if self._thread is None and not self._is_closed:
+            self._thread = threading.Thread(target=self._mark_all, name="cacheworkers-outbox", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
     def _mark_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._has_sync_rows())
+                self._changed.wait_for(lambda: self._is_closed or bool(self._rows))
                 self._changed.wait_for(lambda: self._is_closed, GATHER_FOR)
-                due = {engine: self._rows.pop(engine) for engine in list(self._rows) if not engine.dialect.is_async}
+                due, self._rows = self._rows, {}
                 if not due:
                     return
             for engine, rows in due.items():
                 try:
-                    with engine.begin() as connection:
-                        self._outbox.delivered(connection, rows)
+                    on_connection(engine, functools.partial(self._mark, rows))
                 except Exception as error:  # whatever a driver raises: the relay delivers them again
                     log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
                     time.sleep(GATHER_FOR)
 
-    async def _mark_soon(self, engine: Engine) -> None:
+    def _mark(self, rows: Sequence[int], connection: Connection) -> None:
+        self._outbox.delivered(connection, rows)
+        connection.commit()
+
+    async def _mark_soon(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         try:
             await asyncio.sleep(GATHER_FOR)
-        finally:  # a loop that ends leaves its rows to the relay, and later ones to another loop
+        except BaseException:  # the loop ends
             with self._changed:
-                rows = self._rows.pop(engine, [])
+                self._leave_to_thread(engine, self._of_loops.pop((engine, loop), ()))
+            raise
+        with self._changed:
+            rows = self._of_loops.pop((engine, loop), [])
         try:
-            async with AsyncEngine(engine).begin() as connection:
-                await connection.run_sync(self._outbox.delivered, rows)
+            async with AsyncEngine(engine).connect() as connection:
+                await connection.run_sync(functools.partial(self._mark, rows))
+        except asyncio.CancelledError:
+            with self._changed:
+                self._leave_to_thread(engine, rows)
+            raise
         except Exception as error:
             log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
 
-    def _has_sync_rows(self) -> bool:
-        return any(not engine.dialect.is_async for engine in self._rows)
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

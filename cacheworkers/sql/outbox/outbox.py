@@ -37,11 +37,13 @@ from sqlalchemy.schema import CreateSchema
 
 from cacheworkers.errors import ConfigError
 from cacheworkers.sql.outbox.connections import on_connection
+from cacheworkers.sql.sqlalchemy_internals import first_value
 
 TABLE = "cacheworkers_outbox"
-#: What wrote a row: a watched session, which delivers it itself, or a trigger, whose rows the relay delivers.  A replay
-#: sets a source of its own: a process that has invalidated the row before must not mark it delivered any more.
-WATCH, TRIGGER = "watch", "trigger"
+#: What wrote a row: a watched session, which delivers it itself, or a trigger, whose rows the relay delivers; of the
+#: latter kind are those whose tags are to be invalidated softly.  A replay sets a source of its own: a process that has
+#: invalidated the row before must not mark it delivered any more.
+WATCH, TRIGGER, SOFT_TRIGGER = "watch", "trigger", "softtrig"
 #: How long a watched session's row is left to the process that wrote it, seconds.
 GRACE = 2.0
 #: Most tags of one row.
@@ -59,12 +61,14 @@ class Claimed(msgspec.Struct, frozen=True):
     Attributes:
         ids: the rows.
         tags: all their tags, each once.
+        soft: those of them that are only to be invalidated softly.
         sources: what their sources were.
         lag: how old the oldest row is, seconds.
     """
 
     ids: tuple[int, ...]
     tags: tuple[str, ...]
+    soft: frozenset[str]
     sources: tuple[str, ...]
     lag: float
 
@@ -155,7 +159,7 @@ class Outbox:
         name, schema = self.table.name, self.table.schema
         found = inspect(bind)
         url = bind.engine.url
-        advice = "create it with cache.outbox.create(engine), or migrate with cache.outbox.metadata"
+        advice = "create it with cache.outbox.create(engine) before cache.watch, or migrate with cache.outbox.metadata"
         if not found.has_table(name, schema):
             raise ConfigError(
                 f"watched sessions need the table {self.table.fullname}, which {url!r} does not have; {advice}"
@@ -176,14 +180,14 @@ class Outbox:
             key = done.inserted_primary_key
             assert key is not None
             return int(key[0])
-        # As text: every watched commit does this, and compiling takes longer than the round trip.
+        # As text, past SQLAlchemy: every watched commit does this, and either takes longer than the round trip.
         name = (dialect.name, dialect.driver)
         if name not in self._inserts:
             made: Any = insert(self.table).values(row).returning(self.table.c.id).compile(dialect=dialect)
             self._inserts[name] = (str(made), made.positiontup)
         statement, order = self._inserts[name]
         values: Any = row if order is None else tuple(row[each] for each in order)
-        return int(connection.exec_driver_sql(statement, values).scalar_one())
+        return int(first_value(connection, statement, values))
 
     def claim(self, connection: Connection, *, grace: float = GRACE) -> Claimed | None:
         """Lock some rows that wait, in the connection's transaction; None if there are none.
@@ -214,12 +218,18 @@ class Outbox:
             if not found and not rows:
                 return None
             rows.update((row.id, row) for row in found)
-        tags = dict.fromkeys(tag for row in rows.values() for tag in row.tags.split("\n"))
+        tags: dict[str, bool] = {}
+        for row in rows.values():
+            for tag in row.tags.split("\n"):
+                tags[tag] = tags.get(tag, True) and row.source == SOFT_TRIGGER
+        soft = frozenset(tag for tag, is_soft in tags.items() if is_soft)
         lag = max((now - _aware(row.written_at)).total_seconds() for row in rows.values())
         sources = tuple({row.source for row in rows.values()})
-        return Claimed(tuple(rows), tuple(tags), sources, max(lag, 0.0))
+        return Claimed(tuple(rows), tuple(tags), soft, sources, max(lag, 0.0))
 
-    def delivered(self, connection: Connection, ids: Sequence[int], sources: Sequence[str] = (WATCH, TRIGGER)) -> None:
+    def delivered(
+        self, connection: Connection, ids: Sequence[int], sources: Sequence[str] = (WATCH, TRIGGER, SOFT_TRIGGER)
+    ) -> None:
         """Mark rows delivered; they are kept for a replay.  Rows that a replay has taken up meanwhile are skipped.
 
         Args:

@@ -13,7 +13,7 @@ from cacheworkers.core.driver import Flow, run
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import InvalidationIncomplete, TagError
 from cacheworkers.events import OutboxRelayed, Replayed
-from cacheworkers.flows.invalidate import invalidate_tags
+from cacheworkers.flows.invalidate import Mode, invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.connections import on_connection
 from cacheworkers.sql.outbox.outbox import GRACE, Claimed, Outbox
@@ -22,7 +22,7 @@ from cacheworkers.store.commands.replies import ForeignType
 log = logging.getLogger("cacheworkers")
 
 #: Seconds after which a transaction that waits for the store is no longer left idle.
-_KEEP_ALIVE_EVERY = 0.5
+_KEEP_ALIVE_EVERY = 0.2
 
 
 def drain_outbox(ports: Ports, outbox: Outbox, connection: Connection, *, grace: float = GRACE) -> int:
@@ -82,10 +82,15 @@ def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) 
     claimed = outbox.claim(connection, grace=grace)
     if claimed is None:
         return None
-    tags = list(_legal(claimed.tags, ports.config.max_tag_bytes))
-    if tags:
+    legal = list(_legal(claimed.tags, ports.config.max_tag_bytes))
+    by_mode: dict[Mode, list[str]] = {"hard": [], "soft": []}
+    for tag in legal:
+        by_mode["soft" if tag in claimed.soft else "hard"].append(tag)
+    for mode, tags in by_mode.items():
+        if not tags:
+            continue
         try:
-            yield from invalidate_tags(ports, tags, "hard", _KeepAlive(connection))
+            yield from invalidate_tags(ports, tags, mode, _KeepAlive(connection))
         except InvalidationIncomplete as error:
             if not isinstance(error.__cause__, ForeignType):
                 raise

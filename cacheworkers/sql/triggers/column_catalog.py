@@ -80,5 +80,5 @@ def check_kind(connection: Connection, table: str, name: Name, others: Iterable[
 
 def _kind_of(base: str, *, is_domain: bool) -> TextKind | None:
     """Return the kind of a type's text, by the name of what it is, or is a domain over."""
-    # pg_typeof tells triggers a domain, not that it is a boolean.
+    # pg_typeof gives triggers a domain, not that it is a boolean.
     return None if is_domain and base == "boolean" else ALIKE.get(base)

@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, text, types
 
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import ConfigError, TagError
-from cacheworkers.sql.outbox.outbox import ROW_TAGS, TABLE, TRIGGER, Outbox
+from cacheworkers.sql.choices import Choices, Mode
+from cacheworkers.sql.outbox.outbox import TABLE, Outbox
 from cacheworkers.sql.sqlalchemy_internals import all_mappers
 from cacheworkers.sql.triggers.column_catalog import Column, check_kind, columns_of, in_full
-from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, expression, literal, name_of, parsed
+from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, literal, name_of, parsed
+from cacheworkers.sql.triggers.trigger_function import DIGEST, EVENTS, Tag, TriggerFunction, key_of
 
 #: Changes with what the generated text does.
 VERSION = 4
-_EVENTS = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
 #: `pg_trigger.tgtype` of INSERT, DELETE, UPDATE and TRUNCATE: a table's triggers together have them all.
 _ALL_EVENTS = 4 + 8 + 16 + 32
 #: Longest name that Postgres keeps, bytes; it cuts off what is longer.
 _MAX_NAME = 63
-_DIGEST = 12
-#: What stands in a function's body for the full names of the outbox and of the table, until it is installed.
-_OUTBOX, _CHANGED = "\x00outbox\x00", "\x00changed\x00"
 
 
 class Triggers:
@@ -49,12 +47,16 @@ class Triggers:
         *,
         max_tag_bytes: int = 256,
         tag_kinds: TagKinds | None = None,
+        columns: Mapping[str, Collection[str]] | None = None,
+        ignore: Mapping[str, Collection[str]] | None = None,
+        mode: Mode | Mapping[str, Mode] = "hard",
         notify: bool = True,
     ) -> None:
         """
         Args:
             templates: table -> tags with its columns in braces: `{"product": ["product:{id}"]}`.  Names are exact, as
                 the database has them: `Order` is not `order`.  Quotes as in SQL: `{'"a b"."c.d"': ...}`.
+            columns, ignore, mode: as `Cache.watch` has them, by table or template.
             max_tag_bytes: longest tag; what a column makes longer is left out when it is delivered.
             notify: NOTIFY wakes the processes that drain; without it they find what is written when they next look.
 
@@ -63,17 +65,28 @@ class Triggers:
         """
         self.namespace = namespace
         self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
-        self._notifies = notify
         self._outbox = name_of(outbox)
-        self._tables: dict[str, _Triggered] = {}
+        self._tables: dict[str, TriggerFunction] = {}
+        choices = Choices("triggers", templates, columns, ignore, mode)
         for table, each in templates.items():
             name = name_of(table)
             if isinstance(each, str) or not each:
                 raise ConfigError(f"triggers on {table} take a list of tag templates, got {each!r}")
-            if name in [known.name for known in self._tables.values()]:
+            if name in [known.table for known in self._tables.values()]:
                 raise ConfigError(f"triggers on {table} are given twice, as {name.quoted}")
-            tags = [parsed(table, template, max_tag_bytes) for template in each]
-            self._tables[table] = _Triggered(name, _function_name(namespace, name), tags)
+            ignored = choices.ignored(table)
+            tags = [
+                Tag(
+                    parsed(table, template, max_tag_bytes),
+                    choices.columns(table, template),
+                    ignored,
+                    choices.mode(table, template),
+                )
+                for template in each
+            ]
+            self._tables[table] = TriggerFunction(
+                namespace, name, _function_name(namespace, name), tags, self.channel if notify else None
+            )
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -88,22 +101,22 @@ class Triggers:
     def up(self) -> list[str]:
         """Return the statements that install: the same text for every driver, `text()`, and `op.execute` of Alembic."""
         statements = []
-        for table, triggered in self._tables.items():
-            function = triggered.function
-            statements.append(self._creation(table))
+        for triggered in self._tables.values():
+            function = triggered.name
+            statements.append(triggered.creation(self._outbox, f"{_mark(self.namespace)}{triggered.digest} "))
             # Whoever may execute it could run code of his own with its owner's rights, by a trigger on a table of his
             # whose columns have casts of his.  Existing triggers need no such right.
             statements.append(f"REVOKE ALL ON FUNCTION {function}() FROM PUBLIC")
             statements += triggered.drops()
-            for kind, sides in _EVENTS.items():
+            for kind, sides in EVENTS.items():
                 tables = " ".join(f"{side.upper()} TABLE AS {side}_rows" for side in sides)
                 statements.append(
-                    f"CREATE TRIGGER {function}_{kind.lower()} AFTER {kind} ON {triggered.name.sql} "
+                    f"CREATE TRIGGER {function}_{kind.lower()} AFTER {kind} ON {triggered.table.sql} "
                     f"REFERENCING {tables}\nFOR EACH STATEMENT EXECUTE FUNCTION {function}()"
                 )
             # Before, because afterwards there are no rows, and TRUNCATE has no transition tables.
             statements.append(
-                f"CREATE TRIGGER {function}_truncate BEFORE TRUNCATE ON {triggered.name.sql}\n"
+                f"CREATE TRIGGER {function}_truncate BEFORE TRUNCATE ON {triggered.table.sql}\n"
                 f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
             )
         return statements
@@ -113,7 +126,7 @@ class Triggers:
         statements = []
         for triggered in self._tables.values():
             statements += triggered.drops()
-            statements.append(f"DROP FUNCTION IF EXISTS {triggered.function}()")
+            statements.append(f"DROP FUNCTION IF EXISTS {triggered.name}()")
         return statements
 
     def sql(self) -> str:
@@ -122,7 +135,7 @@ class Triggers:
 
     def digest(self, table: str) -> str:
         """Return the digest that differs between versions of a table's trigger."""
-        return hashlib.sha256(self._body(self._tables[table]).encode()).hexdigest()[:_DIGEST]
+        return self._tables[table].digest
 
     def check(self, connection: Connection) -> None:
         """Compare tables and columns with the database.
@@ -132,12 +145,12 @@ class Triggers:
                 triggers; or a column's type has another text in Postgres than in Python.
         """
         _check_postgres(connection)
-        names = [triggered.name.quoted for triggered in self._tables.values()]
+        names = [triggered.table.quoted for triggered in self._tables.values()]
         for table, triggered in self._tables.items():
             columns = _check_columns(connection, table, triggered)
-            check_kind(connection, table, triggered.name, names)
+            check_kind(connection, table, triggered.table, names)
             for tag in triggered.tags:
-                self._check_kinds(table, tag, columns)
+                self._check_kinds(table, tag.parts, columns)
         columns_of(connection, self._outbox)
 
     def _check_kinds(self, table: str, tag: list[Part], columns: Mapping[str, Column]) -> None:
@@ -187,7 +200,7 @@ class Triggers:
         faults = {}
         for table, triggered in self._tables.items():
             asked = {
-                "table": triggered.name.quoted,
+                "table": triggered.table.quoted,
                 "mark": f"{_mark(self.namespace)}{self.digest(table)} ",
                 "outbox": self._outbox.quoted,
             }
@@ -199,58 +212,6 @@ class Triggers:
             if connection.execute(found, asked).scalar_one() != _ALL_EVENTS:
                 faults[table] = f"the triggers of {table} are missing or outdated"
         return faults
-
-    def _creation(self, table: str) -> str:
-        """Return what creates a table's function, once it has found the full names of outbox and table."""
-        triggered = self._tables[table]
-        outbox, changed = (literal(name.quoted) + "::regclass" for name in (self._outbox, triggered.name))
-        body = self._body(triggered)
-        for placeholder, variable in ((_OUTBOX, "outbox"), (_CHANGED, "changed")):
-            body = body.replace(placeholder, f"$create$ || {variable} || $create$")
-        return (
-            "DO $install$\nDECLARE\n"
-            "  -- In full: whoever changes the table may have another search_path, and another outbox on it.\n"
-            f"  outbox CONSTANT text DEFAULT {in_full(outbox)};\n"
-            f"  changed CONSTANT text DEFAULT {in_full(changed)};\n"
-            f"BEGIN\nEXECUTE $create$\n{body}\n$create$;\n"
-            f"EXECUTE 'COMMENT ON FUNCTION {triggered.function}() IS '\n"
-            f"  || quote_literal('{_mark(self.namespace)}{self.digest(table)} ' || outbox);\n"
-            "END\n$install$"
-        )
-
-    def _body(self, triggered: _Triggered) -> str:
-        """Return what creates a table's function, with placeholders for the names of outbox and table."""
-
-        def tags(side: str) -> str:
-            rows = _CHANGED if side == "all" else f"{side}_rows"
-            return " UNION ".join(f"SELECT {expression(tag)} AS tag FROM {rows}" for tag in triggered.tags)
-
-        branches = "\n".join(
-            f"  {'IF' if at == 0 else 'ELSIF'} TG_OP = '{kind}' THEN\n"
-            f"    INSERT INTO {_OUTBOX} (namespace, source, tags)\n"
-            # Line feeds separate tags: a value that holds one makes one illegal tag, not several.
-            f"    SELECT '{self.namespace}', '{TRIGGER}', string_agg(replace(tag, chr(10), chr(13)), chr(10)) FROM (\n"
-            f"      SELECT tag, row_number() OVER () / {ROW_TAGS} AS chunk FROM (\n"
-            f"        {' UNION '.join(tags(side) for side in sides)}\n"
-            f"      ) AS found\n"
-            f"    ) AS numbered GROUP BY chunk;"
-            for at, (kind, sides) in enumerate({**_EVENTS, "TRUNCATE": ("all",)}.items())
-        )
-        return (
-            f"CREATE OR REPLACE FUNCTION {triggered.function}() RETURNS trigger LANGUAGE plpgsql\n"
-            f"SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' AS $cacheworkers$\n"
-            f"BEGIN\n{branches}\n  END IF;\n{self._notification()}  RETURN NULL;\nEND\n$cacheworkers$"
-        )
-
-    def _notification(self) -> str:
-        if not self._notifies:
-            return ""
-        return (
-            # Transactions that notify are committed one after the other, each waiting for the disk: NOTIFY takes a lock
-            # of the whole server.  One of those that are open is enough to wake the relay.
-            f"  IF pg_try_advisory_xact_lock({_lock_number(self.channel)}) THEN\n"
-            f"    PERFORM pg_notify('{self.channel}', '');\n  END IF;\n"
-        )
 
 
 def _texts_of(part: Part) -> Iterator[str | None]:
@@ -290,23 +251,11 @@ def have_triggers(connection: Connection, outbox: Outbox, tables: Sequence[str])
             f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger, obj_description(tgfoid, 'pg_proc') AS comment "
             f"WHERE tgrelid = to_regclass(name) AND NOT tgisinternal AND tgenabled IN ('O', 'A') "
             f"AND starts_with(comment, :mark) "
-            f"AND substr(comment, length(:mark) + {_DIGEST} + 2) = {in_full('to_regclass(:outbox)')})"
+            f"AND substr(comment, length(:mark) + {DIGEST} + 2) = {in_full('to_regclass(:outbox)')})"
         ),
         {"tables": list(tables), "mark": _mark(outbox.namespace), "outbox": outbox.quoted_name},
     )
     return frozenset(str(row[0]) for row in found)
-
-
-class _Triggered(NamedTuple):
-    """A table, its function, whose name its triggers' begin with, and its tags."""
-
-    name: Name
-    function: str
-    tags: list[list[Part]]
-
-    def drops(self) -> list[str]:
-        kinds = (*_EVENTS, "TRUNCATE")
-        return [f"DROP TRIGGER IF EXISTS {self.function}_{kind.lower()} ON {self.name.sql}" for kind in kinds]
 
 
 def _function_name(namespace: str, table: Name) -> str:
@@ -326,11 +275,6 @@ def _mark(namespace: str) -> str:
     return f"cacheworkers {namespace} v{VERSION} "
 
 
-def _lock_number(channel_name: str) -> int:
-    """Return the number of the advisory lock that whoever notifies a channel holds."""
-    return int.from_bytes(hashlib.sha256(channel_name.encode()).digest()[:8], signed=True)
-
-
 def _check_postgres(connection: Any) -> None:
     if not isinstance(connection, Connection):
         raise ConfigError(
@@ -344,19 +288,24 @@ def _check_postgres(connection: Any) -> None:
         )
 
 
-def _check_columns(connection: Connection, table: str, triggered: _Triggered) -> dict[str, Column]:
+def _check_columns(connection: Connection, table: str, triggered: TriggerFunction) -> dict[str, Column]:
     """Return a table's columns, once those of its tags exist and have the same text in Postgres and in Python."""
-    columns = columns_of(connection, triggered.name)
-    for column in (part.column for tag in triggered.tags for part in tag if part.column is not None):
+    columns = columns_of(connection, triggered.table)
+    for column in (name for tag in triggered.tags for name in tag.names):
         if column not in columns:
             raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
-        if columns[column].kind is None or _is_decorated(triggered.name, column):
+    for column in (name for tag in triggered.tags for name in tag.own):
+        if columns[column].kind is None or _is_decorated(triggered.table, column):
             raise ConfigError(
                 f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
                 f"in Python, or it holds texts equal that differ, so that triggers, sessions and loaders would "
                 f"make different tags of a row; tags of triggers take columns of {', '.join(ALIKE)}, with a "
                 f"deterministic collation, and not those of an Enum or a TypeDecorator"
             )
+    if any(tag.columns is not None for tag in triggered.tags):
+        oid = literal(triggered.table.quoted) + "::regclass"
+        if connection.exec_driver_sql(f"SELECT {key_of(oid)}").scalar_one() is None:
+            raise ConfigError(f"triggers(columns=) need the primary key of {table}, which has none; use ignore=")
     return columns
 
 

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, func, select
 
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import TagError
-from cacheworkers.sql.outbox.outbox import TRIGGER, Outbox
+from cacheworkers.sql.choices import Mode
+from cacheworkers.sql.outbox.outbox import SOFT_TRIGGER, TRIGGER, Outbox
 
 log = logging.getLogger("cacheworkers")
 
@@ -23,8 +24,8 @@ _LATEST = 10_000
 
 def written_by_triggers(
     connection: Connection, outbox: Outbox, max_tag_bytes: int
-) -> list[tuple[int, tuple[str, ...]]]:
-    """Return number and tags of the rows that triggers wrote in the connection's transaction, in their order.
+) -> list[tuple[int, tuple[str, ...], Mode]]:
+    """Return number, tags and mode of the rows that triggers wrote in the connection's transaction, in their order.
 
     Tags that no entry can have are left out: a trigger makes them of any text in a column.
     """
@@ -32,22 +33,24 @@ def written_by_triggers(
         return []
     table = outbox.table
     statement = (
-        select(table.c.id, table.c.tags)
-        .where(table.c.namespace == outbox.namespace, table.c.source == TRIGGER, table.c.delivered_at.is_(None))
+        select(table.c.id, table.c.tags, table.c.source)
+        .where(table.c.namespace == outbox.namespace, table.c.delivered_at.is_(None))
+        .where(table.c.source.in_((TRIGGER, SOFT_TRIGGER)))
         # The default of that column is when its transaction began, to the microsecond.
         .where(table.c.written_at == func.transaction_timestamp())
         .where(table.c.id > select(func.max(table.c.id) - _LATEST).scalar_subquery())
         .order_by(table.c.id)
     )
-    found: list[tuple[int, tuple[str, ...]]] = []
+    found: list[tuple[int, tuple[str, ...], Mode]] = []
     left = MAX_TAGS
     # The outbox is in one schema, wherever a tenant's tables are.
-    for number, text in connection.execute(statement, execution_options={"schema_translate_map": None}):
+    for number, text, source in connection.execute(statement, execution_options={"schema_translate_map": None}):
         tags = tuple(text.split("\n"))
         left -= len(tags)
         if left < 0:
             break
-        found.append((number, tuple(tag for tag in tags if _is_legal(tag, max_tag_bytes))))
+        legal = tuple(tag for tag in tags if _is_legal(tag, max_tag_bytes))
+        found.append((number, legal, "soft" if source == SOFT_TRIGGER else "hard"))
     return found
 
 

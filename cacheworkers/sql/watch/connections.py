@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, Session, object_session
 
 from cacheworkers.sql.watch.flush_changes import Flush
+from cacheworkers.sql.watch.joined_transactions import rolling_back_to_savepoint
 from cacheworkers.sql.watch.single_rows import SingleRow
 
 if TYPE_CHECKING:
     from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction
-    from cacheworkers.sql.watch.session_hooks import SessionHooks
 
 _STATES = "cacheworkers.watch"
 #: Connection -> the sessions with a transaction on it, the newest last.  Never walked through: threads change it.
@@ -27,6 +27,18 @@ _on_connections: weakref.WeakKeyDictionary[Connection, tuple[weakref.ref[Session
 _on_connections = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 _is_listening = False
+
+
+class Hooks(Protocol):
+    """What is called of one cache's hooks: `SessionHooks`."""
+
+    def before_statement(self, state: SessionState, connection: Connection, statement: str, context: Any) -> None: ...
+
+    def after_statement(self, state: SessionState, connection: Connection, result: Any) -> None: ...
+
+    def before_commit(self, state: SessionState, connection: Connection) -> None: ...
+
+    def adopt(self, session: Session, connection: Connection, context: Any) -> None: ...
 
 
 class SessionState:
@@ -39,7 +51,7 @@ class SessionState:
         single: the row that a statement of the user's is about to change.
     """
 
-    def __init__(self, hooks: SessionHooks, session: Session) -> None:
+    def __init__(self, hooks: Hooks, session: Session) -> None:
         self.hooks = hooks
         self.dirty: DirtyTransaction | None = None
         self.flush: Flush | None = None
@@ -75,17 +87,20 @@ class SessionState:
 
 def states_on(connection: Connection) -> tuple[SessionState, ...]:
     """Return the watched sessions with a transaction on a connection, the newest last."""
-    found = (reference() for reference in _on_connections.get(connection, ()))
-    return tuple(each for each in found if each is not None and each.session is not None)
+    references = _on_connections.get(connection)
+    if references is None:  # with most statements of a process
+        return ()
+    found = [reference() for reference in references]
+    return tuple([each for each in found if each is not None and each.session is not None])
 
 
-def state_of(hooks: SessionHooks, session: Session) -> SessionState | None:
+def state_of(hooks: Hooks, session: Session) -> SessionState | None:
     """Return what some hooks know of a session, if they watch it and it has begun something."""
-    found: dict[SessionHooks, SessionState] | None = session.info.get(_STATES)
+    found: dict[Hooks, SessionState] | None = session.info.get(_STATES)
     return None if found is None else found.get(hooks)
 
 
-def state_for(hooks: SessionHooks, session: Session) -> SessionState:
+def state_for(hooks: Hooks, session: Session) -> SessionState:
     """Return what some hooks know of a session; made if there is nothing yet."""
     states = session.info.setdefault(_STATES, {})
     if hooks not in states:
@@ -115,15 +130,18 @@ def listen() -> None:
         event.listen(Mapper, "before_delete", _before_any_delete)
 
 
-def _newest(connection: Connection) -> Iterator[SessionState]:
-    """Yield one state for each cache that watches a connection: of the innermost flush, or of the newest session."""
-    found: dict[SessionHooks, SessionState] = {}
-    for state in states_on(connection):
+def _newest(connection: Connection) -> Sequence[SessionState]:
+    """Return one state for each cache that watches a connection: of the innermost flush, or of the newest session."""
+    states = states_on(connection)
+    if len(states) < 2:
+        return states
+    found: dict[Hooks, SessionState] = {}
+    for state in states:
         other = found.get(state.hooks)
         is_inner = other is None or not _is_running(other) or _is_running(state)
         if is_inner:
             found[state.hooks] = state
-    yield from found.values()
+    return tuple(found.values())
 
 
 def _is_running(state: SessionState) -> bool:
@@ -133,34 +151,33 @@ def _is_running(state: SessionState) -> bool:
 def _before_statement(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
 ) -> None:
-    if _on_connections.get(connection):
-        for state in _newest(connection):
-            state.hooks.before_statement(state, connection, statement, context)
+    for state in _newest(connection):
+        state.hooks.before_statement(state, connection, statement, context)
 
 
 def _after_statement(
     connection: Connection, statement: Any, many: Any, parameters: Any, options: Any, result: Any
 ) -> None:
-    if _on_connections.get(connection):
-        for state in _newest(connection):
+    for state in _newest(connection):
+        if state.single is not None:
             state.hooks.after_statement(state, connection, result)
 
 
 def _before_commit(connection: Connection) -> None:
-    if _on_connections.get(connection):
-        for state in states_on(connection):
-            state.hooks.before_commit(state, connection)
+    for state in states_on(connection):
+        state.hooks.before_commit(state, connection)
 
 
 def _before_rollback_to_savepoint(connection: Connection, name: str, context: Any) -> None:
-    from cacheworkers.sql.watch.joined_transactions import rolling_back_to_savepoint
-
     rolling_back_to_savepoint(connection)
 
 
-def _before_any_flush(session: Session, flush_context: Any, instances: Any) -> None:
-    """Watch a session, too, that writes on a connection with a watched transaction: one opened in a mapper event."""
-    if isinstance(session.bind, Connection):
+def _before_any_flush(session: Session | None = None, flush_context: Any = None, instances: Any = None) -> None:
+    """Watch a session, too, that writes on a connection with a watched transaction: one opened in a mapper event.
+
+    It is there for all sessions of the process: who calls their listeners by hand, as tests do, may give nothing.
+    """
+    if session is not None and isinstance(session.bind, Connection):
         for state in _newest(session.bind):
             state.hooks.adopt(session, session.bind, flush_context)
 
@@ -176,8 +193,6 @@ def _before_any_delete(mapper: Any, connection: Connection, instance: Any) -> No
 
 
 def _flushes_of(instance: Any) -> Iterator[Flush]:
-    from sqlalchemy.orm import object_session
-
     session = object_session(instance)
     if session is not None:
         for state in states_of(session):

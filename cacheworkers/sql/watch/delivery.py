@@ -165,8 +165,7 @@ class Delivery:
                 writes = [write for each in failed for write in each.writes]
                 run(self._invalidation(writes))
                 over = failed
-                # An async engine's rows are acknowledged on its loop; the drain delivers them once more.
-                self._succeeded([each for each in writes if not each.connection.dialect.is_async])
+                self._succeeded(writes)
             except Exception:  # the store is away
                 over = [each for each in failed if time.monotonic() > each.until]
             with self._lock:

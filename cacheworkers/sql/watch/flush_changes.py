@@ -101,7 +101,7 @@ class Flush:
             self._unsettled.append(state)
 
     def before_statement(self, connection: Connection, find: Callable[[type], TagRules | None]) -> None:
-        """Note what the instances' own events do not tell, before one of the flush's statements."""
+        """Note what the instances' own events do not show, before one of the flush's statements."""
         unsettled, self._unsettled = self._unsettled, []
         for state in unsettled:
             if not self._captured[state].is_new:
@@ -122,7 +122,7 @@ class Flush:
     def links(
         self, connection: Connection, table: Table, statement: Any, parameters: Sequence[Mapping[str, Any]]
     ) -> bool:
-        """Note rows of an association table that a statement writes; False if it does not tell which."""
+        """Note rows of an association table that a statement writes; False if it does not say which."""
         keys = {column.key: column for column in table.columns}
         if self._leave(connection, {table}):
             return True

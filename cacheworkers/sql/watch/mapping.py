@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,14 +14,16 @@ from sqlalchemy.orm import Mapper
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import ConfigError, DeclarationError, TagError
+from cacheworkers.sql.choices import Choices, Mode
 from cacheworkers.sql.sqlalchemy_internals import all_mappers
 from cacheworkers.sql.watch.cascades import Cascades
 from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
 from cacheworkers.sql.watch.flush_changes import TagsOf
 from cacheworkers.sql.watch.row_changes import Described
 from cacheworkers.sql.watch.row_values import Row, row_columns, tables_of
-from cacheworkers.sql.watch.statements import Statements, Writes
-from cacheworkers.sql.watch.tag_rules import Mode, TagRule, TagRules
+from cacheworkers.sql.watch.sql_writes import Writes
+from cacheworkers.sql.watch.statements import Statements
+from cacheworkers.sql.watch.tag_rules import TagRule, TagRules
 from cacheworkers.sql.watch.tags_by_keys import by_keys
 
 log = logging.getLogger("cacheworkers")
@@ -55,7 +56,7 @@ class WatchMapping:
         self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
         if not isinstance(mapping, Mapping):
             mapping = by_keys(mapping)
-        self._options = _Options(mapping, columns or {}, ignore or {}, mode)
+        self._options = Choices("watch", mapping, columns, ignore, mode)
         self._classes: dict[type, TagRules] = {}
         #: Association tables.
         self.links: dict[Table, TagRules] = {}
@@ -98,9 +99,11 @@ class WatchMapping:
             return found
 
     def mappers(self) -> Iterator[tuple[type, Mapper[Any]]]:
-        """Yield the watched classes."""
+        """Yield the watched classes that are still mapped: a registry may have been disposed of since."""
         for key in self._classes:
-            yield key, inspect(key)
+            mapper: Mapper[Any] | None = inspect(key, raiseerr=False)
+            if mapper is not None:
+                yield key, mapper
 
     def attributes(self) -> Iterator[tuple[type, list[str]]]:
         """Yield the watched classes, each with the attributes whose changes concern some of its tags."""
@@ -194,8 +197,6 @@ class WatchMapping:
         """
         try:
             _ = self.described
-        except NoInspectionAvailable:
-            return  # the watched classes are mapped no more
         except ConfigError as error:
             if str(error) not in self._complaints:
                 self._complaints.add(str(error))
@@ -299,61 +300,6 @@ class WatchMapping:
         except (DeclarationError, TagError) as error:
             raise ConfigError(f"watch of {name}: {error}") from None
         return lambda row: made.texts(_Values(row, tuple(columns)))
-
-
-class _Options:
-    """The options of `watch`: which columns matter, which are ignored, and how tags are invalidated."""
-
-    def __init__(
-        self,
-        mapping: Mapping[Any, Any],
-        columns: Mapping[Any, Collection[str]],
-        ignore: Mapping[Any, Collection[str]],
-        mode: Mode | Mapping[Any, Mode],
-    ) -> None:
-        """
-        Raises:
-            ConfigError: a key is neither a watched class or table nor one of their templates, or a value is malformed.
-        """
-        self._columns = columns
-        self._ignore = ignore
-        self._modes: Mapping[Any, Mode] = mode if isinstance(mode, Mapping) else dict.fromkeys(mapping, mode)
-        templates = {each for tags in mapping.values() if not callable(tags) for each in tags}
-        for option, given in (("columns", columns), ("ignore", ignore), ("mode", self._modes)):
-            for key in given:
-                if key not in mapping and (option == "ignore" or key not in templates):
-                    raise ConfigError(f"watch({option}=) names {key!r}, which is not in the mapping")
-        for key, each in self._modes.items():
-            if each not in ("hard", "soft"):
-                raise ConfigError(f'watch(mode=) must be "hard" or "soft", got {each!r} for {key!r}')
-        for option, given in (("columns", columns), ("ignore", ignore)):
-            for key, names in given.items():
-                if isinstance(names, str):
-                    raise ConfigError(f"watch({option}=) takes lists of columns, got the text {names!r} for {key!r}")
-
-    def columns(self, key: Any, template: str | None, known: Mapping[str, Any]) -> frozenset[str] | None:
-        """Return the columns without which an UPDATE does not concern a tag; None if each one does."""
-        named = self._columns.get(template, self._columns.get(key))
-        if named is None:
-            return None
-        _known("columns", key, named, known)
-        own = {name for name in known if template is not None and re.search(rf"{{{name}\b", template)}
-        return frozenset(named) | own  # a row that moves to another tag concerns both
-
-    def ignored(self, key: Any, known: Mapping[str, Any]) -> frozenset[str]:
-        """Return the columns whose changes concern no tag."""
-        return frozenset(_known("ignore", key, self._ignore.get(key, ()), known))
-
-    def mode(self, key: Any, template: str | None = None) -> Mode:
-        """Return how tags are invalidated."""
-        return self._modes.get(template, self._modes.get(key, "hard"))
-
-
-def _known(option: str, key: Any, named: Collection[str], known: Mapping[str, Any]) -> Collection[str]:
-    for name in named:
-        if name not in known:
-            raise ConfigError(f"watch({option}=): {key!r} has no column {name!r}; it has {', '.join(known)}")
-    return named
 
 
 def _mapper_of(key: Any) -> Mapper[Any]:

@@ -40,7 +40,7 @@ class RowChanges:
         """Note a row that is about to go.
 
         Args:
-            values: some of its values, which tell it from others.
+            values: some of its values, which identify it.
             are_stored: whether they were read from the database.
         """
         for mapper, rules in self._described.get(table, ()):
@@ -103,7 +103,7 @@ class RowChanges:
 
 
 def _row(connection: Connection, table: Table, mapper: Mapper[Any] | None, values: Values, are_stored: bool) -> Row:
-    """Return a table's row as a class has it, by some of its values; what these do not tell is fetched."""
+    """Return a table's row as a class has it, by some of its values; what these do not hold is fetched."""
     columns: Mapping[str, Any] = row_columns(mapper) if mapper is not None else dict(table.columns.items())
     known = {
         name: value

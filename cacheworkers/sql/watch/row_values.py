@@ -13,10 +13,11 @@ Nor is what this flush sets always what is stored: a type may change a value on 
 from __future__ import annotations
 
 import datetime
+import functools
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Join, Over, Table, and_, bindparam, inspect, literal, or_, select, types
 from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -25,6 +26,8 @@ from sqlalchemy.sql.visitors import iterate
 
 from cacheworkers.errors import ConfigError
 from cacheworkers.sql.sqlalchemy_internals import has_variants
+
+T = TypeVar("T")
 
 #: Most rows that one statement locks.
 CHUNK = 500
@@ -37,10 +40,20 @@ _PLAIN: Mapping[type, type] = {
     **dict.fromkeys((types.Date, types.DATE), datetime.date),
     **dict.fromkeys((types.Uuid, types.UUID), uuid.UUID),
 }
-_statements: weakref.WeakKeyDictionary[Mapper[Any], dict[bool, Any]] = weakref.WeakKeyDictionary()
-_lockable: weakref.WeakKeyDictionary[Mapper[Any], bool] = weakref.WeakKeyDictionary()
-_columns: weakref.WeakKeyDictionary[Mapper[Any], Mapping[str, Any]] = weakref.WeakKeyDictionary()
-_moving_names: weakref.WeakKeyDictionary[Mapper[Any], frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def _once(make: Callable[[Mapper[Any]], T]) -> Callable[[Mapper[Any]], T]:
+    """Have a function of a mapper remember what it returns, for as long as there is that mapper."""
+    known: weakref.WeakKeyDictionary[Mapper[Any], T] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(make)
+    def remembered(mapper: Mapper[Any]) -> T:
+        found = known.get(mapper)
+        if found is None:
+            found = known[mapper] = make(mapper)
+        return found
+
+    return remembered
 
 
 class Row:
@@ -207,19 +220,18 @@ def fetch(
         if locks_alone:
             _lock(connection, mapper, chunk)
         if len(mapper.primary_key) == 1:
-            rows = connection.execute(_statement(mapper, locks), {"keys": [values[0] for values in chunk]})
+            rows = connection.execute(_statements(mapper)[locks], {"keys": [values[0] for values in chunk]})
         else:
             rows = connection.execute(_select(mapper, among(mapper.primary_key, chunk), locks))
         found += [dict(zip(names, row, strict=True)) for row in rows]
     return found
 
 
-def _statement(mapper: Mapper[Any], locks: bool) -> Any:
-    """Return what selects rows by a list `keys`; made once, for it takes as long as its round trip."""
-    made = _statements.setdefault(mapper, {})
-    if locks not in made:
-        made[locks] = _select(mapper, mapper.primary_key[0].in_(bindparam("keys", expanding=True)), locks)
-    return made[locks]
+@_once
+def _statements(mapper: Mapper[Any]) -> dict[bool, Any]:
+    """Return what selects rows by a list `keys`, without and with a lock: making it takes as long as its round trip."""
+    where = mapper.primary_key[0].in_(bindparam("keys", expanding=True))
+    return {locks: _select(mapper, where, locks) for locks in (False, True)}
 
 
 def _select(mapper: Mapper[Any], where: Any, locks: bool) -> Any:
@@ -228,16 +240,12 @@ def _select(mapper: Mapper[Any], where: Any, locks: bool) -> Any:
     return statement.order_by(*mapper.primary_key).with_for_update(key_share=True) if locks else statement
 
 
+@_once
 def _can_lock(mapper: Mapper[Any]) -> bool:
     """Return whether PostgreSQL locks the rows of a class where it selects them."""
-    found = _lockable.get(mapper)
-    if found is None:
-        selected = (mapper.persist_selectable, *(each for each in row_columns(mapper).values()))
-        parts = [part for each in selected if not isinstance(each, Column) for part in iterate(each)]
-        found = _lockable[mapper] = not any(
-            isinstance(part, Over) or (isinstance(part, Join) and (part.isouter or part.full)) for part in parts
-        )
-    return found
+    selected = (mapper.persist_selectable, *row_columns(mapper).values())
+    parts = [part for each in selected if not isinstance(each, Column) for part in iterate(each)]
+    return not any(isinstance(part, Over) or (isinstance(part, Join) and (part.isouter or part.full)) for part in parts)
 
 
 def _lock(connection: Connection, mapper: Mapper[Any], identities: Sequence[Sequence[Any]]) -> None:
@@ -255,33 +263,30 @@ def among(columns: Sequence[Any], options: Sequence[Sequence[Any]]) -> Any:
     return or_(*(and_(*(c == value for c, value in zip(columns, values, strict=True))) for values in options))
 
 
+@_once
 def row_columns(mapper: Mapper[Any]) -> Mapping[str, Any]:
     """Return the columns and SQL expressions that a mapped class's row has, by attribute.
 
     What only a polymorphic union or a discriminator's expression adds is in no row.
     """
-    found = _columns.get(mapper)
-    if found is None:
-        tables = set(mapper.tables)
-        found = {}
-        for attribute in mapper.column_attrs:
-            if not hasattr(mapper.class_, attribute.key):
-                continue
-            for column in attribute.columns:
-                if getattr(column, "table", None) in tables or getattr(column, "table", None) is None:
-                    found[attribute.key] = column
-                    break
-        if not found:  # it is mapped to a SELECT
-            found = {each.key: each.columns[0] for each in mapper.column_attrs}
-        _columns[mapper] = found
-    return found
+    tables = set(mapper.tables)
+    found = {}
+    for attribute in mapper.column_attrs:
+        if not hasattr(mapper.class_, attribute.key):
+            continue
+        for column in attribute.columns:
+            if getattr(column, "table", None) in tables or getattr(column, "table", None) is None:
+                found[attribute.key] = column
+                break
+    # Without any, it is mapped to a SELECT.
+    return found or {each.key: each.columns[0] for each in mapper.column_attrs}
 
 
 def changed_names(state: InstanceState[Any]) -> set[str]:
     """Return the attributes that a flush is going to write: those with a net change, and what any UPDATE changes."""
     found = _set_names(state)
     if found:
-        found |= {name for name, column in row_columns(state.mapper).items() if _follows_updates(column)}
+        found |= _following(state.mapper)
     return found
 
 
@@ -324,26 +329,35 @@ def is_computed(column: Any) -> bool:
     return is_sql or column.computed is not None or column.server_onupdate is not None
 
 
-def computed_names(mapper: Mapper[Any]) -> set[str]:
+@_once
+def computed_names(mapper: Mapper[Any]) -> frozenset[str]:
     """Return the attributes whose values an UPDATE leaves to the database, whatever it sets."""
-    return {name for name, column in row_columns(mapper).items() if is_computed(column)}
+    return frozenset(name for name, column in row_columns(mapper).items() if is_computed(column))
 
 
+@_once
+def _following(mapper: Mapper[Any]) -> frozenset[str]:
+    """Return the attributes that may change whenever their row does."""
+    return frozenset(
+        name
+        for name, column in row_columns(mapper).items()
+        if isinstance(column, Column) and (is_computed(column) or column.onupdate is not None)
+    )
+
+
+@_once
 def _moving(mapper: Mapper[Any]) -> frozenset[str]:
     """Return the attributes that a flush changes without a trace in their history."""
-    found = _moving_names.get(mapper)
-    if found is None:
-        inherited: set[Any] = set()  # the columns of a subclass's table that get the values of its base's row
-        for each in mapper.iterate_to_root():
-            if each.inherit_condition is not None:
-                inherited.update(part for part in iterate(each.inherit_condition) if isinstance(part, Column))
-        inherited.difference_update(mapper.base_mapper.local_table.columns)
-        found = _moving_names[mapper] = frozenset(
-            name
-            for name, column in row_columns(mapper).items()
-            if getattr(column, "onupdate", None) is not None or column is mapper.version_id_col or column in inherited
-        )
-    return found
+    inherited: set[Any] = set()  # the columns of a subclass's table that get the values of its base's row
+    for each in mapper.iterate_to_root():
+        if each.inherit_condition is not None:
+            inherited.update(part for part in iterate(each.inherit_condition) if isinstance(part, Column))
+    inherited.difference_update(mapper.base_mapper.local_table.columns)
+    return frozenset(
+        name
+        for name, column in row_columns(mapper).items()
+        if getattr(column, "onupdate", None) is not None or column is mapper.version_id_col or column in inherited
+    )
 
 
 def _set_names(state: InstanceState[Any]) -> set[str]:
@@ -353,11 +367,6 @@ def _set_names(state: InstanceState[Any]) -> set[str]:
         return set()
     attributes = state.attrs
     return {name for name in names if attributes[name].history.has_changes()}
-
-
-def _follows_updates(column: Any) -> bool:
-    """Return whether a column may change whenever its row does."""
-    return isinstance(column, Column) and (is_computed(column) or column.onupdate is not None)
 
 
 def _in_memory(state: InstanceState[Any]) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cacheworkers.errors import ConfigError, OutboxUnavailable, StoreError, StoreUnavailable
 from cacheworkers.flows.ports import Ports
+from cacheworkers.sql.choices import Mode
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
 from cacheworkers.sql.outbox.connections import apart, bound_engines, on_connection, sync_half
 from cacheworkers.sql.outbox.notifications import AsyncNotifications, Notifications
@@ -27,7 +28,6 @@ from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagsOf
 from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.session_hooks import AnySession, SessionHooks
-from cacheworkers.sql.watch.tag_rules import Mode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

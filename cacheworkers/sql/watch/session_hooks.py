@@ -7,13 +7,14 @@ invalidated; after a rollback nothing is left of them.  Meanwhile the transactio
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction, object_session, sessionmaker
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session, sessionmaker
 
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
@@ -66,6 +67,8 @@ class SessionHooks:
         self._views = Views()
         self._triggers = InstalledTriggers(outbox, mapping)
         self._target: type = Session
+        #: Those of the watched classes whose events it listens to.
+        self._mappers: weakref.WeakSet[Mapper[Any]] = weakref.WeakSet()
 
     def install(self, sessions: Any, others: Sequence[SessionHooks] = (), *, check: bool = True) -> None:
         """Hook into a sessionmaker, a Session class, or their async kinds; nothing is changed if that is refused.
@@ -90,7 +93,16 @@ class SessionHooks:
         for name, hook in hooks.items():
             # Before the user's own: what they read there has to be invalidated by then.
             event.listen(kind, name, hook, insert=name == "after_commit")
+        self._listen_to_classes()
+        event.listen(Mapper, "after_configured", self._listen_to_classes)
+
+    def _listen_to_classes(self) -> None:
+        """Hook into the watched classes as they are mapped now: mapped again, one has lost all listeners."""
         for key, attributes in self._mapping.attributes():
+            mapper: Mapper[Any] = inspect(key)
+            if mapper in self._mappers:
+                continue
+            self._mappers.add(mapper)
             for name in attributes:
                 event.listen(getattr(key, name), "set", self._on_set, propagate=True)
             event.listen(key, "before_insert", self._on_insert, propagate=True)
@@ -140,12 +152,12 @@ class SessionHooks:
 
     def before_statement(self, state: SessionState, connection: Connection, statement: str, context: Any) -> None:
         """Refuse a statement that changes watched rows without the unit of work's knowledge."""
-        session = state.session
         statements = self._mapping.statements
         writes = statements.writes(statement, connection.dialect.name)
-        if session is None or not (writes.names or writes.opaque):
+        session = state.session if any(writes) else None
+        if session is None:
             return
-        writes = self._views.resolved(connection, writes, {*statements.tables, self.outbox.table.name})
+        writes = self._views.resolved(connection, writes, statements.tables)
         names = statements.changed_by(writes)
         if not names:
             return
@@ -180,12 +192,12 @@ class SessionHooks:
         dirty = state.dirty
         if dirty is not None and dirty.has_unknown_on(connection):
             for each in self.written_by_triggers(connection):
-                dirty.note_written(each.tags, each.row, connection, "hard")
+                dirty.note_written(each.tags, each.row, connection, each.mode)
 
     def written_by_triggers(self, connection: Connection) -> list[Written]:
         """Return what triggers have written in a connection's transaction."""
         found = written_by_triggers(connection, self.outbox, self._ports.config.max_tag_bytes)
-        return [Written(None, connection, row, tags, "hard") for row, tags in found]
+        return [Written(None, connection, row, tags, mode) for row, tags, mode in found]
 
     # -- events of sessions
 
@@ -275,8 +287,9 @@ class SessionHooks:
     def _is_noted(self, flush: Flush, connection: Connection, context: Any) -> bool:
         """Return whether the mapper events have noted what a flush's statement changes, or it is noted now."""
         table: Any = getattr(getattr(context.compiled, "statement", None), "table", None)
-        if table in self._mapping.described and not self._triggers.write_all(connection, frozenset({table})):
-            _refuse_autocommit(connection)
+        if is_autocommit_on(connection) and table in self._mapping.described:
+            if not self._triggers.write_all(connection, frozenset({table})):
+                _refuse_autocommit(connection)
         if self._mapping.knows(table) and flush.has_made(context):
             flush.before_statement(connection, self._mapping.of)
             return True

@@ -19,7 +19,7 @@ from cacheworkers.sql.sqlalchemy_internals import is_for_mapped_rows, is_plain_i
 from cacheworkers.sql.watch.cascades import Cascades, Values
 from cacheworkers.sql.watch.row_changes import Described, RowChanges
 from cacheworkers.sql.watch.row_values import among, row_columns, tables_of
-from cacheworkers.sql.watch.statements import Writes
+from cacheworkers.sql.watch.sql_writes import Writes
 from cacheworkers.sql.watch.tag_rules import TagsByMode, merged
 
 

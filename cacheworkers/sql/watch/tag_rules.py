@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from cacheworkers.sql.choices import Mode
 from cacheworkers.sql.watch.row_values import Row
 
-Mode = Literal["hard", "soft"]
 #: Tags by the way in which they are invalidated.
 TagsByMode = dict[Mode, list[str]]
 

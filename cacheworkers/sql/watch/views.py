@@ -8,7 +8,7 @@ from collections.abc import Collection
 from sqlalchemy import Connection, Pool, text
 
 from cacheworkers.sql.watch.sql_tokens import Grammar, tokens_of
-from cacheworkers.sql.watch.statements import Name, Writes
+from cacheworkers.sql.watch.sql_writes import Name, Writes
 
 _QUERIES: dict[str, tuple[str, Grammar]] = {
     "postgresql": (

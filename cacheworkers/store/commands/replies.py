@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -183,6 +184,15 @@ def fields(reply: Any) -> dict[str, str]:
     if isinstance(reply, list):
         return {text(k): text(v) for k, v in zip(reply[::2], reply[1::2], strict=True)}
     return {}
+
+
+def instants(reply: Any) -> dict[str, float]:
+    """Return a hash of instants, without what is none."""
+    found = {}
+    for field, value in fields(reply).items():
+        with contextlib.suppress(ValueError):
+            found[field] = float(value)
+    return found
 
 
 def failure(reply: Any) -> dict[str, str]:

@@ -40,8 +40,8 @@ CHUNK = 500
 MOST_RUNNING = 2
 #: Members of each of many tag sets that are gone through at a time.
 LEAST_SHARE = 4
-#: How long it is known from which databases a namespace is loaded, seconds.
-DATABASE_KEPT_FOR = 30 * 86400.0
+#: How long it is known what the processes of a namespace were, seconds.
+MARKS_KEPT_FOR = 86400.0
 #: Half-lives for which access scores are remembered.
 ACCESSES_KEPT_FOR = 100
 #: How long it is known when a worker last took a message, and that a worker runs, seconds.
@@ -97,7 +97,7 @@ class Store:
         return self._ask(chunks, lambda replies: list(itertools.chain.from_iterable(replies)))
 
     def _submit_get_many(self, calls: list[str], done: Callable[[list[bytes | None] | Exception], None]) -> bool:
-        """Ask for the envelopes of many calls at once, as `Transport.submit` does."""
+        """Ask for the envelopes of many calls together, as `Transport.submit` does."""
 
         def unwrapped(outcome: list[Any] | Exception) -> None:
             done(outcome[0] if isinstance(outcome, list) else outcome)
@@ -325,17 +325,16 @@ class Store:
 
     # -- for doctor
 
-    def note_database(self, database: str, at: float) -> Exchange[dict[str, float]]:
-        """Note a database that a process of this namespace loads from; all that are noted, as of `databases`."""
-        key = self.keys.databases
-        note = [Request(("HSET", key, database, at)), Request(("PEXPIRE", key, _ms(DATABASE_KEPT_FOR)))]
-        requests = [*note, Request(("HGETALL", key))]
-        return self._ask(requests, lambda replies: {k: float(v) for k, v in parse.fields(replies[2]).items()})
+    def note_marks(self, marks: Sequence[str], at: float) -> Exchange[dict[str, float]]:
+        """Note what a process of this namespace is; all that is noted, as of `marks`."""
+        key = self.keys.marks
+        fields = [word for mark in marks for word in (mark, at)]
+        note = [Request(("HSET", key, *fields)), Request(("PEXPIRE", key, _ms(MARKS_KEPT_FOR)))]
+        return self._ask([*note, Request(("HGETALL", key))], lambda replies: parse.instants(replies[2]))
 
-    def databases(self) -> Exchange[dict[str, float]]:
-        """The databases that are loaded from, and when that was last noted, seconds since the epoch."""
-        request = Request(("HGETALL", self.keys.databases))
-        return self._ask([request], lambda replies: {k: float(v) for k, v in parse.fields(replies[0]).items()})
+    def marks(self) -> Exchange[dict[str, float]]:
+        """What the processes of this namespace are, and when that was last noted, seconds since the epoch."""
+        return self._ask([Request(("HGETALL", self.keys.marks))], lambda replies: parse.instants(replies[0]))
 
     def note_unstored(self, loader: str, reason: str) -> Exchange[None]:
         """Note that a value of a loader had no place here."""

@@ -92,7 +92,7 @@ class StoreAddress:
 
     Attributes:
         kind: standalone, sentinel or cluster.
-        shown: the URL without user, password and options.
+        shown: the URL without user, password and options; with a database other than 0.
         nodes: the server, the Sentinels, or seed nodes of the Cluster; empty for a Unix socket.
         path: of the Unix socket.
         service: the Sentinels' name for the master.
@@ -146,7 +146,7 @@ def parse_url(url: str) -> StoreAddress:
         raise ConfigError(f"redis_url must name no database but 0, for a Cluster has no other, got {database}")
     return StoreAddress(
         kind,
-        found.shown,
+        found.shown + (f"{'?db=' if found.socket else '/'}{database}" if database else ""),
         found.nodes,
         found.socket,
         found.service,

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from cacheworkers.store.connections.async_connection import AsyncConnection
 from cacheworkers.store.connections.connection import Connection, ConnectionCut, LateReply, Outcome, pack
 
-#: Idle connections that are kept; more threads than these at once open and close their own.
+#: Idle connections that are kept; more threads than these open and close their own.
 MAX_IDLE = 64
 #: Connections of one event loop: more than one only while bulk is under way on the others.
 MAX_PER_LOOP = 4

@@ -85,7 +85,7 @@ def _kinds(keys: Keyspace, call: str) -> list[str]:
     of_call = [keys.entry(call), keys.lease(call), keys.failures(call), keys.attempts(call), keys.overtaken(call)]
     of_tag = [keys.tag_set(call), keys.last_invalidation(call), keys.detached_index(call)]
     of_loader = [keys.accesses(call), keys.turns(call)]
-    return [*of_call, *of_tag, *of_loader, keys.beat(call), keys.seq, keys.run_id, keys.databases, keys.unstored]
+    return [*of_call, *of_tag, *of_loader, keys.beat(call), keys.seq, keys.run_id, keys.marks, keys.unstored]
 
 
 def _is_denied(client: Any, *words: Any) -> bool:

@@ -1,8 +1,8 @@
 """TrackingConnection: one master's connection on which keys are tracked, and their invalidation messages arrive.
 
-Whatever this connection reads, the server tracks, and reports the next change of, once.  So what this process wants to
-be told about is read here as well, in a few bytes.  Replies and invalidation messages come in one order: a reply says
-what a key was like when its tracking began, and a change after that is reported after it.
+The server tracks whatever this connection reads, and reports its next change, once.  So the keys whose changes this
+process wants to know are read here as well, in a few bytes.  Replies and invalidation messages come in one order: a
+reply says what a key was like when its tracking began, and a change after that is reported after it.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ class TrackingConnection:
         self._is_closed = False
         self.pings: collections.deque[Ping] = collections.deque()
         self.proven_at = 0.0
-        options = pool.connection_kwargs
-        self.address = f"{options.get('host', options.get('path', ''))}:{options.get('port', '')}"
+        # Of the connection, not of its pool: behind Sentinels only what has connected knows to where.
+        opened = self._connection
+        self.address: str = getattr(opened, "path", "") or f"{opened.host}:{opened.port}"
 
     # -- requests, from any thread
 

@@ -10,7 +10,7 @@
 -- order stays, and what has cooled down is what lies far enough in the past.
 local scores = KEYS[1]
 local half_life, most, kept_for = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local FORGOTTEN_AT_ONCE = 500
+local MAX_FORGOTTEN = 500
 
 local time = redis.call("TIME")
 local now = time[1] + time[2] / 1e6
@@ -27,7 +27,7 @@ for at = 4, #ARGV, 2 do
   redis.call("ZADD", scores, string.format("%.6f", read_at), ARGV[at])
 end
 local cold = redis.call(
-  "ZRANGEBYSCORE", scores, "-inf", string.format("(%.6f", now - kept_for), "LIMIT", 0, FORGOTTEN_AT_ONCE
+  "ZRANGEBYSCORE", scores, "-inf", string.format("(%.6f", now - kept_for), "LIMIT", 0, MAX_FORGOTTEN
 )
 if #cold > 0 then
   redis.call("ZREM", scores, unpack(cold))

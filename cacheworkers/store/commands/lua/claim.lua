@@ -13,7 +13,7 @@
 --          | {"backoff", kind, text, pttl_ms} | {"overtaken", envelope}
 -- Atomic because between a look and a SET another reader would take the same lease.
 -- Idempotent: whoever already holds the lease under this token claims it again, and has pushed its message.
--- What is warmed waits behind much else that is.  So who does not warm takes such a lease at once, as if there were none,
+-- What is warmed waits behind much else that is.  So who does not warm takes such a lease immediately, as if there were none,
 -- until its load has begun; the message of the warm one finds another token, and is left.  Who warms takes nothing.
 local entry, lease, failures, overtaken, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local token, lease_for_ms, seen, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4]

@@ -6,7 +6,7 @@
 -- ARGV[4]  backoff_ms of a first failure, ARGV[5]  longest backoff_ms
 -- Returns  backoff_ms, or -1 refused
 -- Atomic like write.lua.  The failures key is tracked: its push wakes the waiters, and leaves L1 alone.
--- Idempotent: the fence in the record tells a failure that was already counted.
+-- Idempotent: the fence in the record identifies a failure that was already counted.
 local lease, failures, attempts = KEYS[1], KEYS[2], KEYS[3]
 local fence, kind, text, first_ms, most_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 

@@ -8,7 +8,7 @@
 -- Atomic because an invalidation may break the lease between the check and the SET.
 -- The lease says on which server its load began.  On another, a failover may have kept the lease and lost the
 -- registration that came after it: the entry would be in no tag set.  Refused, and the lease is given back.
--- Idempotent: the version in the store tells a write that was already done.
+-- Idempotent: the version in the store identifies a write that was already done.
 local entry, lease, failures, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local fence, envelope, expires_at_ms, version, version_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 

@@ -1,0 +1,60 @@
+"""Rows of async sessions whose loop has ended are marked delivered all the same: the drain has nothing to repeat."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cacheworkers.sql.outbox import acknowledger
+from cacheworkers.testing.servers import wait_until
+
+from .conftest import Product, Shop
+
+
+async def reprice(shop: Shop, price: int) -> None:
+    async with shop.async_sessions.begin() as session:
+        (await session.get_one(Product, 1)).price = price
+    await shop.async_engine.dispose()
+
+
+def run_and_cancel(work: Any) -> None:
+    asyncio.run(work)
+
+
+def run_and_close(work: Any) -> None:
+    """As test runners and frameworks do that make their loops by hand: nobody is cancelled."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(work)
+    finally:
+        loop.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a task that was pending, and its sleep
+@pytest.mark.parametrize("run", [run_and_cancel, run_and_close])
+def test_one_loop_after_the_other(shop: Shop, run: Any) -> None:
+    shop.add(1)
+    for price in range(3):
+        run(reprice(shop, price))
+
+    shop.cache._watching.close()
+
+    wait_until(lambda: shop.waiting() == 0)
+
+
+def test_a_loop_that_goes_on_marks_its_own(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.add(1)
+
+    async def work() -> None:
+        await reprice(shop, 1)
+        deadline = asyncio.get_running_loop().time() + 20
+        while shop.waiting() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+
+    monkeypatch.setattr(acknowledger.threading, "Thread", None)
+
+    asyncio.run(work())
+
+    assert shop.waiting() == 0

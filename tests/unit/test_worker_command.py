@@ -1,0 +1,61 @@
+"""The command that a log line names starts a worker that knows the loaders."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+
+import pytest
+from celery import Celery
+
+from cacheworkers.workers.worker_command import importable_name, worker_command
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Celery:
+    """An app that the module `bookshop` makes."""
+    app = Celery("bookshop", set_as_current=False)
+    module = types.ModuleType("bookshop")
+    module.celery = app  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bookshop", module)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("include", "modules", "expected"),
+    [
+        ((), [], "celery -A bookshop worker -Q cw.miss"),
+        ((), ["bookshop", ""], "celery -A bookshop worker -Q cw.miss"),
+        ((), ["bookcache", "bookcache"], "celery -A bookshop worker -I bookcache -Q cw.miss"),
+        (("bookcache",), ["bookcache", "pages"], "celery -A bookshop worker -I pages -Q cw.miss"),
+    ],
+)
+def test_a_worker_imports_the_modules_that_its_app_does_not_name(
+    app: Celery, include: tuple[str, ...], modules: list[str], expected: str
+) -> None:
+    app.conf.include = include
+
+    assert worker_command(app, ["cw.miss"], modules) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "spec", "file", "expected"),
+    [
+        ("shop.pages", None, None, "shop.pages"),
+        ("__main__", None, "/srv/shop.py", "shop"),
+        ("__main__", "shop.web", "/srv/shop/web.py", "shop.web"),
+        ("__main__", "shop.__main__", "/srv/shop/__main__.py", "shop"),
+        ("__main__", None, None, ""),  # a notebook
+    ],
+)
+def test_the_name_by_which_a_worker_imports_what_runs_as_a_script(
+    monkeypatch: pytest.MonkeyPatch, module: str, spec: str | None, file: str | None, expected: str
+) -> None:
+    main = types.ModuleType("__main__")
+    main.__spec__ = None if spec is None else importlib.util.spec_from_loader(spec, None)
+    if file is not None:
+        main.__file__ = file
+    monkeypatch.setitem(sys.modules, "__main__", main)
+
+    assert importable_name(module) == expected
