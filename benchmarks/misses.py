@@ -2,7 +2,7 @@
 
 One reader reads cold keys of a loader that does nothing, in turns with a bare Celery task: published by the same
 process, run by the same worker, and answered over a list in the same Redis.  Then as many keys are read cold by many
-tasks at once.  The loader returns the instant at which it ran: until then a miss was claimed, published and queued.
+tasks together.  The loader returns the instant at which it ran: until then a miss was claimed, published and queued.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def alone(count: int) -> dict[str, Took]:
     return found
 
 
-def at_once(readers: int, count: int) -> Throughput:
+def together(readers: int, count: int) -> Throughput:
     """Return how many misses a second many tasks had, each reading one cold key after the other."""
     numbers, until_run = iter(range(1_000_000, 1_000_000 + count)), []
 
@@ -121,7 +121,7 @@ def main() -> None:
     """Measure, and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--misses", type=int, default=300, help="of one reader")
-    parser.add_argument("--readers", type=int, default=200, help="at once")
+    parser.add_argument("--readers", type=int, default=200, help="of them together")
     parser.add_argument("--crowd", type=int, default=4000, help="misses of all of them together")
     options = parser.parse_args()
     with servers():
@@ -142,9 +142,9 @@ def main() -> None:
             for name, took in found.items()
         ]
         print(markdown(HEADS, rows))
-        many = misses.at_once(options.readers, options.crowd)
+        many = misses.together(options.readers, options.crowd)
         print(
-            f"{options.readers} readers at once: {many.misses_a_second:,.0f} misses/s; until it ran "
+            f"{options.readers} readers together: {many.misses_a_second:,.0f} misses/s; until it ran "
             f"p50 {percentile(many.until_run, 0.5):.0f} ms, p99 {percentile(many.until_run, 0.99):.0f} ms"
         )
         misses.cache.close()

@@ -145,7 +145,7 @@ def annotations_of(task: Any) -> dict[str, Any]:
 
 
 def is_publishing_observed(own: str) -> bool:
-    """Return whether anybody but the receiver of this name is to be told of each message that is published."""
+    """Return whether anybody but the receiver of this name receives a signal for each message that is published."""
     receivers = before_task_publish.receivers
     return len(receivers) > 1 or bool(after_task_publish.receivers) or any(key[0] != own for key, _ in receivers)
 
