@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, SingletonThreadPool, StaticPool
 
 from cacheworkers.errors import ConfigError, LoadTimeout
-from cacheworkers.sql.sqlalchemy_internals import engine_like, is_autocommit, options_of
+from cacheworkers.sql.sqlalchemy_internals import base_engine, engine_like, engine_on, is_autocommit, options_of
 
 #: How long a load waits for a connection of the library's pool, seconds.
 POOL_TIMEOUT = 10.0
@@ -64,7 +65,10 @@ class Sessions:
                 "loads run on a loop of the library's own; bind them to the engine, or give sync sessions"
             )
         self._pool_size = pool_size
+        #: Engine without the options that were given it later -> the library's own like it, which has the pool.
         self._own: dict[Engine, Engine] = {}
+        #: Engine, of a request perhaps -> its options, and one with these on that pool.
+        self._twins: weakref.WeakKeyDictionary[Engine, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._turns: dict[int, threading.Lock] = {}
 
@@ -117,6 +121,7 @@ class Sessions:
         """Forget inherited connections without closing them: the parent uses them still."""
         self._lock = threading.Lock()
         self._turns = {}
+        self._twins.clear()
         theirs = (bind for factory in (self._sync, self._async) for bind in _bound_to(options_of(factory)))
         for engine in (*self._own.values(), *theirs):
             if isinstance(engine, AsyncEngine):
@@ -130,7 +135,8 @@ class Sessions:
             pairs = [pair for pair in self._own.items() if pair[0].dialect.is_async is is_async]
             for theirs, _ in pairs:
                 del self._own[theirs]
-        return [own for theirs, own in pairs if own is not theirs]
+            self._twins.clear()
+        return [own for _, own in pairs]
 
     def _on_connections(self, connections: list[Connection], load_for: float) -> Iterator[Session]:
         """Give a session on somebody's own connections: nothing of their settings or transactions is changed.
@@ -167,32 +173,36 @@ class Sessions:
     def _bind(self, bind: Any) -> Any:
         """Return the library's own engine for one of the user's."""
         engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
-        own = self._own.get(engine)
-        if own is None:
-            with self._lock:
-                own = self._own.get(engine)
-                if own is None:
-                    own = self._own[engine] = self._like(engine)
+        if isinstance(engine.pool, StaticPool | SingletonThreadPool):
+            return bind
+        options = engine.get_execution_options()
+        with self._lock:
+            known, own = self._twins.get(engine, (None, None))
+            if own is None or known is not options:  # options may be added to an engine
+                # Without a transaction there is nothing to make read-only, and no limit to set for its length.
+                level = "READ COMMITTED" if _is_postgres(engine) and is_autocommit(engine) else None
+                own = engine_on(engine, self._with_pool(base_engine(engine)).pool, level)
+                self._twins[engine] = options, own
         return AsyncEngine(own) if isinstance(bind, AsyncEngine) else own
 
-    def _like(self, engine: Engine) -> Engine:
+    def _with_pool(self, engine: Engine) -> Engine:
         """Return an engine like the user's, with a pool of its own."""
-        pool = engine.pool
-        if isinstance(pool, StaticPool | SingletonThreadPool):
-            return engine
-        # Without a transaction there is nothing to make read-only, and no limit to set for its length.
-        level = "READ COMMITTED" if _is_postgres(engine) and is_autocommit(engine) else None
-        if isinstance(pool, NullPool):
-            return engine_like(engine, NullPool, level)
-        return engine_like(
-            engine,
-            AsyncAdaptedQueuePool if engine.dialect.is_async else QueuePool,
-            level,
-            pre_ping=True,
-            pool_size=self._pool_size,
-            max_overflow=self._pool_size,
-            timeout=POOL_TIMEOUT,
-        )
+        own = self._own.get(engine)
+        if own is not None:
+            return own
+        if isinstance(engine.pool, NullPool):
+            own = engine_like(engine, NullPool)
+        else:
+            own = engine_like(
+                engine,
+                AsyncAdaptedQueuePool if engine.dialect.is_async else QueuePool,
+                pre_ping=True,
+                pool_size=self._pool_size,
+                max_overflow=self._pool_size,
+                timeout=POOL_TIMEOUT,
+            )
+        self._own[engine] = own
+        return own
 
 
 def _bound_to(options: Mapping[str, Any]) -> Iterator[Any]:

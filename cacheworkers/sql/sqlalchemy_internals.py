@@ -26,6 +26,7 @@ __all__ = [
     "call_at_end",
     "ends_of",
     "engine_like",
+    "engine_on",
     "first_value",
     "has_variants",
     "in_greenlet",
@@ -191,8 +192,13 @@ def engine_like(engine: Engine, kind: type[Pool], isolation_level: str | None = 
         _share_first_connect(pool)
     made = kind(pool._creator, recycle=pool._recycle, dialect=engine.dialect, **pool_options)
     made.__dict__["dispatch"] = pool.dispatch
+    return engine_on(engine, made, isolation_level)
+
+
+def engine_on(engine: Engine, pool: Pool, isolation_level: str | None = None) -> Engine:
+    """Return an engine on another pool, with the options that the engine has now, and the same listeners."""
     twin = Engine(
-        made,
+        pool,
         engine.dialect,
         engine.url,
         echo=engine.echo,

@@ -106,13 +106,10 @@ class Suite:
 
         def listen() -> None:
             """Listen again where a test has taken all listeners away."""
-            connections.listen()  # before: a listener that is there twice cannot be taken away
             for target, name, hook in (
                 (Session, "after_begin", read_before),
                 (Mapper, "before_configured", forget_others),
-                (Session, "before_flush", connections._before_any_flush),
-                (Mapper, "before_update", connections._before_any_update),
-                (Mapper, "before_delete", connections._before_any_delete),
+                *connections.OF_ALL,
             ):
                 if not event.contains(target, name, hook):
                     event.listen(target, name, hook)
@@ -230,9 +227,11 @@ class Suite:
     def unwatch(self) -> None:
         """Take the hooks away again, which only a test needs."""
         from sqlalchemy import event
-        from sqlalchemy.orm import Mapper, Session
+        from sqlalchemy.orm import Session
 
-        hooks, self.hooks, mapping = self.hooks, None, self.mapping
+        from cacheworkers.sql.watch import connections
+
+        hooks, self.hooks = self.hooks, None
         self.cache._watching._hooks.clear()
         self.cache._watching._watched.clear()
         if hooks is None:
@@ -244,13 +243,8 @@ class Suite:
             (Session, "transient_to_pending", hooks._on_pending),
             (Session, "after_begin", hooks._on_begin),
             (Session, "before_flush", hooks._on_before_flush),
-            (Mapper, "after_configured", hooks._listen_to_classes),
-            (Mapper, "after_configured", mapping._forget),
-            (Mapper, "after_configured", mapping._complain),
         ]
-        for key in list(mapping._classes):
-            for name in ("insert", "update", "delete"):
-                targets.append((key, f"before_{name}", getattr(hooks, f"_on_{name}")))
+        connections._all_hooks = ()
         for target, name, hook in targets:
             with contextlib.suppress(Exception):
                 event.remove(target, name, hook)

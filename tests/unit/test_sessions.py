@@ -237,3 +237,30 @@ def test_a_child_of_a_fork_leaves_the_parent_s_connections_alone(engine: Engine)
     assert closed == []
     assert before is not None
     before.execute("SELECT 1")  # type: ignore[attr-defined]
+
+
+def test_engines_of_requests_share_one_pool(engine: Engine) -> None:
+    """A factory is bound again for each tenant, `engine.execution_options(...)`: no connections for each of them."""
+    opened: list[object] = []
+    event.listen(engine, "connect", lambda connection, record: opened.append(connection))
+    factory = sessionmaker()
+    sessions = Sessions(factory, None, pool_size=1)
+
+    for number in range(5):
+        factory.configure(bind=engine.execution_options(tenant=number))
+        with sessions.for_load(1.0) as session:
+            assert session is not None and session.scalar(text("SELECT price FROM product")) == 10
+            assert session.connection().get_execution_options()["tenant"] == number
+    sessions.close()
+
+    assert len(opened) == 1
+
+
+def test_options_that_an_engine_gets_later_hold_in_loads(engine: Engine) -> None:
+    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    for tenant in ("a", "b"):
+        engine.update_execution_options(tenant=tenant)
+        with sessions.for_load(1.0) as session:
+            assert session is not None
+            assert session.connection().get_execution_options()["tenant"] == tenant
+    sessions.close()

@@ -78,19 +78,25 @@ class DeliveryAcknowledger:
         self._changed.notify()
 
     def _mark_all(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or bool(self._rows))
-                self._changed.wait_for(lambda: self._is_closed, GATHER_FOR)
-                due, self._rows = self._rows, {}
-                if not due:
-                    return
-            for engine, rows in due.items():
-                try:
-                    on_connection(engine, functools.partial(self._mark, rows))
-                except Exception as error:  # whatever a driver raises: the relay delivers them again
-                    log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
-                    time.sleep(GATHER_FOR)
+        while self._mark_gathered():
+            pass
+
+    def _mark_gathered(self) -> bool:
+        """Wait for rows, and mark them; False when there are none to come.
+
+        A step of its own: the thread must keep no engine alive while it waits for the next one.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or bool(self._rows))
+            self._changed.wait_for(lambda: self._is_closed, GATHER_FOR)
+            due, self._rows = self._rows, {}
+        for engine, rows in due.items():
+            try:
+                on_connection(engine, functools.partial(self._mark, rows))
+            except Exception as error:  # whatever a driver raises: the relay delivers them again
+                log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
+                time.sleep(GATHER_FOR)
+        return bool(due)
 
     def _mark(self, rows: Sequence[int], connection: Connection) -> None:
         self._outbox.delivered(connection, rows)

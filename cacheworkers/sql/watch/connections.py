@@ -1,7 +1,7 @@
 """Connections with watched transactions on them, and the listeners that are the same for all engines and sessions.
 
 They are added once in a process, when the first cache watches something, and then ask this register: listeners that
-come and go with engines and sessions would break the statements of other threads, which walk through them.
+come and go with engines, sessions and caches would break the flushes of other threads, which walk through them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.orm import Mapper, Session, object_session
 
 from cacheworkers.sql.watch.flush_changes import Flush
@@ -20,17 +20,26 @@ from cacheworkers.sql.watch.single_rows import SingleRow
 
 if TYPE_CHECKING:
     from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction
+    from cacheworkers.sql.watch.mapping import WatchMapping
 
 _STATES = "cacheworkers.watch"
 #: Connection -> the sessions with a transaction on it, the newest last.  Never walked through: threads change it.
 _on_connections: weakref.WeakKeyDictionary[Connection, tuple[weakref.ref[SessionState], ...]]
 _on_connections = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-_is_listening = False
+#: Of all caches.  Replaced by another tuple, not changed: threads walk through it.
+_all_hooks: tuple[weakref.ref[Hooks], ...] = ()
+#: Mapped class as it is mapped now -> its attributes with a listener.
+_assignments: weakref.WeakKeyDictionary[Mapper[Any], set[str]] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
 
 
 class Hooks(Protocol):
     """What is called of one cache's hooks: `SessionHooks`."""
+
+    @property
+    def mapping(self) -> WatchMapping: ...
+
+    def assigned(self, session: Session, kind: type, name: str) -> None: ...
 
     def before_statement(self, state: SessionState, connection: Connection, statement: str, context: Any) -> None: ...
 
@@ -114,20 +123,33 @@ def states_of(session: Session) -> Iterator[SessionState]:
     yield from session.info.get(_STATES, {}).values()
 
 
-def listen() -> None:
-    """Add the listeners that are the same for all engines and sessions, unless they are there."""
-    global _is_listening
+def listen(hooks: Hooks) -> None:
+    """Have some hooks called; the listeners that are the same for all are added unless they are there."""
+    global _all_hooks
     with _lock:
-        if _is_listening:
-            return
-        _is_listening = True
-        event.listen(Engine, "before_cursor_execute", _before_statement)
-        event.listen(Engine, "after_execute", _after_statement)
-        event.listen(Engine, "commit", _before_commit)
-        event.listen(Engine, "rollback_savepoint", _before_rollback_to_savepoint)
-        event.listen(Session, "before_flush", _before_any_flush)
-        event.listen(Mapper, "before_update", _before_any_update)
-        event.listen(Mapper, "before_delete", _before_any_delete)
+        _all_hooks = (*(each for each in _all_hooks if each() is not None), weakref.ref(hooks))
+        _listen_to_assignments(hooks)
+        for target, name, listener in OF_ALL:
+            if not event.contains(target, name, listener):  # a test may have taken away those of all sessions
+                event.listen(target, name, listener)
+
+
+def _listen_to_assignments(hooks: Hooks) -> None:
+    """Listen to attributes that no other hooks have listened to; mapped again, a class has lost all listeners."""
+    with _lock:
+        for key, names in hooks.mapping.attributes():
+            known = _assignments.setdefault(inspect(key), set())
+            for name in names:
+                if name not in known:
+                    known.add(name)
+                    event.listen(getattr(key, name), "set", _after_assignment, propagate=True)
+
+
+def _hooks() -> Iterator[Hooks]:
+    for reference in _all_hooks:
+        found = reference()
+        if found is not None:
+            yield found
 
 
 def _newest(connection: Connection) -> Sequence[SessionState]:
@@ -182,14 +204,21 @@ def _before_any_flush(session: Session | None = None, flush_context: Any = None,
             state.hooks.adopt(session, session.bind, flush_context)
 
 
+def _before_any_insert(mapper: Any, connection: Connection, instance: Any) -> None:
+    for flush in _flushes_of(instance):
+        flush.inserts(connection, instance)
+
+
 def _before_any_update(mapper: Any, connection: Connection, instance: Any) -> None:
     for flush in _flushes_of(instance):
         flush.updates_parent(connection, instance)
+        flush.updates(connection, instance)
 
 
 def _before_any_delete(mapper: Any, connection: Connection, instance: Any) -> None:
     for flush in _flushes_of(instance):
         flush.deletes_parent(connection, instance)
+        flush.deletes(connection, instance)
 
 
 def _flushes_of(instance: Any) -> Iterator[Flush]:
@@ -198,3 +227,33 @@ def _flushes_of(instance: Any) -> Iterator[Flush]:
         for state in states_of(session):
             if state.flush is not None:
                 yield state.flush
+
+
+def _after_assignment(target: Any, value: Any, old: Any, initiator: Any) -> None:
+    session = object_session(target)
+    if session is not None:
+        for hooks in _hooks():
+            hooks.assigned(session, type(target), initiator.key)
+
+
+def _after_configured() -> None:
+    """Have all hooks learn of classes that are mapped later."""
+    for hooks in _hooks():
+        hooks.mapping.forget()
+        _listen_to_assignments(hooks)
+    for hooks in _hooks():
+        hooks.mapping.complain()
+
+
+#: The listeners of all engines, sessions and mapped classes.
+OF_ALL: tuple[tuple[Any, str, Any], ...] = (
+    (Engine, "before_cursor_execute", _before_statement),
+    (Engine, "after_execute", _after_statement),
+    (Engine, "commit", _before_commit),
+    (Engine, "rollback_savepoint", _before_rollback_to_savepoint),
+    (Session, "before_flush", _before_any_flush),
+    (Mapper, "before_insert", _before_any_insert),
+    (Mapper, "before_update", _before_any_update),
+    (Mapper, "before_delete", _before_any_delete),
+    (Mapper, "after_configured", _after_configured),
+)

@@ -41,6 +41,7 @@ class Flush:
         self,
         session: Session,
         context: Any,
+        find: Callable[[type], TagRules | None],
         cascades: Cascades,
         changes: RowChanges,
         has_triggers: Callable[[Connection, frozenset[Table]], bool],
@@ -48,6 +49,7 @@ class Flush:
         """
         Args:
             context: SQLAlchemy's own of this flush.
+            find: returns what makes the tags of a class's rows; None if it is not watched.
             changes: takes what the flush changes besides its instances.
             has_triggers: whether triggers write the tags of all of some tables, as far as that is known.
         """
@@ -55,6 +57,7 @@ class Flush:
         self._has_triggers = has_triggers
         # Weakly: SQLAlchemy drops it when the flush has ended, also if it had nothing to do.
         self._context = weakref.ref(context)
+        self._find = find
         self._cascades = cascades
         self._changes = changes
         changes.leaves = lambda connection, table: self._leave(connection, {table})
@@ -74,33 +77,37 @@ class Flush:
         """Return whether it executes a statement for its instances, by the statement's execution context."""
         return is_by_unit_of_work(context, self._context())
 
-    def deletes(self, connection: Connection, instance: Any, rules: TagRules) -> None:
+    def deletes(self, connection: Connection, instance: Any) -> None:
         """Note an instance that is going to be deleted, or replaced by another of the same key."""
-        state: InstanceState[Any] = inspect(instance)
+        rules, state = self._find(type(instance)), inspect(instance)
         captured = self._capture(connection, state, rules)
         if captured is not None:
-            add(captured.old, rules.concerning(None), self._before.row(connection, state))
+            add(captured.old, captured.rules.concerning(None), self._before.row(connection, state))
 
-    def updates(self, connection: Connection, state: InstanceState[Any], rules: TagRules) -> None:
+    def updates(self, connection: Connection, instance: Any) -> None:
         """Note an instance that is going to be updated, perhaps."""
+        rules, state = self._find(type(instance)), inspect(instance)
         if self._capture(connection, state, rules) is not None:
             self._settle(state)
             self._unsettled.append(state)
         elif state in self._captured and not self._captured[state].is_new:
             # A deletion that has become none: a child of what is deleted that has found another parent.
-            self._captured[state].seen = rules.concerning(None)
+            self._captured[state].seen = self._captured[state].rules.concerning(None)
 
-    def inserts(self, connection: Connection, state: InstanceState[Any], rules: TagRules) -> None:
+    def inserts(self, connection: Connection, instance: Any) -> None:
         """Note an instance that is going to be inserted, or takes the row of one that the flush deletes."""
-        replaced = self._session.identity_map.get(state.mapper.identity_key_from_instance(state.obj()))
-        if replaced is not None and inspect(replaced) is not state:
-            self.deletes(connection, replaced, rules)
+        rules, state = self._find(type(instance)), inspect(instance)
+        if rules is None:
+            return
+        replaced = self._session.identity_map.get(state.mapper.identity_key_from_instance(instance))
+        if replaced is not None and replaced is not instance:
+            self.deletes(connection, replaced)
         captured = self._capture(connection, state, rules)
         if captured is not None:
             captured.is_new = True
             self._unsettled.append(state)
 
-    def before_statement(self, connection: Connection, find: Callable[[type], TagRules | None]) -> None:
+    def before_statement(self, connection: Connection) -> None:
         """Note what the instances' own events do not show, before one of the flush's statements."""
         unsettled, self._unsettled = self._unsettled, []
         for state in unsettled:
@@ -108,7 +115,7 @@ class Flush:
                 self._settle(state)
             self._before.note_written(state)
         for state in second_updates(self._context()):
-            rules = find(state.mapper.class_)
+            rules = self._find(state.mapper.class_)
             if rules is None or state.key is None:
                 continue
             captured = self._capture(connection, state, rules)
@@ -206,9 +213,9 @@ class Flush:
                 by_connection.setdefault(connection, []).append(tags)
         return {connection: merged(tags) for connection, tags in by_connection.items()}
 
-    def _capture(self, connection: Connection, state: InstanceState[Any], rules: TagRules) -> _Captured | None:
-        """Return a record for an instance that is met for the first time, if no trigger writes its tags."""
-        if state in self._captured or self._leave(connection, tables_of(state.mapper)):
+    def _capture(self, connection: Connection, state: InstanceState[Any], rules: TagRules | None) -> _Captured | None:
+        """Return a record for an instance that is met for the first time, if it has tags that no trigger writes."""
+        if rules is None or state in self._captured or self._leave(connection, tables_of(state.mapper)):
             return None
         captured = self._captured[state] = _Captured(connection, rules, is_new=False)
         return captured

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Table, event, inspect
+from sqlalchemy import Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
@@ -82,12 +82,6 @@ class WatchMapping:
         for key, mapper in self.mappers():
             self._check_subclasses(key, mapper)
         _ = self.cascades  # what cannot be followed is refused now
-
-    def listen(self) -> None:
-        """Learn of classes that are mapped later."""
-        # All forget before any complains: those that come after a complaint are not called.
-        event.listen(Mapper, "after_configured", self._forget, insert=True)
-        event.listen(Mapper, "after_configured", self._complain)
 
     def of(self, kind: type) -> TagRules | None:
         """Return what makes the tags of a class's rows: its own, or that of the nearest watched class above it."""
@@ -186,10 +180,11 @@ class WatchMapping:
         events = ("ondelete", "onupdate") if writes.deleted else ("onupdate",)
         return [table for table in self.tables() if table in named or table in cascades.reached(named, events)]
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Make again what depends on the user's tables: more classes are mapped."""
         self._described = self._cascades = self._statements = self._associations = None
 
-    def _complain(self) -> None:
+    def complain(self) -> None:
         """Say once of each class mapped meanwhile that it should be watched; afterwards each flush says it.
 
         Raises:

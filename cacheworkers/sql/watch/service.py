@@ -74,7 +74,6 @@ class WatchService:
             parsed, self.outbox, self._delivery, self._ports, is_seen_by_loaders=self._is_seen_by_loaders
         )
         hooks.install(sessions, self._hooks, check=check)
-        parsed.listen()
         self._hooks.append(hooks)
         self._watched.append(sessions)
 

@@ -7,14 +7,13 @@ invalidated; after a rollback nothing is left of them.  Meanwhile the transactio
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
@@ -67,8 +66,6 @@ class SessionHooks:
         self._views = Views()
         self._triggers = InstalledTriggers(outbox, mapping)
         self._target: type = Session
-        #: Those of the watched classes whose events it listens to.
-        self._mappers: weakref.WeakSet[Mapper[Any]] = weakref.WeakSet()
 
     def install(self, sessions: Any, others: Sequence[SessionHooks] = (), *, check: bool = True) -> None:
         """Hook into a sessionmaker, a Session class, or their async kinds; nothing is changed if that is refused.
@@ -82,7 +79,6 @@ class SessionHooks:
             raise ConfigError(f"{sessions!r} is watched already; give all classes in one mapping")
         for engine in bound_engines(sessions):
             self._check(engine, check)
-        connections.listen()
         self._target = kind = _watched_class(sessions)
         hooks: dict[str, Callable[..., Any]] = {
             "transient_to_pending": self._on_pending,
@@ -93,21 +89,7 @@ class SessionHooks:
         for name, hook in hooks.items():
             # Before the user's own: what they read there has to be invalidated by then.
             event.listen(kind, name, hook, insert=name == "after_commit")
-        self._listen_to_classes()
-        event.listen(Mapper, "after_configured", self._listen_to_classes)
-
-    def _listen_to_classes(self) -> None:
-        """Hook into the watched classes as they are mapped now: mapped again, one has lost all listeners."""
-        for key, attributes in self._mapping.attributes():
-            mapper: Mapper[Any] = inspect(key)
-            if mapper in self._mappers:
-                continue
-            self._mappers.add(mapper)
-            for name in attributes:
-                event.listen(getattr(key, name), "set", self._on_set, propagate=True)
-            event.listen(key, "before_insert", self._on_insert, propagate=True)
-            event.listen(key, "before_update", self._on_update, propagate=True)
-            event.listen(key, "before_delete", self._on_delete, propagate=True)
+        connections.listen(self)
 
     @property
     def tables(self) -> list[str]:
@@ -139,6 +121,19 @@ class SessionHooks:
         for tag in tags:
             check_tag(tag, self._ports.config.max_tag_bytes)
         self._write(session, self._connection(session), {mode: list(tags)})
+
+    @property
+    def mapping(self) -> WatchMapping:
+        """What it watches."""
+        return self._mapping
+
+    def assigned(self, session: Session, kind: type, name: str) -> None:
+        """Note that an attribute of a session's instance is set."""
+        state = state_of(self, session)
+        if (state is None or state.dirty is None) and self.covers(session):
+            rules = self._mapping.of(kind)
+            if rules is not None and rules.matters(name):
+                self._dirty(session)
 
     def adopt(self, session: Session, connection: Connection, context: Any) -> None:
         """Watch a session of another kind that is about to flush on a connection with a watched transaction."""
@@ -212,11 +207,6 @@ class SessionHooks:
     def _on_begin(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
         state_for(self, session).begin_on(connection)
 
-    def _on_set(self, target: Any, *_: Any) -> None:
-        session = object_session(target)
-        if session is not None and self.covers(session):
-            self._dirty(session)
-
     def _on_pending(self, session: Session, instance: Any) -> None:
         if self._mapping.of(type(instance)) is not None:
             self._dirty(session)
@@ -224,28 +214,12 @@ class SessionHooks:
     def _on_before_flush(self, session: Session, context: Any, instances: Any) -> None:
         mapping = self._mapping
         changes = RowChanges(mapping.described)
-        flush = Flush(session, context, mapping.cascades, changes, self._triggers.write_all)
+        flush = Flush(session, context, mapping.of, mapping.cascades, changes, self._triggers.write_all)
         state_for(self, session).flush = flush
         # Here too: one that is replaced by another of the same key becomes an UPDATE, and is never deleted.
         for instance in session.deleted:
-            tags_of = mapping.of(type(instance))
-            if tags_of is not None:
-                flush.deletes(session.connection(bind_arguments={"mapper": inspect(type(instance))}), instance, tags_of)
-
-    def _on_insert(self, mapper: Any, connection: Connection, instance: Any) -> None:
-        flush, tags_of = self._flush_of(instance), self._mapping.of(type(instance))
-        if flush is not None and tags_of is not None:
-            flush.inserts(connection, inspect(instance), tags_of)
-
-    def _on_update(self, mapper: Any, connection: Connection, instance: Any) -> None:
-        flush, tags_of = self._flush_of(instance), self._mapping.of(type(instance))
-        if flush is not None and tags_of is not None:
-            flush.updates(connection, inspect(instance), tags_of)
-
-    def _on_delete(self, mapper: Any, connection: Connection, instance: Any) -> None:
-        flush, tags_of = self._flush_of(instance), self._mapping.of(type(instance))
-        if flush is not None and tags_of is not None:
-            flush.deletes(connection, instance, tags_of)
+            if mapping.of(type(instance)) is not None:
+                flush.deletes(session.connection(bind_arguments={"mapper": inspect(type(instance))}), instance)
 
     def _on_after_flush(self, session: Session, context: Any) -> None:
         state = state_of(self, session)
@@ -291,17 +265,11 @@ class SessionHooks:
             if not self._triggers.write_all(connection, frozenset({table})):
                 _refuse_autocommit(connection)
         if self._mapping.knows(table) and flush.has_made(context):
-            flush.before_statement(connection, self._mapping.of)
+            flush.before_statement(connection)
             return True
         return table in self._mapping.associations and flush.links(
             connection, table, context.compiled.statement, context.compiled_parameters
         )
-
-    def _flush_of(self, instance: Any) -> Flush | None:
-        """Return the running flush of an instance's session, if that is watched."""
-        session = object_session(instance)
-        state = None if session is None else state_of(self, session)
-        return None if state is None else state.flush
 
     def _dirty(self, session: Session) -> DirtyTransaction:
         """Return the session's dirty transaction; from now on reads of this context go past the cache."""
