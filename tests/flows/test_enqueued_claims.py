@@ -143,3 +143,20 @@ def test_a_lost_reply_gives_the_lease_back_and_the_message_is_run_by_whoever_is_
     assert sorted(outcomes) == ["left", "stored"]
     assert shop.price.get(1) == 10
     second.crash()
+
+
+@pytest.mark.usefixtures("joined")
+def test_an_invalidation_by_key_breaks_the_lease_of_a_load_under_way(shop: Shop) -> None:
+    """It leaves no mark at a tag, so that only the lease says so."""
+    reader = shop.reader()
+    reader.step()
+    worker = shop.worker()
+    while not worker.at.startswith("load "):
+        worker.step()
+    worker.send()  # it has read the old row
+    shop.rows[1] = 11
+    shop.price.invalidate(1)
+
+    assert worker.finish()[CALL].outcome == "stored"
+    assert shop.price.get(1) == 11
+    reader.crash()

@@ -192,10 +192,9 @@ def test_it_finds_a_protocol_without_a_part(
     "mutate",
     [
         script("REGISTER_WRITE", "if newest > seq then", "if false then"),
-        script("REGISTER_WRITE", "if held[1] ~= fence or not is_here then", "if false then"),
         script("REGISTER_WRITE", 'redis.call("ZADD", KEYS[at], "GT", score, call)', ""),
     ],
-    ids=["compare", "lease", "register"],
+    ids=["compare", "register"],
 )
 def test_it_finds_a_joined_script_without_a_part(
     cache: Cache, prices: dict[int, int], mutate: Mutation, monkeypatch: pytest.MonkeyPatch
