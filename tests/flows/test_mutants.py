@@ -178,7 +178,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_a_short_life_does_not_end_the_membership_of_a_longer_one,
     ),
     "a membership has no margin": (
-        python(Store, "register", "_ms(life + load_for + REGISTRATION_MARGIN)", "_ms(life)"),
+        python(Store, "register", "milliseconds(life + load_for + REGISTRATION_MARGIN)", "milliseconds(life)"),
         races.test_membership_outlasts_the_entry_by_more_than_a_load,
     ),
     "a garbage collection takes members that have not expired": (
