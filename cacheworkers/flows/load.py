@@ -28,6 +28,8 @@ from cacheworkers.flows.write_loaded import Pending, Result, entry_of_value, off
 from cacheworkers.store.commands.replies import Alone, Snapshot
 from cacheworkers.store.commands.steps import Exchange
 
+#: The `hold_off_for` of loaders that have none and read a replica, seconds: more than one lags as a rule.
+REPLICA_HOLD_OFF = 10.0
 #: When a snapshot was asked for, monotonic, and the snapshot; None for one that is still to be taken.
 _Snapshot = tuple[float, Snapshot] | None
 
@@ -234,5 +236,6 @@ def _attempt(
         else:
             results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))
-    checked_at = yield from write(ports, loader, written, failed, snapshot, pending, results)
+    hold_off_for = loader.policy.hold_off_for or (REPLICA_HOLD_OFF if loading.reads_replica else 0.0)
+    checked_at = yield from write(ports, loader, written, failed, snapshot, pending, results, hold_off_for)
     yield from offer(ports, results, began_at if checked_at is None else checked_at)

@@ -1,4 +1,4 @@
-"""Two releases side by side: what a process loads for itself while the store has another release's entry of the call.
+"""Own loads: two releases run side by side, and what the store has from one, the other loads and keeps for itself.
 
 The entry is neither overwritten nor asked for again while it is fresh: both releases would do so in turn, at each read.
 What was loaded is kept by the version of that entry, so that whatever deletes, softens or replaces the entry ends it,

@@ -136,6 +136,7 @@ class Loading:
         fresh_for: call text -> what the loader asked for instead of the policy's.
         unshared: texts of calls whose value is for those who wait for it, and for no later read.
         keys: of a batch, the very list that the loader is given.
+        reads_replica: its session reads a replica, which may lag.
     """
 
     calls: list[Call]
@@ -146,6 +147,7 @@ class Loading:
     fresh_for: dict[str, float] = field(default_factory=dict)
     unshared: set[str] = field(default_factory=set)
     keys: list[Any] | None = None
+    reads_replica: bool = False
 
     def only(self, call: Call) -> Loading:
         """Return this load as one call of the batch sees it: what it reads is that call's alone."""

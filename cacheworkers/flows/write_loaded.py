@@ -68,12 +68,12 @@ def write(
     snapshot: Snapshot,
     pending: dict[str, Pending],
     results: dict[str, Result],
+    hold_off_for: float,
 ) -> Flow[float | None]:
     """Register, compare, write; failures and absences as entries, for an invalidation ends them too.
 
     Returns when it was last known, monotonic, that nothing had overtaken values which the store has no room for.
     """
-    hold_off_for = loader.policy.hold_off_for
     is_joint = ports.store.has_one_slot and not (failed or hold_off_for or ports.config.replicas)
     current: list[tuple[Entry, str]] = []
     try:

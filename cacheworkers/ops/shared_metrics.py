@@ -14,10 +14,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import Metric
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import CollectorRegistry
+from cacheworkers.core.extras import needs_extra
+
+with needs_extra("metrics"):
+    from prometheus_client.core import Metric
+    from prometheus_client.mmap_dict import MmapedDict
+    from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+    from prometheus_client.registry import CollectorRegistry
+
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 #: Kinds of files whose values add up.

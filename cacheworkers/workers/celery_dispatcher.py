@@ -18,7 +18,14 @@ from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGI
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import MODULE, AroundTask, around_requests, parse_requests, shown, with_traces
+from cacheworkers.workers.task_messages import (
+    MODULE,
+    AroundTask,
+    NotLoadedLog,
+    around_requests,
+    parse_requests,
+    with_traces,
+)
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
@@ -59,10 +66,11 @@ class CeleryDispatcher:
         self._run_loads = run_loads
         self._refuse = refuse
         self._around_task = around_task
+        self._not_loaded = NotLoadedLog()
         self._emit = emit
         self._waited_for = waited_for
         self.on_taken = on_taken
-        self._eager = InlineDispatcher(run_loads)
+        self._eager = InlineDispatcher(run_loads, around_task)
         self._publisher = Publisher(app, config, undelivered, emit)
         self._queue = PublishQueue(
             self._publisher.publish, self.infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
@@ -193,7 +201,7 @@ class CeleryDispatcher:
             return
         except StoreError as error:
             # Without the store there is no lease and nowhere to write: readers load themselves, this message ends.
-            log.warning("%s is not loaded: %s: %s", shown(requests), type(error).__name__, error)
+            self._not_loaded.log(requests, error)
             self._emit(TaskDropped(PREFIX + loader, len(requests), f"{type(error).__name__}: {error}"))
             return
         failed = [error for error in failures or () if not isinstance(error, KeyMissing)]

@@ -1,4 +1,4 @@
-"""StoreDiagnostics: what the store's servers report, and whether they do what the library asks of them.
+"""Server facts: what the store's servers report, and whether they do what the library asks of them.
 
 It has connections of its own: a diagnosis changes nothing of what this process's reads know about the store.
 """
