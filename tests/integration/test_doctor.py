@@ -170,6 +170,13 @@ BREAKS: dict[str, tuple[Callable[[redis.Redis], None], dict[str, str]]] = {
         lambda client: client.config_set("client-output-buffer-limit", "normal 0 0 0"),
         {"output-buffer": "note"},
     ),
+    "a limit of all clients together": (
+        lambda client: [
+            client.config_set("client-output-buffer-limit", "normal 0 0 0"),
+            client.config_set("maxmemory-clients", "5%"),
+        ],
+        {},
+    ),
     "nothing on disk": (configure(appendonly="no", save=""), {"persistence-none": "note"}),
     "a full tracking table": (fill_the_tracking_table, {"tracking-table": "warning"}),
 }
