@@ -117,7 +117,8 @@ class WorkerWatch:
                 self._opened_at = self._look_at = self._clock()
                 self._probe_at, self._probe_every = self._opened_at, PROBE_EVERY
         if self._is_due("workers"):
-            self._in_background(lambda: self._log_why(request))
+            # Not a daemon: a script that ends with this read says why it was slow.
+            self._in_background(lambda: self._log_why(request), is_daemon=False)
 
     def note_failed_publish(self, queue: str, error: str) -> None:
         """Log that a message could not be sent."""
@@ -187,6 +188,6 @@ class WorkerWatch:
             self._logged_at[what] = now
             return True
 
-    def _in_background(self, work: Callable[[], None]) -> None:
+    def _in_background(self, work: Callable[[], None], *, is_daemon: bool = True) -> None:
         with contextlib.suppress(RuntimeError):  # no thread to be had
-            threading.Thread(target=work, name="cacheworkers-worker-watch", daemon=True).start()
+            threading.Thread(target=work, name="cacheworkers-worker-watch", daemon=is_daemon).start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,3 +59,30 @@ def test_a_worker_of_another_database_is_found(shop: MakeShop) -> None:
     here.worker("-c", "1", REDIS_URL=url.rsplit("/", 1)[0] + "/3", BROKER_URL=url)
 
     wait_until(lambda: [f for f in diagnose(here.module.cache) if f.check == "worker-store" and f.level == "error"])
+
+
+SCRIPT = """
+import os
+import subprocess
+import sys
+from celery import Celery
+from cacheworkers import Cache, Config
+
+app = Celery("lone", broker=os.environ["REDIS_URL"])
+cache = Cache(Config.from_env(namespace="lone"), celery=app)
+
+@cache.loader(fresh_for=60, wait_for=0.2)
+def price(load, number: int) -> int:
+    return number
+
+print(price.get(7))
+"""
+
+
+def test_a_script_that_ends_with_a_slow_read_says_why(valkey: Valkey) -> None:
+    env = {**os.environ, "REDIS_URL": valkey.url}
+
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=120)
+
+    assert done.stdout == "7\n"
+    assert "no worker takes queue lone.miss, where 1 message waits; start one: celery -A lone worker" in done.stderr
