@@ -20,7 +20,7 @@ test: .venv/.ready lint  ## Check style and types, then run the whole suite.
 
 .PHONY: test-all
 test-all: .venv/.ready lint test-defaults  ## Run the heavy tests too, and reads with the default time-outs.
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m ""
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "" -o faulthandler_timeout=1800  # some sweeps take longer than 5 minutes
 
 .PHONY: test-topologies
 test-topologies: .venv/.ready  ## Run the suite of stores and brokers, each with passwords and TLS where there is such a server.

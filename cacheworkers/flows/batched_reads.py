@@ -16,10 +16,11 @@ import msgspec
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, LoadTimeout, StoreUnavailable
-from cacheworkers.flows.load import Result, load
+from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.read_state import Wait
 from cacheworkers.flows.run_loader import run_loader
+from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.waiters import SLACK, Sleeper, Waiter
 from cacheworkers.local.wakeup import NamedWaker, Wakeup
 from cacheworkers.store.commands.steps import Exchange, Get
@@ -41,6 +42,9 @@ class _Run(msgspec.Struct, frozen=True):
 
 class BatchedLoads:
     """The means of reads that go on together: what they yield is answered by `together`, and is no step."""
+
+    def message(self, ports: Ports, request: LoadRequest) -> None:
+        """Return none: what several reads have claimed goes out as one message."""
 
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
         """Hand a request to the dispatcher, with those of the others."""

@@ -16,11 +16,11 @@ from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout, StoreError
 from cacheworkers.events import OtherRelease
-from cacheworkers.flows.load import entry_of_value
 from cacheworkers.flows.load_failure import as_load_error
 from cacheworkers.flows.local_load import SharedLoad
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.read_state import ReadState, wait_for_push
+from cacheworkers.flows.write_loaded import entry_of_value
 
 
 def read_own_entry(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: Entry) -> Flow[Read]:

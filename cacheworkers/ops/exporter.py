@@ -15,7 +15,7 @@ from cacheworkers.core.extras import needs_extra
 from cacheworkers.errors import CacheworkersError, StoreUnavailable
 from cacheworkers.ops.metrics import serve
 from cacheworkers.ops.shared_metrics import shared_registry
-from cacheworkers.store.commands.store import BEAT_KEPT_FOR
+from cacheworkers.store.commands.bookkeeping import BEAT_KEPT_FOR
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.broker_queues import QueueState
 from cacheworkers.workers.diagnostics import app_facts

@@ -278,11 +278,12 @@ def tests_of(mutant: Mutant, tests: dict[str, tuple[float, list[str]]]) -> list[
 
 def _callers(script: str) -> set[str]:
     """Return the methods of the store that send a script."""
-    file = ROOT / "cacheworkers/store/commands/store.py"
+    files = [f"cacheworkers/store/commands/{name}.py" for name in ("store", "bookkeeping")]
     word = f"scripts.{script.upper()}"
     return {
-        f"cacheworkers/store/commands/store.py:{function.lineno}"
-        for _, function in _functions(ast.parse(file.read_text()))
+        f"{file}:{function.lineno}"
+        for file in files
+        for _, function in _functions(ast.parse((ROOT / file).read_text()))
         if re.search(rf"\b{re.escape(word)}\b", ast.unparse(function))
     }
 
