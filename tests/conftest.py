@@ -37,6 +37,7 @@ PROGRAMS = {
     "promtool": ("PROMTOOL", ("promtool",)),
     "prometheus": ("PROMETHEUS", ("prometheus",)),
     "compose": ("DOCKER_COMPOSE", ("docker-compose",)),
+    "mariadb": ("MARIADBD", ("mariadbd", "/usr/sbin/mariadbd")),
     "pgbouncer": ("PGBOUNCER", ("pgbouncer", "/usr/sbin/pgbouncer")),
     "rabbitmq": ("RABBITMQ_SERVER", ("rabbitmq-server",)),
     "browser": ("CHROMIUM", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")),

@@ -28,7 +28,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LUA = "cacheworkers/store/commands/lua"
-STORE = "cacheworkers/store/commands/store.py"
+#: What sends the scripts.
+SENDERS = tuple(f"cacheworkers/store/commands/{name}.py" for name in ("store", "bookkeeping"))
 #: Folder, files in it, and how many of the sample's mutants are of these.
 PARTS = (("cacheworkers/flows", "*.py", 100), (LUA, "*.lua", 50), ("cacheworkers/store/connections", "*.py", 50))
 #: Not mutated: declarations of what others implement.
@@ -253,10 +254,10 @@ def note_tests(into: Path) -> None:
     builtins.called_functions = set()  # type: ignore[attr-defined]
     plugin = Noting()
     with copied_tree() as tree:
-        for folder, pattern, _ in (*PARTS, (STORE.rpartition("/")[0], "store.py", 0)):
-            for file in (tree / folder).glob(pattern):
-                if file.suffix == ".py":
-                    file.write_text(_noting(str(file.relative_to(tree)), file.read_text()))
+        mutated = [file for folder, pattern, _ in PARTS for file in (tree / folder).glob(pattern)]
+        for file in [*mutated, *map(tree.joinpath, SENDERS)]:
+            if file.suffix == ".py":
+                file.write_text(_noting(str(file.relative_to(tree)), file.read_text()))
         os.chdir(tree)
         sys.path[:0] = [str(tree)]
         pytest.main(["-q", "-p", "no:cacheprovider", *TESTS], plugins=[plugin])
@@ -294,8 +295,9 @@ def _callers(script: str) -> set[str]:
     """Return the methods of the store that send a script."""
     word = f"scripts.{script.upper()}"
     return {
-        f"{STORE}:{function.lineno}"
-        for _, function in _functions(ast.parse((ROOT / STORE).read_text()))
+        f"{file}:{function.lineno}"
+        for file in SENDERS
+        for _, function in _functions(ast.parse((ROOT / file).read_text()))
         if re.search(rf"\b{re.escape(word)}\b", ast.unparse(function))
     }
 

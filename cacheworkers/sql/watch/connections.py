@@ -30,7 +30,7 @@ _on_connections = weakref.WeakKeyDictionary()
 _all_hooks: tuple[weakref.ref[Hooks], ...] = ()
 #: Mapped class as it is mapped now -> its attributes with a listener.
 _assignments: weakref.WeakKeyDictionary[Mapper[Any], set[str]] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
+_lock = threading.Lock()
 
 
 class Hooks(Protocol):
@@ -128,17 +128,27 @@ def listen(hooks: Hooks) -> None:
     global _all_hooks
     with _lock:
         _all_hooks = (*(each for each in _all_hooks if each() is not None), weakref.ref(hooks))
-        _listen_to_assignments(hooks)
         for target, name, listener in OF_ALL:
             if not event.contains(target, name, listener):  # a test may have taken away those of all sessions
                 event.listen(target, name, listener)
+    _listen_to_assignments(hooks)
+
+
+def forget(hooks: Hooks) -> None:
+    """Have some hooks called no more."""
+    global _all_hooks
+    with _lock:
+        _all_hooks = tuple(each for each in _all_hooks if each() not in (None, hooks))
 
 
 def _listen_to_assignments(hooks: Hooks) -> None:
     """Listen to attributes that no other hooks have listened to; mapped again, a class has lost all listeners."""
+    # Before the lock is taken: this may configure mappers, for which SQLAlchemy has a lock of its own.
+    found: list[tuple[type, Mapper[Any], list[str]]]
+    found = [(key, inspect(key), names) for key, names in hooks.mapping.attributes()]
     with _lock:
-        for key, names in hooks.mapping.attributes():
-            known = _assignments.setdefault(inspect(key), set())
+        for key, mapper, names in found:
+            known = _assignments.setdefault(mapper, set())
             for name in names:
                 if name not in known:
                     known.add(name)
