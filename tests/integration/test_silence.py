@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,10 +80,13 @@ print(price.get(7))
 """
 
 
-def test_a_script_that_ends_with_a_slow_read_says_why(valkey: Valkey) -> None:
+def test_a_script_that_ends_with_a_slow_read_says_why(valkey: Valkey, tmp_path: Path) -> None:
+    (tmp_path / "prices.py").write_text(SCRIPT)
     env = {**os.environ, "REDIS_URL": valkey.url}
 
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "prices.py"], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=99
+    )
 
     assert done.stdout == "7\n"
-    assert "no worker takes queue lone.miss, where 1 message waits; start one: celery -A lone worker" in done.stderr
+    assert "no worker takes queue lone.miss, where 1 message waits; start one: celery -A prices worker" in done.stderr
