@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Three files at a time, on two cores too: much of the suite waits for servers and workers.
-BURST := -n 3 --dist loadfile --no-loadscope-reorder
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help test lint format clean
 
@@ -16,11 +16,11 @@ help:  ## Show the targets.
 	@touch $@
 
 test: .venv/.ready lint  ## Check style and types, then run the whole suite.
-	$(BIN)/python -m pytest $(BURST)
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 .PHONY: test-all
 test-all: .venv/.ready lint test-defaults  ## Run the heavy tests too, and reads with the default time-outs.
-	$(BIN)/python -m pytest $(BURST) -m ""
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "" -o faulthandler_timeout=1800  # some sweeps take longer than 5 minutes
 
 .PHONY: test-topologies
 test-topologies: .venv/.ready  ## Run the suite of stores and brokers, each with passwords and TLS where there is such a server.
@@ -54,7 +54,10 @@ docs: .venv-docs/.ready  ## Build the documentation into docs/_build; a warning 
 
 # The oldest versions that pyproject.toml admits, on the oldest Python, and the newest on the newest.
 PYTHON_OLDEST ?= python3.11
-PYTHON_NEWEST ?= python3.13
+# pyenv's newest, if there is one: its shims start no version that is not switched on.
+PYTHON_NEWEST ?= $(or $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].*/bin/python3))),python3.13)
+# The oldest store at hand, Debian's Redis 7.0 say; else Valkey's wheel, as with the newest.
+STORE_OLDEST ?= $(shell command -v redis-server)
 # What differs between versions: workers, sessions, sockets, the codec.
 OF_VERSIONS := tests/unit/test_codec.py tests/unit/test_calls.py tests/unit/test_imports.py tests/sql/test_watch.py \
 	tests/sql/test_watch_ways.py tests/flows/test_reads.py tests/flows/test_many.py \
@@ -64,21 +67,26 @@ NOT_ON_OLDEST := --deselect "tests/unit/test_codec.py::test_none_is_a_value_only
 	--deselect "tests/unit/test_calls.py::test_raw_arguments_serve_as_keys_only_where_equal_means_same[Literal-False]"
 
 .venv-oldest/.ready: pyproject.toml requirements/oldest.lock
-	$(PYTHON_OLDEST) -m venv .venv-oldest
+	$(PYTHON_OLDEST) -m venv --clear .venv-oldest
 	.venv-oldest/bin/pip install --quiet --requirement requirements/oldest.lock
 	.venv-oldest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv-newest/.ready: pyproject.toml requirements/dev.lock
-	$(PYTHON_NEWEST) -m venv .venv-newest
+	$(PYTHON_NEWEST) -m venv --clear .venv-newest
 	.venv-newest/bin/pip install --quiet --requirement requirements/dev.lock
 	.venv-newest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: test-versions
-test-versions: .venv-oldest/.ready .venv-newest/.ready  ## Run what differs between versions with the oldest and the newest.
-	.venv-oldest/bin/python -m pytest $(BURST) $(OF_VERSIONS) $(NOT_ON_OLDEST)
-	.venv-newest/bin/python -m pytest $(BURST) $(OF_VERSIONS)
+# A part of it: make test-oldest OF_VERSIONS=tests/sql/test_watch.py
+.PHONY: test-oldest test-newest test-versions
+test-oldest: .venv-oldest/.ready
+	VALKEY_SERVER=$(STORE_OLDEST) .venv-oldest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS) $(NOT_ON_OLDEST)
+
+test-newest: .venv-newest/.ready
+	.venv-newest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS)
+
+test-versions: test-oldest test-newest  ## Run what differs between versions with the oldest and the newest.
 
 .PHONY: release
 release: .venv/.ready  ## Build wheel and sdist, install them into empty environments and use them; uploads nothing.
@@ -112,8 +120,8 @@ compose-check: .venv/.ready  ## Kill the containers of docker-compose.yml one by
 	$(BIN)/python -m tests.compose.check $(COMPOSE_CHECK)
 
 .PHONY: faults
-faults: .venv/.ready  ## Inject 208 faults under load, in minutes; writes how long each kind takes to heal into the docs.
-	$(BIN)/python -m benchmarks.faults --faults 208 --write
+faults: .venv/.ready  ## Inject 208 faults each into a server, Sentinel and a Cluster under load, in 20 minutes; writes a page.
+	$(BIN)/python -m benchmarks.faults --faults 208 --shapes standalone sentinel cluster --write
 
 .PHONY: reference
 reference: .venv/.ready  ## Write the tables of docs/reference again, from the code.

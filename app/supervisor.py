@@ -49,7 +49,7 @@ class Console:
 
     def say(self, name: str, line: str) -> None:
         """Write one line; a terminal that was closed is noted, not an error."""
-        label = f"{name:<7}|"
+        label = f"{name:<8}|"
         if self._is_coloured:
             colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
             label = f"\x1b[{colour}m{label}\x1b[0m"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import multiprocessing
 import os
@@ -45,12 +46,24 @@ BACK_WITHIN = 30.0
 HEADS = ("fault", "times", "back after, median ms", "most ms")
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "explanation" / "faults.md"
+SHAPES = {
+    "standalone": "One server",
+    "sentinel": "A master, two replicas and three Sentinels",
+    "cluster": "A Cluster of three masters and three replicas",
+}
 TITLE = "# How long faults take to heal"
 INTRO = """
 `make faults` writes this page.  Each fault lasts for 0.3 s and is then healed, while three processes read and one
 writes.  The time is taken from there until an invalidation is acknowledged and a read comes from the store again.  The
 history checker compares all reads with what was acknowledged before they began.
+
+Where another server takes over, the time is taken from the fault itself: a silent master is replaced after a second.
+With replicas, `Config(replicas=1)` has an invalidation acknowledged once a replica has it.
 """
+
+
+#: What heals a fault beside the readers, as who supervises servers does; None where it is healed already.
+Healing = Callable[[], object] | None
 
 
 class Found(NamedTuple):
@@ -62,9 +75,11 @@ class Found(NamedTuple):
     failed: int
 
 
-def made(url: str, versions: Any) -> tuple[Cache, Any]:
+def made(url: str, versions: Any, replicas: int = 0) -> tuple[Cache, Any]:
     """Return a cache and a loader that reads the "database": a version for each key."""
-    cache = Cache(Config(redis_url=url, namespace="faults", store_timeout=0.1, breaker_for=0.2, l1_for=L1_FOR))
+    cache = Cache(
+        Config(redis_url=url, namespace="faults", replicas=replicas, store_timeout=0.1, breaker_for=0.2, l1_for=L1_FOR)
+    )
 
     @cache.loader(tags=("key:{key}",), fresh_for=60, stale_for=60, wait_for=0.5, load_for=5)
     def version(load: Load, key: int) -> int:
@@ -73,9 +88,9 @@ def made(url: str, versions: Any) -> tuple[Cache, Any]:
     return cache, version
 
 
-def read_on(url: str, versions: Any, stop: Any, path: str, counts: Any) -> None:
+def read_on(url: str, versions: Any, stop: Any, path: str, counts: Any, replicas: int) -> None:
     """Read all keys in turn at some 500 a second, and record what came back."""
-    cache, version = made(url, versions)
+    cache, version = made(url, versions, replicas)
     memory, reads = f"reader{os.getpid()}", 0
     with Recorder(path) as recorder:
         while not stop.is_set():
@@ -130,13 +145,15 @@ def configured(store: Valkey, changes: dict[str, str], normal: dict[str, str]) -
 
 
 class Faults:
-    """Each method is one kind: it breaks something, waits, and heals it."""
+    """A server behind a proxy.  Each method is one kind of fault: it breaks something, waits, and heals it."""
 
-    def __init__(self, store: Valkey, proxy: FaultProxy, kill_a_reader: Callable[[], None]) -> None:
+    replicas = 0
+
+    def __init__(self, store: Valkey, proxy: FaultProxy) -> None:
         self._store = store
         self._proxy = proxy
-        self._kill_a_reader = kill_a_reader
-        self.kinds: dict[str, Callable[[], None]] = {
+        self.url = proxy.url
+        self.kinds: dict[str, Callable[[], Healing]] = {
             "store killed, back empty": self.kill,
             "store frozen": self.freeze,
             "store emptied": lambda: self.run("FLUSHALL"),
@@ -149,7 +166,6 @@ class Faults:
             "replies held back": self.hold,
             "replies late by 30 ms": self.delay,
             "tracking connections cut": self.run_kill_tracking,
-            "a reader process killed": kill_a_reader,
         }
 
     def run(self, *words: Any) -> Any:
@@ -219,17 +235,30 @@ class Faults:
                         client.client_kill_filter(_id=each["id"])
 
 
-def run(faults: int, seed: int = 1) -> Found:
+@contextlib.contextmanager
+def started(shape: str) -> Iterator[Any]:
+    """Start a store, and yield its faults: `url`, `replicas` and `kinds`."""
+    if shape == "standalone":
+        with Valkey(busy_reply_threshold="50") as store, FaultProxy(store.url) as proxy:
+            yield Faults(store, proxy)
+        return
+    from benchmarks.replicated_faults import ReplicatedFaults, deployed
+
+    with deployed(shape) as deployment:
+        yield ReplicatedFaults(deployment)
+
+
+def run(faults: int, seed: int = 1, shape: str = "standalone") -> Found:
     """Inject a number of faults, of each kind in turn in a shuffled order."""
     context = multiprocessing.get_context("spawn")
     versions, counts = context.Array("q", KEYS, lock=False), context.Array("q", 2)
     stop, done = context.Event(), threading.Event()
-    with Valkey(busy_reply_threshold="50") as store, FaultProxy(store.url) as proxy, _directory() as directory:
+    with started(shape) as store, _directory() as directory:
         readers: list[Any] = []
 
         def start_a_reader() -> None:
             path = str(directory / f"reads{len(list(directory.iterdir()))}")
-            process = context.Process(target=read_on, args=(proxy.url, versions, stop, path, counts))
+            process = context.Process(target=read_on, args=(store.url, versions, stop, path, counts, store.replicas))
             process.start()
             readers.append(process)
 
@@ -241,11 +270,11 @@ def run(faults: int, seed: int = 1) -> Found:
 
         for _ in range(READERS):
             start_a_reader()
-        cache, _ = made(proxy.url, versions)
-        probe, probed = made(proxy.url, versions)
+        cache, _ = made(store.url, versions, store.replicas)
+        probe, probed = made(store.url, versions, store.replicas)
         writer = threading.Thread(target=write_on, args=(cache, versions, done, str(directory / "writes")))
         writer.start()
-        kinds = Faults(store, proxy, kill_a_reader).kinds
+        kinds = {**store.kinds, "a reader process killed": kill_a_reader}
         order = [kind for _ in range(-(-faults // len(kinds))) for kind in kinds][:faults]
         random.Random(seed).shuffle(order)
         took: dict[str, list[float]] = collections.defaultdict(list)
@@ -254,8 +283,11 @@ def run(faults: int, seed: int = 1) -> Found:
                 task = bar.add_task("faults", total=len(order))
                 for kind in order:
                     bar.update(task, description=kind)
-                    kinds[kind]()
-                    took[kind].append(_back_after(probe, probed))
+                    heal = kinds[kind]()
+                    with concurrent.futures.ThreadPoolExecutor(1) as supervisor:
+                        healed = supervisor.submit(heal or bool)
+                        took[kind].append(_back_after(probe, probed))
+                    healed.result()
                     bar.advance(task)
         finally:
             done.set()
@@ -299,20 +331,25 @@ def rows_of(found: Found) -> list[tuple[str, ...]]:
 
 
 def main() -> int:
-    """Inject, and print the table; 1 if a read was too old."""
+    """Inject, and print a table for each shape; 1 if a read was too old."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--faults", type=int, default=200, help="for each shape")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["standalone"])
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
-    found = run(options.faults, options.seed)
-    title = f"{options.faults} faults, {found.reads:,} reads, {found.failed:,} failed, {len(found.stale)} too old"
-    Console(width=100).print(report.table(title, HEADS, rows_of(found)))
+    sections, stale = [f"{TITLE}\n{INTRO}"], []
+    for shape in options.shapes:
+        found = run(options.faults, options.seed, shape)
+        title = f"{options.faults} faults, {found.reads:,} reads, {found.failed:,} failed, {len(found.stale)} too old"
+        Console(width=100).print(report.table(f"{shape}: {title}", HEADS, rows_of(found)))
+        sections.append(f"## {SHAPES[shape]}\n\n{title}.\n\n{report.markdown(HEADS, rows_of(found))}")
+        stale += found.stale
     if options.write:
-        PAGE.write_text(f"{TITLE}\n{INTRO}\n{title}.\n\n{report.markdown(HEADS, rows_of(found))}")
-    for each in found.stale[:10]:
+        PAGE.write_text("\n".join(sections))
+    for each in stale[:10]:
         print(each)
-    return int(bool(found.stale))
+    return int(bool(stale))
 
 
 if __name__ == "__main__":

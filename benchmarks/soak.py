@@ -209,7 +209,7 @@ class Chaos:
     ) -> None:
         self.context, self.shared, self.valkey, self.where, self.rate = context, shared, valkey, where, rate
         self.report = report
-        self.faults = Faults(valkey, proxy, lambda: None).kinds
+        self.faults = Faults(valkey, proxy).kinds
         self.is_over = False
         self.others = {"worker": [WORKER] * 2, "drain": [DRAIN] * 2, "collector": [COLLECT]}
         self.running = {who: [self._spawn(who, words) for words in each] for who, each in self.others.items()}

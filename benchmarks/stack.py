@@ -53,25 +53,26 @@ def stack(*pools: Pool, module: str = "benchmarks.shop") -> Iterator[Stack]:
         database = postgres.create_database("bench")
         os.environ.update(REDIS_URL=valkey.url, DATABASE_URL=database, PYTHONPATH=str(ROOT))
         for pool in pools or (Pool(),):
-            workers.enter_context(_worker(pool, module))
+            workers.enter_context(worker(pool, module))
         yield Stack(database)
 
 
 @contextlib.contextmanager
-def _worker(pool: Pool, module: str) -> Iterator[None]:
+def worker(pool: Pool, module: str) -> Iterator[None]:
+    """Start a worker of a module's app, and return once it is ready."""
     words = [sys.executable, "-m", "celery", "-A", module, "worker", "-n", f"{pool.queues[0]}@%h"]
     words += ["-c", str(pool.concurrency), "-l", "INFO", "-Q", ",".join(f"cw.{queue}" for queue in pool.queues)]
     words += ["--without-mingle", "--without-gossip"]
     with tempfile.TemporaryDirectory() as logs:
         log = Path(logs) / "worker.log"
         with open(log, "wb") as out:
-            worker = subprocess.Popen(
+            process = subprocess.Popen(
                 words, cwd=ROOT, stdout=out, stderr=out, start_new_session=True, preexec_fn=end_with_parent()
             )
         try:
-            wait_until(lambda: " ready." in log.read_text() or worker.poll() is not None, 60)
+            wait_until(lambda: " ready." in log.read_text() or process.poll() is not None, 60)
             yield
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -604,7 +604,10 @@ class Cache:
         return [result.error for result in results.values() if result.outcome == "failed" and result.error is not None]
 
     def close(self) -> None:
-        """Send what is queued, then stop this process's threads and connections."""
+        """Send what is queued, then stop this process's threads and connections, and leave the app and sessions alone.
+
+        Commits of watched sessions invalidate nothing afterwards: close it after the last one.
+        """
         self._runtime.close()
 
     # -- inside

@@ -38,7 +38,8 @@ class Policy:
             the call's text.
         hold_off_for: entries whose load began within this time of an invalidation of any of their tags are stored
             stale, for `stale_for`, so that a replica that lags no longer cannot keep an old row fresh; 0 for loads
-            that read the primary.  An invalidation by key is not remembered: use tags.
+            that read the primary, ten seconds where a Postgres says that it is a replica.  An invalidation by key is
+            not remembered: use tags.
     """
 
     fresh_for: float = 60.0

@@ -69,6 +69,7 @@ def main() -> None:
         python = installed(options.work / name, str(archive))
         assert ran(python, BARE).strip() == version
         check_missing(python)
+        check_types(python)
         say(f"{name}: installed and used")
     for extra in options.extras:
         python = installed(options.work / extra, f"{wheel}[{extra}]")
@@ -116,9 +117,29 @@ def check_extras() -> None:
 
 
 def check_missing(python: Path) -> None:
-    """Without its extra, the command line says which it is."""
+    """What needs an extra that is not there says which it is; psycopg and pydantic are the user's own imports."""
     done = subprocess.run([python.parent / "cacheworkers", "--help"], capture_output=True, text=True)
     assert done.returncode == 1 and "cacheworkers[cli]" in done.stderr, done.stderr
+    for extra in ("metrics", "starlette", "flask", "otel", "embedded"):
+        done = subprocess.run([python, "-c", EXTRAS[extra]], cwd=python.parent, capture_output=True, text=True)
+        assert done.returncode == 1 and f"cacheworkers[{extra}]" in done.stderr, done.stderr
+
+
+def check_types(python: Path) -> None:
+    """User code, its mistakes included, is to mypy and pyright what it is to be, by the types that were installed."""
+    folder = python.parent / "user_code"
+    folder.mkdir()
+    shutil.copy(ROOT / "tests" / "typing" / "public.py", folder / "user_code.py")
+    (folder / "pyrightconfig.json").write_text('{"reportUnnecessaryTypeIgnoreComment": "error"}')
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "user_code.py"]
+    checkers = [mypy]
+    if npx := shutil.which("npx"):
+        checkers.append([npx, "--yes", "pyright", "--pythonpath", str(python)])
+    else:
+        say("pyright: not run, for there is no npx")
+    for words in checkers:
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def installed(where: Path, what: str) -> Path:

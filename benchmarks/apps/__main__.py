@@ -30,7 +30,7 @@ import msgspec
 import psutil
 from rich.console import Console
 
-from app import load
+from app import load, replay
 from benchmarks import report
 from benchmarks.apps.peers import LABELS
 from cacheworkers.testing import Postgres, Valkey
@@ -207,7 +207,7 @@ def sale(running: Site, database: str, product: int) -> tuple[int, float]:
     """Change a price, ask for it from all clients in the same moment; return queries, and when the last had it."""
 
     async def everybody() -> tuple[float, int]:
-        clients = [load.HttpClient(running.url) for _ in range(CLIENTS)]
+        clients = [replay.HttpClient(running.url) for _ in range(CLIENTS)]
         await asyncio.gather(*(client.get("/products/9000") for client in clients))
         running.put_price(product, 2 * 10**9 + product)
         before = load.queries_of(database)

@@ -1,4 +1,4 @@
-"""A loader's shape: a digest of what its entries' JSON and calls mean to the code that declares it.
+"""Shape: a digest of a loader's types; a process reads no entry whose JSON or call meant something else to its writer.
 
 Two releases of a loader that read the same JSON as different values, or the same call as other arguments, have
 different shapes, and never serve each other's entries.

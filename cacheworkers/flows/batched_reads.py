@@ -16,10 +16,11 @@ import msgspec
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, LoadTimeout, StoreUnavailable
-from cacheworkers.flows.load import Result, load
+from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.read_state import Wait
 from cacheworkers.flows.run_loader import run_loader
+from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.waiters import SLACK, Sleeper, Waiter
 from cacheworkers.local.wakeup import NamedWaker, Wakeup
 from cacheworkers.store.commands.steps import Exchange, Get
@@ -28,11 +29,11 @@ K = TypeVar("K")
 
 
 class _Submit(msgspec.Struct, frozen=True):
-    ask: LoadRequest
+    request: LoadRequest
 
 
 class _Load(msgspec.Struct, frozen=True):
-    ask: LoadRequest
+    request: LoadRequest
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -42,14 +43,17 @@ class _Run(msgspec.Struct, frozen=True):
 class BatchedLoads:
     """The means of reads that go on together: what they yield is answered by `together`, and is no step."""
 
-    def submit(self, ports: Ports, ask: LoadRequest) -> Flow[bool]:
-        """Hand an ask to the dispatcher, with those of the others."""
-        is_taken: bool = yield from _under(ports, ask, _Submit(ask))
+    def message(self, ports: Ports, request: LoadRequest) -> None:
+        """Return none: what several reads have claimed goes out as one message."""
+
+    def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
+        """Hand a request to the dispatcher, with those of the others."""
+        is_taken: bool = yield from _under(ports, request, _Submit(request))
         return is_taken
 
-    def load(self, ports: Ports, loader: LoaderSpec, ask: LoadRequest) -> Flow[Result]:
+    def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
         """Load here under the lease, with the others."""
-        result: Result = yield from _under(ports, ask, _Load(ask))
+        result: Result = yield from _under(ports, request, _Load(request))
         return result
 
     def run(self, ports: Ports, loader: LoaderSpec, loading: Loading) -> Flow[dict[str, Any]]:
@@ -171,11 +175,11 @@ class _ReadBatch(Generic[K]):
             case Exchange():
                 self._claims[key] = step
             case _Submit():
-                self._submits[key] = step.ask
+                self._submits[key] = step.request
             case _Load():
                 if not self._loads:
                     self._load_until = self._ports.clock.monotonic() + self._loader.load_for
-                self._loads[key] = step.ask
+                self._loads[key] = step.request
             case _Run():
                 self._runs[key] = step.loading
             case _:
@@ -194,9 +198,9 @@ class _ReadBatch(Generic[K]):
 
     def _submit(self) -> None:
         """Hand all requests to the dispatcher together, so that it groups them; those that a reader waits for first."""
-        asks, self._submits = sorted(self._submits.items(), key=lambda item: item[1].queue != "miss"), {}
-        taken = self._ports.dispatcher.submit_all([ask for _, ask in asks])
-        for at, (key, _) in enumerate(asks):
+        requests, self._submits = sorted(self._submits.items(), key=lambda item: item[1].queue != "miss"), {}
+        taken = self._ports.dispatcher.submit_all([request for _, request in requests])
+        for at, (key, _) in enumerate(requests):
             self._send(key, at < taken)
 
     def _get(self) -> Flow[None]:
@@ -250,19 +254,19 @@ class _ReadBatch(Generic[K]):
 
     def _load(self) -> Flow[None]:
         """Load under leases: a whole batch, or one call; all of them under one deadline."""
-        asks = {key: self._loads.pop(key) for key in list(self._loads)[: self._most]}
+        requests = {key: self._loads.pop(key) for key in list(self._loads)[: self._most]}
         try:
             if self._ports.clock.monotonic() >= self._load_until:
-                calls = ", ".join(ask.call for ask in asks.values())
+                calls = ", ".join(request.call for request in requests.values())
                 raise LoadTimeout(f"{self._loader.load_for:g} s are over before {calls} could be loaded here")
             results = yield from load(
-                self._ports, self._loader, list(asks.values()), self._ports.reader, until=self._load_until
+                self._ports, self._loader, list(requests.values()), self._ports.reader, until=self._load_until
             )
         except Exception as error:
-            self._throw(asks, error)
+            self._throw(requests, error)
         else:
-            for key, ask in asks.items():
-                self._send(key, results[ask.call])
+            for key, request in requests.items():
+                self._send(key, results[request.call])
 
     def _run(self) -> Flow[None]:
         """Run the loader and store nothing: for a whole batch, or for one call."""
@@ -318,11 +322,11 @@ class AwaitWakeup:
         return await self._wakeup.await_(self.timeout)
 
 
-def _under(ports: Ports, ask: LoadRequest, wish: Any) -> Flow[Any]:
+def _under(ports: Ports, request: LoadRequest, wish: Any) -> Flow[Any]:
     """Yield what is wanted under a lease, which is given back if it does not come to that."""
     try:
         found = yield cast(Step, wish)
     except BaseException:
-        ports.release_soon(ask.call, ask.token)
+        ports.release_soon(request.call, request.token)
         raise
     return found

@@ -5,34 +5,17 @@ The order is the protocol's (docs/explanation/protocol.md): nothing here may be 
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
-import msgspec
-
-from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.entry import CLOCK_MARGIN, LEAST_KEPT_FOR, Entry, Life, life_of
-from cacheworkers.core.tags import check_tag
-from cacheworkers.errors import (
-    CacheworkersError,
-    EntryTooLarge,
-    LoadError,
-    RateLimited,
-    StoreError,
-    StoreFull,
-    TagError,
-)
-from cacheworkers.events import Loaded, NotStored, Outcome, Poisoned
-from cacheworkers.flows.invalidate import replicated
+from cacheworkers.core.entry import Entry
+from cacheworkers.errors import EntryTooLarge, LoadError, RateLimited, StoreError, TagError
+from cacheworkers.events import Loaded, NotStored, Poisoned
 from cacheworkers.flows.load_failure import (
     NOT_STORED,
-    STORE_FULL,
     Failure,
     as_load_error,
     legal_tags,
@@ -41,40 +24,14 @@ from cacheworkers.flows.load_failure import (
 )
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
 from cacheworkers.flows.run_loader import run_loader
-from cacheworkers.store.commands.replies import Alone, Claimed, ForeignType, Registered, Snapshot
+from cacheworkers.flows.write_loaded import Pending, Result, entry_of_value, offer, registration, write
+from cacheworkers.store.commands.replies import Alone, Snapshot
 from cacheworkers.store.commands.steps import Exchange
 
-#: How long a value that an invalidation has overtaken is left to readers that had begun before its load, seconds.
-OFFERED_FOR = 2.0
-
-
-class Result(msgspec.Struct):
-    """What became of one call.
-
-    Attributes:
-        outcome: "stored"; "refused" or "conflict", an invalidation overtook it: the value is good for the read that
-            ran it only; "unstored", it outgrows a limit, and is good for that read too; "failed"; "left", the work is
-            somebody else's.
-        payload: JSON of what the loader returned, unless it failed.
-        entry: what was stored, or would have been.
-        error: why it failed.
-        is_offered: the overtaken value was left to readers of other processes.
-    """
-
-    outcome: Outcome
-    payload: bytes = b""
-    entry: Entry | None = None
-    error: CacheworkersError | None = None
-    is_offered: bool = False
-
-
-class _Pending(msgspec.Struct):
-    """A call whose load is under way: its lease's fence, and how far it has got."""
-
-    call: Call
-    fence: str
-    seen: bytes
-    previous: bytes | None
+#: The `hold_off_for` of loaders that have none and read a replica, seconds: more than one lags as a rule.
+REPLICA_HOLD_OFF = 10.0
+#: When a snapshot was asked for, monotonic, and the snapshot; None for one that is still to be taken.
+_Snapshot = tuple[float, Snapshot] | None
 
 
 def load(
@@ -143,14 +100,15 @@ def _load_together(
     started = ports.clock.monotonic()
     deadline = min(started + loader.load_for, until)
     results: dict[str, Result] = {}
-    pending: dict[str, _Pending] = {}
+    pending: dict[str, Pending] = {}
     attempts = 0
     try:
-        yield from _begin(ports, loader, group, is_redelivered, pending, results)
+        snapshot = yield from _begin(ports, loader, group, is_redelivered, pending, results)
         while pending and attempts < ports.config.load_attempts:
             attempts += 1
             try:
-                yield from _attempt(ports, loader, runner, pending, results, deadline)
+                yield from _attempt(ports, loader, runner, pending, results, deadline, snapshot)
+                snapshot = None
             except RateLimited:
                 if attempts == 1:
                     raise
@@ -173,20 +131,28 @@ def _begin(
     loader: LoaderSpec,
     group: list[tuple[Call, LoadRequest]],
     is_redelivered: bool,
-    pending: dict[str, _Pending],
+    pending: dict[str, Pending],
     results: dict[str, Result],
-) -> Flow[None]:
+) -> Flow[_Snapshot]:
     """Begin under the leases that the requests name; a call whose workers keep dying becomes a cached failure.
 
-    A call that has to be loaded alone ends up neither in `pending` nor in `results`.
+    A call that has to be loaded alone ends up neither in `pending` nor in `results`.  Returns the snapshot where one
+    server has all keys: it is taken right behind.
     """
+    began_at = ports.clock.monotonic()
+    snapshot: Snapshot | None = None
+    store = ports.store
     fences = [secrets.token_hex(8) for _ in group]
     wanted = [
         (request.call, request.token, fence, bytes.fromhex(request.seen))
         for (_, request), fence in zip(group, fences, strict=True)
     ]
     try:
-        begun = yield ports.store.begin(wanted, load_for=loader.load_for, is_redelivered=is_redelivered)
+        begin_all = store.begin(wanted, load_for=loader.load_for, is_redelivered=is_redelivered)
+        if store.has_one_slot:
+            begun, snapshot = yield Exchange.joint((begin_all, store.snapshot()))
+        else:
+            begun = yield begin_all
     except BaseException:
         # Timed out or cancelled: the script may have run all the same, and nobody loads under that lease.
         for text, _, fence, _ in wanted:
@@ -204,29 +170,36 @@ def _begin(
             results[call.text] = Result("failed", error=LoadError(loader.name, call.text, "Poisoned", text))
             ports.emit(Poisoned(loader.name, call.text, begin.attempts - 1))
         else:
-            pending[call.text] = _Pending(call, fence, bytes.fromhex(request.seen), begin.raw)
+            pending[call.text] = Pending(call, fence, bytes.fromhex(request.seen), begin.raw)
     if poisoned:
         try:
-            yield _registration(ports, loader, [], poisoned)
+            yield registration(ports, loader, [], poisoned)
         except StoreError:  # it has no room: then the record is short
             yield from record_failures(ports, poisoned, most_for=ports.config.backoff_for)
         else:
             yield from record_failures(ports, poisoned)
+    return None if snapshot is None else (began_at, snapshot)
 
 
 def _attempt(
     ports: Ports,
     loader: LoaderSpec,
     runner: Runner,
-    pending: dict[str, _Pending],
+    pending: dict[str, Pending],
     results: dict[str, Result],
     deadline: float,
+    taken: _Snapshot,
 ) -> Flow[None]:
-    """Load all pending calls once; those that stay pending were overtaken and may be loaded again."""
+    """Load all pending calls once; those that stay pending were overtaken and may be loaded again.
+
+    Args:
+        taken: the snapshot, if it has been taken already.
+    """
     # The snapshot is taken before loading.  Taken after, an old row would be stored as current:
     #   worker: load (old row)   writer: commit, invalidate   worker: snapshot, register, write
-    began_at = ports.clock.monotonic()
-    snapshot: Snapshot = yield ports.store.snapshot()
+    if taken is None:
+        taken = ports.clock.monotonic(), (yield ports.store.snapshot())
+    began_at, snapshot = taken
     began = ports.clock.monotonic()
     loading = Loading(
         [left.call for left in pending.values()],
@@ -263,222 +236,6 @@ def _attempt(
         else:
             results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))
-    checked_at = yield from _write(ports, loader, written, failed, snapshot, pending, results)
-    yield from _offer(ports, results, began_at if checked_at is None else checked_at)
-
-
-def _write(
-    ports: Ports,
-    loader: LoaderSpec,
-    written: list[tuple[Entry, str]],
-    failed: list[Failure],
-    snapshot: Snapshot,
-    pending: dict[str, _Pending],
-    results: dict[str, Result],
-) -> Flow[float | None]:
-    """Register, compare, write; failures and absences as entries, for an invalidation ends them too.
-
-    Returns when it was last known, monotonic, that nothing had overtaken values which the store has no room for.
-    """
-    try:
-        # Registered before it is written.  The other way round an invalidation between the two finds nothing.
-        registered = yield _registration(ports, loader, [entry for entry, _ in written], failed)
-        # Before the write.  After it, a failover between them could keep the entry and lose its tags.
-        if written:
-            yield from replicated(ports)
-        # A lagging replica may have given the old row: stored stale, so that it is soon loaded again.  By the time of
-        # the snapshot, not of the registration: a slow load may have read at its very beginning.
-        hold_off_for = loader.policy.hold_off_for
-        lagging_at = snapshot.now - hold_off_for if hold_off_for else math.inf
-        may_lag = [found.newest / 1000 > lagging_at for found in registered]
-        overtaken = [found.newest > snapshot.seq for found in registered]
-        current: list[tuple[Entry, str]] = []
-        for (entry, fence), is_overtaken, is_held_off in zip(written, overtaken, may_lag, strict=False):
-            if is_overtaken:
-                continue
-            if is_held_off:
-                entry = entry.held_off()
-                results[entry.call].entry = entry
-            # The fence is the version, so that a write whose reply was late knows itself when it is sent again.
-            current.append((msgspec.structs.replace(entry, write_id=bytes.fromhex(fence)), fence))
-        # What an overtaken load failed of may be mended: it stays pending.
-        rest = slice(len(written), None)
-        flags = list(zip(failed, overtaken[rest], may_lag[rest], strict=True))
-        settled = [failure for failure, is_overtaken, is_held_off in flags if not is_overtaken and not is_held_off]
-        brief = [failure for failure, is_overtaken, is_held_off in flags if not is_overtaken and is_held_off]
-        newest = max((found.newest for found in itertools.compress(registered, overtaken)), default=0)
-        if newest:
-            # A failover may have lost increments; without this no load could ever be written again.
-            yield ports.store.raise_seq(newest)
-        stored = (yield ports.store.write(current)) if current else []
-    except StoreError as error:
-        checked_at = yield from _current_at(ports, written, snapshot, error)
-        yield from _write_nothing(ports, loader, written, failed, error, pending, results)
-        return checked_at
-    for failures, most_for in ((settled, None), (brief, ports.config.backoff_for)):
-        for failure in failures:
-            del pending[failure.call]
-        yield from record_failures(ports, failures, most_for=most_for)
-    for (entry, _), is_stored in zip(current, stored, strict=True):
-        result = results[entry.call]
-        if is_stored:
-            result.outcome, result.entry = "stored", entry
-            del pending[entry.call]
-        else:
-            result.outcome = "refused"
-            yield from _claim_again(ports, loader, pending, entry.call)
-    return None
-
-
-def _current_at(
-    ports: Ports, written: list[tuple[Entry, str]], snapshot: Snapshot, error: StoreError
-) -> Flow[float | None]:
-    """Return an instant, monotonic, after which values were current that have no room; None if that is not known.
-
-    Readers that began before it may share them, though they began after the load: what was invalidated between the two
-    has left its number, or has broken the lease.  Without this they would all load again.
-    """
-    if not isinstance(error, StoreFull) or not written:
-        return None
-    now = ports.clock.monotonic()
-    try:
-        newest, fences = yield ports.store.overtaken([(entry.call, entry.tags) for entry, _ in written])
-    except StoreError:
-        return None
-    return now if newest <= snapshot.seq and fences == [fence for _, fence in written] else None
-
-
-def _write_nothing(
-    ports: Ports,
-    loader: LoaderSpec,
-    written: list[tuple[Entry, str]],
-    failed: list[Failure],
-    error: StoreError,
-    pending: dict[str, _Pending],
-    results: dict[str, Result],
-) -> Flow[None]:
-    """The store is full or away: whoever waits here gets the value, uncached; leases are given back."""
-    for entry, _ in written:
-        results[entry.call].error = error
-    for text in (*(entry.call for entry, _ in written), *(failure.call for failure in failed)):
-        del pending[text]
-    # Not registered, so that no invalidation would find it: kept for the shortest time.
-    yield from record_failures(ports, failed, most_for=ports.config.backoff_for)
-    if isinstance(error, StoreFull | ForeignType):
-        # Recorded as a failure is: others would wait in vain, and then load it one after the other.
-        kind = STORE_FULL if isinstance(error, StoreFull) else NOT_STORED
-        if kind == NOT_STORED:
-            for entry, _ in written:
-                ports.emit(NotStored(loader.name, entry.call, str(error)))
-        unstored = [Failure(entry.call, fence, kind, str(error)) for entry, fence in written]
-        yield from record_failures(ports, unstored, most_for=ports.config.backoff_for)
-        return
-    for entry, fence in written:
-        ports.release_soon(entry.call, fence)
-
-
-def _offer(ports: Ports, results: dict[str, Result], began_at: float) -> Flow[None]:
-    """Leave values that are not stored to the readers that had begun before their load."""
-    for result in results.values():
-        if result.outcome in ("conflict", "refused") and result.entry is not None and not result.is_offered:
-            result.is_offered = True
-            # With an error it is the store that took no writes: nothing has overtaken the value.
-            ports.waiters.offer(result.entry.call, began_at, result.entry, is_overtaken=result.error is None)
-            with contextlib.suppress(StoreError):  # full or away: then they wait for the next load
-                yield ports.store.offer(result.entry, OFFERED_FOR)
-
-
-def _registration(
-    ports: Ports, loader: LoaderSpec, entries: list[Entry], failed: list[Failure]
-) -> Exchange[list[Registered]]:
-    """Return the step that puts calls into their tags' sets."""
-    kept_for = ports.config.max_backoff_for
-    return ports.store.register(
-        [(entry.call, entry.tags, entry.expires_at - entry.created) for entry in entries]
-        + [(failure.call, failure.tags, kept_for) for failure in failed],
-        load_for=loader.load_for,
-    )
-
-
-def _claim_again(ports: Ports, loader: LoaderSpec, pending: dict[str, _Pending], text: str) -> Flow[None]:
-    """A write was refused: claim again and go on, or leave the call to whoever has claimed it."""
-    left = pending.pop(text)
-    token, fence = secrets.token_hex(8), secrets.token_hex(8)
-    raw = yield ports.store.get(text)
-    seen = envelope.version_of(raw)
-    try:
-        claim = yield ports.store.claim(text, token, lease_for=loader.load_for, seen=seen)
-    except BaseException:
-        ports.release_soon(text, token)
-        raise
-    ports.release_soon(text, left.fence)  # it holds nothing any more: one less that is running
-    if isinstance(claim, Claimed):
-        try:
-            [begun] = yield ports.store.begin([(text, token, fence, seen)], load_for=loader.load_for)
-        except BaseException:
-            ports.release_soon(text, fence)
-            ports.release_soon(text, token)
-            raise
-        if begun is not None:
-            pending[text] = _Pending(left.call, fence, seen, begun.raw)
-
-
-def entry_of_value(
-    ports: Ports,
-    loader: LoaderSpec,
-    call: Call,
-    value: Any,
-    payload: bytes,
-    loading: Loading,
-    snapshot: Snapshot,
-    load_time: float,
-) -> Entry:
-    """Return the entry of a loaded value.
-
-    Raises:
-        TagError, EntryTooLarge: it outgrows a limit, or has a tag that nothing could invalidate.
-    """
-    config = ports.config
-    tags = dict.fromkeys(loader.templates.expand(call.arguments))
-    for tag in loading.tags.get(call.text, ()):
-        tags[check_tag(tag, config.max_tag_bytes)] = None
-    if len(tags) > config.max_tags:
-        raise TagError(f"an entry has at most {config.max_tags} tags, {call.text} got {len(tags)}")
-    life: Life = life_of(
-        loader.policy,
-        created=snapshot.now,
-        load_time=load_time,
-        is_negative=value is None,
-        fresh_for=loading.fresh_for.get(call.text),
-        chance=ports.chance,
-    )
-    entry = Entry(
-        call=call.text,
-        tags=tuple(tags),
-        payload=payload,
-        created=life.created,
-        fresh_until=life.fresh_until,
-        stale_until=life.stale_until,
-        expires_at=life.expires_at,
-        stale_for=life.stale_for,
-        load_time=life.load_time,
-        seq=snapshot.seq,
-        write_id=b"",
-        digest=envelope.digest_of(payload),
-        is_negative=value is None,
-        shape=loader.shape,
-    )
-    if call.text in loading.unshared:
-        # Over for every process, though its idea of the store's clock may be behind.
-        over = life.created - CLOCK_MARGIN
-        entry = msgspec.structs.replace(
-            entry,
-            fresh_until=over,
-            stale_until=over,
-            expires_at=life.created + load_time + LEAST_KEPT_FOR,
-            is_unshared=True,
-        )
-    size = len(payload) + len(call.text) + sum(map(len, tags))
-    if size > config.max_entry_bytes:
-        raise EntryTooLarge(f"an entry has at most {config.max_entry_bytes} bytes, {call.text} has {size}")
-    return entry
+    hold_off_for = loader.policy.hold_off_for or (REPLICA_HOLD_OFF if loading.reads_replica else 0.0)
+    checked_at = yield from write(ports, loader, written, failed, snapshot, pending, results, hold_off_for)
+    yield from offer(ports, results, began_at if checked_at is None else checked_at)

@@ -59,7 +59,7 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
         ends = [at for at in (_half_time(state), state.deadline, flight.held_until) if at > now]
         yield from wait_for_push(ports, state.waiter, min(ends, default=now + loader.load_for))
         return None
-    claim, token, wakes = yield from _claim(ports, loader, state, now, is_over)
+    claim, request, wakes = yield from _claim(ports, loader, state, now, is_over)
     match claim:
         case Moved():
             ports.waiters.wake_flight(flight)
@@ -86,15 +86,15 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             if is_over:
                 ports.waiters.wake_flight(flight)
             return None
-        case Claimed():
+        case Claimed(is_enqueued):
             has_published, state.has_asked = state.has_asked or state.has_waited, True
-            flight.held_until, flight.token, flight.is_missing = now + loader.load_for, token, not state.seen
+            flight.held_until, flight.token, flight.is_missing = now + loader.load_for, request.token, not state.seen
             flight.is_begun, flight.is_taken_over = False, is_over
             watch_load(ports, flight)
-            request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
             if is_over and has_published:
                 ports.note_taken_over(request)
-            if is_over or state.is_refused or not (yield from state.strategy.submit(ports, request)):
+            loads_here = is_over or state.is_refused
+            if loads_here or not (is_enqueued or (yield from state.strategy.submit(ports, request))):
                 # Nobody has begun within `wait_for`, or nobody ever would: the broker is away, or workers are older.
                 return (yield from _load_after_claim(ports, loader, state, request))
             # Without another look: the claim has compared, and what is written from now on is pushed.
@@ -104,10 +104,12 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
 
 def _claim(
     ports: Ports, loader: LoaderSpec, state: ReadState, now: float, is_over: bool
-) -> Flow[tuple[Claim, str, int]]:
-    """Claim for all who wait in this process; what it came to, the token, and the flight's wake-ups before."""
+) -> Flow[tuple[Claim, LoadRequest, int]]:
+    """Claim for all who wait in this process; what it came to, the request, and the flight's wake-ups before."""
     flight = state.waiter.flight
     token = secrets.token_hex(8)
+    request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
+    enqueue = None if is_over or state.is_refused else state.strategy.message(ports, request)
     flight.is_claiming = True
     flight.failure = None
     try:
@@ -123,6 +125,7 @@ def _claim(
             least_seq=state.least_seq if is_over else None,  # before that, one that is not overtaken may come
             is_last=is_over,
             heeds_backoff=not state.is_refused,
+            enqueue=None if enqueue is None else (enqueue.key, enqueue.message),
         )
     except BaseException:
         ports.release_soon(state.call.text, token)  # timed out or cancelled: the script may have run all the same
@@ -130,7 +133,9 @@ def _claim(
         ports.waiters.wake_one(flight)  # the others wait for this claim's outcome: one of them claims
         raise
     flight.is_claiming = False
-    return claim, token, wakes
+    if enqueue is not None and isinstance(claim, Claimed) and claim.is_enqueued:
+        enqueue.note_sent()
+    return claim, request, wakes
 
 
 def _half_time(state: ReadState) -> float:

@@ -1,4 +1,4 @@
-"""Two releases side by side: what a process loads for itself while the store has another release's entry of the call.
+"""Own loads: two releases run side by side, and what the store has from one, the other loads and keeps for itself.
 
 The entry is neither overwritten nor asked for again while it is fresh: both releases would do so in turn, at each read.
 What was loaded is kept by the version of that entry, so that whatever deletes, softens or replaces the entry ends it,
@@ -16,11 +16,11 @@ from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout, StoreError
 from cacheworkers.events import OtherRelease
-from cacheworkers.flows.load import entry_of_value
 from cacheworkers.flows.load_failure import as_load_error
 from cacheworkers.flows.local_load import SharedLoad
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.read_state import ReadState, wait_for_push
+from cacheworkers.flows.write_loaded import entry_of_value
 
 
 def read_own_entry(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: Entry) -> Flow[Read]:

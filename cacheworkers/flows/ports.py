@@ -51,6 +51,19 @@ class LoadRequest(msgspec.Struct, frozen=True):
     trace: str = ""
 
 
+class Enqueue(msgspec.Struct, frozen=True):
+    """A request's message, for the store to push into its queue together with the claim.
+
+    Attributes:
+        key: of the queue, a list on the store's server.
+        note_sent: called when it has been pushed.
+    """
+
+    key: str
+    message: bytes
+    note_sent: Callable[[], None]
+
+
 class Dispatcher(Protocol):
     """Sends load requests to workers."""
 
@@ -123,6 +136,7 @@ class Loading:
         fresh_for: call text -> what the loader asked for instead of the policy's.
         unshared: texts of calls whose value is for those who wait for it, and for no later read.
         keys: of a batch, the very list that the loader is given.
+        reads_replica: its session reads a replica, which may lag.
     """
 
     calls: list[Call]
@@ -133,6 +147,7 @@ class Loading:
     fresh_for: dict[str, float] = field(default_factory=dict)
     unshared: set[str] = field(default_factory=set)
     keys: list[Any] | None = None
+    reads_replica: bool = False
 
     def only(self, call: Call) -> Loading:
         """Return this load as one call of the batch sees it: what it reads is that call's alone."""
@@ -182,6 +197,8 @@ class Ports:
     """This process's parts, as flows use them.
 
     Attributes:
+        message_of: returns the message of a request that is to be enqueued with its claim; None: it is submitted to the
+            dispatcher once it is claimed.
         note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
         note_served: called when a worker has loaded what a reader of this process had asked for.
         has_hook: whether anybody receives events; without a hook no event is made for each read.
@@ -200,6 +217,7 @@ class Ports:
     emit: Hook
     release_soon: Callable[[str, str], None]
     has_hook: bool = True
+    message_of: Callable[[LoadRequest], Enqueue | None] = lambda request: None
     note_taken_over: Callable[[LoadRequest], None] = lambda request: None
     note_served: Callable[[], None] = lambda: None
     access_counter: AccessCounter = field(default_factory=AccessCounter)

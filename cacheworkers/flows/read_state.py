@@ -11,9 +11,10 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.shape import NO_SHAPE
-from cacheworkers.flows.load import Result, load
-from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
+from cacheworkers.flows.load import load
+from cacheworkers.flows.ports import Enqueue, LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.run_loader import run_loader
+from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.coalescing import Crowd
 from cacheworkers.local.waiters import Flight, Waiter
 
@@ -55,6 +56,10 @@ class StoreResult(msgspec.Struct, frozen=True):
 class LoadStrategy(Protocol):
     """How a read has its call loaded: by itself, or with the other reads of a `get_many`."""
 
+    def message(self, ports: Ports, request: LoadRequest) -> Enqueue | None:
+        """Return the message to enqueue with the claim; None: it is submitted once it is claimed."""
+        ...
+
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
         """Hand a request to the dispatcher; False when there is no room: the caller gives the lease back."""
         ...
@@ -70,6 +75,10 @@ class LoadStrategy(Protocol):
 
 class SingleLoads:
     """The strategy of a read by itself."""
+
+    def message(self, ports: Ports, request: LoadRequest) -> Enqueue | None:
+        """Return its message, where there is one."""
+        return ports.message_of(request)
 
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
         """Hand a request to the dispatcher."""

@@ -13,10 +13,14 @@ from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, Runner
 #: Runs of a batch loader that its first failure may cost, besides one a key.
 SPARE_RUNS = 16
 #: What ends a load from outside, or says that the database is away: it says nothing about a key.
-_NOT_OF_A_KEY = (ConnectionError, TimeoutError, socket.gaierror, MemoryError, LoadTimeout)
+_NOT_OF_A_KEY = (ConnectionError, socket.gaierror, MemoryError, LoadTimeout)
 _NAMES_NOT_OF_A_KEY = frozenset(
-    {"SoftTimeLimitExceeded", "OperationalError", "InterfaceError", "QueryCanceled", "ConnectionError", "Timeout"}
+    {"SoftTimeLimitExceeded", "OperationalError", "InterfaceError", "QueryCanceled", "ConnectionError", "TimeoutError"}
 )
+#: What a slow key raises as well as a slow database: the builtin, and those of requests and httpx.
+_NAMES_OF_SLOW = frozenset({"Timeout", "TimeoutException"})
+#: Runs that may be late, one after the other, before all are taken to be.
+LATE_RUNS = 3
 
 
 def run_loader(ports: Ports, loader: LoaderSpec, loading: Loading, runner: Runner) -> Flow[dict[str, Any]]:
@@ -29,11 +33,13 @@ def run_loader(ports: Ports, loader: LoaderSpec, loading: Loading, runner: Runne
         LoadTimeout: there is no room or no time for it in this process.
     """
     yield from wait_for_turn(ports, loader, loading.deadline)
+    began = ports.clock.monotonic()
     values = yield from _run(loader, loading, runner)
     error = _raised(values)
     if error is None or len(values) == 1 or _is_of_no_key(error):
         return values
-    return (yield from _in_halves(ports, loader, loading, runner, values))
+    took = ports.clock.monotonic() - began if _is_slow(error) else None
+    return (yield from _in_halves(ports, loader, loading, runner, values, took))
 
 
 def wait_for_turn(ports: Ports, loader: LoaderSpec, deadline: float) -> Flow[None]:
@@ -70,17 +76,24 @@ def _run(loader: LoaderSpec, loading: Loading, runner: Runner) -> Flow[dict[str,
 
 
 def _in_halves(
-    ports: Ports, loader: LoaderSpec, whole: Loading, runner: Runner, values: dict[str, Any]
+    ports: Ports, loader: LoaderSpec, whole: Loading, runner: Runner, values: dict[str, Any], late_after: float | None
 ) -> Flow[dict[str, Any]]:
     """Run the halves of what raised until each key that raises is alone; bounded, then the rest fails with it.
 
     One bad key of a hundred costs fourteen runs.  Where every run fails, the fault is no key's: it ends once a single
-    key, and what stands beside it, have failed as well.
+    key, and what stands beside it, have failed as well.  After a time-out, which took `late_after` seconds, it also
+    ends where one more of them would be past the deadline.
     """
     queue = _halves(whole.calls)
     runs, failures, has_worked = 0, 0, False
-    hopeless = 2 * len(whole.calls).bit_length() + 2
-    while queue and runs < SPARE_RUNS + len(whole.calls) and (has_worked or failures < hopeless):
+    hopeless = 2 * len(whole.calls).bit_length() + 2 if late_after is None else LATE_RUNS
+    until = whole.deadline - (late_after or 0.0)
+    while (
+        queue
+        and ports.clock.monotonic() <= until
+        and runs < SPARE_RUNS + len(whole.calls)
+        and (has_worked or failures < hopeless)
+    ):
         part = queue.pop()
         try:
             yield from wait_for_turn(ports, loader, whole.deadline)
@@ -120,7 +133,16 @@ def _raised(values: dict[str, Any]) -> Exception | None:
 
 
 def _is_of_no_key(error: Exception) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
     if type(error) is OSError:  # no route, no file descriptors; a key's file that is not there has a class of its own
         return True
-    return isinstance(error, _NOT_OF_A_KEY) or not names.isdisjoint(_NAMES_NOT_OF_A_KEY)
+    if _is_slow(error):
+        return False
+    return isinstance(error, _NOT_OF_A_KEY) or not _names(error).isdisjoint(_NAMES_NOT_OF_A_KEY)
+
+
+def _is_slow(error: Exception) -> bool:
+    return isinstance(error, TimeoutError) or not _names(error).isdisjoint(_NAMES_OF_SLOW)
+
+
+def _names(error: Exception) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}

@@ -1,4 +1,4 @@
-"""Entries that this process has loaded for itself, each beside the version of another release's entry in the store."""
+"""Own entries: what this process has loaded for itself, while the store has another release's entry of the call."""
 
 from __future__ import annotations
 

@@ -10,18 +10,20 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector, CollectorRegistry
-
 from cacheworkers.cache import Cache
+from cacheworkers.core.extras import needs_extra
 from cacheworkers.errors import CacheworkersError, StoreUnavailable
 from cacheworkers.ops.metrics import serve
 from cacheworkers.ops.shared_metrics import shared_registry
-from cacheworkers.store.commands.store import BEAT_KEPT_FOR
+from cacheworkers.store.commands.bookkeeping import BEAT_KEPT_FOR
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.broker_queues import QueueState
 from cacheworkers.workers.diagnostics import app_facts
 from cacheworkers.workers.queue_probe import QueueProbes
+
+with needs_extra("metrics"):
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector, CollectorRegistry
 
 Families = Iterator[GaugeMetricFamily | CounterMetricFamily]
 

@@ -16,11 +16,21 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
-
 from cacheworkers import events
+from cacheworkers.core.extras import needs_extra
 from cacheworkers.errors import ConfigError
-from cacheworkers.ops.shared_metrics import shared_registry
+from cacheworkers.ops.shared_metrics import make_directory, shared_registry
+
+with needs_extra("metrics"):
+    from prometheus_client import (
+        REGISTRY,
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        generate_latest,
+        start_http_server,
+    )
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
@@ -100,6 +110,7 @@ class Metrics:
         Args:
             registry: where the metrics are registered; the hooks of several caches may share one, and add up there.
         """
+        make_directory()
         self._children: dict[tuple[str, ...], Any] = {}
         if registry not in _registered:
             _registered[registry] = _register(registry)

@@ -10,25 +10,40 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import Metric
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import CollectorRegistry
+from cacheworkers.core.extras import needs_extra
+
+with needs_extra("metrics"):
+    from prometheus_client.core import Metric
+    from prometheus_client.mmap_dict import MmapedDict
+    from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+    from prometheus_client.registry import CollectorRegistry
+
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 #: Kinds of files whose values add up.
 _SUMMED = ("counter", "histogram", "summary")
 _ARCHIVE = "archive"
 _LOCK = "archive.lock"
+#: A file begins with the number of bytes that are used, and a pad.
+_HEAD = struct.Struct("i4x")
+
+
+def make_directory() -> bool:
+    """Make the directory of `PROMETHEUS_MULTIPROC_DIR` if it is not there; False if that is not set."""
+    if DIRECTORY not in os.environ:
+        return False
+    Path(os.environ[DIRECTORY]).mkdir(parents=True, exist_ok=True)
+    return True
 
 
 def shared_registry() -> CollectorRegistry | None:
     """Return a registry of all processes that share `PROMETHEUS_MULTIPROC_DIR`; None if it is not set."""
-    if DIRECTORY not in os.environ:
+    if not make_directory():
         return None
     shared = CollectorRegistry()
     SharedMetrics(shared, Path(os.environ[DIRECTORY]))
@@ -48,7 +63,8 @@ class SharedMetrics(MultiProcessCollector):
             if is_alone:
                 forget_the_dead(self._directory)
         with _locked(self._directory, fcntl.LOCK_SH):
-            return list(super().collect())  # type: ignore[no-untyped-call]
+            files = [str(file) for file in sorted(self._directory.glob("*.db")) if _is_whole(file)]
+            return list(self.merge(files, accumulate=True))  # type: ignore[no-untyped-call]
 
 
 def forget_the_dead(directory: Path) -> None:
@@ -71,7 +87,7 @@ def _archive(directory: Path, kind: str, files: list[Path]) -> None:
     sums: Any = MmapedDict(str(new))  # type: ignore[no-untyped-call]
     try:
         for file in [archive, *files]:
-            if not file.exists():
+            if not _is_whole(file):
                 continue
             for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(file)):  # type: ignore[no-untyped-call]
                 sums.write_value(key, sums.read_value(key)[0] + value, timestamp)
@@ -92,6 +108,18 @@ def _locked(directory: Path, how: int) -> Iterator[bool]:
         except (BlockingIOError, PermissionError):
             is_held = False
         yield is_held
+
+
+def _is_whole(file: Path) -> bool:
+    """Return whether a file is there, and as long as it says.
+
+    One that is just being made is empty; a full disk and a process that is killed leave others cut short.  One of them
+    would fail every scrape.
+    """
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
+        head = opened.read(_HEAD.size)
+        return len(head) == _HEAD.size and _HEAD.size < _HEAD.unpack(head)[0] <= os.fstat(opened.fileno()).st_size
+    return False
 
 
 def _is_alive(pid: int) -> bool:

@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-from opentelemetry import context, propagate, trace
-from opentelemetry.trace import Link, SpanKind
 
+from cacheworkers.core.extras import needs_extra
 from cacheworkers.events import Event
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.load_context import LoadCall
+
+with needs_extra("otel"):
+    from opentelemetry import context, propagate, trace
+    from opentelemetry.trace import Link, SpanKind
 
 #: Most calls of one load that a span names.
 SHOWN = 20

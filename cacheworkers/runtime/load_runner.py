@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class NoSessions:
     """The sessions of a cache that was given none: `load.session` is None, and SQLAlchemy stays unimported."""
 
+    reads_replica = False
+
     @contextlib.contextmanager
     def for_load(self, load_for: float) -> Iterator[None]:
         """Give None."""
@@ -49,6 +51,8 @@ class CallersSessions:
 
     A fixture may bind them to a connection whose transaction it rolls back; loads see what is in it.
     """
+
+    reads_replica = False
 
     def __init__(self, sync: Any, async_: Any) -> None:
         self._sync = sync
@@ -156,12 +160,16 @@ class RunLoader:
         return remaining
 
     def _work(self) -> dict[str, Any]:
-        timeout = self._timeout()
-        return self._run_on(lambda: self._runner.sessions.for_load(timeout))
+        timeout, sessions = self._timeout(), self._runner.sessions
+        found = self._run_on(lambda: sessions.for_load(timeout))
+        self._loading.reads_replica = sessions.reads_replica
+        return found
 
     async def _work_async(self) -> dict[str, Any]:
-        timeout = self._timeout()
-        return await self._run_on_async(lambda: self._runner.sessions.afor_load(timeout))
+        timeout, sessions = self._timeout(), self._runner.sessions
+        found = await self._run_on_async(lambda: sessions.afor_load(timeout))
+        self._loading.reads_replica = sessions.reads_replica
+        return found
 
     def _run_on(self, session_of: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:
         """Run the loader on a session, surrounded by what the cache was given for that."""

@@ -1,4 +1,4 @@
-"""Face: what the faces of plain and batch loaders share, the way from arguments to L1, the store, or a flow."""
+"""LoaderBase: what plain and batch loaders share, the way from arguments to L1, the store, or a flow."""
 
 from __future__ import annotations
 

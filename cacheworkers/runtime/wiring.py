@@ -174,9 +174,13 @@ class Runtime:
             self._watch = watch = WorkerWatch(self.workers, ports.store, config)
             ports.dispatcher = watch
             ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
+            ports.message_of = watch.message
         if tracing is not None:
+            with_traces, message_of = tracing.with_traces, ports.message_of
             ports.dispatcher = TracedDispatcher(ports.dispatcher, tracing)
+            ports.message_of = lambda request: message_of(with_traces([request])[0])
         if config.testing:
+            ports.message_of = lambda request: None
             ports.dispatcher = InlineDispatcher(run_loads)
         _runtimes.add(self)
 

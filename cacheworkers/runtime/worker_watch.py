@@ -11,7 +11,7 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.flows.ports import Dispatcher, LoadRequest
+from cacheworkers.flows.ports import Dispatcher, Enqueue, LoadRequest
 from cacheworkers.store.commands.store import Store
 
 log = logging.getLogger("cacheworkers")
@@ -64,6 +64,16 @@ class WorkerWatch:
         return self._in_a_row >= OPENS_AFTER
 
     # -- the dispatcher
+
+    def message(self, request: LoadRequest) -> Enqueue | None:
+        """Return a message to enqueue with the claim; None where the request may be one that its reader loads."""
+        if self._clock() < self._undeliverable_until:
+            return None
+        may_load_here = request.loader not in self.never_loaded_by_readers
+        if may_load_here and (self.is_open or self._dispatcher.may_wait_for_itself()):
+            return None
+        found: Enqueue | None = self._dispatcher.message(request)
+        return found
 
     def submit(self, request: LoadRequest) -> bool:
         """Take a load request; False where its reader is to load it: nobody else would soon."""

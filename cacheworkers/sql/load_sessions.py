@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import threading
 import time
 import weakref
@@ -21,6 +22,8 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, Singleto
 
 from cacheworkers.errors import ConfigError, LoadTimeout
 from cacheworkers.sql.sqlalchemy_internals import base_engine, engine_like, engine_on, is_autocommit, options_of
+
+log = logging.getLogger("cacheworkers")
 
 #: How long a load waits for a connection of the library's pool, seconds.
 POOL_TIMEOUT = 10.0
@@ -44,7 +47,12 @@ class Sessions:
 
     Sessions that are bound to a connection, as in tests that roll everything back, load on it one after the other, each
     in a savepoint.
+
+    Attributes:
+        reads_replica: the last load's database was a Postgres that replays another's changes.
     """
+
+    reads_replica = False
 
     def __init__(
         self,
@@ -88,7 +96,7 @@ class Sessions:
             yield from self._on_connections(connections, load_for)
             return
         session = self._sync(**self._binds(options))
-        _limit(session, load_for, read_only)
+        self._limit(session, load_for, read_only)
         try:
             yield session
         finally:
@@ -101,11 +109,34 @@ class Sessions:
             yield None
             return
         session = self._async(**self._binds(options_of(self._async)))
-        _limit(session.sync_session, load_for, read_only)
+        self._limit(session.sync_session, load_for, read_only)
         try:
             yield session
         finally:
             await session.close()
+
+    def _limit(self, session: Session, load_for: float, read_only: bool) -> None:
+        """Let the session's statements take what is left of the load's time, and no longer, and write nothing."""
+        until = time.monotonic() + load_for
+
+        def begun(session: Session, transaction: Any, connection: Connection) -> None:
+            if _is_postgres(connection.engine):
+                left = max(1, int((until - time.monotonic()) * 1000))
+                # One statement, and one that is allowed at any time: a listener may have begun the transaction already.
+                read = ", set_config('transaction_read_only', 'on', true)" if read_only else ""
+                limits = f"SELECT pg_is_in_recovery(), set_config('statement_timeout', '{left}', true){read}"
+                self._note_replica(connection, connection.exec_driver_sql(limits).scalar())
+
+        event.listen(session, "after_begin", begun)
+
+    def _note_replica(self, connection: Connection, is_replica: bool | None) -> None:
+        if is_replica and not self.reads_replica:
+            log.warning(
+                "loads read a replica, %r: what is loaded soon after an invalidation of its tags is kept as stale; "
+                "give loaders a hold_off_for above the replica's lag, or bind their sessions to the primary",
+                connection.engine.url,
+            )
+        self.reads_replica = bool(is_replica)
 
     def close(self) -> None:
         """Close the connections of the library's own pools, those of threads."""
@@ -227,17 +258,3 @@ def refuse_database_per_thread(sessions: sessionmaker[Session] | None) -> None:
 
 def _is_postgres(engine: Engine) -> bool:
     return engine.dialect.name == "postgresql"
-
-
-def _limit(session: Session, load_for: float, read_only: bool) -> None:
-    """Let the session's statements take what is left of the load's time, and no longer, and write nothing."""
-    until = time.monotonic() + load_for
-
-    def begun(session: Session, transaction: Any, connection: Connection) -> None:
-        if _is_postgres(connection.engine):
-            left = max(1, int((until - time.monotonic()) * 1000))
-            # One statement, and one that is allowed at any time: a listener may have begun the transaction already.
-            read = ", set_config('transaction_read_only', 'on', true)" if read_only else ""
-            connection.exec_driver_sql(f"SELECT set_config('statement_timeout', '{left}', true){read}")
-
-    event.listen(session, "after_begin", begun)

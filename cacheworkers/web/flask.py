@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec
 
-from flask import Response, request
-
+from cacheworkers.core.extras import needs_extra
 from cacheworkers.core.read_result import Read
 from cacheworkers.web.http import REFUSED, HttpPolicy, refusal
 from cacheworkers.web.recent_answers import Recent
+
+with needs_extra("flask"):
+    from flask import Response, request
 
 P = ParamSpec("P")
 

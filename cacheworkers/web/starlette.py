@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec
 
-from starlette.requests import Request
-from starlette.responses import Response
-
+from cacheworkers.core.extras import needs_extra
 from cacheworkers.core.read_result import Read
 from cacheworkers.web import asgi
 from cacheworkers.web.http import HttpPolicy
+
+with needs_extra("starlette"):
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 P = ParamSpec("P")
 

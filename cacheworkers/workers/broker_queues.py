@@ -17,6 +17,8 @@ from cacheworkers.workers.celery_internals import oldest_in_redis
 
 #: A message's header with the instant at which it was sent, seconds since the epoch.
 SENT_AT = "cacheworkers_sent_at"
+#: The name under which what stamps them receives the signal.
+STAMP = "cacheworkers.stamp"
 #: How long the broker may take to answer, seconds.
 ANSWER_WITHIN = 2.0
 
@@ -42,7 +44,7 @@ def stamp_messages(prefix: str) -> None:
         if isinstance(headers, dict) and str(sender).startswith(prefix):
             headers[SENT_AT] = time.time()
 
-    before_task_publish.connect(stamp, weak=False, dispatch_uid=f"{prefix}stamp")
+    before_task_publish.connect(stamp, weak=False, dispatch_uid=STAMP)
 
 
 def queue_states(app: Celery, names: Sequence[str]) -> list[QueueState]:

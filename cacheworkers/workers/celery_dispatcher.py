@@ -12,17 +12,26 @@ from celery import Celery
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, KeyMissing, StoreError, UnknownLoader
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
-from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.flows.ports import Enqueue, LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, keep_options
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.publisher import Publisher
-from cacheworkers.workers.task_messages import MODULE, AroundTask, around_requests, parse_requests, shown, with_traces
+from cacheworkers.workers.task_messages import (
+    MODULE,
+    AroundTask,
+    NotLoadedLog,
+    around_requests,
+    parse_requests,
+    with_traces,
+)
 from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
+#: While this process waits for no more calls than this, each has a message of its own.
+FEW = 4
 #: Runs loads of one loader, and returns why some of them failed.
 RunLoads = Callable[[str, list[LoadRequest], bool], list[CacheworkersError] | None]
 
@@ -57,9 +66,11 @@ class CeleryDispatcher:
         self._run_loads = run_loads
         self._refuse = refuse
         self._around_task = around_task
+        self._not_loaded = NotLoadedLog()
         self._emit = emit
+        self._waited_for = waited_for
         self.on_taken = on_taken
-        self._eager = InlineDispatcher(run_loads)
+        self._eager = InlineDispatcher(run_loads, around_task)
         self._publisher = Publisher(app, config, undelivered, emit)
         self._queue = PublishQueue(
             self._publisher.publish, self.infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
@@ -71,6 +82,16 @@ class CeleryDispatcher:
         self.infos[info.name] = info
         if self.app.finalized:
             self._make_task(info)
+
+    def message(self, request: LoadRequest) -> Enqueue | None:
+        """Return a message to enqueue with the claim; None where it is published.
+
+        That is so where it cannot be done, and where other calls are waited for, whose requests may share a message.
+        """
+        info = self.infos.get(request.loader)
+        if info is None or self.app.conf.task_always_eager or self._waited_for() > (1 if info.is_batch else FEW):
+            return None
+        return self._publisher.message(info, request)
 
     def submit(self, request: LoadRequest) -> bool:
         """Take a load request; False when there is no room, or this process is to load it itself."""
@@ -180,7 +201,7 @@ class CeleryDispatcher:
             return
         except StoreError as error:
             # Without the store there is no lease and nowhere to write: readers load themselves, this message ends.
-            log.warning("%s is not loaded: %s: %s", shown(requests), type(error).__name__, error)
+            self._not_loaded.log(requests, error)
             self._emit(TaskDropped(PREFIX + loader, len(requests), f"{type(error).__name__}: {error}"))
             return
         failed = [error for error in failures or () if not isinstance(error, KeyMissing)]

@@ -5,14 +5,20 @@ Each function does nothing, or says so, where the installed version has no such 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.app.annotations import prepare
+from celery.signals import after_task_publish, before_task_publish
+from kombu.utils.json import dumps
 from kombu.utils.scheduling import round_robin_cycle
+
+from cacheworkers.store.connections.address import StoreAddress
 
 # -- queues
 
@@ -136,6 +142,51 @@ def annotations_of(task: Any) -> dict[str, Any]:
 
 
 # -- messages in Redis
+
+
+def is_publishing_observed(own: str) -> bool:
+    """Return whether anybody but the receiver of this name receives a signal for each message that is published."""
+    receivers = before_task_publish.receivers
+    return len(receivers) > 1 or bool(after_task_publish.receivers) or any(key[0] != own for key, _ in receivers)
+
+
+def enqueues_by_push(app: Celery) -> bool:
+    """Return whether nothing but a message in its queue comes of sending a task: no events, and no methods replaced."""
+    is_stock = type(app).send_task is Celery.send_task and "send_task" not in vars(app) and type(app.amqp) is AMQP
+    return is_stock and not app.conf.task_send_sent_event
+
+
+def is_same_redis(producer: Any, store: StoreAddress) -> bool:
+    """Return whether a producer's broker is the very Redis, and database, that a store address names."""
+    connection = producer.connection
+    if store.kind != "standalone" or connection.transport_cls not in ("redis", "rediss") or len(connection.alt) > 1:
+        return False
+    channel = producer.channel
+    if type(channel).__module__ != "kombu.transport.redis" or not hasattr(channel, "_connparams"):
+        return False
+    found = channel._connparams()
+    if bool(connection.ssl) != store.has_tls or int(found.get("db") or 0) != store.database:
+        return False
+    return found.get("path") == store.path if store.path else (found.get("host"), found.get("port")) == store.nodes[0]
+
+
+@contextlib.contextmanager
+def recorded_pushes(producer: Any) -> Iterator[list[tuple[str, bytes]]]:
+    """Give the list into which come the key and the bytes of each message that would be pushed; nothing is sent."""
+    channel, pushes = producer.channel, list[tuple[str, bytes]]()
+
+    def put(queue: str, message: Any, **_: Any) -> None:
+        if queue in channel._expires:
+            raise ValueError(f"queue {queue} expires")
+        key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
+        message_text: Any = dumps(message)  # type: ignore[no-untyped-call]  # kombu has no types
+        pushes.append((f"{channel.global_keyprefix}{key}", message_text.encode()))
+
+    channel._put = put
+    try:
+        yield pushes
+    finally:
+        del channel._put
 
 
 def oldest_in_redis(channel: Any, queue: str) -> tuple[int, Mapping[str, Any]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 from collections.abc import Callable, Sequence
 
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.ports import LoadRequest
-
-log = logging.getLogger("cacheworkers")
+from cacheworkers.workers.task_messages import AroundTask, NotLoadedLog, around_requests, no_scope
 
 
 class InlineDispatcher:
     """A dispatcher without workers: each request is loaded, in the thread that submits it, before `submit` returns."""
 
-    def __init__(self, run_loads: Callable[[str, list[LoadRequest], bool], object]) -> None:
+    def __init__(
+        self, run_loads: Callable[[str, list[LoadRequest], bool], object], around_task: AroundTask = no_scope
+    ) -> None:
         self._run_loads = run_loads
+        self._around_task = around_task
+        self._not_loaded = NotLoadedLog()
 
     def register(self, info: object) -> None:
         """Do nothing: what runs loads knows the loaders."""
@@ -47,6 +49,7 @@ class InlineDispatcher:
 
     def _load(self, loader: str, requests: list[LoadRequest]) -> None:
         try:
-            self._run_loads(loader, requests, False)
+            with around_requests(self._around_task, loader, requests):
+                self._run_loads(loader, requests, False)
         except CacheworkersError as error:
-            log.warning("load of %s did not happen: %s", loader, error)
+            self._not_loaded.log(requests, error)

@@ -63,9 +63,9 @@ class LoaderInfo(msgspec.Struct, frozen=True):
 
 
 class Send(Protocol):
-    """Takes one group of asks on; called on the queue's own threads."""
+    """Takes one group of requests on; called on the queue's own threads."""
 
-    def __call__(self, info: LoaderInfo, queue: str, asks: list[LoadRequest], /) -> None: ...
+    def __call__(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], /) -> None: ...
 
 
 class PublishQueue:
@@ -81,7 +81,7 @@ class PublishQueue:
         infos: Callable[[str], LoaderInfo | None],
         most: int,
         *,
-        unsent: Callable[[list[LoadRequest]], None] = lambda asks: None,
+        unsent: Callable[[list[LoadRequest]], None] = lambda requests: None,
         waited_for: Callable[[], int] = lambda: 0,
         threads: int = 1,
         name: str = "cacheworkers-publisher",
@@ -90,8 +90,8 @@ class PublishQueue:
         Args:
             send: sends one group; what it raises is logged.
             infos: answers for a loader's name.
-            most: how many asks may wait.
-            unsent: gets the asks that are never sent: their loader is unknown, sending raised, or the queue closed.
+            most: how many requests may wait.
+            unsent: gets the requests that are never sent: their loader is unknown, sending raised, or the queue closed.
             waited_for: returns how many calls this process's readers wait for.
             threads: how many groups are sent concurrently.
         """
@@ -119,23 +119,23 @@ class PublishQueue:
         self._fills_at = 0
         self._is_closed = False
 
-    def submit(self, ask: LoadRequest) -> bool:
-        """Queue an ask; False when there is no room, no thread to be had, or the queue is closed."""
-        return self.submit_all([ask]) == 1
+    def submit(self, request: LoadRequest) -> bool:
+        """Queue a request; False when there is no room, no thread to be had, or the queue is closed."""
+        return self.submit_all([request]) == 1
 
-    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
-        """Queue asks together, so that they are grouped together; how many, from the first on, there was room for."""
+    def submit_all(self, requests: Sequence[LoadRequest]) -> int:
+        """Queue requests together, so that they are grouped; how many, from the first on, there was room for."""
         if self._pid != os.getpid():
             self.reset()
         with self._has_asks:
             if self._is_closed or not self._is_staffed():
                 return 0
-            taken = asks[: max(0, self._most - self._count)]
-            for ask in taken:
-                group = self._groups[ask.queue].get(ask.loader)
+            taken = requests[: max(0, self._most - self._count)]
+            for request in taken:
+                group = self._groups[request.queue].get(request.loader)
                 if group is None:
-                    group = self._groups[ask.queue][ask.loader] = collections.deque()
-                group.append(ask)
+                    group = self._groups[request.queue][request.loader] = collections.deque()
+                group.append(request)
             self._count += len(taken)
             if taken and self._count >= self._fills_at:
                 self._has_asks.notify()
@@ -151,7 +151,7 @@ class PublishQueue:
             self._has_asks.notify_all()
             while self._threads and (left := end - time.monotonic()) > 0:
                 self._has_ended.wait(left)
-            unsent = [ask for groups in self._groups.values() for group in groups.values() for ask in group]
+            unsent = [request for groups in self._groups.values() for group in groups.values() for request in group]
             for groups in self._groups.values():
                 groups.clear()
             self._count = 0
@@ -182,10 +182,10 @@ class PublishQueue:
                     self._threads -= 1
                     self._has_ended.notify_all()
                     return
-                name, queue, info, asks = self._take()
+                name, queue, info, requests = self._take()
                 if self._count:
                     self._is_staffed()  # what is left, of another loader perhaps, need not wait for this group
-            self._take_on(name, queue, info, asks)
+            self._take_on(name, queue, info, requests)
             with self._has_asks:
                 self._idle += 1
 
@@ -202,16 +202,16 @@ class PublishQueue:
             self._has_asks.wait(LINGER_FOR)
             self._fills_at = 0
 
-    def _take_on(self, name: str, queue: str, info: LoaderInfo | None, asks: list[LoadRequest]) -> None:
+    def _take_on(self, name: str, queue: str, info: LoaderInfo | None, requests: list[LoadRequest]) -> None:
         if info is None:
-            log.warning("no loader is named %s here, its asks are given back", name, extra={"loader": name})
-            self._give_back(asks)
+            log.warning("no loader is named %s here, its requests are given back", name, extra={"loader": name})
+            self._give_back(requests)
             return
         try:
-            self._send(info, queue, asks)
+            self._send(info, queue, requests)
         except Exception:  # whatever it was, the next group has a thread
-            log.exception("asks of %s were not sent", name, extra={"loader": name})
-            self._give_back(asks)
+            log.exception("requests of %s were not sent", name, extra={"loader": name})
+            self._give_back(requests)
 
     def _take(self) -> tuple[str, str, LoaderInfo | None, list[LoadRequest]]:
         """Take the next group off; there is one."""
@@ -220,14 +220,14 @@ class PublishQueue:
         name, waiting = groups.popitem(last=False)
         info = self._infos(name)
         size = len(waiting) if info is None else min(len(waiting), info.group_size(queue))
-        asks = [waiting.popleft() for _ in range(size)]
+        requests = [waiting.popleft() for _ in range(size)]
         if waiting:
             groups[name] = waiting  # to the end: another loader's turn
         self._count -= size
-        return name, queue, info, asks
+        return name, queue, info, requests
 
-    def _give_back(self, asks: list[LoadRequest]) -> None:
+    def _give_back(self, requests: list[LoadRequest]) -> None:
         try:
-            self._unsent(asks)
+            self._unsent(requests)
         except Exception:
             log.exception("leases were not given back, they run out by themselves")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,23 @@ from celery import Celery
 
 from cacheworkers.config import Config
 from cacheworkers.events import Event, Published, PublishFailed, TaskRequeued
-from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.flows.ports import Enqueue, LoadRequest
 from cacheworkers.local.breaker import Breaker
+from cacheworkers.store.connections.address import parse_url
 from cacheworkers.workers import celery_settings
+from cacheworkers.workers.broker_queues import STAMP
 from cacheworkers.workers.broker_text import shown_error
+from cacheworkers.workers.celery_internals import (
+    enqueues_by_push,
+    is_publishing_observed,
+    is_same_redis,
+    recorded_pushes,
+)
+from cacheworkers.workers.message_template import MessageTemplate
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.task_messages import headers_of, rows_of, shown
+
+log = logging.getLogger("cacheworkers")
 
 #: A message outlives its lease by this, seconds: only to shed an old backlog, the token decides.
 EXPIRES_MARGIN = 60.0
@@ -43,7 +55,9 @@ class Publisher:
         self._undelivered = undelivered
         self._emit = emit
         self._breaker = Breaker(config.breaker_for)
+        self._store = parse_url(config.redis_url)
         self._producer: Any = None
+        self._templates: dict[str, MessageTemplate | None] = {}
 
     def publish(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
         """Send one group, or give its leases back."""
@@ -60,6 +74,19 @@ class Publisher:
         else:
             self._breaker.succeeded()
             self._emit(Published(info.name, name, len(requests)))
+            if queue == "miss" and info.name not in self._templates:
+                self._templates[info.name] = self._template(info, name)
+
+    def message(self, info: LoaderInfo, request: LoadRequest) -> Enqueue | None:
+        """Return the message of a request, to be enqueued with its claim; None where it has to be published.
+
+        The first of each loader is: its thread makes the template.
+        """
+        template = self._templates.get(info.name)
+        if template is None or is_publishing_observed(STAMP):
+            return None
+        name = self._queues.miss
+        return Enqueue(template.key, template.message(request), lambda: self._emit(Published(info.name, name, 1)))
 
     def requeue(
         self, info: LoaderInfo, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
@@ -105,15 +132,32 @@ class Publisher:
     def reset(self) -> None:
         """Begin again in a child: the connection is the parent's, and must not be closed."""
         self._producer = None
+        self._templates.clear()  # they name the parent as their origin
         self._breaker.reset()
 
-    def _send(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
-        lives_for = datetime.timedelta(seconds=info.load_for + EXPIRES_MARGIN)
+    def _template(self, info: LoaderInfo, queue: str) -> MessageTemplate | None:
+        """Return the template of a loader's messages; None where claims cannot enqueue them."""
+
+        def make(request: LoadRequest, task: str) -> tuple[str, bytes]:
+            with recorded_pushes(self._the_producer()) as pushes:
+                self._send(info, queue, [request], task_id=task)
+            [(key, message)] = pushes
+            return key, message
+
+        try:
+            if is_publishing_observed(STAMP) or not enqueues_by_push(self._app):
+                return None
+            return MessageTemplate(make, _life(info)) if is_same_redis(self._the_producer(), self._store) else None
+        except Exception:  # whatever another kombu does otherwise: messages are published then
+            log.debug("messages of %s are published, not enqueued with their claims", info.name, exc_info=True)
+            return None
+
+    def _send(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], **options: Any) -> None:
         self._app.send_task(
             celery_settings.PREFIX + info.name,
             kwargs={"asks": rows_of(requests)},
             **celery_settings.direct(queue),
-            expires=datetime.datetime.now(datetime.UTC) + lives_for,
+            expires=datetime.datetime.now(datetime.UTC) + _life(info),
             ignore_result=True,
             retry=False,
             serializer="json",
@@ -124,6 +168,7 @@ class Publisher:
             soft_time_limit=info.message_for(len(requests)) + celery_settings.SOFT_MARGIN,
             time_limit=info.message_for(len(requests)) + celery_settings.HARD_MARGIN,
             producer=self._the_producer(),
+            **options,
         )
 
     def _the_producer(self) -> Any:
@@ -137,3 +182,7 @@ class Publisher:
     def _failed(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], error: str) -> None:
         self._emit(PublishFailed(info.name, queue, len(requests), error))
         self._undelivered(requests)
+
+
+def _life(info: LoaderInfo) -> datetime.timedelta:
+    return datetime.timedelta(seconds=info.load_for + EXPIRES_MARGIN)

@@ -1,4 +1,4 @@
-"""QueueProbes: how old the oldest message of a queue is where the broker does not say, found by messages of our own."""
+"""Queue probes: messages that show how old the oldest message of a queue is, where the broker does not say."""
 
 from __future__ import annotations
 

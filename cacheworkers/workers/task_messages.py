@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,6 +13,10 @@ import msgspec
 
 from cacheworkers.flows.ports import LoadRequest
 
+log = logging.getLogger("cacheworkers")
+
+#: How often it is logged that loads do not happen, seconds.
+LOG_EVERY = 10.0
 #: A message's header with the module that declares its loader, for workers that have not imported it.
 MODULE = "cacheworkers_module"
 #: ... and one with the traces of its calls' readers, if a hook makes any.
@@ -67,6 +73,27 @@ def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:
         except msgspec.ValidationError as error:
             reason = reason or f"an ask must be [call, token, seen, queue], got {str(row)[:80]!r}: {error}"
     return requests, reason
+
+
+class NotLoadedLog:
+    """Logs that loads did not happen, because the store is away for one: every read of that time would log a line."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._quiet_until = float("-inf")
+
+    def log(self, requests: Sequence[LoadRequest], error: Exception) -> None:
+        """Log it, at most once in `LOG_EVERY` seconds."""
+        now = self._clock()
+        if now >= self._quiet_until:
+            self._quiet_until = now + LOG_EVERY
+            log.warning(
+                "%s is not loaded: %s: %s (more of these are not logged for %g s)",
+                shown(requests),
+                type(error).__name__,
+                error,
+                LOG_EVERY,
+            )
 
 
 def shown(requests: Sequence[LoadRequest]) -> str:

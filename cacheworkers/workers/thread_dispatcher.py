@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
-from cacheworkers.workers.task_messages import AroundTask, around_requests, no_scope
-
-log = logging.getLogger("cacheworkers")
+from cacheworkers.workers.task_messages import AroundTask, NotLoadedLog, around_requests, no_scope
 
 
 class ThreadDispatcher:
@@ -26,6 +23,7 @@ class ThreadDispatcher:
     ) -> None:
         self._run_loads = run_loads
         self._around_task = around_task
+        self._not_loaded = NotLoadedLog()
         self._infos: dict[str, LoaderInfo] = {}
         self._queue = PublishQueue(
             self._work, self._infos.get, config.dispatch_queue, threads=config.bulkhead, name="cacheworkers-worker"
@@ -60,4 +58,4 @@ class ThreadDispatcher:
             with around_requests(self._around_task, info.name, requests):
                 self._run_loads(info.name, requests, False)
         except CacheworkersError as error:
-            log.warning("load of %s did not happen: %s", info.name, error)
+            self._not_loaded.log(requests, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stepped import How, Processes, Reading, Step, every_order
+from stepped import How, Processes, Reading, Step, every_order, random_orders
 
 from cacheworkers.testing import Stepper
 
@@ -15,18 +15,23 @@ Scene = Callable[[Processes, int, How], Actors]
 
 def play(p: Processes, scene: Scene, how: How = "sync") -> int:
     """Go through every order of a scene; return how many there are."""
-
-    def begun() -> tuple[Actors, Callable[[], None]]:
-        number = p.begin()
-
-        def end() -> None:
-            p.deliver_all()
-            p.end(number)
-
-        return scene(p, number, how), end
-
-    *_, orders = every_order(begun)
+    *_, orders = every_order(lambda: _begun(p, scene, how))
     return orders
+
+
+def play_some(p: Processes, scene: Scene, most: int, seed: int) -> None:
+    """Go through some orders of a scene that has too many of them."""
+    random_orders(lambda: _begun(p, scene, "sync"), most, seed)
+
+
+def _begun(p: Processes, scene: Scene, how: How) -> tuple[Actors, Callable[[], None]]:
+    number = p.begin()
+
+    def end() -> None:
+        p.deliver_all()
+        p.end(number)
+
+    return scene(p, number, how), end
 
 
 # -- actors; memory is looked into after each of their steps

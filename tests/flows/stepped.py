@@ -11,6 +11,7 @@ import collections
 import functools
 import itertools
 import math
+import random
 import secrets
 import threading
 import time
@@ -462,26 +463,15 @@ class Step(msgspec.Struct):
     is_possible: Callable[[], bool] = lambda: True
 
 
-def every_order(scene: Callable[[], tuple[Sequence[Sequence[Step]], Callable[[], None]]]) -> Iterator[int]:
-    """Run a scene once for every order of its actors' steps, and yield how many runs there were so far.
+#: Sets a scene up; returns the steps of each actor, in its order, and what is called at the end.
+SetUp = Callable[[], tuple[Sequence[Sequence[Step]], Callable[[], None]]]
 
-    Args:
-        scene: sets it up again, and returns the steps of each actor, in its order, and what is called at the end.
-    """
+
+def every_order(set_up: SetUp) -> Iterator[int]:
+    """Run a scene once for every order of its actors' steps, and yield how many runs there were so far."""
     runs, prefix = 0, list[int]()
     while True:
-        actors, end = scene()
-        taken: list[tuple[int, int]] = []
-        at = [0] * len(actors)
-        try:
-            while ready := [n for n, steps in enumerate(actors) if at[n] < len(steps) and steps[at[n]].is_possible()]:
-                choice = prefix[len(taken)] if len(taken) < len(prefix) else 0
-                taken.append((choice, len(ready)))
-                actor = ready[choice]
-                actors[actor][at[actor]].run()
-                at[actor] += 1
-        finally:
-            end()
+        taken = _run(set_up, functools.partial(_by_prefix, prefix))
         runs += 1
         yield runs
         while taken and taken[-1][0] + 1 == taken[-1][1]:
@@ -490,3 +480,35 @@ def every_order(scene: Callable[[], tuple[Sequence[Sequence[Step]], Callable[[],
             return
         prefix = [choice for choice, _ in taken]
         prefix[-1] += 1
+
+
+def _by_prefix(prefix: Sequence[int], step: int, ready: int) -> int:
+    return prefix[step] if step < len(prefix) else 0
+
+
+def random_orders(set_up: SetUp, most: int, seed: int) -> None:
+    """Run a scene in `most` orders of its actors' steps, drawn from a seed."""
+    chance = random.Random(seed)
+    for _ in range(most):
+        _run(set_up, lambda _, ready: chance.randrange(ready))
+
+
+def _run(set_up: SetUp, choose: Callable[[int, int], int]) -> list[tuple[int, int]]:
+    """Run a scene once; return for each step which of how many actors took it.
+
+    Args:
+        choose: is given the number of the step and of the actors that can take it; returns which of them does.
+    """
+    actors, end = set_up()
+    taken: list[tuple[int, int]] = []
+    at = [0] * len(actors)
+    try:
+        while ready := [n for n, steps in enumerate(actors) if at[n] < len(steps) and steps[at[n]].is_possible()]:
+            choice = choose(len(taken), len(ready))
+            taken.append((choice, len(ready)))
+            actor = ready[choice]
+            actors[actor][at[actor]].run()
+            at[actor] += 1
+    finally:
+        end()
+    return taken

@@ -47,9 +47,11 @@ def test_what_memory_would_answer(cache: Cache) -> None:
     assert cache._ports.listener.barrier(60.0).run()  # no push comes late
     wait_until(lambda: number.read(1).tier == "l1")
     number.get(1)
+    cache.report_accesses()
 
     found = cache.explain("number[1]")
 
+    assert found.access_score > 0
     assert found.in_l1 and found.is_listening and found.l1_reads >= 2
     assert found.verdict == "serve it from this process's memory"
 

@@ -33,3 +33,21 @@ def test_an_invalidation_whose_ping_is_not_answered_empties_memory(
     cache.invalidate("n:2")
 
     assert ports.l1.get("number[1]") is None
+
+
+def test_memory_is_emptied_where_the_listener_does_not_answer(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept may be what was invalidated: nobody knows whether its push has come."""
+
+    class Unanswered:
+        def run(self) -> bool:
+            return False
+
+    l1 = cache._ports.l1
+    cleared: list[int] = []
+    clear = l1.clear
+    monkeypatch.setattr(l1, "clear", lambda: cleared.append(1) or clear())
+    monkeypatch.setattr(cache._ports.listener, "barrier", lambda timeout: Unanswered())
+
+    cache.invalidate("products")
+
+    assert cleared

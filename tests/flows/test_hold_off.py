@@ -17,6 +17,7 @@ from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.flows import load as loading
+from cacheworkers.flows import write_loaded
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.store.commands.store import Store
@@ -316,7 +317,7 @@ def test_it_finds_a_protocol_without_a_part(cache: Cache, monkeypatch: pytest.Mo
 def test_removed_part_is_missed(
     shop: Replicated, monkeypatch: pytest.MonkeyPatch, old: str, new: str, race: Any
 ) -> None:
-    python(loading, "_write", old, new)(monkeypatch)
+    python(write_loaded, "write", old, new)(monkeypatch)
 
     with pytest.raises(AssertionError):
         race(shop)

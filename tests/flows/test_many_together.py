@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy.exc
 from many_shop import UNLUCKY, Asks, Shop, late, path, tens, whole
 
 from cacheworkers import Cache, Config, Load, LoadError, LoadErrors, LoadTimeout
@@ -18,6 +19,7 @@ from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.flows.read_state import POLL_FOR
+from cacheworkers.flows.run_loader import LATE_RUNS
 from cacheworkers.store.connections.request import Request
 from cacheworkers.testing import Stepper
 
@@ -523,6 +525,14 @@ def test_lapsed_entries_are_served_when_their_load_has_failed(make_shop: Any) ->
     assert shop.batches == [[1, UNLUCKY, 2]]
 
 
+class Timeout(OSError):
+    """As `requests.Timeout` is."""
+
+
+class ReadTimeout(Timeout):
+    """As `requests.ReadTimeout` is."""
+
+
 class NotThere(OSError):
     """As `requests.HTTPError` and `urllib.error.HTTPError` are: an answer of a server about one key."""
 
@@ -533,7 +543,9 @@ class NotThere(OSError):
         (FileNotFoundError(2, "no such file"), True),
         (NotThere("404"), True),
         (ConnectionResetError("cut"), False),
-        (TimeoutError("late"), False),
+        (TimeoutError("late"), True),
+        (ReadTimeout("late"), True),
+        (sqlalchemy.exc.TimeoutError("QueuePool limit of size 5 reached"), False),
         (OSError(101, "no route"), False),
     ],
     ids=repr,
@@ -555,6 +567,37 @@ def test_what_one_key_raises_is_its_own_and_what_a_dead_line_raises_is_all_s(
         assert caught.value.values == tens([1, 2]) and list(caught.value.errors) == [UNLUCKY]
     else:
         assert caught.value.values == {} and shop.batches == [[1, UNLUCKY, 2]]
+
+
+def test_a_database_that_is_late_for_every_key_is_asked_a_few_times_only(make_shop: Any) -> None:
+    shop = make_shop(wait_for=0)
+
+    def late(keys: list[int]) -> None:
+        raise TimeoutError("late")
+
+    shop.on_load = late
+    with pytest.raises(LoadErrors) as caught:
+        shop.many(range(50)).finish()
+
+    assert caught.value.values == {} and len(shop.batches) == 1 + LATE_RUNS
+
+
+def test_a_batch_that_was_late_is_not_halved_past_its_deadline(make_shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load takes three fifths of its time: once more would be too late, and would hold the lease for nothing."""
+    shop = make_shop(wait_for=0, load_for=10.0)
+    clock = shop.ports.clock
+    now = clock.monotonic()
+    monkeypatch.setattr(type(clock), "monotonic", lambda clock: now + 6.0 * len(shop.batches))
+
+    def late(keys: list[int]) -> None:
+        if UNLUCKY in keys:
+            raise TimeoutError("late")
+
+    shop.on_load = late
+    with pytest.raises(LoadErrors) as caught:
+        shop.many([1, UNLUCKY, 2]).finish()
+
+    assert caught.value.values == {} and shop.batches == [[1, UNLUCKY, 2]]
 
 
 def test_a_push_between_the_first_look_and_the_place_among_waiters_is_not_slept_through(shop: Shop) -> None:

@@ -12,9 +12,8 @@ from mutation import Mutation, python, script
 
 from cacheworkers import Cache
 from cacheworkers.core import judgement
-from cacheworkers.flows import garbage_collection, local_load
+from cacheworkers.flows import garbage_collection, local_load, write_loaded
 from cacheworkers.flows import invalidate as invalidating
-from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
 from cacheworkers.local.l1 import L1
 from cacheworkers.runtime.loader_base import LoaderBase
@@ -179,7 +178,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_a_short_life_does_not_end_the_membership_of_a_longer_one,
     ),
     "a membership has no margin": (
-        python(Store, "register", "_ms(life + load_for + REGISTRATION_MARGIN)", "_ms(life)"),
+        python(Store, "register", "milliseconds(life + load_for + REGISTRATION_MARGIN)", "milliseconds(life)"),
         races.test_membership_outlasts_the_entry_by_more_than_a_load,
     ),
     "a garbage collection takes members that have not expired": (
@@ -226,7 +225,10 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
     ),
     "a refused write is not tried again": (
         python(
-            loading, "_write", "yield from _claim_again(ports, loader, pending, entry.call)", "del pending[entry.call]"
+            write_loaded,
+            "write",
+            "yield from _claim_again(ports, loader, pending, entry.call)",
+            "del pending[entry.call]",
         ),
         races.test_invalidation_between_register_and_write_breaks_the_lease,
     ),

@@ -558,3 +558,21 @@ def test_expired_members_are_swept_and_live_ones_stay(shop: Shop, cache: Cache) 
 
     assert done.members == 1
     assert shop.members() == ["product[1]"]
+
+
+def test_a_second_soft_invalidation_does_not_prolong_what_the_first_has_left(cache: Cache) -> None:
+    """What is stale may be served until `stale_for` after it was first made so."""
+    shop = Shop(cache)
+    shop.product.get(1)
+    store = shop.ports.store
+
+    def stale_until() -> float:
+        return envelope.unpack(store.get("product[1]").run()).stale_until
+
+    cache.invalidate("products", mode="soft")
+    first, began = stale_until(), store.snapshot().run().now
+    wait_until(lambda: store.snapshot().run().now > began + 0.01)
+
+    cache.invalidate("products", mode="soft")
+
+    assert stale_until() == first

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from mutation import Mutation, script
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
@@ -23,6 +24,7 @@ from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.flows.read import read
 from cacheworkers.flows.read_state import ReadOptions
 from cacheworkers.store.commands.replies import Claimed, Registered, Snapshot
+from cacheworkers.store.commands.store import Store
 from cacheworkers.testing import Stepper
 
 CONCURRENCY = 3
@@ -144,7 +146,7 @@ PLAY = settings(
 )
 
 
-def test_no_interleaving_reads_what_was_invalidated(cache: Cache, prices: dict[int, int]) -> None:
+def test_no_interleaving_reads_what_was_invalidated(cache: Cache, prices: dict[int, int], joined: bool) -> None:
     run_state_machine_as_test(races(cache, prices), settings=PLAY)
 
 
@@ -179,6 +181,26 @@ def test_it_finds_a_protocol_without_a_part(
             return step
 
         monkeypatch.setattr(store, "snapshot", late)
+
+    with pytest.raises(AssertionError, match="was acknowledged"):
+        run_state_machine_as_test(
+            races(cache, prices), settings=settings(PLAY, max_examples=4000, derandomize=True, database=None)
+        )
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        script("REGISTER_WRITE", "if newest > seq then", "if false then"),
+        script("REGISTER_WRITE", 'redis.call("ZADD", KEYS[at], "GT", score, call)', ""),
+    ],
+    ids=["compare", "register"],
+)
+def test_it_finds_a_joined_script_without_a_part(
+    cache: Cache, prices: dict[int, int], mutate: Mutation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "joins_steps", True)
+    mutate(monkeypatch)
 
     with pytest.raises(AssertionError, match="was acknowledged"):
         run_state_machine_as_test(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cacheworkers import Cache, Load, RateLimited
+from cacheworkers import Cache, Load, LoadErrors, RateLimited
 from cacheworkers.errors import DeclarationError, StoreUnavailable
 from cacheworkers.local.rate_limiter import RateLimiter, per_second
 
@@ -19,6 +19,29 @@ def test_turns_are_taken_in_the_store_by_all_processes(make_cache: Callable[...,
     waits = [stores[at % 2].take_turn("quote", 100.0, 1000.0).run() for at in range(6)]
 
     assert all(wait is not None and 100 * at - 10 < wait <= 100 * at for at, wait in enumerate(waits))
+
+
+def test_each_half_of_a_batch_that_raised_takes_a_turn(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache()
+    runs: list[list[int]] = []
+
+    @cache.batch_loader(wait_for=0, rate_limit="1000/s")
+    def quotes(load: Load, keys: list[int]) -> dict[int, int]:
+        runs.append(keys)
+        if 2 in keys:
+            raise ValueError("no quote")
+        return {key: key for key in keys}
+
+    store, turns = cache._ports.store, []
+    take = store.take_turn
+    monkeypatch.setattr(store, "take_turn", lambda *args: turns.append(args) or take(*args))
+    with pytest.raises(LoadErrors) as caught:
+        quotes.get_many([1, 2, 3, 4])
+
+    assert caught.value.values == {1: 1, 3: 3, 4: 4}
+    assert len(turns) == len(runs) > 1
 
 
 def test_a_turn_that_would_come_too_late_is_not_taken(make_cache: Callable[..., Cache]) -> None:

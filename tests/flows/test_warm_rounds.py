@@ -147,6 +147,54 @@ def test_nothing_is_asked_for_while_workers_are_behind(
     assert loads == []
 
 
+@pytest.mark.parametrize("queued", [Queued(8, 0), Queued(0, 8)])
+def test_a_few_messages_do_not_stop_a_round(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, queued: Queued
+) -> None:
+    cache = make_cache()
+    counted(cache)
+    monkeypatch.setattr(cache._runtime, "queued", lambda: Value(queued))
+
+    assert list(cache.keep_warm()) == ["number"]
+
+
+class Value:
+    """A step that answers without the store."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def run(self) -> Any:
+        return self._value
+
+
+def test_rounds_follow_one_another(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = make_cache(warm_interval=4.0)._ports
+
+    rounds = []
+    for now in (400.0, 402.0, 404.0, 408.0):
+        monkeypatch.setattr(type(ports.clock), "now", lambda clock, now=now: now)
+        rounds.append(warming._round_at(ports))
+
+    assert rounds == [100, 100, 101, 102]
+
+
+def test_what_moves_while_the_hottest_are_read_counts_once(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that was read between two chunks comes with the second one again."""
+    cache = make_cache()
+    counted(cache)
+    now = cache._ports.clock.now()
+    chunks = {0: [("number[?]", now), ("number[1]", now)], 2: [("number[1]", now), ("number[2]", now)]}
+    monkeypatch.setattr(cache._ports.store, "most_read", lambda loader, first, most, since: Value(chunks[first]))
+
+    found = dict(cache.hot("number", 2))
+
+    assert sorted(found) == ["number[1]", "number[2]"]
+    assert found["number[1]"] == pytest.approx(found["number[2]"])
+
+
 def test_each_call_has_its_turn(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round looks at a part of what is kept warm, and the rounds of one turn at all of it, each call once."""
     monkeypatch.setattr(warming, "TURN", 0.025)

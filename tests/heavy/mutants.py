@@ -7,6 +7,7 @@ the sample, each mutant in a copy of the tree with the tests that call its funct
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 import hashlib
 import importlib
@@ -17,18 +18,18 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LUA = "cacheworkers/store/commands/lua"
+#: What sends the scripts.
+SENDERS = tuple(f"cacheworkers/store/commands/{name}.py" for name in ("store", "bookkeeping"))
 #: Folder, files in it, and how many of the sample's mutants are of these.
 PARTS = (("cacheworkers/flows", "*.py", 100), (LUA, "*.lua", 50), ("cacheworkers/store/connections", "*.py", 50))
 #: Not mutated: declarations of what others implement.
@@ -226,38 +227,52 @@ def sample() -> list[Mutant]:
 
 
 class Noting:
-    """A plugin of pytest: notes which functions each test calls, and how long it takes."""
+    """A plugin of pytest: notes which functions each test calls, and how long it takes; of those that pass."""
 
     def __init__(self) -> None:
         self.tests: dict[str, tuple[float, list[str]]] = {}
-        self._within = str(ROOT / "cacheworkers") + os.sep
-        self._seen: set[str] = set()
+        self._failed: set[str] = set()
 
-    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
-        if code.co_filename.startswith(self._within):
-            self._seen.add(f"{code.co_filename[len(str(ROOT)) + 1 :]}:{code.co_firstlineno}")
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._failed.add(report.nodeid)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self._seen = set()
+        called: set[str] = builtins.called_functions  # type: ignore[attr-defined]
+        called.clear()
         began = time.monotonic()
-        threading.settrace(self._note)
-        sys.settrace(self._note)
         try:
             return (yield)  # type: ignore[return-value]
         finally:
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
-            self.tests[item.nodeid] = (time.monotonic() - began, sorted(self._seen))
+            if item.nodeid not in self._failed:
+                self.tests[item.nodeid] = (time.monotonic() - began, sorted(called))
 
 
 def note_tests(into: Path) -> None:
-    """Write which tests call which functions; a test that fails under the tracing is left out."""
-    sys.path[:0] = [str(ROOT)]
+    """Write which tests call which functions: run in a copy of the tree whose functions say that they are called."""
+    builtins.called_functions = set()  # type: ignore[attr-defined]
     plugin = Noting()
-    pytest.main(["-q", "-p", "no:cacheprovider", *TESTS], plugins=[plugin])
+    with copied_tree() as tree:
+        mutated = [file for folder, pattern, _ in PARTS for file in (tree / folder).glob(pattern)]
+        for file in [*mutated, *map(tree.joinpath, SENDERS)]:
+            if file.suffix == ".py":
+                file.write_text(_noting(str(file.relative_to(tree)), file.read_text()))
+        os.chdir(tree)
+        sys.path[:0] = [str(tree)]
+        pytest.main(["-q", "-p", "no:cacheprovider", *TESTS], plugins=[plugin])
     into.write_text(json.dumps(plugin.tests))
+
+
+def _noting(name: str, text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    for _, function in sorted(_functions(ast.parse(text)), key=lambda each: -each[1].lineno):
+        body = function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
+        if body and body[0].lineno > function.lineno:
+            first = min([function.lineno, *(each.lineno for each in function.decorator_list)])
+            note = f'called_functions.add("{name}:{first}")\n'
+            lines.insert(body[0].lineno - 1, " " * body[0].col_offset + note)
+    return "".join(lines)
 
 
 def tests_of(mutant: Mutant, tests: dict[str, tuple[float, list[str]]]) -> list[str]:
@@ -278,11 +293,11 @@ def tests_of(mutant: Mutant, tests: dict[str, tuple[float, list[str]]]) -> list[
 
 def _callers(script: str) -> set[str]:
     """Return the methods of the store that send a script."""
-    file = ROOT / "cacheworkers/store/commands/store.py"
     word = f"scripts.{script.upper()}"
     return {
-        f"cacheworkers/store/commands/store.py:{function.lineno}"
-        for _, function in _functions(ast.parse(file.read_text()))
+        f"{file}:{function.lineno}"
+        for file in SENDERS
+        for _, function in _functions(ast.parse((ROOT / file).read_text()))
         if re.search(rf"\b{re.escape(word)}\b", ast.unparse(function))
     }
 
@@ -330,15 +345,22 @@ def _run_in_child(tree: Path, chosen: Sequence[str]) -> None:
             os._exit(code)
 
 
+@contextmanager
+def copied_tree() -> Iterator[Path]:
+    """Make a copy of the code and its tests, to be changed."""
+    with tempfile.TemporaryDirectory() as made:
+        tree = Path(made).resolve()
+        for folder in ("cacheworkers", "tests", "app", "benchmarks", "docs"):
+            shutil.copytree(ROOT / folder, tree / folder)
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        yield tree
+
+
 def run(mutants: Sequence[Mutant], tests: dict[str, tuple[float, list[str]]]) -> Iterator[tuple[Mutant, str]]:
     """Try mutants one after the other, each in this process's fork and one copy of the tree."""
     for name in HEAVY:
         importlib.import_module(name)
-    with tempfile.TemporaryDirectory() as made:
-        tree = Path(made).resolve()
-        for folder in ("cacheworkers", "tests", "app", "benchmarks"):
-            shutil.copytree(ROOT / folder, tree / folder)
-        shutil.copy(ROOT / "pyproject.toml", tree)
+    with copied_tree() as tree:
         for mutant in mutants:
             yield mutant, outcome_of(mutant, tree, tests_of(mutant, tests))
 

@@ -441,7 +441,7 @@ def test_whatever_is_killed_is_started_again(stack: Stack) -> None:
         [pid] = children(stack.process.pid, each)
         os.kill(pid, signal.SIGKILL)
 
-    wait_until(lambda: all(f"up     | {name} is ready again" in stack.text for name in words), WITHIN)
+    wait_until(lambda: all(f"up      | {name} is ready again" in stack.text for name in words), WITHIN)
     tick = stack.until("tick", lambda tick: tick["state"]["workers"])
     assert {each["name"] for each in tick["state"]["workers"]} == {"miss", "rest"}
 

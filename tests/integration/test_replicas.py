@@ -18,7 +18,7 @@ from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.errors import InvalidationIncomplete
 from cacheworkers.flows import invalidate as invalidating
-from cacheworkers.flows import load as loading_flow
+from cacheworkers.flows import write_loaded
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import FaultProxy, Stepper, Valkey
@@ -277,7 +277,7 @@ def no_invalidation_waits(pair: Pair) -> None:
         (python(invalidating, "invalidate_tags", "        yield from replicated(ports)\n", ""), no_invalidation_waits),
         (python(invalidating, "invalidate_calls", "        yield from replicated(ports)\n", ""), no_invalidation_waits),
         (
-            python(loading_flow, "_write", "yield from replicated(ports)\n", "pass\n"),
+            python(write_loaded, "write", "yield from replicated(ports)\n", "pass\n"),
             test_what_replicas_lack_is_not_cached_either,
         ),
         (

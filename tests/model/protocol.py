@@ -94,6 +94,9 @@ class State:
         acknowledged: newest version whose invalidation has returned.
         lags: loads read a replica that may lag; else they read the database.
         is_collecting: the collector has half dropped what a detached set names.
+        is_joined: one server has all keys: a claim also enqueues, a load begins and takes its snapshot in one step, and
+            registers and writes in one.
+        lost: how many replies to claims may be lost; whoever has claimed gives the lease back, and its message waits.
     """
 
     database: int
@@ -119,6 +122,8 @@ class State:
     is_collecting: bool = False
     failures: int = 0
     failure: int | None = None
+    is_joined: bool = False
+    lost: int = 0
 
 
 Step = tuple[str, State]
@@ -135,6 +140,8 @@ def start(
     lags: bool = False,
     warmers: int = 0,
     failures: int = 0,
+    is_joined: bool = False,
+    lost: int = 0,
 ) -> State:
     """Return a warm cache, and how often each thing may go wrong; some of the loaders warm."""
     return State(
@@ -142,7 +149,7 @@ def start(
         is_begun=False, fences=0,
         acknowledged=0, expiries=expiries, evictions=evictions, crashes=crashes, collections=collections, lags=lags,
         failures=failures, loaders=(Loader(),) * (loaders - warmers) + (Loader(warms=True),) * warmers,
-        invalidators=(Invalidator(),) * invalidators,
+        invalidators=(Invalidator(),) * invalidators, is_joined=is_joined, lost=lost,
     )  # fmt: skip
 
 
@@ -200,10 +207,18 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
     match loader.at:
         case "claim" if not state.lease or _may_take(protocol, state, loader):
             fence = state.fences + 1
-            claimed = replace(state, lease=fence, fences=fence, is_warm=loader.warms, is_begun=not loader.warms)
-            yield "claim", claimed, replace(loader, at=BEGIN if loader.warms else following, fence=fence)
+            is_begun = not loader.warms and not state.is_joined
+            claimed = replace(state, lease=fence, fences=fence, is_warm=loader.warms, is_begun=is_begun)
+            waits = loader.warms or state.is_joined
+            yield "claim", claimed, replace(loader, at=BEGIN if waits else following, fence=fence)
         case "begin" if state.lease in (0, loader.fence) or not protocol.begin_asks_for_the_lease:
-            yield "begin", replace(state, lease=loader.fence, is_begun=True), replace(loader, at=order[1])
+            if state.lost and state.lease == loader.fence:
+                yield "the claim's reply is lost", replace(state, lease=0, lost=state.lost - 1), loader
+            begun = replace(state, lease=loader.fence, is_begun=True)
+            if state.is_joined and protocol.snapshot_before_load:
+                yield "begin and snapshot", begun, replace(loader, at=LOAD, snapshot=state.seq, settled=state.settled)
+            else:
+                yield "begin", begun, replace(loader, at=order[1])
         case "begin":
             yield "leave", state, replace(loader, at=ENDED)
         case "snapshot":
@@ -220,7 +235,12 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
             settled = loader.settled if protocol.holds_off_by_snapshot else state.settled
             is_held_off = state.lags and protocol.holds_off and state.mark > settled
             registered = replace(loader, at=following, is_held_off=is_held_off)
-            yield "register", replace(state, is_member=True), again if overtaken else registered
+            member = replace(state, is_member=True)
+            if state.is_joined and following == WRITE and not overtaken and not loader.has_failed:
+                for _, after, written in _loader_steps(protocol, member, registered):
+                    yield "register and write", after, written
+            else:
+                yield "register", member, again if overtaken else registered
         case "write":
             if loader.has_failed and state.lease == loader.fence:
                 failure = state.failure if loader.is_held_off else loader.value

@@ -51,6 +51,16 @@ def test_no_interleaving_of_two_invalidations_is_violated() -> None:
     assert states > 100_000
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_no_interleaving_of_joined_steps_is_violated(lost: int) -> None:
+    """One server has all keys: a message waits from the claim on, also where the claim's reply was lost."""
+    scene = start(loaders=2, invalidators=1, collections=0, is_joined=True, lost=lost)
+    states, trace = explore(steps, Protocol(), scene, is_violated)
+
+    assert trace is None
+    assert states > 2_000
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_is_needed(part: str) -> None:
     """The shortest trace that shows it is in the message of the assertion, should it ever grow."""

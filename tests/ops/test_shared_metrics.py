@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from cacheworkers.ops.shared_metrics import SharedMetrics, forget_the_dead
+from cacheworkers.ops.shared_metrics import SharedMetrics, forget_the_dead, shared_registry
 
 #: A process that counts two loads, holds seven entries and has lost the store; it ends with its standard input.
 PROCESS = """
@@ -105,6 +105,30 @@ def test_scrapes_together_count_nothing_twice(directory: Path) -> None:
         thread.join()
 
     assert found == [6.0] * 80
+
+
+def test_a_directory_that_is_not_there_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's tmpfs is empty at first."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "run" / "metrics"))
+
+    killed(begun())
+
+    registry = shared_registry()
+    assert registry is not None and shown(registry)["cacheworkers_load_seconds_count"] == 2.0
+
+
+@pytest.mark.parametrize("owner", [99_999_991, 1], ids=["of one that has ended", "of one that runs"])
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0", b"\x00\x10\0\0\0\0\0\0", bytes(8)], ids=len)
+def test_a_file_that_is_cut_short_costs_no_scrape(directory: Path, owner: int, content: bytes) -> None:
+    """A disk that was full, or a process killed while it made its file: all alerts would go blind."""
+    killed(begun())
+    for kind in ("counter", "histogram", "gauge_liveall"):
+        (directory / f"{kind}_{owner}.db").write_bytes(content)
+
+    registry = registry_of(directory)
+
+    for _ in range(2):
+        assert shown(registry)["cacheworkers_load_seconds_count"] == 2.0
 
 
 def test_what_is_no_process_s_is_left_alone(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from cacheworkers import AsyncLoad, Cache, Load
+from cacheworkers.testing import Postgres
 
 
 class Base(DeclarativeBase):
@@ -114,3 +116,17 @@ def unwatched(make_cache: Callable[..., Cache], database_url: str, events: list[
 @pytest.fixture
 def shop(unwatched: Shop) -> Shop:
     return unwatched.watch()
+
+
+@pytest.fixture(scope="module")
+def standby() -> Iterator[str]:
+    """URL of a database on a hot standby."""
+    with Postgres() as primary:
+        primary.create_database("shop")
+        primary._end(primary.ending)
+        data = primary.dir / "data"
+        (data / "standby.signal").touch()
+        if data.owner() != "root":
+            shutil.chown(data / "standby.signal", data.owner(), data.group())
+        primary.start()
+        yield primary.url("shop")

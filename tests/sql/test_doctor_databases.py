@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,23 +11,8 @@ from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Load
 from cacheworkers.ops.doctor import diagnose
-from cacheworkers.testing import Postgres
 
 MakeCache = Callable[..., Cache]
-
-
-@pytest.fixture(scope="module")
-def standby() -> Iterator[str]:
-    """URL of a database on a hot standby."""
-    with Postgres() as primary:
-        primary.create_database("shop")
-        primary._end(primary.ending)
-        data = primary.dir / "data"
-        (data / "standby.signal").touch()
-        if data.owner() != "root":
-            shutil.chown(data / "standby.signal", data.owner(), data.group())
-        primary.start()
-        yield primary.url("shop")
 
 
 def checked(cache: Cache, check: str) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, Load
+from cacheworkers.flows.transaction_read import _touching
 from sql.conftest import Base, Label, Product, Shop
 
 
@@ -96,3 +97,39 @@ def test_a_dirty_session_of_one_cache_is_nothing_to_another(make_cache: Callable
         assert archived.get(1) == "archive"
         assert archived.get_many([1]) == {1: "archive"}
         archive.invalidate("label:1")
+
+
+def test_what_a_loader_raises_on_the_reader_s_session_reaches_the_reader_as_it_is(shop: Shop) -> None:
+    class SoldOut(Exception):
+        pass
+
+    @shop.cache.loader(tags=("category:{category_id}",), fresh_for=300)
+    def size(load: Load, category_id: int) -> int:
+        raise SoldOut
+
+    with shop.sessions() as session:
+        session.add(Product(id=1, category_id=1, price=1))
+        with pytest.raises(SoldOut):
+            size.get(1)
+
+
+class Open:
+    """An open transaction, with what it has changed already flushed."""
+
+    def __init__(self, *tags: str, has_unknown: bool = False, is_usable: bool = True) -> None:
+        self.tags, self.has_unknown, self.is_usable = frozenset(tags), has_unknown, is_usable
+        self.pending = self
+        self.is_complete = self.can_flush = True
+
+
+def test_a_read_is_of_the_transaction_that_has_touched_it_or_of_the_newest_that_may_have() -> None:
+    other, older, newer = Open("page:2"), Open(has_unknown=True), Open(has_unknown=True)
+    broken = Open(has_unknown=True, is_usable=False)
+    known = Open("page:1")
+
+    def touching(*dirty: Open) -> Open | None:
+        return _touching([(each, each) for each in dirty], frozenset({"page:1"}))
+
+    assert touching(other, broken) is None
+    assert touching(other, broken, newer, older) is newer
+    assert touching(newer, older, known) is known

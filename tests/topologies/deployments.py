@@ -163,6 +163,7 @@ class Deployment:
     Attributes:
         url: for `Config.redis_url`.
         replicas: how many each master has.
+        nodes, sentinels: the servers, masters and replicas; and who watches them.
     """
 
     def __init__(self, kind: Kind) -> None:
@@ -170,7 +171,7 @@ class Deployment:
         self._stack = contextlib.ExitStack()
         self.replicas = {"standalone": 0, "sentinel": 2, "cluster": 1}[kind.shape]
         self.nodes: list[Node] = []
-        self._sentinels: list[Sentinel] = []
+        self.sentinels: list[Sentinel] = []
 
     @property
     def url(self) -> str:
@@ -181,7 +182,7 @@ class Deployment:
         user = f":{QUOTED}@"
         if self.kind.shape == "standalone":
             return f"{scheme}://{user}127.0.0.1:{self.nodes[0].port}/2{options}"
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in (self._sentinels or self.nodes[:3]))
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in (self.sentinels or self.nodes[:3]))
         if self.kind.shape == "cluster":
             return f"{scheme}://{user}{hosts}{options}"
         more = f"{options}&" if options else "?"
@@ -213,14 +214,15 @@ class Deployment:
         before = sum(node.is_master() for node in others)
         master.kill()
         yield
-        wait_until(lambda: sum(node.is_master() for node in others) == before + 1)
+        wait_until(lambda: sum(node.is_master() for node in others) == before + 1, within=150.0)  # Sentinels may tilt
         master.start()
         if self.kind.shape == "sentinel":  # Sentinels do it too, after ten seconds
             new = next(node for node in others if node.is_master())
             master.ask("REPLICAOF", "127.0.0.1", new.port)
-        wait_until(lambda: self._has_link(master))
+        wait_until(lambda: self.has_link(master))
 
-    def _has_link(self, replica: Node) -> bool:
+    def has_link(self, replica: Node) -> bool:
+        """Return whether a replica receives what its master does."""
         with contextlib.suppress(redis.RedisError, OSError), replica.client() as client:
             return bool(client.info("replication").get("master_link_status") == "up")
         return False
@@ -236,8 +238,8 @@ class Deployment:
         master = self._start(Node(self.kind))
         for _ in range(2):
             self._start(Node(self.kind, replicaof=f"127.0.0.1 {master.port}"))
-        self._sentinels = [self._stack.enter_context(Sentinel(self.kind, master)) for _ in range(3)]
-        for sentinel in self._sentinels:
+        self.sentinels = [self._stack.enter_context(Sentinel(self.kind, master)) for _ in range(3)]
+        for sentinel in self.sentinels:
             wait_until(lambda sentinel=sentinel: self._sees(sentinel) == ("2", "2"))
         wait_until(lambda: master.client().info("replication")["connected_slaves"] == 2)
 
@@ -269,7 +271,7 @@ class Deployment:
         for master, replica in zip(masters, replicas, strict=True):
             replica.ask("CLUSTER", "REPLICATE", master.ask("CLUSTER", "MYID"))
         for replica in replicas:
-            wait_until(lambda replica=replica: self._has_link(replica))
+            wait_until(lambda replica=replica: self.has_link(replica))
         for node in self.nodes:
             wait_until(lambda node=node: str(node.ask("CLUSTER", "NODES")).count("slave ") == 3)
 

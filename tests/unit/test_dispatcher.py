@@ -8,10 +8,11 @@ import threading
 import pytest
 
 from cacheworkers import Config
-from cacheworkers.errors import UnknownLoader
+from cacheworkers.errors import StoreUnavailable, UnknownLoader
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.workers import publish_queue as queues
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
+from cacheworkers.workers.task_messages import NotLoadedLog
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 
 PLAIN = LoaderInfo("product", 10.0, False, 100)
@@ -268,3 +269,21 @@ def test_nothing_waits_to_fill_while_workers_keep_up(monkeypatch: pytest.MonkeyP
 
     assert is_sent.wait(60)
     queue.close()
+
+
+def test_loads_that_do_not_happen_are_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """While a part of the store is away, each read of that time would log a line."""
+    now = 100.0
+    log = NotLoadedLog(lambda: now)
+    request = LoadRequest("product", "product[1]", "ab" * 8, "", "miss")
+
+    for _ in range(500):
+        log.log([request, request], StoreUnavailable("away"))
+        now += 0.01
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "product[1] +1 is not loaded: StoreUnavailable: away (more of these are not logged for 10 s)"
+    ]
+    now += 10
+    log.log([request], StoreUnavailable("away"))
+    assert len(caplog.records) == 2

@@ -117,3 +117,23 @@ def test_celery_s_command_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPa
 
     assert done.exit_code == 1
     assert 'needs rich: pip install "cacheworkers[cli]"' in done.output
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("cacheworkers.web.starlette", "starlette", "starlette"),
+        ("cacheworkers.web.flask", "flask", "flask"),
+        ("cacheworkers.ops.metrics", "prometheus_client", "metrics"),
+        ("cacheworkers.ops.exporter", "prometheus_client", "metrics"),
+        ("cacheworkers.ops.tracing", "opentelemetry", "otel"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(module: str, package: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; import {module}"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: No module named '{package}")
+    assert last.endswith(f"pip install 'cacheworkers[{extra}]'")

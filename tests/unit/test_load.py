@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from app import load
-from app.load import loopback, product_ids, trace_keys, zipf_keys
+from app import replay
+from app.load import product_ids, trace_keys, zipf_keys
+from app.replay import loopback
 
 
 @pytest.mark.parametrize(("kind", "code"), [("ints", ">3i"), ("longs", ">3q")])
@@ -53,7 +54,7 @@ def test_only_this_machine_is_loaded() -> None:
 
 def test_requests_that_fail_are_counted_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that answers once a connection, then closes it; once it is gone, the load gives up."""
-    monkeypatch.setattr(load, "PAUSE", 0.0)
+    monkeypatch.setattr(replay, "PAUSE", 0.0)
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -69,12 +70,12 @@ def test_requests_that_fail_are_counted_and_the_rest_goes_on(monkeypatch: pytest
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
     done = multiprocessing.get_context("spawn").Value("q", 0)
 
-    load.replay([1] * 1000, f"http://127.0.0.1:{server.getsockname()[1]}", "/p", 1, load.Changes(1), done, found)
+    replay.replay([1] * 1000, f"http://127.0.0.1:{server.getsockname()[1]}", "/p", 1, replay.Changes(1), done, found)
 
     thread.join()
     latencies, kinds, stale_for = found.get()
     assert kinds["200"] == 5
-    assert load.GIVES_UP_AFTER <= sum(kinds.values()) - 5 <= load.GIVES_UP_AFTER + 5
-    assert all(kind == "200" or kind.startswith(load.FAILED) for kind in kinds)
+    assert replay.GIVES_UP_AFTER <= sum(kinds.values()) - 5 <= replay.GIVES_UP_AFTER + 5
+    assert all(kind == "200" or kind.startswith(replay.FAILED) for kind in kinds)
     assert len(latencies) == sum(kinds.values())
     assert stale_for == []

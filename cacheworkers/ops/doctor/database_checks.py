@@ -31,7 +31,8 @@ REPLICA_LOADS = Rule(
     "replica-loads",
     "warning",
     "Loaders read a replica, and have no `hold_off_for`.",
-    "A load that begins after an invalidation may read the old row there, which is then kept for all of `fresh_for`.",
+    "A load that begins after an invalidation may read the old row there. For ten seconds after one, what is loaded is "
+    "kept as stale and soon loaded again; a replica that lags for longer leaves the old row fresh.",
     "Bind the loaders' sessions to the primary, or declare them with a `hold_off_for` above the lag of the replica.",
 )
 LIMITS = Rule(

@@ -134,6 +134,13 @@ def listen(hooks: Hooks) -> None:
     _listen_to_assignments(hooks)
 
 
+def forget(hooks: Hooks) -> None:
+    """Have some hooks called no more."""
+    global _all_hooks
+    with _lock:
+        _all_hooks = tuple(each for each in _all_hooks if each() not in (None, hooks))
+
+
 def _listen_to_assignments(hooks: Hooks) -> None:
     """Listen to attributes that no other hooks have listened to; mapped again, a class has lost all listeners."""
     # Before the lock is taken: this may configure mappers, for which SQLAlchemy has a lock of its own.

@@ -242,8 +242,10 @@ class WatchService:
         return True
 
     def close(self) -> None:
-        """Stop the thread that removes delivered rows."""
+        """Stop the thread that removes delivered rows, and watch no more."""
         self._acknowledger.close()
+        for hooks in self._hooks:
+            hooks.remove()
 
     def reset(self) -> None:
         """Forget threads, as a child does after a fork."""

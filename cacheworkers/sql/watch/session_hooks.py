@@ -80,16 +80,25 @@ class SessionHooks:
         for engine in bound_engines(sessions):
             self._check(engine, check)
         self._target = kind = _watched_class(sessions)
-        hooks: dict[str, Callable[..., Any]] = {
+        for name, hook in self._hooks_of_sessions().items():
+            # Before the user's own: what they read there has to be invalidated by then.
+            event.listen(kind, name, hook, insert=name == "after_commit")
+        connections.listen(self)
+
+    def remove(self) -> None:
+        """Leave sessions as they were: what they change from here on is nobody's to invalidate."""
+        for name, hook in self._hooks_of_sessions().items():
+            if event.contains(self._target, name, hook):
+                event.remove(self._target, name, hook)
+        connections.forget(self)
+
+    def _hooks_of_sessions(self) -> dict[str, Callable[..., Any]]:
+        return {
             "transient_to_pending": self._on_pending,
             "after_begin": self._on_begin,
             "before_flush": self._on_before_flush,
             **self._hooks_of_writing(),
         }
-        for name, hook in hooks.items():
-            # Before the user's own: what they read there has to be invalidated by then.
-            event.listen(kind, name, hook, insert=name == "after_commit")
-        connections.listen(self)
 
     @property
     def tables(self) -> list[str]:

@@ -16,7 +16,9 @@ _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """The lease is ours."""
+    """The lease is ours; the message that came with the claim, if any did, is in its queue."""
+
+    is_enqueued: bool = False
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -98,7 +100,7 @@ def claim(reply: Any) -> Claim:
     """Return what a claim came to."""
     match text(reply[0]):
         case "claimed":
-            return Claimed()
+            return Claimed(reply[1] == 1)
         case "moved":
             return Moved()
         case "held":

@@ -13,6 +13,7 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.batching import Batcher
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
+from cacheworkers.store.commands.bookkeeping import Bookkeeping, milliseconds
 from cacheworkers.store.commands.replicas import Replicate
 from cacheworkers.store.commands.replies import (
     Alone,
@@ -22,11 +23,9 @@ from cacheworkers.store.commands.replies import (
     ForeignType,
     Registered,
     Snapshot,
-    Trimmed,
 )
-from cacheworkers.store.commands.steps import Exchange, Get, Info, Scan
+from cacheworkers.store.commands.steps import Exchange, Get
 from cacheworkers.store.connections.request import Request
-from cacheworkers.store.connections.server_info import info_of
 from cacheworkers.store.connections.transport import Transport
 
 T = TypeVar("T")
@@ -40,25 +39,23 @@ CHUNK = 500
 MOST_RUNNING = 2
 #: Members of each of many tag sets that are gone through at a time.
 LEAST_SHARE = 4
-#: How long it is known what the processes of a namespace were, seconds.
-MARKS_KEPT_FOR = 86400.0
-#: Half-lives for which access scores are remembered.
-ACCESSES_KEPT_FOR = 100
-#: How long it is known when a worker last took a message, and that a worker runs, seconds.
-TAKEN_KEPT_FOR = 600.0
-WORKER_KEPT_FOR = 180.0
-#: How long the sign that an upkeep task has run is kept, seconds.
-BEAT_KEPT_FOR = 86400.0
 
 
-class Store:
+class Store(Bookkeeping):
     """Entries, leases, tag sets and the sequence in Redis."""
 
+    #: Steps are joined where they can be; tests take them apart.
+    joins_steps = True
+
     def __init__(self, link: Transport, keys: Keyspace, *, batch_size: int = 100) -> None:
-        self.link = link
-        self.keys = keys
+        super().__init__(link, keys)
         self._batch_size = batch_size
         self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
+
+    @property
+    def has_one_slot(self) -> bool:
+        """Whether scripts may take any keys together: one server has all of them."""
+        return self.joins_steps and not self.link.is_cluster
 
     def reset(self) -> None:
         """Forget connections and what was asked, as a child does after a fork."""
@@ -114,6 +111,7 @@ class Store:
         heeds_backoff: bool = True,
         least_seq: int | None = None,
         is_last: bool = False,
+        enqueue: tuple[str, bytes] | None = None,
     ) -> Exchange[Claim]:
         """Take the lease of a call, for `lease_for` seconds.
 
@@ -124,11 +122,10 @@ class Store:
             heeds_backoff: refuse while a failure's backoff is running.
             is_last: whoever claims cannot wait: claim however many overtaken loads are running.
             least_seq: take an overtaken value too, if its load began at this sequence number or later.
+            enqueue: the key of a queue, a list on this very server, and the message to push there with the claim.
         """
-        return self._ask(
-            [self._claim(call, token, lease_for, seen, expected, heeds_backoff, least_seq=least_seq, is_last=is_last)],
-            lambda replies: parse.claim(replies[0]),
-        )
+        request = self._claim(call, token, lease_for, seen, expected, heeds_backoff, False, least_seq, is_last, enqueue)
+        return self._ask([request], lambda replies: parse.claim(replies[0]))
 
     def claim_many(
         self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float, warms: bool = False
@@ -162,7 +159,7 @@ class Store:
                 (
                     token,
                     fence,
-                    _ms(load_for),
+                    milliseconds(load_for),
                     seen,
                     int(is_redelivered),
                     envelope.MAGIC,
@@ -235,7 +232,7 @@ class Store:
         """Put each `(call, tags, life)` into its tags' sets before it is written; what was invalidated meanwhile."""
         requests = []
         for call, tags, life in calls:
-            kept_for_ms = _ms(life + load_for + REGISTRATION_MARGIN)
+            kept_for_ms = milliseconds(life + load_for + REGISTRATION_MARGIN)
             for tag in tags:
                 shard = self.keys.shard_of(tag, call)
                 keys = (self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard))
@@ -256,19 +253,34 @@ class Store:
     def write(self, entries: Sequence[tuple[Entry, str]]) -> Exchange[list[bool]]:
         """Store each `(entry, fence)`; False where an invalidation or another holder has broken the lease."""
         requests = [
-            Request.call(
-                scripts.WRITE,
-                (
-                    self.keys.entry(e.call),
-                    self.keys.lease(e.call),
-                    self.keys.failures(e.call),
-                    self.keys.attempts(e.call),
-                ),
-                (fence, envelope.pack(e), _ms(e.expires_at), e.write_id, envelope.WRITE_ID_AT),
-            )
-            for e, fence in entries
+            Request.call(scripts.WRITE, self._written_keys(entry.call), self._written(entry, fence))
+            for entry, fence in entries
         ]
         return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
+
+    def register_write(
+        self, entries: Sequence[tuple[Entry, str]], seq: int, *, load_for: float
+    ) -> Exchange[tuple[list[Registered], list[bool]]]:
+        """Do what `register` and `write` do, each `(entry, fence)` in one step; where one server has all keys.
+
+        What an invalidation has overtaken since the snapshot `seq` is registered and not stored.
+        """
+        requests = []
+        for entry, fence in entries:
+            call = entry.call
+            keys = [*self._written_keys(call)]
+            for tag in entry.tags:
+                shard = self.keys.shard_of(tag, call)
+                keys += (self.keys.tag_set(tag, shard), self.keys.last_invalidation(tag, shard))
+            kept_for_ms = milliseconds(entry.expires_at - entry.created + load_for + REGISTRATION_MARGIN)
+            args = (*self._written(entry, fence), call, kept_for_ms, seq)
+            requests.append(Request.call(scripts.REGISTER_WRITE, keys, args))
+
+        def shape(replies: list[Any]) -> tuple[list[Registered], list[bool]]:
+            registered = [Registered(int(newest), now / 1000) for newest, now, _ in replies]
+            return registered, [is_stored == 1 for _, _, is_stored in replies]
+
+        return self._ask(requests, shape)
 
     def fail(
         self, failures: Sequence[tuple[str, str, str, str]], *, first_for: float, most_for: float
@@ -278,7 +290,7 @@ class Store:
             Request.call(
                 scripts.FAIL,
                 (self.keys.lease(call), self.keys.failures(call), self.keys.attempts(call)),
-                (fence, kind, text, _ms(first_for), _ms(most_for)),
+                (fence, kind, text, milliseconds(first_for), milliseconds(most_for)),
             )
             for call, fence, kind, text in failures
         ]
@@ -289,7 +301,7 @@ class Store:
         request = Request.call(
             scripts.OFFER,
             (self.keys.overtaken(entry.call),),
-            (envelope.pack(entry), _ms(kept_for), envelope.SEQ_AT),
+            (envelope.pack(entry), milliseconds(kept_for), envelope.SEQ_AT),
         )
         return self._ask([request], lambda replies: replies[0] == 1)
 
@@ -299,29 +311,6 @@ class Store:
             scripts.TURN, (self.keys.turns(loader),), (int(interval * 1e6), int(max(0.0, most) * 1e6))
         )
         return self._ask([request], lambda replies: None if int(replies[0]) < 0 else int(replies[0]) / 1e6)
-
-    # -- for doctor
-
-    def note_marks(self, marks: Sequence[str], at: float) -> Exchange[dict[str, float]]:
-        """Note what a process of this namespace is; all that is noted, as of `marks`."""
-        key = self.keys.marks
-        fields = [word for mark in marks for word in (mark, at)]
-        note = [Request(("HSET", key, *fields)), Request(("PEXPIRE", key, _ms(MARKS_KEPT_FOR)))]
-        return self._ask([*note, Request(("HGETALL", key))], lambda replies: parse.instants(replies[2]))
-
-    def marks(self) -> Exchange[dict[str, float]]:
-        """What the processes of this namespace are, and when that was last noted, seconds since the epoch."""
-        return self._ask([Request(("HGETALL", self.keys.marks))], lambda replies: parse.instants(replies[0]))
-
-    def note_unstored(self, loader: str, reason: str) -> Exchange[None]:
-        """Note that a value of a loader had no place here."""
-        key = self.keys.unstored
-        requests = [Request(("HSET", key, loader, reason)), Request(("PEXPIRE", key, _ms(BEAT_KEPT_FOR)))]
-        return self._ask(requests, lambda replies: None)
-
-    def unstored(self) -> Exchange[dict[str, str]]:
-        """Loader -> why its last value without a place here had none, within a day."""
-        return self._ask([Request(("HGETALL", self.keys.unstored))], lambda replies: parse.fields(replies[0]))
 
     # -- invalidations
 
@@ -444,7 +433,7 @@ class Store:
             Request.call(
                 scripts.SOFTEN,
                 (self.keys.entry(call), self.keys.lease(call), self.keys.failures(call)),
-                (envelope.MAGIC, envelope.FRESH_UNTIL_AT, _ms(CLOCK_MARGIN)),
+                (envelope.MAGIC, envelope.FRESH_UNTIL_AT, milliseconds(CLOCK_MARGIN)),
             )
             for call in calls
         ]
@@ -480,42 +469,6 @@ class Store:
         """Wait until `replicas` replicas of every master have all that was written so far; raises if fewer do."""
         return Replicate(self.link, self.keys.touched, replicas, store_timeout)
 
-    # -- access scores
-
-    def add_accesses(
-        self, loader: str, reads: Sequence[tuple[str, int]], *, half_life: float, most: int, warm_for: float = 0.0
-    ) -> Exchange[int]:
-        """Add `(call, reads)` to the access scores of a loader, which keep its `most` most read calls; how many it has.
-
-        Args:
-            warm_for: how long after its last read a call is kept warm, seconds; so much longer it is remembered.
-        """
-        words = [word for call, count in reads for word in (call, count)]
-        kept_for = ACCESSES_KEPT_FOR * half_life + warm_for
-        request = Request.call(scripts.ADD_ACCESSES, (self.keys.accesses(loader),), (half_life, most, kept_for, *words))
-        return self._ask([request], lambda replies: int(replies[0]))
-
-    def most_read(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_frequency.py`.
-
-        Args:
-            since: least `read_at`.
-        """
-        key, limit = self.keys.accesses(loader), ("LIMIT", first, most)
-        request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
-        return self._ask([request], lambda replies: parse.scored(replies[0]))
-
-    def count_read_since(self, loader: str, since: float) -> Exchange[int]:
-        """How many calls of a loader have a `read_at` of at least `since`."""
-        return self._ask(
-            [Request(("ZCOUNT", self.keys.accesses(loader), since, "+inf"))], lambda replies: int(replies[0])
-        )
-
-    def read_at(self, loader: str, call: str) -> Exchange[float | None]:
-        """The `read_at` of one call; None if it is not among the hottest."""
-        request = Request(("ZSCORE", self.keys.accesses(loader), call))
-        return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
-
     def last_invalidations(self, tags: Sequence[str], call: str) -> Exchange[list[int]]:
         """The number of each tag's last invalidation, as loads of a call see it; 0 for none that is remembered."""
         keys = [self.keys.last_invalidation(tag, self.keys.shard_of(tag, call)) for tag in tags]
@@ -540,103 +493,14 @@ class Store:
         parts = (self.lease(call), self.failures(call), self.read_at(loader, call), self.attempts(call))
         return Exchange.joint(parts)
 
-    # -- the server itself
-
-    def info(self) -> Info:
-        """What every master says of itself: name -> text."""
-        return Info(self.link)
-
-    def run_ids(self) -> Exchange[tuple[str, str]]:
-        """The run id that was noted last, empty for none, and that of the server that answers now."""
-        requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server"))]
-        return self._ask(
-            requests, lambda replies: (parse.text(replies[0] or b""), info_of(replies[1]).get("run_id", ""))
-        )
-
-    def note_run_id(self, run_id: str) -> Exchange[None]:
-        """Note a server's run id: another one there later says that it was restarted, or is another server."""
-        return self._ask([Request(("SET", self.keys.run_id, run_id))], lambda replies: None)
-
-    def begin_tick(self, task: str, every: float) -> Exchange[tuple[bool, float | None]]:
-        """Whether nobody else has begun an upkeep task in this period, and how long ago it last ended, seconds.
-
-        None where that is more than a day, or never.
-        """
-        requests = [
-            Request(("SET", self.keys.tick(task), "", "NX", "PX", max(1, _ms(every * 0.9)))),
-            Request(("PTTL", self.keys.beat(task))),
-        ]
-        return self._ask(
-            requests,
-            lambda replies: (
-                replies[0] is not None,
-                BEAT_KEPT_FOR - int(replies[1]) / 1000 if int(replies[1]) > 0 else None,
-            ),
-        )
-
-    def note_beat(self, task: str) -> Exchange[None]:
-        """Leave a sign that an upkeep task has run; how much of its life is left says when."""
-        request = Request(("SET", self.keys.beat(task), "", "PX", _ms(BEAT_KEPT_FOR)))
-        return self._ask([request], lambda replies: None)
-
-    def unlink(self, names: Sequence[str]) -> Exchange[int]:
-        """Delete keys; how many there were."""
-        return self._ask([Request(("UNLINK", name)) for name in names], lambda replies: sum(map(int, replies)))
-
-    # -- workers
-
-    def note_taken(self, queue: str) -> Exchange[None]:
-        """Leave a mark that a worker has taken a message from a queue; how much of its life is left says when."""
-        request = Request(("SET", self.keys.taken(queue), "", "PX", _ms(TAKEN_KEPT_FOR)))
-        return self._ask([request], lambda replies: None)
-
-    def taken_age(self, queue: str) -> Exchange[float | None]:
-        """How long ago a worker last took a message from a queue, seconds; None for longer than ten minutes."""
-        return self._ask(
-            [Request(("PTTL", self.keys.taken(queue)))],
-            lambda replies: TAKEN_KEPT_FOR - int(replies[0]) / 1000 if int(replies[0]) > 0 else None,
-        )
-
-    def note_worker(self, name: str) -> Exchange[None]:
-        """Leave a mark that a worker of this store runs."""
-        request = Request(("SET", self.keys.worker(name), "", "PX", _ms(WORKER_KEPT_FOR)))
-        return self._ask([request], lambda replies: None)
-
-    def have_workers(self, names: Sequence[str]) -> Exchange[list[bool]]:
-        """Whether each of these workers has left its mark in this store."""
-        requests = [Request(("EXISTS", self.keys.worker(name))) for name in names]
-        return self._ask(requests, lambda replies: [reply == 1 for reply in replies])
-
-    # -- garbage collection
-
-    def trim_tag(self, key: str, last: str, *, most: int, mark_kept_for: float) -> Exchange[Trimmed]:
-        """Drop expired members of one tag set, and the tag's mark when it is old enough."""
-        request = Request.call(scripts.TRIM_TAG, (key, last), (most, _ms(mark_kept_for)))
-
-        def shape(replies: list[Any]) -> Trimmed:
-            dropped, _, *are_foreign = replies[0]
-            return Trimmed(int(dropped), tuple(itertools.compress((key, last), are_foreign)))
-
-        return self._ask([request], shape)
-
-    def gc_position(self) -> Exchange[tuple[int, int]]:
-        """Where the last garbage collection stopped: its phase and its cursor there; the beginning, if it was whole."""
-        return self._ask([Request(("GET", self.keys.gc_position))], lambda replies: parse.position(replies[0]))
-
-    def keep_gc_position(self, position: tuple[int, int] | None) -> Exchange[None]:
-        """Keep where a garbage collection stops; None if it was whole."""
-        key = self.keys.gc_position
-        words = ("DEL", key) if position is None else ("SET", key, "{}:{}".format(*position), "EX", 86_400)
-        return self._ask([Request(words)], lambda replies: None)
-
-    def scan(self, cursor: int, pattern: str) -> Scan:
-        """One step of a walk through the keys that match a pattern, on all masters; it ends at cursor 0."""
-        return Scan(self.link, cursor, pattern)
-
     # -- helpers
 
-    def _ask(self, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> Exchange[T]:
-        return Exchange(self.link, requests, shape)
+    def _written_keys(self, call: str) -> tuple[str, ...]:
+        keys = self.keys
+        return keys.entry(call), keys.lease(call), keys.failures(call), keys.attempts(call)
+
+    def _written(self, entry: Entry, fence: str) -> tuple[Any, ...]:
+        return fence, envelope.pack(entry), milliseconds(entry.expires_at), entry.write_id, envelope.WRITE_ID_AT
 
     def _claim(
         self,
@@ -649,14 +513,17 @@ class Store:
         warms: bool = False,
         least_seq: int | None = None,
         is_last: bool = False,
+        enqueue: tuple[str, bytes] | None = None,
     ) -> Request:
         keys = self.keys
+        names = (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call))
+        queue, message = enqueue or ("", b"")
         return Request.call(
             scripts.CLAIM,
-            (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call)),
+            (*names, queue) if queue else names,
             (
                 token,
-                _ms(lease_for),
+                milliseconds(lease_for),
                 seen,
                 expected,
                 int(heeds),
@@ -666,6 +533,7 @@ class Store:
                 "" if least_seq is None else least_seq,
                 envelope.SEQ_AT,
                 "" if is_last else MOST_RUNNING,
+                *((message,) if queue else ()),
             ),
         )
 
@@ -673,7 +541,3 @@ class Store:
 def _share(sets: int) -> int:
     """Return how many members of each of some sets one exchange takes up."""
     return max(LEAST_SHARE, CHUNK // max(1, sets))
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)

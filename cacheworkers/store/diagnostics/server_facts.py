@@ -1,4 +1,4 @@
-"""StoreDiagnostics: what the store's servers report, and whether they do what the library asks of them.
+"""Server facts: what the store's servers report, and whether they do what the library asks of them.
 
 It has connections of its own: a diagnosis changes nothing of what this process's reads know about the store.
 """
@@ -22,7 +22,7 @@ from cacheworkers.config import Config
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.local.clock import StoreClock
-from cacheworkers.store.commands.store import BEAT_KEPT_FOR
+from cacheworkers.store.commands.bookkeeping import BEAT_KEPT_FOR
 from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.server_info import SAFE_POLICIES
 from cacheworkers.store.connections.transport import Transport
@@ -38,6 +38,16 @@ LAST_LOOK_FOR = 0.1
 #: Calls of no loader begin with it: no name has a colon.
 PROBE = "doctor:"
 _AWAY = (ConnectionError, RedisTimeoutError, ClusterDownError, OSError)
+
+#: Which settings are asked for.
+CONFIGURED = (
+    "save",
+    "maxclients",
+    "timeout",
+    "client-output-buffer-limit",
+    "maxmemory-clients",
+    "tracking-table-max-keys",
+)
 
 
 class MasterFacts(msgspec.Struct, frozen=True):
@@ -237,7 +247,7 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     keys = sum(int(each["keys"]) for each in databases)
     config: dict[str, str] = {}
     try:
-        for name in ("save", "maxclients", "timeout", "client-output-buffer-limit", "tracking-table-max-keys"):
+        for name in CONFIGURED:
             config |= {name: str(value) for name, value in master.ask("CONFIG GET", name).items()}
         is_config_hidden = False
     except ResponseError:  # hosted servers and careful ACLs keep their configuration to themselves
@@ -261,7 +271,9 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
         max_clients=int(config.get("maxclients", info.get("maxclients", 0))),
         clients=int(info.get("connected_clients", 0)),
         idle_timeout=int(config.get("timeout", 0)),
-        output_limit=_output_limit(config.get("client-output-buffer-limit")),
+        output_limit=_output_limit(
+            config.get("client-output-buffer-limit"), config.get("maxmemory-clients", ""), int(info.get("maxmemory", 0))
+        ),
         tracked=_share(int(info.get("tracking_total_keys", 0)), int(config.get("tracking-table-max-keys", 0))),
     )
 
@@ -270,7 +282,14 @@ def _share(used: int, limit: int) -> float:
     return used / limit if limit else 0.0
 
 
-def _output_limit(setting: str | None) -> int | None:
-    """Return the hard limit of normal clients: `normal 0 0 0 slave 268435456 ...`."""
+def _output_limit(setting: str | None, of_all: str, maxmemory: int) -> int | None:
+    """Return the hard limit of normal clients, `normal 0 0 0 slave 268435456 ...`, or of all clients together.
+
+    Args:
+        of_all: `maxmemory-clients`: bytes, or a share of `maxmemory` as `5%`.
+    """
     words = (setting or "").split()
-    return int(words[words.index("normal") + 1]) if "normal" in words else None
+    if "normal" not in words:
+        return None
+    share = maxmemory * int(of_all[:-1]) // 100 if of_all.endswith("%") else int(of_all or 0)
+    return int(words[words.index("normal") + 1]) or share

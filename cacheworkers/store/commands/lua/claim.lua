@@ -8,10 +8,11 @@
 -- ARGV[8]  "1" if nobody waits for this load: it is warmed
 -- ARGV[9]  least seq of an overtaken value that the reader takes, "" for none
 -- ARGV[10] offset of seq in an envelope   ARGV[11]  most loads that may be running, "" for any number
--- Returns  {"claimed"} | {"moved"} | {"held", holder, is_begun, is_taken_over, pttl_ms}
+-- KEYS[6]  the queue's list, ARGV[12] a message: pushed if the claim is granted; neither, if there is nothing to push
+-- Returns  {"claimed", 1 if the message has been pushed} | {"moved"} | {"held", holder, is_begun, is_taken_over, pttl_ms}
 --          | {"backoff", kind, text, pttl_ms} | {"overtaken", envelope}
 -- Atomic because between a look and a SET another reader would take the same lease.
--- Idempotent: whoever already holds the lease under this token claims it again.
+-- Idempotent: whoever already holds the lease under this token claims it again, and has pushed its message.
 -- What is warmed waits behind much else that is.  So who does not warm takes such a lease immediately, as if there were none,
 -- until its load has begun; the message of the warm one finds another token, and is left.  Who warms takes nothing.
 local entry, lease, failures, overtaken, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -32,7 +33,7 @@ if holder and redis.call("PTTL", lease) < 0 then
   holder = false
 end
 if holder == token then
-  return {"claimed"}
+  return {"claimed", #KEYS > 5 and 1 or 0}
 end
 if version ~= seen then
   return {"moved"}
@@ -83,4 +84,5 @@ if warms then
   redis.call("HSET", lease, "warm", "1")
 end
 redis.call("PEXPIRE", lease, lease_for_ms)
-return {"claimed"}
+local is_pushed = #KEYS > 5 and type(redis.pcall("LPUSH", KEYS[6], ARGV[12])) == "number"  -- pcall: it may be forbidden
+return {"claimed", is_pushed and 1 or 0}

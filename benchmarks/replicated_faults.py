@@ -1,0 +1,131 @@
+"""Faults of a store with replicas, behind Sentinels or as a Cluster, for `python -m benchmarks.faults --shapes`."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import redis
+
+from cacheworkers.testing.servers import wait_until
+
+LASTS = 0.3
+
+
+def deployed(shape: str) -> Any:
+    """Return a store of a shape, as the tests of topologies start it; a context manager."""
+    deployments = import_module("tests.topologies.deployments")
+    return deployments.Deployment(deployments.Kind(shape, "valkey", "password"))
+
+
+class ReplicatedFaults:
+    """Each method is one kind: it breaks something, and heals it or returns what does."""
+
+    replicas = 1
+
+    def __init__(self, deployment: Any) -> None:
+        self._deployment = deployment
+        self._chance = random.Random(3)
+        self.url = deployment.url
+        self.kinds: dict[str, Callable[[], Callable[[], object] | None]] = {
+            "a master killed, replaced": self.kill_a_master,
+            "a master frozen, replaced": self.freeze_a_master,
+            "a planned failover": self.fail_over,
+            "a master frozen": self.pause_a_master,
+            "a replica killed": self.kill_a_replica,
+            "a master kills all connections": lambda: self._on_a_master("CLIENT", "KILL", "TYPE", "normal"),
+            "a master denies writes": self.deny,
+            "a master full": self.fill,
+            "tracking connections cut": self.cut_tracking,
+        }
+
+    def kill_a_master(self) -> Callable[[], object]:
+        """Kill a master; it comes back as a replica later."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(self._deployment.failing_over())
+        return stack.close
+
+    def freeze_a_master(self) -> Callable[[], object]:
+        """Stop a master's process until it has been replaced; it finds that out when it goes on."""
+        master = self._a_master()
+        before = len(self._masters())
+        master.pause()
+
+        def resume() -> None:
+            wait_until(lambda: len([each for each in self._masters() if each is not master]) == before)
+            master.resume()
+            wait_until(lambda: self._deployment.has_link(master))
+
+        return resume
+
+    def fail_over(self) -> Callable[[], object]:
+        """Have a replica take over in good order."""
+        old = self._a_master()
+        if self._deployment.sentinels:
+            with contextlib.suppress(redis.ResponseError):  # one has just ended
+                self._deployment.sentinels[0].ask("SENTINEL", "FAILOVER", "shop")
+        else:
+            self._replica_of(old).ask("CLUSTER", "FAILOVER")
+        return lambda: wait_until(lambda: old.is_master() or self._deployment.has_link(old))
+
+    def pause_a_master(self) -> None:
+        """Stop a master's process for less than it takes to be replaced."""
+        master = self._a_master()
+        master.pause()
+        time.sleep(LASTS)
+        master.resume()
+
+    def kill_a_replica(self) -> None:
+        """Kill a replica, and start it again."""
+        replica = self._replica_of(self._a_master())
+        port = self._master_port(replica)
+        replica.kill()
+        time.sleep(LASTS)
+        replica.start()
+        if self._deployment.sentinels:
+            replica.ask("REPLICAOF", "127.0.0.1", port)
+        wait_until(lambda: self._deployment.has_link(replica))
+
+    def deny(self) -> None:
+        """Take the rights to write away on a master."""
+        master = self._a_master()
+        master.ask("ACL", "SETUSER", "default", "-set", "-eval", "-evalsha", "-zadd", "-hset")
+        time.sleep(LASTS)
+        master.ask("ACL", "SETUSER", "default", "+@all")
+
+    def fill(self) -> None:
+        """Leave no room on a master, and evict nothing."""
+        master = self._a_master()
+        master.ask("CONFIG", "SET", "maxmemory", "1")
+        time.sleep(LASTS)
+        master.ask("CONFIG", "SET", "maxmemory", "0")
+
+    def cut_tracking(self) -> None:
+        """Cut those connections that bring invalidation messages, on every master."""
+        for master in self._masters():
+            with master.client() as client:
+                for each in client.client_list():
+                    if "t" in each["flags"]:
+                        with contextlib.suppress(redis.ResponseError):
+                            client.client_kill_filter(_id=each["id"])
+
+    def _on_a_master(self, *words: str) -> None:
+        with contextlib.suppress(redis.ConnectionError):  # it may be one of those that are killed
+            self._a_master().ask(*words)
+
+    def _masters(self) -> list[Any]:
+        return [node for node in self._deployment.nodes if node.is_master()]
+
+    def _a_master(self) -> Any:
+        return self._chance.choice(self._masters())
+
+    def _replica_of(self, master: Any) -> Any:
+        return next(each for each in self._deployment.nodes if self._master_port(each) == master.port)
+
+    def _master_port(self, node: Any) -> int:
+        role = node.ask("ROLE")
+        return int(role[2]) if role[0] == "slave" else 0

@@ -1,0 +1,103 @@
+"""A closed cache leaves watched sessions, their classes and memory as they were."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from cacheworkers import Cache, Config, Load
+from cacheworkers.testing import Valkey
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Chair(Base):
+    __tablename__ = "closed_chair"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    legs: Mapped[int]
+
+
+class Stool(Chair):
+    """A subclass, to which listeners are propagated."""
+
+
+@pytest.fixture
+def engine(database_url: str) -> Engine:
+    engine = create_engine(database_url)
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    with sessionmaker(engine).begin() as session:
+        session.add(Chair(id=1, legs=4))
+    return engine
+
+
+def watching(valkey: Valkey, engine: Engine, sessions: sessionmaker[Session]) -> Cache:
+    cache = Cache(Config(redis_url=valkey.url, namespace="closed"), sessions=sessions)
+    cache.outbox.create(engine)
+    cache.watch(sessions, {Chair: ["chair:{id}"]})
+    return cache
+
+
+def test_what_was_watched_is_free(valkey: Valkey, engine: Engine) -> None:
+    """An app factory in tests: sessions and classes are a module's, and outlive each cache."""
+    sessions = sessionmaker(engine)
+    kept = []
+    for _ in range(3):
+        cache = watching(valkey, engine, sessions)
+        with sessions.begin() as session:
+            session.get_one(Chair, 1).legs += 1
+        cache.close()
+        kept.append(weakref.ref(cache))
+        del cache, session
+    gc.collect()
+    assert [each() for each in kept] == [None] * 3
+
+    count = text("SELECT count(*) FROM cacheworkers_outbox")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM cacheworkers_outbox"))  # a close does not wait until rows are removed
+    with sessions.begin() as session:  # nobody's tags are missed any more: nothing is refused, or written
+        session.execute(text("UPDATE closed_chair SET legs = 3"))
+        session.add(Stool(id=2, legs=3))
+    with engine.connect() as connection:
+        assert connection.execute(count).scalar_one() == 0
+
+
+def test_a_cache_that_follows_watches_once(valkey: Valkey, engine: Engine) -> None:
+    sessions = sessionmaker(engine)
+    watching(valkey, engine, sessions).close()
+    cache = watching(valkey, engine, sessions)
+
+    @cache.loader(fresh_for=60, tags=("chair:{number}",))
+    def legs(load: Load, number: int) -> int:
+        return load.session.get_one(Chair, number).legs
+
+    before = legs.get(1)
+    with sessions.begin() as session:
+        session.get_one(Chair, 1).legs = before + 1
+        session.flush()
+        rows = session.execute(text("SELECT count(*) FROM cacheworkers_outbox")).scalar_one()
+    assert (rows, legs.get(1)) == (1, before + 1)
+    cache.close()
+
+
+def test_no_listener_of_a_closed_cache_is_left_on_mappers(valkey: Valkey, engine: Engine) -> None:
+    def listeners() -> int:
+        names = ("before_insert", "before_update", "before_delete")
+        own = sum(len(list(getattr(kind.__mapper__.dispatch, name))) for kind in (Chair, Stool) for name in names)
+        return own + len(list(Chair.__mapper__.dispatch.after_configured)) + len(Chair.legs.dispatch.set)
+
+    sessions = sessionmaker(engine)
+    watching(valkey, engine, sessions).close()  # what all caches of a process share is made by the first
+    before = listeners()
+
+    for _ in range(3):
+        watching(valkey, engine, sessions).close()
+
+    assert listeners() == before

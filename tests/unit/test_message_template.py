@@ -1,0 +1,228 @@
+"""Messages that are enqueued with their claims are those that the installed Celery and kombu publish."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.signals import after_task_publish, before_task_publish
+
+from cacheworkers import Cache, Config, Load
+from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.store.connections.address import parse_url
+from cacheworkers.testing import Valkey
+from cacheworkers.testing.servers import wait_until
+from cacheworkers.workers import publisher as publishing
+from cacheworkers.workers.celery_internals import enqueues_by_push, is_same_redis
+
+QUEUE = "template.miss"
+#: Of a message, what is another each time.
+OWN = ("id", "root_id", "expires", "cacheworkers_sent_at", "correlation_id", "delivery_tag", "expiration")
+Shop = tuple[Any, Any]
+
+
+def request(number: int) -> LoadRequest:
+    return LoadRequest("price", f"price[{number}]", f"{number:016x}", "", "miss")
+
+
+@pytest.fixture
+def make_shop(valkey: Valkey, patient_publisher: None) -> Iterator[Callable[..., Shop]]:
+    """Return what makes a dispatcher and its queue's client; one message has been published."""
+    caches: list[Cache] = []
+    client: Any = parse_client(valkey.url)
+
+    def make(broker: str = "", declare: Callable[[Celery], object] = lambda app: None) -> Shop:
+        app = Celery("shop", broker=broker or valkey.url)
+        declare(app)
+        config = Config(redis_url=valkey.url, namespace="template")
+        cache = Cache(config, celery=app)
+        caches.append(cache)
+
+        @cache.loader(wait_for=60, load_for=60)
+        def price(load: Load, number: int) -> int:
+            return number
+
+        dispatcher = cache._runtime.workers._dispatcher
+        assert dispatcher.submit(request(1))
+        wait_until(lambda: "price" in dispatcher._publisher._templates)
+        return dispatcher, client
+
+    client.delete(QUEUE)
+    yield make
+    for cache in caches:
+        cache.close()
+    client.delete(QUEUE)
+
+
+def parse_client(url: str) -> Any:
+    import redis
+
+    return redis.Redis.from_url(url)
+
+
+def parts(message: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a message, its body decoded, without what is another each time, and that."""
+    found = json.loads(message)
+    found["body"] = json.loads(b64decode(found["body"]))
+    own = {}
+    for of in (found["headers"], found["properties"]):
+        own.update({name: of.pop(name) for name in OWN if name in of})
+    return found, own
+
+
+def test_an_enqueued_message_is_the_published_one(make_shop: Callable[..., Shop]) -> None:
+    dispatcher, client = make_shop()
+    [published] = client.lrange(QUEUE, 0, -1)
+
+    made = dispatcher.message(request(1))
+    again = dispatcher.message(request(1))
+
+    assert made.key == QUEUE
+    [(same, own), (theirs, others)] = [parts(made.message), parts(published)]
+    assert same == theirs
+    assert own.keys() == others.keys()
+    assert not {own["id"], own["delivery_tag"]} & set(parts(again.message)[1].values())
+    assert own["id"] == own["root_id"] == own["correlation_id"]
+    assert 0 <= own["cacheworkers_sent_at"] - others["cacheworkers_sent_at"] < 3600
+
+
+def test_a_traced_request_names_its_trace(make_shop: Callable[..., Shop]) -> None:
+    dispatcher, _ = make_shop()
+    traced = LoadRequest("price", "price[1]", "0" * 16, "", "miss", "00-trace")
+
+    found, _ = parts(dispatcher.message(traced).message)
+
+    assert found["headers"]["cacheworkers_traces"] == ["00-trace"]
+
+
+def test_the_prefix_of_the_broker_s_keys_is_kept(make_shop: Callable[..., Shop]) -> None:
+    def declare(app: Celery) -> None:
+        app.conf.broker_transport_options = {"global_keyprefix": "shop:"}
+
+    dispatcher, client = make_shop(declare=declare)
+
+    assert dispatcher.message(request(2)).key == f"shop:{QUEUE}"
+    assert client.llen(f"shop:{QUEUE}") == 1
+    client.delete(f"shop:{QUEUE}")
+
+
+@pytest.mark.parametrize("signal", [before_task_publish, after_task_publish])
+def test_who_observes_publishing_observes_every_message(make_shop: Callable[..., Shop], signal: Any) -> None:
+    """A tracing package that adds headers, for one: its receiver is called for each."""
+    dispatcher, _ = make_shop()
+    assert dispatcher.message(request(2)) is not None
+
+    def receive(**_: Any) -> None:
+        pass
+
+    signal.connect(receive)
+    try:
+        assert dispatcher.message(request(2)) is None
+    finally:
+        signal.disconnect(receive)
+
+
+def no_stock(app: Celery) -> None:
+    app.send_task = lambda *args, **options: Celery.send_task(app, *args, **options)
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        no_stock,
+        lambda app: app.conf.update(task_send_sent_event=True),
+        lambda app: app.conf.update(task_compression="gzip"),
+        lambda app: setattr(app.amqp, "argsrepr_maxsize", 10),
+    ],
+    ids=["send_task is replaced", "events are sent", "compressed", "nothing"],
+)
+def test_messages_that_a_template_cannot_make_are_published(
+    make_shop: Callable[..., Shop], declare: Callable[[Celery], object], request: pytest.FixtureRequest
+) -> None:
+    dispatcher, _ = make_shop(declare=declare)
+
+    is_made = dispatcher.message(LoadRequest("price", "price[3]", "0" * 16, "", "miss")) is not None
+
+    assert is_made == ("nothing" in request.node.name)
+
+
+def test_a_broker_elsewhere_has_its_messages_published(make_shop: Callable[..., Shop], valkey: Valkey) -> None:
+    """Another database of the same server is elsewhere, too."""
+    dispatcher, client = make_shop(broker=valkey.url.rpartition("/")[0] + "/3")
+
+    assert dispatcher.message(request(2)) is None
+    assert not client.llen(QUEUE)
+
+
+def test_an_eager_app_has_nothing_enqueued(make_shop: Callable[..., Shop]) -> None:
+    dispatcher, _ = make_shop()
+    dispatcher.app.conf.task_always_eager = True
+
+    assert dispatcher.message(request(2)) is None
+
+
+def test_while_many_are_waited_for_requests_share_messages(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher, _ = make_shop()
+    monkeypatch.setattr(dispatcher, "_waited_for", lambda: 100)
+
+    assert dispatcher.message(request(2)) is None
+
+
+def test_a_fork_s_child_makes_its_own(make_shop: Callable[..., Shop]) -> None:
+    """The parent's names the parent as the origin."""
+    dispatcher, _ = make_shop()
+
+    dispatcher._publisher.reset()
+
+    assert dispatcher.message(request(2)) is None
+
+
+@pytest.mark.parametrize(
+    ("store", "is_same"),
+    [
+        ("redis://there:6380/0", True),
+        ("redis://user:secret@there:6380", True),
+        ("redis://there:6380/1", False),
+        ("redis://there:6379/0", False),
+        ("redis://here:6380/0", False),
+        ("rediss://there:6380/0", False),
+        ("sentinel://there:6380/main", False),
+        ("cluster://there:6380", False),
+        ("unix:///run/redis.sock", False),
+    ],
+)
+def test_the_same_redis(store: str, is_same: bool) -> None:
+    class Channel:
+        def _connparams(self) -> dict[str, Any]:
+            return {"host": "there", "port": 6380, "db": 0}
+
+    Channel.__module__ = "kombu.transport.redis"
+
+    class Connection:
+        transport_cls, alt, ssl = "redis", ["redis://there:6380/0"], None
+
+    class Producer:
+        connection, channel = Connection(), Channel()
+
+    assert is_same_redis(Producer(), parse_url(store)) == is_same
+
+
+def test_of_several_brokers_none_is_the_same() -> None:
+    class Connection:
+        transport_cls, alt, ssl = "redis", ["redis://a", "redis://b"], None
+
+    class Producer:
+        connection = Connection()
+
+    assert not is_same_redis(Producer(), parse_url("redis://a"))
+
+
+def test_the_stock_app_enqueues_by_push() -> None:
+    assert enqueues_by_push(Celery("stock"))
+    assert publishing.STAMP in {key[0] for key, _ in before_task_publish.receivers} or not before_task_publish.receivers
