@@ -18,7 +18,7 @@ import msgspec
 
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import SENT_AT
-from cacheworkers.workers.task_messages import TRACES, rows_of, shown
+from cacheworkers.workers.task_messages import rows_of, shown
 
 #: Two requests that have nothing in common.
 _PROBES = (
@@ -79,8 +79,6 @@ class MessageTemplate:
             "argsrepr": shown([request]),
             SENT_AT: sent_at,
         }
-        if request.trace:
-            headers[TRACES] = [request.trace]
         properties = {**template["properties"], "correlation_id": task, "delivery_tag": tag}
         if "argsrepr" in properties:
             properties["argsrepr"] = headers["argsrepr"]

@@ -90,13 +90,22 @@ def test_an_enqueued_message_is_the_published_one(make_shop: Callable[..., Shop]
     assert 0 <= own["cacheworkers_sent_at"] - others["cacheworkers_sent_at"] < 3600
 
 
-def test_a_traced_request_names_its_trace(make_shop: Callable[..., Shop]) -> None:
-    dispatcher, _ = make_shop()
-    traced = LoadRequest("price", "price[1]", "0" * 16, "", "miss", "00-trace")
+def test_what_is_traced_is_published(valkey: Valkey) -> None:
+    """Its span is of what has been claimed, and is made after that."""
 
-    found, _ = parts(dispatcher.message(traced).message)
+    class Hook:
+        def __call__(self, event: Any) -> None: ...
+        def with_traces(self, requests: Any) -> Any:
+            raise AssertionError("nothing has been claimed")
 
-    assert found["headers"]["cacheworkers_traces"] == ["00-trace"]
+        def around_task(self, *_: Any) -> Any: ...
+        def around_load(self, *_: Any) -> Any: ...
+
+    cache = Cache(Config(redis_url=valkey.url), celery=Celery("traced", broker=valkey.url), hook=Hook())
+    try:
+        assert cache._ports.message_of(request(1)) is None
+    finally:
+        cache.close()
 
 
 def test_the_prefix_of_the_broker_s_keys_is_kept(make_shop: Callable[..., Shop]) -> None:
