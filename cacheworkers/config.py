@@ -48,7 +48,6 @@ class Config:
         l1_for: how long L1 may answer since the listener last proved that it receives invalidation messages.
         l1_on_loss_for: how long L1 may answer while the store is gone.
         bulkhead: how many loads this process may run itself concurrently.
-        dispatch_queue: how many requests for a load may wait for the publisher thread.
         max_call_bytes: longest text of a call, `product[42]`.
         max_tag_bytes: longest tag.
         max_tags: most tags of one entry.
@@ -68,7 +67,6 @@ class Config:
         outbox_schema: database schema of the outbox table, the same for every process; empty takes the connection's
             default.
         access_report_interval: how often a process reports to the store what it has read; 0 reports nothing.
-        max_reported_calls: the maximum number of calls in one access report.
         max_hot_calls: most calls whose access score is kept, of each loader; a call without one is not kept warm.
         access_half_life: how long until a read counts half.
         warm_interval: how often beat looks for hot entries that go stale soon; 0 never.
@@ -96,7 +94,6 @@ class Config:
     l1_for: float = 3.0
     l1_on_loss_for: float = 60.0
     bulkhead: int = 8
-    dispatch_queue: int = 10_000
     max_call_bytes: int = 512
     max_tag_bytes: int = 200
     max_tags: int = 200
@@ -113,7 +110,6 @@ class Config:
     drain_interval: float = 5.0
     outbox_schema: str = ""
     access_report_interval: float = 5.0
-    max_reported_calls: int = 5000
     max_hot_calls: int = 100_000
     access_half_life: float = 60.0
     warm_interval: float = 2.0
@@ -222,13 +218,11 @@ _LEAST = {
     "l1_entries": 0,
     "l1_bytes": 0,
     "bulkhead": 1,
-    "dispatch_queue": 1,
     "max_call_bytes": 16,
     "max_tag_bytes": 8,
     "max_tags": 1,
     "max_entry_bytes": 256,
     "batch_size": 1,
-    "max_reported_calls": 1,
     "max_hot_calls": 1,
     "warm_max_calls": 0,
     "warm_concurrency": 1,

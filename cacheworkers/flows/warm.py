@@ -27,6 +27,8 @@ from cacheworkers.store.commands.replies import Claimed
 
 #: Most calls in one exchange about scores or heads: each is a millisecond of the store.
 CHUNK = 500
+#: The maximum number of calls in one access report.
+MAX_REPORTED_CALLS = 5000
 #: With more messages than this in the miss queue, readers wait for workers: nothing new is asked for.
 BUSY = 8
 #: A round asks for entries that go stale before the next round, or within this many seconds after it: the time that the
@@ -74,7 +76,7 @@ class Queued(NamedTuple):
 def report_accesses(ports: Ports) -> Flow[int]:
     """Add this process's reads to the access scores in the store, by loader; return how many calls were reported."""
     config = ports.config
-    counts = ports.access_counter.taken(list(ports.l1.slots.values()), config.max_reported_calls)
+    counts = ports.access_counter.taken(list(ports.l1.slots.values()), MAX_REPORTED_CALLS)
     for name, hits in ports.access_counter.hits().items():
         ports.emit(MemoryHits(name, hits))
     ports.emit(MemoryUsed(len(ports.l1), ports.l1.bytes, ports.l1.evictions, ports.l1.unchanged_drops))

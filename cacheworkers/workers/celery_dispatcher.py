@@ -72,9 +72,7 @@ class CeleryDispatcher:
         self.on_taken = on_taken
         self._eager = InlineDispatcher(run_loads, around_task)
         self._publisher = Publisher(app, config, undelivered, emit)
-        self._queue = PublishQueue(
-            self._publisher.publish, self.infos.get, config.dispatch_queue, unsent=undelivered, waited_for=waited_for
-        )
+        self._queue = PublishQueue(self._publisher.publish, self.infos.get, unsent=undelivered, waited_for=waited_for)
         app.on_after_finalize.connect(self._make_tasks)
 
     def register(self, info: LoaderInfo) -> None:

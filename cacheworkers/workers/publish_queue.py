@@ -19,6 +19,8 @@ from cacheworkers.local.load_time import LoadTime
 log = logging.getLogger("cacheworkers")
 
 _ORDER = ("miss", "revalidate", "warm")
+#: How many load requests may wait for the publisher thread; what has no room is loaded by its reader.
+MAX_WAITING = 10_000
 #: Most calls of a plain loader in one message: they are loaded one after the other.
 PLAIN_GROUP = 8
 #: ... and what they may take together where readers wait, seconds.  A message costs as much as a quick load or two.
@@ -79,7 +81,7 @@ class PublishQueue:
         self,
         send: Send,
         infos: Callable[[str], LoaderInfo | None],
-        most: int,
+        most: int = MAX_WAITING,
         *,
         unsent: Callable[[list[LoadRequest]], None] = lambda requests: None,
         waited_for: Callable[[], int] = lambda: 0,

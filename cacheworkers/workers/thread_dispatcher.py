@@ -25,9 +25,7 @@ class ThreadDispatcher:
         self._around_task = around_task
         self._not_loaded = NotLoadedLog()
         self._infos: dict[str, LoaderInfo] = {}
-        self._queue = PublishQueue(
-            self._work, self._infos.get, config.dispatch_queue, threads=config.bulkhead, name="cacheworkers-worker"
-        )
+        self._queue = PublishQueue(self._work, self._infos.get, threads=config.bulkhead, name="cacheworkers-worker")
 
     def register(self, info: LoaderInfo) -> None:
         """Know a loader."""
