@@ -31,6 +31,8 @@ class ReplicatedFaults:
         self._deployment = deployment
         self._chance = random.Random(3)
         self.url = deployment.url
+        #: How many masters there are, but for moments.
+        self._count = 1 if deployment.sentinels else 3
         self.kinds: dict[str, Callable[[], Callable[[], object] | None]] = {
             "a master killed, replaced": self.kill_a_master,
             "a master frozen, replaced": self.freeze_a_master,
@@ -46,19 +48,21 @@ class ReplicatedFaults:
     def kill_a_master(self) -> Callable[[], object]:
         """Kill a master; it comes back as a replica later."""
         stack = contextlib.ExitStack()
+        stack.callback(wait_until, self._is_settled)
         stack.enter_context(self._deployment.failing_over())
         return stack.close
 
     def freeze_a_master(self) -> Callable[[], object]:
         """Stop a master's process until it has been replaced; it finds that out when it goes on."""
         master = self._a_master()
-        before = len(self._masters())
         master.pause()
 
         def resume() -> None:
-            wait_until(lambda: len([each for each in self._masters() if each is not master]) == before)
+            wait_until(
+                lambda: len([each for each in self._masters() if each is not master]) == self._count, within=150.0
+            )
             master.resume()
-            wait_until(lambda: self._deployment.has_link(master))
+            wait_until(self._is_settled)
 
         return resume
 
@@ -70,7 +74,7 @@ class ReplicatedFaults:
                 self._deployment.sentinels[0].ask("SENTINEL", "FAILOVER", "shop")
         else:
             self._replica_of(old).ask("CLUSTER", "FAILOVER")
-        return lambda: wait_until(lambda: old.is_master() or self._deployment.has_link(old))
+        return lambda: wait_until(self._is_settled)
 
     def pause_a_master(self) -> None:
         """Stop a master's process for less than it takes to be replaced."""
@@ -88,7 +92,7 @@ class ReplicatedFaults:
         replica.start()
         if self._deployment.sentinels:
             replica.ask("REPLICAOF", "127.0.0.1", port)
-        wait_until(lambda: self._deployment.has_link(replica))
+        wait_until(self._is_settled)
 
     def deny(self) -> None:
         """Take the rights to write away on a master."""
@@ -112,6 +116,11 @@ class ReplicatedFaults:
                     if "t" in each["flags"]:
                         with contextlib.suppress(redis.ResponseError):
                             client.client_kill_filter(_id=each["id"])
+
+    def _is_settled(self) -> bool:
+        nodes = self._deployment.nodes
+        replicas = [node for node in nodes if not node.is_master()]
+        return len(nodes) - len(replicas) == self._count and all(map(self._deployment.has_link, replicas))
 
     def _on_a_master(self, *words: str) -> None:
         with contextlib.suppress(redis.ConnectionError):  # it may be one of those that are killed

@@ -117,7 +117,9 @@ class WorkerWatch:
                 self._opened_at = self._look_at = self._clock()
                 self._probe_at, self._probe_every = self._opened_at, PROBE_EVERY
         if self._is_due("workers"):
-            self._in_background(lambda: self._log_why(request))
+            # Not a daemon: a script that ends with this read says why it was slow.  Its name is known while it runs.
+            command = self._dispatcher.worker_command()
+            self._in_background(lambda: self._log_why(request, command), is_daemon=False)
 
     def note_failed_publish(self, queue: str, error: str) -> None:
         """Log that a message could not be sent."""
@@ -150,7 +152,7 @@ class WorkerWatch:
                 self._in_a_row = 0
                 log.warning("workers take messages from %s again", self._config.queues.miss)
 
-    def _log_why(self, request: LoadRequest) -> None:
+    def _log_why(self, request: LoadRequest, command: str) -> None:
         """Log why nobody had begun a load, as far as broker and store know."""
         queue = self._config.queues.miss
         try:
@@ -159,7 +161,6 @@ class WorkerWatch:
         except (StoreError, BrokerUnavailable) as error:
             log.warning("no worker began %s within its wait_for: %s", request.call, error)
             return
-        command = self._dispatcher.worker_command()
         store = f"{self._store.link.where}, namespace {self._config.namespace}"
         waiting = f"{length} message{' waits' if length == 1 else 's wait'}"
         if length and age is None:
@@ -187,6 +188,6 @@ class WorkerWatch:
             self._logged_at[what] = now
             return True
 
-    def _in_background(self, work: Callable[[], None]) -> None:
+    def _in_background(self, work: Callable[[], None], *, is_daemon: bool = True) -> None:
         with contextlib.suppress(RuntimeError):  # no thread to be had
-            threading.Thread(target=work, name="cacheworkers-worker-watch", daemon=True).start()
+            threading.Thread(target=work, name="cacheworkers-worker-watch", daemon=is_daemon).start()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +60,33 @@ def test_a_worker_of_another_database_is_found(shop: MakeShop) -> None:
     here.worker("-c", "1", REDIS_URL=url.rsplit("/", 1)[0] + "/3", BROKER_URL=url)
 
     wait_until(lambda: [f for f in diagnose(here.module.cache) if f.check == "worker-store" and f.level == "error"])
+
+
+SCRIPT = """
+import os
+import subprocess
+import sys
+from celery import Celery
+from cacheworkers import Cache, Config
+
+app = Celery("lone", broker=os.environ["REDIS_URL"])
+cache = Cache(Config.from_env(namespace="lone"), celery=app)
+
+@cache.loader(fresh_for=60, wait_for=0.2)
+def price(load, number: int) -> int:
+    return number
+
+print(price.get(7))
+"""
+
+
+def test_a_script_that_ends_with_a_slow_read_says_why(valkey: Valkey, tmp_path: Path) -> None:
+    (tmp_path / "prices.py").write_text(SCRIPT)
+    env = {**os.environ, "REDIS_URL": valkey.url}
+
+    done = subprocess.run(
+        [sys.executable, "prices.py"], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=99
+    )
+
+    assert done.stdout == "7\n"
+    assert "no worker takes queue lone.miss, where 1 message waits; start one: celery -A prices worker" in done.stderr
