@@ -186,6 +186,9 @@ class _Lease:
 class VirtualStore:
     """What the flows ask of a store, in a dictionary; calls have no tags, and loads do not fail."""
 
+    #: A load's steps are separate, as on a Cluster.
+    has_one_slot = False
+
     def __init__(self, world: World) -> None:
         self._world = world
         self.entries: dict[str, tuple[bytes, float]] = {}
@@ -226,6 +229,7 @@ class VirtualStore:
         heeds_backoff: bool = True,
         least_seq: int | None = None,
         is_last: bool = False,
+        enqueue: object = None,
     ) -> _Done:
         return _Done(self._claim(call, token, lease_for, seen, expected))
 
