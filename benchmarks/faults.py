@@ -58,7 +58,7 @@ writes.  The time is taken from there until an invalidation is acknowledged and 
 history checker compares all reads with what was acknowledged before they began.
 
 Where another server takes over, the time is taken from the fault itself: a silent master is replaced after a second.
-With replicas, `Config(replicas=1)` has an invalidation acknowledged once a replica has it.
+`Config.replicas` has an invalidation acknowledged once all replicas have it.
 """
 
 

@@ -26,7 +26,7 @@ def cluster() -> Iterator[str]:
 
 def made(url: str, **options: Any) -> tuple[Cache, Any, dict[int, int], list[int]]:
     """A cache, a loader with a tag of its own and one for all, what it reads, and what it has loaded."""
-    cache = Cache(Config(redis_url=url, store_timeout=5.0, **options))
+    cache = Cache(Config(redis_url=url, **{"store_timeout": 5.0, **options}))
     database = {n: n * 10 for n in range(1, 101)}
     loads: list[int] = []
 
@@ -157,6 +157,49 @@ def test_sentinels_lead_to_the_master_and_to_the_next_one() -> None:
 
         wait_until(is_back)
         cache.close()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_replaced_master_that_goes_on_is_not_asked(is_async: bool) -> None:
+    """It believes to be the master for seconds, and has the old entry; the connections to it were open all the time."""
+    with contextlib.ExitStack() as stack:
+        master = stack.enter_context(Valkey())
+        replica = stack.enter_context(Valkey(replicaof=f"127.0.0.1 {master.port}"))
+        sentinels = [stack.enter_context(Sentinel(master.port)) for _ in range(3)]
+        asked = [redis.Redis(port=sentinel.port, decode_responses=True) for sentinel in sentinels]
+        for each in asked:
+            wait_until(lambda each=each: each.sentinel_master("shop")["num-slaves"] == 1)
+            wait_until(lambda each=each: each.sentinel_master("shop")["num-other-sentinels"] == 2)
+        where = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+        options = {"l1_for": 0, "store_timeout": 0.5, "breaker_for": 0.1}
+        reader, number, database, _ = made(f"sentinel://{where}/shop", **options)
+        writer, _, _, _ = made(f"sentinel://{where}/shop", **options)
+        loop = asyncio.new_event_loop()
+
+        def read() -> Any:
+            return loop.run_until_complete(number.aget(1)) if is_async else number.get(1)
+
+        assert read() == 10
+        master.pause()
+        wait_until(lambda: all(each.sentinel_master("shop")["port"] == replica.port for each in asked))
+        database[1] = 11
+
+        def is_acknowledged() -> bool:
+            with contextlib.suppress(Exception):
+                writer.invalidate("n:1")
+                return True
+            return False
+
+        wait_until(is_acknowledged)
+        master.resume()
+        wait_until(master.is_ready)
+
+        assert [read() for _ in range(10)] == [11] * 10
+        assert redis.Redis(port=master.port).role()[0] == b"master"
+        reader.close()
+        writer.close()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 class Sentinel(Valkey):

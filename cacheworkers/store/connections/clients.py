@@ -21,6 +21,7 @@ from redis.retry import Retry
 from cacheworkers.store.connections.address import Node, StoreAddress
 from cacheworkers.store.connections.async_connection import abort
 from cacheworkers.store.connections.credentials import Provider
+from cacheworkers.store.connections.sentinels import AsyncSentinels, Lease, Sentinels
 from cacheworkers.store.connections.server_name import with_server_name
 
 
@@ -36,6 +37,8 @@ class Clients:
         self._address = address
         self._timeout = timeout
         self._provider = provider
+        #: What the Sentinels say, if there are any.
+        self.lease = Lease(len(address.nodes)) if address.kind == "sentinel" else None
         self.reset()
 
     def reset(self) -> None:
@@ -43,6 +46,8 @@ class Clients:
         self._sync: Any = None
         # Not weakly by their loops, for connections to Sentinels hold theirs.
         self._async: dict[asyncio.AbstractEventLoop, Any] = {}
+        if self.lease is not None:
+            self.lease.reset()
 
     def close(self) -> None:
         """Close all clients; those of loops that run do it themselves, soon."""
@@ -102,9 +107,9 @@ class Clients:
         return client_class.from_pool(self._pool_at(address.nodes[0], options, is_async=is_async))
 
     def _sentinel(self, options: dict[str, Any], *, is_async: bool) -> Any:
-        """Return redis-py's Sentinel, which asks one Sentinel after the other for the master."""
+        """Return redis-py's Sentinel, which asks the Sentinels for the master."""
         address = self._address
-        sentinel_class: Any = async_sentinels.Sentinel if is_async else redis.sentinel.Sentinel
+        sentinel_class: Any = AsyncSentinels if is_async else Sentinels
         client_class: Any = redis.asyncio.Redis if is_async else redis.Redis
         bare = {name: value for name, value in options.items() if name not in _CREDENTIALS}
         if address.sentinel_password is not None:
@@ -114,6 +119,7 @@ class Clients:
             own = {name: value for name, value in options.items() if name in _CREDENTIALS}
             ways = [{}, own] if own else [{}]
         sentinel = sentinel_class([], sentinel_kwargs={}, **options)
+        sentinel.lease, sentinel.absent_since = self.lease, {}
         sentinel.sentinels = [
             client_class.from_pool(self._pool_at(node, {**bare, **way}, is_async=is_async))
             for way in ways

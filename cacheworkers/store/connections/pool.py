@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from cacheworkers.store.connections.async_connection import AsyncConnection
 from cacheworkers.store.connections.connection import Connection, ConnectionCut, LateReply, Outcome, pack
+from cacheworkers.store.connections.sentinels import Lease
 
 #: Idle connections that are kept; more threads than these open and close their own.
 MAX_IDLE = 64
@@ -34,11 +35,18 @@ class Pool:
         failed_at: when a connection last failed, by this process's monotonic clock; 0 for never.
     """
 
-    def __init__(self, redis_pool: Callable[[], Any], async_redis_pool: Callable[[], Any], timeout: float) -> None:
+    def __init__(
+        self,
+        redis_pool: Callable[[], Any],
+        async_redis_pool: Callable[[], Any],
+        timeout: float,
+        lease: Lease | None = None,
+    ) -> None:
         """
         Args:
             redis_pool, async_redis_pool: return redis-py's pools, which say how to connect.
             timeout: seconds.
+            lease: the Sentinels', if they say where to connect to.
         """
         self.redis_pool = redis_pool
         self._async_redis_pool = async_redis_pool
@@ -46,6 +54,9 @@ class Pool:
         self.failed_at = 0.0
         # A connection of an earlier generation is not used again: its server may be no master any more.
         self._generation = 0
+        self._lease = lease
+        if lease is not None:
+            lease.on_change = self.drop
         self.reset()
 
     def reset(self) -> None:
@@ -170,6 +181,8 @@ class Pool:
     # -- threads
 
     def _acquire(self, connect_timeout: float | None = None) -> Connection:
+        if self._lease is not None and self._lease.is_over and self._idle:
+            self.redis_pool().get_master_address()
         while True:
             try:
                 connection = self._idle.pop()
@@ -243,6 +256,8 @@ class Pool:
 
     def _free(self, loop: asyncio.AbstractEventLoop) -> AsyncConnection | None:
         """Return a connection of a loop on which a request would not wait behind bulk, if there is one."""
+        if self._lease is not None and self._lease.is_over:
+            return None
         for connection in self._of_loop.get(loop, ()):
             if connection.is_usable and not connection.has_bulk:
                 return connection
@@ -252,6 +267,9 @@ class Pool:
         connection = self._free(loop)
         if connection is not None:
             return connection
+        if self._lease is not None and self._lease.is_over:
+            for each in self._of_loop.pop(loop, ()):
+                each.retire()  # the one that takes their place asks the Sentinels
         usable = [each for each in self._of_loop.get(loop, ()) if each.is_usable]
         if len(usable) >= MAX_PER_LOOP:
             return usable[-1]

@@ -55,7 +55,7 @@ class Transport:
         if self.is_cluster:
             self._masters = Cluster(address.nodes, self._pool_to, config.store_timeout, config.store_timeout)
         else:
-            self._alone = Pool(clients.pool, clients.async_pool, config.store_timeout)
+            self._alone = Pool(clients.pool, clients.async_pool, config.store_timeout, clients.lease)
             self._masters = SingleMaster(self._alone)
         key = f"{config.namespace}:w"
         self._health = Health(
@@ -222,6 +222,19 @@ class Transport:
         """
         self._masters.refresh_later()
         return {master.name: master.pool.redis_pool() for master in run(self._masters.masters())}
+
+    def confirm_master(self, address: str) -> None:
+        """Ask the Sentinels, if there are any, so that exchanges need not.
+
+        Raises:
+            OSError: the master is not at this address any more.
+            RedisError: it is not known where.
+        """
+        if self._clients.lease is None:
+            return
+        host, port = self._clients.pool().get_master_address()
+        if address != f"{host}:{port}":
+            raise OSError(f"{address} is no master any more, by the Sentinels")
 
     # -- inside
 

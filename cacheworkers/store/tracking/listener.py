@@ -346,6 +346,7 @@ class Listener:
         for each in connections:
             if each.unanswered_for(looked_at) > PING_LOST_AFTER:
                 raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
+            self._link.confirm_master(each.address)
         if due := [each for each in connections if not each.pings]:
             self._ping(due, asks_role=True)
         if self._link.is_cluster:
