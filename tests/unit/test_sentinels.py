@@ -49,7 +49,7 @@ class OneAsyncSentinel(OneSentinel):
 
 
 def naming(master: tuple[str, int], since: float = HOUR, epoch: int = 1, flags: str = "master") -> dict[str, Any]:
-    """The answer of a Sentinel that has named a master for so many seconds."""
+    """The answer of a Sentinel that has named a master for `since` seconds."""
     host, port = master
     return {
         "ip": host,
@@ -163,6 +163,20 @@ def test_a_confirmation_counts_from_when_it_was_asked_for(is_async: bool, clock:
     clock.now += CONFIRMED_FOR
     assert not service.lease.is_over
     clock.now += 0.001
+    assert service.lease.is_over
+
+
+def test_sentinels_that_are_replacing_the_master_end_its_confirmation(is_async: bool, clock: Clock) -> None:
+    """What memory has kept is not served then either; while they only do not answer, it is for the rest of the time."""
+    service = Service(is_async, *[naming(OLD)] * 3)
+    service.master()
+
+    service.answer(None, None, None)
+    service.master()
+    assert not service.lease.is_over
+
+    service.answer(*[naming(OLD, flags="master,failover_in_progress")] * 3)
+    service.master()
     assert service.lease.is_over
 
 

@@ -121,6 +121,8 @@ class Votes:
         for_long = [each for sentinel, each in self._named.items() if self._for_long[sentinel]]
         votes = 0 if master is None else for_long.count(master)
         if master is None or votes < needed or 2 * votes <= len(named) or master in self._leaving:
+            if len(named) >= needed:  # they do not name the one that was confirmed
+                self._lease.until = -math.inf
             raise MasterNotFoundError(self._why(master))
         self._lease.confirm(master, self._asked_at)
         return master

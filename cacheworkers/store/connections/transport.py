@@ -84,6 +84,12 @@ class Transport:
         return self._address.shown
 
     @property
+    def may_have_failed_over(self) -> bool:
+        """Whether another master may be there that others reach: most Sentinels have not confirmed the last one."""
+        lease = self._clients.lease
+        return lease is not None and lease.is_over
+
+    @property
     def is_well(self) -> bool:
         """Whether the store answered last time."""
         return self._health.is_well
