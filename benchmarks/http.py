@@ -1,7 +1,7 @@
 """What the cache costs a web server, beside constant bytes from the same server: `python -m benchmarks.http`.
 
-Needs wrk.  Servers have one worker each; each is asked for one product in its memory over 32 connections, in turns, so that
-a busy machine slows all of them.  The processor's time is the server's alone, and the steadier figure of the two.
+Needs wrk.  Servers have one worker each; each is asked for one product in its memory over 32 connections, in turns, so
+that a busy machine slows all of them.  The processor's time is the server's alone, and the steadier figure of the two.
 """
 
 from __future__ import annotations
