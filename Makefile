@@ -107,12 +107,12 @@ demo: .venv/.ready  ## Run a flash sale, cached beside uncached, and print one t
 	@$(BIN)/python -m app.demo
 
 .PHONY: bench
-bench: .venv/.ready  ## Measure every figure beside its aim and peers, in minutes; writes the table and its picture.
+bench: .venv/.ready  ## Measure every figure beside its aim and peers, in minutes; writes the table, its picture and the README's figures.
 	$(BIN)/python -m benchmarks
 
 .PHONY: bench-apps
-bench-apps: .venv/.ready  ## Measure one product API cached by each peer in turn; writes the documentation's table.
-	$(BIN)/pip install --quiet 'aiocache[redis]>=0.12' 'cashews[redis]>=7' 'dogpile.cache>=1.5'
+bench-apps: .venv/.ready  ## Measure one product API cached by each peer in turn; writes the table and the README's row.
+	$(BIN)/pip install --quiet --requirement requirements/peers.txt
 	$(BIN)/python -m benchmarks.apps --write
 
 .PHONY: compose-check

@@ -1,8 +1,8 @@
 """Measure every figure that the design asks for, and print one table: `make bench`, or `python -m benchmarks`.
 
 Each benchmark runs in a process of its own, one after the other.  One that fails has a row that says so, and the others
-go on.  The table is written as Markdown with its details, and as a picture; so are the files of `benchmarks.read_path`.
-With `--only` or `--quick` nothing is written, unless `--write-to` says where.
+go on.  The table is written as Markdown with its details, and as a picture; so are the files of `benchmarks.read_path`,
+and the README's figures follow.  With `--only` or `--quick` nothing is written, unless `--write-to` says where.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from benchmarks import readme
 from benchmarks.figures import FIGURES
 from benchmarks.runs import run
 from benchmarks.sheet import Scale, page, picture, table
@@ -68,6 +69,11 @@ def main(words: list[str] | None = None) -> int:
     if where is not None:
         on = f"On {os.cpu_count()} cores, Python {platform.python_version()}, in {time.monotonic() - began:.0f} s."
         write(where, files | {"figures.md": page(lines, details, on), "figures.svg": picture(lines)})
+    if where == DOCS:
+        try:
+            readme.write(Path())
+        except ValueError as error:
+            console.print(f"README.md keeps its figures: {error}", markup=False)
     return int(any(line.row.has_failed for line in lines))
 
 

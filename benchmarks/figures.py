@@ -16,6 +16,7 @@ from benchmarks import (
     http,
     huge_tag,
     l1_sizes,
+    misses,
     outbox,
     queries,
     race,
@@ -264,6 +265,29 @@ def slow_commands(count: int, slow: str) -> Row:
     return Row("... single commands over 5 ms, by SLOWLOG", "0", f"{count}", slow, count == 0)
 
 
+def cold_misses(scale: Scale) -> Found:
+    """A cold miss beside a bare Celery task."""
+    readers = scale.of(misses.READERS, 10)
+    done = misses.measured(scale.of(misses.MISSES, 20), readers, scale.of(misses.CROWD, 50))
+    took, many = done.alone[misses.MISS], done.together
+    rows = [
+        Row(
+            "a cold miss of a loader that does nothing",
+            "<= 1.3x a bare Celery task",
+            f"{percentile(took.whole, 0.5):.2f} ms",
+            f"{done.ratio:.2f}x a bare Celery task, there and back",
+            done.ratio <= 1.3,
+        ),
+        Row(
+            f"... {readers} readers together",
+            "",
+            f"{many.misses_a_second:,.0f} a second",
+            f"until the loader ran p50 {percentile(many.until_run, 0.5):.0f} ms",
+        ),
+    ]
+    return Found(rows, [Detail("A cold miss", misses.HEADS, misses.rows(done))])
+
+
 def warming(scale: Scale) -> Found:
     """A thousand products warmed."""
     [done] = warm.measured([scale.of(1000, 100)])
@@ -417,6 +441,7 @@ FIGURES: dict[str, Figure] = {
     "threads": Figure("Hits", "threads", in_threads),
     "http": Figure("Hits", "http", over_http),
     "l1-sizes": Figure("Hits", "l1_sizes", by_size),
+    "misses": Figure("Misses", "misses", cold_misses),
     "stampede": Figure("Misses", "stampede", crowd),
     "stampede-peers": Figure("Misses", "stampede --peers --readers 2000", crowd_beside_peers),
     "queries": Figure("Misses", "queries", for_a_trace),

@@ -1,7 +1,7 @@
 """What the cache costs a web server, beside constant bytes from the same server: `python -m benchmarks.http`.
 
-Needs wrk.  Servers have one worker each; each is asked for one warm product over 32 connections, in turns, so that a
-busy machine slows all of them.  The processor's time is the server's alone, and the steadier figure of the two.
+Needs wrk.  Servers have one worker each; each is asked for one product in its memory over 32 connections, in turns, so
+that a busy machine slows all of them.  The processor's time is the server's alone, and the steadier figure of the two.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cacheworkers.testing.servers import free_port, wait_until
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = "/products/7"
 CONSTANT = "/constant/7"
-TITLE = "one warm product over HTTP, wrk -t1 -c32, one worker"
+TITLE = "one product in memory over HTTP, wrk -t1 -c32, one worker"
 HEADS = ("", "requests/s", "of constant", "server CPU us", "of constant")
 #: Name -> granian's interface and the application.
 SERVERS = {

@@ -9,39 +9,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import redis
-from celery import Celery
 
 from benchmarks.report import markdown, percentile
 from benchmarks.stack import Pool, worker
-from cacheworkers import Cache, Config, Load
 from cacheworkers.testing import Valkey
 
-URL = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
-app = Celery("misses", broker=URL)
-cache = Cache(Config(redis_url=URL, store_timeout=5.0), celery=app)
-answers = redis.Redis.from_url(URL)
+MISSES, READERS, CROWD = 300, 200, 4000
+BARE, MISS = "a bare Celery task", "a cold miss"
 #: The four queues are polled in their order; the bare task goes through the first of them.
-BARE = {"queue": "cw.miss", "exchange": "", "routing_key": "cw.miss"}
+ROUTE = {"queue": "cw.miss", "exchange": "", "routing_key": "cw.miss"}
 HEADS = ("what", "p50 ms", "p99 ms", "ratio", "until it ran, p50 ms", "CPU of the reader, us")
-
-
-@cache.loader(fresh_for=3600, l1_for=0.0)
-def instant(load: Load, number: int) -> float:
-    """Return when it ran."""
-    return time.monotonic()
-
-
-@app.task(name="bare", ignore_result=True, acks_late=True)
-def bare(number: int) -> None:
-    """Answer with when it ran."""
-    answers.lpush(f"answer:{number}", repr(time.monotonic()))
 
 
 class Took(NamedTuple):
@@ -59,21 +40,40 @@ class Throughput(NamedTuple):
     until_run: list[float]
 
 
-def one_miss(number: int) -> float:
-    """Read a cold key."""
-    return instant.get(number)
+class Measured(NamedTuple):
+    """One reader's misses and bare tasks by name, and many readers together."""
+
+    alone: dict[str, Took]
+    together: Throughput
+
+    @property
+    def ratio(self) -> float:
+        """What a miss takes beside a bare task, in the median."""
+        return percentile(self.alone[MISS].whole, 0.5) / percentile(self.alone[BARE].whole, 0.5)
 
 
-def one_task(number: int) -> float:
-    """Publish a bare task, and wait for its answer."""
-    bare.apply_async((number,), **BARE)
-    found: Any = answers.brpop([f"answer:{number}"])
-    return float(found[1])
+def measured(count: int, readers: int, crowd: int) -> Measured:
+    """Measure on a store and a worker of two slots, both started and ended here."""
+    with Valkey() as valkey:
+        os.environ["REDIS_URL"] = valkey.url
+        with worker(Pool(), "benchmarks.missshop"):
+            # The app takes the store's address when it is imported.
+            from benchmarks import missshop
+
+            try:
+                return Measured(alone(missshop, count), together(missshop, readers, crowd))
+            finally:
+                missshop.cache.close()
 
 
-def alone(count: int) -> dict[str, Took]:
+def alone(shop: Any, count: int) -> dict[str, Took]:
     """Return what misses and bare tasks took, one after the other, in turns."""
-    kinds: dict[str, Callable[[int], float]] = {"a bare Celery task": one_task, "a cold miss": one_miss}
+
+    def one_task(number: int) -> float:
+        shop.bare.apply_async((number,), **ROUTE)
+        return float(shop.answers.brpop([f"answer:{number}"])[1])
+
+    kinds: dict[str, Callable[[int], float]] = {BARE: one_task, MISS: shop.instant.get}
     found = {name: Took([], [], 0.0) for name in kinds}
     for number in range(-20, count):
         for name, one in kinds.items():
@@ -90,17 +90,17 @@ def alone(count: int) -> dict[str, Took]:
     return found
 
 
-def together(readers: int, count: int) -> Throughput:
+def together(shop: Any, readers: int, count: int) -> Throughput:
     """Return how many misses a second many tasks had, each reading one cold key after the other."""
     numbers, until_run = iter(range(1_000_000, 1_000_000 + count)), []
 
     async def read() -> None:
         for number in numbers:
             began = time.monotonic()
-            until_run.append(1e3 * (await instant.aget(number) - began))
+            until_run.append(1e3 * (await shop.instant.aget(number) - began))
 
     async def all_of_them() -> float:
-        await instant.aget(0)
+        await shop.instant.aget(0)
         began = time.monotonic()
         await asyncio.gather(*(read() for _ in range(readers)))
         return count / (time.monotonic() - began)
@@ -108,46 +108,36 @@ def together(readers: int, count: int) -> Throughput:
     return Throughput(asyncio.run(all_of_them()), until_run)
 
 
-@contextlib.contextmanager
-def servers() -> Iterator[None]:
-    """Start a store and one worker of two slots."""
-    with Valkey() as valkey:
-        os.environ["REDIS_URL"] = valkey.url
-        with worker(Pool(), "benchmarks.misses"):
-            yield
+def rows(found: Measured) -> list[tuple[str, ...]]:
+    """Return the table's rows."""
+    floor = percentile(found.alone[BARE].whole, 0.5)
+    return [
+        (
+            name,
+            f"{percentile(took.whole, 0.5):.2f}",
+            f"{percentile(took.whole, 0.99):.2f}",
+            f"{percentile(took.whole, 0.5) / floor:.2f}x",
+            f"{percentile(took.until_run, 0.5):.2f}",
+            f"{took.cpu:.0f}",
+        )
+        for name, took in found.alone.items()
+    ]
 
 
 def main() -> None:
-    """Measure, and print two tables."""
+    """Measure, and print a table and a line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--misses", type=int, default=300, help="of one reader")
-    parser.add_argument("--readers", type=int, default=200, help="of them together")
-    parser.add_argument("--crowd", type=int, default=4000, help="misses of all of them together")
+    parser.add_argument("--misses", type=int, default=MISSES, help="of one reader")
+    parser.add_argument("--readers", type=int, default=READERS, help="of them together")
+    parser.add_argument("--crowd", type=int, default=CROWD, help="misses of all of them together")
     options = parser.parse_args()
-    with servers():
-        # In this process the module is `__main__`, made before the store was: what readers use is the import's.
-        from benchmarks import misses
-
-        found = misses.alone(options.misses)
-        floor = percentile(found["a bare Celery task"].whole, 0.5)
-        rows = [
-            (
-                name,
-                f"{percentile(took.whole, 0.5):.2f}",
-                f"{percentile(took.whole, 0.99):.2f}",
-                f"{percentile(took.whole, 0.5) / floor:.2f}x",
-                f"{percentile(took.until_run, 0.5):.2f}",
-                f"{took.cpu:.0f}",
-            )
-            for name, took in found.items()
-        ]
-        print(markdown(HEADS, rows))
-        many = misses.together(options.readers, options.crowd)
-        print(
-            f"{options.readers} readers together: {many.misses_a_second:,.0f} misses/s; until it ran "
-            f"p50 {percentile(many.until_run, 0.5):.0f} ms, p99 {percentile(many.until_run, 0.99):.0f} ms"
-        )
-        misses.cache.close()
+    found = measured(options.misses, options.readers, options.crowd)
+    print(markdown(HEADS, rows(found)))
+    many = found.together
+    print(
+        f"{options.readers} readers together: {many.misses_a_second:,.0f} misses/s; until it ran "
+        f"p50 {percentile(many.until_run, 0.5):.0f} ms, p99 {percentile(many.until_run, 0.99):.0f} ms"
+    )
 
 
 if __name__ == "__main__":

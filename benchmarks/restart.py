@@ -158,14 +158,14 @@ def _run(kind: str, work: Callable[[int], None], awork: Callable[[int], Any]) ->
         asyncio.run(tasks())
 
 
-def restart(is_frozen: bool, outage: float, pause: float, warm: float = 2.0) -> tuple[list[Seen], float, float]:
+def restart(is_frozen: bool, outage: float, pause: float, before_for: float = 2.0) -> tuple[list[Seen], float, float]:
     """Restart the store under readers; what they saw, how long it was away, and when all were coherent after that.
 
     Args:
         is_frozen: it hangs before it is killed.
         outage: seconds without it.
         pause: seconds that each reader rests after a hundred reads.
-        warm: seconds of reading before.
+        before_for: seconds of reading before.
     """
     context = multiprocessing.get_context("spawn")
     with Valkey() as valkey:
@@ -179,7 +179,7 @@ def restart(is_frozen: bool, outage: float, pause: float, warm: float = 2.0) -> 
         try:
             for _ in readers:
                 assert results.get(timeout=60) == "ready"
-            time.sleep(warm)
+            time.sleep(before_for)
             gone_at, shared.phase.value = time.monotonic(), DURING
             if is_frozen:
                 valkey.pause()
@@ -193,7 +193,7 @@ def restart(is_frozen: bool, outage: float, pause: float, warm: float = 2.0) -> 
             _change(valkey.url, shared)
             wait_until(lambda: min(shared.seen) >= shared.acknowledged.value)
             seen_at = time.monotonic()
-            time.sleep(warm)
+            time.sleep(before_for)
             shared.stop.set()
             seen: list[Seen] = [results.get(timeout=60) for _ in readers]
             for reader in readers:
@@ -216,14 +216,14 @@ def _change(url: str, shared: Shared) -> None:
 
 def row(is_frozen: bool, outage: float, pause: float) -> tuple[str, ...]:
     """Return the table's row of one restart."""
-    warm = 2.0
-    seen, away, coherent = restart(is_frozen, outage, pause, warm)
+    before_for = 2.0
+    seen, away, coherent = restart(is_frozen, outage, pause, before_for)
     before, during = (sum((each.tiers[phase] for each in seen), Counter()) for phase in (BEFORE, DURING))
     failed = sum(count for tier, count in during.items() if tier not in ("l1", "load", "store"))
     waits = [count for each in seen for count in each.waits.values()]
     return (
         f"{'frozen' if is_frozen else 'killed'} for {away:.1f} s",
-        f"{sum(before.values()) / warm:,.0f}",
+        f"{sum(before.values()) / before_for:,.0f}",
         f"{sum(during.values()) / away:,.0f}",
         f"{during['l1']:,}",
         f"{during['load']:,}",

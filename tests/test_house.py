@@ -153,9 +153,9 @@ def test_the_lock_names_versions_and_nothing_else(lock: str) -> None:
 
 
 def test_every_dependency_is_locked() -> None:
-    """What pyproject.toml asks for has a version in the lock; but for the peers that a benchmark can do without."""
+    """What pyproject.toml asks for has a version in a lock."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {name: extra for name, extra in project["optional-dependencies"].items() if name != "bench"}
+    extras = dict(project["optional-dependencies"])
     documentation = extras.pop("docs")
     asked = [*project["dependencies"], *(each for extra in extras.values() for each in extra)]
 

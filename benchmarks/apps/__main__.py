@@ -31,7 +31,7 @@ import psutil
 from rich.console import Console
 
 from app import load, replay
-from benchmarks import report
+from benchmarks import readme, report
 from benchmarks.apps.peers import LABELS
 from cacheworkers.testing import Postgres, Valkey
 from cacheworkers.testing.servers import end_with_parent, free_port, wait_until
@@ -223,12 +223,14 @@ def sale(running: Site, database: str, product: int) -> tuple[int, float]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure every peer, print the table, and write the docs' page."""
+    """Measure every peer, print the table, and write the docs' page and the README's row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=LABELS, default=list(LABELS))
     parser.add_argument("--rate", type=float, default=300.0, help="requests a second of the first part")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the first part takes")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}, and its row of the README"
+    )
     options = parser.parse_args(words)
     rows = []
     with report.progress() as bar:
@@ -251,6 +253,7 @@ def main(words: Sequence[str] | None = None) -> int:
         on = f"{command} on {os.cpu_count()} cores, with the load generator, the database and the store on them.\n"
         intro = (__doc__ or "").partition("\n\n")[2]
         PAGE.write_text(f"# One product API, by who caches it\n\n{on}\n{report.markdown(HEADS, rows)}\n{intro}")
+        readme.write()
     return 0
 
 

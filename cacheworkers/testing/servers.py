@@ -26,6 +26,8 @@ _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10_000
 _PR_SET_PDEATHSIG = 1
 _BINARY = "VALKEY_SERVER"
+#: Ports that `free_port` has returned.
+_chosen: set[int] = set()
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -242,10 +244,15 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], Non
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody uses.
 
-    Not one that the kernel may give to an outgoing connection before the port's server is started, or while it is down.
+    Not one that the kernel may give to an outgoing connection before the port's server is started, or while it is down,
+    nor one that this process or another worker of pytest-xdist has chosen for a server that it is about to start.
     """
-    ports = range(_LOWEST_PORT, _first_ephemeral())
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    ports = range(_LOWEST_PORT + int(worker.removeprefix("gw")), _first_ephemeral(), int(workers))
     for port in random.SystemRandom().sample(ports, k=min(100, len(ports))):
+        if port in _chosen:
+            continue
+        _chosen.add(port)
         with contextlib.suppress(OSError):
             return _bound(port)
     return _bound(0)

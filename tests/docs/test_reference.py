@@ -14,7 +14,7 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.ops.cli import main
 
 from . import shell
-from .blocks import ROOT
+from .blocks import ROOT, pages
 
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 import drawing
@@ -155,3 +155,16 @@ def test_a_diagram_has_what_its_text_says() -> None:
     for wrong in ("graph LR", "sequenceDiagram\nloop ever", "sequenceDiagram\nparticipant a\na->>b: x"):
         with pytest.raises(drawing.DiagramError):
             drawing.parse(wrong)
+
+
+def test_periods_that_pages_give_are_the_defaults() -> None:
+    """`wait_for` (2 s) in a text, say."""
+    defaults = {field.name: field.default for kind in (Policy, Config) for field in dataclasses.fields(kind)}
+    found = [
+        (page, name, float(seconds))
+        for page in pages()
+        for name, seconds in re.findall(r"`(?:Config\.)?(\w+)` \(([\d.]+) s\b", (ROOT / page).read_text())
+    ]
+
+    assert found
+    assert [each for each in found if defaults[each[1]] != each[2]] == []

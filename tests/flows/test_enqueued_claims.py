@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+import redis
 
 from cacheworkers import Cache, Load
 from cacheworkers.errors import StoreUnavailable
@@ -13,9 +15,10 @@ from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Enqueue, LoadRequest
 from cacheworkers.store.commands.replies import Claimed, Held, Moved
-from cacheworkers.testing import Stepper
+from cacheworkers.testing import Stepper, Valkey
 
 CALL = "price[1]"
+MakeCache = Callable[..., Cache]
 FIRST, SECOND = "1" * 16, "2" * 16
 
 
@@ -100,6 +103,25 @@ def test_a_queue_that_takes_no_message_leaves_it_to_the_publisher(shop: Shop) ->
 
     assert [each.call for each in shop.submitted] == [CALL]
     assert shop.sent == 0
+
+
+def test_a_queue_that_the_store_s_user_may_not_write_leaves_it_to_the_publisher(make_cache: MakeCache) -> None:
+    """Its key is outside the user's pattern, `~shop:*`: the claim holds, and what is loaded is stored."""
+    with Valkey() as server:
+        rights = ("~shop:*", "+@all", "-@dangerous", "+info")
+        redis.Redis.from_url(server.url).execute_command("ACL", "SETUSER", "web", "on", ">pw", *rights)
+        shop = Shop(make_cache(redis_url=server.url.replace("://", "://web:pw@"), namespace="shop"))
+        shop.queue = "shop.miss"
+
+        reader = shop.reader()
+        assert reader.step() == "wait"
+        [request] = shop.submitted
+        worker = Stepper(load(shop.ports, shop.spec, [request], shop.ports.worker))
+
+        assert shop.sent == 0
+        assert worker.finish()[CALL].outcome == "stored"
+        assert shop.price.get(1) == 10
+        reader.crash()
 
 
 def test_a_reader_s_claim_is_all_it_takes(shop: Shop) -> None:

@@ -549,8 +549,9 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         python(
             draining,
             "deliver",
-            "    tags = list(",
-            "    outbox.delivered(connection, claimed.ids, claimed.sources)\n    connection.commit()\n    tags = list(",
+            "    legal = list(",
+            "    outbox.delivered(connection, claimed.ids, claimed.sources)\n"
+            "    connection.commit()\n    legal = list(",
         ),
         (),
         MODES,

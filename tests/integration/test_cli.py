@@ -74,11 +74,13 @@ def cli(tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(*words: str, app: str = "shop:cache", text: str = "") -> Done:
         own = {path.stem for path in tmp_path.glob("*.py")}
         importlib.invalidate_caches()
+        others = {name: sys.modules.pop(name) for name in own & sys.modules.keys()}  # another test's, of the same name
         try:
             done = CliRunner().invoke(main, ["--app", app, *words], input=text, prog_name="cacheworkers")
         finally:
             for name in own & sys.modules.keys():
                 del sys.modules[name]
+            sys.modules.update(others)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return Done(done.exit_code, done.stdout, done.stderr)

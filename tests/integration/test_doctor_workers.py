@@ -198,7 +198,8 @@ def test_a_backlog_is_found(make: Callable[..., Cache], broker: Valkey) -> None:
     ("conf", "expected"),
     [
         ({}, {}),
-        ({"task_annotations": {"*": {"acks_late": False}}}, {"acks-late": "warning"}),
+        ({"task_annotations": {"*": {"acks_late": False}}}, {}),  # our tasks state their own
+        ({"task_annotations": {"cacheworkers.load.number": {"acks_late": False}}}, {"acks-late": "warning"}),
         ({"broker_transport_options": {"visibility_timeout": 60}}, {"visibility-timeout": "warning"}),
         ({"broker_transport_options": {"visibility_timeout": 600}}, {}),
         ({"result_backend": "redis://127.0.0.1:1/0", "task_ignore_result": True}, {"result-backend": "note"}),

@@ -417,7 +417,7 @@ def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> Non
         queues = {queue["name"] for queue in asked("/api/queues/length")["active_queues"]}
         return queues == {"cw.miss", "cw.revalidate", "cw.warm", "cw.upkeep"} or not asked("/api/workers?refresh=1")
 
-    first = [re.search(pattern, stack.text) for pattern in (r"miss@\S+ ready\.", r"rest@\S+ ready\.", r"flower \|")]
+    first = [re.search(pattern, stack.text) for pattern in (r"miss@\S+ ready\.", r"rest@\S+ ready\.", r"flower +\|")]
     begun = [found.start() for found in first if found]
     assert len(begun) == 3 and max(begun) == begun[-1], "Flower is started when all workers are ready"
     wait_until(knows_all)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,13 +44,11 @@ MAPPING = {Shelf: ["shelf:{id}"], Book: ["book:{id}", "shelf:{shelf_id}"]}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """A server's URL."""
-    directory, port = tmp_path_factory.mktemp("mariadb"), free_port()
+    directory, port = Path(tempfile.mkdtemp()), free_port()  # pytest's own are closed to the user that it runs as
     user = ["--user=nobody"] if os.getuid() == 0 else []
-    for each in (directory, *directory.parents[:2]):
-        os.chmod(each, os.stat(each).st_mode | 0o055)
-    os.chmod(directory, 0o777)
+    directory.chmod(0o777)
     data, socket = directory / "data", directory / "socket"
     made = ["mariadb-install-db", "--no-defaults", "--auth-root-authentication-method=normal", f"--datadir={data}"]
     subprocess.run([*made, *user], check=True, capture_output=True)
@@ -65,6 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+        shutil.rmtree(directory)
 
 
 def _answers(url: str) -> bool:

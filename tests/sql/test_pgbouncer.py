@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,18 +33,19 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def bouncer(database_url: str, tmp_path: Path) -> Iterator[URL]:
+def bouncer(database_url: str) -> Iterator[URL]:
     """The database's URL behind PgBouncer, which has two connections to it."""
     whole = make_url(database_url)
     port = free_port()
-    settings = tmp_path / "pgbouncer.ini"
+    directory = Path(tempfile.mkdtemp())  # pytest's own are closed to the user that the server runs as
+    directory.chmod(0o755)
+    settings = directory / "pgbouncer.ini"
     settings.write_text(
         f"[databases]\n* = host={whole.query['host']} port={whole.port or 5432} user=postgres\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
         f"pool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 100\nignore_startup_parameters = options\n"
     )
-    for each in (settings, *settings.parents[:3]):
-        os.chmod(each, os.stat(each).st_mode | 0o055)
+    settings.chmod(0o644)
     program = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
     user = {"user": "nobody"} if os.getuid() == 0 else {}
     process = subprocess.Popen([program, "-q", str(settings)], stderr=subprocess.PIPE, text=True, cwd="/", **user)  # type: ignore[call-overload]
@@ -60,6 +62,7 @@ def bouncer(database_url: str, tmp_path: Path) -> Iterator[URL]:
     finally:
         process.terminate()
         process.communicate()
+        shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as whole
-from benchmarks import figures, http, runs, sheet
+from benchmarks import figures, http, readme, runs, sheet
 from benchmarks.runs import Failure
 from benchmarks.sheet import Detail, Figure, Found, Row, Scale
 
 ROOT = Path(__file__).resolve().parents[2]
+EMPTY = f"# A project\n{readme.BEGIN}{readme.END}More.\n"
 HIT = Row("a hit | in memory", "<= 7x", "0.2 us", "3.9x lru_cache", True)
 
 
@@ -30,6 +31,17 @@ def shown(lines: list[sheet.Line]) -> str:
     console = Console(file=io.StringIO(), width=300, record=True)
     console.print(sheet.table(lines))
     return console.export_text()
+
+
+def a_project(root: Path) -> None:
+    """A README without figures, and the other page that it copies from."""
+    (root / "README.md").write_text(EMPTY)
+    (root / whole.DOCS).mkdir(parents=True)
+    row = "| {} | {} | 1.3 | 2.4 | 0.0 | {} | 25 | 0 of 9 | 122 |\n"
+    heads = "|  | requests/s | p50 | p99 | queries | queries at a sale's start | last | old | MB |\n|---|---:|\n"
+    left_out = "| redis-py (threads) | left out: too old |  |  |  |  |  |  |  |\n"
+    rows = [row.format("cacheworkers", "7,858", 1), left_out, row.format("no cache", "1,448", 200)]
+    (root / whole.DOCS / "apps.md").write_text(heads + "".join(rows))
 
 
 @pytest.fixture
@@ -117,25 +129,63 @@ def test_nothing_is_written_of_a_part_unless_it_is_said_where(
 ) -> None:
     reported |= dict.fromkeys(figures.FIGURES, Found([HIT], files={"read_path.md": "hits"}))
     monkeypatch.chdir(tmp_path)
+    a_project(tmp_path)
 
     whole.main(["--only", "race"])
     whole.main(["--quick"])
-    nothing = [*tmp_path.iterdir()]
+    before = (tmp_path / "README.md").read_text()
     whole.main(["--only", "race", "--write-to", "here"])
     whole.main([])
 
     written = ["figures.md", "figures.svg", "read_path.md"]
-    assert nothing == []
+    assert before == EMPTY
+    assert (tmp_path / "README.md").read_text() == readme.current(tmp_path) != EMPTY
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == written
-    assert sorted(path.name for path in (tmp_path / whole.DOCS).iterdir()) == written
+    assert sorted(path.name for path in (tmp_path / whole.DOCS).iterdir()) == ["apps.md", *written]
+
+
+def test_the_readme_has_the_figures_that_benchmarks_have_written() -> None:
+    """`python -m benchmarks.readme` writes them again."""
+    assert (ROOT / "README.md").read_text() == readme.current()
+
+
+def test_the_readme_s_rows_are_those_of_the_pages(
+    reported: dict[str, Found | Failure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported |= dict.fromkeys(figures.FIGURES, Found([HIT, HIT._replace(measured="0.3 us")]))
+    monkeypatch.chdir(tmp_path)
+    a_project(tmp_path)
+
+    assert whole.main([]) == 0
+
+    found = readme.cells_of((tmp_path / "README.md").read_text())[1:]
+    assert found[0] == [r"a hit \| in memory", "0.2 us", "3.9x lru_cache", "`python -m benchmarks.stampede`"]
+    assert found[1][1:] == ["7,858 and 1", "no cache 1,448 and 200", "`make bench-apps`"]
+    assert [row[3] for row in found[2:]] == [
+        f"`python -m benchmarks.{figures.FIGURES[name].command}`" for name in ("coherence", "hits", "soak")
+    ]
+
+
+def test_the_readme_keeps_its_figures_if_one_of_them_could_not_be_measured(
+    reported: dict[str, Found | Failure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported |= dict.fromkeys(figures.FIGURES, Found([HIT])) | {"soak": Failure("OSError: no", "")}
+    monkeypatch.chdir(tmp_path)
+    a_project(tmp_path)
+
+    assert whole.main([]) == 1
+
+    assert (tmp_path / "README.md").read_text() == EMPTY
+    with pytest.raises(ValueError, match=r"figures.md has no row of `python -m benchmarks.soak"):
+        readme.current(tmp_path)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        whole.main(["--only", "hits", "misses"])
+        whole.main(["--only", "hits", "profits"])
 
     message = " ".join(capsys.readouterr().err.split())
-    assert f"--only must be of {', '.join(figures.FIGURES)}; got misses" in message
+    assert f"--only must be of {', '.join(figures.FIGURES)}; got profits" in message
 
 
 def test_the_list_has_each_benchmark_and_its_command(capsys: pytest.CaptureFixture[str]) -> None:

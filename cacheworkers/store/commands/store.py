@@ -517,10 +517,9 @@ class Store(Bookkeeping):
     ) -> Request:
         keys = self.keys
         names = (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call))
-        queue, message = enqueue or ("", b"")
         return Request.call(
             scripts.CLAIM,
-            (*names, queue) if queue else names,
+            names,
             (
                 token,
                 milliseconds(lease_for),
@@ -533,7 +532,7 @@ class Store(Bookkeeping):
                 "" if least_seq is None else least_seq,
                 envelope.SEQ_AT,
                 "" if is_last else MOST_RUNNING,
-                *((message,) if queue else ()),
+                *(enqueue or ()),
             ),
         )
 

@@ -8,7 +8,8 @@
 -- ARGV[8]  "1" if nobody waits for this load: it is warmed
 -- ARGV[9]  least seq of an overtaken value that the reader takes, "" for none
 -- ARGV[10] offset of seq in an envelope   ARGV[11]  most loads that may be running, "" for any number
--- KEYS[6]  the queue's list, ARGV[12] a message: pushed if the claim is granted; neither, if there is nothing to push
+-- ARGV[12] the queue's list, ARGV[13] a message: pushed if the claim is granted; neither, if there is nothing to push.
+--          Not among the keys: for one that this user may not write, or of another slot, all of the script was refused.
 -- Returns  {"claimed", 1 if the message has been pushed} | {"moved"} | {"held", holder, is_begun, is_taken_over, pttl_ms}
 --          | {"backoff", kind, text, pttl_ms} | {"overtaken", envelope}
 -- Atomic because between a look and a SET another reader would take the same lease.
@@ -33,7 +34,7 @@ if holder and redis.call("PTTL", lease) < 0 then
   holder = false
 end
 if holder == token then
-  return {"claimed", #KEYS > 5 and 1 or 0}
+  return {"claimed", ARGV[12] and 1 or 0}
 end
 if version ~= seen then
   return {"moved"}
@@ -84,5 +85,5 @@ if warms then
   redis.call("HSET", lease, "warm", "1")
 end
 redis.call("PEXPIRE", lease, lease_for_ms)
-local is_pushed = #KEYS > 5 and type(redis.pcall("LPUSH", KEYS[6], ARGV[12])) == "number"  -- pcall: it may be forbidden
+local is_pushed = ARGV[12] and type(redis.pcall("LPUSH", ARGV[12], ARGV[13])) == "number"  -- pcall: it may be forbidden
 return {"claimed", is_pushed and 1 or 0}

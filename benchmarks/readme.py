@@ -1,0 +1,89 @@
+"""The README's figures, copied from the pages that benchmarks write: `python -m benchmarks.readme`.
+
+`make bench` and `make bench-apps` do it when they have written theirs; a test fails where the README differs.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks.figures import FIGURES
+from benchmarks.report import markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+README, EXPLANATION = "README.md", Path("docs/explanation")
+BEGIN, END = "<!-- figures: written by python -m benchmarks.readme -->\n\n", "\n<!-- end of figures -->\n"
+HEADS = ("what", "measured", "beside", "command")
+#: Benchmarks whose first row is shown; None is the product API, by who caches it.
+SHOWN = ("stampede", None, "coherence", "hits", "soak")
+OURS = "cacheworkers"
+
+
+def cells_of(page: str) -> list[list[str]]:
+    """Return the cells of all rows of a page's tables."""
+    lines = (line for line in page.splitlines() if line.startswith("|") and not line.startswith("|---"))
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def figure(page: str, name: str) -> tuple[str, ...]:
+    """Return the README's row of a benchmark: its first on the page of figures.
+
+    Raises:
+        ValueError: there is none, or it could not be measured.
+    """
+    command = f"`python -m benchmarks.{FIGURES[name].command}`"
+    for what, _, found, beside, met, by in (row for row in cells_of(page) if len(row) == 6):
+        if by == command and met != "failed":
+            return what, found, beside, command
+    raise ValueError(f"figures.md has no row of {command}: run make bench")
+
+
+def api(page: str) -> tuple[str, ...]:
+    """Return the README's row of the product API.
+
+    Raises:
+        ValueError: this library could not be measured.
+    """
+    heads, *rows = cells_of(page)
+    speed, queries = heads.index("requests/s"), heads.index("queries at a sale's start")
+    found = {row[0]: f"{row[speed]} and {row[queries]}" for row in rows if row[queries]}
+    if OURS not in found:
+        raise ValueError("apps.md has no row of cacheworkers: run make bench-apps")
+    ours = found.pop(OURS)
+    beside = "; ".join(f"{label.partition(' (')[0]} {each}" for label, each in found.items())
+    return "product API: requests a second, and queries when a sale starts", ours, beside, "`make bench-apps`"
+
+
+def table(figures: str, apps: str) -> str:
+    """Return the README's table, from the two pages' text."""
+    rows = [api(apps) if name is None else figure(figures, name) for name in SHOWN]
+    return markdown(HEADS, rows).replace("---:|", "---|")
+
+
+def filled(readme: str, figures: str, apps: str) -> str:
+    """Return the README with its table written again.
+
+    Raises:
+        ValueError: it has no place for the table.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md lacks {BEGIN.strip()} or {END.strip()}")
+    return before + begin + table(figures, apps) + end + after
+
+
+def current(root: Path = ROOT) -> str:
+    """Return the README as it should be."""
+    pages = ((root / EXPLANATION / name).read_text() for name in ("figures.md", "apps.md"))
+    return filled((root / README).read_text(), *pages)
+
+
+def write(root: Path = ROOT) -> None:
+    """Write the README's table again."""
+    (root / README).write_text(current(root))
+
+
+if __name__ == "__main__":
+    write()
