@@ -10,7 +10,6 @@ What happens depends on what Hypothesis draws, and on nothing else: see `by_hand
 from __future__ import annotations
 
 import itertools
-import random
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from mutation import Mutation, python, script
 from sqlalchemy import Engine, create_engine, event
+from walks import walk
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope, judgement
@@ -455,22 +455,8 @@ PLAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def walk(machine: type[RuleBasedStateMachine], seed: int) -> None:
-    """Play once what a seed says, every rule as likely as any other.
-
-    Hypothesis favours what is small and odd, and what it has had before: it finds fewer orders, and odder ones.
-    """
-    chance = random.Random(seed)
-    going = machine()
-    found = [(name, getattr(each, "hypothesis_stateful_rule", None)) for name, each in sorted(vars(machine).items())]
-    rules = [rule for _, rule in found if rule is not None]
-    try:
-        for _ in range(PLAY.stateful_step_count):
-            each = chance.choice([each for each in rules if all(holds(going) for holds in each.preconditions)])
-            each.function(going, **{name: chance.choice(CHOICES[name]) for name in sorted(each.arguments)})
-            going.nothing_old_is_there()
-    finally:
-        going.teardown()
+def play_once(machine: type[RuleBasedStateMachine], seed: int) -> None:
+    walk(machine, seed, PLAY.stateful_step_count, CHOICES)
 
 
 @pytest.mark.parametrize("play", PLAYS)
@@ -483,14 +469,14 @@ def test_no_walk_reads_what_is_too_old(world: World, play: str, monkeypatch: pyt
     """With a load's steps apart, and joined."""
     for seed in range(WALKS):
         monkeypatch.setattr(Store, "joins_steps", seed % 2 == 1)
-        walk(everything(world, PLAYS[play]), seed)
+        play_once(everything(world, PLAYS[play]), seed)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("play", PLAYS)
 def test_no_interleaving_of_many_reads_what_is_too_old(world: World, play: str) -> None:
     for seed in range(1000):
-        walk(everything(world, PLAYS[play]), seed)
+        play_once(everything(world, PLAYS[play]), seed)
 
 
 def nothing(store: Store, tags: Any, n: int) -> Any:
@@ -573,7 +559,7 @@ def test_it_finds_a_library_without_a_part(world: World, part: str, monkeypatch:
 
     with pytest.raises(AssertionError, match="was acknowledged"):
         for seed in range(MOST_WALKS):
-            walk(everything(world, only, modes), seed)
+            play_once(everything(world, only, modes), seed)
 
 
 def test_the_same_choices_make_the_same_world(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,7 +575,7 @@ def test_the_same_choices_make_the_same_world(world: World, monkeypatch: pytest.
     for _ in range(2):
         run_state_machine_as_test(everything(world), settings=settings(PLAY, max_examples=10))
         for seed in range(FEW_WALKS):
-            walk(everything(world), seed)
+            play_once(everything(world), seed)
         plays.append(steps[:])
         steps.clear()
 

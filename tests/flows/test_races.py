@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from mutation import Mutation, script
+from walks import walk
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
@@ -31,6 +33,8 @@ CONCURRENCY = 3
 _ids = itertools.count(1)
 some = st.integers(1, 4)
 one_of_them = st.integers(0, CONCURRENCY - 1)
+#: The same for walks.
+CHOICES: dict[str, Sequence[Any]] = {"at": range(CONCURRENCY), "steps": range(1, 5), "what": ("lease", "entry")}
 
 
 def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
@@ -183,9 +187,8 @@ def test_it_finds_a_protocol_without_a_part(
         monkeypatch.setattr(store, "snapshot", late)
 
     with pytest.raises(AssertionError, match="was acknowledged"):
-        run_state_machine_as_test(
-            races(cache, prices), settings=settings(PLAY, max_examples=4000, derandomize=True, database=None)
-        )
+        for seed in range(1000):
+            walk(races(cache, prices), seed, PLAY.stateful_step_count, CHOICES)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +206,8 @@ def test_it_finds_a_joined_script_without_a_part(
     mutate(monkeypatch)
 
     with pytest.raises(AssertionError, match="was acknowledged"):
-        run_state_machine_as_test(
-            races(cache, prices), settings=settings(PLAY, max_examples=4000, derandomize=True, database=None)
-        )
+        for seed in range(1000):
+            walk(races(cache, prices), seed, PLAY.stateful_step_count, CHOICES)
 
 
 def test_a_look_before_registering_is_checked_by_the_claim(cache: Cache, prices: dict[int, int]) -> None:
