@@ -47,18 +47,21 @@ class LeaseReleases:
             self._names[call, name] = time.monotonic() + TRIED_FOR
             if self._thread is not None or self._closed.is_set():
                 return
-            self._thread = threading.Thread(target=self._run, name="cacheworkers-release", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:  # no more threads, or the interpreter is ending: the lease runs out by itself
-                self._thread = None
+            thread = self._thread = threading.Thread(target=self._run, name="cacheworkers-release", daemon=True)
+        # Without the lock: a garbage collection in the thread that begins may close a load, which comes here, and
+        # `start` waits until the thread has begun.
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter is ending: the lease runs out by itself
+            self._thread = None
 
     def close(self, timeout: float) -> None:
         """Try once more, for at most `timeout` seconds, and stop."""
         self._closed.set()
         thread = self._thread
         if thread is not None:
-            thread.join(timeout)
+            with contextlib.suppress(RuntimeError):  # it has not begun yet
+                thread.join(timeout)
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
