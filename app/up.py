@@ -315,8 +315,7 @@ def _environment(here: Addresses) -> dict[str, str]:
 
 
 def _announce(console: Console, commands: Mapping[str, str], here: Addresses, servers: Servers, login: str) -> None:
-    """Say where everything is, first what to look at first."""
-    console.say("up", "ready; Ctrl-C ends it")
+    """Say where everything is, first what to look at first; and that it is ready once all of it is said."""
     if "page" in commands:
         console.say("up", f"Page:   {here.page}")
     if "web" in commands:
@@ -334,6 +333,7 @@ def _announce(console: Console, commands: Mapping[str, str], here: Addresses, se
         urls = f"REDIS_URL={shlex.quote(here.redis_url)} DATABASE_URL={shlex.quote(here.database_url)}"
         command = os.path.relpath(Path(sys.executable).parent / "cacheworkers", ROOT)
         console.say("up", f"Look inside: {urls} {command} -A app.shop:cache stats")
+    console.say("up", "ready; Ctrl-C ends it")
 
 
 def _parser() -> argparse.ArgumentParser:

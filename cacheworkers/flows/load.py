@@ -24,7 +24,7 @@ from cacheworkers.flows.load_failure import (
 )
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
 from cacheworkers.flows.run_loader import run_loader
-from cacheworkers.flows.write_loaded import Pending, Result, entry_of_value, offer, registration, write
+from cacheworkers.flows.write_loaded import Pending, Result, entry_of_value, registration, write
 from cacheworkers.store.commands.replies import Alone, Snapshot
 from cacheworkers.store.commands.steps import Exchange
 
@@ -237,5 +237,4 @@ def _attempt(
             results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))
     hold_off_for = loader.policy.hold_off_for or (REPLICA_HOLD_OFF if loading.reads_replica else 0.0)
-    checked_at = yield from write(ports, loader, written, failed, snapshot, pending, results, hold_off_for)
-    yield from offer(ports, results, began_at if checked_at is None else checked_at)
+    yield from write(ports, loader, written, failed, snapshot, pending, results, hold_off_for, began_at)

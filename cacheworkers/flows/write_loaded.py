@@ -69,10 +69,11 @@ def write(
     pending: dict[str, Pending],
     results: dict[str, Result],
     hold_off_for: float,
-) -> Flow[float | None]:
+    began_at: float,
+) -> Flow[None]:
     """Register, compare, write; failures and absences as entries, for an invalidation ends them too.
 
-    Returns when it was last known, monotonic, that nothing had overtaken values which the store has no room for.
+    Values that are not stored are left to the readers that had begun before the load, which began at `began_at`.
     """
     is_joint = ports.store.has_one_slot and not (failed or hold_off_for or ports.config.replicas)
     current: list[tuple[Entry, str]] = []
@@ -114,8 +115,12 @@ def write(
             stored = (yield ports.store.write(current)) if current else []
     except StoreError as error:
         checked_at = yield from _current_at(ports, written, snapshot, error)
-        yield from _write_nothing(ports, loader, written, failed, error, pending, results)
-        return checked_at
+        for entry, _ in written:
+            results[entry.call].error = error
+        # Before anything is recorded: whoever that wakes would find no value here, and load once more.
+        yield from offer(ports, results, began_at if checked_at is None else checked_at)
+        yield from _write_nothing(ports, loader, written, failed, error, pending)
+        return
     for failures, most_for in ((settled, None), (brief, ports.config.backoff_for)):
         for failure in failures:
             del pending[failure.call]
@@ -128,7 +133,7 @@ def write(
         else:
             result.outcome = "refused"
             yield from _claim_again(ports, loader, pending, entry.call)
-    return None
+    yield from offer(ports, results, began_at)
 
 
 def _versioned(entry: Entry, fence: str) -> Entry:
@@ -165,11 +170,8 @@ def _write_nothing(
     failed: list[Failure],
     error: StoreError,
     pending: dict[str, Pending],
-    results: dict[str, Result],
 ) -> Flow[None]:
     """The store is full or away: whoever waits here gets the value, uncached; leases are given back."""
-    for entry, _ in written:
-        results[entry.call].error = error
     for text in (*(entry.call for entry, _ in written), *(failure.call for failure in failed)):
         del pending[text]
     # Not registered, so that no invalidation would find it: kept for the shortest time.

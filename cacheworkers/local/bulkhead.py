@@ -226,16 +226,22 @@ class Bulkhead:
 
     def _the_loop(self) -> asyncio.AbstractEventLoop:
         """Return the library's loop, started at first use."""
+        found = self._loop
+        if found is not None:
+            return found
+        loop = asyncio.new_event_loop()
+        # Without the lock: a garbage collection in the thread that begins may close a wait, which needs it, and `start`
+        # waits until the thread has begun.
+        try:
+            threading.Thread(target=_turn, args=(loop,), name="cacheworkers-loop", daemon=True).start()
+        except BaseException:
+            loop.close()
+            raise
         with self._lock:
-            if self._loop is None:
-                loop = asyncio.new_event_loop()
-                try:
-                    threading.Thread(target=_turn, args=(loop,), name="cacheworkers-loop", daemon=True).start()
-                except BaseException:
-                    loop.close()
-                    raise
-                self._loop = loop
-            return self._loop
+            found = self._loop = self._loop or loop
+        if found is not loop:
+            loop.call_soon_threadsafe(loop.stop)  # another thread was first
+        return found
 
 
 class _Work:

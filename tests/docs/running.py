@@ -57,6 +57,7 @@ class Page:
         self._staying: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = {port: str(free_port()) for port in PORTS}
         self._env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+        self._env["PYTHONUNBUFFERED"] = "1"  # a terminal shows each line at once; a file would get it at the end
         self._printed = ""
 
     def __enter__(self) -> Page:
@@ -171,7 +172,10 @@ class Page:
                 start_new_session=True,
             )
         self._staying[command] = process
-        wait_until(lambda: re.search(block.says, log.read_text()) or process.poll() is not None, UP_WITHIN)
+        try:
+            wait_until(lambda: re.search(block.says, log.read_text()) or process.poll() is not None, UP_WITHIN)
+        except AssertionError:
+            raise AssertionError(f"{block.place}: it has not said {block.says!r}: {log.read_text()}") from None
         assert process.poll() is None, f"{block.place}: it ended: {log.read_text()}"
 
     def _stop(self, command: str) -> None:

@@ -163,6 +163,25 @@ def test_readers_of_one_miss_share_a_load(made: Any, full: Full) -> None:
     assert loads_elsewhere == [7]
 
 
+def test_a_value_without_room_is_offered_before_anybody_is_woken(made: Any, full: Full) -> None:
+    """The record of the failure wakes all waiters: who found no value then would load once more."""
+    number, loads = made(wait_for=60.0, load_for=60.0)
+    number.peek(7)
+    ports = number._ports
+    offer, seen = ports.waiters.offer, []
+
+    def offer_and_look(*args: Any, **options: Any) -> None:
+        seen.append(ports.store.link.client().exists(ports.store.keys.failures("number[7]")))
+        offer(*args, **options)
+
+    ports.waiters.offer = offer_and_look
+    full.fill()
+
+    assert number.get(7) == 70
+    assert (seen, loads) == ([0], [7])
+    wait_until(lambda: ports.store.link.client().exists(ports.store.keys.failures("number[7]")))
+
+
 @pytest.mark.parametrize("how", ["tag", "call"])
 def test_who_began_after_an_invalidation_does_not_share_an_older_load(
     make_cache: MakeCache, full: Full, how: str
@@ -295,9 +314,12 @@ def test_what_it_takes_without_room_is_little_and_goes(made: Any, full: Full) ->
     for n in range(1, 20):
         number.get(n)
 
-    left = {key for key in map(bytes.decode, full.client.keys(f"{keys.namespace}:*")) if "number[" in key}
-    assert left == {keys.failures(f"number[{n}]") for n in range(1, 20)}
-    assert all(0 < full.client.pttl(key) <= 3 * LONG * 1000 for key in left)
+    def left() -> set[str]:
+        return {key for key in map(bytes.decode, full.client.keys(f"{keys.namespace}:*")) if "number[" in key}
+
+    recorded = {keys.failures(f"number[{n}]") for n in range(1, 20)}
+    wait_until(lambda: left() == recorded)  # the last one's reader has its value a moment before
+    assert all(0 < full.client.pttl(key) <= 3 * LONG * 1000 for key in recorded)
 
 
 def _without_its_flag() -> Script:
