@@ -20,7 +20,7 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
 
-def counted(number: int, what: str) -> str:
+def counted(number: int | None, what: str) -> str:
     """Return a number with what it counts: `1 load`, `2 loads`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
