@@ -1,4 +1,4 @@
-"""Cache: wires this process's parts together, declares loaders, and invalidates."""
+"""Cache: the public API of one process: declares loaders, invalidates, watches sessions, inspects, warms, maintains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, 
 from cacheworkers.config import Config
 from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow, Pause, arun, run
-from cacheworkers.core.tags import check_tag
+from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import CacheworkersError, CallError, ConfigError, LoadError, StoreError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
 from cacheworkers.flows.clear import clear
@@ -28,10 +28,10 @@ from cacheworkers.flows.invalidate import (
     invalidate_tags,
     members_of,
 )
+from cacheworkers.flows.keep_warm import Warming, hot, reload_tags, report_accesses, warm_round
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
-from cacheworkers.flows.warm import Warming, hot, reload_tags, report_accesses, warm_round
 from cacheworkers.flows.warm_up import UNLIMITED, WarmUp, warm_up
 from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
-    from cacheworkers.sql.choices import Mode as WatchMode
     from cacheworkers.sql.outbox.outbox import Backlog, Outbox
+    from cacheworkers.sql.tag_options import Mode as WatchMode
     from cacheworkers.sql.triggers.postgres_triggers import Triggers
     from cacheworkers.sql.watch.flush_changes import TagsOf
     from cacheworkers.sql.watch.service import WatchService
@@ -96,7 +96,7 @@ class Cache:
             hook=hook,
             run_loads=self.run_loads,
             around_load=around_load,
-            maintenance={
+            upkeep={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
                 "drain_outbox": (self._drain_by_beat, config.drain_interval),
                 **({"warm": (self.keep_warm, config.warm_interval)} if config.warm_interval else {}),

@@ -1,4 +1,4 @@
-"""The one text of a value in a tag, whoever makes it: a loader's argument, a row's column, a trigger, or `tag()`.
+"""The text of a value in a tag, `tag()`, and TagKinds, which checks that loaders, rows and triggers agree on it.
 
 Templates are filled as an f-string fills them, and a trigger writes what Postgres has as text.  Only some types have
 one text in all of these; what has several is refused where templates are declared, and `tag()` makes one text of it.

@@ -57,7 +57,7 @@ class Page:
         self._staying: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = {port: str(free_port()) for port in PORTS}
         self._env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
-        self._env["PYTHONUNBUFFERED"] = "1"  # a terminal shows each line at once; a file would get it at the end
+        self._env["PYTHONUNBUFFERED"] = "1"  # a terminal shows each line immediately; a file would get it at the end
         self._printed = ""
 
     def __enter__(self) -> Page:

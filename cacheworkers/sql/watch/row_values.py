@@ -1,4 +1,4 @@
-"""Rows: the column values that tags are made of, as they were before a flush and as they are after it.
+"""Rows: the column values that tags are made of, selected before a flush (locked where possible) and after it.
 
 What a session has in memory may be older than the row: others commit meanwhile, and at READ COMMITTED an UPDATE then
 works on values that the session has never seen.  So only keys are taken from memory, and what this very flush sets.

@@ -20,7 +20,7 @@ from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.health import Health
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import Request, check
-from cacheworkers.store.connections.server_info import check_server, info_of
+from cacheworkers.store.connections.server_check import check_server, info_of
 from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
 
 _Words = tuple[Any, ...]
