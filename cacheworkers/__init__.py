@@ -68,7 +68,7 @@ _DEFINED_IN = {
     "Read": "core.read_result",
     "WarmJob": "runtime.warm_job",
     "WarmUp": "flows.warm_up",
-    "Warming": "flows.warm",
+    "Warming": "flows.keep_warm",
     "tag": "core.tag_text",
 }
 

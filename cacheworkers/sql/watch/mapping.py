@@ -294,7 +294,8 @@ class WatchMapping:
             made = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes, texts=makers)
         except (DeclarationError, TagError) as error:
             raise ConfigError(f"watch of {name}: {error}") from None
-        return lambda row: made.texts(_Values(row, tuple(columns)))
+        names = tuple(columns)
+        return lambda row: made.texts(_Values(row, names))
 
 
 def _mapper_of(key: Any) -> Mapper[Any]:
