@@ -229,7 +229,9 @@ class WatchMapping:
             )
             return TagRules([rule], ignored)
         if isinstance(tags_of, str) or not tags_of:
-            raise ConfigError(f"the tags of {name} must be a function or a list of templates, got {tags_of!r}")
+            raise ConfigError(
+                f'the tags of {name} must be a function or a list of templates as ["product:{{id}}"], got {tags_of!r}'
+            )
         rules = []
         for template in tags_of:
             make = self._checked(name, columns, self._template(name, columns, template))
