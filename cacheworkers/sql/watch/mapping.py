@@ -229,7 +229,9 @@ class WatchMapping:
             )
             return TagRules([rule], ignored)
         if isinstance(tags_of, str) or not tags_of:
-            raise ConfigError(f"the tags of {name} must be a function or a list of templates, got {tags_of!r}")
+            raise ConfigError(
+                f'the tags of {name} must be a function or a list of templates as ["product:{{id}}"], got {tags_of!r}'
+            )
         rules = []
         for template in tags_of:
             make = self._checked(name, columns, self._template(name, columns, template))
@@ -294,7 +296,8 @@ class WatchMapping:
             made = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes, texts=makers)
         except (DeclarationError, TagError) as error:
             raise ConfigError(f"watch of {name}: {error}") from None
-        return lambda row: made.texts(_Values(row, tuple(columns)))
+        names = tuple(columns)
+        return lambda row: made.texts(_Values(row, names))
 
 
 def _mapper_of(key: Any) -> Mapper[Any]:
