@@ -120,8 +120,8 @@ compose-check: .venv/.ready  ## Kill the containers of docker-compose.yml one by
 	$(BIN)/python -m tests.compose.check $(COMPOSE_CHECK)
 
 .PHONY: faults
-faults: .venv/.ready  ## Inject 208 faults each into a server, Sentinel and a Cluster under load, in 20 minutes; writes a page.
-	$(BIN)/python -m benchmarks.faults --faults 208 --shapes standalone sentinel cluster --write
+faults: .venv/.ready  ## Inject 104 faults each into a server, Sentinel and a Cluster under load, in 20 minutes; writes a page.
+	$(BIN)/python -m benchmarks.faults --faults 104 --shapes standalone sentinel cluster --write
 
 .PHONY: reference
 reference: .venv/.ready  ## Write the tables of docs/reference again, from the code.
