@@ -52,10 +52,12 @@ format: .venv/.ready  ## Format the code.
 docs: .venv-docs/.ready  ## Build the documentation into docs/_build; a warning is an error.
 	PYTHONPATH=. .venv-docs/bin/python -m sphinx --fail-on-warning --quiet --fresh-env --write-all -b dirhtml docs docs/_build
 
-# The oldest versions that pyproject.toml admits, on the oldest Python, and the newest on the newest.
+# The oldest versions that pyproject.toml admits, on the oldest Python; the newest on each later Python that is here.
 PYTHON_OLDEST ?= python3.11
-# pyenv's newest, if there is one: its shims start no version that is not switched on.
-PYTHON_NEWEST ?= $(or $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].*/bin/python3))),python3.13)
+PYTHONS := 3.12 3.13 3.14
+# pyenv's, if there is one: its shims start no version that is not switched on.
+python_of = $(or $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python3))),$(shell command -v python$(1)))
+PYTHONS_HERE := $(foreach each,$(PYTHONS),$(if $(call python_of,$(each)),$(each)))
 # The oldest store at hand, Debian's Redis 7.0 say; else Valkey's wheel, as with the newest.
 STORE_OLDEST ?= $(shell command -v redis-server)
 # What differs between versions: workers, sessions, sockets, the codec.
@@ -72,21 +74,27 @@ NOT_ON_OLDEST := --deselect "tests/unit/test_codec.py::test_none_is_a_value_only
 	.venv-oldest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv-newest/.ready: pyproject.toml requirements/dev.lock
-	$(PYTHON_NEWEST) -m venv --clear .venv-newest
-	.venv-newest/bin/pip install --quiet --requirement requirements/dev.lock
-	.venv-newest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+.venv-3.%/.ready: pyproject.toml requirements/dev.lock
+	$(call python_of,3.$*) -m venv --clear .venv-3.$*
+	.venv-3.$*/bin/pip install --quiet --requirement requirements/dev.lock
+	.venv-3.$*/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+.PRECIOUS: .venv-3.%/.ready
 
 # A part of it: make test-oldest OF_VERSIONS=tests/sql/test_watch.py
 .PHONY: test-oldest test-newest test-versions
 test-oldest: .venv-oldest/.ready
 	VALKEY_SERVER=$(STORE_OLDEST) .venv-oldest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS) $(NOT_ON_OLDEST)
 
-test-newest: .venv-newest/.ready
-	.venv-newest/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS)
+# One Python: make test-versions PYTHONS=3.12
+test-3.%: .venv-3.%/.ready
+	.venv-3.$*/bin/python -m pytest $(IN_PARALLEL) $(OF_VERSIONS)
 
-test-versions: test-oldest test-newest  ## Run what differs between versions with the oldest and the newest.
+test-newest: test-$(lastword $(PYTHONS_HERE))
+
+test-versions: test-oldest $(PYTHONS_HERE:%=test-%)  ## Run what differs between versions: oldest packages, and newest on each Python.
+	@echo "Tried with the newest: Python $(PYTHONS_HERE). Not tried, for they are not here: $(or $(filter-out $(PYTHONS_HERE),$(PYTHONS)),none)."
 
 .PHONY: release
 release: .venv/.ready  ## Build wheel and sdist, install them into empty environments and use them; uploads nothing.
@@ -96,7 +104,7 @@ release: .venv/.ready  ## Build wheel and sdist, install them into empty environ
 check: test docs  ## All that a change has to pass: the suite, and the documentation built.
 
 clean:  ## Remove what the targets made.
-	rm -rf .venv .venv-docs .venv-deploy .venv-oldest .venv-newest build docs/_build .data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-docs .venv-deploy .venv-oldest .venv-3.* build docs/_build .data .pytest_cache .mypy_cache .ruff_cache
 
 .PHONY: up
 up: .venv/.ready  ## Start servers, data, web, workers, beat and Flower; stays until Ctrl-C.

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from benchmarks import report
 from cacheworkers import Cache, CacheworkersError, Config, Load
-from cacheworkers.ops.history_checker import History, Recorder, Stale, check
+from cacheworkers.ops.history import History, Recorder, Stale, check
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.servers import wait_until
 

@@ -27,7 +27,7 @@ from benchmarks import (
     visible,
     warm,
 )
-from benchmarks.report import percentile
+from benchmarks.report import counted, percentile
 from benchmarks.sheet import Detail, Figure, Found, Row, Scale
 from benchmarks.traces import Trace, found, named, zipf
 from cacheworkers import Config
@@ -152,7 +152,7 @@ def crowd(scale: Scale) -> Found:
     row = Row(
         f"{readers:,} readers of a cold key, {PROCESSES} processes, load {stampede.LOAD_TIME:g} s",
         f"1 load; all served in <= {most:g} s",
-        f"{loads} load(s), {served:,} served, the last after {took:.2f} s",
+        f"{counted(loads, 'load')}, {served:,} served, the last after {took:.2f} s",
         stampede.beside_floor(took, least),
         loads == 1 and served == readers and took <= most,
     )
@@ -167,7 +167,7 @@ def crowd_beside_peers(scale: Scale) -> Found:
     row = Row(
         f"{readers:,} readers beside peers",
         "",
-        f"{ours.loads} load(s), {ours.served:,} served, the last after {ours.took:.2f} s",
+        f"{counted(ours.loads, 'load')}, {ours.served:,} served, the last after {ours.took:.2f} s",
         "; ".join(reported),
     )
     heads = stampede.heads(readers, PROCESSES)

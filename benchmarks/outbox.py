@@ -13,9 +13,9 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from cacheworkers import Cache, Config
@@ -53,7 +53,10 @@ class Ways:
     def __init__(self, cache: Cache, engine: Engine) -> None:
         self._cache, self._engine = cache, engine
         self._number = 0
+        # An `after_commit` of a session is too late: the watch's own, which invalidates, comes before all others.
         self._committed_at = 0.0
+        self._do_commit = engine.dialect.do_commit
+        setattr(engine.dialect, "do_commit", self._commit)  # noqa: B010  (an assignment is an error to mypy)
         self.took: dict[str, list[float]] = {}
         self._plain = self._sessions()
         self._keys, self._groups = self._sessions(), self._sessions()
@@ -95,11 +98,10 @@ class Ways:
             self.took.setdefault("watched, until committed", []).append(self._committed_at - began)
 
     def _sessions(self) -> Sessions:
-        made = sessionmaker(self._engine)
-        event.listen(made, "after_commit", self._note)  # before the watch's own, which invalidates
-        return made
+        return sessionmaker(self._engine)
 
-    def _note(self, session: Session) -> None:
+    def _commit(self, connection: Any) -> None:
+        self._do_commit(connection)
         self._committed_at = time.perf_counter()
 
 

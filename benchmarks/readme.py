@@ -9,14 +9,12 @@ import re
 from pathlib import Path
 
 from benchmarks.figures import FIGURES
-from benchmarks.report import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 README, EXPLANATION = "README.md", Path("docs/explanation")
 BEGIN, END = "<!-- figures: written by python -m benchmarks.readme -->\n\n", "\n<!-- end of figures -->\n"
-HEADS = ("what", "measured", "beside", "command")
-#: Benchmarks whose first row is shown; None is the product API, by who caches it.
-SHOWN = ("stampede", None, "coherence", "hits", "soak")
+#: Benchmarks whose first row is shown, and whether with its comparison; None is the product API, by who caches it.
+SHOWN = {"stampede": False, None: True, "coherence": False, "hits": True, "soak": True}
 OURS = "cacheworkers"
 
 
@@ -35,7 +33,7 @@ def figure(page: str, name: str) -> tuple[str, ...]:
     command = f"`python -m benchmarks.{FIGURES[name].command}`"
     for what, _, found, beside, met, by in (row for row in cells_of(page) if len(row) == 6):
         if by == command and met != "failed":
-            return what, found, beside, command
+            return what[:1].upper() + what[1:], found, beside, command
     raise ValueError(f"figures.md has no row of {command}: run make bench")
 
 
@@ -52,26 +50,29 @@ def api(page: str) -> tuple[str, ...]:
         raise ValueError("apps.md has no row of cacheworkers: run make bench-apps")
     ours = found.pop(OURS)
     beside = "; ".join(f"{label.partition(' (')[0]} {each}" for label, each in found.items())
-    return "product API: requests a second, and queries when a sale starts", ours, beside, "`make bench-apps`"
+    return "Product API, requests a second and queries when a sale starts", ours, beside, "`make bench-apps`"
 
 
-def table(figures: str, apps: str) -> str:
-    """Return the README's table, from the two pages' text."""
-    rows = [api(apps) if name is None else figure(figures, name) for name in SHOWN]
-    return markdown(HEADS, rows).replace("---:|", "---|")
+def listed(figures: str, apps: str) -> str:
+    """Return the README's list, from the two pages' text."""
+    lines = []
+    for name, is_compared in SHOWN.items():
+        what, found, beside, command = api(apps) if name is None else figure(figures, name)
+        lines.append(f"- {what}: **{found}**{f' ({beside})' if is_compared else ''}.  {command}\n")
+    return "".join(lines)
 
 
 def filled(readme: str, figures: str, apps: str) -> str:
-    """Return the README with its table written again.
+    """Return the README with its figures written again.
 
     Raises:
-        ValueError: it has no place for the table.
+        ValueError: it has no place for them.
     """
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"README.md lacks {BEGIN.strip()} or {END.strip()}")
-    return before + begin + table(figures, apps) + end + after
+    return before + begin + listed(figures, apps) + end + after
 
 
 def current(root: Path = ROOT) -> str:
@@ -81,7 +82,7 @@ def current(root: Path = ROOT) -> str:
 
 
 def write(root: Path = ROOT) -> None:
-    """Write the README's table again."""
+    """Write the README's figures again."""
     (root / README).write_text(current(root))
 
 

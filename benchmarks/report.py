@@ -20,6 +20,11 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
 
+def counted(number: int | None, what: str) -> str:
+    """Return a number with what it counts: `1 load`, `2 loads`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table as Markdown, its numbers aligned right."""
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]

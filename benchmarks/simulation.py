@@ -33,8 +33,8 @@ from benchmarks.virtual import BEGIN, MESSAGE, System, World
 from cacheworkers import Cache, Config, Load, Policy
 from cacheworkers.core.calls import Call
 from cacheworkers.core.entry import Entry, Freshness, life_of
+from cacheworkers.flows.keep_warm import MARGIN, turns_of
 from cacheworkers.flows.ports import LoaderSpec
-from cacheworkers.flows.warm import MARGIN, turns_of
 
 #: A load's median, and the spread of its logarithm; no load takes longer than `LONGEST`, seconds.
 MEDIAN, SPREAD, LONGEST = 0.05, 0.7, 1.5

@@ -353,7 +353,7 @@ def main() -> None:
     for loads, served, took in rounds(options.readers, options.processes, 3):
         print(
             f"{options.readers:,} readers in {options.processes} processes, load 0.4 s: "
-            f"{loads} load(s) by Postgres's count, {served:,} served, last after {took:.2f} s: "
+            f"{report.counted(loads, 'load')} by Postgres's count, {served:,} served, last after {took:.2f} s: "
             f"{beside_floor(took, least)}"
         )
 

@@ -29,10 +29,10 @@ from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Loaded
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import invalidate_calls
+from cacheworkers.flows.keep_warm import Queued, report_accesses, warm_round
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.read_state import ReadOptions, Wait
-from cacheworkers.flows.warm import Queued, report_accesses, warm_round
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1, MISSING
 from cacheworkers.local.waiters import Flight, Waiter, Waiters

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from cacheworkers.flows.explain import Explanation
     from cacheworkers.flows.inspect import Inspection
     from cacheworkers.flows.invalidate import Invalidation
-    from cacheworkers.flows.warm import Warming
+    from cacheworkers.flows.keep_warm import Warming
     from cacheworkers.flows.warm_up import WarmUp
     from cacheworkers.load_context import AsyncLoad, Load, LoadCall
     from cacheworkers.loader import BatchLoader, Loader
@@ -68,7 +68,7 @@ _DEFINED_IN = {
     "Read": "core.read_result",
     "WarmJob": "runtime.warm_job",
     "WarmUp": "flows.warm_up",
-    "Warming": "flows.warm",
+    "Warming": "flows.keep_warm",
     "tag": "core.tag_text",
 }
 

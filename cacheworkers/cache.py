@@ -1,4 +1,4 @@
-"""Cache: wires this process's parts together, declares loaders, and invalidates."""
+"""Cache: the public API of one process: declares loaders, invalidates, watches sessions, inspects, warms, maintains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, 
 from cacheworkers.config import Config
 from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow, Pause, arun, run
-from cacheworkers.core.tags import check_tag
+from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import CacheworkersError, CallError, ConfigError, LoadError, StoreError
 from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
 from cacheworkers.flows.clear import clear
@@ -28,10 +28,10 @@ from cacheworkers.flows.invalidate import (
     invalidate_tags,
     members_of,
 )
+from cacheworkers.flows.keep_warm import Warming, hot, reload_tags, report_accesses, warm_round
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
-from cacheworkers.flows.warm import Warming, hot, reload_tags, report_accesses, warm_round
 from cacheworkers.flows.warm_up import UNLIMITED, WarmUp, warm_up
 from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
-    from cacheworkers.sql.choices import Mode as WatchMode
     from cacheworkers.sql.outbox.outbox import Backlog, Outbox
+    from cacheworkers.sql.tag_options import Mode as WatchMode
     from cacheworkers.sql.triggers.postgres_triggers import Triggers
     from cacheworkers.sql.watch.flush_changes import TagsOf
     from cacheworkers.sql.watch.service import WatchService
@@ -96,7 +96,7 @@ class Cache:
             hook=hook,
             run_loads=self.run_loads,
             around_load=around_load,
-            maintenance={
+            upkeep={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
                 "drain_outbox": (self._drain_by_beat, config.drain_interval),
                 **({"warm": (self.keep_warm, config.warm_interval)} if config.warm_interval else {}),
@@ -426,10 +426,6 @@ class Cache:
         """
         return run(self._inspection(sample, grace, rate))
 
-    async def ainspect(self, sample: int = 1000, *, grace: float = 1.0, rate: float = 100.0) -> Inspection:
-        """Compare live entries with what their loaders return now; see `inspect`."""
-        return await arun(self._inspection(sample, grace, rate))
-
     def explain(self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, *args: Any, **kwargs: Any) -> Explanation:
         """Return what a read would get now, tier by tier, and why; nothing is loaded or claimed.
 
@@ -450,10 +446,6 @@ class Cache:
         """Return the stored JSON of a call's text, whatever its freshness; None if there is none."""
         return run(stored(self._ports, self._loaders.of_call(call), call))
 
-    async def astored(self, call: str) -> bytes | None:
-        """Return the stored JSON of a call's text; see `stored`."""
-        return await arun(stored(self._ports, self._loaders.of_call(call), call))
-
     def queues(self) -> list[QueueState]:
         """Return the four queues as the broker has them; none without Celery.
 
@@ -467,17 +459,9 @@ class Cache:
         """Return what the store holds and does now."""
         return run(store_stats(self._ports))
 
-    async def astore_stats(self) -> StoreStats:
-        """Return what the store holds and does now."""
-        return await arun(store_stats(self._ports))
-
     def loader_stats(self) -> list[LoaderStats]:
         """Return the access score of each loader, the hottest first."""
         return run(loader_stats(self._ports, list(self._loaders)))
-
-    async def aloader_stats(self) -> list[LoaderStats]:
-        """Return the access score of each loader, the hottest first."""
-        return await arun(loader_stats(self._ports, list(self._loaders)))
 
     def hot(self, loader: str, limit: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls of a loader by its name; see `Loader.hot`."""
@@ -534,27 +518,15 @@ class Cache:
         """Return at most `limit` calls whose entries have a tag: what an invalidation of it would drop."""
         return run(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), limit))
 
-    async def acalls_of(self, tag: str, limit: int = 1000) -> list[str]:
-        """Return calls whose entries have a tag; see `calls_of`."""
-        return await arun(members_of(self._ports, check_tag(tag, self.config.max_tag_bytes), limit))
-
     # -- upkeep
 
     def keep_warm(self) -> dict[str, Warming]:
         """Have workers revalidate hot entries that go stale soon; loader -> what was done.  Beat calls it."""
         return run(self._warm_round())
 
-    async def akeep_warm(self) -> dict[str, Warming]:
-        """Have workers revalidate hot entries that go stale soon; see `keep_warm`."""
-        return await arun(self._warm_round())
-
     def report_accesses(self) -> int:
         """Report what this process has read to the store; return how many calls.  A thread does it by itself."""
         return run(report_accesses(self._ports))
-
-    async def areport_accesses(self) -> int:
-        """Report what this process has read to the store; see `report_accesses`."""
-        return await arun(report_accesses(self._ports))
 
     def collect_garbage(self, within: float = math.inf) -> GarbageCollected:
         """Drop what has expired from tag sets, and finish invalidations whose process died.
@@ -563,10 +535,6 @@ class Cache:
             within: seconds after which it stops; the next garbage collection, in whatever process, continues there.
         """
         return run(collect_garbage(self._ports, within))
-
-    async def acollect_garbage(self, within: float = math.inf) -> GarbageCollected:
-        """Drop what has expired from tag sets; see `collect_garbage`."""
-        return await arun(collect_garbage(self._ports, within))
 
     def run_loads(
         self, loader: str, asks: Sequence[LoadRequest], is_redelivered: bool = False

@@ -200,7 +200,7 @@ class Invalidated(Event, frozen=True):
     seconds: float
 
 
-class MaintenanceMissed(Event, frozen=True):
+class UpkeepMissed(Event, frozen=True):
     """An upkeep task ran for the first time in `since` seconds, though beat should send it every `every`."""
 
     task: str

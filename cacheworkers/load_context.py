@@ -1,4 +1,4 @@
-"""Load: what a loader is given, first of all its arguments."""
+"""Load: what a loader is given; LoadCall, what `around_load` is given; and which load runs now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loader: the sync and async methods of one declared loader.  Every method only drives a flow.
+"""Loader: the sync and async reads of one declared loader; a hit in L1 is answered here, all else by LoaderBase.
 
 Each async method is the sync one with `a` in front; same parameters, same semantics.
 """

@@ -1,4 +1,4 @@
-"""Policy: how long one loader's entries live, and how its reads behave."""
+"""Policy: how long one loader's entries and load leases live, and how its reads behave."""
 
 from __future__ import annotations
 

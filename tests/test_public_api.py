@@ -38,7 +38,7 @@ NAMES = {
 }
 #: An error that no public call raises: what it says reaches users as an event.
 INTERNAL_ERRORS = {"EnvelopeError"}
-#: Methods that touch no store, or are an upkeep process's, and so have no async twin.
+#: Methods that touch no store, or that upkeep, scripts and the command line call: they have no async twin.
 SYNC_ONLY = {
     Cache: {
         "loader",
@@ -53,6 +53,14 @@ SYNC_ONLY = {
         "outbox_backlog",
         "query",
         "call",
+        "calls_of",
+        "stored",
+        "inspect",
+        "store_stats",
+        "loader_stats",
+        "keep_warm",
+        "report_accesses",
+        "collect_garbage",
     },
     Loader: {"since"},
     BatchLoader: {"since"},
@@ -75,16 +83,8 @@ TWINS = {
         "invalidate",
         "clear",
         "invalidate_loader",
-        "collect_garbage",
-        "inspect",
-        "calls_of",
-        "store_stats",
-        "loader_stats",
         "warm",
-        "keep_warm",
-        "report_accesses",
         "explain",
-        "stored",
         "hot",
     },
     Loader: READS,

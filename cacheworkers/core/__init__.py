@@ -1,1 +1,1 @@
-"""Pure decisions and formats: no I/O, and `now` is an argument."""
+"""Formats and decisions without I/O, where `now` is an argument; and the driver that performs the steps of flows."""

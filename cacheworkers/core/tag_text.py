@@ -1,4 +1,4 @@
-"""The one text of a value in a tag, whoever makes it: a loader's argument, a row's column, a trigger, or `tag()`.
+"""The text of a value in a tag, `tag()`, and TagKinds, which checks that loaders, rows and triggers agree on it.
 
 Templates are filled as an f-string fills them, and a trigger writes what Postgres has as text.  Only some types have
 one text in all of these; what has several is refused where templates are declared, and `tag()` makes one text of it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import itertools
 import math
 import re
 import typing
@@ -166,14 +167,14 @@ class TagKinds:
         if self._typed is None:
             self._typed = _typed(self._loaders)
         given = list(tags)
+        varied = [tag for tag in given if isinstance(tag, str) and _VARIED.search(tag)]
         found: dict[str, None] = {}
+        known = {tag for tag in given if isinstance(tag, str)}
         for template in self._typed:
-            for tag in given:
+            for tag in given if template.is_read else varied:
                 if isinstance(tag, str) and tag.startswith(template.head):
-                    text = template.text_of(tag)
-                    if text is not None and text != tag:
-                        found[text] = None
-        return [*given, *found]
+                    found.update(dict.fromkeys(template.texts_of(tag)))
+        return [*given, *(tag for tag in found if tag not in known)]
 
     def add_rows(self, who: str, texts: tuple[str | None, ...], kinds: Sequence[TextKind | None]) -> None:
         """Note a template of a watched class or of triggers; raises as `add_loader` does, with the sides changed."""
@@ -194,23 +195,33 @@ class TagKinds:
 
 
 class _Typed(NamedTuple):
-    """A loader's template with fields whose values have other texts elsewhere."""
+    """A loader's template with fields whose values have other texts elsewhere.
+
+    Attributes:
+        is_read: whether a field is of a type whose values every text may be of; texts have other texts only if they
+            look like it.
+    """
 
     head: str
     pattern: re.Pattern[str]
     texts: tuple[str | None, ...]
     kinds: tuple[TextKind | None, ...]
+    is_read: bool
 
-    def text_of(self, tag: str) -> str | None:
-        """Return the tag as the loader writes it; None if it is none of this template's."""
+    def texts_of(self, tag: str) -> list[str]:
+        """Return the tag as the loader may write it; nothing if it is none of this template's."""
         match = self.pattern.fullmatch(tag)
         if match is None:
-            return None
+            return []
         try:
-            fields = iter([_READ[kind](text) for kind, text in zip(self.kinds, match.groups(), strict=True)])
+            fields = [_READ[kind](text) for kind, text in zip(self.kinds, match.groups(), strict=True)]
         except (ValueError, ArithmeticError):
-            return None
-        return "".join(next(fields) if text is None else text for text in self.texts)
+            return []
+        found = []
+        for chosen in itertools.islice(itertools.product(*fields), _MAX_TEXTS):
+            each = iter(chosen)
+            found.append("".join(next(each) if text is None else text for text in self.texts))
+        return [text for text in found if text]
 
 
 def _typed(loaders: Mapping[tuple[str | None, ...], Mapping[str, tuple[TextKind | None, ...]]]) -> list[_Typed]:
@@ -219,9 +230,27 @@ def _typed(loaders: Mapping[tuple[str | None, ...], Mapping[str, tuple[TextKind 
         # The shortest first: a number holds none of the text that follows it, while a text may.
         pattern = re.compile("".join("(.*?)" if text is None else re.escape(text) for text in texts), re.DOTALL)
         for kinds in dict.fromkeys(by_loader.values()):
-            if set(kinds) - {None, TextKind.STR}:
-                found.append(_Typed(texts[0] or "", pattern, texts, kinds))
+            if kinds:
+                found.append(_Typed(texts[0] or "", pattern, texts, kinds, bool(set(kinds) - {None, TextKind.STR})))
     return found
+
+
+#: Tags of texts that a database may hold equal to others: padded, a UUID or an address, an Enum's member.
+_VARIED = re.compile(r" |\b[A-Z]\w*\.[A-Za-z_]|[0-9A-Fa-f]{2}[-:][0-9A-Fa-f]{2}")
+_MEMBER = re.compile(r"[A-Z]\w*\.([A-Za-z_]\w*)")
+_HEXADECIMAL = re.compile(r"[0-9A-Fa-f]{2,}([-:][0-9A-Fa-f]{2,})+")
+#: Tags that one tag becomes, at most: each costs a look-up.
+_MAX_TEXTS = 16
+
+
+def _text(text: str) -> list[str]:
+    """Return a text and those that are likely to name the same row: one tag too many costs a load."""
+    found = [text, text.rstrip(" ")]
+    if _HEXADECIMAL.fullmatch(text):
+        found += [text.lower(), text.upper()]
+    if member := _MEMBER.fullmatch(text):
+        found += [member[1], member[1].lower()]
+    return list(dict.fromkeys(found))
 
 
 def _int(text: str) -> str:
@@ -239,18 +268,18 @@ def _date(text: str) -> str:
     return datetime.date.fromisoformat(text[:10] if text[10:11] in (" ", "T") else text).isoformat()
 
 
-def _or_none(read: Callable[[str], str]) -> Callable[[str], str]:
-    return lambda text: text if text == "None" else read(text)
+def _one(read: Callable[[str], str]) -> Callable[[str], list[str]]:
+    return lambda text: [text if text == "None" else read(text)]
 
 
-#: Kind -> what makes the text that loaders write of another text of the same value; raises ValueError where it is none.
-_READ: dict[TextKind | None, Callable[[str], str]] = {
-    None: str,
-    TextKind.STR: str,
-    TextKind.INT: _or_none(_int),
-    TextKind.BOOL: _bool,
-    TextKind.UUID: _or_none(lambda text: str(uuid.UUID(text))),
-    TextKind.DATE: _or_none(_date),
+#: Kind -> what makes the texts that loaders write of another text of a value; raises ValueError where it is none.
+_READ: dict[TextKind | None, Callable[[str], list[str]]] = {
+    None: _text,
+    TextKind.STR: _text,
+    TextKind.INT: _one(_int),
+    TextKind.BOOL: _one(_bool),
+    TextKind.UUID: _one(lambda text: str(uuid.UUID(text))),
+    TextKind.DATE: _one(_date),
 }
 
 

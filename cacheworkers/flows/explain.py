@@ -10,8 +10,8 @@ from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Freshness, decide
 from cacheworkers.core.judgement import judge
+from cacheworkers.flows.keep_warm import MARGIN, half_life_of, kept_warm, turns_of
 from cacheworkers.flows.ports import LoaderSpec, Ports
-from cacheworkers.flows.warm import MARGIN, half_life_of, kept_warm, turns_of
 
 
 class TagState(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import msgspec
 
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.tags import check_tag
+from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import LoadError, LoadTimeout, StoreError, StoreFull, TagError
 from cacheworkers.events import LoadRefused, NotStored
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports

@@ -15,8 +15,8 @@ from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Step
 from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds
-from cacheworkers.core.tags import TagTemplates
 from cacheworkers.errors import DeclarationError
 from cacheworkers.events import Hook
 from cacheworkers.local.access_counter import AccessCounter
@@ -24,7 +24,7 @@ from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.load_time import LoadTime
-from cacheworkers.local.own_entries import OwnEntries
+from cacheworkers.local.other_release_entries import OtherReleaseEntries
 from cacheworkers.local.rate_limiter import RateLimiter, per_second
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
@@ -223,7 +223,7 @@ class Ports:
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)
     tag_kinds: TagKinds = field(default_factory=TagKinds)
-    own_entries: OwnEntries = field(default_factory=OwnEntries)
+    other_release_entries: OtherReleaseEntries = field(default_factory=OtherReleaseEntries)
     chance: Callable[[], float] = random.random
     revalidations: RateLimiter = field(init=False)
 

@@ -15,7 +15,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CodecError, StoreError
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, UnreadableEntry
 from cacheworkers.flows.miss import lapsed, read_without_store, wait_for_load
-from cacheworkers.flows.own_load import read_own_entry
+from cacheworkers.flows.other_release_load import read_own_entry
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
 from cacheworkers.flows.read_state import SINGLE, LoadStrategy, ReadOptions, ReadState, StoreResult
 from cacheworkers.local.coalescing import Crowd
@@ -125,7 +125,7 @@ def fresh_entry(
     found = judge(raw, text, now, since=since, shape=loader.shape)
     entry = found.entry
     if found.other is not None and now < found.other.fresh_until:
-        entry = ports.own_entries.get(found.other, now)
+        entry = ports.other_release_entries.get(found.other, now)
         if entry is None or entry.seq < since or now >= entry.fresh_until:
             return None
     elif entry is None or found.freshness is not Freshness.FRESH:

@@ -13,8 +13,8 @@ from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, CodecError, LoadErrors, StoreError
 from cacheworkers.events import Served
-from cacheworkers.flows.batched_reads import SHARED, together
 from cacheworkers.flows.loader_memory import LoaderMemory
+from cacheworkers.flows.merged_reads import SHARED, together
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.read import fresh_entry, read
 from cacheworkers.flows.read_state import StoreResult

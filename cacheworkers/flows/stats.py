@@ -8,8 +8,8 @@ import msgspec
 
 from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.driver import Flow
+from cacheworkers.flows.keep_warm import half_life_of, hottest
 from cacheworkers.flows.ports import Ports
-from cacheworkers.flows.warm import half_life_of, hottest
 
 
 class StoreStats(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Reads inside an open transaction that has changed what is watched: it sees its own writes, and caches nothing."""
+"""Reads inside an open transaction that has changed what is watched: StoreReads sends them here, past the cache."""
 
 from __future__ import annotations
 

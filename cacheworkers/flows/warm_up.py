@@ -13,8 +13,8 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, Step
+from cacheworkers.flows.keep_warm import BUSY, CHUNK, Queued, is_fresh_for
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
-from cacheworkers.flows.warm import BUSY, CHUNK, Queued, is_fresh_for
 from cacheworkers.local.aimd_window import AimdWindow
 from cacheworkers.local.queue_monitor import QueueMonitor
 from cacheworkers.store.commands.replies import Backoff, Claimed

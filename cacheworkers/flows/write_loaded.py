@@ -17,7 +17,7 @@ from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import CLOCK_MARGIN, LEAST_KEPT_FOR, Entry, Life, life_of
-from cacheworkers.core.tags import check_tag
+from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import CacheworkersError, EntryTooLarge, StoreError, StoreFull, TagError
 from cacheworkers.events import NotStored, Outcome
 from cacheworkers.flows.invalidate import replicated

@@ -1,1 +1,1 @@
-"""What lives in this process: its memory, those who wait in it, and what it may run itself."""
+"""State and concurrency of one process: L1, waiters, single flight, breaker, bulkhead, clock."""

@@ -1,4 +1,4 @@
-"""AimdWindow: limits how many loads that nobody waits for are under way, by how long loads take.
+"""AimdWindow: limits how many loads of a warm job are under way, by how long loads take.
 
 Additive increase, multiplicative decrease (Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for
 Congestion Avoidance in Computer Networks", 1989).  As in TCP Vegas (Brakmo et al., SIGCOMM 1994) the sign of congestion

@@ -1,4 +1,4 @@
-"""LoadTime: a moving average of how long the loads of one loader take."""
+"""LoadTime: a moving average of how long the loads of one loader take; messages are grouped by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QueueMonitor: follows the length of a queue, and whether workers take messages from it."""
+"""QueueMonitor: follows the length of a queue, and whether workers take messages from it; for warm jobs."""
 
 from __future__ import annotations
 

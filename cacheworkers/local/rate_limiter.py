@@ -1,4 +1,4 @@
-"""RateLimiter: how often something may be done a second, by this process."""
+"""RateLimiter: limits by "100/s" or the like in this process: revalidations, and loads while the store is away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cacheworkers`: the command line that inspects and controls a cache.
+"""`cacheworkers`: the command line: its group, common options, and short commands.
 
     cacheworkers --app shop.cache:cache explain 'product[42]'
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from cacheworkers.ops.history_checker import History, Invalidate, Read, Stale, check
+from cacheworkers.ops.history import History, Invalidate, Read, Stale, check
 from cacheworkers.ops.output import Show, as_json, note
 
 #: More findings than these are counted, not shown.

@@ -149,7 +149,7 @@ class Metrics:
             events.Replayed: lambda event: self._add("outbox_replayed_total", event.rows),
             events.WarmingPaused: lambda event: self._add("warming_held_back_total", 1),
             events.AccessesReported: lambda event: self._add("reported_calls_total", event.calls, event.loader),
-            events.MaintenanceMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
+            events.UpkeepMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
             events.StoreLost: lambda event: self._lost("store", 1),
             events.StoreBack: lambda event: self._lost("store", 0),
             events.ListenerUp: lambda event: self._lost("listener", 0),

@@ -1,4 +1,4 @@
-"""Runs loaders' own code: in a worker's thread, or in a reader's process behind the bulkhead."""
+"""LoaderRunner: runs loaders' own code, in a worker's thread or in a reader's process, with the sessions it needs."""
 
 from __future__ import annotations
 

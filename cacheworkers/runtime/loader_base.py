@@ -16,11 +16,11 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CallError
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
+from cacheworkers.flows.keep_warm import hot
 from cacheworkers.flows.loader_memory import LoaderMemory, as_is
 from cacheworkers.flows.nested_read import nested_many
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.read_many import one_by_one, read_many
-from cacheworkers.flows.warm import hot
 from cacheworkers.flows.warm_up import UNLIMITED, WarmUp
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.l1 import MISSING, Slot

@@ -10,8 +10,8 @@ from cacheworkers.config import Config
 from cacheworkers.core.calls import Signature, loader_name_of
 from cacheworkers.core.codec import Codec, annotation_of
 from cacheworkers.core.shape import shape_of
+from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds, kind_of
-from cacheworkers.core.tags import TagTemplates
 from cacheworkers.errors import ConfigError, DeclarationError, TagError, UnknownLoader
 from cacheworkers.flows.ports import LoaderSpec
 from cacheworkers.policy import Policy

@@ -1,4 +1,4 @@
-"""StoreReads: reads of one loader that L1 does not answer, by a look in the store, another read's outcome or a flow."""
+"""StoreReads: reads of one loader that L1 does not answer: chooses a look in the store, another read's, or a flow."""
 
 from __future__ import annotations
 

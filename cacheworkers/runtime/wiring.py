@@ -1,4 +1,4 @@
-"""Wiring: this process's parts, made and wired together; closed together, and begun again after a fork."""
+"""Runtime: this process's parts, made and wired together; closed together, and begun again after a fork."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from cacheworkers.events import (
     Hook,
     ListenerUp,
     Loaded,
-    MaintenanceMissed,
     NotStored,
     PublishFailed,
     StoreBack,
     StoreLost,
+    UpkeepMissed,
 )
+from cacheworkers.flows.keep_warm import Queued, report_accesses
 from cacheworkers.flows.load_failure import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
-from cacheworkers.flows.warm import Queued, report_accesses
 from cacheworkers.load_context import AroundLoad
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
@@ -45,7 +45,7 @@ from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.load_runner import CallersSessions, LoaderRunner, NoSessions
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook, inside
-from cacheworkers.runtime.worker_watch import WorkerWatch
+from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
@@ -68,11 +68,11 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 #: Seconds between two reports of memory hits to the hook, where no accesses are reported to the store.
 COUNTED_EVERY = 5.0
-#: A maintenance task is late when it last ended this many periods, plus this many seconds, ago.
+#: A upkeep task is late when it last ended this many periods, plus this many seconds, ago.
 LATE = 2.0
 LATE_MARGIN = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
-MaintenanceTasks = dict[str, tuple[Callable[[], Any], float]]
+UpkeepTasks = dict[str, tuple[Callable[[], Any], float]]
 
 
 class Runtime:
@@ -93,7 +93,7 @@ class Runtime:
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
         run_loads: Callable[..., Any],
-        maintenance: MaintenanceTasks,
+        upkeep: UpkeepTasks,
         around_load: AroundLoad,
     ) -> None:
         """
@@ -111,7 +111,7 @@ class Runtime:
         self._failure_log = FailureLog(config.backoff_for)
         self._limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
         self.workers: Any = None
-        self._watch: WorkerWatch | None = None
+        self._watch: WorkerBreaker | None = None
         self._taken_noted_at: dict[str, float] = {}
 
         clock, coherence, l1, waiters = StoreClock(), Coherence(), L1(config.l1_entries, config.l1_bytes), Waiters()
@@ -155,7 +155,7 @@ class Runtime:
         if celery is None:
             ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
         else:
-            from cacheworkers.workers.binding import Maintenance, bind
+            from cacheworkers.workers.binding import Upkeep, bind
 
             self.workers = bind(
                 celery,
@@ -163,7 +163,7 @@ class Runtime:
                 run_loads=run_loads,
                 undelivered=self.undelivered,
                 refuse=self.refuse,
-                maintenance=Maintenance(maintenance, self._should_run, lambda task: ports.store.note_beat(task).run()),
+                upkeep=Upkeep(upkeep, self._should_run, lambda task: ports.store.note_beat(task).run()),
                 emit=self.emit,
                 reset_after_fork=self.reset,
                 waited_for=lambda: waiters.calls,
@@ -171,7 +171,7 @@ class Runtime:
                 on_alive=lambda name: ports.store.note_worker(name).run(),
                 **around_task,
             )
-            self._watch = watch = WorkerWatch(self.workers, ports.store, config)
+            self._watch = watch = WorkerBreaker(self.workers, ports.store, config)
             ports.dispatcher = watch
             ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
             ports.message_of = watch.message
@@ -232,7 +232,7 @@ class Runtime:
         """Return whether an upkeep task is to run now: two beats send each twice."""
         is_ours, since = self.ports.store.begin_tick(task, every).run()
         if is_ours and since is not None and since > LATE * every + LATE_MARGIN:
-            self.emit(MaintenanceMissed(task, since, every))
+            self.emit(UpkeepMissed(task, since, every))
         return is_ours
 
     def _report(self) -> None:
@@ -333,7 +333,7 @@ class Runtime:
         self.ports.access_counter.reset()
         self.ports.asked.reset()
         self.ports.l1.reset()
-        self.ports.own_entries.reset()
+        self.ports.other_release_entries.reset()
         self.ports.waiters.reset()
         self.ports.store.reset()
         self.ports.listener.reset()

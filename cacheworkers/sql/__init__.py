@@ -1,1 +1,1 @@
-"""SQLAlchemy: the sessions that loaders get."""
+"""SQLAlchemy: loaders' sessions, watched sessions, the outbox and its relay, Postgres triggers."""

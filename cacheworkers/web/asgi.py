@@ -1,4 +1,4 @@
-"""Answers over plain ASGI: what any ASGI framework, or none, builds on."""
+"""Responder for plain ASGI: what any ASGI framework, or none, builds on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers from Flask; needs the extra `flask`."""
+"""Responder for Flask; needs the extra `flask`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers of this second's answers: what is read again before a number in them changes gets the same."""
+"""Recent: the headers of recent answers, used again until a number in them changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers from Starlette and FastAPI; needs the extra `starlette`."""
+"""Responder for Starlette and FastAPI; needs the extra `starlette`."""
 
 from __future__ import annotations
 

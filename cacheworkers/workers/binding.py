@@ -1,4 +1,4 @@
-"""Bind a Celery app to a cache: tasks, queues, schedule, and what workers do when they start; undone by `close`."""
+"""Bind a Celery app to a cache: upkeep tasks, queues, schedule, and what workers do at start; undone by `close`."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from cacheworkers.workers.worker_command import worker_command
 
 log = logging.getLogger("cacheworkers")
 
-#: How long a maintenance message may wait behind another, a garbage collection say, and be run all the same, seconds.
+#: How long a upkeep message may wait behind another, a garbage collection say, and be run all the same, seconds.
 MAINTENANCE_EXPIRES = 30.0
-#: Longest that a maintenance task may run, seconds: the next one goes on from where it was interrupted.
+#: Longest that a upkeep task may run, seconds: the next one goes on from where it was interrupted.
 MAINTENANCE_FOR = 3600.0
 #: How often a worker renews its mark in the store, seconds.
 ALIVE_EVERY = 60.0
@@ -46,8 +46,8 @@ ALIVE_EVERY = 60.0
 _bound: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
-class Maintenance:
-    """The maintenance tasks: what each does, how often, and whether it is its turn."""
+class Upkeep:
+    """The upkeep tasks: what each does, how often, and whether it is its turn."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class Binding:
         app: Celery,
         config: Config,
         dispatcher: CeleryDispatcher,
-        maintenance: Maintenance,
+        upkeep: Upkeep,
         on_fork: Callable[[], None],
         on_alive: Callable[[str], object],
     ) -> None:
         self.app = app
         self._dispatcher = dispatcher
-        self._maintenance = maintenance
+        self._maintenance = upkeep
         self._on_fork = on_fork
         self._on_alive = on_alive
         self._on_ready: list[Callable[[], object]] = [self._log_queues]
@@ -114,7 +114,7 @@ class Binding:
                     "ignore_result": True,
                 },
             }
-            for name, (_, every) in maintenance.tasks.items()
+            for name, (_, every) in upkeep.tasks.items()
         }
         self._settings = AddedSettings(app, config, schedule)
         self._step = _in_order(dispatcher.queue_names)
@@ -260,7 +260,7 @@ def bind(
     *,
     run_loads: RunLoads,
     undelivered: Callable[[list[LoadRequest]], None],
-    maintenance: Maintenance,
+    upkeep: Upkeep,
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
     waited_for: Callable[[], int] = lambda: 0,
@@ -271,7 +271,7 @@ def bind(
 ) -> Binding:
     """Bind the user's Celery app, and return the dispatcher.
 
-    Adds to the app: the four queues, which workers without `-Q` take after its own; tasks for loaders and maintenance;
+    Adds to the app: the four queues, which workers without `-Q` take after its own; tasks for loaders and upkeep;
     routes for these tasks, after its own; beat entries `cacheworkers-<name>`, unless it has entries of that name.  In
     each pool child it disposes of inherited connections.  Publishing uses a connection of its own.  Nothing that holds
     for the app's own tasks and queues is changed.
@@ -305,7 +305,7 @@ def bind(
         refuse=refuse,
         around_task=around_task,
     )
-    return Binding(app, config, dispatcher, maintenance, reset_after_fork, on_alive)
+    return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive)
 
 
 def _in_order(names: tuple[str, ...]) -> type:
@@ -321,4 +321,4 @@ def _in_order(names: tuple[str, ...]) -> type:
     return ConsumeInOrder
 
 
-__all__ = ["Binding", "LoaderInfo", "Maintenance", "bind"]
+__all__ = ["Binding", "LoaderInfo", "Upkeep", "bind"]

@@ -1,4 +1,4 @@
-"""Send load requests to Celery workers, and run them there."""
+"""CeleryDispatcher: makes the Celery task of each loader, sends load requests to workers, and runs them there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishes groups of load requests as task messages, over a connection of its own that fails in milliseconds."""
+"""Publisher: publishes groups of load requests as task messages, on the threads of PublishQueue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Version mismatch: loads of a version that this worker does not know go back to the queue, for one that does.
+"""Version mismatch: recognises loads of a version that this worker does not know, and when they are tried again.
 
 While a new version is rolled out there are workers of both.  A message of either kind is taken by any of them.
 """

@@ -116,7 +116,7 @@ def shop() -> dict[str, Any]:
 
 def of(page: str) -> dict[str, Any]:
     """Return what a page takes for granted."""
-    return models() if page == "README.md" or page.startswith(DECLARING) else shop()
+    return models() if page.startswith(DECLARING) else shop()
 
 
 #: Pages that make a cache and loaders of their own.

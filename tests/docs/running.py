@@ -57,7 +57,7 @@ class Page:
         self._staying: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = {port: str(free_port()) for port in PORTS}
         self._env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
-        self._env["PYTHONUNBUFFERED"] = "1"  # a terminal shows each line at once; a file would get it at the end
+        self._env["PYTHONUNBUFFERED"] = "1"  # a terminal shows each line immediately; a file would get it at the end
         self._printed = ""
 
     def __enter__(self) -> Page:
@@ -91,7 +91,7 @@ class Page:
             case _, "file" | "adds":
                 self._write(block)
                 return "written"
-            case "bash", "" | "stays":
+            case "bash", "" | "stays" | "terminals":
                 return self._shell(block)
             case "text", "prints":
                 assert _timeless(block.text) == _timeless(self._printed), f"{block.place}: it prints {self._printed!r}"
@@ -140,7 +140,13 @@ class Page:
         if not self._is_session or any(line.startswith("pip ") for line in lines):
             return "checked"
         if block.mark == "stays":
-            self._stay(lines, block)
+            self._execute(lines[:-1], block)
+            self._stay(lines[-1], block)
+        elif block.mark == "terminals":
+            for line in lines:
+                self._stay(line, block)
+                if printed := line.partition("# prints ")[2]:
+                    assert printed == self._printed.strip(), f"{block.place}: {line} prints {self._printed!r}"
         else:
             self._execute(lines, block)
         return "executed"
@@ -156,12 +162,10 @@ class Page:
         self._env = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if pair)
         self._printed = done.stdout
 
-    def _stay(self, lines: list[str], block: Block) -> None:
-        """Run all commands but the last one, start that (again if it goes on already), and return when it is up."""
-        command = lines[-1]
+    def _stay(self, command: str, block: Block) -> None:
+        """Start a command, again if it goes on already, and return when it is up; in `terminals` it may also end."""
         self._stop(command)
-        self._execute(lines[:-1], block)
-        log = self._directory / f"{block.line}.log"
+        log = self._directory / f"{block.line}-{len(self._staying)}.log"
         with open(log, "wb") as out:
             process = subprocess.Popen(
                 ["bash", "-c", "exec " + self._moved(command)],
@@ -173,10 +177,12 @@ class Page:
             )
         self._staying[command] = process
         try:
-            wait_until(lambda: re.search(block.says, log.read_text()) or process.poll() is not None, UP_WITHIN)
+            wait_until(lambda: process.poll() is not None or re.search(block.says, log.read_text()), UP_WITHIN)
         except AssertionError:
             raise AssertionError(f"{block.place}: it has not said {block.says!r}: {log.read_text()}") from None
-        assert process.poll() is None, f"{block.place}: it ended: {log.read_text()}"
+        ended, self._printed = process.poll(), log.read_text()
+        may_end = block.mark == "terminals" and ended == 0
+        assert ended is None or may_end, f"{block.place}: {command} ended: {self._printed}"
 
     def _stop(self, command: str) -> None:
         """End a command as Ctrl-C does."""

@@ -128,11 +128,13 @@ def _python(words: list[str], files: set[str]) -> None:
                 raise BadLine(f"python -m {module}: there is no such module")
             if words[1:3] == ["django", "startproject"]:
                 files.add("manage.py")
+        case ["-c", code]:
+            compile(code, "-c", "exec")
         case [script, *_] if not script.startswith("-"):
             if script not in files and not (ROOT / script).exists():
                 raise BadLine(f"python {script}: the page writes no such file, and the project has none")
         case _:
-            raise BadLine(f"python {' '.join(words)}: takes -m module, or a file")
+            raise BadLine(f"python {' '.join(words)}: takes -m module, -c code, or a file")
 
 
 def _pip(words: list[str], files: set[str]) -> None:

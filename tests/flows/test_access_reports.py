@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load, StoreUnavailable
-from cacheworkers.flows.warm import report_accesses
+from cacheworkers.flows.keep_warm import report_accesses
 from cacheworkers.testing import Stepper, Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -43,7 +43,7 @@ def test_what_an_outage_kept_from_being_reported_is_reported_after_it(
     make_cache: MakeCache, server: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was reported before it is not reported again."""
-    monkeypatch.setattr("cacheworkers.flows.warm.CHUNK", 1)
+    monkeypatch.setattr("cacheworkers.flows.keep_warm.CHUNK", 1)
     cache, number = made(make_cache, redis_url=server.url, breaker_for=0.05)
     for n in (1, 2):
         for _ in range(4):

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from cacheworkers import Cache
-from cacheworkers.events import Event, GarbageCollected, MaintenanceMissed
+from cacheworkers.events import Event, GarbageCollected, UpkeepMissed
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -53,10 +53,10 @@ def test_ticks_that_were_missed_are_reported_once_beat_is_back(
     tick = beaten(make_cache, gc_interval=0.1)
     monkeypatch.setattr("cacheworkers.runtime.wiring.LATE_MARGIN", 0.2)
     tick()
-    assert not any(isinstance(event, MaintenanceMissed) for event in events), "the first tick ever is not late"
+    assert not any(isinstance(event, UpkeepMissed) for event in events), "the first tick ever is not late"
 
-    def missed() -> list[MaintenanceMissed]:
-        return [event for event in events if isinstance(event, MaintenanceMissed)]
+    def missed() -> list[UpkeepMissed]:
+        return [event for event in events if isinstance(event, UpkeepMissed)]
 
     cache = make_cache()
     keys: Any = cache._ports.store.keys

@@ -35,10 +35,10 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows import write_loaded
 from cacheworkers.flows.garbage_collection import collect_garbage
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
+from cacheworkers.flows.keep_warm import reload_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.loader_memory import LoaderMemory
 from cacheworkers.flows.ports import Enqueue, LoadRequest, Ports
-from cacheworkers.flows.warm import reload_tags
 from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER
 from cacheworkers.store.commands.replies import Claimed

@@ -13,8 +13,8 @@ from cacheworkers.core import envelope
 from cacheworkers.core.driver import run
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
+from cacheworkers.flows.keep_warm import ask_for
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.flows.warm import ask_for
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -24,7 +24,7 @@ MakeCache = Callable[..., Cache]
 @pytest.fixture(autouse=True)
 def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each round looks at all that is kept warm."""
-    monkeypatch.setattr("cacheworkers.flows.warm.TURN", 0.0)
+    monkeypatch.setattr("cacheworkers.flows.keep_warm.TURN", 0.0)
 
 
 def counted(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
@@ -232,7 +232,7 @@ def test_what_is_hot_is_so_under_this_version_and_once(make_cache: MakeCache) ->
 def test_hot_calls_that_fit_this_version_no_more_are_passed_over(
     make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cacheworkers.flows.warm.CHUNK", 2)
+    monkeypatch.setattr("cacheworkers.flows.keep_warm.CHUNK", 2)
     cache = make_cache()
     number, _ = counted(cache)
     cache._ports.store.add_accesses("number", [(f'number["{n}"]', 50) for n in range(5)], half_life=60, most=100).run()

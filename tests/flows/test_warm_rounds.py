@@ -12,8 +12,8 @@ from cacheworkers import Cache, Load
 from cacheworkers.core.access_frequency import read_at_of, score_of
 from cacheworkers.core.driver import run
 from cacheworkers.events import Event, WarmingPaused
-from cacheworkers.flows import warm as warming
-from cacheworkers.flows.warm import Queued
+from cacheworkers.flows import keep_warm as warming
+from cacheworkers.flows.keep_warm import Queued
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -22,7 +22,7 @@ MakeCache = Callable[..., Cache]
 @pytest.fixture(autouse=True)
 def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each round looks at all that is kept warm."""
-    monkeypatch.setattr("cacheworkers.flows.warm.TURN", 0.0)
+    monkeypatch.setattr("cacheworkers.flows.keep_warm.TURN", 0.0)
 
 
 def counted(cache: Cache, name: str = "number", **policy: Any) -> tuple[Any, list[int]]:

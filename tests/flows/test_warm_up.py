@@ -13,7 +13,7 @@ import pytest
 from cacheworkers import Cache, CallError, ConfigError, Load, UnknownLoader, WarmUp
 from cacheworkers.core.driver import run
 from cacheworkers.events import Event, Loaded
-from cacheworkers.flows.warm import BUSY, Queued, ask_for
+from cacheworkers.flows.keep_warm import BUSY, Queued, ask_for
 from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.testing.servers import wait_until
@@ -25,7 +25,7 @@ MakeCache = Callable[..., Cache]
 def quick_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """No load of these tests is slow, however long this machine takes for it."""
     monkeypatch.setattr("cacheworkers.local.aimd_window.SLACK", 3600.0)
-    monkeypatch.setattr("cacheworkers.flows.warm.TURN", 0.0)
+    monkeypatch.setattr("cacheworkers.flows.keep_warm.TURN", 0.0)
 
 
 def warm_up(

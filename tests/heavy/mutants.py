@@ -1,7 +1,8 @@
 """Mutants made by machine: flows, Lua scripts and connections with one operator, condition or statement changed.
 
 `python tests/heavy/mutants.py map FILE` notes which tests call which functions; `... run FILE [FROM TO [EACH]]` tries
-the sample, each mutant in a copy of the tree with the tests that call its function, and prints what became of it.
+the sample, each mutant in a copy of the tree with the tests that call its function, and prints what became of it: a
+result a line, and on stderr how far it has got.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -19,8 +21,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,9 +55,16 @@ TESTS = (
 )
 #: Imported once, before the runs are forked.
 HEAVY = ("_pytest.python", "celery", "hypothesis", "msgspec", "pydantic", "redis.asyncio", "sqlalchemy.orm")
-#: Seconds of tests, the quickest first, that one mutant may cost; and when it counts as hanging, which kills it.
-TESTS_FOR = 30.0
-HANGS_AFTER = 60.0
+#: Seconds of tests, as the map has them, that one mutant may cost; and in all, with servers' starts, on a busy machine.
+TESTS_FOR = 20.0
+ENDS_AFTER = 120.0
+#: Seconds without the end of a test after which a mutant counts as hanging, which kills it.
+HANGS_AFTER = 30.0
+#: Seconds for one file of tests when the map is made, and how many processes work beside each other.
+FILE_FOR = 300.0
+PROCESSES = 2
+
+Tests = dict[str, tuple[float, list[str]]]
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -229,8 +239,9 @@ def sample() -> list[Mutant]:
 class Noting:
     """A plugin of pytest: notes which functions each test calls, and how long it takes; of those that pass."""
 
-    def __init__(self) -> None:
-        self.tests: dict[str, tuple[float, list[str]]] = {}
+    def __init__(self, into: Path) -> None:
+        self._into = into
+        self._tests: Tests = {}
         self._failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -246,22 +257,42 @@ class Noting:
             return (yield)  # type: ignore[return-value]
         finally:
             if item.nodeid not in self._failed:
-                self.tests[item.nodeid] = (time.monotonic() - began, sorted(called))
+                self._tests[item.nodeid] = (time.monotonic() - began, sorted(called))
+                self._into.write_text(json.dumps(self._tests))
 
 
 def note_tests(into: Path) -> None:
-    """Write which tests call which functions: run in a copy of the tree whose functions say that they are called."""
-    builtins.called_functions = set()  # type: ignore[attr-defined]
-    plugin = Noting()
-    with copied_tree() as tree:
-        mutated = [file for folder, pattern, _ in PARTS for file in (tree / folder).glob(pattern)]
-        for file in [*mutated, *map(tree.joinpath, SENDERS)]:
-            if file.suffix == ".py":
-                file.write_text(_noting(str(file.relative_to(tree)), file.read_text()))
-        os.chdir(tree)
-        sys.path[:0] = [str(tree)]
-        pytest.main(["-q", "-p", "no:cacheprovider", *TESTS], plugins=[plugin])
-    into.write_text(json.dumps(plugin.tests))
+    """Write which tests call which functions: run in copies of the tree whose functions say that they are called."""
+    files = [str(file.relative_to(ROOT)) for each in TESTS for file in _test_files(ROOT / each)]
+    found: Tests = {}
+    for count, tests in enumerate(_in_parallel(_noted, files, _note_calls), 1):
+        found |= tests
+        print(f"\r{count} of {len(files)} files, {len(found)} tests", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    into.write_text(json.dumps(found))
+
+
+def _test_files(path: Path) -> list[Path]:
+    return sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+
+
+def _note_calls(tree: Path) -> None:
+    mutated = [file for folder, pattern, _ in PARTS for file in (tree / folder).glob(pattern)]
+    for file in [*mutated, *map(tree.joinpath, SENDERS)]:
+        if file.suffix == ".py":
+            file.write_text(_noting(str(file.relative_to(tree)), file.read_text()))
+
+
+def _noted(file: str) -> Tests:
+    noted = _tree / "noted.json"
+    noted.unlink(missing_ok=True)
+
+    def note() -> int:
+        builtins.called_functions = set()  # type: ignore[attr-defined]
+        return int(pytest.main(["-q", "-p", "no:cacheprovider", file], plugins=[Noting(noted)]))
+
+    _outcome(note, FILE_FOR, FILE_FOR)
+    return json.loads(noted.read_text()) if noted.exists() else {}
 
 
 def _noting(name: str, text: str) -> str:
@@ -275,8 +306,8 @@ def _noting(name: str, text: str) -> str:
     return "".join(lines)
 
 
-def tests_of(mutant: Mutant, tests: dict[str, tuple[float, list[str]]]) -> list[str]:
-    """Return the tests to run: those that call the mutated function, the quickest first."""
+def tests_of(mutant: Mutant, tests: Tests) -> list[str]:
+    """Return the tests to run: the quickest of those that call the mutated function, file by file."""
     if mutant.file.startswith(LUA):
         called = _callers(mutant.place)
     else:
@@ -288,7 +319,9 @@ def tests_of(mutant: Mutant, tests: dict[str, tuple[float, list[str]]]) -> list[
         if chosen and total > TESTS_FOR:
             break
         chosen.append(test)
-    return chosen
+    # Servers and workers of a file are started once for all of its tests.
+    files = list(dict.fromkeys(test.partition("::")[0] for test in chosen))
+    return sorted(chosen, key=lambda test: files.index(test.partition("::")[0]))
 
 
 def _callers(script: str) -> set[str]:
@@ -302,67 +335,104 @@ def _callers(script: str) -> set[str]:
     }
 
 
-def outcome_of(mutant: Mutant, tree: Path, chosen: Sequence[str]) -> str:
-    """Run tests on a mutant in a copy of the tree: "killed", "hangs", "survived", or "untested" for none."""
+def outcome_of(mutant: Mutant, chosen: Sequence[str]) -> str:
+    """Run tests on a mutant in this process's tree: "killed by ...", "hangs", "survived", or "untested" for none."""
     if not chosen:
         return "untested"
-    file = tree / mutant.file
+    file, output = _tree / mutant.file, _tree / "output.txt"
     original = file.read_text()
     file.write_text(mutant.text)
     for cached in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
         cached.unlink()
+    try:
+        code = _outcome(lambda: int(pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider", *chosen])))
+    finally:
+        file.write_text(original)
+    if code is None:
+        return "hangs"
+    by = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read_text(errors="replace"), re.MULTILINE)
+    return f"killed by {by[1] if by else f'exit status {code}'}" if code else "survived"
+
+
+def _outcome(run: Callable[[], int], ends_after: float = ENDS_AFTER, hangs_after: float = HANGS_AFTER) -> int | None:
+    """Run in a child in this process's tree and return its exit status: 0 at its end; None if it hangs before that."""
+    output = _tree / "output.txt"
+    output.write_text("")
     child = os.fork()
     if not child:
-        _run_in_child(tree, chosen)
+        _run_in_child(run)
     try:
-        until = time.monotonic() + HANGS_AFTER
+        until = time.monotonic() + ends_after
         while time.monotonic() < until:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
-                return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+                return os.waitstatus_to_exitcode(status)
+            if time.time() - output.stat().st_mtime > hangs_after:
+                return None
             time.sleep(0.05)
-        return "hangs"
+        return 0
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(child, 0)
-        file.write_text(original)
 
 
-def _run_in_child(tree: Path, chosen: Sequence[str]) -> None:
+def _run_in_child(run: Callable[[], int]) -> None:
     os.setsid()
-    os.chdir(tree)
-    sys.path[:0] = [str(tree), str(tree / "tests" / "flows"), str(tree / "tests")]
-    with open(tree / "output.txt", "w") as output:
+    os.chdir(_tree)
+    sys.path[:0] = [str(_tree), str(_tree / "tests" / "flows"), str(_tree / "tests")]
+    with open(_tree / "output.txt", "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         code = 99
         try:
-            code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", *chosen]))
+            code = run()
         finally:
-            output.flush()
+            sys.stdout.flush()
             os._exit(code)
 
 
-@contextmanager
-def copied_tree() -> Iterator[Path]:
-    """Make a copy of the code and its tests, to be changed."""
-    with tempfile.TemporaryDirectory() as made:
-        tree = Path(made).resolve()
-        for folder in ("cacheworkers", "tests", "app", "benchmarks", "docs"):
-            shutil.copytree(ROOT / folder, tree / folder)
-        shutil.copy(ROOT / "pyproject.toml", tree)
-        yield tree
+#: This process's copy of the code and its tests, to be changed.
+_tree: Path
 
 
-def run(mutants: Sequence[Mutant], tests: dict[str, tuple[float, list[str]]]) -> Iterator[tuple[Mutant, str]]:
-    """Try mutants one after the other, each in this process's fork and one copy of the tree."""
+def _begin(trees: str, change: Callable[[Path], None] | None) -> None:
+    """Make this process's tree; what is imported here need not be imported again for each mutant."""
+    global _tree
+    _tree = Path(tempfile.mkdtemp(dir=trees))
+    for folder in ("cacheworkers", "tests", "app", "benchmarks", "docs"):
+        shutil.copytree(ROOT / folder, _tree / folder)
+    shutil.copy(ROOT / "pyproject.toml", _tree)
+    if change:
+        change(_tree)
     for name in HEAVY:
         importlib.import_module(name)
-    with copied_tree() as tree:
-        for mutant in mutants:
-            yield mutant, outcome_of(mutant, tree, tests_of(mutant, tests))
+
+
+def _in_parallel(work: Callable[[Any], Any], given: Sequence[Any], change: Any = None) -> Iterator[Any]:
+    with tempfile.TemporaryDirectory() as trees:
+        begin = (str(Path(trees).resolve()), change)
+        with multiprocessing.get_context("fork").Pool(PROCESSES, _begin, begin) as pool:
+            yield from pool.imap_unordered(work, given)
+
+
+def run(mutants: Sequence[Mutant], tests: Tests) -> Iterator[tuple[Mutant, str]]:
+    """Try mutants, as many at a time as there are processes, each in a fork and a copy of the tree."""
+    counts: Counter[str] = Counter()
+    began = time.monotonic()
+    for mutant, outcome in _in_parallel(_tried, [(mutant, tests_of(mutant, tests)) for mutant in mutants]):
+        counts[outcome.split()[0]] += 1
+        found = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+        line = f"{counts.total()} of {len(mutants)} in {time.monotonic() - began:.0f} s: {found}"
+        print(f"\r{line}", end="", file=sys.stderr, flush=True)
+        yield mutant, outcome
+    print(file=sys.stderr)
+
+
+def _tried(given: tuple[Mutant, list[str]]) -> tuple[Mutant, str]:
+    mutant, chosen = given
+    return mutant, outcome_of(mutant, chosen)
 
 
 def main(words: Sequence[str]) -> None:

@@ -91,7 +91,7 @@ class Suite:
         from sqlalchemy.orm import Mapper, Session
         from sqlalchemy.orm.mapper import _all_registries
 
-        from cacheworkers.sql.watch import connections
+        from cacheworkers.sql.watch import watched_connections
 
         begin, flush = Session.__init__, Session._flush  # type: ignore[attr-defined]
 
@@ -109,7 +109,7 @@ class Suite:
             for target, name, hook in (
                 (Session, "after_begin", read_before),
                 (Mapper, "before_configured", forget_others),
-                *connections.OF_ALL,
+                *watched_connections.OF_ALL,
             ):
                 if not event.contains(target, name, hook):
                     event.listen(target, name, hook)
@@ -143,7 +143,7 @@ class Suite:
 
     def join(self, session: Any) -> None:
         """Have hooks that are newer than a session's transaction know of it."""
-        from cacheworkers.sql.watch.connections import state_for
+        from cacheworkers.sql.watch.watched_connections import state_for
 
         transaction = session.get_nested_transaction() or session.get_transaction()
         if self.hooks is not None and transaction is not None:
@@ -229,7 +229,7 @@ class Suite:
         from sqlalchemy import event
         from sqlalchemy.orm import Session
 
-        from cacheworkers.sql.watch import connections
+        from cacheworkers.sql.watch import watched_connections
 
         hooks, self.hooks = self.hooks, None
         self.cache._watching._hooks.clear()
@@ -244,7 +244,7 @@ class Suite:
             (Session, "after_begin", hooks._on_begin),
             (Session, "before_flush", hooks._on_before_flush),
         ]
-        connections._all_hooks = ()
+        watched_connections._all_hooks = ()
         for target, name, hook in targets:
             with contextlib.suppress(Exception):
                 event.remove(target, name, hook)

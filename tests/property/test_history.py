@@ -11,8 +11,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cacheworkers.ops import history_checker
-from cacheworkers.ops.history_checker import Invalidate, Operation, Read, Received, Write
+from cacheworkers.ops import history
+from cacheworkers.ops.history import Invalidate, Operation, Read, Received, Write
 
 #: Few keys, versions and instants, so that they meet often.
 keys = st.sampled_from("aab")
@@ -197,7 +197,7 @@ LAWS = [law_of_the_definition, law_of_memory, law_of_the_right_cache, law_of_the
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_the_checker_keeps_the_laws(law: Callable[..., None]) -> None:
-    law(history_checker.check)
+    law(history.check)
 
 
 #: What is wrong with a checker -> its source, before and after.
@@ -235,12 +235,12 @@ MUTANTS = {
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_a_checker_with_a_fault_breaks_a_law(fault: str) -> None:
     before, after = MUTANTS[fault]
-    source = Path(history_checker.__file__).read_text()
+    source = Path(history.__file__).read_text()
     assert source.count(before) == 1, f"the checker no longer has {before!r}"
     mutant = types.ModuleType("mutant")
-    exec(compile(source.replace(before, after), history_checker.__file__, "exec"), mutant.__dict__)
+    exec(compile(source.replace(before, after), history.__file__, "exec"), mutant.__dict__)
     for name in ("Read", "Write", "Invalidate", "Received"):  # the histories are made of the checker's own
-        setattr(mutant, name, getattr(history_checker, name))
+        setattr(mutant, name, getattr(history, name))
 
     assert any(is_broken(law, mutant.check) for law in LAWS), "every law still holds"
 

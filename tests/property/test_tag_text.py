@@ -239,6 +239,38 @@ def test_a_tag_written_by_hand_reaches_the_loader_of_its_value(kind: Any, by_han
     assert found == [f"page:{by_hand}!", "other:1", "shelf:01:a:b", *wanted, "shelf:1:a:b"]
 
 
+@pytest.mark.parametrize("kind", [str, str | None, Any])
+@pytest.mark.parametrize(
+    ("by_hand", "loaders"),
+    [
+        ("ab   ", {"ab"}),
+        ("abcdefab-cdef-4abc-8def-abcdefabcdef", {"ABCDEFAB-CDEF-4ABC-8DEF-ABCDEFABCDEF"}),
+        ("08:00:2B:01:02:03", {"08:00:2b:01:02:03"}),
+        ("Level.LOW", {"LOW", "low"}),
+        ("Level.LOW ", set()),  # is padded, and no member
+        ("example.com", set()),
+        ("a b", set()),
+        ("lamp", set()),
+    ],
+)
+def test_a_text_written_by_hand_reaches_what_a_database_holds_equal(kind: Any, by_hand: str, loaders: set[str]) -> None:
+    kinds = TagKinds()
+    kinds.add_loader("page", ("page:", None), [kind_of(kind)])
+
+    found = kinds.with_loaders_texts([f"page:{by_hand}"])
+
+    wanted = loaders or {by_hand.rstrip()} - {by_hand}
+    assert found[0] == f"page:{by_hand}"
+    assert set(found[1:]) == {f"page:{each}" for each in wanted}
+
+
+def test_a_tag_by_hand_becomes_a_bounded_number_of_tags() -> None:
+    kinds = TagKinds()
+    kinds.add_loader("page", (None, ":", None, ":", None, ":", None), [kind_of(str)] * 4)
+
+    assert len(kinds.with_loaders_texts(["A.B:A.B:A.B:A.B"])) <= 17
+
+
 def test_an_invalidation_by_hand_is_the_loader_s(make_cache: Callable[..., Cache]) -> None:
     cache = make_cache()
     loads = []

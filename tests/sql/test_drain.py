@@ -80,7 +80,7 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
     database_url: str, events: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at its next look, which here would come too late: until then the store answers with what is old."""
-    monkeypatch.setattr("cacheworkers.sql.watch.service.DRAIN_WITHIN", 600.0)
+    monkeypatch.setattr("cacheworkers.sql.outbox.relay_loop.DRAIN_WITHIN", 600.0)
     with Valkey() as server:
         make = functools.partial(
             Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.05), hook=events.append
@@ -320,7 +320,7 @@ def test_sessions_leave_tables_with_triggers_to_them(triggered: Shop) -> None:
 
 def test_a_draining_process_is_woken_by_the_change(triggered: Shop, monkeypatch: Any) -> None:
     """Immediately: not by its look every so often, which here would come too late."""
-    monkeypatch.setattr("cacheworkers.sql.watch.service.DRAIN_WITHIN", 600.0)
+    monkeypatch.setattr("cacheworkers.sql.outbox.relay_loop.DRAIN_WITHIN", 600.0)
     stop = threading.Event()
     thread = threading.Thread(target=triggered.cache.drain_until, args=(stop,))
     thread.start()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cacheworkers.local.batching import Batcher
+from cacheworkers.local.get_batcher import Batcher
 
 
 class Source:

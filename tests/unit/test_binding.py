@@ -16,7 +16,7 @@ from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
 from cacheworkers.events import MalformedTask, TaskDropped
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.workers import celery_settings
-from cacheworkers.workers.binding import Binding, Maintenance, bind
+from cacheworkers.workers.binding import Binding, Upkeep, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.task_messages import parse_requests, shown
@@ -48,7 +48,7 @@ def bound(app: Celery, **answers: Any) -> Binding:
         **{
             "run_loads": lambda loader, asks, again: None,
             "undelivered": lambda asks: None,
-            "maintenance": Maintenance({"collect_garbage": (lambda: None, 60.0)}),
+            "upkeep": Upkeep({"collect_garbage": (lambda: None, 60.0)}),
             "emit": lambda event: None,
             "reset_after_fork": lambda: None,
             **answers,

@@ -1,4 +1,4 @@
-"""The library's own loop: one, though several ask for it at once, and begun without a lock that others may need."""
+"""The library's own loop: one, though several ask for it together, and begun without a lock that others may need."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_wait_that_is_closed_while_the_loop_begins_does_not_stop_it(monkeypatc
     made.close(_closing, 60.0)
 
 
-def test_threads_that_ask_at_once_get_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_ask_together_get_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have begun one: the second is ended."""
     made = Bulkhead(4)
     both = threading.Barrier(2)

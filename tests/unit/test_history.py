@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheworkers.ops.history_checker import History, HistoryError, Invalidate, Read, Received, Recorder, Write, check
+from cacheworkers.ops.history import History, HistoryError, Invalidate, Read, Received, Recorder, Write, check
 
 READ = '{"op":"read","key":"a","version":1,"began":5.0,"ended":6.0,"tier":"store","by":"price[1]"}'
 INVALIDATED = '{"op":"invalidate","key":"a","began":1.0,"ended":2.0,"version":2}'

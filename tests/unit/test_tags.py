@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cacheworkers.core.tags import TagTemplates, check_tag
+from cacheworkers.core.tag_templates import TagTemplates, check_tag
 from cacheworkers.errors import DeclarationError, TagError
 
 

@@ -1,4 +1,4 @@
-"""Doctor's checks of what a namespace holds: one application's entries, and all that loaders return."""
+"""Doctor's checks of a namespace: another application in it, and loaders whose values cannot be stored."""
 
 from __future__ import annotations
 

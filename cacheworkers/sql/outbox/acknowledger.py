@@ -71,11 +71,12 @@ class DeliveryAcknowledger:
 
     def _leave_to_thread(self, engine: Engine, rows: Iterable[int]) -> None:
         """Have the thread mark rows; called with the lock."""
+        if not self._rows:  # while it gathers, a thread that is woken takes the interpreter from who commits
+            self._changed.notify()
         self._rows.setdefault(engine, []).extend(rows)
         if self._thread is None and not self._is_closed:
             self._thread = threading.Thread(target=self._mark_all, name="cacheworkers-outbox", daemon=True)
             self._thread.start()
-        self._changed.notify()
 
     def _mark_all(self) -> None:
         while self._mark_gathered():

@@ -1,4 +1,4 @@
-"""The outbox relay: delivers rows that wait, in any number of processes; the safety net under every invalidation."""
+"""The outbox relay, one pass: claims rows that wait, invalidates their tags, marks them delivered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from cacheworkers.core.driver import Flow, run
-from cacheworkers.core.tags import check_tag
+from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import InvalidationIncomplete, TagError
 from cacheworkers.events import OutboxRelayed, Replayed
 from cacheworkers.flows.invalidate import Mode, invalidate_tags

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, text, types
 
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import ConfigError, TagError
-from cacheworkers.sql.choices import Choices, Mode
 from cacheworkers.sql.outbox.outbox import TABLE, Outbox
 from cacheworkers.sql.sqlalchemy_internals import all_mappers
+from cacheworkers.sql.tag_options import Mode, TagOptions
 from cacheworkers.sql.triggers.column_catalog import Column, check_kind, columns_of, in_full
 from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, literal, name_of, parsed
 from cacheworkers.sql.triggers.trigger_function import DIGEST, EVENTS, Tag, TriggerFunction, key_of
@@ -67,7 +67,7 @@ class Triggers:
         self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
         self._outbox = name_of(outbox)
         self._tables: dict[str, TriggerFunction] = {}
-        choices = Choices("triggers", templates, columns, ignore, mode)
+        choices = TagOptions("triggers", templates, columns, ignore, mode)
         for table, each in templates.items():
             name = name_of(table)
             if isinstance(each, str) or not each:

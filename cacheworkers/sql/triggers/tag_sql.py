@@ -10,8 +10,8 @@ import re
 import string
 from typing import NamedTuple
 
+from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.core.tag_text import TextKind
-from cacheworkers.core.tags import check_tag
 from cacheworkers.errors import ConfigError, TagError
 
 #: Types whose text is the same in Postgres and in Python, where a watched session makes the same tag of the same row.

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from cacheworkers.sql.choices import Mode
 from cacheworkers.sql.outbox.outbox import ROW_TAGS, SOFT_TRIGGER, TRIGGER
+from cacheworkers.sql.tag_options import Mode
 from cacheworkers.sql.triggers.column_catalog import in_full
 from cacheworkers.sql.triggers.tag_sql import Name, Part, expression, identifier, literal
 

@@ -9,10 +9,10 @@ import logging
 
 from sqlalchemy import Connection, func, select
 
-from cacheworkers.core.tags import check_tag
+from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import TagError
-from cacheworkers.sql.choices import Mode
 from cacheworkers.sql.outbox.outbox import SOFT_TRIGGER, TRIGGER, Outbox
+from cacheworkers.sql.tag_options import Mode
 
 log = logging.getLogger("cacheworkers")
 

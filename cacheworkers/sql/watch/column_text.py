@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import enum
 import uuid
@@ -72,14 +71,17 @@ def text_maker(kind: TextKind | None) -> Callable[[Any], str]:
     if kind is None:
         return plain_text_of
 
+    read = _READ[kind]
+
     def text(value: Any) -> str:
         if value is None:
             return "None"
         if isinstance(value, enum.Enum):
             value = value.value
-        with contextlib.suppress(TypeError, ValueError):  # the database will refuse it
-            return text_of(_READ[kind](value))
-        return str(value)
+        try:
+            return text_of(read(value))
+        except (TypeError, ValueError):  # the database will refuse it
+            return str(value)
 
     return text
 

@@ -1,4 +1,4 @@
-"""Delivery: invalidates what a watched transaction has written, right after its commit.
+"""Delivery: invalidates what a watched transaction has written, right after its commit, and retries.
 
 What fails is tried again for as long as the drain leaves the rows to their writer; then the drain has them.
 """

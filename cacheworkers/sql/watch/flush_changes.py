@@ -13,7 +13,7 @@ from cacheworkers.errors import UnwatchedWrite
 from cacheworkers.sql.sqlalchemy_internals import is_by_unit_of_work, is_flushing, second_updates
 from cacheworkers.sql.watch.cascades import Cascades, Values, lock
 from cacheworkers.sql.watch.row_changes import RowChanges
-from cacheworkers.sql.watch.row_values import After, Before, Row, among, changed_names, name_of, tables_of
+from cacheworkers.sql.watch.row_values import After, Before, Row, among, changed_names, name_of, set_names, tables_of
 from cacheworkers.sql.watch.tag_rules import TagRule, TagRules, TagsByMode, add, merged
 
 #: Column values of one row -> its tags.
@@ -111,9 +111,10 @@ class Flush:
         """Note what the instances' own events do not show, before one of the flush's statements."""
         unsettled, self._unsettled = self._unsettled, []
         for state in unsettled:
+            names = set_names(state)
             if not self._captured[state].is_new:
-                self._settle(state)
-            self._before.note_written(state)
+                self._settle(state, names)
+            self._before.note_written(state, names)
         for state in second_updates(self._context()):
             rules = self._find(state.mapper.class_)
             if rules is None or state.key is None:
@@ -124,7 +125,7 @@ class Flush:
                 add(captured.old, captured.seen, self._before.row(connection, state))
             elif state in self._captured and not self._captured[state].is_new:
                 self._settle(state)
-            self._before.note_written(state)
+            self._before.note_written(state, set_names(state))
 
     def links(
         self, connection: Connection, table: Table, statement: Any, parameters: Sequence[Mapping[str, Any]]
@@ -220,10 +221,10 @@ class Flush:
         captured = self._captured[state] = _Captured(connection, rules, is_new=False)
         return captured
 
-    def _settle(self, state: InstanceState[Any]) -> None:
+    def _settle(self, state: InstanceState[Any], names: set[str] | None = None) -> None:
         """Note the old tags that an instance's changes concern, as far as they are not noted."""
         captured = self._captured[state]
-        rules = [each for each in captured.rules.concerning(changed_names(state)) if each not in captured.seen]
+        rules = [each for each in captured.rules.concerning(changed_names(state, names)) if each not in captured.seen]
         if rules:
             add(captured.old, rules, self._before.row(captured.connection, state))
             captured.seen = (*captured.seen, *rules)

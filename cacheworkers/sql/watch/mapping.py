@@ -11,11 +11,11 @@ from sqlalchemy import Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
+from cacheworkers.core.tag_templates import TagTemplates, check_tag
 from cacheworkers.core.tag_text import TagKinds
-from cacheworkers.core.tags import TagTemplates, check_tag
 from cacheworkers.errors import ConfigError, DeclarationError, TagError
-from cacheworkers.sql.choices import Choices, Mode
 from cacheworkers.sql.sqlalchemy_internals import all_mappers
+from cacheworkers.sql.tag_options import Mode, TagOptions
 from cacheworkers.sql.watch.cascades import Cascades
 from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
 from cacheworkers.sql.watch.flush_changes import TagsOf
@@ -56,7 +56,7 @@ class WatchMapping:
         self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
         if not isinstance(mapping, Mapping):
             mapping = by_keys(mapping)
-        self._options = Choices("watch", mapping, columns, ignore, mode)
+        self._options = TagOptions("watch", mapping, columns, ignore, mode)
         self._classes: dict[type, TagRules] = {}
         #: Association tables.
         self.links: dict[Table, TagRules] = {}
@@ -229,7 +229,9 @@ class WatchMapping:
             )
             return TagRules([rule], ignored)
         if isinstance(tags_of, str) or not tags_of:
-            raise ConfigError(f"the tags of {name} must be a function or a list of templates, got {tags_of!r}")
+            raise ConfigError(
+                f'the tags of {name} must be a function or a list of templates as ["product:{{id}}"], got {tags_of!r}'
+            )
         rules = []
         for template in tags_of:
             make = self._checked(name, columns, self._template(name, columns, template))
@@ -294,7 +296,8 @@ class WatchMapping:
             made = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes, texts=makers)
         except (DeclarationError, TagError) as error:
             raise ConfigError(f"watch of {name}: {error}") from None
-        return lambda row: made.texts(_Values(row, tuple(columns)))
+        names = tuple(columns)
+        return lambda row: made.texts(_Values(row, names))
 
 
 def _mapper_of(key: Any) -> Mapper[Any]:

@@ -1,4 +1,4 @@
-"""Changes of rows by their tables' columns: what cascades, association tables and single statements do.
+"""Changes of rows outside mapped instances: by cascades, association tables and single-row Core statements.
 
 A row of a table may have several descriptions: by the mapped classes of that table, each with tags of its own, or, for
 an association table, by the columns alone.

@@ -1,4 +1,4 @@
-"""Rows: the column values that tags are made of, as they were before a flush and as they are after it.
+"""Rows: the column values that tags are made of, selected before a flush (locked where possible) and after it.
 
 What a session has in memory may be older than the row: others commit meanwhile, and at READ COMMITTED an UPDATE then
 works on values that the session has never seen.  So only keys are taken from memory, and what this very flush sets.
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Join, Over, Table, and_, bindparam, inspect, literal, or_, select, types
 from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql.visitors import iterate
 
@@ -105,10 +106,14 @@ class Before:
         self._written: dict[InstanceState[Any], Mapping[str, Any]] = {}
         self._set: dict[InstanceState[Any], set[str]] = {}
 
-    def note_written(self, state: InstanceState[Any]) -> None:
-        """Note what memory has of an instance right before its statement: a hook after it may change that."""
+    def note_written(self, state: InstanceState[Any], names: set[str]) -> None:
+        """Note what memory has of an instance right before its statement: a hook after it may change that.
+
+        Args:
+            names: its attributes with a net change.
+        """
         moving = _moving(state.mapper)
-        self._set.setdefault(state, set()).update(_set_names(state))
+        self._set.setdefault(state, set()).update(names)
         self._written[state] = {
             name: value
             for name in row_columns(state.mapper)
@@ -175,7 +180,7 @@ class After:
         mapper = state.mapper
         columns = row_columns(mapper)
         values = self._before.written(state)
-        changed = _set_names(state)
+        changed = set_names(state)
         kept: Mapping[str, Any] = {}
         if state.key is None:  # inserted: what it has is what was written, and the server made the rest
             known = {name: values[name] for name in columns if name in values}
@@ -282,12 +287,14 @@ def row_columns(mapper: Mapper[Any]) -> Mapping[str, Any]:
     return found or {each.key: each.columns[0] for each in mapper.column_attrs}
 
 
-def changed_names(state: InstanceState[Any]) -> set[str]:
-    """Return the attributes that a flush is going to write: those with a net change, and what any UPDATE changes."""
-    found = _set_names(state)
-    if found:
-        found |= _following(state.mapper)
-    return found
+def changed_names(state: InstanceState[Any], names: set[str] | None = None) -> set[str]:
+    """Return the attributes that a flush is going to write: those with a net change, and what any UPDATE changes.
+
+    Args:
+        names: those with a net change, if they are known.
+    """
+    found = set_names(state) if names is None else names
+    return found | _following(state.mapper) if found else found
 
 
 def stored_as_given(column: Any, value: Any) -> bool:
@@ -315,9 +322,10 @@ def name_of(mapper: Mapper[Any], column: Any) -> str | None:
         return None
 
 
-def key_names(mapper: Mapper[Any]) -> list[str]:
+@_once
+def key_names(mapper: Mapper[Any]) -> tuple[str, ...]:
     """Return the attributes of a mapped class's primary key, in its order."""
-    return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    return tuple([mapper.get_property_by_column(column).key for column in mapper.primary_key])
 
 
 def is_computed(column: Any) -> bool:
@@ -360,13 +368,11 @@ def _moving(mapper: Mapper[Any]) -> frozenset[str]:
     )
 
 
-def _set_names(state: InstanceState[Any]) -> set[str]:
+def set_names(state: InstanceState[Any]) -> set[str]:
     """Return the attributes with a net change."""
     names = row_columns(state.mapper).keys() - state.unmodified
-    if not names:
-        return set()
-    attributes = state.attrs
-    return {name for name in names if attributes[name].history.has_changes()}
+    # `state.attrs` would make an object for each attribute of the class.
+    return {name for name in names if state.get_history(name, PASSIVE_NO_INITIALIZE).has_changes()}
 
 
 def _in_memory(state: InstanceState[Any]) -> Mapping[str, Any]:

@@ -1,29 +1,24 @@
-"""The watched sessions of one cache, the outbox that they write, and its delivery."""
+"""WatchService: the watched sessions of one cache, the outbox that they write, and its backlog."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cacheworkers.errors import ConfigError, OutboxUnavailable, StoreError, StoreUnavailable
+from cacheworkers.errors import ConfigError, OutboxUnavailable
 from cacheworkers.flows.ports import Ports
-from cacheworkers.sql.choices import Mode
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
-from cacheworkers.sql.outbox.connections import apart, bound_engines, on_connection, sync_half
-from cacheworkers.sql.outbox.notifications import AsyncNotifications, Notifications
+from cacheworkers.sql.outbox.connections import bound_engines, on_connection, sync_half
 from cacheworkers.sql.outbox.outbox import Backlog, Outbox
 from cacheworkers.sql.outbox.relay import drain_outbox, replay_to_a_new_store
+from cacheworkers.sql.outbox.relay_loop import RelayLoop
 from cacheworkers.sql.sqlalchemy_internals import options_of
-from cacheworkers.sql.triggers.postgres_triggers import channel
+from cacheworkers.sql.tag_options import Mode
 from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagsOf
 from cacheworkers.sql.watch.mapping import WatchMapping
@@ -35,11 +30,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
 log = logging.getLogger("cacheworkers")
-#: How long a draining process waits for a notification at most before it looks again, seconds; and at least, after it
-#: found rows: only one of the transactions that are open at a time notifies.
-DRAIN_WITHIN, DRAIN_AGAIN = 0.5, 0.02
-#: How often it looks whether a store that was away is back, seconds.
-_LOOK_EVERY = 0.05
 
 
 class WatchService:
@@ -185,61 +175,8 @@ class WatchService:
 
     def drain_until(self, stop: threading.Event, engine: Engine | None) -> None:
         """Drain until asked to stop; see `Cache.drain_until`."""
-        first, *others = self._asked(engine, "drain_until")
-        threads = [
-            threading.Thread(target=self._drain_until, args=(stop, each), name="cacheworkers-drain", daemon=True)
-            for each in others
-        ]
-        for thread in threads:
-            thread.start()
-        self._drain_until(stop, first)
-        for thread in threads:
-            thread.join()
-
-    def _drain_until(self, stop: threading.Event, engine: Engine) -> None:
-        while not stop.is_set():
-            try:
-                self.drain(engine)  # whether or not anybody can listen
-                if engine.dialect.is_async:
-                    asyncio.run(self._adrain_and_wait(stop, engine))
-                else:
-                    self._drain_and_wait(stop, engine)
-            except Exception as error:  # the database or the store is away; the rows stay
-                log.warning("the drain tries again in a second: %s", error)
-                self._rest(stop, error)
-
-    def _drain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
-        notifications, pause = Notifications(stop), _Pause()
-        with contextlib.nullcontext() if engine.dialect.driver != "psycopg" else engine.connect() as connection:
-            if connection is not None:
-                notifications.listen(connection, channel(self.outbox.namespace))
-            while not stop.is_set():
-                notifications.wait(pause.after(self.drain(engine)))
-
-    async def _adrain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
-        notifications, pause = AsyncNotifications(), _Pause()
-        async with AsyncEngine(apart(engine)).connect() as connection:
-            await notifications.listen(connection, channel(self.outbox.namespace))
-            while not stop.is_set():
-                await notifications.wait(pause.after(self.drain(engine)))
-
-    def _rest(self, stop: threading.Event, error: Exception) -> None:
-        """Wait a while, but not longer than until a store that was away takes writes again.
-
-        It has what was changed meanwhile still, and serves it.
-        """
-        is_store = isinstance(error, StoreUnavailable) or isinstance(error.__cause__, StoreUnavailable)
-        end = time.monotonic() + DRAIN_WITHIN
-        while not stop.wait(min(DRAIN_WITHIN, _LOOK_EVERY)) and time.monotonic() < end:
-            if is_store and self._store_takes_writes():
-                return
-
-    def _store_takes_writes(self) -> bool:
-        try:
-            self._ports.store.next_seq().run()
-        except StoreError:
-            return False
-        return True
+        loop = RelayLoop(self.drain, self.outbox.namespace, self._ports.store)
+        loop.run(self._asked(engine, "drain_until"), stop)
 
     def close(self) -> None:
         """Stop the thread that removes delivered rows, and watch no more."""
@@ -272,17 +209,6 @@ class WatchService:
 
     def _drain(self, connection: Connection) -> int:
         return drain_outbox(self._ports, self.outbox, connection)
-
-
-class _Pause:
-    """How long to wait for a notification: short after rows were found, then longer."""
-
-    def __init__(self) -> None:
-        self._seconds = DRAIN_WITHIN
-
-    def after(self, rows: int) -> float:
-        self._seconds = DRAIN_AGAIN if rows else min(2 * self._seconds, DRAIN_WITHIN)
-        return self._seconds
 
 
 def _reason(error: Exception) -> str:

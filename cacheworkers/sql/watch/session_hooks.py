@@ -1,4 +1,4 @@
-"""The hooks of one cache in the user's sessions: what a flush changes becomes tags in the outbox.
+"""The hooks of one cache in the user's sessions: what a flush changes becomes tags; other writes are refused.
 
 The tags of old and new rows are written in the same transaction, with each flush.  After the commit they are
 invalidated; after a rollback nothing is left of them.  Meanwhile the transaction's own context reads past the cache.
@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
-from cacheworkers.core.tags import check_tag
+from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.connections import bound_engines
@@ -23,8 +23,7 @@ from cacheworkers.sql.outbox.diagnostics import check_outbox
 from cacheworkers.sql.outbox.outbox import Outbox, in_rows
 from cacheworkers.sql.sqlalchemy_internals import is_autocommit, is_autocommit_on, options_of
 from cacheworkers.sql.triggers.trigger_rows import written_by_triggers
-from cacheworkers.sql.watch import connections
-from cacheworkers.sql.watch.connections import SessionState, state_for, state_of
+from cacheworkers.sql.watch import watched_connections
 from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction, Written, enter
 from cacheworkers.sql.watch.flush_changes import Flush
@@ -36,6 +35,7 @@ from cacheworkers.sql.watch.row_changes import RowChanges
 from cacheworkers.sql.watch.single_rows import single_row
 from cacheworkers.sql.watch.statements import refusal
 from cacheworkers.sql.watch.views import Views
+from cacheworkers.sql.watch.watched_connections import SessionState, state_for, state_of
 
 log = logging.getLogger("cacheworkers")
 
@@ -83,14 +83,14 @@ class SessionHooks:
         for name, hook in self._hooks_of_sessions().items():
             # Before the user's own: what they read there has to be invalidated by then.
             event.listen(kind, name, hook, insert=name == "after_commit")
-        connections.listen(self)
+        watched_connections.listen(self)
 
     def remove(self) -> None:
         """Leave sessions as they were: what they change from here on is nobody's to invalidate."""
         for name, hook in self._hooks_of_sessions().items():
             if event.contains(self._target, name, hook):
                 event.remove(self._target, name, hook)
-        connections.forget(self)
+        watched_connections.forget(self)
 
     def _hooks_of_sessions(self) -> dict[str, Callable[..., Any]]:
         return {

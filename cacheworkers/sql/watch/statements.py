@@ -1,4 +1,4 @@
-"""Statements: which watched tables a statement changes, remembered by its text, and why it is refused."""
+"""Statements: which watched tables a SQL text changes, remembered by the text, and the message of its refusal."""
 
 from __future__ import annotations
 

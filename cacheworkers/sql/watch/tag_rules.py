@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from cacheworkers.sql.choices import Mode
+from cacheworkers.sql.tag_options import Mode
 from cacheworkers.sql.watch.row_values import Row
 
 #: Tags by the way in which they are invalidated.

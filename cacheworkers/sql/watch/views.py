@@ -1,4 +1,4 @@
-"""Views and partitions: which tables are changed by what is written to another relation."""
+"""Views and partitions: which tables a write to another relation changes, by the database's own definitions."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from cacheworkers.store.commands import scripts
 from cacheworkers.store.commands.replies import Trimmed
 from cacheworkers.store.commands.steps import Exchange, Info, Scan
 from cacheworkers.store.connections.request import Request
-from cacheworkers.store.connections.server_info import info_of
+from cacheworkers.store.connections.server_check import info_of
 from cacheworkers.store.connections.transport import Transport
 
 T = TypeVar("T")

@@ -46,7 +46,7 @@ class Replicate:
         """
         wait = ("WAIT", self._replicas, max(1, int(self._within * 1000)))
         found = self._link.on_masters(
-            self._key, lambda key: [Request.call(scripts.TOUCH, (key,), (_TOUCHED_FOR_MS,)).in_full(), wait]
+            self._key, lambda key: [Request.call(scripts.WAIT_MARKER, (key,), (_TOUCHED_FOR_MS,)).in_full(), wait]
         )
         least = min(int(replies[1]) for replies in found)
         if least < self._replicas:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from cacheworkers.local.batching import Batcher
+from cacheworkers.local.get_batcher import Batcher
 from cacheworkers.store.commands import replies as shapes
 from cacheworkers.store.connections.request import Request
-from cacheworkers.store.connections.server_info import info_of
+from cacheworkers.store.connections.server_check import info_of
 from cacheworkers.store.connections.transport import Transport
 
 T = TypeVar("T")

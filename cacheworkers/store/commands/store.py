@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import CLOCK_MARGIN, Entry
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.local.batching import Batcher
+from cacheworkers.local.get_batcher import Batcher
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
 from cacheworkers.store.commands.bookkeeping import Bookkeeping, milliseconds
@@ -361,7 +361,7 @@ class Store(Bookkeeping):
             for reply in replies:
                 parse.ours(reply)
 
-        return self._ask([Request.call(scripts.MARK_TAG, (mark,), (n,)) for mark in marks], shape)
+        return self._ask([Request.call(scripts.MARK_SOFT, (mark,), (n,)) for mark in marks], shape)
 
     def detached_sets(self, tags: Sequence[str]) -> Exchange[list[DetachedSet | ForeignType]]:
         """All detached sets of some tags."""
@@ -384,7 +384,7 @@ class Store(Bookkeeping):
         most = _share(len(sets))
         requests = [
             Request.call(
-                scripts.DRAINED,
+                scripts.REMOVE_DRAINED,
                 (each.name, self.keys.detached_index(each.tag, each.shard)),
                 (most, *map(parse.bytes_of, each.calls)),
             )

@@ -221,7 +221,7 @@ class Connection:
 def unconnected(redis_pool: Any, **options: Any) -> Any:
     """Return a new connection as a redis-py pool makes them, with these options, owned by the caller."""
     options = {**redis_pool.connection_kwargs, **options}
-    # Maintenance notifications would move redis-py's connection to another socket.
+    # Upkeep notifications would move redis-py's connection to another socket.
     options.pop("maint_notifications_config", None)
     options.pop("maint_notifications_pool_handler", None)
     return redis_pool.connection_class(**options)

@@ -21,7 +21,7 @@ from cacheworkers.store.connections.health import Health
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import UNAVAILABLE, Request, check
 from cacheworkers.store.connections.sentinels import Term
-from cacheworkers.store.connections.server_info import check_server, info_of
+from cacheworkers.store.connections.server_check import check_server, info_of
 from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
 
 #: Who the masters are: names, or what Sentinels say.

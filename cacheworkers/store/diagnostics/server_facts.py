@@ -25,7 +25,7 @@ from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.commands.bookkeeping import BEAT_KEPT_FOR
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.connection import pack
-from cacheworkers.store.connections.server_info import SAFE_POLICIES
+from cacheworkers.store.connections.server_check import SAFE_POLICIES
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.diagnostics.acl import denied
 from cacheworkers.store.diagnostics.sentinel_facts import SentinelFacts, sentinel_facts

@@ -1,4 +1,4 @@
-"""Choices of what invalidates: the columns that matter, those that are ignored, and how; of `watch` and of triggers."""
+"""What invalidates: the columns that matter, those that are ignored, and how; of `watch` and of triggers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cacheworkers.errors import ConfigError
 Mode = Literal["hard", "soft"]
 
 
-class Choices:
+class TagOptions:
     """The options `columns`, `ignore` and `mode` for the classes, tables and templates of a mapping."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Warming: report accesses, keep often-read entries fresh, and have workers load calls that nobody waits for.
+"""Keep warm: report accesses, refresh often-read entries before they end, reload what was invalidated.
 
 These loads go to the `warm` queue, a bounded number at a time, and pause while readers' misses are queued.  Claims
 make it harmless to ask twice.

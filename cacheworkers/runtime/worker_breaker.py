@@ -1,4 +1,4 @@
-"""WorkerWatch: notices that no worker takes this process's misses, logs why, and has readers load immediately."""
+"""WorkerBreaker: a circuit breaker before the dispatcher: while no worker takes misses, readers load immediately."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_PROBE_EVERY = 30.0
 LOG_EVERY = 60.0
 
 
-class WorkerWatch:
+class WorkerBreaker:
     """A dispatcher in front of Celery's: a breaker for publishing, and one for workers.
 
     A reader that has waited all of `wait_for` takes the lease over: no worker had begun.  After `OPENS_AFTER` of these
@@ -190,4 +190,4 @@ class WorkerWatch:
 
     def _in_background(self, work: Callable[[], None], *, is_daemon: bool = True) -> None:
         with contextlib.suppress(RuntimeError):  # no thread to be had
-            threading.Thread(target=work, name="cacheworkers-worker-watch", daemon=is_daemon).start()
+            threading.Thread(target=work, name="cacheworkers-worker-breaker", daemon=is_daemon).start()

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- drained.lua: take members out of a detached set, after their entries are deleted.
+-- remove_drained.lua: take members out of a detached set, after their entries are deleted.
 --
 -- KEYS[1]  detached set   KEYS[2]  index of detached sets
 -- ARGV[1]  how many members to return

@@ -1,4 +1,4 @@
-"""Own entries: what this process has loaded for itself, while the store has another release's entry of the call."""
+"""Entries that this process has loaded for itself, while the store has another release's entry of the call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import OrderedDict
 from cacheworkers.core.entry import Entry
 
 
-class OwnEntries:
+class OtherReleaseEntries:
     """Bounded; an entry ends with the version it was loaded beside, or when it is no longer fresh."""
 
     def __init__(self, max_entries: int = 10_000) -> None:

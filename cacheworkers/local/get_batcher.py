@@ -1,4 +1,4 @@
-"""Batching: the reads of one event-loop turn become one fetch."""
+"""Batcher: the GETs of one event-loop turn become one MGET."""
 
 from __future__ import annotations
 

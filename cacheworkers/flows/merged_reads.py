@@ -1,4 +1,4 @@
-"""Batched reads: they go on side by side, and what several of them need of store, workers or loader is one step.
+"""Merged reads: the reads of one `get_many` go on side by side, and share steps to store, workers and loader.
 
 Each is a read like any other, so that it serves, asks, waits and fails by the same rules.  Between them goes whoever
 performs their steps: it lets all go on as far as they can, then does in one step what several stand before.

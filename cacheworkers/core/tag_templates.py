@@ -1,4 +1,4 @@
-"""Tags: what invalidates an entry, and the templates that make them from arguments."""
+"""TagTemplates: the static tags of a loader, filled in from its arguments; and the rules for any tag."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- touch.lua: write something, so that WAIT on this connection waits for all that was written here before.
+-- wait_marker.lua: write something, so that WAIT on this connection waits for all that was written here before.
 --
 -- KEYS[1]  a key of this master
 -- ARGV[1]  kept_for_ms

@@ -1,4 +1,4 @@
-"""Server info: the fields of INFO, and whether entries are safe on that server."""
+"""Whether entries are safe on a server: by the fields of its INFO; too old or too forgetful ones are refused."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from cacheworkers import Cache, Config
 from cacheworkers.errors import BrokerUnavailable
 from cacheworkers.flows.ports import LoadRequest, QueueKind
-from cacheworkers.runtime.worker_watch import LOG_EVERY, LOOK_EVERY, OPENS_AFTER, PROBE_EVERY, WorkerWatch
+from cacheworkers.runtime.worker_breaker import LOG_EVERY, LOOK_EVERY, OPENS_AFTER, PROBE_EVERY, WorkerBreaker
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers.broker_queues import QueueState
 
@@ -52,7 +52,7 @@ class Scene:
         self.now = 1000.0
         self.store = cache._ports.store
         self.dispatcher = Dispatcher()
-        self.watch = WorkerWatch(self.dispatcher, self.store, Config(), lambda: self.now)
+        self.watch = WorkerBreaker(self.dispatcher, self.store, Config(), lambda: self.now)
 
     def open(self) -> None:
         for _ in range(OPENS_AFTER):

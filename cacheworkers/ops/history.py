@@ -1,4 +1,4 @@
-"""Checks recorded histories: which reads returned a value older than an invalidation acknowledged before them.
+"""Records reads and invalidations, and checks which reads were older than an invalidation acknowledged before.
 
 A key is a register whose writes are numbered in the order of their commits: a version that rises.  Then no search for
 a fitting order is needed.  Deciding whether reads and writes of a register are linearizable (M. Herlihy, J. Wing:

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- mark_tag.lua: begin a soft invalidation of one tag: mark it, and leave its set where it is.
+-- mark_soft.lua: begin a soft invalidation of one tag: mark it, and leave its set where it is.
 --
 -- KEYS[1]  last invalidation
 -- ARGV[1]  n

@@ -1,4 +1,4 @@
-"""Own loads: two releases run side by side, and what the store has from one, the other loads and keeps for itself.
+"""Two releases side by side: what the store has from the other one, this one loads and keeps for itself.
 
 The entry is neither overwritten nor asked for again while it is fresh: both releases would do so in turn, at each read.
 What was loaded is kept by the version of that entry, so that whatever deletes, softens or replaces the entry ends it,
@@ -38,7 +38,7 @@ def read_own_entry(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: E
     flight, started, decode = state.waiter.flight, state.started, state.options.decode
     give_up_at = started + loader.load_for
     while True:
-        own = ports.own_entries.get(theirs, ports.clock.now())
+        own = ports.other_release_entries.get(theirs, ports.clock.now())
         if own is not None:
             now = ports.clock.now()
             waited = ports.clock.monotonic() - started
@@ -84,7 +84,7 @@ def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: En
             lives = [(call.text, own.tags, own.expires_at - own.created)]
             [registered] = yield ports.store.register(lives, load_for=loader.load_for)
             if registered.newest <= snapshot.seq:
-                ports.own_entries.keep(theirs, own)
+                ports.other_release_entries.keep(theirs, own)
     except LoadTimeout as error:
         shared = SharedLoad(began_at, error=error)
     except Exception as error:

@@ -1,0 +1,108 @@
+"""RelayLoop: the outbox relay again and again, woken by notifications; what `cacheworkers drain` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cacheworkers.errors import StoreError, StoreUnavailable
+from cacheworkers.sql.outbox.connections import apart
+from cacheworkers.sql.outbox.notifications import AsyncNotifications, Notifications
+from cacheworkers.sql.triggers.postgres_triggers import channel
+from cacheworkers.store.commands.store import Store
+
+log = logging.getLogger("cacheworkers")
+#: How long a draining process waits for a notification at most before it looks again, seconds; and at least, after it
+#: found rows: only one of the transactions that are open at a time notifies.
+DRAIN_WITHIN, DRAIN_AGAIN = 0.5, 0.02
+#: How often it looks whether a store that was away is back, seconds.
+_LOOK_EVERY = 0.05
+
+
+class RelayLoop:
+    """Delivers what outboxes get, until it is stopped; what fails is tried again."""
+
+    def __init__(self, drain: Callable[[Engine], int], namespace: str, store: Store) -> None:
+        """
+        Args:
+            drain: delivers what waits in one database, and returns the number of rows.
+        """
+        self._drain = drain
+        self._namespace = namespace
+        self._store = store
+
+    def run(self, engines: Sequence[Engine], stop: threading.Event) -> None:
+        """Drain databases until asked to stop, each on a thread of its own but the first."""
+        first, *others = engines
+        threads = [
+            threading.Thread(target=self._drain_until, args=(stop, each), name="cacheworkers-drain", daemon=True)
+            for each in others
+        ]
+        for thread in threads:
+            thread.start()
+        self._drain_until(stop, first)
+        for thread in threads:
+            thread.join()
+
+    def _drain_until(self, stop: threading.Event, engine: Engine) -> None:
+        while not stop.is_set():
+            try:
+                self._drain(engine)  # whether or not anybody can listen
+                if engine.dialect.is_async:
+                    asyncio.run(self._adrain_and_wait(stop, engine))
+                else:
+                    self._drain_and_wait(stop, engine)
+            except Exception as error:  # the database or the store is away; the rows stay
+                log.warning("the drain tries again in a second: %s", error)
+                self._rest(stop, error)
+
+    def _drain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
+        notifications, pause = Notifications(stop), _Pause()
+        with contextlib.nullcontext() if engine.dialect.driver != "psycopg" else engine.connect() as connection:
+            if connection is not None:
+                notifications.listen(connection, channel(self._namespace))
+            while not stop.is_set():
+                notifications.wait(pause.after(self._drain(engine)))
+
+    async def _adrain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
+        notifications, pause = AsyncNotifications(), _Pause()
+        async with AsyncEngine(apart(engine)).connect() as connection:
+            await notifications.listen(connection, channel(self._namespace))
+            while not stop.is_set():
+                await notifications.wait(pause.after(self._drain(engine)))
+
+    def _rest(self, stop: threading.Event, error: Exception) -> None:
+        """Wait a while, but not longer than until a store that was away takes writes again.
+
+        It has what was changed meanwhile still, and serves it.
+        """
+        is_store = isinstance(error, StoreUnavailable) or isinstance(error.__cause__, StoreUnavailable)
+        end = time.monotonic() + DRAIN_WITHIN
+        while not stop.wait(min(DRAIN_WITHIN, _LOOK_EVERY)) and time.monotonic() < end:
+            if is_store and self._store_takes_writes():
+                return
+
+    def _store_takes_writes(self) -> bool:
+        try:
+            self._store.next_seq().run()
+        except StoreError:
+            return False
+        return True
+
+
+class _Pause:
+    """How long to wait for a notification: short after rows were found, then longer."""
+
+    def __init__(self) -> None:
+        self._seconds = DRAIN_WITHIN
+
+    def after(self, rows: int) -> float:
+        self._seconds = DRAIN_AGAIN if rows else min(2 * self._seconds, DRAIN_WITHIN)
+        return self._seconds
