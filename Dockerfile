@@ -23,7 +23,7 @@ COPY app app
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/shop PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # A pod or container that is asked to end gives its tasks back to the queue within the grace period.
 ENV REMAP_SIGTERM=SIGQUIT
-USER shop
+USER 10001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-m", "app.probe"]
 # An init as process 1: signals reach the process, and what its children leave behind is reaped.

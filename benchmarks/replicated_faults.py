@@ -33,6 +33,8 @@ class ReplicatedFaults:
         self.replicas = deployment.replicas
         #: How many masters there are, but for moments.
         self._count = 1 if deployment.sentinels else 3
+        #: Kind of fault -> seconds until another server was the master: the part of its time that the servers take.
+        self.replaced: dict[str, list[float]] = {}
         self.kinds: dict[str, Callable[[], Callable[[], object] | None]] = {
             "a master killed, replaced": self.kill_a_master,
             "a planned failover": self.fail_over,
@@ -49,18 +51,18 @@ class ReplicatedFaults:
         """Kill a master; it comes back as a replica later."""
         stack = contextlib.ExitStack()
         stack.callback(wait_until, self._is_settled)
+        began = time.monotonic()
         stack.enter_context(self._deployment.failing_over())
+        stack.callback(self._wait_for_another, "a master killed, replaced", began)
         return stack.close
 
     def freeze_a_master(self) -> Callable[[], object]:
         """Stop a master's process until it has been replaced; it finds that out when it goes on."""
-        master = self._a_master()
+        master, began = self._a_master(), time.monotonic()
         master.pause()
 
         def resume() -> None:
-            wait_until(
-                lambda: len([each for each in self._masters() if each is not master]) == self._count, within=150.0
-            )
+            self._wait_for_another("a master frozen, replaced", began, but=master)
             master.resume()
             wait_until(self._is_settled)
 
@@ -68,15 +70,17 @@ class ReplicatedFaults:
 
     def fail_over(self) -> Callable[[], object]:
         """Have a replica take over in good order."""
-        old = self._a_master()
+        old, began = self._a_master(), time.monotonic()
         if self._deployment.sentinels:
             try:
                 self._deployment.sentinels[0].ask("SENTINEL", "FAILOVER", "shop")
             except redis.ResponseError:  # one has just ended
                 return lambda: wait_until(self._is_settled)
+            self._wait_for_another("a planned failover", began, but=old)
             # The old one is a master until it is demoted: which is one would be unclear to the next fault.
             return lambda: wait_until(lambda: not old.is_master() and self._is_settled(), within=150.0)
         self._replica_of(old).ask("CLUSTER", "FAILOVER")
+        self._wait_for_another("a planned failover", began, but=old)
         return lambda: wait_until(self._is_settled)
 
     def pause_a_master(self) -> None:
@@ -124,6 +128,12 @@ class ReplicatedFaults:
         nodes = self._deployment.nodes
         replicas = [node for node in nodes if not node.is_master()]
         return len(nodes) - len(replicas) == self._count and all(map(self._deployment.has_link, replicas))
+
+    def _wait_for_another(self, kind: str, began: float, but: Any = None) -> None:
+        """Wait until there are as many masters as before, not counting the old one; record how long it took."""
+        others = [node for node in self._deployment.nodes if node is not but]
+        wait_until(lambda: sum(node.is_master() for node in others) == self._count, within=150.0)
+        self.replaced.setdefault(kind, []).append(time.monotonic() - began)
 
     def _on_a_master(self, *words: str) -> None:
         with contextlib.suppress(redis.ConnectionError):  # it may be one of those that are killed

@@ -30,7 +30,7 @@ BANNED = {
 #: Pages that quote them.
 QUOTING = {"STYLE.md", "CHANGELOG.md", "test_house.py"}
 SPEAKING = {".py", ".md", ".lua", ".js", ".html", ".yml", ".toml"}
-LOCKS = ("app.lock", "dev.lock", "docs.lock")
+LOCKS = ("app.lock", "deploy.lock", "dev.lock", "docs.lock")
 
 
 def test_containers_run_the_processes_of_the_procfile() -> None:

@@ -55,13 +55,14 @@ def load_under_lease(ports: Ports, loader: LoaderSpec, state: ReadState, request
 def kept(ports: Ports, call: Call, decode: Callable[[bytes], Any], since: int) -> Read | None:
     """Return what L1 kept of a call while the store is gone: until it lapses, and for a bounded time.
 
-    Not where another server may have become the master: invalidations that others send there are not reported here.
+    Not once the store has answered since, or where another server may have become the master: what others have
+    invalidated there was not reported here.
     """
+    if not ports.listener.may_go_on(call.text):
+        return None
     slot = ports.l1.get(call.text)
     now = ports.clock.now()
     if slot is None or slot.entry.seq < since or now >= slot.entry.stale_until:
-        return None
-    if ports.store.link.may_have_failed_over:
         return None
     lost_at = ports.coherence.lost_at
     if not ports.coherence.is_coherent and (

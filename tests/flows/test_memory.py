@@ -18,6 +18,7 @@ from cacheworkers.flows import local_load
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.coherence import NEVER
+from cacheworkers.store.connections.request import Request
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -139,6 +140,36 @@ def test_since_of_what_memory_has_kept_while_the_store_is_away(shop: Shop) -> No
     assert local_load.kept(shop.ports, call, decode, done.seq) is None
 
 
+def test_memory_does_not_go_on_once_the_store_has_answered_without_a_listener(shop: Shop) -> None:
+    """Another process may have invalidated it before; an answer to what was asked before the loss says nothing."""
+    remembered(shop)
+    call = shop.product._bind((1,), {})
+    decode = shop.spec.codec.decode
+    under_way = reader(shop).until("get")
+    under_way.send()
+    shop.ports.listener._connect = _refused  # type: ignore[method-assign]
+    lose_the_listener(shop)
+
+    under_way.finish()
+    assert local_load.kept(shop.ports, call, decode, 0) is not None
+
+    shop.ports.store.link.exchange([Request(("EXISTS", shop.ports.store.keys.entry("product[2]")))])
+    assert local_load.kept(shop.ports, call, decode, 0) is None
+
+
+def test_memory_does_not_go_on_for_another_master(shop: Shop) -> None:
+    """Of a Cluster: others have one in its place, and invalidate there."""
+    remembered(shop)
+    call = shop.product._bind((1,), {})
+    shop.ports.store.link._masters.master_of = lambda key: "10.0.0.2:6379"  # type: ignore[method-assign]
+
+    assert local_load.kept(shop.ports, call, shop.spec.codec.decode, 0) is None
+
+
+def _refused() -> None:
+    raise OSError("nobody is there")
+
+
 # -- the listener
 
 
@@ -160,11 +191,7 @@ def test_what_was_asked_for_before_the_listener_was_lost_is_not_kept(shop: Shop)
     assert shop.ports.listener.barrier(5.0).run()
     going = reader(shop).until("get")
     going.send()
-
-    def refuse() -> None:
-        raise OSError("nobody is there")
-
-    shop.ports.listener._connect = refuse  # type: ignore[method-assign]
+    shop.ports.listener._connect = _refused  # type: ignore[method-assign]
     lose_the_listener(shop)
 
     going.finish()

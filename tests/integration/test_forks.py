@@ -93,7 +93,7 @@ def forked_while_all_are_held(cache: Cache, work: Callable[[], None]) -> int:
 def test_no_lock_of_the_parent_s_is_held_in_a_child(make_cache: Callable[..., Cache], workers: str) -> None:
     celery = {"celery": Celery(broker="memory://")} if workers == "celery" else {}
     cache = make_cache(sessions=sessionmaker(create_engine("sqlite://", poolclass=StaticPool)), **celery)
-    limited = cache.loader(name="limited", rate_limit="10/s")(lambda load: 1)
+    limited = cache.loader(name="limited", rate_limit="10/s", wait_for=0.1)(lambda load: 1)
     assert limited.get() == 1
 
     def all_are_free() -> None:

@@ -129,6 +129,7 @@ def test_doctor_asks_sentinels_for_the_master() -> None:
 
         cache.close()
     assert findings["store-replica"] == findings["tracking"] == findings["acl"] == "ok"
+    assert findings["sentinels"] == "warning"
     assert "check-failed" not in findings
 
 

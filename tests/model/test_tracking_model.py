@@ -9,11 +9,14 @@ import pytest
 
 from .explore import explore
 from .tracking import (
+    Alone,
+    AloneState,
     Memory,
     MemoryState,
     Reader,
     Waiting,
     WaitingState,
+    alone_steps,
     is_old_for_good,
     is_older_than_proven,
     memory_steps,
@@ -22,6 +25,7 @@ from .tracking import (
 )
 
 MEMORY_PARTS = [field.name for field in dataclasses.fields(Memory)]
+ALONE_PARTS = [field.name for field in dataclasses.fields(Alone)]
 WAITING_PARTS = [field.name for field in dataclasses.fields(Waiting)]
 #: One read and all that may happen to it; two reads of which nothing is lost.
 FILLS = [MemoryState(readers=(Reader(),)), MemoryState(losses=0, evictions=0, pings=0)]
@@ -67,3 +71,18 @@ def test_each_part_of_waiting_is_needed(part: str) -> None:
     protocol = without(Waiting(), part)
 
     assert any(explore(waiting_steps, protocol, first, sleeps_for_good)[1] is not None for first in WAITS)
+
+
+def test_memory_alone_answers_with_nothing_that_its_process_could_know_to_be_old() -> None:
+    """Not after an answer of the store, and not for another master's time."""
+    states, trace = explore(alone_steps, Alone(), AloneState(), lambda state: state.is_old)
+
+    assert trace is None
+    assert states > 500
+
+
+@pytest.mark.parametrize("part", ALONE_PARTS)
+def test_each_part_of_memory_alone_is_needed(part: str) -> None:
+    _, trace = explore(alone_steps, without(Alone(), part), AloneState(), lambda state: state.is_old)
+
+    assert trace is not None

@@ -382,3 +382,89 @@ def _woken(state: WaitingState) -> WaitingState:
 
 def _with(all_of_them: tuple[Any, ...], at: int, one: Any) -> tuple[Any, ...]:
     return (*all_of_them[:at], one, *all_of_them[at + 1 :])
+
+
+# -- memory alone, while its master does not answer
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What keeps memory from answering alone with what this process could know to be old; a mutant leaves one out."""
+
+    answers_end_it: bool = True
+    terms_are_compared: bool = True
+    lease_is_asked: bool = True
+    reconnect_empties: bool = True
+
+
+@dataclass(frozen=True)
+class AloneState:
+    """A process whose memory may answer while the master is away, and another that invalidates.
+
+    Attributes:
+        version: of the entry, by the last invalidation that was acknowledged.
+        term: how many masters there have been; the one of this number is used by others.
+        is_away: this process reaches no master.
+        listened_to: the term of the master whose messages it has received last; `is_listening` while it does.
+        has_answered: the store has answered this process since it stopped to listen.
+        lease: the term that most Sentinels named last; `is_over` once that is too long ago.
+        floor: the version that memory alone must not fall short of: of the last answer, or of another master.
+        is_old: it has.
+        is_pending: a message is on its way to the listener, and arrives when the master is back.
+    """
+
+    version: int = 0
+    term: int = 1
+    is_away: bool = False
+    is_listening: bool = True
+    listened_to: int = 1
+    has_answered: bool = False
+    lease: int = 1
+    is_over: bool = False
+    slot: int | None = 0
+    floor: int = 0
+    is_old: bool = False
+    is_pending: bool = False
+    changes: int = 2
+    failovers: int = 2
+    losses: int = 2
+
+
+def alone_steps(protocol: Alone, state: AloneState) -> Iterator[tuple[str, AloneState]]:
+    """Yield what may happen next, and the state after it."""
+    is_reported = state.is_listening and not state.is_away and state.listened_to == state.term
+    if state.changes:
+        after = replace(state, version=state.version + 1, changes=state.changes - 1)
+        if is_reported:
+            yield "it is changed, and that is reported", replace(after, slot=None)
+        elif state.listened_to != state.term:
+            yield "it is changed on another master", replace(after, floor=after.version)
+        else:
+            yield "it is changed, and that is not reported yet", replace(after, is_pending=state.is_listening)
+    if state.failovers and state.is_over:  # no confirmation of the old one is left
+        yield "another is the master", replace(state, term=state.term + 1, failovers=state.failovers - 1)
+    yield "the confirmation ends", replace(state, is_over=True)
+    yield "the master is confirmed", replace(state, lease=state.term, is_over=False)
+    yield "the master is away", replace(state, is_away=True)
+    if state.is_listening and state.losses:
+        lost = replace(state, is_listening=False, is_pending=False, has_answered=False)
+        yield "the listener is lost", replace(lost, losses=state.losses - 1)
+    if state.is_away:
+        slot = None if state.is_pending else state.slot
+        yield "the master is back", replace(state, is_away=False, is_pending=False, slot=slot)
+        is_refused = (
+            (protocol.answers_end_it and state.has_answered)
+            or (protocol.terms_are_compared and state.lease != state.listened_to)
+            or (protocol.lease_is_asked and state.is_over)
+        )
+        if state.slot is not None and not is_refused:
+            yield "memory answers", replace(state, is_old=state.slot < state.floor)
+    elif not state.is_over and state.lease == state.term:
+        answered = replace(state, floor=state.version, has_answered=not state.is_listening)
+        yield "the store answers", answered
+        if not state.is_listening:
+            slot = None if protocol.reconnect_empties else state.slot
+            back = replace(state, is_listening=True, listened_to=state.term, has_answered=False, slot=slot)
+            yield "the listener is back", back
+        elif is_reported:
+            yield "memory is filled", replace(answered, slot=state.version)

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -176,13 +176,17 @@ class Deployment:
     @property
     def url(self) -> str:
         """The store's URL."""
+        return self.url_of(self.sentinels or (self.nodes[:3] if self.kind.shape == "cluster" else self.nodes[:1]))
+
+    def url_of(self, named: Sequence[Node]) -> str:
+        """Return a URL that names these: Sentinels, seeds of a Cluster, or the one server."""
         tls = self.kind.security == "tls"
         options = f"?{TLS_OPTIONS}" if tls else ""
         scheme = {"standalone": "redis", "sentinel": "sentinel", "cluster": "cluster"}[self.kind.shape] + "s" * tls
         user = f":{QUOTED}@"
         if self.kind.shape == "standalone":
-            return f"{scheme}://{user}127.0.0.1:{self.nodes[0].port}/2{options}"
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in (self.sentinels or self.nodes[:3]))
+            return f"{scheme}://{user}127.0.0.1:{named[0].port}/2{options}"
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in named)
         if self.kind.shape == "cluster":
             return f"{scheme}://{user}{hosts}{options}"
         more = f"{options}&" if options else "?"

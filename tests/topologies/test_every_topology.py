@@ -10,8 +10,9 @@ from typing import Any
 
 from stages import Stage
 
-from cacheworkers import CacheworkersError
+from cacheworkers import CacheworkersError, Config
 from cacheworkers.ops.doctor import diagnose
+from cacheworkers.ops.doctor.store_checks import check_sentinels
 from cacheworkers.ops.exporter import Exporter
 from cacheworkers.testing.servers import wait_until
 
@@ -97,6 +98,15 @@ def test_doctor(stage: Stage) -> None:
     assert {finding.check for finding in bad} <= {"maxmemory", "beat", "prefetch"}, bad
     servers = [finding for finding in findings if finding.check == "store-version"]
     assert len(servers) == (3 if stage.store.kind.shape == "cluster" else 1)
+    sentinels = [finding.level for finding in findings if finding.check == "sentinels"]
+    assert sentinels == ["ok"] * (stage.store.kind.shape == "sentinel")
+
+    asked = stage.store.sentinels
+    for named in range(1, len(asked)):  # too few: all are listed
+        [finding] = check_sentinels(Config(redis_url=stage.store.url_of(asked[:named])))
+        assert finding.level == "warning"
+        assert f"redis_url names {named} Sentinel" in finding.what and "3 watch 'shop'" in finding.what
+        assert all(f"127.0.0.1:{sentinel.port}" in finding.what for sentinel in asked)
 
 
 def test_metrics(stage: Stage) -> None:

@@ -12,8 +12,9 @@ from msgspec import structs
 
 from cacheworkers.ops.doctor.diagnose import RULES
 from cacheworkers.ops.doctor.findings import Level, Rule, exit_code, table
-from cacheworkers.ops.doctor.store_checks import judge_server
+from cacheworkers.ops.doctor.store_checks import judge_sentinels, judge_server
 from cacheworkers.ops.doctor.worker_checks import judge_app
+from cacheworkers.store.diagnostics.sentinel_facts import SentinelFacts
 from cacheworkers.store.diagnostics.server_facts import ServerFacts
 from cacheworkers.workers.diagnostics import AppFacts, _worker, app_facts
 
@@ -87,6 +88,28 @@ def test_limits_of_connections(check: str, change: dict[str, Any]) -> None:
 
     assert good[check] == "ok"
     assert {name for name, level in bad.items() if level != "ok"} == {check}
+
+
+@pytest.mark.parametrize(
+    ("named", "known", "level"),
+    [
+        (3, 3, "ok"),
+        (3, 5, "ok"),
+        (2, 3, "warning"),
+        (1, 1, "warning"),
+        (3, 7, "warning"),
+        (3, 0, "ok"),
+        (2, 0, "warning"),
+    ],
+)
+def test_as_many_sentinels_are_named_as_decide(named: int, known: int, level: str) -> None:
+    """Most of those that there are, and three; where no Sentinel may list them, three."""
+    nodes = [(f"10.0.0.{nth}", 26379) for nth in range(known or named)]
+
+    finding = judge_sentinels(SentinelFacts("shop", frozenset(nodes[:named]), frozenset(nodes[:known])))
+
+    assert finding.level == level
+    assert f"redis_url names {named} Sentinel" in finding.what
 
 
 def test_no_limit_of_buffers_is_fine_without_maxmemory() -> None:

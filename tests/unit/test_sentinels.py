@@ -66,7 +66,7 @@ class Service:
     def __init__(self, is_async: bool, *states: dict[str, Any] | None) -> None:
         self.lease = Lease(3)
         self.changes: list[tuple[str, int] | None] = []
-        self.lease.on_change = lambda: self.changes.append(self.lease.master)
+        self.lease.on_change = lambda: self.changes.append(self.lease.term and self.lease.term.master)
         made = OneAsyncSentinel if is_async else OneSentinel
         self.sentinels = [made(port, state) for port, state in enumerate(states)]
         self._asking: Any = AsyncSentinels([]) if is_async else Sentinels([])
@@ -191,6 +191,20 @@ def test_a_change_is_reported_once(is_async: bool) -> None:
     service.master()
 
     assert service.changes == [NEW]
+
+
+def test_a_master_that_is_one_again_after_another_is_a_change(is_async: bool, clock: Clock) -> None:
+    """Though nobody was asked in between: what memory has of the first time is old."""
+    service = Service(is_async, *[naming(OLD)] * 3)
+    service.master()
+    before = service.lease.term
+
+    clock.now += HOUR
+    service.answer(naming(OLD, epoch=1), naming(OLD, epoch=3), naming(OLD, epoch=3))
+    service.master()
+
+    assert service.lease.term != before
+    assert service.changes == [OLD]
 
 
 def test_a_sentinel_that_is_gone_costs_one_timeout_now_and_then(is_async: bool, clock: Clock) -> None:

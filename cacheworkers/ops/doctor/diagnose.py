@@ -125,6 +125,7 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
 
     store = store_checks.AWAY
     yield Check("store-servers", store, lambda: store_checks.check_servers(config, has_outbox=has_outbox, now=now))
+    yield Check("store-sentinels", store, lambda: store_checks.check_sentinels(config))
     yield Check("store-pushes", store, lambda: store_checks.check_pushes(config))
     yield Check("namespace", store, lambda: namespace_checks.check_namespace(cache.internals.runtime))
     yield Check("unstored", store, lambda: namespace_checks.check_unstored(cache.internals.runtime))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.store.diagnostics.sentinel_facts import SentinelFacts
 from cacheworkers.store.diagnostics.server_facts import SAFE_POLICIES, ServerFacts, StoreDiagnostics
 
 #: Of `maxmemory`: from here on the store counts as full.
@@ -18,6 +19,8 @@ SKEW = 2.0
 BUSY_CLIENTS = 0.8
 #: A `timeout` below this closes connections that will be used again soon, seconds.
 LEAST_IDLE = 60.0
+#: Of fewer, one is enough to name the master.
+LEAST_SENTINELS = 3
 
 AWAY = Rule(
     "store-away",
@@ -40,6 +43,16 @@ REPLICA = Rule(
     "`redis_url` leads to a replica.",
     "Replicas refuse writes: nothing is stored, nothing is invalidated.",
     "Give the master's address, or `sentinel://host:port/service`, which follows it through a failover.",
+)
+SENTINELS = Rule(
+    "sentinels",
+    "warning",
+    "`redis_url` names fewer Sentinels than most of those that there are, or fewer than three.",
+    "Where most of those that it names do not answer, the store counts as unavailable, though the others may have "
+    "elected a master. Of one or two, the word of one is enough: if it has missed a failover, reads go to the old "
+    "master, and get old values.",
+    "Name all in `redis_url`, `sentinel://host1:26379,host2:26379,host3:26379/service`; one name for several, as of a "
+    "Kubernetes service, counts as one. `redis-cli -h host1 -p 26379 SENTINEL SENTINELS service` lists the others.",
 )
 EVICTION = Rule(
     "eviction-policy",
@@ -162,6 +175,7 @@ RULES = (
     AWAY,
     VERSION,
     REPLICA,
+    SENTINELS,
     EVICTION,
     UNLIMITED,
     HEADROOM,
@@ -243,6 +257,23 @@ def _judge_connections(server: ServerFacts) -> Iterator[Finding]:
         yield OUTPUT.finding(
             bool(server.maxmemory) and not server.output_limit, f"{where} keeps {limit} for a client that does not read"
         )
+
+
+def check_sentinels(config: Config) -> Iterator[Finding]:
+    """Yield whether the URL names enough of the Sentinels; nothing where there are none."""
+    with StoreDiagnostics(config) as probe:
+        facts = probe.sentinels()
+    if facts is not None:
+        yield judge_sentinels(facts)
+
+
+def judge_sentinels(facts: SentinelFacts) -> Finding:
+    """Return what is to be said of the number of Sentinels that the URL names."""
+    named, known = len(facts.named), len(facts.known)
+    listed = ", ".join(f"{host}:{port}" for host, port in sorted(facts.known))
+    there_are = f"{known} watch {facts.service!r} ({listed})" if known else f"none lists who watches {facts.service!r}"
+    is_few = named < max(LEAST_SENTINELS, known // 2 + 1)
+    return SENTINELS.finding(is_few, f"redis_url names {named} Sentinel{'s' * (named != 1)}; {there_are}")
 
 
 def check_pushes(config: Config) -> Iterator[Finding]:

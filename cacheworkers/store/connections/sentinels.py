@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import sentinel as async_sentinels
 from redis.exceptions import RedisError
@@ -31,11 +31,19 @@ NAMED_FOR = 1.2
 _ABSENT_FOR = 5.0
 
 
+class Term(NamedTuple):
+    """A master since one failover; one that is the master again after another has another epoch."""
+
+    master: Node
+    epoch: int
+
+
 class Lease:
     """What most Sentinels named last, for all connections of one process, sync and async.
 
     Attributes:
         until: monotonic instant up to which it holds.
+        term: what they named; None before the first answer.
         on_change: called when another master is named.
     """
 
@@ -52,19 +60,19 @@ class Lease:
     def reset(self) -> None:
         """Forget the master, as a child does after a fork."""
         self.until = -math.inf
-        self.master: Node | None = None
+        self.term: Term | None = None
 
     @property
     def is_over(self) -> bool:
         """Whether the Sentinels have to be asked again."""
         return time.monotonic() > self.until
 
-    def confirm(self, master: Node, asked_at: float) -> None:
+    def confirm(self, term: Term, asked_at: float) -> None:
         """Note what most Sentinels named that were asked from an instant on."""
-        before, self.master = self.master, master
-        if before not in (None, master):
+        before, self.term = self.term, term
+        if before not in (None, term):
             self.on_change()
-        self.until = max(self.until, asked_at + CONFIRMED_FOR) if before == master else asked_at + CONFIRMED_FOR
+        self.until = max(self.until, asked_at + CONFIRMED_FOR) if before == term else asked_at + CONFIRMED_FOR
 
 
 class Votes:
@@ -81,6 +89,7 @@ class Votes:
         self._asked_at = time.monotonic()
         # By Sentinel: each has one vote, however many ways there are to ask it.
         self._named: dict[Node, Node] = {}
+        self._epochs: dict[Node, int] = {}
         self._for_long: dict[Node, bool] = {}
         self._leaving: set[Node] = set()
         self._errors: list[str] = []
@@ -98,9 +107,8 @@ class Votes:
         master = self._named[sentinel] = (str(state["ip"]), int(state["port"]))
         self._absent_since.pop(client, None)
         # A Sentinel of epoch 0 has seen no other master.
-        self._for_long[sentinel] = (
-            not int(state["config-epoch"]) or int(state["role-reported-time"]) >= NAMED_FOR * 1000
-        )
+        epoch = self._epochs[sentinel] = int(state["config-epoch"])
+        self._for_long[sentinel] = not epoch or int(state["role-reported-time"]) >= NAMED_FOR * 1000
         if "failover_in_progress" in state["flags"]:
             self._leaving.add(master)
 
@@ -124,7 +132,8 @@ class Votes:
             if len(named) >= needed:  # they do not name the one that was confirmed
                 self._lease.until = -math.inf
             raise MasterNotFoundError(self._why(master))
-        self._lease.confirm(master, self._asked_at)
+        epoch = max(self._epochs[sentinel] for sentinel, each in self._named.items() if each == master)
+        self._lease.confirm(Term(master, epoch), self._asked_at)
         return master
 
     def _why(self, master: Node | None) -> str:

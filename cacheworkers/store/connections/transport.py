@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.exceptions import AskError, TryAgainError
 
@@ -19,10 +19,14 @@ from cacheworkers.store.connections.credentials import provider_of
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.health import Health
 from cacheworkers.store.connections.pool import Pool
-from cacheworkers.store.connections.request import Request, check
+from cacheworkers.store.connections.request import UNAVAILABLE, Request, check
+from cacheworkers.store.connections.sentinels import Term
 from cacheworkers.store.connections.server_check import check_server, info_of
 from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
 
+#: Who the masters are: names, or what Sentinels say.
+Masters = frozenset[str] | Term
+_Probed = TypeVar("_Probed")
 _Words = tuple[Any, ...]
 #: Makes commands for one master, of a key that is its own.
 _Commands = Callable[[str], Sequence[_Words]]
@@ -61,15 +65,17 @@ class Transport:
         self._health = Health(
             address.shown,
             config.breaker_for,
-            confirm=lambda: run(self._masters.confirm(key)),
-            probe=lambda: run(self._masters.probe(key)),
-            probe_unavailable=lambda: run(self._masters.probe_unavailable(key)),
+            confirm=lambda: self._probed(self._masters.confirm(key)),
+            probe=lambda: self._probed(self._masters.probe(key)),
+            probe_unavailable=lambda: self._probed(self._masters.probe_unavailable(key)),
             on_failure=self._masters.drop,
             on_lost=on_lost,
             on_back=on_back,
             has_parts=self.is_cluster,
         )
         self._is_checked = False
+        #: Names of the masters that have answered since the listener was lost; None while there is a listener.
+        self._answered: set[str] | None = None
         #: Called before each exchange: a fork without Python's hooks must not use the parent's connections.
         self.check_process: Callable[[], None] = lambda: None
 
@@ -84,18 +90,13 @@ class Transport:
         return self._address.shown
 
     @property
-    def may_have_failed_over(self) -> bool:
-        """Whether another master may be there that others reach: most Sentinels have not confirmed the last one."""
-        lease = self._clients.lease
-        return lease is not None and lease.is_over
-
-    @property
     def is_well(self) -> bool:
         """Whether the store answered last time."""
         return self._health.is_well
 
     def reset(self) -> None:
         """Forget all connections, as a child does after a fork: the parent's sockets are not its own."""
+        self._answered = None
         self._clients.reset()
         self._masters.reset()
         self._health.reset()
@@ -121,20 +122,26 @@ class Transport:
             StoreError: a request was answered with an error.
         """
         self.check_process()
+        answered = self._answered
         with self._health.asking():
             if not self._is_checked:
                 run(self._check_server())
             replies = self._masters.exchange(requests)
+            if answered is not None:
+                self._note(answered, requests, replies)
             check(replies)
             return replies
 
     async def aexchange(self, requests: Sequence[Request]) -> list[Any]:
         """Do what `exchange` does, on the running loop."""
         self.check_process()
+        answered = self._answered
         with self._health.asking():
             if not self._is_checked:
                 await arun(self._check_server())
             replies = await self._masters.aexchange(requests)
+            if answered is not None:
+                self._note(answered, requests, replies)
             check(replies)
             return replies
 
@@ -144,8 +151,11 @@ class Transport:
             reply = self.exchange([Request(("GET", key))])[0]
         else:
             self.check_process()
+            answered = self._answered
             try:
                 reply = self._alone.ask(("GET", key))
+                if answered is not None and not isinstance(reply, UNAVAILABLE):
+                    answered.add("")
                 if isinstance(reply, Exception):
                     check([reply])
             except Exception as error:
@@ -164,11 +174,14 @@ class Transport:
         self.check_process()
         if self._alone is None or not self._is_checked or not self._health.is_well:
             return False
+        answered = self._answered
 
         def checked(outcome: Outcome) -> None:
             try:
                 if isinstance(outcome, Exception):
                     raise outcome
+                if answered is not None and not isinstance(outcome[0], UNAVAILABLE):
+                    answered.add("")
                 check(outcome)
             except Exception as error:
                 outcome = self._health.translated(error)
@@ -229,20 +242,62 @@ class Transport:
         self._masters.refresh_later()
         return {master.name: master.pool.redis_pool() for master in run(self._masters.masters())}
 
-    def confirm_master(self, address: str) -> None:
-        """Ask the Sentinels, if there are any, so that exchanges need not.
+    def confirm_master(self, address: str) -> Masters:
+        """Ask the Sentinels, if there are any, so that exchanges need not; return who the masters are.
 
         Raises:
             OSError: the master is not at this address any more.
             RedisError: it is not known where.
         """
-        if self._clients.lease is None:
-            return
-        host, port = self._clients.pool().get_master_address()
-        if address != f"{host}:{port}":
+        lease = self._clients.lease
+        if lease is None:
+            return self._masters.names
+        self._clients.pool().get_master_address()
+        term = lease.term
+        if term is None or address != f"{term.master[0]}:{term.master[1]}":
             raise OSError(f"{address} is no master any more, by the Sentinels")
+        return term
+
+    def expect_silence(self) -> None:
+        """Note which masters answer from now on: the listener has lost them, perhaps because they are gone."""
+        self._answered = set()
+
+    def end_silence(self) -> None:
+        """Note no answers any more: all masters are listened to."""
+        self._answered = None
+
+    def is_silent(self, key: str, masters: Masters) -> bool:
+        """Return whether no invalidation of a key can have been missed that this process could have known of.
+
+        False once its master has answered since the listener was lost, and where others may have another master: what
+        others have invalidated there was reported to nobody here.
+
+        Args:
+            masters: those that were listened to, as `confirm_master` returned them.
+        """
+        lease = self._clients.lease
+        if lease is not None and (lease.is_over or lease.term != masters):
+            return False
+        name = self._masters.master_of(key)
+        if lease is None and name not in masters:
+            return False
+        answered = self._answered
+        return answered is None or name not in answered
 
     # -- inside
+
+    def _probed(self, asking: Flow[_Probed]) -> _Probed:
+        """Return what a probe finds; those that it asked have answered."""
+        answered = self._answered
+        found = run(asking)
+        if answered is not None:
+            answered.update(self._masters.names - self._masters.unavailable)
+        return found
+
+    def _note(self, answered: set[str], requests: Sequence[Request], replies: Sequence[Any]) -> None:
+        for request, reply in zip(requests, replies, strict=True):
+            if not isinstance(reply, UNAVAILABLE):
+                answered.add(self._masters.master_of(request.key))
 
     def _pool_to(self, node: Node) -> Pool:
         clients = self._clients

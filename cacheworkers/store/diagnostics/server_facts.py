@@ -23,10 +23,12 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.commands.bookkeeping import BEAT_KEPT_FOR
+from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.server_check import SAFE_POLICIES
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.diagnostics.acl import denied
+from cacheworkers.store.diagnostics.sentinel_facts import SentinelFacts, sentinel_facts
 from cacheworkers.store.tracking.tracking_connection import TrackingConnection
 
 __all__ = ["SAFE_POLICIES", "ServerFacts", "StoreDiagnostics"]
@@ -123,6 +125,18 @@ class StoreDiagnostics:
         """
         with self._translated():
             return [_facts(master, now) for master in self._masters()]
+
+    def sentinels(self) -> SentinelFacts | None:
+        """Return which Sentinels there are and which the URL names; None without Sentinels.
+
+        Raises:
+            StoreUnavailable: none of them answers.
+        """
+        address = parse_url(self._config.redis_url)
+        if address.kind != "sentinel":
+            return None
+        with self._translated():
+            return sentinel_facts(self._link.client(), address.service, frozenset(address.nodes))
 
     def unreceived_pushes(self) -> str:
         """Return why pushes do not come, on RESP3 with tracking as the listener uses it; empty when they do.

@@ -34,7 +34,7 @@ from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.waiters import Flight, Waiters
 from cacheworkers.store.connections.connection import pack
-from cacheworkers.store.connections.transport import Transport
+from cacheworkers.store.connections.transport import Masters, Transport
 from cacheworkers.store.tracking.tracking_connection import TrackingConnection
 
 log = logging.getLogger("cacheworkers")
@@ -120,6 +120,8 @@ class Listener:
         self._lock = threading.Lock()
         self._connections: dict[str, TrackingConnection] = {}
         self._masters: frozenset[str] = frozenset()
+        #: Who they are, since which failover; of the last connections that were whole.
+        self._listened_to: Masters = self._masters
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._is_reported_down = False
@@ -164,6 +166,10 @@ class Listener:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
+
+    def may_go_on(self, call: str) -> bool:
+        """Return whether memory may answer for a call while its master does not; for how long is not said here."""
+        return self._link.is_silent(self._keys.entry(call), self._listened_to)
 
     # -- which keys are tracked
 
@@ -253,6 +259,7 @@ class Listener:
         self._coherence.lost(time.monotonic())
         connections = self._close_connections()
         if connections:
+            self._link.expect_silence()
             self._l1.bump_all()
             self._waiters.wake_all()
         if not self._closed.is_set():
@@ -291,6 +298,9 @@ class Listener:
             self._masters = frozenset(pools)
             for name, pool in pools.items():
                 connections[name] = TrackingConnection(name, pool, self._timeout, waker.wake)
+            masters: Masters = self._masters
+            for each in connections.values():
+                masters = self._link.confirm_master(each.address)
         except BaseException:
             for connection in connections.values():
                 connection.close()
@@ -298,6 +308,8 @@ class Listener:
             raise
         # Emptied before the listener counts as up: what was kept meanwhile may have changed unreported.
         self._empty()
+        self._listened_to = masters
+        self._link.end_silence()
         with self._lock:
             self._connections, self._waker = connections, waker
         self._ping(list(connections.values()), asks_role=True)
@@ -346,7 +358,8 @@ class Listener:
         for each in connections:
             if each.unanswered_for(looked_at) > PING_LOST_AFTER:
                 raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
-            self._link.confirm_master(each.address)
+            if self._link.confirm_master(each.address) != self._listened_to:
+                raise OSError("other masters have been there meanwhile")
         if due := [each for each in connections if not each.pings]:
             self._ping(due, asks_role=True)
         if self._link.is_cluster:
