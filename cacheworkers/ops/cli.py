@@ -66,7 +66,7 @@ def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> No
 @click.version_option(package_name="cacheworkers")
 @click.pass_context
 def main(context: click.Context, app: str | None, as_json_: bool) -> None:
-    """Look into a cache, and steer it.
+    """Inspect and control a cache.
 
     A CALL is a loader and its arguments as JSON: product[42], search["lamp",2]; quote it, for the shell's sake.  Within
     `celery -A shop cacheworkers` the cache is the one that is bound to the Celery app.
