@@ -46,12 +46,17 @@ TESTS = (
     "tests/sql/test_watch_reads.py",
     "tests/integration/test_connections.py",
     "tests/integration/test_cluster.py",
+    "tests/integration/test_credentials.py",
+    "tests/integration/test_forks.py",
+    "tests/integration/test_outages.py",
+    "tests/integration/test_topologies.py",
     "tests/unit/test_address.py",
     "tests/unit/test_async_connection.py",
     "tests/unit/test_detached_sets.py",
     "tests/unit/test_fan_out.py",
     "tests/unit/test_health.py",
     "tests/unit/test_redirections.py",
+    "tests/unit/test_sentinels.py",
 )
 #: Imported once, before the runs are forked.
 HEAVY = ("_pytest.python", "celery", "hypothesis", "msgspec", "pydantic", "redis.asyncio", "sqlalchemy.orm")
