@@ -174,20 +174,22 @@ def drain(obj: Obj) -> None:
 
 
 @main.command()
-@click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Most entries to compare.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="How many entries to compare at most."
+)
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Seconds until a difference is looked at again.",
+    help="Seconds after which a difference is checked again.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     default=100.0,
     show_default=True,
-    help="Most loads a second.",
+    help="How many loads a second at most.",
 )
 @click.pass_obj
 def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
@@ -212,7 +214,7 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands, loaders and tags.
+    """Print the script that makes SHELL complete commands, loaders and tags.
 
     \b
     bash:  eval "$(cacheworkers completion bash)"
