@@ -170,14 +170,13 @@ class Faults:
     replicas = 0
     replaced: ClassVar[dict[str, list[float]]] = {}
 
-    def __init__(self, store: SteppingValkey, proxy: FaultProxy) -> None:
+    def __init__(self, store: Valkey, proxy: FaultProxy) -> None:
         self._store = store
         self._seconds = 30
         self._proxy = proxy
         self.url = proxy.url
         self.kinds: dict[str, Callable[[], Healing]] = {
             "store killed, back empty": self.kill,
-            "store killed, back with its data": lambda: self.kill(is_empty=False),
             "store frozen": self.freeze,
             "store emptied": lambda: self.run("FLUSHALL"),
             "store full": self.fill,
@@ -190,8 +189,10 @@ class Faults:
             "replies late by 30 ms": self.delay,
             "tracking connections cut": self.run_kill_tracking,
         }
-        if can_step_clocks():
-            self.kinds["the store's clock steps"] = self.step
+        if isinstance(store, SteppingValkey):
+            self.kinds["store killed, back with its data"] = lambda: self.kill(is_empty=False)
+            if can_step_clocks():
+                self.kinds["the store's clock steps"] = lambda: self.step(store)
         if can_drop_packets():
             self.kinds["store cut off"] = self.cut_off
 
@@ -203,17 +204,17 @@ class Faults:
     def kill(self, *, is_empty: bool = True) -> None:
         """Kill the server, and start it again."""
         self._store.kill()
-        if is_empty:
+        if is_empty and isinstance(self._store, SteppingValkey):
             self._store.delete_entries()
         time.sleep(LASTS)
         self._store.start()
 
-    def step(self) -> None:
+    def step(self, store: SteppingValkey) -> None:
         """Set the server's clock half a minute ahead or back, and right again."""
         self._seconds = -self._seconds
-        self._store.step(self._seconds)
+        store.step(self._seconds)
         time.sleep(LASTS)
-        self._store.step(0)
+        store.step(0)
 
     def cut_off(self) -> None:
         """Drop all packets to the server and from there."""
