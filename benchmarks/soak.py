@@ -57,10 +57,10 @@ PARTIAL = (
 BOUND = 10.0
 #: Who dies how often right before which step.
 DIES_BEFORE = {
-    "writer": {"next_seq": 0.005, "detach": 0.001, "drop": 0.001, "drained": 0.001},
-    "drain": {"next_seq": 0.05, "detach": 0.05, "drop": 0.05, "drained": 0.05, "mark": 0.1},
+    "writer": {"next_seq": 0.005, "detach": 0.001, "drop": 0.001, "remove_drained": 0.001},
+    "drain": {"next_seq": 0.05, "detach": 0.05, "drop": 0.05, "remove_drained": 0.05, "mark": 0.1},
     "worker": {"begin": 0.001, "snapshot": 0.001, "register": 0.001, "write": 0.001},
-    "collector": {"drop": 0.05, "drained": 0.05, "trim_tag": 0.001},
+    "collector": {"drop": 0.05, "remove_drained": 0.05, "trim_tag": 0.001},
 }
 
 

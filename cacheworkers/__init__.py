@@ -121,7 +121,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module; what is no other's is an error."""
+    """Import a public name from its module; names that are not listed are error classes."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN.get(name, 'errors')}"), name)

@@ -48,7 +48,6 @@ class Config:
         l1_for: how long L1 may answer since the listener last proved that it receives invalidation messages.
         l1_on_loss_for: how long L1 may answer while the store is gone.
         bulkhead: how many loads this process may run itself concurrently.
-        max_call_bytes: longest text of a call, `product[42]`.
         max_tag_bytes: longest tag.
         max_tags: most tags of one entry.
         max_entry_bytes: largest envelope that is stored.
@@ -94,7 +93,6 @@ class Config:
     l1_for: float = 3.0
     l1_on_loss_for: float = 60.0
     bulkhead: int = 8
-    max_call_bytes: int = 512
     max_tag_bytes: int = 200
     max_tags: int = 200
     max_entry_bytes: int = 8 * 1024 * 1024
@@ -218,7 +216,6 @@ _LEAST = {
     "l1_entries": 0,
     "l1_bytes": 0,
     "bulkhead": 1,
-    "max_call_bytes": 16,
     "max_tag_bytes": 8,
     "max_tags": 1,
     "max_entry_bytes": 256,

@@ -23,7 +23,7 @@ class CallError(CacheworkersError, TypeError):
 
 
 class BadArgument(CallError):
-    """An argument's value is none of its parameter's type, or makes too long a call; raised before anything is read.
+    """An argument is not of its parameter's type, or the call is too long; raised before anything is read.
 
     What people send ends here: the web helpers answer 400.
     """
@@ -70,7 +70,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreUnavailable):
-    """The store answered a request with an error (NOPERM, MISCONF, NOREPLICAS, BUSY, ...): it is of no use to it."""
+    """The store answered a request with an error (NOPERM, MISCONF, NOREPLICAS, BUSY, ...)."""
 
 
 class StoreFull(StoreError):

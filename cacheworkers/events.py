@@ -128,7 +128,7 @@ class TaskRequeued(Event, frozen=True):
 
 
 class TaskDropped(Event, frozen=True):
-    """A worker could not load what a task message asks for, for want of the store; the leases run out."""
+    """A worker could not load what a task message asks for, because the store is away; the leases run out."""
 
     task: str
     calls: int
@@ -168,7 +168,7 @@ class OtherRelease(Event, frozen=True):
 
 
 class NotStored(Event, frozen=True):
-    """A loaded value has no place in the store, for want of a tag's legality or of a limit's room: served uncached."""
+    """A loaded value cannot be stored, because a tag is illegal or a limit is exceeded: it is served uncached."""
 
     loader: str
     call: str

@@ -52,7 +52,7 @@ AroundLoad = Callable[[LoadCall], AbstractContextManager[Any] | AbstractAsyncCon
 
 
 class _Load(Generic[T]):
-    """What both flavours share."""
+    """What `Load` and `AsyncLoad` share."""
 
     __slots__ = ("_loader", "_loading", "_session", "_texts")
 

@@ -150,7 +150,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
         return await arun(self._peek(args, kwargs))
 
     def revalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Ask workers to load this now; True if this call enqueued it, False if somebody is at it already."""
+        """Ask workers to load this now; True if this call enqueued it, False if it is being loaded already."""
         return run(self._revalidation(self._bind(args, kwargs)))
 
     async def arevalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:

@@ -215,7 +215,7 @@ def created_of(raw: bytes) -> float:
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
-    """What an envelope's header says of an entry's life, for who looks at many; see `Entry`."""
+    """What an envelope's header says about an entry's life, for callers that read many; see `Entry`."""
 
     created: float
     fresh_until: float

@@ -20,7 +20,7 @@ def has_sets(annotation: Any) -> bool:
 
 
 def with_sets_in_order(value: Any) -> Any:
-    """Return a value, for encoding only, with sorted lists in place of its sets; what is no set keeps its order."""
+    """Return a value, for encoding only, with sorted lists in place of its sets; everything else keeps its order."""
     kind = type(value)
     if isinstance(value, set | frozenset):
         return sorted(map(with_sets_in_order, value), key=_json_of)

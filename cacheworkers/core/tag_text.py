@@ -209,7 +209,7 @@ class _Typed(NamedTuple):
     is_read: bool
 
     def texts_of(self, tag: str) -> list[str]:
-        """Return the tag as the loader may write it; nothing if it is none of this template's."""
+        """Return the tag as the loader may write it; nothing if the template makes no such tag."""
         match = self.pattern.fullmatch(tag)
         if match is None:
             return []

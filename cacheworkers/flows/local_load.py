@@ -21,7 +21,7 @@ from cacheworkers.local.l1 import Slot
 
 
 class SharedLoad(msgspec.Struct, frozen=True):
-    """What one load without the store came to; good for every read that had begun before it."""
+    """The outcome of one load without the store; good for every read that had begun before it."""
 
     began_at: float
     payload: bytes = b""

@@ -41,7 +41,7 @@ class _Run(msgspec.Struct, frozen=True):
 
 
 class BatchedLoads:
-    """The means of reads that go on together: what they yield is answered by `together`, and is no step."""
+    """The load strategy of reads that go on together: what it yields is answered by `together`, and is no step."""
 
     def message(self, ports: Ports, request: LoadRequest) -> None:
         """Return none: what several reads have claimed goes out as one message."""
@@ -103,7 +103,7 @@ class _Sleeper(msgspec.Struct):
 
 
 class _ReadBatch(Generic[K]):
-    """The reads, and what each of them stands before."""
+    """The reads, and the next step of each."""
 
     def __init__(self, ports: Ports, loader: LoaderSpec, reads: Mapping[K, Flow[Read]]) -> None:
         self._ports = ports

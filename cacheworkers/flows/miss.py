@@ -85,6 +85,10 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             watch_load(ports, flight)
             if is_over:
                 ports.waiters.wake_flight(flight)
+                return None
+            # Without another look: as where it is granted, see below.
+            state.has_waited = True
+            yield from wait_for_push(ports, state.waiter, min(_half_time(state), flight.held_until))
             return None
         case Claimed(is_enqueued):
             has_published, state.has_asked = state.has_asked or state.has_waited, True

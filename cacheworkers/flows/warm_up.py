@@ -297,7 +297,7 @@ def _look(job: _Job) -> Flow[None]:
 
 
 def _look_for_lost(job: _Job) -> Flow[None]:
-    """Take off what has failed, and what nobody is at any more; that is asked for again, a few times."""
+    """Remove what has failed, and what nobody loads any more; the latter is asked for again, a few times."""
     ports = job.ports
     calls = list(job.asked)
     # Before what is there: the other way round, an entry that is written in between would count as lost.

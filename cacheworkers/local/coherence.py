@@ -65,7 +65,7 @@ class Coherence:
         self.lost(at)
 
     def bypass(self) -> None:
-        """Send every read of this process the long way, until `unbypass`: it looks who asks; some must not see L1."""
+        """Take every read of this process off L1's fast path, until `unbypass`: some readers must not see L1."""
         with self._lock:
             self._bypasses += 1
             self.usable_at = NEVER

@@ -199,7 +199,7 @@ class L1:
         self._report([slot])
 
     def clear(self) -> None:
-        """Drop everything: anything may have changed unheard."""
+        """Drop everything: anything may have changed without a report."""
         with self._lock:
             self._epoch += 1
             gone = list(self.slots.values())
@@ -296,7 +296,7 @@ def _size_of(value: Any, payload: bytes) -> int:
 
 
 def _cut(slot: Slot) -> None:
-    """Make sure nobody who holds the slot takes it for alive."""
+    """Mark a slot as dropped, for readers that still hold it."""
     slot.until = NEVER
     index = slot.index
     if index is not None and index.get(slot.arguments) is slot:

@@ -66,7 +66,7 @@ def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> No
 @click.version_option(package_name="cacheworkers")
 @click.pass_context
 def main(context: click.Context, app: str | None, as_json_: bool) -> None:
-    """Look into a cache, and steer it.
+    """Inspect and control a cache.
 
     A CALL is a loader and its arguments as JSON: product[42], search["lamp",2]; quote it, for the shell's sake.  Within
     `celery -A shop cacheworkers` the cache is the one that is bound to the Celery app.
@@ -174,20 +174,22 @@ def drain(obj: Obj) -> None:
 
 
 @main.command()
-@click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Most entries to compare.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="How many entries to compare at most."
+)
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Seconds until a difference is looked at again.",
+    help="Seconds after which a difference is checked again.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     default=100.0,
     show_default=True,
-    help="Most loads a second.",
+    help="How many loads a second at most.",
 )
 @click.pass_obj
 def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
@@ -212,7 +214,7 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands, loaders and tags.
+    """Print the script that makes SHELL complete commands, loaders and tags.
 
     \b
     bash:  eval "$(cacheworkers completion bash)"

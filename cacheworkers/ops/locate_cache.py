@@ -13,11 +13,12 @@ import click
 
 from cacheworkers.cache import Cache
 from cacheworkers.ops.completion import Completes
+from cacheworkers.ops.output import note
 from cacheworkers.runtime.wiring import cache_of
 
 
 def found(app: str) -> Cache:
-    """Return the cache that `module:name` names.
+    """Return the cache that `module:name` names, its loaders declared as in a worker.
 
     Raises:
         click.ClickException: there is none.
@@ -30,6 +31,12 @@ def found(app: str) -> Cache:
         raise click.ClickException(f"--app must be module:name of a Cache, got {app!r}: {error}") from None
     if not isinstance(cache, Cache):
         raise click.ClickException(f"--app must be module:name of a Cache, {app!r} is a {type(cache).__name__}")
+    celery = cache.internals.app
+    if celery is not None:
+        try:
+            celery.loader.import_default_modules()  # what workers import: loaders are declared there
+        except Exception as error:
+            note(f"the Celery app's modules cannot be imported, and their loaders are missing here: {error!r}")
     return cache
 
 

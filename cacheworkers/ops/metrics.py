@@ -157,7 +157,7 @@ class Metrics:
         }
 
     def __call__(self, event: events.Event, /) -> None:
-        """Count an event; one of another library's is left alone."""
+        """Count an event; unknown events are ignored."""
         take = self._takes.get(type(event))
         if take is not None:
             take(event)

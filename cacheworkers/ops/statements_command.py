@@ -18,7 +18,7 @@ from cacheworkers.sql.watch.statement_search import mapped_tables, refused_state
 @click.option(
     "--dialect",
     type=click.Choice(["postgresql", "mysql", "mariadb", "sqlite"]),
-    help="How texts are read; without it in every way.",
+    help="The SQL dialect of the texts; all of them if not given.",
 )
 @click.pass_obj
 def statements(obj: Obj, paths: tuple[Path, ...], tables: tuple[str, ...], dialect: str | None) -> None:

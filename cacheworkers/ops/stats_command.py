@@ -114,9 +114,9 @@ def _size(count: float) -> str:
 
 @click.command()
 @click.option(
-    "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between looks."
+    "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between updates."
 )
-@click.option("--once", is_flag=True, help="Look once; so it is too where the output is no terminal.")
+@click.option("--once", is_flag=True, help="Print once; the default where the output is not a terminal.")
 @click.pass_obj
 def stats(obj: Obj, interval: float, once: bool) -> None:
     """Show queues, the store, access scores and the outbox, live like top.
@@ -128,7 +128,7 @@ def stats(obj: Obj, interval: float, once: bool) -> None:
     cacheworkers stats
     cacheworkers stats --json | jq '.queues[] | select(.length > 100)'
 
-    Status 1 if one of them does not answer in the last look.
+    Status 1 if one of them did not answer when asked last.
     """
     cache, show = obj
     console = Console()

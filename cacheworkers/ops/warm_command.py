@@ -79,9 +79,11 @@ class Warmed(msgspec.Struct, frozen=True):
 @click.argument("keys", nargs=-1)
 @click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Rows of a file; - is the input.")
 @click.option("--sql", help="Rows of a query, on the database of the watched sessions.")
-@click.option("--hot", type=click.IntRange(min=1), metavar="N", help="The N calls that were read most lately.")
-@click.option("--max-rate", type=float, metavar="PER_SECOND", help="Most calls a second.")
-@click.option("--concurrency", type=int, help="Most calls under way.  [default: Config.warm_concurrency]")
+@click.option(
+    "--hot", type=click.IntRange(min=1), metavar="N", help="The N hottest calls: those that were read most of late."
+)
+@click.option("--max-rate", type=float, metavar="PER_SECOND", help="How many calls a second at most.")
+@click.option("--concurrency", type=int, help="How many calls may be under way.  [default: Config.warm_concurrency]")
 @click.option(
     "--min-fresh", type=Share(), default=1.0, help="Succeed once this share of calls is fresh: 95%.  [default: 100%]"
 )
@@ -111,8 +113,8 @@ def warm(
     """Have workers load calls of LOADER, and wait for them.
 
     A row is one call: its argument as JSON, 42; an array of all of them where the loader takes several, ["lamp",2]; or
-    the call itself, product[42].  Bad rows are named and left out.  What is fresh is passed over, so that a run that
-    was killed goes on where it was.
+    the call itself, product[42].  Bad rows are named and left out.  Fresh entries are skipped, so that a run that
+    was killed continues where it was.
 
     \b
     cacheworkers warm product 1 2 3
@@ -120,9 +122,9 @@ def warm(
     cacheworkers warm product --sql 'SELECT id FROM product WHERE on_sale'
     cacheworkers warm product --hot 1000 --min-fresh 95% && deploy
 
-    Status 0 if so large a share is fresh at the end; 1 if not, if a row was bad, or if no worker consumes the warm
-    queue, in which case nothing was loaded.  Where no row names a call the share is 0: no success, unless
-    --min-fresh 0%.  That nothing was hot yet is one.
+    Status 0 if the share of --min-fresh is fresh at the end; 1 if not, if a row was bad, or if no worker consumes
+    the warm queue, in which case nothing was loaded.  Where no row names a call the share is 0: no success, unless
+    --min-fresh 0%.  With --hot, nothing hot yet is success.
     """
     cache, show = obj
     if sum(source is not None for source in (file, sql, hot)) + bool(keys) != 1:

@@ -205,7 +205,7 @@ class RunLoader:
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
-        """Mark this thread or task as inside the load, so that its reads of other loaders go the long way."""
+        """Mark this thread or task as inside the load, so that its reads of other loaders are nested reads."""
         token = loads.current.set((self._runner.owner, self._loading))
         self._runner.coherence.bypass()
         try:

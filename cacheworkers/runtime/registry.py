@@ -56,9 +56,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
             wrong = ", ".join(sorted(set(options) - set(Policy.__dataclass_fields__)))
             raise ConfigError(f"loader {name!r} has no option {wrong}; options are {fields}") from None
         config = self._config
-        signature = Signature(
-            name, function, version=policy.version, max_bytes=config.max_call_bytes, is_batch=is_batch
-        )
+        signature = Signature(name, function, version=policy.version, is_batch=is_batch)
         if isinstance(tags, str):
             raise DeclarationError(f"tags of {name} must be a tuple of templates, got the text {tags!r}")
         templates = TagTemplates(

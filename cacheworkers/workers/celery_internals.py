@@ -151,7 +151,7 @@ def is_publishing_observed(own: str) -> bool:
 
 
 def enqueues_by_push(app: Celery) -> bool:
-    """Return whether nothing but a message in its queue comes of sending a task: no events, and no methods replaced."""
+    """Return whether sending a task only puts a message into its queue: no events, and no methods replaced."""
     is_stock = type(app).send_task is Celery.send_task and "send_task" not in vars(app) and type(app.amqp) is AMQP
     return is_stock and not app.conf.task_send_sent_event
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from forked import in_child
 
 from cacheworkers import Cache, Load, StoreUnavailable
 from cacheworkers.flows.keep_warm import report_accesses
@@ -115,14 +115,7 @@ def test_a_forked_child_reports_nothing_of_its_parent_s_reads(make_cache: MakeCa
     for _ in range(5):
         number.get(7)
 
-    child = os.fork()
-    if child == 0:
-        try:
-            cache.close()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert in_child(cache.close) == 0
     cache.close()
 
     _, other = made(make_cache)

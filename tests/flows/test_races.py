@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.flows.read import read
-from cacheworkers.flows.read_state import ReadOptions
+from cacheworkers.flows.read_state import ReadOptions, StoreResult
 from cacheworkers.store.commands.replies import Claimed, Registered, Snapshot
 from cacheworkers.store.commands.store import Store
 from cacheworkers.testing import Stepper
@@ -226,4 +227,35 @@ def test_a_look_before_registering_is_checked_by_the_claim(cache: Cache, prices:
 
     assert reader.at == "claim"
     assert reader.step() == "get"
+    assert reader.finish().value == 5
+
+
+@pytest.mark.parametrize("when", ["before the reply arrives", "before it sleeps", "while it sleeps"])
+@pytest.mark.parametrize("begun", [0, 2])
+def test_a_reader_whose_claim_is_denied_sleeps_without_another_look(
+    cache: Cache, prices: dict[int, int], when: str, begun: int
+) -> None:
+    """The claim has compared what the reader saw, and the end of the load is reported, whenever it comes."""
+    ports, spec = cache._ports, cache._loaders["price"]
+    number, token = next(_ids), secrets.token_hex(8)
+    prices[number] = 5
+    call = spec.signature.bind((number,), {})
+    ports.store.claim(call.text, token, lease_for=600).run()
+    loading = Stepper(load(ports, spec, [LoadRequest("price", call.text, token, "", "miss")], ports.worker))
+    for _ in range(begun):
+        loading.step()
+    reader = Stepper(read(ports, spec, call, ReadOptions(spec.codec.decode, 0, 600.0), found=StoreResult(None)))
+    assert reader.at == "claim"
+
+    reader.send()
+    if when == "before the reply arrives":
+        loading.finish()
+    assert reader.step() == "wait"
+    if when == "before it sleeps":
+        loading.finish()
+    ends = threading.Thread(target=loading.finish)
+    ends.start()
+
+    assert reader.step() == "get"  # not woken, it would sleep for five minutes
+    ends.join()
     assert reader.finish().value == 5

@@ -376,6 +376,26 @@ def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("include", "says"), [("catalog", ""), ("broken", "KeyError('DSN')")])
+def test_loaders_are_those_of_the_modules_that_workers_import(
+    cli: Run, tmp_path: Path, include: str, says: str
+) -> None:
+    """`include` of the Celery app names them; one that fails is a remark, for not every command needs loaders."""
+    made = 'Cache(Config.from_env(store_timeout=5.0, namespace="layout"), celery=celery)'
+    (tmp_path / "layout.py").write_text(
+        f"from celery import Celery\nfrom cacheworkers import Cache, Config\n"
+        f"celery = Celery('layout', broker='redis://127.0.0.1:1/0', include=['{include}'])\ncache = {made}\n"
+    )
+    (tmp_path / "catalog.py").write_text("from layout import cache\n\n@cache.loader\ndef three(load): return 3\n")
+    (tmp_path / "broken.py").write_text("settings = {}\ncache = settings['DSN']\n")
+
+    done = cli("explain", "three[]", app="layout:cache")
+
+    assert (done.returncode, bool(done.stdout)) == (bool(says), not says)
+    assert done.stdout.startswith("three[]: " if not says else "")
+    assert says in done.stderr and bool(done.stderr) == bool(says)
+
+
 def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_path: Path) -> None:
     """Another loader's call, too many arguments, a wrong type, no JSON; one call in three ways is one."""
     file = tmp_path / "numbers.txt"

@@ -150,11 +150,11 @@ def test_a_rate_limit_throttles_one_loader_alone(flower: Callable[..., Any]) -> 
         path = "/api/task/rate-limit/cacheworkers.load.product"
         return bool(started.ask(path, workername=worker, ratelimit=to)[0] == 200)
 
-    wait_until(lambda: is_limited("6/m"))
+    wait_until(lambda: is_limited("12/m"))
     made.module.product.revalidate(1)
     made.module.product.revalidate(2)
     wait_until(lambda: made.module.product.peek(1))
     assert made.module.gauge.get(3) == 30  # another loader goes on meanwhile
-    assert made.module.product.peek(2) is None, "the second load of this loader has to wait for its tenth second"
+    assert made.module.product.peek(2) is None, "the second load of this loader has to wait for its fifth second"
     wait_until(lambda: is_limited("1000/s"))
     wait_until(lambda: made.module.product.peek(2))

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import gc
-import os
-import signal
 import threading
-import traceback
 import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from celery import Celery
+from forked import exit_code, fork
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
@@ -75,25 +73,17 @@ def forked_while_all_are_held(cache: Cache, work: Callable[[], None]) -> int:
     thread = threading.Thread(target=hold)
     thread.start()
     is_held.wait(60)
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(60)
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
+    child = fork(work)
     may_go_on.set()
     thread.join(60)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return exit_code(child)
 
 
 @pytest.mark.parametrize("workers", ["local", "celery"])
 def test_no_lock_of_the_parent_s_is_held_in_a_child(make_cache: Callable[..., Cache], workers: str) -> None:
     celery = {"celery": Celery(broker="memory://")} if workers == "celery" else {}
     cache = make_cache(sessions=sessionmaker(create_engine("sqlite://", poolclass=StaticPool)), **celery)
-    limited = cache.loader(name="limited", rate_limit="10/s")(lambda load: 1)
+    limited = cache.loader(name="limited", rate_limit="10/s", wait_for=0.1)(lambda load: 1)
     assert limited.get() == 1
 
     def all_are_free() -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+from forked import in_child
 
 from cacheworkers import Cache, Load
 from cacheworkers.core.driver import run
@@ -388,20 +386,6 @@ def test_a_child_of_a_fork_listens_for_itself(shop: Shop, proxy: FaultProxy) -> 
     shop.keep(1)
     value = shop.change(1)
     wait_until(lambda: shop.price.get(1) == value)
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Run work in a forked child; 0 if it went well within half a minute."""
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(30)
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_closed_it_leaves_no_thread_and_no_connection(shop: Shop, server: Valkey) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from forked import exit_code, fork
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -180,23 +180,14 @@ def test_children_of_a_fork_get_their_own_rows(engine: Engine) -> None:
     assert is_right(1)
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
-    children = []
-    for _ in range(4):
-        child = os.fork()
-        if child == 0:
-            try:
-                sessions.reset_after_fork()
-                are_right = all(is_right(number % ROWS + 1) for number in range(100))
-                with engine.connect() as connection:
-                    are_right &= connection.scalar(text("SELECT price FROM product WHERE id = 3")) == 30
-            except BaseException:
-                are_right = False
-            os._exit(0 if are_right else 1)
-        children.append(child)
 
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    def reads() -> None:
+        sessions.reset_after_fork()
+        assert all(is_right(number % ROWS + 1) for number in range(100))
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT price FROM product WHERE id = 3")) == 30
 
-    assert statuses == [0] * 4
+    assert [exit_code(child) for child in [fork(reads) for _ in range(4)]] == [0] * 4
     assert is_right(5)
 
 

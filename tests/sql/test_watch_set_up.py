@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[dict[Any, Any], str]] = {
     "a template over the limit": ({Thing: ["t" * 41 + "{id}"]}, "at most 40 bytes.*has 41"),
     "a function over the limit": ({Thing: lambda row: ["t" * 50 + row.slug]}, "at most 40 bytes.*has 51"),
     "a function that makes one text": ({Thing: lambda row: f"thing:{row.id}"}, "collection, got the text 'thing:0'"),
-    "one text for templates": ({Thing: "thing:{id}"}, "list of templates, got 'thing:{id}'"),
+    "one text for templates": ({Thing: "thing:{id}"}, "list of templates as .*, got 'thing:{id}'"),
     "a malformed template": ({Thing: ["thing:{id"]}, "malformed"),
     "a class that is not mapped": ({Path: ["x"]}, "Path.*neither"),
     "a mapped class's table": ({Thing: ["x:{id}"], Other.__table__: ["x"]}, "other is mapped by Other"),

@@ -21,6 +21,13 @@ class Loop:
     def __init__(self) -> None:
         self.now = 100.0
         self.timer: tuple[float, Callable[[], None]] | None = None
+        self.soon: list[Callable[[], None]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+    def create_future(self) -> Any:
+        return asyncio.Future(loop=asyncio.new_event_loop())
 
     def time(self) -> float:
         return self.now
@@ -49,9 +56,10 @@ class Transport:
     def __init__(self) -> None:
         self.buffered = 0
         self.is_aborted = False
+        self.written: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        pass
+        self.written.append(data)
 
     def get_write_buffer_size(self) -> int:
         return self.buffered
@@ -174,3 +182,23 @@ def test_a_connection_says_that_bulk_is_under_way(made: Open, kind: str) -> None
         made.transport.buffered = BULK + 1
 
     assert made.connection.has_bulk
+
+
+def test_requests_of_one_turn_leave_in_one_write_in_their_order(made: Open) -> None:
+    for name in (b"1", b"2"):
+        made.connection.exchange(name, 1).send(None)
+    assert made.transport.written == []
+    [write] = made.loop.soon
+    write()
+    made.connection.exchange(b"3", 1).send(None)
+    made.connection.submit(b"4", 1, lambda outcome: None)  # does not wait, nor passes one by
+    for write in made.loop.soon:
+        write()
+    assert made.transport.written == [b"12", b"34"]
+
+
+def test_what_has_not_left_when_the_connection_closes_is_dropped(made: Open) -> None:
+    made.connection.exchange(b"1", 1).send(None)
+    made.transport.abort()
+    made.loop.soon[0]()
+    assert made.transport.written == []

@@ -27,7 +27,6 @@ from cacheworkers.errors import ConfigError
         ({"bulkhead": 0}, "bulkhead must be a whole number >= 1, got 0"),
         ({"l1_entries": 1.5}, "l1_entries must be a whole number >= 0, got 1.5"),
         ({"batch_size": True}, "batch_size must be a whole number >= 1, got True"),
-        ({"max_call_bytes": 15}, "max_call_bytes must be a whole number >= 16, got 15"),
         ({"tag_shards": {"a": 3}}, "tag_shards['a'] must be a power of two from 1 to 1024, got 3"),
         ({"tag_shards": {"a": 0}}, "tag_shards['a'] must be a power of two from 1 to 1024, got 0"),
         ({"tag_shards": {"a": 2048}}, "tag_shards['a'] must be a power of two from 1 to 1024, got 2048"),

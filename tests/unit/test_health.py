@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from forked import in_child
 from redis.exceptions import (
     BusyLoadingError,
     ConnectionError,
@@ -381,21 +380,15 @@ def test_a_child_of_a_fork_asks_again_and_has_a_prober_of_its_own(make_health: A
     with pytest.raises(StoreUnavailable):
         read(health, store)
 
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(60)
-        try:
-            health.reset()
-            assert health.is_well and not health.is_probing
-            with pytest.raises(StoreUnavailable):
-                read(health, store)
-            store.is_away = False
-            wait_until(lambda: health.is_well)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
+    def asks_again() -> None:
+        health.reset()
+        assert health.is_well and not health.is_probing
+        with pytest.raises(StoreUnavailable):
+            read(health, store)
+        store.is_away = False
+        wait_until(lambda: health.is_well)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert in_child(asks_again) == 0
 
 
 def test_a_prober_keeps_no_process_from_ending() -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import signal
 import sys
 import threading
-import traceback
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+from forked import in_child
 
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
@@ -417,20 +415,6 @@ def test_only_a_link_that_was_up_is_lost() -> None:
 
 
 # -- threads and children
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Run work in a forked child; 0 if it went well within ten seconds."""
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(10)
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def together(count: int, work: Callable[[int], None]) -> None:

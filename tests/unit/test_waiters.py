@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 import weakref
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from forked import in_child
 
 from cacheworkers.local.waiters import Flight, Waiter, Waiters
 
@@ -582,22 +582,3 @@ def _works_in_child(waiters: Waiters, of_parent: Waiter) -> None:
         waiters.wake("product[1]")
         thread.join(60)
         assert woken == [True]
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Run work in a forked child; 0 if it went well within ten seconds."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    deadline = time.monotonic() + 60
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.kill(pid, 9)
-        time.sleep(0)

@@ -45,7 +45,7 @@ Look = Callable[[], Iterable[Finding]]
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One look at one thing; `away` is the rule when it does not answer."""
+    """One check of one part; `away` is the rule when that does not answer."""
 
     name: str
     away: Rule
@@ -55,7 +55,7 @@ class Check(msgspec.Struct, frozen=True):
 def diagnose(
     cache: Cache, *, timeout: float = CHECK_WITHIN, is_running: bool = True, now: Callable[[], float] = time.time
 ) -> list[Finding]:
-    """Return what is so with a cache's store, broker, workers and database; worst first.
+    """Return the findings about a cache's store, broker, workers and database; worst first.
 
     Looks only: probe keys in the store are gone within a second.  Takes a second or two, and never raises.
 

@@ -159,7 +159,10 @@ class Outbox:
         name, schema = self.table.name, self.table.schema
         found = inspect(bind)
         url = bind.engine.url
-        advice = "create it with cache.outbox.create(engine) before cache.watch, or migrate with cache.outbox.metadata"
+        advice = (
+            "create it with cache.outbox.create(engine) before cache.watch; or migrate with cache.outbox.metadata, and "
+            "pass check=False to cache.watch, so that migrations can import the module"
+        )
         if not found.has_table(name, schema):
             raise ConfigError(
                 f"watched sessions need the table {self.table.fullname}, which {url!r} does not have; {advice}"

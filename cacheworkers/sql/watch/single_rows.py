@@ -84,7 +84,7 @@ class SingleRow:
 def single_row(
     connection: Connection, context: Any, writes: Writes, described: Described, cascades: Cascades
 ) -> SingleRow | None:
-    """Return the one row that a statement is about to change; None if it is none that is known by its key."""
+    """Return the one row that a statement is about to change; None if its key is not known."""
     statement: Any = getattr(context.compiled, "statement", None)
     kind = _kind(statement)
     if (

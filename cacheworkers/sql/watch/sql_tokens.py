@@ -77,7 +77,7 @@ def tokens_of(statement: str, grammar: Grammar) -> Iterator[Token]:
 
 
 def plain_name(name: str) -> str:
-    """Return a name as it is compared: whether a database tells capitals apart is its own affair."""
+    """Return a name as it is compared: whether capitals matter depends on the database."""
     return name.lower().replace("%%", "%")  # drivers that take %s want it doubled
 
 

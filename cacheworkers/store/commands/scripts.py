@@ -14,7 +14,7 @@ def _read(name: str) -> Script:
 
 
 CLAIM = _read("claim")
-BEGIN = _read("begin_load")
+BEGIN = _read("begin")
 WRITE = _read("write")
 FAIL = _read("fail")
 RELEASE = _read("release")

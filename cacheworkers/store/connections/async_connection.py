@@ -43,6 +43,7 @@ class AsyncConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._waiting: collections.deque[_PendingReply] = collections.deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._unwritten: list[bytes] = []  # requests of this turn of the loop, which leave in one write
         self._partial = 0  # bytes since the last whole reply
         self._unsent = 0
         self._progress_at = 0.0
@@ -93,18 +94,15 @@ class AsyncConnection(asyncio.Protocol):
             else:
                 future.set_exception(outcome)
 
-        self.submit(packed, count, done, may_repeat=may_repeat)
+        self._add(packed, count, done, may_repeat)
+        if len(self._unwritten) == 1:
+            self._loop.call_soon(self._write)
         return await future
 
     def submit(self, packed: bytes, count: int, done: Callable[[Outcome], None], *, may_repeat: bool = False) -> None:
-        """Send packed commands; `done` is called with `count` replies, or with what `exchange` raises."""
-        self._waiting.append(_PendingReply(count, done, self._loop.time(), may_repeat))
-        self._transport.write(packed)
-        if len(packed) > BULK:
-            self._unsent = self._unsent_bytes()
-        if self._timer is None:
-            # One timer for all who wait: it fires once a timeout, and never on an idle connection.
-            self._timer = self._loop.call_later(self._timeout, self._check_deadlines)
+        """Send packed commands now; `done` is called with `count` replies, or with what `exchange` raises."""
+        self._add(packed, count, done, may_repeat)
+        self._write()
 
     def retire(self) -> None:
         """Accept no more requests, and close once nobody waits."""
@@ -147,6 +145,23 @@ class AsyncConnection(asyncio.Protocol):
         self._lose(ConnectionCut(f"the connection was closed: {exc or 'by the store'}"))
 
     # -- inside
+
+    def _add(self, packed: bytes, count: int, done: Callable[[Outcome], None], may_repeat: bool) -> None:
+        """Note commands that are to be written, and who waits for their replies."""
+        self._waiting.append(_PendingReply(count, done, self._loop.time(), may_repeat))
+        self._unwritten.append(packed)
+        if self._timer is None:
+            # One timer for all who wait: it fires once a timeout, and never on an idle connection.
+            self._timer = self._loop.call_later(self._timeout, self._check_deadlines)
+
+    def _write(self) -> None:
+        """Write what this turn of the loop has asked for: a write each would be a system call each, here and there."""
+        packed = b"".join(self._unwritten)
+        self._unwritten.clear()
+        if packed and not self._transport.is_closing():
+            self._transport.write(packed)
+            if len(packed) > BULK:
+                self._unsent = self._unsent_bytes()
 
     def _deadline(self, pending: _PendingReply) -> float:
         """Return when a reply is late: replies come in order, so that bytes of an earlier one count for it too."""

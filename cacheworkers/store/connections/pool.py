@@ -61,7 +61,7 @@ class Pool:
 
     def reset(self) -> None:
         """Forget all connections, as a child does after a fork."""
-        # Taken and given back at the same end, by single calls that need no lock: few stay warm.
+        # Taken and given back at the same end, by single calls that need no lock: few stay open.
         self._idle: collections.deque[Connection] = collections.deque()
         # Not weakly by their loops, for a connection holds its own: those of closed loops are found and closed.
         self._of_loop: dict[asyncio.AbstractEventLoop, list[AsyncConnection]] = {}

@@ -1,4 +1,4 @@
-"""Whether entries are safe on a server: by the fields of its INFO; too old or too forgetful ones are refused."""
+"""Whether entries are safe on a server, by the fields of its INFO: neither too old, nor free to evict tag sets."""
 
 from __future__ import annotations
 

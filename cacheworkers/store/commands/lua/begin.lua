@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- begin_load.lua: begin the load of a call under its lease, with a fence of this attempt's own.
+-- begin.lua: begin the load of a call under its lease, with a fence of this attempt's own.
 --
 -- KEYS[1]  entry     KEYS[2]  lease     KEYS[3]  attempts
 -- ARGV[1]  token     ARGV[2]  fence     ARGV[3]  load_for_ms   ARGV[4]  seen, as in claim.lua
