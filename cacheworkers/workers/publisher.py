@@ -10,7 +10,6 @@ from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cacheworkers.config import Config
 from cacheworkers.events import Event, Published, PublishFailed, TaskRequeued
@@ -202,7 +201,7 @@ class Publisher:
 def _has_timed_out(error: BaseException | None) -> bool:
     """Return whether a frozen broker or a lost host is the reason: another attempt would take as long."""
     while error is not None:
-        if isinstance(error, TimeoutError | RedisTimeoutError):
+        if isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError":  # redis-py's own is another
             return True
         error = error.__cause__ or error.__context__
     return False
