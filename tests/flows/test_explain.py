@@ -192,3 +192,15 @@ def test_an_entry_of_many_tags_costs_as_many_round_trips_as_one_of_few(
     assert len(trips) == few and max(trips) == ports.config.max_tags
     assert (len(found.tags), found.more_tags) == (200, 9_800)
     assert ("tag", "and 9,800 more than `max_tags`") in list(lines(found))
+
+
+def test_an_invalidation_that_is_ahead_of_the_clock_is_no_second_old(cache: Cache) -> None:
+    """Many within one millisecond have numbers of milliseconds to come."""
+    number = declared(cache)
+    number.get(1)
+    ahead = int((cache._ports.clock.now() + 60) * 1000)
+    cache._ports.store.mark_tags(["n:1"], ahead).run()
+
+    [tag] = cache.explain("number[1]").tags
+
+    assert (tag.last_invalidation, tag.ago) == (ahead, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -163,3 +164,19 @@ def test_a_flood_of_failures_ends_with_a_line(caplog: pytest.LogCaptureFixture) 
     now[0] += 60
     fail(0)
     assert len(failures(caplog)) == MAX_LOGGED + 1
+
+
+@pytest.mark.parametrize("way", ["get_json", "aget_json"])
+def test_the_json_of_a_lapsed_value_is_served_as_the_value_is(cache: Cache, way: str) -> None:
+    values = iter(["old"])
+
+    @cache.loader(fresh_for=0, stale_for=0, error_for=300, jitter=0)
+    def page(load: Load, n: int) -> str:
+        for value in values:
+            return value
+        raise OSError("the database is away")
+
+    assert page.get(1) == "old"
+    read = getattr(page, way)
+    found = asyncio.run(read(1)) if way.startswith("a") else read(1)
+    assert found == b'"old"'

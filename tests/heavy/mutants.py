@@ -46,17 +46,22 @@ TESTS = (
     "tests/sql/test_watch_reads.py",
     "tests/integration/test_connections.py",
     "tests/integration/test_cluster.py",
+    "tests/integration/test_credentials.py",
+    "tests/integration/test_forks.py",
+    "tests/integration/test_outages.py",
+    "tests/integration/test_topologies.py",
     "tests/unit/test_address.py",
     "tests/unit/test_async_connection.py",
     "tests/unit/test_detached_sets.py",
     "tests/unit/test_fan_out.py",
     "tests/unit/test_health.py",
     "tests/unit/test_redirections.py",
+    "tests/unit/test_sentinels.py",
 )
 #: Imported once, before the runs are forked.
 HEAVY = ("_pytest.python", "celery", "hypothesis", "msgspec", "pydantic", "redis.asyncio", "sqlalchemy.orm")
 #: Seconds of tests, as the map has them, that one mutant may cost; and in all, with servers' starts, on a busy machine.
-TESTS_FOR = 20.0
+TESTS_FOR = 30.0
 ENDS_AFTER = 120.0
 #: Seconds without the end of a test after which a mutant counts as hanging, which kills it.
 HANGS_AFTER = 30.0
@@ -307,14 +312,20 @@ def _noting(name: str, text: str) -> str:
 
 
 def tests_of(mutant: Mutant, tests: Tests) -> list[str]:
-    """Return the tests to run: the quickest of those that call the mutated function, file by file."""
+    """Return the tests to run, of those that call the mutated function: of each its quickest case, then the next."""
     if mutant.file.startswith(LUA):
         called = _callers(mutant.place)
     else:
         called = {f"{mutant.file}:{mutant.line}"}
     found = sorted((took, test) for test, (took, functions) in tests.items() if called & set(functions))
-    chosen, total = [], 0.0
+    cases: Counter[str] = Counter()
+    ordered = []
     for took, test in found:
+        name = test.partition("[")[0]
+        cases[name] += 1
+        ordered.append((cases[name], took, test))
+    chosen, total = [], 0.0
+    for _, took, test in sorted(ordered):
         total += took
         if chosen and total > TESTS_FOR:
             break
