@@ -65,12 +65,13 @@ INTRO = """
 `make faults` writes this page.  Each fault lasts for 0.3 s and is then healed, while three processes read and one
 writes.  The time is taken from there until the store answers reads of all keys again, and until all works: it
 acknowledges an invalidation and keeps a value.  Reads of other processes meanwhile load for themselves, or come from
-memory.  The history checker compares all of them with what was acknowledged before they began.
+memory.  The history checker compares all of them with what was acknowledged before they began.  To drop packets takes
+root, to step a clock faketime: where these are not there, their faults are left out.
 
 Where another server takes over, the time is taken from the fault itself.  Here Sentinels and Cluster replace a master
 after a second of silence: the last column says when another answered that it is the master.  `Config.replicas` has an
 invalidation acknowledged once all replicas have it, so that it waits until the old master is one of them: Sentinels
-demote one that was frozen some ten seconds after it goes on.
+demote one that was frozen or cut off some ten seconds after it goes on.
 """
 
 
