@@ -76,6 +76,15 @@ def test_large_values_survive(valkey: Valkey) -> None:
     assert pool.exchange([("GET", "w:large"), ("GET", "w:large")]) == [large, large]
 
 
+def test_one_large_reply_is_all_that_one_command_waits_for(valkey: Valkey) -> None:
+    pool = pool_to(valkey.url)
+    large = b"x" * 5_000_000
+    assert pool.ask(("SET", "large", large)) == b"OK"
+
+    assert pool.ask(("GET", "large")) == large
+    assert pool.ask(("DEL", "large")) == 1
+
+
 def test_threads_do_not_share_a_connection(valkey: Valkey) -> None:
     pool = pool_to(valkey.url)
     wrong: list[Any] = []
