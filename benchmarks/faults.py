@@ -31,6 +31,7 @@ from redis.retry import Retry
 from rich.console import Console
 
 from benchmarks import report
+from benchmarks.fault_tools import SteppingValkey, can_drop_packets, can_step_clocks, cut_off
 from cacheworkers import Cache, CacheworkersError, Config, Load
 from cacheworkers.ops.history import History, Recorder, Stale, check
 from cacheworkers.testing import FaultProxy, Valkey
@@ -64,12 +65,13 @@ INTRO = """
 `make faults` writes this page.  Each fault lasts for 0.3 s and is then healed, while three processes read and one
 writes.  The time is taken from there until the store answers reads of all keys again, and until all works: it
 acknowledges an invalidation and keeps a value.  Reads of other processes meanwhile load for themselves, or come from
-memory.  The history checker compares all of them with what was acknowledged before they began.
+memory.  The history checker compares all of them with what was acknowledged before they began.  To drop packets takes
+root, to step a clock faketime: where these are not there, their faults are left out.
 
 Where another server takes over, the time is taken from the fault itself.  Here Sentinels and Cluster replace a master
 after a second of silence: the last column says when another answered that it is the master.  `Config.replicas` has an
 invalidation acknowledged once all replicas have it, so that it waits until the old master is one of them: Sentinels
-demote one that was frozen some ten seconds after it goes on.
+demote one that was frozen or cut off some ten seconds after it goes on.
 """
 
 
@@ -171,6 +173,7 @@ class Faults:
 
     def __init__(self, store: Valkey, proxy: FaultProxy) -> None:
         self._store = store
+        self._seconds = 30
         self._proxy = proxy
         self.url = proxy.url
         self.kinds: dict[str, Callable[[], Healing]] = {
@@ -187,17 +190,37 @@ class Faults:
             "replies late by 30 ms": self.delay,
             "tracking connections cut": self.run_kill_tracking,
         }
+        if isinstance(store, SteppingValkey):
+            self.kinds["store killed, back with its data"] = lambda: self.kill(is_empty=False)
+            if can_step_clocks():
+                self.kinds["the store's clock steps"] = lambda: self.step(store)
+        if can_drop_packets():
+            self.kinds["store cut off"] = self.cut_off
 
     def run(self, *words: Any) -> None:
         """Run a command on the server itself."""
         with redis.Redis(port=self._store.port) as client:
             client.execute_command(*words)
 
-    def kill(self) -> None:
-        """Kill the server, and start an empty one in its place."""
+    def kill(self, *, is_empty: bool = True) -> None:
+        """Kill the server, and start it again."""
         self._store.kill()
+        if is_empty and isinstance(self._store, SteppingValkey):
+            self._store.delete_entries()
         time.sleep(LASTS)
         self._store.start()
+
+    def step(self, store: SteppingValkey) -> None:
+        """Set the server's clock half a minute ahead or back, and right again."""
+        self._seconds = -self._seconds
+        store.step(self._seconds)
+        time.sleep(LASTS)
+        store.step(0)
+
+    def cut_off(self) -> None:
+        """Drop all packets to the server and from there."""
+        with cut_off([self._store.port]):
+            time.sleep(LASTS)
 
     def freeze(self) -> None:
         """Stop the server's process for a moment."""
@@ -259,13 +282,13 @@ class Faults:
 def started(shape: str) -> Iterator[Any]:
     """Start a store, and yield its faults: `url`, `replicas` and `kinds`."""
     if shape == "standalone":
-        with Valkey(busy_reply_threshold="50") as store, FaultProxy(store.url) as proxy:
+        with SteppingValkey(busy_reply_threshold="50") as store, FaultProxy(store.url) as proxy:
             yield Faults(store, proxy)
         return
     from benchmarks.replicated_faults import ReplicatedFaults, deployed
 
-    with deployed(shape) as deployment:
-        yield ReplicatedFaults(deployment)
+    with deployed(shape) as deployment, ReplicatedFaults(deployment) as faults:
+        yield faults
 
 
 def run(faults: int, seed: int = 1, shape: str = "standalone") -> Found:

@@ -7,10 +7,11 @@ import random
 import time
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import redis
 
+from benchmarks.fault_tools import can_drop_packets, cut_off
 from cacheworkers.testing.servers import wait_until
 
 LASTS = 0.3
@@ -46,6 +47,16 @@ class ReplicatedFaults:
             "tracking connections cut": self.cut_tracking,
             "a master frozen, replaced": self.freeze_a_master,
         }
+        self._cut = contextlib.ExitStack()
+        # A Cluster's master still reaches the others over connections of its own, and so is not replaced.
+        if can_drop_packets() and deployment.sentinels:
+            self.kinds["a master cut off, replaced"] = self.cut_a_master_off
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cut.close()
 
     def kill_a_master(self) -> Callable[[], object]:
         """Kill a master; it comes back as a replica later."""
@@ -67,6 +78,18 @@ class ReplicatedFaults:
             wait_until(self._is_settled)
 
         return resume
+
+    def cut_a_master_off(self) -> Callable[[], object]:
+        """Drop all packets of a master until it has been replaced; it has been one all the while, by its own word."""
+        master, began = self._a_master(), time.monotonic()
+        self._cut.enter_context(cut_off([master.port]))
+
+        def connect() -> None:
+            self._wait_for_another("a master cut off, replaced", began, but=master)
+            self._cut.close()
+            wait_until(self._is_settled)
+
+        return connect
 
     def fail_over(self) -> Callable[[], object]:
         """Have a replica take over in good order."""

@@ -82,6 +82,22 @@ def test_containers_come_back_keep_what_matters_and_are_seen_from_this_machine_a
     assert "PASSWORD: " not in text and not re.search(r"//[^@\s]*:[^@\s/]+@", text)
 
 
+def test_the_image_is_small_unprivileged_and_probed() -> None:
+    """Built apart, from the lock, without the tests; an init is its first process."""
+    text = (ROOT / "Dockerfile").read_text()
+
+    assert text.count("\nFROM ") == 2 and "\nCOPY --from=build" in text
+    assert "--requirement requirements/app.lock" in text and "tests" not in text
+    for words in (
+        "USER 10001",
+        "HEALTHCHECK",
+        'ENTRYPOINT ["dumb-init"',
+        "STOPSIGNAL SIGTERM",
+        "ENV REMAP_SIGTERM=SIGQUIT",
+    ):
+        assert f"\n{words}" in text
+
+
 @pytest.mark.parametrize("name", ["config", "web", "workers", "single"])
 def test_the_kubernetes_example_runs_the_same_processes(name: str) -> None:
     """Each Deployment starts a process of the Procfile, unprivileged, probed, with the image's volumes."""

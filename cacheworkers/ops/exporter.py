@@ -1,11 +1,14 @@
 """Prometheus exporter of what no application process knows: queues, the store, access scores, the outbox.
 
-Each scrape asks the servers; one that does not answer has no numbers, and its `cacheworkers_up` is 0.
+Each scrape asks the servers; one that does not answer in time has no numbers, and its `cacheworkers_up` is 0.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -26,6 +29,8 @@ with needs_extra("metrics"):
     from prometheus_client.registry import Collector, CollectorRegistry
 
 Families = Iterator[GaugeMetricFamily | CounterMetricFamily]
+#: How long a server has for its numbers, seconds; less than Prometheus gives a scrape, 10 s by default.
+ANSWER_WITHIN = 4.0
 
 
 class Exporter(Collector):
@@ -33,19 +38,23 @@ class Exporter(Collector):
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
+        #: Server -> when it was asked, and what is to come of it.
+        self._asked: dict[str, tuple[float, Future[list[Any]]]] = {}
+        self._lock = threading.Lock()
 
     def collect(self) -> Families:
-        """Ask broker, store and database, each by itself."""
+        """Ask broker, store and database, each on a thread of its own."""
         servers = _gauge("up", "Whether a server answered the exporter.", "server")
         parts: dict[str, Callable[[], Families]] = {"broker": self._queues, "store": self._store}
         if self._upkeep_due:
             parts["store"] = lambda: chain(self._store(), self._upkeep())
         if self._cache.is_watching:
             parts["outbox"] = self._outbox
-        for name, part in parts.items():
+        asked = {name: self._ask(name, part) for name, part in parts.items()}
+        for name, (began, answer) in asked.items():
             try:
-                yield from list(part())
-            except CacheworkersError:
+                yield from answer.result(max(0.0, began + ANSWER_WITHIN - time.monotonic()))
+            except (CacheworkersError, TimeoutError):
                 servers.add_metric([name], 0)
             else:
                 servers.add_metric([name], 1)
@@ -54,6 +63,16 @@ class Exporter(Collector):
     def describe(self) -> list[Any]:
         """Return nothing: registering must not ask servers that may be away."""
         return []
+
+    def _ask(self, name: str, part: Callable[[], Families]) -> tuple[float, Future[list[Any]]]:
+        """Have a server's numbers fetched; one that still owes those of an earlier scrape is not asked again."""
+        with self._lock:
+            asked = self._asked.get(name)
+            if asked is None or asked[1].done():
+                asked = self._asked[name] = (time.monotonic(), Future())
+                # A daemon: a driver without a time limit would keep the process from ending.
+                threading.Thread(target=_answer, args=(asked[1], part), name=f"exporter-{name}", daemon=True).start()
+        return asked
 
     def _queues(self) -> Families:
         lengths = _gauge("queue_messages", "Messages that no worker has taken.", "queue")
@@ -133,6 +152,13 @@ def serve_cache(cache: Cache, port: int, address: str = "127.0.0.1") -> Callable
     registry = shared_registry() or CollectorRegistry()
     registry.register(Exporter(cache))
     return serve(port, address, registry)
+
+
+def _answer(answer: Future[list[Any]], part: Callable[[], Families]) -> None:
+    try:
+        answer.set_result(list(part()))
+    except Exception as error:
+        answer.set_exception(error)
 
 
 def _gauge(name: str, says: str, label: str) -> GaugeMetricFamily:

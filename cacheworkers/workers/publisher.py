@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from cacheworkers.config import Config
 from cacheworkers.events import Event, Published, PublishFailed, TaskRequeued
@@ -37,10 +38,12 @@ CONNECT_FOR = 0.2
 
 
 class Publisher:
-    """Sends task messages from one thread, the queue's; each once, without retries.
+    """Sends task messages from one thread, the queue's.
 
-    A message that does not go out is an event, and its leases are given back.  A broker that has just failed is not
-    tried again for `Config.breaker_for` seconds: a frozen one costs one timeout, not one a message.
+    A connection that the broker has closed, by a restart, is noticed when a message is sent over it: that goes out over
+    a new one, and nothing else is tried again.  A message that does not go out is an event, and its leases are given
+    back.  A broker that has just failed is not tried again for `Config.breaker_for` seconds: a frozen one costs one
+    timeout, not one a message.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Publisher:
             self._failed(info, name, requests, "not tried: the broker has just failed")
             return
         try:
-            self._send(info, name, requests)
+            self._send_once_more_if_cut(info, name, requests)
         except Exception as error:  # kombu's transports raise what their drivers raise
             self._breaker.failed()
             self.disconnect()
@@ -152,6 +155,17 @@ class Publisher:
             log.debug("messages of %s are published, not enqueued with their claims", info.name, exc_info=True)
             return None
 
+    def _send_once_more_if_cut(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
+        is_used = self._producer is not None
+        try:
+            self._send(info, queue, requests)
+        except (ConnectionError, OperationalError) as error:
+            # Twice in the queue, if it had gone out after all, is one load: the second finds the lease taken or ended.
+            if not is_used or _has_timed_out(error):
+                raise
+            self.disconnect()
+            self._send(info, queue, requests)
+
     def _send(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], **options: Any) -> None:
         self._app.send_task(
             celery_settings.PREFIX + info.name,
@@ -182,6 +196,15 @@ class Publisher:
     def _failed(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], error: str) -> None:
         self._emit(PublishFailed(info.name, queue, len(requests), error))
         self._undelivered(requests)
+
+
+def _has_timed_out(error: BaseException | None) -> bool:
+    """Return whether a frozen broker or a lost host is the reason: another attempt would take as long."""
+    while error is not None:
+        if isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError":  # redis-py's own is another
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _life(info: LoaderInfo) -> datetime.timedelta:

@@ -1,4 +1,4 @@
-"""Faults of thirteen kinds, ten where there are replicas, under readers and a writer; the history checker judges."""
+"""Faults of sixteen kinds, eleven behind Sentinels, under readers and a writer; the history checker judges."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import typing
 import urllib.request
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.up import free_port
 from cacheworkers import Cache, Config, ConfigError, Load, events
+from cacheworkers.ops import exporter
 from cacheworkers.ops.exporter import Exporter, serve_cache
 from cacheworkers.ops.metrics import COUNTERS, HISTOGRAMS, LOSSES, SUMS, Metrics, exposition, serve
+from cacheworkers.sql.outbox.outbox import Backlog
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -231,6 +234,34 @@ def test_the_exporter_says_what_the_store_has_and_who_is_away() -> None:
         finally:
             stop()
             cache.close()
+
+
+def test_a_database_that_never_answers_holds_up_no_scrape(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver waits for ever; it is not asked again meanwhile, and the other servers' numbers are there."""
+    monkeypatch.setattr(exporter, "ANSWER_WITHIN", 1.0)
+    monkeypatch.setattr(Cache, "is_watching", True)
+    goes_on, asked = threading.Event(), []
+
+    def backlog(cache: Cache) -> Backlog:
+        asked.append(cache)
+        goes_on.wait(60)
+        return Backlog(3, 0.0)
+
+    monkeypatch.setattr(Cache, "outbox_backlog", backlog)
+    cache = Cache(Config(redis_url=valkey.url))
+    collector = exporter.Exporter(cache)
+
+    def up() -> dict[str, float]:
+        [found] = [family for family in collector.collect() if family.name == "cacheworkers_up"]
+        return {sample.labels["server"]: sample.value for sample in found.samples}
+
+    for _ in range(2):
+        found = up()
+        assert (found["store"], found["outbox"]) == (1, 0)
+    assert len(asked) == 1
+    goes_on.set()
+    wait_until(lambda: up()["outbox"] == 1)
+    cache.close()
 
 
 @pytest.mark.usefixtures("patient_publisher")

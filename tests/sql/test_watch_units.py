@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from cacheworkers import Cache, CallError, Load
@@ -212,3 +212,18 @@ def test_a_child_ends_no_transaction_of_its_parent(databases: Databases, monkeyp
     session.close()
 
     assert bypasses(databases.cache) == 0
+
+
+def test_tags_of_the_key_alone_are_made_again_where_the_key_changes(databases: Databases) -> None:
+    with databases.here.begin() as session:
+        session.get_one(Here, 1).price = 2
+    with databases.here.begin() as session:
+        session.get_one(Here, 1).id = 5
+    with databases.here.begin() as session:
+        moved = session.get_one(Here, 5)
+        moved.id, moved.price = 6, 3
+
+    with databases.engines[0].connect() as connection:
+        rows = connection.execute(text("SELECT tags FROM cacheworkers_outbox ORDER BY id")).scalars()
+        written = [set(tags.split("\n")) for tags in rows]
+    assert written == [{"here:1", "here:all"}, {"here:1", "here:5", "here:all"}, {"here:5", "here:6", "here:all"}]

@@ -13,7 +13,17 @@ from cacheworkers.errors import UnwatchedWrite
 from cacheworkers.sql.sqlalchemy_internals import is_by_unit_of_work, is_flushing, second_updates
 from cacheworkers.sql.watch.cascades import Cascades, Values, lock
 from cacheworkers.sql.watch.row_changes import RowChanges
-from cacheworkers.sql.watch.row_values import After, Before, Row, among, changed_names, name_of, set_names, tables_of
+from cacheworkers.sql.watch.row_values import (
+    After,
+    Before,
+    Row,
+    among,
+    changed_names,
+    is_by_key,
+    name_of,
+    set_names,
+    tables_of,
+)
 from cacheworkers.sql.watch.tag_rules import TagRule, TagRules, TagsByMode, add, merged
 
 #: Column values of one row -> its tags.
@@ -23,7 +33,7 @@ TagsOf = Callable[[Any], Iterable[str]]
 class _Captured:
     """An instance that the flush writes: its tags before, and the rules that make those after."""
 
-    __slots__ = ("connection", "is_new", "old", "rules", "seen")
+    __slots__ = ("connection", "is_by_key", "is_new", "old", "rules", "seen")
 
     def __init__(self, connection: Connection, rules: TagRules, *, is_new: bool) -> None:
         self.connection = connection
@@ -32,6 +42,8 @@ class _Captured:
         #: Rules whose old tags are known.
         self.seen: tuple[TagRule, ...] = ()
         self.is_new = is_new
+        #: Whether the old tags of all seen rules were made of the primary key alone.
+        self.is_by_key: bool | None = None
 
 
 class Flush:
@@ -93,6 +105,7 @@ class Flush:
         elif state in self._captured and not self._captured[state].is_new:
             # A deletion that has become none: a child of what is deleted that has found another parent.
             self._captured[state].seen = self._captured[state].rules.concerning(None)
+            self._captured[state].is_by_key = False
 
     def inserts(self, connection: Connection, instance: Any) -> None:
         """Note an instance that is going to be inserted, or takes the row of one that the flush deletes."""
@@ -122,6 +135,7 @@ class Flush:
             captured = self._capture(connection, state, rules)
             if captured is not None:
                 captured.seen = rules.concerning(None)
+                captured.is_by_key = False
                 add(captured.old, captured.seen, self._before.row(connection, state))
             elif state in self._captured and not self._captured[state].is_new:
                 self._settle(state)
@@ -205,7 +219,8 @@ class Flush:
         for state, captured in self._captured.items():
             tags = captured.old
             rules = captured.rules.concerning(None) if captured.is_new else captured.seen
-            if rules:
+            # What is made of a key that stays is the same before and after.
+            if rules and (captured.is_new or not captured.is_by_key or not self._before.keeps_key(state)):
                 add(tags, rules, after.row(captured.connection, state))
             found.append((captured.connection, tags))
         by_connection: dict[Connection, list[TagsByMode]] = {}
@@ -226,7 +241,9 @@ class Flush:
         captured = self._captured[state]
         rules = [each for each in captured.rules.concerning(changed_names(state, names)) if each not in captured.seen]
         if rules:
-            add(captured.old, rules, self._before.row(captured.connection, state))
+            row = self._before.row(captured.connection, state)
+            add(captured.old, rules, row)
+            captured.is_by_key = captured.is_by_key is not False and is_by_key(row)
             captured.seen = (*captured.seen, *rules)
 
     def _leave(self, connection: Connection, tables: Iterable[Any]) -> bool:

@@ -93,6 +93,11 @@ class Row:
             raise ConfigError(f"{self.__title}.{name} is no column; a watched row has {columns}") from None
 
 
+def is_by_key(row: Row) -> bool:
+    """Return whether nothing was asked of a row so far but what it was given, its key: nothing was fetched."""
+    return row._Row__fetch is not None
+
+
 class Before:
     """The rows that one flush is about to change or delete, as the database has them.
 
@@ -134,6 +139,11 @@ class Before:
             if stored_as_given(column, value)
         }
         return Row(mapper.class_.__name__, row_columns(mapper), known, lambda: self._fetched(connection, state))
+
+    def keeps_key(self, state: InstanceState[Any]) -> bool:
+        """Return whether the flush has left an instance's primary key as it was."""
+        changed = set_names(state) | self._set.get(state, set()) | _moving(state.mapper)
+        return changed.isdisjoint(key_names(state.mapper))
 
     def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
         """Return what was fetched of a row, and what the flush has neither set nor left to the database since."""

@@ -233,6 +233,7 @@ class Listener:
             self._listen_until_closed()
         finally:  # whatever ended it: memory must not serve keys that are no longer tracked
             self._coherence.lost(time.monotonic())
+            self._link.expect_silence()
             self._close_connections()
 
     def _listen_until_closed(self) -> None:
