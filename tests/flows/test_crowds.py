@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cacheworkers import Cache, Load, LoadError
+from cacheworkers.core.driver import run
+from cacheworkers.core.entry import Entry
+from cacheworkers.flows.miss import lapsed, wait_for_load
+from cacheworkers.flows.read_state import SINGLE, ReadOptions, ReadState
 from cacheworkers.testing.servers import wait_until
 
 READERS = 200
@@ -216,3 +222,31 @@ def test_followers_leave_no_trace(
 
     assert len(shop.ports.waiters) == 0
     assert not shop.ports.waiters.crowds._crowds
+
+
+@pytest.mark.parametrize("what", ["lapsed", "overtaken"])
+def test_what_is_older_is_only_for_those_who_had_joined_when_it_was_learnt(cache: Cache, what: str) -> None:
+    """An invalidation may be acknowledged after that, and before the others' reads began."""
+    price = cache.loader(name="price", fresh_for=300)(_price)
+    ports, now = cache._ports, time.time()
+    call = price._spec.signature.bind((1,), {})
+    entry = Entry(call.text, (), b"1", now, now, now, now + 60, 0.0, 0.0, 7, b"version1", b"d" * 8)
+    crowd: Any = SimpleNamespace(covered=5, began_before=None, cover=lambda: 5)
+    with ports.waiters.enter(call.text) as waiter:
+        over = ports.clock.monotonic() - 1
+        options = ReadOptions(price._spec.codec.decode, 0, 0.0)
+        state = ReadState(call, options, waiter, over, over, SINGLE, crowd)
+        if what == "lapsed":
+            state.lapsed, state.lapsed_covers = (entry, 1), 2
+            found = lapsed(ports, state)
+        else:
+            ports.store.offer(entry, 60.0).run()
+            state.least_seq, state.least_covers = 7, 2
+            found = run(wait_for_load(ports, price._spec, state))
+
+    assert found is not None and found.value == 1
+    assert (crowd.covered, state.payload) == (2, b"1")
+
+
+def _price(load: Load, number: int) -> int:
+    return number

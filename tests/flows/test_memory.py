@@ -286,3 +286,19 @@ def test_while_something_is_loaded_here_everybody_else_is_answered_from_memory(s
 
     assert tiers == {"inside": ["store"], "beside": ["l1"]}
     assert shop.ports.l1.get("product[1]").reads == reads + 3  # type: ignore[union-attr]
+
+
+def test_a_loader_that_memory_does_not_answer_for_takes_no_place_in_it(cache: Cache) -> None:
+    price = cache.loader(fresh_for=300, l1_for=0.0)(_price)
+    price.get(1)
+    wait_until(lambda: cache._ports.listener.is_up)
+    assert cache._ports.listener.barrier(60.0).run()
+
+    assert price.read(1).tier == price.read(1).tier == "store"
+    assert price.get_many([1]) == {1: 1}
+
+    assert len(cache._ports.l1) == 0
+
+
+def _price(load: Load, number: int) -> int:
+    return number

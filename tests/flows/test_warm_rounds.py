@@ -351,3 +351,16 @@ def test_a_loader_that_fails_holds_up_no_other(make_cache: MakeCache) -> None:
     assert (done["failing"].asked, done["failing"].held) == (0, 5)
     assert done["number"].asked == 5
     wait_until(lambda: sorted(loads) == list(range(5)))
+
+
+def test_what_the_other_loaders_leave_is_for_the_last(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacheworkers.flows.keep_warm._round_at", lambda ports: 0)  # in the order of declaration
+    cache = make_cache(warm_concurrency=4)
+    counted(cache, "idle")
+    busy, _ = counted(cache, "busy")
+    read(busy, cache, range(4))
+    stale_now(cache, "busy")
+
+    done = cache.keep_warm()
+
+    assert (done["idle"].asked, done["busy"].asked) == (0, 4)

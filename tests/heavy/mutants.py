@@ -454,7 +454,7 @@ def main(words: Sequence[str]) -> None:
         return
     part = slice(*(int(word) for word in words[2:5])) if len(words) > 2 else slice(None)
     for mutant, outcome in run(sample()[part], json.loads(file.read_text())):
-        print(f"{outcome}: {mutant.name}", flush=True)
+        print(f"{outcome}\t{mutant.name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import gc
 import os
 import select
 import threading
@@ -17,6 +18,7 @@ import redis
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from cacheworkers import Cache, Config, Load
+from cacheworkers.errors import StoreError
 from cacheworkers.events import StoreLost
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.clients import Clients
@@ -212,6 +214,41 @@ def test_who_began_to_connect_may_be_cancelled(proxy: FaultProxy) -> None:
 
     assert asyncio.run(main()) == [b"second"]
     assert proxy.connections == 1
+
+
+def test_a_connection_that_fails_after_all_were_cancelled_is_nobody_s_error() -> None:
+    """asyncio would log it as an exception that nobody has retrieved."""
+    pool = pool_to("redis://127.0.0.1:1/0")
+    logged: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
+        asking = asyncio.create_task(pool.aexchange([("PING",)]))
+        while not pool._connecting:
+            await asyncio.sleep(0)
+        [connecting] = pool._connecting.values()
+        asking.cancel()
+        await asyncio.wait([asking, connecting])
+        assert asking.cancelled() and connecting.done()
+
+    asyncio.run(main())
+    gc.collect()
+    assert logged == []
+
+
+def test_an_error_of_one_master_is_an_error_of_the_store(cache: Cache) -> None:
+    with pytest.raises(StoreError):
+        cache._ports.store.link.on_master(0, ("NO_SUCH_COMMAND",))
+
+
+def test_a_closed_cache_leaves_no_connection_of_its_client(cache: Cache, valkey: Valkey) -> None:
+    mine = cache._ports.store.link.client().client_id()
+    with redis.Redis.from_url(valkey.url) as client:
+        assert mine in {int(each["id"]) for each in client.client_list()}
+
+        cache.close()
+
+        wait_until(lambda: mine not in {int(each["id"]) for each in client.client_list()})
 
 
 def test_each_loop_has_a_connection_of_its_own(valkey: Valkey) -> None:

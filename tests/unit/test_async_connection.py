@@ -202,3 +202,13 @@ def test_what_has_not_left_when_the_connection_closes_is_dropped(made: Open) -> 
     made.transport.abort()
     made.loop.soon[0]()
     assert made.transport.written == []
+
+
+def test_a_retired_connection_takes_no_more_requests_and_answers_those_it_has(made: Open) -> None:
+    made.ask("before")
+
+    made.connection.retire()
+
+    assert not made.connection.is_usable and not made.transport.is_aborted
+    made.connection.data_received(reply(3))
+    assert made.outcomes == {"before": [b"xxx"]} and made.transport.is_aborted
