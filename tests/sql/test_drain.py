@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from typing import Any
@@ -184,6 +185,63 @@ def test_a_new_store_gets_what_the_old_one_was_sent_lately(database_url: str, ev
         assert any(type(event).__name__ == "Replayed" for event in events)
         assert cache.drain(shop.engine) == 0
         cache.close()
+        shop.engine.dispose()
+
+
+def restart(server: Valkey, cache: Cache) -> None:
+    """Kill a store and start it again, and wait until its cache has found that out."""
+
+    def answers() -> bool:
+        with contextlib.suppress(StoreError):
+            return bool(cache._ports.store.run_ids().run())
+        return False
+
+    server.kill()
+    server.start()
+    wait_until(answers)
+
+
+@pytest.mark.parametrize("is_drained_before", [True, False], ids=["drained before the snapshot", "not yet"])
+def test_a_store_that_is_back_with_an_older_snapshot_gets_what_came_after_it(
+    database_url: str, events: list[Any], is_drained_before: bool
+) -> None:
+    """Whether or not a drain had noted yet which server it was."""
+    with Valkey() as server:
+        make = functools.partial(
+            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
+        )
+        shop = Shop(make, database_url, events)
+        shop.add(1)
+        if is_drained_before:
+            shop.cache.drain(shop.engine)
+        shop.price.get(1)
+        shop.cache._ports.store.link.client().save()
+        write(shop, "product:1")
+        assert shop.cache.drain(shop.engine) == 1
+        assert shop.price.peek(1) is None
+
+        restart(server, shop.cache)
+
+        assert shop.price.peek(1) is not None
+        assert shop.cache.drain(shop.engine) == 1
+        assert shop.price.peek(1) is None
+        shop.cache.close()
+        shop.engine.dispose()
+
+
+def test_an_empty_store_is_sent_nothing_again(database_url: str, events: list[Any]) -> None:
+    with Valkey() as server:
+        make = functools.partial(
+            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
+        )
+        shop = Shop(make, database_url, events)
+        write(shop, "a")
+        shop.cache.drain(shop.engine)
+
+        restart(server, shop.cache)
+
+        assert shop.cache.drain(shop.engine) == 0
+        shop.cache.close()
         shop.engine.dispose()
 
 
@@ -578,6 +636,16 @@ def test_triggers_that_are_not_the_table_s_own_are_not_relied_on(shop: Shop, mak
             test_a_new_store_gets_what_the_old_one_was_sent_lately,
         ),
         (python(Outbox, "replay", "delivered_at=None, ", ""), test_a_new_store_gets_what_the_old_one_was_sent_lately),
+        (
+            python(draining, "replay_to_a_new_store", " or has_loaded", ""),
+            functools.partial(
+                test_a_store_that_is_back_with_an_older_snapshot_gets_what_came_after_it, is_drained_before=False
+            ),
+        ),
+        (
+            python(draining, "replay_to_a_new_store", "if noted or has_loaded else ()", ""),
+            test_an_empty_store_is_sent_nothing_again,
+        ),
     ],
 )
 def test_a_replay_without_a_part_is_missed(

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import access_report_cost, garbage_collection, periods, report, simulation, traces
+from benchmarks.snapshot_faults import Undone, check_with_undone
 from cacheworkers.loader import Loader
+from cacheworkers.ops.history import Invalidate, Read
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
@@ -171,3 +173,35 @@ def test_a_recorded_trace_is_read_back(tmp_path: Path) -> None:
 
     assert traces.named(tmp_path / "some.trace.xz").counts == {7: 2, 1: 1}
     assert list(traces.named(tmp_path / "some.longs.xz").keys) == [1 << 40, 3]
+
+
+@pytest.mark.parametrize(
+    ("read", "is_stale"),
+    [
+        (Read("a", 1, 3.2, 3.3), True),
+        (Read("a", 1, 3.9, 5.0), False),
+        (Read("a", 1, 5.0, 5.1), False),
+        (Read("a", 0, 5.0, 5.1), True),
+        (Read("b", 1, 5.2, 5.3), True),
+        (Read("a", 1, 6.1, 6.2), True),
+        (Read("a", 1, 6.9, 6.9, "l1"), False),
+        (Read("a", 1, 7.1, 7.1, "l1"), True),
+    ],
+    ids=[
+        "before the death",
+        "begun before, answered after",
+        "before the replay",
+        "older than the snapshot",
+        "older than what the new server took",
+        "after the replay",
+        "from memory, soon after",
+        "from memory, later",
+    ],
+)
+def test_what_a_snapshot_undid_may_be_read_until_it_is_replayed(read: Read, is_stale: bool) -> None:
+    undone = Undone(snapshot=2.0, killed=4.0, died=4.0, replayed=6.0)
+    before, lost = Invalidate("a", 1.0, 1.1, 1), Invalidate("a", 3.0, 3.1, 2)
+
+    found = check_with_undone([before, lost, Invalidate("b", 5.0, 5.1, 2), read], [undone], l1_for=1.0)
+
+    assert [each.read for each in found] == [read] * is_stale

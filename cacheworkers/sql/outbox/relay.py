@@ -58,11 +58,12 @@ def replay_to_a_new_store(
     """
     if ports.store.link.is_cluster:
         return {}
-    noted, now = ports.store.run_ids().run()
+    noted, now, has_loaded = ports.store.run_ids().run()
     if noted == now:
         return {}
     away: dict[Engine, Exception] = {}
-    for engine in engines if noted else ():
+    # An empty store has nothing to undo; a snapshot that is older than the first drain has no note either.
+    for engine in engines if noted or has_loaded else ():
         if replayed.get(engine) == now:
             continue
         try:

@@ -100,12 +100,16 @@ class Bookkeeping:
         """What every master says of itself: name -> text."""
         return Info(self.link)
 
-    def run_ids(self) -> Exchange[tuple[str, str]]:
-        """The run id that was noted last, empty for none, and that of the server that answers now."""
-        requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server"))]
-        return self._ask(
-            requests, lambda replies: (parse.text(replies[0] or b""), info_of(replies[1]).get("run_id", ""))
-        )
+    def run_ids(self) -> Exchange[tuple[str, str, bool]]:
+        """The run id noted last, empty for none; that of the server that answers; whether this began with keys."""
+        requests = [Request(("GET", self.keys.run_id)), Request(("INFO", "server", "persistence"))]
+
+        def parsed(replies: Sequence[Any]) -> tuple[str, str, bool]:
+            info = info_of(replies[1])
+            has_loaded = info.get("rdb_last_load_keys_loaded", "0") != "0"
+            return parse.text(replies[0] or b""), info.get("run_id", ""), has_loaded
+
+        return self._ask(requests, parsed)
 
     def note_run_id(self, run_id: str) -> Exchange[None]:
         """Note a server's run id: another one there later says that it was restarted, or is another server."""
