@@ -56,7 +56,6 @@ HEADS = (
     "most ms",
     "another master after, median ms",
 )
-SNAPSHOT_SHAPES = ("snapshot", "sentinel-snapshot")
 REPLAYED = "replayed after, median ms"
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "explanation" / "faults.md"
@@ -65,7 +64,6 @@ SHAPES = {
     "sentinel": "A master, two replicas and three Sentinels",
     "cluster": "A Cluster of three masters and three replicas",
     "snapshot": "One server that comes back with an older snapshot",
-    "sentinel-snapshot": "A master with Sentinels that comes back with an older snapshot",
 }
 TITLE = "# How long faults take to heal"
 INTRO = """
@@ -86,8 +84,7 @@ process's memory for `l1_for` longer; the last column says how long the replay t
 changes a second.  For these reads the checker leaves out what was acknowledged between snapshot and death, and nothing
 else: what was acknowledged before the snapshot holds, and so does what the new server has acknowledged.  After the
 replay all holds again.  A lease that the snapshot has, or that a killed process held, ends with `load_for`, here 5 s:
-until then who reads its key loads it, and it is not kept.  A master with Sentinels is started again immediately, before
-they replace it; where they are quicker, it is a failover.  On a Cluster nothing is replayed.
+until then who reads its key loads it, and it is not kept.  On a Cluster nothing is replayed.
 """
 
 
@@ -309,13 +306,12 @@ def started(shape: str) -> Iterator[Any]:
         with SteppingValkey(busy_reply_threshold="50") as store, FaultProxy(store.url) as proxy:
             yield Faults(store, proxy)
         return
-    from benchmarks.replicated_faults import ReplicatedFaults, deployed
-
-    if shape in SNAPSHOT_SHAPES:
-        deployment = None if shape == "snapshot" else deployed("sentinel")
-        with snapshot_started(lambda *given: made(*given)[0], KEYS, deployment) as faults:
+    if shape == "snapshot":
+        with snapshot_started(lambda url, versions, hook=None: made(url, versions, hook=hook)[0], KEYS) as faults:
             yield faults
         return
+    from benchmarks.replicated_faults import ReplicatedFaults, deployed
+
     with deployed(shape) as deployment, ReplicatedFaults(deployment) as replicated:
         yield replicated
 
@@ -420,7 +416,7 @@ def table_of(found: Found, shape: str) -> tuple[tuple[str, ...], list[tuple[str,
         )
         for kind, took in sorted(found.took.items())
     ]
-    heads = (*HEADS[:-1], REPLAYED) if shape in SNAPSHOT_SHAPES else HEADS
+    heads = (*HEADS[:-1], REPLAYED) if shape == "snapshot" else HEADS
     width = len(heads) if found.replaced else len(heads) - 1
     return heads[:width], [row[:width] for row in rows]
 
@@ -432,17 +428,16 @@ def _median(seconds: list[float]) -> str:
 def main() -> int:
     """Inject, and print a table for each shape; 1 if a read was too old."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=200, help="for each shape, half of them where each takes seconds")
+    parser.add_argument("--faults", type=int, default=200, help="for each shape")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["standalone"])
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     sections, stale = [f"{TITLE}\n{INTRO}"], []
     for shape in options.shapes:
-        faults = options.faults // 2 if shape == "sentinel-snapshot" else options.faults
-        found = run(faults, options.seed, shape)
-        title = f"{faults} faults, {found.reads:,} reads, {found.failed:,} failed, {len(found.stale)} too old"
-        if shape in SNAPSHOT_SHAPES:
+        found = run(options.faults, options.seed, shape)
+        title = f"{options.faults} faults, {found.reads:,} reads, {found.failed:,} failed, {len(found.stale)} too old"
+        if shape == "snapshot":
             title += f"; {found.of_snapshots:,} as old as the snapshot before the replay had ended"
         heads, rows = table_of(found, shape)
         Console(width=120).print(report.table(f"{shape}: {title}", heads, rows))

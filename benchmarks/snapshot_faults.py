@@ -20,7 +20,7 @@ import redis
 from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from cacheworkers import Cache, CacheworkersError
+from cacheworkers import Cache
 from cacheworkers.events import Event, InvalidationUndelivered
 from cacheworkers.ops.history import Invalidate, Operation, Read, Recorder, Stale, check
 from cacheworkers.testing import Postgres, Valkey
@@ -109,58 +109,19 @@ def check_with_undone(history: Sequence[Operation], undone: Sequence[Undone], *,
     return found
 
 
-class Single:
-    """One server without an append-only file, of which a snapshot is on disk once one has been asked for."""
+class SnapshotFaults:
+    """A server without an append-only file, its database, and a drain that can be stopped."""
 
     replicas = 0
-    down_for = LASTS
 
-    def __init__(self, server: Valkey) -> None:
-        self._server = server
-        self.url = server.url
-
-    def master(self) -> Valkey:
-        """Return the server."""
-        return self._server
-
-    def ask(self, *words: str) -> Any:
-        """Return the server's reply to a command."""
-        with redis.Redis(port=self._server.port, decode_responses=True) as client:
-            return client.execute_command(*words)
-
-
-class Replicated:
-    """A master, back before Sentinels replace it: its replicas follow it to what the snapshot has."""
-
-    down_for = 0.0
-
-    def __init__(self, deployment: Any) -> None:
-        self._deployment = deployment
-        self.url, self.replicas = deployment.url, deployment.replicas
-
-    def master(self) -> Any:
-        """Return the server that Sentinels name."""
-        _, port = self._deployment.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop")
-        return next(node for node in self._deployment.nodes if node.port == int(port))
-
-    def ask(self, *words: str) -> Any:
-        """Return the reply of that server to a command."""
-        return self.master().ask(*words)
-
-
-class SnapshotFaults:
-    """A store, its database, and a drain that can be stopped."""
-
-    def __init__(
-        self, store: Single | Replicated, versions: Versions, new_cache: Callable[..., Cache], keys: int
-    ) -> None:
+    def __init__(self, store: Valkey, versions: Versions, new_cache: Callable[..., Cache], keys: int) -> None:
         """
         Args:
-            new_cache: called with the store's URL, the versions, the number of replicas and a hook.
+            new_cache: called with the store's URL, the versions and a hook.
             keys: how many there are.
         """
         self._store, self.versions, self._new_cache, self._keys = store, versions, new_cache, keys
-        self.url, self.replicas = store.url, store.replicas
+        self.url = store.url
         self.undone: list[Undone] = []
         #: Kind of fault -> seconds from the server's answer until the outbox was replayed to it.
         self.replaced: dict[str, list[float]] = {}
@@ -176,7 +137,7 @@ class SnapshotFaults:
         Base.metadata.create_all(self.versions.engine)
         with self.versions.sessions.begin() as session:
             session.add_all(Number(id=key, version=0) for key in range(self._keys))
-        self._cache = self._new_cache(self.url, self.versions, self.replicas)
+        self._cache = self._new_cache(self.url, self.versions)
         self._cache.outbox.create(self.versions.engine)
         self._start_drain()
         # The first drain notes which server it is.
@@ -196,7 +157,7 @@ class SnapshotFaults:
             if isinstance(event, InvalidationUndelivered):
                 undelivered.append(event)
 
-        cache = self._new_cache(self.url, self.versions, self.replicas, hook)
+        cache = self._new_cache(self.url, self.versions, hook)
         sessions = sessionmaker(self.versions.engine)
         cache.watch(sessions, {Number: ["key:{id}"]}, columns={Number: ["id", "version"]})
         chance = random.Random(2)
@@ -220,7 +181,8 @@ class SnapshotFaults:
     def _bring_back(self, kind: str) -> Callable[[], object]:
         """Kill the server some writes after a snapshot, and start it with that; return what waits for the replay."""
         snapshot = time.monotonic()
-        self._store.ask("SAVE")
+        with redis.Redis(port=self._store.port) as client:
+            client.save()
         time.sleep(LASTS)
         if kind == DRAINLESS:
             self._stop_drain()
@@ -249,11 +211,10 @@ class SnapshotFaults:
 
     def _restart(self) -> float:
         """Kill the server and start it again; return when it was dead."""
-        server = self._store.master()
-        server.kill()
+        self._store.kill()
         died = time.monotonic()
-        time.sleep(self._store.down_for)
-        server.start()
+        time.sleep(LASTS)
+        self._store.start()
         return died
 
     def _is_replayed(self, last: int) -> bool:
@@ -266,10 +227,8 @@ class SnapshotFaults:
             return not connection.execute(waiting).scalar_one()
 
     def _is_noted(self) -> bool:
-        with contextlib.suppress(CacheworkersError, redis.RedisError):
-            noted, answers, _ = self._cache._ports.store.run_ids().run()
-            return noted == answers == self._store.ask("INFO", "server")["run_id"]
-        return False
+        with redis.Redis(port=self._store.port, decode_responses=True) as client:
+            return bool(client.get(f"{self._cache.config.namespace}:run") == client.info("server")["run_id"])
 
     def _all_versions(self) -> dict[int, int]:
         with self.versions.sessions() as session:
@@ -286,15 +245,8 @@ class SnapshotFaults:
 
 
 @contextlib.contextmanager
-def started(new_cache: Callable[..., Cache], keys: int, deployment: Any = None) -> Iterator[SnapshotFaults]:
-    """Start a store and a database.
-
-    Args:
-        deployment: of a master and its Sentinels, not started yet; None for a single server.
-    """
-    with contextlib.ExitStack() as stack:
-        postgres = stack.enter_context(Postgres())
-        store = (
-            Single(stack.enter_context(Valkey())) if deployment is None else Replicated(stack.enter_context(deployment))
-        )
-        yield stack.enter_context(SnapshotFaults(store, Versions(postgres.create_database("faults")), new_cache, keys))
+def started(new_cache: Callable[..., Cache], keys: int) -> Iterator[SnapshotFaults]:
+    """Start a server, which keeps the snapshots that it is asked for, and a database."""
+    with Valkey() as store, Postgres() as postgres:
+        with SnapshotFaults(store, Versions(postgres.create_database("faults")), new_cache, keys) as faults:
+            yield faults

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,7 @@ pytestmark = pytest.mark.heavy
 
 
 @pytest.mark.parametrize(
-    ("shape", "faults"),
-    [("standalone", 208), ("sentinel", 40), ("cluster", 40), ("snapshot", 24), ("sentinel-snapshot", 40)],
+    ("shape", "faults"), [("standalone", 208), ("sentinel", 40), ("cluster", 40), ("snapshot", 24)]
 )
 def test_no_fault_brings_an_old_value_back_and_none_lasts(shape: str, faults: int) -> None:
     """After each the store is of use again, and no read is older than an acknowledged invalidation."""
@@ -24,4 +22,4 @@ def test_no_fault_brings_an_old_value_back_and_none_lasts(shape: str, faults: in
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"[1-9]\d* faults, .* 0 too old", done.stdout)
+    assert f"{faults} faults" in done.stdout and " 0 too old" in done.stdout
