@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from kombu.exceptions import OperationalError
 
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
-from cacheworkers.workers.celery_log import log_broker_errors_once
+from cacheworkers.workers import celery_log
+from cacheworkers.workers.celery_log import BEAT_LOGGER, log_broker_errors_once
 
 HERE = Path(__file__).parent
 
@@ -63,8 +65,17 @@ def test_a_broker_that_is_away_is_one_line_and_its_return_another(
         beat.wait()
 
 
+@pytest.fixture
+def beats_log() -> Iterator[None]:
+    """Shorten this process's log as a beat does its own, for one test."""
+    log_broker_errors_once()
+    yield
+    after_task_publish.disconnect(dispatch_uid="cacheworkers-beat-log")  # else all later publishing is observed
+    logging.getLogger(BEAT_LOGGER).removeFilter(celery_log._broker_errors)
+
+
 def test_an_error_is_logged_once_until_something_is_sent_and_other_errors_each_time(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, beats_log: None
 ) -> None:
     """A task that cannot be sent for another reason than the broker keeps its traceback."""
     app = Celery("by hand", broker="memory://")
@@ -81,7 +92,6 @@ def test_an_error_is_logged_once_until_something_is_sent_and_other_errors_each_t
         monkeypatch.setattr(beat, "send_task", send)
         beat.apply_entry(entry)
 
-    log_broker_errors_once()
     after_task_publish.send(sender="often")
     caplog.clear()
     for text in ("refused", "refused", "out of memory", "refused"):

@@ -25,6 +25,14 @@ OWN = ("id", "root_id", "expires", "cacheworkers_sent_at", "correlation_id", "de
 Shop = tuple[Any, Any]
 
 
+@pytest.fixture(autouse=True)
+def nobody_observes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever another test's app has connected in this process: a template is made only where nobody observes."""
+    for signal in (before_task_publish, after_task_publish):
+        monkeypatch.setattr(signal, "receivers", [])
+        signal.sender_receivers_cache.clear()
+
+
 def request(number: int) -> LoadRequest:
     return LoadRequest("price", f"price[{number}]", f"{number:016x}", "", "miss")
 
