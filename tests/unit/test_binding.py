@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
+import redis
 from celery import Celery, Task
 from kombu import Queue
+from kombu.exceptions import OperationalError
 
 from cacheworkers import Config, DeclarationError, Load
 from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
-from cacheworkers.events import MalformedTask, TaskDropped
+from cacheworkers.events import MalformedTask, PublishFailed, TaskDropped
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.workers import celery_settings
 from cacheworkers.workers.binding import Binding, Upkeep, bind
@@ -482,6 +484,39 @@ def test_a_loader_of_another_module_is_not_replaced(make_cache: Callable[..., An
 
     with pytest.raises(DeclarationError, match="declared already, in module"):
         cache.loader(name="price", replace=True)(other)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_used", "times"),
+    [
+        (OperationalError("cut"), True, 2),
+        (OperationalError("cut"), False, 1),  # a new connection has failed: another would too
+        (TimeoutError("frozen"), True, 1),
+        (redis.exceptions.TimeoutError("frozen"), True, 1),
+    ],
+)
+def test_a_message_is_sent_once_more_if_its_connection_was_cut_but_not_after_a_time_out(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, is_used: bool, times: int
+) -> None:
+    """A frozen broker would take as long again."""
+    events: list[Any] = []
+    app = Celery("cut", broker="memory://cut", set_as_current=False)
+    publisher = Publisher(app, Config(queue_prefix="cut"), lambda requests: None, events.append)
+    info = LoaderInfo("price", 10.0, False, 100)
+    asked = [LoadRequest("price", "price[1]", "ab" * 8, "", "warm")]
+    if is_used:
+        publisher.publish(info, "warm", asked)
+    sent = []
+
+    def fails(*args: Any, **options: Any) -> None:
+        sent.append(args)
+        raise OperationalError("not sent") from error
+
+    monkeypatch.setattr(app, "send_task", fails)
+    publisher.publish(info, "warm", asked)
+
+    assert len(sent) == times
+    assert type(events[-1]) is PublishFailed
 
 
 def test_the_time_limits_of_a_message_are_those_of_its_calls() -> None:
