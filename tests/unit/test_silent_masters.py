@@ -19,7 +19,7 @@ def test_behind_sentinels_it_is_one_term_while_most_confirm_it() -> None:
     lease, listened_to = link._clients.lease, Term(OLD, 1)
     assert lease is not None
 
-    lease.confirm(listened_to, time.monotonic())
+    lease.confirm(listened_to, time.monotonic() + 60)  # however long this machine pauses
     assert link.is_silent("price[1]", listened_to)
     assert not link.is_silent("price[1]", Term(OLD, 2))
     assert not link.is_silent("price[1]", Term(NEW, 1))
