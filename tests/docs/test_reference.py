@@ -64,7 +64,8 @@ def test_every_setting_says_what_it_is() -> None:
 DEFAULTS = {field.name: field.default for field in (*dataclasses.fields(Policy), *dataclasses.fields(Config))}
 #: A setting with its value behind it: `wait_for` (2 s), `batch_size` (100), `negative_for` alone, 10 seconds.
 QUOTED = re.compile(
-    r"`(?:Config\.|Policy\.)?(\w+)`(?: \(|,? (?:alone, )?(?=[\d.,]+ (?:s|seconds|ms|MiB)\b))([\d.,]+)(?: (ms|MiB))?\b"
+    r"`(?:Config\.|Policy\.)?(\w+)`(?: \(|,? (?:alone, )?(?=[\d.,]+ (?:s|seconds|ms|MiB)\b))"
+    r"([\d.,]+)(?: (ms|MiB))?\b(?! to )"
 )
 UNITS = {"": 1.0, "ms": 0.001, "MiB": 1024.0**2}
 
