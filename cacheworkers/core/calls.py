@@ -145,6 +145,9 @@ class Signature:
         """Return key -> text of the call of that one argument; raises as `bind` does."""
         known, kind = self._texts, self._only
         if self.positional_keys:  # equal keys are one call
+            keys = list(keys)
+            if {*map(type, keys)} == {kind}:
+                return dict(zip(keys, map(known.__getitem__, keys), strict=True))
             return {key: known[key] if type(key) is kind else self._text_of(key) for key in keys}
         found: dict[Any, str] = {}
         for key in keys:
