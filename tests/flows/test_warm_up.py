@@ -33,7 +33,9 @@ def warm_up(
 ) -> WarmUp:
     """Warm calls in this thread."""
     chosen = {"max_rate": UNLIMITED, "concurrency": None, "min_fresh": 1.0, **options}
-    return run(cache._warm_up(loader, calls, progress=progress, **chosen))
+    spec = cache.loaders[loader]
+    parsed = [spec.signature.parse(call).text for call in calls]
+    return run(cache._warmer.flow(spec, parsed, progress=progress, **chosen))
 
 
 def texts(cache: Cache, loader: str, keys: Any) -> list[str]:
