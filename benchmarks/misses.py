@@ -1,8 +1,9 @@
 """What a cold miss costs: `python -m benchmarks.misses [--misses 300] [--readers 200] [--crowd 4000]`.
 
 One reader reads cold keys of a loader that does nothing, in turns with a bare Celery task: published by the same
-process, run by the same worker, and answered over a list in the same Redis.  Then as many keys are read cold by many
-tasks together.  The loader returns the instant at which it ran: until then a miss was claimed, published and queued.
+process, run by the same worker, and answered over a list in the same Redis.  Then bare tasks are published back to
+back, and as many keys are read cold by many tasks together.  The loader returns the instant at which it ran: until then
+a miss was claimed, published and queued.
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ class Took(NamedTuple):
 
 
 class Throughput(NamedTuple):
-    """Misses a second of many readers, and milliseconds from a read's beginning until its loader ran."""
+    """Misses a second of many readers, and milliseconds from a read's beginning until its loader ran.
 
+    Attributes:
+        bare_a_second: bare Celery tasks a second through the same worker.
+    """
+
+    bare_a_second: float
     misses_a_second: float
     until_run: list[float]
 
@@ -92,6 +98,7 @@ def alone(shop: Any, count: int) -> dict[str, Took]:
 
 def together(shop: Any, readers: int, count: int) -> Throughput:
     """Return how many misses a second many tasks had, each reading one cold key after the other."""
+    bare = bare_throughput(shop, count)
     numbers, until_run = iter(range(1_000_000, 1_000_000 + count)), []
 
     async def read() -> None:
@@ -105,7 +112,18 @@ def together(shop: Any, readers: int, count: int) -> Throughput:
         await asyncio.gather(*(read() for _ in range(readers)))
         return count / (time.monotonic() - began)
 
-    return Throughput(asyncio.run(all_of_them()), until_run)
+    return Throughput(bare, asyncio.run(all_of_them()), until_run)
+
+
+def bare_throughput(shop: Any, count: int) -> float:
+    """Return how many bare tasks a second the same worker runs, published back to back by this process."""
+    numbers = range(1_000_000, 1_000_000 + count)
+    began = time.monotonic()
+    for number in numbers:
+        shop.bare.apply_async((number,), **ROUTE)
+    for number in numbers:
+        shop.answers.brpop([f"answer:{number}"])
+    return count / (time.monotonic() - began)
 
 
 def rows(found: Measured) -> list[tuple[str, ...]]:
@@ -136,7 +154,8 @@ def main() -> None:
     many = found.together
     print(
         f"{options.readers} readers together: {many.misses_a_second:,.0f} misses/s; until it ran "
-        f"p50 {percentile(many.until_run, 0.5):.0f} ms, p99 {percentile(many.until_run, 0.99):.0f} ms"
+        f"p50 {percentile(many.until_run, 0.5):.0f} ms, p99 {percentile(many.until_run, 0.99):.0f} ms\n"
+        f"bare Celery tasks a second through the same worker: {many.bare_a_second:,.0f}"
     )
 
 

@@ -5,6 +5,7 @@ Each async method is the sync one with `a` in front; same parameters, same seman
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
@@ -13,6 +14,7 @@ from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.read_result import Read
 from cacheworkers.flows.invalidate import Invalidation, invalidate_loader
 from cacheworkers.load_context import AsyncLoad, Load
+from cacheworkers.local.coalescing import Outcome, leave
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_base import LoaderBase
 
@@ -91,10 +93,24 @@ class Loader(LoaderBase[T], Generic[P, T]):
                     if value is not MISSING:
                         return value
         call = self._bind(args, kwargs)
-        arguments = None if kwargs else args
         slot = self._slot(call.text)
-        kept = MISSING if slot is None else self._value(slot)
-        found: T = await self._reads.avalue(call, arguments, self._codec.decode) if kept is MISSING else kept
+        if slot is not None and (value := self._value(slot)) is not MISSING:
+            return value
+        # What `StoreReads.afind` does, without a coroutine of its own for each task that follows another's read.
+        reads, started = self._reads, monotonic()
+        turn: Any = reads.join(call.text, started)
+        if isinstance(turn, Future):
+            place = turn
+            try:
+                turn = await place
+            except BaseException:
+                leave(place)
+                raise
+            if type(turn) is Outcome:
+                value = reads.shared(call, self._decode, turn, started, False)
+                if value is not MISSING:
+                    return value
+        found: T = await reads.alead(call, None if kwargs else args, self._decode, False, started, turn)
         return found
 
     def read(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:

@@ -98,6 +98,41 @@ def test_the_image_is_small_unprivileged_and_probed() -> None:
         assert f"\n{words}" in text
 
 
+def test_the_forge_tries_the_newest_and_the_oldest() -> None:
+    """Its jobs run what can be run here, on the oldest Python and the newest that the package says it takes."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=")
+    *_, newest = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    targets = set(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    ran = {}
+    for job in workflow["jobs"].values():
+        checkout, python, *steps = job["steps"]
+        assert checkout["uses"].startswith("actions/checkout@") and python["uses"].startswith("actions/setup-python@")
+        ran[steps[-1]["run"]] = python["with"]["python-version"]
+
+    assert set(workflow) == {"name", True, "permissions", "jobs"} and set(workflow[True]) == {"push", "pull_request"}
+    assert ran == {".ci/run": oldest, ".ci/run oldest": oldest, "make test-newest": newest}
+    assert "test-newest" in " ".join(targets).split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "makes"), [([], "make test"), (["oldest"], "make test-oldest"), (["newest"], "")]
+)
+def test_ci_makes_one_target(arguments: list[str], makes: str, tmp_path: Path) -> None:
+    """What it does not know it refuses, lest it were green for nothing."""
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\necho make "$@"\n')
+    make.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    done = subprocess.run([ROOT / ".ci" / "run", *arguments], env=env, capture_output=True, text=True, check=False)
+
+    assert done.stdout.strip() == makes
+    assert (done.returncode, "usage: .ci/run [oldest]" in done.stderr) == ((0, False) if makes else (2, True))
+
+
 @pytest.mark.parametrize("name", ["config", "web", "workers", "single"])
 def test_the_kubernetes_example_runs_the_same_processes(name: str) -> None:
     """Each Deployment starts a process of the Procfile, unprivileged, probed, with the image's volumes."""

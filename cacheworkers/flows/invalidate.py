@@ -17,7 +17,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.errors import CallError, InvalidationIncomplete, StoreError
 from cacheworkers.events import Invalidated
 from cacheworkers.flows.ports import Ports
-from cacheworkers.store.commands.replies import DetachedSet, ForeignType
+from cacheworkers.store.commands.replies import DetachedSet, ForeignType, legible
 
 Mode = Literal["hard", "soft", "reload"]
 #: Called with how many members an invalidation has gone through so far; must be quick, and must not raise.
@@ -161,7 +161,8 @@ def members_of(ports: Ports, tag: str, most: int) -> Flow[list[str]]:
     for shard in range(ports.store.keys.shards(tag)):
         cursor = 0
         while len(found) < most:
-            [(cursor, calls)] = yield ports.store.walk_tags([(tag, shard, cursor)])
+            [(cursor, members)] = yield ports.store.walk_tags([(tag, shard, cursor)])
+            calls = legible(members)
             raws = yield ports.store.get_many(calls)
             found.update((call, None) for call, raw in zip(calls, raws, strict=True) if raw is not None)
             if cursor == 0:

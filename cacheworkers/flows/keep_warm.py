@@ -7,7 +7,6 @@ make it harmless to ask twice.
 from __future__ import annotations
 
 import math
-import secrets
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
@@ -20,6 +19,7 @@ from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.calls import loader_name_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.envelope import Head
+from cacheworkers.core.tokens import new_token
 from cacheworkers.events import AccessesReported, MemoryHits, MemoryUsed, Warmed, WarmingPaused
 from cacheworkers.flows.invalidate import Invalidation, Progress, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
@@ -282,7 +282,7 @@ def _ask(ports: Ports, loader: LoaderSpec, due: Sequence[tuple[str, bytes]]) -> 
     asked = held = 0
     size = ports.config.batch_size
     for start in range(0, len(due), size):
-        claims = [(call, secrets.token_hex(8), seen) for call, seen in due[start : start + size]]
+        claims = [(call, new_token(), seen) for call, seen in due[start : start + size]]
         answers = yield ports.store.claim_many(claims, lease_for=loader.load_for, warms=True)
         asks = [
             LoadRequest(loader.name, call, token, seen.hex(), "warm")

@@ -6,12 +6,12 @@ The order is the protocol's (docs/explanation/protocol.md): nothing here may be 
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Sequence
 
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import EntryTooLarge, LoadError, RateLimited, StoreError, TagError
 from cacheworkers.events import Loaded, NotStored, Poisoned
 from cacheworkers.flows.load_failure import (
@@ -142,7 +142,7 @@ def _begin(
     began_at = ports.clock.monotonic()
     snapshot: Snapshot | None = None
     store = ports.store
-    fences = [secrets.token_hex(8) for _ in group]
+    fences = [new_token() for _ in group]
     wanted = [
         (request.call, request.token, fence, bytes.fromhex(request.seen))
         for (_, request), fence in zip(group, fences, strict=True)

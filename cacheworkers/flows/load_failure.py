@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Sequence
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.tag_templates import check_tag
+from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import LoadError, LoadTimeout, StoreError, StoreFull, TagError
 from cacheworkers.events import LoadRefused, NotStored
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
@@ -41,7 +41,7 @@ def refuse_loads(ports: Ports, requests: Sequence[LoadRequest], reason: str) -> 
     Raises:
         StoreError: the store did not answer; the leases run out.
     """
-    fences = [secrets.token_hex(8) for _ in requests]
+    fences = [new_token() for _ in requests]
     wanted = [
         (request.call, request.token, fence, _version_in(request.seen))
         for request, fence in zip(requests, fences, strict=True)

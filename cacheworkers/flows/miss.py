@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
-
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CodecError, KeyMissing, LoadError, LoadTimeout, StoreError, StoreFull, StoreUnavailable
 from cacheworkers.events import ClaimDenied, LeaseTakenOver
 from cacheworkers.flows import local_load
@@ -111,7 +110,7 @@ def _claim(
 ) -> Flow[tuple[Claim, LoadRequest, int]]:
     """Claim for all who wait in this process; what it came to, the request, and the flight's wake-ups before."""
     flight = state.waiter.flight
-    token = secrets.token_hex(8)
+    token = new_token()
     request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
     enqueue = None if is_over or state.is_refused else state.strategy.message(ports, request)
     flight.is_claiming = True

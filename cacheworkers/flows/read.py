@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
 from cacheworkers.core.judgement import Judgement, judge
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CodecError, StoreError
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, UnreadableEntry
 from cacheworkers.flows.miss import lapsed, read_without_store, wait_for_load
@@ -159,7 +159,7 @@ def ask(
     strategy: LoadStrategy = SINGLE,
 ) -> Flow[bool]:
     """Claim a call and have workers load it; True if this very call enqueued it."""
-    token = secrets.token_hex(8)
+    token = new_token()
     try:
         claim = yield ports.store.claim(call, token, lease_for=loader.load_for, seen=seen, heeds_backoff=heeds_backoff)
     except BaseException:

@@ -5,7 +5,6 @@ What is fresh already is passed over, so that a job that was killed is resumed b
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, Step
+from cacheworkers.core.tokens import new_token
 from cacheworkers.flows.keep_warm import BUSY, CHUNK, Queued, is_fresh_for
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.local.aimd_window import AimdWindow
@@ -248,7 +248,7 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
         if is_fresh_for(envelope.head_of(raw), now, job.lead):
             job.state.fresh += 1
         else:
-            options.append((call, secrets.token_hex(8), envelope.version_of(raw)))
+            options.append((call, new_token(), envelope.version_of(raw)))
     if not options:
         return 0
     claims = yield ports.store.claim_many(options, lease_for=loader.load_for, warms=True)

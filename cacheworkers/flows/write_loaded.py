@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import secrets
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +17,7 @@ from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import CLOCK_MARGIN, LEAST_KEPT_FOR, Entry, Life, life_of
 from cacheworkers.core.tag_templates import check_tag
+from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CacheworkersError, EntryTooLarge, StoreError, StoreFull, TagError
 from cacheworkers.events import NotStored, Outcome
 from cacheworkers.flows.invalidate import replicated
@@ -215,7 +215,7 @@ def registration(
 def _claim_again(ports: Ports, loader: LoaderSpec, pending: dict[str, Pending], text: str) -> Flow[None]:
     """A write was refused: claim again and go on, or leave the call to whoever has claimed it."""
     left = pending.pop(text)
-    token, fence = secrets.token_hex(8), secrets.token_hex(8)
+    token, fence = new_token(), new_token()
     raw = yield ports.store.get(text)
     seen = envelope.version_of(raw)
     try:

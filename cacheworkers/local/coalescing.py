@@ -2,7 +2,7 @@
 
 The leader looks in the store, claims, waits and decodes.  A follower gets only what was looked up after it joined: the
 leader says before each of its looks whom that look covers (`Crowd.cover`).  Followers that joined later, and all of
-them where the leader was cancelled, stay together, and one of them leads.
+them where the leader was cancelled, stay together, and one of them leads: it is given the crowd instead of an outcome.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from cacheworkers.core.read_result import Read
 
 #: Where a task waits for the leader's outcome.  One a task: a cancelled task cancels what it awaits.
 TaskPlace = asyncio.Future[Any]
+
+
+def leave(place: TaskPlace) -> None:
+    """Note that a task was cancelled at its place: if it was to lead, and could not, another does."""
+    if place.done() and not place.cancelled() and type(crowd := place.result()) is Crowd:
+        crowd.pass_on()
 
 
 class Outcome:
@@ -34,26 +40,19 @@ class Outcome:
         self.error = error
 
 
-class _Lead:
-    """Given to a follower that is to lead from here on."""
-
-
-LEAD = _Lead()
-
-
 class ThreadPlace:
     """Where a thread waits for the leader's outcome."""
 
     __slots__ = ("_lock", "_signal", "found", "is_gone")
 
     def __init__(self) -> None:
-        self.found: Outcome | _Lead | None = None
+        self.found: Outcome | Crowd | None = None
         self.is_gone = False
         self._lock = threading.RLock()
         self._signal = threading.Lock()
         self._signal.acquire()
 
-    def settle(self, outcome: Outcome | _Lead) -> bool:
+    def settle(self, outcome: Outcome | Crowd) -> bool:
         """Wake the thread; False if it waits no more."""
         with self._lock:
             if self.is_gone or self.found is not None:
@@ -62,17 +61,18 @@ class ThreadPlace:
         self._signal.release()
         return True
 
-    def outcome(self, crowd: Crowd, timeout: float) -> Outcome | _Lead | None:
+    def outcome(self, timeout: float) -> Outcome | Crowd | None:
         """Wait in this thread, at most `timeout` seconds; None if nothing has come by then."""
         try:
             self._signal.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
         except BaseException:
-            if self._leave() is LEAD:
-                crowd.pass_on()  # interrupted before it could lead
+            found = self._leave()
+            if type(found) is Crowd:
+                found.pass_on()  # interrupted before it could lead
             raise
         return self._leave()
 
-    def _leave(self) -> Outcome | _Lead | None:
+    def _leave(self) -> Outcome | Crowd | None:
         with self._lock:
             self.is_gone = True
             return self.found
@@ -114,11 +114,6 @@ class Crowd:
         self.covered, self.began_before, self.unsent = len(self._places), None, None
         return self.covered
 
-    def leave(self, place: TaskPlace) -> None:
-        """Note that a task was cancelled at its place: if it was to lead, and could not, another does."""
-        if place.done() and not place.cancelled() and place.result() is LEAD:
-            self.pass_on()
-
     def cover_all(self) -> None:
         """Say that the leader's look has not been sent yet: it covers all that follow so far."""
         self.covered = len(self._places)
@@ -156,31 +151,32 @@ class Crowd:
             self.covered, self.began_before, self.payload, self.unsent = 0, None, None, None
             self._promote()
         if outcome is not None:
-            for each in done:
-                _settle(each, outcome)
+            _settle(done, outcome)
         return len(done)
 
     def _promote(self) -> None:
         """Have the first that still waits lead; without any, the crowd is over."""
         for at, place in enumerate(self._places):
-            if _settle(place, LEAD):
+            if _settle([place], self):
                 del self._places[: at + 1], self._started[: at + 1]
                 return
         self._places, self._started = [], []
         self._crowds.forget(self._key, self)
 
 
-def _settle(place: Place, outcome: Outcome | _Lead) -> bool:
-    """Wake a task or a thread; False if it waits no more."""
-    if type(place) is ThreadPlace:
-        return place.settle(outcome)
-    if place.done():  # type: ignore[union-attr]  # a task's
-        return False
-    try:
-        place.set_result(outcome)  # type: ignore[union-attr]
-    except RuntimeError:  # that loop is closed, and its tasks with it
-        return False
-    return True
+def _settle(places: Iterable[Any], outcome: Outcome | Crowd) -> int:
+    """Wake tasks of one loop, or threads; return how many of them still waited."""
+    woken = 0
+    for place in places:
+        if type(place) is ThreadPlace:
+            woken += place.settle(outcome)
+        elif not place.done():
+            try:
+                place.set_result(outcome)
+            except RuntimeError:  # that loop is closed, and its tasks with it
+                break
+            woken += 1
+    return woken
 
 
 class Crowds:

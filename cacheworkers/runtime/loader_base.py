@@ -9,7 +9,6 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
-from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
@@ -43,7 +42,7 @@ class LoaderBase(Generic[T]):
         self._warmer = warmer
         self._ports = ports
         self._spec = spec
-        self._codec: Codec = spec.codec
+        self._decode = spec.codec.decode  # one bound method for all reads
         self._bind = spec.signature.bind
         self._coherence = ports.coherence
         self._since = 0
@@ -180,27 +179,27 @@ class LoaderBase(Generic[T]):
         slot = self._slot(call.text)
         kept = MISSING if slot is None else self._value(slot)
         arguments = None if kwargs else args
-        found: T = self._reads.value(call, arguments, self._codec.decode) if kept is MISSING else kept
+        found: T = self._reads.value(call, arguments, self._decode) if kept is MISSING else kept
         return found
 
     async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = MISSING if slot is None else self._value(slot)
-        found: T = await self._reads.avalue(call, arguments, self._codec.decode) if kept is MISSING else kept
+        found: T = await self._reads.afind(call, arguments, self._decode, False) if kept is MISSING else kept
         return found
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = self._read_slot(slot) if slot else None
-        return kept or self._reads.read(call, arguments, self._codec.decode)
+        return kept or self._reads.read(call, arguments, self._decode)
 
     async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = self._read_slot(slot) if slot else None
-        return kept or await self._reads.aread(call, arguments, self._codec.decode)
+        return kept or await self._reads.afind(call, arguments, self._decode, True)
 
     def _json_hit(self, args: tuple[Any, ...]) -> Read | None:
         """Return what L1 has for raw positional arguments, if it may answer now."""
@@ -230,7 +229,7 @@ class LoaderBase(Generic[T]):
     async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._json_slot(slot) if slot else await self._reads.aread(call, arguments, as_is)
+        return self._json_slot(slot) if slot else await self._reads.afind(call, arguments, as_is, True)
 
     def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         call, arguments = self._bound(args, kwargs)
@@ -245,7 +244,7 @@ class LoaderBase(Generic[T]):
         slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
-        payload: bytes = await self._reads.avalue(call, arguments, as_is)
+        payload: bytes = await self._reads.afind(call, arguments, as_is, False)
         return payload
 
     def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
@@ -272,7 +271,7 @@ class LoaderBase(Generic[T]):
             calls = {key: self._one_key(key) for key in texts}
             # The batch's own list: what is read for a key is of that key, for a batch is any keys that came together.
             is_by_key = keys is outer.keys
-            return nested_many(self._ports, self._spec, calls, self._codec.decode, outer, is_by_key=is_by_key)
+            return nested_many(self._ports, self._spec, calls, self._decode, outer, is_by_key=is_by_key)
         self._ports.listener.start()
         return read_many(self._ports, self._spec, texts, self._memory)
 
@@ -280,7 +279,7 @@ class LoaderBase(Generic[T]):
         return self._bind((key,), {})
 
     def _one(self, call: Call) -> Flow[Read]:
-        return self._reads.flow(call, call.arguments, self._codec.decode)
+        return self._reads.flow(call, call.arguments, self._decode)
 
 
 def _served(entry: Entry, now: float) -> Freshness:

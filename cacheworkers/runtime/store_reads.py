@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -23,7 +23,7 @@ from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.read_state import StoreResult
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.local.blocking_call import warn_if_blocking
-from cacheworkers.local.coalescing import LEAD, Crowd, Outcome
+from cacheworkers.local.coalescing import Crowd, Outcome, TaskPlace, leave
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.load_runner import LoaderRunner
 from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, is_dirty
@@ -56,19 +56,45 @@ class StoreReads:
         found: Read = self._find(call, arguments, decode, True)
         return found
 
-    def avalue(self, call: Call, arguments: _Arguments, decode: _Decode) -> Coroutine[Any, Any, Any]:
-        """Return a call's value, on the running loop."""
-        return self._afind(call, arguments, decode, False)
+    async def afind(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
+        """Return the value or the Read of a call, on the running loop."""
+        started = monotonic()
+        turn: Any = self.join(call.text, started)
+        if isinstance(turn, asyncio.Future):
+            place = turn
+            try:
+                turn = await place
+            except BaseException:
+                leave(place)
+                raise
+            if type(turn) is Outcome:
+                found = self.shared(call, decode, turn, started, as_read)
+                if found is not MISSING:
+                    return found
+        return await self.alead(call, arguments, decode, as_read, started, turn)
 
-    def aread(self, call: Call, arguments: _Arguments, decode: _Decode) -> Coroutine[Any, Any, Read]:
-        """Return a call's Read, on the running loop."""
-        return self._afind(call, arguments, decode, True)
+    def join(self, text: str, started: float) -> TaskPlace | Crowd | None:
+        """Join the tasks of the running loop that read a call: of those that read it together, one does so for all.
 
-    def flow(self, call: Call, arguments: _Arguments, decode: _Decode) -> Flow[Read]:
+        Returns:
+            Where to wait for what the leader has found; the crowd that is this task's to lead; None for neither.
+        """
+        if self.is_alone():
+            return None
+        waits, loop = self._ports.waiters.crowds, asyncio.get_running_loop()
+        crowd, place = waits.enter((text, self._since, loop), started, loop)
+        if place is None:
+            return crowd
+        if crowd.unsent is not None and crowd.unsent is self._ports.store.batcher.unsent(loop):
+            crowd.cover_all()
+        found: TaskPlace = place
+        return found
+
+    def flow(self, call: Call, arguments: _Arguments, decode: _Decode, started: float | None = None) -> Flow[Read]:
         """Return the flow that reads a call past L1: within a transaction or a load, or through the store."""
         dirty = dirty_transactions(self._ports)
         if not dirty:
-            return self._clean_flow(call, arguments, decode)
+            return self._clean_flow(call, arguments, decode, started)
         return read_in_transaction(
             self._ports,
             self._spec,
@@ -90,13 +116,15 @@ class StoreReads:
 
     # -- inside
 
-    def _clean_flow(self, call: Call, arguments: _Arguments, decode: _Decode) -> Flow[Read]:
+    def _clean_flow(
+        self, call: Call, arguments: _Arguments, decode: _Decode, started: float | None = None
+    ) -> Flow[Read]:
         """Return the flow that reads a call outside dirty transactions."""
         outer = self.outer_load()
         if outer is not None:
             return nested(self._ports, self._spec, call, decode, outer)
         self._ports.listener.start()
-        return self._store_flow(call, arguments, decode, None)
+        return self._store_flow(call, arguments, decode, started)
 
     def _store_flow(
         self,
@@ -136,12 +164,12 @@ class StoreReads:
         if place is not None:
             looked = None  # long ago, after it has waited
             policy = self._spec.policy
-            outcome = place.outcome(crowd, policy.wait_for + policy.load_for + ports.config.store_timeout)
+            outcome = place.outcome(policy.wait_for + policy.load_for + ports.config.store_timeout)
             if isinstance(outcome, Outcome):
-                shared = self._shared(call, decode, outcome, started, as_read)
+                shared = self.shared(call, decode, outcome, started, as_read)
                 if shared is not MISSING:
                     return shared
-            if outcome is not LEAD:
+            if type(outcome) is not Crowd:
                 found = run(self._store_flow(call, arguments, decode, started))
                 return found if as_read else found.value
         try:
@@ -152,28 +180,21 @@ class StoreReads:
         self._succeed(call, crowd, found)
         return found if as_read else found.value
 
-    async def _afind(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
-        """Return the value or the Read of a call; of the tasks of a loop that read it together, one does so for all."""
-        if self.is_alone():
-            found = await arun(self.flow(call, arguments, decode))
+    async def alead(
+        self,
+        call: Call,
+        arguments: _Arguments,
+        decode: _Decode,
+        as_read: bool,
+        started: float,
+        crowd: Crowd | Outcome | None,
+    ) -> Any:
+        """Return the value or the Read of a call by a look of this task's own, and give it to the crowd it leads."""
+        if type(crowd) is not Crowd:  # alone, or what another has found cannot be read so
+            found = await arun(self.flow(call, arguments, decode, started))
             return found if as_read else found.value
-        ports, text, started, looked = self._ports, call.text, monotonic(), None
+        ports, text, looked = self._ports, call.text, None
         loop, batcher = asyncio.get_running_loop(), ports.store.batcher
-        crowd, place = ports.waiters.crowds.enter((text, self._since, loop), started, loop)
-        if place is not None:
-            if crowd.unsent is not None and crowd.unsent is batcher.unsent(loop):
-                crowd.cover_all()
-            try:
-                outcome = await place
-            except BaseException:
-                crowd.leave(place)
-                raise
-            if outcome is not LEAD:
-                shared = self._shared(call, decode, outcome, started, as_read)
-                if shared is not MISSING:
-                    return shared
-                found = await arun(self._store_flow(call, arguments, decode, started))
-                return found if as_read else found.value
         try:
             ports.listener.start()
             if not ports.waiters.has(text):
@@ -245,7 +266,7 @@ class StoreReads:
             return value
         return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
 
-    def _shared(self, call: Call, decode: _Decode, outcome: Outcome, started: float, as_read: bool) -> Any:
+    def shared(self, call: Call, decode: _Decode, outcome: Outcome, started: float, as_read: bool) -> Any:
         """Return what the leader of a crowd has found, value or Read, as this reader's own; MISSING: unreadable so.
 
         Raises:

@@ -36,9 +36,9 @@ from cacheworkers.workers.worker_command import worker_command
 
 log = logging.getLogger("cacheworkers")
 
-#: How long a upkeep message may wait behind another, a garbage collection say, and be run all the same, seconds.
+#: How long an upkeep message may wait behind another, a garbage collection say, and be run all the same, seconds.
 MAINTENANCE_EXPIRES = 30.0
-#: Longest that a upkeep task may run, seconds: the next one goes on from where it was interrupted.
+#: Longest that an upkeep task may run, seconds: the next one goes on from where it was interrupted.
 MAINTENANCE_FOR = 3600.0
 #: How often a worker renews its mark in the store, seconds.
 ALIVE_EVERY = 60.0

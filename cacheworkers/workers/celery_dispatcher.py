@@ -87,7 +87,7 @@ class CeleryDispatcher:
         That is so where it cannot be done, and where other calls are waited for, whose requests may share a message.
         """
         info = self.infos.get(request.loader)
-        if info is None or self.app.conf.task_always_eager or self._waited_for() > (1 if info.is_batch else FEW):
+        if info is None or self._waited_for() > (1 if info.is_batch else FEW) or self.app.conf.task_always_eager:
             return None
         return self._publisher.message(info, request)
 

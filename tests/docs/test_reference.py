@@ -61,6 +61,43 @@ def test_every_setting_says_what_it_is() -> None:
             assert re.search(rf"^\| `{field.name}` \| `.+` \| .{{8,}} \|$", table, re.MULTILINE), field.name
 
 
+DEFAULTS = {field.name: field.default for field in (*dataclasses.fields(Policy), *dataclasses.fields(Config))}
+#: A setting with its value behind it: `wait_for` (2 s), `batch_size` (100), `negative_for` alone, 10 seconds.
+QUOTED = re.compile(
+    r"`(?:Config\.|Policy\.)?(\w+)`(?: \(|,? (?:alone, )?(?=[\d.,]+ (?:s|seconds|ms|MiB)\b))"
+    r"([\d.,]+)(?: (ms|MiB))?\b(?! to )"
+)
+UNITS = {"": 1.0, "ms": 0.001, "MiB": 1024.0**2}
+
+
+def quoted_in(text: str) -> list[tuple[str, float]]:
+    """Return the settings that a text gives a value for, each with it, in seconds and bytes."""
+    found = [match for match in QUOTED.finditer(text) if match[1] in DEFAULTS]
+    return [(match[1], float(match[2].rstrip(".,").replace(",", "")) * UNITS[match[3] or ""]) for match in found]
+
+
+def test_defaults_that_a_sentence_quotes_are_those_of_the_code() -> None:
+    """The tables are generated; sentences are not.  A value that is no default is said in other words."""
+    quoted = [(page, *each) for page in pages() for each in quoted_in((ROOT / page).read_text())]
+
+    assert [each for each in quoted if each[2] != DEFAULTS[each[1]]] == []
+    assert {"wait_for", "l1_for", "negative_for", "store_timeout", "bulkhead"} <= {name for _, name, _ in quoted}
+    assert quoted_in("for `l1_for` (4 s), at most `l1_bytes` (64 MiB)") == [("l1_for", 4.0), ("l1_bytes", 67108864.0)]
+
+
+@pytest.mark.parametrize("page", pages())
+def test_settings_and_metrics_that_a_sentence_names_exist(page: str) -> None:
+    """What was renamed or deleted is named nowhere."""
+    text = (ROOT / page).read_text()
+    metrics = set(re.findall(r"`(cacheworkers_\w+)`", (REFERENCE / "metrics.md").read_text()))
+    exempt = {"cacheworkers_outbox", "cacheworkers_outbox_id_seq", "cacheworkers_unwatched"}
+    fixtures = {"cacheworkers_redis_url", "cacheworkers_database_url", "cacheworkers_start_workers"}
+
+    assert {name for name in re.findall(r"`Config\.(\w+)", text) if not hasattr(Config(), name)} == set()
+    assert {name for name in re.findall(r"`Policy\.(\w+)", text) if not hasattr(Policy(), name)} == set()
+    assert set(re.findall(r"`(cacheworkers_\w+)[`{]", text)) - metrics - exempt - fixtures == set()
+
+
 def test_every_event_says_what_happened() -> None:
     """Each event has a row, with each of its fields."""
     classes = {value for value in vars(events).values() if isinstance(value, type) and issubclass(value, events.Event)}

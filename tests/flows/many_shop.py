@@ -81,7 +81,7 @@ class Shop:
 
     def one(self, key: int, *, of: Any = None) -> Stepper[Any]:
         loader = of or self.prices
-        return Stepper(loader._reads.flow(loader._one_key(key), None, loader._codec.decode))
+        return Stepper(loader._reads.flow(loader._one_key(key), None, loader._decode))
 
     def work(self) -> None:
         """Load what was asked for, each round as one task, and receive it."""

@@ -164,8 +164,32 @@ def test_a_cancelled_leader_leaves_the_others_a_value(
     assert shop.loads == 1
 
 
+@pytest.mark.parametrize("face", ["aget", "aread", "aget_json"])
+def test_one_that_is_to_lead_and_is_cancelled_hands_it_on(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, face: str
+) -> None:
+    """The second is given the lead, and cancelled before it has woken up."""
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+
+    async def play() -> list[Any]:
+        reads = [asyncio.create_task(getattr(shop.read, face)(1)) for _ in range(5)]
+        await asyncio.to_thread(wait_until, lambda: shop.loads and len(shop.ports.waiters) == 5)
+        reads[0].cancel()
+        asyncio.get_running_loop().call_soon(reads[1].cancel)
+        shop.go.set()
+        return await asyncio.gather(*reads, return_exceptions=True)
+
+    found = asyncio.run(play())
+
+    assert [type(each) for each in found[:2]] == [asyncio.CancelledError] * 2
+    assert not [each for each in found[2:] if isinstance(each, BaseException)]
+    assert shop.loads == 1
+    assert not shop.ports.waiters.crowds._crowds
+
+
+@pytest.mark.parametrize("face", ["aget", "aget_json"])
 def test_who_joins_after_an_invalidation_gets_nothing_of_before(
-    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, face: str
 ) -> None:
     """A reader's reply is under way, which holds the old value; then it is invalidated, and another reader joins."""
     shop = Shop(make_cache(l1_entries=0), monkeypatch)
@@ -187,12 +211,12 @@ def test_who_joins_after_an_invalidation_gets_nothing_of_before(
         monkeypatch.setattr(store.batcher, "get", get)
         shop.price = 2
         await shop.cache.ainvalidate("all")
-        after = asyncio.create_task(shop.read.aget(1))
+        after = asyncio.create_task(getattr(shop.read, face)(1))
         await asyncio.sleep(0)
         may_arrive.set()
         return await asyncio.gather(before, after)
 
-    assert asyncio.run(play()) == [{"price": 1}, {"price": 2}]
+    assert asyncio.run(play()) == [{"price": 1}, {"aget": {"price": 2}, "aget_json": b'{"price":2}'}[face]]
 
 
 def test_a_view_that_asks_for_more_follows_nobody_that_asks_for_less(

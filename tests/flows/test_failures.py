@@ -177,6 +177,7 @@ def test_a_key_that_keeps_killing_its_workers_is_given_up(shop: Shop) -> None:
 
     assert [result.outcome for result in results.values()] == ["failed", "stored", "stored"]
     assert getattr(results["price[0]"].error, "kind", "") == "Poisoned"
+    assert shop.ports.store.failures("price[0]").run()  # so that readers, of every process, get an error
 
 
 # -- leases

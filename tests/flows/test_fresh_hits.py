@@ -30,7 +30,7 @@ READS: dict[str, Callable[[Any], Any]] = {
     "aread_json": lambda loader: int(asyncio.run(loader.aread_json(1)).value),
     "aget_many": lambda loader: asyncio.run(loader.aget_many([1]))[1],
     # A read whose call others wait for goes the flow's way from the start.
-    "flow": lambda loader: run(loader._reads.flow(loader._bind((1,), {}), (1,), loader._codec.decode)).value,
+    "flow": lambda loader: run(loader._reads.flow(loader._bind((1,), {}), (1,), loader._decode)).value,
 }
 
 

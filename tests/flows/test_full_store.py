@@ -86,6 +86,7 @@ def test_a_miss_is_served_uncached(made: Any, full: Full, how: str) -> None:
 
     assert [READS[how](number, 2) for _ in range(3)] == [20, 20, 20]
     assert number.peek(2) is None
+    assert number.read(2).freshness.value == "fresh"  # nothing has overtaken it
 
 
 @pytest.mark.parametrize("how", READS)

@@ -15,9 +15,11 @@ from many_shop import UNLUCKY, Asks, Shop, late, path, tens, whole
 
 from cacheworkers import Cache, Config, Load, LoadError, LoadErrors, LoadTimeout
 from cacheworkers.core import envelope
+from cacheworkers.core.driver import run
 from cacheworkers.errors import StoreUnavailable
+from cacheworkers.flows import merged_reads
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.flows.ports import Loading, LoadRequest
 from cacheworkers.flows.read_state import POLL_FOR
 from cacheworkers.flows.run_loader import LATE_RUNS
 from cacheworkers.store.connections.request import Request
@@ -35,6 +37,29 @@ def make_shop(make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch)
         return Shop(make_cache(store_timeout=60.0, **(options or {})), monkeypatch, **policy)
 
     return make
+
+
+def test_a_joint_load_reads_nothing_older_than_any_of_its_reads_may(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loader reads of other loaders is as new as the newest snapshot of those that it runs for."""
+    runs: list[Loading] = []
+
+    def noted(ports: Any, loader: Any, loading: Loading, runner: Any) -> Any:
+        runs.append(loading)
+        yield from ()
+        return {}
+
+    monkeypatch.setattr(merged_reads, "run_loader", noted)
+    loader = shop.prices._spec
+
+    def one(key: int) -> Any:
+        call = loader.signature.bind((key,), {})
+        yield from merged_reads.SHARED.run(shop.ports, loader, Loading([call], {call.text: None}, 1e9 + key, 40 - key))
+
+    run(merged_reads.together(shop.ports, loader, [1, 2, 3], one))
+
+    assert [(loading.seq, loading.deadline) for loading in runs] == [(39, 1e9 + 1)]
 
 
 # -- round trips, tasks and queries

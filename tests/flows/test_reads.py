@@ -27,6 +27,7 @@ from cacheworkers.core.driver import run
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows import read as reading
 from cacheworkers.local.coherence import NEVER
+from cacheworkers.local.waiters import Flight
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -76,6 +77,7 @@ def test_miss_is_loaded_once_and_then_served(cache: Cache, get: Any) -> None:
     assert get(number, 1).value == 10
     assert get(number, 1).freshness is Freshness.FRESH
     assert loads == [1]
+    assert 0.0 <= get(number, 2).waited < 60.0
 
 
 def test_equal_arguments_are_one_call(cache: Cache) -> None:
@@ -106,6 +108,34 @@ def test_stale_read_is_served_and_asks_for_one_revalidation(cache: Cache, get: A
 
     assert [f.freshness for f in found] == [Freshness.STALE] * 3
     assert [ask.queue for ask in stuck.asks] == ["revalidate"]
+
+
+@pytest.mark.parametrize(("wait_for", "reported"), [(0.0, []), (0.05, ["number[1]"])])
+def test_workers_that_nobody_has_waited_for_have_missed_nothing(
+    cache: Cache, get: Any, wait_for: float, reported: list[str]
+) -> None:
+    number, loads = counted(cache, wait_for=wait_for, load_for=60)
+    stuck: Any = Stuck()
+    cache._ports.dispatcher = stuck
+    noted: list[str] = []
+    cache._ports.note_taken_over = lambda request: noted.append(request.call)
+
+    assert (get(number, 1).tier, loads) == ("load", [1])
+
+    assert noted == reported
+
+
+@pytest.mark.parametrize(
+    ("is_missing", "lease_ends_in", "is_known"), [(True, 5.0, True), (True, 0.0, False), (False, 5.0, False)]
+)
+def test_who_knows_that_nothing_is_there_and_that_somebody_loads_it_does_not_look(
+    is_missing: bool, lease_ends_in: float, is_known: bool
+) -> None:
+    """A lapsed entry must be looked at, for it is served where the load fails; and so must what has been loaded."""
+    flight = Flight("number[1]")
+    flight.is_missing, flight.held_until = is_missing, 100.0 + lease_ends_in
+
+    assert reading._is_known_missing(flight, 100.0) is is_known
 
 
 def test_none_is_cached_too(cache: Cache, get: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import decimal
 import enum
@@ -207,6 +208,23 @@ def test_another_release_s_entry_is_reported_once(make_cache: Callable[..., Cach
     assert events.count(OtherRelease("product", "product[1]")) == 1
     assert second.product.peek(1) is None and first.product.peek(1).value == 1
     assert "another return type" in second.cache.explain("product[1]").verdict
+
+
+def test_who_reads_together_shares_what_one_has_loaded_for_this_release(make_cache: Callable[..., Cache]) -> None:
+    first, second = Release(make_cache(), int, 1), Release(make_cache(l1_entries=0), str, "one")
+    first.product.get(1)
+    client = second.cache._ports.store.link.client()
+
+    def looks() -> int:
+        return int(client.info("commandstats")["cmdstat_get"]["calls"])
+
+    async def main() -> list[str]:
+        return await asyncio.gather(*(second.product.aget(1) for _ in range(50)))
+
+    before = looks()
+
+    assert asyncio.run(main()) == ["one"] * 50
+    assert (second.loads, looks() - before < 25) == (1, True)
 
 
 def swap(make_cache: Callable[..., Cache], functions: list[Callable[..., str]]) -> list[Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from cacheworkers import Cache, CacheworkersError, InvalidationIncomplete, Load
+from cacheworkers.errors import StoreError
+from cacheworkers.events import AccessesReported
+from cacheworkers.ops.doctor.namespace_checks import check_foreign
 from cacheworkers.ops.explanation_text import lines
 
 FORMS: dict[str, Callable[[Any, str, bytes], object]] = {
@@ -83,6 +87,39 @@ def test_an_explanation_says_what_it_found_or_that_a_key_is_not_ours(
 
     assert explanation.call == "price[1]"
     assert dict(lines(explanation))["memory"]
+
+
+@pytest.mark.parametrize("form", sorted({*FORMS} - {"sorted set"}))
+def test_access_scores_of_another_type_are_passed_over(shop: Shop, events: list[Any], form: str) -> None:
+    """They only say what is hot: of this loader nothing is, and those of the others go on; doctor names the key."""
+    other = shop.cache.loader(name="stock", fresh_for=300)(lambda load, number: number)
+    ports = shop.cache._ports
+    FORMS[form](shop.client, shop.keys["accesses"], b"odd")
+    assert (shop.price.get(1), other.get(1)) == (1, 1)
+
+    assert shop.cache.report_accesses() == 2
+
+    assert {each.loader for each in events if isinstance(each, AccessesReported)} == {"price", "stock"}
+    assert {each.loader: each.calls for each in shop.cache.loader_stats()} == {"price": 0, "stock": 1}
+    assert shop.price.hot() == [] and [call for call, _ in other.hot()] == ["stock[1]"]
+    assert shop.cache.explain("price[1]").access_score == 0.0
+    shop.cache.keep_warm()
+    [finding] = check_foreign(shop.cache._runtime)
+    assert finding.level == "warning" and ports.store.keys.accesses("price") in finding.what
+
+
+def test_calls_of_a_tag_are_those_that_may_be_the_library_s(shop: Shop) -> None:
+    shop.price.get(1)
+    shop.client.zadd(shop.keys["tag set"], {b"price[\xff]": 2.0**60})
+
+    assert shop.cache.calls_of("products") == ["price[1]"]
+
+
+def test_an_error_names_the_key_that_something_else_has_written(shop: Shop) -> None:
+    FORMS["list"](shop.client, shop.keys["tag set"], b"odd")
+
+    with pytest.raises(StoreError, match=re.escape(f"the key {shop.keys['tag set']} holds what something else")):
+        shop.cache.calls_of("products")
 
 
 @pytest.mark.parametrize("odd", [b"\xff\xfe", b"1e400", b"-5"])

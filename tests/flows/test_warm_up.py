@@ -15,6 +15,7 @@ from cacheworkers.core.driver import run
 from cacheworkers.events import Event, Loaded
 from cacheworkers.flows.keep_warm import BUSY, Queued, ask_for
 from cacheworkers.flows.warm_up import UNLIMITED
+from cacheworkers.local.aimd_window import AimdWindow
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.testing.servers import wait_until
 
@@ -155,7 +156,10 @@ def test_what_fails_is_counted_and_stalls_nobody(cache: Cache) -> None:
     assert done.failures and all(call in texts(cache, "half", range(1, 40, 2)) for call in done.failures)
 
 
-def test_a_call_that_somebody_else_is_loading_is_waited_for(make_cache: MakeCache) -> None:
+def test_a_call_that_somebody_else_is_loading_is_waited_for(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long it has waited for a worker is not known, and does not count against the window."""
     one, other = make_cache(), make_cache()
     begun, go_on = threading.Event(), threading.Event()
     for cache in (one, other):
@@ -175,10 +179,14 @@ def test_a_call_that_somebody_else_is_loading_is_waited_for(make_cache: MakeCach
         if len(seen) == 3:
             go_on.set()
 
+    waits: list[float] = []
+    monkeypatch.setattr(AimdWindow, "note", lambda window, load_time, waited: waits.append(waited))
+
     done = warm_up(one, "slow", ["slow[1]"], progress=look)
 
     assert (done.loaded, done.failed) == (1, 0)
     assert seen[0] == 0
+    assert waits == [0.0]
 
 
 class Clock(StoreClock):

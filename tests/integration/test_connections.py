@@ -18,13 +18,14 @@ import redis
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from cacheworkers import Cache, Config, Load
-from cacheworkers.errors import StoreError
+from cacheworkers.errors import StoreError, StoreUnavailable
 from cacheworkers.events import StoreLost
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.clients import Clients
 from cacheworkers.store.connections.connection import ConnectionCut
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.pool import Pool
+from cacheworkers.store.connections.sentinels import Term
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -248,6 +249,41 @@ def test_a_connection_that_fails_after_all_were_cancelled_is_nobody_s_error() ->
 def test_an_error_of_one_master_is_an_error_of_the_store(cache: Cache) -> None:
     with pytest.raises(StoreError):
         cache._ports.store.link.on_master(0, ("NO_SUCH_COMMAND",))
+
+
+def test_a_master_that_is_away_is_not_asked_on_the_way_to_all_masters(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = cache._ports.store.link
+    monkeypatch.setattr(link._masters, "unavailable", link._masters.names)
+
+    with pytest.raises(StoreUnavailable, match="did not answer lately"):
+        link.on_master(0, ("PING",))
+    with pytest.raises(StoreUnavailable, match="did not answer lately"):
+        link.on_masters("k", lambda key: [("GET", key)])
+
+
+def test_a_listener_of_another_master_than_the_sentinels_name_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(Config(redis_url="sentinel://127.0.0.1:1/shop"))
+    link = cache._ports.store.link
+    term = Term(("10.0.0.2", 6379), 2)
+    monkeypatch.setattr(link._clients, "pool", lambda: SimpleNamespace(get_master_address=lambda: term.master))
+    monkeypatch.setattr(link._clients.lease, "term", term)
+
+    assert link.confirm_master("10.0.0.2:6379") == term
+    with pytest.raises(OSError, match="no master any more"):
+        link.confirm_master("10.0.0.1:6379")
+    cache.close()
+
+
+def test_a_child_asks_a_store_that_was_away_for_its_parent(cache: Cache) -> None:
+    link = cache._ports.store.link
+    link._health.breaker.failed()
+    assert not link.is_well
+
+    link.reset()
+
+    assert link.is_well
 
 
 def test_a_closed_cache_leaves_no_connection_of_its_client(cache: Cache, valkey: Valkey) -> None:

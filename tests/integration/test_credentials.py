@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from cacheworkers import Cache, Config, Load
+from cacheworkers.store.connections.credentials import Provider as CheckedProvider
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -144,6 +145,33 @@ def test_a_password_that_changes_needs_no_restart(how: str, tmp_path: Path) -> N
         wait_until(lambda: is_cached(number, 2))
         wait_until(lambda: cache._ports.listener.is_up)
         cache.close()
+
+
+class AskedProvider(redis.CredentialProvider):
+    """One of redis-py's kind that leaves the asynchronous method as it is: that one would block the loop."""
+
+    asked_by = ""
+
+    def get_credentials(self) -> tuple[str, str]:
+        self.asked_by = threading.current_thread().name
+        return "app", "secret"
+
+
+class AskedAsyncProvider(AskedProvider):
+    """One with an asynchronous method of its own."""
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return self.get_credentials()
+
+
+def test_on_a_loop_a_provider_is_asked_by_its_own_asynchronous_method_or_on_a_thread() -> None:
+    own, inherited = AskedAsyncProvider(), AskedProvider()
+
+    for provider in (own, inherited):
+        assert asyncio.run(CheckedProvider(provider).get_credentials_async()) == ("app", "secret")
+
+    here = threading.current_thread().name
+    assert own.asked_by == here and inherited.asked_by not in ("", here)
 
 
 def test_credentials_that_cannot_be_had_are_a_store_that_is_away(caplog: pytest.LogCaptureFixture) -> None:

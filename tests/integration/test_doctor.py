@@ -46,6 +46,7 @@ STORE_RULES = {
     "acl",
     "namespace-shared",
     "unstored-values",
+    "foreign-keys",
 }
 #: What the acl finding says to set, for the namespace of these tests.
 FIX = "on >secret ~cw:* +@read +@write +@scripting +@connection -@dangerous +info +time +config|get"

@@ -399,6 +399,22 @@ def test_closed_it_leaves_no_thread_and_no_connection(shop: Shop, server: Valkey
     assert shop.ports.listener.connections == []
 
 
+def test_closed_it_waits_for_no_ping(
+    make_cache: MakeCache, server: Valkey, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread ends as it is woken, not when it would ping next."""
+    monkeypatch.setattr(listening, "PING_EVERY", 3600.0)
+    shop = Shop(make_cache, server, proxy)
+    shop.keep(1)
+    thread = shop.ports.listener._thread
+
+    shop.ports.listener.close()
+
+    assert thread is not None
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_closed_while_it_connects_it_leaves_no_connection(shop: Shop, proxy: FaultProxy) -> None:
     """What it had just opened is closed by the thread itself."""
     opened: list[Any] = []

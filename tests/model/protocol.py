@@ -10,8 +10,11 @@ one of its parts left out; each must lead to a violation, or that part would not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 #: Steps of a load; a load that was overtaken begins again at SNAPSHOT, if it may.
 CLAIM, BEGIN, SNAPSHOT, LOAD, REGISTER, WRITE, ENDED = (
@@ -44,8 +47,7 @@ class Protocol:
     drop_ends_failures: bool = True
 
 
-@dataclass(frozen=True)
-class Loader:
+class Loader(msgspec.Struct, frozen=True, cache_hash=True):
     """A load under way; `fence` is the lease it began under, `settled` what was settled at its snapshot.
 
     Attributes:
@@ -64,8 +66,7 @@ class Loader:
     has_failed: bool = False
 
 
-@dataclass(frozen=True)
-class Invalidator:
+class Invalidator(msgspec.Struct, frozen=True, cache_hash=True):
     """An invalidation under way, after its own commit; `todo` are the detached sets it still has to drain."""
 
     at: str = COMMIT
@@ -74,8 +75,7 @@ class Invalidator:
     todo: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True, cache_hash=True):
     """Everything: the database, the store, and who is doing what.
 
     Attributes:

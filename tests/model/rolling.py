@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
 
 T = TypeVar("T")
 
@@ -26,8 +29,7 @@ class Own:
     is_bound_to_the_version: bool = True
 
 
-@dataclass(frozen=True)
-class OwnState:
+class OwnState(msgspec.Struct, frozen=True, cache_hash=True):
     """One call.  Both releases' values have the tag `all`, this release's has `own` besides.
 
     Attributes:
@@ -165,8 +167,7 @@ class Shards:
     learns_after_commit: bool = True
 
 
-@dataclass(frozen=True)
-class ShardsState:
+class ShardsState(msgspec.Struct, frozen=True, cache_hash=True):
     """One call, in the second of its tag's two shards.
 
     Attributes:

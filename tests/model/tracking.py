@@ -7,11 +7,13 @@ who tracks a key when it reports the key's first change.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
+from msgspec.structs import astuple, replace
 
 #: Steps of a read that fills memory.
 GUARD, GET, TRACK, FILL, DONE = "guard", "get", "track", "fill", "done"
@@ -38,8 +40,7 @@ class Memory:
     lost_ping_empties: bool = True
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(msgspec.Struct, frozen=True, cache_hash=True):
     """A read under way, what it has seen, and whether its fill is refused: its guard has been overtaken."""
 
     at: str = ""
@@ -48,8 +49,7 @@ class Reader:
     is_refused: bool = False
 
 
-@dataclass(frozen=True)
-class Invalidator:
+class Invalidator(msgspec.Struct, frozen=True, cache_hash=True):
     """An invalidation by the reader's own process; `link` is the connection that its ping went over."""
 
     at: str = CHANGE
@@ -57,8 +57,7 @@ class Invalidator:
     link: int = 0
 
 
-@dataclass(frozen=True)
-class MemoryState:
+class MemoryState(msgspec.Struct, frozen=True, cache_hash=True):
     """The store, the tracking connection and the reader's process.
 
     Attributes:
@@ -109,7 +108,7 @@ def memory_steps(protocol: Memory, state: MemoryState) -> Iterator[tuple[str, Me
         for name, after, moved in _reader_steps(protocol, state, reader):
             readers = _with(after.readers, at, moved)
             # Which of them is the first makes no difference.
-            yield f"reader {at}: {name}", replace(after, readers=tuple(sorted(readers, key=dataclasses.astuple)))
+            yield f"reader {at}: {name}", replace(after, readers=tuple(sorted(readers, key=astuple)))
     for at, invalidator in enumerate(state.invalidators):
         for name, after, other in _invalidator_steps(protocol, state, invalidator):
             yield f"invalidator: {name}", replace(after, invalidators=_with(state.invalidators, at, other))
@@ -247,8 +246,7 @@ class Waiting:
     asks_again_while_slots_move: bool = True
 
 
-@dataclass(frozen=True)
-class WaitingState:
+class WaitingState(msgspec.Struct, frozen=True, cache_hash=True):
     """The store, the tracking connection, a reader that waits and the worker that loads.
 
     Attributes:
@@ -397,8 +395,7 @@ class Alone:
     reconnect_empties: bool = True
 
 
-@dataclass(frozen=True)
-class AloneState:
+class AloneState(msgspec.Struct, frozen=True, cache_hash=True):
     """A process whose memory may answer while the master is away, and another that invalidates.
 
     Attributes:

@@ -107,6 +107,13 @@ def test_a_column_has_one_text_or_is_refused(column: Any, kind: TextKind | None)
         assert kind_of_column("item.key", sa.Column(column)) is kind
 
 
+@pytest.mark.parametrize("column", [postgresql.CITEXT(), sa.Text(collation="NOCASE"), Wrapped()], ids=str)
+def test_a_column_that_holds_texts_equal_is_refused_with_one_form_of_them(column: Any) -> None:
+    """A tag of each text would differ, whoever makes it."""
+    with pytest.raises(ConfigError, match=r'such as tag\("user", name\.casefold\(\)\), in a function of the row'):
+        kind_of_column("user.name", sa.Column(column))
+
+
 def one_of_each_kind(types: list[tuple[Any, TextKind | None]]) -> list[Any]:
     """Mark all but the first type of each kind as heavy: two types of one kind go the same way."""
     first = {kind: each for each, kind in reversed(types)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.local.coalescing import LEAD, Crowds, ThreadPlace
+from cacheworkers.local.coalescing import Crowds, ThreadPlace, leave
 from cacheworkers.testing.servers import wait_until
 
 READ = Read(1, Freshness.FRESH, "store", 0.0, 0)
@@ -34,7 +34,7 @@ def test_a_follower_gets_only_what_was_looked_up_after_it_joined() -> None:
         crowd.succeed(READ)
 
         assert outcome_of(early).read is READ
-        assert outcome_of(late) is LEAD and outcome_of(later) is None
+        assert outcome_of(late) is crowd and outcome_of(later) is None
         crowd.cover()
         crowd.payload = b"1"
         crowd.succeed(READ)
@@ -59,7 +59,7 @@ def test_a_look_that_waits_to_be_sent_covers_who_joins_meanwhile() -> None:
         assert crowd.succeed(READ) == 1
 
         assert outcome_of(early).read is READ
-        assert outcome_of(late) is LEAD
+        assert outcome_of(late) is crowd
         crowd.disband()
         assert crowds.enter("price", 3.0, loop)[1] is None
 
@@ -75,7 +75,7 @@ def test_what_is_for_the_leader_alone_goes_to_nobody_else() -> None:
 
         crowd.succeed(READ)
 
-        assert outcome_of(follower) is LEAD
+        assert outcome_of(follower) is crowd
 
     asyncio.run(play())
 
@@ -94,7 +94,7 @@ def test_an_error_is_for_those_that_began_before_its_instant() -> None:
         crowd.fail(error)
 
         assert [getattr(outcome_of(place), "error", None) for place in places] == [error, error, None]
-        assert outcome_of(places[2]) is LEAD
+        assert outcome_of(places[2]) is crowd
 
     asyncio.run(play())
 
@@ -111,7 +111,7 @@ def test_a_cancelled_follower_is_passed_over_and_hands_its_turn_on() -> None:
             try:
                 return await place
             except BaseException:
-                crowd.leave(place)
+                leave(place)
                 raise
 
         tasks = [asyncio.create_task(follow(place)) for place in places]
@@ -122,7 +122,7 @@ def test_a_cancelled_follower_is_passed_over_and_hands_its_turn_on() -> None:
         crowd.pass_on()
         tasks[1].cancel()
 
-        assert await tasks[2] is LEAD
+        assert await tasks[2] is crowd
         assert tasks[0].cancelled() and tasks[1].cancelled()
         crowd.pass_on()
         assert crowds.enter("price", 0.0, asyncio.get_running_loop())[1] is None
@@ -136,9 +136,9 @@ def test_threads_wait_for_a_thread() -> None:
     found: list[Any] = []
 
     def follow() -> None:
-        its, place = crowds.enter("price", 0.0, None)
+        _, place = crowds.enter("price", 0.0, None)
         assert isinstance(place, ThreadPlace)
-        found.append(place.outcome(its, 60.0))
+        found.append(place.outcome(60.0))
 
     threads = [threading.Thread(target=follow) for _ in range(3)]
     for thread in threads:
@@ -157,10 +157,10 @@ def test_threads_wait_for_a_thread() -> None:
 def test_a_thread_that_has_stopped_waiting_is_given_nothing() -> None:
     crowds = Crowds()
     crowd, _ = crowds.enter("price", 0.0, None)
-    its, place = crowds.enter("price", 0.0, None)
+    _, place = crowds.enter("price", 0.0, None)
     assert isinstance(place, ThreadPlace)
 
-    assert place.outcome(its, 0.0) is None
+    assert place.outcome(0.0) is None
 
     crowd.pass_on()
     assert crowds.enter("price", 0.0, None)[1] is None

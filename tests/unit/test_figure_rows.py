@@ -40,7 +40,8 @@ def a_project(root: Path) -> None:
     row = "| {} | {} | 1.3 | 2.4 | 0.0 | {} | 25 | 0 of 9 | 122 |\n"
     heads = "|  | requests/s | p50 | p99 | queries | queries at a sale's start | last | old | MB |\n|---|---:|\n"
     left_out = "| redis-py (threads) | left out: too old |  |  |  |  |  |  |  |\n"
-    rows = [row.format("cacheworkers", "7,858", 1), left_out, row.format("no cache", "1,448", 200)]
+    peers = [row.format("a peer (threads)", "5,783", 90), row.format("one more", "998", 1)]
+    rows = [row.format("cacheworkers", "7,858", 1), *peers, left_out, row.format("no cache", "1,448", 200)]
     (root / whole.DOCS / "apps.md").write_text(heads + "".join(rows))
 
 
@@ -159,8 +160,10 @@ def test_the_readme_s_rows_are_those_of_the_pages(
     assert whole.main([]) == 0
 
     found = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("- ")]
-    assert found[0] == r"- A hit \| in memory: **0.2 us**.  `python -m benchmarks.stampede`"
-    assert found[1].endswith(": **7,858 and 1** (no cache 1,448 and 200).  `make bench-apps`")
+    assert found[0] == r"- A hit \| in memory: **0.2 us**: `python -m benchmarks.stampede`"
+    assert found[1].endswith(
+        ": **7,858 and 1** (the fastest other, a peer, 5,783 and 90; no cache 1,448 and 200): `make bench-apps`"
+    )
     assert [line.split("`")[1] for line in found[2:]] == [
         f"python -m benchmarks.{figures.FIGURES[name].command}" for name in ("coherence", "hits", "soak")
     ]

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, ConnectionError, MovedError, NoScriptError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ConnectionError,
+    MovedError,
+    NoScriptError,
+    TryAgainError,
+)
 
 from cacheworkers import ConfigError
 from cacheworkers.core.driver import run
@@ -179,6 +186,28 @@ def test_who_failed_is_asked_last_for_the_slots() -> None:
     assert cluster.exchange(got(key_on(B))) == [key_on(B)]
 
     assert nodes.sent[0] == (B, [("CLUSTER", "SLOTS")])
+
+
+def test_of_several_nodes_that_are_asked_for_the_slots_the_first_may_be_away() -> None:
+    nodes = Nodes(a=echoed, b=echoed)
+    nodes.slots = lambda node: ConnectionError("refused") if node == A else SLOTS
+
+    assert Cluster([A, B], nodes.to, patience=0.0).exchange(got(key_on(B))) == [key_on(B)]
+
+
+def test_a_master_that_answers_its_probe_with_an_error_has_not_recovered() -> None:
+    nodes = Nodes(a=always(ClusterDownError("no answer yet")), b=echoed)
+    cluster = made(nodes)
+    failed, _ = run(cluster.masters())
+    failed.pool.failed_at = 1.0
+
+    with pytest.raises(ClusterDownError):
+        run(cluster.confirm("k"))
+    assert failed.pool.failed_at == 1.0
+
+    nodes._answers["a"] = echoed
+    run(cluster.confirm("k"))
+    assert failed.pool.failed_at == 0.0
 
 
 def test_a_node_without_slots_is_not_believed() -> None:

@@ -27,7 +27,16 @@ UNSTORED = Rule(
     "nothing could invalidate, or met a key that something else has written.",
     "Read the reason; give the entry fewer or shorter tags, split it, or raise the limit.",
 )
-RULES = (SHARED, UNSTORED)
+FOREIGN = Rule(
+    "foreign-keys",
+    "warning",
+    "Keys of the namespace hold what something else has written.",
+    "What the library notes there is missing: which calls are hot, why values are not stored; without the sequence or "
+    "the numbers of shards no invalidation is acknowledged.",
+    "Find out who writes there, and give it another prefix, or this application another `Config.namespace`; then "
+    "delete the key, which the library writes again.",
+)
+RULES = (SHARED, UNSTORED, FOREIGN)
 
 
 def check_namespace(runtime: Runtime) -> Iterator[Finding]:
@@ -53,3 +62,12 @@ def check_unstored(runtime: Runtime) -> Iterator[Finding]:
         yield UNSTORED.finding(True, f"{loader} is served uncached: {reason}")
     if not unstored:
         yield UNSTORED.finding(False, "all that was loaded within a day was stored")
+
+
+def check_foreign(runtime: Runtime) -> Iterator[Finding]:
+    """Yield which of the library's own keys are of another type."""
+    found = runtime.ports.store.foreign_keys(sorted(runtime.marks.modules)).run()
+    for key in found:
+        yield FOREIGN.finding(True, f"{key} holds what something else has written")
+    if not found:
+        yield FOREIGN.finding(False, "the keys of the namespace and of its loaders are the library's own")

@@ -136,7 +136,7 @@ CLOCK = Rule(
     "warning",
     f"This machine's clock and the store's are more than {SKEW:g} s apart.",
     "Entries do not mind: their instants are the store's. Celery does: a message expires by its sender's clock and is "
-    "judged by its worker's, and upkeep tasks expire after as little as 5 s: workers throw them away unseen.",
+    "judged by its worker's, and upkeep tasks expire after as little as 30 s: workers throw them away unseen.",
     "Run NTP (chrony, systemd-timesyncd) on every machine.",
 )
 TABLE = Rule(

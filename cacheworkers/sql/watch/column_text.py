@@ -24,6 +24,11 @@ _KINDS: tuple[tuple[type[Any], TextKind], ...] = (
 )
 #: Endings and names of collations under which different texts are equal.
 _LOOSE = ("_ci", "_ai", "nocase", "rtrim")
+#: What to do about texts that the database, or a decorator, holds equal.
+ONE_FORM = (
+    "tag by a column or argument that has one text, or write one form of all that are equal on both sides, such as "
+    'tag("user", name.casefold())'
+)
 
 
 def kind_of_column(name: str, column: Any) -> TextKind | None:
@@ -44,9 +49,10 @@ def kind_of_column(name: str, column: Any) -> TextKind | None:
 def _kind_of_type(name: str, kind: Any) -> TextKind | None:
     if isinstance(kind, types.NullType):
         return None
-    reason = ""
+    reason, remedy = "", REMEDY
     if isinstance(kind, types.TypeDecorator):
         reason = "its text in Python may not be the one in the database"
+        remedy = ONE_FORM
     elif isinstance(kind, types.Enum):
         if kind.enum_class is None:
             return TextKind.STR
@@ -55,13 +61,14 @@ def _kind_of_type(name: str, kind: Any) -> TextKind | None:
         reason = "the database pads it with blanks"
     elif isinstance(kind, postgresql.CITEXT) or _is_loose(getattr(kind, "collation", None)):
         reason = "the database holds texts equal that differ in case or accents"
+        remedy = ONE_FORM
     else:
         for each, found in _KINDS:
             if isinstance(kind, each):
                 return found
         reason = "its values have several texts"
     raise ConfigError(
-        f"the column {name} of type {kind!r} cannot be a field of a tag's template: {reason}; {REMEDY}, in a "
+        f"the column {name} of type {kind!r} cannot be a field of a tag's template: {reason}; {remedy}, in a "
         f"function of the row"
     )
 

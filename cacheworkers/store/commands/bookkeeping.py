@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from cacheworkers.core.keys import Keyspace
@@ -71,7 +71,7 @@ class Bookkeeping:
         words = [word for call, count in reads for word in (call, count)]
         kept_for = ACCESSES_KEPT_FOR * half_life + warm_for
         request = Request.call(scripts.ADD_ACCESSES, (self.keys.accesses(loader),), (half_life, most, kept_for, *words))
-        return self._ask([request], lambda replies: int(replies[0]))
+        return self._ask([request], lambda replies: int(parse.or_nothing(replies[0], 0)))
 
     def most_read(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
         """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_frequency.py`.
@@ -81,18 +81,34 @@ class Bookkeeping:
         """
         key, limit = self.keys.accesses(loader), ("LIMIT", first, most)
         request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
-        return self._ask([request], lambda replies: parse.scored(replies[0]))
+        return self._ask([request], lambda replies: parse.scored(parse.or_nothing(replies[0], ())))
 
     def count_read_since(self, loader: str, since: float) -> Exchange[int]:
         """How many calls of a loader have a `read_at` of at least `since`."""
-        return self._ask(
-            [Request(("ZCOUNT", self.keys.accesses(loader), since, "+inf"))], lambda replies: int(replies[0])
-        )
+        request = Request(("ZCOUNT", self.keys.accesses(loader), since, "+inf"))
+        return self._ask([request], lambda replies: int(parse.or_nothing(replies[0], 0)))
 
     def read_at(self, loader: str, call: str) -> Exchange[float | None]:
         """The `read_at` of one call; None if it is not among the hottest."""
         request = Request(("ZSCORE", self.keys.accesses(loader), call))
-        return self._ask([request], lambda replies: None if replies[0] is None else float(replies[0]))
+
+        def parsed(replies: Sequence[Any]) -> float | None:
+            reply = parse.or_nothing(replies[0], None)
+            return None if reply is None else float(reply)
+
+        return self._ask([request], parsed)
+
+    def foreign_keys(self, loaders: Iterable[str]) -> Exchange[list[str]]:
+        """Those keys of the namespace and of these loaders, not of calls and tags, that something else has written."""
+        requests = [Request(("ZCOUNT", self.keys.accesses(loader), "-inf", "+inf")) for loader in loaders]
+        requests += [Request(("HGETALL", key)) for key in (self.keys.marks, self.keys.unstored, self.keys.tag_shards)]
+        requests.append(Request(("GET", self.keys.seq)))
+        return self._ask(
+            requests,
+            lambda replies: [
+                request.key for request, reply in zip(requests, replies, strict=True) if isinstance(reply, Exception)
+            ],
+        )
 
     # -- the server itself
 

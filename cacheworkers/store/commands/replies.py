@@ -158,9 +158,15 @@ def ours(reply: Any) -> Any:
     return reply
 
 
-def foreign(reply: Exception) -> ForeignType:
+def foreign(reply: Exception, key: str = "") -> ForeignType:
     """Return what a WRONGTYPE reply means, to be raised once the other keys of the exchange are done."""
-    return ForeignType(f"a key of ours holds what something else has written: {reply}")
+    where = f"the key {key}" if key else "a key of ours"
+    return ForeignType(f"{where} holds what something else has written: {reply}")
+
+
+def or_nothing(reply: Any, nothing: Any) -> Any:
+    """Return a reply; `nothing` if its key is of another type, where that costs no more than what was noted there."""
+    return nothing if isinstance(reply, Exception) else reply
 
 
 def detached(tag: str, shard: int, reply: Any, name: str = "") -> list[DetachedSet | ForeignType]:

@@ -47,9 +47,13 @@ class Exchange(Generic[T]):
         """
         try:
             return self._shape(replies)
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
-            wrong = next((reply for reply in replies if isinstance(reply, Exception)), error)
-            raise shapes.foreign(wrong) from error
+        except (TypeError, ValueError, IndexError, AttributeError, shapes.ForeignType) as error:
+            for request, reply in zip(self._requests, replies, strict=True):
+                if isinstance(reply, Exception):
+                    raise shapes.foreign(reply, request.key) from error
+            if isinstance(error, shapes.ForeignType):
+                raise
+            raise shapes.foreign(error) from error
 
     @staticmethod
     def joint(parts: Sequence[Exchange[Any]]) -> Exchange[list[Any]]:

@@ -158,9 +158,11 @@ class Listener:
         """Stop listening for good."""
         self._closed.set()
         with self._lock:
-            connections = list(self._connections.values())
+            connections, waker = list(self._connections.values()), self._waker
         for connection in connections:
             connection.close()
+        if waker is not None:  # a selector is not woken by a socket that this process closes
+            waker.wake()
         # Not left to the thread, which may take its time to end.
         self._coherence.close(time.monotonic())
         thread = self._thread
