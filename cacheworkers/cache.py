@@ -100,7 +100,7 @@ class Cache:
         )
         self._ports = self._runtime.ports
         self._loaders = LoaderRegistry(config, self._ports.tag_kinds)
-        self._warmer = Warmer(self._ports, self._runtime.queued)
+        self._warmer = Warmer(self._runtime)
         self._triggers: list[Triggers] = []
         #: For the command line, doctor and metrics, which look into a cache; not part of the public API.
         self.internals = Internals(self._runtime, self._ports, self._triggers)

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from cacheworkers.core.driver import Flow, Pause, Step, run
+from cacheworkers.core.driver import Flow, Pause, run
 from cacheworkers.errors import ConfigError
-from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.flows.ports import LoaderSpec
 from cacheworkers.flows.warm_up import WarmUp, warm_up
+from cacheworkers.runtime.wiring import Runtime
 
 
 class _Stopped(Exception):
@@ -114,13 +115,9 @@ class WarmJob:
 class Warmer:
     """Begins the warm jobs of one cache."""
 
-    def __init__(self, ports: Ports, queued: Callable[[], Step]) -> None:
-        """
-        Args:
-            queued: makes the step that returns how many messages are `Queued`.
-        """
-        self._ports = ports
-        self._queued = queued
+    def __init__(self, runtime: Runtime) -> None:
+        self._ports = runtime.ports
+        self._runtime = runtime
 
     def job(
         self, loader: LoaderSpec, calls: Sequence[str], max_rate: float, concurrency: int | None, min_fresh: float
@@ -161,6 +158,6 @@ class Warmer:
             concurrency=concurrency,
             min_fresh=min_fresh,
             pause=Pause,
-            queued=self._queued,
+            queued=self._runtime.queued,
             progress=progress,
         )

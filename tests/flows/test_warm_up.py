@@ -242,7 +242,7 @@ def test_nothing_is_asked_for_while_misses_are_queued(cache: Cache, monkeypatch:
         def run(self) -> Queued:
             return Queued(next(lengths, 0), 0)
 
-    monkeypatch.setattr(cache._warmer, "_queued", Look)
+    monkeypatch.setattr(cache._runtime, "queued", Look)
     monkeypatch.setattr("cacheworkers.flows.warm_up.ASK_EVERY", 0.0)
 
     done = warm_up(
@@ -407,7 +407,7 @@ def test_a_call_whose_message_is_still_queued_is_not_lost(cache: Cache, monkeypa
             submit_all(taken)
 
     monkeypatch.setattr(dispatcher, "submit_all", queue, raising=False)
-    monkeypatch.setattr(cache._warmer, "_queued", Look)
+    monkeypatch.setattr(cache._runtime, "queued", Look)
 
     done = warm_up(cache, "number", texts(cache, "number", [7]), progress=look)
 
