@@ -32,11 +32,12 @@ from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
 from cacheworkers.policy import PolicyOptions
+from cacheworkers.runtime.internals import Internals
 from cacheworkers.runtime.message_loads import run_requests
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.tag_invalidation import tag_invalidation
 from cacheworkers.runtime.warm_job import Warmer, WarmJob
-from cacheworkers.runtime.wiring import Internals, Runtime
+from cacheworkers.runtime.wiring import Runtime
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -23,7 +23,7 @@ from cacheworkers.flows.read_many import one_by_one, read_many
 from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.l1 import MISSING, Slot
-from cacheworkers.runtime.load_runner import LoaderRunner
+from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.runtime.store_reads import StoreReads
 from cacheworkers.runtime.tag_invalidation import refuse_in_dirty_transaction
 from cacheworkers.runtime.warm_job import Warmer, WarmJob
