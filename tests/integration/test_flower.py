@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import runpy
 import subprocess
 import sys
 import urllib.error
@@ -80,12 +81,22 @@ def queue_lengths(flower: Flower) -> dict[str, int]:
     return {queue["name"]: queue["messages"] for queue in answer["active_queues"]} if status == 200 else {}
 
 
-@pytest.mark.parametrize("login", ["", "operator", "operator:"])
-def test_it_does_not_start_without_a_password(flower: Callable[..., Any], login: str) -> None:
-    _, started = flower(FLOWER_BASIC_AUTH=login)
+NEEDS_A_PASSWORD = "Error: Flower needs FLOWER_BASIC_AUTH=user:password"
+
+
+def test_it_does_not_start_without_a_password(flower: Callable[..., Any]) -> None:
+    _, started = flower(FLOWER_BASIC_AUTH="operator:")
 
     assert started.process.wait(60) == 1
-    assert "Error: Flower needs FLOWER_BASIC_AUTH=user:password" in started.log.read_text()
+    assert NEEDS_A_PASSWORD in started.log.read_text()
+
+
+@pytest.mark.parametrize("login", ["", "operator", "operator:"])
+def test_its_configuration_ends_where_there_is_no_password(login: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", login)
+
+    with pytest.raises(SystemExit, match=NEEDS_A_PASSWORD):
+        runpy.run_path(str(ROOT / "app" / "flowerconfig.py"))
 
 
 def test_nothing_but_health_and_metrics_is_open(flower: Callable[..., Any]) -> None:

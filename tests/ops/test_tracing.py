@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.signals import setup_logging
+from kombu.transport.memory import Transport
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -73,9 +74,15 @@ class Scene:
         queues = list(self.cache.config.queues.__class__.__dataclass_fields__)
         names = [getattr(self.cache.config.queues, queue) for queue in queues]
         setup_logging.connect(_leave_logging)
+        drain = Transport.drain_events
+        options: Any = {"pool": "threads", "concurrency": 1, "perform_ping_check": False, "queues": names}
         try:
-            with start_worker(self.app, pool="threads", concurrency=1, perform_ping_check=False, queues=names):
-                yield
+            with pytest.MonkeyPatch.context() as patch:
+                # Celery's loop waits two seconds for messages before it looks whether it is to stop.
+                patch.setattr(Transport, "drain_events", lambda *args, **_: drain(*args, timeout=0.02))
+                patch.setattr(Transport, "polling_interval", 0.01)
+                with start_worker(self.app, **options):
+                    yield
         finally:
             setup_logging.disconnect(_leave_logging)
 

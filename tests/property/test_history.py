@@ -232,6 +232,18 @@ MUTANTS = {
 }
 
 
+#: Faults in what a memory may answer: the other laws would be tried in vain.
+OF_MEMORY = {
+    "a memory that has received it may be late",
+    "a proof counts from its beginning",
+    "a proof is of its end",
+    "a proof in doubt counts",
+    "another memory has received it",
+    "the store may be late",
+    "memory is never late",
+}
+
+
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_a_checker_with_a_fault_breaks_a_law(fault: str) -> None:
     before, after = MUTANTS[fault]
@@ -242,7 +254,8 @@ def test_a_checker_with_a_fault_breaks_a_law(fault: str) -> None:
     for name in ("Read", "Write", "Invalidate", "Received"):  # the histories are made of the checker's own
         setattr(mutant, name, getattr(history, name))
 
-    assert any(is_broken(law, mutant.check) for law in LAWS), "every law still holds"
+    laws = [law_of_memory] if fault in OF_MEMORY else LAWS
+    assert any(is_broken(law, mutant.check) for law in laws), "every law still holds"
 
 
 def is_broken(law: Callable[..., None], check: Callable[..., Any]) -> bool:

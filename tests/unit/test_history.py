@@ -6,13 +6,13 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from cacheworkers.ops.cli import main
 from cacheworkers.ops.history import History, HistoryError, Invalidate, Read, Received, Recorder, Write, check
 
 READ = '{"op":"read","key":"a","version":1,"began":5.0,"ended":6.0,"tier":"store","by":"price[1]"}'
@@ -121,10 +121,12 @@ def test_lines_of_processes_that_are_killed_are_whole(tmp_path: Path) -> None:
     assert {each.key[:5] for each in History([path])} == {"key:0", "key:1", "key:2"}
 
 
-def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = Path(sys.executable).parent / "cacheworkers"
-    env = {name: value for name, value in os.environ.items() if name != "CACHE_APP"}
-    return subprocess.run([command, *words], capture_output=True, text=True, env=env)
+def run(*words: str | Path) -> Result:
+    """Run the command in this process; `test_cli.py` runs it in one of its own."""
+    done = CliRunner().invoke(main, [*map(str, words)], env={"CACHE_APP": None})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
 
 
 def test_the_command_needs_no_cache_and_counts(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_the_command_needs_no_cache_and_counts(tmp_path: Path) -> None:
 
     done = run("check-history", tmp_path / "h")
 
-    assert (done.returncode, done.stdout) == (0, "1 reads, 1 invalidations: 0 reads were too old\n"), done.stderr
+    assert (done.exit_code, done.stdout) == (0, "1 reads, 1 invalidations: 0 reads were too old\n"), done.stderr
 
 
 def test_many_reads_in_a_row_are_one_line(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
     late = run("check-history", "--l1-for", "2.9", tmp_path / "w", tmp_path / "l1")
     spared = run("check-history", "--l1-for", "3", tmp_path / "w", tmp_path / "l1")
 
-    assert [done.returncode for done in (found, late, spared)] == [2, 2, 0]
+    assert [done.exit_code for done in (found, late, spared)] == [2, 2, 0]
     assert "a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged" in found.stdout
     assert "own memory, at most 3.000000 s late; --l1-for" in late.stdout and "own memory" not in found.stdout
     reported = json.loads(run("check-history", "--json", tmp_path / "w", tmp_path / "r").stdout)
@@ -175,7 +177,7 @@ def test_the_command_names_bad_lines(tmp_path: Path) -> None:
     done = run("check-history", tmp_path / "h")
     strict = run("check-history", "--strict", tmp_path / "h")
 
-    assert (done.returncode, strict.returncode) == (1, 1)
+    assert (done.exit_code, strict.exit_code) == (1, 1)
     assert f"{tmp_path / 'h'}:2: " in done.stderr and f"{tmp_path / 'h'}:2: " in strict.stderr
     assert "Traceback" not in done.stderr + strict.stderr
 
@@ -183,5 +185,5 @@ def test_the_command_names_bad_lines(tmp_path: Path) -> None:
 def test_other_commands_still_need_one() -> None:
     done = run("gc")
 
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "--app" in done.stderr

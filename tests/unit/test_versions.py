@@ -103,6 +103,7 @@ def test_what_has_been_handed_on_often_enough_is_performed(hops: Any) -> None:
 
 def test_what_cannot_be_handed_on_is_performed() -> None:
     worker = Worker("redis://127.0.0.1:1/0")
+    worker.app.conf.broker_transport_options = {"max_retries": 1, "interval_start": 0}
 
     worker.take(["product@2[1]", TOKEN, "", "warm"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.client
 import importlib
+import itertools
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import Server, free_port, wait_until
 
 HERE = Path(__file__).parent
+_amounts = itertools.count(1)
 ADAPTERS = {"starlette": ("asgi", "starlette_shop:app"), "flask": ("wsgi", "flask_shop:app")}
 
 
@@ -65,6 +67,18 @@ class Shop:
     def change(self, product_id: int, amount: str) -> None:
         (self.prices / str(product_id)).write_text(amount)
 
+    def empty(self) -> None:
+        """Leave nothing of what other tests have done: no price, nothing stored, nothing in memory."""
+        # The server has what it has in memory until it has received the push: product 0 shows whether it has.
+        wait_until(lambda: self.status("/products/0").endswith("detail=l1"))
+        for price in self.prices.iterdir():
+            price.unlink()
+        amount = next(_amounts)
+        self.change(0, str(amount))
+        self.cache._ports.store.link.client().flushall()
+        self.cache._ports.l1.clear()
+        wait_until(lambda: msgspec.json.decode(self.get("/products/0")[2]).get("amount") == amount)
+
 
 def ask(
     connection: http.client.HTTPConnection, path: str, method: str = "GET", **headers: str
@@ -78,24 +92,32 @@ def ask(
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, body
 
 
-@pytest.fixture(params=ADAPTERS)
-def shop(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    with Valkey() as valkey:
-        env = {"REDIS_URL": valkey.url, "PRICES": str(tmp_path)}
+@pytest.fixture(scope="module", params=ADAPTERS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """One server of each adapter, for all tests."""
+    prices = tmp_path_factory.mktemp("prices")
+    with Valkey() as valkey, pytest.MonkeyPatch.context() as patch:
+        env = {"REDIS_URL": valkey.url, "PRICES": str(prices)}
         for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.syspath_prepend(str(HERE))
-        monkeypatch.delitem(sys.modules, "shop", raising=False)
+            patch.setenv(name, value)
+        patch.syspath_prepend(str(HERE))
+        patch.delitem(sys.modules, "shop", raising=False)
         module = importlib.import_module("shop")
         try:
             with Web(request.param, env) as web:
-                made = Shop(web, tmp_path, module)
-                made.change(42, "1900")
+                made = Shop(web, prices, module)
                 yield made
                 made.connection.close()
         finally:
             module.cache.close()
-            monkeypatch.delitem(sys.modules, "shop")
+            patch.delitem(sys.modules, "shop")
+
+
+@pytest.fixture
+def shop(served: Shop) -> Shop:
+    served.empty()
+    served.change(42, "1900")
+    return served
 
 
 def test_a_miss_then_hits_with_the_loaders_own_bytes(shop: Shop) -> None:
