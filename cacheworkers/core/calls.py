@@ -145,6 +145,9 @@ class Signature:
         """Return key -> text of the call of that one argument; raises as `bind` does."""
         known, kind = self._texts, self._only
         if self.positional_keys:  # equal keys are one call
+            keys = list(keys)
+            if {*map(type, keys)} == {kind}:
+                return dict(zip(keys, map(known.__getitem__, keys), strict=True))
             return {key: known[key] if type(key) is kind else self._text_of(key) for key in keys}
         found: dict[Any, str] = {}
         for key in keys:
@@ -176,7 +179,10 @@ class Signature:
         try:
             arguments = self._decode(text[len(self._prefix) :])
         except _WRONG as error:
-            raise CallError(f"{text[:80]!r} is no call of {self.name}{self._signature}: {error}") from None
+            raise CallError(
+                f"{text[:80]!r} is no call of {self.name}{self._signature}: {error}; "
+                f'arguments are JSON, as in {self._prefix}[42] and {self._prefix}["text",1]'
+            ) from None
         call = self.bind(arguments, {})
         if call.text != text:  # two texts of one call would be two entries, and an invalidation finds but one
             raise CallError(f"a call's text must be canonical, {call.text[:80]!r}, got {text[:80]!r}")

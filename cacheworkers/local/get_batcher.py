@@ -19,6 +19,9 @@ class Batcher:
 
     A read joins only a fetch that has not been sent: it must not get what was read before it began.  A loop is known
     here only while something of it is under way.
+
+    Attributes:
+        was_alone: the last fetch was for one read and has been answered: the next is sent without waiting for others.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Batcher:
 
     def reset(self) -> None:
         """Forget what was asked, as a child does after a fork: those loops are the parent's."""
+        self.was_alone = False
         self._turns: dict[_Loop, _ReadState] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -53,6 +57,10 @@ class Batcher:
         future: _Future = loop.create_future()
         state = self._turns.get(loop)
         if state is None:
+            if self.was_alone:  # one a turn at most: what comes before its answer waits for others
+                self.was_alone = False
+                self._send_part(loop, {key: [future]})
+                return future
             self._forget_closed_loops()
             self._turns[loop] = {key: [future]}
             # Sent in the loop's next turn: alone, a read waits for that and no longer.
@@ -79,6 +87,7 @@ class Batcher:
 
     def _send_part(self, loop: _Loop, state: _ReadState) -> None:
         def settle(outcome: Values | Exception) -> None:
+            self.was_alone = len(state) == 1
             _settle(state, outcome)
 
         try:

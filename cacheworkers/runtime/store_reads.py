@@ -25,7 +25,7 @@ from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.coalescing import Crowd, Outcome, TaskPlace, leave
 from cacheworkers.local.l1 import MISSING
-from cacheworkers.runtime.load_runner import LoaderRunner
+from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, is_dirty
 
 _Decode = Callable[[bytes], Any]
@@ -150,7 +150,7 @@ class StoreReads:
         key = (text, self._since)
         waiters = ports.waiters
         if not waiters.crowds.has(key) and not waiters.has(text):
-            guard, is_coherent = ports.l1.guard(text), ports.coherence.is_coherent
+            guard, is_coherent = self._guarded(text)
             try:
                 raw = ports.store.fetch(text)
             except StoreError:  # the flow knows what to do without the store
@@ -198,7 +198,7 @@ class StoreReads:
         try:
             ports.listener.start()
             if not ports.waiters.has(text):
-                guard, is_coherent = ports.l1.guard(text), ports.coherence.is_coherent
+                guard, is_coherent = self._guarded(text)
                 crowd.cover()
                 reply = batcher.get(text)
                 crowd.unsent = batcher.unsent(loop)
@@ -208,6 +208,7 @@ class StoreReads:
                     pass
                 else:
                     is_followed = crowd.is_followed
+                    batcher.was_alone &= not is_followed  # the next look waits a turn, and covers who joins in it
                     hit = self._fresh(call, arguments, decode, raw, guard, is_coherent, started, as_read or is_followed)
                     if hit is not MISSING:
                         if not is_followed:
@@ -223,6 +224,12 @@ class StoreReads:
             raise
         self._succeed(call, crowd, found)
         return found if as_read else found.value
+
+    def _guarded(self, text: str) -> tuple[int, bool]:
+        """Return L1's guard and whether pushes are received, in this order; nothing is asked where nothing is kept."""
+        if not self._memory.keeps_for:
+            return 0, False
+        return self._ports.l1.guard(text), self._ports.coherence.is_coherent
 
     def _fresh(
         self,

@@ -139,14 +139,24 @@ def test_an_older_invalidation_leaves_the_mark_of_a_younger_one(store: Any) -> N
     assert store.last_invalidations(["all"], CALL).run() == [20]
 
 
-@pytest.mark.parametrize("length", [0, 4, envelope.FRESH_UNTIL_AT, envelope.FRESH_UNTIL_AT + 15])
-def test_a_torn_entry_is_not_softened(store: Any, client: Any, length: int) -> None:
-    torn = envelope.pack(entry())[:length]
-    client.set(store.keys.entry(CALL), torn)
+def test_a_torn_entry_is_not_softened(store: Any, client: Any) -> None:
+    for length in (0, 4, envelope.FRESH_UNTIL_AT, envelope.FRESH_UNTIL_AT + 15):
+        torn = envelope.pack(entry())[:length]
+        client.set(store.keys.entry(CALL), torn)
 
-    assert store.soften([CALL]).run() == 0
+        assert store.soften([CALL]).run() == 0
 
-    assert client.get(store.keys.entry(CALL)) == torn
+        assert client.get(store.keys.entry(CALL)) == torn
+
+
+def test_a_sequence_that_something_else_has_written_counts_as_none(store: Any, client: Any) -> None:
+    """Of a number beyond what Lua counts exactly, the next one is the same."""
+    for stray in (b"-5", b"12.5", b"1e300", b"18446744073709551616", b"nan", b"x"):
+        client.set(store.keys.seq, stray)
+        assert store.raise_seq(7).run() == 7
+
+        client.set(store.keys.seq, stray)
+        assert abs(store.next_seq().run() / 1000 - server_time(client)) < 60
 
 
 def test_an_access_is_scored_by_the_store_s_clock(cache: Cache, client: Any) -> None:

@@ -13,7 +13,7 @@ from cacheworkers.core import envelope
 from cacheworkers.core.driver import run
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.keep_warm import ask_for
+from cacheworkers.flows.keep_warm import ask_for, is_fresh_for
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
@@ -105,6 +105,14 @@ def test_what_is_fresh_for_long_is_left_alone(make_cache: MakeCache) -> None:
 
     assert cache.keep_warm() == {"number": Warming(looked=1, fresh=1, asked=0, held=0)}
     assert loads == [1]
+
+
+def test_an_entry_whose_life_is_shorter_than_the_lead_is_left_alone_for_half_of_it() -> None:
+    head = envelope.Head(created=100.0, fresh_until=110.0, load_time=0.1)
+
+    assert [is_fresh_for(head, now, 60.0) for now in (104.9, 105.0)] == [True, False]
+    assert [is_fresh_for(head, now, 2.0) for now in (107.9, 108.0)] == [True, False]
+    assert not is_fresh_for(None, 100.0, 2.0)
 
 
 def test_two_rounds_together_ask_once(make_cache: MakeCache) -> None:

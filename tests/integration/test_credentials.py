@@ -15,7 +15,9 @@ import pytest
 import redis
 
 from cacheworkers import Cache, Config, Load
+from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.credentials import Provider as CheckedProvider
+from cacheworkers.store.connections.credentials import provider_of
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -145,6 +147,17 @@ def test_a_password_that_changes_needs_no_restart(how: str, tmp_path: Path) -> N
         wait_until(lambda: is_cached(number, 2))
         wait_until(lambda: cache._ports.listener.is_up)
         cache.close()
+
+
+def test_a_password_comes_from_its_file_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    for user, expected in (("app@", ("app", "old")), ("", ("new",))):
+        file.write_text(f"{expected[-1]}\n")
+        url = f"redis://{user}127.0.0.1/0"
+        provider = provider_of(Config(redis_url=url, secret_file=str(file)), parse_url(url))
+        assert provider is not None
+        assert provider.get_credentials() == expected
+    assert provider_of(Config(), parse_url("redis://127.0.0.1/0")) is None
 
 
 class AskedProvider(redis.CredentialProvider):

@@ -103,6 +103,35 @@ def test_a_read_that_is_alone_is_sent_in_the_next_turn() -> None:
     assert asyncio.run(main()) == [0, 1]
 
 
+def test_after_a_read_that_was_alone_the_next_does_not_wait_and_its_company_goes_together() -> None:
+    """One of a turn does not wait for others; once there were others, it does again."""
+    source = Source()
+    batcher = made(source, "submitted")
+
+    async def main() -> None:
+        await batcher.get("a")
+        await asyncio.gather(*(batcher.get(key) for key in "bcd"))  # nobody knew of c and d yet
+        await asyncio.gather(*(batcher.get(key) for key in "efg"))
+
+    asyncio.run(main())
+
+    assert source.fetches == [["a"], ["b"], ["c", "d"], ["e", "f", "g"]]
+
+
+def test_nothing_joins_what_was_sent_in_the_same_turn() -> None:
+    source = Source()
+    batcher = made(source, "submitted")
+
+    async def main() -> None:
+        await batcher.get("a")
+        first, second = batcher.get("b"), batcher.get("b")
+        assert await first == await second == b"b"
+
+    asyncio.run(main())
+
+    assert source.fetches == [["a"], ["b"], ["b"]]
+
+
 def test_a_submission_that_raises_fails_its_readers() -> None:
     def submit(keys: list[str], done: Callable[[Any], None]) -> bool:
         raise OSError("closed")
