@@ -179,7 +179,10 @@ class Signature:
         try:
             arguments = self._decode(text[len(self._prefix) :])
         except _WRONG as error:
-            raise CallError(f"{text[:80]!r} is no call of {self.name}{self._signature}: {error}") from None
+            raise CallError(
+                f"{text[:80]!r} is no call of {self.name}{self._signature}: {error}; "
+                f'arguments are JSON, as in {self._prefix}[42] and {self._prefix}["text",1]'
+            ) from None
         call = self.bind(arguments, {})
         if call.text != text:  # two texts of one call would be two entries, and an invalidation finds but one
             raise CallError(f"a call's text must be canonical, {call.text[:80]!r}, got {text[:80]!r}")
