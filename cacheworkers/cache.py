@@ -9,11 +9,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from cacheworkers.config import Config
-from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tag_templates import check_tag
-from cacheworkers.errors import CacheworkersError, CallError, ConfigError, LoadError, StoreError
-from cacheworkers.events import GarbageCollected, Hook, MalformedTask, UnknownTask
+from cacheworkers.errors import CacheworkersError, CallError
+from cacheworkers.events import GarbageCollected, Hook
 from cacheworkers.flows.clear import clear
 from cacheworkers.flows.explain import Explanation, explain, stored
 from cacheworkers.flows.garbage_collection import collect_garbage
@@ -23,24 +22,22 @@ from cacheworkers.flows.invalidate import (
     Invalidation,
     Mode,
     Progress,
-    count_entries,
     invalidate_loader,
-    invalidate_tags,
     members_of,
 )
-from cacheworkers.flows.keep_warm import Warming, hot, reload_tags, report_accesses, warm_round
-from cacheworkers.flows.load import load
+from cacheworkers.flows.keep_warm import Warming, hot, report_accesses, warm_round
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
-from cacheworkers.flows.warm_up import UNLIMITED, WarmUp, warm_up
+from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
 from cacheworkers.policy import PolicyOptions
+from cacheworkers.runtime.internals import Internals
+from cacheworkers.runtime.message_loads import run_requests
 from cacheworkers.runtime.registry import LoaderRegistry
-from cacheworkers.runtime.warm_job import WarmJob
-from cacheworkers.runtime.wiring import Internals, Runtime
-from cacheworkers.sql.watch.dirty_transactions import has_dirty_session
-from cacheworkers.workers.version_mismatch import mismatch
+from cacheworkers.runtime.tag_invalidation import tag_invalidation
+from cacheworkers.runtime.warm_job import Warmer, WarmJob
+from cacheworkers.runtime.wiring import Runtime
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -94,7 +91,7 @@ class Cache:
             sessions=sessions,
             async_sessions=async_sessions,
             hook=hook,
-            run_loads=self.run_loads,
+            run_loads=self._run_requests,
             around_load=around_load,
             upkeep={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
@@ -102,8 +99,9 @@ class Cache:
                 **({"warm": (self.keep_warm, config.warm_interval)} if config.warm_interval else {}),
             },
         )
-        self._loaders = LoaderRegistry(config, self._runtime.ports.tag_kinds)
         self._ports = self._runtime.ports
+        self._loaders = LoaderRegistry(config, self._ports.tag_kinds)
+        self._warmer = Warmer(self._runtime)
         self._triggers: list[Triggers] = []
         #: For the command line, doctor and metrics, which look into a cache; not part of the public API.
         self.internals = Internals(self._runtime, self._ports, self._triggers)
@@ -152,7 +150,7 @@ class Cache:
 
         def declare(function: Callable[..., Any]) -> Loader[..., Any]:
             spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=False, replace=replace)
-            return Loader(self._warm_up, self._ports, spec)
+            return Loader(self._ports, spec, self._warmer)
 
         return declare if function is None else declare(function)
 
@@ -189,7 +187,7 @@ class Cache:
 
         def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
             spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=True, replace=replace)
-            return BatchLoader(self._warm_up, self._ports, spec)
+            return BatchLoader(self._ports, spec, self._warmer)
 
         return declare if function is None else declare(function)
 
@@ -279,11 +277,11 @@ class Cache:
             CallError: it is no loader's name.
             InvalidationIncomplete: the store failed; nothing is acknowledged.
         """
-        return run(self._dropping(loader, progress))
+        return run(invalidate_loader(self._ports, loader, progress))
 
     async def ainvalidate_loader(self, loader: str, *, progress: Progress | None = None) -> Invalidation:
         """Drop all entries of a loader; see `invalidate_loader`."""
-        return await arun(self._dropping(loader, progress))
+        return await arun(invalidate_loader(self._ports, loader, progress))
 
     # -- watching what changes
 
@@ -424,7 +422,7 @@ class Cache:
             ConfigError: `sample`, `grace` or `rate` is out of bounds.
             StoreUnavailable: the store does not answer.
         """
-        return run(self._inspection(sample, grace, rate))
+        return run(inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate))
 
     def explain(self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, *args: Any, **kwargs: Any) -> Explanation:
         """Return what a read would get now, tier by tier, and why; nothing is loaded or claimed.
@@ -489,10 +487,9 @@ class Cache:
             UnknownLoader, CallError: there is no such loader, or a text is no call of it.
             ConfigError: `max_rate`, `concurrency` or `min_fresh` is out of bounds.
         """
-        texts = list(calls)
-        return WarmJob(
-            lambda progress: self._warm_up(loader, texts, max_rate, concurrency, min_fresh, progress), len(texts)
-        )
+        spec = self._loaders.named(loader)
+        texts = list(dict.fromkeys(spec.signature.parse(text).text for text in calls))
+        return self._warmer.job(spec, texts, max_rate, concurrency, min_fresh)
 
     async def awarm(
         self,
@@ -536,41 +533,6 @@ class Cache:
         """
         return run(collect_garbage(self._ports, within))
 
-    def run_loads(
-        self, loader: str, asks: Sequence[LoadRequest], is_redelivered: bool = False
-    ) -> list[CacheworkersError]:
-        """Load what the asks name, in this thread, and return why some of them failed; workers call it.
-
-        Raises:
-            UnknownLoader: this process does not declare the loader.
-            StoreUnavailable: the store does not answer.
-        """
-        if loader not in self._loaders:
-            self._runtime.emit(UnknownTask(loader, len(asks)))
-            self._runtime.refuse(asks, f"no loader is named {loader}")
-        spec = self._loaders.named(loader)
-        readable, refused, reason = [], [], ""
-        for ask in asks:
-            try:
-                spec.signature.parse(ask.call)
-                bytes.fromhex(ask.seen)
-                readable.append(ask)
-            except (CallError, ValueError) as error:
-                reason = mismatch(loader, spec.policy.version, ask.call) or str(error)
-                self._runtime.emit(MalformedTask(f"cacheworkers.load.{loader}", reason))
-                refused.append(ask)
-        if refused:
-            self._runtime.refuse(refused, reason)
-        if not readable:
-            return []
-        self._runtime.marks.note()
-        results = run(load(self._ports, spec, readable, self._ports.worker, is_redelivered=is_redelivered))
-        for result in results.values():
-            if result.outcome == "unstored" and isinstance(result.error, LoadError):
-                with contextlib.suppress(StoreError):
-                    self._ports.store.note_unstored(loader, f"{result.error.call}: {result.error.text}").run()
-        return [result.error for result in results.values() if result.outcome == "failed" and result.error is not None]
-
     def close(self) -> None:
         """Send what is queued, then stop this process's threads and connections, and leave the app and sessions alone.
 
@@ -600,15 +562,6 @@ class Cache:
         self._runtime.register(spec)
         return spec
 
-    def _inspection(self, sample: int, grace: float, rate: float) -> Flow[Inspection]:
-        if sample < 1:
-            raise ConfigError(f"sample must be at least 1 entry, got {sample!r}")
-        if not grace >= 0:
-            raise ConfigError(f"grace must be 0 seconds or more, got {grace!r}")
-        if not rate > 0:
-            raise ConfigError(f"rate must be more than 0 loads a second, got {rate!r}")
-        return inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate)
-
     def _explanation(
         self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Flow[Explanation]:
@@ -622,10 +575,10 @@ class Cache:
             call = loader
         return explain(self._ports, self._loaders.of_call(call), call)
 
-    def _dropping(self, loader: str, progress: Progress | None) -> Flow[Invalidation]:
-        if not is_loader_name(loader):
-            raise CallError(f"a loader's name must match [a-z_][a-z0-9_.]*, got {loader!r}")
-        return invalidate_loader(self._ports, loader, progress)
+    def _run_requests(
+        self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
+    ) -> list[CacheworkersError]:
+        return run_requests(self._runtime, self._loaders, loader, requests, is_redelivered)
 
     def _drain_by_beat(self) -> None:
         self._watching.drain_by_beat(is_needed=self.is_watching or bool(self._triggers))
@@ -633,53 +586,7 @@ class Cache:
     def _warm_round(self) -> Flow[dict[str, Warming]]:
         return warm_round(self._ports, dict(self._loaders), self._runtime.queued)
 
-    def _warm_up(
-        self,
-        loader: str,
-        calls: Iterable[str],
-        max_rate: float,
-        concurrency: int | None,
-        min_fresh: float,
-        progress: Callable[[WarmUp], None],
-    ) -> Flow[WarmUp]:
-        concurrency = self.config.warm_concurrency if concurrency is None else concurrency
-        if not max_rate > 0:
-            raise ConfigError(f"max_rate must be more than 0 calls a second, got {max_rate!r}")
-        if concurrency < 1:
-            raise ConfigError(f"concurrency must be at least 1 call, got {concurrency!r}")
-        if not 0 <= min_fresh <= 1:
-            raise ConfigError(f"min_fresh must be a share from 0 to 1, got {min_fresh!r}")
-        spec = self._loaders.named(loader)
-        return warm_up(
-            self._ports,
-            spec,
-            list(dict.fromkeys(spec.signature.parse(text).text for text in calls)),
-            lead=3 * self.config.warm_interval,
-            max_rate=max_rate,
-            concurrency=concurrency,
-            min_fresh=min_fresh,
-            pause=Pause,
-            queued=self._runtime.queued,
-            progress=progress,
-        )
-
     def _invalidation(
         self, tags: Sequence[str], mode: Mode, dry_run: bool, progress: Progress | None
     ) -> Flow[Invalidation]:
-        if mode not in ("hard", "soft", "reload"):
-            raise ConfigError(f'mode must be "hard", "soft" or "reload", got {mode!r}')
-        if not tags:
-            raise CallError("invalidate takes at least one tag")
-        for tag in tags:
-            check_tag(tag, self.config.max_tag_bytes)
-        named = list(dict.fromkeys(self._ports.tag_kinds.with_loaders_texts(tags)))
-        if dry_run:
-            return count_entries(self._ports, named)
-        if has_dirty_session(self._ports):
-            raise CallError(
-                f"invalidate({', '.join(tags)}) within an open transaction that has changed what is watched would be "
-                f"undone by a load before its commit; give session=, or call it after the commit"
-            )
-        if mode == "reload":
-            return reload_tags(self._ports, self._loaders, named, progress)
-        return invalidate_tags(self._ports, named, mode, progress)
+        return tag_invalidation(self._ports, self._loaders, tags, mode, dry_run=dry_run, progress=progress)

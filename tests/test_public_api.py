@@ -44,7 +44,6 @@ SYNC_ONLY = {
     Cache: {
         "loader",
         "batch_loader",
-        "run_loads",
         "close",
         "watch",
         "triggers",

@@ -14,7 +14,7 @@ from cacheworkers.core.calls import Call, loader_name_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.judgement import judge
-from cacheworkers.errors import CacheworkersError, CallError
+from cacheworkers.errors import CacheworkersError, CallError, ConfigError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.run_loader import run_loader
 
@@ -75,7 +75,16 @@ def inspect(
     Args:
         grace: seconds between finding a difference and looking again.
         pause: makes the step that waits a number of seconds.
+
+    Raises:
+        ConfigError: `sample`, `grace` or `rate` is out of bounds.
     """
+    if sample < 1:
+        raise ConfigError(f"sample must be at least 1 entry, got {sample!r}")
+    if not grace >= 0:
+        raise ConfigError(f"grace must be 0 seconds or more, got {grace!r}")
+    if not rate > 0:
+        raise ConfigError(f"rate must be more than 0 loads a second, got {rate!r}")
     calls = yield from _sampled(ports, sample)
     compared, skipped, suspects = 0, 0, []
     failures: list[str] = []

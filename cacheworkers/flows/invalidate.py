@@ -12,8 +12,9 @@ from typing import Literal
 
 import msgspec
 
+from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow
-from cacheworkers.errors import InvalidationIncomplete, StoreError
+from cacheworkers.errors import CallError, InvalidationIncomplete, StoreError
 from cacheworkers.events import Invalidated
 from cacheworkers.flows.ports import Ports
 from cacheworkers.store.commands.replies import DetachedSet, ForeignType, legible
@@ -121,19 +122,22 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
 
 
 def invalidate_loader(ports: Ports, loader: str, progress: Progress | None = None) -> Flow[Invalidation]:
-    """Drop all entries of a loader by walking through the keys; what is being loaded is not stored either.
+    """Drop all entries and failures of a loader by walking through the keys; what is being loaded is not stored either.
 
-    Leases first: a load that ends between the two walks has stored its entry before the second one begins.
+    Leases first: a load that ends between two walks has stored its entry, or its failure, before the next one begins.
 
     Raises:
+        CallError: it is not a loader's name.
         InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
     """
+    if not is_loader_name(loader):
+        raise CallError(f"a loader's name must match [a-z_][a-z0-9_.]*, got {loader!r}")
     started = ports.clock.monotonic()
     keys = ports.store.keys
     entries = 0
     try:
         n = yield ports.store.next_seq()
-        for pattern in (keys.leases_of(loader), keys.entries_of(loader)):
+        for pattern in keys.patterns_of(loader):
             cursor = 0
             while True:
                 cursor, found = yield ports.store.scan(cursor, pattern)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -20,13 +20,14 @@ from cacheworkers.flows.loader_memory import LoaderMemory, as_is
 from cacheworkers.flows.nested_read import nested_many
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.read_many import one_by_one, read_many
-from cacheworkers.flows.warm_up import UNLIMITED, WarmUp
+from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.l1 import MISSING, Slot
-from cacheworkers.runtime.load_runner import LoaderRunner
+from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.runtime.store_reads import StoreReads
-from cacheworkers.runtime.warm_job import WarmJob
-from cacheworkers.sql.watch.dirty_transactions import has_dirty_session, is_dirty
+from cacheworkers.runtime.tag_invalidation import refuse_in_dirty_transaction
+from cacheworkers.runtime.warm_job import Warmer, WarmJob
+from cacheworkers.sql.watch.dirty_transactions import is_dirty
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,12 +38,8 @@ V = TypeVar("V")
 class LoaderBase(Generic[T]):
     """What plain and batch loaders share: the way from arguments to a flow."""
 
-    def __init__(self, warm_up: Callable[..., Flow[WarmUp]], ports: Ports, spec: LoaderSpec) -> None:
-        """
-        Args:
-            warm_up: the cache's, bound to it: so a loader keeps its cache alive.
-        """
-        self._warm_up = warm_up
+    def __init__(self, ports: Ports, spec: LoaderSpec, warmer: Warmer) -> None:
+        self._warmer = warmer
         self._ports = ports
         self._spec = spec
         self._decode = spec.codec.decode  # one bound method for all reads
@@ -129,7 +126,7 @@ class LoaderBase(Generic[T]):
             StoreUnavailable: without `calls`, the store does not answer.
         """
         texts = run(self._hottest()) if calls is None else self._texts(calls)
-        return self._warm_job(texts, max_rate, concurrency, min_fresh)
+        return self._warmer.job(self._spec, texts, max_rate, concurrency, min_fresh)
 
     async def awarm(
         self,
@@ -141,7 +138,7 @@ class LoaderBase(Generic[T]):
     ) -> WarmJob:
         """Have workers load many calls before anybody reads them; see `warm`.  The job can be awaited."""
         texts = await arun(self._hottest()) if calls is None else self._texts(calls)
-        return self._warm_job(texts, max_rate, concurrency, min_fresh)
+        return self._warmer.job(self._spec, texts, max_rate, concurrency, min_fresh)
 
     def hot(self, limit: int = 100) -> list[tuple[str, float]]:
         """Return the hottest calls, each with its access score: reads by all processes, halved with every half-life."""
@@ -157,12 +154,6 @@ class LoaderBase(Generic[T]):
 
     def _texts(self, calls: Iterable[Any]) -> list[str]:
         return list(dict.fromkeys(self._call_of(each).text for each in calls))
-
-    def _warm_job(self, texts: list[str], max_rate: float, concurrency: int | None, min_fresh: float) -> WarmJob:
-        return WarmJob(
-            lambda progress: self._warm_up(self._spec.name, texts, max_rate, concurrency, min_fresh, progress),
-            len(texts),
-        )
 
     def _call_of(self, arguments: Any) -> Call:
         """Return the call with an argument, or with a tuple of several where the loader takes several."""
@@ -262,12 +253,9 @@ class LoaderBase(Generic[T]):
 
     def _invalidation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Invalidation]:
         call, _ = self._bound(args, kwargs)
-        if has_dirty_session(self._ports):
-            raise CallError(
-                f"invalidating {call.text} within an open transaction that has changed what is watched would be undone "
-                f"by a load before its commit; give its tags to cache.invalidate(..., session=), or call it after the "
-                f"commit"
-            )
+        refuse_in_dirty_transaction(
+            self._ports, f"invalidating {call.text}", "give its tags to cache.invalidate(..., session=)"
+        )
         return invalidate_calls(self._ports, [call.text], "hard")
 
     def _warn_if_blocking(self) -> None:

@@ -25,7 +25,7 @@ from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.coalescing import Crowd, Outcome, TaskPlace, leave
 from cacheworkers.local.l1 import MISSING
-from cacheworkers.runtime.load_runner import LoaderRunner
+from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, is_dirty
 
 _Decode = Callable[[bytes], Any]

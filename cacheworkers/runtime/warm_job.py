@@ -1,18 +1,21 @@
-"""Warm job: a warm-up that runs beside its caller, and can be watched, awaited, stopped and resumed."""
+"""Warm jobs: warm-ups that run beside their caller, and can be watched, awaited, stopped and resumed."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 
-from cacheworkers.core.driver import Flow, run
-from cacheworkers.flows.warm_up import WarmUp
+from cacheworkers.core.driver import Flow, Pause, run
+from cacheworkers.errors import ConfigError
+from cacheworkers.flows.ports import LoaderSpec
+from cacheworkers.flows.warm_up import WarmUp, warm_up
+from cacheworkers.runtime.wiring import Runtime
 
 
 class _Stopped(Exception):
@@ -107,3 +110,54 @@ class WarmJob:
         self._state = state
         if self._is_stopped:
             raise _Stopped
+
+
+class Warmer:
+    """Begins the warm jobs of one cache."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._ports = runtime.ports
+        self._runtime = runtime
+
+    def job(
+        self, loader: LoaderSpec, calls: Sequence[str], max_rate: float, concurrency: int | None, min_fresh: float
+    ) -> WarmJob:
+        """Return the job that loads calls, by their texts, and is under way.
+
+        Raises:
+            ConfigError: `max_rate`, `concurrency` or `min_fresh` is out of bounds.
+        """
+        return WarmJob(
+            lambda progress: self.flow(loader, calls, max_rate, concurrency, min_fresh, progress), len(calls)
+        )
+
+    def flow(
+        self,
+        loader: LoaderSpec,
+        calls: Sequence[str],
+        max_rate: float,
+        concurrency: int | None,
+        min_fresh: float,
+        progress: Callable[[WarmUp], None],
+    ) -> Flow[WarmUp]:
+        """Return the flow of such a job; it raises as `job` does."""
+        config = self._ports.config
+        concurrency = config.warm_concurrency if concurrency is None else concurrency
+        if not max_rate > 0:
+            raise ConfigError(f"max_rate must be more than 0 calls a second, got {max_rate!r}")
+        if concurrency < 1:
+            raise ConfigError(f"concurrency must be at least 1 call, got {concurrency!r}")
+        if not 0 <= min_fresh <= 1:
+            raise ConfigError(f"min_fresh must be a share from 0 to 1, got {min_fresh!r}")
+        return warm_up(
+            self._ports,
+            loader,
+            calls,
+            lead=3 * config.warm_interval,
+            max_rate=max_rate,
+            concurrency=concurrency,
+            min_fresh=min_fresh,
+            pause=Pause,
+            queued=self._runtime.queued,
+            progress=progress,
+        )

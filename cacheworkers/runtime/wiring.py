@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.errors import BrokerUnavailable, StoreError
+from cacheworkers.errors import StoreError
 from cacheworkers.events import (
     Event,
     Hook,
@@ -28,7 +26,7 @@ from cacheworkers.events import (
     StoreLost,
     UpkeepMissed,
 )
-from cacheworkers.flows.keep_warm import Queued, report_accesses
+from cacheworkers.flows.keep_warm import report_accesses
 from cacheworkers.flows.load_failure import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.load_context import AroundLoad
@@ -42,8 +40,10 @@ from cacheworkers.local.rate_limiter import RateLimiter
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
-from cacheworkers.runtime.load_runner import CallersSessions, LoaderRunner, NoSessions
+from cacheworkers.runtime.loader_runner import LoaderRunner
+from cacheworkers.runtime.loader_sessions import sessions_for_loads
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
+from cacheworkers.runtime.queue_lengths import QueueLengths
 from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook, inside
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.store.commands.store import Store
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
-    from cacheworkers.sql.load_sessions import Sessions
-    from cacheworkers.sql.triggers.postgres_triggers import Triggers
     from cacheworkers.sql.watch.service import WatchService
 
 log = logging.getLogger("cacheworkers")
@@ -129,7 +127,7 @@ class Runtime:
         self._session_factory: Any = async_sessions if sessions is None else sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
-        self._sessions = _load_sessions(sessions, async_sessions, config)
+        self._sessions = sessions_for_loads(sessions, async_sessions, config)
         self.ports = ports = Ports(
             config=config,
             store=Store(link, keys, batch_size=config.batch_size),
@@ -271,7 +269,7 @@ class Runtime:
 
     def queued(self) -> Step:
         """Return the step that looks how long the queues are."""
-        return _Queued(self.workers)
+        return QueueLengths(self.workers)
 
     def undelivered(self, asks: Sequence[LoadRequest]) -> None:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
@@ -349,72 +347,9 @@ class Runtime:
             self._watch.reset()
 
 
-@dataclass(frozen=True, slots=True)
-class Internals:
-    """What `ops/` and `testing/` may use of a cache beyond its public methods.
-
-    Attributes:
-        triggers: those that `Cache.triggers` has declared.
-    """
-
-    runtime: Runtime
-    ports: Ports
-    triggers: list[Triggers]
-
-    @property
-    def watching(self) -> WatchService:
-        """The watched sessions and their outbox."""
-        return self.runtime.watching
-
-    @property
-    def app(self) -> Celery | None:
-        """The Celery app that the cache is bound to, if any."""
-        return getattr(self.runtime.workers, "app", None)
-
-
-def _load_sessions(
-    sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, config: Config
-) -> Sessions | NoSessions | CallersSessions:
-    """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some.
-
-    Raises:
-        ConfigError: the database exists once for each thread.
-    """
-    if sessions is None and async_sessions is None:
-        return NoSessions()
-    if config.testing:
-        return CallersSessions(sessions, async_sessions)
-    from cacheworkers.sql.load_sessions import Sessions, refuse_database_per_thread
-
-    refuse_database_per_thread(sessions)
-    return Sessions(sessions, async_sessions, pool_size=config.bulkhead)
-
-
 def cache_of(celery: Celery) -> object | None:
     """Return the cache of this process that is bound to a Celery app."""
     return next((process._owner() for process in list(_runtimes) if process._celery is celery), None)
-
-
-class _Queued:
-    """A step: how many messages wait for workers; none where the broker does not say."""
-
-    def __init__(self, workers: Any) -> None:
-        self._workers = workers
-
-    def run(self) -> Queued:
-        """Ask, blocking this thread."""
-        try:
-            queues = self._workers.queue_states()
-        except BrokerUnavailable:  # then nothing is queued that could be waited for
-            return Queued(0, 0)
-        if not queues:
-            return Queued(0, 0)
-        miss, _, warm, _ = queues
-        return Queued(miss.length, warm.length, miss.oldest_age, warm.oldest_age)
-
-    async def arun(self) -> Queued:
-        """Ask from another thread."""
-        return await asyncio.to_thread(self.run)
 
 
 def _after_fork_in_child() -> None:

@@ -94,7 +94,7 @@ class Release:
 
     def has_workers_of(self, other: Release) -> None:
         """Let another release's workers take this one's messages."""
-        self.cache._runtime.workers._run_loads = other.cache.run_loads
+        self.cache._runtime.workers._run_loads = other.cache._run_requests
 
 
 @pytest.mark.parametrize("l1_entries", [0, 100])
@@ -273,7 +273,7 @@ def test_readers_whom_no_worker_can_serve_load_immediately(
     if theirs is not None:
         workers.loader(name="price")(theirs)
     price = readers.loader(name="price", fresh_for=300, wait_for=20)(ours)
-    readers._runtime.workers._run_loads = workers.run_loads
+    readers._runtime.workers._run_loads = workers._run_requests
 
     found = price.read(1)
 

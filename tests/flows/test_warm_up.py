@@ -34,7 +34,9 @@ def warm_up(
 ) -> WarmUp:
     """Warm calls in this thread."""
     chosen = {"max_rate": UNLIMITED, "concurrency": None, "min_fresh": 1.0, **options}
-    return run(cache._warm_up(loader, calls, progress=progress, **chosen))
+    spec = cache.loaders[loader]
+    parsed = [spec.signature.parse(call).text for call in calls]
+    return run(cache._warmer.flow(spec, parsed, progress=progress, **chosen))
 
 
 def texts(cache: Cache, loader: str, keys: Any) -> list[str]:
@@ -223,7 +225,7 @@ def test_the_rate_is_kept(cache: Cache, events: list[Event], monkeypatch: pytest
             wait_until(lambda: sum(isinstance(event, Loaded) for event in events) == sum(taken))
             clock.at += self._seconds
 
-    monkeypatch.setattr("cacheworkers.cache.Pause", Pause)
+    monkeypatch.setattr("cacheworkers.runtime.warm_job.Pause", Pause)
 
     done = warm_up(cache, "number", texts(cache, "number", range(500)), max_rate=100.0)
 
@@ -448,7 +450,7 @@ class Queue:
 
         monkeypatch.setattr(cache._ports, "clock", self.clock)
         monkeypatch.setattr(dispatcher, "submit_all", submit_all, raising=False)
-        monkeypatch.setattr("cacheworkers.cache.Pause.run", run)
+        monkeypatch.setattr("cacheworkers.runtime.warm_job.Pause.run", run)
         monkeypatch.setattr(
             cache._runtime, "queued", lambda: SimpleNamespace(run=lambda: Queued(0, len(self.waiting) + self.foreign))
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -15,75 +15,11 @@ from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.coherence import Coherence
+from cacheworkers.runtime.loader_sessions import CallersSessions, NoSessions
 from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction, LateInvalidation
 
 if TYPE_CHECKING:
     from cacheworkers.sql.load_sessions import Sessions
-
-
-class NoSessions:
-    """The sessions of a cache that was given none: `load.session` is None, and SQLAlchemy stays unimported."""
-
-    reads_replica = False
-
-    @contextlib.contextmanager
-    def for_load(self, load_for: float) -> Iterator[None]:
-        """Give None."""
-        yield None
-
-    @contextlib.asynccontextmanager
-    async def afor_load(self, load_for: float) -> AsyncIterator[None]:
-        """Give None."""
-        yield None
-
-    def close(self) -> None:
-        """Do nothing: there are no connections."""
-
-    async def aclose(self) -> None:
-        """Do nothing: there are no connections."""
-
-    def reset_after_fork(self) -> None:
-        """Do nothing: there are no connections."""
-
-
-class CallersSessions:
-    """Sessions of the user's own factories, as they are when a load begins: for tests.
-
-    A fixture may bind them to a connection whose transaction it rolls back; loads see what is in it.
-    """
-
-    reads_replica = False
-
-    def __init__(self, sync: Any, async_: Any) -> None:
-        self._sync = sync
-        self._async = async_
-
-    @contextlib.contextmanager
-    def for_load(self, load_for: float) -> Iterator[Any]:
-        """Give a session; None when there is no factory."""
-        if self._sync is None:
-            yield None
-            return
-        with self._sync() as session:
-            yield session
-
-    @contextlib.asynccontextmanager
-    async def afor_load(self, load_for: float) -> AsyncIterator[Any]:
-        """Give an AsyncSession; None when there is no factory."""
-        if self._async is None:
-            yield None
-            return
-        async with self._async() as session:
-            yield session
-
-    def close(self) -> None:
-        """Do nothing: the engines are the user's."""
-
-    async def aclose(self) -> None:
-        """Do nothing: the engines are the user's."""
-
-    def reset_after_fork(self) -> None:
-        """Do nothing: the engines are the user's."""
 
 
 class LoaderRunner:
