@@ -252,7 +252,7 @@ class Suite:
     def tags_of_all(self) -> Iterator[tuple[Any, Any]]:
         from sqlalchemy import Table
 
-        from cacheworkers.sql.watch.row_values import row_columns
+        from cacheworkers.sql.watch.mapped_columns import row_columns
 
         mapped, secondary = set(), set()
         self.tagged = {}

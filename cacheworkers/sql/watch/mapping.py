@@ -19,8 +19,9 @@ from cacheworkers.sql.tag_options import Mode, TagOptions
 from cacheworkers.sql.watch.cascades import Cascades
 from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
 from cacheworkers.sql.watch.flush_changes import TagsOf
+from cacheworkers.sql.watch.mapped_columns import row_columns, tables_of
 from cacheworkers.sql.watch.row_changes import Described
-from cacheworkers.sql.watch.row_values import Row, row_columns, tables_of
+from cacheworkers.sql.watch.row_values import Row
 from cacheworkers.sql.watch.sql_writes import Writes
 from cacheworkers.sql.watch.statements import Statements
 from cacheworkers.sql.watch.tag_rules import TagRule, TagRules
