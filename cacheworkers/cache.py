@@ -430,7 +430,7 @@ class Cache:
         `cache.explain(product, 42)`, or the call's text alone: `cache.explain("product[42]")`.
 
         Raises:
-            UnknownLoader, CallError: it is no call of a loader that this process declares.
+            UnknownLoader, CallError: it is not a call of a loader that this process declares.
         """
         return run(self._explanation(loader, args, kwargs))
 
@@ -484,7 +484,7 @@ class Cache:
             calls: texts, as `call` returns them.
 
         Raises:
-            UnknownLoader, CallError: there is no such loader, or a text is no call of it.
+            UnknownLoader, CallError: there is no such loader, or a text is not a call of it.
             ConfigError: `max_rate`, `concurrency` or `min_fresh` is out of bounds.
         """
         spec = self._loaders.named(loader)

@@ -177,7 +177,7 @@ def _refuse_custom(info: Any, seen: set[int]) -> None:
     if isinstance(info, msgspec.inspect.CustomType):
         raise TypeError(f"JSON cannot carry {shown(info.cls)}")
     if isinstance(info, msgspec.inspect.DictType) and isinstance(info.key_type, _NO_KEYS):
-        raise TypeError("the keys of a JSON object must be texts, numbers, dates, UUIDs or Enums")
+        raise TypeError("the keys of a JSON object must be strings, numbers, dates, UUIDs or Enums")
     inner = [getattr(info, name, None) for name in ("item_type", "key_type", "value_type", "type")]
     for several in ("types", "item_types", "fields"):
         inner.extend(getattr(info, several, ()))

@@ -255,7 +255,7 @@ def entry_of_value(
     for tag in loading.tags.get(call.text, ()):
         tags[check_tag(tag, config.max_tag_bytes)] = None
     if len(tags) > config.max_tags:
-        raise TagError(f"an entry has at most {config.max_tags} tags, {call.text} got {len(tags)}")
+        raise TagError(f"an entry may have at most {config.max_tags} tags, {call.text} got {len(tags)}")
     life: Life = life_of(
         loader.policy,
         created=snapshot.now,
@@ -292,5 +292,5 @@ def entry_of_value(
         )
     size = len(payload) + len(call.text) + sum(map(len, tags))
     if size > config.max_entry_bytes:
-        raise EntryTooLarge(f"an entry has at most {config.max_entry_bytes} bytes, {call.text} has {size}")
+        raise EntryTooLarge(f"an entry may have at most {config.max_entry_bytes} bytes, {call.text} has {size}")
     return entry

@@ -108,7 +108,7 @@ class Exporter(Collector):
         yield _number("store_memory_bytes", "Memory that the store uses.", stats.memory)
         yield _number("store_memory_max_bytes", "Its maxmemory; 0 for no limit.", stats.memory_most)
         yield _number("store_clients", "Connections to the store.", stats.clients)
-        says = "Keys that the store dropped for want of room."
+        says = "Keys that the store evicted to make room."
         yield CounterMetricFamily("cacheworkers_store_evictions", says, stats.evictions)
         scores = _gauge(
             "access_score", "Recent reads, halved with every half-life, of the calls that are kept.", "loader"

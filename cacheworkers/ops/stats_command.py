@@ -78,7 +78,7 @@ def tables(stats: Stats) -> Group:
         outbox.add_row(f"{stats.outbox['rows']:,}", f"{stats.outbox['oldest_age']:,.1f} s")
         parts.append(outbox)
     for name, why in stats.away.items():
-        parts.append(Text.assemble((f"{name} is away", "bold red"), f": {why}"))
+        parts.append(Text.assemble((f"{name} does not answer", "bold red"), f": {why}"))
     return Group(*parts)
 
 

@@ -125,7 +125,7 @@ class WorkerBreaker:
         """Log that a message could not be sent."""
         if self._is_due("publish"):
             log.warning(
-                "messages to %s cannot be sent; this process loads its misses itself meanwhile: %s", queue, error
+                "messages to %s cannot be sent; until they can, this process loads its own misses: %s", queue, error
             )
 
     # -- inside

@@ -281,7 +281,7 @@ def wait_until(condition: Callable[[], object], within: float = 60.0) -> None:
     """
     end = time.monotonic() + within
     while not condition():
-        assert time.monotonic() < end, f"still not so after {within:g} s: {condition}"
+        assert time.monotonic() < end, f"condition not met within {within:g} s: {condition}"
         time.sleep(0.005)
 
 

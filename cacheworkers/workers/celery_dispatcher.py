@@ -220,7 +220,7 @@ class CeleryDispatcher:
             return requests
         reason = mismatch(info.name, info.version, others[0].call)
         if hops >= HOPS[others[0].queue]:
-            log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
+            log.warning("%s, and no worker of that version has taken it after %d requeues", reason, hops)
             return requests
         after, expires = wait_before(hops), task.request.expires
         if not self._publisher.requeue(info, others, hops + 1, after, expires, reason):

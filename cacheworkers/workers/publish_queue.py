@@ -206,7 +206,7 @@ class PublishQueue:
 
     def _take_on(self, name: str, queue: str, info: LoaderInfo | None, requests: list[LoadRequest]) -> None:
         if info is None:
-            log.warning("no loader is named %s here, its requests are given back", name, extra={"loader": name})
+            log.warning("no loader is named %s here, its leases are released", name, extra={"loader": name})
             self._give_back(requests)
             return
         try:
@@ -232,4 +232,4 @@ class PublishQueue:
         try:
             self._unsent(requests)
         except Exception:
-            log.exception("leases were not given back, they run out by themselves")
+            log.exception("leases could not be released; they expire by themselves")

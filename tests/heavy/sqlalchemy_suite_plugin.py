@@ -69,7 +69,7 @@ class Suite:
         self._follow_sessions()
 
     def _let_statements_through(self) -> None:
-        """Let statements past the unit of work run, as with `cacheworkers_unwatched`; not a flush's own."""
+        """Let statements outside the unit of work run, as with `cacheworkers_unwatched`; not a flush's own."""
         from cacheworkers.errors import UnwatchedWrite
         from cacheworkers.sql.watch.session_hooks import SessionHooks
 

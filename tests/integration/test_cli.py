@@ -421,7 +421,7 @@ def test_a_line_that_is_no_text_is_a_bad_row_and_the_rest_goes_on(cli: Run, tmp_
 
     found = json.loads(done.stdout)
     assert (found["calls"], found["loaded"], found["bad"]) == (2, 2, 2)
-    assert f"{file}:2: b'\\xff\\xfe\\r\\n' is no UTF-8: invalid start byte at byte 0" in done.stderr
+    assert f"{file}:2: b'\\xff\\xfe\\r\\n' is not UTF-8: invalid start byte at byte 0" in done.stderr
     assert f"{file}:3: " in done.stderr
     assert done.returncode == 1
 
@@ -558,7 +558,7 @@ def test_a_list_that_is_cut_says_so(cli: Run, warm: None) -> None:
     cut, whole = cli("--json", "tag", "all", "--limit", "2"), cli("--json", "tag", "n:7", "--limit", "1")
 
     assert len(parsed(cut)) == 2
-    assert "more have it than --limit 2" in cut.stderr and "invalidate all --dry-run" in cut.stderr
+    assert "more than 2 entries have it (--limit)" in cut.stderr and "invalidate all --dry-run" in cut.stderr
     assert len(parsed(whole)) == 1 and whole.stderr == ""
 
 

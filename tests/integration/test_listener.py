@@ -193,7 +193,7 @@ def test_a_master_that_is_none_any_more_is_left(make_cache: MakeCache, quick: No
 
         wait_until(lambda: reported(events, ListenerDown))
 
-        assert any("is no master any more" in event.error for event in events if isinstance(event, ListenerDown))
+        assert any("is no longer a master" in event.error for event in events if isinstance(event, ListenerDown))
 
 
 def test_who_reads_from_memory_alone_finds_the_new_master_too(make_cache: MakeCache, quick: None) -> None:

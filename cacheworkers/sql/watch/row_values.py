@@ -68,7 +68,7 @@ class Row:
             return values[name]
         except KeyError:
             columns = ", ".join(self.__names)
-            raise ConfigError(f"{self.__title}.{name} is no column; a watched row has {columns}") from None
+            raise ConfigError(f"{self.__title}.{name} is not a column; a watched row has {columns}") from None
 
 
 def is_by_key(row: Row) -> bool:

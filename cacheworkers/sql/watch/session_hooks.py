@@ -184,7 +184,7 @@ class SessionHooks:
         raise UnwatchedWrite(refusal(writes.opaque, names, wanted))
 
     def after_statement(self, state: SessionState, connection: Connection, result: Any) -> None:
-        """Write the tags of a single row that a statement has changed past the unit of work."""
+        """Write the tags of a single row that a statement has changed outside the unit of work."""
         single, session = state.single, state.session
         if single is None or single.context is not result.context or session is None:
             return

@@ -202,7 +202,7 @@ class _Parser(StatementCursor):
                 inside = _Parser([each for each in tokens_of(token.text, "ansi") if each.kind != "code"])
                 self._add(inside.parse())
                 if any(each == Token("word", "execute") for each in inside._tokens):
-                    self._opaque = "a DO block that runs texts"
+                    self._opaque = "a DO block that runs SQL from strings"
                 elif token.kind == "literal" and "\\" in token.text:
                     self._opaque = "a DO block in a literal with escapes"
             elif token.kind == "word" and token.text != "language":

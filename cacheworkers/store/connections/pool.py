@@ -160,7 +160,7 @@ class Pool:
         return True
 
     def drop(self) -> None:
-        """Use none of today's connections again: their server is gone, or is no master any more.
+        """Use none of today's connections again: their server is gone, or is no longer a master.
 
         Idle ones are closed.  One that is in use is closed when its replies have arrived.
         """

@@ -255,7 +255,7 @@ class Transport:
         self._clients.pool().get_master_address()
         term = lease.term
         if term is None or address != f"{term.master[0]}:{term.master[1]}":
-            raise OSError(f"{address} is no master any more, by the Sentinels")
+            raise OSError(f"{address} is no longer a master, by the Sentinels")
         return term
 
     def expect_silence(self) -> None:

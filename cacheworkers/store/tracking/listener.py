@@ -323,7 +323,7 @@ class Listener:
             if each.unanswered_for(looked_at) > PING_LOST_AFTER:
                 raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
             if self._link.confirm_master(each.address) != self._listened_to:
-                raise OSError("other masters have been there meanwhile")
+                raise OSError("the masters have changed meanwhile")
         if due := [each for each in connections if not each.pings]:
             self._ping(due, asks_role=True)
         if self._link.is_cluster:
@@ -367,4 +367,4 @@ class Listener:
             raise OSError(f"the tracking connection answered {reply}")
         # A replica reports changes too, but as late as it pleases: its answers would prove nothing.
         if b"role:master" not in reply:
-            raise OSError(f"{connection.address} is no master any more")
+            raise OSError(f"{connection.address} is no longer a master")
