@@ -369,7 +369,7 @@ class Cache:
                 too, or those of the loaders' sessions where that is not known.
 
         Raises:
-            ConfigError: there is no engine to be had.
+            ConfigError: no engine is known.
             InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
             OutboxUnavailable: the database does not answer, or has no outbox.
         """
@@ -398,7 +398,7 @@ class Cache:
         """Return the rows of a query on the database of the watched sessions, or of the loaders' own.
 
         Raises:
-            ConfigError: there is no database to be had, or it refuses the query.
+            ConfigError: no database is known, or it refuses the query.
         """
         return self._watching.query(sql)
 

@@ -43,7 +43,7 @@ class MemoryUsed(Event, frozen=True):
     """What L1 holds now, and what it has dropped since the process began.
 
     Attributes:
-        evictions: entries dropped for want of room.
+        evictions: entries evicted to make room.
         unchanged_drops: entries dropped, and then filled with the same: the store's tracking table was too small.
     """
 

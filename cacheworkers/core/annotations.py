@@ -113,7 +113,7 @@ def fields_of(of: type) -> dict[str, Any]:
         return {}
     try:
         hints = typing.get_type_hints(of, include_extras=True)
-    except (NameError, TypeError):  # whoever decodes it will say so
+    except (NameError, TypeError):  # decoding it will raise the error
         return {}
     return {name: each for name, each in hints.items() if typing.get_origin(each) is not typing.ClassVar}
 

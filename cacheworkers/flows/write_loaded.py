@@ -37,7 +37,7 @@ class Result(msgspec.Struct):
     Attributes:
         outcome: "stored"; "refused" or "conflict", an invalidation overtook it: the value is good for the read that
             ran it only; "unstored", it outgrows a limit, and is good for that read too; "failed"; "left", the work is
-            somebody else's.
+            another process's.
         payload: JSON of what the loader returned, unless it failed.
         entry: what was stored, or would have been.
         error: why it failed.
@@ -223,7 +223,7 @@ def _claim_again(ports: Ports, loader: LoaderSpec, pending: dict[str, Pending], 
     except BaseException:
         ports.release_soon(text, token)
         raise
-    ports.release_soon(text, left.fence)  # it holds nothing any more: one less that is running
+    ports.release_soon(text, left.fence)  # it no longer holds a lease: one less that is running
     if isinstance(claim, Claimed):
         try:
             [begun] = yield ports.store.begin([(text, token, fence, seen)], load_for=loader.load_for)

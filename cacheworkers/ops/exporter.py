@@ -65,7 +65,7 @@ class Exporter(Collector):
         return []
 
     def _ask(self, name: str, part: Callable[[], Families]) -> tuple[float, Future[list[Any]]]:
-        """Have a server's numbers fetched; one that still owes those of an earlier scrape is not asked again."""
+        """Have a server's numbers fetched; one that has not answered an earlier scrape is not asked again."""
         with self._lock:
             asked = self._asked.get(name)
             if asked is None or asked[1].done():

@@ -89,8 +89,8 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
 SUMS = {
     "memory_entries": "Entries in the memory of processes.",
     "memory_bytes": "Estimated bytes of these entries.",
-    "memory_evictions": "Entries evicted to make room, by processes that are alive.",
-    "memory_unchanged_drops": "Unchanged entries dropped because the store's tracking table was full, by processes that are alive.",
+    "memory_evictions": "Entries evicted to make room, by live processes.",
+    "memory_unchanged_drops": "Unchanged entries dropped because the store's tracking table was full, by live processes.",
 }
 #: Gauges that are 1 if any process has lost something, and has not got it back.
 LOSSES = {
@@ -252,7 +252,7 @@ def serve(port: int, address: str = "127.0.0.1", registry: CollectorRegistry | N
         registry: what to show; None for what `exposition` returns.
 
     Raises:
-        ConfigError: the port is taken, or cannot be had.
+        ConfigError: the port is taken, or not allowed.
     """
     try:
         server, thread = start_http_server(port, address, registry or shared_registry() or REGISTRY)

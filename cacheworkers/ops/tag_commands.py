@@ -41,7 +41,8 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
     show([{"call": call} for call in calls[:limit]])
     if len(calls) > limit:
         note(
-            f"more than {limit:,} entries have it (--limit); `cacheworkers invalidate {shlex.quote(tag)} --dry-run` counts them"
+            f"more than {limit:,} entries have it (--limit); "
+            f"`cacheworkers invalidate {shlex.quote(tag)} --dry-run` counts them"
         )
 
 

@@ -189,5 +189,5 @@ class WorkerBreaker:
             return True
 
     def _in_background(self, work: Callable[[], None], *, is_daemon: bool = True) -> None:
-        with contextlib.suppress(RuntimeError):  # no thread to be had
+        with contextlib.suppress(RuntimeError):  # no thread can be started
             threading.Thread(target=work, name="cacheworkers-worker-breaker", daemon=is_daemon).start()

@@ -108,7 +108,7 @@ NO_LOADERS = Rule(
     "no-loaders",
     "warning",
     "This process declares no loader.",
-    "Doctor cannot compare workers' loaders with those of the web; and a worker that imports only what this process imports loads nothing.",
+    "Doctor cannot check workers' loaders; and a worker that imports only what this process does loads nothing.",
     "Name a module that imports the loaders, as web processes do; for workers, name theirs in `app.conf.include`.",
 )
 NAMESAKES = Rule(

@@ -134,7 +134,7 @@ class Before:
     def _fetched(self, connection: Connection, state: InstanceState[Any]) -> Mapping[str, Any]:
         if state not in self._rows:
             self._fetch_all(connection, state.mapper)
-        if state not in self._rows:  # not among the session's own: a flush has come upon it by itself
+        if state not in self._rows:  # not among the session's own: the flush found it by itself
             found = fetch(connection, state.mapper, [state.identity or ()], locks=True)
             self._rows[state] = found[0] if found else _in_memory(state)
         return self._rows[state]

@@ -248,7 +248,7 @@ class SessionHooks:
             return
         written, unknown = state.dirty.take_committed()
         open_ = [each for each in (*(each.connection for each in written), *unknown) if each.in_transaction()]
-        for connection in dict.fromkeys(open_):  # somebody else's: the session has joined it
+        for connection in dict.fromkeys(open_):  # the session has joined it, other code ends it
             there = [each for each in written if each.connection is connection]
             outlives(self, there, connection, connection in unknown)
         self.deliver([each for each in written if each.connection not in open_])

@@ -146,7 +146,7 @@ class Store(Bookkeeping):
         is_redelivered: bool = False,
         is_shared: bool | None = None,
     ) -> Exchange[list[Begun | Alone | None]]:
-        """Begin the loads of many `(call, token, fence, seen)`; None where the work is somebody else's.
+        """Begin the loads of many `(call, token, fence, seen)`; None where the work is another process's.
 
         Several are loaded together.  Of those a call whose last load has died is `Alone`: not begun.
         """

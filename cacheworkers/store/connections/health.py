@@ -191,7 +191,7 @@ class Health:
         self._thread = thread = threading.Thread(target=self._run, name="cacheworkers-health", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is ending
+        except RuntimeError:  # no thread can be started, or the interpreter is ending
             self._thread = None
             return False
         return True

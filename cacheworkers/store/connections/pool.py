@@ -52,7 +52,7 @@ class Pool:
         self._async_redis_pool = async_redis_pool
         self.timeout = timeout
         self.failed_at = 0.0
-        # A connection of an earlier generation is not used again: its server may be no master any more.
+        # A connection of an earlier generation is not used again: its server may no longer be a master.
         self._generation = 0
         self._lease = lease
         if lease is not None:
@@ -276,7 +276,7 @@ class Pool:
         try:
             return await self._connected(loop)
         except (RedisError, OSError):
-            if usable and usable[0].is_usable:  # no more connections to be had: wait behind the bulk
+            if usable and usable[0].is_usable:  # no further connection is allowed: wait behind the bulk
                 return usable[0]
             raise
 

@@ -313,7 +313,7 @@ class Listener:
                     self._ping_all(connections, looked_at)
 
     def _ping_all(self, connections: Sequence[TrackingConnection], looked_at: float) -> None:
-        """Ping every master that owes no answer; raise if one owes it for too long.
+        """Ping every master that has answered the last ping; raise if one has not for too long.
 
         Args:
             looked_at: when what has arrived was last asked for. Not the present: a process that was paused since then
