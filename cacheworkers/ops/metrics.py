@@ -90,7 +90,7 @@ SUMS = {
     "memory_entries": "Entries in the memory of processes.",
     "memory_bytes": "Estimated bytes of these entries.",
     "memory_evictions": "Entries evicted to make room, by live processes.",
-    "memory_unchanged_drops": "Unchanged entries dropped because the store's tracking table was full, by live processes.",
+    "memory_unchanged_drops": "Unchanged entries dropped when the store's tracking table was full, by live processes.",
 }
 #: Gauges that are 1 if any process has lost something, and has not got it back.
 LOSSES = {
