@@ -99,17 +99,13 @@ class Keyspace:
 
     # -- of a loader
 
-    def leases_of(self, loader: str) -> str:
-        """Return the pattern, for SCAN, of the leases of a loader's calls, of whatever version."""
-        return f"{self._lease}{loader}[[@]*"
-
-    def entries_of(self, loader: str) -> str:
-        """Return the pattern, for SCAN, of the entries of a loader's calls, of whatever version."""
-        return f"{self._entry}{loader}[[@]*"
+    def patterns_of(self, loader: str) -> tuple[str, ...]:
+        """Return the patterns, for SCAN, of leases, failures and entries of a loader's calls, of whatever version."""
+        return tuple(f"{prefix}{loader}[[@]*" for prefix in (self._lease, self._failures, self._entry))
 
     def call_in(self, key: str) -> str:
         """Return the call of a key that one of these patterns has found."""
-        return key[len(self._entry) : -1]  # leases' prefix is as long
+        return key[len(self._entry) : -1]  # all prefixes are of one length
 
     def accesses(self, loader: str) -> str:
         """Return the key of a loader's access scores."""

@@ -122,9 +122,9 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
 
 
 def invalidate_loader(ports: Ports, loader: str, progress: Progress | None = None) -> Flow[Invalidation]:
-    """Drop all entries of a loader by walking through the keys; what is being loaded is not stored either.
+    """Drop all entries and failures of a loader by walking through the keys; what is being loaded is not stored either.
 
-    Leases first: a load that ends between the two walks has stored its entry before the second one begins.
+    Leases first: a load that ends between two walks has stored its entry, or its failure, before the next one begins.
 
     Raises:
         CallError: it is not a loader's name.
@@ -137,7 +137,7 @@ def invalidate_loader(ports: Ports, loader: str, progress: Progress | None = Non
     entries = 0
     try:
         n = yield ports.store.next_seq()
-        for pattern in (keys.leases_of(loader), keys.entries_of(loader)):
+        for pattern in keys.patterns_of(loader):
             cursor = 0
             while True:
                 cursor, found = yield ports.store.scan(cursor, pattern)

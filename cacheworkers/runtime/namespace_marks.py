@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,9 @@ log = logging.getLogger("cacheworkers")
 #: Seconds between two notes of one process; a mark that nobody has renewed for three of them has lapsed.
 RENEWED_EVERY = 300.0
 LAPSES_AFTER = 3 * RENEWED_EVERY
+_KINDS = {"mariadb": "mysql"}
+_PORTS = {"postgresql": 5432, "mysql": 3306, "oracle": 1521, "mssql": 1433}
+_THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1")
 DATABASE = "database"
 LOADER = "loader"
 
@@ -45,11 +49,23 @@ def _contradict(mark: str, other: str) -> bool:
 
 
 def _address(engine: Any) -> str:
-    """Return what tells an engine's database, and its schema where the engine sets one, from others."""
+    """Return what tells an engine's database, and its schema where the engine sets one, from others.
+
+    What URLs of one database may differ in is no part of it: this machine's names, the usual port, a file's path.
+    """
     url = engine.url
     schemas = engine.get_execution_options().get("schema_translate_map") or url.query.get("options", "")
-    port, schema = f":{url.port}" if url.port else "", f" {schemas}" if schemas else ""
-    return f"{url.get_backend_name()}://{url.host or ''}{port}/{url.database or ''}{schema}"
+    schema = f" {schemas}" if schemas else ""
+    kind = _KINDS.get(url.get_backend_name(), url.get_backend_name())
+    if kind == "sqlite":
+        file = url.database or ""
+        return f"{kind}:///{os.path.realpath(file) if file and not file.startswith((':', 'file:')) else file}{schema}"
+    hosts = url.host or url.query.get("host") or ""
+    host = hosts.lower() if isinstance(hosts, str) else ",".join(hosts).lower()
+    if host in _THIS_MACHINE or host.startswith("/"):
+        host = "localhost"
+    port = f":{url.port}" if url.port and url.port != _PORTS.get(kind) else ""
+    return f"{kind}://{host}{port}/{url.database or ''}{schema}"
 
 
 class NamespaceMarks:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cacheworkers import Cache, CallError, Load
+from cacheworkers import Cache, CallError, KeyMissing, Load, LoadError
 
 Read = Callable[[Any, Load, list[int]], dict[int, int]]
 
@@ -132,6 +132,28 @@ def test_all_entries_of_a_loader_are_dropped(
 
     assert [product.peek(n) for n in range(5)] == [None] * 5
     assert all(each.peek(n) is not None for each in (more, other) for n in range(5))
+
+
+def test_failures_and_absences_of_a_loader_end_when_it_is_dropped(make_cache: Callable[..., Cache]) -> None:
+    """The mistake in its code may have been what failed."""
+    cache = make_cache(backoff_for=600.0, max_backoff_for=600.0)
+    rows: dict[int, int | None] = {1: None}
+
+    @cache.batch_loader(fresh_for=300, wait_for=20)
+    def product(load: Load, keys: list[int]) -> dict[int, int]:
+        found = {key: rows[key] for key in keys if key in rows}
+        if None in found.values():
+            raise ValueError("a mistake")
+        return found  # type: ignore[return-value]
+
+    for key, error in ((1, LoadError), (2, KeyMissing)):
+        with pytest.raises(error):
+            product.get(key)
+    rows.update({1: 10, 2: 20})
+
+    assert product.invalidate_all().entries == 0
+
+    assert product.get_many([1, 2]) == {1: 10, 2: 20}
 
 
 def test_what_is_being_loaded_when_a_loader_is_dropped_is_not_stored(make_cache: Callable[..., Cache]) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
 from cacheworkers import Cache, Load
 from cacheworkers.events import NamespaceShared
 from cacheworkers.ops.doctor.namespace_checks import check_namespace, check_unstored
 from cacheworkers.runtime import namespace_marks
-from cacheworkers.runtime.namespace_marks import LAPSES_AFTER, conflicts
+from cacheworkers.runtime.namespace_marks import LAPSES_AFTER, _address, conflicts
 from cacheworkers.testing.servers import wait_until
 
 
@@ -188,6 +189,36 @@ def test_databases_are_told_apart(make_cache: Callable[..., Cache], different: s
     one, two = (make_cache(sessions=factory)._runtime.marks.database for factory in factories)
 
     assert one and two and one != two and "secret" not in one + two
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("postgresql+psycopg://a:1@localhost/shop", "postgresql+asyncpg://b:2@127.0.0.1:5432/shop"),
+        ("postgresql+psycopg:///shop?host=/run/postgresql", "postgresql+psycopg://localhost/shop"),
+        ("postgresql+psycopg://DB.internal/shop", "postgresql+psycopg://db.internal:5432/shop"),
+        ("mysql+pymysql://db/shop", "mariadb+pymysql://db:3306/shop"),
+        ("sqlite:///shop.db", "sqlite:///./shop.db"),
+    ],
+)
+def test_one_database_is_known_however_its_url_is_written(one: str, other: str) -> None:
+    assert _address(engine_of(one)) == _address(engine_of(other))
+
+
+def test_files_of_one_name_in_two_directories_are_two_databases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = set()
+    for name in ("shop", "staging"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        found.add(_address(engine_of("sqlite:///shop.db")))
+
+    assert len(found) == 2
+
+
+def engine_of(url: str) -> Any:
+    return SimpleNamespace(url=make_url(url), get_execution_options=dict)
 
 
 def test_values_without_a_place_in_the_store_are_found(make_cache: Callable[..., Cache], tmp_path: Path) -> None:
