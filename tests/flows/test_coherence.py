@@ -109,7 +109,7 @@ def is_not_emptied_when_the_link_is_back(patch: pytest.MonkeyPatch) -> None:
 
     def keeps_all(listener: Listener) -> None:
         with pytest.MonkeyPatch.context() as meanwhile:
-            meanwhile.setattr(listener, "_empty", lambda: None)
+            meanwhile.setattr(listener.messages, "drop_all", lambda: None)
             connect(listener)
 
     patch.setattr(Listener, "_connect", keeps_all)

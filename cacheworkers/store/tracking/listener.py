@@ -78,7 +78,9 @@ class Listener:
         self.on_start: Callable[[], None] = lambda: None
         #: Called first: a fork without Python's hooks has a thread by name only.
         self.check_process: Callable[[], None] = lambda: None
-        self.messages = InvalidationMessages(keys, l1, waiters, self.watch, link.refresh_topology)
+        self.messages = InvalidationMessages(
+            keys, l1, waiters, lambda flight: self.watch(flight), link.refresh_topology
+        )
         self.reset()
 
     def reset(self) -> None:
