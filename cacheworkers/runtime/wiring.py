@@ -323,7 +323,7 @@ class Runtime:
             with contextlib.suppress(StoreError):
                 run(report_accesses(ports))
 
-        # A daemon, for there may be many exchanges; each alone may take as long.
+        # A daemon, since there may be many exchanges; each alone may take as long.
         thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
             thread.start()

@@ -150,7 +150,7 @@ class Valkey(Server):
 
 
 class Postgres(Server):
-    """A Postgres server on a Unix socket of its own; as root it runs as `nobody`, for it refuses uid 0."""
+    """A Postgres server on a Unix socket of its own; as root it runs as `nobody`, since it refuses uid 0."""
 
     ending = signal.SIGINT
 

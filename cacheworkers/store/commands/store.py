@@ -406,7 +406,7 @@ class Store(Bookkeeping):
         """Delete leases, failures and entries of calls; how many entries there were.
 
         Leases first: a load that writes between the two is refused.  The other way round its entry would stay, and it
-        would be in no tag set, for its member leaves the detached set next.
+        would be in no tag set, since its member leaves the detached set next.
         """
         calls = parse.legible(calls)
         if not calls:

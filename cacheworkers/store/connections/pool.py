@@ -63,7 +63,7 @@ class Pool:
         """Forget all connections, as a child does after a fork."""
         # Taken and given back at the same end, by single calls that need no lock: few stay open.
         self._idle: collections.deque[Connection] = collections.deque()
-        # Not weakly by their loops, for a connection holds its own: those of closed loops are found and closed.
+        # Not weakly by their loops, since a connection holds its own: those of closed loops are found and closed.
         self._of_loop: dict[asyncio.AbstractEventLoop, list[AsyncConnection]] = {}
         self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncConnection]] = {}
         self._repeating: set[asyncio.Task[list[Any]]] = set()
