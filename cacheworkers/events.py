@@ -117,13 +117,13 @@ class MalformedTask(Event, frozen=True):
 class TaskRequeued(Event, frozen=True):
     """A worker got loads of a version of a loader that it does not know: they go back to the queue for another worker.
 
-    `hops` is how often that has been done now.
+    `requeues` is how often that has been done now.
     """
 
     loader: str
     queue: str
     calls: int
-    hops: int
+    requeues: int
     reason: str
 
 

@@ -119,7 +119,7 @@ def test_it_invalidates_after_a_question(cli: Run, warm: None) -> None:
     for answer in ("n\n", ""):
         refused = cli("invalidate", "all", text=answer)
         assert refused.returncode == 1 and "1,001 entries" in refused.stdout
-        assert "nothing was invalidated; --yes does it" in refused.stderr
+        assert "nothing was invalidated; give --yes" in refused.stderr
     assert parsed(cli("--json", "invalidate", "n:7"))["entries"] == 1
     assert cli("get", "number[7]").returncode == 1
     assert parsed(cli("--json", "invalidate", "all", "--yes"))["entries"] == 1000
