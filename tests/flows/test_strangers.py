@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from cacheworkers import Cache, CacheworkersError, InvalidationIncomplete, Load
 from cacheworkers.errors import StoreError
@@ -106,6 +108,28 @@ def test_access_scores_of_another_type_are_passed_over(shop: Shop, events: list[
     shop.cache.keep_warm()
     [finding] = check_foreign(shop.cache._runtime)
     assert finding.level == "warning" and ports.store.keys.accesses("price") in finding.what
+
+
+@pytest.mark.parametrize("how", ["get_many", "aget_many", "aget"])
+def test_a_proxy_that_answers_with_the_errors_of_keys_is_a_store_that_cannot_be_used(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """No server answers an MGET with WRONGTYPE, which other commands take for a key that something else has written."""
+    shop.price.get(1)
+    pool = shop.cache._ports.store.link._masters.pool  # type: ignore[attr-defined]
+    wrong = ResponseError("WRONGTYPE of everything")
+
+    async def answered(commands: Any) -> list[Any]:
+        return [wrong] * len(commands)
+
+    monkeypatch.setattr(pool, "exchange", lambda commands: [wrong] * len(commands))
+    monkeypatch.setattr(pool, "aexchange", answered)
+    monkeypatch.setattr(pool, "submit", lambda words, done: done([wrong]) or True)
+
+    found = getattr(shop.price, how)([1, 2] if "many" in how else 1)
+    values = asyncio.run(found) if how.startswith("a") else found
+
+    assert values == ({1: 1, 2: 2} if "many" in how else 1)
 
 
 def test_calls_of_a_tag_are_those_that_may_be_the_library_s(shop: Shop) -> None:

@@ -57,6 +57,7 @@ TESTS = (
     "tests/unit/test_health.py",
     "tests/unit/test_redirections.py",
     "tests/unit/test_sentinels.py",
+    "tests/unit/test_silent_masters.py",
     "tests/unit/test_stats.py",
 )
 #: Imported once, before the runs are forked.

@@ -20,11 +20,13 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 from cacheworkers import Cache, Config, Load
 from cacheworkers.errors import StoreError, StoreUnavailable
 from cacheworkers.events import StoreLost
+from cacheworkers.store.connections import transport
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.clients import Clients
 from cacheworkers.store.connections.connection import ConnectionCut
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.pool import Pool
+from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.sentinels import Term
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.servers import wait_until
@@ -274,6 +276,54 @@ def test_a_listener_of_another_master_than_the_sentinels_name_fails(monkeypatch:
     with pytest.raises(OSError, match="no longer a master"):
         link.confirm_master("10.0.0.1:6379")
     cache.close()
+
+
+def test_the_server_is_checked_at_the_first_exchange(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(transport, "check_server", lambda info, *_, **__: checked.append(info["redis_version"]))
+
+    for _ in range(2):
+        cache._ports.store.link.exchange([Request(("GET", "k"))])
+
+    assert len(checked) == 1 and int(checked[0].split(".")[0]) >= 7
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_master_that_has_answered_since_its_listener_was_lost_is_not_silent(cache: Cache, is_async: bool) -> None:
+    link, requests = cache._ports.store.link, [Request(("GET", "k"))]
+    link.expect_silence()
+    assert link.is_silent("k", link.masters)
+
+    if is_async:
+        asyncio.run(link.aexchange(requests))
+    else:
+        link.exchange(requests)
+
+    assert not link.is_silent("k", link.masters)
+
+
+def test_an_idle_connection_is_used_once_sentinels_have_confirmed_its_master(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, asked = pool_to(valkey.url), []
+    pool.exchange([("PING",)])
+    monkeypatch.setattr(pool, "redis_pool", lambda: SimpleNamespace(get_master_address=lambda: asked.append("master")))
+
+    for is_over in (False, True):
+        pool._lease = SimpleNamespace(is_over=is_over)  # type: ignore[assignment]
+        assert pool.exchange([("ECHO", "a")]) == [b"a"]
+
+    assert asked == ["master"]
+
+
+def test_a_loop_that_was_closed_while_it_connected_is_forgotten(valkey: Valkey) -> None:
+    pool, loop = pool_to(valkey.url), asyncio.new_event_loop()
+    pool._connecting[loop] = loop.create_future()
+    loop.close()
+
+    pool.drop()
+
+    assert pool._connecting == {}
 
 
 def test_a_child_asks_a_store_that_was_away_for_its_parent(cache: Cache) -> None:

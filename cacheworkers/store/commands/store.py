@@ -81,7 +81,8 @@ class Store(Bookkeeping):
             return self._ask([Request(("GET", key)) for key in keys], lambda replies: [parse.raw(r) for r in replies])
         size = self._batch_size
         if len(keys) <= size:
-            return self._ask([Request(("MGET", *keys))] if keys else [], lambda replies: replies[0] if replies else [])
+            requests = [Request(("MGET", *keys))] if keys else []
+            return self._ask(requests, lambda replies: parse.ours(replies[0]) if replies else [])
         chunks = [Request(("MGET", *keys[at : at + size])) for at in range(0, len(keys), size)]
         return self._ask(chunks, lambda replies: list(itertools.chain.from_iterable(replies)))
 
@@ -89,7 +90,9 @@ class Store(Bookkeeping):
         """Ask for the envelopes of many calls together, as `Transport.submit` does."""
 
         def unwrapped(outcome: list[Any] | Exception) -> None:
-            done(outcome[0] if isinstance(outcome, list) else outcome)
+            found = outcome[0] if isinstance(outcome, list) else outcome
+            is_foreign = found is not outcome and isinstance(found, Exception)
+            done(parse.foreign(found) if is_foreign else found)
 
         return self.link.submit(("MGET", *self.keys.entries(calls)), unwrapped)
 
