@@ -472,7 +472,7 @@ def test_a_new_system_where_nothing_is_hot_is_warm(cli: Run) -> None:
     done = cli("warm", "number", "--hot", "100", "--min-fresh", "95%")
 
     assert done.returncode == 0
-    assert "nothing of number was hot" in done.stderr
+    assert "nothing of number is hot" in done.stderr
 
 
 def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path
     assert found["loaded"] + found["fresh"] + found["failed"] == 25
     assert found["share"] < 0.95
     assert done.returncode == 1
-    assert "fresh no more: this took" in done.stderr and "they are fresh for 1 s; raise --max-rate" in done.stderr
+    assert "no longer fresh: this took" in done.stderr and "they are fresh for 1 s; raise --max-rate" in done.stderr
 
 
 def test_warming_without_workers_says_so_immediately_and_loads_nothing(cli: Run, tmp_path: Path) -> None:
