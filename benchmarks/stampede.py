@@ -137,13 +137,16 @@ def beside_floor(took: float, least: float) -> str:
 def rounds(
     readers: int, processes: int, count: int, reads: Callable[[int, int, Any, Any], None] = read
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield, of each round with a key of its own: loads by Postgres's count, readers served, seconds to the last."""
+    """Yield, of each round with a key of its own: loads by Postgres's count, readers served, seconds to the last.
+
+    Before them comes one of a reader a process, in which the worker makes its first load and connects to its database.
+    """
     context = multiprocessing.get_context("spawn")
     with stack() as here:
-        for key in range(1, count + 1):
+        for key in range(count + 1):
             here.sql("SELECT pg_stat_statements_reset()")
             coherence, results = context.Barrier(processes), context.Queue()
-            share = readers // processes
+            share = readers // processes if key else 1
             crowd = [context.Process(target=reads, args=(share, key, coherence, results)) for _ in range(processes)]
             for each in crowd:
                 each.start()
@@ -151,7 +154,8 @@ def rounds(
             for each in crowd:
                 each.join()
             took = max(end for _, end, _ in rows) - min(begin for begin, _, _ in rows)
-            yield here.calls("SELECT pg_sleep%"), sum(served for _, _, served in rows), took
+            if key:
+                yield here.calls("SELECT pg_sleep%"), sum(served for _, _, served in rows), took
 
 
 def dogpile(url: str, readers: int, coherence: Any) -> list[float]:

@@ -2,15 +2,17 @@
 
 One price is changed by hand and read through the store by one process, each change once the last was seen.  With
 `--rate 100`, prices are changed by watched sessions, at this rate, while `--processes` read them all from their
-own memory: how long after the commit each of them last returned the old price, when it first returned the new one,
-and both for the last of the processes.  The changes are due at fixed instants, however long the ones before them take;
-what is measured from the instant at which a change was due forgives no late one.
+own memory, `--reads` a second each: how long after the commit each of them last returned the old price, when it first
+returned the new one, and both for the last of the processes; and who used the cores.  The changes are due at fixed
+instants, however long the ones before them take; what is measured from the instant at which a change was due forgives
+no late one.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -19,10 +21,16 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import psutil
+
 from benchmarks.report import percentile
 from benchmarks.stack import stack
 
 PRICES = 20
+#: Reads a second of each process that reads from memory.
+READS = 2000
+#: What the command of a process has in it -> what it is; what has none of these reads.
+KINDS = {"postgres": "database", "valkey": "store", "redis-server": "store", "celery": "worker"}
 #: Sessions that may run together: a change does not wait for the one before.
 WRITERS = 8
 
@@ -147,8 +155,42 @@ def changes(count: int) -> tuple[int, list[float]]:
         return old, sorted(late)
 
 
-def at_a_rate(count: int, rate: float, processes: int, pause: float) -> list[tuple[Change, Seen]]:
-    """Change prices so often a second; return each change, and when the processes saw it."""
+class Cpu(NamedTuple):
+    """What has run so far: seconds of CPU by kind of process, and of all cores' idleness."""
+
+    by_kind: dict[str, float]
+    idle: float
+
+    @classmethod
+    def now(cls) -> Cpu:
+        """Return what this process, its children and the machine have used."""
+        mine = psutil.Process()
+        used = {"writer": sum(mine.cpu_times()[:2])}
+        for each in mine.children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                words = " ".join(each.cmdline())
+                kind = next((kind for word, kind in KINDS.items() if word in words), "readers")
+                used[kind] = used.get(kind, 0.0) + sum(each.cpu_times()[:2])
+        return cls(used, psutil.cpu_times().idle)
+
+    def share_since(self, before: Cpu, seconds: float) -> dict[str, float]:
+        """Return which share of all cores each kind has used since, what others have, and what was idle."""
+        whole = seconds * (os.cpu_count() or 1)
+        found = {kind: (used - before.by_kind.get(kind, 0.0)) / whole for kind, used in self.by_kind.items()}
+        idle = (self.idle - before.idle) / whole
+        return {**found, "others": max(0.0, 1.0 - idle - sum(found.values())), "idle": idle}
+
+
+def at_a_rate(
+    count: int, rate: float, processes: int, reads: float, shares: dict[str, float] | None = None
+) -> list[tuple[Change, Seen]]:
+    """Change prices so often a second; return each change, and when the processes saw it.
+
+    Args:
+        reads: how many a second each of the processes does.
+        shares: filled with who used the processor meanwhile.
+    """
+    pause = PRICES / reads
     context = multiprocessing.get_context("spawn")
     with stack() as here:
         here.sql("CREATE TABLE price (id int PRIMARY KEY, amount int)")
@@ -176,13 +218,15 @@ def at_a_rate(count: int, rate: float, processes: int, pause: float) -> list[tup
         with ThreadPoolExecutor(WRITERS) as writers:
             for _ in writers.map(change, [0] * WRITERS, [0.0] * WRITERS):
                 pass  # connected
-            began = time.monotonic()
+            began, before = time.monotonic(), Cpu.now()
             changing = []
             for number in range(1, count + 1):
                 due = began + number / rate
                 time.sleep(max(0.0, due - time.monotonic()))
                 changing.append(writers.submit(change, number, due))
             changes = [each.result() for each in changing]
+            if shares is not None:
+                shares |= Cpu.now().share_since(before, time.monotonic() - began)
         time.sleep(1.0)
         stop.set()
         seen = [[Sighting(*each) for each in reports.get(timeout=60)] for _ in watchers]
@@ -233,7 +277,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=1000)
     parser.add_argument("--rate", type=float, help="changes a second, by a watched session, read from memory")
     parser.add_argument("--processes", type=int, default=4, help="that read; with --rate")
-    parser.add_argument("--pause", type=float, default=0.003, help="seconds between two reads of a price; with --rate")
+    parser.add_argument("--reads", type=float, default=READS, help="a second, of each of them; with --rate")
     options = parser.parse_args()
     if options.rate is None:
         old, late = changes(options.changes)
@@ -243,11 +287,14 @@ def main() -> None:
             f"p99 {percentile(late, 0.99):.1f} ms"
         )
         return
-    found = delays(at_a_rate(options.changes, options.rate, options.processes, options.pause), options.processes)
+    shares: dict[str, float] = {}
+    seen = at_a_rate(options.changes, options.rate, options.processes, options.reads, shares)
+    found = delays(seen, options.processes)
     print(
         f"{options.changes:,} changes, {options.rate:g} a second, {options.processes} processes on {os.cpu_count()} "
-        f"cores; {found.changes:,} seen by all of them"
+        f"cores, {options.reads:g} reads a second each; {found.changes:,} seen by all of them"
     )
+    print("the cores meanwhile:", ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()))
     _reported("due until its COMMIT", found.begun)
     _reported("COMMIT until the writer goes on, invalidated", found.returned)
     for name, noticed in (("the old price is last returned", found.gone), ("the new one is first returned", found.new)):

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from cacheworkers.sql.outbox.outbox import Backlog, Outbox
     from cacheworkers.sql.tag_options import Mode as WatchMode
     from cacheworkers.sql.triggers.postgres_triggers import Triggers
-    from cacheworkers.sql.watch.flush_changes import TagsOf
+    from cacheworkers.sql.watch.flush_changes import TagMapping
     from cacheworkers.sql.watch.service import WatchService
     from cacheworkers.sql.watch.session_hooks import AnySession
     from cacheworkers.workers.broker_queues import QueueState
@@ -280,7 +280,7 @@ class Cache:
     def watch(
         self,
         sessions: Any,
-        mapping: Mapping[Any, TagsOf | Sequence[str]] | Any,
+        mapping: TagMapping | Any,
         *,
         columns: Mapping[Any, Collection[str]] | None = None,
         ignore: Mapping[Any, Collection[str]] | None = None,

@@ -25,12 +25,13 @@ def test_every_block_works(page: str, postgres: Postgres, tmp_path: Path, monkey
     is_session = any(block.mark == "file" for block in blocks)
     monkeypatch.chdir(tmp_path)
 
-    with Valkey() as valkey:
+    is_run = any((block.language, block.mark) == ("python", "") for block in blocks)
+
+    with contextlib.ExitStack() as servers:
         monkeypatch.setenv("CACHEWORKERS_STORE_TIMEOUT", "5")
-        if not is_session or page == "README.md":  # it takes both from the environment
-            monkeypatch.setenv("REDIS_URL", valkey.url)
+        if (is_run and not is_session) or page == "README.md":  # it takes both from the environment
+            monkeypatch.setenv("REDIS_URL", servers.enter_context(Valkey()).url)
             monkeypatch.setenv("DATABASE_URL", postgres.create_database(f"docs{next(_names)}"))
-        is_run = any((block.language, block.mark) == ("python", "") for block in blocks)
         names = prelude.of(page) if is_run else {}
         with Page(page, tmp_path, names, is_session=is_session) as running:
             done = [running.run_loads(block) for block in blocks]

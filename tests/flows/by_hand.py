@@ -72,13 +72,20 @@ class ByHand:
         """Let a little time pass."""
         self._time.go_on()
 
-    def receive(self) -> None:
-        """Process all that the store has pushed so far."""
+    def receive_and_go_on(self) -> None:
+        """Process all that the store has pushed so far, and let a little time pass: one exchange instead of two."""
+        self.receive(self._time.tick())
+
+    def receive(self, *commands: tuple[str | int, ...]) -> None:
+        """Process all that the store has pushed so far, and have it execute commands whose replies nobody needs."""
         self._connection.flush()
-        self._connection.socket.sendall(hiredis.pack_command(("ECHO", _MARKER)))
+        packed = map(hiredis.pack_command, (*commands, ("ECHO", _MARKER)))
+        self._connection.socket.sendall(b"".join(packed))
         while _MARKER not in self._arrived:
             self._arrived += self._receive()
-        self._arrived.remove(_MARKER)
+        at = self._arrived.index(_MARKER)
+        for _ in range(len(commands) + 1):  # executed together: nothing comes between their replies
+            del self._arrived[at - len(commands)]
         while self._arrived:
             self._ports.listener._process(self._connection)
         self._ports.listener._prove()
@@ -108,9 +115,13 @@ class StillTime:
 
     def go_on(self) -> None:
         """Let a little time pass."""
+        self._client.execute_command(*self.tick())
+
+    def tick(self) -> tuple[str | int, ...]:
+        """Let a little time pass here; return the command by which it passes in the store."""
         self._clock.now_ms += STEP_MS
         seconds, millis = divmod(self._clock.now_ms, 1000)
-        self._client.hset(self._key, mapping={"seconds": seconds, "micros": millis * 1000})
+        return "HSET", self._key, "seconds", seconds, "micros", millis * 1000
 
 
 class _Clock(StoreClock):

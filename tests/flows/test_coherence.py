@@ -41,7 +41,12 @@ def processes(make_processes: MakeProcesses) -> Processes:
 
 
 #: Scenes with thousands of orders; what they are there for is looked for in some of them below, by removed parts.
-LONG = (scenes.a_change_that_a_dead_link_never_reports, scenes.a_change_of_two_loaders)
+LONG = (
+    scenes.a_change_that_a_dead_link_never_reports,
+    scenes.a_change_of_two_loaders,
+    scenes.a_change_while_the_link_dies,
+    scenes.a_change_before_a_ping,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,11 @@ LONG = (scenes.a_change_that_a_dead_link_never_reports, scenes.a_change_of_two_l
 )
 def test_in_every_order_memory_is_no_older_than_what_it_has_received(processes: Processes, scene: Scene) -> None:
     assert play(processes, scene) >= 10
+
+
+@pytest.mark.parametrize("scene", LONG, ids=lambda scene: scene.__name__)
+def test_in_some_orders_of_a_long_scene(processes: Processes, scene: Scene) -> None:
+    play_some(processes, scene, 100, seed=0)
 
 
 @pytest.mark.parametrize("scene", [scenes.a_change_and_a_read, scenes.a_change_of_a_stale_entry])

@@ -366,8 +366,7 @@ def everything(world: World, only: tuple[str, ...] = (), modes: tuple[str, ...] 
 
         @invariant()
         def nothing_old_is_there(self) -> None:
-            world.by_hand.receive()
-            world.by_hand.go_on()
+            world.by_hand.receive_and_go_on()
             raw = store.get(self.call).run()
             if raw is not None:
                 self.check_entry(envelope.unpack(raw), "the store")

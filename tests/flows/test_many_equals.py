@@ -50,8 +50,7 @@ class Case(msgspec.Struct, frozen=True):
         for key, (entry, lease) in enumerate(self.keys):
             self._put(shop, key, entry)
             self._hold(shop, key, lease)
-        shop.by_hand.receive()
-        shop.by_hand.go_on()
+        shop.by_hand.receive_and_go_on()
         shop.ports.l1.clear()
         shop.asks.rounds.clear()
         shop.batches.clear()
@@ -211,8 +210,7 @@ class Walk:
         readers = (self.begin_many, self.begin_one, self.read_on, self.read_on, self.read_on, self.be_late)
         others = (self.begin_load, self.work_on, self.work_on, self.change, self.change_on, self.cancel)
         self.chance.choice((*readers, *others))()
-        self.shop.by_hand.receive()
-        self.shop.by_hand.go_on()
+        self.shop.by_hand.receive_and_go_on()
         self.check_sleepers()
 
     def check_sleepers(self) -> None:

@@ -19,6 +19,8 @@ from cacheworkers.sql.watch.tag_rules import TagRule, TagRules, TagsByMode, add,
 
 #: Column values of one row -> its tags.
 TagsOf = Callable[[Any], Iterable[str]]
+#: What `cache.watch` takes: mapped class, or association `Table`, -> function of a row to its tags, or templates.
+TagMapping = Mapping[Any, TagsOf | Sequence[str]]
 
 
 class _Captured:
