@@ -221,7 +221,7 @@ class RunInTransaction(RunLoader):
             return await self._run_on_async(lambda: contextlib.nullcontext(session))
 
     def _flushing(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context within which the session flushes for queries as ever, or not at all."""
+        """Return a context within which the session flushes before queries as usual, or not at all."""
         return contextlib.nullcontext() if self._may_flush else self._dirty.no_autoflush()
 
     @contextlib.contextmanager

@@ -179,7 +179,7 @@ class WatchService:
         loop.run(self._asked(engine, "drain_until"), stop)
 
     def close(self) -> None:
-        """Stop the thread that removes delivered rows, and watch no more."""
+        """Stop the thread that removes delivered rows, and stop watching."""
         self._acknowledger.close()
         for hooks in self._hooks:
             hooks.remove()
