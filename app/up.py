@@ -317,12 +317,12 @@ def _environment(here: Addresses) -> dict[str, str]:
 def _announce(console: Console, commands: Mapping[str, str], here: Addresses, servers: Servers, login: str) -> None:
     """Say where everything is, first what to look at first; and that it is ready once all of it is said."""
     if "page" in commands:
-        console.say("up", f"Page:   {here.page}")
+        console.say("up", f"Page:    {here.page}")
     if "web" in commands:
-        console.say("up", f"API:    {here.web}/products/1")
+        console.say("up", f"API:     {here.web}/products/1")
     if "flower" in commands:
         user, _, password = login.partition(":")
-        console.say("up", f"Flower: {here.flower}  user {user}, password {password}")
+        console.say("up", f"Flower:  {here.flower}  user {user}, password {password}")
     if "exporter" in commands:
         console.say("up", f"Metrics: {here.exporter}/metrics")
     if servers.store is not None:

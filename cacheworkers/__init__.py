@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cacheworkers.loader import BatchLoader, Loader
     from cacheworkers.policy import Policy
     from cacheworkers.runtime.warm_job import WarmJob
+    from cacheworkers.sql.watch.flush_changes import TagMapping
 
 __version__ = "0.2.0"
 
@@ -66,6 +67,7 @@ _DEFINED_IN = {
     "Loader": "loader",
     "Policy": "policy",
     "Read": "core.read_result",
+    "TagMapping": "sql.watch.flush_changes",
     "WarmJob": "runtime.warm_job",
     "WarmUp": "flows.warm_up",
     "Warming": "flows.keep_warm",
@@ -108,6 +110,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "TagError",
+    "TagMapping",
     "Unavailable",
     "UnknownLoader",
     "UnsafeStore",

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from cacheworkers.sql.outbox.outbox import Backlog, Outbox
     from cacheworkers.sql.tag_options import Mode as WatchMode
     from cacheworkers.sql.triggers.postgres_triggers import Triggers
-    from cacheworkers.sql.watch.flush_changes import TagsOf
+    from cacheworkers.sql.watch.flush_changes import TagMapping
     from cacheworkers.sql.watch.service import WatchService
     from cacheworkers.sql.watch.session_hooks import AnySession
     from cacheworkers.workers.broker_queues import QueueState
@@ -147,12 +147,8 @@ class Cache:
             DeclarationError: the function cannot be a loader, or its name is taken.
             ConfigError: a policy field breaks a rule.
         """
-
-        def declare(function: Callable[..., Any]) -> Loader[..., Any]:
-            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=False, replace=replace)
-            return Loader(self._ports, spec, self._warmer)
-
-        return declare if function is None else declare(function)
+        how = {"tags": tags, "name": name, "rate_limit": rate_limit, "replace": replace, "is_batch": False}
+        return self._declare(Loader, function, policy, how)
 
     @overload
     def batch_loader(self, function: Callable[[AsyncLoad, list[K]], Awaitable[dict[K, V]]], /) -> BatchLoader[K, V]: ...
@@ -184,12 +180,8 @@ class Cache:
         A key left out of the dict is None, or `KeyMissing` if V has no None.  In `tags`, `{key}` is one element.
         Arguments and errors as for `loader`.
         """
-
-        def declare(function: Callable[..., Any]) -> BatchLoader[Any, Any]:
-            spec = self._declare(function, tags, name, rate_limit, {**policy}, is_batch=True, replace=replace)
-            return BatchLoader(self._ports, spec, self._warmer)
-
-        return declare if function is None else declare(function)
+        how = {"tags": tags, "name": name, "rate_limit": rate_limit, "replace": replace, "is_batch": True}
+        return self._declare(BatchLoader, function, policy, how)
 
     @property
     def loaders(self) -> Mapping[str, LoaderSpec]:
@@ -288,7 +280,7 @@ class Cache:
     def watch(
         self,
         sessions: Any,
-        mapping: Mapping[Any, TagsOf | Sequence[str]] | Any,
+        mapping: TagMapping | Any,
         *,
         columns: Mapping[Any, Collection[str]] | None = None,
         ignore: Mapping[Any, Collection[str]] | None = None,
@@ -369,7 +361,7 @@ class Cache:
                 too, or those of the loaders' sessions where that is not known.
 
         Raises:
-            ConfigError: there is no engine to be had.
+            ConfigError: no engine is known.
             InvalidationIncomplete, StoreUnavailable: the store failed; the rows stay.
             OutboxUnavailable: the database does not answer, or has no outbox.
         """
@@ -398,7 +390,7 @@ class Cache:
         """Return the rows of a query on the database of the watched sessions, or of the loaders' own.
 
         Raises:
-            ConfigError: there is no database to be had, or it refuses the query.
+            ConfigError: no database is known, or it refuses the query.
         """
         return self._watching.query(sql)
 
@@ -430,7 +422,7 @@ class Cache:
         `cache.explain(product, 42)`, or the call's text alone: `cache.explain("product[42]")`.
 
         Raises:
-            UnknownLoader, CallError: it is no call of a loader that this process declares.
+            UnknownLoader, CallError: it is not a call of a loader that this process declares.
         """
         return run(self._explanation(loader, args, kwargs))
 
@@ -484,7 +476,7 @@ class Cache:
             calls: texts, as `call` returns them.
 
         Raises:
-            UnknownLoader, CallError: there is no such loader, or a text is no call of it.
+            UnknownLoader, CallError: there is no such loader, or a text is not a call of it.
             ConfigError: `max_rate`, `concurrency` or `min_fresh` is out of bounds.
         """
         spec = self._loaders.named(loader)
@@ -548,19 +540,20 @@ class Cache:
 
     def _declare(
         self,
-        function: Callable[..., Any],
-        tags: Iterable[str],
-        name: str | None,
-        rate_limit: str | None,
-        options: dict[str, Any],
-        *,
-        is_batch: bool,
-        replace: bool,
-    ) -> LoaderSpec:
-        spec = self._loaders.add(function, tags, name, rate_limit, options, is_batch=is_batch, replace=replace)
-        self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
-        self._runtime.register(spec)
-        return spec
+        kind: type[Loader[..., Any]] | type[BatchLoader[Any, Any]],
+        function: Callable[..., Any] | None,
+        policy: dict[str, Any],
+        how: dict[str, Any],
+    ) -> Any:
+        """Return a declared loader, or what declares the function that a decorator is called with."""
+
+        def declare(function: Callable[..., Any]) -> Any:
+            spec = self._loaders.add(function, options={**policy}, **how)
+            self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
+            self._runtime.register(spec)
+            return kind(self._ports, spec, self._warmer)
+
+        return declare if function is None else declare(function)
 
     def _explanation(
         self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]

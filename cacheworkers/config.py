@@ -31,7 +31,7 @@ class Config:
 
     Attributes:
         redis_url: the store: `redis://`, `rediss://`, `unix://`, `sentinel://host:port,host:port/service`, or
-            `cluster://host:port,host:port`.  Not shown in `repr`, for it may hold a password.
+            `cluster://host:port,host:port`.  Not shown in `repr`, since it may hold a password.
         credential_provider: gives user and password to each new connection, so that they may change: an object with
             `get_credentials()`, which returns `(password,)` or `(user, password)`, as redis-py's `CredentialProvider`.
         secret_file: path of a file with the password, read for each new connection; the user is `redis_url`'s.

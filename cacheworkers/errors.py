@@ -58,7 +58,7 @@ class OutboxUnavailable(CacheworkersError):
 
 
 class Unavailable(CacheworkersError):
-    """The value cannot be had now: what to catch around a read for a page without it, or a 503."""
+    """No value is available now: what to catch around a read for a page without it, or a 503."""
 
 
 class StoreError(Unavailable):

@@ -43,7 +43,7 @@ class MemoryUsed(Event, frozen=True):
     """What L1 holds now, and what it has dropped since the process began.
 
     Attributes:
-        evictions: entries dropped for want of room.
+        evictions: entries evicted to make room.
         unchanged_drops: entries dropped, and then filled with the same: the store's tracking table was too small.
     """
 
@@ -117,13 +117,13 @@ class MalformedTask(Event, frozen=True):
 class TaskRequeued(Event, frozen=True):
     """A worker got loads of a version of a loader that it does not know: they go back to the queue for another worker.
 
-    `hops` is how often that has been done now.
+    `requeues` is how often that has been done now.
     """
 
     loader: str
     queue: str
     calls: int
-    hops: int
+    requeues: int
     reason: str
 
 

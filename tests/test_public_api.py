@@ -33,6 +33,7 @@ NAMES = {
     "Loader",
     "Policy",
     "Read",
+    "TagMapping",
     "tag",
     "__version__",
 }

@@ -113,7 +113,7 @@ def fields_of(of: type) -> dict[str, Any]:
         return {}
     try:
         hints = typing.get_type_hints(of, include_extras=True)
-    except (NameError, TypeError):  # whoever decodes it will say so
+    except (NameError, TypeError):  # decoding it will raise the error
         return {}
     return {name: each for name, each in hints.items() if typing.get_origin(each) is not typing.ClassVar}
 
@@ -177,7 +177,7 @@ def _refuse_custom(info: Any, seen: set[int]) -> None:
     if isinstance(info, msgspec.inspect.CustomType):
         raise TypeError(f"JSON cannot carry {shown(info.cls)}")
     if isinstance(info, msgspec.inspect.DictType) and isinstance(info.key_type, _NO_KEYS):
-        raise TypeError("the keys of a JSON object must be texts, numbers, dates, UUIDs or Enums")
+        raise TypeError("the keys of a JSON object must be strings, numbers, dates, UUIDs or Enums")
     inner = [getattr(info, name, None) for name in ("item_type", "key_type", "value_type", "type")]
     for several in ("types", "item_types", "fields"):
         inner.extend(getattr(info, several, ()))

@@ -134,11 +134,11 @@ class Signature:
                 text = _encode([_plain(value) for value in canonical])
         except _WRONG as error:
             named = ", ".join(f"{name}={value!r}"[:80] for name, value in zip(self.parameters, given, strict=True))
-            raise BadArgument(f"{self.name}({named}) is no call: {error}") from None
+            raise BadArgument(f"{self.name}({named}) is not a valid call: {error}") from None
         length = len(self._prefix) + len(text)
         if length > self._max_bytes:
             shown = (self._prefix.encode() + text)[:60].decode(errors="ignore")
-            raise BadArgument(f"a call's text has at most {self._max_bytes} bytes, {shown}... has {length}")
+            raise BadArgument(f"a call's text may have at most {self._max_bytes} bytes, {shown}... has {length}")
         return Call(self._prefix + text.decode(), canonical)
 
     def texts(self, keys: Iterable[Any]) -> dict[Any, str]:
@@ -156,10 +156,10 @@ class Signature:
                 there = found.setdefault(key, text)
             except TypeError:
                 raise BadArgument(
-                    f"keys of {self.name} must be hashable, for a dict is returned, got {key!r}"
+                    f"keys of {self.name} must be hashable, since a dict is returned, got {key!r}"
                 ) from None
             if there != text:
-                raise BadArgument(f"{there} and {text} are two calls, and their keys are equal; read them one by one")
+                raise BadArgument(f"{there} and {text} are two calls with equal keys; read them one by one")
         return found
 
     def _text_of(self, key: Any) -> str:
@@ -180,7 +180,7 @@ class Signature:
             arguments = self._decode(text[len(self._prefix) :])
         except _WRONG as error:
             raise CallError(
-                f"{text[:80]!r} is no call of {self.name}{self._signature}: {error}; "
+                f"{text[:80]!r} is not a call of {self.name}{self._signature}: {error}; "
                 f'arguments are JSON, as in {self._prefix}[42] and {self._prefix}["text",1]'
             ) from None
         call = self.bind(arguments, {})

@@ -103,14 +103,14 @@ class Codec:
         try:
             return self._decode(payload)
         except _WRONG as error:
-            raise CodecError(f"the payload is no {shown(self.annotation)}: {error}") from None
+            raise CodecError(f"the payload is not a {shown(self.annotation)}: {error}") from None
 
     def decode_each(self, payloads: Iterable[bytes]) -> list[Any]:
         """Return the values of many payloads; raises as `decode` does, without naming the one that fails."""
         try:
             return list(map(self._decode, payloads))
         except _WRONG as error:
-            raise CodecError(f"a payload is no {shown(self.annotation)}: {error}") from None
+            raise CodecError(f"a payload is not a {shown(self.annotation)}: {error}") from None
 
     def encode(self, value: Any) -> bytes:
         """Return a value's JSON, proven to decode to an equal value of the same type, hidden parts included.

@@ -163,7 +163,7 @@ def _difference_of_fields(value: Any, decoded: Any, path: str, names: tuple[str,
         beside = getattr(value, "__dict__", {}).keys() - set(names)
         for name in sorted(beside):
             if not isinstance(getattr(kind, name, None), functools.cached_property) and not name.startswith("__"):
-                return f"{path}.{name} is no field of {kind.__qualname__} and does not come back"
+                return f"{path}.{name} is not a field of {kind.__qualname__} and does not come back"
     return _first(difference(each, other, f"{path}.{name}") for name, each, other in pairs)
 
 

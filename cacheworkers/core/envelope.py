@@ -157,7 +157,7 @@ def fresh_payloads(
 ) -> list[bytes | None]:
     """Return the payload of each envelope that is fresh, of a shape, and not older than `since`; None of any other.
 
-    For many together: it makes no Entry, and takes the call's name on trust, for its key has it too.  What might be
+    For many together: it makes no Entry, and takes the call's name on trust, since its key has it too.  What might be
     revalidated early (`Entry.early_at`) is none of these, and what is cut short is none or is no JSON.
     """
     if since:

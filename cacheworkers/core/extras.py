@@ -1,4 +1,4 @@
-"""needs_extra: an import that fails for want of an optional package names the extra that installs it."""
+"""needs_extra: an import that fails because an optional package is missing names the extra that installs it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _PROSE = frozenset(("title", "description", "examples"))
 def shape_of(annotation: Any, parameters: Mapping[str, Any], tags: Sequence[str] = ()) -> bytes:
     """Return the digest of a loader's return annotation, its parameters and their types, and its tags' templates.
 
-    A default counts, for a field that is left out of the JSON takes it; names of classes and docstrings do not.
+    A default counts, since a field that is left out of the JSON takes it; names of classes and docstrings do not.
     """
     arguments = [[name, _schema_of(each)] for name, each in parameters.items()]
     described = {"value": _schema_of(annotation), "parameters": arguments, "tags": sorted(tags)}

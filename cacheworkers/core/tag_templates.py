@@ -20,7 +20,7 @@ def check_tag(tag: str, max_bytes: int) -> str:
         TagError: it is no text, empty, too long, or holds control characters.
     """
     if not isinstance(tag, str) or not tag:
-        raise TagError(f"a tag must be a text that is not empty, got {tag!r}")
+        raise TagError(f"a tag must be a non-empty string, got {tag!r}")
     if _CONTROL.search(tag):
         raise TagError(f"a tag may not hold control characters, got {tag[:80]!r}")
     try:
@@ -28,7 +28,7 @@ def check_tag(tag: str, max_bytes: int) -> str:
     except UnicodeEncodeError:
         raise TagError(f"a tag must be valid Unicode, got {tag[:80]!r}") from None
     if length > max_bytes:
-        raise TagError(f"a tag has at most {max_bytes} bytes, {tag[:40]!r}... has {length}")
+        raise TagError(f"a tag may have at most {max_bytes} bytes, {tag[:40]!r}... has {length}")
     return tag
 
 

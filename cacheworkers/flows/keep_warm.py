@@ -53,7 +53,7 @@ class Warming(msgspec.Struct, frozen=True):
         looked: calls that were looked at.
         fresh: those that need nothing.
         asked: those that workers will load.
-        held: those that somebody else is loading, or whose last load failed lately.
+        held: those that another process is loading, or whose last load failed recently.
         left: those for a later round: this one has asked for as many as it may.
     """
 

@@ -66,7 +66,7 @@ class LoaderMemory:
         """Return key -> value of what L1 may answer now, and key -> text of the rest.
 
         Not for loads and dirty transactions.  Coherence is judged once for all: what a push drops from here on is
-        not served, for its slot's time is over.
+        not served, since its slot's time is over.
         """
         if not self.keeps_for:
             return {}, texts

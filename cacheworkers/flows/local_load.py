@@ -29,7 +29,7 @@ class SharedLoad(msgspec.Struct, frozen=True):
 
 
 def load_under_lease(ports: Ports, loader: LoaderSpec, state: ReadState, request: LoadRequest) -> Flow[Read | None]:
-    """Load a call whose lease this read holds, and store it; None: somebody else has it after all, look again."""
+    """Load a call whose lease this read holds, and store it; None where another process has it: look again."""
     state.cover()
     result = yield from state.strategy.load(ports, loader, request)
     waited = ports.clock.monotonic() - state.started

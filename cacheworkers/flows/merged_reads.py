@@ -96,7 +96,7 @@ class _Sleeper(msgspec.Struct):
             self.place.release()
 
     def unregister(self) -> None:
-        """Sleep no more: a wake from now on is for another."""
+        """Stop sleeping: a wake from now on is for another."""
         if self.registered is not None:
             self.registered.pop(self.place, None)
             self.registered = None

@@ -58,7 +58,7 @@ def read(
         found = StoreResult(None)
     # Registered before it looks.  Registered after, it would sleep through the push it waits for:
     #   reader: GET (nothing)   worker: write, push   reader: registers and sleeps
-    # A look before it registers is as good if a claim comes next, for that compares what was found.
+    # A look before it registers is as good if a claim comes next, since that compares what was found.
     with ports.waiters.enter(call.text) as waiter:
         state = ReadState(call, options, waiter, started, started + options.wait_for, strategy, crowd)
         try:

@@ -58,7 +58,7 @@ def wait_for_turn(ports: Ports, loader: LoaderSpec, deadline: float) -> Flow[Non
         pause = limiter.take_turn(now, deadline - now)
     if pause is None:
         raise RateLimited(
-            f"{loader.name} has a rate limit of {loader.rate_limit}: no load within {deadline - now:.3g} s"
+            f"{loader.name} has a rate limit of {loader.rate_limit}, which admits no load within {deadline - now:.3g} s"
         )
     if pause > 0:
         yield Pause(pause)

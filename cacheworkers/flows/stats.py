@@ -21,7 +21,7 @@ class StoreStats(msgspec.Struct, frozen=True):
         commands: a second, lately.
         keys: of every namespace in it.
         memory, memory_most: bytes; 0 means no limit.
-        evictions: keys dropped for want of room since it began.
+        evictions: keys evicted to make room since it began.
         clients: connections.
     """
 

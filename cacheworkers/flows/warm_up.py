@@ -81,7 +81,7 @@ class WarmUp(msgspec.Struct):
 
 
 class _RequestedCall(msgspec.Struct):
-    """A call that a worker has been asked for, when, and whether by us or by somebody else."""
+    """A call that a worker has been asked for, when, and whether by this job or by another process."""
 
     seen: bytes
     at: float
@@ -190,7 +190,7 @@ def warm_up(
 
 
 def _count_fresh(ports: Ports, calls: Sequence[str]) -> Flow[int]:
-    """Return how many are fresh now: the first may be so no more when the last has been loaded."""
+    """Return how many are fresh now: the first may have expired when the last has been loaded."""
     fresh = 0
     for start in range(0, len(calls), CHUNK):
         raws = yield ports.store.heads(calls[start : start + CHUNK])
@@ -206,7 +206,7 @@ def _room(job: _Job, budget: float, most_budget: float) -> int:
     """
     size, window = job.ports.config.batch_size, _window(job)
     least = window // 2
-    # One of a batch may be held for long by somebody else: then its room is done without.
+    # Another process may hold one of a batch for long: then the job goes on without its room.
     if job.loader.is_batch and job.ports.clock.monotonic() < job.asked_at + PATIENCE:
         least = window
     most = min(len(job.left), size)
@@ -292,12 +292,12 @@ def _look(job: _Job) -> Flow[None]:
         job.moved_at = now
         head = envelope.head_of(raw)
         if head is not None:  # else another layout, of a newer deploy: loaded it is
-            # What somebody else was at was asked for at a time that is not known.
+            # When another process asked for its loads is not known.
             job.throttle.note(head.load_time, now - asked.at - head.load_time if asked.is_ours else 0.0)
 
 
 def _look_for_lost(job: _Job) -> Flow[None]:
-    """Remove what has failed, and what nobody loads any more; the latter is asked for again, a few times."""
+    """Remove what has failed, and what nobody loads; the latter is asked for again, a few times."""
     ports = job.ports
     calls = list(job.asked)
     # Before what is there: the other way round, an entry that is written in between would count as lost.

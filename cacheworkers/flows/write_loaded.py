@@ -37,7 +37,7 @@ class Result(msgspec.Struct):
     Attributes:
         outcome: "stored"; "refused" or "conflict", an invalidation overtook it: the value is good for the read that
             ran it only; "unstored", it outgrows a limit, and is good for that read too; "failed"; "left", the work is
-            somebody else's.
+            another process's.
         payload: JSON of what the loader returned, unless it failed.
         entry: what was stored, or would have been.
         error: why it failed.
@@ -223,7 +223,7 @@ def _claim_again(ports: Ports, loader: LoaderSpec, pending: dict[str, Pending], 
     except BaseException:
         ports.release_soon(text, token)
         raise
-    ports.release_soon(text, left.fence)  # it holds nothing any more: one less that is running
+    ports.release_soon(text, left.fence)  # it no longer holds a lease: one less that is running
     if isinstance(claim, Claimed):
         try:
             [begun] = yield ports.store.begin([(text, token, fence, seen)], load_for=loader.load_for)
@@ -255,7 +255,7 @@ def entry_of_value(
     for tag in loading.tags.get(call.text, ()):
         tags[check_tag(tag, config.max_tag_bytes)] = None
     if len(tags) > config.max_tags:
-        raise TagError(f"an entry has at most {config.max_tags} tags, {call.text} got {len(tags)}")
+        raise TagError(f"an entry may have at most {config.max_tags} tags, {call.text} got {len(tags)}")
     life: Life = life_of(
         loader.policy,
         created=snapshot.now,
@@ -292,5 +292,5 @@ def entry_of_value(
         )
     size = len(payload) + len(call.text) + sum(map(len, tags))
     if size > config.max_entry_bytes:
-        raise EntryTooLarge(f"an entry has at most {config.max_entry_bytes} bytes, {call.text} has {size}")
+        raise EntryTooLarge(f"an entry may have at most {config.max_entry_bytes} bytes, {call.text} has {size}")
     return entry

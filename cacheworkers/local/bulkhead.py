@@ -161,7 +161,7 @@ class Bulkhead:
                         target=self._run_loads, args=(piece,), name="cacheworkers-load", daemon=True
                     ).start()
                 return
-            except BaseException as error:  # no more threads to be had
+            except BaseException as error:  # no thread can be started
                 if not piece.is_coroutine and "interpreter shutdown" in str(error):
                     return self._run_loads(piece)  # 3.12 starts none for an atexit callback: the caller's serves
                 failed, piece = piece, self._next(piece)
@@ -184,7 +184,7 @@ class Bulkhead:
             piece.future.set_result(found)
             return
         if piece.is_abandoned and not isinstance(error, asyncio.CancelledError):
-            log.warning("a load that nobody waits for any more has failed", exc_info=error)
+            log.warning("a load that nobody waits for has failed", exc_info=error)
         if isinstance(error, asyncio.CancelledError):
             # Raised as it is, it would look as if the caller had been cancelled.
             error = BulkheadFull("a load in this process was cancelled")

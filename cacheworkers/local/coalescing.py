@@ -53,7 +53,7 @@ class ThreadPlace:
         self._signal.acquire()
 
     def settle(self, outcome: Outcome | Crowd) -> bool:
-        """Wake the thread; False if it waits no more."""
+        """Wake the thread; False if it no longer waits."""
         with self._lock:
             if self.is_gone or self.found is not None:
                 return False

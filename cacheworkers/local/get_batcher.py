@@ -127,7 +127,7 @@ class Batcher:
 
 
 def _settle(state: _ReadState, outcome: Values | Exception) -> None:
-    """Give everybody who waits what became of the fetch; who was cancelled waits no more."""
+    """Give each waiter the result of the fetch; cancelled ones no longer wait."""
     if isinstance(outcome, list) and len(outcome) != len(state):
         outcome = RuntimeError(f"a fetch must return a value for each key, got {len(outcome)} for {len(state)} keys")
     if isinstance(outcome, Exception):

@@ -91,9 +91,9 @@ class L1:
     Attributes:
         slots: call text -> slot.
         bytes: estimated size of all slots.
-        evictions: how many slots went for want of room.
+        evictions: how many slots were evicted to make room.
         unchanged_drops: how many slots were dropped, and then filled with the same entry: the server reported a change
-            that was none, for its tracking table is full.
+            that was none, since its tracking table is full.
         on_gone: called with each slot that went, outside the lock, so that its reads are counted.
     """
 

@@ -11,7 +11,7 @@ log = logging.getLogger("cacheworkers")
 
 
 class PeriodicThread:
-    """Calls something every `every` seconds once it is started; what it raises is logged and no more."""
+    """Calls something every `every` seconds once it is started; what it raises is only logged."""
 
     def __init__(self, name: str, every: float, work: Callable[[], object]) -> None:
         """
@@ -32,7 +32,7 @@ class PeriodicThread:
         """Start, unless it has been started or closed."""
         if self._every and self._thread is None and not self._stop.is_set():
             thread = threading.Thread(target=self._tick, args=(self._stop,), name=self._name, daemon=True)
-            with contextlib.suppress(RuntimeError):  # no more threads: the work is left out
+            with contextlib.suppress(RuntimeError):  # no thread can be started: the work is skipped
                 thread.start()
                 self._thread = thread
 

@@ -369,7 +369,7 @@ class Waiters:
                     waiter._is_chosen = waiter._may_act = True
                     sleeper.release()
                     return
-            # Nobody sleeps, but somebody may be about to: it has seen the lease or the claim that is no more.
+            # Nobody sleeps, but somebody may be about to: it has seen a lease or a claim that has ended.
             flight.wakes = next(self._numbers)
 
     def _join(self, call: str, waiter: Waiter) -> Flight:

@@ -68,7 +68,7 @@ def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> No
 def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     """Inspect and control a cache.
 
-    A CALL is a loader and its arguments as JSON: product[42], search["lamp",2]; quote it, for the shell's sake.  Within
+    A CALL is a loader and its arguments as JSON: product[42], search["lamp",2]; quote it for the shell.  Within
     `celery -A shop cacheworkers` the cache is the one that is bound to the Celery app.
 
     \b
@@ -143,7 +143,7 @@ def hot(obj: Obj, loader: str, limit: int) -> None:
     cache, show = obj
     found = cache.hot(loader, limit)
     if not found:
-        note(f"nothing of {loader} has been read lately")
+        note(f"no call of {loader} has been read recently")
     show([{"call": call, "access_score": score} for call, score in found])
 
 
@@ -175,21 +175,25 @@ def drain(obj: Obj) -> None:
 
 @main.command()
 @click.option(
-    "--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="How many entries to compare at most."
+    "--sample",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Maximum number of entries to compare.",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Seconds after which a difference is checked again.",
+    help="Seconds to wait before a difference is checked again.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     default=100.0,
     show_default=True,
-    help="How many loads a second at most.",
+    help="Maximum loads per second.",
 )
 @click.pass_obj
 def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
@@ -208,7 +212,7 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
     if result.differences:
         raise click.exceptions.Exit(2)
     if result.failed:
-        raise click.ClickException(f"{result.failed:,} entries were not compared, for their loads failed")
+        raise click.ClickException(f"{result.failed:,} entries were not compared because their loads failed")
 
 
 @main.command()

@@ -57,7 +57,7 @@ def span(seconds: float) -> str:
 def _memory(found: Explanation) -> str:
     if found.in_l1:
         return f"this process has it, and has served it {found.l1_reads:,} times"
-    return "this process has not got it; each has its own"
+    return "this process does not have it; each process has its own memory"
 
 
 def _stored(found: Explanation) -> Iterator[tuple[str, str]]:

@@ -65,7 +65,7 @@ class Exporter(Collector):
         return []
 
     def _ask(self, name: str, part: Callable[[], Families]) -> tuple[float, Future[list[Any]]]:
-        """Have a server's numbers fetched; one that still owes those of an earlier scrape is not asked again."""
+        """Have a server's numbers fetched; one that has not answered an earlier scrape is not asked again."""
         with self._lock:
             asked = self._asked.get(name)
             if asked is None or asked[1].done():
@@ -108,7 +108,7 @@ class Exporter(Collector):
         yield _number("store_memory_bytes", "Memory that the store uses.", stats.memory)
         yield _number("store_memory_max_bytes", "Its maxmemory; 0 for no limit.", stats.memory_most)
         yield _number("store_clients", "Connections to the store.", stats.clients)
-        says = "Keys that the store dropped for want of room."
+        says = "Keys that the store evicted to make room."
         yield CounterMetricFamily("cacheworkers_store_evictions", says, stats.evictions)
         scores = _gauge(
             "access_score", "Recent reads, halved with every half-life, of the calls that are kept.", "loader"

@@ -17,9 +17,14 @@ from cacheworkers.ops.output import Obj
     type=click.IntRange(0, 65535),
     default=9808,
     show_default=True,
-    help="Where Prometheus asks: http://...:PORT/metrics.",
+    help="Port for Prometheus to scrape: http://...:PORT/metrics.",
 )
-@click.option("--address", default="127.0.0.1", show_default=True, help="0.0.0.0 shows them to other machines.")
+@click.option(
+    "--address",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 makes the metrics visible to other machines.",
+)
 @click.pass_obj
 def exporter(obj: Obj, port: int, address: str) -> None:
     """Show Prometheus what only servers know, until Ctrl-C or SIGTERM.
@@ -40,7 +45,7 @@ def exporter(obj: Obj, port: int, address: str) -> None:
     stop = serve_cache(cache, port, address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container's first process ignores it otherwise
     with contextlib.suppress(KeyboardInterrupt):
-        click.echo(f"metrics at http://{address}:{port}/metrics; Ctrl-C ends it", err=True)
+        click.echo(f"metrics at http://{address}:{port}/metrics; Ctrl-C stops it", err=True)
         while True:  # a signal right before a sleep is noticed after it, and not never
             time.sleep(1.0)
     stop()

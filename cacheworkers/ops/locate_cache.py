@@ -75,7 +75,7 @@ def of_group(group: click.Context) -> Cache:
     """Return the cache that the options before a command name, or that is bound to the Celery app around them.
 
     Raises:
-        click.ClickException: none is to be had.
+        click.ClickException: there is none.
     """
     app = group.params.get("app")
     if app is not None:

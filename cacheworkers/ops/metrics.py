@@ -51,7 +51,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "calls_published_total": ("Calls whose task messages went out.", ("loader", "queue")),
     "publish_failures_total": ("Calls whose task messages did not go out.", ("loader", "queue")),
     "messages_dropped_total": ("Task messages that a worker could not use.", ("reason",)),
-    "calls_handed_on_total": ("Calls that a worker put back, for one that knows their version.", ("loader", "queue")),
+    "calls_requeued_total": ("Calls that a worker requeued for one that knows their version.", ("loader", "queue")),
     "poisoned_total": ("Calls whose loads kept dying with their worker.", ("loader",)),
     "other_release_entries_total": ("Entries of another release, for which this process loads itself.", ("loader",)),
     "not_stored_total": (
@@ -63,7 +63,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "invalidations_total": ("Invalidations acknowledged.", ("mode",)),
     "invalidated_entries_total": ("Entries that invalidations dropped or made stale.", ("mode",)),
     "warmed_total": ("Calls that warming looked at.", ("loader", "outcome")),
-    "warming_held_back_total": ("Rounds of warming that asked for nothing, for workers were behind.", ()),
+    "warming_paused_total": ("Rounds of warming that asked for nothing because workers were behind.", ()),
     "reported_calls_total": ("Calls whose reads were reported to the store.", ("loader",)),
     "ticks_missed_total": ("Upkeep tasks that ran much later than they should have.", ("task",)),
     "gc_removed_total": ("What garbage collections removed.", ("what",)),
@@ -89,8 +89,8 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
 SUMS = {
     "memory_entries": "Entries in the memory of processes.",
     "memory_bytes": "Estimated bytes of these entries.",
-    "memory_evictions": "Entries dropped for want of room, by processes that live.",
-    "memory_unchanged_drops": "Entries dropped though unchanged: the store tracks no more keys; of live processes.",
+    "memory_evictions": "Entries evicted to make room, by live processes.",
+    "memory_unchanged_drops": "Unchanged entries dropped when the store's tracking table was full, by live processes.",
 }
 #: Gauges that are 1 if any process has lost something, and has not got it back.
 LOSSES = {
@@ -136,7 +136,7 @@ class Metrics:
             events.UnknownTask: lambda event: self._add("messages_dropped_total", 1, "unknown"),
             events.TaskDropped: lambda event: self._add("messages_dropped_total", 1, "no_store"),
             events.TaskRequeued: lambda event: self._add(
-                "calls_handed_on_total", event.calls, event.loader, event.queue
+                "calls_requeued_total", event.calls, event.loader, event.queue
             ),
             events.ForeignKey: lambda event: self._add("foreign_keys_total", 1),
             events.NamespaceShared: lambda event: self._add("shared_namespaces_total", 1),
@@ -147,7 +147,7 @@ class Metrics:
             events.UnreadableEntry: lambda event: self._add("unreadable_entries_total", 1),
             events.InvalidationUndelivered: lambda event: self._add("outbox_undelivered_total", event.rows),
             events.Replayed: lambda event: self._add("outbox_replayed_total", event.rows),
-            events.WarmingPaused: lambda event: self._add("warming_held_back_total", 1),
+            events.WarmingPaused: lambda event: self._add("warming_paused_total", 1),
             events.AccessesReported: lambda event: self._add("reported_calls_total", event.calls, event.loader),
             events.UpkeepMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
             events.StoreLost: lambda event: self._lost("store", 1),
@@ -252,7 +252,7 @@ def serve(port: int, address: str = "127.0.0.1", registry: CollectorRegistry | N
         registry: what to show; None for what `exposition` returns.
 
     Raises:
-        ConfigError: the port is taken, or cannot be had.
+        ConfigError: the port is taken, or not allowed.
     """
     try:
         server, thread = start_http_server(port, address, registry or shared_registry() or REGISTRY)

@@ -30,7 +30,7 @@ class Rate:
         self._seen = deque([(now, 0)])
 
     def note(self, loaded: int, now: float) -> float:
-        """Note how many are loaded now, and return how many a second were of late; 0 at first."""
+        """Note how many are loaded now, and return how many were loaded per second recently; 0 at first."""
         if now - self._seen[-1][0] >= RATE_OF / 20:
             self._seen.append((now, loaded))
         while len(self._seen) > 2 and self._seen[1][0] <= now - RATE_OF:

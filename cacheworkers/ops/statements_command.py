@@ -13,12 +13,15 @@ from cacheworkers.sql.watch.statement_search import mapped_tables, refused_state
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--table", "tables", multiple=True, help="A table to be watched; without it those that the cache watches."
+    "--table",
+    "tables",
+    multiple=True,
+    help="A table that will be watched.  [default: the tables that the cache watches]",
 )
 @click.option(
     "--dialect",
     type=click.Choice(["postgresql", "mysql", "mariadb", "sqlite"]),
-    help="The SQL dialect of the texts; all of them if not given.",
+    help="The SQL dialect of the statements.  [default: all that are known]",
 )
 @click.pass_obj
 def statements(obj: Obj, paths: tuple[Path, ...], tables: tuple[str, ...], dialect: str | None) -> None:
@@ -40,4 +43,4 @@ def statements(obj: Obj, paths: tuple[Path, ...], tables: tuple[str, ...], diale
     show([{"where": each.where, "changes": ", ".join(each.changes), "statement": each.statement} for each in found])
     if found:
         raise click.exceptions.Exit(2)
-    note(f"no statement there changes {', '.join(sorted(named))} past the unit of work")
+    note(f"no statement there changes {', '.join(sorted(named))} outside the unit of work")

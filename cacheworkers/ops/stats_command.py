@@ -78,7 +78,7 @@ def tables(stats: Stats) -> Group:
         outbox.add_row(f"{stats.outbox['rows']:,}", f"{stats.outbox['oldest_age']:,.1f} s")
         parts.append(outbox)
     for name, why in stats.away.items():
-        parts.append(Text.assemble((f"{name} is away", "bold red"), f": {why}"))
+        parts.append(Text.assemble((f"{name} does not answer", "bold red"), f": {why}"))
     return Group(*parts)
 
 
@@ -140,7 +140,7 @@ def stats(obj: Obj, interval: float, once: bool) -> None:
         console.print(tables(found), soft_wrap=True)
     else:
         found = collect(cache)
-        # A terminal may go away without a signal: then it is none any more, or does not take what is drawn.
+        # A terminal may go away without a signal: then it is no terminal, or refuses what is drawn.
         with (
             contextlib.suppress(KeyboardInterrupt, OSError),
             Live(tables(found), console=console, screen=True, auto_refresh=False) as live,

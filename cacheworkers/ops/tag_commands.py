@@ -21,7 +21,9 @@ MANY = 1000
 
 @click.command()
 @click.argument("tag", shell_complete=COMPLETES.tags)
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many calls to list.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of calls to list."
+)
 @click.pass_obj
 def tag(obj: Obj, tag: str, limit: int) -> None:
     """List the calls whose entries have TAG.
@@ -38,12 +40,15 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
         note(f"no entry has the tag {tag!r} now")
     show([{"call": call} for call in calls[:limit]])
     if len(calls) > limit:
-        note(f"more have it than --limit {limit:,}; `cacheworkers invalidate {shlex.quote(tag)} --dry-run` counts them")
+        note(
+            f"more than {limit:,} entries have it (--limit); "
+            f"`cacheworkers invalidate {shlex.quote(tag)} --dry-run` counts them"
+        )
 
 
 @click.command()
 @click.argument("tags", nargs=-1, shell_complete=COMPLETES.tags)
-@click.option("--loader", help="Drop all entries of this loader instead, whatever their tags.")
+@click.option("--loader", help="Drop all entries of this loader, whatever their tags.")
 @click.option(
     "--mode",
     type=click.Choice(["hard", "soft", "reload"]),
@@ -52,7 +57,9 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
     help="hard: the next read loads.  soft: it gets the old value while a worker loads.  reload: hot ones load now.",
 )
 @click.option("--dry-run", is_flag=True, help="Count only.")
-@click.option("--yes", is_flag=True, help=f"Do not ask, be it more than {MANY:,} entries or a tag that nothing has.")
+@click.option(
+    "--yes", is_flag=True, help=f"Skip the question about more than {MANY:,} entries, or about an unknown tag."
+)
 @click.pass_obj
 def invalidate(obj: Obj, tags: tuple[str, ...], loader: str | None, mode: Any, dry_run: bool, yes: bool) -> None:
     """Invalidate everything that has any of TAGS, or is of one LOADER.
@@ -82,7 +89,7 @@ def invalidate(obj: Obj, tags: tuple[str, ...], loader: str | None, mode: Any, d
     total = sum(entries.values())
     if not yes:
         empty = [tag for tag, count in entries.items() if not count]
-        _refuse_unknown(cache, empty, "nothing was invalidated; --yes does it all the same")
+        _refuse_unknown(cache, empty, "nothing was invalidated; give --yes to invalidate all the same")
     if dry_run:
         show(Invalidation(0, total))
         return
@@ -114,4 +121,4 @@ def _confirm(what: str) -> None:
     try:
         click.confirm(f"{what}; invalidate them?", abort=True)
     except click.Abort:
-        raise click.ClickException("nothing was invalidated; --yes does it without a question") from None
+        raise click.ClickException("nothing was invalidated; give --yes to skip the question") from None

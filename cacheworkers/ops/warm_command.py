@@ -58,7 +58,7 @@ class Warmed(msgspec.Struct, frozen=True):
     Attributes:
         calls: different ones that were to be warm.
         fresh, loaded, failed: what became of them.
-        bad: rows that are no call of the loader.
+        bad: rows that are not calls of the loader.
         duplicates: rows that name a call again.
         share: of the calls that are fresh at the end; 0 where a list named no call.
         failures: some of those that failed.
@@ -77,13 +77,18 @@ class Warmed(msgspec.Struct, frozen=True):
 @click.command()
 @click.argument("loader", shell_complete=COMPLETES.loaders)
 @click.argument("keys", nargs=-1)
-@click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Rows of a file; - is the input.")
-@click.option("--sql", help="Rows of a query, on the database of the watched sessions.")
 @click.option(
-    "--hot", type=click.IntRange(min=1), metavar="N", help="The N hottest calls: those that were read most of late."
+    "--file",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Read rows from a file; - is standard input.",
 )
-@click.option("--max-rate", type=float, metavar="PER_SECOND", help="How many calls a second at most.")
-@click.option("--concurrency", type=int, help="How many calls may be under way.  [default: Config.warm_concurrency]")
+@click.option("--sql", help="Read rows from a SQL query on the database of the watched sessions.")
+@click.option(
+    "--hot", type=click.IntRange(min=1), metavar="N", help="Warm the N hottest calls: those with the most recent reads."
+)
+@click.option("--max-rate", type=float, metavar="PER_SECOND", help="Maximum calls per second.")
+@click.option("--concurrency", type=int, help="Maximum calls in progress.  [default: Config.warm_concurrency]")
 @click.option(
     "--min-fresh", type=Share(), default=1.0, help="Succeed once this share of calls is fresh: 95%.  [default: 100%]"
 )
@@ -145,10 +150,10 @@ def warm(
         done = job.wait()
     share = done.share
     if not calls and hot:
-        note(f"nothing of {loader} was hot: there is nothing to warm")
+        note(f"nothing of {loader} is hot: there is nothing to warm")
     elif not calls:  # a list that came out empty, or wrong, opens no deploy's gate
         share = 0.0
-        note(f"no row names a call of {loader}: nothing was to be warm, which counts as a share of 0")
+        note(f"no row names a call of {loader}: nothing was warmed, which counts as a share of 0")
     lapsed = done.done - round(share * done.calls)
     if lapsed > 0:
         fresh_for = cache.loaders[loader].policy.fresh_for
@@ -266,7 +271,7 @@ def _call(signature: Signature, row: Any) -> str:
         try:
             row = row.decode("utf-8-sig")  # some editors begin a file with a mark
         except UnicodeDecodeError as error:
-            raise CallError(f"{row[:80]!r} is no UTF-8: {error.reason} at byte {error.start}") from None
+            raise CallError(f"{row[:80]!r} is not UTF-8: {error.reason} at byte {error.start}") from None
     if not isinstance(row, str):
         return signature.bind(tuple(row), {}).text
     text = row.strip()
@@ -284,7 +289,7 @@ def _call(signature: Signature, row: Any) -> str:
 
 def _why_lapsed(lapsed: int, lasted: float, fresh_for: float) -> str:
     """Say why calls that were warm at some time are not at the end, and what helps."""
-    says = f"{lapsed:,} calls were warm, and are fresh no more: "
+    says = f"{lapsed:,} calls were warmed and are no longer fresh: "
     if lasted > fresh_for:
         return says + (
             f"this took {lasted:.0f} s, and they are fresh for {fresh_for:g} s; raise --max-rate, start more workers, "

@@ -56,7 +56,7 @@ class FailureLog:
             fields = {"loader": event.loader, "call": event.call, "where": event.where}
             log.error("load of %s failed in %.3f s", event.call, event.seconds, exc_info=cause, extra=fields)
         if count == MAX_LOGGED:
-            log.error("more failed loads are not logged for %g s", PERIOD)
+            log.error("further failed loads are not logged for %g s", PERIOD)
 
     def log_unstored(self, event: NotStored) -> None:
         """Log a warning that a value is not stored, once for each loader and `UNSTORED_PERIOD`."""
@@ -66,7 +66,7 @@ class FailureLog:
                 return
             self._unstored_until[event.loader] = now + UNSTORED_PERIOD
         fields = {"loader": event.loader, "call": event.call}
-        log.warning("%s is not stored, and loaded at each read: %s", event.call, event.reason, extra=fields)
+        log.warning("%s cannot be stored, and is loaded at each read: %s", event.call, event.reason, extra=fields)
 
     def _is_due(self, call: str) -> bool:
         now = self._clock()

@@ -52,7 +52,7 @@ class LeaseReleases:
         # `start` waits until the thread has begun.
         try:
             thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is ending: the lease runs out by itself
+        except RuntimeError:  # no thread can be started, or the interpreter is ending: the lease runs out by itself
             self._thread = None
 
     def close(self, timeout: float) -> None:

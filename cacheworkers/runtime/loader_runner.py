@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import time
@@ -115,6 +116,8 @@ class RunLoader:
                 return self._by_call(self._loader.function(load, *self._arguments()))
         except Exception as error:
             return self._failed(error)
+        except asyncio.CancelledError as error:
+            return self._failed(_cancelled_inside(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     async def _run_on_async(self, session_of: Callable[[], AbstractAsyncContextManager[Any]]) -> dict[str, Any]:
@@ -131,6 +134,8 @@ class RunLoader:
                 return self._by_call(await self._loader.function(load, *self._arguments()))
         except Exception as error:
             return self._failed(error)
+        except asyncio.CancelledError as error:
+            return self._failed(_cancelled_inside(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     def _described(self) -> loads.LoadCall:
@@ -216,10 +221,27 @@ class RunInTransaction(RunLoader):
             return await self._run_on_async(lambda: contextlib.nullcontext(session))
 
     def _flushing(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context within which the session flushes for queries as ever, or not at all."""
+        """Return a context within which the session flushes before queries as usual, or not at all."""
         return contextlib.nullcontext() if self._may_flush else self._dirty.no_autoflush()
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
         """Leave reads of other loaders as they are in the transaction."""
         yield
+
+
+def _cancelled_inside(error: asyncio.CancelledError) -> Exception:
+    """Return a loader's own CancelledError as a failure: it is no Exception, and would end whatever runs the loader.
+
+    Raises:
+        CancelledError: it is the running task that is cancelled, and the loader with it.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        task = None
+    if task is not None and task.cancelling():
+        raise error
+    failure = RuntimeError("a task or future that the loader waited for was cancelled")
+    failure.__cause__ = error
+    return failure

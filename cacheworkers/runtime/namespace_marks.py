@@ -97,7 +97,7 @@ class NamespaceMarks:
     def note_soon(self) -> None:
         """Note it on a thread, if it is due: the caller may not wait for the store."""
         if self._is_due():
-            with contextlib.suppress(RuntimeError):  # no more threads, or the interpreter is ending
+            with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter is ending
                 threading.Thread(target=self.note, name="cacheworkers-marks", daemon=True).start()
 
     def note(self) -> None:

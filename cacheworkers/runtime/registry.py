@@ -58,7 +58,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         config = self._config
         signature = Signature(name, function, version=policy.version, is_batch=is_batch)
         if isinstance(tags, str):
-            raise DeclarationError(f"tags of {name} must be a tuple of templates, got the text {tags!r}")
+            raise DeclarationError(f"tags of {name} must be a tuple of templates, got the string {tags!r}")
         templates = TagTemplates(
             tuple(tags), ("key",) if is_batch else signature.parameters, max_bytes=config.max_tag_bytes
         )
@@ -113,7 +113,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         """Return the loader of a call's text.
 
         Raises:
-            UnknownLoader, CallError: it is no call of a loader that is declared here.
+            UnknownLoader, CallError: it is not a call of a loader that is declared here.
         """
         spec = self.named(loader_name_of(call))
         spec.signature.parse(call)

@@ -66,7 +66,7 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 #: Seconds between two reports of memory hits to the hook, where no accesses are reported to the store.
 COUNTED_EVERY = 5.0
-#: A upkeep task is late when it last ended this many periods, plus this many seconds, ago.
+#: An upkeep task is late when it last ended this many periods, plus this many seconds, ago.
 LATE = 2.0
 LATE_MARGIN = 5.0
 #: Name -> what beat has a worker do, and every how many seconds.
@@ -97,7 +97,8 @@ class Runtime:
         """
         Args:
             owner: the cache, by which a nested read knows its own.
-            perform: loads what asks name; workers call it.
+            run_loads: runs the loads of one message; workers call it.
+            upkeep: what beat has workers do.
         """
         self._owner = weakref.ref(owner)
         self._celery = celery
@@ -109,7 +110,7 @@ class Runtime:
         self._failure_log = FailureLog(config.backoff_for)
         self._limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
         self.workers: Any = None
-        self._watch: WorkerBreaker | None = None
+        self._worker_breaker: WorkerBreaker | None = None
         self._taken_noted_at: dict[str, float] = {}
 
         clock, coherence, l1, waiters = StoreClock(), Coherence(), L1(config.l1_entries, config.l1_bytes), Waiters()
@@ -153,26 +154,7 @@ class Runtime:
         if celery is None:
             ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
         else:
-            from cacheworkers.workers.binding import Upkeep, bind
-
-            self.workers = bind(
-                celery,
-                config,
-                run_loads=run_loads,
-                undelivered=self.undelivered,
-                refuse=self.refuse,
-                upkeep=Upkeep(upkeep, self._should_run, lambda task: ports.store.note_beat(task).run()),
-                emit=self.emit,
-                reset_after_fork=self.reset,
-                waited_for=lambda: waiters.calls,
-                on_taken=self._note_taken,
-                on_alive=lambda name: ports.store.note_worker(name).run(),
-                **around_task,
-            )
-            self._watch = watch = WorkerBreaker(self.workers, ports.store, config)
-            ports.dispatcher = watch
-            ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
-            ports.message_of = watch.message
+            self._bind(celery, run_loads, upkeep, around_task)
         if tracing is not None:
             ports.dispatcher = TracedDispatcher(ports.dispatcher, tracing)
         if tracing is not None or config.testing:
@@ -181,6 +163,32 @@ class Runtime:
         if config.testing:
             ports.dispatcher = InlineDispatcher(run_loads)
         _runtimes.add(self)
+
+    def _bind(
+        self, celery: Celery, run_loads: Callable[..., Any], upkeep: UpkeepTasks, around_task: dict[str, Any]
+    ) -> None:
+        """Have the app's workers load, and this process's misses sent to them while they do."""
+        from cacheworkers.workers.binding import Upkeep, bind
+
+        ports = self.ports
+        self.workers = bind(
+            celery,
+            ports.config,
+            run_loads=run_loads,
+            undelivered=self.undelivered,
+            refuse=self.refuse,
+            upkeep=Upkeep(upkeep, self._should_run, lambda task: ports.store.note_beat(task).run()),
+            emit=self.emit,
+            reset_after_fork=self.reset,
+            waited_for=lambda: ports.waiters.calls,
+            on_taken=self._note_taken,
+            on_alive=lambda name: ports.store.note_worker(name).run(),
+            **around_task,
+        )
+        self._worker_breaker = watch = WorkerBreaker(self.workers, ports.store, ports.config)
+        ports.dispatcher = watch
+        ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
+        ports.message_of = watch.message
 
     @property
     def watching(self) -> WatchService:
@@ -217,8 +225,8 @@ class Runtime:
             self._failure_log.log_unstored(event)
         elif type(event) is ListenerUp:
             self.marks.note_soon()
-        elif type(event) is PublishFailed and self._watch is not None:
-            self._watch.note_failed_publish(event.queue, event.error)
+        elif type(event) is PublishFailed and self._worker_breaker is not None:
+            self._worker_breaker.note_failed_publish(event.queue, event.error)
         hook = self._hook
         if hook is not None:
             try:
@@ -243,8 +251,8 @@ class Runtime:
         self.marks.modules[spec.name] = spec.function.__module__
         if spec.limiter is not None:
             self._limiters.add(spec.limiter)
-        if self._watch is not None and spec.policy.on_timeout == "raise":
-            self._watch.never_loaded_by_readers.add(spec.name)
+        if self._worker_breaker is not None and spec.policy.on_timeout == "raise":
+            self._worker_breaker.never_loaded_by_readers.add(spec.name)
         self.workers.register(
             LoaderInfo(
                 spec.name,
@@ -271,17 +279,17 @@ class Runtime:
         """Return the step that looks how long the queues are."""
         return QueueLengths(self.workers)
 
-    def undelivered(self, asks: Sequence[LoadRequest]) -> None:
+    def undelivered(self, requests: Sequence[LoadRequest]) -> None:
         """Give leases back whose message did not go out; this process loads its own misses for a while."""
-        if self._watch is not None:
-            self._watch.note_undelivered()
+        if self._worker_breaker is not None:
+            self._worker_breaker.note_undelivered()
         try:
-            self.ports.store.release([(ask.call, ask.token) for ask in asks]).run()
+            self.ports.store.release([(each.call, each.token) for each in requests]).run()
         except StoreError:
-            for ask in asks:
-                self.release_soon(ask.call, ask.token)
-        for ask in asks:
-            self.ports.waiters.wake(ask.call)
+            for each in requests:
+                self.release_soon(each.call, each.token)
+        for each in requests:
+            self.ports.waiters.wake(each.call)
 
     def refuse(self, requests: Sequence[LoadRequest], reason: str) -> None:
         """Wake the readers who wait for loads that this release cannot do: each loads for itself."""
@@ -315,7 +323,7 @@ class Runtime:
             with contextlib.suppress(StoreError):
                 run(report_accesses(ports))
 
-        # A daemon, for there may be many exchanges; each alone may take as long.
+        # A daemon, since there may be many exchanges; each alone may take as long.
         thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
             thread.start()
@@ -343,8 +351,8 @@ class Runtime:
             self._watching.reset()
         self._sessions.reset_after_fork()
         self.workers.reset_after_fork()
-        if self._watch is not None:
-            self._watch.reset()
+        if self._worker_breaker is not None:
+            self._worker_breaker.reset()
 
 
 def cache_of(celery: Celery) -> object | None:

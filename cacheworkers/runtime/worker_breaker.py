@@ -125,7 +125,7 @@ class WorkerBreaker:
         """Log that a message could not be sent."""
         if self._is_due("publish"):
             log.warning(
-                "messages to %s cannot be sent; this process loads its misses itself meanwhile: %s", queue, error
+                "messages to %s cannot be sent; until they can, this process loads its own misses: %s", queue, error
             )
 
     # -- inside
@@ -189,5 +189,5 @@ class WorkerBreaker:
             return True
 
     def _in_background(self, work: Callable[[], None], *, is_daemon: bool = True) -> None:
-        with contextlib.suppress(RuntimeError):  # no thread to be had
+        with contextlib.suppress(RuntimeError):  # no thread can be started
             threading.Thread(target=work, name="cacheworkers-worker-breaker", daemon=is_daemon).start()

@@ -40,7 +40,7 @@ class Sessions:
     """Makes the sessions that loaders get, from the user's own session factories.
 
     Their engines are the library's own: made like the user's, on a pool that keeps `pool_size` connections.  It lends
-    as many again, for a load inside a load takes a second one while the first is held.  An engine that keeps no
+    as many again, since a load inside a load takes a second one while the first is held.  An engine that keeps no
     connections has a twin that keeps none; one whose connection is shared by all (SQLite in memory) is used as it is.
     Whatever listens to the user's engine listens to them too: what a listener sets up at `begin`, `checkout` or
     `connect`, row-level security say, holds in loads.

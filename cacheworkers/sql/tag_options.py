@@ -44,7 +44,7 @@ class TagOptions:
         for option, given in (("columns", self._columns), ("ignore", self._ignore)):
             for key, names in given.items():
                 if isinstance(names, str):
-                    raise ConfigError(f"{who}({option}=) takes lists of columns, got the text {names!r} for {key!r}")
+                    raise ConfigError(f"{who}({option}=) takes lists of columns, got the string {names!r} for {key!r}")
 
     def columns(self, key: Any, template: str | None, known: Collection[str] | None = None) -> frozenset[str] | None:
         """Return the columns without which an UPDATE does not concern a tag; None if each one does.

@@ -93,7 +93,7 @@ class ValkeyCluster:
         return [node for node in (*self.masters, self.spare, self.replica) if node and node.process]
 
     def begin_move(self, slot: int, target: Node) -> None:
-        """Have a slot's keys be on their way: what its master has not any more, the target is asked for."""
+        """Have a slot's keys be on their way: what its master no longer has, the target is asked for."""
         source = self.owner(slot)
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)

@@ -64,7 +64,7 @@ class FaultProxy:
             link.hang_up()
 
     def close(self) -> None:
-        """Accept no more, and close every connection."""
+        """Accept no further connections, and close all that are open."""
         self._is_closed = True
         _hang_up(self._listening)
         self._open.set()

@@ -150,7 +150,7 @@ class Valkey(Server):
 
 
 class Postgres(Server):
-    """A Postgres server on a Unix socket of its own; as root it runs as `nobody`, for it refuses uid 0."""
+    """A Postgres server on a Unix socket of its own; as root it runs as `nobody`, since it refuses uid 0."""
 
     ending = signal.SIGINT
 
@@ -281,7 +281,7 @@ def wait_until(condition: Callable[[], object], within: float = 60.0) -> None:
     """
     end = time.monotonic() + within
     while not condition():
-        assert time.monotonic() < end, f"still not so after {within:g} s: {condition}"
+        assert time.monotonic() < end, f"condition not met within {within:g} s: {condition}"
         time.sleep(0.005)
 
 

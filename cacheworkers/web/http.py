@@ -121,7 +121,11 @@ def refusal(error: Unavailable | BadArgument, policy: HttpPolicy, *, method: str
     match error:
         case BadArgument():
             return _problem(
-                400, "Bad Request", "a value in the request is not of the kind that is read", method, headers
+                400,
+                "Bad Request",
+                "a value in the request does not have the type that the loader takes",
+                method,
+                headers,
             )
         case LoadError(kind="KeyMissing") if policy.none_is_404:
             return _problem(404, "Not Found", f"there is nothing at {_printable(path)}", method, headers)

@@ -242,13 +242,13 @@ class Binding:
         names, taken = self._dispatcher.queue_names, self._taken()
         if not taken:
             log.warning(
-                "this worker takes none of the cache's queues, %s: no load runs here; start another with: %s",
+                "this worker consumes none of the cache's queues, %s: no load runs here; start another with: %s",
                 ", ".join(names),
                 worker_command(self.app, names),
             )
         elif not self._dispatcher.infos and set(taken) != {names[-1]}:
             log.warning(
-                "this worker takes %s and knows no loader: have its app import the modules that declare them, as in "
+                "this worker consumes %s and knows no loader: have its app import the modules that declare them, as in "
                 'app.conf.include = ["shop.loaders"]',
                 ", ".join(taken),
             )

@@ -26,7 +26,7 @@ from cacheworkers.workers.task_messages import (
     parse_requests,
     with_traces,
 )
-from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
+from cacheworkers.workers.version_mismatch import MAX_REQUEUES, mismatch, wait_before
 
 log = logging.getLogger("cacheworkers")
 
@@ -153,8 +153,8 @@ class CeleryDispatcher:
         `load.deadline` are all there is.  These are for the largest message; each message has its own.
         """
 
-        def load(task: Any, /, *_: Any, asks: Any = None, hops: Any = 0, **__: Any) -> None:
-            self._run_task(task, info, asks, hops)
+        def load(task: Any, /, *_: Any, asks: Any = None, requeues: Any = 0, **__: Any) -> None:
+            self._run_task(task, info, asks, requeues)
 
         self.app.tasks.pop(PREFIX + info.name, None)
         task = self.app.task(
@@ -178,7 +178,7 @@ class CeleryDispatcher:
             rate_limit=info.rate_limit or 0,
         )
 
-    def _run_task(self, task: Any, info: LoaderInfo, raw: Any, hops: Any) -> None:
+    def _run_task(self, task: Any, info: LoaderInfo, raw: Any, requeues: Any) -> None:
         """Run a task message; one that cannot be read is dropped, never retried."""
         loader = info.name
         requests, reason = parse_requests(loader, raw)
@@ -188,7 +188,7 @@ class CeleryDispatcher:
                 self._refuse(requests, reason)
             return
         self.on_taken(requests[0].queue)
-        requests = self._of_known_version(task, info, with_traces(task.request, requests), hops)
+        requests = self._of_known_version(task, info, with_traces(task.request, requests), requeues)
         if not requests:
             return
         delivery = task.request.delivery_info or {}
@@ -209,20 +209,20 @@ class CeleryDispatcher:
             raise failed[0]
 
     def _of_known_version(
-        self, task: Any, info: LoaderInfo, requests: list[LoadRequest], hops: Any
+        self, task: Any, info: LoaderInfo, requests: list[LoadRequest], requeues: Any
     ) -> list[LoadRequest]:
         """Return the requests that this worker is to run; those of another version go back to the queue.
 
         What has gone back too often is run: it is malformed here.
         """
         others = [request for request in requests if mismatch(info.name, info.version, request.call)]
-        if not others or not isinstance(hops, int):
+        if not others or not isinstance(requeues, int):
             return requests
         reason = mismatch(info.name, info.version, others[0].call)
-        if hops >= HOPS[others[0].queue]:
-            log.warning("%s, and no worker of that version has taken it in %d hops", reason, hops)
+        if requeues >= MAX_REQUEUES[others[0].queue]:
+            log.warning("%s, and no worker of that version has taken it after %d requeues", reason, requeues)
             return requests
-        after, expires = wait_before(hops), task.request.expires
-        if not self._publisher.requeue(info, others, hops + 1, after, expires, reason):
+        after, expires = wait_before(requeues), task.request.expires
+        if not self._publisher.requeue(info, others, requeues + 1, after, expires, reason):
             return requests
         return [request for request in requests if request not in others]

@@ -20,7 +20,7 @@ from cacheworkers.workers.broker_text import shown_address, shown_error
 
 #: How long a connection to the broker, and one answer of it, may take, seconds.
 ANSWER_FOR = 2.0
-#: How long workers have to answer, seconds: the time it takes, for nobody knows how many there are.
+#: How long workers have to answer, seconds: the time it takes, since nobody knows how many there are.
 WORKERS_FOR = 1.0
 UPKEEP = "cacheworkers."
 #: The attribute of a load's task that holds its loader's version, and how a worker reports it.

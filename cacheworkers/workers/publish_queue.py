@@ -122,7 +122,7 @@ class PublishQueue:
         self._is_closed = False
 
     def submit(self, request: LoadRequest) -> bool:
-        """Queue a request; False when there is no room, no thread to be had, or the queue is closed."""
+        """Queue a request; False when there is no room, no thread can be started, or the queue is closed."""
         return self.submit_all([request]) == 1
 
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
@@ -166,7 +166,7 @@ class PublishQueue:
         """Return whether a thread will take what is queued; starts one while all are busy and more are allowed."""
         if not self._idle and self._threads < self._most_threads:
             thread = threading.Thread(target=self._empty, name=self._name, daemon=True)
-            with contextlib.suppress(RuntimeError):  # no more threads in this process, or it is ending
+            with contextlib.suppress(RuntimeError):  # no thread can be started, or the process is ending
                 thread.start()
                 self._threads += 1
                 # Idle until it takes a group: what is queued before that is grouped, and starts no other thread.
@@ -206,7 +206,7 @@ class PublishQueue:
 
     def _take_on(self, name: str, queue: str, info: LoaderInfo | None, requests: list[LoadRequest]) -> None:
         if info is None:
-            log.warning("no loader is named %s here, its requests are given back", name, extra={"loader": name})
+            log.warning("no loader is named %s here, its leases are released", name, extra={"loader": name})
             self._give_back(requests)
             return
         try:
@@ -232,4 +232,4 @@ class PublishQueue:
         try:
             self._unsent(requests)
         except Exception:
-            log.exception("leases were not given back, they run out by themselves")
+            log.exception("leases could not be released; they expire by themselves")

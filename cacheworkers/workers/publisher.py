@@ -92,14 +92,14 @@ class Publisher:
         return Enqueue(template.key, template.message(request), lambda: self._emit(Published(info.name, name, 1)))
 
     def requeue(
-        self, info: LoaderInfo, requests: list[LoadRequest], hops: int, after: float, expires: Any, reason: str
+        self, info: LoaderInfo, requests: list[LoadRequest], requeues: int, after: float, expires: Any, reason: str
     ) -> bool:
         """Send a message that a worker has taken to its queue once more; False if it did not go out.
 
         Called in workers' tasks, on any thread: over the app's own connections, not over the publisher's.
 
         Args:
-            hops: how often it has been handed on then.
+            requeues: how often it has been requeued then.
             after: seconds until it is taken.
             expires: when the message taken was to be thrown away, as Celery has it.
         """
@@ -107,7 +107,7 @@ class Publisher:
         try:
             self._app.send_task(
                 celery_settings.PREFIX + info.name,
-                kwargs={"asks": rows_of(requests), "hops": hops},
+                kwargs={"asks": rows_of(requests), "requeues": requeues},
                 **celery_settings.direct(name),
                 countdown=after or None,
                 expires=expires,
@@ -122,7 +122,7 @@ class Publisher:
         except Exception as error:  # kombu's transports raise what their drivers raise
             self._emit(PublishFailed(info.name, name, len(requests), shown_error(self._app, error)))
             return False
-        self._emit(TaskRequeued(info.name, name, len(requests), hops, reason))
+        self._emit(TaskRequeued(info.name, name, len(requests), requeues, reason))
         return True
 
     def disconnect(self) -> None:

@@ -63,7 +63,7 @@ def with_traces(request: Any, requests: Sequence[LoadRequest]) -> list[LoadReque
 def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:
     """Return the load requests of a message that can be read, and what is wrong with the message, if anything."""
     if not isinstance(raw, list) or not raw:
-        return [], f"asks must be a list of [call, token, seen, queue], got {str(raw)[:80]!r}"
+        return [], f"load requests must be a list of [call, token, seen, queue], got {str(raw)[:80]!r}"
     requests, reason = [], ""
     for row in raw:
         try:
@@ -71,7 +71,7 @@ def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:
             fields = {"loader": loader, "call": call, "token": token, "seen": seen, "queue": queue}
             requests.append(msgspec.convert(fields, LoadRequest))
         except msgspec.ValidationError as error:
-            reason = reason or f"an ask must be [call, token, seen, queue], got {str(row)[:80]!r}: {error}"
+            reason = reason or f"a load request must be [call, token, seen, queue], got {str(row)[:80]!r}: {error}"
     return requests, reason
 
 
@@ -88,7 +88,7 @@ class NotLoadedLog:
         if now >= self._quiet_until:
             self._quiet_until = now + LOG_EVERY
             log.warning(
-                "%s is not loaded: %s: %s (more of these are not logged for %g s)",
+                "%s is not loaded: %s: %s (further ones are not logged for %g s)",
                 shown(requests),
                 type(error).__name__,
                 error,

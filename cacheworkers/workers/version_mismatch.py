@@ -10,9 +10,10 @@ from cacheworkers.flows.ports import QueueKind
 
 #: How often a message is requeued.  Where a reader waits, immediately and rarely: then the reader loads itself.
 #: Nobody waits for what is warmed, and workers of its version may only be starting.
-HOPS: dict[QueueKind, int] = {"miss": 2, "revalidate": 2, "warm": 20}
-#: The first hops are immediately: whichever worker is idle for longest gets the message, not the one that handed it on.
-IMMEDIATE_HOPS = 2
+MAX_REQUEUES: dict[QueueKind, int] = {"miss": 2, "revalidate": 2, "warm": 20}
+#: The first requeues are immediate: the worker that has been idle for longest gets the message, seldom the one that
+#: requeued it.
+IMMEDIATE_REQUEUES = 2
 #: Those after them wait, twice as long each time, seconds: old workers alone must not be kept busy with it.
 FIRST_AFTER = 0.1
 MOST_AFTER = 1.0
@@ -26,6 +27,10 @@ def mismatch(loader: str, known: int, call: str) -> str:
     return f"worker knows {loader} version {known}, message asks for {asked}"
 
 
-def wait_before(hops: int) -> float:
-    """Return for how many seconds a message waits before it is taken again, that was handed on so often before."""
-    return 0.0 if hops < IMMEDIATE_HOPS else min(MOST_AFTER, FIRST_AFTER * 2.0 ** min(hops - IMMEDIATE_HOPS, 16))
+def wait_before(requeues: int) -> float:
+    """Return for how many seconds a message waits before it is taken again, that was requeued so often before."""
+    return (
+        0.0
+        if requeues < IMMEDIATE_REQUEUES
+        else min(MOST_AFTER, FIRST_AFTER * 2.0 ** min(requeues - IMMEDIATE_REQUEUES, 16))
+    )

@@ -431,13 +431,13 @@ class _Barrier:
 
     def __init__(self, processes: Processes, barrier: Any) -> None:
         self._runtimes = processes
-        self._listener = barrier._listener
+        self._ping = barrier._ping
 
     def __repr__(self) -> str:
         return "barrier"
 
     def run(self) -> bool:
-        pings = self._listener.ping()
+        pings = self._ping()
         self._runtimes._collect()
         self._runtimes.deliver_all()
         return pings is not None and all(ping.done() and ping.result() for ping in pings)

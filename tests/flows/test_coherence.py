@@ -21,6 +21,7 @@ from cacheworkers.core.envelope import is_life_of
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
+from cacheworkers.store.tracking.invalidation_messages import InvalidationMessages
 from cacheworkers.store.tracking.listener import Listener
 from cacheworkers.store.tracking.tracking_connection import TrackingConnection
 from cacheworkers.testing import Stepper
@@ -118,7 +119,7 @@ def is_not_emptied_when_the_link_is_back(patch: pytest.MonkeyPatch) -> None:
 
     def keeps_all(listener: Listener) -> None:
         with pytest.MonkeyPatch.context() as meanwhile:
-            meanwhile.setattr(listener, "_empty", lambda: None)
+            meanwhile.setattr(listener.messages, "drop_all", lambda: None)
             connect(listener)
 
     patch.setattr(Listener, "_connect", keeps_all)
@@ -180,15 +181,15 @@ def tracks_after_the_fill(patch: pytest.MonkeyPatch) -> None:
 
 
 def compares_no_answer(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Listener, "_on_tracked", lambda listener, call, entry, reply: None)
+    patch.setattr(InvalidationMessages, "compare", lambda messages, call, entry, reply: None)
 
 
 def refuses_no_fill_by_an_answer(patch: pytest.MonkeyPatch) -> None:
-    def drops(listener: Listener, call: str, entry: Any, reply: Any) -> None:
-        if not is_life_of(reply, entry) and call in listener._l1.slots:
-            listener._l1.drop(call)
+    def drops(messages: InvalidationMessages, call: str, entry: Any, reply: Any) -> None:
+        if not is_life_of(reply, entry) and call in messages._l1.slots:
+            messages._l1.drop(call)
 
-    patch.setattr(Listener, "_on_tracked", drops)
+    patch.setattr(InvalidationMessages, "compare", drops)
 
 
 def refuses_no_fill_by_a_ping(patch: pytest.MonkeyPatch) -> None:

@@ -95,8 +95,8 @@ def test_a_value_that_cannot_be_stored_is_a_warning_once_for_its_loader(
     assert failures(caplog) == []
     [record] = [r for r in caplog.records if r.name == "cacheworkers" and "is not stored" in r.getMessage()]
     assert record.levelno == logging.WARNING
-    assert record.getMessage().startswith("page[0] is not stored, and loaded at each read: ")
-    assert "an entry has at most 256 bytes" in record.getMessage()
+    assert record.getMessage().startswith("page[0] cannot be stored, and is loaded at each read: ")
+    assert "an entry may have at most 256 bytes" in record.getMessage()
 
 
 def test_what_is_still_not_stored_is_logged_again_later(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +109,7 @@ def test_what_is_still_not_stored_is_logged_again_later(caplog: pytest.LogCaptur
 
     now[0] += UNSTORED_PERIOD
     log.log_unstored(NotStored("x", "x[2]", "too large"))
-    assert caplog.records[-1].getMessage() == "x[2] is not stored, and loaded at each read: too large"
+    assert caplog.records[-1].getMessage() == "x[2] cannot be stored, and is loaded at each read: too large"
 
 
 def test_a_batch_that_fails_is_logged_once_and_a_key_left_out_is_no_failure(

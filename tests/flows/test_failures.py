@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from cacheworkers import Cache, KeyMissing, Load, LoadError, LoadErrors
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows import load as loading
 from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.runtime.loader_runner import _cancelled_inside
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -178,6 +180,47 @@ def test_a_key_that_keeps_killing_its_workers_is_given_up(shop: Shop) -> None:
     assert [result.outcome for result in results.values()] == ["failed", "stored", "stored"]
     assert getattr(results["price[0]"].error, "kind", "") == "Poisoned"
     assert shop.ports.store.failures("price[0]").run()  # so that readers, of every process, get an error
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_task_that_is_cancelled_inside_a_loader_is_a_failure_of_its_key(
+    make_cache: Callable[..., Cache], is_async: bool
+) -> None:
+    """CancelledError is no Exception: it would end the worker's thread, and readers would wait all of their time."""
+
+    def found_in(keys: list[int]) -> dict[int, int]:
+        if 2 in keys:
+            raise asyncio.CancelledError
+        return dict.fromkeys(keys, 1)
+
+    def price(load: Load, keys: list[int]) -> dict[int, int]:
+        return found_in(keys)
+
+    async def aprice(load: Load, keys: list[int]) -> dict[int, int]:
+        return found_in(keys)
+
+    loader = make_cache().batch_loader(name="price", wait_for=60, load_for=60)(aprice if is_async else price)
+
+    with pytest.raises(LoadErrors) as raised:
+        loader.get_many([1, 2, 3])
+
+    assert raised.value.values == {1: 1, 3: 1}
+    assert "was cancelled" in str(raised.value.errors[2])
+
+
+def test_a_load_that_is_cancelled_itself_goes_on_being_cancelled() -> None:
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            with pytest.raises(asyncio.CancelledError):
+                _cancelled_inside(error)
+            task.uncancel()
+
+    asyncio.run(main())
 
 
 # -- leases

@@ -228,13 +228,13 @@ def test_an_invalidation_waits_until_its_own_process_has_received_it(shop: Shop)
     """Its pushes come on another connection than its replies."""
     remembered(shop)
     may_receive = threading.Event()
-    drop = shop.ports.listener._on_entry
+    drop = shop.ports.listener.messages.drop
 
     def receive_late(call: str) -> None:
         may_receive.wait(20)
         drop(call)
 
-    shop.ports.listener._on_entry = receive_late
+    shop.ports.listener.messages.drop = receive_late
     going = shop.invalidator().until("barrier")
     assert in_memory(shop) == 1
     links = shop.ports.listener.connections

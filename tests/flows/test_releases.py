@@ -86,9 +86,12 @@ class Release:
         def product(load: Any, id: int) -> Any:
             self.loads += 1
             load.tag(*self.more_tags)
+            if not self.stores:
+                load.no_store()
             return self.database[1]
 
         self.more_tags: tuple[str, ...] = ()
+        self.stores = True
         product.__annotations__["return"] = annotation
         self.product = cache.loader(name="product", fresh_for=300, jitter=0, **policy)(product)
 
@@ -210,8 +213,13 @@ def test_another_release_s_entry_is_reported_once(make_cache: Callable[..., Cach
     assert "another return type" in second.cache.explain("product[1]").verdict
 
 
-def test_who_reads_together_shares_what_one_has_loaded_for_this_release(make_cache: Callable[..., Cache]) -> None:
+@pytest.mark.parametrize("stores", [True, False])
+def test_who_reads_together_shares_what_one_has_loaded_for_this_release(
+    make_cache: Callable[..., Cache], stores: bool
+) -> None:
+    """Also what is for those alone who wait for it."""
     first, second = Release(make_cache(), int, 1), Release(make_cache(l1_entries=0), str, "one")
+    second.stores = stores
     first.product.get(1)
     client = second.cache._ports.store.link.client()
 

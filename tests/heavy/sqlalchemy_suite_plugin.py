@@ -69,7 +69,7 @@ class Suite:
         self._follow_sessions()
 
     def _let_statements_through(self) -> None:
-        """Let statements past the unit of work run, as with `cacheworkers_unwatched`; not a flush's own."""
+        """Let statements outside the unit of work run, as with `cacheworkers_unwatched`; not a flush's own."""
         from cacheworkers.errors import UnwatchedWrite
         from cacheworkers.sql.watch.session_hooks import SessionHooks
 
@@ -252,7 +252,7 @@ class Suite:
     def tags_of_all(self) -> Iterator[tuple[Any, Any]]:
         from sqlalchemy import Table
 
-        from cacheworkers.sql.watch.row_values import row_columns
+        from cacheworkers.sql.watch.mapped_columns import row_columns
 
         mapped, secondary = set(), set()
         self.tagged = {}

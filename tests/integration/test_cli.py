@@ -119,7 +119,7 @@ def test_it_invalidates_after_a_question(cli: Run, warm: None) -> None:
     for answer in ("n\n", ""):
         refused = cli("invalidate", "all", text=answer)
         assert refused.returncode == 1 and "1,001 entries" in refused.stdout
-        assert "nothing was invalidated; --yes does it" in refused.stderr
+        assert "nothing was invalidated; give --yes" in refused.stderr
     assert parsed(cli("--json", "invalidate", "n:7"))["entries"] == 1
     assert cli("get", "number[7]").returncode == 1
     assert parsed(cli("--json", "invalidate", "all", "--yes"))["entries"] == 1000
@@ -421,7 +421,7 @@ def test_a_line_that_is_no_text_is_a_bad_row_and_the_rest_goes_on(cli: Run, tmp_
 
     found = json.loads(done.stdout)
     assert (found["calls"], found["loaded"], found["bad"]) == (2, 2, 2)
-    assert f"{file}:2: b'\\xff\\xfe\\r\\n' is no UTF-8: invalid start byte at byte 0" in done.stderr
+    assert f"{file}:2: b'\\xff\\xfe\\r\\n' is not UTF-8: invalid start byte at byte 0" in done.stderr
     assert f"{file}:3: " in done.stderr
     assert done.returncode == 1
 
@@ -472,7 +472,7 @@ def test_a_new_system_where_nothing_is_hot_is_warm(cli: Run) -> None:
     done = cli("warm", "number", "--hot", "100", "--min-fresh", "95%")
 
     assert done.returncode == 0
-    assert "nothing of number was hot" in done.stderr
+    assert "nothing of number is hot" in done.stderr
 
 
 def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path
     assert found["loaded"] + found["fresh"] + found["failed"] == 25
     assert found["share"] < 1
     assert done.returncode == 1
-    assert "fresh no more: this took" in done.stderr and "they are fresh for 1 s; raise --max-rate" in done.stderr
+    assert "no longer fresh: this took" in done.stderr and "they are fresh for 1 s; raise --max-rate" in done.stderr
 
 
 def test_warming_without_workers_says_so_immediately_and_loads_nothing(cli: Run, tmp_path: Path) -> None:
@@ -558,7 +558,7 @@ def test_a_list_that_is_cut_says_so(cli: Run, warm: None) -> None:
     cut, whole = cli("--json", "tag", "all", "--limit", "2"), cli("--json", "tag", "n:7", "--limit", "1")
 
     assert len(parsed(cut)) == 2
-    assert "more have it than --limit 2" in cut.stderr and "invalidate all --dry-run" in cut.stderr
+    assert "more than 2 entries have it (--limit)" in cut.stderr and "invalidate all --dry-run" in cut.stderr
     assert len(parsed(whole)) == 1 and whole.stderr == ""
 
 

@@ -273,7 +273,7 @@ def test_a_listener_of_another_master_than_the_sentinels_name_fails(monkeypatch:
     monkeypatch.setattr(link._clients.lease, "term", term)
 
     assert link.confirm_master("10.0.0.2:6379") == term
-    with pytest.raises(OSError, match="no master any more"):
+    with pytest.raises(OSError, match="no longer a master"):
         link.confirm_master("10.0.0.1:6379")
     cache.close()
 
@@ -661,7 +661,7 @@ def test_one_connection_of_a_loop_that_is_closed_is_no_store_that_is_lost(
 
 
 def test_a_connection_that_was_in_use_when_all_were_dropped_is_not_used_again(proxy: FaultProxy) -> None:
-    """Its server may be no master any more, and answers all the same."""
+    """Its server may be no longer a master, and answers all the same."""
     pool = pool_to(proxy.url)
     [before] = pool.exchange([("CLIENT", "ID")])
     sent = pool.send([("GET", "w:cut")])

@@ -193,7 +193,7 @@ def test_a_master_that_is_none_any_more_is_left(make_cache: MakeCache, quick: No
 
         wait_until(lambda: reported(events, ListenerDown))
 
-        assert any("is no master any more" in event.error for event in events if isinstance(event, ListenerDown))
+        assert any("is no longer a master" in event.error for event in events if isinstance(event, ListenerDown))
 
 
 def test_who_reads_from_memory_alone_finds_the_new_master_too(make_cache: MakeCache, quick: None) -> None:
@@ -285,13 +285,13 @@ def test_an_own_change_empties_memory_though_no_push_will_report_it(shop: Shop, 
 def test_what_a_push_breaks_is_no_reason_to_trust_memory(shop: Shop, events: list[Any]) -> None:
     """A callback that raises loses the link, as a cut would; the next one is as good as the first."""
     shop.keep(1)
-    received = shop.ports.listener._on_entry
+    received = shop.ports.listener.messages.drop
 
     def breaks(call: str) -> None:
-        shop.ports.listener._on_entry = received
+        shop.ports.listener.messages.drop = received
         raise ZeroDivisionError
 
-    shop.ports.listener._on_entry = breaks
+    shop.ports.listener.messages.drop = breaks
     value = shop.change(1)
 
     wait_until(lambda: reported(events, ListenerUp, ListenerDown) == ["ListenerUp", "ListenerDown", "ListenerUp"])

@@ -52,7 +52,7 @@ class Deploy:
         return worker.pid
 
     def notes(self, kind: str) -> list[list[Any]]:
-        """Return what workers have written down of one kind of event: [reason, hops] each."""
+        """Return what workers have written down of one kind of event: [reason, requeues] each."""
         found = [json.loads(line) for line in self.notes_path.read_text().splitlines()]
         return [rest for what, *rest in found if what == kind]
 
@@ -73,7 +73,7 @@ def deploy(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient_publisher: None
 ) -> Iterator[Deploy]:
     # The module sets them, in this process, too.
-    monkeypatch.setitem(version_mismatch.HOPS, "warm", version_mismatch.HOPS["warm"])
+    monkeypatch.setitem(version_mismatch.MAX_REQUEUES, "warm", version_mismatch.MAX_REQUEUES["warm"])
     monkeypatch.setattr(version_mismatch, "MOST_AFTER", version_mismatch.MOST_AFTER)
     with Valkey() as valkey:
         monkeypatch.setenv("REDIS_URL", valkey.url)
@@ -132,17 +132,17 @@ def test_the_command_says_that_only_workers_of_another_version_run(deploy: Deplo
 
 def test_without_a_worker_of_its_version_a_message_ends_after_some_hops(deploy: Deploy) -> None:
     """It says why, and its lease is given back."""
-    deploy.worker(1, WARM_HOPS="4")
+    deploy.worker(1, WARM_REQUEUES="4")
 
     deploy.cache.warm("product", [deploy.cache.call("product", 7)])
 
     wait_until(lambda: deploy.notes("MalformedTask"))
-    assert deploy.notes("TaskRequeued") == [[WRONG, hops] for hops in (1, 2, 3, 4)]
+    assert deploy.notes("TaskRequeued") == [[WRONG, requeues] for requeues in (1, 2, 3, 4)]
     assert deploy.notes("MalformedTask") == [[WRONG, 0]]
     wait_until(lambda: deploy.cache._ports.store.are_claimed(deploy.calls(8)[7:]).run() == [False])
 
 
-def test_a_miss_is_handed_on_twice_and_then_loaded_by_its_reader(deploy: Deploy) -> None:
+def test_a_miss_is_requeued_twice_and_then_loaded_by_its_reader(deploy: Deploy) -> None:
     """A reader waits for it: the lease is given back soon."""
     deploy.worker(1)
 

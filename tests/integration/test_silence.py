@@ -28,7 +28,7 @@ def test_without_workers_a_miss_costs_its_load_after_a_few_and_workers_that_star
     shop: MakeShop, caplog: pytest.LogCaptureFixture
 ) -> None:
     here = shop(LOAD_TIME="0")
-    gauge, watch = here.module.gauge, here.module.cache._runtime._watch
+    gauge, watch = here.module.gauge, here.module.cache._runtime._worker_breaker
 
     for n in range(1, 4):
         gauge.get(n)

@@ -105,7 +105,7 @@ def stats(server: Valkey) -> Any:
 def test_what_is_neither_kept_nor_waited_for_is_not_reported(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.keep(1)
     reported: list[str] = []
-    monkeypatch.setattr(shop.ports.listener, "_on_entry", reported.append)
+    monkeypatch.setattr(shop.ports.listener.messages, "drop", reported.append)
 
     for n in range(100, 150):
         assert shop.elsewhere.get(n) == n * 10

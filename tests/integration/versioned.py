@@ -14,7 +14,7 @@ from cacheworkers.workers import version_mismatch
 
 VERSION = int(os.environ["VERSION"])
 # How long the other version's worker takes to start is the machine's business.
-version_mismatch.HOPS["warm"] = int(os.environ.get("WARM_HOPS", "100000"))
+version_mismatch.MAX_REQUEUES["warm"] = int(os.environ.get("WARM_REQUEUES", "100000"))
 version_mismatch.MOST_AFTER = 0.2
 
 
@@ -24,9 +24,9 @@ def note(event: Event) -> None:
         with open(os.environ["NOTES"], "ab", buffering=0) as notes:
             notes.write(json.dumps(["Loaded", event.outcome, 0]).encode() + b"\n")
     if isinstance(event, TaskRequeued | MalformedTask):
-        reason, hops = event.reason, getattr(event, "hops", 0)
+        reason, requeues = event.reason, getattr(event, "requeues", 0)
         with open(os.environ["NOTES"], "ab", buffering=0) as notes:
-            notes.write(json.dumps([type(event).__name__, reason, hops]).encode() + b"\n")
+            notes.write(json.dumps([type(event).__name__, reason, requeues]).encode() + b"\n")
 
 
 app = Celery("versioned", broker=os.environ["REDIS_URL"])

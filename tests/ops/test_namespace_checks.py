@@ -229,4 +229,4 @@ def test_values_without_a_place_in_the_store_are_found(make_cache: Callable[...,
     wait_until(lambda: levels(check_unstored, cache)[0][0] != "ok")  # it is noted after the value is served
     [(level, what)] = levels(check_unstored, cache)
 
-    assert level == "warning" and "product is served uncached: product[-1]" in what and "not empty" in what
+    assert level == "warning" and "product is served uncached: product[-1]" in what and "non-empty" in what

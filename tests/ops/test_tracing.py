@@ -199,7 +199,7 @@ def test_a_load_in_the_readers_process_is_a_child_of_the_read(make: Callable[...
 
     scene = make(around_load=around)
     scene.app.conf.task_always_eager = False
-    scene.cache._runtime._watch.note_undelivered()  # type: ignore[union-attr]
+    scene.cache._runtime._worker_breaker.note_undelivered()  # type: ignore[union-attr]
 
     with scene.tracer.start_as_current_span("GET /price") as request:
         assert scene.price.get(5) == 50

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from cacheworkers import Cache, ConfigError
 from cacheworkers.core.driver import run
 from cacheworkers.flows.inspect import _sampled, inspect
 
@@ -112,3 +115,9 @@ def test_the_calls_of_a_tag_are_listed(shop: Shop) -> None:
     assert sorted(shop.cache.calls_of("category:7")) == ["price[1]", "price[2]"]
     assert len(shop.cache.calls_of("category:7", limit=1)) == 1
     assert shop.cache.calls_of("category:8") == []
+
+
+def test_bounds_that_cannot_be_kept_are_refused(cache: Cache) -> None:
+    for option, value in (("sample", 0), ("grace", -1.0), ("grace", math.nan), ("rate", 0.0), ("rate", math.nan)):
+        with pytest.raises(ConfigError, match=f"{option} must be"):
+            cache.inspect(**{option: value})

@@ -72,7 +72,7 @@ WRONG: dict[str, tuple[dict[Any, Any], str]] = {
     "a function with a control character": ({Thing: lambda row: [f"thing\t{row.id}"]}, r"control characters.*'thing"),
     "a template over the limit": ({Thing: ["t" * 41 + "{id}"]}, "at most 40 bytes.*has 41"),
     "a function over the limit": ({Thing: lambda row: ["t" * 50 + row.slug]}, "at most 40 bytes.*has 51"),
-    "a function that makes one text": ({Thing: lambda row: f"thing:{row.id}"}, "collection, got the text 'thing:0'"),
+    "a function that makes one text": ({Thing: lambda row: f"thing:{row.id}"}, "collection, got the string 'thing:0'"),
     "one text for templates": ({Thing: "thing:{id}"}, "list of templates as .*, got 'thing:{id}'"),
     "a malformed template": ({Thing: ["thing:{id"]}, "malformed"),
     "a class that is not mapped": ({Path: ["x"]}, "Path.*neither"),
@@ -227,7 +227,7 @@ def test_a_value_that_makes_no_legal_tag_fails_no_commit(
         session.add(Thing(id=1, slug=slug))
 
     assert [event.tags for event in events if type(event).__name__ == "Invalidated"] == [("thing:1",)]
-    assert "a tag of Thing is left out" in caplog.text
+    assert "skipped a tag of Thing" in caplog.text
 
 
 # -- who else there is

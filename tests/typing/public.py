@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 
-from cacheworkers import AsyncLoad, Cache, Config, Explanation, Invalidation, Load, Policy, Read, tag
+from cacheworkers import AsyncLoad, Cache, Config, Explanation, Invalidation, Load, Policy, Read, TagMapping, tag
 
 cache = Cache(Config(namespace="shop"), sessions=sessionmaker(create_engine("postgresql://")))
 
@@ -42,6 +42,9 @@ async def price(load: AsyncLoad, product_id: int, currency: str = "EUR") -> floa
 def products(load: Load, keys: list[int]) -> dict[int, ProductView]:
     """Many products."""
     return {key: ProductView("Chair") for key in keys}
+
+
+watched: TagMapping = {ProductView: lambda row: (f"product:{row.id}",), "label": ["label:{id}"]}
 
 
 @cache.loader
@@ -82,6 +85,7 @@ def reads() -> None:
     assert_type(cache.explain("product[42]"), Explanation)
     found: Read = product.read(42)
     kept: Read | None = product.peek(42)
+    cache.watch(sessionmaker(), watched, mode={ProductView: "soft"})
     print(found.freshness, found.tier, found.age, found.seq, kept)
 
 
@@ -109,6 +113,7 @@ def mistakes() -> None:
     products.get_many([None])  # type: ignore[list-item]  # keys are ints
     cache.invalidate(42)  # type: ignore[arg-type]  # a tag is text
     cache.invalidate("products", mode="gentle")  # type: ignore[arg-type]  # no such mode
+    cache.watch(sessionmaker(), watched, mode="gentle")  # type: ignore[arg-type]  # no such mode
     Policy(300)  # type: ignore[call-arg]  # fields are keywords
 
     cache.loader(fresh_fro=300)  # type: ignore[call-overload]  # no such option

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import access_report_cost, garbage_collection, periods, report, simulation, traces
+from benchmarks import access_report_cost, garbage_collection, periods, report, simulation, traces, warming_bound
 from benchmarks.snapshot_faults import Undone, check_with_undone
 from cacheworkers.loader import Loader
 from cacheworkers.ops.history import Invalidate, Read
@@ -205,3 +205,20 @@ def test_what_a_snapshot_undid_may_be_read_until_it_is_replayed(read: Read, is_s
     found = check_with_undone([before, lost, Invalidate("b", 5.0, 5.1, 2), read], [undone], l1_for=1.0)
 
     assert [each.read for each in found] == [read] * is_stale
+
+
+def test_a_rule_that_knows_more_leaves_no_more_stale_reads() -> None:
+    """One key is read in each period, and a hundred are read twice: only their identity tells them apart at first."""
+    times = {0: [60.0 * period for period in range(21)], **{key: [0.0, 60.0, 1200.0] for key in range(1, 101)}}
+
+    found = warming_bound.bounds(times, frozenset([0]), 60.0)
+
+    stale = [found[name].stale for name in warming_bound.KNOWLEDGE]
+    assert stale[:2] == [0.0, 0.0]
+    assert stale[2] > 0.0
+    assert (
+        found["the future"].loads
+        == found["which keys are hot"].loads
+        == 1.0
+        < found["a count that halves in two periods"].loads
+    )

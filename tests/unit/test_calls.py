@@ -107,7 +107,7 @@ def test_different_arguments_are_different_calls(annotation: Any, one: Any, othe
 @pytest.mark.parametrize(
     ("annotation", "wrong", "message"),
     [
-        (int, "abc", r"one\(value='abc'\) is no call: .*int"),
+        (int, "abc", r"one\(value='abc'\) is not a valid call: .*int"),
         (str, 7, "str"),
         (str, "\ud800", "surrogates"),
         (float, float("nan"), "finite, got nan"),

@@ -76,7 +76,7 @@ def test_what_is_equal_to_an_argument_is_that_argument(annotation: Any, other: A
 
 def test_equal_keys_that_are_two_calls_are_refused() -> None:
     """A dict has room for one of them only."""
-    with pytest.raises(BadArgument, match="two calls"):
+    with pytest.raises(BadArgument, match="two calls with equal keys"):
         signature(Any).texts([1, True])
     with pytest.raises(BadArgument, match="hashable"):
         signature(list[int]).texts([[1]])

@@ -104,7 +104,7 @@ def test_what_failed_and_until_when() -> None:
 
 
 def test_what_memory_would_answer_and_what_is_never_stale() -> None:
-    assert reported()["memory"] == "this process has not got it; each has its own"
+    assert reported()["memory"] == "this process does not have it; each process has its own memory"
     assert reported(in_l1=True, l1_reads=1234)["memory"] == "this process has it, and has served it 1,234 times"
     assert reported()["store"] == "nothing"
     for_ever = reported(**{**STALE, "fresh_for": float("inf"), "revalidates_in": float("inf")})

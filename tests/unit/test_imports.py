@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -81,7 +83,10 @@ def test_lazy_names_are_those_that_type_checkers_see(module: object) -> None:
     }
 
     assert set(seen) == set(names) - {"__version__"}
-    assert {name: getattr(module, name).__module__ for name in seen} == seen
+    found = {name: getattr(module, name) for name in seen}
+    assert all(each is getattr(importlib.import_module(str(seen[name])), name) for name, each in found.items())
+    defined = {name: each for name, each in found.items() if not isinstance(each, types.GenericAlias)}
+    assert {name: each.__module__ for name, each in defined.items()} == {name: seen[name] for name in defined}
     assert set(names) <= set(dir(module))
 
 

@@ -132,7 +132,7 @@ def test_whatever_sqlalchemy_writes_is_found(name: str, schema: str | None, back
     ("statement", "named"),
     [
         ("CALL reprice(7)", "the procedure reprice"),
-        ("DO $$ BEGIN EXECUTE 'UPD' || 'ATE item SET x = 1'; END $$", "a DO block that runs texts"),
+        ("DO $$ BEGIN EXECUTE 'UPD' || 'ATE item SET x = 1'; END $$", "a DO block that runs SQL from strings"),
         ("DO LANGUAGE plpython3u $$ plpy.execute('x') $$", "a DO block"),
     ],
 )

@@ -13,7 +13,7 @@ from cacheworkers.events import Event, PublishFailed, TaskRequeued
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.binding import Upkeep, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
-from cacheworkers.workers.version_mismatch import HOPS, mismatch, wait_before
+from cacheworkers.workers.version_mismatch import MAX_REQUEUES, mismatch, wait_before
 
 TOKEN = "ab" * 8
 
@@ -43,9 +43,9 @@ def test_what_is_of_another_version(known: int, call: str, said: str) -> None:
 
 
 def test_hops_wait_longer_and_longer_up_to_a_second() -> None:
-    assert [wait_before(hops) for hops in range(7)] == [0.0, 0.0, 0.1, 0.2, 0.4, 0.8, 1.0]
+    assert [wait_before(requeues) for requeues in range(7)] == [0.0, 0.0, 0.1, 0.2, 0.4, 0.8, 1.0]
     assert wait_before(10_000) == 1.0
-    assert sum(map(wait_before, range(HOPS["warm"]))) < 60, "a message lives for a minute and its lease"
+    assert sum(map(wait_before, range(MAX_REQUEUES["warm"]))) < 60, "a message lives for a minute and its lease"
 
 
 class Worker:
@@ -85,23 +85,23 @@ def test_asks_of_another_version_go_back_to_their_queue_and_the_others_are_perfo
     worker.take(theirs, ["product[2]", TOKEN, "", queue])
 
     assert [ask.call for ask in worker.performed] == ["product[2]"]
-    assert worker.message(f"cw.{queue}").payload[1] == {"asks": [theirs], "hops": 1}
+    assert worker.message(f"cw.{queue}").payload[1] == {"asks": [theirs], "requeues": 1}
     reason = "worker knows product version 1, message asks for 2"
     assert worker.events == [TaskRequeued("product", f"cw.{queue}", 1, 1, reason)]
 
 
-@pytest.mark.parametrize("hops", [HOPS["miss"], HOPS["miss"] + 1, "1", None])
-def test_what_has_been_handed_on_often_enough_is_performed(hops: Any) -> None:
+@pytest.mark.parametrize("requeues", [MAX_REQUEUES["miss"], MAX_REQUEUES["miss"] + 1, "1", None])
+def test_what_has_been_requeued_often_enough_is_performed(requeues: Any) -> None:
     """There it is malformed, and its lease given back."""
     worker = Worker()
 
-    worker.take(["product@2[1]", TOKEN, "", "miss"], hops=hops)
+    worker.take(["product@2[1]", TOKEN, "", "miss"], requeues=requeues)
 
     assert [ask.call for ask in worker.performed] == ["product@2[1]"]
     assert worker.events == []
 
 
-def test_what_cannot_be_handed_on_is_performed() -> None:
+def test_what_cannot_be_requeued_is_performed() -> None:
     worker = Worker("redis://127.0.0.1:1/0")
     worker.app.conf.broker_transport_options = {"max_retries": 1, "interval_start": 0}
 

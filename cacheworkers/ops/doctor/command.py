@@ -17,9 +17,11 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
     type=click.FloatRange(min=0, min_open=True),
     default=CHECK_WITHIN,
     show_default=True,
-    help="Seconds that one check may take.",
+    help="Timeout of each check, in seconds.",
 )
-@click.option("--before-start", is_flag=True, help="Leave out workers, queues and beat: they are still to be started.")
+@click.option(
+    "--before-start", is_flag=True, help="Skip the checks of workers, queues and beat, which are not started yet."
+)
 @click.pass_context
 def doctor(context: click.Context, timeout: float, before_start: bool) -> None:
     """Look for what is wrong with the set-up, and how to fix it.

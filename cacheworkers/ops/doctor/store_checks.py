@@ -75,13 +75,13 @@ HEADROOM = Rule(
     "warning",
     f"More than {FULL:.0%} of `maxmemory` is used, and eviction cannot make room: the policy is noeviction, or fewer "
     f"than {EVICTABLE:.0%} of the keys have an expiry.",
-    "Soon entries are not stored any more, and every miss is loaded again and again. Invalidations still work.",
+    "Soon no entry can be stored, and every miss is loaded again and again. Invalidations still work.",
     "Raise `maxmemory`, set volatile-lru, shorten `stale_for` and `error_for`, or move what else lives there.",
 )
 REFUSED = Rule(
     "memory-refused",
     "warning",
-    "The store has refused writes for want of memory since it started.",
+    "The store has refused writes since it started because its memory was full.",
     "What was loaded then was not stored, and was loaded again for the next reader.",
     "As for memory-headroom; `CONFIG RESETSTAT` sets the count back to 0.",
 )
@@ -104,7 +104,7 @@ HIDDEN = Rule(
     "config-hidden",
     "note",
     "The store refuses `CONFIG GET`.",
-    "Whether it keeps snapshots is not known here; all else is looked at without.",
+    "Doctor cannot see whether it keeps snapshots; the other checks do without.",
     "Allow the user `+config|get`, or look up `save` at who runs the store.",
 )
 CLIENTS = Rule(
@@ -135,7 +135,7 @@ CLOCK = Rule(
     "clock-skew",
     "warning",
     f"This machine's clock and the store's are more than {SKEW:g} s apart.",
-    "Entries do not mind: their instants are the store's. Celery does: a message expires by its sender's clock and is "
+    "Entries are not affected: they use the store's clock. Celery is: a message expires by its sender's clock and is "
     "judged by its worker's, and upkeep tasks expire after as little as 30 s: workers throw them away unseen.",
     "Run NTP (chrony, systemd-timesyncd) on every machine.",
 )
@@ -223,7 +223,9 @@ def judge_server(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
         is_stuck = server.policy == "noeviction" or server.evictable < EVICTABLE
         shown = f"{where} uses {used:.0%} of maxmemory; {server.evictable:.0%} of its keys have an expiry"
         yield HEADROOM.finding(used > FULL and is_stuck, shown)
-    yield REFUSED.finding(server.refused > 0, f"{where} has refused {server.refused:,} commands for want of memory")
+    yield REFUSED.finding(
+        server.refused > 0, f"{where} has refused {server.refused:,} commands because its memory was full"
+    )
     yield TABLE.finding(server.tracked > 0.9, f"{where} has {server.tracked:.0%} of its tracking table in use")
     yield from _judge_persistence(server, replay_for)
     yield from _judge_connections(server)

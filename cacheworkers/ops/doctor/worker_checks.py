@@ -26,7 +26,7 @@ AWAY = Rule(
 BROKER_FULL = Rule(
     "broker-full",
     "error",
-    "The broker answers, and has no memory left for messages: it is a Redis at its `maxmemory`, and evicts nothing.",
+    "The broker is a Redis at its `maxmemory` that evicts nothing: it answers, and takes no messages.",
     "Nothing is revalidated or warmed, and tag sets grow; readers load their own misses, a few at a time.",
     "Raise the broker's `maxmemory`, or start workers that empty its queues; where it is the store as well, set "
     "`maxmemory-policy volatile-lru`, which evicts entries and never a queue, or give it a server of its own.",
@@ -57,7 +57,7 @@ BACKED_UP = Rule(
     "queue-backlog",
     "warning",
     f"More than {MISS_BACKLOG:,} messages wait in the miss queue, or {BACKLOG:,} in another.",
-    "Workers are fewer or slower than what is asked of them. Readers of misses take over and load for themselves; "
+    "Workers are too few or too slow for what is asked of them. Readers of misses take over and load for themselves; "
     "what is stale stays stale for longer.",
     "Start more workers on that queue, make its loaders quicker or batch loaders, or let entries be fresh for longer.",
 )
@@ -108,7 +108,7 @@ NO_LOADERS = Rule(
     "no-loaders",
     "warning",
     "This process declares no loader.",
-    "Nothing can be said of workers' loaders; and a worker that imports no more than this process loads nothing.",
+    "Doctor cannot check workers' loaders; and a worker that imports only what this process does loads nothing.",
     "Name a module that imports the loaders, as web processes do; for workers, name theirs in `app.conf.include`.",
 )
 NAMESAKES = Rule(
@@ -122,7 +122,7 @@ EAGER = Rule(
     "eager",
     "warning",
     "`task_always_eager` is on.",
-    "Celery runs tasks where they are sent, and no worker sees any: what you see here is not how production behaves.",
+    "Celery runs tasks where they are sent, and no worker sees any: production behaves differently.",
     "Leave it off outside of tests; for tests give `Cache` no Celery app, which loads on threads of the process.",
 )
 NO_JSON = Rule(

@@ -42,7 +42,7 @@ from cacheworkers.sql.sqlalchemy_internals import first_value
 TABLE = "cacheworkers_outbox"
 #: What wrote a row: a watched session, which delivers it itself, or a trigger, whose rows the relay delivers; of the
 #: latter kind are those whose tags are to be invalidated softly.  A replay sets a source of its own: a process that has
-#: invalidated the row before must not mark it delivered any more.
+#: invalidated the row before must no longer mark it delivered.
 WATCH, TRIGGER, SOFT_TRIGGER = "watch", "trigger", "softtrig"
 #: How long a watched session's row is left to the process that wrote it, seconds.
 GRACE = 2.0

@@ -129,7 +129,7 @@ def _legal(tags: Iterable[str], max_bytes: int) -> Iterator[str]:
         try:
             yield check_tag(tag, max_bytes)
         except TagError as error:
-            log.warning("a tag in the outbox is left out: %s", error)
+            log.warning("skipped a tag in the outbox: %s", error)
 
 
 def _replay(ports: Ports, outbox: Outbox, connection: Connection) -> int:

@@ -58,6 +58,6 @@ def _is_legal(tag: str, max_bytes: int) -> bool:
     try:
         check_tag(tag, max_bytes)
     except TagError as error:
-        log.warning("a tag in the outbox is left out: %s", error)
+        log.warning("skipped a tag in the outbox: %s", error)
         return False
     return True

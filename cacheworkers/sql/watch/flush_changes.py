@@ -12,22 +12,15 @@ from sqlalchemy.orm import InstanceState, Session
 from cacheworkers.errors import UnwatchedWrite
 from cacheworkers.sql.sqlalchemy_internals import is_by_unit_of_work, is_flushing, second_updates
 from cacheworkers.sql.watch.cascades import Cascades, Values, lock
+from cacheworkers.sql.watch.mapped_columns import changed_names, name_of, set_names, tables_of
 from cacheworkers.sql.watch.row_changes import RowChanges
-from cacheworkers.sql.watch.row_values import (
-    After,
-    Before,
-    Row,
-    among,
-    changed_names,
-    is_by_key,
-    name_of,
-    set_names,
-    tables_of,
-)
+from cacheworkers.sql.watch.row_values import After, Before, Row, among, is_by_key
 from cacheworkers.sql.watch.tag_rules import TagRule, TagRules, TagsByMode, add, merged
 
 #: Column values of one row -> its tags.
 TagsOf = Callable[[Any], Iterable[str]]
+#: What `cache.watch` takes: mapped class, or association `Table`, -> function of a row to its tags, or templates.
+TagMapping = Mapping[Any, TagsOf | Sequence[str]]
 
 
 class _Captured:

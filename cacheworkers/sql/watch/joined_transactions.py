@@ -1,4 +1,4 @@
-"""Transactions that a watched session has joined, and that somebody else commits: nothing is invalidated before that.
+"""Transactions that a watched session has joined, and that other code commits: nothing is invalidated before that.
 
 session: writes, `commit()`      reader: loads the old row, stores it      owner: COMMIT, the tags are invalidated
 """

@@ -19,8 +19,9 @@ from cacheworkers.sql.tag_options import Mode, TagOptions
 from cacheworkers.sql.watch.cascades import Cascades
 from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
 from cacheworkers.sql.watch.flush_changes import TagsOf
+from cacheworkers.sql.watch.mapped_columns import row_columns, tables_of
 from cacheworkers.sql.watch.row_changes import Described
-from cacheworkers.sql.watch.row_values import Row, row_columns, tables_of
+from cacheworkers.sql.watch.row_values import Row
 from cacheworkers.sql.watch.sql_writes import Writes
 from cacheworkers.sql.watch.statements import Statements
 from cacheworkers.sql.watch.tag_rules import TagRule, TagRules
@@ -257,7 +258,7 @@ class WatchMapping:
         except Exception:  # it makes more of its values than a sample can bear
             tags = []
         if tags is None:
-            raise ConfigError(f"the tags of {name} must be a collection, got the text {found!r}")
+            raise ConfigError(f"the tags of {name} must be a collection, got the string {found!r}")
         for tag in tags:
             try:
                 check_tag(tag, self._max_tag_bytes)
@@ -276,7 +277,7 @@ class WatchMapping:
 
     def _legal(self, name: str, found: Iterable[str]) -> Iterator[str]:
         if isinstance(found, str):
-            raise ConfigError(f"the tags of {name} must be a collection, got the text {found!r}")
+            raise ConfigError(f"the tags of {name} must be a collection, got the string {found!r}")
         for tag in found:
             try:
                 yield check_tag(tag, self._max_tag_bytes)
@@ -284,7 +285,7 @@ class WatchMapping:
                 if not isinstance(tag, str):
                     raise
                 # No loader can have such a tag either: there is nothing to invalidate, and no reason to fail a commit.
-                log.warning("a tag of %s is left out: %s", name, error)
+                log.warning("skipped a tag of %s: %s", name, error)
 
     def _template(self, name: str, columns: Mapping[str, Any], template: str) -> TagsOf:
         try:

@@ -9,7 +9,8 @@ from sqlalchemy import Column, inspect
 from sqlalchemy.orm import InstanceState, RelationshipDirection, Session
 
 from cacheworkers.sql.watch.dirty_transactions import Pending
-from cacheworkers.sql.watch.row_values import Row, changed_names, row_columns
+from cacheworkers.sql.watch.mapped_columns import changed_names, row_columns
+from cacheworkers.sql.watch.row_values import Row
 
 
 class _NotInMemory(Exception):

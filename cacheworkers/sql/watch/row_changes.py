@@ -14,7 +14,8 @@ from sqlalchemy import Connection, Table, select
 from sqlalchemy.orm import Mapper
 
 from cacheworkers.sql.watch.cascades import Change, Values
-from cacheworkers.sql.watch.row_values import Row, among, is_computed, name_of, row_columns, stored_as_given
+from cacheworkers.sql.watch.mapped_columns import is_computed, name_of, row_columns, stored_as_given
+from cacheworkers.sql.watch.row_values import Row, among
 from cacheworkers.sql.watch.tag_rules import TagRule, TagRules, TagsByMode, add
 
 #: Table -> the classes that describe its rows, or None for the columns alone, and their tags.

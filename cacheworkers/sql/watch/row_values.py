@@ -12,49 +12,27 @@ Nor is what this flush sets always what is stored: a type may change a value on 
 
 from __future__ import annotations
 
-import datetime
-import functools
-import uuid
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Column, Connection, Join, Over, Table, and_, bindparam, inspect, literal, or_, select, types
+from sqlalchemy import Column, Connection, Join, Over, Table, and_, bindparam, inspect, literal, or_, select
 from sqlalchemy.orm import InstanceState, Mapper, Session
-from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
-from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql.visitors import iterate
 
 from cacheworkers.errors import ConfigError
-from cacheworkers.sql.sqlalchemy_internals import has_variants
-
-T = TypeVar("T")
+from cacheworkers.sql.watch.mapped_columns import (
+    changed_names,
+    computed_names,
+    key_names,
+    moving_names,
+    once_per_mapper,
+    row_columns,
+    set_names,
+    stored_as_given,
+)
 
 #: Most rows that one statement locks.
 CHUNK = 500
-#: Column types that change no value of these Python types on its way to the database.
-_PLAIN: Mapping[type, type] = {
-    **dict.fromkeys((types.Integer, types.BigInteger, types.SmallInteger), int),
-    **dict.fromkeys((types.INTEGER, types.BIGINT, types.SMALLINT), int),
-    **dict.fromkeys((types.String, types.Text, types.Unicode, types.UnicodeText, types.VARCHAR, types.TEXT), str),
-    **dict.fromkeys((types.Boolean, types.BOOLEAN), bool),
-    **dict.fromkeys((types.Date, types.DATE), datetime.date),
-    **dict.fromkeys((types.Uuid, types.UUID), uuid.UUID),
-}
-
-
-def _once(make: Callable[[Mapper[Any]], T]) -> Callable[[Mapper[Any]], T]:
-    """Have a function of a mapper remember what it returns, for as long as there is that mapper."""
-    known: weakref.WeakKeyDictionary[Mapper[Any], T] = weakref.WeakKeyDictionary()
-
-    @functools.wraps(make)
-    def remembered(mapper: Mapper[Any]) -> T:
-        found = known.get(mapper)
-        if found is None:
-            found = known[mapper] = make(mapper)
-        return found
-
-    return remembered
 
 
 class Row:
@@ -90,7 +68,7 @@ class Row:
             return values[name]
         except KeyError:
             columns = ", ".join(self.__names)
-            raise ConfigError(f"{self.__title}.{name} is no column; a watched row has {columns}") from None
+            raise ConfigError(f"{self.__title}.{name} is not a column; a watched row has {columns}") from None
 
 
 def is_by_key(row: Row) -> bool:
@@ -117,7 +95,7 @@ class Before:
         Args:
             names: its attributes with a net change.
         """
-        moving = _moving(state.mapper)
+        moving = moving_names(state.mapper)
         self._set.setdefault(state, set()).update(names)
         self._written[state] = {
             name: value
@@ -142,7 +120,7 @@ class Before:
 
     def keeps_key(self, state: InstanceState[Any]) -> bool:
         """Return whether the flush has left an instance's primary key as it was."""
-        changed = set_names(state) | self._set.get(state, set()) | _moving(state.mapper)
+        changed = set_names(state) | self._set.get(state, set()) | moving_names(state.mapper)
         return changed.isdisjoint(key_names(state.mapper))
 
     def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
@@ -156,7 +134,7 @@ class Before:
     def _fetched(self, connection: Connection, state: InstanceState[Any]) -> Mapping[str, Any]:
         if state not in self._rows:
             self._fetch_all(connection, state.mapper)
-        if state not in self._rows:  # not among the session's own: a flush has come upon it by itself
+        if state not in self._rows:  # not among the session's own: the flush found it by itself
             found = fetch(connection, state.mapper, [state.identity or ()], locks=True)
             self._rows[state] = found[0] if found else _in_memory(state)
         return self._rows[state]
@@ -195,7 +173,7 @@ class After:
         if state.key is None:  # inserted: what it has is what was written, and the server made the rest
             known = {name: values[name] for name in columns if name in values}
         else:
-            mine = changed.union(key_names(mapper), _moving(mapper))
+            mine = changed.union(key_names(mapper), moving_names(mapper))
             known = {name: values[name] for name in columns if name in values and name in mine}
             kept = self._before.kept(state)
         known = {name: value for name, value in known.items() if stored_as_given(columns[name], value)}
@@ -242,7 +220,7 @@ def fetch(
     return found
 
 
-@_once
+@once_per_mapper
 def _statements(mapper: Mapper[Any]) -> dict[bool, Any]:
     """Return what selects rows by a list `keys`, without and with a lock: making it takes as long as its round trip."""
     where = mapper.primary_key[0].in_(bindparam("keys", expanding=True))
@@ -255,7 +233,7 @@ def _select(mapper: Mapper[Any], where: Any, locks: bool) -> Any:
     return statement.order_by(*mapper.primary_key).with_for_update(key_share=True) if locks else statement
 
 
-@_once
+@once_per_mapper
 def _can_lock(mapper: Mapper[Any]) -> bool:
     """Return whether PostgreSQL locks the rows of a class where it selects them."""
     selected = (mapper.persist_selectable, *row_columns(mapper).values())
@@ -276,113 +254,6 @@ def among(columns: Sequence[Any], options: Sequence[Sequence[Any]]) -> Any:
     if len(columns) == 1:
         return columns[0].in_([values[0] for values in options])
     return or_(*(and_(*(c == value for c, value in zip(columns, values, strict=True))) for values in options))
-
-
-@_once
-def row_columns(mapper: Mapper[Any]) -> Mapping[str, Any]:
-    """Return the columns and SQL expressions that a mapped class's row has, by attribute.
-
-    What only a polymorphic union or a discriminator's expression adds is in no row.
-    """
-    tables = set(mapper.tables)
-    found = {}
-    for attribute in mapper.column_attrs:
-        if not hasattr(mapper.class_, attribute.key):
-            continue
-        for column in attribute.columns:
-            if getattr(column, "table", None) in tables or getattr(column, "table", None) is None:
-                found[attribute.key] = column
-                break
-    # Without any, it is mapped to a SELECT.
-    return found or {each.key: each.columns[0] for each in mapper.column_attrs}
-
-
-def changed_names(state: InstanceState[Any], names: set[str] | None = None) -> set[str]:
-    """Return the attributes that a flush is going to write: those with a net change, and what any UPDATE changes.
-
-    Args:
-        names: those with a net change, if they are known.
-    """
-    found = set_names(state) if names is None else names
-    return found | _following(state.mapper) if found else found
-
-
-def stored_as_given(column: Any, value: Any) -> bool:
-    """Return whether a column holds just the value that is written to it: no type, server or expression changes it."""
-    kind = getattr(column, "type", None)
-    plain = _PLAIN.get(type(kind))
-    if plain is None or has_variants(kind):
-        return False
-    if value is None:
-        return True
-    length = getattr(kind, "length", None)
-    return type(value) is plain and (length is None or not isinstance(value, str) or len(value) <= length)
-
-
-def tables_of(mapper: Mapper[Any]) -> list[Table]:
-    """Return the tables of a mapped class, those it inherits too."""
-    return [table for table in mapper.tables if isinstance(table, Table)]
-
-
-def name_of(mapper: Mapper[Any], column: Any) -> str | None:
-    """Return the attribute of a mapped class that is a column; None if it has none."""
-    try:
-        return mapper.get_property_by_column(column).key
-    except UnmappedColumnError:
-        return None
-
-
-@_once
-def key_names(mapper: Mapper[Any]) -> tuple[str, ...]:
-    """Return the attributes of a mapped class's primary key, in its order."""
-    return tuple([mapper.get_property_by_column(column).key for column in mapper.primary_key])
-
-
-def is_computed(column: Any) -> bool:
-    """Return whether the database works a column out again when its row changes: an expression counts too."""
-    if not isinstance(column, Column):
-        return True
-    on_update: Any = column.onupdate
-    is_sql = on_update is not None and (on_update.is_clause_element or on_update.is_sequence)
-    return is_sql or column.computed is not None or column.server_onupdate is not None
-
-
-@_once
-def computed_names(mapper: Mapper[Any]) -> frozenset[str]:
-    """Return the attributes whose values an UPDATE leaves to the database, whatever it sets."""
-    return frozenset(name for name, column in row_columns(mapper).items() if is_computed(column))
-
-
-@_once
-def _following(mapper: Mapper[Any]) -> frozenset[str]:
-    """Return the attributes that may change whenever their row does."""
-    return frozenset(
-        name
-        for name, column in row_columns(mapper).items()
-        if isinstance(column, Column) and (is_computed(column) or column.onupdate is not None)
-    )
-
-
-@_once
-def _moving(mapper: Mapper[Any]) -> frozenset[str]:
-    """Return the attributes that a flush changes without a trace in their history."""
-    inherited: set[Any] = set()  # the columns of a subclass's table that get the values of its base's row
-    for each in mapper.iterate_to_root():
-        if each.inherit_condition is not None:
-            inherited.update(part for part in iterate(each.inherit_condition) if isinstance(part, Column))
-    inherited.difference_update(mapper.base_mapper.local_table.columns)
-    return frozenset(
-        name
-        for name, column in row_columns(mapper).items()
-        if getattr(column, "onupdate", None) is not None or column is mapper.version_id_col or column in inherited
-    )
-
-
-def set_names(state: InstanceState[Any]) -> set[str]:
-    """Return the attributes with a net change."""
-    names = row_columns(state.mapper).keys() - state.unmodified
-    # `state.attrs` would make an object for each attribute of the class.
-    return {name for name in names if state.get_history(name, PASSIVE_NO_INITIALIZE).has_changes()}
 
 
 def _in_memory(state: InstanceState[Any]) -> Mapping[str, Any]:

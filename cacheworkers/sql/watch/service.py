@@ -20,7 +20,7 @@ from cacheworkers.sql.outbox.relay_loop import RelayLoop
 from cacheworkers.sql.sqlalchemy_internals import options_of
 from cacheworkers.sql.tag_options import Mode
 from cacheworkers.sql.watch.delivery import Delivery
-from cacheworkers.sql.watch.flush_changes import TagsOf
+from cacheworkers.sql.watch.flush_changes import TagMapping
 from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.session_hooks import AnySession, SessionHooks
 
@@ -49,7 +49,7 @@ class WatchService:
     def watch(
         self,
         sessions: Any,
-        mapping: Mapping[Any, TagsOf | Sequence[str]] | Any,
+        mapping: TagMapping | Any,
         *,
         columns: Mapping[Any, Collection[str]] | None,
         ignore: Mapping[Any, Collection[str]] | None,
@@ -179,7 +179,7 @@ class WatchService:
         loop.run(self._asked(engine, "drain_until"), stop)
 
     def close(self) -> None:
-        """Stop the thread that removes delivered rows, and watch no more."""
+        """Stop the thread that removes delivered rows, and stop watching."""
         self._acknowledger.close()
         for hooks in self._hooks:
             hooks.remove()

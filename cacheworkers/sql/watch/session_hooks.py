@@ -184,7 +184,7 @@ class SessionHooks:
         raise UnwatchedWrite(refusal(writes.opaque, names, wanted))
 
     def after_statement(self, state: SessionState, connection: Connection, result: Any) -> None:
-        """Write the tags of a single row that a statement has changed past the unit of work."""
+        """Write the tags of a single row that a statement has changed outside the unit of work."""
         single, session = state.single, state.session
         if single is None or single.context is not result.context or session is None:
             return
@@ -248,7 +248,7 @@ class SessionHooks:
             return
         written, unknown = state.dirty.take_committed()
         open_ = [each for each in (*(each.connection for each in written), *unknown) if each.in_transaction()]
-        for connection in dict.fromkeys(open_):  # somebody else's: the session has joined it
+        for connection in dict.fromkeys(open_):  # the session has joined it, other code ends it
             there = [each for each in written if each.connection is connection]
             outlives(self, there, connection, connection in unknown)
         self.deliver([each for each in written if each.connection not in open_])

@@ -17,8 +17,9 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from cacheworkers.errors import UnwatchedWrite
 from cacheworkers.sql.sqlalchemy_internals import is_for_mapped_rows, is_plain_insert, parts_of_statement
 from cacheworkers.sql.watch.cascades import Cascades, Values
+from cacheworkers.sql.watch.mapped_columns import row_columns, tables_of
 from cacheworkers.sql.watch.row_changes import Described, RowChanges
-from cacheworkers.sql.watch.row_values import among, row_columns, tables_of
+from cacheworkers.sql.watch.row_values import among
 from cacheworkers.sql.watch.sql_writes import Writes
 from cacheworkers.sql.watch.tag_rules import TagsByMode, merged
 

@@ -107,7 +107,7 @@ def _named_tables(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def _calls(tree: ast.AST, tables: Mapping[str, str]) -> Iterator[tuple[int, str, str]]:
-    """Yield the calls that change tables past the unit of work: line, table and text."""
+    """Yield the calls that change tables outside the unit of work: line, table and text."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue

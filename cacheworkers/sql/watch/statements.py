@@ -82,7 +82,7 @@ def refusal(opaque: str, names: Iterable[str], without_triggers: Iterable[str]) 
     reason = (
         f"{opaque} may change {changed}, and the statement's text does not say which"
         if opaque
-        else f"a statement that changes {changed} passes the unit of work by, and its tags are unknown"
+        else f"a statement that changes {changed} bypasses the unit of work, and its tags are unknown"
     )
     return (
         f"{reason}; install triggers (cache.triggers) on {wanted}, or give "

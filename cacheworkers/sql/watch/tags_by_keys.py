@@ -10,7 +10,8 @@ from sqlalchemy.orm import Mapper, registry
 
 from cacheworkers.errors import ConfigError
 from cacheworkers.sql.sqlalchemy_internals import mappers_of
-from cacheworkers.sql.watch.row_values import Row, row_columns, tables_of
+from cacheworkers.sql.watch.mapped_columns import row_columns, tables_of
+from cacheworkers.sql.watch.row_values import Row
 
 MakeTags = Callable[[Row], list[str]]
 

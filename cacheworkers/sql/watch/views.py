@@ -8,7 +8,8 @@ from collections.abc import Collection
 from sqlalchemy import Connection, Pool, text
 
 from cacheworkers.sql.watch.sql_tokens import Grammar, tokens_of
-from cacheworkers.sql.watch.sql_writes import Name, Writes
+from cacheworkers.sql.watch.sql_writes import Writes
+from cacheworkers.sql.watch.statement_cursor import Name
 
 _QUERIES: dict[str, tuple[str, Grammar]] = {
     "postgresql": (

@@ -135,7 +135,7 @@ def listen(hooks: Hooks) -> None:
 
 
 def forget(hooks: Hooks) -> None:
-    """Have some hooks called no more."""
+    """Have some hooks no longer called."""
     global _all_hooks
     with _lock:
         _all_hooks = tuple(each for each in _all_hooks if each() not in (None, hooks))

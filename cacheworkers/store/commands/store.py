@@ -149,7 +149,7 @@ class Store(Bookkeeping):
         is_redelivered: bool = False,
         is_shared: bool | None = None,
     ) -> Exchange[list[Begun | Alone | None]]:
-        """Begin the loads of many `(call, token, fence, seen)`; None where the work is somebody else's.
+        """Begin the loads of many `(call, token, fence, seen)`; None where the work is another process's.
 
         Several are loaded together.  Of those a call whose last load has died is `Alone`: not begun.
         """
@@ -409,7 +409,7 @@ class Store(Bookkeeping):
         """Delete leases, failures and entries of calls; how many entries there were.
 
         Leases first: a load that writes between the two is refused.  The other way round its entry would stay, and it
-        would be in no tag set, for its member leaves the detached set next.
+        would be in no tag set, since its member leaves the detached set next.
         """
         calls = parse.legible(calls)
         if not calls:

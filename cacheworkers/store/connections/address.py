@@ -143,7 +143,7 @@ def parse_url(url: str) -> StoreAddress:
         raise ConfigError(f"redis_url must name one database, got /{found.database} and ?db={database}")
     database = found.database if database is None else database
     if kind == "cluster" and database:
-        raise ConfigError(f"redis_url must name no database but 0, for a Cluster has no other, got {database}")
+        raise ConfigError(f"redis_url must name no database but 0, since a Cluster has no other, got {database}")
     return StoreAddress(
         kind,
         found.shown + (f"{'?db=' if found.socket else '/'}{database}" if database else ""),
@@ -195,7 +195,7 @@ class _Location:
 
 
 def _node(text: str, default_port: int) -> Node:
-    """Return host and port; the message of an error shows neither, for a bare @ or / may have put a secret there."""
+    """Return host and port; the message of an error shows neither, since a bare @ or / may have put a secret there."""
     if text.startswith("["):
         host, bracket, port = text[1:].partition("]")
         try:

@@ -105,7 +105,7 @@ class AsyncConnection(asyncio.Protocol):
         self._write()
 
     def retire(self) -> None:
-        """Accept no more requests, and close once nobody waits."""
+        """Accept no further requests, and close once nobody waits."""
         self.is_usable = False
         if not self._waiting:
             self.close()

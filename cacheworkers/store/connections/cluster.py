@@ -1,10 +1,10 @@
 """Cluster: the slot map, one write to each master that an exchange concerns, and redirections.
 
 A node that answers MOVED, ASK, TRYAGAIN, CLUSTERDOWN or NOSCRIPT has not run the command, so that it is safe to send it
-again; nothing is sent again after an error of the connection, for it may have run.
+again; nothing is sent again after an error of the connection, since it may have run.
 
     MOVED      the slot has another master: ask that one for the slot map, then send it there
-    ASK        the slot is moving, and its keys are not here any more, or never were: to the other node, once
+    ASK        the slot is moving, and its keys are no longer here, or never were: to the other node, once
     TRYAGAIN   the slot is moving, and some of the keys are here, some there: a little later, where the slot is
     NOSCRIPT   to the same node, with the script's source
 

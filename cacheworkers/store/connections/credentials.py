@@ -82,10 +82,10 @@ def _checked(credentials: Any) -> Credentials:
     if not isinstance(credentials, tuple | list) or len(credentials) not in (1, 2):
         raise TypeError("get_credentials must return (password,) or (user, password)")
     if not all(isinstance(each, str) for each in credentials):
-        raise TypeError("get_credentials must return texts")
+        raise TypeError("get_credentials must return strings")
     return tuple(credentials)
 
 
 def _failed(error: Exception) -> ConnectionError:
     # Not its text, which may hold a token.
-    return ConnectionError(f"the credentials of the store cannot be had: {type(error).__name__}")
+    return ConnectionError(f"the credential provider for the store failed: {type(error).__name__}")

@@ -141,7 +141,7 @@ class Health:
             return StoreUnavailable(text)
         if isinstance(error, RedisError):
             return StoreRefused(f"the store at {where} answered {type(error).__name__}: {error}")
-        return StoreError(f"the store at {where} answered what cannot be used: {type(error).__name__}: {error}")
+        return StoreError(f"the store at {where} sent an answer that cannot be used: {type(error).__name__}: {error}")
 
     def answered(self) -> None:
         """Note that a probe was answered: the whole store is back."""
@@ -156,7 +156,7 @@ class Health:
     def _suspect(self, error: Exception) -> bool:
         """Have the thread ask again what failed; False if the breaker is open, or there can be no thread."""
         if isinstance(error, ReadOnlyError):
-            self._on_failure()  # all connections lead to a server that is no master any more
+            self._on_failure()  # all connections lead to a server that is no longer a master
         with self._lock:
             if self.breaker.is_open:
                 return False
@@ -191,7 +191,7 @@ class Health:
         self._thread = thread = threading.Thread(target=self._run, name="cacheworkers-health", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is ending
+        except RuntimeError:  # no thread can be started, or the interpreter is ending
             self._thread = None
             return False
         return True

@@ -52,7 +52,7 @@ class Pool:
         self._async_redis_pool = async_redis_pool
         self.timeout = timeout
         self.failed_at = 0.0
-        # A connection of an earlier generation is not used again: its server may be no master any more.
+        # A connection of an earlier generation is not used again: its server may no longer be a master.
         self._generation = 0
         self._lease = lease
         if lease is not None:
@@ -63,7 +63,7 @@ class Pool:
         """Forget all connections, as a child does after a fork."""
         # Taken and given back at the same end, by single calls that need no lock: few stay open.
         self._idle: collections.deque[Connection] = collections.deque()
-        # Not weakly by their loops, for a connection holds its own: those of closed loops are found and closed.
+        # Not weakly by their loops, since a connection holds its own: those of closed loops are found and closed.
         self._of_loop: dict[asyncio.AbstractEventLoop, list[AsyncConnection]] = {}
         self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncConnection]] = {}
         self._repeating: set[asyncio.Task[list[Any]]] = set()
@@ -160,7 +160,7 @@ class Pool:
         return True
 
     def drop(self) -> None:
-        """Use none of today's connections again: their server is gone, or is no master any more.
+        """Use none of today's connections again: their server is gone, or is no longer a master.
 
         Idle ones are closed.  One that is in use is closed when its replies have arrived.
         """
@@ -276,7 +276,7 @@ class Pool:
         try:
             return await self._connected(loop)
         except (RedisError, OSError):
-            if usable and usable[0].is_usable:  # no more connections to be had: wait behind the bulk
+            if usable and usable[0].is_usable:  # no further connection is allowed: wait behind the bulk
                 return usable[0]
             raise
 

@@ -246,7 +246,7 @@ class Transport:
         """Ask the Sentinels, if there are any, so that exchanges need not; return who the masters are.
 
         Raises:
-            OSError: the master is not at this address any more.
+            OSError: the master is no longer at this address.
             RedisError: it is not known where.
         """
         lease = self._clients.lease
@@ -255,7 +255,7 @@ class Transport:
         self._clients.pool().get_master_address()
         term = lease.term
         if term is None or address != f"{term.master[0]}:{term.master[1]}":
-            raise OSError(f"{address} is no master any more, by the Sentinels")
+            raise OSError(f"{address} is no longer a master, by the Sentinels")
         return term
 
     def expect_silence(self) -> None:
@@ -263,7 +263,7 @@ class Transport:
         self._answered = set()
 
     def end_silence(self) -> None:
-        """Note no answers any more: all masters are listened to."""
+        """Stop noting answers: all masters are listened to."""
         self._answered = None
 
     def is_silent(self, key: str, masters: Masters) -> bool:

@@ -68,7 +68,7 @@ class ServerFacts(msgspec.Struct, frozen=True):
         product: its name and version.
         version: of Redis, that it is compatible with.
         evictable: share of its keys that have an expiry, which `volatile-*` policies may evict.
-        refused: commands that were refused for want of memory, since it started.
+        refused: commands that were refused because memory was full, since it started.
         save_every: longest interval between snapshots, seconds; None without snapshots, or where unknown.
         is_config_hidden: `CONFIG GET` is refused.
         clock_ahead: how much later its clock is than this machine's at least, seconds.

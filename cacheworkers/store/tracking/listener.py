@@ -9,13 +9,11 @@ invalidation.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import math
 import random
 import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +33,10 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.local.waiters import Flight, Waiters
 from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.transport import Masters, Transport
+from cacheworkers.store.tracking.barrier import Barrier
+from cacheworkers.store.tracking.invalidation_messages import InvalidationMessages
 from cacheworkers.store.tracking.tracking_connection import TrackingConnection
+from cacheworkers.store.tracking.waker import Waker
 
 log = logging.getLogger("cacheworkers")
 
@@ -44,39 +45,6 @@ PING_LOST_AFTER = 2.0
 #: Requests to track that come within this many seconds are sent together.
 COLLECT_FOR = 0.001
 _BACKOFF = (0.05, 2.0)
-
-
-class Barrier:
-    """A step: wait until every message sent before it has been processed; False when the listener is not up."""
-
-    __slots__ = ("_listener", "_timeout")
-
-    def __init__(self, listener: Listener, timeout: float) -> None:
-        self._listener = listener
-        self._timeout = timeout
-
-    def __repr__(self) -> str:
-        return "barrier"
-
-    def run(self) -> bool:
-        """Wait, blocking this thread."""
-        pings = self._listener.ping()
-        end = time.monotonic() + self._timeout
-        try:
-            return pings is not None and all([ping.result(max(0.0, end - time.monotonic())) for ping in pings])
-        except TimeoutError:
-            return False
-
-    async def arun(self) -> bool:
-        """Wait on the running loop."""
-        pings = self._listener.ping()
-        if pings is None:
-            return False
-        waiting = asyncio.gather(*map(asyncio.wrap_future, pings))
-        try:
-            return all(await asyncio.wait_for(waiting, self._timeout))
-        except TimeoutError:
-            return False
 
 
 class Listener:
@@ -110,9 +78,9 @@ class Listener:
         self.on_start: Callable[[], None] = lambda: None
         #: Called first: a fork without Python's hooks has a thread by name only.
         self.check_process: Callable[[], None] = lambda: None
-        self._entries = keys.entries_prefix.encode()
-        self._failures = keys.failures_prefix.encode()
-        self._leases = keys.leases_prefix.encode()
+        self.messages = InvalidationMessages(
+            keys, l1, waiters, lambda flight: self.watch(flight), link.refresh_topology
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -125,7 +93,7 @@ class Listener:
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._is_reported_down = False
-        self._waker: _Waker | None = None
+        self._waker: Waker | None = None
 
     @property
     def connections(self) -> list[TrackingConnection]:
@@ -186,7 +154,7 @@ class Listener:
         if connection is None:
             return False
         packed = pack([("GETRANGE", key, envelope.LIFE_AT, envelope.LIFE_ENDS_AT - 1)])
-        connection.track(packed, functools.partial(self._on_tracked, call, entry))
+        connection.track(packed, functools.partial(self.messages.compare, call, entry))
         return True
 
     def watch(self, flight: Flight) -> bool:
@@ -200,16 +168,16 @@ class Listener:
         connection = self._connections.get(self._link.master_of(entry))
         if connection is None:
             return False
-        connection.track(pack([("EXISTS", entry, failures)]), _ignored)
+        connection.track(pack([("EXISTS", entry, failures)]), lambda reply: None)  # the next reply says what to do
         lease = pack([("HGET", self._keys.lease(call), "token")])
-        connection.track(lease, functools.partial(self._on_watched, call, token))
+        connection.track(lease, functools.partial(self.messages.compare_lease, call, token))
         return True
 
     # -- proof
 
     def barrier(self, timeout: float) -> Barrier:
         """Return the step that waits until all messages sent so far have been processed."""
-        return Barrier(self, timeout)
+        return Barrier(self.ping, timeout)
 
     def ping(self) -> list[Future[bool]] | None:
         """Send a ping to every master; None when not all are listened to."""
@@ -295,7 +263,7 @@ class Listener:
 
     def _connect(self) -> None:
         connections: dict[str, TrackingConnection] = {}
-        waker = _Waker()
+        waker = Waker()
         try:
             pools = self._link.pools()
             self._masters = frozenset(pools)
@@ -310,17 +278,12 @@ class Listener:
             waker.close()
             raise
         # Emptied before the listener counts as up: what was kept meanwhile may have changed unreported.
-        self._empty()
+        self.messages.drop_all()
         self._listened_to = masters
         self._link.end_silence()
         with self._lock:
             self._connections, self._waker = connections, waker
         self._ping(list(connections.values()), asks_role=True)
-
-    def _empty(self) -> None:
-        """Drop whatever is kept, and wake whoever waits: anything may have changed unreported."""
-        self._l1.clear()
-        self._waiters.wake_all()
 
     def _receive(self) -> None:
         with self._lock:
@@ -352,7 +315,7 @@ class Listener:
                     self._ping_all(connections, looked_at)
 
     def _ping_all(self, connections: Sequence[TrackingConnection], looked_at: float) -> None:
-        """Ping every master that owes no answer; raise if one owes it for too long.
+        """Ping every master that has answered the last ping; raise if one has not for too long.
 
         Args:
             looked_at: when what has arrived was last asked for. Not the present: a process that was paused since then
@@ -362,7 +325,7 @@ class Listener:
             if each.unanswered_for(looked_at) > PING_LOST_AFTER:
                 raise OSError(f"no answer to a ping for {PING_LOST_AFTER} s")
             if self._link.confirm_master(each.address) != self._listened_to:
-                raise OSError("other masters have been there meanwhile")
+                raise OSError("the masters have changed meanwhile")
         if due := [each for each in connections if not each.pings]:
             self._ping(due, asks_role=True)
         if self._link.is_cluster:
@@ -390,50 +353,9 @@ class Listener:
     def _process(self, connection: TrackingConnection) -> None:
         for reply in connection.messages():
             if isinstance(reply, hiredis.PushNotification):
-                self._on_push(reply)
+                self.messages.process(reply)
             else:
                 connection.answer(reply)
-
-    def _on_push(self, push: Any) -> None:
-        if push[0] != b"invalidate":
-            return
-        if push[1] is None:  # FLUSHDB, FLUSHALL: of any database
-            self._empty()
-            return
-        entries, failures, leases = self._entries, self._failures, self._leases
-        for key in push[1]:
-            if key.startswith(entries):
-                self._on_entry(_call_of(key, entries))
-            elif key.startswith(failures):
-                self._waiters.wake(_call_of(key, failures))
-            elif key.startswith(leases):  # begun, given back or taken over: who waits for it asks again which it is
-                flight = self._waiters.flight(_call_of(key, leases))
-                if flight is not None and flight.token:
-                    self.watch(flight)
-
-    def _on_entry(self, call: str) -> None:
-        self._l1.drop(call)
-        self._waiters.wake(call)
-
-    def _on_tracked(self, call: str, entry: Entry, reply: Any) -> None:
-        """Drop what was kept if it is not what the store has, or if another master has to be asked about it."""
-        if not isinstance(reply, bytes) or not envelope.is_life_of(reply, entry):
-            self._l1.drop(call)
-        if isinstance(reply, hiredis.ReplyError):
-            self._on_error(reply)
-
-    def _on_watched(self, call: str, token: str, reply: Any) -> None:
-        """Wake who waits if that lease has ended meanwhile, or if another master has to be asked about it."""
-        is_error = isinstance(reply, hiredis.ReplyError)
-        self._waiters.watched(call, is_held=reply == token.encode(), is_error=is_error)
-        if is_error:
-            self._on_error(reply)
-
-    def _on_error(self, error: Any) -> None:
-        if str(error).startswith("NOPERM"):
-            raise OSError(f"the tracking connection answered {error}")
-        if str(error).startswith("MOVED"):
-            self._link.refresh_topology()
 
     def _on_time(self, reply: Any, sent: float) -> None:
         if isinstance(reply, hiredis.ReplyError):
@@ -447,38 +369,4 @@ class Listener:
             raise OSError(f"the tracking connection answered {reply}")
         # A replica reports changes too, but as late as it pleases: its answers would prove nothing.
         if b"role:master" not in reply:
-            raise OSError(f"{connection.address} is no master any more")
-
-
-class _Waker:
-    """Wakes a selector, from any thread."""
-
-    def __init__(self) -> None:
-        self._receiver, self._sender = socket.socketpair()
-        self._receiver.setblocking(False)
-        self._sender.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._receiver.fileno()
-
-    def wake(self) -> None:
-        try:
-            self._sender.send(b".")
-        except OSError:  # it is full, and so wakes already
-            pass
-
-    def clear(self) -> None:
-        self._receiver.recv(4096)
-
-    def close(self) -> None:
-        self._receiver.close()
-        self._sender.close()
-
-
-def _ignored(reply: Any) -> None:
-    """Do nothing about a reply: the one that follows it says what there is to do."""
-
-
-def _call_of(key: bytes, prefix: bytes) -> str:
-    """Return the call of a key: what is between the braces of `ns:e:{product[42]}`."""
-    return key[len(prefix) + 1 : -1].decode(errors="replace")
+            raise OSError(f"{connection.address} is no longer a master")

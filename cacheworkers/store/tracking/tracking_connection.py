@@ -41,7 +41,7 @@ class Ping:
 
     def settle(self, is_answered: bool) -> None:
         """Say whether it was answered."""
-        with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+        with contextlib.suppress(InvalidStateError):  # nobody waits for it now
             self.future.set_result(is_answered)
 
 

@@ -6,7 +6,7 @@
 -- Returns  1 released, 0 another's or gone
 -- Atomic because the lease may change hands between the check and the DEL.
 -- A load that gives its lease back has not died with its worker: its attempts are forgotten.
--- One that was overtaken, and holds no lease any more, is one less that is running.
+-- One that was overtaken, and no longer holds a lease, is one less that is running.
 -- The failures key is tracked: writing it, and leaving it as it was, wakes those who wait for this lease everywhere.
 local lease, attempts, failures, name = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
 
