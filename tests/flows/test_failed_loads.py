@@ -93,7 +93,7 @@ def test_a_value_that_cannot_be_stored_is_a_warning_once_for_its_loader(
         assert page.get(n) == "x" * 1000
 
     assert failures(caplog) == []
-    [record] = [r for r in caplog.records if r.name == "cacheworkers" and "is not stored" in r.getMessage()]
+    [record] = [r for r in caplog.records if r.name == "cacheworkers" and "cannot be stored" in r.getMessage()]
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("page[0] cannot be stored, and is loaded at each read: ")
     assert "an entry may have at most 256 bytes" in record.getMessage()
@@ -159,7 +159,7 @@ def test_a_flood_of_failures_ends_with_a_line(caplog: pytest.LogCaptureFixture) 
     for n in range(3 * MAX_LOGGED):
         fail(n)
     assert len(failures(caplog)) == MAX_LOGGED
-    assert caplog.records[-1].getMessage() == "more failed loads are not logged for 10 s"
+    assert caplog.records[-1].getMessage() == "further failed loads are not logged for 10 s"
 
     now[0] += 60
     fail(0)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.heavy
 def test_no_mutant_survives_but_those_that_change_nothing(tmp_path: Path) -> None:
     """`survivors.json` says of each that survives why no test can, or need, distinguish it from the code.
 
-    It takes about a quarter of an hour on two idle cores, and less than an hour on busy ones.
+    It takes about three quarters of an hour on two cores, the tests' map of functions included.
     """
     faulthandler.cancel_dump_traceback_later()  # which ends a test that takes longer than others may
     explained = json.loads((HERE / "survivors.json").read_text())

@@ -317,7 +317,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "an open brace": ({"product": ["x:{id"]}, "'x:{id' of product is malformed"),
     "a control character": ({"product": ["a\n{id}"]}, "of product.*control characters"),
     "over the limit": ({"product": ["t" * 201 + "{id}"]}, "of product.*at most 200 bytes.*has 201"),
-    "an empty text": ({"product": [""]}, "of product.*not empty"),
+    "an empty text": ({"product": [""]}, "of product.*non-empty"),
 }
 
 

@@ -282,7 +282,7 @@ def test_loads_that_do_not_happen_are_logged_once_in_a_while(caplog: pytest.LogC
         now += 0.01
 
     assert [record.getMessage() for record in caplog.records] == [
-        "product[1] +1 is not loaded: StoreUnavailable: away (more of these are not logged for 10 s)"
+        "product[1] +1 is not loaded: StoreUnavailable: away (further ones are not logged for 10 s)"
     ]
     now += 10
     log.log([request], StoreUnavailable("away"))

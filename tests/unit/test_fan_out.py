@@ -12,7 +12,7 @@ from redis.exceptions import MovedError, TimeoutError, TryAgainError
 
 from cacheworkers.core.driver import run
 from cacheworkers.store.connections.cluster import Cluster, Node
-from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
+from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests, TimeLeft
 from cacheworkers.store.connections.request import Request
 
 TIMEOUT = 10.0
@@ -88,6 +88,15 @@ def went(clock: Clock, trips: FanOut) -> tuple[float, Any]:
 
 def to(*pools: SlowPool) -> FanOut:
     return FanOut(*(RoutedRequests(each, [("GET", "k")]) for each in pools))  # type: ignore[arg-type]
+
+
+def test_a_wait_has_the_timeout_while_hardly_any_time_has_passed(clock: Clock) -> None:
+    """A socket keeps the timeout that it has; another one would be a system call."""
+    left = TimeLeft(1.0, 1.0)
+    assert left.rest is None
+
+    clock.now += 0.5
+    assert left.rest == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("answers_in", [[NEVER] * 5, [9.0, 18.0, 27.0], [9.9, 19.8], [0.0, 9.0, NEVER, NEVER]])

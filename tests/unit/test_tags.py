@@ -24,10 +24,10 @@ def test_legal_tags_are_returned(tag: str) -> None:
 @pytest.mark.parametrize(
     ("tag", "message"),
     [
-        ("", "not empty, got ''"),
-        (7, "must be a text"),
-        (None, "must be a text"),
-        (b"a", "must be a text"),
+        ("", "non-empty string, got ''"),
+        (7, "must be a non-empty string"),
+        (None, "must be a non-empty string"),
+        (b"a", "must be a non-empty string"),
         ("a\nb", "control characters, got 'a\\\\nb'"),
         ("a\x7f", "control characters"),
         ("\ud800", "valid Unicode"),

@@ -178,7 +178,7 @@ def test_the_same_is_logged_once_a_minute(scene: Scene, caplog: pytest.LogCaptur
     scene.watch.note_failed_publish("cw.miss", "refused")
 
     assert [record.getMessage() for record in caplog.records if "cannot be sent" in record.getMessage()] == [
-        "messages to cw.miss cannot be sent; this process loads its misses itself meanwhile: refused"
+        "messages to cw.miss cannot be sent; until they can, this process loads its own misses: refused"
     ] * 2
 
 
