@@ -26,7 +26,7 @@ ODD: dict[str, tuple[Callable[[Load], object], str]] = {
     "too many tags": (lambda load: load.tag(*(f"t:{n}" for n in range(300))), "at most 200 tags"),
     "too long a tag": (lambda load: load.tag("t" * 300), "at most 200 bytes"),
     "a control character": (lambda load: load.tag("two\nlines"), "control characters"),
-    "an empty tag": (lambda load: load.tag(""), "not empty"),
+    "an empty tag": (lambda load: load.tag(""), "non-empty"),
     "too many bytes": (lambda load: load.tag("large"), "at most 100000 bytes"),
 }
 
