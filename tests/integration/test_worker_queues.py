@@ -70,7 +70,7 @@ def test_lines_about_our_tasks_are_there_at_debug(pool: Pool) -> None:
 def test_a_worker_that_takes_none_of_our_queues_logs_the_command_of_one_that_does(pool: Pool) -> None:
     pool.start(*QUIET, queues="celery")
 
-    wait_until(lambda: "takes none of the cache's queues" in pool.log_path.read_text())
+    wait_until(lambda: "consumes none of the cache's queues" in pool.log_path.read_text())
 
     log = pool.log_path.read_text()
     assert "celery -A bound worker -Q cw.miss,cw.revalidate,cw.warm,cw.upkeep" in log
