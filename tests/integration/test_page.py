@@ -403,7 +403,7 @@ def test_a_killed_web_server_is_started_again(small: Stack) -> None:
 
 def test_flower_knows_every_worker_and_queue_from_its_start(stack: Stack) -> None:
     """It asks workers once: it must not start before them; and its own metrics are not the exporter's."""
-    login = re.search(r"Flower: \S+  user (\S+), password (\S+)", stack.text)
+    login = re.search(r"Flower: +\S+  user (\S+), password (\S+)", stack.text)
     assert login is not None
 
     def asked(path: str) -> Any:
