@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 #: Bytes of a token: 16 hex digits.
 _BYTES = 8
@@ -15,19 +14,20 @@ class _Tokens:
     """What this process has drawn and not used; a fork, also one that ran no hooks, draws its own."""
 
     def __init__(self) -> None:
-        self._left: Iterator[str] = iter(())
+        self._left: list[str] = []
         self._pid = 0
 
     def __call__(self) -> str:
         """Return a token that nobody else has."""
         while True:
             if self._pid == os.getpid():
-                found = next(self._left, None)
-                if found is not None:
-                    return found
+                try:
+                    return self._left.pop()  # atomic in a free-threaded build too, unlike next()
+                except IndexError:
+                    pass
             drawn = os.urandom(_BYTES * _DRAWN)
             # In this order: a thread that sees the new process must not see the parent's tokens.
-            self._left = iter([drawn[at : at + _BYTES].hex() for at in range(0, len(drawn), _BYTES)])
+            self._left = [drawn[at : at + _BYTES].hex() for at in range(0, len(drawn), _BYTES)]
             self._pid = os.getpid()
 
 
