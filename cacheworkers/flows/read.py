@@ -261,7 +261,10 @@ def _look(
     if options.keep is not None and is_coherent and l1_until > now:
         options.keep(entry, stored.value, guard, l1_until - now + state.started + waited)
     state.payload = entry.payload
-    return Read.of(ports.clock.now(), entry, stored.value, freshness, "store", waited, state.is_joined)
+    now = ports.clock.now()
+    if state.has_asked:  # its own load is no older than its wait, however wrong the clock is
+        now = min(now, entry.created + waited)
+    return Read.of(now, entry, stored.value, freshness, "store", waited, state.is_joined)
 
 
 def _judge(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None, now: float) -> Judgement:

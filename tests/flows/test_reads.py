@@ -26,6 +26,7 @@ from cacheworkers import (
 from cacheworkers.core.driver import run
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows import read as reading
+from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import NEVER
 from cacheworkers.local.waiters import Flight
 from cacheworkers.testing import Valkey
@@ -566,3 +567,20 @@ def test_a_read_knows_whether_it_joined_the_load_of_another(make_cache: Callable
 
     assert sorted(read.is_joined for read in found) == [False] + 5 * [True]
     assert not loaders[0].read(1).is_joined
+
+
+def test_a_read_s_own_load_is_no_older_than_its_wait(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with this process's idea of the store's time: else Cache-Status calls a miss a hit."""
+    cache = make_cache(l1_entries=0)
+
+    @cache.loader(fresh_for=300)
+    def price(load: Load, number: int) -> int:
+        return number
+
+    price.get(1)
+    monkeypatch.setattr(StoreClock, "measure", lambda *_: None)
+    cache._ports.clock.offset += 0.5
+
+    assert (found := price.read(2)).age <= found.waited

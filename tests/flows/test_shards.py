@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load
+from cacheworkers.testing.servers import wait_until
 
 SETTINGS: list[dict[str, int]] = [{}, {"all": 2}, {"all": 8}, {"other": 4}]
 
@@ -36,6 +37,8 @@ def test_an_invalidation_covers_the_shards_of_all_processes(
 
     writer.invalidate("all", mode=mode)
 
+    if mode == "soft":  # a clock that is a little behind the store's finds it stale, not lapsed: served once more
+        wait_until(lambda: price.get_many(range(20)) == database)
     assert price.get_many(range(20)) == database
 
 
@@ -58,7 +61,12 @@ def test_a_load_under_way_is_overtaken_by_a_process_with_fewer_shards(
     for number in range(20):
         price.get(number)
 
-    assert {number: price.get(number) for number in range(20)} == dict.fromkeys(range(20), 2)
+    def all_prices() -> dict[int, int]:
+        return {number: price.get(number) for number in range(20)}
+
+    if mode == "soft":
+        wait_until(lambda: all_prices() == dict.fromkeys(range(20), 2))
+    assert all_prices() == dict.fromkeys(range(20), 2)
 
 
 def test_the_most_that_any_process_has_is_kept(make_cache: Callable[..., Cache]) -> None:
