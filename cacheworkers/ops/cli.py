@@ -7,6 +7,8 @@ The app is a module and the name of its `Cache`; `CACHE_APP` in the environment 
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import Any
 
 import click
@@ -159,18 +161,29 @@ def gc(obj: Obj) -> None:
 
 
 @main.command()
+@click.option("--follow", is_flag=True, help="Keep running and deliver within milliseconds, until SIGTERM or Ctrl-C.")
 @click.pass_obj
-def drain(obj: Obj) -> None:
+def drain(obj: Obj, follow: bool) -> None:
     """Deliver what the outbox still holds.
 
-    Beat does it by itself: this is for after an outage, when nobody wants to wait.
+    Beat does it by itself, every `drain_interval`: this is for after an outage, when nobody wants to wait, and with
+    --follow for writes past the sessions, which show within milliseconds then.
     """
     cache, show = obj
     if not (cache.is_watching or cache.internals.triggers):
         raise click.ClickException(
             "this cache watches no sessions, so it has no outbox to drain; `cache.watch(Session, ...)` makes it use one"
         )
-    show({"rows": cache.drain()})
+    if not follow:
+        show({"rows": cache.drain()})
+        return
+    stop = threading.Event()
+    before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        cache.drain_until(stop)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @main.command()

@@ -25,6 +25,8 @@ PROBE_EVERY = 2.0
 MAX_PROBE_EVERY = 30.0
 #: How often the same is logged, seconds.
 LOG_EVERY = 60.0
+#: Workers that have taken no message for this long while some wait are gone, or stuck, seconds.
+GONE_AFTER = 10.0
 
 
 class WorkerBreaker:
@@ -165,6 +167,11 @@ class WorkerBreaker:
         waiting = f"{length} message{' waits' if length == 1 else 's wait'}"
         if length and age is None:
             reason = f"no worker takes queue {queue}, where {waiting}; start one: {command}"
+        elif length and age is not None and age > GONE_AFTER:
+            reason = (
+                f"no worker has taken a message from queue {queue} for {age:.0f} s, and {waiting}; start one, or see "
+                f"what they are busy with: {command}"
+            )
         elif length:
             reason = f"workers are behind, {waiting} in queue {queue}; start more: {command}"
         elif age is None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mutation import Mutation, python
 from sqlalchemy import Engine, create_engine, select, update
 from sqlalchemy.orm import Session
 
 from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError, UnwatchedWrite
+from cacheworkers.ops.cli import drain
 from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER, Outbox
 from cacheworkers.testing import Valkey
@@ -108,6 +113,26 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
         wait_until(has_ended)
         cache.close()
         shop.engine.dispose()
+
+
+def test_the_command_delivers_until_a_signal(shop: Shop) -> None:
+    """`cacheworkers drain --follow`, as in a container: SIGTERM is its regular end."""
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def write_and_end() -> None:
+        wait_until(lambda: signal.getsignal(signal.SIGTERM) != handlers[0])
+        for tag in ("product:1", "product:2"):  # the second after the first: it goes on
+            write(shop, tag)
+            wait_until(lambda tag=tag: {tag} in shop.invalidated())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as other:
+        ended = other.submit(write_and_end)
+        done = CliRunner().invoke(drain, ["--follow"], obj=(shop.cache, print), catch_exceptions=False)
+        ended.result()
+
+    assert done.exit_code == 0
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
 def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_url: str, events: list[Any]) -> None:

@@ -117,7 +117,7 @@ def test_readers_wait_again_once_a_worker_has_taken_a_message(scene: Scene, capl
 
     wait_until(lambda: not scene.watch.is_open)
     assert scene.watch.submit(request())
-    assert "workers take messages from cw.miss again" in caplog.text
+    wait_until(lambda: "workers take messages from cw.miss again" in caplog.text)
 
 
 def test_a_message_taken_before_says_nothing(scene: Scene) -> None:
@@ -157,6 +157,19 @@ def test_the_first_take_over_is_logged_with_its_reason(
 
     wait_until(lambda: caplog.records)
     assert said in caplog.text
+
+
+def test_workers_that_have_gone_are_not_behind(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """The mark of the last message that one took outlives it by minutes."""
+    scene.dispatcher.length = 3
+    scene.store.note_taken("miss").run()
+    client: Any = scene.store.link.client()
+    client.pexpire(scene.store.keys.taken("miss"), 600_000 - 45_000)
+
+    scene.watch.note_taken_over(request())
+
+    wait_until(lambda: caplog.records)
+    assert "no worker has taken a message from queue cw.miss for 45 s, and 3 messages wait; start one" in caplog.text
 
 
 def test_a_broker_that_does_not_answer_is_the_reason(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
