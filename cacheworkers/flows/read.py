@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from cacheworkers.core import envelope
 from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
@@ -261,10 +263,10 @@ def _look(
     if options.keep is not None and is_coherent and l1_until > now:
         options.keep(entry, stored.value, guard, l1_until - now + state.started + waited)
     state.payload = entry.payload
-    now = ports.clock.now()
-    if state.has_asked:  # its own load is no older than its wait, however wrong the clock is
-        now = min(now, entry.created + waited)
-    return Read.of(now, entry, stored.value, freshness, "store", waited, state.is_joined)
+    done = Read.of(ports.clock.now(), entry, stored.value, freshness, "store", waited, state.is_joined)
+    if state.has_asked and done.age > waited:  # its own load is no older than its wait: the clock is wrong
+        return msgspec.structs.replace(done, age=waited)
+    return done
 
 
 def _judge(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None, now: float) -> Judgement:
