@@ -210,11 +210,11 @@ MUTANTS = {
     ),
     "a proof counts from its beginning": ("append((each.ended, each.began))", "append((each.began, each.began))"),
     "a proof is of its end": ("append((each.ended, each.began))", "append((each.ended, each.ended))"),
-    "a proof in doubt counts": ("isinstance(each, Received) and each.ended is not None", "isinstance(each, Received)"),
+    "a proof whose end is unknown counts": ("isinstance(each, Received) and each.ended is not None", "isinstance(each, Received)"),
     "another memory has received it": ("received.get(read.memory, ())", "sum(received.values(), [])"),
     "the store may be late": ('read.tier == "l1" and l1_for', "l1_for"),
     "memory is never late": ("known_at - l1_for", "known_at"),
-    "a write in doubt counts": (
+    "a write whose end is unknown counts": (
         "_rising((w.ended, w.version) for w in writes if w.ended is not None)",
         "_rising((w.ended or w.began, w.version) for w in writes)",
     ),
@@ -237,7 +237,7 @@ OF_MEMORY = {
     "a memory that has received it may be late",
     "a proof counts from its beginning",
     "a proof is of its end",
-    "a proof in doubt counts",
+    "a proof whose end is unknown counts",
     "another memory has received it",
     "the store may be late",
     "memory is never late",
