@@ -210,7 +210,10 @@ MUTANTS = {
     ),
     "a proof counts from its beginning": ("append((each.ended, each.began))", "append((each.began, each.began))"),
     "a proof is of its end": ("append((each.ended, each.began))", "append((each.ended, each.ended))"),
-    "a proof whose end is unknown counts": ("isinstance(each, Received) and each.ended is not None", "isinstance(each, Received)"),
+    "a proof whose end is unknown counts": (
+        "isinstance(each, Received) and each.ended is not None",
+        "isinstance(each, Received)",
+    ),
     "another memory has received it": ("received.get(read.memory, ())", "sum(received.values(), [])"),
     "the store may be late": ('read.tier == "l1" and l1_for', "l1_for"),
     "memory is never late": ("known_at - l1_for", "known_at"),
