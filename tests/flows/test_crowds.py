@@ -274,3 +274,29 @@ def test_what_is_older_is_only_for_those_who_had_joined_when_it_was_learnt(cache
 
 def _price(load: Load, number: int) -> int:
     return number
+
+
+def test_bursts_of_readers_on_a_hot_key_are_one_look_each(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first after a read that was alone is two: its leader has not waited for those who join."""
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+    shop.go.set()
+    batcher, looks = shop.ports.store.batcher, [0]
+    look = batcher.get
+
+    def looked(key: str) -> Any:
+        looks[0] += 1
+        return look(key)
+
+    monkeypatch.setattr(batcher, "get", looked)
+
+    async def play() -> list[int]:
+        found = []
+        for readers in (1, 1, 20, 20, 20):
+            looks[0] = 0
+            await asyncio.gather(*(shop.read.aget(1) for _ in range(readers)))
+            found.append(looks[0])
+        return found
+
+    assert asyncio.run(play())[1:] == [1, 2, 1, 1]
