@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Step, run
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.errors import StoreError
+from cacheworkers.errors import NamespaceTaken, StoreError
 from cacheworkers.events import (
     Event,
     Hook,
@@ -144,7 +144,7 @@ class Runtime:
             release_soon=self.release_soon,
             has_hook=hook is not None,
         )
-        self.marks = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
+        self.marks = link.admission = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
         l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
             "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, self._report
@@ -182,7 +182,8 @@ class Runtime:
             reset_after_fork=self.reset,
             waited_for=lambda: ports.waiters.calls,
             on_taken=self._note_taken,
-            on_alive=lambda name: ports.store.note_worker(name).run(),
+            on_alive=self._note_worker,
+            admit=self._admit,
             **around_task,
         )
         self._worker_breaker = watch = WorkerBreaker(self.workers, ports.store, ports.config)
@@ -248,7 +249,7 @@ class Runtime:
 
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
-        self.marks.modules[spec.name] = spec.function.__module__
+        self.marks.declare(spec.name, spec.function.__module__, loads_here=spec.policy.on_timeout == "load")
         if spec.limiter is not None:
             self._limiters.add(spec.limiter)
         if self._worker_breaker is not None and spec.policy.on_timeout == "raise":
@@ -265,6 +266,24 @@ class Runtime:
                 importable_name(spec.function.__module__),
             )
         )
+
+    def _admit(self) -> None:
+        """Return if workers of this process may take messages, or the store does not say.
+
+        Raises:
+            NamespaceTaken: another application uses the namespace.
+        """
+        try:
+            self.ports.store.marks().run()
+        except NamespaceTaken:
+            raise
+        except StoreError:
+            pass
+
+    def _note_worker(self, name: str) -> None:
+        """Leave a mark that a worker of this store runs, and of which application."""
+        self.ports.store.note_worker(name).run()
+        self.marks.note()
 
     def _note_taken(self, queue: str) -> None:
         """Leave a mark that a worker takes messages from a queue, at most once a second."""

@@ -51,8 +51,6 @@ class Exchange(Generic[T]):
             for request, reply in zip(self._requests, replies, strict=True):
                 if isinstance(reply, Exception):
                     raise shapes.foreign(reply, request.key) from error
-            if isinstance(error, shapes.ForeignType):
-                raise
             raise shapes.foreign(error) from error
 
     @staticmethod
