@@ -174,7 +174,7 @@ class NamespaceMarks:
     # -- admission, at the first exchange
 
     def question(self) -> Request | None:
-        """Return the request for all marks; None where nothing can be told from them.
+        """Return the request for all marks; None where they cannot refuse it.
 
         Raises:
             NamespaceTaken: so it was a moment ago.

@@ -23,7 +23,7 @@ SHARED = Rule(
 TAKEN = Rule(
     "namespace-taken",
     "error",
-    "Another application is running under this namespace, with a loader of the same name, another module and another "
+    "Another application runs under this namespace: it has a loader of the same name, in another module, and another "
     "database.",
     "Each would be served the other's values.  So this one does not use the store: its reads load, its invalidations "
     "fail, and its workers do not start (`NamespaceTaken`).",
