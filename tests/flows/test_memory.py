@@ -6,6 +6,7 @@ import dataclasses
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
