@@ -32,9 +32,8 @@ FLOORS = {
     "app": 8,
 }
 LEAVES = {"errors", "policy", "config", "events"}
-#: Rooms that may use each other's public parts: the store answers the breaker and the clock of `local`, and the command
-#: line checks what tests record.
-NEIGHBOURS = {("store", "local"), ("testing", "workers"), ("testing", "sql"), ("ops", "testing")}
+#: Rooms that may use each other's public parts: the store answers the breaker and the clock of `local`.
+NEIGHBOURS = {("store", "local"), ("testing", "workers"), ("testing", "sql")}
 #: Packages that come with the library -> rooms that may import them.
 CLIENTS = {
     "redis": {"store"},

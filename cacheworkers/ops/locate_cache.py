@@ -16,7 +16,6 @@ from typing import Any
 import click
 
 from cacheworkers.cache import Cache
-from cacheworkers.ops.completion import Completes
 from cacheworkers.ops.output import note
 from cacheworkers.runtime.wiring import cache_of, caches
 
@@ -147,6 +146,3 @@ def of_group(group: click.Context) -> Cache:
     if celery is not None:
         return bound(celery)
     raise click.UsageError("--app (-A) must be module:name of a Cache, or CACHE_APP be set")
-
-
-COMPLETES = Completes(lambda command: of_group(command.parent or command))

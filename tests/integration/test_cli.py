@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import pty
-import select
 import signal
 import subprocess
 import sys
@@ -187,8 +186,7 @@ def test_a_tag_that_nothing_has_now_is_known_all_the_same(cli: Run) -> None:
     assert parsed(cli("--json", "invalidate", "n:5000"))["seq"] > 0
 
 
-def test_json_may_stand_behind_every_command(cli: Run, warm: None, tmp_path: Path) -> None:
-    (tmp_path / "history").write_text("")
+def test_json_may_stand_behind_every_command(cli: Run, warm: None) -> None:
     for words in (
         ("explain", "number[7]"),
         ("get", "number[7]"),
@@ -200,7 +198,6 @@ def test_json_may_stand_behind_every_command(cli: Run, warm: None, tmp_path: Pat
         ("inspect", "--sample", "1"),
         ("stats",),
         ("doctor", "--before-start"),
-        ("check-history", "history"),
     ):
         done = cli(*words, "--json")
         assert json.loads(done.stdout) is not None, done.stderr
@@ -325,38 +322,6 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     process.stderr.close()
-
-
-def test_it_completes_in_bash(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
-    """In a real one, on a pseudo-terminal."""
-    assert "_CACHEWORKERS_COMPLETE" in cli("completion", "zsh", app="nowhere").stdout
-    ours, theirs = pty.openpty()
-    folder = str(Path(sys.executable).parent)
-    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "dumb", "PS1": "$ "}
-    env |= {"PATH": f"{folder}:{env['PATH']}", "INPUTRC": os.devnull, "CACHE_APP": "shop:cache"}
-    words = ["bash", "--norc", "--noprofile", "-i"]
-    bash = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs, process_group=0)
-    os.close(theirs)
-    os.write(ours, b'eval "$(cacheworkers completion bash)"; complete -p cacheworkers\n')
-    for typed, shown in (
-        (b"", b"-F _cacheworkers_completion cacheworkers"),
-        (b"cacheworkers expl\t", b"explain "),
-        (b"nu\t", b"number["),
-        (b"\x15cacheworkers hot \t", b"hot number "),
-    ):
-        os.write(ours, typed)
-        read_until(ours, shown)
-    bash.kill()
-    bash.wait()
-    os.close(ours)
-
-
-def read_until(terminal: int, shown: bytes) -> None:
-    """Read what a terminal shows until this is among it."""
-    reported = b""
-    while shown not in reported:
-        assert select.select([terminal], [], [], 60.0)[0], f"{shown!r} never came, but {reported!r}"
-        reported += os.read(terminal, 65536)
 
 
 def test_it_is_a_command_of_celery_too(tmp_path: Path, valkey: Valkey) -> None:
