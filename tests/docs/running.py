@@ -88,6 +88,9 @@ class Page:
             case "python", "fragment":
                 compile(textwrap.dedent(block.text), block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
                 return "compiled"
+            case "pyi", "":
+                compile(block.text, block.place, "exec")
+                return "compiled"
             case _, "file" | "adds":
                 self._write(block)
                 return "written"
