@@ -167,7 +167,8 @@ def foreign(reply: Exception, *keys: str) -> ForeignType:
     names = ", ".join(filter(None, keys))
     where = (f"one of the keys {names}" if len(keys) > 1 else f"the key {names}") if names else "a key of the library's"
     return ForeignType(
-        f"{where} holds what something else has written: {str(reply).rstrip('.')}; find out who writes there, and delete the key"
+        f"{where} holds what something else has written: {str(reply).rstrip('.')}; find out who "
+        "writes there, and delete the key"
     )
 
 
