@@ -99,7 +99,7 @@ class LoaderMemory:
             self.keep(arguments, wanted is as_is, entry, value, guard, until)
 
         return ReadOptions(
-            wanted, self.since, self._spec.policy.wait_for, keep if self.keeps_for else None, self._spec.shape
+            wanted, self.since, self._spec.policy.wait_for, keep if self.keeps_for else None, self._spec.fingerprint
         )
 
     def keep(

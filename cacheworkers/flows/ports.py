@@ -14,7 +14,7 @@ from cacheworkers.config import Config
 from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Step
-from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import DeclarationError
@@ -89,7 +89,7 @@ class LoaderSpec:
     is_async: bool
     rate_limit: str | None = None
     pace: LoadTime = field(default_factory=LoadTime)
-    shape: bytes = NO_SHAPE
+    fingerprint: bytes = NO_FINGERPRINT
     #: The rate limit as this process keeps it while the store does not; None for no limit.
     limiter: RateLimiter | None = field(init=False, default=None)
 

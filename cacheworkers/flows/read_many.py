@@ -105,7 +105,7 @@ def _fresh(
 ) -> dict[K, Any]:
     """Return what is fresh, by as few steps a key as can be."""
     now = ports.clock.now()
-    found = envelope.fresh_payloads(raws, now, memory.since, loader.policy.early, loader.shape)
+    found = envelope.fresh_payloads(raws, now, memory.since, loader.policy.early, loader.fingerprint)
     keys: Collection[K] = missing
     texts: Collection[str] = missing.values()
     if None in found:

@@ -278,7 +278,7 @@ def entry_of_value(
         write_id=b"",
         digest=envelope.digest_of(payload),
         is_negative=value is None,
-        shape=loader.shape,
+        fingerprint=loader.fingerprint,
     )
     if call.text in loading.unshared:
         # Over for every process, though its idea of the store's clock may be behind.

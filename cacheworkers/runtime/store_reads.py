@@ -249,7 +249,7 @@ class StoreReads:
         keeps = is_coherent and self._memory.keeps_for
         if not as_read and not keeps and not ports.has_hook:
             payload = envelope.fresh_payload(
-                raw, text, ports.clock.now(), self._since, self._spec.policy.early, self._spec.shape
+                raw, text, ports.clock.now(), self._since, self._spec.policy.early, self._spec.fingerprint
             )
             if payload is not None:
                 try:
