@@ -14,7 +14,8 @@ from typing import Any
 import click
 import msgspec
 
-from cacheworkers.errors import CacheworkersError
+from cacheworkers.cache import Cache
+from cacheworkers.errors import CacheworkersError, UnknownLoader
 from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
@@ -49,8 +50,19 @@ class _Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except UnknownLoader as error:
+            raise click.ClickException(f"{error}{_declared_elsewhere(context.obj[0], error.loader)}") from None
         except CacheworkersError as error:
             raise click.ClickException(str(error)) from None
+
+
+def _declared_elsewhere(cache: Cache, loader: str) -> str:
+    """Return which module declares a loader in running processes, and how to name it; empty where none is known."""
+    try:
+        module = cache.internals.runtime.marks.noted_modules().get(loader)
+    except CacheworkersError:
+        return ""
+    return f"; running processes declare it in {module}: give `-A {module}`" if module else ""
 
 
 def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
@@ -59,7 +71,12 @@ def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> No
 
 
 @click.group("cacheworkers", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--app", "-A", envvar="CACHE_APP", help="module:name of the Cache; or CACHE_APP is set.")
+@click.option(
+    "--app",
+    "-A",
+    envvar="CACHE_APP",
+    help="module:name of the Cache, or of an application or factory with one; or CACHE_APP is set.",
+)
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON instead of text.")
 @click.version_option(package_name="cacheworkers")
 @click.pass_context

@@ -106,7 +106,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         spec = self.get(loader)
         if spec is None:
             declared = ", ".join(sorted(self)) or "none"
-            raise UnknownLoader(f"no loader is named {loader!r}; declared are {declared}")
+            raise UnknownLoader(f"no loader is named {loader!r}; declared are {declared}", loader)
         return spec
 
     def of_call(self, call: str) -> LoaderSpec:

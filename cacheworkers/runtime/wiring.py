@@ -182,7 +182,7 @@ class Runtime:
             reset_after_fork=self.reset,
             waited_for=lambda: ports.waiters.calls,
             on_taken=self._note_taken,
-            on_alive=lambda name: ports.store.note_worker(name).run(),
+            on_alive=self._note_worker,
             **around_task,
         )
         self._worker_breaker = watch = WorkerBreaker(self.workers, ports.store, ports.config)
@@ -265,6 +265,11 @@ class Runtime:
                 importable_name(spec.function.__module__),
             )
         )
+
+    def _note_worker(self, name: str) -> None:
+        """Leave marks in the store that this worker runs, and of what it is."""
+        self.ports.store.note_worker(name).run()
+        self.marks.note()
 
     def _note_taken(self, queue: str) -> None:
         """Leave a mark that a worker takes messages from a queue, at most once a second."""
@@ -358,6 +363,11 @@ class Runtime:
 def cache_of(celery: Celery) -> object | None:
     """Return the cache of this process that is bound to a Celery app."""
     return next((process._owner() for process in list(_runtimes) if process._celery is celery), None)
+
+
+def caches() -> list[object]:
+    """Return the caches of this process."""
+    return [owner for process in list(_runtimes) if (owner := process._owner()) is not None]
 
 
 def _after_fork_in_child() -> None:

@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.up import free_port
+from cacheworkers import Cache, Config
 from cacheworkers.ops.cli import main
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -45,6 +47,46 @@ cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}}, check=Fa
 @cache.loader(tags=("n:{{n}}", "all"), fresh_for=300)
 def number(load: Load, n: int) -> int:
     return load.session.connection() and n
+"""
+
+
+TWO = """
+from cacheworkers import Cache, Config
+def fails():
+    {}['DSN']
+def create_app(kind=""):
+    return [Cache(Config.from_env(namespace="one")), Cache(Config.from_env(namespace="two"))]
+"""
+#: An application around the cache: its loader is declared, and its sessions bound, by the factory.
+FACTORY = """
+from celery import Celery
+from sqlalchemy import MetaData, Table, create_engine
+from sqlalchemy.orm import sessionmaker
+from cacheworkers import Cache, Config, Load
+sessions = sessionmaker()
+celery = Celery("shop", broker="redis://127.0.0.1:1/0")
+cache = Cache(Config.from_env(store_timeout=5.0, namespace={namespace!r}), celery=celery, sessions=sessions)
+cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}}, check=False)
+
+class App:
+    cache = cache
+    def __init__(self, times=10):
+        sessions.configure(bind=create_engine("sqlite:///shop.db"))
+        @cache.loader(tags=("n:{{n}}", "all"), fresh_for=300)
+        def number(load: Load, n: int) -> int:
+            return n * times
+    def __call__(self, environ, start_response):
+        ...
+"""
+#: Web modules of it, in the ways of Flask, `uvicorn --factory`, WSGI servers, and with a name of its own.
+WEB = """
+from layout import App
+def create_app(times=10):
+    return App(times)
+"""
+WSGI = """
+from web import create_app
+application = create_app()
 """
 
 
@@ -324,8 +366,14 @@ def test_help_needs_no_cache(cli: Run) -> None:
         (("explain", "number[1]"), "unset:cache", "unset cannot be imported: ConfigError: l1_for must be >= 0"),
         (("explain", "number[1]"), "typo:cache", "typo cannot be imported: SyntaxError: "),
         (("explain", "number[1]"), "needs:cache", "needs cannot be imported: ModuleNotFoundError: No module named 'no"),
-        (("explain", "number[1]"), ":cache", "--app must be module:name of a Cache, got ':cache'"),
-        (("explain", "number[1]"), "./shop.py", "--app must be module:name of a Cache, got './shop.py'"),
+        (("explain", "number[1]"), ":cache", "--app must be module:name of a Cache, or of an application or factory"),
+        (("explain", "number[1]"), "./shop.py", "or factory with one, got './shop.py'"),
+        (("explain", "number[1]"), "two:create_app", "comes with 2 Caches: name it as module:name"),
+        (("explain", "number[1]"), "typing:cast", "'typing:cast' comes with no Cache"),
+        (("explain", "number[1]"), "two:fails", "two:fails cannot be called: KeyError: 'DSN', in two.py, line 4"),
+        (("explain", "number[1]"), "two:create_app(1, 2, 3)", "got 'two:create_app(1, 2, 3)': create_app() takes"),
+        (("explain", "number[1]"), "two:create_app().cache", "is no name, and no call such as create_app()"),
+        (("explain", "number[1]"), "two:create_app(name)", "got 'two:create_app(name)': malformed node"),
     ],
 )
 def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message: str, tmp_path: Path) -> None:
@@ -334,6 +382,7 @@ def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message
     (tmp_path / "unset.py").write_text("from cacheworkers import Cache, Config\ncache = Cache(Config(l1_for=-1))\n")
     (tmp_path / "typo.py").write_text("def (\n")
     (tmp_path / "needs.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "two.py").write_text(TWO)
 
     done = cli(*words, app=app)
 
@@ -359,6 +408,47 @@ def test_loaders_are_those_of_the_modules_that_workers_import(
     assert (done.returncode, bool(done.stdout)) == (bool(says), not says)
     assert done.stdout.startswith("three[]: " if not says else "")
     assert says in done.stderr and bool(done.stderr) == bool(says)
+
+
+@pytest.fixture
+def factory(cli: Run, tmp_path: Path) -> str:
+    """The modules of an application with a factory; the namespace of its cache."""
+    namespace = f"factory{os.getpid()}-{tmp_path.name[-18:].lower()}"[:32]
+    (tmp_path / "layout.py").write_text(FACTORY.format(namespace=namespace))
+    (tmp_path / "web.py").write_text(WEB)
+    (tmp_path / "wsgi.py").write_text(WSGI)
+    return namespace
+
+
+@pytest.mark.parametrize(
+    "app", ["web:create_app()", "web:create_app", "web:create_app(10)", "wsgi:application", "wsgi"]
+)
+def test_an_application_or_its_factory_is_taken_for_its_cache(cli: Run, factory: str, app: str) -> None:
+    done = cli("explain", "number[1]", app=app)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("number[1]: ask a worker to load it")
+
+
+def test_a_celery_app_is_taken_for_the_cache_that_is_bound_to_it(cli: Run, factory: str) -> None:
+    done = cli("hot", "number", app="layout:celery")
+
+    assert "no loader is named 'number'; declared are none" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("explain", "number[1]"), ("hot", "number"), ("warm", "number", "1")])
+def test_a_loader_of_another_module_is_named_with_it(
+    cli: Run, factory: str, words: tuple[str, ...], valkey: Valkey
+) -> None:
+    """Which processes declare it is in the store."""
+    web = Cache(Config(redis_url=valkey.url, namespace=factory))
+    web.internals.ports.store.note_marks(["loader number of shop.catalog"], time.time()).run()
+    web.close()
+
+    done = cli(*words, app="layout:cache")
+
+    assert done.returncode == 1
+    assert "running processes declare it in shop.catalog: give `-A shop.catalog`" in done.stderr
 
 
 def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_path: Path) -> None:

@@ -203,7 +203,8 @@ class WatchService:
         if not engines:
             raise ConfigError(
                 f"{what} needs an engine: neither the sessions that this cache watches nor those of its loaders are "
-                f"bound to one; watch a sessionmaker that is"
+                f"bound to one; watch a sessionmaker that is, or bind it before, as an application's factory does "
+                f"(`-A 'module:create_app()'` on the command line)"
             )
         return engines
 
