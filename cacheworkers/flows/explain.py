@@ -11,6 +11,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Freshness, decide
 from cacheworkers.core.judgement import judge
 from cacheworkers.flows.keep_warm import MARGIN, half_life_of, kept_warm, turns_of
+from cacheworkers.flows.load_failure import static_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
 
 
@@ -38,7 +39,7 @@ class Explanation(msgspec.Struct, frozen=True):
         load_time: how long its load took.
         seq: the invalidation sequence when its load began.
         size: bytes of its JSON.
-        tags: its tags, at most `max_tags`; those invalidated after `seq` could not be there.
+        tags: its tags, at most `max_tags`; of a missing entry those that its arguments make, without what a load adds.
         more_tags: how many it has besides them: written with a larger `max_tags`, or not by this library.
         in_l1: this process's memory would answer.
         l1_reads: how often it has, since it was kept.
@@ -103,21 +104,23 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "access_score": access_score,
         "at": now,
     }
-    if stored.other is not None:
-        return Explanation(call, f"load it for this process alone: {stored.problem}", "missing", **common)
-    if stored.problem:
-        verdict = f"load it: what is stored cannot be read ({stored.problem})"
-        return Explanation(call, verdict, "missing", **common)
-    if entry is None:
-        verdict = _missing(lease, failure, is_failing)
-        return Explanation(call, verdict, "missing", **common)
-    shown = entry.tags[: ports.config.max_tags]
-    numbers: list[int] = yield ports.store.last_invalidations(shown, call)
+    # Of a value that is not stored, those tags are known that its arguments make.
+    shown = static_tags(loader, loader.signature.parse(call)) if entry is None else entry.tags
+    shown = shown[: ports.config.max_tags]
+    numbers: list[int] = (yield ports.store.last_invalidations(shown, call)) if shown else []
     # Numbers are the store's clock in milliseconds; many in one millisecond are a little ahead of it.
-    tags = [
+    common["tags"] = tags = tuple(
         TagState(tag, last, max(0.0, now - last / 1000) if last else None)
         for tag, last in zip(shown, numbers, strict=True)
-    ]
+    )
+    if entry is None:
+        if stored.other is not None:
+            verdict = f"load it for this process alone: {stored.problem}"
+        elif stored.problem:
+            verdict = f"load it: what is stored cannot be read ({stored.problem})"
+        else:
+            verdict = _missing(lease, failure, is_failing)
+        return Explanation(call, verdict, "missing", **common)
     freshness = stored.freshness
     action = decide(freshness, is_failing=is_failing)
     lead = yield from _lead(ports, loader, call)
@@ -133,7 +136,6 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         seq=entry.seq,
         revalidates_in=max(0.0, entry.fresh_until - now - lead),
         size=len(entry.payload),
-        tags=tuple(tags),
         more_tags=len(entry.tags) - len(tags),
         **common,
     )

@@ -82,7 +82,8 @@ TRIGGERS = Rule(
     "error",
     "Declared triggers are not in the database, or not as they are declared now.",
     "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
-    "`triggers.install(connection)`, or its `up()` in a migration.",
+    "`triggers.install(connection)`; with an AsyncEngine `await connection.run_sync(triggers.install)`; or its `up()` "
+    "in a migration.",
 )
 RULES = (AWAY, POOLER, REPLICA_LOADS, LIMITS, UNKNOWN, UNBOUND, MISSING, LAG, TRIGGERS)
 

@@ -101,7 +101,7 @@ def log_diagnosis(cache: Cache, *, timeout: float = CHECK_WITHIN, is_running: bo
         if finding.level in ("warning", "error"):
             level = logging.ERROR if finding.level == "error" else logging.WARNING
             fields = {"check": finding.check, "what": finding.what, "why": finding.why, "fix": finding.fix}
-            log.log(level, "doctor: %s: %s. %s", finding.check, finding.what, finding.fix, extra=fields)
+            log.log(level, "doctor: %s: %s. %s", finding.check, finding.what.rstrip("."), finding.fix, extra=fields)
     return findings
 
 

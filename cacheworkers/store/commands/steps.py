@@ -43,7 +43,7 @@ class Exchange(Generic[T]):
         """Return the replies in shape.
 
         Raises:
-            ForeignType: a key of ours holds what something else has written there.
+            ForeignType: a key of the library's holds what something else has written there.
         """
         try:
             return self._shape(replies)

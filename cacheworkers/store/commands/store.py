@@ -351,7 +351,9 @@ class Store(Bookkeeping):
         def shape(replies: list[Any]) -> list[DetachedSet | ForeignType]:
             each = zip(shards, replies, keys, strict=True)
             return [
-                found for (tag, shard), reply, (*_, name) in each for found in parse.detached(tag, shard, reply, name)
+                found
+                for (tag, shard), reply, (*touched, name) in each
+                for found in parse.detached(tag, shard, reply, *touched, name=name)
             ]
 
         return self._ask(requests, shape)
@@ -369,11 +371,12 @@ class Store(Bookkeeping):
     def detached_sets(self, tags: Sequence[str]) -> Exchange[list[DetachedSet | ForeignType]]:
         """All detached sets of some tags."""
         shards = [(tag, shard) for tag in tags for shard in range(self.keys.shards(tag))]
-        requests = [Request(("SMEMBERS", self.keys.detached_index(tag, shard))) for tag, shard in shards]
+        keys = [self.keys.detached_index(tag, shard) for tag, shard in shards]
+        requests = [Request(("SMEMBERS", key)) for key in keys]
 
         def shape(replies: list[Any]) -> list[DetachedSet | ForeignType]:
-            each = zip(shards, replies, strict=True)
-            return [found for (tag, shard), reply in each for found in parse.detached(tag, shard, reply)]
+            each = zip(shards, replies, keys, strict=True)
+            return [found for (tag, shard), reply, key in each for found in parse.detached(tag, shard, reply, key)]
 
         return self._ask(requests, shape)
 
@@ -396,7 +399,7 @@ class Store(Bookkeeping):
 
         def shape(replies: list[Any]) -> list[DetachedSet | ForeignType]:
             return [
-                parse.foreign(reply)
+                parse.foreign(reply, each.name)
                 if isinstance(reply, Exception)
                 else DetachedSet(each.tag, each.shard, each.name, [parse.text(member) for member in reply])
                 for each, reply in zip(sets, replies, strict=True)
