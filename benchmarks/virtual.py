@@ -386,10 +386,6 @@ class Workers:
         self._queues: dict[str, deque[list[LoadRequest]]] = {name: deque() for name in ("miss", "revalidate", "warm")}
         self._busy: Counter[str] = Counter()
 
-    def submit(self, ask: LoadRequest) -> bool:
-        """Take an ask."""
-        return self.submit_all([ask]) == 1
-
     def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         """Take asks together: of a batch loader they are one message, of another one each."""
         size = len(asks) if self.spec.is_batch else 1
@@ -444,7 +440,7 @@ class Process:
             coherence=coherence,
             l1=self.l1,
             waiters=self.waiters,
-            dispatcher=workers,  # type: ignore[arg-type]
+            dispatcher=workers,
             reader=workers,
             worker=workers,
             emit=workers.note,

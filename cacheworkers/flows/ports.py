@@ -67,16 +67,11 @@ class Enqueue(msgspec.Struct, frozen=True):
 class Dispatcher(Protocol):
     """Sends load requests to workers."""
 
-    def submit(self, request: LoadRequest) -> bool:
-        """Take a request, without blocking or raising; False when there is no room: the caller gives the lease back."""
-        ...
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
-        """Take requests, to be grouped together; how many, from the first on, there was room for."""
-        ...
+        """Take requests, to be grouped together, without blocking or raising; how many, from the first on, had room.
 
-    def close(self) -> None:
-        """Send what is queued for at most a second, then stop."""
+        The caller gives back the leases of the others.
+        """
         ...
 
 

@@ -83,7 +83,7 @@ class SingleLoads:
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
         """Hand a request to the dispatcher."""
         yield from ()
-        return ports.dispatcher.submit(request)
+        return ports.dispatcher.submit_all([request]) == 1
 
     def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
         """Load here, under the lease that the request names."""

@@ -96,16 +96,9 @@ class Asks:
     def is_waiting(self) -> bool:
         return bool(self.waiting or self._ports.store.link.client().llen(self._key))
 
-    def submit(self, ask: LoadRequest) -> bool:
-        self.waiting.append(ask)
-        return True
-
     def submit_all(self, asks: Any) -> int:
         self.waiting += asks
         return len(asks)
-
-    def close(self) -> None:
-        pass
 
 
 class World:
