@@ -21,10 +21,10 @@ from typing import Any
 from cacheworkers.config import Config
 from cacheworkers.core import envelope
 from cacheworkers.core.access_frequency import read_at_of
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Loaded
 from cacheworkers.flows import read as reading

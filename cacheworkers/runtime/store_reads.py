@@ -10,10 +10,10 @@ from typing import Any
 
 from cacheworkers import load_context as loads
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError, LoadTimeout, StoreError
 from cacheworkers.events import ReadFailed, Served
 from cacheworkers.flows import read as reading
