@@ -9,7 +9,7 @@ import msgspec
 from cacheworkers.core.access_frequency import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Freshness, decide
-from cacheworkers.core.judgement import judge
+from cacheworkers.core.entry_state import entry_state
 from cacheworkers.flows.keep_warm import MARGIN, half_life_of, kept_warm, turns_of
 from cacheworkers.flows.load_failure import static_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
@@ -92,7 +92,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     access_score = 0.0 if read_at is None else score_of(read_at, now, half_life_of(ports, loader.name))
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
-    stored = judge(raw, call, now, decode=loader.codec.decode, shape=loader.shape)
+    stored = entry_state(raw, call, now, decode=loader.codec.decode, fingerprint=loader.fingerprint)
     entry = stored.entry
     common: dict[str, Any] = {
         "in_l1": in_l1,
@@ -152,7 +152,7 @@ def _lead(ports: Ports, loader: LoaderSpec, call: str) -> Flow[float]:
 def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:
     """Return the stored JSON of a call; None if there is none, or nothing that can be read."""
     raw = yield ports.store.get(call)
-    found = judge(raw, call, ports.clock.now(), shape=loader.shape)
+    found = entry_state(raw, call, ports.clock.now(), fingerprint=loader.fingerprint)
     return None if found.entry is None else found.entry.payload
 
 

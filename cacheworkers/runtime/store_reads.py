@@ -10,10 +10,10 @@ from typing import Any
 
 from cacheworkers import load_context as loads
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError, LoadTimeout, StoreError
 from cacheworkers.events import ReadFailed, Served
 from cacheworkers.flows import read as reading
@@ -249,7 +249,7 @@ class StoreReads:
         keeps = is_coherent and self._memory.keeps_for
         if not as_read and not keeps and not ports.has_hook:
             payload = envelope.fresh_payload(
-                raw, text, ports.clock.now(), self._since, self._spec.policy.early, self._spec.shape
+                raw, text, ports.clock.now(), self._since, self._spec.policy.early, self._spec.fingerprint
             )
             if payload is not None:
                 try:

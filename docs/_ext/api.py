@@ -125,6 +125,7 @@ def _parameters(signature: inspect.Signature) -> Iterator[str]:
 
 
 def _type(annotation: Any) -> str:
+    annotation = getattr(annotation, "__forward_arg__", annotation)
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 

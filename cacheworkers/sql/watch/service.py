@@ -175,8 +175,7 @@ class WatchService:
 
     def drain_until(self, stop: threading.Event, engine: Engine | None) -> None:
         """Drain until asked to stop; see `Cache.drain_until`."""
-        loop = RelayLoop(self.drain, self.outbox.namespace, self._ports.store)
-        loop.run(self._asked(engine, "drain_until"), stop)
+        RelayLoop(self.drain, self.outbox.namespace).run(self._asked(engine, "drain_until"), stop)
 
     def close(self) -> None:
         """Stop the thread that removes delivered rows, and stop watching."""
