@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
-
-from celery import Celery
+from typing import TYPE_CHECKING, Any
 
 from cacheworkers.errors import StoreError
 from cacheworkers.events import UpkeepMissed
@@ -15,6 +13,9 @@ from cacheworkers.flows.ports import LoadRequest, Ports
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.workers.binding import Upkeep, bind
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 #: An upkeep task is late when it last ended this many periods, plus this many seconds, ago.
 LATE = 2.0
