@@ -12,8 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow
+from cacheworkers.core.signature import is_loader_name
 from cacheworkers.errors import CallError, InvalidationIncomplete, StoreError
 from cacheworkers.events import Invalidated
 from cacheworkers.flows.ports import Ports

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Freshness
-from cacheworkers.core.judgement import Judgement, judge
+from cacheworkers.core.entry_state import EntryState, entry_state
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import StoreError, TagError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
@@ -105,11 +105,11 @@ def _touching(dirty: Iterable[tuple[D, Pending]], tags: frozenset[str]) -> D | N
     return maybe
 
 
-def _stored(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any]) -> Flow[Judgement]:
+def _stored(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any]) -> Flow[EntryState]:
     """Return the entry that a read may be served; none if there is none, or the store does not answer."""
     try:
         raw = yield ports.store.get(call.text)
     except StoreError:
-        return Judgement()
-    found = judge(raw, call.text, ports.clock.now(), decode=decode, shape=loader.shape)
-    return found if found.is_servable else Judgement()
+        return EntryState()
+    found = entry_state(raw, call.text, ports.clock.now(), decode=decode, fingerprint=loader.fingerprint)
+    return found if found.is_servable else EntryState()

@@ -12,7 +12,6 @@ from rich.progress import Progress
 
 from cacheworkers.cache import Cache
 from cacheworkers.flows.invalidate import Invalidation
-from cacheworkers.ops.locate_cache import COMPLETES
 from cacheworkers.ops.output import Obj, note
 
 #: More entries than this are not invalidated without a question.
@@ -20,7 +19,7 @@ MANY = 1000
 
 
 @click.command()
-@click.argument("tag", shell_complete=COMPLETES.tags)
+@click.argument("tag")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of calls to list."
 )
@@ -47,7 +46,7 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
 
 
 @click.command()
-@click.argument("tags", nargs=-1, shell_complete=COMPLETES.tags)
+@click.argument("tags", nargs=-1)
 @click.option("--loader", help="Drop all entries of this loader, whatever their tags.")
 @click.option(
     "--mode",

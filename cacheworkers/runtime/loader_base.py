@@ -8,10 +8,10 @@ from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CallError
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls

@@ -33,10 +33,21 @@ def conflicts(own: Iterable[str], noted: Mapping[str, float]) -> dict[str, list[
     Contradictory are two databases, and two modules that declare a loader of one name.  A module that the other's path
     ends in is the same, imported from another directory; what a program is started from (`__main__`) is any module.
     """
-    since = time.time() - LAPSES_AFTER
-    live = [mark for mark, at in noted.items() if at > since]
+    live = live_marks(noted)
     found = {mark: sorted(other for other in live if _contradict(mark, other)) for mark in own}
     return {mark: others for mark, others in found.items() if others}
+
+
+def live_marks(noted: Mapping[str, float]) -> list[str]:
+    """Return the marks that a running process renews."""
+    since = time.time() - LAPSES_AFTER
+    return sorted(mark for mark, at in noted.items() if at > since)
+
+
+def modules_of(marks: Iterable[str]) -> dict[str, str]:
+    """Return the loaders that marks name, each with the module that declares it."""
+    found = (mark.removeprefix(f"{LOADER} ").partition(" of ") for mark in marks if mark.startswith(LOADER))
+    return {loader: module for loader, _, module in found}
 
 
 def _contradict(mark: str, other: str) -> bool:
@@ -79,6 +90,7 @@ class NamespaceMarks:
         #: Loader -> the module that declares it.
         self.modules: dict[str, str] = {}
         self._noted_at = 0.0
+        self._has_noted_database = False
         self._warned: set[str] = set()
 
     @property
@@ -94,6 +106,14 @@ class NamespaceMarks:
         modules = sorted(self.modules.items())
         return databases + [f"{LOADER} {name} of {module}" for name, module in modules if module != "__main__"]
 
+    def noted_modules(self) -> dict[str, str]:
+        """Return the loaders of running processes, each with the module that declares it.
+
+        Raises:
+            StoreError: the store does not say.
+        """
+        return modules_of(live_marks(self._store.marks().run()))
+
     def note_soon(self) -> None:
         """Note it on a thread, if it is due: the caller may not wait for the store."""
         if self._is_due():
@@ -105,6 +125,7 @@ class NamespaceMarks:
         if not self._is_due() or not (own := self.own()):
             return
         self._noted_at = time.monotonic()
+        self._has_noted_database = bool(self.database)
         with contextlib.suppress(StoreError):
             found = conflicts(own, self._store.note_marks(own, time.time()).run())
             if not self._config.allow_shared_namespace:
@@ -112,7 +133,9 @@ class NamespaceMarks:
                     self._warn(mark, others)
 
     def _is_due(self) -> bool:
-        return not self._noted_at or time.monotonic() > self._noted_at + RENEWED_EVERY
+        if not self._noted_at or time.monotonic() > self._noted_at + RENEWED_EVERY:
+            return True
+        return not self._has_noted_database and bool(self.database)  # sessions may be bound later
 
     def _warn(self, mark: str, others: list[str]) -> None:
         if mark in self._warned:

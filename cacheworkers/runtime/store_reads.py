@@ -11,10 +11,10 @@ from typing import Any
 
 from cacheworkers import load_context as loads
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError, LoadTimeout, StoreError
 from cacheworkers.events import ReadFailed, Served
 from cacheworkers.flows import read as reading
@@ -49,7 +49,7 @@ class StoreReads:
         self._is_shareable = spec.codec.is_shareable
         self._decode = spec.codec.plain_decode
         self._early = spec.policy.early
-        self._shape = spec.shape
+        self._fingerprint = spec.fingerprint
 
     def find(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call, blocking this thread."""
@@ -284,7 +284,7 @@ class StoreReads:
     def _fresh_value(self, text: str, decode: _Decode, raw: bytes) -> Any:
         """Return the value of a fresh envelope, in the fewest steps, and count the read; MISSING of any other."""
         ports = self._ports
-        payload = envelope.fresh_payload(raw, text, ports.clock.now(), self._since, self._early, self._shape)
+        payload = envelope.fresh_payload(raw, text, ports.clock.now(), self._since, self._early, self._fingerprint)
         if payload is None:
             return MISSING
         try:

@@ -44,7 +44,7 @@ from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.runtime.loader_sessions import sessions_for_loads
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.queue_lengths import QueueLengths
-from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook, inside
+from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
@@ -104,8 +104,7 @@ class Runtime:
         self._celery = celery
         self._hook = hook
         tracing = hook if isinstance(hook, TracingHook) else None
-        if tracing is not None:
-            around_load = inside(tracing.around_load, around_load)
+        arounds = (around_load,) if tracing is None else (tracing.around_load, around_load)
         self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
         self._failure_log = FailureLog(config.backoff_for)
         self._limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
@@ -138,8 +137,8 @@ class Runtime:
             l1=l1,
             waiters=waiters,
             dispatcher=None,  # type: ignore[arg-type]  # set below: it needs what is made from these ports
-            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence, around_load),
-            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence, around_load),
+            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence, arounds),
+            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence, arounds),
             emit=self.emit,
             release_soon=self.release_soon,
             has_hook=hook is not None,
@@ -182,7 +181,7 @@ class Runtime:
             reset_after_fork=self.reset,
             waited_for=lambda: ports.waiters.calls,
             on_taken=self._note_taken,
-            on_alive=lambda name: ports.store.note_worker(name).run(),
+            on_alive=self._note_worker,
             **around_task,
         )
         self._worker_breaker = watch = WorkerBreaker(self.workers, ports.store, ports.config)
@@ -265,6 +264,11 @@ class Runtime:
                 importable_name(spec.function.__module__),
             )
         )
+
+    def _note_worker(self, name: str) -> None:
+        """Leave marks in the store that this worker runs, and of what it is."""
+        self.ports.store.note_worker(name).run()
+        self.marks.note()
 
     def _note_taken(self, queue: str) -> None:
         """Leave a mark that a worker takes messages from a queue, at most once a second."""
@@ -358,6 +362,11 @@ class Runtime:
 def cache_of(celery: Celery) -> object | None:
     """Return the cache of this process that is bound to a Celery app."""
     return next((process._owner() for process in list(_runtimes) if process._celery is celery), None)
+
+
+def caches() -> list[object]:
+    """Return the caches of this process."""
+    return [owner for process in list(_runtimes) if (owner := process._owner()) is not None]
 
 
 def _after_fork_in_child() -> None:

@@ -29,7 +29,8 @@ def test_every_block_works(page: str, postgres: Postgres, tmp_path: Path, monkey
 
     with contextlib.ExitStack() as servers:
         monkeypatch.setenv("CACHEWORKERS_STORE_TIMEOUT", "5")
-        if (is_run and not is_session) or page == "README.md":  # it takes both from the environment
+        starts_servers = any(block.says == "servers.py" for block in blocks)
+        if (is_run or is_session) and not starts_servers:  # it takes both from the environment
             monkeypatch.setenv("REDIS_URL", servers.enter_context(Valkey()).url)
             monkeypatch.setenv("DATABASE_URL", postgres.create_database(f"docs{next(_names)}"))
         names = prelude.of(page) if is_run else {}
@@ -58,6 +59,7 @@ BAD = {
     "no such target": Block("page.md", 1, "bash", "make money"),
     "no such module": Block("page.md", 1, "bash", "python -m benchmarks.nothing"),
     "a program that nobody checks": Block("page.md", 1, "bash", "rm -rf ."),
+    "another status": Block("page.md", 1, "bash", "python -c 'exit(2)'", "status", "1"),
     "another output": Block("page.md", 1, "text", "something else", "prints"),
     "no language": Block("page.md", 1, "", "x = 1"),
     "an unknown language": Block("page.md", 1, "cobol", "STOP RUN."),
@@ -69,7 +71,7 @@ BAD = {
 def test_a_block_that_does_not_work_is_found(case: str, tmp_path: Path) -> None:
     """A check that stopped looking would find nothing here."""
     with (
-        Page("page.md", tmp_path, {}, is_session=False) as page,
+        Page("page.md", tmp_path, {}, is_session=BAD[case].mark == "status") as page,
         pytest.raises((AssertionError, ArithmeticError, NameError, SyntaxError, ValueError)),
     ):
         page.run_loads(BAD[case])

@@ -48,14 +48,8 @@ class Shop:
 class Nobody:
     """Takes messages, and nobody works."""
 
-    def submit(self, request: Any) -> bool:
-        return True
-
     def submit_all(self, requests: Any) -> int:
         return len(requests)
-
-    def close(self) -> None:
-        pass
 
 
 def reading(shop: Shop) -> tuple[threading.Thread, list[Any]]:
