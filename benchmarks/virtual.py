@@ -454,7 +454,7 @@ class Process:
         """Read what L1 does not answer: the fresh entry, or None and `done` gets the Read, or the error, in time."""
         text = call.text
         is_known_missing = False
-        if not self.waiters.has(text):
+        if text not in self.waiters.flights:
             guard = self.l1.guard(text)
             raw = self.store.raw(text)
             is_known_missing = raw is None
