@@ -38,6 +38,21 @@ class Label(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
+class Category(Base):
+    """A page of products."""
+
+    __tablename__ = "category"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class User(Base):
+    """Somebody who is seen at each request."""
+
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    last_seen: Mapped[int]
+
+
 product_label = Table(
     "product_label",
     Base.metadata,
@@ -73,6 +88,8 @@ def models() -> dict[str, Any]:
         "Base": Base,
         "Product": Product,
         "Label": Label,
+        "Category": Category,
+        "User": User,
         "ProductView": ProductView,
         "product_label": product_label,
         "Session": sessionmaker(engine),
@@ -111,6 +128,7 @@ def shop() -> dict[str, Any]:
         "products": products,
         "ids": [*range(1, MANY + 1)],
         "stop": stop,
+        "ask_the_bank": lambda currency, timeout: 1.0,
     }
 
 
