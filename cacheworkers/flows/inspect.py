@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from cacheworkers.core.calls import Call, loader_name_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.entry_state import entry_state
+from cacheworkers.core.signature import Call, loader_name_of
 from cacheworkers.errors import CacheworkersError, CallError, ConfigError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.run_loader import run_loader

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.signature import Call
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import EntryTooLarge, LoadError, RateLimited, StoreError, TagError
 from cacheworkers.events import Loaded, NotStored, Poisoned

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError
 from cacheworkers.flows.local_load import drop_unreadable
 from cacheworkers.flows.ports import LoaderSpec, Ports

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.entry_state import entry_state
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CacheworkersError, LoadErrors, StoreUnavailable, TagError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 

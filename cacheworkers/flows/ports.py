@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from cacheworkers.config import Config
-from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Step
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
+from cacheworkers.core.signature import Call, Signature
 from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import DeclarationError

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
 from cacheworkers.core.entry_state import EntryState, entry_state
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CodecError, StoreError
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, UnreadableEntry

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
+from cacheworkers.core.signature import Call
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Enqueue, LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.run_loader import run_loader

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.entry_state import EntryState, entry_state
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import StoreError, TagError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import CLOCK_MARGIN, LEAST_KEPT_FOR, Entry, Life, life_of
+from cacheworkers.core.signature import Call
 from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CacheworkersError, EntryTooLarge, StoreError, StoreFull, TagError

@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 
 from cacheworkers.cache import Cache
-from cacheworkers.core.calls import Signature
+from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.ops.output import Obj, note
 from cacheworkers.ops.progress_display import progress_display

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cacheworkers.config import Config
-from cacheworkers.core.calls import Signature, loader_name_of
 from cacheworkers.core.codec import Codec, annotation_of
 from cacheworkers.core.schema_fingerprint import fingerprint_of
+from cacheworkers.core.signature import Signature, loader_name_of
 from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds, kind_of
 from cacheworkers.errors import ConfigError, DeclarationError, TagError, UnknownLoader
