@@ -48,6 +48,10 @@ class EntryTooLarge(CacheworkersError, ValueError):
 class UnknownLoader(CacheworkersError, LookupError):
     """No loader of this name is declared in this process."""
 
+    def __init__(self, message: str, loader: str = "") -> None:
+        super().__init__(message)
+        self.loader = loader
+
 
 class BrokerUnavailable(CacheworkersError):
     """The broker did not answer in time, or refused the connection."""

@@ -304,9 +304,3 @@ class ListenerLag(Event, frozen=True):
     """A ping's round trip on the listener's connection, and with it the longest an invalidation message may be late."""
 
     seconds: float
-
-
-class HookFailed(Event, frozen=True):
-    """Never emitted to the hook that failed; logged."""
-
-    error: str

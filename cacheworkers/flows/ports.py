@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from cacheworkers.config import Config
-from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
 from cacheworkers.core.driver import Step
-from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
+from cacheworkers.core.signature import Call, Signature
 from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import DeclarationError
@@ -67,16 +67,11 @@ class Enqueue(msgspec.Struct, frozen=True):
 class Dispatcher(Protocol):
     """Sends load requests to workers."""
 
-    def submit(self, request: LoadRequest) -> bool:
-        """Take a request, without blocking or raising; False when there is no room: the caller gives the lease back."""
-        ...
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
-        """Take requests, to be grouped together; how many, from the first on, there was room for."""
-        ...
+        """Take requests, to be grouped together, without blocking or raising; how many, from the first on, had room.
 
-    def close(self) -> None:
-        """Send what is queued for at most a second, then stop."""
+        The caller gives back the leases of the others.
+        """
         ...
 
 
@@ -94,7 +89,7 @@ class LoaderSpec:
     is_async: bool
     rate_limit: str | None = None
     pace: LoadTime = field(default_factory=LoadTime)
-    shape: bytes = NO_SHAPE
+    fingerprint: bytes = NO_FINGERPRINT
     #: The rate limit as this process keeps it while the store does not; None for no limit.
     limiter: RateLimiter | None = field(init=False, default=None)
 

@@ -49,8 +49,7 @@ def conflicts(own: Iterable[str], noted: Mapping[str, float]) -> dict[str, list[
     Contradictory are two databases, and two modules that declare a loader of one name.  A module that the other's path
     ends in is the same, imported from another directory; what a program is started from (`__main__`) is any module.
     """
-    since = time.time() - LAPSES_AFTER
-    live = [mark for mark, at in noted.items() if at > since]
+    live = live_marks(noted)
     found = {mark: sorted(other for other in live if _contradict(mark, other)) for mark in own}
     return {mark: others for mark, others in found.items() if others}
 
@@ -92,6 +91,18 @@ def _is_same(module: str, other: str) -> bool:
     """Return whether two names are one module, imported from two directories perhaps."""
     one, two = f".{module}", f".{other}"
     return one.endswith(two) or two.endswith(one)
+
+
+def live_marks(noted: Mapping[str, float]) -> list[str]:
+    """Return the marks that a running process renews."""
+    since = time.time() - LAPSES_AFTER
+    return sorted(mark for mark, at in noted.items() if at > since)
+
+
+def modules_of(marks: Iterable[str]) -> dict[str, str]:
+    """Return the loaders that marks name, each with the module that declares it."""
+    found = (mark.removeprefix(f"{LOADER} ").partition(" of ") for mark in marks if mark.startswith(LOADER))
+    return {loader: module for loader, _, module in found}
 
 
 def _contradict(mark: str, other: str) -> bool:
@@ -136,6 +147,7 @@ class NamespaceMarks:
         self._loading_modules: set[str] = set()
         self._noted_at = 0.0
         self._lapsed: list[str] = []
+        self._has_noted_database = False
         self._warned: set[str] = set()
         self._refusal = ""
         self._refused_until = 0.0
@@ -209,7 +221,28 @@ class NamespaceMarks:
         self._refusal, self._refused_until = text, time.monotonic() + REFUSED_FOR
         raise NamespaceTaken(text)
 
+    def admit(self) -> None:
+        """Return if workers of this process may take messages, or the store does not say.
+
+        Raises:
+            NamespaceTaken: another application uses the namespace.
+        """
+        try:
+            self._store.marks().run()
+        except NamespaceTaken:
+            raise
+        except StoreError:
+            pass
+
     # -- notes
+
+    def noted_modules(self) -> dict[str, str]:
+        """Return the loaders of running processes, each with the module that declares it.
+
+        Raises:
+            StoreError: the store does not say.
+        """
+        return modules_of(live_marks(self._store.marks().run()))
 
     def note_soon(self) -> None:
         """Note it on a thread, if it is due: the caller may not wait for the store."""
@@ -222,6 +255,7 @@ class NamespaceMarks:
         if not self._is_due() or not (own := self.own()):
             return
         self._noted_at, now = time.monotonic(), time.time()
+        self._has_noted_database = bool(self.databases)
         with contextlib.suppress(StoreError):
             _noted_here.update(mark for mark in own if mark.startswith(MODULE))
             noted = self._store.note_marks(own, now, self._lapsed).run()
@@ -232,7 +266,9 @@ class NamespaceMarks:
                     self._warn(mark, others)
 
     def _is_due(self) -> bool:
-        return not self._noted_at or time.monotonic() > self._noted_at + RENEWED_EVERY
+        if not self._noted_at or time.monotonic() > self._noted_at + RENEWED_EVERY:
+            return True
+        return not self._has_noted_database and bool(self.databases)  # sessions may be bound later
 
     def _warn(self, mark: str, others: list[str]) -> None:
         if mark in self._warned:

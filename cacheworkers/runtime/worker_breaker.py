@@ -11,7 +11,7 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.flows.ports import Dispatcher, Enqueue, LoadRequest
+from cacheworkers.flows.ports import Enqueue, LoadRequest
 from cacheworkers.store.commands.store import Store
 
 log = logging.getLogger("cacheworkers")
@@ -77,10 +77,6 @@ class WorkerBreaker:
         found: Enqueue | None = self._dispatcher.message(request)
         return found
 
-    def submit(self, request: LoadRequest) -> bool:
-        """Take a load request; False where its reader is to load it: nobody else would soon."""
-        return self.submit_all([request]) == 1
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Take load requests together; how many, from the first on, were taken."""
         now = self._clock()
@@ -95,11 +91,6 @@ class WorkerBreaker:
                 return 0
         taken: int = self._dispatcher.submit_all(requests)
         return taken
-
-    def close(self) -> None:
-        """Close the dispatcher."""
-        dispatcher: Dispatcher = self._dispatcher
-        dispatcher.close()
 
     # -- what happened
 

@@ -103,7 +103,7 @@ class Binding:
         self._on_alive = on_alive
         self._on_ready: list[Callable[[], object]] = [self._log_queues]
         self.message = dispatcher.message
-        self.submit, self.submit_all = dispatcher.submit, dispatcher.submit_all
+        self.submit_all = dispatcher.submit_all
         self.register = dispatcher.register
         schedule = {
             f"cacheworkers-{name}": {

@@ -20,13 +20,6 @@ class InlineDispatcher:
         self._around_task = around_task
         self._not_loaded = NotLoadedLog()
 
-    def register(self, info: object) -> None:
-        """Do nothing: what runs loads knows the loaders."""
-
-    def submit(self, request: LoadRequest) -> bool:
-        """Load what a request asks for."""
-        return self.submit_all([request]) == 1
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Load what requests ask for, those of one loader together."""
         groups: dict[str, list[LoadRequest]] = {}
@@ -36,16 +29,6 @@ class InlineDispatcher:
             # In a context of its own, as in a worker: the caller may be inside a load or a transaction.
             contextvars.Context().run(self._load, loader, group)
         return len(requests)
-
-    def queue_states(self) -> list[object]:
-        """Return no queue: there is no broker."""
-        return []
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def reset_after_fork(self) -> None:
-        """Do nothing."""
 
     def _load(self, loader: str, requests: list[LoadRequest]) -> None:
         try:

@@ -76,7 +76,7 @@ class Bookkeeping:
         return self._ask([request], lambda replies: int(parse.or_nothing(replies[0], 0)))
 
     def most_read(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_frequency.py`.
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_score.py`.
 
         Args:
             since: least `read_at`.
@@ -189,11 +189,11 @@ class Bookkeeping:
         """Drop expired members of one tag set, and the tag's mark when it is old enough."""
         request = Request.call(scripts.TRIM_TAG, (key, last), (most, milliseconds(mark_kept_for)))
 
-        def shape(replies: list[Any]) -> Trimmed:
+        def parsed(replies: list[Any]) -> Trimmed:
             dropped, _, *are_foreign = replies[0]
             return Trimmed(int(dropped), tuple(itertools.compress((key, last), are_foreign)))
 
-        return self._ask([request], shape)
+        return self._ask([request], parsed)
 
     def gc_position(self) -> Exchange[tuple[int, int]]:
         """Where the last garbage collection stopped: its phase and its cursor there; the beginning, if it was whole."""
@@ -211,8 +211,8 @@ class Bookkeeping:
 
     # -- helpers
 
-    def _ask(self, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> Exchange[T]:
-        return Exchange(self.link, requests, shape)
+    def _ask(self, requests: Sequence[Request], parse: Callable[[list[Any]], T]) -> Exchange[T]:
+        return Exchange(self.link, requests, parse)
 
 
 def milliseconds(seconds: float) -> int:
