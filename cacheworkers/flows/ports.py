@@ -195,6 +195,7 @@ class Ports:
         message_of: returns the message of a request that is to be enqueued with its claim; None: it is submitted to the
             dispatcher once it is claimed.
         note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
+        note_refused: called with a loader and a worker's reason not to load: a reader of this process does.
         note_served: called when a worker has loaded what a reader of this process had asked for.
         has_hook: whether anybody receives events; without a hook no event is made for each read.
     """
@@ -214,6 +215,7 @@ class Ports:
     has_hook: bool = True
     message_of: Callable[[LoadRequest], Enqueue | None] = lambda request: None
     note_taken_over: Callable[[LoadRequest], None] = lambda request: None
+    note_refused: Callable[[str, str], None] = lambda loader, reason: None
     note_served: Callable[[], None] = lambda: None
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)

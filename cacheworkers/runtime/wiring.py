@@ -187,6 +187,7 @@ class Runtime:
         self._worker_breaker = watch = WorkerBreaker(self.workers, ports.store, ports.config)
         ports.dispatcher = watch
         ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
+        ports.note_refused = watch.note_refused
         ports.message_of = watch.message
 
     @property
