@@ -184,10 +184,10 @@ def fresh_payload(raw: bytes, call: str, now: float, since: int, beta: float, fi
     tags_at = HEADER_BYTES + call_len
     if (
         kind not in _READABLE
-        or int(now * 1000) + load_ms * _LONGEST_CHANCE * beta >= fresh
+        or int(now * 1000 + load_ms * _LONGEST_CHANCE * beta) >= fresh
         or raw[HEADER_BYTES:tags_at] != call.encode()
         or (since and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) < since)
-        or not fits(theirs, fingerprint)
+        or (theirs != fingerprint and not fits(theirs, fingerprint))
     ):
         return None
     return raw[tags_at + tags_len :] or None

@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
@@ -25,7 +24,6 @@ from cacheworkers.events import (
     PublishFailed,
     StoreBack,
     StoreLost,
-    UpkeepMissed,
 )
 from cacheworkers.flows.keep_warm import report_accesses
 from cacheworkers.flows.load_failure import refuse_loads
@@ -61,6 +59,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
+    from cacheworkers.runtime.celery_workers import UpkeepTasks
     from cacheworkers.sql.watch.service import WatchService
 
 log = logging.getLogger("cacheworkers")
@@ -68,11 +67,6 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 #: Seconds between two reports of memory hits to the hook, where no accesses are reported to the store.
 COUNTED_EVERY = 5.0
-#: An upkeep task is late when it last ended this many periods, plus this many seconds, ago.
-LATE = 2.0
-LATE_MARGIN = 5.0
-#: Name -> what beat has a worker do, and every how many seconds.
-UpkeepTasks = dict[str, tuple[Callable[[], Any], float]]
 
 
 class Runtime:
@@ -114,7 +108,6 @@ class Runtime:
         self._limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
         self.workers: Any = None
         self._worker_breaker: WorkerBreaker | None = None
-        self._taken_noted_at: dict[str, float] = {}
 
         clock, coherence, l1, waiters = StoreClock(), Coherence(), L1(config.l1_entries, config.l1_bytes), Waiters()
         keys = Keyspace(config.namespace, config.tag_shards)
@@ -144,7 +137,7 @@ class Runtime:
             reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence, arounds),
             worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence, arounds),
             emit=self.emit,
-            release_soon=self.release_soon,
+            release_soon=self._releases.add,
             has_hook=hook is not None,
         )
         self.marks = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
@@ -157,7 +150,20 @@ class Runtime:
         if celery is None:
             ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
         else:
-            self._bind(celery, run_loads, upkeep, around_task)
+            from cacheworkers.runtime.celery_workers import CeleryWorkers
+
+            bound = CeleryWorkers(
+                celery,
+                ports,
+                self.marks,
+                run_loads=run_loads,
+                undelivered=self.undelivered,
+                refuse=self.refuse,
+                upkeep=upkeep,
+                reset_after_fork=self.reset,
+                around_task=around_task,
+            )
+            self.workers, self._worker_breaker = bound.binding, bound.breaker
         if tracing is not None:
             ports.dispatcher = TracedDispatcher(ports.dispatcher, tracing)
         if tracing is not None or config.testing:
@@ -167,33 +173,6 @@ class Runtime:
             ports.dispatcher = inline = InlineDispatcher(run_loads)
             ports.load_now = partial(InlineLoads, inline, loads)
         _runtimes.add(self)
-
-    def _bind(
-        self, celery: Celery, run_loads: Callable[..., Any], upkeep: UpkeepTasks, around_task: dict[str, Any]
-    ) -> None:
-        """Have the app's workers load, and this process's misses sent to them while they do."""
-        from cacheworkers.workers.binding import Upkeep, bind
-
-        ports = self.ports
-        self.workers = bind(
-            celery,
-            ports.config,
-            run_loads=run_loads,
-            undelivered=self.undelivered,
-            refuse=self.refuse,
-            upkeep=Upkeep(upkeep, self._should_run, lambda task: ports.store.note_beat(task).run()),
-            emit=self.emit,
-            reset_after_fork=self.reset,
-            waited_for=lambda: ports.waiters.calls,
-            on_taken=self._note_taken,
-            on_alive=self._note_worker,
-            **around_task,
-        )
-        self._worker_breaker = watch = WorkerBreaker(self.workers, ports.store, ports.config)
-        ports.dispatcher = watch
-        ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
-        ports.note_refused = watch.note_refused
-        ports.message_of = watch.message
 
     @property
     def watching(self) -> WatchService:
@@ -239,13 +218,6 @@ class Runtime:
             except Exception:
                 log.exception("the hook raised on %r", event)
 
-    def _should_run(self, task: str, every: float) -> bool:
-        """Return whether an upkeep task is to run now: two beats send each twice."""
-        is_ours, since = self.ports.store.begin_tick(task, every).run()
-        if is_ours and since is not None and since > LATE * every + LATE_MARGIN:
-            self.emit(UpkeepMissed(task, since, every))
-        return is_ours
-
     def _report(self) -> None:
         """Renew this process's marks, and report to the store what was read."""
         self.marks.note()
@@ -271,20 +243,6 @@ class Runtime:
             )
         )
 
-    def _note_worker(self, name: str) -> None:
-        """Leave marks in the store that this worker runs, and of what it is."""
-        self.ports.store.note_worker(name).run()
-        self.marks.note()
-
-    def _note_taken(self, queue: str) -> None:
-        """Leave a mark that a worker takes messages from a queue, at most once a second."""
-        now = monotonic()
-        if now < self._taken_noted_at.get(queue, 0.0) + 1.0:
-            return
-        self._taken_noted_at[queue] = now
-        with contextlib.suppress(StoreError):
-            self.ports.store.note_taken(queue).run()
-
     def queued(self) -> Step:
         """Return the step that looks how long the queues are."""
         return QueueLengths(self.workers)
@@ -297,7 +255,7 @@ class Runtime:
             self.ports.store.release([(each.call, each.token) for each in requests]).run()
         except StoreError:
             for each in requests:
-                self.release_soon(each.call, each.token)
+                self._releases.add(each.call, each.token)
         for each in requests:
             self.ports.waiters.wake(each.call)
 
@@ -305,10 +263,6 @@ class Runtime:
         """Wake the readers who wait for loads that this release cannot do: each loads for itself."""
         with contextlib.suppress(StoreError):
             run(refuse_loads(self.ports, requests, reason))
-
-    def release_soon(self, call: str, name: str) -> None:
-        """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
-        self._releases.add(call, name)
 
     def close(self) -> None:
         """Report what was read, send what is queued, then stop threads and connections."""

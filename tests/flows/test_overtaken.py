@@ -64,7 +64,7 @@ def reading(shop: Shop) -> tuple[threading.Thread, list[Any]]:
 
     thread = threading.Thread(target=read)
     thread.start()
-    wait_until(lambda: CALL in shop.ports.waiters._flights and shop.ports.waiters._flights[CALL].held_until)
+    wait_until(lambda: CALL in shop.ports.waiters.flights and shop.ports.waiters.flights[CALL].held_until)
     return thread, found
 
 

@@ -69,8 +69,8 @@ class Store(Bookkeeping):
         return Get(self.link, self.batcher, self.keys.entry(call), call)
 
     def fetch(self, call: str) -> bytes | None:
-        """Return the envelope of a call now, blocking this thread: what `get` does, in the fewest steps."""
-        return self.link.get(self.keys.entry(call))
+        """Return the envelope of a call now, as `get` does: blocks this thread, in a process that has been checked."""
+        return self.link.get(f"{self.keys.entry_prefix}{call}}}")
 
     def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The envelopes of many calls, in their order."""

@@ -146,14 +146,16 @@ class Transport:
             return replies
 
     def get(self, key: str) -> bytes | None:
-        """Return what a key holds, None for nothing or for another type: what `exchange` does, in the fewest steps."""
-        if self._alone is None or not self._is_checked or self._health.breaker.is_open:
+        """Return what a key holds, None for nothing or for another type: what `exchange` does, in the fewest steps.
+
+        The caller has checked that this process is no fork.
+        """
+        pool, answered = self._alone, self._answered
+        if pool is None or not self._is_checked or self._health.breaker.is_open:
             reply = self.exchange([Request(("GET", key))])[0]
         else:
-            self.check_process()
-            answered = self._answered
             try:
-                reply = self._alone.ask(("GET", key))
+                reply = pool.ask(("GET", key))
                 if answered is not None and not isinstance(reply, UNAVAILABLE):
                     answered.add("")
                 if isinstance(reply, Exception):
@@ -163,7 +165,7 @@ class Transport:
                 if translated is error:
                     raise
                 raise translated from error
-        return reply if isinstance(reply, bytes) else None
+        return reply if type(reply) is bytes else None
 
     def submit(self, words: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
         """Send one command immediately, and return True; False if it takes more than that: use `aexchange`.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import random
 import selectors
 import threading
@@ -49,7 +50,11 @@ _BACKOFF = (0.05, 2.0)
 
 
 class Listener:
-    """The thread that receives, and its connections."""
+    """The thread that receives, and its connections.
+
+    Attributes:
+        process: the id of the process in which it has been started; a fork has another.
+    """
 
     def __init__(
         self,
@@ -92,6 +97,7 @@ class Listener:
         #: Who they are, since which failover; of the last connections that were whole.
         self._listened_to: Masters = self._masters
         self._thread: threading.Thread | None = None
+        self.process = 0
         self._closed = threading.Event()
         self._is_reported_down = False
         self._waker: Waker | None = None
@@ -121,6 +127,7 @@ class Listener:
                     self._report_down(self._link.where, f"its thread cannot be started: {error}")
                     return
                 self._thread = thread
+                self.process = os.getpid()
                 self.on_start()
 
     def close(self) -> None:
