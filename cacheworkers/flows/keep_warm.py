@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.access_frequency import score_of
+from cacheworkers.core.access_score import score_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.envelope import Head
 from cacheworkers.core.signature import loader_name_of

@@ -102,10 +102,11 @@ def test_a_reader_that_began_after_the_load_does_not(make_cache: Callable[..., C
 
 @pytest.mark.parametrize("on_timeout", ["load", "raise"])
 def test_a_reader_of_another_process_gets_it_rather_than_a_time_out(
-    make_cache: Callable[..., Cache], on_timeout: str
+    make_cache: Callable[..., Cache], on_timeout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before its time is over it waits for a load that is not overtaken."""
-    there = Shop(make_cache(load_attempts=100_000))
+    monkeypatch.setattr("cacheworkers.flows.load.LOAD_ATTEMPTS", 100_000)
+    there = Shop(make_cache())
     here = Shop(make_cache(), wait_for=1.0, on_timeout=on_timeout)
     here.ports.dispatcher = Nobody()
     worker = there.worker()

@@ -74,7 +74,7 @@ class Bookkeeping:
         return self._ask([request], lambda replies: int(parse.or_nothing(replies[0], 0)))
 
     def most_read(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_frequency.py`.
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_score.py`.
 
         Args:
             since: least `read_at`.
