@@ -52,6 +52,7 @@ class Config:
         max_tags: most tags of one entry.
         max_entry_bytes: largest envelope that is stored.
         batch_size: most keys in one task of a batch loader, and in one MGET.
+        load_attempts: how often a load is tried within its lease when invalidations overtake it.
         poison_after: how many begun loads of a call may die with their worker before it becomes a cached failure.
         backoff_for: first backoff after a failed load; doubles up to `max_backoff_for`.
         max_backoff_for: longest backoff after failed loads.
@@ -96,6 +97,7 @@ class Config:
     max_tags: int = 200
     max_entry_bytes: int = 8 * 1024 * 1024
     batch_size: int = 100
+    load_attempts: int = 5
     poison_after: int = 3
     backoff_for: float = 1.0
     max_backoff_for: float = 60.0
@@ -221,6 +223,7 @@ _LEAST = {
     "max_hot_calls": 1,
     "warm_max_calls": 0,
     "warm_concurrency": 1,
+    "load_attempts": 1,
     "poison_after": 1,
 }
 

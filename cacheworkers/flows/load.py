@@ -30,8 +30,6 @@ from cacheworkers.store.commands.steps import Exchange
 
 #: The `hold_off_for` of loaders that have none and read a replica, seconds: more than one lags as a rule.
 REPLICA_HOLD_OFF = 10.0
-#: How often a load is tried within its lease when invalidations overtake it.
-LOAD_ATTEMPTS = 5
 #: When a snapshot was asked for, monotonic, and the snapshot; None for one that is still to be taken.
 _Snapshot = tuple[float, Snapshot] | None
 
@@ -106,7 +104,7 @@ def _load_together(
     attempts = 0
     try:
         snapshot = yield from _begin(ports, loader, group, is_redelivered, pending, results)
-        while pending and attempts < LOAD_ATTEMPTS:
+        while pending and attempts < ports.config.load_attempts:
             attempts += 1
             try:
                 yield from _attempt(ports, loader, runner, pending, results, deadline, snapshot)

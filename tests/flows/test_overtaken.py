@@ -102,11 +102,10 @@ def test_a_reader_that_began_after_the_load_does_not(make_cache: Callable[..., C
 
 @pytest.mark.parametrize("on_timeout", ["load", "raise"])
 def test_a_reader_of_another_process_gets_it_rather_than_a_time_out(
-    make_cache: Callable[..., Cache], on_timeout: str, monkeypatch: pytest.MonkeyPatch
+    make_cache: Callable[..., Cache], on_timeout: str
 ) -> None:
     """Before its time is over it waits for a load that is not overtaken."""
-    monkeypatch.setattr("cacheworkers.flows.load.LOAD_ATTEMPTS", 100_000)
-    there = Shop(make_cache())
+    there = Shop(make_cache(load_attempts=100_000))
     here = Shop(make_cache(), wait_for=1.0, on_timeout=on_timeout)
     here.ports.dispatcher = Nobody()
     worker = there.worker()
