@@ -73,7 +73,12 @@ class Loader(LoaderBase[T], Generic[P, T]):
                     value = self._value(slot)
                     if value is not MISSING:
                         return value
-        return self._get(args, kwargs)
+        call = self._bind(args, kwargs)
+        slot = self._slot(call.text) if self._l1_for else None
+        if slot is not None and (value := self._value(slot)) is not MISSING:
+            return value
+        found: T = self._reads.find(call, None if kwargs else args, self._decode, False)
+        return found
 
     async def aget(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the value for these arguments; see `get`."""

@@ -12,8 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from cacheworkers.core.calls import is_loader_name
 from cacheworkers.core.driver import Flow
+from cacheworkers.core.signature import is_loader_name
 from cacheworkers.errors import CallError, InvalidationIncomplete, StoreError
 from cacheworkers.events import Invalidated
 from cacheworkers.flows.ports import Ports
@@ -84,7 +84,7 @@ def invalidate_tags(
         # This process knows that what it has is old, whatever the store has taken.
         ports.l1.clear()
         if isinstance(error, StoreError):
-            raise InvalidationIncomplete(f"invalidation of {_named(tags)} is not acknowledged: {error}") from error
+            raise InvalidationIncomplete(f"invalidation of {named(tags)} is not acknowledged: {error}") from error
         raise
     yield from receive_own_push(ports)
     ports.emit(Invalidated(tuple(tags), mode, entries, ports.clock.monotonic() - started))
@@ -116,7 +116,7 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
         # This process knows that what it has is old, whatever the store has taken.
         ports.l1.clear()
         if isinstance(error, StoreError):
-            raise InvalidationIncomplete(f"invalidation of {_named(calls)} is not acknowledged: {error}") from error
+            raise InvalidationIncomplete(f"invalidation of {named(calls)} is not acknowledged: {error}") from error
         raise
     yield from receive_own_push(ports)
     ports.emit(Invalidated((), mode, entries, ports.clock.monotonic() - started))
@@ -242,7 +242,7 @@ class _MemberCount:
             self._progress(self._members)
 
 
-def _named(what: Sequence[str]) -> str:
+def named(what: Sequence[str]) -> str:
     """Return the first tags or calls, for an error."""
     rest = len(what) - _MAX_NAMED
     return ", ".join(what[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -180,7 +180,11 @@ def _settle(places: Iterable[Any], outcome: Outcome | Crowd) -> int:
 
 
 class Crowds:
-    """All crowds of this process."""
+    """All crowds of this process.
+
+    Attributes:
+        by_key: what they read -> crowd.
+    """
 
     def __init__(self) -> None:
         self.reset()
@@ -189,11 +193,7 @@ class Crowds:
         """Forget everybody, as a child does after a fork: those tasks and threads are the parent's."""
         # Re-entrant: a garbage collection inside it may close another read's coroutine, which passes its turn on.
         self.lock = threading.RLock()
-        self._crowds: dict[Hashable, Crowd] = {}
-
-    def has(self, key: Hashable) -> bool:
-        """Return whether a call is being read; not locked."""
-        return key in self._crowds
+        self.by_key: dict[Hashable, Crowd] = {}
 
     def enter(self, key: Hashable, started: float, loop: asyncio.AbstractEventLoop | None) -> tuple[Crowd, Any]:
         """Join the crowd of a call, and return the place to wait at; without a place, the caller leads.
@@ -204,14 +204,14 @@ class Crowds:
             loop: of a task; None for a thread.
         """
         while True:
-            if key not in self._crowds:
+            if key not in self.by_key:
                 alone = Crowd(self, key)
-                if self._crowds.setdefault(key, alone) is alone:
+                if self.by_key.setdefault(key, alone) is alone:
                     return alone, None
             # Not under the lock: a garbage collection in there may end that crowd.
             place = ThreadPlace() if loop is None else loop.create_future()
             with self.lock:
-                crowd = self._crowds.get(key)
+                crowd = self.by_key.get(key)
                 if crowd is not None:
                     crowd._places.append(place)
                     crowd._started.append(started)
@@ -219,9 +219,9 @@ class Crowds:
 
     def forget(self, key: Hashable, crowd: Crowd) -> None:
         """Forget a crowd that is over."""
-        if self._crowds.get(key) is crowd:
-            del self._crowds[key]
+        if self.by_key.get(key) is crowd:
+            del self.by_key[key]
 
     def __len__(self) -> int:
         """Return how many follow."""
-        return sum(len(crowd._places) for crowd in list(self._crowds.values()))
+        return sum(len(crowd._places) for crowd in list(self.by_key.values()))

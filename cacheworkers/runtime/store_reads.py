@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable
+from os import getpid
 from time import monotonic
 from typing import Any
 
 from cacheworkers import load_context as loads
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError, LoadTimeout, StoreError
 from cacheworkers.events import ReadFailed, Served
 from cacheworkers.flows import read as reading
@@ -46,15 +47,35 @@ class StoreReads:
         self._runner = runner
         self._since = memory.since
         self._is_shareable = spec.codec.is_shareable
+        self._decode = spec.codec.plain_decode
+        self._early = spec.policy.early
+        self._fingerprint = spec.fingerprint
 
-    def value(self, call: Call, arguments: _Arguments, decode: _Decode) -> Any:
-        """Return a call's value."""
-        return self._find(call, arguments, decode, False)
-
-    def read(self, call: Call, arguments: _Arguments, decode: _Decode) -> Read:
-        """Return a call's Read."""
-        found: Read = self._find(call, arguments, decode, True)
-        return found
+    def find(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
+        """Return the value or the Read of a call, blocking this thread."""
+        if asyncio._get_running_loop() is not None:
+            warn_if_blocking(self._spec.name)
+        ports, text = self._ports, call.text
+        if (loads.current.get() is not None or is_dirty(ports)) and self.is_alone():
+            return self._read_apart(call, arguments, decode, as_read)
+        started, waiters, keeps = monotonic(), ports.waiters, self._memory.keeps_for
+        if ports.listener.process != getpid():
+            ports.listener.start()
+        if text in waiters.flights or (text, self._since) in waiters.crowds.by_key:
+            return self._read_or_follow(call, arguments, decode, as_read, started, None)
+        guard, is_coherent = self._guarded(text) if keeps else (0, False)
+        try:
+            raw = ports.store.fetch(text)
+        except StoreError:  # the flow knows what to do without the store
+            return self._read_or_follow(call, arguments, decode, as_read, started, None)
+        if raw is not None:
+            if as_read or is_coherent or ports.has_hook:
+                hit = self._hit(call, arguments, decode, raw, guard, is_coherent, started, as_read)
+            else:
+                hit = self._fresh_value(text, decode, raw)
+            if hit is not MISSING:
+                return hit
+        return self._read_or_follow(call, arguments, decode, as_read, started, StoreResult(raw, guard, is_coherent))
 
     async def afind(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call, on the running loop."""
@@ -139,28 +160,23 @@ class StoreReads:
         options = self._memory.options(call, arguments, decode)
         return reading.read(self._ports, self._spec, call, options, found=looked, started=started, crowd=crowd)
 
-    def _find(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
-        """Return the value or the Read of a call; of the threads that find nothing fresh, one reads for all."""
-        warn_if_blocking(self._spec.name)
-        if self.is_alone():
-            found = run(self.flow(call, arguments, decode))
-            return found if as_read else found.value
-        ports, text, started, looked = self._ports, call.text, monotonic(), None
-        ports.listener.start()
-        key = (text, self._since)
-        waiters = ports.waiters
-        if not waiters.crowds.has(key) and not waiters.has(text):
-            guard, is_coherent = self._guarded(text)
-            try:
-                raw = ports.store.fetch(text)
-            except StoreError:  # the flow knows what to do without the store
-                pass
-            else:
-                hit = self._fresh(call, arguments, decode, raw, guard, is_coherent, started, as_read)
-                if hit is not MISSING:
-                    return hit
-                looked = StoreResult(raw, guard, is_coherent)
-        crowd, place = waiters.crowds.enter(key, started, None)
+    def _read_apart(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
+        """Return the value or the Read of a call that may be given nothing of another's."""
+        found = run(self.flow(call, arguments, decode))
+        return found if as_read else found.value
+
+    def _read_or_follow(
+        self,
+        call: Call,
+        arguments: _Arguments,
+        decode: _Decode,
+        as_read: bool,
+        started: float,
+        looked: StoreResult | None,
+    ) -> Any:
+        """Return the value or the Read of a call that is not fresh: of the threads that want it, one reads for all."""
+        ports = self._ports
+        crowd, place = ports.waiters.crowds.enter((call.text, self._since), started, None)
         if place is not None:
             looked = None  # long ago, after it has waited
             policy = self._spec.policy
@@ -197,7 +213,7 @@ class StoreReads:
         loop, batcher = asyncio.get_running_loop(), ports.store.batcher
         try:
             ports.listener.start()
-            if not ports.waiters.has(text):
+            if text not in ports.waiters.flights:
                 guard, is_coherent = self._guarded(text)
                 crowd.cover()
                 reply = batcher.get(text)
@@ -209,7 +225,10 @@ class StoreReads:
                 else:
                     is_followed = crowd.is_followed
                     batcher.was_alone &= not is_followed  # the next look waits a turn, and covers who joins in it
-                    hit = self._fresh(call, arguments, decode, raw, guard, is_coherent, started, as_read or is_followed)
+                    hit = MISSING
+                    if raw is not None:
+                        wants_read = as_read or is_followed
+                        hit = self._hit(call, arguments, decode, raw, guard, is_coherent, started, wants_read)
                     if hit is not MISSING:
                         if not is_followed:
                             crowd.disband()
@@ -231,33 +250,22 @@ class StoreReads:
             return 0, False
         return self._ports.l1.guard(text), self._ports.coherence.is_coherent
 
-    def _fresh(
+    def _hit(
         self,
         call: Call,
         arguments: _Arguments,
         decode: _Decode,
-        raw: bytes | None,
+        raw: bytes,
         guard: int,
         is_coherent: bool,
         started: float,
         as_read: bool,
     ) -> Any:
         """Return a fresh hit, value or Read, and keep it in L1; MISSING leaves what was found to the flow."""
-        if raw is None:
-            return MISSING
         ports, text = self._ports, call.text
         keeps = is_coherent and self._memory.keeps_for
         if not as_read and not keeps and not ports.has_hook:
-            payload = envelope.fresh_payload(
-                raw, text, ports.clock.now(), self._since, self._spec.policy.early, self._spec.shape
-            )
-            if payload is not None:
-                try:
-                    value = decode(payload)
-                except CodecError:
-                    return MISSING
-                ports.access_counter.count(text)
-                return value
+            return self._fresh_value(text, decode, raw)
         found = reading.fresh_hit(ports, self._spec, text, raw, self._since, decode)
         if found is None:
             return MISSING
@@ -272,6 +280,19 @@ class StoreReads:
         if not as_read:
             return value
         return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
+
+    def _fresh_value(self, text: str, decode: _Decode, raw: bytes) -> Any:
+        """Return the value of a fresh envelope, in the fewest steps, and count the read; MISSING of any other."""
+        ports = self._ports
+        payload = envelope.fresh_payload(raw, text, ports.clock.now(), self._since, self._early, self._fingerprint)
+        if payload is None:
+            return MISSING
+        try:
+            value = payload if decode is as_is else self._decode(payload)
+        except Exception:  # the flow decodes it again, and says what is wrong with it
+            return MISSING
+        ports.access_counter.count(text)
+        return value
 
     def shared(self, call: Call, decode: _Decode, outcome: Outcome, started: float, as_read: bool) -> Any:
         """Return what the leader of a crowd has found, value or Read, as this reader's own; MISSING: unreadable so.

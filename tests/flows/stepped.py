@@ -447,14 +447,8 @@ class _Barrier:
 class _Nobody:
     """Takes asks, and does nothing about them."""
 
-    def submit(self, ask: LoadRequest) -> bool:
-        return True
-
     def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         return len(asks)
-
-    def close(self) -> None:
-        pass
 
 
 class Step(msgspec.Struct):

@@ -171,8 +171,8 @@ def test_it_finds_a_protocol_without_a_part(
 
         def blind(*args: Any, **options: Any) -> Any:
             step = register(*args, **options)
-            shape = step._shape
-            step._shape = lambda replies: [Registered(0, each.now) for each in shape(replies)]
+            parse = step._parse
+            step._parse = lambda replies: [Registered(0, each.now) for each in parse(replies)]
             return step
 
         monkeypatch.setattr(store, "register", blind)
@@ -181,8 +181,8 @@ def test_it_finds_a_protocol_without_a_part(
 
         def late() -> Any:
             step = snapshot()
-            shape = step._shape
-            step._shape = lambda replies: Snapshot(10**15, shape(replies).now)
+            parse = step._parse
+            step._parse = lambda replies: Snapshot(10**15, parse(replies).now)
             return step
 
         monkeypatch.setattr(store, "snapshot", late)

@@ -115,7 +115,7 @@ def test_an_outbox_without_a_column_is_named(cache: Cache, sessions: sessionmake
     with engine_of(sessions).begin() as connection:
         connection.exec_driver_sql("CREATE TABLE cacheworkers_outbox (id int PRIMARY KEY, tags text)")
 
-    with pytest.raises(ConfigError, match=r"no column namespace, source, written_at, delivered_at"):
+    with pytest.raises(ConfigError, match=r"the column cacheworkers_outbox.namespace"):
         cache.watch(sessions, {Thing: ["thing:{id}"]})
 
 

@@ -52,7 +52,7 @@ class InvalidationMessages:
             elif key.startswith(failures):
                 self._waiters.wake(_call_of(key, failures))
             elif key.startswith(leases):  # begun, given back or taken over: who waits for it asks again which it is
-                flight = self._waiters.flight(_call_of(key, leases))
+                flight = self._waiters.flights.get(_call_of(key, leases))
                 if flight is not None and flight.token:
                     self._watch_lease(flight)
 

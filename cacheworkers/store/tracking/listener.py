@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import random
 import selectors
 import threading
@@ -32,6 +33,7 @@ from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.waiters import Flight, Waiters
 from cacheworkers.store.connections.connection import pack
+from cacheworkers.store.connections.health import error_text
 from cacheworkers.store.connections.transport import Masters, Transport
 from cacheworkers.store.tracking.barrier import Barrier
 from cacheworkers.store.tracking.invalidation_messages import InvalidationMessages
@@ -46,7 +48,11 @@ _BACKOFF = (0.05, 2.0)
 
 
 class Listener:
-    """The thread that receives, and its connections."""
+    """The thread that receives, and its connections.
+
+    Attributes:
+        process: the id of the process in which it has been started; a fork has another.
+    """
 
     def __init__(
         self,
@@ -89,6 +95,7 @@ class Listener:
         #: Who they are, since which failover; of the last connections that were whole.
         self._listened_to: Masters = self._masters
         self._thread: threading.Thread | None = None
+        self.process = 0
         self._closed = threading.Event()
         self._is_reported_down = False
         self._waker: Waker | None = None
@@ -118,6 +125,7 @@ class Listener:
                     self._report_down(self._link.where, f"its thread cannot be started: {error}")
                     return
                 self._thread = thread
+                self.process = os.getpid()
                 self.on_start()
 
     def close(self) -> None:
@@ -243,7 +251,7 @@ class Listener:
             self._waiters.wake_all()
         if not self._closed.is_set():
             address = connections[0].address if connections else self._link.where
-            self._report_down(address, f"{type(error).__name__}: {error}")
+            self._report_down(address, error_text(error))
 
     def _report_down(self, master: str, error: str) -> None:
         """Log and emit that no changes are reported, and why; once until they are again."""
@@ -251,8 +259,8 @@ class Listener:
             return
         self._is_reported_down = True
         log.warning(
-            "the listener receives no invalidation messages from %s: %s; until it does, memory answers nothing and "
-            "each read asks the store: `cacheworkers doctor` says what is missing",
+            "the listener receives no invalidation messages from %s: %s; until it does, reads ask the store instead of "
+            "this process's memory: `cacheworkers doctor` says what is missing",
             master,
             error,
         )
