@@ -65,6 +65,7 @@ class CeleryWorkers:
             waited_for=lambda: ports.waiters.calls,
             on_taken=self._note_taken,
             on_alive=self._note_worker,
+            admit=marks.admit,
             **around_task,
         )
         self.breaker = WorkerBreaker(self.binding, ports.store, ports.config)

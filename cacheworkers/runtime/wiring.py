@@ -140,7 +140,7 @@ class Runtime:
             release_soon=self._releases.add,
             has_hook=hook is not None,
         )
-        self.marks = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
+        self.marks = link.admission = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
         l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
             "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, self._report
@@ -225,7 +225,7 @@ class Runtime:
 
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
-        self.marks.modules[spec.name] = spec.function.__module__
+        self.marks.declare(spec.name, spec.function.__module__, loads_here=spec.policy.on_timeout == "load")
         if spec.limiter is not None:
             self._limiters.add(spec.limiter)
         if self._worker_breaker is not None and spec.policy.on_timeout == "raise":
