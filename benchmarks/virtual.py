@@ -20,7 +20,7 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.core import envelope
-from cacheworkers.core.access_frequency import read_at_of
+from cacheworkers.core.access_score import read_at_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.read_result import Read

@@ -85,6 +85,10 @@ class UnsafeStore(StoreError):
     """The store's eviction policy may silently drop tag sets or leases."""
 
 
+class NamespaceTaken(StoreUnavailable):
+    """Another application, with a loader of the same name, uses this namespace: this process may not use the store."""
+
+
 class InvalidationIncomplete(StoreError):
     """An invalidation is not acknowledged: what was begun is finished by the next one, or by a garbage collection."""
 

@@ -176,7 +176,10 @@ class NotStored(Event, frozen=True):
 
 
 class NamespaceShared(Event, frozen=True):
-    """Another process uses this namespace with another database, or another module's loader of the same name."""
+    """Another process uses this namespace with another database, or another module's loader of the same name.
+
+    With both, this process is refused.
+    """
 
     namespace: str
     mark: str

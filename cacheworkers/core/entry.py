@@ -1,4 +1,4 @@
-"""What an entry is worth at an instant, and what a read does about it.
+"""Entry: a stored value with its instants, its freshness at one of them, and the table of what a read does about it.
 
 All instants are seconds of the store's clock.  Pure: `now` and chance are arguments.
 """

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from cacheworkers.core.access_frequency import score_of
+from cacheworkers.core.access_score import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Freshness, decide
 from cacheworkers.core.entry_state import entry_state

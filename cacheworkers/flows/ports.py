@@ -12,7 +12,7 @@ import msgspec
 
 from cacheworkers.config import Config
 from cacheworkers.core.codec import Codec
-from cacheworkers.core.driver import Step
+from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.core.signature import Call, Signature
 from cacheworkers.core.tag_templates import TagTemplates
@@ -194,7 +194,9 @@ class Ports:
     Attributes:
         message_of: returns the message of a request that is to be enqueued with its claim; None: it is submitted to the
             dispatcher once it is claimed.
+        load_now: returns the step that loads what requests ask for, instead of the dispatcher: in tests only.
         note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
+        note_refused: called with a loader and a worker's reason not to load: a reader of this process does.
         note_served: called when a worker has loaded what a reader of this process had asked for.
         has_hook: whether anybody receives events; without a hook no event is made for each read.
     """
@@ -213,7 +215,9 @@ class Ports:
     release_soon: Callable[[str, str], None]
     has_hook: bool = True
     message_of: Callable[[LoadRequest], Enqueue | None] = lambda request: None
+    load_now: Callable[[Sequence[LoadRequest]], Step] | None = None
     note_taken_over: Callable[[LoadRequest], None] = lambda request: None
+    note_refused: Callable[[str, str], None] = lambda loader, reason: None
     note_served: Callable[[], None] = lambda: None
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)
@@ -224,3 +228,11 @@ class Ports:
 
     def __post_init__(self) -> None:
         self.revalidations = RateLimiter(self.config.revalidate_rate)
+
+
+def submit(ports: Ports, requests: Sequence[LoadRequest]) -> Flow[int]:
+    """Hand requests to the dispatcher; how many, from the first on, it took."""
+    if ports.load_now is None:
+        return ports.dispatcher.submit_all(requests)
+    taken: int = yield ports.load_now(requests)
+    return taken

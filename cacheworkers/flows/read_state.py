@@ -12,7 +12,7 @@ from cacheworkers.core.entry import Entry
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.core.signature import Call
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Enqueue, LoaderSpec, Loading, LoadRequest, Ports
+from cacheworkers.flows.ports import Enqueue, LoaderSpec, Loading, LoadRequest, Ports, submit
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.coalescing import Crowd
@@ -82,8 +82,7 @@ class SingleLoads:
 
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
         """Hand a request to the dispatcher."""
-        yield from ()
-        return ports.dispatcher.submit_all([request]) == 1
+        return (yield from submit(ports, [request])) == 1
 
     def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
         """Load here, under the lease that the request names."""

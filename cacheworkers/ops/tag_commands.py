@@ -93,7 +93,7 @@ def invalidate(obj: Obj, tags: tuple[str, ...], loader: str | None, mode: Any, d
         show(Invalidation(0, total))
         return
     if total > MANY and not yes:
-        _ask(tags, total)
+        _confirm(f"{', '.join(tags)}: {total:,} entries")
     with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(mode, total=total or None)
         done = cache.invalidate(*tags, mode=mode, progress=lambda members: bar.update(task, completed=members))
@@ -110,10 +110,6 @@ def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:
     if unknown:
         declared = ", ".join(sorted({text for each in templates for text in each.declared})) or "none"
         raise click.ClickException(f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}")
-
-
-def _ask(tags: Sequence[str], entries: int) -> None:
-    _confirm(f"{', '.join(tags)}: {entries:,} entries")
 
 
 def _confirm(what: str) -> None:

@@ -65,11 +65,13 @@ class CeleryWorkers:
             waited_for=lambda: ports.waiters.calls,
             on_taken=self._note_taken,
             on_alive=self._note_worker,
+            admit=marks.admit,
             **around_task,
         )
         self.breaker = WorkerBreaker(self.binding, ports.store, ports.config)
         ports.dispatcher = self.breaker
         ports.note_taken_over, ports.note_served = self.breaker.note_taken_over, self.breaker.note_served
+        ports.note_refused = self.breaker.note_refused
         ports.message_of = self.breaker.message
 
     def _should_run(self, task: str, every: float) -> bool:

@@ -121,6 +121,8 @@ class RunLoader:
             return self._failed(error)
         except asyncio.CancelledError as error:
             return self._failed(_cancelled_inside(error))
+        except SystemExit as error:
+            return self._failed(_exit_inside(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     async def _run_on_async(self, session_of: Callable[[], AbstractAsyncContextManager[Any]]) -> dict[str, Any]:
@@ -140,6 +142,8 @@ class RunLoader:
             return self._failed(error)
         except asyncio.CancelledError as error:
             return self._failed(_cancelled_inside(error))
+        except SystemExit as error:
+            return self._failed(_exit_inside(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     def _described(self) -> loads.LoadCall:
@@ -247,5 +251,18 @@ def _cancelled_inside(error: asyncio.CancelledError) -> Exception:
     if task is not None and task.cancelling():
         raise error
     failure = RuntimeError("a task or future that the loader waited for was cancelled")
+    failure.__cause__ = error
+    return failure
+
+
+def _exit_inside(error: SystemExit) -> Exception:
+    """Return a loader's own SystemExit as a failure: it would end the worker, and leave its readers waiting.
+
+    Raises:
+        SystemExit: it is Celery's, or that of a signal that ends a process of its pool.
+    """
+    if type(error) is not SystemExit or (isinstance(error.code, int) and error.code < -100):  # billiard: signal - 256
+        raise error
+    failure = RuntimeError(f"the loader called sys.exit({error.code!r})")
     failure.__cause__ = error
     return failure

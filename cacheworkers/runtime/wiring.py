@@ -8,10 +8,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
-from cacheworkers.core.driver import Step, run
+from cacheworkers.core.driver import Flow, Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import StoreError
 from cacheworkers.events import (
@@ -32,6 +33,7 @@ from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.fork_check import ForkCheck
+from cacheworkers.local.inline_bulkhead import InlineBulkhead
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.rate_limiter import RateLimiter
@@ -47,7 +49,7 @@ from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
-from cacheworkers.workers.inline_dispatcher import InlineDispatcher
+from cacheworkers.workers.inline_dispatcher import InlineDispatcher, InlineLoads
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 from cacheworkers.workers.worker_command import importable_name
@@ -85,6 +87,7 @@ class Runtime:
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
         run_loads: Callable[..., Any],
+        loads: Callable[..., Flow[object]],
         upkeep: UpkeepTasks,
         around_load: AroundLoad,
     ) -> None:
@@ -92,6 +95,7 @@ class Runtime:
         Args:
             owner: the cache, by which a nested read knows its own.
             run_loads: runs the loads of one message; workers call it.
+            loads: returns the flow of that.
             upkeep: what beat has workers do.
         """
         self._owner = weakref.ref(owner)
@@ -116,7 +120,7 @@ class Runtime:
         timeout = max(1.0, config.store_timeout)
         listener = Listener(link, keys, coherence, clock, l1, waiters, timeout=timeout, emit=self.emit)
         self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
-        self._bulkhead = Bulkhead(config.bulkhead)
+        self._bulkhead = (InlineBulkhead if config.testing else Bulkhead)(config.bulkhead)
         self._session_factory: Any = async_sessions if sessions is None else sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
@@ -136,7 +140,7 @@ class Runtime:
             release_soon=self._releases.add,
             has_hook=hook is not None,
         )
-        self.marks = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
+        self.marks = link.admission = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
         l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = PeriodicThread(
             "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, self._report
@@ -166,7 +170,8 @@ class Runtime:
             # A span is of what has been claimed: a traced request is published then.
             ports.message_of = lambda request: None
         if config.testing:
-            ports.dispatcher = InlineDispatcher(run_loads)
+            ports.dispatcher = inline = InlineDispatcher(run_loads)
+            ports.load_now = partial(InlineLoads, inline, loads)
         _runtimes.add(self)
 
     @property
@@ -220,7 +225,7 @@ class Runtime:
 
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
-        self.marks.modules[spec.name] = spec.function.__module__
+        self.marks.declare(spec.name, spec.function.__module__, loads_here=spec.policy.on_timeout == "load")
         if spec.limiter is not None:
             self._limiters.add(spec.limiter)
         if self._worker_breaker is not None and spec.policy.on_timeout == "raise":

@@ -25,6 +25,8 @@ PROBE_EVERY = 2.0
 MAX_PROBE_EVERY = 30.0
 #: How often the same is logged, seconds.
 LOG_EVERY = 60.0
+#: How often it is logged of one loader that a worker cannot load it, seconds.
+REFUSAL_LOGGED_EVERY = 3600.0
 #: Workers that have taken no message for this long while some wait are gone, or stuck, seconds.
 GONE_AFTER = 10.0
 
@@ -114,6 +116,23 @@ class WorkerBreaker:
             command = self._dispatcher.worker_command()
             self._in_background(lambda: self._log_why(request, command), is_daemon=False)
 
+    def note_refused(self, loader: str, reason: str) -> None:
+        """Log once for each loader that a worker cannot load it, and readers of this process do."""
+        if self._is_due(f"refused {loader}", REFUSAL_LOGGED_EVERY):
+
+            def say() -> None:
+                log.warning(
+                    "%s; this process loads the misses of %s itself.  All workers that take queue %s have to "
+                    "import %s, of this release: %s",
+                    reason,
+                    loader,
+                    self._config.queues.miss,
+                    self._dispatcher.module_of(loader),
+                    self._dispatcher.worker_command(),
+                )
+
+            self._in_background(say, is_daemon=False)
+
     def note_failed_publish(self, queue: str, error: str) -> None:
         """Log that a message could not be sent."""
         if self._is_due("publish"):
@@ -178,10 +197,10 @@ class WorkerBreaker:
             )
         log.warning("no worker began %s within its wait_for, a reader loads it: %s", request.call, reason)
 
-    def _is_due(self, what: str) -> bool:
+    def _is_due(self, what: str, every: float = LOG_EVERY) -> bool:
         now = self._clock()
         with self._lock:
-            if now < self._logged_at.get(what, float("-inf")) + LOG_EVERY:
+            if now < self._logged_at.get(what, float("-inf")) + every:
                 return False
             self._logged_at[what] = now
             return True

@@ -136,7 +136,10 @@ class CeleryDispatcher:
         )
         self._emit(UnknownTask(name, len(requests)))
         if requests:
-            self._refuse(requests, f"a worker does not know the task {name}")
+            known = ", ".join(sorted({info.module for info in self.infos.values()})) or "no module that declares one"
+            self._refuse(
+                requests, f"a worker does not know the loader {name.removeprefix(PREFIX)}: it has loaders of {known}"
+            )
 
     def _make_tasks(self, **_: Any) -> None:
         for info in self.infos.values():

@@ -85,9 +85,6 @@ class Page:
             case "python", "":
                 self._run(block)
                 return "run"
-            case "python", "fragment":
-                compile(textwrap.dedent(block.text), block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-                return "compiled"
             case "pyi", "":
                 compile(block.text, block.place, "exec")
                 return "compiled"

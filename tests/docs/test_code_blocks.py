@@ -21,7 +21,7 @@ OUTCOMES = {"run", "compiled", "written", "checked", "executed", "printed", "sho
 @pytest.mark.parametrize("page", pages())
 def test_every_block_works(page: str, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks run in order, in one namespace, on a store and a database of the page's own; none is left out."""
-    blocks = blocks_of(page)
+    blocks = [*prelude.SCENES.get(page, ()), *blocks_of(page)]
     is_session = any(block.mark == "file" for block in blocks)
     monkeypatch.chdir(tmp_path)
 
@@ -52,7 +52,7 @@ def test_every_command_in_a_text_exists(page: str) -> None:
 BAD = {
     "raises": Block("page.md", 1, "python", "1 / 0"),
     "an unknown name": Block("page.md", 1, "python", "nobody_knows"),
-    "a fragment that does not compile": Block("page.md", 1, "python", "def f(:", "fragment"),
+    "a signature that does not compile": Block("page.md", 1, "pyi", "def f(:"),
     "no such command": Block("page.md", 1, "bash", "cacheworkers -A shop:cache explode"),
     "no such option": Block("page.md", 1, "bash", "cacheworkers -A shop:cache explain --nicely 'product[42]'"),
     "an argument is missing": Block("page.md", 1, "bash", "cacheworkers -A shop:cache explain"),
@@ -90,7 +90,7 @@ def test_blocks_of_a_page_share_names_and_prints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["text\n\n    indented = 1\n", "<!-- fragment -->\n\ntext\n\n```python\n1\n```\n", "<!-- fragment -->\n\n# A\n"],
+    ["text\n\n    indented = 1\n", "<!-- prints -->\n\ntext\n\n```python\n1\n```\n", "<!-- prints -->\n\n# A\n"],
 )
 def test_what_would_be_left_out_is_an_error(text: str) -> None:
     """A block without a fence has no language, and a mark without a block marks nothing."""

@@ -282,9 +282,12 @@ def test_readers_whom_no_worker_can_serve_load_immediately(
         workers.loader(name="price")(theirs)
     price = readers.loader(name="price", fresh_for=300, wait_for=20)(ours)
     readers._runtime.workers._run_loads = workers._run_requests
+    refused: list[tuple[str, str]] = []
+    readers._ports.note_refused = lambda *what: refused.append(what)
 
     found = price.read(1)
 
     assert found.value == ours(None, 1) and found.waited < 10
     assert price.read(1).tier in ("l1", "store")
-    assert [each.loader for each in events if isinstance(each, LoadRefused)] == ["price"]
+    [event] = [each for each in events if isinstance(each, LoadRefused)]
+    assert refused == [(event.loader, event.reason)] and event.loader == "price"

@@ -159,6 +159,20 @@ def test_the_first_take_over_is_logged_with_its_reason(
     assert said in caplog.text
 
 
+def test_what_workers_refuse_is_logged_once_for_each_loader(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """With what the worker says, and the command of one that could."""
+    for _ in range(2):
+        for loader in ("price", "stock"):
+            scene.watch.note_refused(loader, f"a worker does not know the loader {loader}")
+            scene.now += LOG_EVERY
+
+    wait_until(lambda: len(caplog.records) == 2)
+    assert sorted(record.getMessage() for record in caplog.records)[0] == (
+        "a worker does not know the loader price; this process loads the misses of price itself.  All workers that "
+        "take queue cw.miss have to import shop.price, of this release: celery -A shop worker -Q cw.miss"
+    )
+
+
 def test_workers_that_have_gone_are_not_behind(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     """The mark of the last message that one took outlives it by minutes."""
     scene.dispatcher.length = 3

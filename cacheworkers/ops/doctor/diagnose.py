@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cacheworkers.errors import StoreUnavailable, UnsafeStore
+from cacheworkers.errors import NamespaceTaken, StoreUnavailable, UnsafeStore
 from cacheworkers.ops.doctor import database_checks, namespace_checks, store_checks, worker_checks
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
 from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
@@ -179,8 +179,8 @@ def _check_beat(app: Any, config: Config) -> Iterator[Finding]:
 def _looked(check: Check) -> list[Finding]:
     try:
         return list(check.look())
-    except UnsafeStore:
-        return []  # an error of its own: eviction-policy
+    except (UnsafeStore, NamespaceTaken):
+        return []  # errors of their own: eviction-policy, namespace-taken
     except Exception as error:  # whatever it was, the other checks go on
         away = _AWAY.get(type(error))
         if away is not None:

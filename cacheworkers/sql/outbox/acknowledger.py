@@ -61,9 +61,9 @@ class DeliveryAcknowledger:
     def close(self) -> None:
         """Mark the rows that are left; waits for at most a second."""
         with self._changed:
+            # Those of a loop that runs, too: this may be its own last step, as in a coroutine that ends a script.
             for engine, loop in list(self._of_loops):
-                if loop.is_closed():
-                    self._leave_to_thread(engine, self._of_loops.pop((engine, loop)))
+                self._leave_to_thread(engine, self._of_loops.pop((engine, loop)))
             self._is_closed = True
             self._changed.notify()
         if self._thread is not None:
@@ -108,10 +108,13 @@ class DeliveryAcknowledger:
             await asyncio.sleep(GATHER_FOR)
         except BaseException:  # the loop ends
             with self._changed:
-                self._leave_to_thread(engine, self._of_loops.pop((engine, loop), ()))
+                if rows := self._of_loops.pop((engine, loop), []):
+                    self._leave_to_thread(engine, rows)
             raise
         with self._changed:
             rows = self._of_loops.pop((engine, loop), [])
+        if not rows:  # `close` has left them to the thread
+            return
         try:
             async with AsyncEngine(engine).connect() as connection:
                 await connection.run_sync(functools.partial(self._mark, rows))

@@ -36,7 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
 from cacheworkers.errors import ConfigError
-from cacheworkers.sql.outbox.connections import on_connection
+from cacheworkers.sql.outbox.connections import on_connection, sync_half
 from cacheworkers.sql.sqlalchemy_internals import first_value
 
 TABLE = "cacheworkers_outbox"
@@ -125,11 +125,8 @@ class Outbox:
         """
         if isinstance(engine, Connection):
             self._create(engine)
-        elif isinstance(engine, Engine):
-            with engine.begin() as connection:
-                self._create(connection)
-        elif isinstance(engine, AsyncEngine):
-            on_connection(engine.sync_engine, self._create_and_commit)
+        elif isinstance(engine, Engine | AsyncEngine):
+            on_connection(sync_half(engine), self._create_and_commit)
         else:
             raise ConfigError(
                 f"outbox.create takes an Engine, an AsyncEngine or a Connection, got {type(engine).__name__}; with an "

@@ -28,11 +28,11 @@ from cacheworkers.sql.watch.flush_changes import Flush
 from cacheworkers.sql.watch.installed_triggers import InstalledTriggers
 from cacheworkers.sql.watch.joined_transactions import outlives
 from cacheworkers.sql.watch.mapping import WatchMapping
-from cacheworkers.sql.watch.pending import pending_of
 from cacheworkers.sql.watch.row_changes import RowChanges
 from cacheworkers.sql.watch.session_classes import check_engine, refuse_autocommit, session_class, watched_class
 from cacheworkers.sql.watch.single_rows import single_row
 from cacheworkers.sql.watch.statements import refusal
+from cacheworkers.sql.watch.unflushed import unflushed_of
 from cacheworkers.sql.watch.views import Views
 from cacheworkers.sql.watch.watched_connections import SessionState, state_for, state_of
 
@@ -286,7 +286,7 @@ class SessionHooks:
             coherence = self._ports.coherence
             coherence.bypass()
             state.dirty = DirtyTransaction(
-                self._ports, session, lambda session: pending_of(session, self._mapping.of), coherence.unbypass
+                self._ports, session, lambda session: unflushed_of(session, self._mapping.of), coherence.unbypass
             )
             enter(state.dirty)
         return state.dirty

@@ -51,8 +51,6 @@ class Exchange(Generic[T]):
             for request, reply in zip(self._requests, replies, strict=True):
                 if isinstance(reply, Exception):
                     raise parsers.foreign(reply, request.key) from error
-            if isinstance(error, parsers.ForeignType):
-                raise
             raise parsers.foreign(error) from error
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import AskError, TryAgainError
 
@@ -32,6 +32,16 @@ _Words = tuple[Any, ...]
 _Commands = Callable[[str], Sequence[_Words]]
 #: How many slots of a master are tried for such a key, when one after the other is moving to another master.
 _SLOTS_TRIED = 3
+
+
+class Admission(Protocol):
+    """Says whether this process may use the store at all."""
+
+    def question(self) -> Request | None:
+        """Return what to ask the store first, if anything; raise what lately was the answer to it."""
+
+    def check(self, reply: Any) -> None:
+        """Raise what keeps this process out, by the store's reply."""
 
 
 class Transport:
@@ -74,6 +84,8 @@ class Transport:
             has_parts=self.is_cluster,
         )
         self._is_checked = False
+        #: Asked with the first exchange.
+        self.admission: Admission | None = None
         #: Names of the masters that have answered since the listener was lost; None while there is a listener.
         self._answered: set[str] | None = None
         #: Called before each exchange: a fork without Python's hooks must not use the parent's connections.
@@ -332,7 +344,8 @@ class Transport:
                 raise MasterUnavailable(f"{master.name} did not answer lately")
 
     def _check_server(self) -> Flow[None]:
-        """Check, at the first exchange, that the server is safe to write to, and measure its clock."""
+        """Check at the first exchange that the server is safe to write to, and ask for admission; measure its clock."""
+        question = None if self.admission is None else self.admission.question()
         masters: list[Master] = yield from self._masters.masters()
         pool = min(masters, key=lambda master: master.pool.failed_at).pool
         [[info]] = yield FanOut(RoutedRequests(pool, [("INFO", "everything")]))
@@ -343,4 +356,21 @@ class Transport:
         received = time.monotonic()
         check([answer])
         self._clock.measure(int(answer[0]) + int(answer[1]) / 1e6, sent, received)
+        if self.admission is not None and question is not None:
+            replies = yield _Asked(self._masters, [question])
+            self.admission.check(replies[0])
         self._is_checked = True
+
+
+class _Asked:
+    """A step: an exchange that nothing is asked before."""
+
+    def __init__(self, masters: Topology, requests: Sequence[Request]) -> None:
+        self._masters = masters
+        self._requests = requests
+
+    def run(self) -> list[Any]:
+        return self._masters.exchange(self._requests)
+
+    async def arun(self) -> list[Any]:
+        return await self._masters.aexchange(self._requests)
