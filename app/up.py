@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -20,24 +19,17 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.page.control import VARIABLE, Control
 from app.procfile import parse
-from app.supervisor import ENDING, Answers, Child, ChildDied, Console, Stopped, Supervisor
-from cacheworkers.testing.servers import Postgres, Valkey
+from app.readiness import READY_PATHS, READY_WORDS, asked, status_of, until_ready
+from app.servers import Servers, servers
+from app.supervisor import ENDING, ChildDied, Console, Stopped, Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent
-#: How long a process may take until it says that it is ready, seconds.
-READY_WITHIN = 60.0
-#: By what a process says that it is ready: the path it answers, or words in its log.
-READY_PATHS = {"web": "/health", "page": "/health", "exporter": "/metrics", "flower": "/healthcheck"}
-READY_WORDS = {"miss": " ready.", "rest": " ready.", "beat": "beat: Starting", "drain": "draining"}
 #: What workers and beat say of each task: the addresses must not be lost in it.  Failures are shown.
 ROUTINE = re.compile(
     r": INFO/\S+\] (Task \S+ (received|succeeded in )|Scheduler: Sending due task )"
@@ -120,9 +112,9 @@ def _run(options: argparse.Namespace, data_dir: Path, console: Console) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)  # until the supervisor listens
     try:
-        with _servers(data_dir, console) as servers:
+        with servers(data_dir, console) as started:
             try:
-                return asyncio.run(_up(options, commands, servers, data_dir, console))
+                return asyncio.run(_up(options, commands, started, data_dir, console))
             finally:
                 for number in ENDING:  # the servers must not be left behind now
                     signal.signal(number, signal.SIG_IGN)
@@ -195,107 +187,17 @@ async def _bring_up(
                 name,
                 command,
                 needle=READY_WORDS.get(name),
-                answers=_asked(getattr(here, name) + READY_PATHS[name]) if name in READY_PATHS else None,
+                answers=asked(getattr(here, name) + READY_PATHS[name]) if name in READY_PATHS else None,
                 restarts=name in RESTARTED,
             )
             for name, command in commands.items()
             if name in names
         ]
-        await asyncio.gather(*(_until_ready(child) for child in children))
+        await asyncio.gather(*(until_ready(child) for child in children))
     if "web" in commands and options.warm:
         paths = [f"/products/{number}" for number in range(1, options.warm + 1)]
-        answers = [await _status(here.web + path) for path in paths]
+        answers = [await status_of(here.web + path) for path in paths]
         console.say("up", f"warmed {sum(status == 200 for status in answers)} of {len(paths)} products")
-
-
-async def _until_ready(child: Child) -> None:
-    """Return once a process is ready.
-
-    Raises:
-        TimeoutError: it is not after `READY_WITHIN` seconds; with its last log lines.
-    """
-    try:
-        async with asyncio.timeout(READY_WITHIN):
-            if child.name in RESTARTED:
-                await child.was_ready.wait()
-    except TimeoutError:
-        last = "\n".join(f"    {line}" for line in child.tail)
-        raise TimeoutError(f"{child.name} is not ready after {READY_WITHIN:g} s; its last lines:\n{last}") from None
-
-
-def _asked(url: str) -> Answers:
-    """Return what asks whether a GET of that URL is answered."""
-
-    async def answers() -> bool:
-        return await _status(url) == 200
-
-    return answers
-
-
-async def _status(url: str) -> int:
-    """Return the HTTP status of a GET; 0 if nobody answers."""
-
-    def get() -> int:
-        try:
-            with urllib.request.urlopen(url, timeout=5.0) as answer:
-                answer.read()
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-        except OSError:
-            return 0
-
-    return await asyncio.to_thread(get)
-
-
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """Where the servers are, and the store if it was started here."""
-
-    urls: Mapping[str, str]
-    store: Valkey | None
-
-
-@contextlib.contextmanager
-def _servers(data_dir: Path, console: Console) -> Iterator[Servers]:
-    """Start the servers that the environment does not name; yield where they are."""
-    with contextlib.ExitStack() as stack:
-        redis_url, store = os.environ.get("REDIS_URL"), None
-        if redis_url is None:
-            store = stack.enter_context(
-                Valkey(data_dir / "valkey", persist=True, maxmemory="1gb", maxmemory_policy="volatile-lru")
-            )
-            redis_url = store.url
-        database_url = os.environ.get("DATABASE_URL")
-        if database_url is None:
-            postgres = stack.enter_context(Postgres(_reachable(data_dir, console) / "postgres"))
-            database_url = _database(postgres)
-        broker_url = os.environ.get("BROKER_URL", redis_url)
-        urls = {"redis_url": redis_url, "database_url": database_url, "broker_url": broker_url}
-        yield Servers(urls, store)
-
-
-def _database(postgres: Postgres) -> str:
-    """Return the URL of the shop's database, made at the first start."""
-    import psycopg
-
-    try:
-        return postgres.create_database("shop")
-    except psycopg.errors.DuplicateDatabase:
-        return postgres.url("shop")
-
-
-def _reachable(data_dir: Path, console: Console) -> Path:
-    """Return a data directory that Postgres can enter: for root it runs as another user."""
-    if os.getuid() != 0 or all(each.stat().st_mode & 0o001 for each in data_dir.parents):
-        data_dir.chmod(data_dir.stat().st_mode | 0o711)
-        return data_dir
-    name = hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
-    place = Path(tempfile.gettempdir()) / f"cacheworkers-{name}"
-    place.mkdir(exist_ok=True, mode=0o711)
-    place.chmod(0o711)
-    console.say("up", f"Postgres cannot enter {data_dir} as another user than root: its data is in {place}")
-    return place
 
 
 def _environment(here: Addresses) -> dict[str, str]:

@@ -32,11 +32,11 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.fault_tools import SteppingValkey, can_drop_packets, can_step_clocks, cut_off
+from benchmarks.history import History, Recorder, Stale, check
 from benchmarks.snapshot_faults import REPLAY_FOR, SnapshotFaults
 from benchmarks.snapshot_faults import started as snapshot_started
 from cacheworkers import Cache, CacheworkersError, Config, Load
 from cacheworkers.events import Event
-from cacheworkers.ops.history import History, Recorder, Stale, check
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.servers import wait_until
 

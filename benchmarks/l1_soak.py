@@ -4,7 +4,7 @@ Processes read from their own memory as fast as they can: in one thread, in four
 forks children which read on.  Writers change values and invalidate them.  Meanwhile the tracking connections
 are killed, cut, delayed and stalled, the store is frozen and restarted, and its entries are deleted.  What every read
 returned, what every writer was answered and what every listener had proof of is recorded, and compared at the end
-(`cacheworkers.ops.history`): a read through the store is never older than what had been acknowledged; one from
+(`benchmarks.history`): a read through the store is never older than what had been acknowledged; one from
 memory knows what its listener had proof of, and is never later than `l1_for` - or, while the store did not answer this
 process, `l1_on_loss_for`.
 """
@@ -30,11 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history import History, Received, Recorder, Stale, check
 from cacheworkers import Cache, Config, Load
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Event, Served
 from cacheworkers.local.coherence import Coherence
-from cacheworkers.ops.history import History, Received, Recorder, Stale, check
 from cacheworkers.testing import FaultProxy, Valkey
 
 PRICES, WRITERS = 50, 2

@@ -31,8 +31,8 @@ from benchmarks.periods import Periods
 from benchmarks.traces import Trace, found, named, zipf
 from benchmarks.virtual import BEGIN, MESSAGE, System, World
 from cacheworkers import Cache, Config, Load, Policy
-from cacheworkers.core.calls import Call
 from cacheworkers.core.entry import Entry, Freshness, life_of
+from cacheworkers.core.signature import Call
 from cacheworkers.flows.keep_warm import MARGIN, turns_of
 from cacheworkers.flows.ports import LoaderSpec
 

@@ -20,9 +20,9 @@ import redis
 from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
+from benchmarks.history import Invalidate, Operation, Read, Recorder, Stale, check
 from cacheworkers import Cache
 from cacheworkers.events import Event, InvalidationUndelivered
-from cacheworkers.ops.history import Invalidate, Operation, Read, Recorder, Stale, check
 from cacheworkers.testing import Postgres, Valkey
 from cacheworkers.testing.servers import wait_until
 

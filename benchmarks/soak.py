@@ -8,8 +8,8 @@ their leases.  What does not die goes wrong in part: the store has no room, deni
 script; half of the processes get its replies late, all together or never; loads fail, batches have bad keys, a rate
 limit leaves no turn.  A change is acknowledged when the commit of its watched session has returned.
 Readers and writers record what they did;
-at the end each read is compared with what was acknowledged before it began (`cacheworkers.ops.history`; `--keep
-DIR` leaves the files to `cacheworkers check-history`), and once the drain is through, every entry must be what the
+at the end each read is compared with what was acknowledged before it began (`benchmarks.history`; `--keep
+DIR` leaves the files), and once the drain is through, every entry must be what the
 database says.
 """
 
@@ -35,10 +35,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import Faults
+from benchmarks.history import History, Recorder, check
 from benchmarks.soakdeaths import counted, environment
 from benchmarks.stack import ROOT
 from cacheworkers.errors import CacheworkersError, LoadError, LoadErrors
-from cacheworkers.ops.history import History, Recorder, check
 from cacheworkers.testing import FaultProxy, Postgres, Valkey
 from cacheworkers.testing.servers import end_with_parent, wait_until
 

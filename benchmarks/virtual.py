@@ -20,11 +20,11 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.core import envelope
-from cacheworkers.core.access_frequency import read_at_of
-from cacheworkers.core.calls import Call
+from cacheworkers.core.access_score import read_at_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.events import Loaded
 from cacheworkers.flows import read as reading
@@ -386,10 +386,6 @@ class Workers:
         self._queues: dict[str, deque[list[LoadRequest]]] = {name: deque() for name in ("miss", "revalidate", "warm")}
         self._busy: Counter[str] = Counter()
 
-    def submit(self, ask: LoadRequest) -> bool:
-        """Take an ask."""
-        return self.submit_all([ask]) == 1
-
     def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         """Take asks together: of a batch loader they are one message, of another one each."""
         size = len(asks) if self.spec.is_batch else 1
@@ -444,7 +440,7 @@ class Process:
             coherence=coherence,
             l1=self.l1,
             waiters=self.waiters,
-            dispatcher=workers,  # type: ignore[arg-type]
+            dispatcher=workers,
             reader=workers,
             worker=workers,
             emit=workers.note,
@@ -458,7 +454,7 @@ class Process:
         """Read what L1 does not answer: the fresh entry, or None and `done` gets the Read, or the error, in time."""
         text = call.text
         is_known_missing = False
-        if not self.waiters.has(text):
+        if text not in self.waiters.flights:
             guard = self.l1.guard(text)
             raw = self.store.raw(text)
             is_known_missing = raw is None

@@ -33,7 +33,7 @@ from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
 from cacheworkers.policy import PolicyOptions
 from cacheworkers.runtime.internals import Internals
-from cacheworkers.runtime.message_loads import run_requests
+from cacheworkers.runtime.message_loads import load_requests
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.tag_invalidation import tag_invalidation
 from cacheworkers.runtime.warm_job import Warmer, WarmJob
@@ -92,6 +92,7 @@ class Cache:
             async_sessions=async_sessions,
             hook=hook,
             run_loads=self._run_requests,
+            loads=self._load_requests,
             around_load=around_load,
             upkeep={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
@@ -571,7 +572,12 @@ class Cache:
     def _run_requests(
         self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
     ) -> list[CacheworkersError]:
-        return run_requests(self._runtime, self._loaders, loader, requests, is_redelivered)
+        return run(self._load_requests(loader, requests, is_redelivered))
+
+    def _load_requests(
+        self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
+    ) -> Flow[list[CacheworkersError]]:
+        return load_requests(self._runtime, self._loaders, loader, requests, is_redelivered)
 
     def _drain_by_beat(self) -> None:
         self._watching.drain_by_beat(is_needed=self.is_watching or bool(self._triggers))

@@ -77,7 +77,8 @@ class Config:
         testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
             `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
             process of pytest-xdist has a namespace of its own; nothing is kept in memory.
-        allow_shared_namespace: several databases, or modules of one loader, under one namespace are meant: do not warn.
+        allow_shared_namespace: several databases, or modules of one loader, under one namespace are meant: neither warn
+            nor refuse.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
     """
 

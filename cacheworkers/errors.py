@@ -48,6 +48,10 @@ class EntryTooLarge(CacheworkersError, ValueError):
 class UnknownLoader(CacheworkersError, LookupError):
     """No loader of this name is declared in this process."""
 
+    def __init__(self, message: str, loader: str = "") -> None:
+        super().__init__(message)
+        self.loader = loader
+
 
 class BrokerUnavailable(CacheworkersError):
     """The broker did not answer in time, or refused the connection."""
@@ -79,6 +83,10 @@ class StoreFull(StoreError):
 
 class UnsafeStore(StoreError):
     """The store's eviction policy may silently drop tag sets or leases."""
+
+
+class NamespaceTaken(StoreUnavailable):
+    """Another application, with a loader of the same name, uses this namespace: this process may not use the store."""
 
 
 class InvalidationIncomplete(StoreError):

@@ -176,7 +176,10 @@ class NotStored(Event, frozen=True):
 
 
 class NamespaceShared(Event, frozen=True):
-    """Another process uses this namespace with another database, or another module's loader of the same name."""
+    """Another process uses this namespace with another database, or another module's loader of the same name.
+
+    With both, this process is refused.
+    """
 
     namespace: str
     mark: str
@@ -301,9 +304,3 @@ class ListenerLag(Event, frozen=True):
     """A ping's round trip on the listener's connection, and with it the longest an invalidation message may be late."""
 
     seconds: float
-
-
-class HookFailed(Event, frozen=True):
-    """Never emitted to the hook that failed; logged."""
-
-    error: str

@@ -143,7 +143,7 @@ class _Load(Generic[T]):
         if raw is None:
             return None
         try:
-            return self._loader.codec.decode(envelope.entry_of(raw, text, self._loader.shape).payload)
+            return self._loader.codec.decode(envelope.entry_of(raw, text, self._loader.fingerprint).payload)
         except (EnvelopeError, CodecError):
             return None
 

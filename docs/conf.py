@@ -16,25 +16,15 @@ copyright = "the cacheworkers contributors"
 
 extensions = [
     "myst_parser",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "mermaid",
 ]
 exclude_patterns = ["_build", "_ext"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 # On GitHub a Mermaid fence is a picture; here `mermaid` draws it.
 myst_fence_as_directive = ["mermaid"]
-
-# Docstrings put code between single backticks.
-default_role = "code"
-autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
-napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "cacheworkers"

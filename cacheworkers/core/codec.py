@@ -69,6 +69,7 @@ class Codec:
     Attributes:
         annotation: the type of the values.
         admits_none: None is a value.
+        plain_decode: decodes, and raises whatever comes of it.
         is_shareable: values are immutable all the way down, so that callers may share one.
     """
 
@@ -81,14 +82,14 @@ class Codec:
         self.admits_none = any(_is_none(member) for member in members_of(annotation))
         self.is_shareable = _is_shareable(annotation, frozenset())
         encode: Callable[[Any], bytes]
-        self._decode: Callable[[bytes], Any]
+        self.plain_decode: Callable[[bytes], Any]
         if any(is_pydantic(each) for each in classes_in(annotation)):
             from cacheworkers.core.pydantic_codec import pydantic_json
 
-            encode, self._decode = pydantic_json(annotation)
+            encode, self.plain_decode = pydantic_json(annotation)
         else:
             refuse_what_json_lacks("a loader's value", annotation, RULE)
-            encode, self._decode = _encode, msgspec.json.Decoder(annotation).decode
+            encode, self.plain_decode = _encode, msgspec.json.Decoder(annotation).decode
         # A set's order differs between processes; its JSON, and with it the ETag, must not.
         self._encode: Callable[[Any], bytes] = encode
         if has_sets(annotation):
@@ -101,14 +102,14 @@ class Codec:
             CodecError: the payload is no JSON of this type.
         """
         try:
-            return self._decode(payload)
+            return self.plain_decode(payload)
         except _WRONG as error:
             raise CodecError(f"the payload is not a {shown(self.annotation)}: {error}") from None
 
     def decode_each(self, payloads: Iterable[bytes]) -> list[Any]:
         """Return the values of many payloads; raises as `decode` does, without naming the one that fails."""
         try:
-            return list(map(self._decode, payloads))
+            return list(map(self.plain_decode, payloads))
         except _WRONG as error:
             raise CodecError(f"a payload is not a {shown(self.annotation)}: {error}") from None
 
@@ -126,7 +127,7 @@ class Codec:
         except _WRONG as error:
             raise CodecError(f"a {type(value).__name__} cannot be stored as JSON: {error}; {RULE}") from None
         try:
-            decoded = self._decode(payload)
+            decoded = self.plain_decode(payload)
             if is_same(value, decoded):
                 return payload
             changed = difference(value, decoded)

@@ -1,4 +1,4 @@
-"""What an entry is worth at an instant, and what a read does about it.
+"""Entry: a stored value with its instants, its freshness at one of them, and the table of what a read does about it.
 
 All instants are seconds of the store's clock.  Pure: `now` and chance are arguments.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.policy import Policy
 
 #: By how much a process may misjudge the store's clock, seconds: what must not be fresh ended so long ago.
@@ -53,7 +53,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         write_id: 8 random bytes, its version; what a claim names.  Empty until it is stored.
         digest: 8 bytes of BLAKE2b of the payload, computed when it was loaded; the ETag.
         is_negative: the loader returned None.
-        shape: 8 bytes, the digest of what its loader's code takes the JSON and the call for; zeros fit every reader.
+        fingerprint: 8 bytes of its loader's schema (`core/schema_fingerprint.py`); zeros fit every reader.
         is_unshared: for the reads that waited for its load, and for no other (`load.no_store()`).
     """
 
@@ -70,7 +70,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     write_id: bytes
     digest: bytes
     is_negative: bool = False
-    shape: bytes = NO_SHAPE
+    fingerprint: bytes = NO_FINGERPRINT
     is_unshared: bool = False
 
     def freshness(self, now: float) -> Freshness:

@@ -16,11 +16,11 @@ from typing import cast
 import msgspec
 
 from cacheworkers.core.entry import Entry
-from cacheworkers.core.shape import NO_SHAPE, fits
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT, fits
 from cacheworkers.errors import EnvelopeError
 
 
-class OtherShape(EnvelopeError):
+class OtherFingerprint(EnvelopeError):
     """An entry of another release; it carries it."""
 
     def __init__(self, message: str, entry: Entry) -> None:
@@ -36,10 +36,10 @@ UNSHARED = 2
 _LONGEST_CHANCE = 37.0
 
 # magic, flags, codec, len(call), load_ms, stale_for_ms,
-# created, fresh_until, stale_until, expires_at, seq, write_id, digest, shape, len(tags)
+# created, fresh_until, stale_until, expires_at, seq, write_id, digest, fingerprint, len(tags)
 _HEADER = struct.Struct(">4sBBHIQQQQQQ8s8s8sI")
 #: The same, but for what a fresh entry is not asked for; magic, flags and codec are one text.
-_FRESH_HEADER = struct.Struct(">6sHI16xQ40x8sI")
+_read_fresh_header = struct.Struct(">6sHI16xQ40x8sI").unpack_from
 _READABLE = (MAGIC + bytes((0, CODEC_JSON)), MAGIC + bytes((NEGATIVE, CODEC_JSON)))
 _INSTANT = struct.Struct(">Q")
 _CREATED_AT = 20
@@ -75,7 +75,7 @@ def pack(entry: Entry) -> bytes:
         entry.seq,
         entry.write_id,
         entry.digest,
-        entry.shape,
+        entry.fingerprint,
         len(tags),
     )
     return b"".join((header, call, tags, entry.payload))
@@ -102,7 +102,7 @@ def unpack(raw: bytes) -> Entry:
             seq,
             write_id,
             digest,
-            shape,
+            fingerprint,
             tags_len,
         ) = _HEADER.unpack_from(raw)
     except struct.error:
@@ -132,30 +132,32 @@ def unpack(raw: bytes) -> Entry:
         write_id,
         digest,
         bool(flags & NEGATIVE),
-        shape,
+        fingerprint,
         bool(flags & UNSHARED),
     )
 
 
-def entry_of(raw: bytes, call: str, shape: bytes) -> Entry:
-    """Return the entry of an envelope that a reader of this call and shape may decode, fresh or not.
+def entry_of(raw: bytes, call: str, fingerprint: bytes) -> Entry:
+    """Return the entry of an envelope that a reader of this call and fingerprint may decode, fresh or not.
 
     Raises:
-        OtherShape: another release wrote it, for which call or JSON have another meaning.
+        OtherFingerprint: another release wrote it, for which call or JSON have another meaning.
         EnvelopeError: it cannot be read, or says that it is another call's.
     """
     entry = unpack(raw)
     if entry.call != call:
         raise EnvelopeError(f"the entry of {call} says it is {entry.call}")
-    if not fits(entry.shape, shape):
-        raise OtherShape(f"the entry of {call} is of a release with another return type, parameters or tags", entry)
+    if not fits(entry.fingerprint, fingerprint):
+        raise OtherFingerprint(
+            f"the entry of {call} is of a release with another return type, parameters or tags", entry
+        )
     return entry
 
 
 def fresh_payloads(
-    raws: list[bytes | None], now: float, since: int, beta: float, shape: bytes = NO_SHAPE
+    raws: list[bytes | None], now: float, since: int, beta: float, fingerprint: bytes = NO_FINGERPRINT
 ) -> list[bytes | None]:
-    """Return the payload of each envelope that is fresh, of a shape, and not older than `since`; None of any other.
+    """Return the payload of each envelope that is fresh, of a schema, and not older than `since`; None of any other.
 
     For many together: it makes no Entry, and takes the call's name on trust, since its key has it too.  What might be
     revalidated early (`Entry.early_at`) is none of these, and what is cut short is none or is no JSON.
@@ -163,46 +165,46 @@ def fresh_payloads(
     if since:
         raws = [raw if raw is not None and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) >= since else None for raw in raws]
     try:
-        return _fresh_payloads(cast(list[bytes], raws), now, beta, shape)
+        return _fresh_payloads(cast(list[bytes], raws), now, beta, fingerprint)
     except (TypeError, struct.error):  # one is None, or has no whole header
         whole = [raw is not None and len(raw) >= HEADER_BYTES for raw in raws]
-        payloads = iter(_fresh_payloads(cast(list[bytes], [*itertools.compress(raws, whole)]), now, beta, shape))
+        payloads = iter(_fresh_payloads(cast(list[bytes], [*itertools.compress(raws, whole)]), now, beta, fingerprint))
         return [next(payloads) if is_whole else None for is_whole in whole]
 
 
-def fresh_payload(raw: bytes, call: str, now: float, since: int, beta: float, shape: bytes) -> bytes | None:
-    """Return the payload of a call's envelope that is fresh, of a shape, and not older than `since`; None of any other.
+def fresh_payload(raw: bytes, call: str, now: float, since: int, beta: float, fingerprint: bytes) -> bytes | None:
+    """Return the payload of a call's envelope that is fresh, of a schema, and not older than `since`; else None.
 
     It makes no Entry.  What might be revalidated early (`Entry.early_at`) is none of these.
     """
     try:
-        kind, call_len, load_ms, fresh, theirs, tags_len = _FRESH_HEADER.unpack_from(raw)
+        kind, call_len, load_ms, fresh, theirs, tags_len = _read_fresh_header(raw)
     except struct.error:
         return None
     tags_at = HEADER_BYTES + call_len
     if (
         kind not in _READABLE
-        or int(now * 1000) + load_ms * _LONGEST_CHANCE * beta >= fresh
+        or now * 1000 + load_ms * _LONGEST_CHANCE * beta >= fresh
         or raw[HEADER_BYTES:tags_at] != call.encode()
         or (since and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) < since)
-        or not fits(theirs, shape)
+        or (theirs != fingerprint and not fits(theirs, fingerprint))
     ):
         return None
     return raw[tags_at + tags_len :] or None
 
 
-def _fresh_payloads(raws: list[bytes], now: float, beta: float, shape: bytes) -> list[bytes | None]:
+def _fresh_payloads(raws: list[bytes], now: float, beta: float, fingerprint: bytes) -> list[bytes | None]:
     # Whole numbers: to compare one with a fraction takes several times as long.
     now_ms, soonest = math.floor(now * 1000), math.ceil(_LONGEST_CHANCE * beta)
-    readable, header_bytes, fits_all = _READABLE, HEADER_BYTES, NO_SHAPE
+    readable, header_bytes, fits_all = _READABLE, HEADER_BYTES, NO_FINGERPRINT
     return [
         (raw[header_bytes + call_len + tags_len :] or None)
         if kind in readable
         and now_ms + load_ms * soonest < fresh
-        and (theirs == shape or theirs == fits_all or shape == fits_all)
+        and (theirs == fingerprint or theirs == fits_all or fingerprint == fits_all)
         else None
         for raw, (kind, call_len, load_ms, fresh, theirs, tags_len) in zip(
-            raws, map(_FRESH_HEADER.unpack_from, raws), strict=True
+            raws, map(_read_fresh_header, raws), strict=True
         )
     ]
 

@@ -26,6 +26,7 @@ class Keyspace:
         marks, unstored: what this namespace's processes are, and which loaders' values have no place here; for doctor.
         run_id: the run id of the server that was last replayed to.
         touched: written for the sake of being written; what follows it makes it a key of a certain master.
+        entry_prefix: what the key of a call's entry has before the call; after it comes a brace.
         entries_prefix, failures_prefix, leases_prefix: what keys begin with whose changes are reported.
         tag_sets_prefix: what all tag sets begin with.
         tag_sets_pattern, last_invalidations_pattern, detached_indexes_pattern: for SCAN; all shards, no detached sets.
@@ -53,23 +54,23 @@ class Keyspace:
         self.last_invalidations_pattern = f"{namespace}:v:{{*}}"
         # A detached set has its number after the brace: only the index ends in it.
         self.detached_indexes_pattern = f"{namespace}:d:{{*}}"
-        self._entry = self.entries_prefix + "{"
+        self.entry_prefix = self.entries_prefix + "{"
         self._failures = self.failures_prefix + "{"
         self._lease = self.leases_prefix + "{"
         self._attempts = f"{namespace}:a:{{"
         self._overtaken = f"{namespace}:o:{{"
-        self._of_calls = (self._entry.encode(), self._failures.encode())
+        self._of_calls = (self.entry_prefix.encode(), self._failures.encode())
         self._of_tag = re.compile(rf"{re.escape(namespace)}:[tvd]:\{{([^{{}}#]+)(?:#([1-9][0-9]*))?\}}")
 
     # -- of a call
 
     def entry(self, call: str) -> str:
         """Return the key of a call's entry."""
-        return f"{self._entry}{call}}}"
+        return f"{self.entry_prefix}{call}}}"
 
     def entries(self, calls: Iterable[str]) -> list[str]:
         """Return the keys of many calls' entries."""
-        prefix = self._entry
+        prefix = self.entry_prefix
         return [f"{prefix}{call}}}" for call in calls]
 
     def lease(self, call: str) -> str:
@@ -101,11 +102,11 @@ class Keyspace:
 
     def patterns_of(self, loader: str) -> tuple[str, ...]:
         """Return the patterns, for SCAN, of leases, failures and entries of a loader's calls, of whatever version."""
-        return tuple(f"{prefix}{loader}[[@]*" for prefix in (self._lease, self._failures, self._entry))
+        return tuple(f"{prefix}{loader}[[@]*" for prefix in (self._lease, self._failures, self.entry_prefix))
 
     def call_in(self, key: str) -> str:
         """Return the call of a key that one of these patterns has found."""
-        return key[len(self._entry) : -1]  # all prefixes are of one length
+        return key[len(self.entry_prefix) : -1]  # all prefixes are of one length
 
     def accesses(self, loader: str) -> str:
         """Return the key of a loader's access scores."""

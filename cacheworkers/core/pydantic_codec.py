@@ -128,14 +128,27 @@ def _refuse_hidden(annotation: Any) -> None:
         decorators = getattr(of, "__pydantic_decorators__", None)
         for name, each in fields_of(of).items():
             field, place = fields.get(name), f"a loader's value cannot be {shown(annotation)}: {shown(of)}.{name}"
-            if field is not None and field.exclude and field.is_required():
+            if field is not None and field.exclude and (lack := _lacks_default(field)):
                 raise DeclarationError(
-                    f"{place} has `exclude=True` and no default, so that JSON lacks it; give it a default, or return "
-                    "a model without it"
+                    f"{place} has `exclude=True` and {lack}, so that JSON lacks it; give it a default, or return a "
+                    "model without it"
                 )
             secret = _secret_in(each)
             if secret is not None and not _is_serialized(name, field, decorators):
                 raise DeclarationError(f"{place}: {_masked(secret)}")
+
+
+def _lacks_default(field: Any) -> str:
+    """Return why a field that JSON lacks could never be read back as it was; empty if it could."""
+    if field.is_required():
+        return "no default"
+    if field.default_factory is None or field.default_factory_takes_validated_data:
+        return ""
+    try:
+        is_constant = field.default_factory() == field.default_factory()
+    except Exception:  # it needs what is not there yet; values will show
+        return ""
+    return "" if is_constant else "a default that is another each time"
 
 
 def _masked(secret: type) -> str:

@@ -98,12 +98,6 @@ class TagTemplates:
             for parts in self._templates
         ]
 
-    @property
-    def beginnings(self) -> tuple[str, ...]:
-        """What every tag of each template begins with; the whole tag, if the template has no field."""
-        heads = (parts[0] if parts else ("", None) for parts in self._templates)
-        return tuple(text for text, at in heads if at is None and text)
-
     def may_make(self, tag: str) -> bool:
         """Return whether some call's arguments could make this tag."""
         patterns = ("".join(re.escape(text) if at is None else ".*" for text, at in parts) for parts in self._templates)

@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
-from cacheworkers.core.access_frequency import score_of
+from cacheworkers.core.access_score import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Freshness, decide
-from cacheworkers.core.judgement import judge
+from cacheworkers.core.entry_state import entry_state
 from cacheworkers.flows.keep_warm import MARGIN, half_life_of, kept_warm, turns_of
+from cacheworkers.flows.load_failure import static_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
 
 
@@ -38,7 +39,7 @@ class Explanation(msgspec.Struct, frozen=True):
         load_time: how long its load took.
         seq: the invalidation sequence when its load began.
         size: bytes of its JSON.
-        tags: its tags, at most `max_tags`; those invalidated after `seq` could not be there.
+        tags: its tags, at most `max_tags`; of a missing entry those that its arguments make, without what a load adds.
         more_tags: how many it has besides them: written with a larger `max_tags`, or not by this library.
         in_l1: this process's memory would answer.
         l1_reads: how often it has, since it was kept.
@@ -91,7 +92,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     access_score = 0.0 if read_at is None else score_of(read_at, now, half_life_of(ports, loader.name))
     in_l1 = slot is not None and monotonic < slot.until
     is_failing = bool(failure) and float(failure.get("until_ms", 0)) / 1000 > now
-    stored = judge(raw, call, now, decode=loader.codec.decode, shape=loader.shape)
+    stored = entry_state(raw, call, now, decode=loader.codec.decode, fingerprint=loader.fingerprint)
     entry = stored.entry
     common: dict[str, Any] = {
         "in_l1": in_l1,
@@ -103,21 +104,23 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "access_score": access_score,
         "at": now,
     }
-    if stored.other is not None:
-        return Explanation(call, f"load it for this process alone: {stored.problem}", "missing", **common)
-    if stored.problem:
-        verdict = f"load it: what is stored cannot be read ({stored.problem})"
-        return Explanation(call, verdict, "missing", **common)
-    if entry is None:
-        verdict = _missing(lease, failure, is_failing)
-        return Explanation(call, verdict, "missing", **common)
-    shown = entry.tags[: ports.config.max_tags]
-    numbers: list[int] = yield ports.store.last_invalidations(shown, call)
+    # Of a value that is not stored, those tags are known that its arguments make.
+    shown = static_tags(loader, loader.signature.parse(call)) if entry is None else entry.tags
+    shown = shown[: ports.config.max_tags]
+    numbers: list[int] = (yield ports.store.last_invalidations(shown, call)) if shown else []
     # Numbers are the store's clock in milliseconds; many in one millisecond are a little ahead of it.
-    tags = [
+    common["tags"] = tags = tuple(
         TagState(tag, last, max(0.0, now - last / 1000) if last else None)
         for tag, last in zip(shown, numbers, strict=True)
-    ]
+    )
+    if entry is None:
+        if stored.other is not None:
+            verdict = f"load it for this process alone: {stored.problem}"
+        elif stored.problem:
+            verdict = f"load it: what is stored cannot be read ({stored.problem})"
+        else:
+            verdict = _missing(lease, failure, is_failing)
+        return Explanation(call, verdict, "missing", **common)
     freshness = stored.freshness
     action = decide(freshness, is_failing=is_failing)
     lead = yield from _lead(ports, loader, call)
@@ -133,7 +136,6 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         seq=entry.seq,
         revalidates_in=max(0.0, entry.fresh_until - now - lead),
         size=len(entry.payload),
-        tags=tuple(tags),
         more_tags=len(entry.tags) - len(tags),
         **common,
     )
@@ -150,7 +152,7 @@ def _lead(ports: Ports, loader: LoaderSpec, call: str) -> Flow[float]:
 def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:
     """Return the stored JSON of a call; None if there is none, or nothing that can be read."""
     raw = yield ports.store.get(call)
-    found = judge(raw, call, ports.clock.now(), shape=loader.shape)
+    found = entry_state(raw, call, ports.clock.now(), fingerprint=loader.fingerprint)
     return None if found.entry is None else found.entry.payload
 
 

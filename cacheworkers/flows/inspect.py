@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from cacheworkers.core.calls import Call, loader_name_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Entry, Freshness
-from cacheworkers.core.judgement import judge
+from cacheworkers.core.entry_state import entry_state
+from cacheworkers.core.signature import Call, loader_name_of
 from cacheworkers.errors import CacheworkersError, CallError, ConfigError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.run_loader import run_loader
@@ -145,7 +145,7 @@ def _compare(ports: Ports, loaders: Mapping[str, LoaderSpec], text: str) -> Flow
     try:
         call: Call = loader.signature.parse(text)
         raw = yield ports.store.get(text)
-        found = judge(raw, text, ports.clock.now(), shape=loader.shape)
+        found = entry_state(raw, text, ports.clock.now(), fingerprint=loader.fingerprint)
         if found.entry is None or found.freshness is not Freshness.FRESH:
             return None
         loading = Loading([call], {text: raw}, ports.clock.monotonic() + loader.load_for, 0)

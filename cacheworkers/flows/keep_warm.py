@@ -15,14 +15,14 @@ from typing import NamedTuple
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.access_frequency import score_of
-from cacheworkers.core.calls import loader_name_of
+from cacheworkers.core.access_score import score_of
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.envelope import Head
+from cacheworkers.core.signature import loader_name_of
 from cacheworkers.core.tokens import new_token
 from cacheworkers.events import AccessesReported, MemoryHits, MemoryUsed, Warmed, WarmingPaused
 from cacheworkers.flows.invalidate import Invalidation, Progress, invalidate_tags
-from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
+from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, submit
 from cacheworkers.store.commands.replies import Claimed
 
 #: Most calls in one exchange about scores or heads: each is a millisecond of the store.
@@ -290,7 +290,7 @@ def _ask(ports: Ports, loader: LoaderSpec, due: Sequence[tuple[str, bytes]]) -> 
             for (call, token, seen), answer in zip(claims, answers, strict=True)
             if isinstance(answer, Claimed)
         ]
-        taken = ports.dispatcher.submit_all(asks)
+        taken = yield from submit(ports, asks)
         for left in asks[taken:]:
             ports.release_soon(left.call, left.token)
         asked += taken

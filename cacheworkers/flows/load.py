@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.signature import Call
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import EntryTooLarge, LoadError, RateLimited, StoreError, TagError
 from cacheworkers.events import Loaded, NotStored, Poisoned
@@ -165,7 +165,7 @@ def _begin(
         elif isinstance(begin, Alone):
             continue
         elif begin.attempts > ports.config.poison_after:
-            text = f"{begin.attempts - 1} loads died with their worker and left no result"
+            text = f"{begin.attempts - 1} loads left no result: their worker died, or they took longer than load_for"
             poisoned.append(Failure(call.text, fence, "Poisoned", text, static_tags(loader, call)))
             results[call.text] = Result("failed", error=LoadError(loader.name, call.text, "Poisoned", text))
             ports.emit(Poisoned(loader.name, call.text, begin.attempts - 1))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
+from cacheworkers.core.signature import Call
 from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import LoadError, LoadTimeout, StoreError, StoreFull, TagError

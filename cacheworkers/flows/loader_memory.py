@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.entry import Entry
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError
 from cacheworkers.flows.local_load import drop_unreadable
 from cacheworkers.flows.ports import LoaderSpec, Ports
@@ -99,7 +99,7 @@ class LoaderMemory:
             self.keep(arguments, wanted is as_is, entry, value, guard, until)
 
         return ReadOptions(
-            wanted, self.since, self._spec.policy.wait_for, keep if self.keeps_for else None, self._spec.shape
+            wanted, self.since, self._spec.policy.wait_for, keep if self.keeps_for else None, self._spec.fingerprint
         )
 
     def keep(

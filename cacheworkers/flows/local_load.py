@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError, LoadError, LoadTimeout
 from cacheworkers.events import Loaded, UnreadableEntry
 from cacheworkers.flows.load_failure import as_load_error

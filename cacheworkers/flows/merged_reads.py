@@ -17,7 +17,7 @@ from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, LoadTimeout, StoreUnavailable
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
+from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, submit
 from cacheworkers.flows.read_state import Wait
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.flows.write_loaded import Result
@@ -131,7 +131,7 @@ class _ReadBatch(Generic[K]):
             self._advance(key, functools.partial(next, read))
         while len(self.found) + len(self.errors) < len(self._reads):
             if self._submits:
-                self._submit()
+                yield from self._submit()
             elif self._others:
                 yield from self._one_step()
             elif self._gets:
@@ -196,10 +196,10 @@ class _ReadBatch(Generic[K]):
 
     # -- workers and the store
 
-    def _submit(self) -> None:
+    def _submit(self) -> Flow[None]:
         """Hand all requests to the dispatcher together, so that it groups them; those that a reader waits for first."""
         requests, self._submits = sorted(self._submits.items(), key=lambda item: item[1].queue != "miss"), {}
-        taken = self._ports.dispatcher.submit_all([request for _, request in requests])
+        taken = yield from submit(self._ports, [request for _, request in requests])
         for at, (key, _) in enumerate(requests):
             self._send(key, at < taken)
 

@@ -177,6 +177,7 @@ def _failed(ports: Ports, loader: LoaderSpec, state: ReadState, failure: Backoff
         raise StoreFull(failure.text)
     if failure.kind == LOAD_REFUSED and loader.policy.on_timeout == "load":
         state.is_refused = True
+        ports.note_refused(loader.name, failure.text)
         return None
     match decide(Freshness.MISSING if state.lapsed is None else Freshness.LAPSED, is_failing=True):
         case Action.SERVE_MARKED:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Freshness
-from cacheworkers.core.judgement import judge
+from cacheworkers.core.entry_state import entry_state
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CacheworkersError, LoadErrors, StoreUnavailable, TagError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
@@ -91,7 +91,7 @@ def _stored(
     """Return what the store has, if the outer load may be built on it."""
     now = ports.clock.now()
     # What cannot be read is loaded again; the reader of that entry itself reports it.
-    found = judge(raw, call.text, now, since=outer.seq, decode=decode, shape=loader.shape)
+    found = entry_state(raw, call.text, now, since=outer.seq, decode=decode, fingerprint=loader.fingerprint)
     if found.entry is None or not found.is_servable:
         return None
     _tag(outer, found.entry.tags)

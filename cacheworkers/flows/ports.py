@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from cacheworkers.config import Config
-from cacheworkers.core.calls import Call, Signature
 from cacheworkers.core.codec import Codec
-from cacheworkers.core.driver import Step
-from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.driver import Flow, Step
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
+from cacheworkers.core.signature import Call, Signature
 from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import DeclarationError
@@ -67,16 +67,11 @@ class Enqueue(msgspec.Struct, frozen=True):
 class Dispatcher(Protocol):
     """Sends load requests to workers."""
 
-    def submit(self, request: LoadRequest) -> bool:
-        """Take a request, without blocking or raising; False when there is no room: the caller gives the lease back."""
-        ...
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
-        """Take requests, to be grouped together; how many, from the first on, there was room for."""
-        ...
+        """Take requests, to be grouped together, without blocking or raising; how many, from the first on, had room.
 
-    def close(self) -> None:
-        """Send what is queued for at most a second, then stop."""
+        The caller gives back the leases of the others.
+        """
         ...
 
 
@@ -94,7 +89,7 @@ class LoaderSpec:
     is_async: bool
     rate_limit: str | None = None
     pace: LoadTime = field(default_factory=LoadTime)
-    shape: bytes = NO_SHAPE
+    fingerprint: bytes = NO_FINGERPRINT
     #: The rate limit as this process keeps it while the store does not; None for no limit.
     limiter: RateLimiter | None = field(init=False, default=None)
 
@@ -199,7 +194,9 @@ class Ports:
     Attributes:
         message_of: returns the message of a request that is to be enqueued with its claim; None: it is submitted to the
             dispatcher once it is claimed.
+        load_now: returns the step that loads what requests ask for, instead of the dispatcher: in tests only.
         note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
+        note_refused: called with a loader and a worker's reason not to load: a reader of this process does.
         note_served: called when a worker has loaded what a reader of this process had asked for.
         has_hook: whether anybody receives events; without a hook no event is made for each read.
     """
@@ -218,7 +215,9 @@ class Ports:
     release_soon: Callable[[str, str], None]
     has_hook: bool = True
     message_of: Callable[[LoadRequest], Enqueue | None] = lambda request: None
+    load_now: Callable[[Sequence[LoadRequest]], Step] | None = None
     note_taken_over: Callable[[LoadRequest], None] = lambda request: None
+    note_refused: Callable[[str, str], None] = lambda loader, reason: None
     note_served: Callable[[], None] = lambda: None
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)
@@ -229,3 +228,11 @@ class Ports:
 
     def __post_init__(self) -> None:
         self.revalidations = RateLimiter(self.config.revalidate_rate)
+
+
+def submit(ports: Ports, requests: Sequence[LoadRequest]) -> Flow[int]:
+    """Hand requests to the dispatcher; how many, from the first on, it took."""
+    if ports.load_now is None:
+        return ports.dispatcher.submit_all(requests)
+    taken: int = yield ports.load_now(requests)
+    return taken

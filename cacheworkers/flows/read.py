@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
-from cacheworkers.core.judgement import Judgement, judge
+from cacheworkers.core.entry_state import EntryState, entry_state
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CodecError, StoreError
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, UnreadableEntry
@@ -124,7 +124,7 @@ def fresh_entry(
     ports: Ports, loader: LoaderSpec, text: str, raw: bytes, since: int, now: float
 ) -> tuple[Entry, float] | None:
     """Return `(entry, until when L1 may answer)`; None as of `fresh_hit`."""
-    found = judge(raw, text, now, since=since, shape=loader.shape)
+    found = entry_state(raw, text, now, since=since, fingerprint=loader.fingerprint)
     entry = found.entry
     if found.other is not None and now < found.other.fresh_until:
         entry = ports.other_release_entries.get(found.other, now)
@@ -142,7 +142,7 @@ def peek(ports: Ports, call: Call, options: ReadOptions) -> Flow[Read | None]:
     """Return what is in the store, fresh, stale or lapsed; never loads and never asks."""
     raw = yield ports.store.get(call.text)
     now = ports.clock.now()
-    found = _judge(ports, call, options, raw, now)
+    found = _state_of(ports, call, options, raw, now)
     return (
         None
         if found.entry is None or found.entry.is_unshared
@@ -221,7 +221,7 @@ def _look(
         guard, is_coherent, raw = found.guard, found.is_coherent, found.raw
     state.seen = envelope.version_of(raw)
     now = ports.clock.now()
-    stored = _judge(ports, call, options, raw, now)
+    stored = _state_of(ports, call, options, raw, now)
     entry, freshness = stored.entry, stored.freshness
     if entry is None:
         theirs = stored.other
@@ -269,9 +269,11 @@ def _look(
     return done
 
 
-def _judge(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None, now: float) -> Judgement:
-    """Judge what the store has, with its value; what cannot be read is reported, and a miss."""
-    found = judge(raw, call.text, now, since=options.since, decode=options.decode, shape=options.shape)
+def _state_of(ports: Ports, call: Call, options: ReadOptions, raw: bytes | None, now: float) -> EntryState:
+    """Return the state of what the store has, with its value; what cannot be read is reported, and a miss."""
+    found = entry_state(
+        raw, call.text, now, since=options.since, decode=options.decode, fingerprint=options.fingerprint
+    )
     if found.problem and found.other is None:
         ports.emit(UnreadableEntry(call.text, found.problem))
     return found

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CacheworkersError, CodecError, LoadErrors, StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows.loader_memory import LoaderMemory
@@ -105,7 +105,7 @@ def _fresh(
 ) -> dict[K, Any]:
     """Return what is fresh, by as few steps a key as can be."""
     now = ports.clock.now()
-    found = envelope.fresh_payloads(raws, now, memory.since, loader.policy.early, loader.shape)
+    found = envelope.fresh_payloads(raws, now, memory.since, loader.policy.early, loader.fingerprint)
     keys: Collection[K] = missing
     texts: Collection[str] = missing.values()
     if None in found:

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
-from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
+from cacheworkers.core.signature import Call
 from cacheworkers.flows.load import load
-from cacheworkers.flows.ports import Enqueue, LoaderSpec, Loading, LoadRequest, Ports
+from cacheworkers.flows.ports import Enqueue, LoaderSpec, Loading, LoadRequest, Ports, submit
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.coalescing import Crowd
@@ -30,14 +30,14 @@ class ReadOptions(msgspec.Struct, frozen=True):
         since: least sequence number; older entries count as missing.
         wait_for: seconds a miss waits for a worker.
         keep: called with entry, value, guard and the monotonic instant until which L1 may answer with it.
-        shape: of the loader that reads.
+        fingerprint: of the loader that reads.
     """
 
     decode: Callable[[bytes], Any]
     since: int
     wait_for: float
     keep: Callable[[Entry, Any, int, float], None] | None = None
-    shape: bytes = NO_SHAPE
+    fingerprint: bytes = NO_FINGERPRINT
 
 
 class StoreResult(msgspec.Struct, frozen=True):
@@ -82,8 +82,7 @@ class SingleLoads:
 
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
         """Hand a request to the dispatcher."""
-        yield from ()
-        return ports.dispatcher.submit(request)
+        return (yield from submit(ports, [request])) == 1
 
     def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
         """Load here, under the lease that the request names."""

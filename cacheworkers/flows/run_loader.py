@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, Pause
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import LoadTimeout, RateLimited, StoreError
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports, Runner
 

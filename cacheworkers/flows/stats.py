@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from cacheworkers.core.access_frequency import score_of
+from cacheworkers.core.access_score import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.flows.keep_warm import half_life_of, hottest
 from cacheworkers.flows.ports import Ports

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Freshness
-from cacheworkers.core.judgement import Judgement, judge
+from cacheworkers.core.entry_state import EntryState, entry_state
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import StoreError, TagError
 from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 
-class Pending(Protocol):
+class Unflushed(Protocol):
     """What a session has changed and not flushed yet."""
 
     @property
@@ -32,7 +32,7 @@ class Dirty(Protocol):
     @property
     def tags(self) -> frozenset[str]: ...
     @property
-    def pending(self) -> Pending: ...
+    def unflushed(self) -> Unflushed: ...
     @property
     def has_unknown(self) -> bool: ...
     @property
@@ -65,7 +65,7 @@ def read_in_transaction(
         Exception: whatever the loader raised.
     """
     started = ports.clock.monotonic()
-    states = [(each, each.pending) for each in dirty]
+    states = [(each, each.unflushed) for each in dirty]
     try:
         tags = frozenset(loader.templates.texts(call.arguments))
         by = _touching(states, tags)
@@ -82,8 +82,8 @@ def read_in_transaction(
         by = next((each for each in dirty if each.is_usable), None)
     if by is None:
         return (yield from read_elsewhere())
-    pending = next(pending for each, pending in states if each is by)
-    may_flush = pending.can_flush and not tags.isdisjoint(pending.tags)
+    unflushed = next(unflushed for each, unflushed in states if each is by)
+    may_flush = unflushed.can_flush and not tags.isdisjoint(unflushed.tags)
     loading = Loading([call], {}, started + loader.load_for, 0)
     values = yield run_there(by, loader, loading, may_flush)
     value = values[call.text]
@@ -94,22 +94,22 @@ def read_in_transaction(
     return Read(decode(loader.codec.encode(value)), Freshness.FRESH, "load", 0.0, 0, waited)
 
 
-def _touching(dirty: Iterable[tuple[D, Pending]], tags: frozenset[str]) -> D | None:
+def _touching(dirty: Iterable[tuple[D, Unflushed]], tags: frozenset[str]) -> D | None:
     """Return the transaction that has touched any of some tags, or may have; rather one that is known to."""
     maybe = None
-    for each, pending in dirty:
-        if not tags.isdisjoint(each.tags) or not tags.isdisjoint(pending.tags):
+    for each, unflushed in dirty:
+        if not tags.isdisjoint(each.tags) or not tags.isdisjoint(unflushed.tags):
             return each
-        if maybe is None and each.is_usable and (each.has_unknown or not pending.is_complete):
+        if maybe is None and each.is_usable and (each.has_unknown or not unflushed.is_complete):
             maybe = each
     return maybe
 
 
-def _stored(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any]) -> Flow[Judgement]:
+def _stored(ports: Ports, loader: LoaderSpec, call: Call, decode: Callable[[bytes], Any]) -> Flow[EntryState]:
     """Return the entry that a read may be served; none if there is none, or the store does not answer."""
     try:
         raw = yield ports.store.get(call.text)
     except StoreError:
-        return Judgement()
-    found = judge(raw, call.text, ports.clock.now(), decode=decode, shape=loader.shape)
-    return found if found.is_servable else Judgement()
+        return EntryState()
+    found = entry_state(raw, call.text, ports.clock.now(), decode=decode, fingerprint=loader.fingerprint)
+    return found if found.is_servable else EntryState()

@@ -14,7 +14,7 @@ from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.tokens import new_token
 from cacheworkers.flows.keep_warm import BUSY, CHUNK, Queued, is_fresh_for
-from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
+from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, submit
 from cacheworkers.local.aimd_window import AimdWindow
 from cacheworkers.local.queue_monitor import QueueMonitor
 from cacheworkers.store.commands.replies import Backoff, Claimed
@@ -263,7 +263,7 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
         job.asked[call] = _RequestedCall(seen, now, is_ours)
         if is_ours:
             asks.append(LoadRequest(loader.name, call, token, seen.hex(), "warm"))
-    taken = ports.dispatcher.submit_all(asks)
+    taken = yield from submit(ports, asks)
     if taken or not asks:
         job.refused_at = None
     elif job.refused_at is None:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import CLOCK_MARGIN, LEAST_KEPT_FOR, Entry, Life, life_of
+from cacheworkers.core.signature import Call
 from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CacheworkersError, EntryTooLarge, StoreError, StoreFull, TagError
@@ -278,7 +278,7 @@ def entry_of_value(
         write_id=b"",
         digest=envelope.digest_of(payload),
         is_negative=value is None,
-        shape=loader.shape,
+        fingerprint=loader.fingerprint,
     )
     if call.text in loading.unshared:
         # Over for every process, though its idea of the store's clock may be behind.

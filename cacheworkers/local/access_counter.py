@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from operator import itemgetter
 from typing import NamedTuple
 
-from cacheworkers.core.calls import loader_name_of
+from cacheworkers.core.signature import loader_name_of
 from cacheworkers.local.l1 import Slot
 from cacheworkers.policy import Policy
 

@@ -246,6 +246,7 @@ class Waiters:
 
     Attributes:
         crowds: those who wait for the outcome of another reader.
+        flights: call -> what is known of it while somebody waits; read without the lock.
     """
 
     def __init__(self) -> None:
@@ -257,7 +258,7 @@ class Waiters:
         """Forget everybody, as a child does after a fork: those threads and loops are the parent's."""
         self._lock = threading.RLock()
         self.crowds.reset()
-        self._flights: dict[str, Flight] = {}
+        self.flights: dict[str, Flight] = {}
         self._due: dict[_Loop, list[_Sleepers]] = {}
 
     def next_number(self) -> int:
@@ -266,32 +267,24 @@ class Waiters:
 
     def __len__(self) -> int:
         with self._lock:
-            waiters = sum(len(flight._waiters) for flight in list(self._flights.values()))
+            waiters = sum(len(flight._waiters) for flight in list(self.flights.values()))
         return waiters + len(self.crowds)
 
     @property
     def calls(self) -> int:
         """How many calls are waited for, roughly: not locked."""
-        return len(self._flights)
-
-    def has(self, call: str) -> bool:
-        """Return whether somebody waits for a call; not locked."""
-        return call in self._flights
-
-    def flight(self, call: str) -> Flight | None:
-        """Return what is known of a call that somebody waits for; not locked."""
-        return self._flights.get(call)
+        return len(self.flights)
 
     def waiting(self) -> list[Flight]:
         """Return the flights that wait for the end of a load."""
-        return [flight for flight in list(self._flights.values()) if flight.token]
+        return [flight for flight in list(self.flights.values()) if flight.token]
 
     def watched(self, call: str, *, is_held: bool, is_error: bool) -> None:
         """Note what the store says of the lease that a flight has waited for; if it has ended, wake all who wait.
 
         Also if another is known meanwhile: some may sleep since the one that has ended, and be content with its entry.
         """
-        flight = self._flights.get(call)
+        flight = self.flights.get(call)
         if flight is not None:
             flight.must_poll = is_error
             if not is_held:
@@ -306,8 +299,8 @@ class Waiters:
         flight = waiter.flight
         with self._lock:
             flight._waiters.discard(waiter)
-            if not flight._waiters and self._flights.get(flight.call) is flight:
-                self._flights.pop(flight.call, None)
+            if not flight._waiters and self.flights.get(flight.call) is flight:
+                self.flights.pop(flight.call, None)
         if waiter._may_act:
             # Chosen, and gone before it slept again: cancelled, perhaps, before it could act.
             waiter._may_act = False
@@ -316,7 +309,7 @@ class Waiters:
     def wake(self, call: str) -> None:
         """Wake all who wait for a call: its entry or its failure has changed, and with it its lease."""
         # No lock for the many pushes that nobody waits for.  Whoever enters from here on looks after the change.
-        flight = self._flights.get(call)
+        flight = self.flights.get(call)
         if flight is not None:
             flight.forget_lease()
             self.wake_flight(flight)
@@ -327,7 +320,7 @@ class Waiters:
         Args:
             is_overtaken: by an invalidation; or the store has taken no writes.
         """
-        flight = self._flights.get(call)
+        flight = self.flights.get(call)
         if flight is not None:
             flight.offered = (began_at, entry, is_overtaken)
             self.wake_flight(flight)
@@ -335,7 +328,7 @@ class Waiters:
     def wake_all(self) -> None:
         """Wake everybody: pushes may have been missed."""
         with self._lock:
-            flights = list(self._flights.values())
+            flights = list(self.flights.values())
         for flight in flights:
             flight.forget_lease()
             self.wake_flight(flight)
@@ -376,11 +369,11 @@ class Waiters:
         """Return the call's flight with the waiter in it."""
         with self._lock:
             while True:
-                flight = self._flights.get(call)
+                flight = self.flights.get(call)
                 if flight is None:
-                    flight = self._flights[call] = Flight(call)
+                    flight = self.flights[call] = Flight(call)
                 flight._waiters.add(waiter)
-                if self._flights.get(call) is flight:  # not ended by a leave within this very thread
+                if self.flights.get(call) is flight:  # not ended by a leave within this very thread
                     return flight
 
     def _ring(self, loop: _Loop, sleepers: _Sleepers) -> None:

@@ -13,26 +13,23 @@ from typing import Any
 
 import click
 import msgspec
-from click.shell_completion import get_completion_class
 
-from cacheworkers.errors import CacheworkersError
+from cacheworkers.cache import Cache
+from cacheworkers.errors import CacheworkersError, UnknownLoader
 from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
-from cacheworkers.ops.history_command import check_history
-from cacheworkers.ops.locate_cache import COMPLETES, of_group
+from cacheworkers.ops.locate_cache import of_group
 from cacheworkers.ops.output import Obj, as_json, as_text, note
 from cacheworkers.ops.statements_command import statements
 from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
 from cacheworkers.ops.warm_command import warm
 
-#: Commands that need no cache.
-WITHOUT_CACHE = {"check-history", "completion"}
 #: Whether a command is asked what it does.
 HELP = "cacheworkers.help"
 #: Commands that print no result.
-WITHOUT_JSON = {"completion", "exporter"}
+WITHOUT_JSON = {"exporter"}
 
 
 class _Group(click.Group):
@@ -53,8 +50,19 @@ class _Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except UnknownLoader as error:
+            raise click.ClickException(f"{error}{_declared_elsewhere(context.obj[0], error.loader)}") from None
         except CacheworkersError as error:
             raise click.ClickException(str(error)) from None
+
+
+def _declared_elsewhere(cache: Cache, loader: str) -> str:
+    """Return which module declares a loader in running processes, and how to name it; empty where none is known."""
+    try:
+        module = cache.internals.runtime.marks.noted_modules().get(loader)
+    except CacheworkersError:
+        return ""
+    return f"; running processes declare it in {module}: give `-A {module}`" if module else ""
 
 
 def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
@@ -63,7 +71,12 @@ def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> No
 
 
 @click.group("cacheworkers", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--app", "-A", envvar="CACHE_APP", help="module:name of the Cache; or CACHE_APP is set.")
+@click.option(
+    "--app",
+    "-A",
+    envvar="CACHE_APP",
+    help="module:name of the Cache, or of an application or factory with one; or CACHE_APP is set.",
+)
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON instead of text.")
 @click.version_option(package_name="cacheworkers")
 @click.pass_context
@@ -79,11 +92,11 @@ def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     What is going on?           cacheworkers -A shop.cache:cache stats
     Drop what has a tag         cacheworkers -A shop.cache:cache invalidate category:7
 
-    Status 0 if it was done; 1 if it was not, and the last line says why; 2 if the command line is wrong, or if doctor,
-    inspect or check-history has found that something is.
+    Status 0 if it was done; 1 if it was not, and the last line says why; 2 if the command line is wrong, or if doctor
+    or inspect has found that something is.
     """
     show = as_json if as_json_ else as_text
-    if context.invoked_subcommand in WITHOUT_CACHE or context.meta[HELP]:
+    if context.meta[HELP]:
         context.obj = (None, show)
         return
     cache = of_group(context)
@@ -92,7 +105,7 @@ def main(context: click.Context, app: str | None, as_json_: bool) -> None:
 
 
 @main.command()
-@click.argument("call", shell_complete=COMPLETES.calls)
+@click.argument("call")
 @click.pass_obj
 def explain(obj: Obj, call: str) -> None:
     """Say what a read of CALL would get now, and why.
@@ -111,7 +124,7 @@ def explain(obj: Obj, call: str) -> None:
 
 
 @main.command()
-@click.argument("call", shell_complete=COMPLETES.calls)
+@click.argument("call")
 @click.pass_obj
 def get(obj: Obj, call: str) -> None:
     """Print the stored value of CALL, as JSON.
@@ -131,7 +144,7 @@ def get(obj: Obj, call: str) -> None:
 
 
 @main.command()
-@click.argument("loader", shell_complete=COMPLETES.loaders)
+@click.argument("loader")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
 @click.pass_obj
 def hot(obj: Obj, loader: str, limit: int) -> None:
@@ -228,22 +241,5 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
         raise click.ClickException(f"{result.failed:,} entries were not compared because their loads failed")
 
 
-@main.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the script that makes SHELL complete commands, loaders and tags.
-
-    \b
-    bash:  eval "$(cacheworkers completion bash)"
-    zsh:   eval "$(cacheworkers completion zsh)"
-    fish:  cacheworkers completion fish | source
-
-    Loaders and tags are those of the cache that CACHE_APP names.
-    """
-    kind = get_completion_class(shell)
-    assert kind is not None, f"click completes in {shell}"
-    click.echo(kind(main, {}, "cacheworkers", "_CACHEWORKERS_COMPLETE").source())
-
-
-for command in (stats, tag, invalidate, exporter, warm, check_history, doctor, statements):
+for command in (stats, tag, invalidate, exporter, warm, doctor, statements):
     main.add_command(command)

@@ -34,7 +34,7 @@ def lines(found: Explanation) -> Iterator[tuple[str, str]]:
         yield "tag", f"and {found.more_tags:,} more than `max_tags`"
     yield "lease", _lease(found)
     yield "failure", _failure(found)
-    yield "reads", f"{found.access_score:,.1f} recent ones, by all processes"
+    yield "reads", _reads(found)
 
 
 def span(seconds: float) -> str:
@@ -60,10 +60,17 @@ def _memory(found: Explanation) -> str:
     return "this process does not have it; each process has its own memory"
 
 
+def _reads(found: Explanation) -> str:
+    count = round(found.access_score)
+    if not count:
+        return "none lately; processes report theirs every few seconds"
+    return f"about {count:,} lately, by all processes"
+
+
 def _stored(found: Explanation) -> Iterator[tuple[str, str]]:
     age, load_time = found.age or 0.0, found.load_time or 0.0
     yield "store", f"{found.freshness}, {found.size:,} bytes of JSON"
-    yield "loaded", f"{_instant(found, -age)}, in {span(load_time)}; invalidations until then: number {found.seq}"
+    yield "loaded", f"{_instant(found, -age)}; that took {span(load_time)}"
     for name, left in (("fresh", found.fresh_for), ("stale", found.stale_for), ("kept", found.kept_for)):
         left = left or 0.0
         yield name, f"until {_instant(found, left)}" if math.isfinite(left) else "for ever"

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib
+import inspect
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import click
 
 from cacheworkers.cache import Cache
-from cacheworkers.ops.completion import Completes
 from cacheworkers.ops.output import note
-from cacheworkers.runtime.wiring import cache_of
+from cacheworkers.runtime.wiring import cache_of, caches
+
+#: What `--app` takes.
+FORM = "module:name of a Cache, or of an application or factory with one"
 
 
 def found(app: str) -> Cache:
     """Return the cache that `module:name` names, its loaders declared as in a worker.
 
+    The name is that of a Cache; or of an application with one, or of a factory, `create_app` or `create_app("dev")`,
+    which is called: loaders are declared and sessions bound then as in a web process.
+
     Raises:
         click.ClickException: there is none.
     """
-    module, _, name = app.partition(":")
+    module_name, _, expression = app.partition(":")
     sys.path.insert(0, os.getcwd())
+    before = caches()
     try:
-        cache = getattr(_imported(module), name or "cache")
-    except (ModuleNotFoundError, AttributeError, ValueError, TypeError) as error:
-        raise click.ClickException(f"--app must be module:name of a Cache, got {app!r}: {error}") from None
-    if not isinstance(cache, Cache):
-        raise click.ClickException(f"--app must be module:name of a Cache, {app!r} is a {type(cache).__name__}")
+        module = _imported(module_name)
+        name, arguments = _parsed(expression)
+        value: Any = getattr(module, name) if name else getattr(module, "cache", module)
+        is_called = arguments is not None or (inspect.isfunction(value) and _needs_nothing(value))
+        if is_called:
+            with _failures(app, "cannot be called"):
+                value = value(*arguments or ())
+    except (ModuleNotFoundError, AttributeError, ValueError, TypeError, SyntaxError) as error:
+        raise click.ClickException(f"--app must be {FORM}, got {app!r}: {error}") from None
+    if hasattr(getattr(value, "loader", None), "import_default_modules"):
+        return bound(value)
+    if not (isinstance(value, Cache) or is_called or value is module or callable(value)):
+        raise click.ClickException(f"--app must be {FORM}, {app!r} is a {type(value).__name__}")
+    cache = value if isinstance(value, Cache) else _only(app, before)
     celery = cache.internals.app
     if celery is not None:
         try:
@@ -40,6 +59,42 @@ def found(app: str) -> Cache:
     return cache
 
 
+def _parsed(expression: str) -> tuple[str, list[Any] | None]:
+    """Return the name that an expression is, and the arguments that it calls it with, if it does.
+
+    Raises:
+        ValueError, SyntaxError: it is no name, and no call of one with literals.
+    """
+    if not expression:
+        return "", None
+    parsed = ast.parse(expression, mode="eval").body
+    called, arguments = (parsed.func, parsed.args) if isinstance(parsed, ast.Call) else (parsed, None)
+    if not isinstance(called, ast.Name) or (isinstance(parsed, ast.Call) and parsed.keywords):
+        raise ValueError(f"{expression!r} is no name, and no call such as create_app() or create_app('dev')")
+    return called.id, None if arguments is None else [ast.literal_eval(each) for each in arguments]
+
+
+def _needs_nothing(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True
+
+
+def _only(app: str, before: list[object]) -> Cache:
+    """Return the one cache that came with an application.
+
+    Raises:
+        click.ClickException: there is none, or several.
+    """
+    made = [each for each in caches() if isinstance(each, Cache) and each not in before]
+    if len(made) != 1:
+        count = f"{len(made) or 'no'} Cache{'s' if len(made) != 1 else ''}"
+        raise click.ClickException(f"--app must be {FORM}, {app!r} comes with {count}: name it as module:name")
+    return made[0]
+
+
 def _imported(name: str) -> ModuleType:
     """Return a module by its name.
 
@@ -47,15 +102,22 @@ def _imported(name: str) -> ModuleType:
         ModuleNotFoundError, ValueError, TypeError: the name is no module's.
         click.ClickException: the module itself fails; the message says in which line.
     """
-    try:
+    with _failures(name, "cannot be imported"):
         return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _failures(name: str, what: str) -> Iterator[None]:
+    """Translate what the user's own code raises, with the line; what is raised before any of it has run is raised."""
+    try:
+        yield
     except Exception as error:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        own = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]
         if len(own) < 2 and not isinstance(error, SyntaxError):  # none of the module's lines has run
             raise
         where = own[1] if len(own) > 1 else None
         at = f", in {os.path.relpath(where.filename)}, line {where.lineno}" if where else ""
-        raise click.ClickException(f"{name} cannot be imported: {type(error).__name__}: {error}{at}") from None
+        raise click.ClickException(f"{name} {what}: {type(error).__name__}: {error}{at}") from None
 
 
 def bound(celery: Any) -> Cache:
@@ -84,6 +146,3 @@ def of_group(group: click.Context) -> Cache:
     if celery is not None:
         return bound(celery)
     raise click.UsageError("--app (-A) must be module:name of a Cache, or CACHE_APP be set")
-
-
-COMPLETES = Completes(lambda command: of_group(command.parent or command))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console, Group
+from rich.filesize import decimal
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -84,12 +85,12 @@ def tables(stats: Stats) -> Group:
 
 def _store(store: StoreStats) -> Table:
     table = _table("store", "commands/s", "keys", "memory", "evicted", "clients", "up")
-    most = f" of {_size(store.memory_most)}" if store.memory_most else ""
+    most = f" of {decimal(store.memory_most)}" if store.memory_most else ""
     table.add_row(
         store.version,
         f"{store.commands:,}",
         f"{store.keys:,}",
-        _size(store.memory) + most,
+        decimal(store.memory) + most,
         f"{store.evictions:,}",
         f"{store.clients:,}",
         f"{store.uptime / 3600:,.1f} h",
@@ -102,14 +103,6 @@ def _table(*columns: str) -> Table:
     for at, column in enumerate(columns):
         table.add_column(column, justify="left" if at == 0 or column == "hottest" else "right")
     return table
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.2f} GB"
 
 
 @click.command()

@@ -12,7 +12,6 @@ from rich.progress import Progress
 
 from cacheworkers.cache import Cache
 from cacheworkers.flows.invalidate import Invalidation
-from cacheworkers.ops.locate_cache import COMPLETES
 from cacheworkers.ops.output import Obj, note
 
 #: More entries than this are not invalidated without a question.
@@ -20,7 +19,7 @@ MANY = 1000
 
 
 @click.command()
-@click.argument("tag", shell_complete=COMPLETES.tags)
+@click.argument("tag")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of calls to list."
 )
@@ -47,7 +46,7 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
 
 
 @click.command()
-@click.argument("tags", nargs=-1, shell_complete=COMPLETES.tags)
+@click.argument("tags", nargs=-1)
 @click.option("--loader", help="Drop all entries of this loader, whatever their tags.")
 @click.option(
     "--mode",
@@ -94,7 +93,7 @@ def invalidate(obj: Obj, tags: tuple[str, ...], loader: str | None, mode: Any, d
         show(Invalidation(0, total))
         return
     if total > MANY and not yes:
-        _ask(tags, total)
+        _confirm(f"{', '.join(tags)}: {total:,} entries")
     with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(mode, total=total or None)
         done = cache.invalidate(*tags, mode=mode, progress=lambda members: bar.update(task, completed=members))
@@ -111,10 +110,6 @@ def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:
     if unknown:
         declared = ", ".join(sorted({text for each in templates for text in each.declared})) or "none"
         raise click.ClickException(f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}")
-
-
-def _ask(tags: Sequence[str], entries: int) -> None:
-    _confirm(f"{', '.join(tags)}: {entries:,} entries")
 
 
 def _confirm(what: str) -> None:

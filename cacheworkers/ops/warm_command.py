@@ -15,9 +15,8 @@ import msgspec
 from rich.console import Console
 
 from cacheworkers.cache import Cache
-from cacheworkers.core.calls import Signature
+from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
-from cacheworkers.ops.locate_cache import COMPLETES
 from cacheworkers.ops.output import Obj, note
 from cacheworkers.ops.progress_display import progress_display
 from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
@@ -75,7 +74,7 @@ class Warmed(msgspec.Struct, frozen=True):
 
 
 @click.command()
-@click.argument("loader", shell_complete=COMPLETES.loaders)
+@click.argument("loader")
 @click.argument("keys", nargs=-1)
 @click.option(
     "--file",

@@ -8,10 +8,10 @@ from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from cacheworkers.core import envelope
-from cacheworkers.core.calls import Call
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
+from cacheworkers.core.signature import Call
 from cacheworkers.errors import CallError
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
@@ -176,10 +176,10 @@ class LoaderBase(Generic[T]):
 
     def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         call = self._bind(args, kwargs)
-        slot = self._slot(call.text)
-        kept = MISSING if slot is None else self._value(slot)
-        arguments = None if kwargs else args
-        found: T = self._reads.value(call, arguments, self._decode) if kept is MISSING else kept
+        slot = self._slot(call.text) if self._l1_for else None
+        found: T = MISSING if slot is None else self._value(slot)
+        if found is MISSING:
+            found = self._reads.find(call, None if kwargs else args, self._decode, False)
         return found
 
     async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
@@ -193,7 +193,7 @@ class LoaderBase(Generic[T]):
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
         kept = self._read_slot(slot) if slot else None
-        return kept or self._reads.read(call, arguments, self._decode)
+        return kept or self._reads.find(call, arguments, self._decode, True)
 
     async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
@@ -224,7 +224,7 @@ class LoaderBase(Generic[T]):
     def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
         slot = self._slot(call.text)
-        return self._json_slot(slot) if slot else self._reads.read(call, arguments, as_is)
+        return self._json_slot(slot) if slot else self._reads.find(call, arguments, as_is, True)
 
     async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         call, arguments = self._bound(args, kwargs)
@@ -236,7 +236,7 @@ class LoaderBase(Generic[T]):
         slot = self._slot(call.text)
         if slot is not None:
             return slot.payload
-        payload: bytes = self._reads.value(call, arguments, as_is)
+        payload: bytes = self._reads.find(call, arguments, as_is, False)
         return payload
 
     async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.coherence import Coherence
-from cacheworkers.runtime.loader_sessions import CallersSessions, NoSessions
+from cacheworkers.runtime.loader_sessions import CallersSessions
 from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction, LateInvalidation
 
 if TYPE_CHECKING:
@@ -30,23 +30,23 @@ class LoaderRunner:
         self,
         owner: object,
         where: str,
-        sessions: Sessions | NoSessions | CallersSessions,
+        sessions: Sessions | CallersSessions,
         bulkhead: Bulkhead,
         coherence: Coherence,
-        around: loads.AroundLoad = lambda call: contextlib.nullcontext(),
+        arounds: Sequence[loads.AroundLoad] = (),
     ) -> None:
         """
         Args:
             owner: the cache; nested reads of its loaders belong to the load.
             where: "worker" runs in the calling thread, "reader" behind the bulkhead.
-            around: what surrounds each run of a loader.
+            arounds: what surrounds each run of a loader, the outermost first.
         """
         self.where = where
         self.owner = owner
         self.sessions = sessions
         self.bulkhead = bulkhead
         self.coherence = coherence
-        self.around: Callable[[loads.LoadCall], Any] = around
+        self.arounds: Sequence[Callable[[loads.LoadCall], Any]] = arounds
 
     def step(self, loader: LoaderSpec, loading: Loading) -> Step:
         """Return the step that runs the loader once for all calls of `loading`."""
@@ -111,24 +111,30 @@ class RunLoader:
     def _run_on(self, session_of: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:
         """Run the loader on a session, surrounded by what the cache was given for that."""
         try:
-            with self._runner.around(self._described()), self._inside(), session_of() as session:
-                load = loads.Load(self._loader, self._loading, session)
+            with contextlib.ExitStack() as stack:
+                for around in self._runner.arounds:
+                    stack.enter_context(around(self._described()))
+                stack.enter_context(self._inside())
+                load = loads.Load(self._loader, self._loading, stack.enter_context(session_of()))
                 return self._by_call(self._loader.function(load, *self._arguments()))
         except Exception as error:
             return self._failed(error)
         except asyncio.CancelledError as error:
             return self._failed(_cancelled_inside(error))
+        except SystemExit as error:
+            return self._failed(_exit_inside(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     async def _run_on_async(self, session_of: Callable[[], AbstractAsyncContextManager[Any]]) -> dict[str, Any]:
         """Run an `async def` loader; what surrounds it may be either kind of context manager."""
         try:
             async with contextlib.AsyncExitStack() as stack:
-                around = self._runner.around(self._described())
-                if hasattr(around, "__aenter__"):
-                    await stack.enter_async_context(around)
-                else:
-                    stack.enter_context(around)
+                for around in self._runner.arounds:
+                    surrounding = around(self._described())
+                    if hasattr(surrounding, "__aenter__"):
+                        await stack.enter_async_context(surrounding)
+                    else:
+                        stack.enter_context(surrounding)
                 stack.enter_context(self._inside())
                 load = loads.AsyncLoad(self._loader, self._loading, await stack.enter_async_context(session_of()))
                 return self._by_call(await self._loader.function(load, *self._arguments()))
@@ -136,6 +142,8 @@ class RunLoader:
             return self._failed(error)
         except asyncio.CancelledError as error:
             return self._failed(_cancelled_inside(error))
+        except SystemExit as error:
+            return self._failed(_exit_inside(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     def _described(self) -> loads.LoadCall:
@@ -243,5 +251,18 @@ def _cancelled_inside(error: asyncio.CancelledError) -> Exception:
     if task is not None and task.cancelling():
         raise error
     failure = RuntimeError("a task or future that the loader waited for was cancelled")
+    failure.__cause__ = error
+    return failure
+
+
+def _exit_inside(error: SystemExit) -> Exception:
+    """Return a loader's own SystemExit as a failure: it would end the worker, and leave its readers waiting.
+
+    Raises:
+        SystemExit: it is Celery's, or that of a signal that ends a process of its pool.
+    """
+    if type(error) is not SystemExit or (isinstance(error.code, int) and error.code < -100):  # billiard: signal - 256
+        raise error
+    failure = RuntimeError(f"the loader called sys.exit({error.code!r})")
     failure.__cause__ = error
     return failure

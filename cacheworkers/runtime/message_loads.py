@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from cacheworkers.core.driver import run
+from cacheworkers.core.driver import Flow
 from cacheworkers.errors import CacheworkersError, CallError, LoadError, StoreError
 from cacheworkers.events import MalformedTask, UnknownTask
 from cacheworkers.flows.load import load
@@ -15,10 +15,10 @@ from cacheworkers.runtime.wiring import Runtime
 from cacheworkers.workers.version_mismatch import mismatch
 
 
-def run_requests(
+def load_requests(
     runtime: Runtime, loaders: LoaderRegistry, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
-) -> list[CacheworkersError]:
-    """Load what the requests name, in this thread, and return why some of them failed.
+) -> Flow[list[CacheworkersError]]:
+    """Load what the requests name, and return why some of them failed.
 
     Raises:
         UnknownLoader: this process does not declare the loader.
@@ -32,7 +32,7 @@ def run_requests(
     if not readable:
         return []
     runtime.marks.note()
-    results = run(load(ports, spec, readable, ports.worker, is_redelivered=is_redelivered)).values()
+    results = (yield from load(ports, spec, readable, ports.worker, is_redelivered=is_redelivered)).values()
     for result in results:
         if result.outcome == "unstored" and isinstance(result.error, LoadError):
             _note_unstored(ports, loader, result.error)

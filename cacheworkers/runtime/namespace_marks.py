@@ -1,4 +1,9 @@
-"""NamespaceMarks: notes in the store what this process is, and warns of another application under its namespace."""
+"""NamespaceMarks: notes in the store what this process is; reports, or refuses to be, a second application there.
+
+One fact that differs, a database or a module, is reported: healthy deployments show it (docs/explanation/decisions.md).
+A loader's name that two applications have in common while they share neither a module nor a database, nor are linked by
+a third process, is a refusal for the one that comes later.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +16,31 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cacheworkers.config import Config
-from cacheworkers.errors import StoreError
+from cacheworkers.errors import NamespaceTaken, StoreError
 from cacheworkers.events import Hook, NamespaceShared
+from cacheworkers.store.commands.replies import instants
 from cacheworkers.store.commands.store import Store
+from cacheworkers.store.connections.request import Request
 
 log = logging.getLogger("cacheworkers")
 
-#: Seconds between two notes of one process; a mark that nobody has renewed for three of them has lapsed.
-RENEWED_EVERY = 300.0
-LAPSES_AFTER = 3 * RENEWED_EVERY
+#: Seconds between two notes of one process, and for how long after its last note it counts as running.
+RENEWED_EVERY = 30.0
+LIVES_FOR = 90.0
+#: Seconds after which a mark that nobody has renewed is no longer reported, and after which it is deleted.
+LAPSES_AFTER = 900.0
+FORGOTTEN_AFTER = 86400.0
+#: Seconds for which a refusal holds before the store is asked again.
+REFUSED_FOR = 5.0
 _KINDS = {"mariadb": "mysql"}
 _PORTS = {"postgresql": 5432, "mysql": 3306, "oracle": 1521, "mssql": 1433}
 _THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1")
 DATABASE = "database"
 LOADER = "loader"
+#: A module whose loaders load in the process that declares it, and a database of that process.
+MODULE = "module"
+#: The marks of modules that this process has noted: it is no stranger to itself.
+_noted_here: set[str] = set()
 
 
 def conflicts(own: Iterable[str], noted: Mapping[str, float]) -> dict[str, list[str]]:
@@ -33,19 +49,69 @@ def conflicts(own: Iterable[str], noted: Mapping[str, float]) -> dict[str, list[
     Contradictory are two databases, and two modules that declare a loader of one name.  A module that the other's path
     ends in is the same, imported from another directory; what a program is started from (`__main__`) is any module.
     """
-    since = time.time() - LAPSES_AFTER
-    live = [mark for mark, at in noted.items() if at > since]
+    live = live_marks(noted)
     found = {mark: sorted(other for other in live if _contradict(mark, other)) for mark in own}
     return {mark: others for mark, others in found.items() if others}
+
+
+def stranger(own: Iterable[str], noted: Mapping[str, float]) -> tuple[str, str] | None:
+    """Return a loader and module of this process, and the mark of another application that is running and has it too.
+
+    Modules and databases that were ever noted together, by whatever process, are of one application: a web process
+    behind a pooler and a worker that connects directly have a module in common, a module's old and new name a database.
+    """
+    own, marks = list(own), {*own, *noted}
+    pairs = {mark: _parted(mark, " with ") for mark in marks if mark.startswith(MODULE)}
+    joined = {pairs[mark] for mark in own if mark in pairs}
+    ours = {module for module, _ in joined}
+    while more := {pair for pair in pairs.values() if any(_is_linked(pair, each) for each in joined)} - joined:
+        joined |= more
+    since = time.time() - LIVES_FOR
+    others = [mark for mark, pair in pairs.items() if pair not in joined and noted.get(mark, 0.0) > since]
+    loaders = {mark: _parted(mark, " of ") for mark in marks if mark.startswith(LOADER)}
+    for other in sorted(set(others) - _noted_here):
+        theirs = {name for name, module in loaders.values() if module == pairs[other][0]}
+        for mark in own:
+            if mark in loaders and loaders[mark][1] in ours and loaders[mark][0] in theirs:
+                return mark, f"{loaders[mark][0]} of {pairs[other][0]} with {pairs[other][1]}"
+    return None
+
+
+def _parted(mark: str, word: str) -> tuple[str, str]:
+    """Return the two things that a mark names."""
+    one, _, other = mark.partition(" ")[2].partition(word)
+    return one, other
+
+
+def _is_linked(pair: tuple[str, str], other: tuple[str, str]) -> bool:
+    return pair[1] == other[1] or _is_same(pair[0], other[0])
+
+
+def _is_same(module: str, other: str) -> bool:
+    """Return whether two names are one module, imported from two directories perhaps."""
+    one, two = f".{module}", f".{other}"
+    return one.endswith(two) or two.endswith(one)
+
+
+def live_marks(noted: Mapping[str, float]) -> list[str]:
+    """Return the marks that a running process renews."""
+    since = time.time() - LAPSES_AFTER
+    return sorted(mark for mark, at in noted.items() if at > since)
+
+
+def modules_of(marks: Iterable[str]) -> dict[str, str]:
+    """Return the loaders that marks name, each with the module that declares it."""
+    found = (mark.removeprefix(f"{LOADER} ").partition(" of ") for mark in marks if mark.startswith(LOADER))
+    return {loader: module for loader, _, module in found}
 
 
 def _contradict(mark: str, other: str) -> bool:
     if mark.startswith(DATABASE):
         return other.startswith(DATABASE) and other != mark
-    loader, _, module = mark.partition(" of ")
-    other_loader, _, other_module = other.partition(" of ")
-    one, two = f".{module}", f".{other_module}"
-    return loader == other_loader and not one.endswith(two) and not two.endswith(one)
+    if not (mark.startswith(LOADER) and other.startswith(LOADER)):
+        return False
+    (loader, module), (other_loader, other_module) = _parted(mark, " of "), _parted(other, " of ")
+    return loader == other_loader and not _is_same(module, other_module)
 
 
 def _address(engine: Any) -> str:
@@ -69,7 +135,7 @@ def _address(engine: Any) -> str:
 
 
 class NamespaceMarks:
-    """The marks of one process: renewed by a worker before it loads, and by all while they are connected."""
+    """The marks of one process: compared before it uses the store, renewed by workers and by all that are connected."""
 
     def __init__(self, config: Config, store: Store, emit: Hook, session_factory: Any) -> None:
         self._config = config
@@ -78,21 +144,105 @@ class NamespaceMarks:
         self._session_factory = session_factory
         #: Loader -> the module that declares it.
         self.modules: dict[str, str] = {}
+        self._loading_modules: set[str] = set()
         self._noted_at = 0.0
+        self._lapsed: list[str] = []
+        self._has_noted_database = False
         self._warned: set[str] = set()
+        self._refusal = ""
+        self._refused_until = 0.0
+
+    def declare(self, loader: str, module: str, *, loads_here: bool) -> None:
+        """Note a loader.
+
+        Args:
+            loads_here: this process may load for its own readers; a service that only reads never does, and its
+                database says nothing of the loader's.
+        """
+        self.modules[loader] = module
+        if loads_here:
+            self._loading_modules.add(module)
 
     @property
-    def database(self) -> str:
-        """The database that sessions read, without user and password; empty where that is not known (yet)."""
+    def databases(self) -> list[str]:
+        """The databases that sessions read, without user and password; none where that is not known (yet)."""
         options = getattr(self._session_factory, "kw", {})
         binds = [options.get("bind"), *(options.get("binds") or {}).values()]
-        return ", ".join(sorted({_address(bind.engine) for bind in binds if hasattr(bind, "engine")}))
+        return sorted({_address(bind.engine) for bind in binds if hasattr(bind, "engine")})
 
     def own(self) -> list[str]:
-        """Return what this process is: its database, and each loader with its module."""
-        databases = [f"{DATABASE} {self.database}"] if self.database else []
+        """Return what this process is: its databases, each loader with its module, and both together unless shared."""
+        databases = self.databases
         modules = sorted(self.modules.items())
-        return databases + [f"{LOADER} {name} of {module}" for name, module in modules if module != "__main__"]
+        own = [f"{DATABASE} {', '.join(databases)}"] if databases else []
+        own += [f"{LOADER} {name} of {module}" for name, module in modules if module != "__main__"]
+        if not self._config.allow_shared_namespace:  # who says so is nobody's stranger
+            own += [f"{MODULE} {module} with {each}" for module in self._loading() for each in databases]
+        return own
+
+    def _loading(self) -> list[str]:
+        return sorted(self._loading_modules - {"__main__"})
+
+    # -- admission, at the first exchange
+
+    def question(self) -> Request | None:
+        """Return the request for all marks; None where they cannot refuse it.
+
+        Raises:
+            NamespaceTaken: so it was a moment ago.
+        """
+        if self._refusal and time.monotonic() < self._refused_until:
+            raise NamespaceTaken(self._refusal)
+        if self._config.allow_shared_namespace or not self._loading() or not self.databases:
+            return None
+        return Request(("HGETALL", self._store.keys.marks))
+
+    def check(self, reply: Any) -> None:
+        """Let this process use the store, if no other application is running under its namespace.
+
+        Raises:
+            NamespaceTaken: one is, and has a loader of the same name.
+        """
+        found = stranger(self.own(), instants(reply))
+        if found is None:
+            self._refusal = ""
+            return
+        mark, other = found
+        namespace, databases = self._config.namespace, ", ".join(self.databases)
+        text = (
+            f"the namespace {namespace} is used by another application, which is running: it has the loader {other}, "
+            f"and this process {mark.partition(' ')[2]} with {databases}; they would serve each other's values, so "
+            f'this process does not use the store: give it its own Config(namespace="..."), or say '
+            f"allow_shared_namespace=True in either if they are one"
+        )
+        if not self._refusal:
+            self._emit(NamespaceShared(namespace, mark, (other,)))
+            log.error("%s", text)
+        self._refusal, self._refused_until = text, time.monotonic() + REFUSED_FOR
+        raise NamespaceTaken(text)
+
+    def admit(self) -> None:
+        """Return if workers of this process may take messages, or the store does not say.
+
+        Raises:
+            NamespaceTaken: another application uses the namespace.
+        """
+        try:
+            self._store.marks().run()
+        except NamespaceTaken:
+            raise
+        except StoreError:
+            pass
+
+    # -- notes
+
+    def noted_modules(self) -> dict[str, str]:
+        """Return the loaders of running processes, each with the module that declares it.
+
+        Raises:
+            StoreError: the store does not say.
+        """
+        return modules_of(live_marks(self._store.marks().run()))
 
     def note_soon(self) -> None:
         """Note it on a thread, if it is due: the caller may not wait for the store."""
@@ -104,15 +254,21 @@ class NamespaceMarks:
         """Note it if it is due, and warn once of each mark that others contradict."""
         if not self._is_due() or not (own := self.own()):
             return
-        self._noted_at = time.monotonic()
+        self._noted_at, now = time.monotonic(), time.time()
+        self._has_noted_database = bool(self.databases)
         with contextlib.suppress(StoreError):
-            found = conflicts(own, self._store.note_marks(own, time.time()).run())
+            _noted_here.update(mark for mark in own if mark.startswith(MODULE))
+            noted = self._store.note_marks(own, now, self._lapsed).run()
+            self._lapsed = [mark for mark, at in noted.items() if at < now - FORGOTTEN_AFTER]
+            found = conflicts(own, noted)
             if not self._config.allow_shared_namespace:
                 for mark, others in found.items():
                     self._warn(mark, others)
 
     def _is_due(self) -> bool:
-        return not self._noted_at or time.monotonic() > self._noted_at + RENEWED_EVERY
+        if not self._noted_at or time.monotonic() > self._noted_at + RENEWED_EVERY:
+            return True
+        return not self._has_noted_database and bool(self.databases)  # sessions may be bound later
 
     def _warn(self, mark: str, others: list[str]) -> None:
         if mark in self._warned:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cacheworkers.config import Config
-from cacheworkers.core.calls import Signature, loader_name_of
 from cacheworkers.core.codec import Codec, annotation_of
-from cacheworkers.core.shape import shape_of
+from cacheworkers.core.schema_fingerprint import fingerprint_of
+from cacheworkers.core.signature import Signature, loader_name_of
 from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds, kind_of
 from cacheworkers.errors import ConfigError, DeclarationError, TagError, UnknownLoader
@@ -74,7 +74,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
             is_batch,
             inspect.iscoroutinefunction(function),
             rate_limit,
-            shape=shape_of(codec.annotation, signature.annotations, templates.declared),
+            fingerprint=fingerprint_of(codec.annotation, signature.annotations, templates.declared),
         )
         self[name] = spec
         return spec
@@ -106,7 +106,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         spec = self.get(loader)
         if spec is None:
             declared = ", ".join(sorted(self)) or "none"
-            raise UnknownLoader(f"no loader is named {loader!r}; declared are {declared}")
+            raise UnknownLoader(f"no loader is named {loader!r}; declared are {declared}", loader)
         return spec
 
     def of_call(self, call: str) -> LoaderSpec:

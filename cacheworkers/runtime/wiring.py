@@ -8,11 +8,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from time import monotonic
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
-from cacheworkers.core.driver import Step, run
+from cacheworkers.core.driver import Flow, Step, run
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import StoreError
 from cacheworkers.events import (
@@ -24,9 +24,7 @@ from cacheworkers.events import (
     PublishFailed,
     StoreBack,
     StoreLost,
-    UpkeepMissed,
 )
-from cacheworkers.flows.keep_warm import report_accesses
 from cacheworkers.flows.load_failure import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.load_context import AroundLoad
@@ -34,22 +32,23 @@ from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.fork_check import ForkCheck
+from cacheworkers.local.inline_bulkhead import InlineBulkhead
 from cacheworkers.local.l1 import L1
-from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.rate_limiter import RateLimiter
 from cacheworkers.local.waiters import Waiters
+from cacheworkers.runtime.access_reporter import AccessReporter
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.runtime.loader_sessions import sessions_for_loads
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.queue_lengths import QueueLengths
-from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook, inside
+from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
-from cacheworkers.workers.inline_dispatcher import InlineDispatcher
+from cacheworkers.workers.inline_dispatcher import InlineDispatcher, InlineLoads
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.thread_dispatcher import ThreadDispatcher
 from cacheworkers.workers.worker_command import importable_name
@@ -59,18 +58,11 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
+    from cacheworkers.runtime.celery_workers import UpkeepTasks
     from cacheworkers.sql.watch.service import WatchService
 
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
-
-#: Seconds between two reports of memory hits to the hook, where no accesses are reported to the store.
-COUNTED_EVERY = 5.0
-#: An upkeep task is late when it last ended this many periods, plus this many seconds, ago.
-LATE = 2.0
-LATE_MARGIN = 5.0
-#: Name -> what beat has a worker do, and every how many seconds.
-UpkeepTasks = dict[str, tuple[Callable[[], Any], float]]
 
 
 class Runtime:
@@ -91,6 +83,7 @@ class Runtime:
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
         run_loads: Callable[..., Any],
+        loads: Callable[..., Flow[object]],
         upkeep: UpkeepTasks,
         around_load: AroundLoad,
     ) -> None:
@@ -98,20 +91,19 @@ class Runtime:
         Args:
             owner: the cache, by which a nested read knows its own.
             run_loads: runs the loads of one message; workers call it.
+            loads: returns the flow of that.
             upkeep: what beat has workers do.
         """
         self._owner = weakref.ref(owner)
         self._celery = celery
         self._hook = hook
         tracing = hook if isinstance(hook, TracingHook) else None
-        if tracing is not None:
-            around_load = inside(tracing.around_load, around_load)
+        arounds = (around_load,) if tracing is None else (tracing.around_load, around_load)
         self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
         self._failure_log = FailureLog(config.backoff_for)
         self._limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
         self.workers: Any = None
         self._worker_breaker: WorkerBreaker | None = None
-        self._taken_noted_at: dict[str, float] = {}
 
         clock, coherence, l1, waiters = StoreClock(), Coherence(), L1(config.l1_entries, config.l1_bytes), Waiters()
         keys = Keyspace(config.namespace, config.tag_shards)
@@ -124,7 +116,7 @@ class Runtime:
         timeout = max(1.0, config.store_timeout)
         listener = Listener(link, keys, coherence, clock, l1, waiters, timeout=timeout, emit=self.emit)
         self._fork_check = link.check_process = listener.check_process = ForkCheck(self.reset)
-        self._bulkhead = Bulkhead(config.bulkhead)
+        self._bulkhead = (InlineBulkhead if config.testing else Bulkhead)(config.bulkhead)
         self._session_factory: Any = async_sessions if sessions is None else sessions
         self._watching: WatchService | None = None
         self._watching_lock = threading.Lock()
@@ -138,57 +130,43 @@ class Runtime:
             l1=l1,
             waiters=waiters,
             dispatcher=None,  # type: ignore[arg-type]  # set below: it needs what is made from these ports
-            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence, around_load),
-            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence, around_load),
+            reader=LoaderRunner(owner, "reader", self._sessions, self._bulkhead, coherence, arounds),
+            worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence, arounds),
             emit=self.emit,
-            release_soon=self.release_soon,
+            release_soon=self._releases.add,
             has_hook=hook is not None,
         )
-        self.marks = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
+        self.marks = link.admission = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
         l1.on_gone = ports.access_counter.note_gone
-        self._access_reporter = PeriodicThread(
-            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, self._report
-        )
+        self._access_reporter = AccessReporter(ports, self.marks)
         listener.on_start = self._access_reporter.start
         around_task: dict[str, Any] = {} if tracing is None else {"around_task": tracing.around_task}
         if celery is None:
             ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
         else:
-            self._bind(celery, run_loads, upkeep, around_task)
+            from cacheworkers.runtime.celery_workers import CeleryWorkers
+
+            bound = CeleryWorkers(
+                celery,
+                ports,
+                self.marks,
+                run_loads=run_loads,
+                undelivered=self.undelivered,
+                refuse=self.refuse,
+                upkeep=upkeep,
+                reset_after_fork=self.reset,
+                around_task=around_task,
+            )
+            self.workers, self._worker_breaker = bound.binding, bound.breaker
         if tracing is not None:
             ports.dispatcher = TracedDispatcher(ports.dispatcher, tracing)
         if tracing is not None or config.testing:
             # A span is of what has been claimed: a traced request is published then.
             ports.message_of = lambda request: None
         if config.testing:
-            ports.dispatcher = InlineDispatcher(run_loads)
+            ports.dispatcher = inline = InlineDispatcher(run_loads)
+            ports.load_now = partial(InlineLoads, inline, loads)
         _runtimes.add(self)
-
-    def _bind(
-        self, celery: Celery, run_loads: Callable[..., Any], upkeep: UpkeepTasks, around_task: dict[str, Any]
-    ) -> None:
-        """Have the app's workers load, and this process's misses sent to them while they do."""
-        from cacheworkers.workers.binding import Upkeep, bind
-
-        ports = self.ports
-        self.workers = bind(
-            celery,
-            ports.config,
-            run_loads=run_loads,
-            undelivered=self.undelivered,
-            refuse=self.refuse,
-            upkeep=Upkeep(upkeep, self._should_run, lambda task: ports.store.note_beat(task).run()),
-            emit=self.emit,
-            reset_after_fork=self.reset,
-            waited_for=lambda: ports.waiters.calls,
-            on_taken=self._note_taken,
-            on_alive=lambda name: ports.store.note_worker(name).run(),
-            **around_task,
-        )
-        self._worker_breaker = watch = WorkerBreaker(self.workers, ports.store, ports.config)
-        ports.dispatcher = watch
-        ports.note_taken_over, ports.note_served = watch.note_taken_over, watch.note_served
-        ports.message_of = watch.message
 
     @property
     def watching(self) -> WatchService:
@@ -234,21 +212,9 @@ class Runtime:
             except Exception:
                 log.exception("the hook raised on %r", event)
 
-    def _should_run(self, task: str, every: float) -> bool:
-        """Return whether an upkeep task is to run now: two beats send each twice."""
-        is_ours, since = self.ports.store.begin_tick(task, every).run()
-        if is_ours and since is not None and since > LATE * every + LATE_MARGIN:
-            self.emit(UpkeepMissed(task, since, every))
-        return is_ours
-
-    def _report(self) -> None:
-        """Renew this process's marks, and report to the store what was read."""
-        self.marks.note()
-        run(report_accesses(self.ports))
-
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
-        self.marks.modules[spec.name] = spec.function.__module__
+        self.marks.declare(spec.name, spec.function.__module__, loads_here=spec.policy.on_timeout == "load")
         if spec.limiter is not None:
             self._limiters.add(spec.limiter)
         if self._worker_breaker is not None and spec.policy.on_timeout == "raise":
@@ -266,15 +232,6 @@ class Runtime:
             )
         )
 
-    def _note_taken(self, queue: str) -> None:
-        """Leave a mark that a worker takes messages from a queue, at most once a second."""
-        now = monotonic()
-        if now < self._taken_noted_at.get(queue, 0.0) + 1.0:
-            return
-        self._taken_noted_at[queue] = now
-        with contextlib.suppress(StoreError):
-            self.ports.store.note_taken(queue).run()
-
     def queued(self) -> Step:
         """Return the step that looks how long the queues are."""
         return QueueLengths(self.workers)
@@ -287,7 +244,7 @@ class Runtime:
             self.ports.store.release([(each.call, each.token) for each in requests]).run()
         except StoreError:
             for each in requests:
-                self.release_soon(each.call, each.token)
+                self._releases.add(each.call, each.token)
         for each in requests:
             self.ports.waiters.wake(each.call)
 
@@ -296,14 +253,9 @@ class Runtime:
         with contextlib.suppress(StoreError):
             run(refuse_loads(self.ports, requests, reason))
 
-    def release_soon(self, call: str, name: str) -> None:
-        """Give a lease back on a background thread: its holder is cancelled, or must not wait."""
-        self._releases.add(call, name)
-
     def close(self) -> None:
         """Report what was read, send what is queued, then stop threads and connections."""
         self._access_reporter.close()
-        self._report_once()
         self.workers.close()
         if self._watching is not None:
             self._watching.close()
@@ -312,22 +264,6 @@ class Runtime:
         self._sessions.close()
         self._bulkhead.close(self._sessions.aclose, self.ports.config.store_timeout)
         self.ports.store.link.close()
-
-    def _report_once(self) -> None:
-        """Report what this process has read since its last report; a store that does not answer costs one timeout."""
-        ports = self.ports
-        if not len(ports.access_counter) and not len(ports.l1):
-            return
-
-        def report() -> None:
-            with contextlib.suppress(StoreError):
-                run(report_accesses(ports))
-
-        # A daemon, since there may be many exchanges; each alone may take as long.
-        thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
-        with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
-            thread.start()
-            thread.join(ports.config.store_timeout)
 
     def reset(self) -> None:
         """Forget threads, sockets and connections after a fork: they are the parent's."""
@@ -358,6 +294,11 @@ class Runtime:
 def cache_of(celery: Celery) -> object | None:
     """Return the cache of this process that is bound to a Celery app."""
     return next((process._owner() for process in list(_runtimes) if process._celery is celery), None)
+
+
+def caches() -> list[object]:
+    """Return the caches of this process."""
+    return [owner for process in list(_runtimes) if (owner := process._owner()) is not None]
 
 
 def _after_fork_in_child() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.errors import BrokerUnavailable, StoreError
-from cacheworkers.flows.ports import Dispatcher, Enqueue, LoadRequest
+from cacheworkers.flows.ports import Enqueue, LoadRequest
 from cacheworkers.store.commands.store import Store
 
 log = logging.getLogger("cacheworkers")
@@ -25,6 +25,8 @@ PROBE_EVERY = 2.0
 MAX_PROBE_EVERY = 30.0
 #: How often the same is logged, seconds.
 LOG_EVERY = 60.0
+#: How often it is logged of one loader that a worker cannot load it, seconds.
+REFUSAL_LOGGED_EVERY = 3600.0
 #: Workers that have taken no message for this long while some wait are gone, or stuck, seconds.
 GONE_AFTER = 10.0
 
@@ -77,10 +79,6 @@ class WorkerBreaker:
         found: Enqueue | None = self._dispatcher.message(request)
         return found
 
-    def submit(self, request: LoadRequest) -> bool:
-        """Take a load request; False where its reader is to load it: nobody else would soon."""
-        return self.submit_all([request]) == 1
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Take load requests together; how many, from the first on, were taken."""
         now = self._clock()
@@ -95,11 +93,6 @@ class WorkerBreaker:
                 return 0
         taken: int = self._dispatcher.submit_all(requests)
         return taken
-
-    def close(self) -> None:
-        """Close the dispatcher."""
-        dispatcher: Dispatcher = self._dispatcher
-        dispatcher.close()
 
     # -- what happened
 
@@ -122,6 +115,23 @@ class WorkerBreaker:
             # Not a daemon: a script that ends with this read says why it was slow.  Its name is known while it runs.
             command = self._dispatcher.worker_command()
             self._in_background(lambda: self._log_why(request, command), is_daemon=False)
+
+    def note_refused(self, loader: str, reason: str) -> None:
+        """Log once for each loader that a worker cannot load it, and readers of this process do."""
+        if self._is_due(f"refused {loader}", REFUSAL_LOGGED_EVERY):
+
+            def say() -> None:
+                log.warning(
+                    "%s; this process loads the misses of %s itself.  All workers that take queue %s have to "
+                    "import %s, of this release: %s",
+                    reason,
+                    loader,
+                    self._config.queues.miss,
+                    self._dispatcher.module_of(loader),
+                    self._dispatcher.worker_command(),
+                )
+
+            self._in_background(say, is_daemon=False)
 
     def note_failed_publish(self, queue: str, error: str) -> None:
         """Log that a message could not be sent."""
@@ -187,10 +197,10 @@ class WorkerBreaker:
             )
         log.warning("no worker began %s within its wait_for, a reader loads it: %s", request.call, reason)
 
-    def _is_due(self, what: str) -> bool:
+    def _is_due(self, what: str, every: float = LOG_EVERY) -> bool:
         now = self._clock()
         with self._lock:
-            if now < self._logged_at.get(what, float("-inf")) + LOG_EVERY:
+            if now < self._logged_at.get(what, float("-inf")) + every:
                 return False
             self._logged_at[what] = now
             return True

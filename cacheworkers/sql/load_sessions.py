@@ -81,7 +81,7 @@ class Sessions:
         self._turns: dict[int, threading.Lock] = {}
 
     @contextlib.contextmanager
-    def for_load(self, load_for: float, *, read_only: bool = True) -> Iterator[Session | None]:
+    def for_load(self, load_for: float) -> Iterator[Session | None]:
         """Give a new session whose statements must end within `load_for` seconds; None when none are configured.
 
         It takes a connection at its first query, is always rolled back, and closed.  Read-only transactions and
@@ -96,26 +96,26 @@ class Sessions:
             yield from self._on_connections(connections, load_for)
             return
         session = self._sync(**self._binds(options))
-        self._limit(session, load_for, read_only)
+        self._limit(session, load_for)
         try:
             yield session
         finally:
             session.close()
 
     @contextlib.asynccontextmanager
-    async def afor_load(self, load_for: float, *, read_only: bool = True) -> AsyncIterator[AsyncSession | None]:
+    async def afor_load(self, load_for: float) -> AsyncIterator[AsyncSession | None]:
         """Give a new AsyncSession; see `for_load`."""
         if self._async is None:
             yield None
             return
         session = self._async(**self._binds(options_of(self._async)))
-        self._limit(session.sync_session, load_for, read_only)
+        self._limit(session.sync_session, load_for)
         try:
             yield session
         finally:
             await session.close()
 
-    def _limit(self, session: Session, load_for: float, read_only: bool) -> None:
+    def _limit(self, session: Session, load_for: float) -> None:
         """Let the session's statements take what is left of the load's time, and no longer, and write nothing."""
         until = time.monotonic() + load_for
 
@@ -123,8 +123,10 @@ class Sessions:
             if _is_postgres(connection.engine):
                 left = max(1, int((until - time.monotonic()) * 1000))
                 # One statement, and one that is allowed at any time: a listener may have begun the transaction already.
-                read = ", set_config('transaction_read_only', 'on', true)" if read_only else ""
-                limits = f"SELECT pg_is_in_recovery(), set_config('statement_timeout', '{left}', true){read}"
+                limits = (
+                    f"SELECT pg_is_in_recovery(), set_config('statement_timeout', '{left}', true), "
+                    f"set_config('transaction_read_only', 'on', true)"
+                )
                 self._note_replica(connection, connection.exec_driver_sql(limits).scalar())
 
         event.listen(session, "after_begin", begun)

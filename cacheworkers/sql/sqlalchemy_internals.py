@@ -179,24 +179,25 @@ def is_autocommit(engine: Engine) -> bool:
     return (level or getattr(engine.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
 
 
-def engine_like(engine: Engine, kind: type[Pool], isolation_level: str | None = None, **pool_options: Any) -> Engine:
+def engine_like(engine: Engine, kind: type[Pool], **pool_options: Any) -> Engine:
     """Return an engine on a pool of its own, whose connections and statements go through the same listeners.
 
     Those that are added to the engine later count too.
-
-    Args:
-        isolation_level: instead of the engine's own, which is set by a listener; then listeners are only copied.
     """
     pool = engine.pool
     if engine.dialect.is_async:
         _share_first_connect(pool)
     made = kind(pool._creator, recycle=pool._recycle, dialect=engine.dialect, **pool_options)
     made.__dict__["dispatch"] = pool.dispatch
-    return engine_on(engine, made, isolation_level)
+    return engine_on(engine, made)
 
 
 def engine_on(engine: Engine, pool: Pool, isolation_level: str | None = None) -> Engine:
-    """Return an engine on another pool, with the options that the engine has now, and the same listeners."""
+    """Return an engine on another pool, with the options that the engine has now, and the same listeners.
+
+    Args:
+        isolation_level: instead of the engine's own, which is set by a listener; then listeners are only copied.
+    """
     twin = Engine(
         pool,
         engine.dialect,

@@ -112,4 +112,4 @@ def _parts(step: Any, by_exchange: bool) -> Iterator[Any]:
     for request in step._requests[:-1]:
         replies += step._link.exchange([request])
         yield _MORE
-    yield step._shape(replies + step._link.exchange(step._requests[-1:]))
+    yield step._parse(replies + step._link.exchange(step._requests[-1:]))

@@ -94,6 +94,7 @@ class Binding:
         upkeep: Upkeep,
         on_fork: Callable[[], None],
         on_alive: Callable[[str], object],
+        admit: Callable[[], object],
     ) -> None:
         self.app = app
         self._dispatcher = dispatcher
@@ -102,7 +103,7 @@ class Binding:
         self._on_alive = on_alive
         self._on_ready: list[Callable[[], object]] = [self._log_queues]
         self.message = dispatcher.message
-        self.submit, self.submit_all = dispatcher.submit, dispatcher.submit_all
+        self.submit_all = dispatcher.submit_all
         self.register = dispatcher.register
         schedule = {
             f"cacheworkers-{name}": {
@@ -117,7 +118,7 @@ class Binding:
             for name, (_, every) in upkeep.tasks.items()
         }
         self._settings = AddedSettings(app, config, schedule)
-        self._step = _in_order(dispatcher.queue_names)
+        self._step = _in_order(dispatcher.queue_names, admit)
         self._connect()
 
     def on_ready(self, work: Callable[[], object]) -> None:
@@ -266,6 +267,7 @@ def bind(
     waited_for: Callable[[], int] = lambda: 0,
     on_taken: Callable[[str], None] = lambda queue: None,
     on_alive: Callable[[str], object] = lambda name: None,
+    admit: Callable[[], object] = lambda: None,
     refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
     around_task: AroundTask = no_scope,
 ) -> Binding:
@@ -283,6 +285,7 @@ def bind(
         waited_for: returns how many calls this process's readers wait for.
         on_taken: called in workers that take messages, with "miss", "revalidate" or "warm".
         on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
+        admit: called in a worker that is about to take any of our queues; what it raises ends the worker.
         refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
         around_task: surrounds each task of a loader.
 
@@ -305,16 +308,22 @@ def bind(
         refuse=refuse,
         around_task=around_task,
     )
-    return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive)
+    return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive, admit)
 
 
-def _in_order(names: tuple[str, ...]) -> type:
-    """Return a step of a worker's consumer that has it take from our queues in their order, and outlive its broker."""
+def _in_order(names: tuple[str, ...], admit: Callable[[], object]) -> type:
+    """Return a step of a worker's consumer that has it take from our queues in their order, and outlive its broker.
+
+    Args:
+        admit: raises what keeps a worker from our queues.
+    """
 
     class ConsumeInOrder(bootsteps.StartStopStep):  # type: ignore[misc]
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, consumer: Any) -> None:
+            if not set(names).isdisjoint(consumed_queues(consumer.app)):
+                admit()
             consume_in_order(consumer.task_consumer.channel, names)
             survive_lost_host(consumer.task_consumer.channel)
 

@@ -91,10 +91,6 @@ class CeleryDispatcher:
             return None
         return self._publisher.message(info, request)
 
-    def submit(self, request: LoadRequest) -> bool:
-        """Take a load request; False when there is no room, or this process is to load it itself."""
-        return self.submit_all([request]) == 1
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Take load requests together; how many, from the first on, there was room for."""
         if self.app.conf.task_always_eager:  # says that there are no workers
@@ -140,7 +136,10 @@ class CeleryDispatcher:
         )
         self._emit(UnknownTask(name, len(requests)))
         if requests:
-            self._refuse(requests, f"a worker does not know the task {name}")
+            known = ", ".join(sorted({info.module for info in self.infos.values()})) or "no module that declares one"
+            self._refuse(
+                requests, f"a worker does not know the loader {name.removeprefix(PREFIX)}: it has loaders of {known}"
+            )
 
     def _make_tasks(self, **_: Any) -> None:
         for info in self.infos.values():

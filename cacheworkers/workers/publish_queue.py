@@ -121,10 +121,6 @@ class PublishQueue:
         self._fills_at = 0
         self._is_closed = False
 
-    def submit(self, request: LoadRequest) -> bool:
-        """Queue a request; False when there is no room, no thread can be started, or the queue is closed."""
-        return self.submit_all([request]) == 1
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Queue requests together, so that they are grouped; how many, from the first on, there was room for."""
         if self._pid != os.getpid():

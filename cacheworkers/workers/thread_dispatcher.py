@@ -31,10 +31,6 @@ class ThreadDispatcher:
         """Know a loader."""
         self._infos[info.name] = info
 
-    def submit(self, request: LoadRequest) -> bool:
-        """Take a load request; False when there is no room."""
-        return self._queue.submit(request)
-
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Take load requests together; how many, from the first on, there was room for."""
         return self._queue.submit_all(requests)

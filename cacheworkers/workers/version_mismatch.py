@@ -5,7 +5,7 @@ While a new version is rolled out there are workers of both.  A message of eithe
 
 from __future__ import annotations
 
-from cacheworkers.core.calls import loader_name_of, version_of
+from cacheworkers.core.signature import loader_name_of, version_of
 from cacheworkers.flows.ports import QueueKind
 
 #: How often a message is requeued.  Where a reader waits, immediately and rarely: then the reader loads itself.

@@ -1,7 +1,7 @@
-"""Reference tables made from the code, as Markdown in the pages that show them: `make reference` writes them.
+"""The reference made from the code, as Markdown in the pages that show it: `make reference` writes it.
 
-A page has them between `<!-- generated: settings -->` and `<!-- end -->`, so that files can be read, too; a test
-checks that they are current.
+A page has each table, and each class or function (`api`), between `<!-- generated: settings -->` and `<!-- end -->`,
+so that files can be read, too; a test checks that they are current.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import api  # beside this file
 import click
 
 import cacheworkers
@@ -169,16 +170,20 @@ def _table(head: typing.Sequence[str], rows: Iterable[typing.Sequence[str]]) -> 
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
-_PLACE = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- generated: ([\w.:]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
 def current(text: str) -> str:
     """Return a page's text with its tables made from the code as it is now."""
-    return _PLACE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
+    return _PLACE.sub(lambda found: f"{found[1]}\n{_made(found[2])}\n\n{found[3]}", text)
+
+
+def _made(name: str) -> str:
+    return TABLES[name]() if name in TABLES else api.described(name)
 
 
 def tables_of(text: str) -> list[str]:
-    """Return the names of the tables that a page shows."""
+    """Return the names of the tables, classes and functions that a page shows."""
     return [name for _, name, _ in _PLACE.findall(text)]
 
 

@@ -2,10 +2,10 @@
 
 A comment right before a block, invisible on the page, says how it is tested:
 
-    <!-- fragment -->              Python that only has to compile: it needs what the page does not have
     <!-- file: shop.py -->         the block is this file, for the commands that follow
     <!-- stays: regular expr. -->  the last command goes on; it is up when it has printed this
     <!-- terminals: regular expr. -->  each command has a terminal: it ends well, or goes on and has printed this
+    <!-- status: 1 -->             the last command ends with this status
     <!-- adds: shop.py -->         the block is added to the end of this file
     <!-- prints -->                the block is what the Python block or the commands before it print, but for times
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
-_COMMENT = re.compile(r"<!--\s*(fragment|file|adds|stays|terminals|prints)(?::\s*(.*?))?\s*-->\s*")
+_COMMENT = re.compile(r"<!--\s*(file|adds|stays|terminals|status|prints)(?::\s*(.*?))?\s*-->\s*")
 _COMMAND = re.compile(r"(make|python -m|cacheworkers|celery|docker compose|pip install) \S")
 _FENCE = re.compile(r"^\s*(```+|~~~+|:::+)(.*)$", re.MULTILINE)
 

@@ -13,6 +13,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from cacheworkers import Cache, Config, Load
 from cacheworkers.sql.outbox.outbox import Outbox
 
+from .blocks import Block
+
 #: The product that pages ask for, and how many there are.
 MANY = 100
 
@@ -36,6 +38,21 @@ class Label(Base):
 
     __tablename__ = "label"
     id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Category(Base):
+    """A page of products."""
+
+    __tablename__ = "category"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class User(Base):
+    """Somebody who is seen at each request."""
+
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    last_seen: Mapped[int]
 
 
 product_label = Table(
@@ -73,6 +90,8 @@ def models() -> dict[str, Any]:
         "Base": Base,
         "Product": Product,
         "Label": Label,
+        "Category": Category,
+        "User": User,
         "ProductView": ProductView,
         "product_label": product_label,
         "Session": sessionmaker(engine),
@@ -111,6 +130,7 @@ def shop() -> dict[str, Any]:
         "products": products,
         "ids": [*range(1, MANY + 1)],
         "stop": stop,
+        "ask_the_bank": lambda currency, timeout: 1.0,
     }
 
 
@@ -121,3 +141,39 @@ def of(page: str) -> dict[str, Any]:
 
 #: Pages that make a cache and loaders of their own.
 DECLARING = ("docs/how-to/fastapi", "docs/how-to/flask", "docs/how-to/migrate")
+
+DJANGO_SETTINGS = """
+import os
+
+from sqlalchemy import make_url
+
+url = make_url(os.environ["DATABASE_URL"])
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": url.database,
+        "USER": url.username,
+        "HOST": url.query.get("host"),
+    }
+}
+INSTALLED_APPS += ["shop"]
+"""
+DJANGO_MODELS = """
+from django.db import models
+
+
+class Product(models.Model):
+    name = models.CharField(max_length=100)
+    price = models.IntegerField()
+    category_id = models.IntegerField()
+"""
+#: What a page's reader has done before: a Django project with one app, whose first migration is made.
+DJANGO = "docs/how-to/django.md"
+SCENES = {
+    DJANGO: [
+        Block(DJANGO, 0, "bash", "python -m django startproject mysite .\npython -m django startapp shop"),
+        Block(DJANGO, 0, "python", DJANGO_SETTINGS, "adds", "mysite/settings.py"),
+        Block(DJANGO, 0, "python", DJANGO_MODELS, "file", "shop/models.py"),
+        Block(DJANGO, 0, "bash", "python manage.py makemigrations shop"),
+    ]
+}

@@ -85,13 +85,13 @@ class Page:
             case "python", "":
                 self._run(block)
                 return "run"
-            case "python", "fragment":
-                compile(textwrap.dedent(block.text), block.place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            case "pyi", "":
+                compile(block.text, block.place, "exec")
                 return "compiled"
             case _, "file" | "adds":
                 self._write(block)
                 return "written"
-            case "bash", "" | "stays" | "terminals":
+            case "bash", "" | "stays" | "terminals" | "status":
                 return self._shell(block)
             case "text", "prints":
                 assert _timeless(block.text) == _timeless(self._printed), f"{block.place}: it prints {self._printed!r}"
@@ -155,12 +155,17 @@ class Page:
         """Run commands in one shell, and take over what they export."""
         kept = self._directory / ".env"
         script = "\n".join(["set -e", *map(self._moved, lines), f"env -0 > {kept}"])
+        wanted = 0
+        if block.mark == "status":
+            script, wanted = "\n".join(["set -e", *map(self._moved, lines)]), int(block.says)
         done = subprocess.run(
             ["bash", "-c", script], cwd=self._directory, env=self._env, capture_output=True, text=True, timeout=240
         )
-        assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
-        self._env = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if pair)
+        assert done.returncode == wanted, f"{block.place}: {done.returncode}: {done.stdout}{done.stderr}"
         self._printed = done.stdout
+        if wanted:
+            return
+        self._env = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if pair)
 
     def _stay(self, command: str, block: Block) -> None:
         """Start a command, again if it goes on already, and return when it is up; in `terminals` it may also end."""

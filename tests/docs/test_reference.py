@@ -143,21 +143,49 @@ def test_every_command_teaches_by_example(name: str) -> None:
 
 def test_every_public_name_is_documented() -> None:
     """What `import cacheworkers` has is on the API page, or among the errors."""
-    documented = set(re.findall(r"^\.\. auto\w+:: (\w+)$", API, re.MULTILINE))
-    errors_listed = {each.__name__ for each in tables.error_classes()}
+    documented = {path for path in tables.tables_of(API) if path not in tables.TABLES}
+    errors_listed = {f"cacheworkers.{each.__name__}" for each in tables.error_classes()}
 
-    assert set(cacheworkers.__all__) - {"__version__"} <= documented | errors_listed
-    assert documented <= set(cacheworkers.__all__)
+    assert {f"cacheworkers.{name}" for name in cacheworkers.__all__} - {"cacheworkers.__version__"} <= (
+        documented | errors_listed
+    )
 
 
-@pytest.mark.parametrize("owner", ["Cache", "Loader", "BatchLoader", "Load", "AsyncLoad"])
+@pytest.mark.parametrize("owner", ["Cache", "Loader", "BatchLoader", "Load", "AsyncLoad", "WarmJob"])
 def test_every_method_is_documented(owner: str) -> None:
-    """The page takes all members of what users call, and each has a docstring to show."""
-    section = API.partition(f".. autoclass:: {owner}\n")[2]
+    """The page has all that users call, and each has a docstring to show."""
+    section = tables.api.described(f"cacheworkers.{owner}")
     documented = getattr(cacheworkers, owner)
+    names = [name for name in dir(documented) if not name.startswith("_")]
 
-    assert section.startswith("   :members:\n")
-    assert all(getattr(documented, name).__doc__ for name in dir(documented) if not name.startswith("_"))
+    assert section in API
+    assert all(getattr(documented, name).__doc__ for name in names)
+    assert [name for name in names if not re.search(rf"`(?:{owner}\.)?{name}`", section)] == []
+
+
+def test_what_public_methods_return_is_documented() -> None:
+    """A class of the library that a signature gives back has its place on the page: what it has can be looked up."""
+    lines = re.findall(r" -> (.*): \.\.\.$", API, re.MULTILINE)
+    returned = {name for line in lines for name in re.findall(r"\b[A-Z]\w+", line)}
+    shown = {name.rpartition(".")[2] for name in re.findall(r"^### `([\w.]+)`$", API, re.MULTILINE)}
+    of_python = {"None", "Any", "Self", "Mapping", "Callable", "AbstractContextManager", "Generator", "Response"}
+    elsewhere = {"GarbageCollected", "DeclareLoader", "DeclareBatchLoader", "LoaderSpec", "Sequence"}  # events; inside
+
+    assert {"Explanation", "Invalidation", "Triggers"} <= returned
+    assert returned - shown - of_python - elsewhere == set()
+
+
+def test_a_member_is_shown_with_what_its_docstring_says() -> None:
+    """Signature, parameters and errors, the async twin beside the sync one."""
+    text = tables.api.described("cacheworkers.Cache")
+    invalidate = text.partition("#### `Cache.invalidate`, `Cache.ainvalidate`")[2].partition("####")[0]
+
+    assert '    mode: Mode = "hard",\n' in invalidate
+    assert "- `dry_run`: invalidate nothing;" in invalidate
+    assert "- `InvalidationIncomplete`: the store failed;" in invalidate
+    assert "`Cache.ainvalidate`\n\n```" in text and "\ndef ainvalidate" not in text
+    assert "- `age: float`: seconds since its load began." in tables.api.described("cacheworkers.Read")
+    assert "As of `Load`: `tag`" in tables.api.described("cacheworkers.AsyncLoad")
 
 
 def test_every_key_is_documented() -> None:

@@ -28,15 +28,9 @@ class Asks:
         self.rounds: list[list[LoadRequest]] = []
         self.room = 10_000
 
-    def submit(self, ask: LoadRequest) -> bool:
-        return self.submit_all([ask]) == 1
-
     def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         self.rounds.append(list(asks[: self.room]))
         return min(len(asks), self.room)
-
-    def close(self) -> None:
-        pass
 
 
 class Shop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -46,12 +46,9 @@ class Shop:
 
         return Enqueue(self.queue, msgspec.json.encode(request), note)
 
-    def submit(self, request: LoadRequest) -> bool:
-        self.submitted.append(request)
-        return True
-
-    def close(self) -> None:
-        pass
+    def submit_all(self, requests: Sequence[LoadRequest]) -> int:
+        self.submitted += requests
+        return len(requests)
 
     def reader(self) -> Stepper[Any]:
         """Return a read that has found nothing, and is about to claim."""

@@ -26,7 +26,7 @@ from sqlalchemy import Engine, create_engine, event
 from walks import walk
 
 from cacheworkers import Cache, Load
-from cacheworkers.core import envelope, judgement
+from cacheworkers.core import entry_state, envelope
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout
@@ -96,16 +96,9 @@ class Asks:
     def is_waiting(self) -> bool:
         return bool(self.waiting or self._ports.store.link.client().llen(self._key))
 
-    def submit(self, ask: LoadRequest) -> bool:
-        self.waiting.append(ask)
-        return True
-
     def submit_all(self, asks: Any) -> int:
         self.waiting += asks
         return len(asks)
-
-    def close(self) -> None:
-        pass
 
 
 class World:
@@ -501,7 +494,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         MODES,
     ),
     "a hard invalidation deletes nothing": (
-        python(invalidating, "drain", "entries += yield ports.store.drop(calls)", "pass"),
+        python(invalidating, "drain", "dropped = (yield ports.store.drop(calls)) if calls else 0", "dropped = 0"),
         (),
         MODES,
     ),
@@ -521,7 +514,7 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         MODES,
     ),
     "a read heeds no since": (
-        python(judgement, "judge", "entry.seq < since or ", ""),
+        python(entry_state, "entry_state", "entry.seq < since or ", ""),
         (*LOADS, *CHANGES, *READERS),
         ("soft",),
     ),

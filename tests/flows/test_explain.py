@@ -40,6 +40,17 @@ def test_a_fresh_entry(cache: Cache) -> None:
     assert found.size == 1 and found.lease == {} and found.failure == {}
 
 
+def test_a_missing_entry_has_the_tags_that_its_arguments_make(cache: Cache) -> None:
+    declared(cache)
+    done = cache.invalidate("n:1")
+
+    found = cache.explain("number[1]")
+
+    assert (found.freshness, found.verdict) == ("missing", "ask a worker to load it, and wait")
+    [tag] = found.tags
+    assert (tag.tag, tag.last_invalidation) == ("n:1", done.seq) and tag.ago is not None
+
+
 def test_what_memory_would_answer(cache: Cache) -> None:
     number = declared(cache)
     number.get(1)

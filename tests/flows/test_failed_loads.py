@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from celery import Celery
 
-from cacheworkers import Cache, KeyMissing, Load, LoadError
+from cacheworkers import AsyncLoad, Cache, KeyMissing, Load, LoadError
 from cacheworkers.events import Event, Loaded, NotStored
 from cacheworkers.runtime.failure_log import MAX_LOGGED, UNSTORED_PERIOD, FailureLog
+from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -42,6 +44,40 @@ def test_it_is_logged_once_with_its_traceback(make_cache: MakeCache, caplog: pyt
     [record] = failures(caplog)
     assert record.levelno == logging.ERROR and record.exc_info and record.exc_info[0] is ZeroDivisionError
     assert record.getMessage().startswith("load of inverse[0] failed")
+
+
+@pytest.mark.parametrize("how", ["thread", "loop", "without the store"])
+def test_a_loader_that_exits_fails_immediately(make_cache: MakeCache, valkey: Valkey, how: str) -> None:
+    """Its readers get an error, and neither wait for a worker that has ended nor end with it."""
+    with FaultProxy(valkey.url) as proxy:
+        cache = make_cache(redis_url=proxy.url)
+
+        @cache.loader(wait_for=600, load_for=600)
+        def gone(load: Load) -> None:
+            sys.exit("no licence")
+
+        @cache.loader(wait_for=600, load_for=600)
+        async def agone(load: AsyncLoad) -> None:
+            sys.exit("no licence")
+
+        if how == "without the store":
+            proxy.close()
+
+        with pytest.raises(LoadError, match=r"RuntimeError: the loader called sys.exit\('no licence'\)"):
+            (agone if how == "loop" else gone).get()
+
+
+@pytest.mark.parametrize("error", [SystemExit(15 - 256), type("WorkerShutdown", (SystemExit,), {})(0)])
+def test_what_ends_a_worker_s_process_is_no_loader_s(make_cache: MakeCache, error: SystemExit) -> None:
+    """A signal's, or Celery's own."""
+    cache = make_cache(testing=True)
+
+    @cache.loader()
+    def interrupted(load: Load) -> None:
+        raise error
+
+    with pytest.raises(SystemExit):
+        interrupted.get()
 
 
 def test_each_call_that_fails_is_logged(make_cache: MakeCache, caplog: pytest.LogCaptureFixture) -> None:

@@ -233,7 +233,7 @@ def test_a_lease_that_was_given_back_wakes_readers_of_other_processes(make_cache
     found: list[Any] = []
     reader = threading.Thread(target=lambda: found.append(here.price.get(1)))
     reader.start()
-    wait_until(lambda: len(here.ports.waiters) == 1 and here.ports.waiters._flights["price[1]"].held_until)
+    wait_until(lambda: len(here.ports.waiters) == 1 and here.ports.waiters.flights["price[1]"].held_until)
 
     there.ports.store.release([("price[1]", TOKEN)]).run()
 

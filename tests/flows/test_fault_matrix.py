@@ -101,14 +101,8 @@ def break_store(shop: Shop, patch: pytest.MonkeyPatch, error: Callable[[str], Ex
 class Nobody:
     """Takes messages, and nobody works."""
 
-    def submit(self, request: Any) -> bool:
-        return True
-
     def submit_all(self, requests: Any) -> int:
         return len(requests)
-
-    def close(self) -> None:
-        pass
 
 
 def full(request: Any) -> bool:

@@ -55,16 +55,9 @@ class Shop:
         store.link.client().set(store.keys.entry("price[1]"), envelope.pack(self.entry), ex=100)
         self.forget()
 
-    def submit(self, ask: LoadRequest) -> bool:
-        self.asks.append(ask)
-        return True
-
     def submit_all(self, asks: Sequence[LoadRequest]) -> int:
         self.asks += asks
         return len(asks)
-
-    def close(self) -> None:
-        pass
 
     def forget(self) -> None:
         """Empty L1, once the listener has received all that was written."""

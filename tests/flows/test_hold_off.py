@@ -93,8 +93,8 @@ class Replicated:
 
 
 def _reshaped(step: Any, change: Any) -> Any:
-    shape = step._shape
-    step._shape = lambda replies: change(shape(replies))
+    parse = step._parse
+    step._parse = lambda replies: change(parse(replies))
     return step
 
 

@@ -215,7 +215,7 @@ class Walk:
 
     def check_sleepers(self) -> None:
         """Nobody sleeps whose value is there, once all pushes were received."""
-        flights = self.shop.ports.waiters._flights.values()
+        flights = self.shop.ports.waiters.flights.values()
         calls = [
             flight.call for flight in flights if any(isinstance(sleeper, NamedWaker) for sleeper in flight._threads)
         ]

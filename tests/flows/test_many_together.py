@@ -160,7 +160,7 @@ def test_a_push_between_claim_and_sleep_is_not_slept_through(shop: Shop) -> None
     assert going.at == "wait"
     shop.by_hand.receive()  # what it has asked about the leases before it sleeps
 
-    flights = shop.ports.waiters._flights
+    flights = shop.ports.waiters.flights
     assert all(each.woken for call in ("prices[1]", "prices[2]") for each in flights[call]._waiters)
     assert going.finish() == tens([1, 2])
 
@@ -636,7 +636,7 @@ def test_a_push_between_the_first_look_and_the_place_among_waiters_is_not_slept_
     """
     worker = shop.many([1]).until("wait")
     waiters = shop.ports.waiters
-    flights, waiters._flights = waiters._flights, {}  # that reader is in another process
+    flights, waiters.flights = waiters.flights, {}  # that reader is in another process
     second = shop.many([1])
     late(second)
     other = shop.one(1).until("claim")
@@ -647,7 +647,7 @@ def test_a_push_between_the_first_look_and_the_place_among_waiters_is_not_slept_
     assert second.at == "get"
     assert second.finish() == {1: 10}
     other.finish()
-    waiters._flights = flights
+    waiters.flights = flights
     worker._flow.close()
 
 
@@ -698,7 +698,7 @@ def test_a_cancelled_task_leaves_no_waiter_and_the_next_is_served(cache: Cache) 
 
     async def cancel_one() -> dict[int, int]:
         first = asyncio.create_task(prices.aget_many([1, 2, 3]))
-        while not cache._ports.waiters.has("prices[1]"):
+        while "prices[1]" not in cache._ports.waiters.flights:
             await asyncio.sleep(0)
         second = asyncio.create_task(prices.aget_many([2, 3, 4]))
         await asyncio.sleep(0)

@@ -6,6 +6,7 @@ import dataclasses
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -67,12 +68,9 @@ class Asks:
     def __init__(self) -> None:
         self.taken: list[LoadRequest] = []
 
-    def submit(self, ask: LoadRequest) -> bool:
-        self.taken.append(ask)
-        return True
-
-    def close(self) -> None:
-        pass
+    def submit_all(self, asks: Sequence[LoadRequest]) -> int:
+        self.taken += asks
+        return len(asks)
 
 
 # -- early revalidation

@@ -11,7 +11,7 @@ import test_protocol as races
 from mutation import Mutation, python, script
 
 from cacheworkers import Cache
-from cacheworkers.core import judgement
+from cacheworkers.core import entry_state
 from cacheworkers.flows import garbage_collection, local_load, write_loaded
 from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import read as reading
@@ -26,8 +26,8 @@ def never_conflicts(patch: pytest.MonkeyPatch) -> None:
 
     def blind(self: Store, *args: Any, **kwargs: Any) -> Any:
         step = register(self, *args, **kwargs)
-        shape = step._shape
-        step._shape = lambda replies: [Registered(0, found.now) for found in shape(replies)]
+        parse = step._parse
+        step._parse = lambda replies: [Registered(0, found.now) for found in parse(replies)]
         return step
 
     patch.setattr(Store, "register", blind)
@@ -38,8 +38,8 @@ def drains_only_its_own(patch: pytest.MonkeyPatch) -> None:
 
     def own(self: Store, tags: Any, n: int) -> Any:
         step = detach(self, tags, n)
-        shape = step._shape
-        step._shape = lambda replies: [each for each in shape(replies) if f":{n}:" in each.name]
+        parse = step._parse
+        step._parse = lambda replies: [each for each in parse(replies) if f":{n}:" in each.name]
         return step
 
     patch.setattr(Store, "detach", own)
@@ -63,7 +63,7 @@ def leaves_the_lease(patch: pytest.MonkeyPatch) -> None:
     def entries_only(self: Store, calls: Any) -> Any:
         step = drop(self, calls)
         step._requests = step._requests[1::2]
-        step._shape = lambda replies: sum(map(int, replies))
+        step._parse = lambda replies: sum(map(int, replies))
         return step
 
     patch.setattr(Store, "drop", entries_only)
@@ -241,15 +241,15 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         memory.test_the_quick_way_leaves_an_early_revalidation_to_the_flow,
     ),
     "the quick way heeds no since": (
-        python(judgement, "judge", "entry.seq < since or ", ""),
+        python(entry_state, "entry_state", "entry.seq < since or ", ""),
         memory.test_since_by_the_quick_way,
     ),
     "the flow heeds no since": (
-        python(judgement, "judge", "entry.seq < since or ", ""),
+        python(entry_state, "entry_state", "entry.seq < since or ", ""),
         memory.test_since_by_the_flow,
     ),
     "a peek heeds no since": (
-        python(judgement, "judge", "entry.seq < since or ", ""),
+        python(entry_state, "entry_state", "entry.seq < since or ", ""),
         memory.test_since_of_a_peek,
     ),
     "memory heeds no since": (

@@ -48,14 +48,8 @@ class Shop:
 class Nobody:
     """Takes messages, and nobody works."""
 
-    def submit(self, request: Any) -> bool:
-        return True
-
     def submit_all(self, requests: Any) -> int:
         return len(requests)
-
-    def close(self) -> None:
-        pass
 
 
 def reading(shop: Shop) -> tuple[threading.Thread, list[Any]]:
@@ -70,7 +64,7 @@ def reading(shop: Shop) -> tuple[threading.Thread, list[Any]]:
 
     thread = threading.Thread(target=read)
     thread.start()
-    wait_until(lambda: CALL in shop.ports.waiters._flights and shop.ports.waiters._flights[CALL].held_until)
+    wait_until(lambda: CALL in shop.ports.waiters.flights and shop.ports.waiters.flights[CALL].held_until)
     return thread, found
 
 

@@ -171,8 +171,8 @@ def test_it_finds_a_protocol_without_a_part(
 
         def blind(*args: Any, **options: Any) -> Any:
             step = register(*args, **options)
-            shape = step._shape
-            step._shape = lambda replies: [Registered(0, each.now) for each in shape(replies)]
+            parse = step._parse
+            step._parse = lambda replies: [Registered(0, each.now) for each in parse(replies)]
             return step
 
         monkeypatch.setattr(store, "register", blind)
@@ -181,8 +181,8 @@ def test_it_finds_a_protocol_without_a_part(
 
         def late() -> Any:
             step = snapshot()
-            shape = step._shape
-            step._shape = lambda replies: Snapshot(10**15, shape(replies).now)
+            parse = step._parse
+            step._parse = lambda replies: Snapshot(10**15, parse(replies).now)
             return step
 
         monkeypatch.setattr(store, "snapshot", late)
@@ -197,8 +197,10 @@ def test_it_finds_a_protocol_without_a_part(
     [
         script("REGISTER_WRITE", "if newest > seq then", "if false then"),
         script("REGISTER_WRITE", 'redis.call("ZADD", KEYS[at], "GT", score, call)', ""),
+        script("DETACH", "n = math.max(", "n = number_of(redis.call('GET', seq)) -- "),
+        script("REMOVE_DRAINED", 'entries = redis.call("UNLINK", unpack(KEYS, 3 + leases))', ""),
     ],
-    ids=["compare", "register"],
+    ids=["compare", "register", "draw a number", "delete entries"],
 )
 def test_it_finds_a_joined_script_without_a_part(
     cache: Cache, prices: dict[int, int], mutate: Mutation, monkeypatch: pytest.MonkeyPatch

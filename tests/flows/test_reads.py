@@ -39,12 +39,9 @@ class Stuck:
     def __init__(self) -> None:
         self.asks: list[Any] = []
 
-    def submit(self, ask: Any) -> bool:
-        self.asks.append(ask)
-        return True
-
-    def close(self) -> None:
-        pass
+    def submit_all(self, asks: Any) -> int:
+        self.asks += asks
+        return len(asks)
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheworkers import Cache
-from cacheworkers.core.shape import NO_SHAPE, fits, shape_of
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT, fingerprint_of, fits
 from cacheworkers.events import LoadRefused, OtherRelease
 from cacheworkers.testing.servers import wait_until
 
@@ -118,18 +118,18 @@ def test_each_release_reads_its_own_values_with_few_loads(
 
 @given(st.sampled_from(list(SHAPES)), st.sampled_from(list(SHAPES)))
 def test_shapes_differ_where_annotations_do(one: str, other: str) -> None:
-    shapes = [shape_of(SHAPES[each][0], {"id": int}) for each in (one, other)]
+    fingerprints = [fingerprint_of(SHAPES[each][0], {"id": int}) for each in (one, other)]
 
-    assert fits(*shapes) is (one == other)
-    assert fits(shapes[0], NO_SHAPE) and fits(NO_SHAPE, shapes[0])
+    assert fits(*fingerprints) is (one == other)
+    assert fits(fingerprints[0], NO_FINGERPRINT) and fits(NO_FINGERPRINT, fingerprints[0])
 
 
 def test_names_of_classes_and_docstrings_are_no_part_of_a_shape() -> None:
     def made(name: str, doc: str) -> Any:
         return msgspec.defstruct(name, [("title", int)], namespace={"__doc__": doc})
 
-    assert shape_of(made("View", "One."), {"id": int}) == shape_of(made("View", "Another."), {"id": int})
-    assert shape_of(msgspec.defstruct("View", [("title", int)]), {}) != shape_of(
+    assert fingerprint_of(made("View", "One."), {"id": int}) == fingerprint_of(made("View", "Another."), {"id": int})
+    assert fingerprint_of(msgspec.defstruct("View", [("title", int)]), {}) != fingerprint_of(
         msgspec.defstruct("View", [("name", int)]), {}
     )
 
@@ -282,9 +282,12 @@ def test_readers_whom_no_worker_can_serve_load_immediately(
         workers.loader(name="price")(theirs)
     price = readers.loader(name="price", fresh_for=300, wait_for=20)(ours)
     readers._runtime.workers._run_loads = workers._run_requests
+    refused: list[tuple[str, str]] = []
+    readers._ports.note_refused = lambda *what: refused.append(what)
 
     found = price.read(1)
 
     assert found.value == ours(None, 1) and found.waited < 10
     assert price.read(1).tier in ("l1", "store")
-    assert [each.loader for each in events if isinstance(each, LoadRefused)] == ["price"]
+    [event] = [each for each in events if isinstance(each, LoadRefused)]
+    assert refused == [(event.loader, event.reason)] and event.loader == "price"

@@ -11,7 +11,7 @@ import pytest
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
-from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -54,7 +54,7 @@ def product(request: pytest.FixtureRequest, make_cache: MakeCache) -> Any:
     # By whatever means: an entry of another release would not be read at all.
     key = ports.store.keys.entry("product[1]")
     client = ports.store.link.client()
-    entry = msgspec.structs.replace(envelope.unpack(client.get(key)), shape=NO_SHAPE)
+    entry = msgspec.structs.replace(envelope.unpack(client.get(key)), fingerprint=NO_FINGERPRINT)
     client.set(key, envelope.pack(entry), px=300_000)
     assert ports.listener.barrier(60.0).run()  # no push comes late
     assert product.get_json(1) == JSON

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cacheworkers import Cache, Load
-from cacheworkers.core.access_frequency import read_at_of, score_of
+from cacheworkers.core.access_score import read_at_of, score_of
 from cacheworkers.core.driver import run
 from cacheworkers.events import Event, WarmingPaused
 from cacheworkers.flows import keep_warm as warming

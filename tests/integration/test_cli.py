@@ -6,10 +6,10 @@ import importlib
 import json
 import os
 import pty
-import select
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.up import free_port
+from cacheworkers import Cache, Config
 from cacheworkers.ops.cli import main
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
@@ -46,6 +47,46 @@ cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}}, check=Fa
 @cache.loader(tags=("n:{{n}}", "all"), fresh_for=300)
 def number(load: Load, n: int) -> int:
     return load.session.connection() and n
+"""
+
+
+TWO = """
+from cacheworkers import Cache, Config
+def fails():
+    {}['DSN']
+def create_app(kind=""):
+    return [Cache(Config.from_env(namespace="one")), Cache(Config.from_env(namespace="two"))]
+"""
+#: An application around the cache: its loader is declared, and its sessions bound, by the factory.
+FACTORY = """
+from celery import Celery
+from sqlalchemy import MetaData, Table, create_engine
+from sqlalchemy.orm import sessionmaker
+from cacheworkers import Cache, Config, Load
+sessions = sessionmaker()
+celery = Celery("shop", broker="redis://127.0.0.1:1/0")
+cache = Cache(Config.from_env(store_timeout=5.0, namespace={namespace!r}), celery=celery, sessions=sessions)
+cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}}, check=False)
+
+class App:
+    cache = cache
+    def __init__(self, times=10):
+        sessions.configure(bind=create_engine("sqlite:///shop.db"))
+        @cache.loader(tags=("n:{{n}}", "all"), fresh_for=300)
+        def number(load: Load, n: int) -> int:
+            return n * times
+    def __call__(self, environ, start_response):
+        ...
+"""
+#: Web modules of it, in the ways of Flask, `uvicorn --factory`, WSGI servers, and with a name of its own.
+WEB = """
+from layout import App
+def create_app(times=10):
+    return App(times)
+"""
+WSGI = """
+from web import create_app
+application = create_app()
 """
 
 
@@ -145,8 +186,7 @@ def test_a_tag_that_nothing_has_now_is_known_all_the_same(cli: Run) -> None:
     assert parsed(cli("--json", "invalidate", "n:5000"))["seq"] > 0
 
 
-def test_json_may_stand_behind_every_command(cli: Run, warm: None, tmp_path: Path) -> None:
-    (tmp_path / "history").write_text("")
+def test_json_may_stand_behind_every_command(cli: Run, warm: None) -> None:
     for words in (
         ("explain", "number[7]"),
         ("get", "number[7]"),
@@ -158,7 +198,6 @@ def test_json_may_stand_behind_every_command(cli: Run, warm: None, tmp_path: Pat
         ("inspect", "--sample", "1"),
         ("stats",),
         ("doctor", "--before-start"),
-        ("check-history", "history"),
     ):
         done = cli(*words, "--json")
         assert json.loads(done.stdout) is not None, done.stderr
@@ -285,38 +324,6 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     process.stderr.close()
 
 
-def test_it_completes_in_bash(cli: Run, tmp_path: Path, valkey: Valkey) -> None:
-    """In a real one, on a pseudo-terminal."""
-    assert "_CACHEWORKERS_COMPLETE" in cli("completion", "zsh", app="nowhere").stdout
-    ours, theirs = pty.openpty()
-    folder = str(Path(sys.executable).parent)
-    env = {**os.environ, "REDIS_URL": valkey.url, "TERM": "dumb", "PS1": "$ "}
-    env |= {"PATH": f"{folder}:{env['PATH']}", "INPUTRC": os.devnull, "CACHE_APP": "shop:cache"}
-    words = ["bash", "--norc", "--noprofile", "-i"]
-    bash = subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs, process_group=0)
-    os.close(theirs)
-    os.write(ours, b'eval "$(cacheworkers completion bash)"; complete -p cacheworkers\n')
-    for typed, shown in (
-        (b"", b"-F _cacheworkers_completion cacheworkers"),
-        (b"cacheworkers expl\t", b"explain "),
-        (b"nu\t", b"number["),
-        (b"\x15cacheworkers hot \t", b"hot number "),
-    ):
-        os.write(ours, typed)
-        read_until(ours, shown)
-    bash.kill()
-    bash.wait()
-    os.close(ours)
-
-
-def read_until(terminal: int, shown: bytes) -> None:
-    """Read what a terminal shows until this is among it."""
-    reported = b""
-    while shown not in reported:
-        assert select.select([terminal], [], [], 60.0)[0], f"{shown!r} never came, but {reported!r}"
-        reported += os.read(terminal, 65536)
-
-
 def test_it_is_a_command_of_celery_too(tmp_path: Path, valkey: Valkey) -> None:
     (tmp_path / "celeryshop.py").write_text(
         "import os\nfrom celery import Celery\nfrom cacheworkers import Cache, Config, Load\n"
@@ -359,8 +366,14 @@ def test_help_needs_no_cache(cli: Run) -> None:
         (("explain", "number[1]"), "unset:cache", "unset cannot be imported: ConfigError: l1_for must be >= 0"),
         (("explain", "number[1]"), "typo:cache", "typo cannot be imported: SyntaxError: "),
         (("explain", "number[1]"), "needs:cache", "needs cannot be imported: ModuleNotFoundError: No module named 'no"),
-        (("explain", "number[1]"), ":cache", "--app must be module:name of a Cache, got ':cache'"),
-        (("explain", "number[1]"), "./shop.py", "--app must be module:name of a Cache, got './shop.py'"),
+        (("explain", "number[1]"), ":cache", "--app must be module:name of a Cache, or of an application or factory"),
+        (("explain", "number[1]"), "./shop.py", "or factory with one, got './shop.py'"),
+        (("explain", "number[1]"), "two:create_app", "comes with 2 Caches: name it as module:name"),
+        (("explain", "number[1]"), "typing:cast", "'typing:cast' comes with no Cache"),
+        (("explain", "number[1]"), "two:fails", "two:fails cannot be called: KeyError: 'DSN', in two.py, line 4"),
+        (("explain", "number[1]"), "two:create_app(1, 2, 3)", "got 'two:create_app(1, 2, 3)': create_app() takes"),
+        (("explain", "number[1]"), "two:create_app().cache", "is no name, and no call such as create_app()"),
+        (("explain", "number[1]"), "two:create_app(name)", "got 'two:create_app(name)': malformed node"),
     ],
 )
 def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message: str, tmp_path: Path) -> None:
@@ -369,6 +382,7 @@ def test_errors_are_messages(cli: Run, words: tuple[str, ...], app: str, message
     (tmp_path / "unset.py").write_text("from cacheworkers import Cache, Config\ncache = Cache(Config(l1_for=-1))\n")
     (tmp_path / "typo.py").write_text("def (\n")
     (tmp_path / "needs.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "two.py").write_text(TWO)
 
     done = cli(*words, app=app)
 
@@ -394,6 +408,47 @@ def test_loaders_are_those_of_the_modules_that_workers_import(
     assert (done.returncode, bool(done.stdout)) == (bool(says), not says)
     assert done.stdout.startswith("three[]: " if not says else "")
     assert says in done.stderr and bool(done.stderr) == bool(says)
+
+
+@pytest.fixture
+def factory(cli: Run, tmp_path: Path) -> str:
+    """The modules of an application with a factory; the namespace of its cache."""
+    namespace = f"factory{os.getpid()}-{tmp_path.name[-18:].lower()}"[:32]
+    (tmp_path / "layout.py").write_text(FACTORY.format(namespace=namespace))
+    (tmp_path / "web.py").write_text(WEB)
+    (tmp_path / "wsgi.py").write_text(WSGI)
+    return namespace
+
+
+@pytest.mark.parametrize(
+    "app", ["web:create_app()", "web:create_app", "web:create_app(10)", "wsgi:application", "wsgi"]
+)
+def test_an_application_or_its_factory_is_taken_for_its_cache(cli: Run, factory: str, app: str) -> None:
+    done = cli("explain", "number[1]", app=app)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("number[1]: ask a worker to load it")
+
+
+def test_a_celery_app_is_taken_for_the_cache_that_is_bound_to_it(cli: Run, factory: str) -> None:
+    done = cli("hot", "number", app="layout:celery")
+
+    assert "no loader is named 'number'; declared are none" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("explain", "number[1]"), ("hot", "number"), ("warm", "number", "1")])
+def test_a_loader_of_another_module_is_named_with_it(
+    cli: Run, factory: str, words: tuple[str, ...], valkey: Valkey
+) -> None:
+    """Which processes declare it is in the store."""
+    web = Cache(Config(redis_url=valkey.url, namespace=factory))
+    web.internals.ports.store.note_marks(["loader number of shop.catalog"], time.time()).run()
+    web.close()
+
+    done = cli(*words, app="layout:cache")
+
+    assert done.returncode == 1
+    assert "running processes declare it in shop.catalog: give `-A shop.catalog`" in done.stderr
 
 
 def test_rows_that_name_no_call_are_counted_and_the_rest_goes_on(cli: Run, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_late_reply_is_a_timeout_and_nobody_elses_answer(valkey: Valkey, proxy: 
 
 
 def test_a_connection_that_was_cut_while_it_was_idle_is_not_used(proxy: FaultProxy, monkeypatch: Any) -> None:
-    monkeypatch.setattr("cacheworkers.store.connections.connection.FRESH_FOR", 0.0)
+    monkeypatch.setattr("cacheworkers.store.connections.pool.FRESH_FOR", 0.0)
     pool = pool_to(proxy.url)
     pool.exchange([("ECHO", "a")])
     idle = pool._idle[0]
@@ -450,7 +450,7 @@ def watching(valkey: Valkey) -> Iterator[redis.Redis]:
 @pytest.fixture
 def never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a connection was idle."""
-    monkeypatch.setattr("cacheworkers.store.connections.connection.FRESH_FOR", 600.0)
+    monkeypatch.setattr("cacheworkers.store.connections.pool.FRESH_FOR", 600.0)
 
 
 READS = [[("GET", "w:cut")], [("MGET", "w:cut")], [("GETRANGE", "w:cut", 0, 9), ("GET", "w:cut")]]
@@ -535,7 +535,7 @@ def test_the_second_time_has_what_the_first_has_left(monkeypatch: pytest.MonkeyP
     now, given = [100.0], list[float | None]()
 
     class Cut:
-        is_usable, is_cut, generation = True, True, 0
+        is_cut, generation = True, 0
 
         def __init__(self, pool: Any, timeout: float, connect_timeout: float | None, generation: int) -> None:
             given.append(connect_timeout)

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from cacheworkers import Config
+from cacheworkers import Cache, Config
 from cacheworkers.ops.doctor.store_checks import check_beat
 from cacheworkers.testing import Valkey
 
@@ -28,6 +29,7 @@ cache = Cache(Config.from_env())
 sessions = sessionmaker(create_engine("postgresql+psycopg://127.0.0.1:1/shop"))
 cache.watch(sessions, {Table("product", MetaData()): lambda row: ()})
 """
+LOADER = "loader product of shop.catalog"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -39,10 +41,12 @@ def store() -> Iterator[Valkey]:
 
 @pytest.fixture
 def cli(tmp_path: Path, store: Valkey) -> Run:
-    def run(*words: str, module: str = MODULE, first: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, module: str = MODULE, first: tuple[str, ...] = (), app: str = "shop:cache"
+    ) -> subprocess.CompletedProcess[str]:
         (tmp_path / "shop.py").write_text(module)
         return subprocess.run(
-            [str(Path(sys.executable).parent / "cacheworkers"), "--app", "shop:cache", *first, "doctor", *words],
+            [str(Path(sys.executable).parent / "cacheworkers"), "--app", app, *first, "doctor", *words],
             cwd=tmp_path,
             env={**os.environ, "REDIS_URL": store.url},
             capture_output=True,
@@ -138,3 +142,66 @@ def test_upkeep_that_was_not_due_yet_is_distinguished(store: Valkey) -> None:
     assert [each.level for each in (starting, running, unknown)] == ["ok", "warning", "warning"]
     assert "started 20 s ago, and have 180 s for it" in starting.what
     assert "another store or namespace" in running.what
+
+
+FACTORY = """
+from celery import Celery
+from sqlalchemy import MetaData, Table, create_engine
+from sqlalchemy.orm import sessionmaker
+from cacheworkers import Cache, Config
+celery = Celery("shop", broker="redis://127.0.0.1:1/0")
+sessions = sessionmaker()
+cache = Cache(Config.from_env(), celery=celery, sessions=sessions)
+cache.watch(sessions, {Table("product", MetaData()): lambda row: ()}, check=False)
+def create_app():
+    engine = create_engine("sqlite:///shop.db")
+    sessions.configure(bind=engine)
+    cache.outbox.create(engine)
+"""
+
+
+@pytest.mark.parametrize(
+    ("marks", "check", "level", "shown"),
+    [
+        ([], "outbox-unbound", "note", "no other process runs"),
+        (
+            ["database postgresql://localhost/shop", LOADER],
+            "outbox-unbound",
+            "note",
+            "have postgresql://localhost/shop",
+        ),
+        ([LOADER], "outbox-unknown", "error", "no running process has bound its sessions"),
+    ],
+)
+def test_sessions_that_a_factory_binds_are_no_fault_of_the_command(
+    cli: Run, store: Valkey, marks: list[str], check: str, level: str, shown: str
+) -> None:
+    """Where others are known that have bound none either, it is the application's."""
+    web = Cache(Config(redis_url=store.url))
+    if marks:
+        web.internals.ports.store.note_marks(marks, time.time()).run()
+    web.close()
+
+    found = {each["check"]: each for each in json.loads(cli("--json", "--before-start", module=FACTORY).stdout)}
+
+    assert found[check]["level"] == level and shown in found[check]["what"]
+    assert not {"outbox-unbound", "outbox-unknown"} - {check} & found.keys()
+
+
+def test_with_the_factory_doctor_looks_at_the_database_that_it_binds(cli: Run) -> None:
+    found = {
+        each["check"]: each
+        for each in json.loads(cli("--json", "--before-start", module=FACTORY, app="shop:create_app()").stdout)
+    }
+
+    assert found["outbox-lag"]["level"] == found["outbox-unknown"]["level"] == "ok"
+
+
+def test_without_a_loader_doctor_says_which_module_has_them(cli: Run, store: Valkey) -> None:
+    web = Cache(Config(redis_url=store.url))
+    web.internals.ports.store.note_marks([LOADER], time.time()).run()
+    web.close()
+
+    found = {each["check"]: each for each in json.loads(cli("--json", "--before-start", module=FACTORY).stdout)}
+
+    assert found["no-loaders"]["what"] == "no loader declared; running processes declare product in shop.catalog"

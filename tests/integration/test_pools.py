@@ -74,7 +74,7 @@ class Pool:
         """Publish one message for each call."""
         before = len(self.events)
         for call in calls:
-            assert self.publisher.submit(LoadRequest(call.split("[")[0], call, TOKEN, "", "miss"))
+            assert self.publisher.submit_all([LoadRequest(call.split("[")[0], call, TOKEN, "", "miss")])
         wait_until(lambda: len(self.events) == before + len(calls))
         assert {type(event) for event in self.events[before:]} == {Published}
 

@@ -109,19 +109,6 @@ def test_an_isolation_level_of_the_user_s_own_stays(engine: Engine) -> None:
     theirs.dispose()
 
 
-def test_a_load_that_may_write_is_rolled_back_all_the_same(engine: Engine) -> None:
-    sessions = made(engine, pool_size=1)
-
-    with sessions.for_load(60.0) as reading, sessions.for_load(60.0, read_only=False) as writing:
-        assert reading is not None and writing is not None
-        writing.execute(text("UPDATE product SET price = 0"))
-        assert reading.scalar(text("SHOW transaction_read_only")) == "on"
-        assert writing.scalar(text("SHOW transaction_read_only")) == "off"
-
-    with engine.connect() as connection:
-        assert connection.scalar(text("SELECT price FROM product WHERE id = 1")) == 10
-
-
 def test_a_caller_that_has_used_up_its_own_pool_does_not_block_a_load(engine: Engine) -> None:
     with engine.connect() as held, made(engine).for_load(60.0) as session:
         assert session is not None

@@ -59,7 +59,7 @@ class Web:
         """Submit asks, and return the events of what became of all of them."""
         before = len(self.events)
         for ask in asks:
-            assert self.workers.submit(ask)
+            assert self.workers.submit_all([ask])
         wait_until(lambda: sum(e.calls for e in self.events[before:]) == len(asks))  # type: ignore[attr-defined]
         return self.events[before:]
 
@@ -111,12 +111,12 @@ def test_a_message_names_its_calls_and_ends_with_its_lease(web: Web) -> None:
 def test_what_is_asked_while_a_message_goes_out_is_grouped(web: Web) -> None:
     """Without any delay of its own: the first goes alone, the rest meanwhile together, each kind to its queue."""
     web.go_on.clear()
-    web.workers.submit(an_ask(0))
+    web.workers.submit_all([an_ask(0)])
     wait_until(lambda: web.events)
     for number in range(1, 11):
-        web.workers.submit(an_ask(number, queue="revalidate"))
+        web.workers.submit_all([an_ask(number, queue="revalidate")])
     for number in range(1, 7):
-        web.workers.submit(an_ask(number, "products"))
+        web.workers.submit_all([an_ask(number, "products")])
     web.go_on.set()
 
     wait_until(lambda: len(web.events) == 5)
@@ -149,10 +149,10 @@ def test_submitting_goes_on_while_the_broker_does_not_answer(web: Web, broker: V
     """With the publisher thread held up, asks are taken all the same: nothing in `submit` waits for it."""
     getattr(broker, how)()
     web.go_on.clear()
-    web.workers.submit(an_ask(0))
+    web.workers.submit_all([an_ask(0)])
     wait_until(lambda: web.events)
 
-    taken = [web.workers.submit(an_ask(number)) for number in range(1, 101)]
+    taken = [web.workers.submit_all([an_ask(number)]) for number in range(1, 101)]
 
     assert all(taken)
     assert len(web.events) == 1
@@ -206,13 +206,13 @@ def test_closing_while_the_broker_is_frozen_gives_every_lease_back(
     broker.pause()
     web.go_on.clear()
     for number in range(10):
-        web.workers.submit(an_ask(number))
+        web.workers.submit_all([an_ask(number)])
 
     web.workers.close()
 
     web.go_on.set()
     wait_until(lambda: len(web.given_back) == 10)
-    assert not web.workers.submit(an_ask(99))
+    assert not web.workers.submit_all([an_ask(99)])
 
 
 def test_parent_and_child_of_a_fork_publish_side_by_side(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_parent_and_child_of_a_fork_publish_side_by_side(web: Web, monkeypatch: 
     if child == 0:
         web.workers.reset_after_fork()
         web.events.clear()
-        web.workers.submit(an_ask(2))
+        web.workers.submit_all([an_ask(2)])
         web.workers.close()
         os._exit(0 if web.events == [Published("product", "cw.miss", 1)] else 1)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

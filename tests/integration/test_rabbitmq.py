@@ -73,7 +73,7 @@ def test_queues_report_their_length(pool: Pool, rabbitmq_node: RabbitMQ) -> None
     pool.start("-c", "1", queues="cw.miss,cw.warm")
     pool.stop()
 
-    assert pool.publisher.submit(LoadRequest("product", "product[1]", TOKEN, "", "warm"))
+    assert pool.publisher.submit_all([LoadRequest("product", "product[1]", TOKEN, "", "warm")])
 
     wait_until(lambda: rabbitmq_node.length("cw.warm") == 1)
     assert [state.length for state in pool.publisher.queue_states()] == [0, 0, 1, 0]

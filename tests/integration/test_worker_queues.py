@@ -29,7 +29,7 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 def fill(pool: Pool, queue: Any, *calls: str) -> None:
     for call in calls:
         before = len(pool.events)
-        assert pool.publisher.submit(LoadRequest("product", call, TOKEN, "", queue))
+        assert pool.publisher.submit_all([LoadRequest("product", call, TOKEN, "", queue)])
         wait_until(lambda before=before: len(pool.events) > before)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
-from cacheworkers import Cache, Load
+from cacheworkers import Cache, Load, NamespaceTaken
 from cacheworkers.events import NamespaceShared
 from cacheworkers.ops.doctor.namespace_checks import check_namespace, check_unstored
 from cacheworkers.runtime import namespace_marks
-from cacheworkers.runtime.namespace_marks import LAPSES_AFTER, _address, conflicts
+from cacheworkers.runtime.namespace_marks import FORGOTTEN_AFTER, LAPSES_AFTER, LIVES_FOR, _address, conflicts, stranger
 from cacheworkers.testing.servers import wait_until
 
 
@@ -140,6 +141,90 @@ def test_what_programs_of_one_product_may_differ_in_is_no_conflict(own: str, the
     assert conflicts([own], {own: time.time(), theirs: time.time()}) == {}
 
 
+SHOP = ["loader product of shop.loaders", "module shop.loaders with postgresql://db/shop"]
+BLOG = ["loader product of blog.loaders", "module blog.loaders with postgresql://db/blog"]
+
+
+@pytest.mark.parametrize(
+    ("noted", "is_refused"),
+    {
+        "another application": (BLOG, True),
+        "the same one": (SHOP, False),
+        "a module was renamed": ([BLOG[0], "module blog.loaders with postgresql://db/shop"], False),
+        "a database was moved": ([SHOP[0], "module shop.loaders with postgresql://new/shop"], False),
+        "both, and workers with old module and database run": (
+            [*BLOG, "module blog.loaders with postgresql://db/shop"],
+            False,
+        ),
+        "both, and workers with the new module and the old database run": (
+            [*BLOG, "module shop.loaders with postgresql://db/blog"],
+            False,
+        ),
+        "linked by a third process": (
+            [*BLOG, "module blog.loaders with mysql://a/b", "module shop.loaders with mysql://a/b"],
+            False,
+        ),
+        "it has no database, or says that sharing is meant": (BLOG[:1], False),
+        "no loader of the same name": (["loader post of blog.loaders", BLOG[1]], False),
+        "the same module, imported from another directory": (
+            ["loader product of src.shop.loaders", "module src.shop.loaders with postgresql://db/blog"],
+            False,
+        ),
+    }.values(),
+)
+def test_two_applications_share_neither_a_module_nor_a_database(noted: list[str], is_refused: bool) -> None:
+    """Each fact alone, and both where another process links them, is what healthy deployments show."""
+    now = time.time()
+
+    assert (stranger(SHOP, dict.fromkeys([*noted, *SHOP], now)) is not None) is is_refused
+    assert stranger(SHOP, dict.fromkeys(noted, now - LIVES_FOR - 1)) is None
+
+
+def test_a_process_is_refused_while_another_application_runs(
+    make_cache: Callable[..., Cache], events: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads for itself, and uses the store once the other has ended; who says that it is meant is not refused."""
+    cache, product = application(make_cache, tmp_path, "shop")
+    marks, store = cache._runtime.marks, make_cache()._ports.store
+    store.note_marks(BLOG, time.time()).run()
+
+    assert product.get(1) == 1
+    with pytest.raises(NamespaceTaken, match=r"product of blog\.loaders"):
+        product.revalidate(1)
+    assert asyncio.run(product.aget(1)) == 1
+    assert [event.others for event in events if type(event) is NamespaceShared]
+    assert [level for level, _ in levels(check_namespace, cache)] == ["error"]
+    assert store.get("product[1]").run() is None and not set(store.marks().run()) & set(marks.own())
+    _, product = application(make_cache, tmp_path, "shop", allow_shared_namespace=True)
+    assert product.revalidate(1)
+
+    store.note_marks(BLOG, time.time() - LIVES_FOR - 1).run()
+    monkeypatch.setattr(marks, "_refused_until", 0.0)
+    cache.invalidate("products")
+
+    assert [level for level, _ in levels(check_namespace, cache)] == ["warning"]
+
+
+def test_what_only_reads_is_no_second_application(make_cache: Callable[..., Cache], tmp_path: Path) -> None:
+    """A service with a database and a module of its own, whose loaders' values are loaded by another one's workers."""
+    cache = make_cache(sessions=sessionmaker(create_engine(f"sqlite:///{tmp_path}/search.db")))
+    product = cache.loader(fresh_for=60, name="product", on_timeout="raise")(declared_in("search.readers"))
+    make_cache()._ports.store.note_marks(BLOG, time.time()).run()
+
+    assert product.peek(1) is None
+
+
+def test_marks_that_nobody_renews_are_deleted(make_cache: Callable[..., Cache], tmp_path: Path) -> None:
+    cache, _ = application(make_cache, tmp_path, "shop")
+    cache._ports.store.note_marks(["database of last year"], time.time() - FORGOTTEN_AFTER - 1).run()
+
+    for _ in range(2):
+        cache._runtime.marks._noted_at = 0.0
+        cache._runtime.marks.note()
+
+    assert "database of last year" not in cache._ports.store.marks().run()
+
+
 def test_a_script_contradicts_nobody(make_cache: Callable[..., Cache]) -> None:
     cache = make_cache()
     cache.loader(fresh_for=60, name="product")(declared_in("__main__"))
@@ -186,9 +271,9 @@ def test_databases_are_told_apart(make_cache: Callable[..., Cache], different: s
         ],
     }[different]
 
-    one, two = (make_cache(sessions=factory)._runtime.marks.database for factory in factories)
+    one, two = (make_cache(sessions=factory)._runtime.marks.databases for factory in factories)
 
-    assert one and two and one != two and "secret" not in one + two
+    assert one and two and one != two and "secret" not in "".join(one + two)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheworkers.core.calls import Signature, loader_name_of
 from cacheworkers.core.keys import Keyspace
+from cacheworkers.core.signature import Signature, loader_name_of
 
 
 class Colour(enum.Enum):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cacheworkers.ops import history
-from cacheworkers.ops.history import Invalidate, Operation, Read, Received, Write
+from benchmarks import history
+from benchmarks.history import Invalidate, Operation, Read, Received, Write
 
 #: Few keys, versions and instants, so that they meet often.
 keys = st.sampled_from("aab")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,6 +109,14 @@ class HiddenByDefault(pydantic.BaseModel):
     margin: int = pydantic.Field(default=0, exclude=True)
 
 
+class HiddenByChance(pydantic.BaseModel):
+    trace: uuid.UUID = pydantic.Field(default_factory=uuid.uuid4, exclude=True)
+
+
+class HiddenByRule(pydantic.BaseModel):
+    notes: list[str] = pydantic.Field(default_factory=list, exclude=True)
+
+
 @dataclasses.dataclass
 class Login:
     account: Account
@@ -115,7 +124,9 @@ class Login:
 
 
 @pytest.mark.parametrize(
-    "annotation", [Account, Hidden, Login, list[Hidden], pydantic.SecretStr, dict[str, pydantic.SecretStr]], ids=str
+    "annotation",
+    [Account, Hidden, HiddenByChance, Login, list[Hidden], pydantic.SecretStr, dict[str, pydantic.SecretStr]],
+    ids=str,
 )
 def test_what_its_json_hides_is_refused_where_the_loader_is_declared(annotation: Any) -> None:
     with pytest.raises(DeclarationError, match=r"asterisks|`exclude=True`"):
@@ -126,6 +137,7 @@ def test_a_secret_with_a_serializer_and_a_hidden_default_are_kept() -> None:
     assert is_kept(Marked, Marked(token=pydantic.SecretStr("abc")))
     assert is_kept(Revealed, Revealed(token=pydantic.SecretStr("abc")))
     assert is_kept(HiddenByDefault, HiddenByDefault())
+    assert is_kept(HiddenByRule, HiddenByRule())
 
 
 def test_json_of_a_model_is_whole_and_its_defaults_are_known() -> None:

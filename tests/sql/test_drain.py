@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 from click.testing import CliRunner
 from mutation import Mutation, python
 from sqlalchemy import Engine, create_engine, select, update
@@ -157,6 +159,58 @@ def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_
         run_sql(shop.engine, "UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
         wait_until(lambda: cache.drain() == 1)
         assert shop.price.get(1) == 11
+        cache.close()
+        shop.engine.dispose()
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_an_invalidation_that_is_not_delivered_is_logged_once_and_when_it_was(
+    database_url: str,
+    events: list[Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    is_left: bool,
+) -> None:
+    """With its tags, why, and what delivers it; also where its rows had to be left to the drain, which says so."""
+    caplog.set_level(logging.INFO, "cacheworkers")
+    monkeypatch.setattr("cacheworkers.sql.watch.delivery.GRACE", 0.0 if is_left else 600.0)
+
+    def answers() -> bool:
+        with contextlib.suppress(StoreError):
+            return bool(cache._ports.store.next_seq().run())
+        return False
+
+    def change(product: int) -> None:
+        with shop.sessions.begin() as session:
+            session.add(Product(id=product, category_id=1, price=product))
+
+    def said(words: str) -> list[str]:
+        return [record.getMessage() for record in caplog.records if words in record.getMessage()]
+
+    with Valkey() as server, redis.Redis.from_url(server.url) as admin:
+        make = functools.partial(Cache, Config(redis_url=server.url, breaker_for=0.05), hook=events.append)
+        shop = Shop(make, database_url, events).watch()
+        cache = shop.cache
+        admin.config_set("requirepass", "another")
+        admin.client_kill_filter(_type="normal", skipme=True)
+
+        change(1)
+        change(2)
+        wait_until(lambda: not is_left or not cache._watching._delivery._failed)
+        admin.config_set("requirepass", "")
+        wait_until(answers)
+        if is_left:
+            change(3)
+        wait_until(lambda: said("what is committed is invalidated again"))
+
+        [undelivered], [again] = said("its invalidation is not delivered"), said("is invalidated again")
+        assert "product:1" in undelivered and "AuthenticationError" in undelivered
+        assert "`cacheworkers drain`" in undelivered
+        assert ("2 rows are left to the outbox's drain" in again) is is_left
+        if is_left:
+            run_sql(shop.engine, "UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
+            cache.drain()
+            assert said("some of which their writers had not")
         cache.close()
         shop.engine.dispose()
 

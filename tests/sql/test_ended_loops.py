@@ -58,3 +58,15 @@ def test_a_loop_that_goes_on_marks_its_own(shop: Shop, monkeypatch: pytest.Monke
     asyncio.run(work())
 
     assert shop.waiting() == 0
+
+
+def test_a_coroutine_that_closes_the_cache_leaves_nothing_behind(shop: Shop) -> None:
+    """A script's last line, or what an application does at its shutdown: the loop has no time left."""
+    shop.add(1)
+
+    async def work() -> int:
+        await reprice(shop, 1)
+        shop.cache._watching.close()
+        return shop.waiting()
+
+    assert asyncio.run(work()) == 0

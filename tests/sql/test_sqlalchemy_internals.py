@@ -286,7 +286,8 @@ def test_a_twin_engine_has_the_listeners_of_the_other(tmp_path: Any, kind: Any, 
 def test_a_twin_engine_may_have_another_isolation_level(tmp_path: Any) -> None:
     """Without it, loads of an AUTOCOMMIT engine have no deadline."""
     base = create_engine(f"sqlite:///{tmp_path}/a.db")
-    twin = internals.engine_like(base.execution_options(isolation_level="AUTOCOMMIT"), QueuePool, "SERIALIZABLE")
+    autocommit = base.execution_options(isolation_level="AUTOCOMMIT")
+    twin = internals.engine_on(autocommit, internals.engine_like(base, QueuePool).pool, "SERIALIZABLE")
 
     with twin.connect() as connection:
         assert connection.get_isolation_level() == "SERIALIZABLE"

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from celery import Celery
 from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from cacheworkers import Cache, Config, ConfigError, Load, LoadError
+from cacheworkers import AsyncLoad, Cache, Config, ConfigError, Load, LoadError, LoadTimeout
 
 MakeCache = Callable[..., Cache]
 
@@ -125,3 +126,44 @@ def test_a_database_in_memory_that_threads_share_works(make_cache: MakeCache) ->
 
     assert declare(make_cache(sessions=sessionmaker(engine))).get(1) == 5
     engine.dispose()
+
+
+def test_an_async_loader_runs_on_the_loop_of_the_read(make_cache: MakeCache, database_url: str) -> None:
+    """Its engine's pool may have connections of that loop, which no other may use; by itself, and many together."""
+    sessions = async_sessionmaker(create_async_engine(database_url.replace("+psycopg", "+asyncpg"), pool_size=1))
+    cache = make_cache(testing=True, async_sessions=sessions)
+    loops = set()
+
+    @cache.loader(fresh_for=300, tags=("n:{n}",))
+    async def number(load: AsyncLoad, n: int) -> int:
+        loops.add(asyncio.get_running_loop())
+        return int((await load.session.execute(select(n))).scalar_one()) + await half.aget(n)
+
+    @cache.loader(fresh_for=300)
+    async def half(load: AsyncLoad, n: int) -> int:
+        loops.add(asyncio.get_running_loop())
+        return n // 2
+
+    async def read() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        async with sessions() as session:
+            await session.execute(select(1))
+        found = [await number.aget(2), await number.aget_many([4, 6])]
+        await cache.ainvalidate("n:2", mode="reload")
+        await sessions.kw["bind"].dispose()
+        assert loops == {loop}
+        return found
+
+    assert asyncio.run(read()) == [3, {4: 6, 6: 9}]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_load_that_takes_too_long_raises(make_cache: MakeCache, is_async: bool) -> None:
+    cache = make_cache(testing=True)
+
+    @cache.loader(load_for=0.1)
+    async def endless(load: AsyncLoad) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises((LoadError, LoadTimeout), match="longer than load_for"):
+        asyncio.run(endless.aget()) if is_async else endless.get()

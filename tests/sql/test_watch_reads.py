@@ -118,7 +118,7 @@ class Open:
 
     def __init__(self, *tags: str, has_unknown: bool = False, is_usable: bool = True) -> None:
         self.tags, self.has_unknown, self.is_usable = frozenset(tags), has_unknown, is_usable
-        self.pending = self
+        self.unflushed = self
         self.is_complete = self.can_flush = True
 
 

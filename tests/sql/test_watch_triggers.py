@@ -64,6 +64,28 @@ def test_a_transaction_reads_its_own_writes(triggered: Shop, way: Callable[[Sess
     assert triggered.price.get(1) == 10
 
 
+def test_triggers_that_are_installed_while_a_process_runs_are_found(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the rows to them then, within a minute: until it does, each write is in the outbox twice."""
+    shop.add(1)
+
+    def rows_of_a_write() -> list[str]:
+        with shop.sessions.begin() as session:
+            session.get_one(Product, 1).price += 1
+            session.flush()
+            return list(session.scalars(select(shop.cache.outbox.table.c.source).order_by("id")))[seen:]
+
+    seen = 0
+    assert rows_of_a_write() == ["watch"]
+    install(shop, "product:{id}", "category:{category_id}")
+    seen = 1
+    assert sorted(rows_of_a_write()) == ["trigger", "watch"]
+    monkeypatch.setattr("cacheworkers.sql.watch.installed_triggers.ASKED_EVERY", 0.0)
+    seen = 3
+    assert rows_of_a_write() == ["trigger"]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_process_reads_its_own_writes_after_the_commit(triggered: Shop, way: Callable[[Session], None]) -> None:
     """No drain has run."""

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import access_report_cost, garbage_collection, periods, report, simulation, traces, warming_bound
+from benchmarks.history import Invalidate, Read
 from benchmarks.snapshot_faults import Undone, check_with_undone
 from cacheworkers.loader import Loader
-from cacheworkers.ops.history import Invalidate, Read
 
 
 def test_percentiles_are_values_that_were_seen() -> None:

@@ -536,3 +536,23 @@ def test_the_time_limits_of_a_message_are_those_of_its_calls() -> None:
             message = connection.default_channel.basic_get("limits.warm")
             limits.append(message.headers["timelimit"])
     assert limits == [[20.0, 15.0], [40.0, 35.0]]
+
+
+def test_time_limits_of_an_annotation_by_name_hold_in_messages() -> None:
+    """Of all tasks they do not; a message's own would else hide those of its task."""
+    app = Celery("named", broker="memory://named", set_as_current=False)
+    app.conf.task_annotations = {"*": {"time_limit": 1}, "cacheworkers.load.price": {"time_limit": 60.0}}
+    workers = bound(app)
+    info, other = LoaderInfo("price", 10.0, False, 100), LoaderInfo("page", 10.0, False, 100)
+    workers.register(info)
+    workers.register(other)
+    app.finalize()
+    publisher = Publisher(app, Config(queue_prefix="named"), lambda requests: None, lambda event: None)
+
+    for each in (info, other):
+        publisher.publish(each, "warm", [LoadRequest(each.name, f"{each.name}[1]", "ab" * 8, "", "warm")])
+
+    with app.connection_for_read() as connection:
+        messages = [connection.default_channel.basic_get("named.warm") for _ in range(2)]
+    assert [message.headers["timelimit"] for message in messages] == [[60.0, 15.0], [20.0, 15.0]]
+    assert app.tasks["cacheworkers.load.price"].time_limit == 60.0

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from cacheworkers.core.calls import Signature, loader_name_of
+from cacheworkers.core.signature import Signature, loader_name_of
 from cacheworkers.errors import CallError, DeclarationError
 
 

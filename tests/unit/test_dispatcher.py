@@ -40,7 +40,7 @@ class Stuck:
         self.given_back: list[LoadRequest] = []
         self._began, self._coherence = threading.Event(), threading.Event()
         self.queue = PublishQueue(self._send, INFOS.get, most, unsent=self.given_back.extend)
-        assert self.queue.submit(an_ask(0))
+        assert self.queue.submit_all([an_ask(0)])
         assert self._began.wait(60)
 
     def _send(self, info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
@@ -59,13 +59,13 @@ def test_misses_go_first_and_what_is_queued_meanwhile_is_grouped() -> None:
     """A plain loader's misses go one a message, what nobody waits for up to eight, a batch up to its size."""
     stuck = Stuck()
     for number in range(1, 11):
-        stuck.queue.submit(an_ask(number, queue="warm"))
+        stuck.queue.submit_all([an_ask(number, queue="warm")])
     for number in range(1, 4):
-        stuck.queue.submit(an_ask(number, queue="revalidate"))
+        stuck.queue.submit_all([an_ask(number, queue="revalidate")])
     for number in range(1, 8):
-        stuck.queue.submit(an_ask(number, "products"))
+        stuck.queue.submit_all([an_ask(number, "products")])
     for number in range(1, 3):
-        stuck.queue.submit(an_ask(number))
+        stuck.queue.submit_all([an_ask(number)])
 
     assert stuck.let_go() == [
         ("miss", "products", [1, 2, 3, 4, 5]),
@@ -82,8 +82,8 @@ def test_one_loader_s_many_misses_do_not_keep_another_s_waiting() -> None:
     """Loaders take turns."""
     stuck = Stuck()
     for number in range(1, 4):
-        stuck.queue.submit(an_ask(number))
-    stuck.queue.submit(an_ask(9, "page"))
+        stuck.queue.submit_all([an_ask(number)])
+    stuck.queue.submit_all([an_ask(9, "page")])
 
     assert stuck.let_go()[1] == ("miss", "page", [9])
 
@@ -92,7 +92,7 @@ def test_submit_does_not_wait_and_is_refused_when_there_is_no_room() -> None:
     """While sending is stuck, asks are taken up to the bound, then refused; none is lost."""
     stuck = Stuck(most=3)
 
-    taken = [stuck.queue.submit(an_ask(number)) for number in range(1, 6)]
+    taken = [stuck.queue.submit_all([an_ask(number)]) for number in range(1, 6)]
 
     assert taken == [True, True, True, False, False]
     assert [numbers for _, _, numbers in stuck.let_go()] == [[1], [2], [3]]
@@ -110,8 +110,8 @@ def test_sending_that_raises_costs_its_own_group_only() -> None:
 
     queue = PublishQueue(send, INFOS.get, 10, unsent=given_back.extend)
 
-    queue.submit(an_ask(1))
-    queue.submit(an_ask(2))
+    queue.submit_all([an_ask(1)])
+    queue.submit_all([an_ask(2)])
 
     assert queue.close()
     assert (sent, given_back) == ([an_ask(2)], [an_ask(1)])
@@ -119,7 +119,7 @@ def test_sending_that_raises_costs_its_own_group_only() -> None:
 
 def test_asks_of_an_unknown_loader_are_given_back() -> None:
     stuck = Stuck()
-    stuck.queue.submit(an_ask(1, "nobody"))
+    stuck.queue.submit_all([an_ask(1, "nobody")])
 
     assert stuck.let_go() == []
     assert stuck.given_back == [an_ask(1, "nobody")]
@@ -129,14 +129,14 @@ def test_leases_of_what_a_closed_queue_never_sent_are_given_back(monkeypatch: py
     """`close` waits for a bounded time; then what is left is given back, and nothing more is taken."""
     monkeypatch.setattr(queues, "CLOSE_WITHIN", 0.05)
     stuck = Stuck()
-    stuck.queue.submit(an_ask(1))
-    stuck.queue.submit(an_ask(2, "page", "warm"))
+    stuck.queue.submit_all([an_ask(1)])
+    stuck.queue.submit_all([an_ask(2, "page", "warm")])
 
     is_over = stuck.queue.close()
 
     assert not is_over
     assert stuck.given_back == [an_ask(1), an_ask(2, "page", "warm")]
-    assert not stuck.queue.submit(an_ask(3))
+    assert not stuck.queue.submit_all([an_ask(3)])
     assert stuck.let_go() == []
 
 
@@ -149,19 +149,19 @@ def test_submit_without_a_thread_to_be_had_is_refused(monkeypatch: pytest.Monkey
     queue = PublishQueue(lambda info, queue, asks: None, INFOS.get, 10)
     monkeypatch.setattr(threading.Thread, "start", start)
 
-    assert not queue.submit(an_ask(1))
+    assert not queue.submit_all([an_ask(1)])
 
 
 def test_a_child_of_a_fork_sends_its_own_asks_and_not_its_parent_s() -> None:
     """The child has neither its parent's thread nor its queue, whatever state they were in."""
     stuck = Stuck()
-    stuck.queue.submit(an_ask(1))
+    stuck.queue.submit_all([an_ask(1)])
     reading, writing = os.pipe()
 
     child = os.fork()
     if child == 0:
         stuck.queue._send = lambda info, queue, asks: print(asks[0].call, file=open(writing, "w"))
-        stuck.queue.submit(an_ask(7))
+        stuck.queue.submit_all([an_ask(7)])
         os._exit(0 if stuck.queue.close() else 1)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
@@ -203,11 +203,11 @@ def test_local_workers_run_several_groups_together_and_group_what_waits() -> Non
     for info in INFOS.values():
         workers.register(info)
 
-    workers.submit(an_ask(1))
-    workers.submit(an_ask(1, "page"))
+    workers.submit_all([an_ask(1)])
+    workers.submit_all([an_ask(1, "page")])
     both_busy.wait(60)
     for number in range(5):
-        workers.submit(an_ask(number, "products"))
+        workers.submit_all([an_ask(number, "products")])
     coherence.set()
     workers.close()
 
@@ -226,7 +226,7 @@ def test_local_workers_are_daemons() -> None:
     )
     workers.register(PLAIN)
 
-    workers.submit(an_ask(1))
+    workers.submit_all([an_ask(1)])
     workers.close()
 
     assert names == [("cacheworkers-worker", True)]
@@ -251,7 +251,7 @@ def test_quick_misses_share_a_message_while_workers_are_behind(
 
     queue = PublishQueue(send, {"product": info}.get, 100, waited_for=lambda: queues.BACKED_UP)
     for number in range(1, 9):
-        assert queue.submit(LoadRequest("product", f"product[{number}]", "a" * 16, "", "miss"))
+        assert queue.submit_all([LoadRequest("product", f"product[{number}]", "a" * 16, "", "miss")])
 
     assert all_are_sent.wait(60)
     assert sent == groups
@@ -265,7 +265,7 @@ def test_nothing_waits_to_fill_while_workers_keep_up(monkeypatch: pytest.MonkeyP
     is_sent = threading.Event()
     queue = PublishQueue(lambda info, queue, asks: is_sent.set(), {"product": info}.get, 100, waited_for=lambda: 1)
 
-    queue.submit(LoadRequest("product", "product[1]", "a" * 16, "", "miss"))
+    queue.submit_all([LoadRequest("product", "product[1]", "a" * 16, "", "miss")])
 
     assert is_sent.wait(60)
     queue.close()

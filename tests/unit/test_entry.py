@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cacheworkers import Policy
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import DECISIONS, Action, Entry, Freshness, decide, life_of
-from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.errors import EnvelopeError
 
 
@@ -42,25 +42,25 @@ def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut:
 
     assert envelope.fresh_payloads([None, raw], now, since, 0.0) == [None, expected]
     assert envelope.fresh_payloads([raw, raw], now, since, 0.0) == [expected, expected]
-    assert envelope.fresh_payload(raw, "find[1]", now, since, 0.0, NO_SHAPE) == expected
+    assert envelope.fresh_payload(raw, "find[1]", now, since, 0.0, NO_FINGERPRINT) == expected
 
 
 def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
     """What is of another call or release, older than its reader asks for, for waiters alone, or nearly stale."""
-    shape, other = b"shape  1", b"shape  2"
-    raw = envelope.pack(entry(shape=shape))
+    fingerprint, other = b"types  1", b"types  2"
+    raw = envelope.pack(entry(fingerprint=fingerprint))
 
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, shape) == b'{"x":1}'
-    assert envelope.fresh_payload(raw, "find[2]", 150.0, 0, 1.0, shape) is None
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, fingerprint) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[2]", 150.0, 0, 1.0, fingerprint) is None
     assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, other) is None
-    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 1.0, shape) is None
-    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 0.0, shape) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 1.0, fingerprint) is None
+    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 0.0, fingerprint) == b'{"x":1}'
     seq = envelope.unpack(raw).seq
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq, 1.0, shape) == b'{"x":1}'
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq + 1, 1.0, shape) is None
-    assert envelope.fresh_payloads([raw], 150.0, seq + 1, 1.0, shape) == [None]
-    unshared = envelope.pack(entry(shape=shape, is_unshared=True))
-    assert envelope.fresh_payload(unshared, "find[1]", 150.0, 0, 1.0, shape) is None
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq, 1.0, fingerprint) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq + 1, 1.0, fingerprint) is None
+    assert envelope.fresh_payloads([raw], 150.0, seq + 1, 1.0, fingerprint) == [None]
+    unshared = envelope.pack(entry(fingerprint=fingerprint, is_unshared=True))
+    assert envelope.fresh_payload(unshared, "find[1]", 150.0, 0, 1.0, fingerprint) is None
 
 
 @given(st.binary(max_size=200))

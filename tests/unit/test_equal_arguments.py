@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from cacheworkers import BadArgument
-from cacheworkers.core.calls import Signature
+from cacheworkers.core.signature import Signature
 
 
 class Text(str):

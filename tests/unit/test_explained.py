@@ -66,7 +66,7 @@ def test_a_stale_entry_with_its_instants() -> None:
     found = reported(**STALE, tags=(TagState("product:42", 9, 20.0), TagState("deals", 0, None)))
 
     assert found["store"] == "stale, 1,234 bytes of JSON"
-    assert found["loaded"].startswith("2027-01-15 07:54:48, 5 min 12 s ago, in 4 ms")
+    assert found["loaded"].startswith("2027-01-15 07:54:48, 5 min 12 s ago; that took 4 ms")
     assert found["fresh"] == "until 2027-01-15 07:59:48, 12 s ago"
     assert found["kept"] == "until 2027-01-15 08:05:48, in 5 min 48 s"
     assert found["revalidated"] == "by the next reader, or by warming"
@@ -115,3 +115,15 @@ def test_when_a_fresh_entry_is_revalidated() -> None:
     assert reported(**{**STALE, "fresh_for": 60.0, "revalidates_in": 57.0})["revalidated"] == (
         "by a reader, or by warming, from 2027-01-15 08:00:57, in 57 s"
     )
+
+
+@pytest.mark.parametrize(
+    ("score", "says"),
+    [
+        (0.0, "none lately; processes report theirs every few seconds"),
+        (0.4, "none lately; processes report theirs every few seconds"),
+        (1830.5, "about 1,830 lately, by all processes"),
+    ],
+)
+def test_reads_are_counted_in_whole_ones(score: float, says: str) -> None:
+    assert reported(access_score=score)["reads"] == says

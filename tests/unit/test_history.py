@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -10,10 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from cacheworkers.ops.cli import main
-from cacheworkers.ops.history import History, HistoryError, Invalidate, Read, Received, Recorder, Write, check
+from benchmarks.history import History, HistoryError, Invalidate, Read, Received, Recorder, Write, check
 
 READ = '{"op":"read","key":"a","version":1,"began":5.0,"ended":6.0,"tier":"store","by":"price[1]"}'
 INVALIDATED = '{"op":"invalidate","key":"a","began":1.0,"ended":2.0,"version":2}'
@@ -56,12 +53,9 @@ def test_an_iterator_is_as_good_as_a_list() -> None:
 def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
     path = tmp_path / "h.jsonl"
     path.write_bytes(f"{READ}\n".encode() + line.encode("latin-1") + f"\n{INVALIDATED}".encode())
-    lenient = History([path], is_strict=False)
 
     with pytest.raises(HistoryError, match=f"^{path}:2: .*{reason}"):
         list(History([path]))
-    assert len(list(lenient)) == 2
-    assert len(lenient.bad) == 1 and lenient.bad[0].startswith(f"{path}:2: ")
 
 
 def test_an_operation_is_recorded_with_its_two_instants(tmp_path: Path) -> None:
@@ -121,69 +115,9 @@ def test_lines_of_processes_that_are_killed_are_whole(tmp_path: Path) -> None:
     assert {each.key[:5] for each in History([path])} == {"key:0", "key:1", "key:2"}
 
 
-def run(*words: str | Path) -> Result:
-    """Run the command in this process; `test_cli.py` runs it in one of its own."""
-    done = CliRunner().invoke(main, [*map(str, words)], env={"CACHE_APP": None})
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done
-
-
-def test_the_command_needs_no_cache_and_counts(tmp_path: Path) -> None:
-    (tmp_path / "h").write_text(f"{INVALIDATED}\n{READ.replace('1,', '2,', 1)}\n")
-
-    done = run("check-history", tmp_path / "h")
-
-    assert (done.exit_code, done.stdout) == (0, "1 reads, 1 invalidations: 0 reads were too old\n"), done.stderr
-
-
-def test_many_reads_in_a_row_are_one_line(tmp_path: Path) -> None:
-    with Recorder(tmp_path / "h") as recorder:
-        recorder.read("a", 1, time.monotonic(), tier="l1", memory="web1", count=5000)
-
-    assert run("check-history", tmp_path / "h").stdout.startswith("5,000 reads, 0 invalidations")
-
-
 def test_what_its_memory_had_received_a_read_must_know(tmp_path: Path) -> None:
     """Within `l1_for` only what has not been received may be missed."""
     read, reported = Read("a", 1, 5.0, tier="l1", memory="web1"), Invalidate("a", 1.0, 2.0, 2)
 
     assert check([reported, read, Received("web1", 2.5, 3.0)], l1_for=10.0)
     assert not check([reported, read, Received("web2", 2.5, 3.0), Received("web1", 1.5, 3.0)], l1_for=10.0)
-
-
-def test_the_command_shows_what_was_too_old(tmp_path: Path) -> None:
-    """Status 2; a read from L1 has the time that it is given."""
-    (tmp_path / "w").write_text(INVALIDATED)
-    (tmp_path / "r").write_text(READ)
-    (tmp_path / "l1").write_text(READ.replace("store", "l1"))
-
-    found = run("check-history", tmp_path / "w", tmp_path / "r")
-    late = run("check-history", "--l1-for", "2.9", tmp_path / "w", tmp_path / "l1")
-    spared = run("check-history", "--l1-for", "3", tmp_path / "w", tmp_path / "l1")
-
-    assert [done.exit_code for done in (found, late, spared)] == [2, 2, 0]
-    assert "a read by price[1] from store at 5.000000 is version 1, 2 was acknowledged" in found.stdout
-    assert "own memory, at most 3.000000 s late; --l1-for" in late.stdout and "own memory" not in found.stdout
-    reported = json.loads(run("check-history", "--json", tmp_path / "w", tmp_path / "r").stdout)
-    assert (reported["reads"], reported["invalidations"], reported["too_old"], reported["bad"]) == (1, 1, 1, 0)
-    assert (reported["stale"][0]["least"], reported["stale"][0]["read"]["version"]) == (2, 1)
-
-
-def test_the_command_names_bad_lines(tmp_path: Path) -> None:
-    """Status 1: what they say was not checked."""
-    (tmp_path / "h").write_text(f'{INVALIDATED}\n{{"op":"other"}}\n')
-
-    done = run("check-history", tmp_path / "h")
-    strict = run("check-history", "--strict", tmp_path / "h")
-
-    assert (done.exit_code, strict.exit_code) == (1, 1)
-    assert f"{tmp_path / 'h'}:2: " in done.stderr and f"{tmp_path / 'h'}:2: " in strict.stderr
-    assert "Traceback" not in done.stderr + strict.stderr
-
-
-def test_other_commands_still_need_one() -> None:
-    done = run("gc")
-
-    assert done.exit_code == 2
-    assert "--app" in done.stderr

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 
 from cacheworkers import Config
-from cacheworkers.core.calls import version_of
+from cacheworkers.core.signature import version_of
 from cacheworkers.events import Event, PublishFailed, TaskRequeued
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.binding import Upkeep, bind

@@ -164,7 +164,7 @@ def test_leave_from_a_garbage_collection_inside_enter_does_not_cost_the_newcomer
                 waiters.leave(last)
             return found
 
-    waiters._flights = Collecting(waiters._flights)
+    waiters.flights = Collecting(waiters.flights)
 
     waiter = waiters.enter("product[1]")
     waiters.wake("product[1]")
@@ -283,7 +283,7 @@ def test_threads_and_tasks_of_several_loops_are_woken_together() -> None:
 
 
 def _asleep(waiters: Waiters, call: str) -> int:
-    flight = waiters._flights.get(call)
+    flight = waiters.flights.get(call)
     if flight is None:
         return 0
     return len(flight._threads) + sum(map(len, list(flight._tasks.values())))
@@ -320,7 +320,7 @@ def test_flight_ends_with_its_last_waiter() -> None:
 
     assert kept
     assert len(waiters) == 0
-    assert not waiters._flights
+    assert not waiters.flights
 
 
 def test_timeout_leaves_nothing_behind() -> None:

@@ -67,11 +67,11 @@ def scene(make_cache: Callable[..., Cache]) -> Scene:
 def test_readers_stop_waiting_after_some_take_overs_in_a_row(scene: Scene) -> None:
     for _ in range(OPENS_AFTER - 1):
         scene.watch.note_taken_over(request())
-    assert scene.watch.submit(request())
+    assert scene.watch.submit_all([request()])
 
     scene.watch.note_taken_over(request())
 
-    assert not scene.watch.submit(request())
+    assert not scene.watch.submit_all([request()])
 
 
 def test_a_read_that_workers_served_starts_the_count_again(scene: Scene) -> None:
@@ -79,14 +79,14 @@ def test_a_read_that_workers_served_starts_the_count_again(scene: Scene) -> None
         scene.watch.note_taken_over(request())
         scene.watch.note_served()
 
-    assert scene.watch.submit(request())
+    assert scene.watch.submit_all([request()])
 
 
 @pytest.mark.parametrize("queue", ["revalidate", "warm"])
 def test_what_nobody_waits_for_is_sent_all_the_same(scene: Scene, queue: QueueKind) -> None:
     scene.open()
 
-    assert scene.watch.submit(request(queue))
+    assert scene.watch.submit_all([request(queue)])
 
 
 def test_a_loader_that_readers_may_not_run_is_sent_all_the_same(scene: Scene) -> None:
@@ -94,14 +94,14 @@ def test_a_loader_that_readers_may_not_run_is_sent_all_the_same(scene: Scene) ->
     scene.watch.never_loaded_by_readers.add("strict")
     scene.open()
 
-    assert scene.watch.submit(request(loader="strict"))
+    assert scene.watch.submit_all([request(loader="strict")])
 
 
 def test_a_message_is_sent_now_and_then_for_workers_to_take(scene: Scene) -> None:
     """No reader waits for it; and a queue without workers does not fill up."""
     scene.open()
     for _ in range(600):
-        assert not scene.watch.submit(request())
+        assert not scene.watch.submit_all([request()])
         scene.now += 1.0
 
     assert 15 < len(scene.dispatcher.taken) < 40
@@ -109,14 +109,14 @@ def test_a_message_is_sent_now_and_then_for_workers_to_take(scene: Scene) -> Non
 
 def test_readers_wait_again_once_a_worker_has_taken_a_message(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     scene.open()
-    scene.watch.submit(request())
+    scene.watch.submit_all([request()])
     scene.now += PROBE_EVERY + LOOK_EVERY
     scene.store.note_taken("miss").run()
 
-    scene.watch.submit(request())
+    scene.watch.submit_all([request()])
 
     wait_until(lambda: not scene.watch.is_open)
-    assert scene.watch.submit(request())
+    assert scene.watch.submit_all([request()])
     wait_until(lambda: "workers take messages from cw.miss again" in caplog.text)
 
 
@@ -157,6 +157,20 @@ def test_the_first_take_over_is_logged_with_its_reason(
 
     wait_until(lambda: caplog.records)
     assert said in caplog.text
+
+
+def test_what_workers_refuse_is_logged_once_for_each_loader(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """With what the worker says, and the command of one that could."""
+    for _ in range(2):
+        for loader in ("price", "stock"):
+            scene.watch.note_refused(loader, f"a worker does not know the loader {loader}")
+            scene.now += LOG_EVERY
+
+    wait_until(lambda: len(caplog.records) == 2)
+    assert sorted(record.getMessage() for record in caplog.records)[0] == (
+        "a worker does not know the loader price; this process loads the misses of price itself.  All workers that "
+        "take queue cw.miss have to import shop.price, of this release: celery -A shop worker -Q cw.miss"
+    )
 
 
 def test_workers_that_have_gone_are_not_behind(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
@@ -200,6 +214,6 @@ def test_a_task_of_a_worker_that_takes_misses_loads_its_own(scene: Scene) -> Non
     scene.watch.never_loaded_by_readers.add("strict")
     scene.dispatcher.is_in_own_worker = True
 
-    sent = [scene.watch.submit(each) for each in (request(), request("warm"), request(loader="strict"))]
+    sent = [scene.watch.submit_all([each]) for each in (request(), request("warm"), request(loader="strict"))]
 
     assert sent == [False, True, True]

@@ -35,7 +35,7 @@ def doctor(context: click.Context, timeout: float, before_start: bool) -> None:
     Status 0 when nothing is worse than a note, 1 with a warning, 2 with an error.
     """
     cache, show = context.obj
-    findings = diagnose(cache, timeout=timeout, is_running=not before_start)
+    findings = diagnose(cache, timeout=timeout, is_running=not before_start, from_outside=True)
     if show is as_json:
         show(findings)
     else:

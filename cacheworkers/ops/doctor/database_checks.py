@@ -8,9 +8,11 @@ from typing import Any
 from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule
 from cacheworkers.policy import Policy
+from cacheworkers.runtime.namespace_marks import DATABASE, live_marks
 from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, pooler_facts, server_limits, trigger_faults
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
+from cacheworkers.store.commands.store import Store
 
 AWAY = Rule(
     "database-away",
@@ -51,6 +53,15 @@ UNKNOWN = Rule(
     "Give `cache.watch` a sessionmaker that is bound, with `bind` or `binds`; or, where your sessions choose their "
     "engine themselves, `Cache(sessions=)` one that is bound to the database with the outbox.",
 )
+UNBOUND = Rule(
+    "outbox-unbound",
+    "note",
+    "The command's process has bound its sessions to no engine; a running process has, or none runs.",
+    "The application's factory, or a worker's start, binds them, and neither has run in this process: the database, "
+    "its outbox and its triggers are not looked at.",
+    "Give `-A` the factory, which is called as Flask and `uvicorn --factory` do: `cacheworkers -A "
+    "'shop.web:create_app()' doctor`; or a module that binds the sessions.",
+)
 MISSING = Rule(
     "outbox-missing",
     "error",
@@ -71,15 +82,29 @@ TRIGGERS = Rule(
     "error",
     "Declared triggers are not in the database, or not as they are declared now.",
     "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
-    "`triggers.install(connection)`, or its `up()` in a migration.",
+    "`triggers.install(connection)`; with an AsyncEngine `await connection.run_sync(triggers.install)`; or its `up()` "
+    "in a migration.",
 )
-RULES = (AWAY, POOLER, REPLICA_LOADS, LIMITS, UNKNOWN, MISSING, LAG, TRIGGERS)
+RULES = (AWAY, POOLER, REPLICA_LOADS, LIMITS, UNKNOWN, UNBOUND, MISSING, LAG, TRIGGERS)
 
 
-def check_engines(engines: Sequence[Any]) -> Iterator[Finding]:
-    """Yield whether the databases are known whose outbox is to be drained."""
+def check_engines(engines: Sequence[Any], store: Store, *, from_outside: bool) -> Iterator[Finding]:
+    """Yield whether the databases are known whose outbox is to be drained.
+
+    Args:
+        from_outside: this process is none of the application's: others may have bound what it has not.
+    """
     shown = ", ".join(repr(engine.url) for engine in engines) or "no engine"
-    yield UNKNOWN.finding(not engines, f"{shown} is drained")
+    if engines or not from_outside:
+        yield UNKNOWN.finding(not engines, f"{shown} is drained")
+        return
+    marks = live_marks(store.marks().run())
+    databases = [mark.removeprefix(f"{DATABASE} ") for mark in marks if mark.startswith(DATABASE)]
+    if marks and not databases:
+        yield UNKNOWN.finding(True, "no engine is drained: no running process has bound its sessions to one")
+        return
+    others = f"running processes have {', '.join(databases)}" if databases else "no other process runs"
+    yield UNBOUND.finding(True, f"the sessions of this process are bound to no engine; {others}")
 
 
 def check_database(engine: Any) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cacheworkers.errors import StoreUnavailable, UnsafeStore
+from cacheworkers.errors import NamespaceTaken, StoreUnavailable, UnsafeStore
 from cacheworkers.ops.doctor import database_checks, namespace_checks, store_checks, worker_checks
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
 from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
@@ -53,7 +53,12 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def diagnose(
-    cache: Cache, *, timeout: float = CHECK_WITHIN, is_running: bool = True, now: Callable[[], float] = time.time
+    cache: Cache,
+    *,
+    timeout: float = CHECK_WITHIN,
+    is_running: bool = True,
+    from_outside: bool = False,
+    now: Callable[[], float] = time.time,
 ) -> list[Finding]:
     """Return the findings about a cache's store, broker, workers and database; worst first.
 
@@ -62,12 +67,13 @@ def diagnose(
     Args:
         timeout: how long one check may take, seconds; what has not answered by then is away.
         is_running: look also at what needs running processes: workers, queues, beat.
+        from_outside: this process is none of the application's, as the command line's.
         now: this machine's clock, seconds since the epoch.
     """
     app = cache.internals.app
     # First, and in this thread: an app reads its configuration and makes its tasks at first use.
     settings = [] if app is None else _looked(_settings(app))
-    checks = list(_checks(cache, app, is_running, now))
+    checks = list(_checks(cache, app, is_running, from_outside, now))
     found: queue.Queue[tuple[Check, list[Finding]]] = queue.Queue()
     for check in checks:
         # Daemons: one that hangs for ever must not keep the process.
@@ -95,7 +101,7 @@ def log_diagnosis(cache: Cache, *, timeout: float = CHECK_WITHIN, is_running: bo
         if finding.level in ("warning", "error"):
             level = logging.ERROR if finding.level == "error" else logging.WARNING
             fields = {"check": finding.check, "what": finding.what, "why": finding.why, "fix": finding.fix}
-            log.log(level, "doctor: %s: %s. %s", finding.check, finding.what, finding.fix, extra=fields)
+            log.log(level, "doctor: %s: %s. %s", finding.check, finding.what.rstrip("."), finding.fix, extra=fields)
     return findings
 
 
@@ -113,7 +119,7 @@ def _settings(app: Any) -> Check:
     return Check("settings", worker_checks.AWAY, lambda: worker_checks.check_settings(app))
 
 
-def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) -> Iterator[Check]:
+def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: Callable[[], float]) -> Iterator[Check]:
     """Yield what there is to ask others: no broker without Celery, no outbox where nothing is watched."""
     config = cache.config
     engines, databases, triggers = (
@@ -123,7 +129,7 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
     )
     has_outbox = bool(cache.is_watching or triggers)
 
-    store = store_checks.AWAY
+    store, link = store_checks.AWAY, cache.internals.ports.store
     yield Check("store-servers", store, lambda: store_checks.check_servers(config, has_outbox=has_outbox, now=now))
     yield Check("store-sentinels", store, lambda: store_checks.check_sentinels(config))
     yield Check("store-pushes", store, lambda: store_checks.check_pushes(config))
@@ -133,12 +139,13 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
     yield Check("store-rights", store, lambda: store_checks.check_rights(config))
     if app is not None:
         broker = worker_checks.AWAY
+        yield Check(
+            "loaders", store, lambda: worker_checks.check_loaders(sorted(cache.loaders), cache.internals.runtime.marks)
+        )
         yield Check("broker", broker, lambda: worker_checks.check_broker(app, config))
         if is_running:
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
-            yield Check(
-                "workers", broker, lambda: worker_checks.check_workers(app, config, cache.internals.ports.store)
-            )
+            yield Check("workers", broker, lambda: worker_checks.check_workers(app, config, link))
             yield Check("beat", store, lambda: _check_beat(app, config))
     database = database_checks.AWAY
     with_outbox = {engine.url: engine for engine in engines}
@@ -154,7 +161,9 @@ def _checks(cache: Cache, app: Any, is_running: bool, now: Callable[[], float]) 
             look = partial(database_checks.check_outbox, engine, cache.outbox, config)
             yield Check(f"outbox{where}", database, look)
     if has_outbox:
-        yield Check("outbox-engines", database, lambda: database_checks.check_engines(engines))
+        yield Check(
+            "outbox-engines", database, lambda: database_checks.check_engines(engines, link, from_outside=from_outside)
+        )
     if triggers and engines:
         yield Check("triggers", database, lambda: database_checks.check_triggers(engines, triggers))
 
@@ -170,8 +179,8 @@ def _check_beat(app: Any, config: Config) -> Iterator[Finding]:
 def _looked(check: Check) -> list[Finding]:
     try:
         return list(check.look())
-    except UnsafeStore:
-        return []  # an error of its own: eviction-policy
+    except (UnsafeStore, NamespaceTaken):
+        return []  # errors of their own: eviction-policy, namespace-taken
     except Exception as error:  # whatever it was, the other checks go on
         away = _AWAY.get(type(error))
         if away is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from cacheworkers.errors import NamespaceTaken
 from cacheworkers.ops.doctor.findings import Finding, Rule
 from cacheworkers.runtime.namespace_marks import conflicts
 from cacheworkers.runtime.wiring import Runtime
@@ -18,6 +19,16 @@ SHARED = Rule(
     "Give each its own `Config.namespace`. One database under two addresses, as through a pooler, is well: say "
     "`allow_shared_namespace=True`. After a move of a database or module the finding goes within 15 minutes of the "
     "last old process's end.",
+)
+TAKEN = Rule(
+    "namespace-taken",
+    "error",
+    "Another application runs under this namespace: it has a loader of the same name, in another module, and another "
+    "database.",
+    "Each would be served the other's values.  So this one does not use the store: its reads load, its invalidations "
+    "fail, and its workers do not start (`NamespaceTaken`).",
+    "Give it its own `Config.namespace`.  If both are one application, whose module and database were moved in one "
+    "release, say `allow_shared_namespace=True` until the last old process has ended.",
 )
 UNSTORED = Rule(
     "unstored-values",
@@ -36,18 +47,19 @@ FOREIGN = Rule(
     "Find out who writes there, and give it another prefix, or this application another `Config.namespace`; then "
     "delete the key, which the library writes again.",
 )
-RULES = (SHARED, UNSTORED, FOREIGN)
+RULES = (SHARED, TAKEN, UNSTORED, FOREIGN)
 
 
 def check_namespace(runtime: Runtime) -> Iterator[Finding]:
     """Yield whether others use this namespace for another database, or another module's loader of the same name."""
     marks = {mark: time.time() for each in runtime.siblings for mark in each.marks.own()}
     config = runtime.ports.config
-    found = (
-        {}
-        if config.allow_shared_namespace
-        else conflicts(runtime.marks.own(), {**runtime.ports.store.marks().run(), **marks})
-    )
+    try:
+        noted = runtime.ports.store.marks().run()
+    except NamespaceTaken as error:
+        yield TAKEN.finding(True, str(error))
+        return
+    found = {} if config.allow_shared_namespace else conflicts(runtime.marks.own(), {**noted, **marks})
     for mark, others in found.items():
         used = f"the namespace {config.namespace} is used for {mark}, and by others for {', '.join(others)}"
         yield SHARED.finding(True, used)

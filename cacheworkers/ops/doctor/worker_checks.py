@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, StoreError
 from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
@@ -109,7 +110,8 @@ NO_LOADERS = Rule(
     "warning",
     "This process declares no loader.",
     "Doctor cannot check workers' loaders; and a worker that imports only what this process does loads nothing.",
-    "Name a module that imports the loaders, as web processes do; for workers, name theirs in `app.conf.include`.",
+    "Name a module that imports the loaders, as web processes do, `cacheworkers -A shop.web doctor`; for workers, name "
+    "theirs in `app.conf.include`.",
 )
 NAMESAKES = Rule(
     "node-names",
@@ -167,8 +169,6 @@ def check_settings(app: Any) -> Iterator[Finding]:
 
 def judge_app(app: AppFacts) -> Iterator[Finding]:
     """Yield what is to be said of an app's settings."""
-    count = len(app.loaders)
-    yield NO_LOADERS.finding(not count, f"{count or 'no'} loader{'s' if count != 1 else ''} declared")
     late = f"{', '.join(app.early_acks)} acknowledged early" if app.early_acks else "all loads are acknowledged late"
     yield EARLY_ACKS.finding(bool(app.early_acks), late)
     if app.visibility is not None:
@@ -177,6 +177,19 @@ def judge_app(app: AppFacts) -> Iterator[Finding]:
     yield EAGER.finding(app.is_eager, f"task_always_eager is {'on' if app.is_eager else 'off'}")
     yield NO_JSON.finding(app.refuses_json, f"accept_content {'leaves JSON out' if app.refuses_json else 'has JSON'}")
     yield RESULTS.finding(bool(app.unread_results), f"result_backend is {app.unread_results or 'off, or of use'}")
+
+
+def check_loaders(loaders: Sequence[str], marks: NamespaceMarks) -> Iterator[Finding]:
+    """Yield whether this process declares loaders; if none, which running processes do, in which modules."""
+    if loaders:
+        yield NO_LOADERS.finding(False, f"{len(loaders)} loader{'s' if len(loaders) != 1 else ''} declared")
+        return
+    try:
+        modules = marks.noted_modules()
+    except StoreError:  # has a finding of its own
+        modules = {}
+    known = ", ".join(f"{loader} in {module}" for loader, module in sorted(modules.items()))
+    yield NO_LOADERS.finding(True, "no loader declared" + (f"; running processes declare {known}" if known else ""))
 
 
 def check_broker(app: Any, config: Config) -> Iterator[Finding]:

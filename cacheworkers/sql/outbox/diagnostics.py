@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, func, inspect, select, text
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.sql.outbox.connections import apart, on_connection
-from cacheworkers.sql.outbox.outbox import Outbox, age_of
+from cacheworkers.sql.outbox.connections import apart, on_connection, within
+from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
 T = TypeVar("T")
@@ -43,33 +43,26 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
     Raises:
         DatabaseUnavailable: it does not answer.
     """
-    table = outbox.table
-    where = repr(engine.url)
 
     def inspection(connection: Connection) -> OutboxFacts:
-        inspector = inspect(connection)
-        if not inspector.has_table(table.name, table.schema):
-            return OutboxFacts(where, (f"the table {table.fullname}",), 0, 0.0)
-        there = {column["name"] for column in inspector.get_columns(table.name, table.schema)}
-        missing = tuple(f"the column {table.fullname}.{name}" for name in table.c.keys() if name not in there)
-        if missing:
-            return OutboxFacts(where, missing, 0, 0.0)
-        mine = (table.c.namespace == outbox.namespace) & table.c.delivered_at.is_(None)
-        columns = (func.count(), func.min(table.c.written_at), func.current_timestamp())
-        waiting, oldest, now = connection.execute(select(*columns).select_from(table).where(mine)).one()
-        return OutboxFacts(where, (), int(waiting), 0.0 if oldest is None else age_of(oldest, now))
+        missing = outbox.missing(connection)
+        waiting, lag = (0, 0.0) if missing else outbox.backlog(connection)
+        return OutboxFacts(repr(engine.url), missing, waiting, lag)
 
     return _inspected(engine, inspection)
 
 
-def check_outbox(outbox: Outbox, engine: Engine) -> None:
-    """Make sure that a database has the outbox; of an async engine on a loop of its own, in a thread.
+def check_outbox(outbox: Outbox, engine: Engine, *, timeout: float) -> None:
+    """Make sure that a database has the outbox.
 
     Raises:
         ConfigError: it has not.
-        SQLAlchemyError: the database does not answer.
+        SQLAlchemyError, OSError: the database does not answer, within `timeout` seconds.
     """
-    on_connection(engine, outbox.check)
+    try:
+        within(timeout, engine, outbox.check)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {timeout:g} s") from None
 
 
 def answers(engine: Engine) -> str:

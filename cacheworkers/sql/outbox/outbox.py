@@ -36,7 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
 from cacheworkers.errors import ConfigError
-from cacheworkers.sql.outbox.connections import on_connection
+from cacheworkers.sql.outbox.connections import on_connection, sync_half
 from cacheworkers.sql.sqlalchemy_internals import first_value
 
 TABLE = "cacheworkers_outbox"
@@ -125,11 +125,8 @@ class Outbox:
         """
         if isinstance(engine, Connection):
             self._create(engine)
-        elif isinstance(engine, Engine):
-            with engine.begin() as connection:
-                self._create(connection)
-        elif isinstance(engine, AsyncEngine):
-            on_connection(engine.sync_engine, self._create_and_commit)
+        elif isinstance(engine, Engine | AsyncEngine):
+            on_connection(sync_half(engine), self._create_and_commit)
         else:
             raise ConfigError(
                 f"outbox.create takes an Engine, an AsyncEngine or a Connection, got {type(engine).__name__}; with an "
@@ -156,23 +153,21 @@ class Outbox:
         if isinstance(bind, AsyncEngine):
             on_connection(bind.sync_engine, self.check)
             return
-        name, schema = self.table.name, self.table.schema
-        found = inspect(bind)
-        url = bind.engine.url
-        advice = (
-            "create it with cache.outbox.create(engine) before cache.watch; or migrate with cache.outbox.metadata, and "
-            "pass check=False to cache.watch, so that migrations can import the module"
-        )
-        if not found.has_table(name, schema):
-            raise ConfigError(
-                f"watched sessions need the table {self.table.fullname}, which {url!r} does not have; {advice}"
-            )
-        there = {column["name"] for column in found.get_columns(name, schema)}
-        missing = [column for column in self.table.c.keys() if column not in there]
+        missing = self.missing(bind)
         if missing:
             raise ConfigError(
-                f"the table {self.table.fullname} of {url!r} has no column {', '.join(missing)}; {advice}"
+                f"watched sessions need {', '.join(missing)}, which {bind.engine.url!r} does not have; create it with "
+                f"cache.outbox.create(engine) before cache.watch; or migrate with cache.outbox.metadata, and pass "
+                f"check=False to cache.watch, so that migrations can import the module"
             )
+
+    def missing(self, bind: Engine | Connection) -> tuple[str, ...]:
+        """Return what a database lacks of it: the table, or some of its columns."""
+        table, found = self.table, inspect(bind)
+        if not found.has_table(table.name, table.schema):
+            return (f"the table {table.fullname}",)
+        there = {column["name"] for column in found.get_columns(table.name, table.schema)}
+        return tuple(f"the column {table.fullname}.{name}" for name in table.c.keys() if name not in there)
 
     def write(self, connection: Connection, tags: Iterable[str], source: str = WATCH) -> int:
         """Write tags in the connection's transaction, and return the row's id."""
@@ -289,11 +284,6 @@ class Outbox:
 def in_rows(tags: Sequence[str]) -> list[Sequence[str]]:
     """Return tags in parts of which each is a row: what is delivered of many is kept, whatever happens to the rest."""
     return [tags[at : at + ROW_TAGS] for at in range(0, len(tags), ROW_TAGS)]
-
-
-def age_of(instant: Any, now: Any) -> float:
-    """Return the seconds from an instant to `now`, both as the database returns them."""
-    return max(0.0, (_aware(now) - _aware(instant)).total_seconds())
 
 
 def _aware(instant: Any) -> datetime.datetime:

@@ -16,7 +16,7 @@ from cacheworkers.events import OutboxRelayed, Replayed
 from cacheworkers.flows.invalidate import Mode, invalidate_tags
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.connections import on_connection
-from cacheworkers.sql.outbox.outbox import GRACE, Claimed, Outbox
+from cacheworkers.sql.outbox.outbox import GRACE, WATCH, Claimed, Outbox
 from cacheworkers.store.commands.replies import ForeignType
 
 log = logging.getLogger("cacheworkers")
@@ -34,10 +34,18 @@ def drain_outbox(ports: Ports, outbox: Outbox, connection: Connection, *, grace:
     Raises:
         InvalidationIncomplete, StoreUnavailable: the store failed; the rows of this step stay.
     """
-    rows = 0
+    rows, lag = 0, 0.0
     while (claimed := _deliver(ports, outbox, connection, grace)) is not None:
         rows += len(claimed.ids)
+        if WATCH in claimed.sources:
+            lag = max(lag, claimed.lag)
         ports.emit(OutboxRelayed(len(claimed.ids), len(claimed.tags), claimed.lag))
+    if lag:
+        log.info(
+            "the outbox's drain has delivered %d rows, some of which their writers had not: the oldest after %.0f s",
+            rows,
+            lag,
+        )
     with connection.begin():
         outbox.forget(connection, ports.config.replay_for)
     return rows

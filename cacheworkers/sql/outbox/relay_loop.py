@@ -6,37 +6,33 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cacheworkers.errors import StoreError, StoreUnavailable
 from cacheworkers.sql.outbox.connections import apart
 from cacheworkers.sql.outbox.notifications import AsyncNotifications, Notifications
 from cacheworkers.sql.triggers.postgres_triggers import channel
-from cacheworkers.store.commands.store import Store
 
 log = logging.getLogger("cacheworkers")
 #: How long a draining process waits for a notification at most before it looks again, seconds; and at least, after it
 #: found rows: only one of the transactions that are open at a time notifies.
 DRAIN_WITHIN, DRAIN_AGAIN = 0.5, 0.02
-#: How often it looks whether a store that was away is back, seconds.
-_LOOK_EVERY = 0.05
+#: How long after a failure it tries again, seconds.
+RETRY_AFTER = 0.5
 
 
 class RelayLoop:
     """Delivers what outboxes get, until it is stopped; what fails is tried again."""
 
-    def __init__(self, drain: Callable[[Engine], int], namespace: str, store: Store) -> None:
+    def __init__(self, drain: Callable[[Engine], int], namespace: str) -> None:
         """
         Args:
             drain: delivers what waits in one database, and returns the number of rows.
         """
         self._drain = drain
         self._namespace = namespace
-        self._store = store
 
     def run(self, engines: Sequence[Engine], stop: threading.Event) -> None:
         """Drain databases until asked to stop, each on a thread of its own but the first."""
@@ -60,8 +56,8 @@ class RelayLoop:
                 else:
                     self._drain_and_wait(stop, engine)
             except Exception as error:  # the database or the store is away; the rows stay
-                log.warning("the drain tries again in a second: %s", error)
-                self._rest(stop, error)
+                log.warning("the drain tries again in %g s: %s", RETRY_AFTER, error)
+                stop.wait(RETRY_AFTER)
 
     def _drain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
         notifications, pause = Notifications(stop), _Pause()
@@ -77,24 +73,6 @@ class RelayLoop:
             await notifications.listen(connection, channel(self._namespace))
             while not stop.is_set():
                 await notifications.wait(pause.after(self._drain(engine)))
-
-    def _rest(self, stop: threading.Event, error: Exception) -> None:
-        """Wait a while, but not longer than until a store that was away takes writes again.
-
-        It has what was changed meanwhile still, and serves it.
-        """
-        is_store = isinstance(error, StoreUnavailable) or isinstance(error.__cause__, StoreUnavailable)
-        end = time.monotonic() + DRAIN_WITHIN
-        while not stop.wait(min(DRAIN_WITHIN, _LOOK_EVERY)) and time.monotonic() < end:
-            if is_store and self._store_takes_writes():
-                return
-
-    def _store_takes_writes(self) -> bool:
-        try:
-            self._store.next_seq().run()
-        except StoreError:
-            return False
-        return True
 
 
 class _Pause:

@@ -1,15 +1,19 @@
-"""Column catalog: what Postgres knows about the tables that get triggers."""
+"""Column catalog: what Postgres knows about the tables that get triggers, and whether their columns suit tags."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, text, types
 
 from cacheworkers.core.tag_text import TextKind
 from cacheworkers.errors import ConfigError
-from cacheworkers.sql.triggers.tag_sql import ALIKE, Name
+from cacheworkers.sql.sqlalchemy_internals import all_mappers
+from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, literal
+
+if TYPE_CHECKING:
+    from cacheworkers.sql.triggers.trigger_function import TriggerFunction
 
 
 class Column(NamedTuple):
@@ -24,6 +28,15 @@ def in_full(relation: str) -> str:
     return (
         f"(SELECT quote_ident(nspname) || '.' || quote_ident(relname) FROM pg_catalog.pg_class AS c "
         f"JOIN pg_catalog.pg_namespace AS n ON n.oid = relnamespace WHERE c.oid = {relation})"
+    )
+
+
+def key_of(table: str) -> str:
+    """Return the SQL of what selects a table's primary key, by the SQL of the table's number; NULL without one."""
+    return (
+        "(SELECT string_agg(quote_ident(attname) || '::text', ', ') FROM pg_catalog.pg_index "
+        f"JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey) "
+        f"WHERE indisprimary AND indrelid = {table})"
     )
 
 
@@ -50,6 +63,27 @@ def columns_of(connection: Connection, table: Name) -> dict[str, Column]:
         where = f" in schema {table.schema}" if table.schema is not None else ""
         exact = f"; names are exact, {table.table!r} has capitals" if table.table != table.table.lower() else ""
         raise ConfigError(f"there is no table {table.table}{where} in this database{exact}")
+    return columns
+
+
+def check_columns(connection: Connection, table: str, triggered: TriggerFunction) -> dict[str, Column]:
+    """Return a table's columns, once those of its tags exist and have the same text in Postgres and in Python."""
+    columns = columns_of(connection, triggered.table)
+    for column in (name for tag in triggered.tags for name in tag.names):
+        if column not in columns:
+            raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
+    for column in (name for tag in triggered.tags for name in tag.own):
+        if columns[column].kind is None or _is_decorated(triggered.table, column):
+            raise ConfigError(
+                f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
+                f"in Python, or it holds texts equal that differ, so that triggers, sessions and loaders would "
+                f"make different tags of a row; tags of triggers take columns of {', '.join(ALIKE)}, with a "
+                f"deterministic collation, and not those of an Enum or a TypeDecorator"
+            )
+    if any(tag.columns is not None for tag in triggered.tags):
+        oid = literal(triggered.table.quoted) + "::regclass"
+        if connection.exec_driver_sql(f"SELECT {key_of(oid)}").scalar_one() is None:
+            raise ConfigError(f"triggers(columns=) need the primary key of {table}, which has none; use ignore=")
     return columns
 
 
@@ -82,3 +116,15 @@ def _kind_of(base: str, *, is_domain: bool) -> TextKind | None:
     """Return the kind of a type's text, by the name of what it is, or is a domain over."""
     # pg_typeof gives triggers a domain, not that it is a boolean.
     return None if is_domain and base == "boolean" else ALIKE.get(base)
+
+
+def _is_decorated(name: Name, column: str) -> bool:
+    """Return whether a mapped table has an Enum or TypeDecorator there, whose text in Python is another."""
+    for table in (table for mapper in all_mappers() for table in mapper.tables):
+        is_it = getattr(table, "name", None) == name.table and name.schema in (None, getattr(table, "schema", None))
+        found = table.columns.get(column) if is_it else None
+        if found is not None and (
+            isinstance(found.type, types.TypeDecorator) or getattr(found.type, "enum_class", None) is not None
+        ):
+            return True
+    return False

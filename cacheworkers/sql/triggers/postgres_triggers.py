@@ -11,16 +11,15 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, text, types
+from sqlalchemy import Connection, text
 
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import ConfigError, TagError
 from cacheworkers.sql.outbox.outbox import TABLE, Outbox
-from cacheworkers.sql.sqlalchemy_internals import all_mappers
 from cacheworkers.sql.tag_options import Mode, TagOptions
-from cacheworkers.sql.triggers.column_catalog import Column, check_kind, columns_of, in_full
-from cacheworkers.sql.triggers.tag_sql import ALIKE, Name, Part, literal, name_of, parsed
-from cacheworkers.sql.triggers.trigger_function import DIGEST, EVENTS, Tag, TriggerFunction, key_of
+from cacheworkers.sql.triggers.column_catalog import Column, check_columns, check_kind, columns_of, in_full
+from cacheworkers.sql.triggers.tag_sql import Name, Part, name_of, parsed
+from cacheworkers.sql.triggers.trigger_function import DIGEST, EVENTS, Tag, TriggerFunction
 
 #: Changes with what the generated text does.
 VERSION = 4
@@ -147,7 +146,7 @@ class Triggers:
         _check_postgres(connection)
         names = [triggered.table.quoted for triggered in self._tables.values()]
         for table, triggered in self._tables.items():
-            columns = _check_columns(connection, table, triggered)
+            columns = check_columns(connection, table, triggered)
             check_kind(connection, table, triggered.table, names)
             for tag in triggered.tags:
                 self._check_kinds(table, tag.parts, columns)
@@ -205,7 +204,7 @@ class Triggers:
                 "outbox": self._outbox.quoted,
             }
             try:
-                _check_columns(connection, table, triggered)
+                check_columns(connection, table, triggered)
             except ConfigError as error:
                 faults[table] = str(error)
                 continue
@@ -220,18 +219,6 @@ def _texts_of(part: Part) -> Iterator[str | None]:
         yield part.text
     if part.column is not None:
         yield None
-
-
-def _is_decorated(name: Name, column: str) -> bool:
-    """Return whether a mapped table has an Enum or TypeDecorator there, whose text in Python is another."""
-    for table in (table for mapper in all_mappers() for table in mapper.tables):
-        is_it = getattr(table, "name", None) == name.table and name.schema in (None, getattr(table, "schema", None))
-        found = table.columns.get(column) if is_it else None
-        if found is not None and (
-            isinstance(found.type, types.TypeDecorator) or getattr(found.type, "enum_class", None) is not None
-        ):
-            return True
-    return False
 
 
 def channel(namespace: str) -> str:
@@ -286,27 +273,6 @@ def _check_postgres(connection: Any) -> None:
             f"triggers are made for PostgreSQL, and {connection.engine.url!r} is {connection.dialect.name}: watch "
             f"sessions there (cache.watch), or give tags to cache.invalidate(..., session=)"
         )
-
-
-def _check_columns(connection: Connection, table: str, triggered: TriggerFunction) -> dict[str, Column]:
-    """Return a table's columns, once those of its tags exist and have the same text in Postgres and in Python."""
-    columns = columns_of(connection, triggered.table)
-    for column in (name for tag in triggered.tags for name in tag.names):
-        if column not in columns:
-            raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
-    for column in (name for tag in triggered.tags for name in tag.own):
-        if columns[column].kind is None or _is_decorated(triggered.table, column):
-            raise ConfigError(
-                f"{table}.{column} is {columns[column].type}, and the text of that in Postgres is not the one "
-                f"in Python, or it holds texts equal that differ, so that triggers, sessions and loaders would "
-                f"make different tags of a row; tags of triggers take columns of {', '.join(ALIKE)}, with a "
-                f"deterministic collation, and not those of an Enum or a TypeDecorator"
-            )
-    if any(tag.columns is not None for tag in triggered.tags):
-        oid = literal(triggered.table.quoted) + "::regclass"
-        if connection.exec_driver_sql(f"SELECT {key_of(oid)}").scalar_one() is None:
-            raise ConfigError(f"triggers(columns=) need the primary key of {table}, which has none; use ignore=")
-    return columns
 
 
 def _execute(connection: Connection, statements: Iterable[str]) -> None:

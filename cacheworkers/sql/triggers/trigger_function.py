@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cacheworkers.sql.outbox.outbox import ROW_TAGS, SOFT_TRIGGER, TRIGGER
 from cacheworkers.sql.tag_options import Mode
-from cacheworkers.sql.triggers.column_catalog import in_full
+from cacheworkers.sql.triggers.column_catalog import in_full, key_of
 from cacheworkers.sql.triggers.tag_sql import Name, Part, expression, identifier, literal
 
 #: The kinds of statement, each with the transition tables that its trigger sees.
@@ -147,15 +147,6 @@ class TriggerFunction(NamedTuple):
             f"  IF {'FOUND AND ' if is_quiet else ''}pg_try_advisory_xact_lock({_lock_number(self.channel)}) THEN\n"
             f"    PERFORM pg_notify('{self.channel}', '');\n  END IF;\n"
         )
-
-
-def key_of(table: str) -> str:
-    """Return the SQL of what selects a table's primary key, by the SQL of the table's number; NULL without one."""
-    return (
-        "(SELECT string_agg(quote_ident(attname) || '::text', ', ') FROM pg_catalog.pg_index "
-        f"JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey) "
-        f"WHERE indisprimary AND indrelid = {table})"
-    )
 
 
 def _union(sides: Sequence[str], tags: Sequence[Tag]) -> str:

@@ -6,6 +6,7 @@ What fails is tried again for as long as the drain leaves the rows to their writ
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,13 +16,14 @@ from sqlalchemy import Engine
 
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.events import InvalidationUndelivered
-from cacheworkers.flows.invalidate import Mode, invalidate_tags
+from cacheworkers.flows.invalidate import Mode, invalidate_tags, named
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.outbox import GRACE
 from cacheworkers.sql.sqlalchemy_internals import await_, base_engine, in_greenlet
 from cacheworkers.sql.watch.dirty_transactions import LateInvalidation, Written
 
 T = TypeVar("T")
+log = logging.getLogger("cacheworkers")
 
 #: How often an invalidation that has failed is tried again, seconds.
 _RETRY_EVERY = 0.1
@@ -56,6 +58,9 @@ class Delivery:
         self._lock = threading.Lock()
         self._failed: list[_Failed] = []
         self._retrying: threading.Thread | None = None
+        #: Whether it is logged that something is not delivered, and how many rows have been left to the drain since.
+        self._is_logged = False
+        self._left = 0
 
     def deliver(self, writes: Sequence[Written], *, is_committed: bool = True) -> None:
         """Invalidate tags; an error is reported as an event, and raised by nobody: the commit has succeeded.
@@ -129,6 +134,8 @@ class Delivery:
         return task
 
     def _succeeded(self, rows: Sequence[Written]) -> None:
+        if self._is_logged:
+            self._log_delivered()
         by_engine: dict[Engine, list[int]] = {}
         for each in rows:
             by_engine.setdefault(base_engine(each.connection.engine), []).append(each.row)
@@ -145,6 +152,24 @@ class Delivery:
             return
         with self._lock:
             self._postpone(writes)
+            is_logged, self._is_logged = self._is_logged, True
+        if not is_logged:
+            log.warning(
+                "%s committed, and its invalidation is not delivered: readers may get what it was before.  It is tried "
+                "again for %g s, and then left to the outbox's drain, beat's or `cacheworkers drain`: %s",
+                named([tag for each in writes for tag in each.tags]),
+                GRACE,
+                error.__cause__ or error,
+            )
+
+    def _log_delivered(self) -> None:
+        """Log that invalidations are delivered again, once nothing is tried any more."""
+        with self._lock:
+            if self._failed or not self._is_logged:
+                return
+            left, self._left, self._is_logged = self._left, 0, False
+        rest = f"; {left} rows are left to the outbox's drain, beat's or `cacheworkers drain`" if left else ""
+        log.warning("what is committed is invalidated again%s", rest)
 
     def _postpone(self, writes: Sequence[Written]) -> None:
         """Leave an invalidation to a thread; until it is done this process reads past the cache what it concerns."""
@@ -164,17 +189,21 @@ class Delivery:
             try:
                 writes = [write for each in failed for write in each.writes]
                 run(self._invalidation(writes))
-                over = failed
+                over, left = failed, 0
                 self._succeeded(writes)
             except Exception:  # the store is away
                 over = [each for each in failed if time.monotonic() > each.until]
+                left = sum(len(each.writes) for each in over)
             with self._lock:
+                self._left += left
                 for each in over:
                     self._failed.remove(each)
                     self._end(each.late)
                 if not self._failed:
                     self._retrying = None
-                    return
+                    break
+        if not left:
+            self._log_delivered()
 
     def _late(self, writes: Sequence[Written]) -> LateInvalidation:
         self._ports.coherence.bypass()

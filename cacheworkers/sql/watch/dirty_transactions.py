@@ -21,7 +21,7 @@ _dirty: contextvars.ContextVar[tuple[weakref.ref[DirtyTransaction], ...]] = cont
 _late: list[LateInvalidation] = []
 
 
-class Pending(NamedTuple):
+class Unflushed(NamedTuple):
     """What a session has changed and not flushed yet.
 
     Attributes:
@@ -54,7 +54,7 @@ class DirtyTransaction:
     """
 
     def __init__(
-        self, owner: object, session: Session, pending: Callable[[Session], Pending], clean: Callable[[], None]
+        self, owner: object, session: Session, unflushed: Callable[[Session], Unflushed], clean: Callable[[], None]
     ) -> None:
         """
         Args:
@@ -63,7 +63,7 @@ class DirtyTransaction:
         """
         self.owner = owner
         self.session = session
-        self._find_pending = pending
+        self._find_unflushed = unflushed
         self._written: list[Written] = []
         self._unknown: list[tuple[SessionTransaction, Connection]] = []
         self.is_open = True
@@ -83,9 +83,9 @@ class DirtyTransaction:
         return frozenset(tag for each in self._written for tag in each.tags)
 
     @property
-    def pending(self) -> Pending:
+    def unflushed(self) -> Unflushed:
         """What it has changed and not flushed yet."""
-        return self._find_pending(self.session)
+        return self._find_unflushed(self.session)
 
     @property
     def is_usable(self) -> bool:
@@ -147,7 +147,7 @@ class LateInvalidation:
         owner: as a dirty transaction's.
     """
 
-    pending = Pending(frozenset(), True, False)
+    unflushed = Unflushed(frozenset(), True, False)
     has_unknown = False
     is_usable = True
     session = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import Connection, Pool, Table
@@ -11,6 +12,10 @@ from sqlalchemy import Connection, Pool, Table
 from cacheworkers.errors import UnwatchedWrite
 from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.watch.mapping import WatchMapping
+
+#: How often it is asked again where triggers are not there, seconds: they may be installed while this process runs, and
+#: each write would be invalidated twice.
+ASKED_EVERY = 60.0
 
 
 class InstalledTriggers:
@@ -20,20 +25,24 @@ class InstalledTriggers:
         self._outbox = outbox
         self._mapping = mapping
         #: By pool, which an engine shares with those that differ only in their options, one a request perhaps.
-        self._known: weakref.WeakKeyDictionary[Pool, dict[frozenset[Any], frozenset[Table]]] = (
+        self._known: weakref.WeakKeyDictionary[Pool, dict[frozenset[Any], tuple[frozenset[Table], float]]] = (
             weakref.WeakKeyDictionary()
         )
 
     def write_all(self, connection: Connection, tables: frozenset[Table]) -> bool:
-        """Return whether triggers of all these tables write the outbox; asked once for each database and schema."""
+        """Return whether triggers of all these tables write the outbox.
+
+        Asked once for each database and schema, and again now and then where they do not.
+        """
         if connection.dialect.name != "postgresql":
             return False
         schemas = frozenset((connection.get_execution_options().get("schema_translate_map") or {}).items())
         known = self._known.setdefault(connection.engine.pool, {})
-        found = known.get(schemas)
-        if found is None:
+        found, asked_at = known.get(schemas, (None, 0.0))
+        if found is None or (not tables <= found and monotonic() - asked_at > ASKED_EVERY):
             watched = self._mapping.tables()
-            found = known[schemas] = frozenset(watched) - frozenset(self.missing(connection, watched))
+            found = frozenset(watched) - frozenset(self.missing(connection, watched))
+            known[schemas] = found, monotonic()
         return tables <= found
 
     def check_still_there(self, connection: Connection, tables: Iterable[Table]) -> None:

@@ -6,35 +6,26 @@ session: writes, `commit()`      reader: loads the old row, stores it      owner
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select
 
 from cacheworkers.sql.load_sessions import is_held_by_load
-from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.sqlalchemy_internals import call_at_end, ends_of
 from cacheworkers.sql.watch.dirty_transactions import Written
 
+if TYPE_CHECKING:
+    from cacheworkers.sql.watch.session_hooks import SessionHooks
+
 log = logging.getLogger("cacheworkers")
-
-
-class Hooks(Protocol):
-    """What is needed of one cache's hooks: `SessionHooks`."""
-
-    outbox: Outbox
-
-    def deliver(self, writes: Sequence[Written], *, is_committed: bool = True) -> None: ...
-
-    def is_seen_by_loaders(self, connection: Connection) -> bool: ...
-
-    def written_by_triggers(self, connection: Connection) -> list[Written]: ...
 
 
 class JoinedTransaction:
     """What one session has written in a transaction that outlives the session's own `commit()`."""
 
-    def __init__(self, hooks: Hooks, writes: list[Written], *, has_unknown: bool, is_seen_by_loaders: bool) -> None:
+    def __init__(
+        self, hooks: SessionHooks, writes: list[Written], *, has_unknown: bool, is_seen_by_loaders: bool
+    ) -> None:
         """
         Args:
             has_unknown: whether triggers may have written more.
@@ -72,7 +63,7 @@ class JoinedTransaction:
             self._hooks.deliver(self._writes, is_committed=False)
 
 
-def outlives(hooks: Hooks, writes: list[Written], connection: Connection, has_unknown: bool) -> None:
+def outlives(hooks: SessionHooks, writes: list[Written], connection: Connection, has_unknown: bool) -> None:
     """Invalidate what a session has written on a connection when the transaction there is committed."""
     is_seen = hooks.is_seen_by_loaders(connection)
     if is_seen:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
-from cacheworkers.core.tag_templates import TagTemplates, check_tag
 from cacheworkers.core.tag_text import TagKinds
-from cacheworkers.errors import ConfigError, DeclarationError, TagError
+from cacheworkers.errors import ConfigError
 from cacheworkers.sql.sqlalchemy_internals import all_mappers
 from cacheworkers.sql.tag_options import Mode, TagOptions
 from cacheworkers.sql.watch.cascades import Cascades
-from cacheworkers.sql.watch.column_text import kind_of_column, text_maker
-from cacheworkers.sql.watch.flush_changes import TagsOf
 from cacheworkers.sql.watch.mapped_columns import row_columns, tables_of
+from cacheworkers.sql.watch.mapped_tags import MappedTags
 from cacheworkers.sql.watch.row_changes import Described
-from cacheworkers.sql.watch.row_values import Row
 from cacheworkers.sql.watch.sql_writes import Writes
 from cacheworkers.sql.watch.statements import Statements
-from cacheworkers.sql.watch.tag_rules import TagRule, TagRules
+from cacheworkers.sql.watch.tag_rules import TagRules
 from cacheworkers.sql.watch.tags_by_keys import by_keys
 
 log = logging.getLogger("cacheworkers")
@@ -53,11 +50,10 @@ class WatchMapping:
             ConfigError: a key is no mapped class and no `Table`, or its tags are malformed, too long, or of no column;
                 or one of the options names something that is not there.
         """
-        self._max_tag_bytes = max_tag_bytes
-        self._tag_kinds = TagKinds() if tag_kinds is None else tag_kinds
         if not isinstance(mapping, Mapping):
             mapping = by_keys(mapping)
-        self._options = TagOptions("watch", mapping, columns, ignore, mode)
+        options = TagOptions("watch", mapping, columns, ignore, mode)
+        self._tags = MappedTags(options, TagKinds() if tag_kinds is None else tag_kinds, max_tag_bytes)
         self._classes: dict[type, TagRules] = {}
         #: Association tables.
         self.links: dict[Table, TagRules] = {}
@@ -65,10 +61,10 @@ class WatchMapping:
         self._of_class: weakref.WeakKeyDictionary[type, list[TagRules]] = weakref.WeakKeyDictionary()
         for key, tags_of in mapping.items():
             if isinstance(key, Table):
-                self.links[key] = self._rules(key, key.name, dict(key.columns.items()), tags_of)
+                self.links[key] = self._tags.rules(key, key.name, dict(key.columns.items()), tags_of)
             else:
                 mapper = _mapper_of(key)
-                self._classes[key] = self._rules(key, key.__name__, row_columns(mapper), tags_of)
+                self._classes[key] = self._tags.rules(key, key.__name__, row_columns(mapper), tags_of)
         for table in self.links:
             mapped = [mapper for mapper in all_mappers() if mapper.local_table is table]
             if mapped:
@@ -220,51 +216,6 @@ class WatchMapping:
                     f"in the same mapping (`lambda row: ()` if it is only read)"
                 )
 
-    def _rules(self, key: Any, name: str, columns: Mapping[str, Any], tags_of: TagsOf | Sequence[str]) -> TagRules:
-        """Return what makes legal tags of a class's or table's rows, once it has been tried on a made-up one."""
-        options = self._options
-        ignored = options.ignored(key, columns)
-        if callable(tags_of):
-            rule = TagRule(
-                self._checked(name, columns, tags_of), options.columns(key, None, columns), options.mode(key)
-            )
-            return TagRules([rule], ignored)
-        if isinstance(tags_of, str) or not tags_of:
-            raise ConfigError(
-                f'the tags of {name} must be a function or a list of templates as ["product:{{id}}"], got {tags_of!r}'
-            )
-        rules = []
-        for template in tags_of:
-            make = self._checked(name, columns, self._template(name, columns, template))
-            rules.append(TagRule(make, options.columns(key, template, columns), options.mode(key, template)))
-        return TagRules(rules, ignored)
-
-    def _checked(self, name: str, columns: Mapping[str, Any], tags_of: TagsOf) -> Callable[[Row], list[str]]:
-        """Return a function of the user's as one that makes legal tags, once it has been tried on a made-up row."""
-        self._try(name, columns, tags_of)
-
-        def legal(row: Row) -> list[str]:
-            return list(self._legal(name, tags_of(row)))
-
-        return legal
-
-    def _try(self, name: str, columns: Mapping[str, Any], tags_of: TagsOf) -> None:
-        sample = Row(name, columns, {key: _sample(column) for key, column in columns.items()})
-        try:
-            found = tags_of(sample)
-            tags = None if isinstance(found, str) else [tag for tag in found if isinstance(tag, str)]
-        except ConfigError:
-            raise
-        except Exception:  # it makes more of its values than a sample can bear
-            tags = []
-        if tags is None:
-            raise ConfigError(f"the tags of {name} must be a collection, got the string {found!r}")
-        for tag in tags:
-            try:
-                check_tag(tag, self._max_tag_bytes)
-            except TagError as error:
-                raise ConfigError(f"the tags of {name} are not legal: {error}") from None
-
     def _check_subclasses(self, key: type, mapper: Mapper[Any]) -> None:
         """Make sure that the rows of subclasses have what the tags are made of: concrete ones have their own columns.
 
@@ -273,32 +224,7 @@ class WatchMapping:
         """
         for each in mapper.self_and_descendants:
             if each.class_ is not key and self.of(each.class_) is self._classes[key]:
-                self._try(each.class_.__name__, row_columns(each), self._classes[key])
-
-    def _legal(self, name: str, found: Iterable[str]) -> Iterator[str]:
-        if isinstance(found, str):
-            raise ConfigError(f"the tags of {name} must be a collection, got the string {found!r}")
-        for tag in found:
-            try:
-                yield check_tag(tag, self._max_tag_bytes)
-            except TagError as error:
-                if not isinstance(tag, str):
-                    raise
-                # No loader can have such a tag either: there is nothing to invalidate, and no reason to fail a commit.
-                log.warning("skipped a tag of %s: %s", name, error)
-
-    def _template(self, name: str, columns: Mapping[str, Any], template: str) -> TagsOf:
-        try:
-            named = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes)
-            kinds = {field: kind_of_column(f"{name}.{field}", columns[field]) for field in named.fields}
-            for texts, fields in named.skeletons():
-                self._tag_kinds.add_rows(f"watched {name}", texts, [kinds[field] for field in fields])
-            makers = {field: text_maker(kind) for field, kind in kinds.items()}
-            made = TagTemplates([template], tuple(columns), max_bytes=self._max_tag_bytes, texts=makers)
-        except (DeclarationError, TagError) as error:
-            raise ConfigError(f"watch of {name}: {error}") from None
-        names = tuple(columns)
-        return lambda row: made.texts(_Values(row, names))
+                self._tags.try_on_sample(each.class_.__name__, row_columns(each), self._classes[key])
 
 
 def _mapper_of(key: Any) -> Mapper[Any]:
@@ -309,28 +235,6 @@ def _mapper_of(key: Any) -> Mapper[Any]:
     if not isinstance(mapper, Mapper):
         raise ConfigError(f"watch takes mapped classes and tables, {key!r} is neither")
     return mapper
-
-
-class _Values(Sequence[Any]):
-    """A row's values by their place; none is looked at that is not asked for."""
-
-    def __init__(self, row: Row, names: Sequence[str]) -> None:
-        self._row, self._names = row, names
-
-    def __getitem__(self, at: Any) -> Any:
-        return getattr(self._row, self._names[at])
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _sample(column: Any) -> Any:
-    """Return a value such as a column may have: the shortest that makes a tag."""
-    try:
-        kind = column.type.python_type
-        return "x" if kind is str else kind()
-    except (NotImplementedError, TypeError):
-        return "x"
 
 
 def _names(tables: Iterable[Table]) -> list[str]:

@@ -175,8 +175,7 @@ class WatchService:
 
     def drain_until(self, stop: threading.Event, engine: Engine | None) -> None:
         """Drain until asked to stop; see `Cache.drain_until`."""
-        loop = RelayLoop(self.drain, self.outbox.namespace, self._ports.store)
-        loop.run(self._asked(engine, "drain_until"), stop)
+        RelayLoop(self.drain, self.outbox.namespace).run(self._asked(engine, "drain_until"), stop)
 
     def close(self) -> None:
         """Stop the thread that removes delivered rows, and stop watching."""
@@ -203,7 +202,8 @@ class WatchService:
         if not engines:
             raise ConfigError(
                 f"{what} needs an engine: neither the sessions that this cache watches nor those of its loaders are "
-                f"bound to one; watch a sessionmaker that is"
+                f"bound to one; watch a sessionmaker that is, or bind it before, as an application's factory does "
+                f"(`-A 'module:create_app()'` on the command line)"
             )
         return engines
 

@@ -10,18 +10,16 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, event, inspect
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
 
 from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import CallError, ConfigError, UnwatchedWrite
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.connections import bound_engines
-from cacheworkers.sql.outbox.diagnostics import check_outbox
 from cacheworkers.sql.outbox.outbox import Outbox, in_rows
-from cacheworkers.sql.sqlalchemy_internals import is_autocommit, is_autocommit_on, options_of
+from cacheworkers.sql.sqlalchemy_internals import is_autocommit_on
 from cacheworkers.sql.triggers.trigger_rows import written_by_triggers
 from cacheworkers.sql.watch import watched_connections
 from cacheworkers.sql.watch.delivery import Delivery
@@ -30,10 +28,11 @@ from cacheworkers.sql.watch.flush_changes import Flush
 from cacheworkers.sql.watch.installed_triggers import InstalledTriggers
 from cacheworkers.sql.watch.joined_transactions import outlives
 from cacheworkers.sql.watch.mapping import WatchMapping
-from cacheworkers.sql.watch.pending import pending_of
 from cacheworkers.sql.watch.row_changes import RowChanges
+from cacheworkers.sql.watch.session_classes import check_engine, refuse_autocommit, session_class, watched_class
 from cacheworkers.sql.watch.single_rows import single_row
 from cacheworkers.sql.watch.statements import refusal
+from cacheworkers.sql.watch.unflushed import unflushed_of
 from cacheworkers.sql.watch.views import Views
 from cacheworkers.sql.watch.watched_connections import SessionState, state_for, state_of
 
@@ -74,12 +73,12 @@ class SessionHooks:
             ConfigError: it is none of these, one of `others` watches it already, its transactions are autocommitted,
                 or the outbox table is not there.
         """
-        kind = _session_class(sessions)
+        kind = session_class(sessions)
         if any(issubclass(kind, other._target) for other in others):
             raise ConfigError(f"{sessions!r} is watched already; give all classes in one mapping")
         for engine in bound_engines(sessions):
-            self._check(engine, check)
-        self._target = kind = _watched_class(sessions)
+            check_engine(engine, self.outbox, check)
+        self._target = kind = watched_class(sessions)
         for name, hook in self._hooks_of_sessions().items():
             # Before the user's own: what they read there has to be invalidated by then.
             event.listen(kind, name, hook, insert=name == "after_commit")
@@ -239,7 +238,7 @@ class SessionHooks:
             self._triggers.check_still_there(connection, tables)
             self._dirty(session).note_unknown(connection)
         for connection, tags in flush.tags().items():
-            _refuse_autocommit(connection)
+            refuse_autocommit(connection)
             self._write(session, connection, tags)
 
     def _on_after_commit(self, session: Session) -> None:
@@ -272,7 +271,7 @@ class SessionHooks:
         table: Any = getattr(getattr(context.compiled, "statement", None), "table", None)
         if is_autocommit_on(connection) and table in self._mapping.described:
             if not self._triggers.write_all(connection, frozenset({table})):
-                _refuse_autocommit(connection)
+                refuse_autocommit(connection)
         if self._mapping.knows(table) and flush.has_made(context):
             flush.before_statement(connection)
             return True
@@ -287,7 +286,7 @@ class SessionHooks:
             coherence = self._ports.coherence
             coherence.bypass()
             state.dirty = DirtyTransaction(
-                self._ports, session, lambda session: pending_of(session, self._mapping.of), coherence.unbypass
+                self._ports, session, lambda session: unflushed_of(session, self._mapping.of), coherence.unbypass
             )
             enter(state.dirty)
         return state.dirty
@@ -303,56 +302,3 @@ class SessionHooks:
         """Return the connection on which the watched tables are changed; the outbox is beside them."""
         mapper = next((mapper for _, mapper in self._mapping.mappers()), None)
         return session.connection(bind_arguments={"mapper": mapper} if mapper is not None else None)
-
-    def _check(self, engine: Engine, check: bool) -> None:
-        if is_autocommit(engine):
-            raise ConfigError(
-                f"watched sessions need transactions, and {engine.url!r} has isolation_level='AUTOCOMMIT': "
-                f"a change and its outbox row would be committed one after the other"
-            )
-        if check:
-            try:
-                check_outbox(self.outbox, engine)
-            except SQLAlchemyError as error:
-                log.warning("the outbox of %r could not be checked: %s", engine.url, error)
-
-
-def _refuse_autocommit(connection: Connection) -> None:
-    """Refuse to change watched rows where each statement is committed by itself.
-
-    Raises:
-        UnwatchedWrite: it is so on this connection.
-    """
-    if is_autocommit_on(connection):
-        raise UnwatchedWrite(
-            "watched rows are changed with isolation_level='AUTOCOMMIT': without a transaction, the outbox cannot be "
-            "written in the same one"
-        )
-
-
-def _session_class(sessions: Any) -> type[Session]:
-    """Return the class of the sync sessions of a factory or class."""
-    if isinstance(sessions, async_sessionmaker):
-        inner: type[Session] = options_of(sessions).get("sync_session_class") or sessions.class_.sync_session_class
-        return inner
-    if isinstance(sessions, type) and issubclass(sessions, AsyncSession):
-        return sessions.sync_session_class
-    if isinstance(sessions, sessionmaker):
-        return sessions.class_
-    if isinstance(sessions, type) and issubclass(sessions, Session):
-        return sessions
-    raise ConfigError(f"watch takes a sessionmaker, a Session class or their async kinds, got {sessions!r}")
-
-
-def _watched_class(sessions: Any) -> type[Session]:
-    """Return the class whose events are the watched sessions'.
-
-    Events are the sync session's; an async factory or class gets one of its own, which keeps other sessions out of it.
-    """
-    kind = _session_class(sessions)
-    if isinstance(sessions, async_sessionmaker):
-        kind = type(f"Watched{kind.__name__}", (kind,), {})
-        sessions.configure(sync_session_class=kind)
-    elif issubclass(sessions if isinstance(sessions, type) else Session, AsyncSession):
-        kind = sessions.sync_session_class = type(f"Watched{kind.__name__}", (kind,), {})
-    return kind

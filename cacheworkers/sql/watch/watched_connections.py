@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.orm import Mapper, Session, object_session
@@ -20,34 +20,17 @@ from cacheworkers.sql.watch.single_rows import SingleRow
 
 if TYPE_CHECKING:
     from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction
-    from cacheworkers.sql.watch.mapping import WatchMapping
+    from cacheworkers.sql.watch.session_hooks import SessionHooks
 
 _STATES = "cacheworkers.watch"
 #: Connection -> the sessions with a transaction on it, the newest last.  Never walked through: threads change it.
 _on_connections: weakref.WeakKeyDictionary[Connection, tuple[weakref.ref[SessionState], ...]]
 _on_connections = weakref.WeakKeyDictionary()
 #: Of all caches.  Replaced by another tuple, not changed: threads walk through it.
-_all_hooks: tuple[weakref.ref[Hooks], ...] = ()
+_all_hooks: tuple[weakref.ref[SessionHooks], ...] = ()
 #: Mapped class as it is mapped now -> its attributes with a listener.
 _assignments: weakref.WeakKeyDictionary[Mapper[Any], set[str]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
-
-
-class Hooks(Protocol):
-    """What is called of one cache's hooks: `SessionHooks`."""
-
-    @property
-    def mapping(self) -> WatchMapping: ...
-
-    def assigned(self, session: Session, kind: type, name: str) -> None: ...
-
-    def before_statement(self, state: SessionState, connection: Connection, statement: str, context: Any) -> None: ...
-
-    def after_statement(self, state: SessionState, connection: Connection, result: Any) -> None: ...
-
-    def before_commit(self, state: SessionState, connection: Connection) -> None: ...
-
-    def adopt(self, session: Session, connection: Connection, context: Any) -> None: ...
 
 
 class SessionState:
@@ -60,7 +43,7 @@ class SessionState:
         single: the row that a statement of the user's is about to change.
     """
 
-    def __init__(self, hooks: Hooks, session: Session) -> None:
+    def __init__(self, hooks: SessionHooks, session: Session) -> None:
         self.hooks = hooks
         self.dirty: DirtyTransaction | None = None
         self.flush: Flush | None = None
@@ -103,13 +86,13 @@ def states_on(connection: Connection) -> tuple[SessionState, ...]:
     return tuple([each for each in found if each is not None and each.session is not None])
 
 
-def state_of(hooks: Hooks, session: Session) -> SessionState | None:
+def state_of(hooks: SessionHooks, session: Session) -> SessionState | None:
     """Return what some hooks know of a session, if they watch it and it has begun something."""
-    found: dict[Hooks, SessionState] | None = session.info.get(_STATES)
+    found: dict[SessionHooks, SessionState] | None = session.info.get(_STATES)
     return None if found is None else found.get(hooks)
 
 
-def state_for(hooks: Hooks, session: Session) -> SessionState:
+def state_for(hooks: SessionHooks, session: Session) -> SessionState:
     """Return what some hooks know of a session; made if there is nothing yet."""
     states = session.info.setdefault(_STATES, {})
     if hooks not in states:
@@ -123,7 +106,7 @@ def states_of(session: Session) -> Iterator[SessionState]:
     yield from session.info.get(_STATES, {}).values()
 
 
-def listen(hooks: Hooks) -> None:
+def listen(hooks: SessionHooks) -> None:
     """Have some hooks called; the listeners that are the same for all are added unless they are there."""
     global _all_hooks
     with _lock:
@@ -134,14 +117,14 @@ def listen(hooks: Hooks) -> None:
     _listen_to_assignments(hooks)
 
 
-def forget(hooks: Hooks) -> None:
+def forget(hooks: SessionHooks) -> None:
     """Have some hooks no longer called."""
     global _all_hooks
     with _lock:
         _all_hooks = tuple(each for each in _all_hooks if each() not in (None, hooks))
 
 
-def _listen_to_assignments(hooks: Hooks) -> None:
+def _listen_to_assignments(hooks: SessionHooks) -> None:
     """Listen to attributes that no other hooks have listened to; mapped again, a class has lost all listeners."""
     # Before the lock is taken: this may configure mappers, for which SQLAlchemy has a lock of its own.
     found: list[tuple[type, Mapper[Any], list[str]]]
@@ -155,7 +138,7 @@ def _listen_to_assignments(hooks: Hooks) -> None:
                     event.listen(getattr(key, name), "set", _after_assignment, propagate=True)
 
 
-def _hooks() -> Iterator[Hooks]:
+def _hooks() -> Iterator[SessionHooks]:
     for reference in _all_hooks:
         found = reference()
         if found is not None:
@@ -167,7 +150,7 @@ def _newest(connection: Connection) -> Sequence[SessionState]:
     states = states_on(connection)
     if len(states) < 2:
         return states
-    found: dict[Hooks, SessionState] = {}
+    found: dict[SessionHooks, SessionState] = {}
     for state in states:
         other = found.get(state.hooks)
         is_inner = other is None or not _is_running(other) or _is_running(state)

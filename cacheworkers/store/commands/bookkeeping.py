@@ -37,12 +37,14 @@ class Bookkeeping:
 
     # -- for doctor
 
-    def note_marks(self, marks: Sequence[str], at: float) -> Exchange[dict[str, float]]:
-        """Note what a process of this namespace is; all that is noted, as of `marks`."""
+    def note_marks(self, marks: Sequence[str], at: float, lapsed: Sequence[str] = ()) -> Exchange[dict[str, float]]:
+        """Note what a process of this namespace is, and delete what lapsed; all that is noted, as of `marks`."""
         key = self.keys.marks
         fields = [word for mark in marks for word in (mark, at)]
         note = [Request(("HSET", key, *fields)), Request(("PEXPIRE", key, milliseconds(MARKS_KEPT_FOR)))]
-        return self._ask([*note, Request(("HGETALL", key))], lambda replies: parse.instants(replies[2]))
+        if lapsed:
+            note.append(Request(("HDEL", key, *lapsed)))
+        return self._ask([*note, Request(("HGETALL", key))], lambda replies: parse.instants(replies[-1]))
 
     def marks(self) -> Exchange[dict[str, float]]:
         """What the processes of this namespace are, and when that was last noted, seconds since the epoch."""
@@ -74,7 +76,7 @@ class Bookkeeping:
         return self._ask([request], lambda replies: int(parse.or_nothing(replies[0], 0)))
 
     def most_read(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
-        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_frequency.py`.
+        """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_score.py`.
 
         Args:
             since: least `read_at`.
@@ -187,11 +189,11 @@ class Bookkeeping:
         """Drop expired members of one tag set, and the tag's mark when it is old enough."""
         request = Request.call(scripts.TRIM_TAG, (key, last), (most, milliseconds(mark_kept_for)))
 
-        def shape(replies: list[Any]) -> Trimmed:
+        def parsed(replies: list[Any]) -> Trimmed:
             dropped, _, *are_foreign = replies[0]
             return Trimmed(int(dropped), tuple(itertools.compress((key, last), are_foreign)))
 
-        return self._ask([request], shape)
+        return self._ask([request], parsed)
 
     def gc_position(self) -> Exchange[tuple[int, int]]:
         """Where the last garbage collection stopped: its phase and its cursor there; the beginning, if it was whole."""
@@ -209,8 +211,8 @@ class Bookkeeping:
 
     # -- helpers
 
-    def _ask(self, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> Exchange[T]:
-        return Exchange(self.link, requests, shape)
+    def _ask(self, requests: Sequence[Request], parse: Callable[[list[Any]], T]) -> Exchange[T]:
+        return Exchange(self.link, requests, parse)
 
 
 def milliseconds(seconds: float) -> int:

@@ -144,7 +144,7 @@ class DetachedSet(msgspec.Struct, frozen=True):
 
 
 class ForeignType(StoreError):
-    """A key of ours is of another type: something else writes there."""
+    """A key of the library's is of another type: something else writes there."""
 
 
 def ours(reply: Any) -> Any:
@@ -158,10 +158,18 @@ def ours(reply: Any) -> Any:
     return reply
 
 
-def foreign(reply: Exception, key: str = "") -> ForeignType:
-    """Return what a WRONGTYPE reply means, to be raised once the other keys of the exchange are done."""
-    where = f"the key {key}" if key else "a key of ours"
-    return ForeignType(f"{where} holds what something else has written: {reply}")
+def foreign(reply: Exception, *keys: str) -> ForeignType:
+    """Return what a WRONGTYPE reply means, to be raised once the other keys of the exchange are done.
+
+    Args:
+        keys: what the request has touched, if that is known.
+    """
+    names = ", ".join(filter(None, keys))
+    where = (f"one of the keys {names}" if len(keys) > 1 else f"the key {names}") if names else "a key of the library's"
+    return ForeignType(
+        f"{where} holds what something else has written: {str(reply).rstrip('.')}; find out who "
+        "writes there, and delete the key"
+    )
 
 
 def or_nothing(reply: Any, nothing: Any) -> Any:
@@ -169,10 +177,14 @@ def or_nothing(reply: Any, nothing: Any) -> Any:
     return nothing if isinstance(reply, Exception) else reply
 
 
-def detached(tag: str, shard: int, reply: Any, name: str = "") -> list[DetachedSet | ForeignType]:
-    """Return the detached sets of a tag's shard from a reply: their names, and the members of the one named here."""
+def detached(tag: str, shard: int, reply: Any, *keys: str, name: str = "") -> list[DetachedSet | ForeignType]:
+    """Return the detached sets of a tag's shard from a reply: their names, and the members of the one named here.
+
+    Args:
+        keys: what the request has touched.
+    """
     if isinstance(reply, Exception):
-        return [foreign(reply)]
+        return [foreign(reply, *keys)]
     names, members = reply if name else (reply, ())
     calls = [text(member) for member in members]
     return [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from cacheworkers.local.get_batcher import Batcher
-from cacheworkers.store.commands import replies as shapes
+from cacheworkers.store.commands import replies as parsers
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_check import info_of
 from cacheworkers.store.connections.transport import Transport
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class Exchange(Generic[T]):
-    """A step: one round trip to the store, and its replies in shape."""
+    """A step: one round trip to the store, and its replies, parsed."""
 
-    __slots__ = ("_link", "_requests", "_shape")
+    __slots__ = ("_link", "_parse", "_requests")
 
-    def __init__(self, link: Transport, requests: Sequence[Request], shape: Callable[[list[Any]], T]) -> None:
+    def __init__(self, link: Transport, requests: Sequence[Request], parse: Callable[[list[Any]], T]) -> None:
         self._link = link
         self._requests = requests
-        self._shape = shape
+        self._parse = parse
 
     def __repr__(self) -> str:
         return (
@@ -33,37 +33,35 @@ class Exchange(Generic[T]):
 
     def run(self) -> T:
         """Do it, blocking this thread."""
-        return self._shaped(self._link.exchange(self._requests) if self._requests else [])
+        return self._parsed(self._link.exchange(self._requests) if self._requests else [])
 
     async def arun(self) -> T:
         """Do it on the running loop."""
-        return self._shaped(await self._link.aexchange(self._requests) if self._requests else [])
+        return self._parsed(await self._link.aexchange(self._requests) if self._requests else [])
 
-    def _shaped(self, replies: list[Any]) -> T:
-        """Return the replies in shape.
+    def _parsed(self, replies: list[Any]) -> T:
+        """Return the replies, parsed.
 
         Raises:
-            ForeignType: a key of ours holds what something else has written there.
+            ForeignType: a key of the library's holds what something else has written there.
         """
         try:
-            return self._shape(replies)
-        except (TypeError, ValueError, IndexError, AttributeError, shapes.ForeignType) as error:
+            return self._parse(replies)
+        except (TypeError, ValueError, IndexError, AttributeError, parsers.ForeignType) as error:
             for request, reply in zip(self._requests, replies, strict=True):
                 if isinstance(reply, Exception):
-                    raise shapes.foreign(reply, request.key) from error
-            if isinstance(error, shapes.ForeignType):
-                raise
-            raise shapes.foreign(error) from error
+                    raise parsers.foreign(reply, request.key) from error
+            raise parsers.foreign(error) from error
 
     @staticmethod
     def joint(parts: Sequence[Exchange[Any]]) -> Exchange[list[Any]]:
         """Return several exchanges with one link as one; its result is the list of theirs."""
 
-        def shape(replies: list[Any]) -> list[Any]:
+        def parse(replies: list[Any]) -> list[Any]:
             rest = iter(replies)
-            return [part._shape(list(itertools.islice(rest, len(part._requests)))) for part in parts]
+            return [part._parse(list(itertools.islice(rest, len(part._requests)))) for part in parts]
 
-        return Exchange(parts[0]._link, [request for part in parts for request in part._requests], shape)
+        return Exchange(parts[0]._link, [request for part in parts for request in part._requests], parse)
 
 
 class Get:
@@ -86,7 +84,7 @@ class Get:
 
     def run(self) -> bytes | None:
         """Get it, blocking this thread."""
-        return shapes.raw(self._link.exchange([Request(("GET", self._key))])[0])
+        return parsers.raw(self._link.exchange([Request(("GET", self._key))])[0])
 
     async def arun(self) -> bytes | None:
         """Get it on the running loop."""
@@ -108,20 +106,20 @@ class Scan:
 
     def run(self) -> tuple[int, list[str]]:
         """Do it, blocking this thread."""
-        return self._shape(*self._link.on_master(self._at, self._words))
+        return self._parse(*self._link.on_master(self._at, self._words))
 
     async def arun(self) -> tuple[int, list[str]]:
         """Do it on the running loop."""
-        return self._shape(*await self._link.aon_master(self._at, self._words))
+        return self._parse(*await self._link.aon_master(self._at, self._words))
 
-    def _shape(self, reply: Any, masters: int) -> tuple[int, list[str]]:
+    def _parse(self, reply: Any, masters: int) -> tuple[int, list[str]]:
         cursor, keys = reply
         inner = int(cursor)
         if inner:
             following = self._at << 64 | inner
         else:
             following = (self._at + 1) << 64 if self._at + 1 < masters else 0
-        return following, [shapes.text(key) for key in keys]
+        return following, [parsers.text(key) for key in keys]
 
 
 class Info:

@@ -23,8 +23,6 @@ from typing import Any
 import hiredis
 from redis import exceptions as redis_errors
 
-#: A connection that was idle for longer is checked before it is used: the server may have closed it, seconds.
-FRESH_FOR = 0.2
 #: A reply or request that is under way may take this many timeouts in all, as long as bytes move within each.
 PROGRESS_TIMEOUTS = 20
 #: A partial reply, or a request that is not yet sent, of more bytes than this is bulk.
@@ -97,12 +95,12 @@ class Connection:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
 
     @property
-    def is_usable(self) -> bool:
-        """Whether the server has not closed it; checks only a connection that was idle for a while."""
-        return time.monotonic() - self.used_at < FRESH_FOR or not _is_readable(self._socket, 0.0)
+    def is_open(self) -> bool:
+        """Whether the server has not closed it; asked of one that was idle for a while."""
+        return not _is_readable(self._socket, 0.0)
 
     def suspect(self) -> None:
-        """Have `is_usable` check, however recently it was used: another connection was cut."""
+        """Have it checked before its next use, however recent the last: another connection was cut."""
         self.used_at = -math.inf
 
     def exchange(self, packed: bytes, count: int) -> list[Any]:

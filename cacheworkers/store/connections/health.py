@@ -132,16 +132,16 @@ class Health:
         if isinstance(error, MaxConnectionsError):
             return StoreUnavailable(f"no free connection to the store at {where}")
         if isinstance(error, AskError | TryAgainError):  # one slot moves; its masters have answered
-            return StoreUnavailable(f"a slot of the store at {where} is moving: {type(error).__name__}: {error}")
+            return StoreUnavailable(f"a slot of the store at {where} is moving: {error_text(error)}")
         if isinstance(error, UNAVAILABLE):
-            text = f"the store at {where} is unavailable: {type(error).__name__}: {error}"
+            text = f"the store at {where} is unavailable: {error_text(error)}"
             if isinstance(error, _ONE_CONNECTION) and self._open_for and self._suspect(error):
                 return StoreUnavailable(text)
             self._open(text)
             return StoreUnavailable(text)
         if isinstance(error, RedisError):
-            return StoreRefused(f"the store at {where} answered {type(error).__name__}: {error}")
-        return StoreError(f"the store at {where} sent an answer that cannot be used: {type(error).__name__}: {error}")
+            return StoreRefused(f"the store at {where} answered {error_text(error)}")
+        return StoreError(f"the store at {where} sent an answer that cannot be used: {error_text(error)}")
 
     def answered(self) -> None:
         """Note that a probe was answered: the whole store is back."""
@@ -178,8 +178,9 @@ class Health:
             was_lost, self._is_lost = self._is_lost, True
         if not was_lost:
             log.warning(
-                "%s; until it answers, reads load for themselves and invalidations are refused: "
-                "check that it runs, and that redis_url has its address, user and password",
+                "%s; until it answers, reads get what this process's memory has kept, for at most l1_on_loss_for, and "
+                "load the rest for themselves, and invalidations are refused: check that it runs, and that redis_url "
+                "has its address, user and password",
                 text,
             )
             self._on_lost(text)
@@ -230,7 +231,7 @@ class Health:
         try:
             self._confirm()
         except Exception as error:
-            self._open(f"the store at {self._where} is unavailable: {type(error).__name__}: {error}")
+            self._open(f"the store at {self._where} is unavailable: {error_text(error)}")
             return False
         return True
 
@@ -249,6 +250,11 @@ class Health:
             return False
         # Early, and no part is known to have failed: who asked again might wait for a timeout again.
         return not is_early
+
+
+def error_text(error: Exception) -> str:
+    """Return an error's class and text, to go on after: without a full stop."""
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 class Asking:

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import hiredis
+from hiredis import pack_command
 from redis.exceptions import RedisError
 
 from cacheworkers.store.connections.async_connection import AsyncConnection
 from cacheworkers.store.connections.connection import Connection, ConnectionCut, LateReply, Outcome, pack
 from cacheworkers.store.connections.sentinels import Lease
 
+#: A connection that was idle for longer is checked before it is used: the server may have closed it, seconds.
+FRESH_FOR = 0.2
 #: Idle connections that are kept; more threads than these open and close their own.
 MAX_IDLE = 64
 #: Connections of one event loop: more than one only while bulk is under way on the others.
@@ -79,7 +81,7 @@ class Pool:
         """
         began, connection = time.monotonic(), None
         try:
-            connection = self._acquire()
+            connection = self._acquire(began)
             replies = connection.exchange(pack(commands), len(commands))
         except BaseException as error:
             if connection is not None and connection.is_cut and _may_repeat(commands):
@@ -93,8 +95,8 @@ class Pool:
         """Return the reply to one read, one of `REPEATED`: what `exchange` does, in the fewest steps."""
         began, connection = time.monotonic(), None
         try:
-            connection = self._acquire()
-            reply = connection.ask(hiredis.pack_command(command))
+            connection = self._acquire(began)
+            reply = connection.ask(pack_command(command))
         except BaseException as error:
             if connection is not None and connection.is_cut:
                 return self._repeat(connection, (command,), began + self.timeout)[0]
@@ -114,7 +116,7 @@ class Pool:
         """
         began, connection = time.monotonic(), None
         try:
-            connection = self._acquire(timeout)
+            connection = self._acquire(began, timeout)
             connection.send(pack(commands))
         except BaseException as error:
             if connection is None or not connection.is_cut or not _may_repeat(commands):
@@ -180,7 +182,7 @@ class Pool:
 
     # -- threads
 
-    def _acquire(self, connect_timeout: float | None = None) -> Connection:
+    def _acquire(self, now: float, connect_timeout: float | None = None) -> Connection:
         if self._lease is not None and self._lease.is_over and self._idle:
             self.redis_pool().get_master_address()
         while True:
@@ -188,8 +190,9 @@ class Pool:
                 connection = self._idle.pop()
             except IndexError:
                 return self._connect(connect_timeout)
-            if connection.generation == self._generation and connection.is_usable:
-                return connection
+            if connection.generation == self._generation:
+                if now - connection.used_at < FRESH_FOR or connection.is_open:
+                    return connection
             connection.close()
 
     def _connect(self, connect_timeout: float | None = None) -> Connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from redis.exceptions import AskError, TryAgainError
 
@@ -32,6 +32,16 @@ _Words = tuple[Any, ...]
 _Commands = Callable[[str], Sequence[_Words]]
 #: How many slots of a master are tried for such a key, when one after the other is moving to another master.
 _SLOTS_TRIED = 3
+
+
+class Admission(Protocol):
+    """Says whether this process may use the store at all."""
+
+    def question(self) -> Request | None:
+        """Return what to ask the store first, if anything; raise what lately was the answer to it."""
+
+    def check(self, reply: Any) -> None:
+        """Raise what keeps this process out, by the store's reply."""
 
 
 class Transport:
@@ -74,6 +84,8 @@ class Transport:
             has_parts=self.is_cluster,
         )
         self._is_checked = False
+        #: Asked with the first exchange.
+        self.admission: Admission | None = None
         #: Names of the masters that have answered since the listener was lost; None while there is a listener.
         self._answered: set[str] | None = None
         #: Called before each exchange: a fork without Python's hooks must not use the parent's connections.
@@ -146,14 +158,16 @@ class Transport:
             return replies
 
     def get(self, key: str) -> bytes | None:
-        """Return what a key holds, None for nothing or for another type: what `exchange` does, in the fewest steps."""
-        if self._alone is None or not self._is_checked or self._health.breaker.is_open:
+        """Return what a key holds, None for nothing or for another type: what `exchange` does, in the fewest steps.
+
+        The caller has checked that this process is no fork.
+        """
+        pool, answered = self._alone, self._answered
+        if pool is None or not self._is_checked or self._health.breaker.is_open:
             reply = self.exchange([Request(("GET", key))])[0]
         else:
-            self.check_process()
-            answered = self._answered
             try:
-                reply = self._alone.ask(("GET", key))
+                reply = pool.ask(("GET", key))
                 if answered is not None and not isinstance(reply, UNAVAILABLE):
                     answered.add("")
                 if isinstance(reply, Exception):
@@ -163,7 +177,7 @@ class Transport:
                 if translated is error:
                     raise
                 raise translated from error
-        return reply if isinstance(reply, bytes) else None
+        return reply if type(reply) is bytes else None
 
     def submit(self, words: tuple[Any, ...], done: Callable[[Outcome], None]) -> bool:
         """Send one command immediately, and return True; False if it takes more than that: use `aexchange`.
@@ -330,7 +344,8 @@ class Transport:
                 raise MasterUnavailable(f"{master.name} did not answer lately")
 
     def _check_server(self) -> Flow[None]:
-        """Check, at the first exchange, that the server is safe to write to, and measure its clock."""
+        """Check at the first exchange that the server is safe to write to, and ask for admission; measure its clock."""
+        question = None if self.admission is None else self.admission.question()
         masters: list[Master] = yield from self._masters.masters()
         pool = min(masters, key=lambda master: master.pool.failed_at).pool
         [[info]] = yield FanOut(RoutedRequests(pool, [("INFO", "everything")]))
@@ -341,4 +356,21 @@ class Transport:
         received = time.monotonic()
         check([answer])
         self._clock.measure(int(answer[0]) + int(answer[1]) / 1e6, sent, received)
+        if self.admission is not None and question is not None:
+            replies = yield _Asked(self._masters, [question])
+            self.admission.check(replies[0])
         self._is_checked = True
+
+
+class _Asked:
+    """A step: an exchange that nothing is asked before."""
+
+    def __init__(self, masters: Topology, requests: Sequence[Request]) -> None:
+        self._masters = masters
+        self._requests = requests
+
+    def run(self) -> list[Any]:
+        return self._masters.exchange(self._requests)
+
+    async def arun(self) -> list[Any]:
+        return await self._masters.aexchange(self._requests)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Column, inspect
 from sqlalchemy.orm import InstanceState, RelationshipDirection, Session
 
-from cacheworkers.sql.watch.dirty_transactions import Pending
+from cacheworkers.sql.watch.dirty_transactions import Unflushed
 from cacheworkers.sql.watch.mapped_columns import changed_names, row_columns
 from cacheworkers.sql.watch.row_values import Row
 
@@ -17,7 +17,7 @@ class _NotInMemory(Exception):
     """A tag is made of a value that only the database knows."""
 
 
-def pending_of(session: Session, tags_of: Callable[[type], Callable[[Row], list[str]] | None]) -> Pending:
+def unflushed_of(session: Session, tags_of: Callable[[type], Callable[[Row], list[str]] | None]) -> Unflushed:
     """Return what a session's next flush is going to touch, as far as its memory says; nothing is loaded or flushed.
 
     Keys that the flush itself works out, from relationships, are not known before.
@@ -38,7 +38,7 @@ def pending_of(session: Session, tags_of: Callable[[type], Callable[[Row], list[
                 tags.update(make(Row(kind.__name__, row_columns(state.mapper), values, _missing)))
             except _NotInMemory:
                 is_complete = False
-    return Pending(frozenset(tags), is_complete, can_flush)
+    return Unflushed(frozenset(tags), is_complete, can_flush)
 
 
 def _missing() -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
-"""Shape: a digest of a loader's types; a process reads no entry whose JSON or call meant something else to its writer.
+"""Schema fingerprint: a digest of a loader's types, stored with each entry; a process reads only entries that match.
 
 Two releases of a loader that read the same JSON as different values, or the same call as other arguments, have
-different shapes, and never serve each other's entries.
+different fingerprints, and never serve each other's entries.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import msgspec
 from cacheworkers.core.annotations import classes_in, is_pydantic, shown
 from cacheworkers.errors import DeclarationError
 
-SHAPE_BYTES = 8
+FINGERPRINT_BYTES = 8
 #: Of an entry that says none: it fits every reader.
-NO_SHAPE = bytes(SHAPE_BYTES)
+NO_FINGERPRINT = bytes(FINGERPRINT_BYTES)
 #: What a schema says for people.
 _PROSE = frozenset(("title", "description", "examples"))
 
 
-def shape_of(annotation: Any, parameters: Mapping[str, Any], tags: Sequence[str] = ()) -> bytes:
+def fingerprint_of(annotation: Any, parameters: Mapping[str, Any], tags: Sequence[str] = ()) -> bytes:
     """Return the digest of a loader's return annotation, its parameters and their types, and its tags' templates.
 
     A default counts, since a field that is left out of the JSON takes it; names of classes and docstrings do not.
@@ -30,12 +30,12 @@ def shape_of(annotation: Any, parameters: Mapping[str, Any], tags: Sequence[str]
     arguments = [[name, _schema_of(each)] for name, each in parameters.items()]
     described = {"value": _schema_of(annotation), "parameters": arguments, "tags": sorted(tags)}
     text = msgspec.json.encode(described, enc_hook=repr, order="deterministic")
-    return hashlib.blake2b(text, digest_size=SHAPE_BYTES).digest()
+    return hashlib.blake2b(text, digest_size=FINGERPRINT_BYTES).digest()
 
 
-def fits(entry_shape: bytes, shape: bytes) -> bool:
-    """Return whether an entry of one shape is what a loader of another reads."""
-    return entry_shape == shape or entry_shape == NO_SHAPE or shape == NO_SHAPE
+def fits(entry_fingerprint: bytes, fingerprint: bytes) -> bool:
+    """Return whether an entry of one fingerprint is what a loader of another reads."""
+    return entry_fingerprint == fingerprint or entry_fingerprint == NO_FINGERPRINT or fingerprint == NO_FINGERPRINT
 
 
 def _schema_of(annotation: Any) -> Any:

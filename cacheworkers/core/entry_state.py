@@ -1,4 +1,4 @@
-"""Judge what the store has of a call: is it an entry of this call, readable, recent enough, and how fresh."""
+"""EntryState: whether stored bytes are an entry of a call, readable and recent enough, and how fresh it is."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry, Freshness
-from cacheworkers.core.shape import NO_SHAPE
+from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.errors import CodecError, EnvelopeError
 
 
-class Judgement(msgspec.Struct, frozen=True, gc=False):
-    """What stored bytes are worth to a read.
+class EntryState(msgspec.Struct, frozen=True, gc=False):
+    """The state of what is stored under a call's key, as one read sees it.
 
     Attributes:
         entry: None where there is none, or none that the read may use.
@@ -36,39 +36,39 @@ class Judgement(msgspec.Struct, frozen=True, gc=False):
         return self.freshness is Freshness.FRESH or self.freshness is Freshness.STALE
 
 
-_NOTHING = Judgement()
+_NOTHING = EntryState()
 
 
-def judge(
+def entry_state(
     raw: bytes | None,
     call: str,
     now: float,
     *,
     since: int = 0,
     decode: Callable[[bytes], Any] | None = None,
-    shape: bytes = NO_SHAPE,
-) -> Judgement:
-    """Return what the bytes under a call's key are worth at `now`, seconds of the store's clock.
+    fingerprint: bytes = NO_FINGERPRINT,
+) -> EntryState:
+    """Return the state of the bytes under a call's key at `now`, seconds of the store's clock.
 
     Args:
         since: least sequence number; what was loaded before it is no entry.
         decode: payload -> value.
-        shape: of the loader that reads.
+        fingerprint: of the loader that reads.
     """
     if raw is None:
         return _NOTHING
     try:
-        entry = envelope.entry_of(raw, call, shape)
-    except envelope.OtherShape as error:
-        return Judgement(problem=str(error), other=error.entry)
+        entry = envelope.entry_of(raw, call, fingerprint)
+    except envelope.OtherFingerprint as error:
+        return EntryState(problem=str(error), other=error.entry)
     except EnvelopeError as error:
-        return Judgement(problem=str(error))
+        return EntryState(problem=str(error))
     freshness = entry.freshness(now)
     if entry.seq < since or freshness is Freshness.MISSING:
         return _NOTHING
     if decode is None:
-        return Judgement(entry, None, freshness)
+        return EntryState(entry, None, freshness)
     try:
-        return Judgement(entry, decode(entry.payload), freshness)
+        return EntryState(entry, decode(entry.payload), freshness)
     except CodecError as error:
-        return Judgement(problem=str(error))
+        return EntryState(problem=str(error))

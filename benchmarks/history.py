@@ -34,12 +34,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cacheworkers.errors import CacheworkersError
-
 _Number = TypeVar("_Number", int, float)
 
 
-class HistoryError(CacheworkersError, ValueError):
+class HistoryError(ValueError):
     """A line of a history is malformed; the message names file, line and rule."""
 
 
@@ -188,29 +186,18 @@ def _last_before(rising: Sequence[tuple[float, _Number]], instant: float) -> _Nu
 
 
 class History:
-    """The operations in some files, read again at each iteration.
+    """The operations in some files, read again at each iteration."""
 
-    Attributes:
-        bad: what is wrong with lines that were left out, at the last iteration: `file:line: reason`.
-    """
-
-    def __init__(self, paths: Iterable[Path | str], *, is_strict: bool = True) -> None:
-        """
-        Args:
-            is_strict: a malformed line, other than one cut short, raises; else it is left out, and named in `bad`.
-        """
+    def __init__(self, paths: Iterable[Path | str]) -> None:
         self._paths = [Path(path) for path in paths]
-        self._is_strict = is_strict
-        self.bad: list[str] = []
 
     def __iter__(self) -> Iterator[Operation]:
         """Yield every operation.
 
         Raises:
-            HistoryError: a line is malformed, and `is_strict`.
+            HistoryError: a line is malformed, other than one cut short.
             OSError: a file cannot be read.
         """
-        self.bad = []
         for path in self._paths:
             with open(path, "rb") as file:
                 for number, line in enumerate(file, 1):
@@ -221,10 +208,7 @@ class History:
                     except (msgspec.DecodeError, ValueError) as error:
                         if line.startswith(b"{") and not line.rstrip().endswith(b"}"):
                             continue  # its process was killed while it wrote this, and reported it to nobody
-                        reason = f"{path}:{number}: {error}"
-                        if self._is_strict:
-                            raise HistoryError(reason) from None
-                        self.bad.append(reason)
+                        raise HistoryError(f"{path}:{number}: {error}") from None
 
 
 def _parsed(line: bytes) -> Operation:

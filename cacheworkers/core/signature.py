@@ -1,4 +1,4 @@
-"""(loader, arguments) <-> call text: `product[42]`, `product@2[42]`, `search["chair",1]`.
+"""Signature: a loader's parameters; turns arguments into call texts, `product[42]`, `search["chair",1]`, and back.
 
 A call's text is the loader's name, its version if that is not 1, and the canonical arguments as a JSON array in the
 order of the signature.  It names the entry everywhere: in Redis, L1, task messages, Flower and logs.
@@ -6,30 +6,22 @@ order of the signature.  It names the entry everywhere: in Redis, L1, task messa
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import enum
 import inspect
-import math
-import numbers
 import re
 import typing
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
-from cacheworkers.core.annotations import bare, hints_of, members_of, refuse_what_json_lacks
+from cacheworkers.core.annotations import bare, hints_of, refuse_what_json_lacks
+from cacheworkers.core.canonical_arguments import EXACT, WRONG, as_exact, converted, is_keyable, plain
 from cacheworkers.errors import BadArgument, CallError, DeclarationError
 
 _RULE = "use builtins, dates, UUID, Decimal, Enum, or a Struct or dataclass of these"
 _NAME = re.compile(r"[a-z_][a-z0-9_.]{0,99}")
 _encode = msgspec.json.Encoder(order="deterministic").encode
-_WRONG = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 
-#: Types whose values are canonical as they are.  Equal values of one of them have equal texts.
-_EXACT = (int, str, bool, uuid.UUID, datetime.date)
 _WIDE = 2**63
 #: Most texts of one loader's calls that are remembered.
 _MOST_TEXTS = 8192
@@ -86,13 +78,13 @@ class Signature:
         for parameter, each in zip(parameters, types, strict=True):
             refuse_what_json_lacks(f"parameter {parameter.name!r} of {name}", each, _RULE)
         self.parameters = tuple(p.name for p in parameters)
-        self.positional_keys = all(_is_keyable(each) for each in types)
+        self.positional_keys = all(is_keyable(each) for each in types)
         self._is_batch = is_batch
         self._signature = inspect.Signature(parameters)
         self._types = types
         #: Parameter -> its annotation; of a batch loader, that of one key.
         self.annotations = dict(zip(self.parameters, types, strict=True))
-        self._exact = tuple(types) if all(each in _EXACT for each in types) else None
+        self._exact = tuple(types) if all(each in EXACT for each in types) else None
         # The text of an int is at most 20 characters, so that its length needs no look.
         self._is_one_int = self._exact == (int,) and len(self._prefix) + 22 <= max_bytes
         self._texts = _Texts(self._text_of_int if self._is_one_int else self._text_of)
@@ -102,8 +94,8 @@ class Signature:
         for parameter, each in zip(parameters, types, strict=True):
             if parameter.default is not inspect.Parameter.empty:
                 try:
-                    msgspec.json.decode(_encode(_converted(parameter.default, each)), type=each)
-                except _WRONG as error:
+                    msgspec.json.decode(_encode(converted(parameter.default, each)), type=each)
+                except WRONG as error:
                     raise DeclarationError(
                         f"the default of {parameter.name!r} in {name} must fit its annotation, "
                         f"got {parameter.default!r}: {error}"
@@ -123,16 +115,16 @@ class Signature:
             if self._exact is not None:
                 if tuple(map(type, given)) != self._exact:
                     given_types = zip(given, self._types, strict=True)
-                    given = tuple(_as_exact(value, each) for value, each in given_types)
+                    given = tuple(as_exact(value, each) for value, each in given_types)
                 canonical, text = given, _encode(given)
             else:
-                plain = [_converted(value, each) for value, each in zip(given, self._types, strict=True)]
+                sent = [converted(value, each) for value, each in zip(given, self._types, strict=True)]
                 # What a worker will read from the text is what is canonical: both sides load with the same arguments.
-                canonical = self._decode(_encode(plain))
+                canonical = self._decode(_encode(sent))
                 if self._is_batch:
                     hash(canonical)  # the batch loader returns a dict by it
-                text = _encode([_plain(value) for value in canonical])
-        except _WRONG as error:
+                text = _encode([plain(value) for value in canonical])
+        except WRONG as error:
             named = ", ".join(f"{name}={value!r}"[:80] for name, value in zip(self.parameters, given, strict=True))
             raise BadArgument(f"{self.name}({named}) is not a valid call: {error}") from None
         length = len(self._prefix) + len(text)
@@ -178,7 +170,7 @@ class Signature:
             raise CallError(f"a call of {self.name} starts with {self._prefix}[, got {text[:80]!r}")
         try:
             arguments = self._decode(text[len(self._prefix) :])
-        except _WRONG as error:
+        except WRONG as error:
             raise CallError(
                 f"{text[:80]!r} is not a call of {self.name}{self._signature}: {error}; "
                 f'arguments are JSON, as in {self._prefix}[42] and {self._prefix}["text",1]'
@@ -258,114 +250,3 @@ def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Paramet
                 f"{name} may not have the parameter `{parameter}`: every argument must be one plain, named parameter"
             )
     return [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters[1:]]
-
-
-def _is_keyable(annotation: Any) -> bool:
-    """Return whether raw arguments that are equal mean the same value of this type.
-
-    Not so for Any: `1 == True`, but they are two calls.
-    """
-    kinds = [each for each in members_of(annotation) if each is not type(None)]
-    if len(kinds) != 1:
-        return not kinds
-    [kind] = kinds
-    if typing.get_origin(kind) is typing.Literal:
-        return len({type(each) for each in typing.get_args(kind)}) == 1
-    return kind in _EXACT or (isinstance(kind, type) and issubclass(kind, enum.Enum))
-
-
-def _converted(value: Any, annotation: Any) -> Any:
-    """Return an argument as its annotation means it, as plain JSON values: "42" under `int` is 42."""
-    if annotation is not Any:
-        value = _as_exact(value, annotation)
-    return _plain(value)
-
-
-def _as_exact(value: Any, annotation: Any) -> Any:
-    """Return an argument as its annotation means it; what is equal to a value of the type is that value.
-
-    Memory is looked into by raw arguments, where True is 1: the way through the store has to take it as well.
-    """
-    try:
-        found = msgspec.convert(value, annotation, strict=False)
-    except _WRONG:
-        equal = _equal_of(value, annotation)
-        if equal is None:
-            raise
-        return equal
-    if annotation in _EXACT and type(found) is not annotation:  # a subclass
-        equal = _equal_of(value, annotation)
-        return found if equal is None else equal
-    return found
-
-
-def _equal_of(value: Any, annotation: Any) -> Any:
-    """Return the value of a type that serves as a key and equals another; None if there is none."""
-    for kind in members_of(annotation):
-        if typing.get_origin(kind) is typing.Literal:
-            options: Iterable[Any] = typing.get_args(kind)
-        elif isinstance(kind, type) and issubclass(kind, enum.Enum):
-            options = kind
-        else:
-            options = _plain_equals(value, kind)
-        for each in options:
-            if each is not None and each == value:
-                return each
-    return None
-
-
-def _plain_equals(value: Any, kind: Any) -> Iterable[Any]:
-    match value:
-        case numbers.Number() if kind in (int, bool):
-            try:
-                return (kind(getattr(value, "real", value)),)
-            except (ValueError, OverflowError):  # NaN, infinity
-                return ()
-        case str() if kind is str:
-            return (str.__str__(value),)
-        case uuid.UUID() if kind is uuid.UUID:
-            return (uuid.UUID(int=value.int),)
-        case datetime.date() if kind is datetime.date and not isinstance(value, datetime.datetime):
-            return (datetime.date(value.year, value.month, value.day),)
-        case _:
-            return ()
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as plain JSON values, equal values alike."""
-    kept = (decimal.Decimal, datetime.datetime)
-    return _alike(msgspec.to_builtins(value, builtin_types=kept, str_keys=True, order="deterministic"))
-
-
-def _alike(value: Any) -> Any:
-    match value:
-        case float():
-            if not math.isfinite(value):
-                raise ValueError(f"a float must be finite, got {value}")
-            return value + 0.0  # -0.0 and 0.0 are one
-        case decimal.Decimal():
-            return _shortest(value)
-        case datetime.datetime():
-            # One instant has one text, in whatever time zone it was given.
-            return value if value.tzinfo is None else value.astimezone(datetime.UTC)
-        case list() | tuple():
-            return [_alike(each) for each in value]
-        case dict():
-            return {key: _alike(each) for key, each in value.items()}
-        case _:
-            return value
-
-
-def _shortest(value: decimal.Decimal) -> decimal.Decimal:
-    """Return a Decimal without trailing zeros, never rounded; 100 stays 100, and does not become 1E+2."""
-    if not value.is_finite():
-        raise ValueError(f"a Decimal must be finite, got {value}")
-    sign, digits, exponent = value.as_tuple()
-    assert isinstance(exponent, int)  # it is finite
-    if not any(digits):
-        return decimal.Decimal(0)
-    while digits[-1] == 0:
-        digits, exponent = digits[:-1], exponent + 1
-    if 0 < exponent <= 30:
-        digits, exponent = digits + (0,) * exponent, 0
-    return decimal.Decimal((sign, digits, exponent))
