@@ -233,7 +233,7 @@ def test_by_default_nothing_is_kept_warm_that_will_hardly_be_read_again(make_cac
 
 
 def test_by_default_a_burst_of_all_keeps_few_warm(make_cache: MakeCache) -> None:
-    """Many reads of each of a thousand calls may be all that ever comes: only `EXTRA_LOADS` of them are loaded ahead."""
+    """Many reads of each of a thousand calls may be all that ever comes: `EXTRA_LOADS` of them are loaded ahead."""
     cache = make_cache()
     number, _ = counted(cache, warm_for=None)
     most = warming.EXTRA_LOADS * 1000
