@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
-    from cacheworkers.runtime.celery_workers import UpkeepTasks
     from cacheworkers.sql.watch.service import WatchService
+    from cacheworkers.workers.binding import UpkeepTasks
 
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()

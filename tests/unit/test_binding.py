@@ -18,7 +18,7 @@ from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
 from cacheworkers.events import MalformedTask, PublishFailed, TaskDropped
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.workers import celery_settings
-from cacheworkers.workers.binding import Binding, Upkeep, bind
+from cacheworkers.workers.binding import Binding, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.task_messages import parse_requests, shown
@@ -42,6 +42,10 @@ def kept() -> Iterator[list[Binding]]:
 _kept: list[Binding] = []
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 def bound(app: Celery, **answers: Any) -> Binding:
     """Bind an app to nothing in particular."""
     made = bind(
@@ -50,7 +54,7 @@ def bound(app: Celery, **answers: Any) -> Binding:
         **{
             "run_loads": lambda loader, asks, again: None,
             "undelivered": lambda asks: None,
-            "upkeep": Upkeep({"collect_garbage": (lambda: None, 60.0)}),
+            "upkeep": {"collect_garbage": (nothing, 60.0)},
             "emit": lambda event: None,
             "reset_after_fork": lambda: None,
             **answers,
