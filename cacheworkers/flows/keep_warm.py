@@ -40,11 +40,10 @@ BY_HAND = 2.0
 TURN = 0.025
 #: A call is kept warm by default if at least this many reads are expected while its entry is fresh ...
 LEAST_READS = 1.5
-#: ... and if it is among the hottest, this share of the calls that were read in the last period: each costs at most one
-#: more load in a period, and each of those that were read has cost about one.
-EXTRA_LOADS = 0.07
-#: Reads come in bursts: only of a call that is read more often than this, it is taken to cost less than that one load.
-BURST = 30.0
+#: ... and if the loads that nobody will read stay below this share of the calls that were read in the last period.
+EXTRA_LOADS = 0.05
+#: Reads come in bursts: what is expected to be read this often may as well not be read at all.
+BURST = 12.0
 
 
 class Warming(msgspec.Struct, frozen=True):
@@ -186,9 +185,9 @@ def kept_warm(ports: Ports, loader: LoaderSpec) -> Flow[list[str]]:
     """Return the calls of a loader that are kept warm now, the most read first, under its present version.
 
     With `warm_for`: all that were read lately enough.  By default: those that are expected to be read about twice or
-    more while their entry is fresh, the hottest first, as many as `EXTRA_LOADS` of the calls that were read within one
-    period, so that warming adds at most about that share of loads.  Calls that are read all the time count less than
-    one, so that of few calls that are all hot, all are kept warm.
+    more while their entry is fresh, as far as warming costs few loads more than readers cause by themselves.  That is
+    estimated: each call costs the chance that nobody reads its next entry; all together may cost `EXTRA_LOADS` of the
+    calls that were read within one period, each of which costs about one load anyway.
     """
     policy, now = loader.policy, ports.clock.now()
     if policy.warm_for is not None:

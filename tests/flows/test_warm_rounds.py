@@ -233,20 +233,11 @@ def test_by_default_nothing_is_kept_warm_that_will_hardly_be_read_again(make_cac
 
 
 def test_by_default_a_burst_of_all_keeps_few_warm(make_cache: MakeCache) -> None:
-    """Many reads of each of a thousand calls may be all that ever comes: `EXTRA_LOADS` of them are loaded ahead."""
-    cache = make_cache()
-    number, _ = counted(cache, warm_for=None)
-    most = warming.EXTRA_LOADS * 1000
-
-    assert most - 1 <= len(kept(cache, number, dict.fromkeys(range(1000), 10))) <= most
-    assert most - 1 <= len(kept(cache, number, dict.fromkeys(range(1000), 60))) <= most
-
-
-def test_by_default_all_are_kept_warm_of_few_calls_that_are_read_all_the_time(make_cache: MakeCache) -> None:
+    """Ten reads of each of a thousand calls may be all that ever comes: a twentieth of them is loaded ahead."""
     cache = make_cache()
     number, _ = counted(cache, warm_for=None)
 
-    assert kept(cache, number, dict.fromkeys(range(10), 2000)) == set(range(10))
+    assert 40 <= len(kept(cache, number, dict.fromkeys(range(1000), 10))) <= 70
 
 
 def test_by_default_a_single_call_is_kept_warm_that_is_read_all_the_time(make_cache: MakeCache) -> None:
