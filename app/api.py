@@ -174,11 +174,10 @@ def lean_products(framework: ASGI) -> ASGI:
     answer = asgi.Responder(POLICY)
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["method"] in READS:
-            _, _, number = scope["path"].rpartition("/products/")
-            is_plain = scope["path"] == f"/products/{number}" and number.isascii() and number.isdigit()
-            if is_plain and len(number) <= 10 and 0 < int(number) <= MAX_ID:
-                await asgi.send_answer(send, await answer(scope, shop.product.aread_json, int(number)))
+        if scope["type"] == "http" and scope["method"] in READS and scope["path"].startswith("/products/"):
+            text = scope["path"][len("/products/") :]
+            if text.isascii() and text.isdigit() and len(text) <= 10 and 0 < (number := int(text)) <= MAX_ID:
+                await asgi.send_answer(send, await answer(scope, shop.product.aread_json, number))
                 return
         await framework(scope, receive, send)
 

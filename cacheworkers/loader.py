@@ -5,7 +5,6 @@ Each async method is the sync one with `a` in front; same parameters, same seman
 
 from __future__ import annotations
 
-from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
@@ -14,7 +13,6 @@ from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.read_result import Read
 from cacheworkers.flows.invalidate import Invalidation, invalidate_loader
 from cacheworkers.load_context import AsyncLoad, Load
-from cacheworkers.local.coalescing import Outcome, leave
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_base import LoaderBase
 
@@ -98,25 +96,25 @@ class Loader(LoaderBase[T], Generic[P, T]):
                     if value is not MISSING:
                         return value
         call = self._bind(args, kwargs)
-        slot = self._slot(call.text)
+        slot = self._slot(call.text) if self._l1_for else None
         if slot is not None and (value := self._value(slot)) is not MISSING:
             return value
-        # What `StoreReads.afind` does, without a coroutine of its own for each task that follows another's read.
-        reads, started = self._reads, monotonic()
-        turn: Any = reads.join(call.text, started)
-        if isinstance(turn, Future):
-            place = turn
+        # What `StoreReads.afind` does, without a coroutine of its own for each task.
+        reads, started, found = self._reads, monotonic(), None
+        arguments = None if kwargs else args
+        place, crowd = reads.join(call.text, started)
+        if place is not None:
             try:
-                turn = await place
-            except BaseException:
-                leave(place)
-                raise
-            if type(turn) is Outcome:
-                value = reads.shared(call, self._decode, turn, started, False)
+                found = await place
+            except BaseException as error:
+                if not reads.is_only_the_look(error, place, crowd, started):
+                    raise
+            else:
+                value = reads.settled(call, arguments, self._decode, False, started, crowd, found)
                 if value is not MISSING:
                     return value
-        found: T = await reads.alead(call, None if kwargs else args, self._decode, False, started, turn)
-        return found
+        value = await reads.alead(call, arguments, self._decode, False, started, crowd, found)
+        return value
 
     def read(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:
         """Return the value with its freshness, tier, age in seconds and sequence number; raises as `get` does."""

@@ -39,7 +39,7 @@ _LONGEST_CHANCE = 37.0
 # created, fresh_until, stale_until, expires_at, seq, write_id, digest, fingerprint, len(tags)
 _HEADER = struct.Struct(">4sBBHIQQQQQQ8s8s8sI")
 #: The same, but for what a fresh entry is not asked for; magic, flags and codec are one text.
-_FRESH_HEADER = struct.Struct(">6sHI16xQ40x8sI")
+_read_fresh_header = struct.Struct(">6sHI16xQ40x8sI").unpack_from
 _READABLE = (MAGIC + bytes((0, CODEC_JSON)), MAGIC + bytes((NEGATIVE, CODEC_JSON)))
 _INSTANT = struct.Struct(">Q")
 _CREATED_AT = 20
@@ -178,13 +178,13 @@ def fresh_payload(raw: bytes, call: str, now: float, since: int, beta: float, fi
     It makes no Entry.  What might be revalidated early (`Entry.early_at`) is none of these.
     """
     try:
-        kind, call_len, load_ms, fresh, theirs, tags_len = _FRESH_HEADER.unpack_from(raw)
+        kind, call_len, load_ms, fresh, theirs, tags_len = _read_fresh_header(raw)
     except struct.error:
         return None
     tags_at = HEADER_BYTES + call_len
     if (
         kind not in _READABLE
-        or int(now * 1000 + load_ms * _LONGEST_CHANCE * beta) >= fresh
+        or now * 1000 + load_ms * _LONGEST_CHANCE * beta >= fresh
         or raw[HEADER_BYTES:tags_at] != call.encode()
         or (since and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) < since)
         or (theirs != fingerprint and not fits(theirs, fingerprint))
@@ -204,7 +204,7 @@ def _fresh_payloads(raws: list[bytes], now: float, beta: float, fingerprint: byt
         and (theirs == fingerprint or theirs == fits_all or fingerprint == fits_all)
         else None
         for raw, (kind, call_len, load_ms, fresh, theirs, tags_len) in zip(
-            raws, map(_FRESH_HEADER.unpack_from, raws), strict=True
+            raws, map(_read_fresh_header, raws), strict=True
         )
     ]
 

@@ -59,13 +59,15 @@ def invalidate_tags(
     started = ports.clock.monotonic()
     count = _MemberCount(progress)
     try:
-        n = yield ports.store.next_seq()
+        together = ports.store.next_seq_and_detach(tags) if mode == "hard" else None
+        found: tuple[int, list[DetachedSet | ForeignType]] | None = None if together is None else (yield together)
+        n, first = ((yield ports.store.next_seq()), None) if found is None else found
         entries = 0
         foreign: ForeignType | None = None
         for at in range(0, len(tags), TAGS_PER_EXCHANGE):
             chunk = tags[at : at + TAGS_PER_EXCHANGE]
             if mode == "hard":
-                detached = yield ports.store.detach(chunk, n)
+                detached, first = (yield ports.store.detach(chunk, n)) if first is None else first, None
             else:
                 yield ports.store.mark_tags(chunk, n)
                 entries += yield from _soften_in_place(ports, chunk, count)
@@ -192,10 +194,15 @@ def drain(
     sets = _drainable(detached, foreign)
     while sets:
         calls = list(dict.fromkeys(call for each in sets for call in each.calls))
-        if calls:
-            entries += yield ports.store.drop(calls)
-        # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
-        left: list[DetachedSet | ForeignType] = yield ports.store.drained(sets)
+        left: list[DetachedSet | ForeignType]
+        together = ports.store.drop_drained(sets)
+        if together is not None:
+            dropped, left = yield together
+        else:
+            dropped = (yield ports.store.drop(calls)) if calls else 0
+            # Only now do the members leave.  Taken out first, a crash in between would leave entries that nobody finds.
+            left = yield ports.store.drained(sets)
+        entries += dropped
         sets = _drainable(left, foreign)
         if calls:
             progress(len(calls))

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Hashable, Iterable
 from typing import Any
 
+import msgspec
+
 from cacheworkers.core.read_result import Read
 
 #: Where a task waits for the leader's outcome.  One a task: a cancelled task cancels what it awaits.
@@ -78,52 +80,50 @@ class ThreadPlace:
             return self.found
 
 
-Place = TaskPlace | ThreadPlace
-
-
-class Crowd:
+class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no work for the garbage collector
     """A leader, and the followers that wait for its outcome in the order in which they joined.
 
     Attributes:
+        group: the crowds of its loop, or of all threads; `key` is its place there.
         covered: how many of them joined before the look that the leader's outcome will come from.
         began_before: if not None, the outcome is for those that began before this monotonic instant only.
         payload: the leader's value as JSON; None if the value is for the leader alone.
-        unsent: what the leader's look waits in until it is sent; who joins before that is covered.
+        unsent: the number of the turn in which the leader's look waits to be sent, 0 for none; who joins before that
+            is covered.
+        guard, is_coherent: of memory, as they were before the leader's look.
+        looked: what the leader has found that is not fresh.
+        followers: where they wait; `began` has when the read of each began.  Not in pairs: the garbage collector walks
+            over pairs.
     """
 
-    __slots__ = ("_crowds", "_key", "_places", "_started", "began_before", "covered", "payload", "unsent")
-
-    def __init__(self, crowds: Crowds, key: Hashable) -> None:
-        self._crowds = crowds
-        self._key = key
-        self._places: list[Place] = []
-        #: When the read of each began.  Not in a pair with its place: the garbage collector walks over pairs.
-        self._started: list[float] = []
-        self.covered = 0
-        self.began_before: float | None = None
-        self.payload: bytes | None = None
-        self.unsent: object = None
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether anybody waits for the leader's outcome."""
-        return bool(self._places)
+    group: dict[Hashable, Crowd]
+    key: Hashable
+    lock: Any
+    covered: int = 0
+    began_before: float | None = None
+    payload: bytes | None = None
+    unsent: int = 0
+    guard: int = 0
+    is_coherent: bool = False
+    looked: Any = None
+    followers: Any = ()
+    began: Any = ()
 
     def cover(self) -> int:
         """Say that the leader looks now; how many followers that covers."""
-        self.covered, self.began_before, self.unsent = len(self._places), None, None
+        self.covered, self.began_before, self.unsent = len(self.followers), None, 0
         return self.covered
 
     def cover_all(self) -> None:
         """Say that the leader's look has not been sent yet: it covers all that follow so far."""
-        self.covered = len(self._places)
+        self.covered = len(self.followers)
 
     def disband(self) -> None:
         """End a crowd that nobody follows."""
-        if self._places:
+        if self.followers:
             self.pass_on()
-        else:
-            self._crowds.forget(self._key, self)
+        elif self.group.get(self.key) is self:
+            del self.group[self.key]
 
     def succeed(self, read: Read) -> int:
         """End this leader's turn with a value; return how many it is shared with."""
@@ -138,17 +138,17 @@ class Crowd:
         self._end(None, with_covered=False)
 
     def _end(self, outcome: Outcome | None, *, with_covered: bool) -> int:
-        with self._crowds.lock:
-            places, started = self._places, self._started
+        with self.lock:
+            places, started = self.followers, self.began
             count = self.covered if with_covered else 0
-            done, self._places, self._started = places[:count], places[count:], started[count:]
+            done, self.followers, self.began = places[:count], list(places[count:]), list(started[count:])
             if self.began_before is not None:
                 early = [at <= self.began_before for at in started[:count]]
                 late = [not is_early for is_early in early]
-                self._places[:0] = itertools.compress(done, late)
-                self._started[:0] = itertools.compress(started, late)
+                self.followers[:0] = itertools.compress(done, late)
+                self.began[:0] = itertools.compress(started, late)
                 done = [*itertools.compress(done, early)]
-            self.covered, self.began_before, self.payload, self.unsent = 0, None, None, None
+            self.covered, self.began_before, self.payload, self.unsent, self.looked = 0, None, None, 0, None
             self._promote()
         if outcome is not None:
             _settle(done, outcome)
@@ -156,12 +156,12 @@ class Crowd:
 
     def _promote(self) -> None:
         """Have the first that still waits lead; without any, the crowd is over."""
-        for at, place in enumerate(self._places):
+        for at, place in enumerate(self.followers):
             if _settle([place], self):
-                del self._places[: at + 1], self._started[: at + 1]
+                del self.followers[: at + 1], self.began[: at + 1]
                 return
-        self._places, self._started = [], []
-        self._crowds.forget(self._key, self)
+        self.followers, self.began = (), ()
+        self.disband()
 
 
 def _settle(places: Iterable[Any], outcome: Outcome | Crowd) -> int:
@@ -183,7 +183,8 @@ class Crowds:
     """All crowds of this process.
 
     Attributes:
-        by_key: what they read -> crowd.
+        of_threads: what they read -> crowd.
+        of_loops: the same of the tasks of each event loop.
     """
 
     def __init__(self) -> None:
@@ -193,35 +194,44 @@ class Crowds:
         """Forget everybody, as a child does after a fork: those tasks and threads are the parent's."""
         # Re-entrant: a garbage collection inside it may close another read's coroutine, which passes its turn on.
         self.lock = threading.RLock()
-        self.by_key: dict[Hashable, Crowd] = {}
+        self.of_threads: dict[Hashable, Crowd] = {}
+        self.of_loops: dict[asyncio.AbstractEventLoop, dict[Hashable, Crowd]] = {}
 
     def enter(self, key: Hashable, started: float, loop: asyncio.AbstractEventLoop | None) -> tuple[Crowd, Any]:
         """Join the crowd of a call, and return the place to wait at; without a place, the caller leads.
 
         Args:
-            key: of the call, of the event loop or of all threads, and of what else outcomes depend on.
+            key: of the call, and of what else outcomes depend on.
             started: monotonic instant at which the read began.
             loop: of a task; None for a thread.
         """
+        group = self.of_threads if loop is None else self.of_loops.get(loop)
+        if group is None:
+            group = self._group_of(loop)
         while True:
-            if key not in self.by_key:
-                alone = Crowd(self, key)
-                if self.by_key.setdefault(key, alone) is alone:
+            if key not in group:
+                alone = Crowd(group, key, self.lock)
+                if group.setdefault(key, alone) is alone:
                     return alone, None
             # Not under the lock: a garbage collection in there may end that crowd.
             place = ThreadPlace() if loop is None else loop.create_future()
             with self.lock:
-                crowd = self.by_key.get(key)
+                crowd = group.get(key)
                 if crowd is not None:
-                    crowd._places.append(place)
-                    crowd._started.append(started)
+                    if not crowd.followers:
+                        crowd.followers, crowd.began = [], []
+                    crowd.followers.append(place)
+                    crowd.began.append(started)
                     return crowd, place
-
-    def forget(self, key: Hashable, crowd: Crowd) -> None:
-        """Forget a crowd that is over."""
-        if self.by_key.get(key) is crowd:
-            del self.by_key[key]
 
     def __len__(self) -> int:
         """Return how many follow."""
-        return sum(len(crowd._places) for crowd in list(self.by_key.values()))
+        groups = (self.of_threads, *list(self.of_loops.values()))
+        return sum(len(crowd.followers) for group in groups for crowd in list(group.values()))
+
+    def _group_of(self, loop: Any) -> dict[Hashable, Crowd]:
+        """Return the crowds of a loop that has had none, and forget loops that are closed."""
+        for other in list(self.of_loops):
+            if other.is_closed():
+                self.of_loops.pop(other, None)
+        return self.of_loops.setdefault(loop, {})

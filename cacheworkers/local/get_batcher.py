@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -10,8 +11,22 @@ _Loop = asyncio.AbstractEventLoop
 _Future = asyncio.Future[bytes | None]
 #: What a fetch returns: for each key its value.
 Values = list[bytes | None]
-#: What one turn of a loop asks for: key -> those who wait for it.
-_ReadState = dict[str, list[_Future]]
+#: What is asked for together: key -> who waits for it, or a list of those who do.
+_Keys = dict[str, Any]
+
+
+class _Turn:
+    """What one turn of a loop has asked for so far.
+
+    Attributes:
+        number: tells it from all others; never 0.
+    """
+
+    __slots__ = ("keys", "number")
+
+    def __init__(self, number: int, keys: _Keys) -> None:
+        self.number = number
+        self.keys = keys
 
 
 class Batcher:
@@ -45,7 +60,8 @@ class Batcher:
     def reset(self) -> None:
         """Forget what was asked, as a child does after a fork: those loops are the parent's."""
         self.was_alone = False
-        self._turns: dict[_Loop, _ReadState] = {}
+        self._numbers = itertools.count(1)
+        self._turns: dict[_Loop, _Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def get(self, key: str) -> _Future:
@@ -54,62 +70,63 @@ class Batcher:
         It fails with whatever the fetch that had this key raised.
         """
         loop = asyncio.get_running_loop()
-        future: _Future = loop.create_future()
-        state = self._turns.get(loop)
-        if state is None:
+        future: _Future = asyncio.Future(loop=loop)
+        turn = self._turns.get(loop)
+        if turn is None:
             if self.was_alone:  # one a turn at most: what comes before its answer waits for others
                 self.was_alone = False
-                self._send_part(loop, {key: [future]})
+                self._send_part(loop, {key: future})
                 return future
             self._forget_closed_loops()
-            self._turns[loop] = {key: [future]}
+            self._turns[loop] = _Turn(next(self._numbers), {key: future})
             # Sent in the loop's next turn: alone, a read waits for that and no longer.
             loop.call_soon(self._send, loop)
-        elif key in state:
-            state[key].append(future)
-        else:
-            state[key] = [future]
+        elif (there := turn.keys.setdefault(key, future)) is not future:
+            if type(there) is not list:
+                there = turn.keys[key] = [there]
+            there.append(future)
         return future
 
-    def unsent(self, loop: _Loop) -> object:
-        """Return what the keys wait in that have been asked for and not sent; None if there are none."""
-        return self._turns.get(loop)
+    def unsent(self, loop: _Loop) -> int:
+        """Return the number of the turn that has been asked for and not sent; 0 if there is none."""
+        turn = self._turns.get(loop)
+        return 0 if turn is None else turn.number
 
     def _send(self, loop: _Loop) -> None:
-        # From here on nobody joins.
-        state = self._turns.pop(loop, {})
-        if len(state) <= self._limit:
-            self._send_part(loop, state)
+        turn = self._turns.pop(loop, None)  # from here on nobody joins
+        if turn is None:
             return
-        items = list(state.items())
+        if len(turn.keys) <= self._limit:
+            self._send_part(loop, turn.keys)
+            return
+        items = list(turn.keys.items())
         for start in range(0, len(items), self._limit):
             self._send_part(loop, dict(items[start : start + self._limit]))
 
-    def _send_part(self, loop: _Loop, state: _ReadState) -> None:
+    def _send_part(self, loop: _Loop, keys: _Keys) -> None:
         def settle(outcome: Values | Exception) -> None:
-            self.was_alone = len(state) == 1
-            _settle(state, outcome)
+            self.was_alone = len(keys) == 1
+            _settle(keys, outcome)
 
         try:
-            is_sent = self._submit(list(state), settle)
+            is_sent = self._submit(list(keys), settle)
         except Exception as error:
             settle(error)
             return
         if not is_sent:
-            self._spawn(loop, self._deliver(state))
+            self._spawn(loop, self._deliver(keys))
 
-    async def _deliver(self, state: _ReadState) -> None:
+    async def _deliver(self, keys: _Keys) -> None:
         try:
-            outcome: Values | Exception = await self._fetch(list(state))
+            outcome: Values | Exception = await self._fetch(list(keys))
         except Exception as error:
             outcome = error
         except BaseException:
             # The fetch was cancelled, with its loop as a rule: nobody may be left waiting for it.
-            for futures in state.values():
-                for future in futures:
-                    future.cancel()
+            for future in _waiting(keys):
+                future.cancel()
             raise
-        _settle(state, outcome)
+        _settle(keys, outcome)
 
     def _spawn(self, loop: _Loop, work: Coroutine[Any, Any, None]) -> None:
         task = loop.create_task(work)
@@ -126,17 +143,21 @@ class Batcher:
                 self._tasks.discard(task)
 
 
-def _settle(state: _ReadState, outcome: Values | Exception) -> None:
+def _settle(keys: _Keys, outcome: Values | Exception) -> None:
     """Give each waiter the result of the fetch; cancelled ones no longer wait."""
-    if isinstance(outcome, list) and len(outcome) != len(state):
-        outcome = RuntimeError(f"a fetch must return a value for each key, got {len(outcome)} for {len(state)} keys")
+    if isinstance(outcome, list) and len(outcome) != len(keys):
+        outcome = RuntimeError(f"a fetch must return a value for each key, got {len(outcome)} for {len(keys)} keys")
     if isinstance(outcome, Exception):
-        for futures in state.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(outcome)
+        for future in _waiting(keys):
+            if not future.done():
+                future.set_exception(outcome)
         return
-    for futures, value in zip(state.values(), outcome, strict=True):
-        for future in futures:
+    for waiting, value in zip(keys.values(), outcome, strict=True):
+        for future in waiting if type(waiting) is list else (waiting,):
             if not future.done():
                 future.set_result(value)
+
+
+def _waiting(keys: _Keys) -> list[_Future]:
+    """Return all who wait for keys."""
+    return [each for waiting in keys.values() for each in (waiting if type(waiting) is list else (waiting,))]

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from cacheworkers.errors import StoreError
+from cacheworkers.errors import CacheworkersError, StoreError
 from cacheworkers.events import UpkeepMissed
 from cacheworkers.flows.ports import LoadRequest, Ports
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
-from cacheworkers.workers.binding import Upkeep, bind
+from cacheworkers.workers.binding import UpkeepTasks, bind
+from cacheworkers.workers.queue_probe import mark_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 #: An upkeep task is late when it last ended this many periods, plus this many seconds, ago.
 LATE = 2.0
 LATE_MARGIN = 5.0
-#: Name -> what beat has a worker do, and every how many seconds.
-UpkeepTasks = dict[str, tuple[Callable[[], Any], float]]
 
 
 class CeleryWorkers:
@@ -59,7 +58,8 @@ class CeleryWorkers:
             run_loads=run_loads,
             undelivered=undelivered,
             refuse=refuse,
-            upkeep=Upkeep(upkeep, self._should_run, lambda task: ports.store.note_beat(task).run()),
+            upkeep={name: (self._guarded(name, work, every), every) for name, (work, every) in upkeep.items()},
+            on_probe=lambda queue: ports.store.note_beat(mark_of(queue)).run(),
             emit=ports.emit,
             reset_after_fork=reset_after_fork,
             waited_for=lambda: ports.waiters.calls,
@@ -74,12 +74,20 @@ class CeleryWorkers:
         ports.note_refused = self.breaker.note_refused
         ports.message_of = self.breaker.message
 
-    def _should_run(self, task: str, every: float) -> bool:
-        """Return whether an upkeep task is to run now: two beats send each twice."""
-        is_ours, since = self._ports.store.begin_tick(task, every).run()
-        if is_ours and since is not None and since > LATE * every + LATE_MARGIN:
-            self._ports.emit(UpkeepMissed(task, since, every))
-        return is_ours
+    def _guarded(self, task: str, work: Callable[[], object], every: float) -> Callable[[], None]:
+        """Return what runs an upkeep task, once in a period: two beats send each twice."""
+        store = self._ports.store
+
+        def run() -> None:
+            with contextlib.suppress(CacheworkersError):  # each has its own event; the next tick tries again
+                is_ours, since = store.begin_tick(task, every).run()
+                if is_ours:
+                    if since is not None and since > LATE * every + LATE_MARGIN:
+                        self._ports.emit(UpkeepMissed(task, since, every))
+                    work()
+                    store.note_beat(task).run()
+
+        return run
 
     def _note_worker(self, name: str) -> None:
         """Note in the store that this worker runs, and which database and loaders it has."""

@@ -16,7 +16,7 @@ from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.coherence import Coherence
-from cacheworkers.runtime.loader_sessions import CallersSessions, NoSessions
+from cacheworkers.runtime.loader_sessions import CallersSessions
 from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction, LateInvalidation
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class LoaderRunner:
         self,
         owner: object,
         where: str,
-        sessions: Sessions | NoSessions | CallersSessions,
+        sessions: Sessions | CallersSessions,
         bulkhead: Bulkhead,
         coherence: Coherence,
         arounds: Sequence[loads.AroundLoad] = (),

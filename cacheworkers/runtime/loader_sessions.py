@@ -1,4 +1,4 @@
-"""The sessions that loaders get: none, those of the user's own factories in tests, or pooled ones of their own."""
+"""The sessions that loaders get: pooled ones of their own, or in tests those of the user's own factories."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 
 def sessions_for_loads(
     sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, config: Config
-) -> Sessions | NoSessions | CallersSessions:
+) -> Sessions | CallersSessions:
     """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some.
 
     Raises:
         ConfigError: the database exists once for each thread.
     """
-    if sessions is None and async_sessions is None:
-        return NoSessions()
-    if config.testing:
+    if config.testing or (sessions is None and async_sessions is None):
         return CallersSessions(sessions, async_sessions)
     from cacheworkers.sql.load_sessions import Sessions, refuse_database_per_thread
 
@@ -33,33 +31,8 @@ def sessions_for_loads(
     return Sessions(sessions, async_sessions, pool_size=config.bulkhead)
 
 
-class NoSessions:
-    """The sessions of a cache that was given none: `load.session` is None, and SQLAlchemy stays unimported."""
-
-    reads_replica = False
-
-    @contextlib.contextmanager
-    def for_load(self, load_for: float) -> Iterator[None]:
-        """Give None."""
-        yield None
-
-    @contextlib.asynccontextmanager
-    async def afor_load(self, load_for: float) -> AsyncIterator[None]:
-        """Give None."""
-        yield None
-
-    def close(self) -> None:
-        """Do nothing: there are no connections."""
-
-    async def aclose(self) -> None:
-        """Do nothing: there are no connections."""
-
-    def reset_after_fork(self) -> None:
-        """Do nothing: there are no connections."""
-
-
 class CallersSessions:
-    """Sessions of the user's own factories, as they are when a load begins: for tests.
+    """Sessions of the user's own factories, as they are when a load begins: for tests; None where there are none.
 
     A fixture may bind them to a connection whose transaction it rolls back; loads see what is in it.
     """
@@ -73,19 +46,13 @@ class CallersSessions:
     @contextlib.contextmanager
     def for_load(self, load_for: float) -> Iterator[Any]:
         """Give a session; None when there is no factory."""
-        if self._sync is None:
-            yield None
-            return
-        with self._sync() as session:
+        with contextlib.nullcontext() if self._sync is None else self._sync() as session:
             yield session
 
     @contextlib.asynccontextmanager
     async def afor_load(self, load_for: float) -> AsyncIterator[Any]:
         """Give an AsyncSession; None when there is no factory."""
-        if self._async is None:
-            yield None
-            return
-        async with self._async() as session:
+        async with contextlib.nullcontext() if self._async is None else self._async() as session:
             yield session
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.read_state import StoreResult
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.local.blocking_call import warn_if_blocking
-from cacheworkers.local.coalescing import Crowd, Outcome, TaskPlace, leave
+from cacheworkers.local.coalescing import Crowd, Outcome, leave
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, is_dirty
@@ -61,7 +61,7 @@ class StoreReads:
         started, waiters, keeps = monotonic(), ports.waiters, self._memory.keeps_for
         if ports.listener.process != getpid():
             ports.listener.start()
-        if text in waiters.flights or (text, self._since) in waiters.crowds.by_key:
+        if text in waiters.flights or (text, self._since) in waiters.crowds.of_threads:
             return self._read_or_follow(call, arguments, decode, as_read, started, None)
         guard, is_coherent = self._guarded(text) if keeps else (0, False)
         try:
@@ -79,37 +79,99 @@ class StoreReads:
 
     async def afind(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call, on the running loop."""
-        started = monotonic()
-        turn: Any = self.join(call.text, started)
-        if isinstance(turn, asyncio.Future):
-            place = turn
+        started, found = monotonic(), None
+        place, crowd = self.join(call.text, started)
+        if place is not None:
             try:
-                turn = await place
-            except BaseException:
-                leave(place)
-                raise
-            if type(turn) is Outcome:
-                found = self.shared(call, decode, turn, started, as_read)
-                if found is not MISSING:
-                    return found
-        return await self.alead(call, arguments, decode, as_read, started, turn)
+                found = await place
+            except BaseException as error:
+                if not self.is_only_the_look(error, place, crowd, started):
+                    raise
+            else:
+                value = self.settled(call, arguments, decode, as_read, started, crowd, found)
+                if value is not MISSING:
+                    return value
+        return await self.alead(call, arguments, decode, as_read, started, crowd, found)
 
-    def join(self, text: str, started: float) -> TaskPlace | Crowd | None:
+    def join(self, text: str, started: float) -> tuple[Any, Crowd | None]:
         """Join the tasks of the running loop that read a call: of those that read it together, one does so for all.
 
         Returns:
-            Where to wait for what the leader has found; the crowd that is this task's to lead; None for neither.
+            What to await, the leader's outcome or the reply to a look of this task's own, if there is either; and the
+            crowd that is this task's to lead, if it does.
         """
-        if self.is_alone():
-            return None
-        waits, loop = self._ports.waiters.crowds, asyncio.get_running_loop()
-        crowd, place = waits.enter((text, self._since, loop), started, loop)
-        if place is None:
-            return crowd
-        if crowd.unsent is not None and crowd.unsent is self._ports.store.batcher.unsent(loop):
-            crowd.cover_all()
-        found: TaskPlace = place
-        return found
+        ports = self._ports
+        if (loads.current.get() is not None or is_dirty(ports)) and self.is_alone():
+            return None, None
+        loop, waiters, batcher = asyncio.get_running_loop(), ports.waiters, ports.store.batcher
+        crowd, place = waiters.crowds.enter((text, self._since) if self._since else text, started, loop)
+        turn = batcher.unsent(loop)
+        if place is not None:
+            if turn and crowd.unsent == turn:
+                crowd.cover_all()
+            return place, None
+        try:
+            return self._look(text, crowd, turn), crowd
+        except BaseException as error:
+            self._fail(crowd, error, started)
+            raise
+
+    def is_only_the_look(self, error: BaseException, place: Any, crowd: Crowd | None, started: float) -> bool:
+        """Return whether a leader may go on without its look, for the store failed; else its crowd goes on without it.
+
+        Args:
+            error: what awaiting a place has raised.
+        """
+        if crowd is None:
+            leave(place)
+            return False
+        if isinstance(error, StoreError):
+            return True
+        self._fail(crowd, error, started)
+        return False
+
+    def settled(
+        self,
+        call: Call,
+        arguments: _Arguments,
+        decode: _Decode,
+        as_read: bool,
+        started: float,
+        crowd: Crowd | None,
+        found: Any,
+    ) -> Any:
+        """Return what a place has come to, value or Read; MISSING if that takes a flow, or a look of this task's own.
+
+        Args:
+            crowd: the crowd that this task leads.
+            found: a leader's outcome, or a reply for the leader.
+        """
+        if crowd is None:
+            return self.shared(call, decode, found, started, as_read) if type(found) is Outcome else MISSING
+        ports = self._ports
+        try:
+            if found is not None and not (as_read or crowd.is_coherent or crowd.followers or ports.has_hook):
+                value = self._fresh_value(call.text, decode, found)
+                if value is not MISSING:
+                    crowd.disband()
+                    return value
+            if crowd.followers:
+                ports.store.batcher.was_alone = False  # the next look waits a turn, and covers who joins in it
+            if found is not None:
+                wants_read = as_read or bool(crowd.followers)
+                hit = self._hit(call, arguments, decode, found, crowd.guard, crowd.is_coherent, started, wants_read)
+                if hit is not MISSING:
+                    if not crowd.followers:
+                        crowd.disband()
+                        return hit
+                    crowd.payload = hit.entry.payload
+                    self._succeed(call, crowd, hit)
+                    return hit if as_read else hit.value
+        except BaseException as error:
+            self._fail(crowd, error, started)
+            raise
+        crowd.looked = StoreResult(found, crowd.guard, crowd.is_coherent)
+        return MISSING
 
     def flow(self, call: Call, arguments: _Arguments, decode: _Decode, started: float | None = None) -> Flow[Read]:
         """Return the flow that reads a call past L1: within a transaction or a load, or through the store."""
@@ -203,46 +265,60 @@ class StoreReads:
         decode: _Decode,
         as_read: bool,
         started: float,
-        crowd: Crowd | Outcome | None,
+        crowd: Crowd | None,
+        found: Any,
     ) -> Any:
-        """Return the value or the Read of a call by a look of this task's own, and give it to the crowd it leads."""
-        if type(crowd) is not Crowd:  # alone, or what another has found cannot be read so
-            found = await arun(self.flow(call, arguments, decode, started))
-            return found if as_read else found.value
-        ports, text, looked = self._ports, call.text, None
-        loop, batcher = asyncio.get_running_loop(), ports.store.batcher
+        """Return the value or the Read of a call where a first look, or waiting for another's, was not enough.
+
+        Args:
+            crowd: the crowd that this task leads from its beginning.
+            found: what it was given where it followed: an outcome that it cannot read, or the crowd, to lead it on.
+        """
+        if crowd is None:
+            if type(found) is not Crowd:  # alone, or what another has found cannot be read so
+                read = await arun(self.flow(call, arguments, decode, started))
+                return read if as_read else read.value
+            crowd, place, ports = found, None, self._ports
+            try:
+                place = self._look(call.text, crowd, ports.store.batcher.unsent(asyncio.get_running_loop()))
+                reply = None if place is None else await place
+            except StoreError:
+                pass
+            except BaseException as error:
+                self._fail(crowd, error, started)
+                raise
+            else:
+                if place is not None:
+                    value = self.settled(call, arguments, decode, as_read, started, crowd, reply)
+                    if value is not MISSING:
+                        return value
         try:
-            ports.listener.start()
-            if text not in ports.waiters.flights:
-                guard, is_coherent = self._guarded(text)
-                crowd.cover()
-                reply = batcher.get(text)
-                crowd.unsent = batcher.unsent(loop)
-                try:
-                    raw = await reply
-                except StoreError:
-                    pass
-                else:
-                    is_followed = crowd.is_followed
-                    batcher.was_alone &= not is_followed  # the next look waits a turn, and covers who joins in it
-                    hit = MISSING
-                    if raw is not None:
-                        wants_read = as_read or is_followed
-                        hit = self._hit(call, arguments, decode, raw, guard, is_coherent, started, wants_read)
-                    if hit is not MISSING:
-                        if not is_followed:
-                            crowd.disband()
-                            return hit
-                        crowd.payload = hit.entry.payload
-                        self._succeed(call, crowd, hit)
-                        return hit if as_read else hit.value
-                    looked = StoreResult(raw, guard, is_coherent)
-            found = await arun(self._store_flow(call, arguments, decode, started, looked, crowd))
+            read = await arun(self._store_flow(call, arguments, decode, started, crowd.looked, crowd))
         except BaseException as error:
             self._fail(crowd, error, started)
             raise
-        self._succeed(call, crowd, found)
-        return found if as_read else found.value
+        self._succeed(call, crowd, read)
+        return read if as_read else read.value
+
+    def _look(self, text: str, crowd: Crowd, turn: int) -> Any:
+        """Ask the store for a crowd; return what to await; None where a flow is waiting for a load of the call.
+
+        Args:
+            turn: the batcher's of the running loop, if it is not sent yet.
+        """
+        ports = self._ports
+        if not turn and ports.listener.process != getpid():  # asked once a turn
+            ports.listener.start()
+        if text in ports.waiters.flights:
+            return None
+        if self._memory.keeps_for:
+            crowd.guard, crowd.is_coherent = self._guarded(text)
+        if crowd.followers:
+            crowd.cover()
+        batcher = ports.store.batcher
+        place = batcher.get(text)
+        crowd.unsent = turn or batcher.unsent(asyncio.get_running_loop())
+        return place
 
     def _guarded(self, text: str) -> tuple[int, bool]:
         """Return L1's guard and whether pushes are received, in this order; nothing is asked where nothing is kept."""

@@ -25,7 +25,6 @@ from cacheworkers.events import (
     StoreBack,
     StoreLost,
 )
-from cacheworkers.flows.keep_warm import report_accesses
 from cacheworkers.flows.load_failure import refuse_loads
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.load_context import AroundLoad
@@ -35,9 +34,9 @@ from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.fork_check import ForkCheck
 from cacheworkers.local.inline_bulkhead import InlineBulkhead
 from cacheworkers.local.l1 import L1
-from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.local.rate_limiter import RateLimiter
 from cacheworkers.local.waiters import Waiters
+from cacheworkers.runtime.access_reporter import AccessReporter
 from cacheworkers.runtime.failure_log import FailureLog
 from cacheworkers.runtime.lease_release import LeaseReleases
 from cacheworkers.runtime.loader_runner import LoaderRunner
@@ -59,14 +58,11 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
-    from cacheworkers.runtime.celery_workers import UpkeepTasks
     from cacheworkers.sql.watch.service import WatchService
+    from cacheworkers.workers.binding import UpkeepTasks
 
 log = logging.getLogger("cacheworkers")
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
-
-#: Seconds between two reports of memory hits to the hook, where no accesses are reported to the store.
-COUNTED_EVERY = 5.0
 
 
 class Runtime:
@@ -142,9 +138,7 @@ class Runtime:
         )
         self.marks = link.admission = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
         l1.on_gone = ports.access_counter.note_gone
-        self._access_reporter = PeriodicThread(
-            "cacheworkers-accesses", config.access_report_interval or COUNTED_EVERY, self._report
-        )
+        self._access_reporter = AccessReporter(ports, self.marks)
         listener.on_start = self._access_reporter.start
         around_task: dict[str, Any] = {} if tracing is None else {"around_task": tracing.around_task}
         if celery is None:
@@ -218,11 +212,6 @@ class Runtime:
             except Exception:
                 log.exception("the hook raised on %r", event)
 
-    def _report(self) -> None:
-        """Renew this process's marks, and report to the store what was read."""
-        self.marks.note()
-        run(report_accesses(self.ports))
-
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
         self.marks.declare(spec.name, spec.function.__module__, loads_here=spec.policy.on_timeout == "load")
@@ -267,7 +256,6 @@ class Runtime:
     def close(self) -> None:
         """Report what was read, send what is queued, then stop threads and connections."""
         self._access_reporter.close()
-        self._report_once()
         self.workers.close()
         if self._watching is not None:
             self._watching.close()
@@ -276,22 +264,6 @@ class Runtime:
         self._sessions.close()
         self._bulkhead.close(self._sessions.aclose, self.ports.config.store_timeout)
         self.ports.store.link.close()
-
-    def _report_once(self) -> None:
-        """Report what this process has read since its last report; a store that does not answer costs one timeout."""
-        ports = self.ports
-        if not len(ports.access_counter) and not len(ports.l1):
-            return
-
-        def report() -> None:
-            with contextlib.suppress(StoreError):
-                run(report_accesses(ports))
-
-        # A daemon, since there may be many exchanges; each alone may take as long.
-        thread = threading.Thread(target=report, name="cacheworkers-accesses-last", daemon=True)
-        with contextlib.suppress(RuntimeError):  # the interpreter is ending: it is done without
-            thread.start()
-            thread.join(ports.config.store_timeout)
 
     def reset(self) -> None:
         """Forget threads, sockets and connections after a fork: they are the parent's."""

@@ -30,7 +30,6 @@ from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_ta
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, AddedSettings, direct, keep_options
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.queue_probe import TASK as PROBE
-from cacheworkers.workers.queue_probe import mark_of
 from cacheworkers.workers.task_messages import AroundTask, no_scope
 from cacheworkers.workers.worker_command import worker_command
 
@@ -42,45 +41,10 @@ MAINTENANCE_EXPIRES = 30.0
 MAINTENANCE_FOR = 3600.0
 #: How often a worker renews its mark in the store, seconds.
 ALIVE_EVERY = 60.0
+#: Name -> what beat has a worker do, and every how many seconds.
+UpkeepTasks = Mapping[str, tuple[Callable[[], object], float]]
 #: Task names do not contain the namespace: two caches on one app would answer for each other.
 _bound: weakref.WeakSet[Celery] = weakref.WeakSet()
-
-
-class Upkeep:
-    """The upkeep tasks: what each does, how often, and whether it is its turn."""
-
-    def __init__(
-        self,
-        tasks: Mapping[str, tuple[Callable[[], object], float]],
-        should_run: Callable[[str, float], bool] = lambda task, every: True,
-        on_success: Callable[[str], object] = lambda task: None,
-    ) -> None:
-        """
-        Args:
-            tasks: name -> (what to run, every how many seconds).
-            should_run: says whether a task is to run, given its name and its period: not twice in one.
-            on_success: called with the name of a task that has ended well.
-        """
-        self.tasks = tasks
-        self._should_run = should_run
-        self._on_success = on_success
-
-    def task(self, name: str) -> Callable[[], None]:
-        """Return what runs a task, if it is its turn."""
-        work, every = self.tasks[name]
-
-        def run() -> None:
-            with contextlib.suppress(CacheworkersError):  # each has its own event; the next tick tries again
-                if self._should_run(name, every):
-                    work()
-                    self._on_success(name)
-
-        return run
-
-    def note_probe(self, *_: object, queue: str = "", **__: object) -> None:
-        """Mark that the probe of a queue has come through it."""
-        with contextlib.suppress(CacheworkersError):
-            self._on_success(mark_of(queue))
 
 
 class Binding:
@@ -91,14 +55,16 @@ class Binding:
         app: Celery,
         config: Config,
         dispatcher: CeleryDispatcher,
-        upkeep: Upkeep,
+        upkeep: UpkeepTasks,
+        on_probe: Callable[[str], object],
         on_fork: Callable[[], None],
         on_alive: Callable[[str], object],
         admit: Callable[[], object],
     ) -> None:
         self.app = app
         self._dispatcher = dispatcher
-        self._maintenance = upkeep
+        self._upkeep = upkeep
+        self._on_probe = on_probe
         self._on_fork = on_fork
         self._on_alive = on_alive
         self._on_ready: list[Callable[[], object]] = [self._log_queues]
@@ -115,7 +81,7 @@ class Binding:
                     "ignore_result": True,
                 },
             }
-            for name, (_, every) in upkeep.tasks.items()
+            for name, (_, every) in upkeep.items()
         }
         self._settings = AddedSettings(app, config, schedule)
         self._step = _in_order(dispatcher.queue_names, admit)
@@ -192,11 +158,15 @@ class Binding:
                 time_limit=MAINTENANCE_FOR + HARD_MARGIN,
             )
 
-    def _tasks(self) -> dict[str, Callable[..., None]]:
-        tasks: dict[str, Callable[..., None]] = {
-            f"cacheworkers.{name}": self._maintenance.task(name) for name in self._maintenance.tasks
+    def _tasks(self) -> dict[str, Callable[..., object]]:
+        tasks: dict[str, Callable[..., object]] = {
+            f"cacheworkers.{name}": work for name, (work, _) in self._upkeep.items()
         }
-        return {**tasks, PROBE: self._maintenance.note_probe}
+        return {**tasks, PROBE: self._note_probe}
+
+    def _note_probe(self, *_: object, queue: str = "", **__: object) -> None:
+        with contextlib.suppress(CacheworkersError):
+            self._on_probe(queue)
 
     def _is_ours(self, sender: Any) -> bool:
         return getattr(sender, "app", None) is self.app
@@ -261,12 +231,13 @@ def bind(
     *,
     run_loads: RunLoads,
     undelivered: Callable[[list[LoadRequest]], None],
-    upkeep: Upkeep,
+    upkeep: UpkeepTasks,
     emit: Callable[[Event], None],
     reset_after_fork: Callable[[], None],
     waited_for: Callable[[], int] = lambda: 0,
     on_taken: Callable[[str], None] = lambda queue: None,
     on_alive: Callable[[str], object] = lambda name: None,
+    on_probe: Callable[[str], object] = lambda queue: None,
     admit: Callable[[], object] = lambda: None,
     refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
     around_task: AroundTask = no_scope,
@@ -279,6 +250,7 @@ def bind(
     for the app's own tasks and queues is changed.
 
     Args:
+        upkeep: what beat has workers do.
         run_loads: runs the loads of one loader in this thread; the last argument says whether the message was
             delivered before.
         undelivered: gives leases back; called from the publisher thread.
@@ -286,6 +258,7 @@ def bind(
         on_taken: called in workers that take messages, with "miss", "revalidate" or "warm".
         on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
         admit: called in a worker that is about to take any of our queues; what it raises ends the worker.
+        on_probe: called in a worker with the queue through which a probe has come.
         refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
         around_task: surrounds each task of a loader.
 
@@ -308,7 +281,7 @@ def bind(
         refuse=refuse,
         around_task=around_task,
     )
-    return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive, admit)
+    return Binding(app, config, dispatcher, upkeep, on_probe, reset_after_fork, on_alive, admit)
 
 
 def _in_order(names: tuple[str, ...], admit: Callable[[], object]) -> type:
@@ -330,4 +303,4 @@ def _in_order(names: tuple[str, ...], admit: Callable[[], object]) -> type:
     return ConsumeInOrder
 
 
-__all__ = ["Binding", "LoaderInfo", "Upkeep", "bind"]
+__all__ = ["Binding", "LoaderInfo", "UpkeepTasks", "bind"]

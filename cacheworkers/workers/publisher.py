@@ -20,6 +20,7 @@ from cacheworkers.workers import celery_settings
 from cacheworkers.workers.broker_queues import STAMP
 from cacheworkers.workers.broker_text import shown_error
 from cacheworkers.workers.celery_internals import (
+    annotations_of,
     enqueues_by_push,
     is_publishing_observed,
     is_same_redis,
@@ -61,6 +62,7 @@ class Publisher:
         self._store = parse_url(config.redis_url)
         self._producer: Any = None
         self._templates: dict[str, MessageTemplate | None] = {}
+        self._own_limits: dict[str, dict[str, Any]] = {}
 
     def publish(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
         """Send one group, or give its leases back."""
@@ -179,11 +181,25 @@ class Publisher:
             argsrepr=shown(requests),
             kwargsrepr="",
             headers=headers_of(info.module, requests),
-            soft_time_limit=info.message_for(len(requests)) + celery_settings.SOFT_MARGIN,
-            time_limit=info.message_for(len(requests)) + celery_settings.HARD_MARGIN,
+            **self._limits(info, len(requests)),
             producer=self._the_producer(),
             **options,
         )
+
+    def _limits(self, info: LoaderInfo, calls: int) -> dict[str, Any]:
+        """Return the time limits of a message; those that the app has annotated its task with, by name, hold."""
+        own = self._own_limits.get(info.name)
+        if own is None:
+            task = self._app.tasks.get(celery_settings.PREFIX + info.name)
+            annotated = {} if task is None else annotations_of(task)
+            own = {name: annotated[name] for name in ("soft_time_limit", "time_limit") if name in annotated}
+            self._own_limits[info.name] = own
+        most = info.message_for(calls)
+        limits = {
+            "soft_time_limit": most + celery_settings.SOFT_MARGIN,
+            "time_limit": most + celery_settings.HARD_MARGIN,
+        }
+        return limits | own
 
     def _the_producer(self) -> Any:
         if self._producer is None:

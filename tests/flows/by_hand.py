@@ -7,6 +7,7 @@ in the test's own thread.  Chance is always the same, and keys are walked throug
 from __future__ import annotations
 
 import collections
+import math
 import threading
 import time
 from typing import Any
@@ -48,6 +49,7 @@ class ByHand:
         listener._thread = threading.current_thread()  # begins none of its own
         listener._connect()
         [self._connection] = listener.connections
+        self._connection.collect_for = math.inf  # what is made after the ping is sent when the test says so
         self._receive = self._connection.messages
         self._arrived: collections.deque[Any] = collections.deque()
         self._connection.messages = lambda: [self._arrived.popleft()]  # type: ignore[method-assign]

@@ -51,7 +51,7 @@ def test_ticks_that_were_missed_are_reported_once_beat_is_back(
     make_cache: MakeCache, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tick = beaten(make_cache, gc_interval=0.1)
-    monkeypatch.setattr("cacheworkers.runtime.wiring.LATE_MARGIN", 0.2)
+    monkeypatch.setattr("cacheworkers.runtime.celery_workers.LATE_MARGIN", 0.2)
     tick()
     assert not any(isinstance(event, UpkeepMissed) for event in events), "the first tick ever is not late"
 

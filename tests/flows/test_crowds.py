@@ -184,7 +184,7 @@ def test_one_that_is_to_lead_and_is_cancelled_hands_it_on(
     assert [type(each) for each in found[:2]] == [asyncio.CancelledError] * 2
     assert not [each for each in found[2:] if isinstance(each, BaseException)]
     assert shop.loads == 1
-    assert not shop.ports.waiters.crowds.by_key
+    assert not any(shop.ports.waiters.crowds.of_loops.values())
 
 
 @pytest.mark.parametrize("face", ["aget", "aget_json"])
@@ -245,7 +245,7 @@ def test_followers_leave_no_trace(
     crowd(shop, shop.go.set)
 
     assert len(shop.ports.waiters) == 0
-    assert not shop.ports.waiters.crowds.by_key
+    assert not any(shop.ports.waiters.crowds.of_loops.values())
 
 
 @pytest.mark.parametrize("what", ["lapsed", "overtaken"])

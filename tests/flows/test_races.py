@@ -197,8 +197,10 @@ def test_it_finds_a_protocol_without_a_part(
     [
         script("REGISTER_WRITE", "if newest > seq then", "if false then"),
         script("REGISTER_WRITE", 'redis.call("ZADD", KEYS[at], "GT", score, call)', ""),
+        script("DETACH", "n = math.max(", "n = number_of(redis.call('GET', seq)) -- "),
+        script("REMOVE_DRAINED", 'entries = redis.call("UNLINK", unpack(KEYS, 3 + leases))', ""),
     ],
-    ids=["compare", "register"],
+    ids=["compare", "register", "draw a number", "delete entries"],
 )
 def test_it_finds_a_joined_script_without_a_part(
     cache: Cache, prices: dict[int, int], mutate: Mutation, monkeypatch: pytest.MonkeyPatch

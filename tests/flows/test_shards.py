@@ -21,6 +21,7 @@ def declare(cache: Cache, database: dict[int, int]) -> Any:
     return price
 
 
+@pytest.mark.usefixtures("joined")
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 @pytest.mark.parametrize("loads", SETTINGS, ids=str)
 @pytest.mark.parametrize("invalidates", SETTINGS, ids=str)
@@ -42,6 +43,7 @@ def test_an_invalidation_covers_the_shards_of_all_processes(
     assert price.get_many(range(20)) == database
 
 
+@pytest.mark.usefixtures("joined")
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_a_load_under_way_is_overtaken_by_a_process_with_fewer_shards(
     make_cache: Callable[..., Cache], mode: Any

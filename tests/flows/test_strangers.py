@@ -146,6 +146,7 @@ def test_an_error_names_the_key_that_something_else_has_written(shop: Shop) -> N
         shop.cache.calls_of("products")
 
 
+@pytest.mark.usefixtures("joined")
 @pytest.mark.parametrize("odd", [b"\xff\xfe", b"1e400", b"-5"])
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 @pytest.mark.parametrize("form", FORMS)
@@ -164,6 +165,7 @@ def test_an_invalidation_is_done_or_not_acknowledged(shop: Shop, where: str, for
             pass
 
 
+@pytest.mark.usefixtures("joined")
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 def test_an_invalidation_that_cannot_be_marked_is_not_acknowledged(shop: Shop, mode: Any) -> None:
     """A load under way compares with the mark: it would store, as fresh, what it has read before."""
@@ -173,6 +175,7 @@ def test_an_invalidation_that_cannot_be_marked_is_not_acknowledged(shop: Shop, m
         shop.cache.invalidate("products", mode=mode)
 
 
+@pytest.mark.usefixtures("joined")
 @pytest.mark.parametrize("number", [b"-5", b"18446744073709551616", b"1e300", b"12.5", b"nan", b"x"])
 def test_a_stray_sequence_does_not_end_caching(shop: Shop, number: bytes) -> None:
     for _ in range(2):
@@ -193,6 +196,7 @@ def test_a_lease_without_an_end_is_none(shop: Shop, fields: dict[str, str]) -> N
     assert shop.price.read(1).tier == "store"
 
 
+@pytest.mark.usefixtures("joined")
 def test_members_that_are_no_text_are_removed_and_the_others_invalidated(shop: Shop) -> None:
     assert shop.price.get(1) == 1
     shop.client.zadd(shop.keys["tag set"], {b"\xff\xfe": 2.0**60})

@@ -13,7 +13,7 @@ from celery import Celery
 from cacheworkers import Config
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers import celery_dispatcher
-from cacheworkers.workers.binding import Upkeep, bind
+from cacheworkers.workers.binding import bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 
 app = Celery("bound", broker=os.environ.get("BROKER_URL", os.environ["REDIS_URL"]))
@@ -42,6 +42,10 @@ def run_loads(loader: str, asks: list[LoadRequest], is_redelivered: bool) -> Non
                     note("soft limit", ask.call)
 
 
+def collect_garbage() -> None:
+    note("collect_garbage")
+
+
 @app.task(name="late", acks_late=True)
 def late(n: int) -> None:
     """The user's: acknowledged when it has run."""
@@ -60,7 +64,7 @@ workers = bind(
     run_loads=run_loads,
     undelivered=lambda asks: note("undelivered", [ask.call for ask in asks]),
     refuse=lambda asks, reason: note("refused", [ask.call for ask in asks]),
-    upkeep=Upkeep({"collect_garbage": (lambda: note("collect_garbage"), 0.2)}),
+    upkeep={"collect_garbage": (collect_garbage, 0.2)},
     emit=lambda event: note(type(event).__name__),
     reset_after_fork=lambda: note("reset"),
 )

@@ -22,7 +22,9 @@ from cacheworkers.events import ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.store.commands.replies import Claimed
+from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.tracking import listener as listening
+from cacheworkers.store.tracking import tracking_connection as tracking
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.cluster import ValkeyCluster
 from cacheworkers.testing.servers import wait_until
@@ -647,3 +649,64 @@ def test_it_never_keeps_a_process_from_ending(server: Valkey, proxy: FaultProxy,
         process.kill()
 
     assert (process.returncode, said) == (0, "")
+
+
+class Tracked:
+    """A tracking connection whose requests nobody receives but the test."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.wakes = 0
+        [(name, pool)] = cache._ports.listener._link.pools().items()
+        self.connection = tracking.TrackingConnection(name, pool, 5.0, self._wake)
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def track(self) -> None:
+        """Ask for something."""
+        self.connection.track(pack([("EXISTS", "key")]), lambda reply: None)
+
+    @property
+    def unsent(self) -> int:
+        """How many requests wait for the receiving thread."""
+        return len(self.connection._queue)
+
+
+@pytest.fixture
+def tracked(shop: Shop) -> Iterator[Tracked]:
+    tracked = Tracked(shop.cache)
+    yield tracked
+    tracked.connection.close()
+
+
+def test_a_request_to_track_is_sent_by_who_makes_it_and_what_follows_soon_is_collected(tracked: Tracked) -> None:
+    tracked.connection.collect_for = 3600.0
+    tracked.connection._flushed_at = float("-inf")
+
+    tracked.track()
+    assert (tracked.unsent, tracked.wakes) == (0, 0)
+
+    tracked.track()
+    tracked.track()
+    assert (tracked.unsent, tracked.wakes) == (2, 1)
+
+
+def test_a_server_that_owes_many_replies_blocks_no_reader(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracked.connection.collect_for = 0.0
+    monkeypatch.setattr(tracking, "_MAX_AWAITED", 2)
+
+    for _ in range(4):
+        tracked.track()
+
+    assert (tracked.unsent, tracked.wakes) == (2, 1)
+
+
+def test_over_tls_only_the_receiving_thread_writes(tracked: Tracked) -> None:
+    """OpenSSL takes no write by one thread while another reads."""
+    tracked.connection.collect_for = 0.0
+    tracked.connection._takes_writes = False
+
+    tracked.track()
+    tracked.connection.ping(lambda reply, sent: None)
+
+    assert (tracked.unsent, tracked.wakes) == (2, 2)

@@ -20,7 +20,7 @@ from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers import celery_settings, publisher
-from cacheworkers.workers.binding import Binding, Upkeep, bind
+from cacheworkers.workers.binding import Binding, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 
 HERE = Path(__file__).parent
@@ -49,7 +49,7 @@ class Pool:
             Config(),
             run_loads=lambda loader, asks, again: None,
             undelivered=lambda asks: None,
-            upkeep=Upkeep({}),
+            upkeep={},
             emit=self.events.append,
             reset_after_fork=lambda: None,
         )

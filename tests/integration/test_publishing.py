@@ -19,7 +19,7 @@ from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers import publish_queue as queues
-from cacheworkers.workers.binding import Upkeep, bind
+from cacheworkers.workers.binding import bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 
 TOKEN = "ab" * 8
@@ -44,7 +44,7 @@ class Web:
             Config(breaker_for=breaker_for),
             run_loads=lambda loader, asks, again: None,
             undelivered=self.given_back.extend,
-            upkeep=Upkeep({}),
+            upkeep={},
             emit=self._emit,
             reset_after_fork=lambda: None,
         )

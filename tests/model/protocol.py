@@ -95,7 +95,7 @@ class State(msgspec.Struct, frozen=True, cache_hash=True):
         lags: loads read a replica that may lag; else they read the database.
         is_collecting: the collector has half dropped what a detached set names.
         is_joined: one server has all keys: a claim also enqueues, a load begins and takes its snapshot in one step, and
-            registers and writes in one.
+            registers and writes in one; an invalidation draws its number and detaches in one, drops and removes in one.
         lost: how many replies to claims may be lost; whoever has claimed gives the lease back, and its message waits.
     """
 
@@ -273,14 +273,19 @@ def _invalidator_steps(
                 replace(invalidator, at=NUMBER, committed=version),
             )
         case "number":
-            yield "number", replace(state, seq=state.seq + 1), replace(invalidator, at=DETACH, number=state.seq + 1)
+            drawn = replace(state, seq=state.seq + 1)
+            numbered = replace(invalidator, at=DETACH, number=state.seq + 1)
+            if state.is_joined:
+                yield "number and detach", *_detached(protocol, drawn, numbered, first)
+            else:
+                yield "number", drawn, numbered
         case "detach":
-            detached = (*state.detached, invalidator.number) if state.is_member else state.detached
-            todo = (
-                detached if protocol.drains_what_others_left else tuple(n for n in detached if n == invalidator.number)
-            )
-            after = replace(state, mark=max(state.mark, invalidator.number), is_member=False, detached=detached)
-            yield "detach", after, replace(invalidator, at=first if todo else ACKNOWLEDGE, todo=todo)
+            yield "detach", *_detached(protocol, state, invalidator, first)
+        case "drop" if state.is_joined and first == DROP:
+            _, half = _half_dropped(protocol, state)
+            _, after = _rest_dropped(protocol, half)
+            left = tuple(n for n in state.detached if n != invalidator.todo[0])
+            yield "drop and remove", replace(after, detached=left), _drained(invalidator)
         case "drop":
             what, after = _half_dropped(protocol, state)
             yield f"drop the {what}", after, replace(invalidator, at=DROP_REST)
@@ -294,6 +299,14 @@ def _invalidator_steps(
         case "ack":
             after = replace(state, acknowledged=max(state.acknowledged, invalidator.committed))
             yield "acknowledge", after, replace(invalidator, at=DEAD)
+
+
+def _detached(protocol: Protocol, state: State, invalidator: Invalidator, first: str) -> tuple[State, Invalidator]:
+    """Return what is left of the tag's set, marked and detached, and what comes next."""
+    detached = (*state.detached, invalidator.number) if state.is_member else state.detached
+    todo = detached if protocol.drains_what_others_left else tuple(n for n in detached if n == invalidator.number)
+    after = replace(state, mark=max(state.mark, invalidator.number), is_member=False, detached=detached)
+    return after, replace(invalidator, at=first if todo else ACKNOWLEDGE, todo=todo)
 
 
 def _collector_steps(protocol: Protocol, state: State) -> Iterator[Step]:

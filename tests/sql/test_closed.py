@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -10,6 +12,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from cacheworkers import Cache, Config, Load
+from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.testing import Valkey
 
 
@@ -101,3 +104,30 @@ def test_no_listener_of_a_closed_cache_is_left_on_mappers(valkey: Valkey, engine
         watching(valkey, engine, sessions).close()
 
     assert listeners() == before
+
+
+SCRIPT = """
+import sys
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from cacheworkers import Cache, Config
+from tests.sql.test_closed import Chair
+
+sessions = sessionmaker(create_engine(sys.argv[1]))
+cache = Cache(Config(redis_url=sys.argv[2], namespace="script"), sessions=sessions)
+cache.watch(sessions, {Chair: ["chair:{id}"]})
+with sessions.begin() as session:
+    session.get_one(Chair, 1).legs = 3
+"""
+
+
+def test_a_script_that_does_not_close_leaves_nothing_to_the_drain(valkey: Valkey, engine: Engine) -> None:
+    """Its last commit is marked delivered as it ends: the drain would invalidate it once more."""
+    Outbox("script").create(engine)
+    url = engine.url.render_as_string(hide_password=False)
+
+    subprocess.run([sys.executable, "-c", SCRIPT, url, valkey.url], check=True)
+
+    with engine.connect() as connection:
+        rows = "SELECT delivered_at IS NOT NULL FROM cacheworkers_outbox WHERE namespace = 'script'"
+        assert connection.execute(text(rows)).scalars().all() == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,24 @@ def test_a_missing_outbox_of_an_async_factory_is_named(cache: Cache, database_ur
     import asyncio
 
     asyncio.run(inside())
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize("is_away", [True, False])
+def test_a_database_that_does_not_answer_holds_up_no_start(
+    cache: Cache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, driver: str, is_away: bool
+) -> None:
+    """Nor one that takes the connection and is silent; what is not known then is said."""
+    monkeypatch.setattr("cacheworkers.sql.watch.session_classes.CHECKED_WITHIN", 60.0 if is_away else 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+{driver}://shop@127.0.0.1:{1 if is_away else silent.getsockname()[1]}/shop"
+        is_async = driver == "asyncpg"
+        sessions = async_sessionmaker(create_async_engine(url)) if is_async else sessionmaker(create_engine(url))
+
+        cache.watch(sessions, {Thing: ["thing:{id}"]})
+
+    [said] = [record.getMessage() for record in caplog.records if "could not be checked" in record.getMessage()]
+    assert is_away or "no answer within 0.01 s" in said
 
 
 def test_a_missing_outbox_of_one_of_several_databases_is_named(

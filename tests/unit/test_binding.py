@@ -18,7 +18,7 @@ from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
 from cacheworkers.events import MalformedTask, PublishFailed, TaskDropped
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.workers import celery_settings
-from cacheworkers.workers.binding import Binding, Upkeep, bind
+from cacheworkers.workers.binding import Binding, bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.task_messages import parse_requests, shown
@@ -42,6 +42,10 @@ def kept() -> Iterator[list[Binding]]:
 _kept: list[Binding] = []
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 def bound(app: Celery, **answers: Any) -> Binding:
     """Bind an app to nothing in particular."""
     made = bind(
@@ -50,7 +54,7 @@ def bound(app: Celery, **answers: Any) -> Binding:
         **{
             "run_loads": lambda loader, asks, again: None,
             "undelivered": lambda asks: None,
-            "upkeep": Upkeep({"collect_garbage": (lambda: None, 60.0)}),
+            "upkeep": {"collect_garbage": (nothing, 60.0)},
             "emit": lambda event: None,
             "reset_after_fork": lambda: None,
             **answers,
@@ -536,3 +540,23 @@ def test_the_time_limits_of_a_message_are_those_of_its_calls() -> None:
             message = connection.default_channel.basic_get("limits.warm")
             limits.append(message.headers["timelimit"])
     assert limits == [[20.0, 15.0], [40.0, 35.0]]
+
+
+def test_time_limits_of_an_annotation_by_name_hold_in_messages() -> None:
+    """Of all tasks they do not; a message's own would else hide those of its task."""
+    app = Celery("named", broker="memory://named", set_as_current=False)
+    app.conf.task_annotations = {"*": {"time_limit": 1}, "cacheworkers.load.price": {"time_limit": 60.0}}
+    workers = bound(app)
+    info, other = LoaderInfo("price", 10.0, False, 100), LoaderInfo("page", 10.0, False, 100)
+    workers.register(info)
+    workers.register(other)
+    app.finalize()
+    publisher = Publisher(app, Config(queue_prefix="named"), lambda requests: None, lambda event: None)
+
+    for each in (info, other):
+        publisher.publish(each, "warm", [LoadRequest(each.name, f"{each.name}[1]", "ab" * 8, "", "warm")])
+
+    with app.connection_for_read() as connection:
+        messages = [connection.default_channel.basic_get("named.warm") for _ in range(2)]
+    assert [message.headers["timelimit"] for message in messages] == [[60.0, 15.0], [20.0, 15.0]]
+    assert app.tasks["cacheworkers.load.price"].time_limit == 60.0

@@ -11,7 +11,7 @@ from cacheworkers import Config
 from cacheworkers.core.signature import version_of
 from cacheworkers.events import Event, PublishFailed, TaskRequeued
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers.binding import Upkeep, bind
+from cacheworkers.workers.binding import bind
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.version_mismatch import MAX_REQUEUES, mismatch, wait_before
 
@@ -60,7 +60,7 @@ class Worker:
             Config(),
             run_loads=lambda loader, asks, again: self.performed.extend(asks),
             undelivered=lambda asks: None,
-            upkeep=Upkeep({}),
+            upkeep={},
             emit=self.events.append,
             reset_after_fork=lambda: None,
         )

@@ -7,10 +7,12 @@ away, are delivered once more by the relay.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, Engine
@@ -31,6 +33,7 @@ class DeliveryAcknowledger:
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self.reset()
+        _alive.add(self)
 
     def reset(self) -> None:
         """Forget rows and threads, as a child does after a fork: the parent marks its own rows."""
@@ -64,6 +67,15 @@ class DeliveryAcknowledger:
             # Those of a loop that runs, too: this may be its own last step, as in a coroutine that ends a script.
             for engine, loop in list(self._of_loops):
                 self._leave_to_thread(engine, self._of_loops.pop((engine, loop)))
+            self._is_closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(1.0)
+
+    def finish(self) -> None:
+        """Mark what the thread has, as the process ends; async drivers would need threads that no longer start."""
+        with self._changed:
+            self._rows = {engine: rows for engine, rows in self._rows.items() if not engine.dialect.is_async}
             self._is_closed = True
             self._changed.notify()
         if self._thread is not None:
@@ -124,6 +136,16 @@ class DeliveryAcknowledger:
             raise
         except Exception as error:
             log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
+
+
+_alive: weakref.WeakSet[DeliveryAcknowledger] = weakref.WeakSet()
+
+
+@atexit.register
+def _finish_all() -> None:
+    """A script that commits and ends leaves nothing that the relay would deliver once more."""
+    for each in list(_alive):
+        each.finish()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

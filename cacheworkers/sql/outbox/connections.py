@@ -44,17 +44,33 @@ def on_connection(engine: Engine, do: Callable[[Connection], T]) -> T:
         async with AsyncEngine(apart(engine)).connect() as connection:
             return await connection.run_sync(do)
 
+    return _on_a_thread(lambda: asyncio.run(done())).result()
+
+
+def within(seconds: float, engine: Engine, do: Callable[[Connection], T]) -> T:
+    """Return what a function makes of a connection, as `on_connection` does, if it does so in time.
+
+    Raises:
+        TimeoutError: it does not.
+        SQLAlchemyError, OSError: the database does not answer; and what the function raises.
+    """
+    if isinstance(engine.pool, StaticPool | SingletonThreadPool):  # of this thread, perhaps
+        return on_connection(engine, do)
+    return _on_a_thread(lambda: on_connection(engine, do)).result(seconds)
+
+
+def _on_a_thread(work: Callable[[], T]) -> Future[T]:
     result: Future[T] = Future()
 
     def run() -> None:
         try:
-            result.set_result(asyncio.run(done()))
+            result.set_result(work())
         except BaseException as error:
             result.set_exception(error)
 
     # A daemon: a database that never answers does not keep the process from ending.
     threading.Thread(target=run, name="cacheworkers-database", daemon=True).start()
-    return result.result()
+    return result
 
 
 def apart(engine: Engine) -> Engine:

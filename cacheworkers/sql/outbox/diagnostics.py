@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.sql.outbox.connections import apart, on_connection
+from cacheworkers.sql.outbox.connections import apart, on_connection, within
 from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
@@ -52,14 +52,17 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
     return _inspected(engine, inspection)
 
 
-def check_outbox(outbox: Outbox, engine: Engine) -> None:
-    """Make sure that a database has the outbox; of an async engine on a loop of its own, in a thread.
+def check_outbox(outbox: Outbox, engine: Engine, *, timeout: float) -> None:
+    """Make sure that a database has the outbox.
 
     Raises:
         ConfigError: it has not.
-        SQLAlchemyError: the database does not answer.
+        SQLAlchemyError, OSError: the database does not answer, within `timeout` seconds.
     """
-    on_connection(engine, outbox.check)
+    try:
+        within(timeout, engine, outbox.check)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {timeout:g} s") from None
 
 
 def answers(engine: Engine) -> str:

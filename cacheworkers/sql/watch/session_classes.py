@@ -15,6 +15,8 @@ from cacheworkers.sql.outbox.diagnostics import check_outbox
 from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.sqlalchemy_internals import is_autocommit, is_autocommit_on, options_of
 
+#: How long `watch` waits for a database that has not answered whether it has the outbox, seconds.
+CHECKED_WITHIN = 5.0
 log = logging.getLogger("cacheworkers")
 
 
@@ -59,9 +61,11 @@ def check_engine(engine: Engine, outbox: Outbox, check: bool) -> None:
         )
     if check:
         try:
-            check_outbox(outbox, engine)
-        except SQLAlchemyError as error:
-            log.warning("the outbox of %r could not be checked: %s", engine.url, error)
+            check_outbox(outbox, engine, timeout=CHECKED_WITHIN)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning(
+                "the outbox of %r could not be checked; commits fail where it is missing: %s", engine.url, error
+            )
 
 
 def refuse_autocommit(connection: Connection) -> None:

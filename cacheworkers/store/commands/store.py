@@ -39,6 +39,9 @@ CHUNK = 500
 MOST_RUNNING = 2
 #: Members of each of many tag sets that are gone through at a time.
 LEAST_SHARE = 4
+#: Most sets that one script detaches, where one server has all keys, and most members whose keys are deleted as they
+#: are removed: nothing else is served meanwhile.
+MAX_TOGETHER = 50
 
 
 class Store(Bookkeeping):
@@ -342,21 +345,43 @@ class Store(Bookkeeping):
 
     def detach(self, tags: Sequence[str], n: int) -> Exchange[list[DetachedSet | ForeignType]]:
         """Mark tags and detach their sets, in one round trip; all detached sets of the tags, these and older ones."""
-        shards = [(tag, shard) for tag in tags for shard in range(self.keys.shards(tag))]
-        most = _share(len(shards))
-        nonce = secrets.token_hex(6)
-        keys = [self.keys.detaching(tag, shard, n, nonce) for tag, shard in shards]
+        shards, keys, most = self._detaching(tags, n)
         requests = [Request.call(scripts.DETACH, each, (n, most)) for each in keys]
 
         def parsed(replies: list[Any]) -> list[DetachedSet | ForeignType]:
-            each = zip(shards, replies, keys, strict=True)
-            return [
-                found
-                for (tag, shard), reply, (*touched, name) in each
-                for found in parse.detached(tag, shard, reply, *touched, name=name)
-            ]
+            found = (reply if isinstance(reply, Exception) else reply[1] for reply in replies)
+            return _detached(shards, keys, found)
 
         return self._ask(requests, parsed)
+
+    def next_seq_and_detach(
+        self, tags: Sequence[str]
+    ) -> Exchange[tuple[int, list[DetachedSet | ForeignType]] | None] | None:
+        """Do what `next_seq` and `detach` do, in one step.
+
+        None where they have to be two: see MAX_TOGETHER; or one has more shards than this process knew, or a key holds
+        what something else has written there.
+        """
+        shards, keys, most = self._detaching(tags, 0)
+        if not self.has_one_slot or len(shards) > MAX_TOGETHER:
+            return None
+        words = [*itertools.chain.from_iterable(keys), self.keys.seq]
+        requests = [Request.call(scripts.DETACH, words, ("", most)), Request(("HGETALL", self.keys.tag_shards))]
+
+        def parsed(replies: list[Any]) -> tuple[int, list[DetachedSet | ForeignType]] | None:
+            self._learn_shards(replies[1])
+            if isinstance(replies[0], Exception) or len(shards) != sum(map(self.keys.shards, tags)):
+                return None
+            n, *found = replies[0]
+            return int(n), _detached(shards, keys, found)
+
+        return self._ask(requests, parsed)
+
+    def _detaching(self, tags: Sequence[str], n: int) -> tuple[list[tuple[str, int]], list[tuple[str, ...]], int]:
+        """Return the shards of tags, the keys to detach each, and how many of its members to return."""
+        shards = [(tag, shard) for tag in tags for shard in range(self.keys.shards(tag))]
+        nonce = secrets.token_hex(6)
+        return shards, [self.keys.detaching(tag, shard, n, nonce) for tag, shard in shards], _share(len(shards))
 
     def mark_tags(self, tags: Sequence[str], n: int) -> Exchange[None]:
         """Mark tags softly invalidated; their sets stay where they are."""
@@ -387,26 +412,26 @@ class Store(Bookkeeping):
 
     def drained(self, sets: Sequence[DetachedSet]) -> Exchange[list[DetachedSet | ForeignType]]:
         """Remove the known members of detached sets, whose entries are deleted; the sets that have more, with some."""
+        return self._ask(self._drained(sets, ()), lambda replies: _left(sets, replies)[1])
+
+    def drop_drained(self, sets: Sequence[DetachedSet]) -> Exchange[tuple[int, list[DetachedSet | ForeignType]]] | None:
+        """Do what `drop` and `drained` do, each set in one step; None where they have to be two: see MAX_TOGETHER."""
+        if not self.has_one_slot or sum(len(each.calls) for each in sets) > MAX_TOGETHER:
+            return None
+        kinds = (self.keys.lease, self.keys.failures, self.keys.entry)
+        return self._ask(self._drained(sets, kinds), lambda replies: _left(sets, replies))
+
+    def _drained(self, sets: Sequence[DetachedSet], kinds: Sequence[Callable[[str], str]]) -> list[Request]:
+        """Return the requests that take the known members out of sets, and delete their keys of these kinds."""
         most = _share(len(sets))
-        requests = [
-            Request.call(
-                scripts.REMOVE_DRAINED,
-                (each.name, self.keys.detached_index(each.tag, each.shard)),
-                (most, *map(parse.bytes_of, each.calls)),
-            )
-            for each in sets
-        ]
-
-        def parsed(replies: list[Any]) -> list[DetachedSet | ForeignType]:
-            return [
-                parse.foreign(reply, each.name)
-                if isinstance(reply, Exception)
-                else DetachedSet(each.tag, each.shard, each.name, [parse.text(member) for member in reply])
-                for each, reply in zip(sets, replies, strict=True)
-                if reply
-            ]
-
-        return self._ask(requests, parsed)
+        requests = []
+        for each in sets:
+            calls = parse.legible(each.calls)
+            dropped = [key(call) for key in kinds for call in calls]
+            keys = (each.name, self.keys.detached_index(each.tag, each.shard), *dropped)
+            members = map(parse.bytes_of, each.calls)
+            requests.append(Request.call(scripts.REMOVE_DRAINED, keys, (most, 2 * len(calls), *members)))
+        return requests
 
     def drop(self, calls: Sequence[str]) -> Exchange[int]:
         """Delete leases, failures and entries of calls; how many entries there were.
@@ -546,3 +571,29 @@ class Store(Bookkeeping):
 def _share(sets: int) -> int:
     """Return how many members of each of some sets one exchange takes up."""
     return max(LEAST_SHARE, CHUNK // max(1, sets))
+
+
+def _detached(
+    shards: Sequence[tuple[str, int]], keys: Sequence[tuple[str, ...]], replies: Iterable[Any]
+) -> list[DetachedSet | ForeignType]:
+    """Return all detached sets of some shards of tags, this invalidation's and older ones."""
+    each = zip(shards, replies, keys, strict=True)
+    return [
+        found
+        for (tag, shard), reply, (*touched, name) in each
+        for found in parse.detached(tag, shard, reply, *touched, name=name)
+    ]
+
+
+def _left(sets: Sequence[DetachedSet], replies: list[Any]) -> tuple[int, list[DetachedSet | ForeignType]]:
+    """Return how many entries were deleted with members of sets, and the sets that have more."""
+    entries = 0
+    left: list[DetachedSet | ForeignType] = []
+    for each, reply in zip(sets, replies, strict=True):
+        if isinstance(reply, Exception):
+            left.append(parse.foreign(reply, each.name))
+            continue
+        entries += int(reply[0])
+        if reply[1]:
+            left.append(DetachedSet(each.tag, each.shard, each.name, [parse.text(member) for member in reply[1]]))
+    return entries, left

@@ -22,17 +22,17 @@ class InvalidationMessages:
         keys: Keyspace,
         l1: L1,
         waiters: Waiters,
-        watch: Callable[[Flight], bool],
+        watch_lease: Callable[[Flight], None],
         refresh_topology: Callable[[], None],
     ) -> None:
         """
         Args:
-            watch: has the end of a flight's load reported.
+            watch_lease: has the next change of a flight's lease reported.
             refresh_topology: has the slots asked for again.
         """
         self._l1 = l1
         self._waiters = waiters
-        self._watch = watch
+        self._watch_lease = watch_lease
         self._refresh_topology = refresh_topology
         self._entries = keys.entries_prefix.encode()
         self._failures = keys.failures_prefix.encode()
@@ -54,7 +54,7 @@ class InvalidationMessages:
             elif key.startswith(leases):  # begun, given back or taken over: who waits for it asks again which it is
                 flight = self._waiters.flights.get(_call_of(key, leases))
                 if flight is not None and flight.token:
-                    self._watch(flight)
+                    self._watch_lease(flight)
 
     def drop(self, call: str) -> None:
         """Drop one entry, and wake who waits for it."""

@@ -37,15 +37,13 @@ from cacheworkers.store.connections.health import error_text
 from cacheworkers.store.connections.transport import Masters, Transport
 from cacheworkers.store.tracking.barrier import Barrier
 from cacheworkers.store.tracking.invalidation_messages import InvalidationMessages
-from cacheworkers.store.tracking.tracking_connection import TrackingConnection
+from cacheworkers.store.tracking.tracking_connection import COLLECT_FOR, TrackingConnection
 from cacheworkers.store.tracking.waker import Waker
 
 log = logging.getLogger("cacheworkers")
 
 PING_EVERY = 0.5
 PING_LOST_AFTER = 2.0
-#: Requests to track that come within this many seconds are sent together.
-COLLECT_FOR = 0.001
 _BACKOFF = (0.05, 2.0)
 
 
@@ -85,7 +83,7 @@ class Listener:
         #: Called first: a fork without Python's hooks has a thread by name only.
         self.check_process: Callable[[], None] = lambda: None
         self.messages = InvalidationMessages(
-            keys, l1, waiters, lambda flight: self.watch(flight), link.refresh_topology
+            keys, l1, waiters, lambda flight: self.watch_lease(flight), link.refresh_topology
         )
         self.reset()
 
@@ -171,15 +169,25 @@ class Listener:
         First its entry and its failure are tracked, then the lease is compared: what ended the load before that took
         the lease away, what ends it later is reported.
         """
-        call, token = flight.call, flight.token
-        entry, failures = self._keys.entry(call), self._keys.failures(call)
+        call = flight.call
+        entry, failures, lease = self._keys.entry(call), self._keys.failures(call), self._keys.lease(call)
         connection = self._connections.get(self._link.master_of(entry))
         if connection is None:
             return False
-        connection.track(pack([("EXISTS", entry, failures)]), lambda reply: None)  # the next reply says what to do
-        lease = pack([("HGET", self._keys.lease(call), "token")])
-        connection.track(lease, functools.partial(self.messages.compare_lease, call, token))
+        connection.track(
+            pack([("EXISTS", entry, failures), ("HGET", lease, "token")]),
+            _ignore,  # the next reply says what to do
+            functools.partial(self.messages.compare_lease, call, flight.token),
+        )
         return True
+
+    def watch_lease(self, flight: Flight) -> None:
+        """Have the lease of a flight reported again: it was begun, and its entry and failure are tracked as before."""
+        lease = self._keys.lease(flight.call)
+        connection = self._connections.get(self._link.master_of(lease))
+        if connection is not None:
+            compare = functools.partial(self.messages.compare_lease, flight.call, flight.token)
+            connection.track(pack([("HGET", lease, "token")]), compare)
 
     # -- proof
 
@@ -303,7 +311,7 @@ class Listener:
                 selector.register(each.socket, selectors.EVENT_READ, each)
             selector.register(waker, selectors.EVENT_READ, None)
             next_ping = time.monotonic() + PING_EVERY
-            flushed_at, flush_at = 0.0, math.inf
+            flushed_at, flush_at, proven_at = 0.0, math.inf, 0.0
             while not self._closed.is_set():
                 looked_at = time.monotonic()
                 for found, _ in selector.select(max(0.0, min(next_ping, flush_at) - looked_at)):
@@ -312,7 +320,9 @@ class Listener:
                     else:
                         waker.clear()
                         flush_at = flushed_at + COLLECT_FOR
-                self._prove()
+                if (newest := max(each.proven_at for each in connections)) > proven_at:
+                    proven_at = newest
+                    self._prove()
                 now = time.monotonic()
                 if now >= flush_at:
                     flushed_at, flush_at = now, math.inf
@@ -378,3 +388,7 @@ class Listener:
         # A replica reports changes too, but as late as it pleases: its answers would prove nothing.
         if b"role:master" not in reply:
             raise OSError(f"{connection.address} is no longer a master")
+
+
+def _ignore(reply: Any) -> None:
+    pass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +26,14 @@ from cacheworkers.store.connections.connection import pack, unconnected
 _TIME, _ROLE = pack([("TIME",)]), pack([("INFO", "REPLICATION")])
 #: Bytes that are processed together: some five hundred messages, a millisecond of work.
 _MAX_READ = 1 << 15
+#: Requests to track that come within this many seconds of the last are sent together, by the receiving thread.
+COLLECT_FOR = 0.001
+#: Replies that are awaited while a request is still sent by the thread that makes it: a server that does not answer
+#: must not block it.
+_MAX_AWAITED = 500
 #: Called with a reply, an error among them.
 OnReply = Callable[[Any], None]
-_Queued = tuple[bytes, OnReply]
+_Queued = tuple[bytes, tuple[OnReply, ...]]
 
 
 class Ping:
@@ -48,13 +54,14 @@ class Ping:
 class TrackingConnection:
     """Opened by redis-py (TLS, auth, names), then driven with hiredis alone; one thread receives.
 
-    Any thread queues requests; they are sent, and answered, in the order in which they were queued.
+    Any thread makes requests; they are sent, and answered, in the order in which they were made.
 
     Attributes:
         name: the master's, as the topology names it.
         address: host and port.
         pings: those without an answer.
         proven_at: when the last ping that was answered had been sent; 0 for never.
+        collect_for: seconds after a send within which requests are left to the receiving thread.
     """
 
     def __init__(self, name: str, pool: Any, timeout: float, wake: Callable[[], None]) -> None:
@@ -71,6 +78,10 @@ class TrackingConnection:
         self._connection.read_response()
         self.socket: socket.socket = self._connection._sock
         self.socket.settimeout(timeout)
+        self.collect_for = COLLECT_FOR
+        self._flushed_at = 0.0
+        # OpenSSL takes no write by one thread while another reads.
+        self._takes_writes = not isinstance(self.socket, ssl.SSLSocket)
         self._reader = hiredis.Reader()
         self._wake = wake
         # Appended to and taken from by single calls, which need no lock: a finalizer may read, and so queue, anywhere.
@@ -87,11 +98,18 @@ class TrackingConnection:
 
     # -- requests, from any thread
 
-    def track(self, packed: bytes, on_reply: OnReply) -> None:
-        """Queue a command that reads, and so tracks its keys; it is sent within a millisecond or two."""
+    def track(self, packed: bytes, *on_replies: OnReply) -> None:
+        """Send commands that read, and so track their keys; immediately, or with others within a millisecond or two.
+
+        Args:
+            on_replies: one for each command.
+        """
         is_first = not self._queue
-        self._queue.append((packed, on_reply))
-        if is_first:
+        self._queue.append((packed, on_replies))
+        may_send = self._takes_writes and len(self._sent) < _MAX_AWAITED
+        if may_send and time.monotonic() >= self._flushed_at + self.collect_for:
+            self.flush()
+        elif is_first:
             self._wake()
 
     def ping(self, on_time: Callable[[Any, float], None], on_role: OnReply | None = None) -> Future[bool]:
@@ -111,13 +129,15 @@ class TrackingConnection:
             ping.settle(True)
 
         if on_role is not None:
-            self._queue.append((_ROLE, on_role))
+            self._queue.append((_ROLE, (on_role,)))
         self.pings.append(ping)
-        self._queue.append((_TIME, answered))
+        self._queue.append((_TIME, (answered,)))
         if self._is_closed:
             ping.settle(False)
-        else:
+        elif self._takes_writes:
             self.flush()
+        else:
+            self._wake()
         return ping.future
 
     def flush(self) -> None:
@@ -130,9 +150,10 @@ class TrackingConnection:
             try:
                 parts = []
                 while self._queue:
-                    packed, on_reply = self._queue.popleft()
-                    self._sent.append(on_reply)
+                    packed, on_replies = self._queue.popleft()
+                    self._sent.extend(on_replies)
                     parts.append(packed)
+                self._flushed_at = time.monotonic()
                 if parts:
                     self.socket.sendall(b"".join(parts))
             except OSError:
