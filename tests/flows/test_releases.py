@@ -7,7 +7,7 @@ import datetime
 import decimal
 import enum
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import msgspec
 import pydantic
@@ -58,6 +58,11 @@ class MoreStatus(enum.Enum):
     PAID = "paid"
 
 
+class Tree(msgspec.Struct):
+    leaves: list[Tree]
+    parent: Tree | None = None
+
+
 #: Annotations of a loader's releases, with a value of each.
 SHAPES: dict[str, tuple[Any, Any]] = {
     "Struct": (Cost, Cost(1)),
@@ -68,8 +73,15 @@ SHAPES: dict[str, tuple[Any, Any]] = {
     "Enum": (Status, Status.OPEN),
     "a member added": (MoreStatus, MoreStatus.PAID),
     "int": (int, 5),
-    "str": (str, "5 EUR"),
     "none": (Any, {"id": 1}),
+    "text of an instant": (str, "2026-01-31T00:00:00"),
+    "instant": (datetime.datetime, datetime.datetime(2026, 1, 31)),
+    "list": (list[int], [1]),
+    "tuple": (tuple[int, ...], (1,)),
+    "set": (set[int], {1}),
+    "frozenset": (frozenset[int], frozenset({1})),
+    "fields of two types": (dict[str, str | list[int]], {"id": [1]}),
+    "fields of two other types": (dict[str, datetime.time | tuple[int, ...]], {"id": (1,)}),
     "optional": (int | None, 5),
 }
 
@@ -124,6 +136,11 @@ def test_shapes_differ_where_annotations_do(one: str, other: str) -> None:
     assert fits(fingerprints[0], NO_FINGERPRINT) and fits(NO_FINGERPRINT, fingerprints[0])
 
 
+def test_a_type_within_itself_has_a_shape() -> None:
+    assert fits(fingerprint_of(Tree, {"id": Tree}), fingerprint_of(Tree, {"id": Tree}))
+    assert fingerprint_of(int | None, {}) == fingerprint_of(Optional[int], {})  # noqa: UP045  # the same, written so
+
+
 def test_names_of_classes_and_docstrings_are_no_part_of_a_shape() -> None:
     def made(name: str, doc: str) -> Any:
         return msgspec.defstruct(name, [("title", int)], namespace={"__doc__": doc})
@@ -139,6 +156,8 @@ def test_names_of_classes_and_docstrings_are_no_part_of_a_shape() -> None:
     [
         (str, datetime.date, "2026-01-31"),
         (str, bytes, "YWJj"),
+        (str, datetime.datetime, "2026-01-31T00:00:00"),
+        (str, datetime.time, "07:00:00"),
         (str, decimal.Decimal, "7"),
         (int, Rank, 1),
         (int | None, int, 1),
