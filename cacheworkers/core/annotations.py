@@ -97,6 +97,8 @@ def classes_in(annotation: Any) -> Iterator[type]:
             seen.add(of)
             yield of
             left.extend(fields_of(of).values())
+        if each in (list, dict, tuple, set, frozenset):
+            left.append(Any)  # elements of any type
 
 
 def is_pydantic(of: type) -> bool:

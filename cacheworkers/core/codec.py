@@ -43,6 +43,11 @@ _ATOMS = (
     datetime.time,
     datetime.timedelta,
 )
+#: A value of more bytes of JSON than this is compared with what it decodes to on the first loads of its shape (its type
+#: and the magnitude of its size), then on one load in so many; a smaller one, or one of `Any`, on every load.
+COMPARED_UP_TO = 4096
+COMPARED_FIRST = 8
+COMPARED_EVERY = 8
 _encode = msgspec.json.Encoder().encode
 _WRONG = (msgspec.MsgspecError, TypeError, ValueError, ArithmeticError, RecursionError)
 
@@ -92,6 +97,8 @@ class Codec:
             encode, self.plain_decode = _encode, msgspec.json.Decoder(annotation).decode
         # A set's order differs between processes; its JSON, and with it the ETag, must not.
         self._encode: Callable[[Any], bytes] = encode
+        self._is_sampled = {Any, object}.isdisjoint(classes_in(annotation))
+        self._loads_of_shape: dict[tuple[type, int], int] = {}
         if has_sets(annotation):
             self._encode = lambda value: encode(with_sets_in_order(value))
 
@@ -114,7 +121,9 @@ class Codec:
             raise CodecError(f"a payload is not a {shown(self.annotation)}: {error}") from None
 
     def encode(self, value: Any) -> bytes:
-        """Return a value's JSON, proven to decode to an equal value of the same type, hidden parts included.
+        """Return a value's JSON, compared with what it decodes to: an equal value of one type, hidden parts included.
+
+        A large value is compared on some loads only, and always decoded; of `Any`, it is always compared.
 
         Raises:
             CodecError: the value does not fit the annotation, or comes back changed; the message names the place.
@@ -128,6 +137,8 @@ class Codec:
             raise CodecError(f"a {type(value).__name__} cannot be stored as JSON: {error}; {RULE}") from None
         try:
             decoded = self.plain_decode(payload)
+            if len(payload) > COMPARED_UP_TO and self._is_sampled and not self._is_sample(type(value), payload):
+                return self._encode(decoded)  # equal values have equal bytes, compared or not
             if is_same(value, decoded):
                 return payload
             changed = difference(value, decoded)
@@ -141,6 +152,12 @@ class Codec:
             f"a loader's value must come back as it was returned: {changed}; under {shown(self.annotation)} JSON "
             "cannot tell, so annotate the exact type, or return what the annotation says"
         )
+
+    def _is_sample(self, kind: type, payload: bytes) -> bool:
+        """Count a load of a large value; return whether it is one that is compared."""
+        shape = kind, len(payload).bit_length()
+        loads = self._loads_of_shape[shape] = self._loads_of_shape.get(shape, 0) + 1
+        return loads <= COMPARED_FIRST or loads % COMPARED_EVERY == 0
 
 
 def _is_none(annotation: Any) -> bool:

@@ -17,8 +17,8 @@ import itertools
 import operator
 import types
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,6 +32,7 @@ _CONTAINERS = (collections.deque, collections.defaultdict)
 _BESIDE_ELEMENTS = ("maxlen", "default_factory")
 _SHOWN = 60
 _EXACT_IN_FLOATS = 2**53
+_ZONE, _FOLD, _FIELDS_SET = map(operator.attrgetter, ("tzinfo", "fold", "__pydantic_fields_set__"))
 
 
 def is_same(value: Any, decoded: Any) -> bool:
@@ -93,7 +94,8 @@ def _are_same(values: list[Any], others: list[Any]) -> bool:
     if distinct <= _PLAIN:
         return values == others
     if len(distinct) > 1:
-        parts = ([type(each) is kind for each in values] for kind in distinct)
+        parts = [[each is kind for each in kinds] for kind in distinct - _PLAIN]
+        parts.append([each in _PLAIN for each in kinds])
         return all(
             _are_same(list(itertools.compress(values, part)), list(itertools.compress(others, part))) for part in parts
         )
@@ -107,6 +109,9 @@ def _are_same(values: list[Any], others: list[Any]) -> bool:
             and _are_same(_flat(map(dict.values, values)), _flat(map(dict.values, others)))
         )
     if kind is datetime.datetime:
+        zones = list(map(_ZONE, itertools.chain(values, others)))
+        if len(zones) in (zones.count(datetime.UTC), zones.count(None)):
+            return values == others and list(map(_FOLD, values)) == list(map(_FOLD, others))
         return all(map(_is_same_instant, values, others))
     if issubclass(kind, enum.Enum):
         return all(map(operator.is_, values, others))
@@ -114,31 +119,41 @@ def _are_same(values: list[Any], others: list[Any]) -> bool:
 
 
 def _have_same_fields(kind: type, values: list[Any], others: list[Any]) -> bool:
+    layout = _layout(kind)
+    if layout is None:
+        return False
+    if layout.is_pydantic:
+        if list(map(_FIELDS_SET, values)) != list(map(_FIELDS_SET, others)):
+            return False
+    elif any(len(getattr(each, "__dict__", ())) > layout.in_dict for each in values):
+        return False  # it holds more than its fields
+    try:
+        parts, theirs = (_flat(map(layout.fields, each)) for each in (values, others))
+    except AttributeError:
+        return False
+    return _are_same(parts, theirs)
+
+
+class _Layout(NamedTuple):
+    """Where a class keeps its fields: a function that returns all of an instance, and how many are in `__dict__`."""
+
+    fields: Callable[[Any], tuple[Any, ...]]
+    in_dict: int
+    is_pydantic: bool
+
+
+@functools.lru_cache(maxsize=1000)
+def _layout(kind: type) -> _Layout | None:
     names = field_names(kind)
     if names is None:
-        return False
-    if hasattr(kind, "__pydantic_fields__") and hasattr(kind, "model_fields"):
-        get_set = operator.attrgetter("__pydantic_fields_set__")
-        if list(map(get_set, values)) != list(map(get_set, others)):
-            return False
-        names = (*names, *_HIDDEN)
-    elif any(len(getattr(each, "__dict__", ())) > _fields_in_dict(kind) for each in values):
-        return False  # it holds more than its fields
-    for name in names:
-        get = operator.attrgetter(name)
-        try:
-            if not _are_same(list(map(get, values)), list(map(get, others))):
-                return False
-        except AttributeError:
-            return False
-    return True
-
-
-@functools.cache
-def _fields_in_dict(kind: type) -> int:
-    """Return how many fields of a class are in its instances' `__dict__`: not those of slots and Structs."""
+        return None
+    is_pydantic = hasattr(kind, "__pydantic_fields__") and hasattr(kind, "model_fields")
+    names = (*names, *_HIDDEN) if is_pydantic else names
     slots = types.MemberDescriptorType
-    return sum(not isinstance(inspect.getattr_static(kind, name, None), slots) for name in field_names(kind) or ())
+    in_dict = sum(not isinstance(inspect.getattr_static(kind, name, None), slots) for name in names)
+    # Of one name alone `attrgetter` returns no tuple.
+    fields = operator.attrgetter(*names, *names[:1]) if names else lambda _: ()
+    return _Layout(fields, in_dict, is_pydantic)
 
 
 def _difference_of_dicts(value: dict[Any, Any], decoded: dict[Any, Any], path: str) -> str | None:

@@ -319,3 +319,30 @@ def test_a_batch_loader_returns_a_dict() -> None:
 
     with pytest.raises(DeclarationError, match=r"many must return dict\[K, V\], got list"):
         annotation_of(many, is_batch=True)
+
+
+@pytest.mark.parametrize(("annotation", "is_always"), [(list[list[int]], False), (list[Any], True), (list, True)])
+def test_a_large_value_is_compared_on_its_first_loads_then_sampled_unless_its_type_is_open(
+    annotation: Any, is_always: bool
+) -> None:
+    """A value that is not compared is decoded all the same, and has the bytes of an equal one."""
+    codec, odd = Codec(annotation), [(1, 2)] * 2000
+
+    def is_refused() -> bool:
+        try:
+            codec.encode(odd)
+        except CodecError:
+            return True
+        return False
+
+    refused = [is_refused() for _ in range(24)]
+
+    assert refused == [is_always or n <= 8 or n % 8 == 0 for n in range(1, 25)]
+    with pytest.raises(CodecError):
+        Codec(list[int]).encode(["1"] * 4000)
+
+
+def test_a_large_value_has_the_bytes_of_an_equal_one_compared_or_not() -> None:
+    codec = Codec(list[float])
+
+    assert {codec.encode([1] * 2000) for _ in range(20)} == {codec.encode([1.0] * 2000)}
