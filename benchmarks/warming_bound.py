@@ -4,7 +4,9 @@ A read is stale where its key was read in the period before and nobody has loade
 one load for each period that would have brought no read.  A rule chooses the periods to warm by what it knows.  For
 each kind of knowledge this prints the fewest stale reads of hot keys at 1.1 times the loads, and the fewest loads at
 which 0.1 % of those reads are stale.  The rules are given the true odds of each thing that they can know, on this very
-trace, and reads that no warming could help are not counted: no real rule of that kind does better.
+trace, and reads that no warming could help are not counted.  So it is optimistic, and in one more way: all periods of
+a key are counted from its first read, and a load ahead whose entry is read costs nothing.  In truth a key that is not
+warmed is loaded by the first read after its entry's end, later than warming does: each load ahead costs a part of one.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class Codec:
                 return self._encode(decoded)
         except _WRONG as error:
             raise CodecError(
-                f"a loader must return {shown(self.annotation)}, got a {type(value).__name__} that is none: {error}"
+                f"a loader must return {shown(self.annotation)}, got a {type(value).__name__} that is not one: {error}"
             ) from None
         raise CodecError(
             f"a loader's value must come back as it was returned: {changed}; under {shown(self.annotation)} JSON "

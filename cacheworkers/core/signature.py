@@ -167,7 +167,9 @@ class Signature:
             CallError: the text is another loader's, another version's, or no text that `bind` makes.
         """
         if not text.startswith(self._prefix + "["):
-            raise CallError(f"a call of {self.name} starts with {self._prefix}[, got {text[:80]!r}")
+            raise CallError(
+                f"a call of {self.name} is its name and arguments as JSON, as in {self._prefix}[42], got {text[:80]!r}"
+            )
         try:
             arguments = self._decode(text[len(self._prefix) :])
         except WRONG as error:

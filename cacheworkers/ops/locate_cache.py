@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -41,8 +41,7 @@ def found(app: str) -> Cache:
         value: Any = getattr(module, name) if name else getattr(module, "cache", module)
         is_called = arguments is not None or (inspect.isfunction(value) and _needs_nothing(value))
         if is_called:
-            with _failures(app, "cannot be called"):
-                value = value(*arguments or ())
+            value = _made(app, value, arguments or (), before)
     except (ModuleNotFoundError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise click.ClickException(f"--app must be {FORM}, got {app!r}: {error}") from None
     if hasattr(getattr(value, "loader", None), "import_default_modules"):
@@ -74,6 +73,22 @@ def _parsed(expression: str) -> tuple[str, list[Any] | None]:
     return called.id, None if arguments is None else [ast.literal_eval(each) for each in arguments]
 
 
+def _made(app: str, factory: Any, arguments: Iterable[Any], before: list[object]) -> Any:
+    """Return what a factory makes; if it fails, the cache that was there before it, as where its database is away.
+
+    Raises:
+        click.ClickException: it fails, and there is no cache.
+    """
+    try:
+        with _failures(app, "fails"):
+            return factory(*arguments)
+    except click.ClickException as error:
+        if not _made_since(before):
+            raise
+        note(f"{error}; what it would have bound or declared is missing here")
+        return None
+
+
 def _needs_nothing(function: Any) -> bool:
     try:
         inspect.signature(function).bind()
@@ -88,11 +103,15 @@ def _only(app: str, before: list[object]) -> Cache:
     Raises:
         click.ClickException: there is none, or several.
     """
-    made = [each for each in caches() if isinstance(each, Cache) and each not in before]
+    made = _made_since(before)
     if len(made) != 1:
         count = f"{len(made) or 'no'} Cache{'s' if len(made) != 1 else ''}"
         raise click.ClickException(f"--app must be {FORM}, {app!r} comes with {count}: name it as module:name")
     return made[0]
+
+
+def _made_since(before: list[object]) -> list[Cache]:
+    return [each for each in caches() if isinstance(each, Cache) and each not in before]
 
 
 def _imported(name: str) -> ModuleType:

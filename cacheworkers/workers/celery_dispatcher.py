@@ -136,10 +136,9 @@ class CeleryDispatcher:
         )
         self._emit(UnknownTask(name, len(requests)))
         if requests:
-            known = ", ".join(sorted({info.module for info in self.infos.values()})) or "no module that declares one"
-            self._refuse(
-                requests, f"a worker does not know the loader {name.removeprefix(PREFIX)}: it has loaders of {known}"
-            )
+            modules = ", ".join(sorted({info.module for info in self.infos.values()}))
+            known = f"it has those of {modules} alone" if modules else "it has none at all"
+            self._refuse(requests, f"a worker does not know the loader {name.removeprefix(PREFIX)}: {known}")
 
     def _make_tasks(self, **_: Any) -> None:
         for info in self.infos.values():

@@ -370,7 +370,7 @@ def test_help_needs_no_cache(cli: Run) -> None:
         (("explain", "number[1]"), "./shop.py", "or factory with one, got './shop.py'"),
         (("explain", "number[1]"), "two:create_app", "comes with 2 Caches: name it as module:name"),
         (("explain", "number[1]"), "typing:cast", "'typing:cast' comes with no Cache"),
-        (("explain", "number[1]"), "two:fails", "two:fails cannot be called: KeyError: 'DSN', in two.py, line 4"),
+        (("explain", "number[1]"), "two:fails", "two:fails fails: KeyError: 'DSN', in two.py, line 4"),
         (("explain", "number[1]"), "two:create_app(1, 2, 3)", "got 'two:create_app(1, 2, 3)': create_app() takes"),
         (("explain", "number[1]"), "two:create_app().cache", "is no name, and no call such as create_app()"),
         (("explain", "number[1]"), "two:create_app(name)", "got 'two:create_app(name)': malformed node"),
@@ -428,6 +428,16 @@ def test_an_application_or_its_factory_is_taken_for_its_cache(cli: Run, factory:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("number[1]: ask a worker to load it")
+
+
+def test_a_factory_that_fails_costs_what_it_would_have_declared(cli: Run, factory: str, tmp_path: Path) -> None:
+    """Where its database is away, doctor has to say so."""
+    (tmp_path / "failing.py").write_text("import layout\ndef create_app():\n    layout.App(1)\n    1 / 0\n")
+
+    done = cli("explain", "number[1]", app="failing:create_app()")
+
+    assert done.returncode == 0 and done.stdout.startswith("number[1]: ")
+    assert "failing:create_app() fails: ZeroDivisionError: division by zero, in failing.py, line 4" in done.stderr
 
 
 def test_a_celery_app_is_taken_for_the_cache_that_is_bound_to_it(cli: Run, factory: str) -> None:

@@ -133,6 +133,14 @@ def test_a_database_that_is_away_does_not_hold_up_another(
     assert waiting(cache, engines[1]) == 0
     assert "the outbox is not drained" in caplog.text
 
+    caplog.clear()
+    with pytest.raises(OutboxUnavailable):
+        cache._drain_by_beat()
+    assert not caplog.records, "it is said once a minute"
+    cache.outbox.create(engines[0])
+    cache._drain_by_beat()
+    assert "the outbox is drained again" in caplog.text
+
 
 class Unbound(Session):
     """Sessions that are given their engine when they are made."""

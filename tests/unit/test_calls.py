@@ -168,9 +168,9 @@ def test_version_and_dots_are_part_of_the_text() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("products[42]", r"starts with product\["),
-        ("product@2[42]", r"starts with product\["),
-        ("product", r"starts with product\["),
+        ("products[42]", r"is its name and arguments as JSON, as in product"),
+        ("product@2[42]", r"is its name and arguments as JSON, as in product"),
+        ("product", r"is its name and arguments as JSON, as in product"),
         ("product[42", "not a call"),
         ("product[42]]", "not a call"),
         ("product[1,2]", "not a call"),

@@ -55,7 +55,7 @@ def make_shop(valkey: Valkey, patient_publisher: None) -> Iterator[Callable[...,
             return number
 
         dispatcher = cache._runtime.workers._dispatcher
-        assert dispatcher.submit(request(1))
+        assert dispatcher.submit_all([request(1)])
         wait_until(lambda: "price" in dispatcher._publisher._templates)
         return dispatcher, client
 

@@ -145,7 +145,12 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
         yield Check("broker", broker, lambda: worker_checks.check_broker(app, config))
         if is_running:
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
-            yield Check("workers", broker, lambda: worker_checks.check_workers(app, config, link))
+            modules = cache.internals.runtime.marks.modules
+            yield Check(
+                "workers",
+                broker,
+                lambda: worker_checks.check_workers(app, config, link, modules),
+            )
             yield Check("beat", store, lambda: _check_beat(app, config))
     database = database_checks.AWAY
     with_outbox = {engine.url: engine for engine in engines}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cacheworkers.config import Config
@@ -75,7 +75,8 @@ UNKNOWN = Rule(
     "warning",
     "A worker that consumes a load queue does not know one of this process's loaders.",
     "It gives such work back, and the reader loads for itself.",
-    "Deploy the same code to workers and web; make sure that the worker's app imports the module with the loader.",
+    "Deploy the same code to workers and web; have the worker's app import the module with the loader, as by "
+    "`app.conf.include = [...]`.",
 )
 OTHER_STORE = Rule(
     "worker-store",
@@ -225,8 +226,12 @@ def check_backlog(app: Any, config: Config) -> Iterator[Finding]:
         yield BACKED_UP.finding(length > most, f"{queue} has {length:,} messages")
 
 
-def check_workers(app: Any, config: Config, store: Store) -> Iterator[Finding]:
-    """Yield which queues are consumed, and by workers that know what is in them and load into this store."""
+def check_workers(app: Any, config: Config, store: Store, modules: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield which queues are consumed, and by workers that know what is in them and load into this store.
+
+    Args:
+        modules: loader -> the module that declares it here.
+    """
     workers = worker_facts(app)
     for queue in _queues(config):
         names = [worker.name for worker in workers if queue in worker.queues]
@@ -241,7 +246,9 @@ def check_workers(app: Any, config: Config, store: Store) -> Iterator[Finding]:
         yield NAMESAKES.finding(worker.namesakes > 1, f"{worker.namesakes} workers answer as {worker.name}")
         if worker.queues & loading and ours:
             missing = sorted(ours - worker.loaders)
-            shown = f"does not know {', '.join(missing)}" if missing else f"knows all {len(ours)} declared here"
+            of_them = ", ".join(sorted({modules[name] for name in missing if name in modules}))
+            lacking = f"does not know {', '.join(missing)}, of {of_them}"
+            shown = lacking if missing else f"knows all {len(ours)} declared here"
             yield UNKNOWN.finding(bool(missing), f"{worker.name} {shown}")
         if config.queues.miss in worker.queues and worker.slots:
             reserved = f"{worker.name} reserves {worker.prefetch} messages for {worker.slots} slots"

@@ -42,7 +42,7 @@ def drain_outbox(ports: Ports, outbox: Outbox, connection: Connection, *, grace:
         ports.emit(OutboxRelayed(len(claimed.ids), len(claimed.tags), claimed.lag))
     if lag:
         log.info(
-            "the outbox's drain has delivered %d rows, some of which their writers had not: the oldest after %.0f s",
+            "the outbox's drain has delivered what writers had not: rows: %d, the oldest after %.0f s",
             rows,
             lag,
         )

@@ -155,8 +155,9 @@ class Delivery:
             is_logged, self._is_logged = self._is_logged, True
         if not is_logged:
             log.warning(
-                "%s committed, and its invalidation is not delivered: readers may get what it was before.  It is tried "
-                "again for %g s, and then left to the outbox's drain, beat's or `cacheworkers drain`: %s",
+                "what has tag %s is committed and its invalidation is not delivered: readers may get what was there "
+                "before.  It is tried again for %g s, and then left to the outbox's drain, beat's or `cacheworkers "
+                "drain`: %s",
                 named([tag for each in writes for tag in each.tags]),
                 GRACE,
                 error.__cause__ or error,
@@ -168,7 +169,7 @@ class Delivery:
             if self._failed or not self._is_logged:
                 return
             left, self._left, self._is_logged = self._left, 0, False
-        rest = f"; {left} rows are left to the outbox's drain, beat's or `cacheworkers drain`" if left else ""
+        rest = f"; rows left to the outbox's drain, beat's or `cacheworkers drain`: {left}" if left else ""
         log.warning("what is committed is invalidated again%s", rest)
 
     def _postpone(self, writes: Sequence[Written]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
 log = logging.getLogger("cacheworkers")
+#: How often a process logs that it cannot drain the outbox, seconds.
+DRAIN_FAULT_LOGGED_EVERY = 60.0
 
 
 class WatchService:
@@ -45,6 +48,7 @@ class WatchService:
         #: What was given to `watch`.  What it is bound to is asked when it is needed: that may be configured later.
         self._watched: list[Any] = []
         self._replayed: dict[Engine, str] = {}
+        self._drain_fault_logged_until = 0.0
 
     def watch(
         self,
@@ -169,9 +173,13 @@ class WatchService:
             if is_needed or self.engines:
                 self.drain(None)
         except (ConfigError, OutboxUnavailable) as error:
-            if is_needed:
+            if is_needed and time.monotonic() >= self._drain_fault_logged_until:
+                self._drain_fault_logged_until = time.monotonic() + DRAIN_FAULT_LOGGED_EVERY
                 log.error("the outbox is not drained: %s", error, extra={"error": str(error)})
             raise
+        if self._drain_fault_logged_until:
+            self._drain_fault_logged_until = 0.0
+            log.warning("the outbox is drained again")
 
     def drain_until(self, stop: threading.Event, engine: Engine | None) -> None:
         """Drain until asked to stop; see `Cache.drain_until`."""
