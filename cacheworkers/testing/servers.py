@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 READY_WITHIN = 120.0
 #: Where the kernel takes the ports of outgoing connections from.
@@ -125,11 +126,13 @@ class Valkey(Server):
         super().__init__(data_dir)
         self.port = free_port()
         self._config = {"save": "", "appendonly": "yes" if persist else "no", **config}
+        self._password = config.get("requirepass", "")
 
     @property
     def url(self) -> str:
-        """Its URL."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        """Its URL, with the password that `requirepass` set."""
+        user = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"redis://{user}127.0.0.1:{self.port}/0"
 
     def command(self) -> tuple[Sequence[str], dict[str, Any]]:
         """Return the command line; `VALKEY_SERVER` names another server than the wheel's, a Redis say."""
@@ -141,10 +144,16 @@ class Valkey(Server):
 
     def is_ready(self) -> bool:
         """Return whether it answers +PONG: while it loads it answers -LOADING."""
+        password = self._password.encode()
+        auth = b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%b\r\n" % (len(password), password) if password else b""
+        expected = b"+OK\r\n+PONG" if password else b"+PONG"
         try:
-            with socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
+            with (
+                socket.create_connection(("127.0.0.1", self.port), 1.0) as connection,
+                connection.makefile("rb") as replies,
+            ):
+                connection.sendall(auth + b"PING\r\n")
+                return replies.read(len(expected)) == expected
         except OSError:
             return False
 

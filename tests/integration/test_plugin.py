@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import redis
+
 from cacheworkers.testing import Postgres, Valkey
 
 SUITE = """
@@ -32,6 +34,11 @@ def run(directory: Path, **env: str) -> str:
 
 def test_servers_of_the_session_s_own(tmp_path: Path) -> None:
     assert "used redis://127.0.0.1:" in run(tmp_path)
+
+
+def test_a_server_with_a_password_is_ready_and_its_url_has_it() -> None:
+    with Valkey(requirepass="p@ss word") as valkey, redis.Redis.from_url(valkey.url) as client:
+        assert client.ping()
 
 
 def test_servers_that_the_environment_names(tmp_path: Path, valkey: Valkey, postgres: Postgres) -> None:
