@@ -44,7 +44,7 @@ _ATOMS = (
     datetime.timedelta,
 )
 #: A value of more bytes of JSON than this is compared with what it decodes to on the first loads of its shape (its type
-#: and the magnitude of its size), then on one load in so many; a smaller one, or one of `Any`, on every load.
+#: and the magnitude of its size), then on some; a smaller one, or one of `Any`, on every load.
 COMPARED_UP_TO = 4096
 COMPARED_FIRST = 8
 COMPARED_EVERY = 8
