@@ -113,13 +113,13 @@ def _loaded(
     found: list[Read | BaseException] = []
     for call, owner in zip(calls, outers or [outer] * len(calls), strict=True):
         value = values[call.text]
+        try:  # a failure, too: what the outer loader makes of an absence ends when the absence does
+            _tag(owner, (*loader.templates.texts(call.arguments), *inner.tags.get(call.text, ())))
+        except TagError:  # nothing could invalidate what is made of it
+            inner.unshared.add(call.text)
+        if call.text in inner.unshared:  # what is made of it is not to be stored either
+            owner.unshared.update(each.text for each in owner.calls)
         if not isinstance(value, BaseException):
-            try:
-                _tag(owner, (*loader.templates.texts(call.arguments), *inner.tags.get(call.text, ())))
-            except TagError:  # nothing could invalidate what is made of it
-                inner.unshared.add(call.text)
-            if call.text in inner.unshared:  # what is made of it is not to be stored either
-                owner.unshared.update(each.text for each in owner.calls)
             value = Read(decode(loader.codec.encode(value)), Freshness.FRESH, "load", 0.0, outer.seq)
         found.append(value)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cacheworkers import Cache, CallError, KeyMissing, Load, LoadError
+from cacheworkers import Cache, CallError, KeyMissing, Load, LoadError, LoadErrors
 
 Read = Callable[[Any, Load, list[int]], dict[int, int]]
 
@@ -80,6 +80,44 @@ def test_a_full_batch_is_stored(make_cache: Callable[..., Cache], read: Read) ->
     shop.loaded.clear()
 
     assert len(shop.page.get_many(keys)) == 100 and shop.loaded == []
+
+
+@pytest.mark.parametrize("way", ["batch", "single"])
+def test_what_is_made_of_an_absence_is_dropped_when_it_ends(make_cache: Callable[..., Cache], way: str) -> None:
+    """A page that shows a missing product as sold out is of that product's tags, those of its data included."""
+    cache = make_cache(l1_entries=0)
+    rows: dict[int, int] = {1: 10}
+
+    @cache.batch_loader(fresh_for=300, tags=("product:{key}",))
+    def product(load: Load, keys: list[int]) -> dict[int, int]:
+        for key in keys:
+            load.tag(f"category:{key}", key=key)
+        return {key: rows[key] for key in keys if key in rows}
+
+    @cache.batch_loader(fresh_for=300, jitter=0, early=0)
+    def page(load: Load, keys: list[int]) -> dict[int, int]:
+        if way == "batch":
+            try:
+                return product.get_many(keys)
+            except LoadErrors as error:
+                return {**error.values, **dict.fromkeys(error.errors, 0)}
+        found = {}
+        for key in keys:
+            with load.for_key(key):
+                try:
+                    found[key] = product.get(key)
+                except KeyMissing:
+                    found[key] = 0
+        return found
+
+    assert page.get_many([1, 2, 3]) == {1: 10, 2: 0, 3: 0}
+    rows.update({2: 20, 3: 30})
+    cache.invalidate("product:2")
+    assert page.get_many([1, 2, 3]) == {1: 10, 2: 20, 3: 0}
+
+    cache.invalidate("category:3")
+
+    assert page.get_many([1, 2, 3]) == {1: 10, 2: 20, 3: 30}
 
 
 def test_a_key_of_another_batch_is_refused(make_cache: Callable[..., Cache]) -> None:
