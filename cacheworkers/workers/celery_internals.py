@@ -133,7 +133,7 @@ def survive_lost_host(channel: Any) -> bool:
 
 
 def forget_task(app: Celery, name: str) -> None:
-    """Remove a task, so that the app makes it anew.
+    """Remove a task, so that the app makes it again.
 
     While an app is finalized, `app.tasks` must not be touched: another thread that touches it first holds the lock of
     that attribute, and waits for the end of finalizing.

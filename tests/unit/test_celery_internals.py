@@ -199,7 +199,7 @@ def test_annotations_of_one_task_leave_those_of_all_tasks_out() -> None:
     assert app.tasks["report"].rate_limit == "1/m"
 
 
-def test_a_task_that_is_forgotten_is_made_anew() -> None:
+def test_a_task_that_is_forgotten_is_made_again() -> None:
     """`Celery._tasks`, the registry."""
     app = Celery("shop")
 
