@@ -25,8 +25,8 @@ PROBE_EVERY = 2.0
 MAX_PROBE_EVERY = 30.0
 #: How often the same is logged, seconds.
 LOG_EVERY = 60.0
-#: How often it is logged of one loader that a worker cannot load it, seconds.
-REFUSAL_LOGGED_EVERY = 3600.0
+#: How often it is logged of one loader that a worker cannot load it, or has another release of it, seconds.
+RELEASE_LOGGED_EVERY = 3600.0
 #: Workers that have taken no message for this long while some wait are gone, or stuck, seconds.
 GONE_AFTER = 10.0
 
@@ -118,7 +118,7 @@ class WorkerBreaker:
 
     def note_refused(self, loader: str, reason: str) -> None:
         """Log once for each loader that a worker cannot load it, and readers of this process do."""
-        if self._is_due(f"refused {loader}", REFUSAL_LOGGED_EVERY):
+        if self._is_due(f"refused {loader}", RELEASE_LOGGED_EVERY):
 
             def say() -> None:
                 log.warning(
@@ -129,6 +129,22 @@ class WorkerBreaker:
                     self._config.queues.miss,
                     self._dispatcher.module_of(loader),
                     self._dispatcher.worker_command(),
+                )
+
+            self._in_background(say, is_daemon=False)
+
+    def note_other_release(self, loader: str) -> None:
+        """Log once for each loader that the store has entries which this release cannot read."""
+        if self._is_due(f"release {loader}", RELEASE_LOGGED_EVERY):
+
+            def say() -> None:
+                log.warning(
+                    "%s: entries and workers are of a release with another return type, parameters or tags; this "
+                    "process loads for itself what they have loaded, and keeps it in its memory alone.  If this is no "
+                    "deployment under way, restart the workers: %s",
+                    loader,
+                    self._dispatcher.worker_command(),
+                    extra={"loader": loader},
                 )
 
             self._in_background(say, is_daemon=False)
@@ -162,6 +178,7 @@ class WorkerBreaker:
             age = self._store.taken_age("miss").run()
             if age is not None and self._clock() - age > self._opened_at and self.is_open:
                 self._in_a_row = 0
+                self._logged_at.pop("workers", None)  # the next outage is another
                 log.warning("workers take messages from %s again", self._config.queues.miss)
 
     def _log_why(self, request: LoadRequest, command: str) -> None:
@@ -192,8 +209,9 @@ class WorkerBreaker:
         else:
             reason = (
                 f"a worker has taken its message from queue {queue} and not begun: it is busy (give it "
-                f"--prefetch-multiplier 1, or start more: {command}), or its app does not import "
-                f"{self._dispatcher.module_of(request.loader)}, as its log says then"
+                f"--prefetch-multiplier 1, or start more: {command}), its app does not import "
+                f"{self._dispatcher.module_of(request.loader)}, as its log says then, or it loads into another store "
+                f"or namespace than this process ({store}), as `cacheworkers doctor` says under worker-store"
             )
         log.warning("no worker began %s within its wait_for, a reader loads it: %s", request.call, reason)
 

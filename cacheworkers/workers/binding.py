@@ -22,6 +22,7 @@ from cacheworkers.workers.celery_internals import (
     add_queues,
     consume_in_order,
     consumed_queues,
+    forget_task,
     is_in_task_of_consumer,
     remove_queues,
     survive_lost_host,
@@ -122,7 +123,7 @@ class Binding:
         self.app.on_after_finalize.disconnect(self._make_tasks)
         if self.app.finalized:
             for name in self._tasks():
-                self.app.tasks.pop(name, None)
+                forget_task(self.app, name)
         for signal, receiver in self._receivers():
             signal.disconnect(receiver)
         _bound.discard(self.app)
@@ -149,7 +150,7 @@ class Binding:
 
     def _make_tasks(self, **_: Any) -> None:
         for name, work in self._tasks().items():
-            self.app.tasks.pop(name, None)
+            forget_task(self.app, name)
             keep_options(
                 self.app.task(name=name, lazy=False, shared=False, autoretry_for=())(work),
                 ignore_result=True,

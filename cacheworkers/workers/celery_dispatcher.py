@@ -14,6 +14,7 @@ from cacheworkers.errors import CacheworkersError, KeyMissing, StoreError, Unkno
 from cacheworkers.events import Event, MalformedTask, TaskDropped, UnknownTask
 from cacheworkers.flows.ports import Enqueue, LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, queue_states
+from cacheworkers.workers.celery_internals import forget_task
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, SOFT_MARGIN, keep_options
 from cacheworkers.workers.inline_dispatcher import InlineDispatcher
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
@@ -115,7 +116,7 @@ class CeleryDispatcher:
         self.app.on_after_finalize.disconnect(self._make_tasks)
         if self.app.finalized:
             for name in self.infos:
-                self.app.tasks.pop(PREFIX + name, None)
+                forget_task(self.app, PREFIX + name)
 
     def reset_after_fork(self) -> None:
         """Start over in a child: connections and threads are the parent's."""
@@ -154,7 +155,7 @@ class CeleryDispatcher:
         def load(task: Any, /, *_: Any, asks: Any = None, requeues: Any = 0, **__: Any) -> None:
             self._run_task(task, info, asks, requeues)
 
-        self.app.tasks.pop(PREFIX + info.name, None)
+        forget_task(self.app, PREFIX + info.name)
         task = self.app.task(
             name=PREFIX + info.name,
             bind=True,

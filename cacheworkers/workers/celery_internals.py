@@ -132,6 +132,17 @@ def survive_lost_host(channel: Any) -> bool:
 # -- tasks
 
 
+def forget_task(app: Celery, name: str) -> None:
+    """Remove a task, so that the app makes it again.
+
+    While an app is finalized, `app.tasks` must not be touched: another thread that touches it first holds the lock of
+    that attribute, and waits for the end of finalizing.
+    """
+    tasks = vars(app).get("_tasks")
+    if tasks is not None:
+        tasks.pop(name, None)
+
+
 def annotations_of(task: Any) -> dict[str, Any]:
     """Return what the app's `task_annotations` say of this task by its name, without what they say of all tasks."""
     found: dict[str, Any] = {}

@@ -190,6 +190,7 @@ class Publisher:
         """Return the time limits of a message; those that the app has annotated its task with, by name, hold."""
         own = self._own_limits.get(info.name)
         if own is None:
+            self._app.finalize(auto=True)  # before `tasks`, whose lock others wait for while they finalize the app
             task = self._app.tasks.get(celery_settings.PREFIX + info.name)
             annotated = {} if task is None else annotations_of(task)
             own = {name: annotated[name] for name in ("soft_time_limit", "time_limit") if name in annotated}

@@ -234,3 +234,41 @@ def test_parent_and_child_of_a_fork_publish_side_by_side(web: Web, monkeypatch: 
     assert events == [Published("product", "cw.miss", 1)]
     calls = [asks_of(message)[0][0] for message in web.messages("cw.miss")]
     assert calls == ["product[1]", "product[2]", "product[3]"]
+
+
+def test_an_app_is_finalized_while_another_thread_touches_its_tasks(broker: Valkey) -> None:
+    web = Web(broker.url, BREAKER_FOR)
+    finalizing = threading.Thread(target=web.app.finalize, daemon=True)
+
+    with vars(Celery)["tasks"].lock:
+        finalizing.start()
+        finalizing.join(10)
+        assert not finalizing.is_alive()
+    assert "cacheworkers.load.product" in web.app.tasks
+
+
+def test_a_message_that_goes_out_while_the_app_is_finalized_holds_up_nobody(broker: Valkey) -> None:
+    web = Web(broker.url, BREAKER_FOR)
+    finalize, is_publishing = web.app.finalize, threading.Event()
+
+    def finalize_from_anywhere(auto: bool = False) -> None:
+        if threading.current_thread() is not finalizing:
+            is_publishing.set()
+        finalize(auto)
+
+    touched: list[Any] = []
+
+    def publish_and_touch(**_: Any) -> None:
+        web.workers.submit_all([an_ask(1)])
+        if is_publishing.wait(10):
+            touched.append(web.app.tasks)
+
+    web.app.finalize = finalize_from_anywhere
+    web.app.on_after_finalize.connect(publish_and_touch, weak=False)
+    finalizing = threading.Thread(target=web.app.finalize, daemon=True)
+    finalizing.start()
+    finalizing.join(20)
+
+    assert not finalizing.is_alive()
+    assert touched
+    wait_until(lambda: [each for each in web.events if isinstance(each, Published)])

@@ -21,6 +21,7 @@ from cacheworkers.workers.celery_internals import (
     add_queues,
     annotations_of,
     consume_in_order,
+    forget_task,
     oldest_in_redis,
     remove_queues,
     survive_lost_host,
@@ -196,3 +197,22 @@ def test_annotations_of_one_task_leave_those_of_all_tasks_out() -> None:
     assert annotations_of(app.tasks["mail"]) == {"rate_limit": "5/s", "priority": 2}
     assert annotations_of(app.tasks["report"]) == {}
     assert app.tasks["report"].rate_limit == "1/m"
+
+
+def test_a_task_that_is_forgotten_is_made_again() -> None:
+    """`Celery._tasks`, the registry."""
+    app = Celery("shop")
+
+    def first() -> int:
+        return 1
+
+    def second() -> int:
+        return 2
+
+    app.task(name="reads", shared=False, lazy=False)(first)
+    forget_task(app, "reads")
+    forget_task(app, "no such task")
+    assert "reads" not in app.tasks
+
+    app.task(name="reads", shared=False, lazy=False)(second)
+    assert app.tasks["reads"]() == 2

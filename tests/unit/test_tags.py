@@ -97,8 +97,5 @@ def test_a_loader_without_parameters_has_no_fields() -> None:
 
 
 def test_templates_know_what_they_could_have_made() -> None:
-    declared = templates("p:{product_id}:{text}", "all", "{text}")
-
-    assert declared.beginnings == ("p:", "all")
     assert templates("p:{product_id}.x", "all").may_make("p:7.x")
     assert not any(templates("p:{product_id}.x", "all").may_make(tag) for tag in ("p:7", "p:7.x.y", "p:7_x", "al"))

@@ -120,6 +120,32 @@ def test_readers_wait_again_once_a_worker_has_taken_a_message(scene: Scene, capl
     wait_until(lambda: "workers take messages from cw.miss again" in caplog.text)
 
 
+def test_the_next_outage_is_logged_within_the_minute(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """The line before it says that workers are there again."""
+    scene.dispatcher.length = 3
+    for outage in (1, 2):
+        scene.open()
+        wait_until(lambda outage=outage: caplog.text.count("no worker began") == outage)
+        scene.now += PROBE_EVERY
+        scene.store.note_taken("miss").run()
+        scene.watch._look()
+        assert caplog.text.count("workers take messages from cw.miss again") == outage
+
+
+def test_entries_of_another_release_are_logged_once_an_hour_for_each_loader(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    for loader in ("product", "product", "page"):
+        scene.watch.note_other_release(loader)
+    wait_until(lambda: len(caplog.records) == 2)
+    assert "product: entries and workers are of a release with another return type" in caplog.text
+    assert "restart the workers: celery -A shop worker" in caplog.text
+
+    scene.now += 3601
+    scene.watch.note_other_release("product")
+    wait_until(lambda: len(caplog.records) == 3)
+
+
 def test_a_message_taken_before_says_nothing(scene: Scene) -> None:
     scene.store.note_taken("miss").run()
     scene.now += 60  # by our clock; the mark is as old by the store's
@@ -144,6 +170,7 @@ def test_a_message_taken_before_says_nothing(scene: Scene) -> None:
             True,
             "has taken its message from queue cw.miss and not begun: it is busy (give it --prefetch-multiplier 1",
         ),
+        (0, True, "or it loads into another store or namespace than this process (redis://127.0.0.1"),
     ],
 )
 def test_the_first_take_over_is_logged_with_its_reason(
