@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import msgspec
+from celery import Celery
 from sqlalchemy import Column, ForeignKey, Integer, Table, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -96,7 +97,7 @@ def models() -> dict[str, Any]:
         "product_label": product_label,
         "Session": sessionmaker(engine),
         "sessionmaker": sessionmaker,
-        "celery_app": None,
+        "celery_app": Celery("shop", broker="memory://", task_always_eager=True),  # a page's second cache is refused
         "Cache": Cache,
         "Config": Config,
         "Load": Load,
@@ -117,7 +118,7 @@ def shop() -> dict[str, Any]:
         return ProductView.from_row(row)
 
     @cache.batch_loader(fresh_for=300, stale_for=60, tags=("product:{key}",))
-    def products(load: Load, keys: list[int]) -> dict[int, ProductView]:
+    def products(load: Load, keys: list[int]) -> dict[int, ProductView | None]:
         rows = load.session.scalars(select(Product).where(Product.id.in_(keys)))
         return {row.id: ProductView.from_row(row) for row in rows}
 
@@ -136,9 +137,13 @@ def shop() -> dict[str, Any]:
 
 def of(page: str) -> dict[str, Any]:
     """Return what a page takes for granted."""
+    if page in SELF_CONTAINED:
+        return {}
     return models() if page.startswith(DECLARING) else shop()
 
 
+#: Pages whose first block makes all that the others use.
+SELF_CONTAINED = ("docs/how-to/cookbook.md",)
 #: Pages that make a cache and loaders of their own.
 DECLARING = ("docs/how-to/fastapi", "docs/how-to/flask", "docs/how-to/migrate")
 
