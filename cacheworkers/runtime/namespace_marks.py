@@ -94,7 +94,7 @@ def _is_same(module: str, other: str) -> bool:
 
 
 def live_marks(noted: Mapping[str, float], within: float = LAPSES_AFTER) -> list[str]:
-    """Return the marks that a running process renews: has renewed within so many seconds."""
+    """Return the marks that a running process renews, by default all that are reported."""
     since = time.time() - within
     return sorted(mark for mark, at in noted.items() if at > since)
 
