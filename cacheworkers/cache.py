@@ -435,7 +435,7 @@ class Cache:
 
     def stored(self, call: str) -> bytes | None:
         """Return the stored JSON of a call's text, whatever its freshness; None if there is none."""
-        return run(stored(self._ports, self._loaders.of_call(call), call))
+        return run(stored(self._ports, *self._loaders.of_call(call)))
 
     def queues(self) -> list[QueueState]:
         """Return the four queues as the broker has them; none without Celery.
@@ -567,7 +567,7 @@ class Cache:
             )
         else:
             call = loader
-        return explain(self._ports, self._loaders.of_call(call), call)
+        return explain(self._ports, *self._loaders.of_call(call))
 
     def _run_requests(
         self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool

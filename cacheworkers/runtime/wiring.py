@@ -232,6 +232,7 @@ class Runtime:
                 spec.pace,
                 spec.policy.version,
                 importable_name(spec.function.__module__),
+                spec.fingerprint.hex(),
             )
         )
 
