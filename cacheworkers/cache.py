@@ -315,6 +315,7 @@ class Cache:
                 `sessions` is something else or commits by itself, or the outbox table is not there.
         """
         self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode, check=check)
+        self._watching.compare(self._triggers)
 
     def triggers(
         self,
@@ -349,6 +350,8 @@ class Cache:
             notify=notify,
         )
         self._triggers.append(declared)
+        if self.is_watching:
+            self._watching.compare(self._triggers)
         return declared
 
     def drain(self, engine: Engine | None = None) -> int:
