@@ -315,6 +315,7 @@ class Cache:
                 `sessions` is something else or commits by itself, or the outbox table is not there.
         """
         self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode, check=check)
+        self._watching.compare(self._triggers)
 
     def triggers(
         self,
@@ -349,6 +350,8 @@ class Cache:
             notify=notify,
         )
         self._triggers.append(declared)
+        if self.is_watching:
+            self._watching.compare(self._triggers)
         return declared
 
     def drain(self, engine: Engine | None = None) -> int:
@@ -435,7 +438,7 @@ class Cache:
 
     def stored(self, call: str) -> bytes | None:
         """Return the stored JSON of a call's text, whatever its freshness; None if there is none."""
-        return run(stored(self._ports, self._loaders.of_call(call), call))
+        return run(stored(self._ports, *self._loaders.of_call(call)))
 
     def queues(self) -> list[QueueState]:
         """Return the four queues as the broker has them; none without Celery.
@@ -567,7 +570,7 @@ class Cache:
             )
         else:
             call = loader
-        return explain(self._ports, self._loaders.of_call(call), call)
+        return explain(self._ports, *self._loaders.of_call(call))
 
     def _run_requests(
         self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool

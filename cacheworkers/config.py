@@ -75,8 +75,9 @@ class Config:
         warm_concurrency: most calls that one round of warming, or one warm-up, has under way.
         replay_for: how long delivered outbox rows are kept, and delivered again when the store has been restarted.
         testing: for test suites: loads run inside the call that asks for them, in its thread, on the cache's own
-            `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; and each
-            process of pytest-xdist has a namespace of its own; nothing is kept in memory.
+            `sessions`, and so in whatever transaction they are bound to; a Celery app gets no messages; the namespace
+            ends in `-test`, or in the process's name of pytest-xdist, so that tests never meet what development has in
+            the same store; nothing is kept in memory.
         allow_shared_namespace: several databases, or modules of one loader, under one namespace are meant: neither warn
             nor refuse.
         allow_evicting_store: write to a store whose eviction policy may drop tag sets.
@@ -189,10 +190,10 @@ class Config:
 
         Memory follows the store a moment later, which a test would have to wait for.
         """
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+        suffix = os.environ.get("PYTEST_XDIST_WORKER") or "test"
         namespace = self.namespace
-        if worker and not namespace.endswith(f"-{worker}"):
-            namespace = f"{namespace[: 31 - len(worker)]}-{worker}"
+        if not namespace.endswith(f"-{suffix}"):
+            namespace = f"{namespace[: 31 - len(suffix)]}-{suffix}"
         return dataclasses.replace(self, namespace=namespace, l1_entries=0)
 
     @property

@@ -75,7 +75,7 @@ class Result:
     def cells(self) -> tuple[str, ...]:
         """Its row."""
         if self.why_not:
-            return (self.label, self.why_not, *("" for _ in HEADS[2:]))
+            return (self.label, *("-" for _ in HEADS[1:]))
         return (
             self.label,
             f"{self.speed:,.0f}",
@@ -232,7 +232,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}, and its row of the README"
     )
     options = parser.parse_args(words)
-    rows = []
+    results = []
     with report.progress() as bar:
         task = bar.add_task("peers", total=len(options.only))
         for peer in options.only:
@@ -245,14 +245,17 @@ def main(words: Sequence[str] | None = None) -> int:
                 }
                 seed = [sys.executable, "-m", "app.seed", "--products", str(PRODUCTS)]
                 subprocess.run(seed, cwd=ROOT, env={**os.environ, **urls}, check=True, capture_output=True)
-                rows.append(measured(peer, urls, options.rate, options.seconds).cells)
+                results.append(measured(peer, urls, options.rate, options.seconds))
             bar.advance(task)
-    Console(width=report.WIDTH).print(report.table("One product API, by who caches it", HEADS, rows))
+    rows = [result.cells for result in results]
+    notes = [f"{result.label} could not run: {result.why_not}." for result in results if result.why_not]
+    Console(width=report.WIDTH).print(report.table("One product API, by who caches it", HEADS, rows), *notes, sep="\n")
     if options.write:
         command = f"`python -m benchmarks.apps --rate {options.rate:g} --seconds {options.seconds:g}`"
         on = f"{command} on {os.cpu_count()} cores, with the load generator, the database and the store on them.\n"
         intro = (__doc__ or "").partition("\n\n")[2]
-        PAGE.write_text(f"# One product API, by who caches it\n\n{on}\n{report.markdown(HEADS, rows)}\n{intro}")
+        table = report.markdown(HEADS, rows) + "".join(f"\n{note}\n" for note in notes)
+        PAGE.write_text(f"# One product API, by who caches it\n\n{on}\n{table}\n{intro}")
         readme.write()
     return 0
 

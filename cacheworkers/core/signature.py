@@ -182,6 +182,18 @@ class Signature:
             raise CallError(f"a call's text must be canonical, {call.text[:80]!r}, got {text[:80]!r}")
         return call
 
+    def completed(self, text: str) -> str:
+        """Return a call's text with the defaults of the arguments that it leaves out; any other text as it is."""
+        try:
+            given = msgspec.json.decode(text.removeprefix(self._prefix), type=list[msgspec.Raw])
+            left = self.parameters[len(given) :]
+            if not left or not text.startswith(self._prefix):
+                return text
+            rest = [converted(self._defaults[name], self.annotations[name]) for name in left]
+            return self.bind(self._decode(_encode([*given, *rest])), {}).text
+        except (*WRONG, KeyError, CallError):
+            return text
+
     def of_this_version(self, text: str) -> str | None:
         """Return the text of the same arguments under this version; None if they do not fit it.
 

@@ -188,7 +188,11 @@ def drain(obj: Obj, follow: bool) -> None:
             "this cache watches no sessions, so it has no outbox to drain; `cache.watch(Session, ...)` makes it use one"
         )
     if not follow:
-        show({"rows": cache.drain()})
+        rows = cache.drain()
+        if show is as_json:
+            show({"rows": rows})
+        else:
+            click.echo(f"{rows:,} row{'' if rows == 1 else 's'} of the outbox delivered")
         return
     stop = threading.Event()
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}

@@ -275,7 +275,7 @@ def _call(signature: Signature, row: Any) -> str:
         return signature.bind(tuple(row), {}).text
     text = row.strip()
     if _A_CALL.match(text):
-        return signature.parse(text).text
+        return signature.parse(signature.completed(text)).text
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError:

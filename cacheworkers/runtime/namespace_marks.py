@@ -93,9 +93,9 @@ def _is_same(module: str, other: str) -> bool:
     return one.endswith(two) or two.endswith(one)
 
 
-def live_marks(noted: Mapping[str, float]) -> list[str]:
-    """Return the marks that a running process renews."""
-    since = time.time() - LAPSES_AFTER
+def live_marks(noted: Mapping[str, float], within: float = LAPSES_AFTER) -> list[str]:
+    """Return the marks that a running process renews, by default all that are reported."""
+    since = time.time() - within
     return sorted(mark for mark, at in noted.items() if at > since)
 
 
@@ -236,13 +236,13 @@ class NamespaceMarks:
 
     # -- notes
 
-    def noted_modules(self) -> dict[str, str]:
+    def noted_modules(self, within: float = LAPSES_AFTER) -> dict[str, str]:
         """Return the loaders of running processes, each with the module that declares it.
 
         Raises:
             StoreError: the store does not say.
         """
-        return modules_of(live_marks(self._store.marks().run()))
+        return modules_of(live_marks(self._store.marks().run(), within))
 
     def note_soon(self) -> None:
         """Note it on a thread, if it is due: the caller may not wait for the store."""

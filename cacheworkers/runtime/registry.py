@@ -109,12 +109,11 @@ class LoaderRegistry(dict[str, LoaderSpec]):
             raise UnknownLoader(f"no loader is named {loader!r}; declared are {declared}", loader)
         return spec
 
-    def of_call(self, call: str) -> LoaderSpec:
-        """Return the loader of a call's text.
+    def of_call(self, call: str) -> tuple[LoaderSpec, str]:
+        """Return the loader of a call's text, and the text with the defaults of arguments that it leaves out.
 
         Raises:
             UnknownLoader, CallError: it is not a call of a loader that is declared here.
         """
         spec = self.named(loader_name_of(call))
-        spec.signature.parse(call)
-        return spec
+        return spec, spec.signature.parse(spec.signature.completed(call)).text

@@ -162,6 +162,7 @@ class CeleryDispatcher:
             lazy=False,
             autoretry_for=(),  # a base class of the app's may have some; failures have a backoff of their own
             loader_version=info.version,  # what a worker says of its tasks: see diagnostics.py
+            loader_schema=info.schema or None,
             shared=False,
         )(load)
         keep_options(

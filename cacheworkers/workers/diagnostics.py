@@ -23,9 +23,10 @@ ANSWER_FOR = 2.0
 #: How long workers have to answer, seconds: the time it takes, since nobody knows how many there are.
 WORKERS_FOR = 1.0
 UPKEEP = "cacheworkers."
-#: The attribute of a load's task that holds its loader's version, and how a worker reports it.
-_VERSION = "loader_version"
-_REPORTED_VERSION = re.compile(rf"\[{_VERSION}=(\d+)\]$")
+#: The attributes of a load's task that hold its loader's version and schema, and how a worker reports them.
+_VERSION, _SCHEMA = "loader_version", "loader_schema"
+_REPORTED_VERSION = re.compile(rf"\b{_VERSION}=(\d+)")
+_REPORTED_SCHEMA = re.compile(rf"\b{_SCHEMA}=(\w+)")
 #: A beat entry that says when, not how often, is taken to be due once a day, seconds.
 DAY = 86400.0
 
@@ -42,7 +43,7 @@ class AppFacts(msgspec.Struct, frozen=True):
     """How the app is set up.
 
     Attributes:
-        loaders: names of the loaders that have a task.
+        loaders: names of the loaders that have a task, each with the fingerprint of its schema.
         early_acks: those whose task is acknowledged before it has run.
         longest: longest hard time limit of their tasks, seconds.
         visibility: how long a message is its worker's, seconds; None where the broker is not Redis.
@@ -52,7 +53,7 @@ class AppFacts(msgspec.Struct, frozen=True):
         refuses_json: `accept_content` leaves JSON out.
     """
 
-    loaders: tuple[str, ...]
+    loaders: dict[str, str]
     early_acks: tuple[str, ...]
     longest: float
     visibility: float | None
@@ -83,10 +84,10 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     Attributes:
         queues: which it consumes.
         loaders: whose tasks it knows.
-        versions: loader -> the version it knows, where it says so.
+        versions, schemas: loader -> the version, and the fingerprint of the schema, that it knows, where it says so.
         prefetch: how many messages it reserves; 0 if it does not say.
         slots: how many tasks it runs at a time; 0 if it does not say.
-        uptime: for how long it has been running, seconds; None if it does not say.
+        uptime: for how long it has been running, the youngest of one name, seconds; None if it does not say.
         namesakes: how many workers answered by this name; with more than one, facts are those of all of them.
     """
 
@@ -94,6 +95,7 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     queues: frozenset[str]
     loaders: frozenset[str]
     versions: dict[str, int] = {}
+    schemas: dict[str, str] = {}
     prefetch: int = 0
     slots: int = 0
     uptime: float | None = None
@@ -116,7 +118,7 @@ def app_facts(app: Celery) -> AppFacts:
     backend = str(conf.result_backend or "")
     options = conf.broker_transport_options or {}
     return AppFacts(
-        loaders=tuple(ours),
+        loaders={name: getattr(task, _SCHEMA, None) or "" for name, task in ours.items()},
         early_acks=tuple(name for name, task in ours.items() if not task.acks_late),
         longest=max((float(task.time_limit or 0) for task in ours.values()), default=0.0),
         visibility=float(options.get("visibility_timeout", 3600)) if _has_redis(app) else None,
@@ -173,7 +175,7 @@ def worker_facts(app: Celery) -> list[WorkerFacts]:
         count = sum(map(len, consumed.values()))
         if not count:
             return []
-        tasks = ask("registered", count, taskinfoitems=[_VERSION])
+        tasks = ask("registered", count, taskinfoitems=[_VERSION, _SCHEMA])
         stats = ask("stats", count)
         return [_worker(name, queues, tasks.get(name, []), stats.get(name, [])) for name, queues in consumed.items()]
 
@@ -187,9 +189,10 @@ def _worker(name: str, queues: Sequence[Any], tasks: Sequence[Any], stats: Seque
         frozenset(queue["name"] for each in queues if isinstance(each, list) for queue in each),
         frozenset(map(_loader, loads)),
         {_loader(text): int(found[1]) for text in loads if (found := _REPORTED_VERSION.search(text))},
+        {_loader(text): found[1] for text in loads if (found := _REPORTED_SCHEMA.search(text))},
         max((int(each.get("prefetch_count") or 0) for each in answers), default=0),
         max((int(each.get("pool", {}).get("max-concurrency") or 0) for each in answers), default=0),
-        max((float(each["uptime"]) for each in answers if "uptime" in each), default=None),
+        min((float(each["uptime"]) for each in answers if "uptime" in each), default=None),
         len(queues),
     )
 

@@ -46,6 +46,8 @@ class LoaderInfo(msgspec.Struct, frozen=True):
     pace: LoadTime = msgspec.field(default_factory=LoadTime)
     version: int = 1
     module: str = ""
+    #: The fingerprint of its types and tags, in hex.
+    schema: str = ""
 
     def group_size(self, queue: str) -> int:
         """Return how many calls one message may carry: a reader waits for each miss, and a batch is one query."""

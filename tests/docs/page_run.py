@@ -31,8 +31,11 @@ def run_page(page: str, postgres: Postgres, directory: Path, patch: pytest.Monke
 
     with contextlib.ExitStack() as servers:
         patch.setenv("CACHEWORKERS_STORE_TIMEOUT", "5")
-        starts_servers = any(block.says == "servers.py" for block in blocks)
-        if (is_run or is_session) and not starts_servers:  # it takes both from the environment
+        starts_servers = page in prelude.STARTING or any(block.says == "servers.py" for block in blocks)
+        if starts_servers:
+            patch.delenv("REDIS_URL", raising=False)
+            patch.delenv("DATABASE_URL", raising=False)
+        elif is_run or is_session:  # it takes both from the environment
             patch.setenv("REDIS_URL", servers.enter_context(Valkey()).url)
             patch.setenv("DATABASE_URL", postgres.create_database(f"docs{next(_names)}"))
         names = prelude.of(page) if is_run else {}

@@ -142,6 +142,8 @@ def of(page: str) -> dict[str, Any]:
     return models() if page.startswith(DECLARING) else shop()
 
 
+#: Pages whose own fixtures start the servers.
+STARTING = ("docs/how-to/testing.md",)
 #: Pages whose first block makes all that the others use.
 SELF_CONTAINED = ("docs/how-to/cookbook.md",)
 #: Pages that make a cache and loaders of their own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -179,9 +180,19 @@ def test_a_worker_of_an_older_deploy_is_found(shop: MakeShop, store: Valkey, bro
     def brand_new(load: Load, n: int) -> int:
         return n
 
+    def other(load: Load, product_id: int) -> float:
+        return 1.5
+
+    other.__module__ = here.module.__name__
+    here.module.cache.loader(name="product", replace=True)(other)
+    here.module.cache._ports.store.note_marks(["loader extra of shop.extra"], time.time()).run()
+
     findings = looked_until(here.module.cache, lambda findings: bad(findings).get("loader-unknown") == "warning")
 
-    assert "does not know brand_new" in worst(findings)["loader-unknown"].what
+    assert "does not know brand_new, extra, of " in worst(findings)["loader-unknown"].what
+    assert "shop.extra" in worst(findings)["loader-unknown"].what
+    release = worst(findings)["loader-release"]
+    assert (release.level, "types or tags of product differ" in release.what) == ("warning", True)
 
 
 def test_a_backlog_is_found(make: Callable[..., Cache], broker: Valkey) -> None:

@@ -108,6 +108,10 @@ def test_each_process_of_xdist_has_a_namespace(monkeypatch: pytest.MonkeyPatch, 
     assert make_cache(testing=True, namespace="shop").config.namespace == "shop-gw3"
     assert len(make_cache(testing=True, namespace="s" * 32).config.namespace) <= 32
     assert make_cache(namespace="shop").config.namespace == "shop"
+    monkeypatch.delenv("PYTEST_XDIST_WORKER")
+    tests = make_cache(testing=True, namespace="shop").config
+    assert tests.namespace == "shop-test", "never that of the processes under development"
+    assert tests.for_test_process() == tests
     assert Config.from_env({"CACHEWORKERS_TESTING": "1"}).testing
 
 

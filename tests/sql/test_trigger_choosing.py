@@ -21,6 +21,25 @@ def install(shop: Shop, tags: dict[str, list[str]] = TAGS, **options: Any) -> No
         shop.cache.triggers(tags, **options).install(connection)
 
 
+def test_tags_of_the_watch_that_triggers_lack_are_logged(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Watched sessions leave the table to its triggers: nobody would invalidate these tags."""
+    shop.cache.triggers(TAGS | {"product_label": ["label:{label_id}"]})
+    assert not caplog.records, "the same tags, of a function and of templates"
+
+    shop.cache.triggers({"label": ["label:{id}"]})
+    assert not caplog.records, "not watched"
+
+
+def test_triggers_that_lack_a_tag_of_the_watch_are_reported_once(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        shop.cache.triggers({"product": ["product:{id}", "price:{price}"]})
+
+    [record] = caplog.records
+    assert "cache.watch has tags for product that cache.triggers does not have: category:{category_id}." in (
+        record.getMessage()
+    )
+
+
 def tags_of(shop: Shop, statement: str) -> set[str]:
     """Return the tags that are in the outbox after a statement."""
     with shop.engine.begin() as connection:

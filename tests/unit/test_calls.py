@@ -185,6 +185,17 @@ def test_a_text_that_bind_does_not_make_is_refused(text: str, message: str) -> N
         Signature("product", product).parse(text)
 
 
+def test_a_text_may_leave_out_what_has_a_default() -> None:
+    def shelf(load: Any, author: int, page: int = 1, at_most: float = 10, by: str | None = None) -> None: ...
+
+    signature = Signature("shelf", shelf)
+
+    assert signature.completed("shelf[7]") == signature.bind((7,), {}).text == "shelf[7,1,10.0,null]"
+    assert signature.completed("shelf[7, 2]") == "shelf[7,2,10.0,null]"
+    for same in ("shelf[7,1,10.0,null]", "shelf[]", 'shelf["x"]', "shelf[7", "shelf[1,2,3.0,null,5]", "[7]", "page[7]"):
+        assert signature.completed(same) == same
+
+
 @pytest.mark.parametrize("name", ["", "Product", "1st", "a-b", "a b", "<lambda>", "a\n", "p[", "x" * 101, None])
 def test_bad_names_are_refused(name: Any) -> None:
     with pytest.raises(DeclarationError, match="must match"):

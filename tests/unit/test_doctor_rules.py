@@ -119,7 +119,7 @@ def test_no_limit_of_buffers_is_fine_without_maxmemory() -> None:
 
 
 def test_an_app_that_is_eager_or_refuses_json() -> None:
-    app = AppFacts(("product",), (), 30.0, 3600.0, "", {})
+    app = AppFacts({"product": ""}, (), 30.0, 3600.0, "", {})
 
     def levels(app: AppFacts) -> dict[str, str]:
         return {finding.check: finding.level for finding in judge_app(app)}
@@ -140,10 +140,11 @@ def test_settings_of_a_celery_app_are_read() -> None:
 def test_workers_of_one_name_are_seen_together() -> None:
     """What one of them lacks the other may have: no queue of theirs is unserved."""
     queues = [[{"name": "cw.miss"}], [{"name": "cw.warm"}]]
-    tasks = [["cacheworkers.load.product [loader_version=2]"], ["cacheworkers.load.search"]]
+    tasks = [["cacheworkers.load.product [loader_version=2 loader_schema=0a1b]"], ["cacheworkers.load.search"]]
     stats = [{"uptime": 5, "prefetch_count": 4, "pool": {"max-concurrency": 4}}, {"uptime": 90}]
 
     worker = _worker("celery@host", queues, tasks, stats)
 
-    assert (worker.namesakes, worker.queues, worker.uptime) == (2, {"cw.miss", "cw.warm"}, 90.0)
+    assert (worker.namesakes, worker.queues, worker.uptime) == (2, {"cw.miss", "cw.warm"}, 5.0)
     assert (worker.loaders, worker.versions) == ({"product", "search"}, {"product": 2})
+    assert worker.schemas == {"product": "0a1b"}

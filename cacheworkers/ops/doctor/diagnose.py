@@ -145,11 +145,11 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
         yield Check("broker", broker, lambda: worker_checks.check_broker(app, config))
         if is_running:
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
-            modules = cache.internals.runtime.marks.modules
+            marks = cache.internals.runtime.marks
             yield Check(
                 "workers",
                 broker,
-                lambda: worker_checks.check_workers(app, config, link, modules),
+                lambda: worker_checks.check_workers(app, config, link, marks),
             )
             yield Check("beat", store, lambda: _check_beat(app, config))
     database = database_checks.AWAY
@@ -175,7 +175,8 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
 
 def _check_beat(app: Any, config: Config) -> Iterator[Finding]:
     try:
-        known = [worker.uptime for worker in worker_facts(app) if worker.uptime is not None]
+        workers = [worker for worker in worker_facts(app) if config.queues.upkeep in worker.queues]
+        known = [worker.uptime for worker in workers if worker.uptime is not None]
     except BrokerUnreachable:  # has a finding of its own
         known = []
     yield from store_checks.check_beat(config, sorted(app_facts(app).upkeep.items()), max(known, default=None))

@@ -299,7 +299,7 @@ def check_beat(
 
     Args:
         upkeep: each task's name, and every how many seconds it is due.
-        running_for: how long the oldest worker has been running, seconds; None if that is not known.
+        running_for: how long the oldest worker of the upkeep queue has run, seconds; None if that is not known.
     """
     with StoreDiagnostics(config) as probe:
         ages = probe.upkeep_age([task for task, _ in upkeep])

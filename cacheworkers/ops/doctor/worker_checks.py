@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, StoreError
 from cacheworkers.ops.doctor.findings import Finding, Rule
-from cacheworkers.runtime.namespace_marks import NamespaceMarks
+from cacheworkers.runtime.namespace_marks import LIVES_FOR, NamespaceMarks
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
@@ -73,10 +73,17 @@ UNSERVED = Rule(
 UNKNOWN = Rule(
     "loader-unknown",
     "warning",
-    "A worker that consumes a load queue does not know one of this process's loaders.",
+    "A worker that consumes a load queue does not know a loader of this process, or of a web process that runs.",
     "It gives such work back, and the reader loads for itself.",
     "Deploy the same code to workers and web; have the worker's app import the module with the loader, as by "
     "`app.conf.include = [...]`.",
+)
+OTHER_SCHEMA = Rule(
+    "loader-release",
+    "warning",
+    "A worker has a loader with another return type, parameters or tags than this process.",
+    "What it loads the new release cannot read: each process loads again, for its own memory alone.",
+    "Restart the workers with the release that web processes run.",
 )
 OTHER_STORE = Rule(
     "worker-store",
@@ -151,6 +158,7 @@ RULES = (
     BACKED_UP,
     UNSERVED,
     UNKNOWN,
+    OTHER_SCHEMA,
     OTHER_STORE,
     PREFETCH,
     EARLY_ACKS,
@@ -226,12 +234,8 @@ def check_backlog(app: Any, config: Config) -> Iterator[Finding]:
         yield BACKED_UP.finding(length > most, f"{queue} has {length:,} messages")
 
 
-def check_workers(app: Any, config: Config, store: Store, modules: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield which queues are consumed, and by workers that know what is in them and load into this store.
-
-    Args:
-        modules: loader -> the module that declares it here.
-    """
+def check_workers(app: Any, config: Config, store: Store, marks: NamespaceMarks) -> Iterator[Finding]:
+    """Yield which queues are consumed, and by workers that know what is in them and load into this store."""
     workers = worker_facts(app)
     for queue in _queues(config):
         names = [worker.name for worker in workers if queue in worker.queues]
@@ -240,19 +244,32 @@ def check_workers(app: Any, config: Config, store: Store, modules: Mapping[str, 
     for name, is_marked in zip(names, _marks(store, names), strict=True):
         found = "has" if is_marked else "does not have"
         yield OTHER_STORE.finding(not is_marked, f"the store at {store.link.where} {found} the mark of {name}")
-    ours = set(app_facts(app).loaders)
+    ours = app_facts(app).loaders
+    # Workers of another queue prefix are another app's, with loaders of its own.
+    modules = ({} if config.queue_prefix else _running_modules(marks)) | marks.modules
+    wanted = {*ours, *modules}
     loading = {config.queues.miss, config.queues.revalidate, config.queues.warm}
     for worker in workers:
         yield NAMESAKES.finding(worker.namesakes > 1, f"{worker.namesakes} workers answer as {worker.name}")
-        if worker.queues & loading and ours:
-            missing = sorted(ours - worker.loaders)
+        if worker.queues & loading and wanted:
+            missing = sorted(wanted - worker.loaders)
             of_them = ", ".join(sorted({modules[name] for name in missing if name in modules}))
             lacking = f"does not know {', '.join(missing)}, of {of_them}"
-            shown = lacking if missing else f"knows all {len(ours)} declared here"
+            shown = lacking if missing else f"knows all {len(wanted)} loaders"
             yield UNKNOWN.finding(bool(missing), f"{worker.name} {shown}")
+            others = [name for name, schema in sorted(ours.items()) if worker.schemas.get(name, schema) != schema]
+            differs = f"types or tags of {', '.join(others)} differ" if others else "types and tags are those of here"
+            yield OTHER_SCHEMA.finding(bool(others), f"{worker.name}: {differs}")
         if config.queues.miss in worker.queues and worker.slots:
             reserved = f"{worker.name} reserves {worker.prefetch} messages for {worker.slots} slots"
             yield PREFETCH.finding(worker.prefetch > worker.slots, reserved)
+
+
+def _running_modules(marks: NamespaceMarks) -> dict[str, str]:
+    try:
+        return marks.noted_modules(LIVES_FOR)
+    except StoreError:  # has a finding of its own
+        return {}
 
 
 def _marks(store: Store, names: list[str]) -> list[bool]:

@@ -92,6 +92,16 @@ class Triggers:
         """The tables, as they were given."""
         return tuple(self._tables)
 
+    def templates(self) -> dict[str, list[str]]:
+        """Return the tables' names, without a schema, each with its tags as templates."""
+        return {
+            each.table.table: [
+                "".join(part.text + (f"{{{part.column}}}" if part.column is not None else "") for part in tag.parts)
+                for tag in each.tags
+            ]
+            for each in self._tables.values()
+        }
+
     @property
     def channel(self) -> str:
         """What to LISTEN to."""

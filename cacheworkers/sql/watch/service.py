@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -24,11 +25,14 @@ from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagMapping
 from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.session_hooks import AnySession, SessionHooks
+from cacheworkers.sql.watch.trigger_differences import dropped_tags
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
+
+    from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
 log = logging.getLogger("cacheworkers")
 #: How often a process logs that it cannot drain the outbox, seconds.
@@ -49,6 +53,7 @@ class WatchService:
         self._watched: list[Any] = []
         self._replayed: dict[Engine, str] = {}
         self._drain_fault_logged_until = 0.0
+        self._compared: set[tuple[str, str]] = set()
 
     def watch(
         self,
@@ -70,6 +75,23 @@ class WatchService:
         hooks.install(sessions, self._hooks, check=check)
         self._hooks.append(hooks)
         self._watched.append(sessions)
+
+    def compare(self, triggers: Sequence[Triggers]) -> None:
+        """Log once of each table with triggers which tags of the watch they do not write."""
+        for hooks in self._hooks if triggers else ():
+            with contextlib.suppress(ConfigError):  # a class that is not watched: flushes say it
+                for table, tags in dropped_tags(hooks.mapping, triggers):
+                    named = ", ".join(tags)
+                    if (table, named) not in self._compared:
+                        self._compared.add((table, named))
+                        log.warning(
+                            "cache.watch has tags for %s that cache.triggers does not have: %s.  Watched sessions "
+                            "leave the rows of a table with triggers to these, so that nobody invalidates these tags: "
+                            "give both the same, and install the triggers again",
+                            table,
+                            named,
+                            extra={"table": table, "tags": tags},
+                        )
 
     def add(self, session: AnySession, tags: Sequence[str], mode: str) -> None:
         """Write tags to the outbox in a session's transaction; see `Cache.invalidate`."""
