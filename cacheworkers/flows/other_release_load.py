@@ -71,6 +71,7 @@ def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: En
     shared: SharedLoad | None = None
     try:
         ports.emit(OtherRelease(loader.name, call.text))
+        ports.note_other_release(loader.name, ports.clock.now() - theirs.created)
         snapshot = yield ports.store.snapshot()
         loading = Loading([call], {call.text: None}, began_at + loader.load_for, snapshot.seq)
         values = yield from state.strategy.run(ports, loader, loading)

@@ -197,6 +197,7 @@ class Ports:
         load_now: returns the step that loads what requests ask for, instead of the dispatcher: in tests only.
         note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
         note_refused: called with a loader and a worker's reason not to load: a reader of this process does.
+        note_other_release: called with a loader, and the age of another release's entry that this process cannot read.
         note_served: called when a worker has loaded what a reader of this process had asked for.
         has_hook: whether anybody receives events; without a hook no event is made for each read.
     """
@@ -218,6 +219,7 @@ class Ports:
     load_now: Callable[[Sequence[LoadRequest]], Step] | None = None
     note_taken_over: Callable[[LoadRequest], None] = lambda request: None
     note_refused: Callable[[str, str], None] = lambda loader, reason: None
+    note_other_release: Callable[[str, float], None] = lambda loader, age: None
     note_served: Callable[[], None] = lambda: None
     access_counter: AccessCounter = field(default_factory=AccessCounter)
     asked: RecentRequests = field(default_factory=RecentRequests)

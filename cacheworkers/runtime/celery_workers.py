@@ -71,7 +71,7 @@ class CeleryWorkers:
         self.breaker = WorkerBreaker(self.binding, ports.store, ports.config)
         ports.dispatcher = self.breaker
         ports.note_taken_over, ports.note_served = self.breaker.note_taken_over, self.breaker.note_served
-        ports.note_refused = self.breaker.note_refused
+        ports.note_refused, ports.note_other_release = self.breaker.note_refused, self.breaker.note_other_release
         ports.message_of = self.breaker.message
 
     def _guarded(self, task: str, work: Callable[[], object], every: float) -> Callable[[], None]:

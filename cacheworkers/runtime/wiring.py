@@ -21,7 +21,6 @@ from cacheworkers.events import (
     ListenerUp,
     Loaded,
     NotStored,
-    OtherRelease,
     PublishFailed,
     StoreBack,
     StoreLost,
@@ -206,8 +205,6 @@ class Runtime:
             self.marks.note_soon()
         elif type(event) is PublishFailed and self._worker_breaker is not None:
             self._worker_breaker.note_failed_publish(event.queue, event.error)
-        elif type(event) is OtherRelease and self._worker_breaker is not None:
-            self._worker_breaker.note_other_release(event.loader)
         hook = self._hook
         if hook is not None:
             try:

@@ -48,6 +48,7 @@ class WorkerBreaker:
         self._store = store
         self._config = config
         self._clock = clock
+        self._began_at = clock()
         self._undeliverable_until = 0.0
         #: Loaders whose readers wait whatever happens.
         self.never_loaded_by_readers: set[str] = set()
@@ -133,9 +134,12 @@ class WorkerBreaker:
 
             self._in_background(say, is_daemon=False)
 
-    def note_other_release(self, loader: str) -> None:
-        """Log once for each loader that the store has entries which this release cannot read."""
-        if self._is_due(f"release {loader}", RELEASE_LOGGED_EVERY):
+    def note_other_release(self, loader: str, age: float) -> None:
+        """Log once for each loader that another release still loads entries which this one cannot read.
+
+        Those of before this process began are what a deployment leaves behind.
+        """
+        if age < self._clock() - self._began_at and self._is_due(f"release {loader}", RELEASE_LOGGED_EVERY):
 
             def say() -> None:
                 log.warning(

@@ -222,10 +222,15 @@ def test_an_invalidation_during_a_release_s_own_load_is_not_lost(make_cache: Cal
 def test_another_release_s_entry_is_reported_once(make_cache: Callable[..., Cache], events: list[Any]) -> None:
     first, second = Release(make_cache(), int, 1), Release(make_cache(), str, "one")
     first.product.get(1)
+    noted: list[tuple[str, float]] = []
+    second.cache._ports.note_other_release = lambda *what: noted.append(what)
 
     for _ in range(3):
         second.product.read(1)
         second.product.get_json(1)
+
+    [(loader, age)] = noted
+    assert loader == "product" and 0 <= age < 60
 
     assert events.count(OtherRelease("product", "product[1]")) == 1
     assert second.product.peek(1) is None and first.product.peek(1).value == 1

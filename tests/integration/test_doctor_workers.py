@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from cacheworkers.ops.doctor import Finding, diagnose
 from cacheworkers.ops.doctor.diagnose import RULES
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
+from cacheworkers.workers.diagnostics import WorkerFacts
 
 MakeShop = Callable[..., Any]
 GOOD = {"maxmemory": "100mb", "maxmemory_policy": "volatile-lru"}
@@ -170,6 +172,22 @@ def test_queues_without_a_worker_are_found(shop: MakeShop, store: Valkey, broker
 
     expected = {"cw.miss": "ok", "cw.revalidate": "ok", "cw.warm": "warning", "cw.upkeep": "warning"}
     looked_until(here.module.cache, lambda findings: unserved(findings) == expected)
+
+
+def test_workers_of_another_application_leave_beat_its_grace(
+    make: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They answer on the same broker, and have run for long; this cache's have just begun."""
+    cache = make()
+    running = {"other.upkeep": 9000.0, "cw.upkeep": 12.0}
+    facts = [WorkerFacts("celery@host", frozenset({queue}), frozenset(), uptime=up) for queue, up in running.items()]
+    module = sys.modules["cacheworkers.ops.doctor.diagnose"]
+    monkeypatch.setattr(module, "worker_facts", lambda app: facts)
+
+    findings = list(module._check_beat(cache.internals.app, cache.config))
+
+    assert findings and {finding.level for finding in findings} == {"ok"}
+    assert "workers were started 12 s ago" in findings[0].what
 
 
 def test_a_worker_of_an_older_deploy_is_found(shop: MakeShop, store: Valkey, broker: Valkey) -> None:

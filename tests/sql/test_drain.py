@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError, UnwatchedWrite
 from cacheworkers.ops.cli import drain
+from cacheworkers.ops.output import as_json, as_text
 from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER, Outbox
 from cacheworkers.testing import Valkey
@@ -33,6 +35,15 @@ def write(shop: Shop, *tags: str, source: str = TRIGGER) -> None:
     """Write a row as a trigger would."""
     with shop.engine.begin() as connection:
         shop.cache.outbox.write(connection, tags, source)
+
+
+def test_the_command_says_what_it_has_delivered(shop: Shop) -> None:
+    write(shop, "a", "b")
+
+    said = [CliRunner().invoke(drain, [], obj=(shop.cache, show)).output for show in (as_text, as_text, as_json)]
+
+    assert said[:2] == ["1 row of the outbox delivered\n", "0 rows of the outbox delivered\n"]
+    assert json.loads(said[2]) == {"rows": 0}
 
 
 def test_what_waits_is_delivered_once(shop: Shop) -> None:

@@ -209,10 +209,10 @@ def test_a_task_that_is_forgotten_is_made_again() -> None:
     def second() -> int:
         return 2
 
-    app.task(name="reads", shared=False, lazy=False)(first)
-    forget_task(app, "reads")
+    app.task(name="forgotten", shared=False, lazy=False)(first)
+    forget_task(app, "forgotten")
     forget_task(app, "no such task")
-    assert "reads" not in app.tasks
+    assert "forgotten" not in app.tasks
 
-    app.task(name="reads", shared=False, lazy=False)(second)
-    assert app.tasks["reads"]() == 2
+    app.task(name="forgotten", shared=False, lazy=False)(second)
+    assert app.tasks["forgotten"]() == 2

@@ -135,14 +135,16 @@ def test_the_next_outage_is_logged_within_the_minute(scene: Scene, caplog: pytes
 def test_entries_of_another_release_are_logged_once_an_hour_for_each_loader(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for loader in ("product", "product", "page"):
-        scene.watch.note_other_release(loader)
+    scene.now += 5
+    for loader, age in (("product", 1.0), ("product", 1.0), ("page", 1.0), ("shelf", 6.0)):
+        scene.watch.note_other_release(loader, age)
     wait_until(lambda: len(caplog.records) == 2)
+    assert "shelf" not in caplog.text, "loaded before this process began, as after each deployment"
     assert "product: entries and workers are of a release with another return type" in caplog.text
     assert "restart the workers: celery -A shop worker" in caplog.text
 
     scene.now += 3601
-    scene.watch.note_other_release("product")
+    scene.watch.note_other_release("product", 1.0)
     wait_until(lambda: len(caplog.records) == 3)
 
 
