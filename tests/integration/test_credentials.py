@@ -268,6 +268,8 @@ def test_tls_with_certificates_of_both_sides_and_another_server_name(tls: TlsPro
     wait_until(lambda: is_cached(number, 1))
 
     wait_until(lambda: cache._ports.listener.is_up)
+    [connection] = cache._ports.listener.connections
+    assert not connection._takes_writes, "OpenSSL takes no write by one thread while another reads"
     cache.close()
 
 

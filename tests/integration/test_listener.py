@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -90,6 +91,22 @@ def shop(make_cache: MakeCache, server: Valkey, proxy: FaultProxy, quick: None) 
 
 def reported(events: list[Any], *kinds: type) -> list[str]:
     return [type(event).__name__ for event in list(events) if isinstance(event, kinds)]
+
+
+# -- starting
+
+
+@pytest.mark.parametrize("read", ["get", "aget"])
+def test_a_process_whose_first_read_is_a_hit_in_the_store_listens(
+    make_cache: MakeCache, server: Valkey, read: str
+) -> None:
+    writer, reader = Shop(make_cache, server, None), Shop(make_cache, server, None)
+    wait_until(lambda: writer.price.read(1).tier != "load")
+
+    found = reader.price.get(1) if read == "get" else asyncio.run(reader.price.aget(1))  # type: ignore[arg-type]
+
+    assert found == 10 and reader.loads == 0
+    assert reader.ports.listener.process == os.getpid()
 
 
 # -- receiving

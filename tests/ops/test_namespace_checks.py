@@ -180,6 +180,13 @@ def test_two_applications_share_neither_a_module_nor_a_database(noted: list[str]
     assert stranger(SHOP, dict.fromkeys(noted, now - LIVES_FOR - 1)) is None
 
 
+def test_two_applications_in_one_process_are_no_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who puts both into one process knows of both."""
+    monkeypatch.setattr(namespace_marks, "_noted_here", {BLOG[1]})
+
+    assert stranger(SHOP, dict.fromkeys(BLOG, time.time())) is None
+
+
 def test_a_process_is_refused_while_another_application_runs(
     make_cache: Callable[..., Cache], events: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +198,8 @@ def test_a_process_is_refused_while_another_application_runs(
     assert product.get(1) == 1
     with pytest.raises(NamespaceTaken, match=r"product of blog\.loaders"):
         product.revalidate(1)
+    with pytest.raises(NamespaceTaken):  # for some seconds the store is not asked again
+        marks.question()
     assert asyncio.run(product.aget(1)) == 1
     assert [event.others for event in events if type(event) is NamespaceShared]
     assert [level for level, _ in levels(check_namespace, cache)] == ["error"]

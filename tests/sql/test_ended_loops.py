@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -70,3 +72,35 @@ def test_a_coroutine_that_closes_the_cache_leaves_nothing_behind(shop: Shop) -> 
         return shop.waiting()
 
     assert asyncio.run(work()) == 0
+
+
+SCRIPT = """
+import sys
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from cacheworkers import Cache, Config
+
+class Base(DeclarativeBase): ...
+
+class Product(Base):
+    __tablename__ = "product"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    price: Mapped[int]
+
+store, namespace, database = sys.argv[1:]
+sessions = sessionmaker(create_engine(database))
+cache = Cache(Config(redis_url=store, namespace=namespace), sessions=sessions)
+cache.watch(sessions, {Product: lambda row: (f"product:{row.id}",)})
+with sessions.begin() as session:
+    session.get_one(Product, 1).price = 7
+"""
+
+
+def test_a_script_that_ends_without_a_word_leaves_nothing_behind(shop: Shop, database_url: str) -> None:
+    shop.add(1)
+    config = shop.cache.config
+
+    subprocess.run([sys.executable, "-c", SCRIPT, config.redis_url, config.namespace, database_url], check=True)
+
+    assert shop.price.get(1) == 7
+    assert shop.waiting() == 0
