@@ -220,3 +220,22 @@ def test_what_is_being_loaded_when_a_loader_is_dropped_is_not_stored(make_cache:
 def test_a_name_that_is_none_is_refused(make_cache: Callable[..., Cache]) -> None:
     with pytest.raises(CallError, match=r"must match \[a-z_\]"):
         make_cache().invalidate_loader("product*")
+
+
+def test_a_page_of_what_no_tag_can_name_is_not_stored(make_cache: Callable[..., Cache]) -> None:
+    """The word's declared tag would be too long, so nothing could ever invalidate the page."""
+    cache, loaded = make_cache(), []
+
+    @cache.loader(fresh_for=300, tags=("word:{text}",))
+    def word(load: Load, text: str) -> int:
+        return len(text)
+
+    @cache.loader(fresh_for=300)
+    def page(load: Load, text: str) -> str:
+        loaded.append(text)
+        return f"{word.get(text)} letters"
+
+    for text in ("short", "long" * 200):
+        assert [page.get(text), page.get(text)] == [f"{len(text)} letters"] * 2
+
+    assert loaded == ["short", "long" * 200, "long" * 200]
