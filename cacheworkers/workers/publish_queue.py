@@ -87,6 +87,7 @@ class PublishQueue:
         *,
         unsent: Callable[[list[LoadRequest]], None] = lambda requests: None,
         waited_for: Callable[[], int] = lambda: 0,
+        prepare: Callable[[], None] = lambda: None,
         threads: int = 1,
         name: str = "cacheworkers-publisher",
     ) -> None:
@@ -97,6 +98,7 @@ class PublishQueue:
             most: how many requests may wait.
             unsent: gets the requests that are never sent: their loader is unknown, sending raised, or the queue closed.
             waited_for: returns how many calls this process's readers wait for.
+            prepare: called first by each thread.
             threads: how many groups are sent concurrently.
         """
         self._send = send
@@ -104,6 +106,7 @@ class PublishQueue:
         self._most = most
         self._unsent = unsent
         self._waited_for = waited_for
+        self._prepare = prepare
         self._most_threads = threads
         self._name = name
         self.reset()
@@ -122,6 +125,11 @@ class PublishQueue:
         self._idle = 0
         self._fills_at = 0
         self._is_closed = False
+
+    def start(self) -> None:
+        """Have a thread ready before there are requests."""
+        with self._has_asks:
+            self._is_staffed()
 
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Queue requests together, so that they are grouped; how many, from the first on, there was room for."""
@@ -172,6 +180,7 @@ class PublishQueue:
         return self._threads > 0
 
     def _empty(self) -> None:
+        self._prepare()
         while True:
             with self._has_asks:
                 while not self._count and not self._is_closed:

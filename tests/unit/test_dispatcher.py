@@ -117,6 +117,24 @@ def test_sending_that_raises_costs_its_own_group_only() -> None:
     assert (sent, given_back) == ([an_ask(2)], [an_ask(1)])
 
 
+def test_a_queue_s_thread_is_prepared_before_there_are_requests() -> None:
+    """What the first message costs is paid before a reader waits for it."""
+    done: list[str] = []
+    is_prepared = threading.Event()
+
+    def prepare() -> None:
+        done.append("prepared")
+        is_prepared.set()
+
+    queue = PublishQueue(lambda info, queue, asks: done.append(asks[0].call), INFOS.get, 10, prepare=prepare)
+    queue.start()
+    assert is_prepared.wait(60)
+    queue.submit_all([an_ask(1)])
+
+    assert queue.close()
+    assert done == ["prepared", "product[1]"]
+
+
 def test_asks_of_an_unknown_loader_are_given_back() -> None:
     stuck = Stuck()
     stuck.queue.submit_all([an_ask(1, "nobody")])
