@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 import time
@@ -12,13 +11,12 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 
 from cacheworkers.cache import Cache
 from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.ops.output import Obj, note
-from cacheworkers.ops.progress_display import progress_display
+from cacheworkers.ops.warm_progress import SAY_EVERY, line
 from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
@@ -27,8 +25,6 @@ _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
 Row = tuple[str, Any]
 #: Of more calls than this it is not said why they failed.
 MOST_REASONS = 5
-#: How often the progress is shown, seconds.
-SHOW_EVERY = 0.05
 #: Between two questions to the workers, seconds.
 ASK_WORKERS_EVERY = 0.5
 
@@ -140,13 +136,13 @@ def warm(
         require_worker(cache, loader, wait_for_workers)
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
-    with progress_display(loader, len(calls), cache.config.queues, Console(stderr=True)) as progress:
-        job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
-        while not job.is_done:
-            with contextlib.suppress(TimeoutError):
-                job.wait(SHOW_EVERY)
-            progress(job.progress)
-        done = job.wait()
+    job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
+    while not job.is_done:
+        try:
+            job.wait(SAY_EVERY)
+        except TimeoutError:
+            note(line(loader, job.progress, job.rate, cache.config.queues))
+    done = job.wait()
     share = done.share
     if not calls and hot:
         note(f"nothing of {loader} is hot: there is nothing to warm")

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from step_scheduler import Stepper
 from test_protocol import Shop
 
 from cacheworkers import Cache, Load
@@ -20,7 +21,6 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.coherence import NEVER
 from cacheworkers.store.connections.request import Request
-from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 
