@@ -210,7 +210,7 @@ def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version
 
 def _rows(cache: Cache, loader: str, keys: Iterable[str], file: IO[bytes] | None, hot: int | None) -> Iterable[Row]:
     if file is not None:  # lines as bytes: one that is no text is a bad row, and not the end of all
-        return ((f"{file.name}:{number}", line) for number, line in enumerate(file, 1) if line.strip())
+        return ((f"line {number}", line) for number, line in enumerate(file, 1) if line.strip())
     if hot is not None:
         adopt = cache.loaders[loader].signature.of_this_version
         return (("access scores", adopt(call) or call) for call, _ in cache.hot(loader, hot))
