@@ -121,13 +121,6 @@ NO_LOADERS = Rule(
     "Name a module that imports the loaders, as web processes do, `cacheworkers -A shop.web doctor`; for workers, name "
     "theirs in `app.conf.include`.",
 )
-NAMESAKES = Rule(
-    "node-names",
-    "warning",
-    "Several workers have one node name.",
-    "Celery's remote control, Flower and this command cannot tell them apart; what one of them lacks is not seen.",
-    "Give each a name of its own: `celery worker -n miss@%h`.",
-)
 EAGER = Rule(
     "eager",
     "warning",
@@ -141,13 +134,6 @@ NO_JSON = Rule(
     "The app's `accept_content` leaves JSON out.",
     "Workers refuse the library's messages, which are JSON: nothing is revalidated or warmed, and readers load misses.",
     'Add "json" to `accept_content`.',
-)
-RESULTS = Rule(
-    "result-backend",
-    "note",
-    "A result backend is configured, and no task of the app keeps its result.",
-    "Loads never do. It is one more server to connect to and to fail.",
-    "Leave `result_backend` out.",
 )
 RULES = (
     AWAY,
@@ -164,10 +150,8 @@ RULES = (
     EARLY_ACKS,
     VISIBILITY,
     NO_LOADERS,
-    NAMESAKES,
     EAGER,
     NO_JSON,
-    RESULTS,
 )
 
 
@@ -185,7 +169,6 @@ def judge_app(app: AppFacts) -> Iterator[Finding]:
         yield VISIBILITY.finding(app.visibility <= app.longest, shown)
     yield EAGER.finding(app.is_eager, f"task_always_eager is {'on' if app.is_eager else 'off'}")
     yield NO_JSON.finding(app.refuses_json, f"accept_content {'leaves JSON out' if app.refuses_json else 'has JSON'}")
-    yield RESULTS.finding(bool(app.unread_results), f"result_backend is {app.unread_results or 'off, or of use'}")
 
 
 def check_loaders(loaders: Sequence[str], marks: NamespaceMarks) -> Iterator[Finding]:
@@ -250,7 +233,6 @@ def check_workers(app: Any, config: Config, store: Store, marks: NamespaceMarks)
     wanted = {*ours, *modules}
     loading = {config.queues.miss, config.queues.revalidate, config.queues.warm}
     for worker in workers:
-        yield NAMESAKES.finding(worker.namesakes > 1, f"{worker.namesakes} workers answer as {worker.name}")
         if worker.queues & loading and wanted:
             missing = sorted(wanted - worker.loaders)
             of_them = ", ".join(sorted({modules[name] for name in missing if name in modules}))
