@@ -281,7 +281,6 @@ class Cache:
         columns: Mapping[Any, Collection[str]] | None = None,
         ignore: Mapping[Any, Collection[str]] | None = None,
         mode: WatchMode | Mapping[Any, WatchMode] = "hard",
-        check: bool = True,
     ) -> None:
         """Invalidate with every commit of these sessions what their units of work have changed.
 
@@ -289,6 +288,9 @@ class Cache:
         committed they will be invalidated, whatever dies.  A session that has joined somebody else's transaction is
         invalidated when that is committed.  Until then reads of its own context run their loaders on the session
         itself, unless the transaction has touched none of their tags.
+
+        The database is not asked now, because migrations import this module, too.  Without the outbox table, a flush
+        that changes what is watched raises ConfigError.
 
         Args:
             sessions: a `sessionmaker`, a `scoped_session`, a `Session` class, or their async kinds.
@@ -302,14 +304,12 @@ class Cache:
             ignore: class or table -> columns whose changes concern none of its tags: `{User: ["last_seen"]}`.
             mode: "hard", or "soft": the old value is served as stale while workers reload; for all, or by template,
                 class or table: `{Category: "soft"}`.
-            check: make sure now that the outbox table is there; False where this module is also what migrates, which
-                then calls `cache.outbox.check(engine)` itself before it serves.
 
         Raises:
             ConfigError: a key is neither, an option names what is not there, its tags are illegal or of no column,
-                `sessions` is something else or commits by itself, or the outbox table is not there.
+                `sessions` is something else, or commits by itself.
         """
-        self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode, check=check)
+        self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode)
         self._watching.compare(self._triggers)
 
     def triggers(

@@ -42,7 +42,7 @@ from cacheworkers import Cache, Config, Load
 sessions = sessionmaker(create_engine("postgresql+psycopg://127.0.0.1:1/shop"))
 celery = Celery("shop", broker="redis://127.0.0.1:1/0")
 cache = Cache(Config.from_env(store_timeout=5.0, namespace={namespace!r}), celery=celery, sessions=sessions)
-cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}}, check=False)
+cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}})
 
 @cache.loader(tags=("n:{{n}}", "all"), fresh_for=300)
 def number(load: Load, n: int) -> int:
@@ -66,7 +66,7 @@ from cacheworkers import Cache, Config, Load
 sessions = sessionmaker()
 celery = Celery("shop", broker="redis://127.0.0.1:1/0")
 cache = Cache(Config.from_env(store_timeout=5.0, namespace={namespace!r}), celery=celery, sessions=sessions)
-cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}}, check=False)
+cache.watch(sessions, {{Table("product", MetaData()): lambda row: ()}})
 
 class App:
     cache = cache
