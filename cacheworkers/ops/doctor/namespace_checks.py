@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from cacheworkers.core.signature import loader_name_of
 from cacheworkers.errors import NamespaceTaken
-from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.runtime.namespace_marks import conflicts
 from cacheworkers.runtime.wiring import Runtime
 
@@ -61,7 +61,7 @@ FAILED = Rule(
     'The process that ran it, a worker or a web process, has logged the traceback as "load of ... failed"; '
     "`cacheworkers explain` with the call says when it is loaded again.",
 )
-RULES = (SHARED, TAKEN, UNSTORED, FOREIGN, FAILED)
+RULES = rules_in(globals())
 
 
 def check_namespace(runtime: Runtime) -> Iterator[Finding]:
