@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from cacheworkers.config import Config
-from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.store.diagnostics.sentinel_facts import SentinelFacts
 from cacheworkers.store.diagnostics.server_facts import SAFE_POLICIES, ServerFacts, StoreDiagnostics
 
@@ -155,25 +155,7 @@ BEAT = Rule(
     "Run `celery -A module beat`, and a worker on the upkeep queue; look into its log if both are there, and at "
     "clock-skew.",
 )
-RULES = (
-    AWAY,
-    VERSION,
-    REPLICA,
-    SENTINELS,
-    EVICTION,
-    UNLIMITED,
-    HEADROOM,
-    SNAPSHOTS,
-    EPHEMERAL,
-    HIDDEN,
-    CLIENTS,
-    OUTPUT,
-    CLOCK,
-    TABLE,
-    DEAF,
-    DENIED,
-    BEAT,
-)
+RULES = rules_in(globals())
 
 
 def check_servers(config: Config, *, has_outbox: bool, now: Callable[[], float]) -> Iterator[Finding]:

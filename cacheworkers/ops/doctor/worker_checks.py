@@ -7,7 +7,7 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, StoreError
-from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.runtime.namespace_marks import LIVES_FOR, NamespaceMarks
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
@@ -45,7 +45,7 @@ SHARED = Rule(
     "Broker and store are one server.",
     "They fail together, `FLUSHALL` empties both, and a large invalidation slows the queues. Database numbers change "
     "nothing in that.",
-    "Give the broker a server of its own, with `appendonly yes` and noeviction, once the shop depends on it.",
+    "Give the broker a server of its own, with `appendonly yes` and noeviction, once the application depends on it.",
 )
 SHARED_MEMORY = Rule(
     "shared-memory",
@@ -135,24 +135,7 @@ NO_JSON = Rule(
     "Workers refuse the library's messages, which are JSON: nothing is revalidated or warmed, and readers load misses.",
     'Add "json" to `accept_content`.',
 )
-RULES = (
-    AWAY,
-    BROKER_FULL,
-    BROKER_EVICTION,
-    SHARED,
-    SHARED_MEMORY,
-    BACKED_UP,
-    UNSERVED,
-    UNKNOWN,
-    OTHER_SCHEMA,
-    OTHER_STORE,
-    PREFETCH,
-    EARLY_ACKS,
-    VISIBILITY,
-    NO_LOADERS,
-    EAGER,
-    NO_JSON,
-)
+RULES = rules_in(globals())
 
 
 def check_settings(app: Any) -> Iterator[Finding]:
