@@ -219,7 +219,8 @@ class Runtime:
 
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
-        self.marks.declare(spec.name, spec.function.__module__, loads_here=spec.policy.on_timeout == "load")
+        module = importable_name(spec.function.__module__)
+        self.marks.declare(spec.name, module, loads_here=spec.policy.on_timeout == "load")
         if spec.limiter is not None:
             self._limiters.add(spec.limiter)
         if self._worker_breaker is not None and spec.policy.on_timeout == "raise":
@@ -233,7 +234,7 @@ class Runtime:
                 spec.rate_limit,
                 spec.pace,
                 spec.policy.version,
-                importable_name(spec.function.__module__),
+                module,
                 spec.fingerprint.hex(),
             )
         )
