@@ -20,7 +20,7 @@ from cacheworkers.ops.warm_progress import SAY_EVERY, line
 from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
-_A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
+_A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
 #: Where a row comes from, for messages, and what it says: arguments, or text that still has to be read.
 Row = tuple[str, Any]
 #: Of more calls than this it is not said why they failed.

@@ -185,6 +185,12 @@ class Runtime:
         return self._watching is not None and self._watching.is_any
 
     @property
+    def waits_for_workers(self) -> bool | None:
+        """Whether readers of this process wait for workers at present; None where loads do not go to workers."""
+        breaker = None if self.ports.config.testing else self._worker_breaker
+        return None if breaker is None else not breaker.is_open
+
+    @property
     def siblings(self) -> list[Runtime]:
         """Other caches of this process with the same store and namespace."""
         mine = self.ports.config
