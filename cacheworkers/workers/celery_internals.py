@@ -214,8 +214,9 @@ def oldest_in_redis(channel: Any, queue: str) -> tuple[int, Mapping[str, Any]]:
 
 # -- log records
 
-#: The loggers that write one line for each task, and one for each beat entry that is sent.
+#: The loggers that write one line for each task, for each message of an unknown task, and for each beat entry.
 TASK_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+UNKNOWN_LOGGER = "celery.worker.consumer.consumer"
 BEAT_LOGGER = "celery.beat"
 
 
@@ -226,4 +227,6 @@ def task_of_record(record: logging.LogRecord) -> str:
         return str(args.get("name", ""))
     if record.name == BEAT_LOGGER and isinstance(args, tuple) and len(args) == 2:
         return str(args[1])  # "Scheduler: Sending due task %s (%s)"
+    if record.name == UNKNOWN_LOGGER and isinstance(args, tuple) and len(args) == 4 and isinstance(args[2], dict):
+        return str(args[2].get("task", ""))  # "Received unregistered task of type %s. ..."
     return ""

@@ -11,6 +11,7 @@ import pytest
 from celery import Celery
 from celery.app import amqp, trace
 from celery.utils.quorum_queues import detect_quorum_queues
+from celery.worker.consumer.consumer import UNKNOWN_TASK_ERROR
 from kombu import Queue
 from kombu.transport import redis as kombu_redis
 from kombu.utils.scheduling import round_robin_cycle
@@ -150,6 +151,11 @@ RECORDS: dict[str, tuple[str, Any, Any]] = {
         "celery.beat",
         "Scheduler: Sending due task %s (%s)",
         ("collect_garbage", "cacheworkers.collect_garbage"),
+    ),
+    "unknown": (
+        "celery.worker.consumer.consumer",
+        UNKNOWN_TASK_ERROR,
+        (KeyError("cacheworkers.collect_garbage"), "[]", {"task": "cacheworkers.collect_garbage"}, {}),
     ),
 }
 
