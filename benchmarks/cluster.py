@@ -11,8 +11,8 @@ from redis.cluster import RedisCluster
 from rich.console import Console
 
 from benchmarks.read_path import Bench, Product, product_of, table
-from benchmarks.valkey_cluster import ValkeyCluster
 from cacheworkers import Cache, Config, Load
+from cacheworkers.testing.cluster import ValkeyCluster
 
 KEYS = [f"bare{number}" for number in range(100)]
 _decode = msgspec.json.Decoder(Product).decode

@@ -1,4 +1,4 @@
-"""Embedded servers and a faulty network: public, for users' tests too."""
+"""Embedded servers, a faulty network and the step scheduler: public, for users' tests too."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cacheworkers.testing.fault_proxy import FaultProxy
     from cacheworkers.testing.servers import Postgres, Valkey
+    from cacheworkers.testing.step_scheduler import Stepper
 
 #: Public name -> the module that defines it.  pytest imports this package in every run, by the plugin's entry point.
 _DEFINED_IN = {
     "FaultProxy": "fault_proxy",
     "Postgres": "servers",
+    "Stepper": "step_scheduler",
     "Valkey": "servers",
 }
 
-__all__ = ["FaultProxy", "Postgres", "Valkey"]
+__all__ = ["FaultProxy", "Postgres", "Stepper", "Valkey"]
 
 
 def __getattr__(name: str) -> Any:

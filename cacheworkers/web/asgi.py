@@ -51,8 +51,10 @@ async def send_answer(send: Send, sent: Answer) -> None:
 
 def _preconditions(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None]:
     """Return the request's If-Match and If-None-Match; several lines of one name are one list."""
-    found: dict[bytes, bytes] = {}
+    if_match = if_none_match = None
     for name, value in headers:
-        if name in (b"if-match", b"if-none-match"):
-            found[name] = found[name] + b", " + value if name in found else value
-    return found.get(b"if-match"), found.get(b"if-none-match")
+        if name == b"if-none-match":
+            if_none_match = value if if_none_match is None else if_none_match + b", " + value
+        elif name == b"if-match":
+            if_match = value if if_match is None else if_match + b", " + value
+    return if_match, if_none_match

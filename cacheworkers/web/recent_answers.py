@@ -14,13 +14,15 @@ _MOST = 1024
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """The headers of an answer, and all that they are made of besides the policy.
+    """The headers of an answer, those of the same as 304, and all that they are made of besides the policy.
 
     Neither the entry nor its payload is kept: `l1_bytes` bounds those.
     """
 
     made_of: tuple[object, ...]
     headers: list[tuple[bytes, bytes]]
+    tag: bytes
+    not_modified: list[tuple[bytes, bytes]]
 
 
 class Recent:
@@ -34,22 +36,37 @@ class Recent:
         self._kept: dict[str, _Kept] = {}
 
     def answer(
-        self, read: Read, *, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None
+        self, read: Read, *, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None = None
     ) -> Answer:
         """Return what `http.answer` does."""
         entry = read.entry
-        is_plain = method == "GET" and if_match is None and if_none_match is None and read.tier == "l1"
-        if entry is None or not is_plain or read.freshness is not Freshness.FRESH:
-            return answer(read, self.policy, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
-        age, left = int(read.age), floor(entry.fresh_until - entry.created - read.age)
-        ends = (entry.created, entry.fresh_until, entry.stale_until, entry.expires_at)
-        made_of = (age, left, entry.write_id, entry.digest, ends, entry.tags)
-        kept = self._kept.get(entry.call)
-        if kept is not None and kept.made_of == made_of:
-            return Answer(200, kept.headers, read.value)
-        made = answer(read, self.policy, path=path)
-        if made.status == 200:  # a 404 names the path
-            if len(self._kept) >= _MOST:
-                self._kept.clear()
-            self._kept[entry.call] = _Kept(made_of, made.headers)
-        return made
+        if (
+            method == "GET"
+            and if_match is None
+            and read.tier == "l1"
+            and read.freshness is Freshness.FRESH
+            and entry is not None
+        ):
+            age, created, until = read.age, entry.created, entry.fresh_until
+            ends = (created, until, entry.stale_until, entry.expires_at)
+            made_of = (int(age), floor(until - created - age), entry.write_id, entry.digest, ends, entry.tags)
+            kept = self._kept.get(entry.call)
+            if kept is None or kept.made_of != made_of:
+                kept = self._keep(read, entry.call, made_of)
+            if kept is not None:
+                if if_none_match is None:
+                    return Answer(200, kept.headers, read.value)
+                if if_none_match == kept.tag:
+                    return Answer(304, kept.not_modified, b"")
+        return answer(read, self.policy, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
+
+    def _keep(self, read: Read, call: str, made_of: tuple[object, ...]) -> _Kept | None:
+        made = answer(read, self.policy)
+        if made.status != 200:  # a 404 names the path
+            return None
+        tag = dict(made.headers)[b"etag"]
+        not_modified = answer(read, self.policy, if_none_match=tag).headers
+        if len(self._kept) >= _MOST:
+            self._kept.clear()
+        kept = self._kept[call] = _Kept(made_of, made.headers, tag, not_modified)
+        return kept

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 #: Classes that users make themselves; of all others the constructor is the library's own.
-CONSTRUCTED = {"Cache", "FaultProxy", "Metrics", "Postgres", "Responder", "Valkey"}
+CONSTRUCTED = {"Cache", "FaultProxy", "Metrics", "Postgres", "Responder", "Stepper", "Valkey"}
 #: Classes that share a base: what the first has from it is shown with the second, and named with the first.
 ALIKE = {"AsyncLoad": "Load", "BatchLoader": "Loader", "Postgres": "Valkey"}
 #: Classes of which users call these alone.

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from by_hand import ByHand
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Load
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.testing import Stepper
 
 UNLUCKY = 1013
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from step_scheduler import Stepper
 from stepped import How, Processes, Reading, Step, every_order, random_orders
+
+from cacheworkers.testing import Stepper
 
 Actors = list[list[Step]]
 Scene = Callable[[Processes, int, How], Actors]

@@ -22,13 +22,13 @@ import hiredis
 import msgspec
 import pytest
 from by_hand import StillTime
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Load
 from cacheworkers.core.entry import Freshness
 from cacheworkers.flows.invalidate import Mode, invalidate_calls, invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.testing import Stepper
 
 #: Seconds: far longer than any test takes, so that time passes only where a step says so.
 L1_FOR = 600.0

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from forked import in_child
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Load, StoreUnavailable
 from cacheworkers.flows.keep_warm import report_accesses
-from cacheworkers.testing import Valkey
+from cacheworkers.testing import Stepper, Valkey
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]

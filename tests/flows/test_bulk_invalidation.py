@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, InvalidationIncomplete, Load
 from cacheworkers.flows.invalidate import Mode, invalidate_tags
-from cacheworkers.testing import FaultProxy, Valkey
+from cacheworkers.testing import FaultProxy, Stepper, Valkey
 from cacheworkers.testing.servers import wait_until
 
 PRODUCTS = 30

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import scenes
 from scenes import SCENES, Scene, play, play_some
-from step_scheduler import Stepper
 from stepped import ENTRIES, L1_FOR, Processes, Reading, hold
 
 from cacheworkers import Cache
@@ -25,6 +24,7 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.store.tracking.invalidation_messages import InvalidationMessages
 from cacheworkers.store.tracking.listener import Listener
 from cacheworkers.store.tracking.tracking_connection import TrackingConnection
+from cacheworkers.testing import Stepper
 
 MakeProcesses = Callable[[], Processes]
 

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 import redis
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Load
 from cacheworkers.errors import StoreUnavailable
@@ -16,7 +15,7 @@ from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Enqueue, LoadRequest
 from cacheworkers.store.commands.replies import Claimed, Held, Moved
-from cacheworkers.testing import Valkey
+from cacheworkers.testing import Stepper, Valkey
 
 CALL = "price[1]"
 MakeCache = Callable[..., Cache]

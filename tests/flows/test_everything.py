@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from mutation import Mutation, python, script
 from sqlalchemy import Engine, create_engine, event
-from step_scheduler import Stepper
 from walks import walk
 
 from cacheworkers import Cache, Load
@@ -44,6 +43,7 @@ from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER
 from cacheworkers.store.commands.replies import Claimed
 from cacheworkers.store.commands.store import Store
+from cacheworkers.testing import Stepper
 
 CONCURRENCY = 3
 MODES = ("hard", "soft", "reload")

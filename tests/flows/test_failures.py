@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, KeyMissing, Load, LoadError, LoadErrors
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows import load as loading
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.runtime.loader_runner import _cancelled_inside
+from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 TOKEN = "ab" * 8

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.core import envelope
@@ -25,7 +24,7 @@ from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.store.commands.replies import Claimed
-from cacheworkers.testing import Valkey
+from cacheworkers.testing import Stepper, Valkey
 
 CONCURRENCY = 3
 PRODUCTS = (0, 1)

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from mutation import python
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
@@ -22,6 +21,7 @@ from cacheworkers.flows import write_loaded
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.store.commands.store import Store
+from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 #: The replica is at most this far behind; the store's clock is turned forward by as much, never waited for.

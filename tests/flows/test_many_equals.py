@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from many_shop import Shop, late, whole
 from mutation import Mutation, python
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, LoadErrors, LoadTimeout
 from cacheworkers.core import envelope
@@ -22,6 +21,7 @@ from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.load import load
 from cacheworkers.local.waiters import Waiter, Waiters
 from cacheworkers.local.wakeup import NamedWaker
+from cacheworkers.testing import Stepper
 
 Outcome = tuple[str, Any]
 

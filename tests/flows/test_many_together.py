@@ -12,7 +12,6 @@ import msgspec
 import pytest
 import sqlalchemy.exc
 from many_shop import UNLUCKY, Asks, Shop, late, path, tens, whole
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Config, Load, LoadError, LoadErrors, LoadTimeout
 from cacheworkers.core import envelope
@@ -24,6 +23,7 @@ from cacheworkers.flows.ports import Loading, LoadRequest
 from cacheworkers.flows.read_state import POLL_FOR
 from cacheworkers.flows.run_loader import LATE_RUNS
 from cacheworkers.store.connections.request import Request
+from cacheworkers.testing import Stepper
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from step_scheduler import Stepper
 from test_protocol import Shop
 
 from cacheworkers import Cache, Load
@@ -21,6 +20,7 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.coherence import NEVER
 from cacheworkers.store.connections.request import Request
+from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Load, LoadTimeout
 from cacheworkers.flows import load as loading
 from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 CALL, TOKEN = "price[1]", "ab" * 8

@@ -7,7 +7,6 @@ import secrets
 from typing import Any
 
 import pytest
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
@@ -15,6 +14,7 @@ from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 

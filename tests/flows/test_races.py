@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from mutation import Mutation, script
-from step_scheduler import Stepper
 from walks import walk
 
 from cacheworkers import Cache, Load
@@ -29,6 +28,7 @@ from cacheworkers.flows.read import read
 from cacheworkers.flows.read_state import ReadOptions, StoreResult
 from cacheworkers.store.commands.replies import Claimed, Registered, Snapshot
 from cacheworkers.store.commands.store import Store
+from cacheworkers.testing import Stepper
 
 CONCURRENCY = 3
 _ids = itertools.count(1)

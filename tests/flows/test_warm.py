@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Load, Warming
 from cacheworkers.core import envelope
@@ -16,6 +15,7 @@ from cacheworkers.flows import load as loading
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.keep_warm import ask_for, is_fresh_for
 from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]

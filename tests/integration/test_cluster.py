@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from benchmarks.valkey_cluster import Node, ValkeyCluster
 from cacheworkers import Cache, Config, Load, StoreUnavailable
 from cacheworkers.core.driver import run
 from cacheworkers.local.clock import StoreClock
@@ -28,6 +27,7 @@ from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.tracking.listener import Listener
 from cacheworkers.testing import Valkey
+from cacheworkers.testing.cluster import Node, ValkeyCluster
 from cacheworkers.testing.servers import wait_until
 
 _names = itertools.count(1)

@@ -17,7 +17,6 @@ import pytest
 import redis
 from forked import in_child
 
-from benchmarks.valkey_cluster import ValkeyCluster
 from cacheworkers import Cache, Load
 from cacheworkers.core.driver import run
 from cacheworkers.events import ListenerDown, ListenerLag, ListenerUp
@@ -28,6 +27,7 @@ from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.tracking import listener as listening
 from cacheworkers.store.tracking import tracking_connection as tracking
 from cacheworkers.testing import FaultProxy, Valkey
+from cacheworkers.testing.cluster import ValkeyCluster
 from cacheworkers.testing.servers import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 import redis
 from mutation import Mutation, python, script
-from step_scheduler import Stepper
 
 from cacheworkers import Cache, Config, Load
 from cacheworkers.core import envelope
@@ -22,7 +21,7 @@ from cacheworkers.flows import invalidate as invalidating
 from cacheworkers.flows import write_loaded
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.testing import FaultProxy, Valkey
+from cacheworkers.testing import FaultProxy, Stepper, Valkey
 from cacheworkers.testing.servers import free_port, wait_until
 
 #: `store_timeout` where a replica is waited for in vain, seconds; elsewhere it may take its time.

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis
 
-from benchmarks.valkey_cluster import ValkeyCluster
 from cacheworkers import Cache, Config, Load
 from cacheworkers.ops.doctor import diagnose
 from cacheworkers.testing import Valkey
+from cacheworkers.testing.cluster import ValkeyCluster
 from cacheworkers.testing.servers import wait_until
 
 

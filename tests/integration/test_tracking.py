@@ -18,12 +18,12 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from benchmarks.valkey_cluster import ValkeyCluster
 from cacheworkers import Cache, Load
 from cacheworkers.errors import LoadError
 from cacheworkers.store.commands.replies import Claimed
 from cacheworkers.store.tracking import listener as listening
 from cacheworkers.testing import Valkey
+from cacheworkers.testing.cluster import ValkeyCluster
 from cacheworkers.testing.servers import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

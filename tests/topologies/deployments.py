@@ -16,8 +16,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from benchmarks.valkey_cluster import SLOTS
 from cacheworkers.testing import Valkey
+from cacheworkers.testing.cluster import SLOTS
 from cacheworkers.testing.servers import free_port, wait_until
 
 CERTIFICATES = Path(__file__).parents[1] / "integration" / "certificates"

@@ -279,6 +279,11 @@ def test_a_hot_entry_is_answered_with_the_same_headers_for_a_second() -> None:
     assert ask(first, 1101.1).headers is not ask(first, 1100.9).headers
     assert ask(second, 1100.5).body == b"{}"
     assert ask(first, 1100.5, if_none_match=b"*").status == 304
+    tag = dict(ask(first, 1100.5).headers)[b"etag"]
+    same = ask(first, 1100.5, if_none_match=tag)
+    assert same == answer(Read.of(1100.5, first, PAYLOAD, Freshness.FRESH, "l1", 0.0), policy, if_none_match=tag)
+    assert same.status == 304 and same.headers is ask(first, 1100.9, if_none_match=tag).headers
+    assert ask(first, 1100.5, if_none_match=b'"other"').status == 200
     assert ask(first, 1100.5, if_match=b'"other"').status == 412
     assert ask(first, 1100.5, method="HEAD").body == b""
     assert b"/a" in ask(nothing, 1100.5).body and b"/b" in ask(nothing, 1100.5, path="/b").body

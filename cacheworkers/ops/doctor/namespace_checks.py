@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from cacheworkers.errors import NamespaceTaken
-from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.runtime.namespace_marks import conflicts
 from cacheworkers.runtime.wiring import Runtime
 
@@ -47,7 +47,7 @@ FOREIGN = Rule(
     "Find out who writes there, and give it another prefix, or this application another `Config.namespace`; then "
     "delete the key, which the library writes again.",
 )
-RULES = (SHARED, TAKEN, UNSTORED, FOREIGN)
+RULES = rules_in(globals())
 
 
 def check_namespace(runtime: Runtime) -> Iterator[Finding]:

@@ -323,7 +323,7 @@ class Listener:
                 # The oldest: replies of several masters arrive in any order, and the last one completes the proof.
                 if (oldest := min(each.proven_at for each in connections)) > proven_at:
                     proven_at = oldest
-                    self._prove(oldest)
+                    self._prove()
                 now = time.monotonic()
                 if now >= flush_at:
                     flushed_at, flush_at = now, math.inf
@@ -352,12 +352,14 @@ class Listener:
             for flight in self._waiters.waiting():
                 self.watch(flight)
 
-    def _prove(self, at: float) -> None:
-        """Note that every message of every master up to then has been processed."""
+    def _prove(self) -> None:
+        """Note up to when every message of every master has been processed."""
         connections = list(self._connections.values())
         if self._link.masters != self._masters:  # one is not listened to: no ping may prove the opposite
             raise OSError("the Cluster has other masters now")
-        if self._coherence.prove(at):
+        if not connections or not all(each.proven_at for each in connections):
+            return
+        if self._coherence.prove(min(each.proven_at for each in connections)):
             if self._is_reported_down:
                 self._is_reported_down = False
                 addresses = ", ".join(each.address for each in connections)
