@@ -138,7 +138,8 @@ class Cache:
         Args:
             tags: templates such as `"product:{product_id}"`, filled from the arguments.
             name: unique in this cache; None takes the function's.
-            rate_limit: Celery's, for this loader's task: `"100/s"`.
+            rate_limit: most loads of this loader in a second, minute or hour, of all processes together, readers that
+                load included: `"100/s"`, `"30/m"`, `"5/h"`.  Each takes a turn in the store.
             replace: a loader of this name that the same module has declared is replaced: in notebooks and shells.  What
                 the old one has stored is still served; raise `version`, or invalidate.
             policy: the fields of `Policy`, or `policy=` a whole one with some of them changed.

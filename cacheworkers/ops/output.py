@@ -61,4 +61,4 @@ def _cell(value: Any) -> str:
         return f"{value:,.3f}"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_cell(each)}" for name, each in value.items()) or "-"
-    return "-" if value is None or value == "" else str(value)
+    return "-" if value is None or value == "" else str(value).partition("\n")[0]  # an error of SQLAlchemy has five

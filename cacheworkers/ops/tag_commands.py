@@ -61,7 +61,8 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
 def invalidate(obj: Obj, tags: tuple[str, ...], loader: str | None, mode: Any, dry_run: bool, yes: bool) -> None:
     """Invalidate everything that has any of TAGS, or is of one LOADER.
 
-    Once it has returned, no read through the store sees a value loaded before.
+    Once it has returned, no read through the store sees a value loaded before.  `seq` is the number of the
+    invalidation, 0 where there was none.
 
     \b
     cacheworkers invalidate category:7 --dry-run

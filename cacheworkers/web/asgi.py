@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec
 
 from cacheworkers.core.read_result import Read
-from cacheworkers.web.http import REFUSED, Answer, HttpPolicy, refusal
+from cacheworkers.web.http import REFUSED, Answer, HttpPolicy
 from cacheworkers.web.recent_answers import Recent
 
 P = ParamSpec("P")
@@ -37,7 +37,7 @@ class Responder:
         try:
             read = await aread_json(*args, **kwargs)
         except REFUSED as error:
-            return refusal(error, self._recent.policy, method=method, path=path)
+            return self._recent.refuse(error, method=method, path=path)
         if_match, if_none_match = _preconditions(scope["headers"])
         return self._recent.answer(read, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
 

@@ -1,16 +1,22 @@
-"""Recent: the headers of recent answers, used again until a number in them changes."""
+"""Recent: the headers of recent answers, used again until a number in them changes; why there was none, for the log."""
 
 from __future__ import annotations
 
+import logging
+import time
 from math import floor
 
 import msgspec
 
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.web.http import Answer, HttpPolicy, answer
+from cacheworkers.errors import BadArgument, LoadError, Unavailable
+from cacheworkers.web.http import Answer, HttpPolicy, answer, refusal
 
 _MOST = 1024
+#: A 503 is logged once for its loader and kind of error in as many seconds.
+_LOGGED_EVERY = 60.0
+log = logging.getLogger("cacheworkers")
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -34,6 +40,7 @@ class Recent:
     def __init__(self, policy: HttpPolicy) -> None:
         self.policy = policy
         self._kept: dict[str, _Kept] = {}
+        self._logged_until: dict[tuple[str, str], float] = {}
 
     def answer(
         self, read: Read, *, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None = None
@@ -59,6 +66,20 @@ class Recent:
                 if if_none_match == kept.tag:
                     return Answer(304, kept.not_modified, b"")
         return answer(read, self.policy, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
+
+    def refuse(self, error: Unavailable | BadArgument, *, method: str, path: str) -> Answer:
+        """Return what `http.refusal` does, and log why it is a 503: its body does not say, and nobody else sees it."""
+        made = refusal(error, self.policy, method=method, path=path)
+        loader, kind, where = "", type(error).__name__, ""
+        if isinstance(error, LoadError):
+            loader, kind = error.loader, error.kind
+            where = '; the process that ran it, a worker or this one, has logged the traceback as "load of ... failed"'
+        now = time.monotonic()
+        if made.status == 503 and self._logged_until.get((loader, kind), 0.0) <= now:
+            self._logged_until[loader, kind] = now + _LOGGED_EVERY
+            fields = {"loader": loader, "kind": kind}
+            log.warning("answered 503: %s%s", str(error).partition("\n")[0], where, extra=fields)
+        return made
 
     def _keep(self, read: Read, call: str, made_of: tuple[object, ...]) -> _Kept | None:
         made = answer(read, self.policy)

@@ -332,6 +332,18 @@ def test_the_meter_says_how_many_in_a_million(cli: Run, warm: None) -> None:
     assert parsed(cli("--json", "inspect", "--sample", "5", "--rate", "10000"))["per_million"] == 0.0
 
 
+def test_an_inspection_without_a_database_says_how_to_name_one(cli: Run, warm: None, tmp_path: Path) -> None:
+    """And shows the first line of why, not all that SQLAlchemy says."""
+    bound = (tmp_path / "away.py").read_text()
+    (tmp_path / "unbound.py").write_text(bound.replace("sessionmaker(create", "sessionmaker() or (create"))
+
+    done = cli("inspect", "--sample", "2", "--rate", "10000", app="unbound:cache")
+
+    assert done.returncode == 1
+    assert "UnboundExecutionError" in done.stdout and len(done.stdout.splitlines()) == 6
+    assert "bound to no engine: name the factory that binds them, as in `-A 'shop.web:create_app()'`" in done.stderr
+
+
 def test_help_needs_no_cache(cli: Run) -> None:
     for words in (("inspect", "--help"), ("drain", "-h")):
         done = cli(*words, app="")

@@ -46,7 +46,7 @@ SHARED = Rule(
     "Broker and store are one server.",
     "They fail together, `FLUSHALL` empties both, and a large invalidation slows the queues. Database numbers change "
     "nothing in that.",
-    "Give the broker a server of its own, with `appendonly yes` and noeviction, once the shop depends on it.",
+    "Give the broker a server of its own, with `appendonly yes` and noeviction, once the application depends on it.",
 )
 SHARED_MEMORY = Rule(
     "shared-memory",
