@@ -326,4 +326,4 @@ REFUSED = {"kind": LOAD_REFUSED, "text": "unknown there"}
     ],
 )
 def test_a_verdict_for_each_state(freshness: str, facts: dict[str, Any], on_timeout: Any, verdict: str) -> None:
-    assert Miss(Policy(on_timeout=on_timeout), **facts).verdict(Freshness(freshness)) == verdict
+    assert Miss(Policy(wait_for=2.0, on_timeout=on_timeout), **facts).verdict(Freshness(freshness)) == verdict
