@@ -313,7 +313,7 @@ REFUSED = {"kind": LOAD_REFUSED, "text": "unknown there"}
             "missing",
             {"failure": FULL, "lease": {"token": "t"}},
             "load",
-            "load it in the reader and store nothing: full",
+            "load it in the reader and store nothing: no room",
         ),
         ("missing", {"failure": FULL}, "raise", "raise LoadTimeout: no room"),
         ("missing", {"failure": REFUSED}, "load", "load it in the reader: unknown there"),
