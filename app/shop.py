@@ -31,7 +31,6 @@ cache.watch(
         Price: lambda row: (f"product:{row.product_id}", *(["deals"] if row.sale_amount is not None else [])),
         Stock: lambda row: (f"product:{row.product_id}",),
     },
-    check=False,
 )
 
 

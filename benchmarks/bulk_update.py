@@ -47,7 +47,7 @@ def cache_of(redis_url: str, database_url: str) -> Cache:
     """Return a cache of the benchmark's database."""
     sessions = sessionmaker(create_engine(database_url, pool_pre_ping=True))
     cache = Cache(Config(redis_url=redis_url, store_timeout=5.0), sessions=sessions)
-    cache.watch(sessions, {}, check=False)
+    cache.watch(sessions, {})
     return cache
 
 

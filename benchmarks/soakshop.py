@@ -57,7 +57,7 @@ cache = Cache(
 )
 deaths = Deaths.of_environment()
 deaths.before_steps_of(cache._ports.store)
-cache.watch(sessions, {Price: lambda row: (f"price:{row.id}", f"group:{row.id % GROUPS}")}, check=False)
+cache.watch(sessions, {Price: lambda row: (f"price:{row.id}", f"group:{row.id % GROUPS}")})
 
 
 def find(load: Load, number: int) -> int:

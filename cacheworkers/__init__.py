@@ -6,50 +6,50 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cacheworkers.cache import Cache
-    from cacheworkers.config import Config
-    from cacheworkers.core.entry import Freshness
-    from cacheworkers.core.read_result import Read
-    from cacheworkers.core.tag_text import tag
+    from cacheworkers.cache import Cache as Cache
+    from cacheworkers.config import Config as Config
+    from cacheworkers.core.entry import Freshness as Freshness
+    from cacheworkers.core.read_result import Read as Read
+    from cacheworkers.core.tag_text import tag as tag
     from cacheworkers.errors import (
-        BadArgument,
-        BrokerUnavailable,
-        BulkheadFull,
-        CacheworkersError,
-        CallError,
-        CodecError,
-        ConfigError,
-        DeclarationError,
-        EntryTooLarge,
-        InvalidationIncomplete,
-        KeyMissing,
-        LoadError,
-        LoadErrors,
-        LoadTimeout,
-        NamespaceTaken,
-        OutboxUnavailable,
-        RateLimited,
-        ReadError,
-        StoreError,
-        StoreFull,
-        StoreRefused,
-        StoreUnavailable,
-        TagError,
-        Unavailable,
-        UnknownLoader,
-        UnsafeStore,
-        UnwatchedWrite,
+        BadArgument as BadArgument,
+        BrokerUnavailable as BrokerUnavailable,
+        BulkheadFull as BulkheadFull,
+        CacheworkersError as CacheworkersError,
+        CallError as CallError,
+        CodecError as CodecError,
+        ConfigError as ConfigError,
+        DeclarationError as DeclarationError,
+        EntryTooLarge as EntryTooLarge,
+        InvalidationIncomplete as InvalidationIncomplete,
+        KeyMissing as KeyMissing,
+        LoadError as LoadError,
+        LoadErrors as LoadErrors,
+        LoadTimeout as LoadTimeout,
+        NamespaceTaken as NamespaceTaken,
+        OutboxUnavailable as OutboxUnavailable,
+        RateLimited as RateLimited,
+        ReadError as ReadError,
+        StoreError as StoreError,
+        StoreFull as StoreFull,
+        StoreRefused as StoreRefused,
+        StoreUnavailable as StoreUnavailable,
+        TagError as TagError,
+        Unavailable as Unavailable,
+        UnknownLoader as UnknownLoader,
+        UnsafeStore as UnsafeStore,
+        UnwatchedWrite as UnwatchedWrite,
     )
-    from cacheworkers.flows.explain import Explanation
-    from cacheworkers.flows.inspect import Inspection
-    from cacheworkers.flows.invalidate import Invalidation
-    from cacheworkers.flows.keep_warm import Warming
-    from cacheworkers.flows.warm_up import WarmUp
-    from cacheworkers.load_context import AsyncLoad, Load, LoadCall
-    from cacheworkers.loader import BatchLoader, Loader
-    from cacheworkers.policy import Policy
-    from cacheworkers.runtime.warm_job import WarmJob
-    from cacheworkers.sql.watch.flush_changes import TagMapping
+    from cacheworkers.flows.explain import Explanation as Explanation
+    from cacheworkers.flows.inspect import Inspection as Inspection
+    from cacheworkers.flows.invalidate import Invalidation as Invalidation
+    from cacheworkers.flows.keep_warm import Warming as Warming
+    from cacheworkers.flows.warm_up import WarmUp as WarmUp
+    from cacheworkers.load_context import AsyncLoad as AsyncLoad, Load as Load, LoadCall as LoadCall
+    from cacheworkers.loader import BatchLoader as BatchLoader, Loader as Loader
+    from cacheworkers.policy import Policy as Policy
+    from cacheworkers.runtime.warm_job import WarmJob as WarmJob
+    from cacheworkers.sql.watch.flush_changes import TagMapping as TagMapping
 
 __version__ = "0.2.0"
 
@@ -75,54 +75,15 @@ _DEFINED_IN = {
     "tag": "core.tag_text",
 }
 
-__all__ = [
-    "AsyncLoad",
-    "BadArgument",
-    "BatchLoader",
-    "BrokerUnavailable",
-    "BulkheadFull",
-    "Cache",
-    "CacheworkersError",
-    "CallError",
-    "CodecError",
-    "Config",
-    "ConfigError",
-    "DeclarationError",
-    "EntryTooLarge",
-    "Explanation",
-    "Freshness",
-    "Inspection",
-    "Invalidation",
-    "InvalidationIncomplete",
-    "KeyMissing",
-    "Load",
-    "LoadCall",
-    "LoadError",
-    "LoadErrors",
-    "LoadTimeout",
-    "Loader",
-    "NamespaceTaken",
-    "OutboxUnavailable",
-    "Policy",
-    "RateLimited",
-    "Read",
-    "ReadError",
-    "StoreError",
-    "StoreFull",
-    "StoreRefused",
-    "StoreUnavailable",
-    "TagError",
-    "TagMapping",
-    "Unavailable",
-    "UnknownLoader",
-    "UnsafeStore",
-    "UnwatchedWrite",
-    "WarmJob",
-    "WarmUp",
-    "Warming",
-    "__version__",
-    "tag",
-]
+#: Those of `errors`.
+_ERRORS = (
+    "BadArgument BrokerUnavailable BulkheadFull CacheworkersError CallError CodecError ConfigError DeclarationError "
+    "EntryTooLarge InvalidationIncomplete KeyMissing LoadError LoadErrors LoadTimeout NamespaceTaken "
+    "OutboxUnavailable RateLimited ReadError StoreError StoreFull StoreRefused StoreUnavailable TagError Unavailable "
+    "UnknownLoader UnsafeStore UnwatchedWrite"
+).split()
+
+__all__ = [*_DEFINED_IN, *_ERRORS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

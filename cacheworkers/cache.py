@@ -21,7 +21,6 @@ from cacheworkers.flows.inspect import inspect as inspect_entries
 from cacheworkers.flows.invalidate import (
     Invalidation,
     Mode,
-    Progress,
     invalidate_loader,
     members_of,
 )
@@ -139,7 +138,8 @@ class Cache:
         Args:
             tags: templates such as `"product:{product_id}"`, filled from the arguments.
             name: unique in this cache; None takes the function's.
-            rate_limit: Celery's, for this loader's task: `"100/s"`.
+            rate_limit: most loads of this loader in a second, minute or hour, of all processes together, readers that
+                load included: `"100/s"`, `"30/m"`, `"5/h"`.  Each takes a turn in the store.
             replace: a loader of this name that the same module has declared is replaced: in notebooks and shells.  What
                 the old one has stored is still served; raise `version`, or invalidate.
             policy: the fields of `Policy`, or `policy=` a whole one with some of them changed.
@@ -202,7 +202,6 @@ class Cache:
         mode: Mode = "hard",
         session: AnySession | None = None,
         dry_run: bool = False,
-        progress: Progress | None = None,
     ) -> Invalidation:
         """Invalidate every entry that has any of the tags; call it after the commit.
 
@@ -215,7 +214,6 @@ class Cache:
             dry_run: invalidate nothing; what is returned has the number 0 and counts the tags' members.
             session: a watched one whose transaction is open: the tags go into the outbox with it, and are invalidated
                 after its commit.  What is returned then has the number 0: it is not done yet.
-            progress: called with how many members have been dealt with, after each chunk of some hundred.
 
         Raises:
             InvalidationIncomplete: the store failed; nothing is acknowledged.
@@ -226,7 +224,7 @@ class Cache:
         if session is not None and not dry_run:
             self._watching.add(session, self._ports.tag_kinds.with_loaders_texts(tags), mode)
             return Invalidation(0, 0)
-        return run(self._invalidation(tags, mode, dry_run, progress))
+        return run(self._invalidation(tags, mode, dry_run))
 
     async def ainvalidate(
         self,
@@ -234,13 +232,12 @@ class Cache:
         mode: Mode = "hard",
         session: AnySession | None = None,
         dry_run: bool = False,
-        progress: Progress | None = None,
     ) -> Invalidation:
         """Invalidate every entry that has any of the tags; see `invalidate`."""
         if session is not None and not dry_run:
             await self._watching.aadd(session, self._ports.tag_kinds.with_loaders_texts(tags), mode)
             return Invalidation(0, 0)
-        return await arun(self._invalidation(tags, mode, dry_run, progress))
+        return await arun(self._invalidation(tags, mode, dry_run))
 
     def clear(self) -> int:
         """Delete everything of this cache's namespace, from the store and this process's memory; how many keys.
@@ -256,7 +253,7 @@ class Cache:
         """Delete everything of this cache's namespace; see `clear`."""
         return await arun(clear(self._ports))
 
-    def invalidate_loader(self, loader: str, *, progress: Progress | None = None) -> Invalidation:
+    def invalidate_loader(self, loader: str) -> Invalidation:
         """Drop all entries of a loader, whatever their tags and version, after a mistake in its code, say.
 
         What is being loaded by then is not stored either.  It walks through the keys of the store, some hundred
@@ -264,17 +261,16 @@ class Cache:
 
         Args:
             loader: its name; one that is not declared here may have entries, too.
-            progress: called with how many entries have been dropped so far.
 
         Raises:
             CallError: it is no loader's name.
             InvalidationIncomplete: the store failed; nothing is acknowledged.
         """
-        return run(invalidate_loader(self._ports, loader, progress))
+        return run(invalidate_loader(self._ports, loader))
 
-    async def ainvalidate_loader(self, loader: str, *, progress: Progress | None = None) -> Invalidation:
+    async def ainvalidate_loader(self, loader: str) -> Invalidation:
         """Drop all entries of a loader; see `invalidate_loader`."""
-        return await arun(invalidate_loader(self._ports, loader, progress))
+        return await arun(invalidate_loader(self._ports, loader))
 
     # -- watching what changes
 
@@ -286,7 +282,6 @@ class Cache:
         columns: Mapping[Any, Collection[str]] | None = None,
         ignore: Mapping[Any, Collection[str]] | None = None,
         mode: WatchMode | Mapping[Any, WatchMode] = "hard",
-        check: bool = True,
     ) -> None:
         """Invalidate with every commit of these sessions what their units of work have changed.
 
@@ -294,6 +289,9 @@ class Cache:
         committed they will be invalidated, whatever dies.  A session that has joined somebody else's transaction is
         invalidated when that is committed.  Until then reads of its own context run their loaders on the session
         itself, unless the transaction has touched none of their tags.
+
+        The database is not asked now, because migrations import this module, too.  Without the outbox table, a flush
+        that changes what is watched raises ConfigError.
 
         Args:
             sessions: a `sessionmaker`, a `scoped_session`, a `Session` class, or their async kinds.
@@ -307,14 +305,12 @@ class Cache:
             ignore: class or table -> columns whose changes concern none of its tags: `{User: ["last_seen"]}`.
             mode: "hard", or "soft": the old value is served as stale while workers reload; for all, or by template,
                 class or table: `{Category: "soft"}`.
-            check: make sure now that the outbox table is there; False where this module is also what migrates, which
-                then calls `cache.outbox.check(engine)` itself before it serves.
 
         Raises:
             ConfigError: a key is neither, an option names what is not there, its tags are illegal or of no column,
-                `sessions` is something else or commits by itself, or the outbox table is not there.
+                `sessions` is something else, or commits by itself.
         """
-        self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode, check=check)
+        self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode)
         self._watching.compare(self._triggers)
 
     def triggers(
@@ -390,14 +386,6 @@ class Cache:
         """
         return self._watching.backlog(engine)
 
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Return the rows of a query on the database of the watched sessions, or of the loaders' own.
-
-        Raises:
-            ConfigError: no database is known, or it refuses the query.
-        """
-        return self._watching.query(sql)
-
     @property
     def is_watching(self) -> bool:
         """Whether this cache watches any sessions."""
@@ -461,10 +449,6 @@ class Cache:
         """Return the hottest calls of a loader by its name; see `Loader.hot`."""
         return run(hot(self._ports, self._loaders.named(loader), limit))
 
-    async def ahot(self, loader: str, limit: int = 100) -> list[tuple[str, float]]:
-        """Return the hottest calls of a loader by its name; see `hot`."""
-        return await arun(hot(self._ports, self._loaders.named(loader), limit))
-
     def warm(
         self,
         loader: str,
@@ -486,18 +470,6 @@ class Cache:
         spec = self._loaders.named(loader)
         texts = list(dict.fromkeys(spec.signature.parse(text).text for text in calls))
         return self._warmer.job(spec, texts, max_rate, concurrency, min_fresh)
-
-    async def awarm(
-        self,
-        loader: str,
-        calls: Iterable[str],
-        *,
-        max_rate: float = UNLIMITED,
-        concurrency: int | None = None,
-        min_fresh: float = 1.0,
-    ) -> WarmJob:
-        """Have workers load many calls of a loader by its name; see `warm`.  The job can be awaited."""
-        return self.warm(loader, calls, max_rate=max_rate, concurrency=concurrency, min_fresh=min_fresh)
 
     def call(self, loader: str, *args: Any, **kwargs: Any) -> str:
         """Return the text of a loader's call with these arguments: `product[42]`.
@@ -588,7 +560,5 @@ class Cache:
     def _warm_round(self) -> Flow[dict[str, Warming]]:
         return warm_round(self._ports, dict(self._loaders), self._runtime.queued)
 
-    def _invalidation(
-        self, tags: Sequence[str], mode: Mode, dry_run: bool, progress: Progress | None
-    ) -> Flow[Invalidation]:
-        return tag_invalidation(self._ports, self._loaders, tags, mode, dry_run=dry_run, progress=progress)
+    def _invalidation(self, tags: Sequence[str], mode: Mode, dry_run: bool) -> Flow[Invalidation]:
+        return tag_invalidation(self._ports, self._loaders, tags, mode, dry_run=dry_run)

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, over
 
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.read_result import Read
-from cacheworkers.flows.invalidate import Invalidation, invalidate_loader
+from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.load_context import AsyncLoad, Load
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_base import LoaderBase
@@ -189,14 +189,6 @@ class Loader(LoaderBase[T], Generic[P, T]):
         """Drop one entry; see `invalidate`."""
         return await arun(self._invalidation(args, kwargs))
 
-    def invalidate_all(self) -> Invalidation:
-        """Drop all entries of this loader; see `Cache.invalidate_loader`."""
-        return run(invalidate_loader(self._ports, self._spec.name))
-
-    async def ainvalidate_all(self) -> Invalidation:
-        """Drop all entries of this loader; see `Cache.invalidate_loader`."""
-        return await arun(invalidate_loader(self._ports, self._spec.name))
-
     def since(self, done: Invalidation) -> Loader[P, T]:
         """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
         view: Loader[P, T] = self._at_since(done)
@@ -283,14 +275,6 @@ class BatchLoader(LoaderBase[V], Generic[K, V]):
     async def ainvalidate(self, key: K) -> Invalidation:
         """Drop one key's entry; see `invalidate`."""
         return await arun(self._invalidation((key,), {}))
-
-    def invalidate_all(self) -> Invalidation:
-        """Drop all entries of this loader; see `Cache.invalidate_loader`."""
-        return run(invalidate_loader(self._ports, self._spec.name))
-
-    async def ainvalidate_all(self) -> Invalidation:
-        """Drop all entries of this loader; see `Cache.invalidate_loader`."""
-        return await arun(invalidate_loader(self._ports, self._spec.name))
 
     def since(self, done: Invalidation) -> BatchLoader[K, V]:
         """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""

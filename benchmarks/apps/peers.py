@@ -203,7 +203,7 @@ class Cacheworkers:
         self._cache, self._product = cache, product
         from app.models import Price
 
-        cache.watch(database.sessions, {Price: ("product:{product_id}",)}, check=False)
+        cache.watch(database.sessions, {Price: ("product:{product_id}",)})
 
     async def get(self, product_id: int) -> bytes:
         """Return the payload as it lies in the cache."""

@@ -123,7 +123,7 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
     return Invalidation(n, entries)
 
 
-def invalidate_loader(ports: Ports, loader: str, progress: Progress | None = None) -> Flow[Invalidation]:
+def invalidate_loader(ports: Ports, loader: str) -> Flow[Invalidation]:
     """Drop all entries and failures of a loader by walking through the keys; what is being loaded is not stored either.
 
     Leases first: a load that ends between two walks has stored its entry, or its failure, before the next one begins.
@@ -144,8 +144,6 @@ def invalidate_loader(ports: Ports, loader: str, progress: Progress | None = Non
             while True:
                 cursor, found = yield ports.store.scan(cursor, pattern)
                 entries += yield ports.store.drop([keys.call_in(key) for key in found])
-                if progress is not None:
-                    progress(entries)
                 if cursor == 0:
                     break
         yield from replicated(ports)

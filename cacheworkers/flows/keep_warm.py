@@ -21,7 +21,7 @@ from cacheworkers.core.envelope import Head
 from cacheworkers.core.signature import loader_name_of
 from cacheworkers.core.tokens import new_token
 from cacheworkers.events import AccessesReported, MemoryHits, MemoryUsed, Warmed, WarmingPaused
-from cacheworkers.flows.invalidate import Invalidation, Progress, invalidate_tags
+from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, submit
 from cacheworkers.store.commands.replies import Claimed
 
@@ -216,20 +216,15 @@ def ask_for(ports: Ports, loader: LoaderSpec, calls: Sequence[str]) -> Flow[Warm
     return _noted(ports, loader, Warming(len(calls), len(calls) - len(due), asked, held))
 
 
-def reload_tags(
-    ports: Ports, loaders: Mapping[str, LoaderSpec], tags: Sequence[str], progress: Progress | None = None
-) -> Flow[Invalidation]:
+def reload_tags(ports: Ports, loaders: Mapping[str, LoaderSpec], tags: Sequence[str]) -> Flow[Invalidation]:
     """Make everything that has any of the tags stale, and have workers load the hottest of it; readers do the rest.
 
     A tag may have a million members: at most `warm_max_calls` of each loader are asked for.
 
-    Args:
-        progress: as for `invalidate_tags`.
-
     Raises:
         InvalidationIncomplete: the store failed on the way; nothing is acknowledged.
     """
-    done = yield from invalidate_tags(ports, tags, "soft", progress)
+    done = yield from invalidate_tags(ports, tags, "soft")
     for loader in list(loaders.values()):
         found = yield from hot(ports, loader, ports.config.warm_max_calls)
         calls = [call for call, _ in found]

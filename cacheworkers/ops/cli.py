@@ -167,7 +167,8 @@ def hot(obj: Obj, loader: str, limit: int) -> None:
 def gc(obj: Obj) -> None:
     """Drop expired leftovers; finish broken-off invalidations.
 
-    Beat does it by itself, every minute by default: this is for a store that has no beat.
+    Beat does it by itself, every minute by default: this is for a store that has no beat.  `foreign` counts keys that
+    something else has written, which it leaves alone; `is_whole` is false where it ran out of time.
     """
     cache, show = obj
     show(cache.collect_garbage())
@@ -230,6 +231,7 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
     """Compare live entries with what their loaders return now.
 
     Only reads, so that it can run on production.  An entry counts as wrong if it still differs after the grace.
+    `skipped` are those that are not fresh now, are unreadable, or whose loader this process does not declare.
 
     \b
     cacheworkers inspect --sample 10000 --rate 500
@@ -242,7 +244,14 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
     if result.differences:
         raise click.exceptions.Exit(2)
     if result.failed:
-        raise click.ClickException(f"{result.failed:,} entries were not compared because their loads failed")
+        remedy = (
+            "; the sessions of this process are bound to no engine: name the factory that binds them, as in "
+            "`-A 'shop.web:create_app()'`, or a module that does"
+        )
+        raise click.ClickException(
+            f"{result.failed:,} entries were not compared because their loads failed"
+            + (remedy if "UnboundExecutionError" in result.failure else "")
+        )
 
 
 for command in (stats, tag, invalidate, exporter, warm, doctor, statements):

@@ -111,7 +111,7 @@ def _failure(found: Explanation) -> str:
     left = float(fails.get("until_ms", 0)) / 1000 - found.at
     again = f"nobody loads it for another {span(left)}" if left > 0 else "its backoff is over"
     # Some exceptions have no text.
-    last = ": ".join(filter(None, (fails.get("kind", "?"), fails.get("text"))))
+    last = ": ".join(filter(None, (fails.get("kind", "?"), fails.get("text", "").partition("\n")[0])))
     return f"{fails.get('count', '?')} in a row, the last {last}; {again}"
 
 

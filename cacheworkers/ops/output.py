@@ -1,14 +1,13 @@
-"""Prints results: as JSON, as columns of text, or as a table on a terminal."""
+"""Prints results: as JSON, or as columns of text."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from cacheworkers.cache import Cache
 
@@ -28,12 +27,22 @@ def as_json(value: Any) -> None:
 
 
 def as_text(value: Any) -> None:
-    """Print a record as name and value a line, a list of records as columns."""
+    """Print a record as name and value a line, a list of records as columns; with their names on a terminal."""
     plain = msgspec.to_builtins(value)
     if isinstance(plain, list):
-        _columns(plain)
+        columns(plain, has_names=sys.stdout.isatty())
     else:
         _record(plain)
+
+
+def columns(plain: list[dict[str, Any]], *, has_names: bool) -> None:
+    """Print a list of records as columns; nothing of none."""
+    rows = [[_cell(cell) for cell in row.values()] for row in plain]
+    if rows and has_names:
+        rows.insert(0, list(plain[0]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _record(plain: dict[str, Any]) -> None:
@@ -47,27 +56,9 @@ def _record(plain: dict[str, Any]) -> None:
             click.echo(f"{name.ljust(width)}  {_cell(each)}")
 
 
-def _columns(plain: list[dict[str, Any]]) -> None:
-    if not plain:
-        return
-    rows = [[_cell(cell) for cell in row.values()] for row in plain]
-    console = Console()
-    if console.is_terminal:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name, cell in plain[0].items():
-            table.add_column(name, justify="right" if isinstance(cell, int | float) else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table, markup=False)
-        return
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_cell(each)}" for name, each in value.items()) or "-"
-    return "-" if value is None or value == "" else str(value)
+    return "-" if value is None or value == "" else str(value).partition("\n")[0]  # an error of SQLAlchemy has five

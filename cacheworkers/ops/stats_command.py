@@ -1,23 +1,16 @@
-"""`cacheworkers stats`: a live table of queues, store, loaders and outbox, like top."""
+"""`cacheworkers stats`: queues, store, loaders and outbox as they are now."""
 
 from __future__ import annotations
 
-import contextlib
-import time
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console, Group
-from rich.filesize import decimal
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from cacheworkers.cache import Cache
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.flows.stats import LoaderStats, StoreStats
-from cacheworkers.ops.output import Obj, as_json
+from cacheworkers.ops.output import Obj, as_json, columns
 from cacheworkers.workers.broker_queues import QueueState
 
 
@@ -52,95 +45,37 @@ def collect(cache: Cache) -> Stats:
     )
 
 
-def tables(stats: Stats) -> Group:
-    """Return what was collected as tables."""
-    parts: list[Any] = []
-    if stats.store is not None:
-        parts.append(_store(stats.store))
-    if stats.queues:
-        queues = _table("queue", "messages", "oldest")
-        for queue in stats.queues:
-            age = "-" if queue.oldest_age is None else f"{queue.oldest_age:,.1f} s"
-            queues.add_row(queue.name, f"{queue.length:,}", age)
-        parts.append(queues)
-    if stats.loaders:
-        loaders = _table("loader", "access score", "calls", "hottest", "its score")
-        for each in stats.loaders:
-            loaders.add_row(
-                each.loader,
-                f"{each.access_score:,.0f}",
-                f"{each.calls:,}",
-                Text(each.hottest),
-                f"{each.hottest_score:,.0f}",
-            )
-        parts.append(loaders)
-    if stats.outbox is not None:
-        outbox = _table("outbox rows", "oldest")
-        outbox.add_row(f"{stats.outbox['rows']:,}", f"{stats.outbox['oldest_age']:,.1f} s")
-        parts.append(outbox)
-    for name, why in stats.away.items():
-        parts.append(Text.assemble((f"{name} does not answer", "bold red"), f": {why}"))
-    return Group(*parts)
-
-
-def _store(store: StoreStats) -> Table:
-    table = _table("store", "commands/s", "keys", "memory", "evicted", "clients", "up")
-    most = f" of {decimal(store.memory_most)}" if store.memory_most else ""
-    table.add_row(
-        store.version,
-        f"{store.commands:,}",
-        f"{store.keys:,}",
-        decimal(store.memory) + most,
-        f"{store.evictions:,}",
-        f"{store.clients:,}",
-        f"{store.uptime / 3600:,.1f} h",
-    )
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="left" if at == 0 or column == "hottest" else "right")
-    return table
-
-
 @click.command()
-@click.option(
-    "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between updates."
-)
-@click.option("--once", is_flag=True, help="Print once; the default where the output is not a terminal.")
 @click.pass_obj
-def stats(obj: Obj, interval: float, once: bool) -> None:
-    """Show queues, the store, access scores and the outbox, live like top.
+def stats(obj: Obj) -> None:
+    """Show queues, the store, access scores and the outbox as they are now.
 
-    Until Ctrl-C, on a terminal; else once.  `oldest` is how long the first message of a queue has waited for a worker:
-    what grows there needs more workers.
+    `oldest_age` is for how many seconds the first message of a queue has waited for a worker: what grows there needs
+    more workers.
 
     \b
-    cacheworkers stats
+    watch cacheworkers stats
     cacheworkers stats --json | jq '.queues[] | select(.length > 100)'
 
-    Status 1 if one of them did not answer when asked last.
+    Status 1 if one of them did not answer.
     """
     cache, show = obj
-    console = Console()
+    found = collect(cache)
     if show is as_json:
-        found = collect(cache)
         show(found)
-    elif once or not console.is_terminal or console.is_dumb_terminal:
-        found = collect(cache)
-        console.print(tables(found), soft_wrap=True)
     else:
-        found = collect(cache)
-        # A terminal may go away without a signal: then it is no terminal, or refuses what is drawn.
-        with (
-            contextlib.suppress(KeyboardInterrupt, OSError),
-            Live(tables(found), console=console, screen=True, auto_refresh=False) as live,
-        ):
-            while console.is_terminal:
-                time.sleep(interval)
-                found = collect(cache)
-                live.update(tables(found), refresh=True)
+        _print(found)
     if found.away:
         raise click.exceptions.Exit(1)
+
+
+def _print(found: Stats) -> None:
+    plain = msgspec.to_builtins(found)
+    for name in ("store", "queues", "loaders", "outbox"):
+        rows = plain[name] if isinstance(plain[name], list) else [plain[name]] if plain[name] else []
+        if rows:
+            click.secho(name, bold=True)
+            columns(rows, has_names=True)
+            click.echo()
+    for name, why in found.away.items():
+        click.echo(f"{click.style(f'{name} does not answer', fg='red', bold=True)}: {why}")

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from cacheworkers.cache import Cache
 from cacheworkers.flows.invalidate import Invalidation
@@ -63,7 +61,8 @@ def tag(obj: Obj, tag: str, limit: int) -> None:
 def invalidate(obj: Obj, tags: tuple[str, ...], loader: str | None, mode: Any, dry_run: bool, yes: bool) -> None:
     """Invalidate everything that has any of TAGS, or is of one LOADER.
 
-    Once it has returned, no read through the store sees a value loaded before.
+    Once it has returned, no read through the store sees a value loaded before.  `seq` is the number of the
+    invalidation, 0 where there was none.
 
     \b
     cacheworkers invalidate category:7 --dry-run
@@ -94,10 +93,7 @@ def invalidate(obj: Obj, tags: tuple[str, ...], loader: str | None, mode: Any, d
         return
     if total > MANY and not yes:
         _confirm(f"{', '.join(tags)}: {total:,} entries")
-    with Progress(console=(console := Console(stderr=True)), disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(mode, total=total or None)
-        done = cache.invalidate(*tags, mode=mode, progress=lambda members: bar.update(task, completed=members))
-    show(done)
+    show(cache.invalidate(*tags, mode=mode))
 
 
 def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:

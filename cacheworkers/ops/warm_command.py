@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
 
 import click
 import msgspec
-from rich.console import Console
 
 from cacheworkers.cache import Cache
 from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.ops.output import Obj, note
-from cacheworkers.ops.progress_display import progress_display
+from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
 _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
-#: Where a row comes from, for messages, and what it says: arguments, or text that still has to be read.
-Row = tuple[str, Any]
+#: Where a row comes from, for messages, and what it says.
+Row = tuple[str, str | bytes]
 #: Of more calls than this it is not said why they failed.
 MOST_REASONS = 5
-#: How often the progress is shown, seconds.
-SHOW_EVERY = 0.05
 #: Between two questions to the workers, seconds.
 ASK_WORKERS_EVERY = 0.5
 
@@ -79,10 +73,9 @@ class Warmed(msgspec.Struct, frozen=True):
 @click.option(
     "--file",
     "file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.File("rb"),
     help="Read rows from a file; - is standard input.",
 )
-@click.option("--sql", help="Read rows from a SQL query on the database of the watched sessions.")
 @click.option(
     "--hot", type=click.IntRange(min=1), metavar="N", help="Warm the N hottest calls: those with the most recent reads."
 )
@@ -105,8 +98,7 @@ def warm(
     obj: Obj,
     loader: str,
     keys: tuple[str, ...],
-    file: Path | None,
-    sql: str | None,
+    file: IO[bytes] | None,
     hot: int | None,
     max_rate: float | None,
     concurrency: int | None,
@@ -123,7 +115,7 @@ def warm(
     \b
     cacheworkers warm product 1 2 3
     cacheworkers warm product --file ids.txt --max-rate 500
-    cacheworkers warm product --sql 'SELECT id FROM product WHERE on_sale'
+    psql -Atc 'SELECT id FROM product WHERE on_sale' | cacheworkers warm product --file -
     cacheworkers warm product --hot 1000 --min-fresh 95% && deploy
 
     Status 0 if the share of --min-fresh is fresh at the end; 1 if not, if a row was bad, or if no worker consumes
@@ -131,22 +123,23 @@ def warm(
     --min-fresh 0%.  With --hot, nothing hot yet is success.
     """
     cache, show = obj
-    if sum(source is not None for source in (file, sql, hot)) + bool(keys) != 1:
-        raise click.UsageError("give one source: KEYS, --file, --sql or --hot")
-    rows = _rows(cache, loader, keys, file, sql, hot)
+    if sum(source is not None for source in (file, hot)) + bool(keys) != 1:
+        raise click.UsageError("give one source: KEYS, --file or --hot")
+    rows = _rows(cache, loader, keys, file, hot)
     calls, bad, duplicates = _read(cache, loader, rows, strict)
     cache.queues()  # without a broker each call would be waited for, in vain
     if calls and wait_for_workers:
         require_worker(cache, loader, wait_for_workers)
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
-    with progress_display(loader, len(calls), cache.config.queues, Console(stderr=True)) as progress:
-        job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
+    job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
+    with progress_of(job, loader, cache.config.queues) as (every, show_progress):
         while not job.is_done:
-            with contextlib.suppress(TimeoutError):
-                job.wait(SHOW_EVERY)
-            progress(job.progress)
-        done = job.wait()
+            try:
+                job.wait(every)
+            except TimeoutError:
+                show_progress()
+    done = job.wait()
     share = done.share
     if not calls and hot:
         note(f"nothing of {loader} is hot: there is nothing to warm")
@@ -216,29 +209,13 @@ def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version
     return f"{consuming[0].name} consumes {queue}, and does not know {loader}: restart it with this code"
 
 
-def _rows(
-    cache: Cache, loader: str, keys: Iterable[str], file: Path | None, sql: str | None, hot: int | None
-) -> Iterable[Row]:
-    if file is not None:
-        return _lines(file)
-    if sql is not None:
-        return ((f"row {number}", list(row)) for number, row in enumerate(cache.query(sql), 1))
+def _rows(cache: Cache, loader: str, keys: Iterable[str], file: IO[bytes] | None, hot: int | None) -> Iterable[Row]:
+    if file is not None:  # lines as bytes: one that is no text is a bad row, and not the end of all
+        return ((f"line {number}", line) for number, line in enumerate(file, 1) if line.strip())
     if hot is not None:
         adopt = cache.loaders[loader].signature.of_this_version
         return (("access scores", adopt(call) or call) for call, _ in cache.hot(loader, hot))
     return ((f"key {number}", key) for number, key in enumerate(keys, 1))
-
-
-def _lines(file: Path) -> Iterator[Row]:
-    """Yield lines as bytes: one that is no text is a bad row, and not the end of all."""
-    if str(file) == "-":
-        yield from ((f"line {number}", line) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip())
-        return
-    try:
-        with file.open("rb") as lines:
-            yield from ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
-    except OSError as error:
-        raise click.ClickException(f"{file} cannot be read: {error}") from None
 
 
 def _read(cache: Cache, loader: str, rows: Iterable[Row], strict: bool) -> tuple[list[str], int, int]:
@@ -271,8 +248,6 @@ def _call(signature: Signature, row: Any) -> str:
             row = row.decode("utf-8-sig")  # some editors begin a file with a mark
         except UnicodeDecodeError as error:
             raise CallError(f"{row[:80]!r} is not UTF-8: {error.reason} at byte {error.start}") from None
-    if not isinstance(row, str):
-        return signature.bind(tuple(row), {}).text
     text = row.strip()
     if _A_CALL.match(text):
         return signature.parse(signature.completed(text)).text

@@ -34,7 +34,8 @@ FORGOTTEN_AFTER = 86400.0
 REFUSED_FOR = 5.0
 _KINDS = {"mariadb": "mysql"}
 _PORTS = {"postgresql": 5432, "mysql": 3306, "oracle": 1521, "mssql": 1433}
-_THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1")
+#: With the directories of sockets in which a server that listens on localhost is usual; another one is another server.
+_THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1", "/tmp", "/run/postgresql", "/var/run/postgresql")
 DATABASE = "database"
 LOADER = "loader"
 #: A module whose loaders load in the process that declares it, and a database of that process.
@@ -128,7 +129,7 @@ def _address(engine: Any) -> str:
         return f"{kind}:///{os.path.realpath(file) if file and not file.startswith((':', 'file:')) else file}{schema}"
     hosts = url.host or url.query.get("host") or ""
     host = hosts.lower() if isinstance(hosts, str) else ",".join(hosts).lower()
-    if host in _THIS_MACHINE or host.startswith("/"):
+    if host in _THIS_MACHINE:
         host = "localhost"
     port = f":{url.port}" if url.port and url.port != _PORTS.get(kind) else ""
     return f"{kind}://{host}{port}/{url.database or ''}{schema}"

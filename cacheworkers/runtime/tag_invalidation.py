@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.errors import CallError, ConfigError
-from cacheworkers.flows.invalidate import Invalidation, Mode, Progress, count_entries, invalidate_tags
+from cacheworkers.flows.invalidate import Invalidation, Mode, count_entries, invalidate_tags
 from cacheworkers.flows.keep_warm import reload_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.sql.watch.dirty_transactions import has_dirty_session
@@ -20,7 +20,6 @@ def tag_invalidation(
     mode: Mode,
     *,
     dry_run: bool,
-    progress: Progress | None,
 ) -> Flow[Invalidation]:
     """Return the flow that invalidates tags, or with `dry_run` counts their entries.
 
@@ -40,8 +39,8 @@ def tag_invalidation(
         return count_entries(ports, named)
     refuse_in_dirty_transaction(ports, f"invalidate({', '.join(tags)})", "give session=")
     if mode == "reload":
-        return reload_tags(ports, loaders, named, progress)
-    return invalidate_tags(ports, named, mode, progress)
+        return reload_tags(ports, loaders, named)
+    return invalidate_tags(ports, named, mode)
 
 
 def refuse_in_dirty_transaction(ports: Ports, what: str, remedy: str) -> None:

@@ -139,7 +139,7 @@ class Runtime:
         self.marks = link.admission = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
         l1.on_gone = ports.access_counter.note_gone
         self._access_reporter = AccessReporter(ports, self.marks)
-        listener.on_start = self._access_reporter.start
+        listener.on_start = self._begins_to_read
         around_task: dict[str, Any] = {} if tracing is None else {"around_task": tracing.around_task}
         if celery is None:
             ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
@@ -211,6 +211,11 @@ class Runtime:
                 hook(event)
             except Exception:
                 log.exception("the hook raised on %r", event)
+
+    def _begins_to_read(self) -> None:
+        self._access_reporter.start()
+        if self._worker_breaker is not None and not self.ports.config.testing:
+            self.workers.start()
 
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""

@@ -18,10 +18,19 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 
 from cacheworkers.errors import ConfigError, LoadTimeout
-from cacheworkers.sql.sqlalchemy_internals import base_engine, engine_like, engine_on, is_autocommit, options_of
+from cacheworkers.sql.sqlalchemy_internals import (
+    AsyncLoadPool,
+    LoadPool,
+    base_engine,
+    engine_like,
+    engine_on,
+    first_value,
+    is_autocommit,
+    options_of,
+)
 
 log = logging.getLogger("cacheworkers")
 
@@ -127,7 +136,7 @@ class Sessions:
                     f"SELECT pg_is_in_recovery(), set_config('statement_timeout', '{left}', true), "
                     f"set_config('transaction_read_only', 'on', true)"
                 )
-                self._note_replica(connection, connection.exec_driver_sql(limits).scalar())
+                self._note_replica(connection, first_value(connection, limits, ()))
 
         event.listen(session, "after_begin", begun)
 
@@ -228,7 +237,7 @@ class Sessions:
         else:
             own = engine_like(
                 engine,
-                AsyncAdaptedQueuePool if engine.dialect.is_async else QueuePool,
+                AsyncLoadPool if engine.dialect.is_async else LoadPool,
                 pre_ping=True,
                 pool_size=self._pool_size,
                 max_overflow=self._pool_size,

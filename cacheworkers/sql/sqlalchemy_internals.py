@@ -6,19 +6,24 @@ Each function has a test of its own in tests/sql/test_sqlalchemy_internals.py, w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import select
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, Pool
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, Pool, QueuePool
 from sqlalchemy.orm import InstanceState, Mapper, persistence, registry
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.util import concurrency
 
 __all__ = [
+    "AsyncLoadPool",
+    "LoadPool",
     "TransactionEnd",
     "all_mappers",
     "await_",
@@ -48,6 +53,8 @@ in_greenlet = concurrency.in_greenlet
 #: SQLAlchemy 2.0 calls it `await_only`.
 await_: Callable[[Any], Any] = getattr(concurrency, "await_", None) or getattr(concurrency, "await_only")  # noqa: B009
 
+#: How long a connection may be idle, seconds, without being asked whether it is alive: no firewall forgets it so soon.
+PING_AFTER = 5.0
 #: The functions that execute what a flush writes, and what bulk operations write.
 _EMITTING = frozenset(
     function.__code__ for name, function in vars(persistence).items() if re.fullmatch(r"_emit_\w+_statements", name)
@@ -190,6 +197,31 @@ def engine_like(engine: Engine, kind: type[Pool], **pool_options: Any) -> Engine
     made = kind(pool._creator, recycle=pool._recycle, dialect=engine.dialect, **pool_options)
     made.__dict__["dispatch"] = pool.dispatch
     return engine_on(engine, made)
+
+
+class LoadPool(QueuePool):
+    """A pool with `pre_ping` that asks a connection only if it may have been lost unnoticed.
+
+    That is one that has been idle for `PING_AFTER` seconds, to whose socket the server has sent something, its end say,
+    or whose driver does not tell.
+    """
+
+    def _do_get(self) -> Any:
+        record: Any = super()._do_get()
+        if time.monotonic() < record.__dict__.get("idle_since", 0.0) + PING_AFTER:
+            with contextlib.suppress(Exception):
+                poll = select.poll()
+                poll.register(record.driver_connection.fileno(), select.POLLIN)
+                record.fresh = not poll.poll(0)
+        return record
+
+    def _do_return_conn(self, record: Any) -> None:
+        record.idle_since = time.monotonic()
+        super()._do_return_conn(record)
+
+
+class AsyncLoadPool(LoadPool, AsyncAdaptedQueuePool):
+    """The same for an async engine."""
 
 
 def engine_on(engine: Engine, pool: Pool, isolation_level: str | None = None) -> Engine:

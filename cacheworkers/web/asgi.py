@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ParamSpec
 
 from cacheworkers.core.read_result import Read
-from cacheworkers.web.http import REFUSED, Answer, HttpPolicy, refusal
+from cacheworkers.web.http import REFUSED, Answer, HttpPolicy
 from cacheworkers.web.recent_answers import Recent
 
 P = ParamSpec("P")
@@ -37,7 +37,7 @@ class Responder:
         try:
             read = await aread_json(*args, **kwargs)
         except REFUSED as error:
-            return refusal(error, self._recent.policy, method=method, path=path)
+            return self._recent.refuse(error, method=method, path=path)
         if_match, if_none_match = _preconditions(scope["headers"])
         return self._recent.answer(read, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
 
@@ -51,8 +51,10 @@ async def send_answer(send: Send, sent: Answer) -> None:
 
 def _preconditions(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None]:
     """Return the request's If-Match and If-None-Match; several lines of one name are one list."""
-    found: dict[bytes, bytes] = {}
+    if_match = if_none_match = None
     for name, value in headers:
-        if name in (b"if-match", b"if-none-match"):
-            found[name] = found[name] + b", " + value if name in found else value
-    return found.get(b"if-match"), found.get(b"if-none-match")
+        if name == b"if-none-match":
+            if_none_match = value if if_none_match is None else if_none_match + b", " + value
+        elif name == b"if-match":
+            if_match = value if if_match is None else if_match + b", " + value
+    return if_match, if_none_match

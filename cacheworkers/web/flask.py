@@ -7,7 +7,7 @@ from typing import ParamSpec
 
 from cacheworkers.core.extras import needs_extra
 from cacheworkers.core.read_result import Read
-from cacheworkers.web.http import REFUSED, HttpPolicy, refusal
+from cacheworkers.web.http import REFUSED, HttpPolicy
 from cacheworkers.web.recent_answers import Recent
 
 with needs_extra("flask"):
@@ -34,7 +34,7 @@ class Responder:
         try:
             read = read_json(*args, **kwargs)
         except REFUSED as error:
-            made = refusal(error, self._recent.policy, method=method, path=path)
+            made = self._recent.refuse(error, method=method, path=path)
         else:
             made = self._recent.answer(
                 read, method=method, path=path, if_match=_sent("If-Match"), if_none_match=_sent("If-None-Match")

@@ -1,26 +1,34 @@
-"""Recent: the headers of recent answers, used again until a number in them changes."""
+"""Recent: the headers of recent answers, used again until a number in them changes; why there was none, for the log."""
 
 from __future__ import annotations
 
+import logging
+import time
 from math import floor
 
 import msgspec
 
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.web.http import Answer, HttpPolicy, answer
+from cacheworkers.errors import BadArgument, LoadError, Unavailable
+from cacheworkers.web.http import Answer, HttpPolicy, answer, refusal
 
 _MOST = 1024
+#: A 503 is logged once for its loader and kind of error in as many seconds.
+_LOGGED_EVERY = 60.0
+log = logging.getLogger("cacheworkers")
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """The headers of an answer, and all that they are made of besides the policy.
+    """The headers of an answer, those of the same as 304, and all that they are made of besides the policy.
 
     Neither the entry nor its payload is kept: `l1_bytes` bounds those.
     """
 
     made_of: tuple[object, ...]
     headers: list[tuple[bytes, bytes]]
+    tag: bytes
+    not_modified: list[tuple[bytes, bytes]]
 
 
 class Recent:
@@ -32,24 +40,54 @@ class Recent:
     def __init__(self, policy: HttpPolicy) -> None:
         self.policy = policy
         self._kept: dict[str, _Kept] = {}
+        self._logged_until: dict[tuple[str, str], float] = {}
 
     def answer(
-        self, read: Read, *, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None
+        self, read: Read, *, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None = None
     ) -> Answer:
         """Return what `http.answer` does."""
         entry = read.entry
-        is_plain = method == "GET" and if_match is None and if_none_match is None and read.tier == "l1"
-        if entry is None or not is_plain or read.freshness is not Freshness.FRESH:
-            return answer(read, self.policy, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
-        age, left = int(read.age), floor(entry.fresh_until - entry.created - read.age)
-        ends = (entry.created, entry.fresh_until, entry.stale_until, entry.expires_at)
-        made_of = (age, left, entry.write_id, entry.digest, ends, entry.tags)
-        kept = self._kept.get(entry.call)
-        if kept is not None and kept.made_of == made_of:
-            return Answer(200, kept.headers, read.value)
-        made = answer(read, self.policy, path=path)
-        if made.status == 200:  # a 404 names the path
-            if len(self._kept) >= _MOST:
-                self._kept.clear()
-            self._kept[entry.call] = _Kept(made_of, made.headers)
+        if (
+            method == "GET"
+            and if_match is None
+            and read.tier == "l1"
+            and read.freshness is Freshness.FRESH
+            and entry is not None
+        ):
+            age, created, until = read.age, entry.created, entry.fresh_until
+            ends = (created, until, entry.stale_until, entry.expires_at)
+            made_of = (int(age), floor(until - created - age), entry.write_id, entry.digest, ends, entry.tags)
+            kept = self._kept.get(entry.call)
+            if kept is None or kept.made_of != made_of:
+                kept = self._keep(read, entry.call, made_of)
+            if kept is not None:
+                if if_none_match is None:
+                    return Answer(200, kept.headers, read.value)
+                if if_none_match == kept.tag:
+                    return Answer(304, kept.not_modified, b"")
+        return answer(read, self.policy, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
+
+    def refuse(self, error: Unavailable | BadArgument, *, method: str, path: str) -> Answer:
+        """Return what `http.refusal` does, and log why it is a 503: its body does not say, and nobody else sees it."""
+        made = refusal(error, self.policy, method=method, path=path)
+        loader, kind, where = "", type(error).__name__, ""
+        if isinstance(error, LoadError):
+            loader, kind = error.loader, error.kind
+            where = '; the process that ran it, a worker or this one, has logged the traceback as "load of ... failed"'
+        now = time.monotonic()
+        if made.status == 503 and self._logged_until.get((loader, kind), 0.0) <= now:
+            self._logged_until[loader, kind] = now + _LOGGED_EVERY
+            fields = {"loader": loader, "kind": kind}
+            log.warning("answered 503: %s%s", str(error).partition("\n")[0], where, extra=fields)
         return made
+
+    def _keep(self, read: Read, call: str, made_of: tuple[object, ...]) -> _Kept | None:
+        made = answer(read, self.policy)
+        if made.status != 200:  # a 404 names the path
+            return None
+        tag = dict(made.headers)[b"etag"]
+        not_modified = answer(read, self.policy, if_none_match=tag).headers
+        if len(self._kept) >= _MOST:
+            self._kept.clear()
+        kept = self._kept[call] = _Kept(made_of, made.headers, tag, not_modified)
+        return kept

@@ -71,6 +71,7 @@ class Binding:
         self._on_ready: list[Callable[[], object]] = [self._log_queues]
         self.message = dispatcher.message
         self.submit_all = dispatcher.submit_all
+        self.start = dispatcher.start
         self.register = dispatcher.register
         schedule = {
             f"cacheworkers-{name}": {

@@ -73,7 +73,13 @@ class CeleryDispatcher:
         self.on_taken = on_taken
         self._eager = InlineDispatcher(run_loads, around_task)
         self._publisher = Publisher(app, config, undelivered, emit)
-        self._queue = PublishQueue(self._publisher.publish, self.infos.get, unsent=undelivered, waited_for=waited_for)
+        self._queue = PublishQueue(
+            self._publisher.publish,
+            self.infos.get,
+            unsent=undelivered,
+            waited_for=waited_for,
+            prepare=lambda: self._publisher.prepare(self.infos.values()),
+        )
         app.on_after_finalize.connect(self._make_tasks)
 
     def register(self, info: LoaderInfo) -> None:
@@ -81,6 +87,11 @@ class CeleryDispatcher:
         self.infos[info.name] = info
         if self.app.finalized:
             self._make_task(info)
+
+    def start(self) -> None:
+        """Prepare for sending, on the publisher's thread, before a reader waits for it."""
+        if not self.app.conf.task_always_eager:
+            self._queue.start()
 
     def message(self, request: LoadRequest) -> Enqueue | None:
         """Return a message to enqueue with the claim; None where it is published.

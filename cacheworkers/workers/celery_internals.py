@@ -215,7 +215,7 @@ def oldest_in_redis(channel: Any, queue: str) -> tuple[int, Mapping[str, Any]]:
 # -- log records
 
 #: The loggers that write one line for each task, and one for each beat entry that is sent.
-TASK_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+TASK_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "celery.worker.request")
 BEAT_LOGGER = "celery.beat"
 
 
@@ -224,6 +224,7 @@ def task_of_record(record: logging.LogRecord) -> str:
     args = record.args
     if isinstance(args, dict):
         return str(args.get("name", ""))
-    if record.name == BEAT_LOGGER and isinstance(args, tuple) and len(args) == 2:
-        return str(args[1])  # "Scheduler: Sending due task %s (%s)"
+    if isinstance(args, tuple) and len(args) == 2:
+        # "Scheduler: Sending due task %s (%s)", and "Discarding revoked task: %s[%s]" of a message that has expired
+        return str(args[record.name == BEAT_LOGGER])
     return ""

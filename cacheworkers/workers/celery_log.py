@@ -16,7 +16,7 @@ log = logging.getLogger("cacheworkers")
 
 
 class _OwnTasks(logging.Filter):
-    """Lowers to DEBUG what Celery logs at INFO for each of the library's tasks: received, succeeded, sent by beat.
+    """Lowers to DEBUG what Celery logs at INFO for each of the library's tasks: received, done, expired, sent by beat.
 
     Beat sends one every few seconds; an idle worker's log would consist of them.  So it does with the error of a failed
     load, which has been logged already, and not only the first of its message.

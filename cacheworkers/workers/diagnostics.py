@@ -47,7 +47,6 @@ class AppFacts(msgspec.Struct, frozen=True):
         early_acks: those whose task is acknowledged before it has run.
         longest: longest hard time limit of their tasks, seconds.
         visibility: how long a message is its worker's, seconds; None where the broker is not Redis.
-        unread_results: the result backend, if none of the app's tasks keeps its results; else empty.
         upkeep: upkeep task -> every how many seconds beat sends it.
         is_eager: `task_always_eager`: the app runs tasks where they are sent.
         refuses_json: `accept_content` leaves JSON out.
@@ -57,7 +56,6 @@ class AppFacts(msgspec.Struct, frozen=True):
     early_acks: tuple[str, ...]
     longest: float
     visibility: float | None
-    unread_results: str
     upkeep: dict[str, float]
     is_eager: bool = False
     refuses_json: bool = False
@@ -88,7 +86,6 @@ class WorkerFacts(msgspec.Struct, frozen=True):
         prefetch: how many messages it reserves; 0 if it does not say.
         slots: how many tasks it runs at a time; 0 if it does not say.
         uptime: for how long it has been running, the youngest of one name, seconds; None if it does not say.
-        namesakes: how many workers answered by this name; with more than one, facts are those of all of them.
     """
 
     name: str
@@ -99,7 +96,6 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     prefetch: int = 0
     slots: int = 0
     uptime: float | None = None
-    namesakes: int = 1
 
     def loads(self, loader: str, version: int) -> bool:
         """Return whether it knows a loader, and reports no other version."""
@@ -114,15 +110,12 @@ def app_facts(app: Celery) -> AppFacts:
     app.loader.import_default_modules()
     conf = app.conf
     ours = {name.removeprefix(celery_settings.PREFIX): task for name, task in app.tasks.items() if _is_load(name)}
-    keeping = [name for name, task in app.tasks.items() if not name.startswith("celery.") and not task.ignore_result]
-    backend = str(conf.result_backend or "")
     options = conf.broker_transport_options or {}
     return AppFacts(
         loaders={name: getattr(task, _SCHEMA, None) or "" for name, task in ours.items()},
         early_acks=tuple(name for name, task in ours.items() if not task.acks_late),
         longest=max((float(task.time_limit or 0) for task in ours.values()), default=0.0),
         visibility=float(options.get("visibility_timeout", 3600)) if _has_redis(app) else None,
-        unread_results="" if keeping or backend.startswith("disabled") else backend.partition("://")[0],
         upkeep={
             entry["task"].removeprefix(UPKEEP): _every(app, entry["schedule"])
             for entry in (conf.beat_schedule or {}).values()
@@ -193,7 +186,6 @@ def _worker(name: str, queues: Sequence[Any], tasks: Sequence[Any], stats: Seque
         max((int(each.get("prefetch_count") or 0) for each in answers), default=0),
         max((int(each.get("pool", {}).get("max-concurrency") or 0) for each in answers), default=0),
         min((float(each["uptime"]) for each in answers if "uptime" in each), default=None),
-        len(queues),
     )
 
 

@@ -142,6 +142,9 @@ def of(page: str) -> dict[str, Any]:
     return models() if page.startswith(DECLARING) else shop()
 
 
+#: Names of a reader's project, which a page that takes them for granted has in its text.
+PROJECT = {"engine", "Session", "celery_app", "cache", "product", "products", "ids", "stop", "ask_the_bank"}
+PROJECT |= {"Base", "Product", "Label", "Category", "User", "ProductView", "product_label"}
 #: Pages whose own fixtures start the servers.
 STARTING = ("docs/how-to/testing.md",)
 #: Pages whose first block makes all that the others use.

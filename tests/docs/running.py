@@ -16,6 +16,7 @@ import sys
 import textwrap
 import tomllib
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,29 @@ UP_WITHIN = 120.0
 class Page:
     """Runs blocks; a context manager that closes what they have opened."""
 
-    def __init__(self, name: str, directory: Path, names: dict[str, Any], *, is_session: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        names: dict[str, Any],
+        *,
+        is_session: bool,
+        new_database: Callable[[], str] | None = None,
+    ) -> None:
         """
         Args:
             directory: where files are written and commands run.
             names: what the page's Python takes for granted.
             is_session: commands are run, not only checked.
+            new_database: makes the database of each run of pytest, which would start a server of its own otherwise, as
+                tests/integration/test_plugin.py has it do.
         """
         self._module = types.ModuleType("page_" + re.sub(r"\W", "_", name))
         self._names = self._module.__dict__
         self._names.update(names)
         self._directory = directory
         self._is_session = is_session
+        self._new_database = new_database
         self._files: set[str] = set()
         self._runner = asyncio.Runner()
         self._staying: dict[str, subprocess.Popen[bytes]] = {}
@@ -154,6 +166,8 @@ class Page:
     def _execute(self, lines: list[str], block: Block) -> None:
         """Run commands in one shell, and take over what they export."""
         kept = self._directory / ".env"
+        if self._new_database is not None and any(line.startswith("pytest") for line in lines):
+            self._env["TEST_DATABASE_URL"] = self._new_database()
         script = "\n".join(["set -e", *map(self._moved, lines), f"env -0 > {kept}"])
         wanted = 0
         if block.mark == "status":

@@ -103,7 +103,7 @@ def _parse(command: click.Command, words: list[str], parent: click.Context | Non
     except (click.MissingParameter, click.BadOptionUsage) as error:
         raise Incomplete(f"{command.name} {' '.join(words)}: {error.format_message()}") from None
     except click.BadParameter as error:
-        if "does not exist" in str(error):  # a file of the reader's
+        if "does not exist" in str(error) or "No such file" in str(error):  # a file of the reader's
             return click.Context(command)
         if error.param is not None and (error.param.name or "").upper() in words:  # a placeholder: `completion SHELL`
             raise Incomplete(f"{command.name} {' '.join(words)}: {error.format_message()}") from None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from cacheworkers.testing import Postgres
 
-from . import shell
-from .blocks import Block, blocks_of, commands_within, pages
+from . import prelude, shell
+from .blocks import ROOT, Block, blocks_of, commands_within, pages
 from .page_run import run_page
 from .running import Page
 from .test_tutorials import TUTORIALS
@@ -27,6 +30,32 @@ def test_every_command_in_a_text_exists(page: str) -> None:
     for command in commands_within(page):
         with contextlib.suppress(shell.Incomplete):  # a sentence may name a command without its arguments
             shell.check(command, set())
+
+
+@pytest.mark.parametrize("page", pages())
+def test_what_a_page_uses_it_makes_or_names(page: str) -> None:
+    """A reader who pastes its blocks knows which names are those of a project: the page has each in its text."""
+    text = re.sub(r"^(```+).*?^\1", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+    taken = set() if page in prelude.SELF_CONTAINED else _taken_for_granted(blocks_of(page))
+
+    assert not [name for name in sorted(taken) if f"`{name}`" not in text]
+
+
+def _taken_for_granted(blocks: list[Block]) -> set[str]:
+    """Return the names of the scene that a page's Python uses before it makes them itself."""
+    made: set[str] = set()
+    taken: set[str] = set()
+    for block in blocks:
+        if (block.language, block.mark) == ("python", ""):
+            nodes = list(ast.walk(ast.parse(textwrap.dedent(block.text))))
+            made |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+            made |= {
+                node.name for node in nodes if isinstance(node, ast.AsyncFunctionDef | ast.ClassDef | ast.FunctionDef)
+            }
+            taken |= {node.id for node in nodes if isinstance(node, ast.Name)} & prelude.PROJECT - made
+    return taken
 
 
 BAD = {

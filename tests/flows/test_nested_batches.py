@@ -137,7 +137,7 @@ def test_a_key_of_another_batch_is_refused(make_cache: Callable[..., Cache]) -> 
     assert "one of this batch of page, got 99" in str(found[0])
 
 
-@pytest.mark.parametrize("way", ["cache", "loader", "command"])
+@pytest.mark.parametrize("way", ["cache", "command"])
 def test_all_entries_of_a_loader_are_dropped(
     make_cache: Callable[..., Cache], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,8 +157,6 @@ def test_all_entries_of_a_loader_are_dropped(
 
     if way == "cache":
         assert cache.invalidate_loader("product").entries == 5
-    elif way == "loader":
-        assert product.invalidate_all().entries == 5
     else:
         from cacheworkers.ops.tag_commands import invalidate
 
@@ -189,7 +187,7 @@ def test_failures_and_absences_of_a_loader_end_when_it_is_dropped(make_cache: Ca
             product.get(key)
     rows.update({1: 10, 2: 20})
 
-    assert product.invalidate_all().entries == 0
+    assert cache.invalidate_loader("product").entries == 0
 
     assert product.get_many([1, 2]) == {1: 10, 2: 20}
 

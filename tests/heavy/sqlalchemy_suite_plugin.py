@@ -211,7 +211,7 @@ class Suite:
         if not mapped:
             return
         try:
-            self.cache.watch(Session, dict(self.tags_of_all()), check=False)
+            self.cache.watch(Session, dict(self.tags_of_all()))
         except ConfigError as error:
             _counts["refused set-ups"] += 1
             _refused.append((_test, str(error)))

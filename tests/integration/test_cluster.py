@@ -25,6 +25,7 @@ from cacheworkers.store.connections.async_connection import AsyncConnection
 from cacheworkers.store.connections.connection import Connection
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.transport import Transport
+from cacheworkers.store.tracking.listener import Listener
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.cluster import Node, ValkeyCluster
 from cacheworkers.testing.servers import wait_until
@@ -446,6 +447,33 @@ def test_the_listener_tracks_a_master_that_joined(prefix: str) -> None:
         wait_until(lambda: here._ports.l1.get("number[1]") is None)
         here.close()
         there.close()
+
+
+def test_memory_is_proven_by_the_last_reply_in_whatever_order_the_masters_answer(prefix: str, monkeypatch: Any) -> None:
+    """The first ping is enough, also if the master that was asked last answers first."""
+    monkeypatch.setattr("cacheworkers.store.tracking.listener.PING_EVERY", 600.0)
+    process = Listener._process
+    order: list[str] = []
+
+    def process_backwards(listener: Listener, connection: Any) -> None:
+        later = listener.connections[listener.connections.index(connection) + 1 :]
+        if all(each.proven_at for each in later):
+            process(listener, connection)
+            order.append(connection.name)
+
+    monkeypatch.setattr(Listener, "_process", process_backwards)
+    with ValkeyCluster() as cluster:
+        cache = Cache(Config(redis_url=cluster.url, store_timeout=5.0, namespace=prefix, l1_for=300.0))
+
+        @cache.loader(fresh_for=300)
+        def number(load: Load, n: int) -> int:
+            return n * 10
+
+        number.get(1)
+        wait_until(lambda: cache._ports.listener.is_up)
+
+        assert list(dict.fromkeys(order)) == [each.name for each in cache._ports.listener.connections[::-1]]
+        cache.close()
 
 
 def test_what_lies_on_a_master_that_nobody_listens_to_is_not_kept(prefix: str, monkeypatch: Any) -> None:

@@ -34,11 +34,9 @@ STORE_RULES = {
     "eviction-policy",
     "maxmemory",
     "memory-headroom",
-    "memory-refused",
     "persistence-snapshots",
     "config-hidden",
     "maxclients",
-    "idle-timeout",
     "output-buffer",
     "clock-skew",
     "tracking-table",
@@ -132,14 +130,6 @@ def fill_with_tag_sets(client: redis.Redis) -> None:
     configure(maxmemory=int(client.info("memory")["used_memory"] * 1.1))(client)
 
 
-def refuse(client: redis.Redis) -> None:
-    """A write was refused; there is room again."""
-    configure(maxmemory=1, maxmemory_policy="noeviction")(client)
-    with pytest.raises(redis.exceptions.OutOfMemoryError):
-        client.set("cw:e:{x}", "1")
-    configure(maxmemory=100_000_000, maxmemory_policy="volatile-lru")(client)
-
-
 def fill_the_tracking_table(client: redis.Redis) -> None:
     """A process keeps as many entries as the store will track; its connection stays open with the client's."""
     client.config_set("tracking-table-max-keys", 20)
@@ -164,9 +154,7 @@ BREAKS: dict[str, tuple[Callable[[redis.Redis], None], dict[str, str]]] = {
     "no maxmemory": (configure(maxmemory=0), {"maxmemory": "warning"}),
     "full": (fill, {"memory-headroom": "warning"}),
     "full of tag sets": (fill_with_tag_sets, {"memory-headroom": "warning"}),
-    "refused": (refuse, {"memory-refused": "warning"}),
     "snapshots": (configure(appendonly="no", save="3600 1 60 1000"), {"persistence-snapshots": "warning"}),
-    "idle connections are closed": (configure(timeout=10), {"idle-timeout": "warning"}),
     "no limit of buffers": (
         lambda client: client.config_set("client-output-buffer-limit", "normal 0 0 0"),
         {"output-buffer": "note"},

@@ -152,7 +152,7 @@ from cacheworkers import Cache, Config
 celery = Celery("shop", broker="redis://127.0.0.1:1/0")
 sessions = sessionmaker()
 cache = Cache(Config.from_env(), celery=celery, sessions=sessions)
-cache.watch(sessions, {Table("product", MetaData()): lambda row: ()}, check=False)
+cache.watch(sessions, {Table("product", MetaData()): lambda row: ()})
 def create_app():
     engine = create_engine("sqlite:///shop.db")
     sessions.configure(bind=engine)

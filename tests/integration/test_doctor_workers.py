@@ -239,7 +239,6 @@ def test_a_backlog_is_found(make: Callable[..., Cache], broker: Valkey) -> None:
         ({"task_annotations": {"cacheworkers.load.number": {"acks_late": False}}}, {"acks-late": "warning"}),
         ({"broker_transport_options": {"visibility_timeout": 60}}, {"visibility-timeout": "warning"}),
         ({"broker_transport_options": {"visibility_timeout": 600}}, {}),
-        ({"result_backend": "redis://127.0.0.1:1/0", "task_ignore_result": True}, {"result-backend": "note"}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
+from cacheworkers.sql import sqlalchemy_internals
 from cacheworkers.sql.load_sessions import Sessions
 from cacheworkers.testing.servers import wait_until
 
@@ -147,11 +148,29 @@ def test_a_connection_that_the_server_has_closed_is_replaced(engine: Engine) -> 
         assert session is not None
         before = session.scalar(text("SELECT pg_backend_pid()"))
     with engine.connect() as connection:
-        connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": before})
+        assert connection.scalar(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": before})
 
     with sessions.for_load(60.0) as session:
         assert session is not None
         assert session.scalar(text("SELECT pg_backend_pid()")) != before
+
+
+@pytest.mark.parametrize(("ping_after", "pings"), [(60.0, 0), (0.0, 2)])
+def test_a_connection_that_was_just_used_is_not_asked_whether_it_is_alive(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, ping_after: float, pings: int
+) -> None:
+    """It saves a load one round trip of five; a firewall may have forgotten one that was idle for long."""
+    monkeypatch.setattr(sqlalchemy_internals, "PING_AFTER", ping_after)
+    pinged: list[object] = []
+    ping = engine.dialect.do_ping
+    monkeypatch.setattr(engine.dialect, "do_ping", lambda connection: pinged.append(connection) or ping(connection))
+    sessions = made(engine, pool_size=1)
+
+    for _ in range(3):
+        with sessions.for_load(60.0) as session:
+            assert session is not None and session.scalar(text("SELECT 1")) == 1
+
+    assert len(pinged) == pings
 
 
 def test_children_of_a_fork_get_their_own_rows(engine: Engine) -> None:

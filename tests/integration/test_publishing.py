@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from cacheworkers import Config
+from cacheworkers import Cache, Config, Load
 from cacheworkers.events import Event, Published, PublishFailed
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.testing import Valkey
@@ -285,3 +285,21 @@ def test_a_message_that_goes_out_while_the_app_is_finalized_holds_up_nobody(brok
     assert not finalizing.is_alive()
     assert touched
     wait_until(lambda: [each for each in web.events if isinstance(each, Published)])
+
+
+def test_a_process_that_begins_to_read_makes_a_message_ahead(broker: Valkey) -> None:
+    """Celery's first message takes fifty times as long as the next: no reader waits for it."""
+    app = Celery("web", broker=broker.url)
+    caches = Cache(Config(redis_url=broker.url)), Cache(Config(redis_url=broker.url), celery=app)
+
+    def product(load: Load, number: int) -> int:
+        return number
+
+    for cache in caches:
+        assert cache.loader(product).get(1) == 1  # loaded by the first, and a hit of the second
+
+    wait_until(lambda: caches[1]._ports.message_of(an_ask(2)) is not None)
+    with app.connection_for_read() as connection:
+        assert connection.default_channel.client.llen("cw.miss") == 0
+    for cache in caches:
+        cache.close()

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
-from cacheworkers import Cache, Load, NamespaceTaken
+from cacheworkers import Cache, Load, LoadError, NamespaceTaken
 from cacheworkers.events import NamespaceShared
-from cacheworkers.ops.doctor.namespace_checks import check_namespace, check_unstored
+from cacheworkers.ops.doctor.namespace_checks import check_failures, check_namespace, check_unstored
 from cacheworkers.runtime import namespace_marks
 from cacheworkers.runtime.namespace_marks import FORGOTTEN_AFTER, LAPSES_AFTER, LIVES_FOR, _address, conflicts, stranger
 from cacheworkers.testing.servers import wait_until
@@ -299,6 +299,13 @@ def test_one_database_is_known_however_its_url_is_written(one: str, other: str) 
     assert _address(engine_of(one)) == _address(engine_of(other))
 
 
+def test_a_socket_of_its_own_is_a_server_of_its_own() -> None:
+    """Two that were started from wheels have one database name each; what doctor shows can be connected to."""
+    one, other = (_address(engine_of(f"postgresql+psycopg://u:secret@/shop?host=/tmp/cwpg-{n}")) for n in "ab")
+
+    assert (one, other) == ("postgresql:///tmp/cwpg-a/shop", "postgresql:///tmp/cwpg-b/shop")
+
+
 def test_files_of_one_name_in_two_directories_are_two_databases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,3 +331,28 @@ def test_values_without_a_place_in_the_store_are_found(make_cache: Callable[...,
     [(level, what)] = levels(check_unstored, cache)
 
     assert level == "warning" and "product is served uncached: product[-1]" in what and "non-empty" in what
+
+
+def test_failed_loads_are_found_by_loader(make_cache: Callable[..., Cache]) -> None:
+    """With the first line of why; a key that a batch loader left out is an answer."""
+    cache = make_cache()
+
+    @cache.loader(fresh_for=300)
+    def product(load: Load, n: int) -> int:
+        raise RuntimeError("relation does not exist\n[SQL: SELECT\n1]")
+
+    @cache.batch_loader(fresh_for=300)
+    def products(load: Load, keys: list[int]) -> dict[int, int]:
+        return {}
+
+    assert [level for level, _ in levels(check_failures, cache)] == ["ok"]
+    for read in (product, products):
+        with pytest.raises(LoadError):
+            read.get(1)
+
+    [(level, what)] = levels(check_failures, cache)
+
+    assert (level, what) == (
+        "warning",
+        "1 calls of product have failed, product[1] with RuntimeError: relation does not exist",
+    )

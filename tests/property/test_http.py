@@ -14,7 +14,7 @@ from cacheworkers import Freshness, Read
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import digest_of
 from cacheworkers.web import HttpPolicy, answer
-from cacheworkers.web.headers import matches
+from cacheworkers.web.headers import entity_tag, matches
 from cacheworkers.web.recent_answers import Recent
 
 SPANS = st.floats(0, 1e6)
@@ -124,9 +124,10 @@ def test_recent_answers_are_what_they_would_be_if_made_again(
         freshness = entry.freshness(now)
         served = Freshness.LAPSED if freshness is Freshness.MISSING else freshness
         found = Read.of(now, entry, read.value, served, "l1", 0.0)
-        made = recent.answer(found, method=method, path="/", if_none_match=None)
+        for asked in (None, entity_tag(found)):
+            made = recent.answer(found, method=method, path="/", if_none_match=asked)
 
-        assert made == answer(found, policy, method=method, path="/")
+            assert made == answer(found, policy, method=method, path="/", if_none_match=asked)
 
 
 @given(st.lists(TAGS, max_size=6))

@@ -143,7 +143,7 @@ def test_loader_and_watch_make_one_tag_or_one_of_them_is_refused(
     cache = Cache(Config())
     steps = [
         lambda: cache.loader(tags=("key:{product_key}",))(price),
-        lambda: cache.watch(sessionmaker(sa.create_engine("sqlite://")), {Item: ["key:{key}"]}, check=False),
+        lambda: cache.watch(sessionmaker(sa.create_engine("sqlite://")), {Item: ["key:{key}"]}),
     ]
     is_well = kind is not None and argument_kind is kind
     try:

@@ -117,7 +117,7 @@ def test_tasks_of_watched_sessions(
     cache, _ = cache_on(make_cache, pooled)
     engine = create_async_engine(bouncer.set(drivername=f"postgresql+{driver}"), connect_args=DOCUMENTED[driver])
     sessions = async_sessionmaker(engine)
-    cache.watch(sessions, {Product: ["product:{id}"]}, check=False)
+    cache.watch(sessions, {Product: ["product:{id}"]})
 
     async def reprice(product_id: int) -> None:
         for wanted in range(1, 9):

@@ -128,7 +128,7 @@ def test_sessions_and_loaders_on_one_connection(unwatched: Shop, make_cache: Cal
         outer = connection.begin()
         sessions = sessionmaker(connection, join_transaction_mode="create_savepoint")
         cache = make_cache(sessions=sessions, namespace="rolled-back")
-        cache.watch(sessions, {Product: ["product:{id}"]}, check=False)
+        cache.watch(sessions, {Product: ["product:{id}"]})
 
         # So long that no reader takes a load over: it and the worker would then use the connection together.
         @cache.loader(tags=("product:{product_id}",), fresh_for=300, wait_for=60, load_for=60)

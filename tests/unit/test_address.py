@@ -178,3 +178,9 @@ def test_an_address_is_a_value() -> None:
     address = parse_url("redis://host")
 
     assert address == dataclasses.replace(address)
+
+
+def test_what_is_no_number_of_a_database_is_quoted() -> None:
+    """It stands behind the host, where no secret is."""
+    with pytest.raises(ConfigError, match=r"after redis://127\.0\.0\.1:6379/, got 'shop'"):
+        parse_url("redis://127.0.0.1:6379/shop")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app import amqp, trace
 from celery.utils.quorum_queues import detect_quorum_queues
+from celery.worker import request
 from kombu import Queue
 from kombu.transport import redis as kombu_redis
 from kombu.utils.scheduling import round_robin_cycle
 
 from cacheworkers.testing import Valkey
 from cacheworkers.workers.celery_internals import (
+    TASK_LOGGERS,
     _OrderedGroup,
     add_queues,
     annotations_of,
@@ -151,6 +154,7 @@ RECORDS: dict[str, tuple[str, Any, Any]] = {
         "Scheduler: Sending due task %s (%s)",
         ("collect_garbage", "cacheworkers.collect_garbage"),
     ),
+    "expired": ("celery.worker.request", "Discarding revoked task: %s[%s]", ("cacheworkers.collect_garbage", "1")),
 }
 
 
@@ -163,6 +167,30 @@ def test_log_records_name_their_task(kind: str) -> None:
     assert task_of_record(record) == "cacheworkers.collect_garbage"
     assert "cacheworkers.collect_garbage" in record.getMessage()
     assert json.dumps(record.msg)
+
+
+def test_a_message_that_has_expired_is_logged_as_the_worker_s_other_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """`Request.revoked` has its task's name first, on a logger whose lines about the library's tasks are lowered."""
+    expired = SimpleNamespace(
+        _already_revoked=False,
+        id="1",
+        name="cacheworkers.load.product",
+        expires="then",
+        maybe_expire=lambda: True,
+        _announce_revoked=lambda *_: None,
+        stamps={},
+        stamped_headers=[],
+        task=None,
+        _context={},
+        message=None,
+        worker_pid=None,
+    )
+
+    with caplog.at_level(logging.INFO):
+        assert request.Request.revoked(expired)
+
+    [record] = caplog.records
+    assert record.name in TASK_LOGGERS and task_of_record(record) == "cacheworkers.load.product"
 
 
 def test_a_closed_channel_s_parameters_are_a_lost_connection(app: Celery) -> None:

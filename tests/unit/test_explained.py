@@ -100,6 +100,7 @@ def test_what_failed_and_until_when() -> None:
         "3 in a row, the last RuntimeError: gone; nobody loads it for another 4.0 s"
     )
     assert reported(failure={**failure, "until_ms": "1"})["failure"].endswith("its backoff is over")
+    assert "[SQL" not in reported(failure={**failure, "text": "no such table\n[SQL: SELECT]"})["failure"]
     assert reported(failure={**failure, "text": ""})["failure"].startswith("3 in a row, the last RuntimeError; nobody")
 
 

@@ -77,6 +77,7 @@ def make_health(store: Store) -> Iterator[Callable[..., Health]]:
         health = Health(
             "here",
             open_for,
+            memory_for=60.0,
             confirm=store.confirm,
             probe=store.probe,
             probe_unavailable=store.probe_unavailable,
@@ -406,7 +407,7 @@ def hang():
 
 nothing = lambda *_: None
 health = Health(
-    "here", 0.001, confirm=hang, probe=hang, probe_unavailable=hang, has_parts=False,
+    "here", 0.001, memory_for=60.0, confirm=hang, probe=hang, probe_unavailable=hang, has_parts=False,
     on_failure=nothing, on_lost=nothing, on_back=nothing,
 )
 health.translated(ConnectionError("cut"))

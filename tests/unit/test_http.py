@@ -279,6 +279,11 @@ def test_a_hot_entry_is_answered_with_the_same_headers_for_a_second() -> None:
     assert ask(first, 1101.1).headers is not ask(first, 1100.9).headers
     assert ask(second, 1100.5).body == b"{}"
     assert ask(first, 1100.5, if_none_match=b"*").status == 304
+    tag = dict(ask(first, 1100.5).headers)[b"etag"]
+    same = ask(first, 1100.5, if_none_match=tag)
+    assert same == answer(Read.of(1100.5, first, PAYLOAD, Freshness.FRESH, "l1", 0.0), policy, if_none_match=tag)
+    assert same.status == 304 and same.headers is ask(first, 1100.9, if_none_match=tag).headers
+    assert ask(first, 1100.5, if_none_match=b'"other"').status == 200
     assert ask(first, 1100.5, if_match=b'"other"').status == 412
     assert ask(first, 1100.5, method="HEAD").body == b""
     assert b"/a" in ask(nothing, 1100.5).body and b"/b" in ask(nothing, 1100.5, path="/b").body
@@ -333,3 +338,26 @@ def test_a_decoded_value_makes_no_answer() -> None:
 def test_a_policy_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         HttpPolicy(**options)
+
+
+def test_a_503_is_logged_once_for_its_loader_and_cause(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its body says nothing of what a database said; the web process's log has the first line, and where to look."""
+    now = 100.0
+    monkeypatch.setattr(recents.time, "monotonic", lambda: now)
+    recent = recents.Recent(HttpPolicy(none_is_404=True))
+    failed = LoadError("product", "product[42]", "ProgrammingError", "no such table\n[SQL: SELECT]")
+    errors = (failed, failed, LoadTimeout("waited"), KeyMissing("product", "product[1]", "KeyMissing", ""))
+
+    made = [recent.refuse(error, method="GET", path="/") for error in errors]
+    first = [record.getMessage() for record in caplog.records]
+    now += 61
+    recent.refuse(failed, method="GET", path="/")
+
+    assert [each.status for each in made] == [503, 503, 503, 404]
+    assert [text.partition(";")[0] for text in first] == [
+        "answered 503: load of product[42] failed with ProgrammingError: no such table",
+        "answered 503: waited",
+    ]
+    assert len(caplog.records) == 3 and "logged the traceback" in first[0]

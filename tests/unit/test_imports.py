@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -95,33 +96,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = cacheworkers.Cash  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["click", "rich"])
-def test_the_command_line_says_which_extra_it_needs(name: str) -> None:
-    code = (
-        "import importlib.util as util, sys\n"
-        "find = util.find_spec\n"
-        f"util.find_spec = lambda name, *rest: None if name == {name!r} else find(name, *rest)\n"
-        "from cacheworkers.ops.entry_point import run\nrun()\n"
-    )
+def test_the_command_line_is_a_command_of_celery() -> None:
+    [found] = importlib.metadata.entry_points(group="celery.commands", name="cacheworkers")
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-    assert done.returncode == 1
-    assert f'needs {name}: pip install "cacheworkers[cli]"' in done.stderr
-
-
-def test_celery_s_command_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from click.testing import CliRunner
-
-    from cacheworkers.ops import cli, entry_point
-
-    assert entry_point.command is cli.main
-
-    monkeypatch.setattr(entry_point, "_missing", lambda: "rich")
-    done = CliRunner().invoke(entry_point.command, ["stats", "--json"])
-
-    assert done.exit_code == 1
-    assert 'needs rich: pip install "cacheworkers[cli]"' in done.output
+    assert found.load() is importlib.import_module("cacheworkers.ops.cli").main
 
 
 @pytest.mark.parametrize(

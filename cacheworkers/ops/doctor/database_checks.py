@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cacheworkers.config import Config
-from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.policy import Policy
 from cacheworkers.runtime.namespace_marks import DATABASE, live_marks
 from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, pooler_facts, server_limits, trigger_faults
@@ -85,7 +85,7 @@ TRIGGERS = Rule(
     "`triggers.install(connection)`; with an AsyncEngine `await connection.run_sync(triggers.install)`; or its `up()` "
     "in a migration.",
 )
-RULES = (AWAY, POOLER, REPLICA_LOADS, LIMITS, UNKNOWN, UNBOUND, MISSING, LAG, TRIGGERS)
+RULES = rules_in(globals())
 
 
 def check_engines(engines: Sequence[Any], store: Store, *, from_outside: bool) -> Iterator[Finding]:

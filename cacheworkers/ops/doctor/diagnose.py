@@ -135,6 +135,7 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
     yield Check("store-pushes", store, lambda: store_checks.check_pushes(config))
     yield Check("namespace", store, lambda: namespace_checks.check_namespace(cache.internals.runtime))
     yield Check("unstored", store, lambda: namespace_checks.check_unstored(cache.internals.runtime))
+    yield Check("failures", store, lambda: namespace_checks.check_failures(cache.internals.runtime))
     yield Check("foreign", store, lambda: namespace_checks.check_foreign(cache.internals.runtime))
     yield Check("store-rights", store, lambda: store_checks.check_rights(config))
     if app is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -48,6 +48,11 @@ class Rule(msgspec.Struct, frozen=True):
         if is_so:
             return Finding(self.check, self.level, what, self.why, self.fix)
         return Finding(self.check, "ok", what, self.why, "")
+
+
+def rules_in(module: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """Return the rules among a module's names, in the order of their definition."""
+    return tuple(each for each in module.values() if isinstance(each, Rule))
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

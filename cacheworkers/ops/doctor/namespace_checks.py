@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from cacheworkers.core.signature import loader_name_of
 from cacheworkers.errors import NamespaceTaken
-from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.runtime.namespace_marks import conflicts
 from cacheworkers.runtime.wiring import Runtime
+
+#: Failures are looked for among as many keys of the store, a thousand to a step.
+SCANNED_KEYS = 100_000
+#: Of a loader's failed calls, as many are asked for their reason.
+ASKED = 20
 
 SHARED = Rule(
     "namespace-shared",
@@ -47,7 +53,15 @@ FOREIGN = Rule(
     "Find out who writes there, and give it another prefix, or this application another `Config.namespace`; then "
     "delete the key, which the library writes again.",
 )
-RULES = (SHARED, TAKEN, UNSTORED, FOREIGN)
+FAILED = Rule(
+    "failed-loads",
+    "warning",
+    f"Loads have failed, and not succeeded since; looked for among {SCANNED_KEYS:,} keys of the store.",
+    "Until one succeeds, readers get the lapsed value while `error_for` lasts, then `LoadError`: 503s.",
+    'The process that ran it, a worker or a web process, has logged the traceback as "load of ... failed"; '
+    "`cacheworkers explain` with the call says when it is loaded again.",
+)
+RULES = rules_in(globals())
 
 
 def check_namespace(runtime: Runtime) -> Iterator[Finding]:
@@ -74,6 +88,30 @@ def check_unstored(runtime: Runtime) -> Iterator[Finding]:
         yield UNSTORED.finding(True, f"{loader} is served uncached: {reason}")
     if not unstored:
         yield UNSTORED.finding(False, "all that was loaded within a day was stored")
+
+
+def check_failures(runtime: Runtime) -> Iterator[Finding]:
+    """Yield of which loaders calls have failed, and why one of them has."""
+    store = runtime.ports.store
+    failed: dict[str, list[str]] = {}
+    cursor = 0
+    for _ in range(SCANNED_KEYS // 1000):
+        cursor, keys = store.scan(cursor, f"{store.keys.failures_prefix}*").run()
+        for call in filter(None, (store.keys.call_of(key.encode()) for key in keys)):
+            failed.setdefault(loader_name_of(call), []).append(call)
+        if not cursor:
+            break
+    found = False
+    for loader, calls in sorted(failed.items()):
+        for call in calls[:ASKED]:
+            failure = store.failures(call).run()
+            if failure.get("kind", "KeyMissing") != "KeyMissing":  # a key that a batch loader left out is an answer
+                found = True
+                text = ": ".join(filter(None, (failure["kind"], failure.get("text", "").partition("\n")[0])))
+                yield FAILED.finding(True, f"{len(calls):,} calls of {loader} have failed, {call} with {text}")
+                break
+    if not found:
+        yield FAILED.finding(False, "no load has failed lately")
 
 
 def check_foreign(runtime: Runtime) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from cacheworkers.config import Config
-from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.store.diagnostics.sentinel_facts import SentinelFacts
 from cacheworkers.store.diagnostics.server_facts import SAFE_POLICIES, ServerFacts, StoreDiagnostics
 
@@ -17,8 +17,6 @@ EVICTABLE = 0.1
 SKEW = 2.0
 #: Of `maxclients`: from here on connections are short.
 BUSY_CLIENTS = 0.8
-#: A `timeout` below this closes connections that will be used again soon, seconds.
-LEAST_IDLE = 60.0
 #: Of fewer, one is enough to name the master.
 LEAST_SENTINELS = 3
 
@@ -78,13 +76,6 @@ HEADROOM = Rule(
     "Soon no entry can be stored, and every miss is loaded again and again. Invalidations still work.",
     "Raise `maxmemory`, set volatile-lru, shorten `stale_for` and `error_for`, or move what else lives there.",
 )
-REFUSED = Rule(
-    "memory-refused",
-    "warning",
-    "The store has refused writes since it started because its memory was full.",
-    "What was loaded then was not stored, and was loaded again for the next reader.",
-    "As for memory-headroom; `CONFIG RESETSTAT` sets the count back to 0.",
-)
 SNAPSHOTS = Rule(
     "persistence-snapshots",
     "warning",
@@ -114,13 +105,6 @@ CLIENTS = Rule(
     "The next process gets none: its reads go to the database, and its invalidations fail.",
     "Raise `maxclients`, and the limit of open files with it; a web process holds a connection for each thread or "
     "event loop, and one that listens.",
-)
-IDLE = Rule(
-    "idle-timeout",
-    "warning",
-    f"The store closes connections that send nothing for `timeout` seconds, less than {LEAST_IDLE:.0f} s.",
-    "Connections that wait in a process's pool are closed between requests: a read then has to connect first.",
-    "`CONFIG SET timeout 0`, the default; dead peers are found by `tcp-keepalive`.",
 )
 OUTPUT = Rule(
     "output-buffer",
@@ -171,27 +155,7 @@ BEAT = Rule(
     "Run `celery -A module beat`, and a worker on the upkeep queue; look into its log if both are there, and at "
     "clock-skew.",
 )
-RULES = (
-    AWAY,
-    VERSION,
-    REPLICA,
-    SENTINELS,
-    EVICTION,
-    UNLIMITED,
-    HEADROOM,
-    REFUSED,
-    SNAPSHOTS,
-    EPHEMERAL,
-    HIDDEN,
-    CLIENTS,
-    IDLE,
-    OUTPUT,
-    CLOCK,
-    TABLE,
-    DEAF,
-    DENIED,
-    BEAT,
-)
+RULES = rules_in(globals())
 
 
 def check_servers(config: Config, *, has_outbox: bool, now: Callable[[], float]) -> Iterator[Finding]:
@@ -223,9 +187,6 @@ def judge_server(server: ServerFacts, replay_for: float) -> Iterator[Finding]:
         is_stuck = server.policy == "noeviction" or server.evictable < EVICTABLE
         shown = f"{where} uses {used:.0%} of maxmemory; {server.evictable:.0%} of its keys have an expiry"
         yield HEADROOM.finding(used > FULL and is_stuck, shown)
-    yield REFUSED.finding(
-        server.refused > 0, f"{where} has refused {server.refused:,} commands because its memory was full"
-    )
     yield TABLE.finding(server.tracked > 0.9, f"{where} has {server.tracked:.0%} of its tracking table in use")
     yield from _judge_persistence(server, replay_for)
     yield from _judge_connections(server)
@@ -251,9 +212,6 @@ def _judge_connections(server: ServerFacts) -> Iterator[Finding]:
     if server.max_clients:
         shown = f"{where} has {server.clients:,} connections of maxclients {server.max_clients:,}"
         yield CLIENTS.finding(server.clients > BUSY_CLIENTS * server.max_clients, shown)
-    if not server.is_config_hidden:
-        idle = f"{where} has timeout {server.idle_timeout}"
-        yield IDLE.finding(0 < server.idle_timeout < LEAST_IDLE, idle)
     if server.output_limit is not None:
         limit = f"{server.output_limit:,} bytes" if server.output_limit else "no limit"
         yield OUTPUT.finding(

@@ -7,7 +7,7 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.errors import CacheworkersError, StoreError
-from cacheworkers.ops.doctor.findings import Finding, Rule
+from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.runtime.namespace_marks import LIVES_FOR, NamespaceMarks
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
@@ -45,7 +45,7 @@ SHARED = Rule(
     "Broker and store are one server.",
     "They fail together, `FLUSHALL` empties both, and a large invalidation slows the queues. Database numbers change "
     "nothing in that.",
-    "Give the broker a server of its own, with `appendonly yes` and noeviction, once the shop depends on it.",
+    "Give the broker a server of its own, with `appendonly yes` and noeviction, once the application depends on it.",
 )
 SHARED_MEMORY = Rule(
     "shared-memory",
@@ -121,13 +121,6 @@ NO_LOADERS = Rule(
     "Name a module that imports the loaders, as web processes do, `cacheworkers -A shop.web doctor`; for workers, name "
     "theirs in `app.conf.include`.",
 )
-NAMESAKES = Rule(
-    "node-names",
-    "warning",
-    "Several workers have one node name.",
-    "Celery's remote control, Flower and this command cannot tell them apart; what one of them lacks is not seen.",
-    "Give each a name of its own: `celery worker -n miss@%h`.",
-)
 EAGER = Rule(
     "eager",
     "warning",
@@ -142,33 +135,7 @@ NO_JSON = Rule(
     "Workers refuse the library's messages, which are JSON: nothing is revalidated or warmed, and readers load misses.",
     'Add "json" to `accept_content`.',
 )
-RESULTS = Rule(
-    "result-backend",
-    "note",
-    "A result backend is configured, and no task of the app keeps its result.",
-    "Loads never do. It is one more server to connect to and to fail.",
-    "Leave `result_backend` out.",
-)
-RULES = (
-    AWAY,
-    BROKER_FULL,
-    BROKER_EVICTION,
-    SHARED,
-    SHARED_MEMORY,
-    BACKED_UP,
-    UNSERVED,
-    UNKNOWN,
-    OTHER_SCHEMA,
-    OTHER_STORE,
-    PREFETCH,
-    EARLY_ACKS,
-    VISIBILITY,
-    NO_LOADERS,
-    NAMESAKES,
-    EAGER,
-    NO_JSON,
-    RESULTS,
-)
+RULES = rules_in(globals())
 
 
 def check_settings(app: Any) -> Iterator[Finding]:
@@ -185,7 +152,6 @@ def judge_app(app: AppFacts) -> Iterator[Finding]:
         yield VISIBILITY.finding(app.visibility <= app.longest, shown)
     yield EAGER.finding(app.is_eager, f"task_always_eager is {'on' if app.is_eager else 'off'}")
     yield NO_JSON.finding(app.refuses_json, f"accept_content {'leaves JSON out' if app.refuses_json else 'has JSON'}")
-    yield RESULTS.finding(bool(app.unread_results), f"result_backend is {app.unread_results or 'off, or of use'}")
 
 
 def check_loaders(loaders: Sequence[str], marks: NamespaceMarks) -> Iterator[Finding]:
@@ -250,7 +216,6 @@ def check_workers(app: Any, config: Config, store: Store, marks: NamespaceMarks)
     wanted = {*ours, *modules}
     loading = {config.queues.miss, config.queues.revalidate, config.queues.warm}
     for worker in workers:
-        yield NAMESAKES.finding(worker.namesakes > 1, f"{worker.namesakes} workers answer as {worker.name}")
         if worker.queues & loading and wanted:
             missing = sorted(wanted - worker.loaders)
             of_them = ", ".join(sorted({modules[name] for name in missing if name in modules}))

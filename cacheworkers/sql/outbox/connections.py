@@ -47,18 +47,6 @@ def on_connection(engine: Engine, do: Callable[[Connection], T]) -> T:
     return _on_a_thread(lambda: asyncio.run(done())).result()
 
 
-def within(seconds: float, engine: Engine, do: Callable[[Connection], T]) -> T:
-    """Return what a function makes of a connection, as `on_connection` does, if it does so in time.
-
-    Raises:
-        TimeoutError: it does not.
-        SQLAlchemyError, OSError: the database does not answer; and what the function raises.
-    """
-    if isinstance(engine.pool, StaticPool | SingletonThreadPool):  # of this thread, perhaps
-        return on_connection(engine, do)
-    return _on_a_thread(lambda: on_connection(engine, do)).result(seconds)
-
-
 def _on_a_thread(work: Callable[[], T]) -> Future[T]:
     result: Future[T] = Future()
 

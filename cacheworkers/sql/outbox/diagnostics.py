@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.sql.outbox.connections import apart, on_connection, within
+from cacheworkers.sql.outbox.connections import apart, on_connection
 from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
@@ -50,19 +50,6 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
         return OutboxFacts(repr(engine.url), missing, waiting, lag)
 
     return _inspected(engine, inspection)
-
-
-def check_outbox(outbox: Outbox, engine: Engine, *, timeout: float) -> None:
-    """Make sure that a database has the outbox.
-
-    Raises:
-        ConfigError: it has not.
-        SQLAlchemyError, OSError: the database does not answer, within `timeout` seconds.
-    """
-    try:
-        within(timeout, engine, outbox.check)
-    except TimeoutError as error:
-        raise TimeoutError(str(error) or f"no answer within {timeout:g} s") from None
 
 
 def answers(engine: Engine) -> str:

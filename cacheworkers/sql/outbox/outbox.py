@@ -8,6 +8,7 @@ Patterns, 2018.
 from __future__ import annotations
 
 import datetime
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
@@ -40,6 +42,9 @@ from cacheworkers.sql.outbox.connections import on_connection, sync_half
 from cacheworkers.sql.sqlalchemy_internals import first_value
 
 TABLE = "cacheworkers_outbox"
+HOW_TO_MAKE_IT = "a migration makes it (see Migrations in How to lay out a project), or cache.outbox.create(engine)"
+#: How databases say that a table or a column is not there.
+_ABSENT = re.compile(r"not exist|n't exist|no such|no column|unknown column", re.IGNORECASE)
 #: What wrote a row: a watched session, which delivers it itself, or a trigger, whose rows the relay delivers; of the
 #: latter kind are those whose tags are to be invalidated softly.  A replay sets a source of its own: a process that has
 #: invalidated the row before must no longer mark it delivered.
@@ -114,7 +119,7 @@ class Outbox:
         return ".".join('"' + part.replace('"', '""') + '"' for part in parts if part is not None)
 
     def create(self, engine: Engine | AsyncEngine | Connection) -> None:
-        """Create the table and its schema, if they do not exist; with Alembic, use `metadata` instead.
+        """Create the table and its schema, if they do not exist; migrations make it of `table` or `metadata` instead.
 
         Args:
             engine: of any driver, sync or async.
@@ -156,9 +161,7 @@ class Outbox:
         missing = self.missing(bind)
         if missing:
             raise ConfigError(
-                f"watched sessions need {', '.join(missing)}, which {bind.engine.url!r} does not have; create it with "
-                f"cache.outbox.create(engine) before cache.watch; or migrate with cache.outbox.metadata, and pass "
-                f"check=False to cache.watch, so that migrations can import the module"
+                f"watched sessions need {', '.join(missing)}, which {bind.engine.url!r} does not have; {HOW_TO_MAKE_IT}"
             )
 
     def missing(self, bind: Engine | Connection) -> tuple[str, ...]:
@@ -170,7 +173,23 @@ class Outbox:
         return tuple(f"the column {table.fullname}.{name}" for name in table.c.keys() if name not in there)
 
     def write(self, connection: Connection, tags: Iterable[str], source: str = WATCH) -> int:
-        """Write tags in the connection's transaction, and return the row's id."""
+        """Write tags in the connection's transaction, and return the row's id.
+
+        Raises:
+            ConfigError: the table, or a column of it, is not there.
+            SQLAlchemyError: the database fails otherwise.
+        """
+        try:
+            return self._write(connection, tags, source)
+        except (ProgrammingError, OperationalError) as error:
+            if _ABSENT.search(str(error.orig)):
+                raise ConfigError(
+                    f"watched sessions need the table {self.table.fullname}, and {connection.engine.url!r} says: "
+                    f"{' '.join(str(error.orig).split())}; {HOW_TO_MAKE_IT}"
+                ) from error
+            raise
+
+    def _write(self, connection: Connection, tags: Iterable[str], source: str) -> int:
         row = {"namespace": self.namespace, "source": source, "tags": "\n".join(tags)}
         dialect = connection.dialect
         if not dialect.insert_returning:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from cacheworkers.errors import ConfigError, OutboxUnavailable
@@ -63,7 +63,6 @@ class WatchService:
         columns: Mapping[Any, Collection[str]] | None,
         ignore: Mapping[Any, Collection[str]] | None,
         mode: Mode | Mapping[Any, Mode],
-        check: bool,
     ) -> None:
         """Begin to watch sessions; see `Cache.watch`."""
         sessions = getattr(sessions, "session_factory", sessions)  # of a scoped_session
@@ -72,7 +71,7 @@ class WatchService:
         hooks = SessionHooks(
             parsed, self.outbox, self._delivery, self._ports, is_seen_by_loaders=self._is_seen_by_loaders
         )
-        hooks.install(sessions, self._hooks, check=check)
+        hooks.install(sessions, self._hooks)
         self._hooks.append(hooks)
         self._watched.append(sessions)
 
@@ -173,17 +172,6 @@ class WatchService:
             except (SQLAlchemyError, OSError) as error:
                 raise OutboxUnavailable(f"the outbox at {each.url!r} cannot be read: {_reason(error)}") from error
         return Backlog(sum(each.rows for each in found), max(each.oldest_age for each in found))
-
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Return a query's rows; see `Cache.query`."""
-
-        def rows(connection: Connection) -> list[tuple[Any, ...]]:
-            return [tuple(row) for row in connection.execute(text(sql))]
-
-        try:
-            return on_connection(self._asked(None, "query")[0], rows)
-        except (SQLAlchemyError, OSError) as error:
-            raise ConfigError(f"the query {sql!r} failed: {_reason(error)}") from error
 
     def drain_by_beat(self, *, is_needed: bool) -> None:
         """Drain all databases that are known.

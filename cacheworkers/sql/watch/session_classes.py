@@ -1,23 +1,15 @@
-"""Session classes: whose events a watch listens to, and whether their transactions and outbox are fit to be watched."""
+"""Session classes: whose events a watch listens to, and whether their transactions are fit to be watched."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from cacheworkers.errors import ConfigError, UnwatchedWrite
-from cacheworkers.sql.outbox.diagnostics import check_outbox
-from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.sqlalchemy_internals import is_autocommit, is_autocommit_on, options_of
-
-#: How long `watch` waits for a database that has not answered whether it has the outbox, seconds.
-CHECKED_WITHIN = 5.0
-log = logging.getLogger("cacheworkers")
 
 
 def session_class(sessions: Any) -> type[Session]:
@@ -48,24 +40,17 @@ def watched_class(sessions: Any) -> type[Session]:
     return kind
 
 
-def check_engine(engine: Engine, outbox: Outbox, check: bool) -> None:
-    """Make sure that an engine's transactions can be watched, and with `check` that its database has the outbox.
+def check_engine(engine: Engine) -> None:
+    """Make sure that an engine's transactions can be watched.  Its database is not asked: migrations import this, too.
 
     Raises:
-        ConfigError: they are committed statement by statement, or it has no outbox.
+        ConfigError: they are committed statement by statement.
     """
     if is_autocommit(engine):
         raise ConfigError(
             f"watched sessions need transactions, and {engine.url!r} has isolation_level='AUTOCOMMIT': "
             f"a change and its outbox row would be committed one after the other"
         )
-    if check:
-        try:
-            check_outbox(outbox, engine, timeout=CHECKED_WITHIN)
-        except (SQLAlchemyError, OSError) as error:
-            log.warning(
-                "the outbox of %r could not be checked; commits fail where it is missing: %s", engine.url, error
-            )
 
 
 def refuse_autocommit(connection: Connection) -> None:

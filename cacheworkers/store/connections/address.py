@@ -190,7 +190,9 @@ class _Location:
         path = path.removesuffix("/")
         if path:
             if not path.isdecimal():
-                raise ConfigError(f"redis_url must have nothing but a database's number after {self.shown}/")
+                raise ConfigError(
+                    f"redis_url must have nothing but a database's number after {self.shown}/, got {path!r}"
+                )
             self.database = int(path)
 
 

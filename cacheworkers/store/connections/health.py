@@ -44,6 +44,7 @@ class Health:
         where: str,
         open_for: float,
         *,
+        memory_for: float,
         confirm: Callable[[], None],
         probe: Callable[[], bool],
         probe_unavailable: Callable[[], bool],
@@ -66,6 +67,7 @@ class Health:
         """
         self._where = where
         self._open_for = open_for
+        self._memory_for = memory_for
         self.breaker = Breaker(open_for)
         self._confirm = confirm
         self._probe = probe
@@ -178,10 +180,11 @@ class Health:
             was_lost, self._is_lost = self._is_lost, True
         if not was_lost:
             log.warning(
-                "%s; until it answers, reads get what this process's memory has kept, for at most l1_on_loss_for, and "
-                "load the rest for themselves, and invalidations are refused: check that it runs, and that redis_url "
-                "has its address, user and password",
+                "%s; until it answers, reads get what this process's memory has kept, for at most %g s "
+                "(l1_on_loss_for), and load the rest for themselves, and invalidations are refused: check that it "
+                "runs, and that redis_url has its address, user and password",
                 text,
+                self._memory_for,
             )
             self._on_lost(text)
 

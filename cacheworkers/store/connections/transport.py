@@ -75,6 +75,7 @@ class Transport:
         self._health = Health(
             address.shown,
             config.breaker_for,
+            memory_for=config.l1_on_loss_for,
             confirm=lambda: self._probed(self._masters.confirm(key)),
             probe=lambda: self._probed(self._masters.probe(key)),
             probe_unavailable=lambda: self._probed(self._masters.probe_unavailable(key)),

@@ -68,13 +68,11 @@ class ServerFacts(msgspec.Struct, frozen=True):
         product: its name and version.
         version: of Redis, that it is compatible with.
         evictable: share of its keys that have an expiry, which `volatile-*` policies may evict.
-        refused: commands that were refused because memory was full, since it started.
         save_every: longest interval between snapshots, seconds; None without snapshots, or where unknown.
         is_config_hidden: `CONFIG GET` is refused.
         clock_ahead: how much later its clock is than this machine's at least, seconds.
         max_clients: how many connections it takes; 0 if unknown.
         clients: how many it has.
-        idle_timeout: after how many seconds it closes a connection that sends nothing; 0 for never.
         output_limit: most bytes that it keeps for a connection that does not read; 0 for no limit, None if unknown.
         tracked: share of its tracking table that is in use; 0 where its limit is unknown.
     """
@@ -88,14 +86,12 @@ class ServerFacts(msgspec.Struct, frozen=True):
     maxmemory: int
     used_memory: int
     evictable: float
-    refused: int
     is_appending: bool
     save_every: float | None
     is_config_hidden: bool
     clock_ahead: float
     max_clients: int = 0
     clients: int = 0
-    idle_timeout: int = 0
     output_limit: int | None = None
     tracked: float = 0.0
 
@@ -249,7 +245,7 @@ def _names(reply: Any, key: str) -> bool:
 
 def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
     info: dict[str, Any] = {}
-    for section in ("server", "memory", "persistence", "replication", "keyspace", "errorstats", "stats", "clients"):
+    for section in ("server", "memory", "persistence", "replication", "keyspace", "stats", "clients"):
         info |= master.ask("INFO", section)
     sent = now()
     seconds, micros = master.ask("TIME")
@@ -277,14 +273,12 @@ def _facts(master: MasterFacts, now: Callable[[], float]) -> ServerFacts:
         maxmemory=int(info.get("maxmemory", 0)),
         used_memory=int(info["used_memory"]),
         evictable=sum(int(each["expires"]) for each in databases) / keys if keys else 1.0,
-        refused=int(info.get("errorstat_OOM", {}).get("count", 0)),
         is_appending=bool(int(info.get("aof_enabled", 0))),
         save_every=max(map(float, save.split()[::2]), default=None),
         is_config_hidden=is_config_hidden,
         clock_ahead=clock_ahead,
         max_clients=int(config.get("maxclients", info.get("maxclients", 0))),
         clients=int(info.get("connected_clients", 0)),
-        idle_timeout=int(config.get("timeout", 0)),
         output_limit=_output_limit(
             config.get("client-output-buffer-limit"), config.get("maxmemory-clients", ""), int(info.get("maxmemory", 0))
         ),

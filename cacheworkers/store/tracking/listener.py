@@ -324,8 +324,9 @@ class Listener:
                     else:
                         waker.clear()
                         flush_at = flushed_at + COLLECT_FOR
-                if (newest := max(each.proven_at for each in connections)) > proven_at:
-                    proven_at = newest
+                # The oldest: replies of several masters arrive in any order, and the last one completes the proof.
+                if (oldest := min(each.proven_at for each in connections)) > proven_at:
+                    proven_at = oldest
                     self._prove()
                 now = time.monotonic()
                 if now >= flush_at:
