@@ -76,14 +76,14 @@ def number(load, n: int) -> int:
 def count(name):
     return sum(type(each).__name__ == name for each in events)
 
-def listen(times):
-    heard = count("ListenerLag") + times
-    while number.read(1).tier != "l1" or count("ListenerLag") < heard:
+def wait_for_pings(times):
+    answered = count("ListenerLag") + times
+    while number.read(1).tier != "l1" or count("ListenerLag") < answered:
         time.sleep(0.01)
 
-listen(1)
+wait_for_pings(1)
 child = os.fork()
-listen(3)
+wait_for_pings(3)
 print(json.dumps(count("ListenerDown")), flush=True)
 if child:
     os.waitpid(child, 0)
