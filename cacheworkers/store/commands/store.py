@@ -320,9 +320,9 @@ class Store(TagSets):
         return self._ask(requests, parsed)
 
     def call_state(self, loader: str, call: str) -> Exchange[list[Any]]:
-        """What `lease`, `failures`, `read_at` and `attempts` say of a call, in one round trip."""
+        """What `lease`, `failures`, `read_at`, `attempts` and `taken_age` say of a call, in one round trip."""
         parts = (self.lease(call), self.failures(call), self.read_at(loader, call), self.attempts(call))
-        return Exchange.joint(parts)
+        return Exchange.joint((*parts, self.taken_age("miss")))
 
     # -- helpers
 
