@@ -56,8 +56,11 @@ def invalidate_tags(
             acknowledged: the next invalidation of the tag, or garbage collection, finishes what was begun, and this
             process's L1 is emptied.
     """
-    work = _detach_or_soften(ports, tags, mode, _MemberCount(progress))
-    return (yield from _acknowledged(ports, f"invalidation of {named(tags)}", work, mode, tuple(tags)))
+
+    def work() -> Flow[tuple[int, int]]:
+        return (yield from _detach_or_soften(ports, tags, mode, _MemberCount(progress)))
+
+    return (yield from _acknowledged(ports, f"invalidation of {named(tags)}", work(), mode, tuple(tags)))
 
 
 def count_entries(ports: Ports, tags: Sequence[str]) -> Flow[Invalidation]:
