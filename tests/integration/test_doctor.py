@@ -45,6 +45,7 @@ STORE_RULES = {
     "namespace-shared",
     "unstored-values",
     "foreign-keys",
+    "failed-loads",
 }
 #: What the acl finding says to set, for the namespace of these tests.
 FIX = "on >secret ~cw:* +@read +@write +@scripting +@connection -@dangerous +info +time +config|get"
