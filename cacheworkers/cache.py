@@ -542,7 +542,7 @@ class Cache:
             )
         else:
             call = loader
-        return explain(self._ports, *self._loaders.of_call(call))
+        return explain(self._ports, *self._loaders.of_call(call), self._runtime.waits_for_workers)
 
     def _run_requests(
         self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool

@@ -86,7 +86,7 @@ class UnsafeStore(StoreError):
 
 
 class NamespaceTaken(StoreUnavailable):
-    """Another application, with a loader of the same name, uses this namespace: this process may not use the store."""
+    """Another application has a loader of this name here: reads load, revalidations and invalidations raise this."""
 
 
 class InvalidationIncomplete(StoreError):

@@ -183,7 +183,14 @@ class Signature:
         return call
 
     def completed(self, text: str) -> str:
-        """Return a call's text with the defaults of the arguments that it leaves out; any other text as it is."""
+        """Return the text of the call that people mean: `shelf(7)` is `shelf[7]`, and `shelf` is `shelf[]`.
+
+        Arguments that are left out are their defaults; the version is this one.  Any other text is returned as it is.
+        """
+        size = len(self.name)
+        bracket, inner = text[size : size + 1], text[size + 1 :]
+        if text.startswith(self.name) and (not bracket or bracket == "[" or bracket + inner[-1:] == "()"):
+            text = f"{self._prefix}[{inner}" if bracket == "[" else f"{self._prefix}[{inner[:-1]}]"
         try:
             given = msgspec.json.decode(text.removeprefix(self._prefix), type=list[msgspec.Raw])
             left = self.parameters[len(given) :]

@@ -10,9 +10,20 @@ from cacheworkers.core.access_score import score_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Freshness, decide
 from cacheworkers.core.entry_state import entry_state
+from cacheworkers.errors import KeyMissing
 from cacheworkers.flows.keep_warm import MARGIN, half_life_of, kept_warm, turns_of
-from cacheworkers.flows.load_failure import static_tags
+from cacheworkers.flows.load_failure import LOAD_REFUSED, NOT_STORED, STORE_FULL, static_tags
 from cacheworkers.flows.ports import LoaderSpec, Ports
+from cacheworkers.policy import Policy
+
+#: Workers that take misses say so once a minute; after this long without, seconds, none is there.
+UNSEEN_AFTER = 90.0
+FROM_MEMORY = "serve it from this process's memory"
+UNSHARED = "it is for the reads alone that waited for its load (load.no_store)"
+#: Verdicts where the store has a fresh entry of another release.
+OTHER_LOADS = "load it for the reader's process alone: the store has another release's"
+OTHER_KEPT = "serve what this process has loaded for itself: the store has another release's"
+OTHER_RAISES = 'raise LoadTimeout: the store has another release\'s, and on_timeout is "raise"'
 
 
 class TagState(msgspec.Struct, frozen=True):
@@ -34,7 +45,8 @@ class Explanation(msgspec.Struct, frozen=True):
     Attributes:
         at: now, in seconds since the epoch, on the store's clock.
         verdict: what a read would do, in a sentence.
-        freshness: of the stored entry: fresh, stale, lapsed or missing.
+        freshness: of the stored entry: fresh, stale, lapsed, or missing, also where `problem` says why it is of no use.
+        problem: why what is stored cannot be read; empty if it can, or if there is nothing.
         age, fresh_for, stale_for, kept_for: since its load began, and until it ends.
         load_time: how long its load took.
         seq: the invalidation sequence when its load began.
@@ -49,12 +61,16 @@ class Explanation(msgspec.Struct, frozen=True):
         attempts: how many loads have begun since the last that ended: more than one, and workers have died of it.
         lease: token, fence and what else is known of a load under way; empty for none.
         failure: kind, text, count of the last load that failed; empty for none.
+        has_workers: loads go to workers of Celery.
+        miss_queue: the queue of what readers wait for.
+        workers_seen: since a worker last took a message from it, or began to; None for more than ten minutes.
         access_score: reads by all processes, halved with every half-life.
     """
 
     call: str
     verdict: str
     freshness: str
+    problem: str = ""
     age: float | None = None
     fresh_for: float | None = None
     stale_for: float | None = None
@@ -71,12 +87,18 @@ class Explanation(msgspec.Struct, frozen=True):
     attempts: int = 0
     lease: dict[str, str] = {}
     failure: dict[str, str] = {}
+    has_workers: bool = False
+    miss_queue: str = ""
+    workers_seen: float | None = None
     access_score: float = 0.0
     at: float = 0.0
 
 
-def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
+def explain(ports: Ports, loader: LoaderSpec, call: str, waits_for_workers: bool | None = None) -> Flow[Explanation]:
     """Return what is known of a call, without loading, claiming or counting anything.
+
+    Args:
+        waits_for_workers: readers of this process do; None where loads do not go to workers.
 
     Raises:
         StoreUnavailable: the store does not answer.
@@ -86,7 +108,8 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
     failure: dict[str, str]
     read_at: float | None
     attempts: int
-    lease, failure, read_at, attempts = yield ports.store.call_state(loader.name, call)
+    seen: float | None
+    lease, failure, read_at, attempts, seen = yield ports.store.call_state(loader.name, call)
     slot = ports.l1.get(call)
     monotonic, now = ports.clock.monotonic(), ports.clock.now()
     access_score = 0.0 if read_at is None else score_of(read_at, now, half_life_of(ports, loader.name))
@@ -101,6 +124,9 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         "attempts": attempts,
         "lease": lease,
         "failure": failure,
+        "has_workers": waits_for_workers is not None,
+        "miss_queue": ports.config.queues.miss,
+        "workers_seen": seen,
         "access_score": access_score,
         "at": now,
     }
@@ -113,20 +139,31 @@ def explain(ports: Ports, loader: LoaderSpec, call: str) -> Flow[Explanation]:
         TagState(tag, last, max(0.0, now - last / 1000) if last else None)
         for tag, last in zip(shown, numbers, strict=True)
     )
-    if entry is None:
-        if stored.other is not None:
-            verdict = f"load it for this process alone: {stored.problem}"
-        elif stored.problem:
-            verdict = f"load it: what is stored cannot be read ({stored.problem})"
+    miss = Miss(
+        loader.policy,
+        lease,
+        failure if is_failing else {},
+        waits_for_workers is not None,
+        not waits_for_workers or seen is None or seen > UNSEEN_AFTER,
+        loader.is_batch,
+    )
+    theirs = stored.other
+    if entry is None or entry.is_unshared:
+        common["problem"] = UNSHARED if entry is not None else stored.problem
+        if theirs is not None and theirs.fresh_until > now:
+            common["fresh_for"] = theirs.fresh_until - now
+            own = ports.other_release_entries.get(theirs, now)
+            verdict = (
+                OTHER_RAISES if loader.policy.on_timeout == "raise" else OTHER_LOADS if own is None else OTHER_KEPT
+            )
         else:
-            verdict = _missing(lease, failure, is_failing)
-        return Explanation(call, verdict, "missing", **common)
+            verdict = miss.verdict()
+        return Explanation(call, FROM_MEMORY if in_l1 else verdict, "missing", **common)
     freshness = stored.freshness
-    action = decide(freshness, is_failing=is_failing)
     lead = yield from _lead(ports, loader, call)
     return Explanation(
         call,
-        _verdict(action, in_l1, lease),
+        FROM_MEMORY if in_l1 else miss.verdict(freshness),
         freshness.value,
         age=now - entry.created,
         fresh_for=entry.fresh_until - now,
@@ -156,24 +193,67 @@ def stored(ports: Ports, loader: LoaderSpec, call: str) -> Flow[bytes | None]:
     return None if found.entry is None else found.entry.payload
 
 
-def _missing(lease: dict[str, str], failure: dict[str, str], is_failing: bool) -> str:
-    if lease.get("fence"):
-        return "wait: it is being loaded"
-    if lease and not lease.get("warm"):  # a read takes one of those that warm, and asks for it itself
-        return "wait: a worker has been asked to load it"
-    if decide(Freshness.MISSING, is_failing=is_failing) is Action.RAISE:
-        return f"raise LoadError: the last load failed with {failure.get('kind', '?')}, and its backoff is running"
-    return "ask a worker to load it, and wait"
+class Miss(msgspec.Struct, frozen=True):
+    """What decides on a read that memory does not answer.
 
+    Attributes:
+        failure: the last one, while its backoff runs; else empty.
+        is_unserved: no worker is seen, or readers of this process do not wait for them.
+    """
 
-def _verdict(action: Action, in_l1: bool, lease: dict[str, str]) -> str:
-    where = "from this process's memory" if in_l1 else "from the store"
-    match action:
-        case Action.SERVE:
-            return f"serve it {where}"
-        case Action.SERVE_AND_ASK:
-            return f"serve it {where}; " + ("it is being revalidated" if lease else "ask a worker to revalidate it")
-        case Action.SERVE_MARKED:
+    policy: Policy
+    lease: dict[str, str] = {}
+    failure: dict[str, str] = {}
+    has_workers: bool = True
+    is_unserved: bool = False
+    is_batch: bool = False
+
+    def verdict(self, freshness: Freshness = Freshness.MISSING) -> str:
+        """Return what the read does, in a sentence."""
+        match decide(freshness, is_failing=bool(self.failure)):
+            case Action.SERVE if self.failure and freshness is Freshness.STALE:
+                return "serve it from the store; nobody revalidates it before the backoff of its failure ends"
+            case Action.SERVE:
+                return "serve it from the store"
+            case Action.SERVE_AND_ASK if self.lease:
+                return "serve it from the store; it is being revalidated"
+            case Action.SERVE_AND_ASK:
+                how = "ask a worker to revalidate it" if self.has_workers else "revalidate it in the reader's process"
+                return f"serve it from the store; {how}"
+            case Action.LOAD:
+                return self._load("serve the lapsed value" if freshness is Freshness.LAPSED else "raise LoadTimeout")
+            case action:
+                return self._fail(action is Action.SERVE_MARKED)
+
+    def _fail(self, has_lapsed: bool) -> str:
+        """Return what a read does while the backoff of a failure runs."""
+        kind, text = self.failure.get("kind", "?"), self.failure.get("text", "")
+        is_unstored = kind in (STORE_FULL, NOT_STORED)
+        if self.policy.on_timeout == "load" and (is_unstored or kind == LOAD_REFUSED):
+            return f"load it in the reader{' and store nothing' if is_unstored else ''}: {text}"
+        if has_lapsed:
             return "serve it although it has lapsed: its reload fails"
-        case _:
-            return "load it again, and wait: it has lapsed"
+        if is_unstored:
+            return f"raise LoadTimeout: {text}"
+        if self.is_batch and kind == KeyMissing.__name__:
+            return "raise KeyMissing: the batch loader left it out, and its backoff is running"
+        return f"raise LoadError: the last load failed with {kind}, and its backoff is running"
+
+    def _load(self, otherwise: str) -> str:
+        """Return how a read has it loaded."""
+        within = f"within {self.policy.wait_for:g} s"
+        loads_here = self.policy.on_timeout == "load"
+        late = f"load it in the reader if none has begun {within}" if loads_here else f"{otherwise} after {within[7:]}"
+        if self.lease.get("taken_over"):
+            return "wait: another reader loads it"
+        if self.lease.get("fence"):
+            return f"wait: it is being loaded; {otherwise} if that has not ended {within}"
+        if self.lease and not self.lease.get("warm"):  # a read takes one of those that warm, and asks for it itself
+            return f"wait: a load has been asked for; {late}"
+        if not self.has_workers:
+            return "load it in the reader's process"
+        if self.is_unserved and loads_here:
+            return f"load it in the reader, after at most {self.policy.wait_for:g} s: no worker is seen"
+        if self.is_unserved:
+            return f"{otherwise} after {self.policy.wait_for:g} s: no worker is seen"
+        return f"ask a worker to load it, and wait; {late}"

@@ -64,12 +64,15 @@ class Batcher:
         self._turns: dict[_Loop, _Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def get(self, key: str) -> _Future:
+    def get(self, key: str, loop: _Loop | None = None) -> _Future:
         """Return a future of a key's value, fetched together with what else this turn of the loop asks for.
 
         It fails with whatever the fetch that had this key raised.
+
+        Args:
+            loop: the running one, if the caller has it.
         """
-        loop = asyncio.get_running_loop()
+        loop = loop or asyncio.get_running_loop()
         future: _Future = asyncio.Future(loop=loop)
         turn = self._turns.get(loop)
         if turn is None:

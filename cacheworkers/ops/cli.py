@@ -83,8 +83,9 @@ def _show_json(context: click.Context, _: click.Parameter, is_asked: bool) -> No
 def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     """Inspect and control a cache.
 
-    A CALL is a loader and its arguments as JSON: product[42], search["lamp",2]; quote it for the shell.  Within
-    `celery -A shop cacheworkers` the cache is the one that is bound to the Celery app.
+    A CALL is a loader and its arguments as JSON: product[42], search["lamp",2]; quote it for the shell.  Arguments that
+    have defaults may be left out: search["lamp"], front_page.  Within `celery -A shop cacheworkers` the cache is the
+    one that is bound to the Celery app.
 
     \b
     Why is this price old?      cacheworkers -A shop.cache:cache explain 'product[42]'

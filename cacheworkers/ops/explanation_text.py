@@ -25,7 +25,9 @@ def lines(found: Explanation) -> Iterator[tuple[str, str]]:
     """Yield what there is to say, each under its name."""
     yield "memory", _memory(found)
     if found.age is None:
-        yield "store", "nothing"
+        yield "store", found.problem or "nothing"
+        if found.fresh_for is not None:  # another release's
+            yield "fresh", f"until {_instant(found, found.fresh_for)}"
     else:
         yield from _stored(found)
     for tag in found.tags:
@@ -34,6 +36,7 @@ def lines(found: Explanation) -> Iterator[tuple[str, str]]:
         yield "tag", f"and {found.more_tags:,} more than `max_tags`"
     yield "lease", _lease(found)
     yield "failure", _failure(found)
+    yield "workers", _workers(found)
     yield "reads", _reads(found)
 
 
@@ -67,6 +70,14 @@ def _reads(found: Explanation) -> str:
     return f"about {count:,} lately, by all processes"
 
 
+def _workers(found: Explanation) -> str:
+    if not found.has_workers:
+        return "none: without a Celery app, or in tests, loads run in the process that reads"
+    if found.workers_seen is None:
+        return f"none seen to take {found.miss_queue} in ten minutes; `cacheworkers doctor` says how to start one"
+    return f"last seen to take {found.miss_queue} {span(found.workers_seen)} ago; they say so once a minute"
+
+
 def _stored(found: Explanation) -> Iterator[tuple[str, str]]:
     age, load_time = found.age or 0.0, found.load_time or 0.0
     yield "store", f"{found.freshness}, {found.size:,} bytes of JSON"
@@ -81,6 +92,8 @@ def _revalidated(found: Explanation) -> str:
     if found.lease:
         return "now, by the lease's holder"
     left = found.revalidates_in
+    if not left and float(found.failure.get("until_ms", 0)) / 1000 > found.at:
+        return "by nobody before the failure's backoff ends"
     if not left:
         return "by the next reader, or by warming"
     if not math.isfinite(left):

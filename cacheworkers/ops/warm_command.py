@@ -18,7 +18,7 @@ from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
-_A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?\[")
+_A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
 #: Where a row comes from, for messages, and what it says.
 Row = tuple[str, str | bytes]
 #: Of more calls than this it is not said why they failed.

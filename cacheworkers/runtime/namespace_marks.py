@@ -48,7 +48,7 @@ def conflicts(own: Iterable[str], noted: Mapping[str, float]) -> dict[str, list[
     """Return each mark of this process that others under the namespace contradict, with theirs.
 
     Contradictory are two databases, and two modules that declare a loader of one name.  A module that the other's path
-    ends in is the same, imported from another directory; what a program is started from (`__main__`) is any module.
+    ends in is the same, imported from another directory, or run as a script.
     """
     live = live_marks(noted)
     found = {mark: sorted(other for other in live if _contradict(mark, other)) for mark in own}
@@ -157,11 +157,12 @@ class NamespaceMarks:
         """Note a loader.
 
         Args:
+            module: as a worker imports it; empty where none could, as of a notebook, which contradicts nobody.
             loads_here: this process may load for its own readers; a service that only reads never does, and its
                 database says nothing of the loader's.
         """
         self.modules[loader] = module
-        if loads_here:
+        if module and loads_here:
             self._loading_modules.add(module)
 
     @property
@@ -174,15 +175,11 @@ class NamespaceMarks:
     def own(self) -> list[str]:
         """Return what this process is: its databases, each loader with its module, and both together unless shared."""
         databases = self.databases
-        modules = sorted(self.modules.items())
         own = [f"{DATABASE} {', '.join(databases)}"] if databases else []
-        own += [f"{LOADER} {name} of {module}" for name, module in modules if module != "__main__"]
+        own += [f"{LOADER} {name} of {module}" for name, module in sorted(self.modules.items()) if module]
         if not self._config.allow_shared_namespace:  # who says so is nobody's stranger
-            own += [f"{MODULE} {module} with {each}" for module in self._loading() for each in databases]
+            own += [f"{MODULE} {module} with {each}" for module in sorted(self._loading_modules) for each in databases]
         return own
-
-    def _loading(self) -> list[str]:
-        return sorted(self._loading_modules - {"__main__"})
 
     # -- admission, at the first exchange
 
@@ -194,7 +191,7 @@ class NamespaceMarks:
         """
         if self._refusal and time.monotonic() < self._refused_until:
             raise NamespaceTaken(self._refusal)
-        if self._config.allow_shared_namespace or not self._loading() or not self.databases:
+        if self._config.allow_shared_namespace or not self._loading_modules or not self.databases:
             return None
         return Request(("HGETALL", self._store.keys.marks))
 
@@ -278,9 +275,9 @@ class NamespaceMarks:
         namespace = self._config.namespace
         self._emit(NamespaceShared(namespace, mark, tuple(others)))
         log.warning(
-            "the namespace %s is used for %s by this process, and for %s by another: two applications, or staging and "
-            "production, would serve each other's values; give each its own Config.namespace, or say "
-            "allow_shared_namespace=True if it is one database under several addresses",
+            "the namespace %s is used for %s by this process, and for %s by another within 15 minutes: two "
+            "applications, or staging and production, would serve each other's values; give each its own "
+            "Config.namespace, or say allow_shared_namespace=True if it is one database under several addresses",
             namespace,
             mark,
             ", ".join(others),

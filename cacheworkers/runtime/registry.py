@@ -9,10 +9,10 @@ from typing import Any
 from cacheworkers.config import Config
 from cacheworkers.core.codec import Codec, annotation_of
 from cacheworkers.core.schema_fingerprint import fingerprint_of
-from cacheworkers.core.signature import Signature, loader_name_of
+from cacheworkers.core.signature import Signature, is_loader_name, loader_name_of
 from cacheworkers.core.tag_templates import TagTemplates
 from cacheworkers.core.tag_text import TagKinds, kind_of
-from cacheworkers.errors import ConfigError, DeclarationError, TagError, UnknownLoader
+from cacheworkers.errors import CallError, ConfigError, DeclarationError, TagError, UnknownLoader
 from cacheworkers.flows.ports import LoaderSpec
 from cacheworkers.policy import Policy
 
@@ -110,10 +110,16 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         return spec
 
     def of_call(self, call: str) -> tuple[LoaderSpec, str]:
-        """Return the loader of a call's text, and the text with the defaults of arguments that it leaves out.
+        """Return the loader of a call's text, and the text in full: see `Signature.completed`.
 
         Raises:
             UnknownLoader, CallError: it is not a call of a loader that is declared here.
         """
-        spec = self.named(loader_name_of(call))
+        name = loader_name_of(call.partition("(")[0])
+        if not is_loader_name(name):
+            raise CallError(
+                f"a call is a loader's name and its arguments as JSON, as in {min(self, default='product')}[42], got "
+                f"{call[:80]!r}; declared are {', '.join(sorted(self)) or 'none'}"
+            )
+        spec = self.named(name)
         return spec, spec.signature.parse(spec.signature.completed(call)).text

@@ -111,7 +111,7 @@ class StoreReads:
                 crowd.cover_all()
             return place, None
         try:
-            return self._look(text, crowd, turn), crowd
+            return self._look(text, crowd, turn, loop), crowd
         except BaseException as error:
             self._fail(crowd, error, started)
             raise
@@ -280,7 +280,8 @@ class StoreReads:
                 return read if as_read else read.value
             crowd, place, ports = found, None, self._ports
             try:
-                place = self._look(call.text, crowd, ports.store.batcher.unsent(asyncio.get_running_loop()))
+                loop = asyncio.get_running_loop()
+                place = self._look(call.text, crowd, ports.store.batcher.unsent(loop), loop)
                 reply = None if place is None else await place
             except StoreError:
                 pass
@@ -300,11 +301,12 @@ class StoreReads:
         self._succeed(call, crowd, read)
         return read if as_read else read.value
 
-    def _look(self, text: str, crowd: Crowd, turn: int) -> Any:
+    def _look(self, text: str, crowd: Crowd, turn: int, loop: asyncio.AbstractEventLoop) -> Any:
         """Ask the store for a crowd; return what to await; None where a flow is waiting for a load of the call.
 
         Args:
             turn: the batcher's of the running loop, if it is not sent yet.
+            loop: the running one, which costs a system call to ask for.
         """
         ports = self._ports
         if not turn and ports.listener.process != getpid():  # asked once a turn
@@ -316,8 +318,8 @@ class StoreReads:
         if crowd.followers:
             crowd.cover()
         batcher = ports.store.batcher
-        place = batcher.get(text)
-        crowd.unsent = turn or batcher.unsent(asyncio.get_running_loop())
+        place = batcher.get(text, loop)
+        crowd.unsent = turn or batcher.unsent(loop)
         return place
 
     def _guarded(self, text: str) -> tuple[int, bool]:

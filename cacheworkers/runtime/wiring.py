@@ -185,6 +185,12 @@ class Runtime:
         return self._watching is not None and self._watching.is_any
 
     @property
+    def waits_for_workers(self) -> bool | None:
+        """Whether readers of this process wait for workers at present; None where loads do not go to workers."""
+        breaker = None if self.ports.config.testing else self._worker_breaker
+        return None if breaker is None else not breaker.is_open
+
+    @property
     def siblings(self) -> list[Runtime]:
         """Other caches of this process with the same store and namespace."""
         mine = self.ports.config
@@ -219,7 +225,8 @@ class Runtime:
 
     def register(self, spec: LoaderSpec) -> None:
         """Have workers know a loader."""
-        self.marks.declare(spec.name, spec.function.__module__, loads_here=spec.policy.on_timeout == "load")
+        module = importable_name(spec.function.__module__)
+        self.marks.declare(spec.name, module, loads_here=spec.policy.on_timeout == "load")
         if spec.limiter is not None:
             self._limiters.add(spec.limiter)
         if self._worker_breaker is not None and spec.policy.on_timeout == "raise":
@@ -233,7 +240,7 @@ class Runtime:
                 spec.rate_limit,
                 spec.pace,
                 spec.policy.version,
-                importable_name(spec.function.__module__),
+                module,
                 spec.fingerprint.hex(),
             )
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from celery import Celery
@@ -33,6 +34,8 @@ log = logging.getLogger("cacheworkers")
 
 #: While this process waits for no more calls than this, each has a message of its own.
 FEW = 4
+#: How often it is logged that a loader is not known here, seconds.
+UNKNOWN_LOGGED_EVERY = 600.0
 #: Runs loads of one loader, and returns why some of them failed.
 RunLoads = Callable[[str, list[LoadRequest], bool], list[CacheworkersError] | None]
 
@@ -68,6 +71,7 @@ class CeleryDispatcher:
         self._refuse = refuse
         self._around_task = around_task
         self._not_loaded = NotLoadedLog()
+        self._unknown_until: dict[str, float] = {}
         self._emit = emit
         self._waited_for = waited_for
         self.on_taken = on_taken
@@ -139,13 +143,16 @@ class CeleryDispatcher:
         requests: list[LoadRequest] = []
         with contextlib.suppress(Exception):  # not ours, whatever its name says
             requests, _ = parse_requests(name.removeprefix(PREFIX), message.payload[1].get("asks"))
-        module = (getattr(message, "headers", None) or {}).get(MODULE) or "the module that declares it"
-        log.error(
-            "this worker does not know the loader %s: have its app import %s, as in app.conf.include = [%r]",
-            name.removeprefix(PREFIX),
-            module,
-            module,
-        )
+        if monotonic() >= self._unknown_until.get(name, 0.0):
+            self._unknown_until[name] = monotonic() + UNKNOWN_LOGGED_EVERY
+            module = (getattr(message, "headers", None) or {}).get(MODULE)
+            log.error(
+                "this worker does not know the loader %s: have its app import %s (said once in %.0f "
+                "minutes, however many messages come)",
+                name.removeprefix(PREFIX),
+                f"{module}, as in app.conf.include = [{module!r}]" if module else "the module that declares it",
+                UNKNOWN_LOGGED_EVERY / 60,
+            )
         self._emit(UnknownTask(name, len(requests)))
         if requests:
             modules = ", ".join(sorted({info.module for info in self.infos.values()}))

@@ -214,8 +214,9 @@ def oldest_in_redis(channel: Any, queue: str) -> tuple[int, Mapping[str, Any]]:
 
 # -- log records
 
-#: The loggers that write one line for each task, and one for each beat entry that is sent.
+#: The loggers that write one line for each task, for each message of an unknown task, and for each beat entry.
 TASK_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "celery.worker.request")
+UNKNOWN_LOGGER = "celery.worker.consumer.consumer"
 BEAT_LOGGER = "celery.beat"
 
 
@@ -224,6 +225,8 @@ def task_of_record(record: logging.LogRecord) -> str:
     args = record.args
     if isinstance(args, dict):
         return str(args.get("name", ""))
+    if record.name == UNKNOWN_LOGGER and isinstance(args, tuple) and len(args) == 4 and isinstance(args[2], dict):
+        return str(args[2].get("task", ""))  # "Received unregistered task of type %s. ..."
     if isinstance(args, tuple) and len(args) == 2:
         # "Scheduler: Sending due task %s (%s)", and "Discarding revoked task: %s[%s]" of a message that has expired
         return str(args[record.name == BEAT_LOGGER])

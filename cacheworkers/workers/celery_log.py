@@ -9,7 +9,7 @@ from celery.signals import after_task_publish
 from kombu.exceptions import OperationalError
 
 from cacheworkers.errors import LoadError
-from cacheworkers.workers.celery_internals import BEAT_LOGGER, TASK_LOGGERS, task_of_record
+from cacheworkers.workers.celery_internals import BEAT_LOGGER, TASK_LOGGERS, UNKNOWN_LOGGER, task_of_record
 from cacheworkers.workers.celery_settings import PREFIX
 
 log = logging.getLogger("cacheworkers")
@@ -19,14 +19,16 @@ class _OwnTasks(logging.Filter):
     """Lowers to DEBUG what Celery logs at INFO for each of the library's tasks: received, done, expired, sent by beat.
 
     Beat sends one every few seconds; an idle worker's log would consist of them.  So it does with the error of a failed
-    load, which has been logged already, and not only the first of its message.
+    load, which has been logged already, and not only the first of its message, and with that of an unknown loader,
+    which is logged in a line, and not for each message.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is to be logged."""
         task = task_of_record(record)
-        is_failed_load = record.levelno == logging.ERROR and task.startswith(PREFIX) and _is_load_error(record)
-        if not is_failed_load and not (record.levelno == logging.INFO and task.startswith("cacheworkers.")):
+        is_load_error = record.name == UNKNOWN_LOGGER or _is_load_error(record)
+        is_known = record.levelno == logging.ERROR and task.startswith(PREFIX) and is_load_error
+        if not is_known and not (record.levelno == logging.INFO and task.startswith("cacheworkers.")):
             return True
         record.levelno, record.levelname = logging.DEBUG, "DEBUG"
         return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
@@ -74,7 +76,7 @@ _broker_errors = _BrokerErrors()
 
 def lower_own_tasks() -> None:
     """Have lines about the library's own tasks logged at DEBUG in this process."""
-    for name in (*TASK_LOGGERS, BEAT_LOGGER):
+    for name in (*TASK_LOGGERS, UNKNOWN_LOGGER, BEAT_LOGGER):
         logging.getLogger(name).addFilter(_own_tasks)
 
 

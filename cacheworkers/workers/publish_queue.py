@@ -31,6 +31,8 @@ BACKED_UP = 16
 LINGER_FOR = 0.01
 #: Their deadlines together, seconds: one message must not keep its worker, nor its redelivery, for longer.
 PLAIN_GROUP_FOR = 80.0
+#: How long after `start` a thread prepares, seconds: the process has just begun to read, and may be busy with it.
+PREPARE_AFTER = 0.5
 #: How long `PublishQueue.close` waits for what is queued, seconds.
 CLOSE_WITHIN = 1.0
 
@@ -98,7 +100,7 @@ class PublishQueue:
             most: how many requests may wait.
             unsent: gets the requests that are never sent: their loader is unknown, sending raised, or the queue closed.
             waited_for: returns how many calls this process's readers wait for.
-            prepare: called first by each thread.
+            prepare: called by a thread that `start` has started, if no request comes soon.
             threads: how many groups are sent concurrently.
         """
         self._send = send
@@ -180,7 +182,10 @@ class PublishQueue:
         return self._threads > 0
 
     def _empty(self) -> None:
-        self._prepare()
+        with self._has_asks:
+            is_calm = not (self._count or self._is_closed or self._has_asks.wait(PREPARE_AFTER))
+        if is_calm:
+            self._prepare()
         while True:
             with self._has_asks:
                 while not self._count and not self._is_closed:

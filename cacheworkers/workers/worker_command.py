@@ -33,9 +33,9 @@ def importable_name(module: str) -> str:
 
     A notebook and an interactive session have none.
     """
-    if module != "__main__":
+    if module not in ("__main__", "__mp_main__"):  # the second in a process that multiprocessing has spawned
         return module
-    main = sys.modules["__main__"]
+    main = sys.modules.get(module)
     spec = getattr(main, "__spec__", None)
     if spec is not None:  # python -m shop.web
         return str(spec.name).removesuffix(".__main__")

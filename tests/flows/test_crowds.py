@@ -198,8 +198,8 @@ def test_who_joins_after_an_invalidation_gets_nothing_of_before(
     store, replies, may_arrive = shop.ports.store, asyncio.Event(), asyncio.Event()
     get = store.batcher.get
 
-    async def late(call: str) -> bytes | None:
-        raw = await get(call)
+    async def late(call: str, loop: asyncio.AbstractEventLoop | None = None) -> bytes | None:
+        raw = await get(call, loop)
         replies.set()
         await may_arrive.wait()
         return raw
@@ -285,9 +285,9 @@ def test_bursts_of_readers_on_a_hot_key_are_one_look_each(
     batcher, looks = shop.ports.store.batcher, [0]
     look = batcher.get
 
-    def looked(key: str) -> Any:
+    def looked(key: str, loop: asyncio.AbstractEventLoop | None = None) -> Any:
         looks[0] += 1
-        return look(key)
+        return look(key, loop)
 
     monkeypatch.setattr(batcher, "get", looked)
 

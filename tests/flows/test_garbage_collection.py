@@ -154,7 +154,7 @@ def test_a_sweep_stops_in_the_middle_of_a_tag_set(make_cache: MakeCache, monkeyp
 
 
 def test_a_sweep_stops_in_the_middle_of_a_detached_set(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cacheworkers.store.commands.store.CHUNK", 10)
+    monkeypatch.setattr("cacheworkers.store.commands.tag_sets.CHUNK", 10)
     cache = make_cache()
     store = cache._ports.store
     client: Any = store.link.client()

@@ -241,7 +241,7 @@ def test_no_interleaving_of_sweeps_serves_what_was_invalidated(
 ) -> None:
     """With steps of one member, a sweep without time stops in the middle of a tag set, and of a detached one."""
     monkeypatch.setattr("cacheworkers.flows.garbage_collection.STEP", step)
-    monkeypatch.setattr("cacheworkers.store.commands.store.CHUNK", step)
+    monkeypatch.setattr("cacheworkers.store.commands.tag_sets.CHUNK", step)
     run_state_machine_as_test(sweeps(cache, prices), settings=PLAY)
 
 

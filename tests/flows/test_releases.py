@@ -234,7 +234,9 @@ def test_another_release_s_entry_is_reported_once(make_cache: Callable[..., Cach
 
     assert events.count(OtherRelease("product", "product[1]")) == 1
     assert second.product.peek(1) is None and first.product.peek(1).value == 1
-    assert "another return type" in second.cache.explain("product[1]").verdict
+    found = second.cache.explain("product[1]")
+    assert "another return type" in found.problem
+    assert found.verdict == "serve what this process has loaded for itself: the store has another release's"
 
 
 @pytest.mark.parametrize("stores", [True, False])

@@ -422,7 +422,7 @@ def test_an_application_or_its_factory_is_taken_for_its_cache(cli: Run, factory:
     done = cli("explain", "number[1]", app=app)
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("number[1]: ask a worker to load it")
+    assert done.stdout.startswith("number[1]: load it in the reader, after at most ")
 
 
 def test_a_factory_that_fails_costs_what_it_would_have_declared(cli: Run, factory: str, tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ cache.loader(name="one")(lambda load: 1)
     before, after = cli("--before-start", module=module), cli(module=module)
 
     assert (before.returncode, after.returncode) == (0, 1), before.stdout
-    assert "queue-unserved" not in before.stdout and "warning  queue-unserved" in after.stdout
+    assert "queue-unserved" not in before.stdout and after.stdout.count("warning  queue-unserved") == 4
+    fix = " worker -Q cw.miss,cw.revalidate,cw.warm,cw.upkeep; `worker_enable_remote_control` must be on"
+    assert after.stdout.count(fix) == after.stdout.count("why  miss: readers load for themselves") == 1
 
 
 def test_help_lists_the_statuses(cli: Run) -> None:

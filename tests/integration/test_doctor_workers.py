@@ -171,7 +171,10 @@ def test_queues_without_a_worker_are_found(shop: MakeShop, store: Valkey, broker
         return {f.what.split()[0]: f.level for f in findings if f.check == "queue-unserved"}
 
     expected = {"cw.miss": "ok", "cw.revalidate": "ok", "cw.warm": "warning", "cw.upkeep": "warning"}
-    looked_until(here.module.cache, lambda findings: unserved(findings) == expected)
+    findings = looked_until(here.module.cache, lambda findings: unserved(findings) == expected)
+
+    [fix] = {each.fix for each in findings if each.check == "queue-unserved" and each.level == "warning"}
+    assert fix.startswith("celery -A shop") and " -Q cw.warm,cw.upkeep; " in fix
 
 
 def test_workers_of_another_application_leave_beat_its_grace(

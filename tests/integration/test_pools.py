@@ -190,6 +190,7 @@ def test_unknown_loaders_and_malformed_messages_give_their_leases_back(pool: Poo
 
     pool.ask("nobody[1]")
     pool.send("nobody", other=1)
+    pool.app.send_task("shop.unknown", queue="cw.miss")
     pool.send("product", asks="nonsense")
     pool.send("product", asks=[["product[7]", TOKEN, "", "miss"], ["product[8]"]])
     pool.ask("product[1]")
@@ -200,6 +201,10 @@ def test_unknown_loaders_and_malformed_messages_give_their_leases_back(pool: Poo
     assert sorted(calls for _, calls in pool.notes("refused")) == [["nobody[1]"], ["product[7]"]]
     assert (len(pool.notes("UnknownTask")), len(pool.notes("MalformedTask"))) == (2, 2)
     assert pool.is_alive()
+    log = pool.log_path.read_text()
+    assert log.count("this worker does not know the loader nobody") == 1
+    assert "unregistered task of type 'shop.unknown'" in log.replace('KeyError("', "")  # the app's own, as ever
+    assert log.count("unregistered task of type") == 1
 
 
 def test_beat_sends_upkeep_to_its_queue(pool: Pool, tmp_path: Path) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +22,7 @@ from cacheworkers.events import NamespaceShared
 from cacheworkers.ops.doctor.namespace_checks import check_failures, check_namespace, check_unstored
 from cacheworkers.runtime import namespace_marks
 from cacheworkers.runtime.namespace_marks import FORGOTTEN_AFTER, LAPSES_AFTER, LIVES_FOR, _address, conflicts, stranger
-from cacheworkers.testing.servers import wait_until
+from cacheworkers.testing.servers import Valkey, wait_until
 
 
 class Row(DeclarativeBase):
@@ -234,11 +238,58 @@ def test_marks_that_nobody_renews_are_deleted(make_cache: Callable[..., Cache], 
     assert "database of last year" not in cache._ports.store.marks().run()
 
 
-def test_a_script_contradicts_nobody(make_cache: Callable[..., Cache]) -> None:
+@pytest.mark.parametrize(
+    ("file", "own"), [(None, []), ("/srv/shop.py", ["loader product of shop"])], ids=["notebook", "script"]
+)
+def test_a_script_is_the_module_that_a_worker_imports_and_a_notebook_contradicts_nobody(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, file: str | None, own: list[str]
+) -> None:
+    main = types.ModuleType("__main__")
+    if file is not None:
+        main.__file__ = file
+    monkeypatch.setitem(sys.modules, "__main__", main)
     cache = make_cache()
     cache.loader(fresh_for=60, name="product")(declared_in("__main__"))
 
-    assert cache._runtime.marks.own() == []
+    assert cache._runtime.marks.own() == own
+
+
+SCRIPT = """
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from cacheworkers import Cache, Config, Load
+
+cache = Cache(Config(redis_url={url!r}, namespace={namespace!r}), sessions=sessionmaker(create_engine("sqlite:///{db}")))
+
+@cache.loader(fresh_for=300)
+def thing(load: Load, n: int) -> str:
+    return "{db}"
+
+if __name__ == "__main__":
+    print(thing.get(1))
+    print(cache.stored("thing[1]"))
+    cache.internals.runtime.marks.note()
+    cache.close()
+"""
+
+
+def test_two_scripts_are_two_applications_and_one_is_itself_however_it_is_started(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    """Both have their loaders in `__main__`."""
+    for name in ("one", "two"):
+        text = SCRIPT.format(url=valkey.url, db=f"{name}.db", namespace=f"scripts{os.getpid()}")
+        (tmp_path / f"{name}.py").write_text(text)
+
+    def run(*words: str) -> tuple[list[str], str]:
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+        return done.stdout.split(), done.stderr
+
+    imported = "import one; print(one.thing.get(1)); print(one.cache.stored('thing[1]'))"
+    for words in (("one.py",), ("-m", "one"), ("-c", imported)):
+        assert run(*words) == (["one.db", "b'\"one.db\"'"], "")
+    said, errors = run("two.py")
+    assert said == ["two.db"] and "NamespaceTaken" in errors and "it has the loader thing of one with" in errors
 
 
 def test_a_mark_that_nobody_renews_lapses(make_cache: Callable[..., Cache], tmp_path: Path) -> None:

@@ -196,6 +196,21 @@ def test_a_text_may_leave_out_what_has_a_default() -> None:
         assert signature.completed(same) == same
 
 
+def test_a_text_may_be_written_as_a_call_is_in_python_or_without_arguments() -> None:
+    """`explain book_list` and `explain 'book(3)'` mean one call alone."""
+
+    def shelf(load: Any, author: int = 1, page: int = 1) -> None: ...
+
+    signature = Signature("shelf", shelf, version=2)
+
+    assert {signature.completed(text) for text in ("shelf", "shelf()", "shelf[]", "shelf(1)", "shelf@2[1]")} == {
+        "shelf@2[1,1]"
+    }
+    assert signature.completed('shelf("x")') == 'shelf@2["x"]'
+    for same in ("shelf(1", "shelf@1[1]", "shelf:1", "shelfs", "shelf)"):
+        assert signature.completed(same) == same
+
+
 @pytest.mark.parametrize("name", ["", "Product", "1st", "a-b", "a b", "<lambda>", "a\n", "p[", "x" * 101, None])
 def test_bad_names_are_refused(name: Any) -> None:
     with pytest.raises(DeclarationError, match="must match"):

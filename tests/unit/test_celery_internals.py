@@ -13,6 +13,7 @@ from celery import Celery
 from celery.app import amqp, trace
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import request
+from celery.worker.consumer.consumer import UNKNOWN_TASK_ERROR
 from kombu import Queue
 from kombu.transport import redis as kombu_redis
 from kombu.utils.scheduling import round_robin_cycle
@@ -155,6 +156,11 @@ RECORDS: dict[str, tuple[str, Any, Any]] = {
         ("collect_garbage", "cacheworkers.collect_garbage"),
     ),
     "expired": ("celery.worker.request", "Discarding revoked task: %s[%s]", ("cacheworkers.collect_garbage", "1")),
+    "unknown": (
+        "celery.worker.consumer.consumer",
+        UNKNOWN_TASK_ERROR,
+        (KeyError("cacheworkers.collect_garbage"), "[]", {"task": "cacheworkers.collect_garbage"}, {}),
+    ),
 }
 
 

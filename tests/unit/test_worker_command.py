@@ -46,6 +46,7 @@ def test_a_worker_imports_the_modules_that_its_app_does_not_name(
         ("__main__", None, "/srv/shop.py", "shop"),
         ("__main__", "shop.web", "/srv/shop/web.py", "shop.web"),
         ("__main__", "shop.__main__", "/srv/shop/__main__.py", "shop"),
+        ("__mp_main__", None, "/srv/shop.py", "shop"),  # a process that multiprocessing has spawned
         ("__main__", None, None, ""),  # a notebook
     ],
 )
@@ -56,6 +57,6 @@ def test_the_name_by_which_a_worker_imports_what_runs_as_a_script(
     main.__spec__ = None if spec is None else importlib.util.spec_from_loader(spec, None)
     if file is not None:
         main.__file__ = file
-    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setitem(sys.modules, module, main)
 
     assert importable_name(module) == expected

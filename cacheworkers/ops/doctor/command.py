@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import click
 
 from cacheworkers.ops.doctor.diagnose import CHECK_WITHIN, diagnose
@@ -39,14 +41,16 @@ def doctor(context: click.Context, timeout: float, before_start: bool) -> None:
     if show is as_json:
         show(findings)
     else:
-        for finding in findings:
-            _print(finding)
+        for _, group in itertools.groupby(findings, lambda each: (each.check, each.level, each.why, each.fix)):
+            _print(list(group))
     context.exit(exit_code(findings))
 
 
-def _print(finding: Finding) -> None:
-    level = click.style(finding.level.ljust(8), fg=_COLOURS[finding.level], bold=finding.level == "error")
-    click.echo(f"{level} {finding.check.ljust(22)} {finding.what}")
+def _print(group: list[Finding]) -> None:
+    """Print findings of one rule that have one why and one fix."""
+    for finding in group:
+        level = click.style(finding.level.ljust(8), fg=_COLOURS[finding.level], bold=finding.level == "error")
+        click.echo(f"{level} {finding.check.ljust(22)} {finding.what}")
     if finding.level != "ok":
         click.echo(f"{' ' * 9}why  {finding.why}")
         click.echo(f"{' ' * 9}fix  {finding.fix}")

@@ -43,10 +43,10 @@ class Rule(msgspec.Struct, frozen=True):
     why: str
     fix: str
 
-    def finding(self, is_so: bool, what: str) -> Finding:
-        """Return the finding: the rule's when it is so, else an "ok" one."""
+    def finding(self, is_so: bool, what: str, fix: str = "") -> Finding:
+        """Return the finding: the rule's when it is so, with a more exact fix if there is one, else an "ok" one."""
         if is_so:
-            return Finding(self.check, self.level, what, self.why, self.fix)
+            return Finding(self.check, self.level, what, self.why, fix or self.fix)
         return Finding(self.check, "ok", what, self.why, "")
 
 

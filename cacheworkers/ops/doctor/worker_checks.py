@@ -12,6 +12,7 @@ from cacheworkers.runtime.namespace_marks import LIVES_FOR, NamespaceMarks
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
+from cacheworkers.workers.worker_command import worker_command
 
 #: A queue with this many messages counts as backed up: readers wait for the first queue, nobody for the others.
 MISS_BACKLOG = 100
@@ -62,13 +63,14 @@ BACKED_UP = Rule(
     "what is stale stays stale for longer.",
     "Start more workers on that queue, make its loaders quicker or batch loaders, or let entries be fresh for longer.",
 )
+ANSWERS = "`worker_enable_remote_control` must be on for it to answer."
 UNSERVED = Rule(
     "queue-unserved",
     "warning",
     "No worker that answers consumes one of the four queues.",
     "miss: readers load for themselves, a few at a time. revalidate: what is stale stays so until it lapses. "
     "warm: nothing is loaded ahead. upkeep: tag sets grow, and the outbox is not drained.",
-    "`celery -A module worker -Q` with the queue's name; `worker_enable_remote_control` must be on for it to answer.",
+    f"`celery -A module worker -Q` with the queue's name; {ANSWERS}",
 )
 UNKNOWN = Rule(
     "loader-unknown",
@@ -203,9 +205,11 @@ def check_backlog(app: Any, config: Config) -> Iterator[Finding]:
 def check_workers(app: Any, config: Config, store: Store, marks: NamespaceMarks) -> Iterator[Finding]:
     """Yield which queues are consumed, and by workers that know what is in them and load into this store."""
     workers = worker_facts(app)
-    for queue in _queues(config):
-        names = [worker.name for worker in workers if queue in worker.queues]
-        yield UNSERVED.finding(not names, f"{queue} is consumed by {', '.join(names) or 'no worker'}")
+    consumers = {queue: [each.name for each in workers if queue in each.queues] for queue in _queues(config)}
+    command = worker_command(app, [queue for queue, names in consumers.items() if not names], marks.modules.values())
+    for queue, names in consumers.items():
+        shown = f"{queue} is consumed by {', '.join(names) or 'no worker'}"
+        yield UNSERVED.finding(not names, shown, f"{command}; {ANSWERS}")
     names = [worker.name for worker in workers if worker.queues & set(_queues(config))]
     for name, is_marked in zip(names, _marks(store, names), strict=True):
         found = "has" if is_marked else "does not have"
