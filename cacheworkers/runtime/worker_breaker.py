@@ -213,9 +213,10 @@ class WorkerBreaker:
         else:
             reason = (
                 f"a worker has taken its message from queue {queue} and not begun: it is busy (give it "
-                f"--prefetch-multiplier 1, or start more: {command}), its app does not import "
-                f"{self._dispatcher.module_of(request.loader)}, as its log says then, or it loads into another store "
-                f"or namespace than this process ({store}), as `cacheworkers doctor` says under worker-store"
+                f"--prefetch-multiplier 1, or start more: {command}), its log has an error (its app does not import "
+                f"{self._dispatcher.module_of(request.loader)}, refuses JSON, or has a task class that raises), or it "
+                f"loads into another store or namespace than this process ({store}), as `cacheworkers doctor` says "
+                f"under worker-store"
             )
         log.warning("no worker began %s within its wait_for, a reader loads it: %s", request.call, reason)
 

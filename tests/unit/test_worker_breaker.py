@@ -172,7 +172,8 @@ def test_a_message_taken_before_says_nothing(scene: Scene) -> None:
             True,
             "has taken its message from queue cw.miss and not begun: it is busy (give it --prefetch-multiplier 1",
         ),
-        (0, True, "or it loads into another store or namespace than this process (redis://127.0.0.1"),
+        (0, True, "refuses JSON, or has a task class that raises), or it loads into another store"),
+        (0, True, "another store or namespace than this process (redis://127.0.0.1"),
     ],
 )
 def test_the_first_take_over_is_logged_with_its_reason(
