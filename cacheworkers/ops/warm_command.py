@@ -176,7 +176,8 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
     if app is None:
         return
     queue, end = cache.config.queues.warm, time.monotonic() + within
-    version = cache.loaders[loader].policy.version
+    spec = cache.loaders[loader]
+    version = spec.policy.version
     is_said = False
     while True:
         try:
@@ -185,7 +186,7 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
             note(f"workers cannot be asked whether they consume {queue}: {error}")
             return
         consuming = [worker for worker in workers if queue in worker.queues]
-        if any(worker.loads(loader, version) for worker in consuming):
+        if any(worker.loads(loader, version, spec.fingerprint.hex()) for worker in consuming):
             return
         command = worker_command(app, [queue], cache.internals.runtime.marks.modules.values())
         says = _why_none(consuming, queue, loader, version, command)
@@ -203,6 +204,11 @@ def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version
     if not consuming:
         return f"no worker that answers consumes {queue}: start `{command}`"
     for worker in consuming:
+        if loader in worker.loaders and worker.versions.get(loader, version) == version:
+            return (
+                f"no worker knows {loader} with this return type, parameters and tags: {worker.name} consumes {queue}, "
+                f"and is of another release; restart it with this code"
+            )
         if loader in worker.loaders:
             return (
                 f"no worker knows {loader} version {version}: {worker.name} consumes {queue}, and knows version "
