@@ -282,6 +282,7 @@ class Cache:
         columns: Mapping[Any, Collection[str]] | None = None,
         ignore: Mapping[Any, Collection[str]] | None = None,
         mode: WatchMode | Mapping[Any, WatchMode] = "hard",
+        check: bool = False,
     ) -> None:
         """Invalidate with every commit of these sessions what their units of work have changed.
 
@@ -305,12 +306,13 @@ class Cache:
             ignore: class or table -> columns whose changes concern none of its tags: `{User: ["last_seen"]}`.
             mode: "hard", or "soft": the old value is served as stale while workers reload; for all, or by template,
                 class or table: `{Category: "soft"}`.
+            check: make sure now that the outbox table is there; for a start that no migration shares.
 
         Raises:
             ConfigError: a key is neither, an option names what is not there, its tags are illegal or of no column,
-                `sessions` is something else, or commits by itself.
+                `sessions` is something else, or commits by itself; or, with `check`, the outbox is not there.
         """
-        self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode)
+        self._watching.watch(sessions, mapping, columns=columns, ignore=ignore, mode=mode, check=check)
         self._watching.compare(self._triggers)
 
     def triggers(

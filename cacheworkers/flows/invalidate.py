@@ -56,39 +56,11 @@ def invalidate_tags(
             acknowledged: the next invalidation of the tag, or garbage collection, finishes what was begun, and this
             process's L1 is emptied.
     """
-    started = ports.clock.monotonic()
-    count = _MemberCount(progress)
-    try:
-        together = ports.store.next_seq_and_detach(tags) if mode == "hard" else None
-        found: tuple[int, list[DetachedSet | ForeignType]] | None = None if together is None else (yield together)
-        n, first = ((yield ports.store.next_seq()), None) if found is None else found
-        entries = 0
-        foreign: ForeignType | None = None
-        for at in range(0, len(tags), TAGS_PER_EXCHANGE):
-            chunk = tags[at : at + TAGS_PER_EXCHANGE]
-            if mode == "hard":
-                detached, first = (yield ports.store.detach(chunk, n)) if first is None else first, None
-            else:
-                yield ports.store.mark_tags(chunk, n)
-                entries += yield from _soften_in_place(ports, chunk, count)
-                # The walk does not find what a hard invalidation that died half-way has detached.
-                detached = yield ports.store.detached_sets(chunk)
-            try:
-                entries += yield from drain(ports, detached, count)
-            except ForeignType as error:
-                foreign = error
-        if foreign is not None:
-            raise foreign
-        yield from replicated(ports)
-    except BaseException as error:
-        # This process knows that what it has is old, whatever the store has taken.
-        ports.l1.clear()
-        if isinstance(error, StoreError):
-            raise InvalidationIncomplete(f"invalidation of {named(tags)} is not acknowledged: {error}") from error
-        raise
-    yield from receive_own_push(ports)
-    ports.emit(Invalidated(tuple(tags), mode, entries, ports.clock.monotonic() - started))
-    return Invalidation(n, entries)
+
+    def work() -> Flow[tuple[int, int]]:
+        return (yield from _detach_or_soften(ports, tags, mode, _MemberCount(progress)))
+
+    return (yield from _acknowledged(ports, f"invalidation of {named(tags)}", work(), mode, tuple(tags)))
 
 
 def count_entries(ports: Ports, tags: Sequence[str]) -> Flow[Invalidation]:
@@ -107,20 +79,12 @@ def invalidate_calls(ports: Ports, calls: Sequence[str], mode: Mode) -> Flow[Inv
         InvalidationIncomplete: the store failed on the way, or too few of its replicas have it.  It is not
             acknowledged, and this process's L1 is emptied.
     """
-    started = ports.clock.monotonic()
-    try:
+
+    def work() -> Flow[tuple[int, int]]:
         n = yield ports.store.next_seq()
-        entries = yield ports.store.drop(calls) if mode == "hard" else ports.store.soften(calls)
-        yield from replicated(ports)
-    except BaseException as error:
-        # This process knows that what it has is old, whatever the store has taken.
-        ports.l1.clear()
-        if isinstance(error, StoreError):
-            raise InvalidationIncomplete(f"invalidation of {named(calls)} is not acknowledged: {error}") from error
-        raise
-    yield from receive_own_push(ports)
-    ports.emit(Invalidated((), mode, entries, ports.clock.monotonic() - started))
-    return Invalidation(n, entries)
+        return n, (yield ports.store.drop(calls) if mode == "hard" else ports.store.soften(calls))
+
+    return (yield from _acknowledged(ports, f"invalidation of {named(calls)}", work(), mode))
 
 
 def invalidate_loader(ports: Ports, loader: str) -> Flow[Invalidation]:
@@ -134,10 +98,9 @@ def invalidate_loader(ports: Ports, loader: str) -> Flow[Invalidation]:
     """
     if not is_loader_name(loader):
         raise CallError(f"a loader's name must match [a-z_][a-z0-9_.]*, got {loader!r}")
-    started = ports.clock.monotonic()
-    keys = ports.store.keys
-    entries = 0
-    try:
+
+    def work() -> Flow[tuple[int, int]]:
+        keys, entries = ports.store.keys, 0
         n = yield ports.store.next_seq()
         for pattern in keys.patterns_of(loader):
             cursor = 0
@@ -146,12 +109,9 @@ def invalidate_loader(ports: Ports, loader: str) -> Flow[Invalidation]:
                 entries += yield ports.store.drop([keys.call_in(key) for key in found])
                 if cursor == 0:
                     break
-        yield from replicated(ports)
-    except StoreError as error:
-        raise InvalidationIncomplete(f"dropping all of {loader} is not acknowledged: {error}") from error
-    yield from receive_own_push(ports)
-    ports.emit(Invalidated((), "hard", entries, ports.clock.monotonic() - started))
-    return Invalidation(n, entries)
+        return n, entries
+
+    return (yield from _acknowledged(ports, f"dropping all of {loader}", work(), "hard"))
 
 
 def members_of(ports: Ports, tag: str, most: int) -> Flow[list[str]]:
@@ -209,6 +169,58 @@ def drain(
     if foreign:
         raise foreign[0]
     return entries
+
+
+def _acknowledged(
+    ports: Ports, what: str, work: Flow[tuple[int, int]], mode: Mode, tags: tuple[str, ...] = ()
+) -> Flow[Invalidation]:
+    """Return the acknowledgement of work, which returns its number and how many entries it has invalidated.
+
+    Raises:
+        InvalidationIncomplete: the store failed on the way, or too few of its replicas have it.
+    """
+    started = ports.clock.monotonic()
+    try:
+        n, entries = yield from work
+        yield from replicated(ports)
+    except BaseException as error:
+        # This process knows that what it has is old, whatever the store has taken.
+        ports.l1.clear()
+        if isinstance(error, StoreError):
+            raise InvalidationIncomplete(f"{what} is not acknowledged: {error}") from error
+        raise
+    yield from receive_own_push(ports)
+    ports.emit(Invalidated(tags, mode, entries, ports.clock.monotonic() - started))
+    return Invalidation(n, entries)
+
+
+def _detach_or_soften(ports: Ports, tags: Sequence[str], mode: Mode, count: Progress) -> Flow[tuple[int, int]]:
+    """Invalidate tags; return the invalidation's number, and how many entries there were.
+
+    Raises:
+        ForeignType: a set is of another type; the others are done.
+    """
+    together = ports.store.next_seq_and_detach(tags) if mode == "hard" else None
+    found: tuple[int, list[DetachedSet | ForeignType]] | None = None if together is None else (yield together)
+    n, first = ((yield ports.store.next_seq()), None) if found is None else found
+    entries = 0
+    foreign: ForeignType | None = None
+    for at in range(0, len(tags), TAGS_PER_EXCHANGE):
+        chunk = tags[at : at + TAGS_PER_EXCHANGE]
+        if mode == "hard":
+            detached, first = (yield ports.store.detach(chunk, n)) if first is None else first, None
+        else:
+            yield ports.store.mark_tags(chunk, n)
+            entries += yield from _soften_in_place(ports, chunk, count)
+            # The walk does not find what a hard invalidation that died half-way has detached.
+            detached = yield ports.store.detached_sets(chunk)
+        try:
+            entries += yield from drain(ports, detached, count)
+        except ForeignType as error:
+            foreign = error
+    if foreign is not None:
+        raise foreign
+    return n, entries
 
 
 def replicated(ports: Ports) -> Flow[None]:

@@ -14,6 +14,7 @@ from kombu.exceptions import ChannelError, OperationalError
 from cacheworkers.errors import BrokerUnavailable
 from cacheworkers.workers.broker_text import shown_error
 from cacheworkers.workers.celery_internals import oldest_in_redis
+from cacheworkers.workers.celery_settings import own_connection
 
 #: A message's header with the instant at which it was sent, seconds since the epoch.
 SENT_AT = "cacheworkers_sent_at"
@@ -53,11 +54,10 @@ def queue_states(app: Celery, names: Sequence[str]) -> list[QueueState]:
     Raises:
         BrokerUnavailable: it does not answer.
     """
-    limits = {"socket_timeout": ANSWER_WITHIN, "socket_connect_timeout": ANSWER_WITHIN, "max_retries": 0}
-    options = {**(app.conf.broker_transport_options or {}), **limits}
+    timeouts = {"socket_timeout": ANSWER_WITHIN, "socket_connect_timeout": ANSWER_WITHIN}
     errors: tuple[type[Exception], ...] = (OperationalError, OSError, ValueError)  # the last from a URL that is misread
     try:
-        with app.connection_for_read(transport_options=options, connect_timeout=ANSWER_WITHIN) as connection:
+        with own_connection(app.connection_for_read, ANSWER_WITHIN, **timeouts) as connection:
             errors += (*connection.connection_errors, *connection.channel_errors)
             if connection.transport.driver_type == "redis":
                 return [_in_redis(connection.default_channel, name) for name in names]

@@ -5,7 +5,7 @@ Nothing that holds for the app's own tasks is set: no visibility timeout, no pre
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery
@@ -21,7 +21,6 @@ SOFT_MARGIN = 5.0
 HARD_MARGIN = 10.0
 #: Of connections that only publish: a reader must not wait for a broker that is frozen.
 PUBLISHER = {
-    "max_retries": 0,
     "interval_start": 0,
     "interval_step": 0,
     "interval_max": 0,
@@ -92,9 +91,17 @@ def keep_options(task: Any, **options: Any) -> None:
         setattr(task, name, own.get(name, value))
 
 
-def publisher_options(app: Celery) -> dict[str, Any]:
-    """Return the transport options of a connection that only publishes: the app's own, with short timeouts."""
-    return {**(app.conf.broker_transport_options or {}), **PUBLISHER}
+def own_connection(make: Callable[..., Any], connect_for: float, **timeouts: float) -> Any:
+    """Return a connection of the library's own to the broker: the app's options, with short timeouts.
+
+    Args:
+        make: the app's `connection_for_write`, or `connection_for_read`.
+        timeouts: transport options instead of the publisher's.
+    """
+    connection = make(transport_options={**PUBLISHER, **timeouts}, connect_timeout=connect_for)
+    # Each host of `redis://a;redis://b` is tried, and none of them again.
+    connection.transport_options["max_retries"] = max(0, len(connection.alt) - 1)
+    return connection
 
 
 def _listed(routes: Any) -> list[Any]:

@@ -192,14 +192,10 @@ def _worker(name: str, queues: Sequence[Any], tasks: Sequence[Any], stats: Seque
 
 @contextlib.contextmanager
 def _connected(app: Celery) -> Iterator[Any]:
-    options = {
-        **celery_settings.publisher_options(app),
-        "socket_timeout": ANSWER_FOR,
-        "socket_connect_timeout": ANSWER_FOR,
-    }
+    timeouts = {"socket_timeout": ANSWER_FOR, "socket_connect_timeout": ANSWER_FOR}
     connection, where = None, "its broker_url"
     try:
-        connection = app.connection_for_write(transport_options=options, connect_timeout=ANSWER_FOR)
+        connection = celery_settings.own_connection(app.connection_for_write, ANSWER_FOR, **timeouts)
         where = shown_address(app, connection)
         yield connection
     except Exception as error:  # kombu's transports raise what their drivers raise

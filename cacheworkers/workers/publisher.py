@@ -211,9 +211,7 @@ class Publisher:
 
     def _the_producer(self) -> Any:
         if self._producer is None:
-            connection = self._app.connection_for_write(
-                transport_options=celery_settings.publisher_options(self._app), connect_timeout=CONNECT_FOR
-            )
+            connection = celery_settings.own_connection(self._app.connection_for_write, CONNECT_FOR)
             self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         return self._producer
 

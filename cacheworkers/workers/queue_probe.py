@@ -11,7 +11,7 @@ from celery import Celery
 from cacheworkers.errors import BrokerUnavailable
 from cacheworkers.workers.broker_queues import ANSWER_WITHIN, QueueState
 from cacheworkers.workers.broker_text import shown_error
-from cacheworkers.workers.celery_settings import direct, publisher_options
+from cacheworkers.workers.celery_settings import direct, own_connection
 
 #: The task of a probe; a worker that runs it marks in the store that it has come through its queue.
 TASK = "cacheworkers.queue_probe"
@@ -70,9 +70,8 @@ class QueueProbes:
         return max(delay, now - sent)
 
     def _send(self, queue: str) -> None:
-        options = publisher_options(self._app)
         try:
-            with self._app.connection_for_write(transport_options=options, connect_timeout=ANSWER_WITHIN) as connection:
+            with own_connection(self._app.connection_for_write, ANSWER_WITHIN) as connection:
                 self._app.send_task(
                     TASK,
                     kwargs={"queue": queue},

@@ -199,7 +199,7 @@ MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
         races.test_soft_invalidation_leaves_the_entry_findable_by_a_hard_one,
     ),
     "a soft invalidation leaves what a hard one began": (
-        python(invalidating, "invalidate_tags", "detached = yield ports.store.detached_sets(chunk)", "detached = []"),
+        python(invalidating, "_detach_or_soften", "detached = yield ports.store.detached_sets(chunk)", "detached = []"),
         races.test_soft_invalidation_finishes_a_hard_one_that_died,
     ),
     "a soft invalidation leaves no mark": (

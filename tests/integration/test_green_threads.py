@@ -61,6 +61,35 @@ stop.set()
 cache.close()
 """
 
+FORKS = """
+from gevent import monkey; monkey.patch_all()
+import json, os, sys, time
+from cacheworkers import Cache, Config
+
+events = []
+cache = Cache(Config(redis_url=sys.argv[1], namespace="green", store_timeout=5.0), hook=events.append)
+
+@cache.loader(fresh_for=300)
+def number(load, n: int) -> int:
+    return n
+
+def count(name):
+    return sum(type(each).__name__ == name for each in events)
+
+def wait_for_pings(times):
+    answered = count("ListenerLag") + times
+    while number.read(1).tier != "l1" or count("ListenerLag") < answered:
+        time.sleep(0.01)
+
+wait_for_pings(1)
+child = os.fork()
+wait_for_pings(3)
+print(json.dumps(count("ListenerDown")), flush=True)
+if child:
+    os.waitpid(child, 0)
+os._exit(0)
+"""
+
 
 class Child:
     """A reader in a process whose standard library is patched first."""
@@ -116,3 +145,13 @@ def test_a_store_that_hangs_costs_a_green_thread_its_timeout(how: str, trouble: 
         assert found["value"] == 70
         assert found["ticks"] > 10
         server.resume()
+
+
+def test_a_fork_takes_no_messages_of_its_parent_s_listener() -> None:
+    """Green threads go on in a fork.  The listener's would read from the parent's connection there, and break both."""
+    with Valkey() as server:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", FORKS, server.url], capture_output=True, text=True, timeout=60
+        )
+
+    assert done.stdout.split() == ["0", "0"], done.stderr[-1000:]

@@ -17,7 +17,7 @@ from cacheworkers import Cache, Config, Load
 from cacheworkers.events import Event, Published, PublishFailed
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.testing import Valkey
-from cacheworkers.testing.servers import wait_until
+from cacheworkers.testing.servers import free_port, wait_until
 from cacheworkers.workers import publish_queue as queues
 from cacheworkers.workers.binding import bind
 from cacheworkers.workers.publish_queue import LoaderInfo
@@ -186,6 +186,19 @@ def test_a_restart_that_nobody_noticed_loses_no_message(web: Web, broker: Valkey
     assert [asks_of(message)[0][0] for message in web.messages("cw.miss")] == ["product[2]"]
     assert events == [Published("product", "cw.miss", 1)]
     assert web.ask(an_ask(3)) == [Published("product", "cw.miss", 1)]
+
+
+def test_the_next_host_of_several_is_asked_where_one_is_gone(broker: Valkey, patient_publisher: None) -> None:
+    """An app may name its brokers with ";", or as a list: workers consume from the one that answers."""
+    web = Web(f"redis://127.0.0.1:{free_port()}/0;{broker.url}", BREAKER_FOR)
+    try:
+        events = web.ask(an_ask(42))
+        states = web.workers.queue_states()
+    finally:
+        web.workers.close()
+
+    assert events == [Published("product", "cw.miss", 1)]
+    assert {each.name: each.length for each in states}["cw.miss"] == 1
 
 
 def test_a_broker_that_was_never_there_raises_nothing() -> None:

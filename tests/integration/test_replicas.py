@@ -274,8 +274,7 @@ def no_invalidation_waits(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("part", "race"),
     [
-        (python(invalidating, "invalidate_tags", "        yield from replicated(ports)\n", ""), no_invalidation_waits),
-        (python(invalidating, "invalidate_calls", "        yield from replicated(ports)\n", ""), no_invalidation_waits),
+        (python(invalidating, "_acknowledged", "        yield from replicated(ports)\n", ""), no_invalidation_waits),
         (
             python(write_loaded, "write", "yield from replicated(ports)\n", "pass\n"),
             test_what_replicas_lack_is_not_cached_either,

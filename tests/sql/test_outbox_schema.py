@@ -88,10 +88,10 @@ def test_watch_looks_there(make_cache: Callable[..., Cache], database_url: str) 
     cache = make_cache(outbox_schema=SCHEMA)
 
     with pytest.raises(ConfigError, match=r"which .* does not have"):
-        cache.watch(sessionmaker(engine), {Product: ["product:{id}"]})
+        cache.watch(sessionmaker(engine), {Product: ["product:{id}"]}, check=True)
     with engine.begin() as connection:
         cache.outbox.create(connection)
-    cache.watch(sessionmaker(engine), {Product: ["product:{id}"]})
+    cache.watch(sessionmaker(engine), {Product: ["product:{id}"]}, check=True)
     engine.dispose()
 
 

@@ -250,11 +250,11 @@ def test_tags_given_with_the_session_are_invalidated_with_its_commit(shop: Shop)
 # -- what is wrong is said at set-up
 
 
-def test_a_missing_outbox_table_is_found_at_set_up(unwatched: Shop) -> None:
+def test_a_missing_outbox_table_is_found_at_set_up_if_asked_for(unwatched: Shop) -> None:
     unwatched.cache.outbox.metadata.drop_all(unwatched.engine)
 
     with pytest.raises(ConfigError, match="cacheworkers_outbox"):
-        unwatched.watch()
+        unwatched.cache.watch(unwatched.sessions, unwatched.mapping, check=True)
 
 
 def test_unmapped_classes_are_refused(unwatched: Shop) -> None:

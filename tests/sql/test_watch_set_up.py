@@ -116,12 +116,12 @@ def test_a_flush_names_an_outbox_that_is_not_there(cache: Cache, sessions: sessi
 
     with sessions() as session:
         session.add(Thing(id=1, slug="a"))
-        with pytest.raises(ConfigError, match=r"need the table cacheworkers_outbox.*a migration makes it"):
+        with pytest.raises(ConfigError, match=r"need the table cacheworkers_outbox.*cache.outbox.create"):
             session.commit()
     with sessions() as session:
         assert session.get(Thing, 1) is None
 
-    with pytest.raises(ConfigError, match=r"cacheworkers_outbox.*does not have; a migration makes it"):
+    with pytest.raises(ConfigError, match=r"cacheworkers_outbox.*does not have; cache.outbox.create"):
         cache.outbox.check(engine_of(sessions))
 
 
@@ -133,7 +133,7 @@ def test_a_commit_of_async_sessions_names_an_outbox_that_is_not_there(cache: Cac
         async with sessions() as session:
             await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
             session.add(Thing(id=1, slug="a"))
-            with pytest.raises(ConfigError, match=r"need the table cacheworkers_outbox.*a migration makes it"):
+            with pytest.raises(ConfigError, match=r"need the table cacheworkers_outbox.*cache.outbox.create"):
                 await session.commit()
 
     asyncio.run(inside())

@@ -166,7 +166,7 @@ def test_publishing_gives_up_soon_and_the_app_s_own_connections_do_not() -> None
     app = Celery("shop")
     bound(app)
 
-    options = celery_settings.publisher_options(app)
+    options = celery_settings.own_connection(app.connection_for_write, 0.2).transport_options
 
     assert options["socket_timeout"] < 1 and options["max_retries"] == 0
     assert app.conf.broker_transport_options == {}

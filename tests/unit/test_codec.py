@@ -346,3 +346,9 @@ def test_a_large_value_has_the_bytes_of_an_equal_one_compared_or_not() -> None:
     codec, ints = Codec(list[float]), [1] * COMPARED_UP_TO
 
     assert {codec.encode(ints) for _ in range(20)} == {codec.encode([1.0] * COMPARED_UP_TO)}
+
+
+def test_a_part_of_another_type_is_named_by_its_place() -> None:
+    """A key of a dict is `[...]` there, as docs/reference/values.md says."""
+    with pytest.raises(CodecError, match=r"at `\$\[1\]\[\.\.\.\]`$"):
+        Codec(list[dict[str, int]]).encode([{"a": 1}, {"b": "x"}])

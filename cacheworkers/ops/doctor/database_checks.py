@@ -67,7 +67,8 @@ MISSING = Rule(
     "error",
     "Sessions are watched, or triggers declared, and the outbox table is not there, or lacks a column.",
     "Every commit that changes what is watched fails.",
-    "`cache.outbox.create(engine)`, or a migration with `cache.outbox.metadata`.",
+    "`cache.outbox.create(engine)`; or a migration, where `cache.outbox.table.to_metadata(Base.metadata)` puts it "
+    "beside your tables.",
 )
 LAG = Rule(
     "outbox-lag",

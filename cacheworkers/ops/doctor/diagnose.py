@@ -122,37 +122,27 @@ def _settings(app: Any) -> Check:
 
 def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: Callable[[], float]) -> Iterator[Check]:
     """Yield what there is to ask others: no broker without Celery, no outbox where nothing is watched."""
-    config = cache.config
-    engines, databases, triggers = (
-        cache.internals.watching.engines,
-        cache.internals.watching.databases,
-        cache.internals.triggers,
-    )
+    config, internals = cache.config, cache.internals
+    runtime, watching, triggers = internals.runtime, internals.watching, internals.triggers
+    engines, databases = watching.engines, watching.databases
     has_outbox = bool(cache.is_watching or triggers)
 
-    store, link = store_checks.AWAY, cache.internals.ports.store
+    store, link = store_checks.AWAY, internals.ports.store
     yield Check("store-servers", store, lambda: store_checks.check_servers(config, has_outbox=has_outbox, now=now))
     yield Check("store-sentinels", store, lambda: store_checks.check_sentinels(config))
     yield Check("store-pushes", store, lambda: store_checks.check_pushes(config))
-    yield Check("namespace", store, lambda: namespace_checks.check_namespace(cache.internals.runtime))
-    yield Check("unstored", store, lambda: namespace_checks.check_unstored(cache.internals.runtime))
-    yield Check("failures", store, lambda: namespace_checks.check_failures(cache.internals.runtime))
-    yield Check("foreign", store, lambda: namespace_checks.check_foreign(cache.internals.runtime))
+    yield Check("namespace", store, lambda: namespace_checks.check_namespace(runtime))
+    yield Check("unstored", store, lambda: namespace_checks.check_unstored(runtime))
+    yield Check("failures", store, lambda: namespace_checks.check_failures(runtime))
+    yield Check("foreign", store, lambda: namespace_checks.check_foreign(runtime))
     yield Check("store-rights", store, lambda: store_checks.check_rights(config))
     if app is not None:
         broker = worker_checks.AWAY
-        yield Check(
-            "loaders", store, lambda: worker_checks.check_loaders(sorted(cache.loaders), cache.internals.runtime.marks)
-        )
+        yield Check("loaders", store, lambda: worker_checks.check_loaders(sorted(cache.loaders), runtime.marks))
         yield Check("broker", broker, lambda: worker_checks.check_broker(app, config))
         if is_running:
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
-            marks = cache.internals.runtime.marks
-            yield Check(
-                "workers",
-                broker,
-                lambda: worker_checks.check_workers(app, config, link, marks),
-            )
+            yield Check("workers", broker, lambda: worker_checks.check_workers(app, config, link, runtime.marks))
             yield Check("beat", store, lambda: _check_beat(app, config))
     database = database_checks.AWAY
     with_outbox = {engine.url: engine for engine in engines}

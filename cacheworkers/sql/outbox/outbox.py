@@ -42,7 +42,10 @@ from cacheworkers.sql.outbox.connections import on_connection, sync_half
 from cacheworkers.sql.sqlalchemy_internals import first_value
 
 TABLE = "cacheworkers_outbox"
-HOW_TO_MAKE_IT = "a migration makes it (see Migrations in How to lay out a project), or cache.outbox.create(engine)"
+HOW_TO_MAKE_IT = (
+    "cache.outbox.create(engine) makes it; or a migration does, where cache.outbox.table.to_metadata(Base.metadata) "
+    "puts it beside your tables"
+)
 #: How databases say that a table or a column is not there.
 _ABSENT = re.compile(r"not exist|n't exist|no such|no column|unknown column", re.IGNORECASE)
 #: What wrote a row: a watched session, which delivers it itself, or a trigger, whose rows the relay delivers; of the

@@ -63,6 +63,7 @@ class WatchService:
         columns: Mapping[Any, Collection[str]] | None,
         ignore: Mapping[Any, Collection[str]] | None,
         mode: Mode | Mapping[Any, Mode],
+        check: bool,
     ) -> None:
         """Begin to watch sessions; see `Cache.watch`."""
         sessions = getattr(sessions, "session_factory", sessions)  # of a scoped_session
@@ -71,7 +72,7 @@ class WatchService:
         hooks = SessionHooks(
             parsed, self.outbox, self._delivery, self._ports, is_seen_by_loaders=self._is_seen_by_loaders
         )
-        hooks.install(sessions, self._hooks)
+        hooks.install(sessions, self._hooks, check=check)
         self._hooks.append(hooks)
         self._watched.append(sessions)
 

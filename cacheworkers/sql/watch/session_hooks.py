@@ -66,17 +66,20 @@ class SessionHooks:
         self._triggers = InstalledTriggers(outbox, mapping)
         self._target: type = Session
 
-    def install(self, sessions: Any, others: Sequence[SessionHooks] = ()) -> None:
+    def install(self, sessions: Any, others: Sequence[SessionHooks] = (), *, check: bool = False) -> None:
         """Hook into a sessionmaker, a Session class, or their async kinds; nothing is changed if that is refused.
 
         Raises:
-            ConfigError: it is none of these, one of `others` watches it already, or its transactions are autocommitted.
+            ConfigError: it is none of these, one of `others` watches it already, its transactions are autocommitted,
+                or, with `check`, the outbox table is not there.
         """
         kind = session_class(sessions)
         if any(issubclass(kind, other._target) for other in others):
             raise ConfigError(f"{sessions!r} is watched already; give all classes in one mapping")
         for engine in bound_engines(sessions):
             check_engine(engine)
+            if check:
+                self.outbox.check(engine)
         self._target = kind = watched_class(sessions)
         for name, hook in self._hooks_of_sessions().items():
             # Before the user's own: what they read there has to be invalidated by then.

@@ -223,13 +223,15 @@ class Listener:
             self._close_connections()
 
     def _listen_until_closed(self) -> None:
-        backoff = _BACKOFF[0]
+        backoff, process = _BACKOFF[0], os.getpid()
         while not self._closed.is_set():
+            _stay_in(process)
             try:
                 self._connect()
                 backoff = _BACKOFF[0]
                 self._receive()
             except (OSError, RedisError, hiredis.HiredisError) as error:
+                _stay_in(process)
                 self._lose(error)
                 self._closed.wait(backoff * (0.5 + random.random() / 2))
                 backoff = min(backoff * 2, _BACKOFF[1])
@@ -310,11 +312,13 @@ class Listener:
             for each in connections:
                 selector.register(each.socket, selectors.EVENT_READ, each)
             selector.register(waker, selectors.EVENT_READ, None)
-            next_ping = time.monotonic() + PING_EVERY
+            next_ping, process = time.monotonic() + PING_EVERY, os.getpid()
             flushed_at, flush_at, proven_at = 0.0, math.inf, 0.0
             while not self._closed.is_set():
                 looked_at = time.monotonic()
-                for found, _ in selector.select(max(0.0, min(next_ping, flush_at) - looked_at)):
+                ready = selector.select(max(0.0, min(next_ping, flush_at) - looked_at))
+                _stay_in(process)
+                for found, _ in ready:
                     if found.data is not None:
                         self._process(found.data)
                     else:
@@ -393,3 +397,12 @@ class Listener:
 
 def _ignore(reply: Any) -> None:
     pass
+
+
+def _stay_in(process: int) -> None:
+    """Sleep for ever in a fork of a process, where its green threads go on: this one would take its messages.
+
+    It must not end either: the fork does not know it as a thread.
+    """
+    while os.getpid() != process:
+        time.sleep(3600.0)
