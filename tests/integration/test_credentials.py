@@ -204,6 +204,22 @@ def test_credentials_that_cannot_be_had_are_a_store_that_is_away(caplog: pytest.
     assert "token-of-somebody" not in caplog.text
 
 
+@pytest.mark.parametrize("given", ["secret", ("app", "secret", "more"), ("app", b"secret"), None], ids=str)
+def test_credentials_of_another_shape_are_an_error_that_says_so(given: Any) -> None:
+    """A mistake in the user's own code, whose text is ours to show: the log would name a TypeError alone."""
+
+    class Mistaken:
+        def get_credentials(self) -> Any:
+            return given
+
+    provider = CheckedProvider(Mistaken())
+
+    for ask in (provider.get_credentials, lambda: asyncio.run(provider.get_credentials_async())):
+        with pytest.raises(redis.ConnectionError, match=r"must return \(password,\) or \(user, password\)") as raised:
+            ask()
+        assert "secret" not in str(raised.value)
+
+
 # -- TLS
 
 

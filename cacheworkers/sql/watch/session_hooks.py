@@ -70,8 +70,8 @@ class SessionHooks:
         """Hook into a sessionmaker, a Session class, or their async kinds; nothing is changed if that is refused.
 
         Raises:
-            ConfigError: it is none of these, one of `others` watches it already, its transactions are autocommitted, or,
-                with `check`, the outbox table is not there.
+            ConfigError: it is none of these, one of `others` watches it already, its transactions are autocommitted,
+                or, with `check`, the outbox table is not there.
         """
         kind = session_class(sessions)
         if any(issubclass(kind, other._target) for other in others):

@@ -30,18 +30,21 @@ class Provider(RedisCredentialProvider):
     def get_credentials(self) -> Credentials:
         """Return `(password,)` or `(user, password)`."""
         try:
-            return _checked(self._provider.get_credentials())
+            found = self._provider.get_credentials()
         except Exception as error:
             raise _failed(error) from None
+        return _checked(found)
 
     async def get_credentials_async(self) -> Credentials:
         """Return the same."""
         try:
             if self._is_async:
-                return _checked(await self._provider.get_credentials_async())
-            return _checked(await asyncio.to_thread(self._provider.get_credentials))
+                found = await self._provider.get_credentials_async()
+            else:
+                found = await asyncio.to_thread(self._provider.get_credentials)
         except Exception as error:
             raise _failed(error) from None
+        return _checked(found)
 
 
 class PasswordFile:
@@ -79,10 +82,9 @@ def provider_of(config: Config, address: StoreAddress) -> Provider | None:
 
 
 def _checked(credentials: Any) -> Credentials:
-    if not isinstance(credentials, tuple | list) or len(credentials) not in (1, 2):
-        raise TypeError("get_credentials must return (password,) or (user, password)")
-    if not all(isinstance(each, str) for each in credentials):
-        raise TypeError("get_credentials must return strings")
+    is_pair = isinstance(credentials, tuple | list) and len(credentials) in (1, 2)
+    if not is_pair or not all(isinstance(each, str) for each in credentials):
+        raise ConnectionError("the credential provider for the store must return (password,) or (user, password)")
     return tuple(credentials)
 
 
