@@ -16,6 +16,7 @@ from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.ops.output import Obj, note
 from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
+from cacheworkers.workers.worker_command import worker_command
 
 #: What begins so is a call, of whatever loader; no JSON does.
 _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
@@ -175,7 +176,8 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
     if app is None:
         return
     queue, end = cache.config.queues.warm, time.monotonic() + within
-    version = cache.loaders[loader].policy.version
+    spec = cache.loaders[loader]
+    version = spec.policy.version
     is_said = False
     while True:
         try:
@@ -184,9 +186,10 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
             note(f"workers cannot be asked whether they consume {queue}: {error}")
             return
         consuming = [worker for worker in workers if queue in worker.queues]
-        if any(worker.loads(loader, version) for worker in consuming):
+        if any(worker.loads(loader, version, spec.fingerprint.hex()) for worker in consuming):
             return
-        says = _why_none(consuming, queue, loader, version)
+        command = worker_command(app, [queue], cache.internals.runtime.marks.modules.values())
+        says = _why_none(consuming, queue, loader, version, command)
         left = end - time.monotonic()
         if left <= 0:
             raise click.ClickException(f"{says}; nothing was loaded")
@@ -196,11 +199,16 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
         time.sleep(min(left, ASK_WORKERS_EVERY))
 
 
-def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version: int) -> str:
+def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version: int, command: str) -> str:
     """Say why none of the workers that consume the warm queue can load, and what to start."""
     if not consuming:
-        return f"no worker that answers consumes {queue}: start `celery -A MODULE worker -Q {queue}`"
+        return f"no worker that answers consumes {queue}: start `{command}`"
     for worker in consuming:
+        if loader in worker.loaders and worker.versions.get(loader, version) == version:
+            return (
+                f"no worker knows {loader} with this return type, parameters and tags: {worker.name} consumes {queue}, "
+                f"and is of another release; restart it with this code"
+            )
         if loader in worker.loaders:
             return (
                 f"no worker knows {loader} version {version}: {worker.name} consumes {queue}, and knows version "

@@ -97,9 +97,10 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     slots: int = 0
     uptime: float | None = None
 
-    def loads(self, loader: str, version: int) -> bool:
-        """Return whether it knows a loader, and reports no other version."""
-        return loader in self.loaders and self.versions.get(loader, version) == version
+    def loads(self, loader: str, version: int, schema: str) -> bool:
+        """Return whether it knows a loader, and reports no other version or schema."""
+        is_same = self.versions.get(loader, version) == version and self.schemas.get(loader, schema) == schema
+        return loader in self.loaders and is_same
 
 
 def app_facts(app: Celery) -> AppFacts:

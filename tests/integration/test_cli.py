@@ -553,9 +553,9 @@ def test_warming_without_workers_says_so_immediately_and_loads_nothing(cli: Run,
         done = cli("warm", "number", "1", "2", "--wait-for-workers", "0.1", app="served:cache")
 
         assert done.returncode == 1
-        assert (
-            "no worker that answers consumes served.warm: start `celery -A MODULE worker -Q served.warm`" in done.stderr
-        )
+        # The app has no name under which Celery could find it.
+        command = "celery -A MODULE worker -I served -Q served.warm"
+        assert f"no worker that answers consumes served.warm: start `{command}`" in done.stderr
         assert "nothing was loaded" in done.stderr
         assert done.stdout == ""
 

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from cacheworkers import LoadError
+from cacheworkers.ops import warm_command
 from cacheworkers.testing.servers import free_port, wait_until
+from cacheworkers.workers.diagnostics import WorkerFacts
 
 MakeShop = Callable[..., Any]
 
@@ -79,6 +82,21 @@ def test_the_command_that_warms_waits_for_a_worker_that_knows_the_loader(shop: M
     assert here.loads() == 3
 
 
+def test_the_command_that_warms_wants_workers_of_its_own_release(
+    shop: MakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they load, processes of this release could not read."""
+    here = shop()
+    spec = here.module.cache.loaders["product"]
+    other = {"product": "ab" * 8}
+    facts = WorkerFacts("old@host", frozenset({"cw.warm"}), frozenset({"product"}), {"product": 1}, other)
+    monkeypatch.setattr(warm_command, "worker_facts", lambda app: [facts])
+
+    with pytest.raises(click.ClickException, match=r"with this return type, parameters and tags: old@host consumes"):
+        warm_command.require_worker(here.module.cache, "product", 0.0)
+    assert facts.loads("product", 1, "ab" * 8) and not facts.loads("product", 1, spec.fingerprint.hex())
+
+
 def test_the_command_that_warms_asks_for_nothing_where_workers_take_other_queues(shop: MakeShop) -> None:
     here = shop()
     here.worker("-c", "1", "-Q", "cw.miss")
@@ -86,7 +104,7 @@ def test_the_command_that_warms_asks_for_nothing_where_workers_take_other_queues
     done = warm(here, "product", "1", "--wait-for-workers", "3")
 
     assert done.returncode == 1
-    assert "no worker that answers consumes cw.warm: start `celery -A MODULE worker -Q cw.warm`" in done.stderr
+    assert "no worker that answers consumes cw.warm: start `celery -A shop worker -Q cw.warm`" in done.stderr
     assert here.loads() == 0
 
 

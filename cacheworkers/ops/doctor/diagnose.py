@@ -17,6 +17,7 @@ from cacheworkers.ops.doctor import database_checks, namespace_checks, store_che
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
 from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
 from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts, worker_facts
+from cacheworkers.workers.worker_command import app_path
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
@@ -170,7 +171,9 @@ def _check_beat(app: Any, config: Config) -> Iterator[Finding]:
         known = [worker.uptime for worker in workers if worker.uptime is not None]
     except BrokerUnreachable:  # has a finding of its own
         known = []
-    yield from store_checks.check_beat(config, sorted(app_facts(app).upkeep.items()), max(known, default=None))
+    yield from store_checks.check_beat(
+        config, sorted(app_facts(app).upkeep.items()), max(known, default=None), app_path(app)
+    )
 
 
 def _looked(check: Check) -> list[Finding]:

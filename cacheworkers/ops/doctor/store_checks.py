@@ -251,16 +251,18 @@ def check_rights(config: Config) -> Iterator[Finding]:
 
 
 def check_beat(
-    config: Config, upkeep: Sequence[tuple[str, float]], running_for: float | None = None
+    config: Config, upkeep: Sequence[tuple[str, float]], running_for: float | None = None, path: str = "module"
 ) -> Iterator[Finding]:
     """Yield whether upkeep tasks run.
 
     Args:
         upkeep: each task's name, and every how many seconds it is due.
         running_for: how long the oldest worker of the upkeep queue has run, seconds; None if that is not known.
+        path: what `celery -A` takes for the app.
     """
     with StoreDiagnostics(config) as probe:
         ages = probe.upkeep_age([task for task, _ in upkeep])
+    fix = BEAT.fix.replace("-A module", f"-A {path}")
     for task, every in upkeep:
         age = ages[task]
         due_within = max(3 * every, 60.0)
@@ -274,4 +276,4 @@ def check_beat(
             )
         elif age is None:
             hint = "; where workers do run it, they write to another store or namespace than this process reads"
-        yield BEAT.finding(is_late, f"{task} {shown}, and is due every {every:g} s{hint}")
+        yield BEAT.finding(is_late, f"{task} {shown}, and is due every {every:g} s{hint}", fix)
