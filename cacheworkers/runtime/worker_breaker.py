@@ -29,6 +29,8 @@ LOG_EVERY = 60.0
 RELEASE_LOGGED_EVERY = 3600.0
 #: Workers that have taken no message for this long while some wait are gone, or stuck, seconds.
 GONE_AFTER = 10.0
+#: How long a message may take to leave a process before that is what is logged, seconds: a first one takes the longest.
+SENT_WITHIN = 5.0
 
 
 class WorkerBreaker:
@@ -42,7 +44,7 @@ class WorkerBreaker:
     def __init__(self, dispatcher: Any, store: Store, config: Config, clock: Callable[[], float] = monotonic) -> None:
         """
         Args:
-            dispatcher: what sends requests; also `queue_states`, `worker_command` and `may_wait_for_itself`.
+            dispatcher: what sends requests; also `queue_states`, `worker_command`, `wait_until_sent` and `may_wait_for_itself`.
         """
         self._dispatcher: Any = dispatcher
         self._store = store
@@ -188,6 +190,14 @@ class WorkerBreaker:
     def _log_why(self, request: LoadRequest, command: str) -> None:
         """Log why nobody had begun a load, as far as broker and store know."""
         queue = self._config.queues.miss
+        if not self._dispatcher.wait_until_sent(SENT_WITHIN):  # a queue says nothing of what has not reached it
+            log.warning(
+                "no worker began %s within its wait_for: its message has not left this process for %g s: the broker is "
+                "slow, or this process is busy",
+                request.call,
+                SENT_WITHIN,
+            )
+            return
         try:
             age = self._store.taken_age("miss").run()
             length = next((state.length for state in self._dispatcher.queue_states() if state.name == queue), 0)

@@ -93,6 +93,10 @@ class Binding:
         """Run something in each worker once it is ready, on a thread of its own: it delays and breaks nothing."""
         self._on_ready.append(work)
 
+    def wait_until_sent(self, within: float) -> bool:
+        """Return whether what was submitted has left this process; see `PublishQueue.wait_until_sent`."""
+        return self._dispatcher.wait_until_sent(within)
+
     def queue_states(self) -> list[QueueState]:
         """Ask the broker for the four queues; see `CeleryDispatcher.queue_states`."""
         return self._dispatcher.queue_states()

@@ -113,6 +113,10 @@ class CeleryDispatcher:
             return self._eager.submit_all(requests)
         return self._queue.submit_all(requests)
 
+    def wait_until_sent(self, within: float) -> bool:
+        """Return whether what was submitted has left this process within so many seconds."""
+        return self._queue.wait_until_sent(within)
+
     def queue_states(self) -> list[QueueState]:
         """Ask the broker for the four queues.
 

@@ -151,6 +151,11 @@ class PublishQueue:
                 self._has_asks.notify()
         return len(taken)
 
+    def wait_until_sent(self, within: float) -> bool:
+        """Return whether what is queued has been sent, or given up, within so many seconds."""
+        with self._has_ended:
+            return self._has_ended.wait_for(lambda: not self._count and self._idle == self._threads, within)
+
     def close(self) -> bool:
         """Send what is queued, for at most a second, then stop; False if something is on its way even then."""
         if self._pid != os.getpid():
@@ -202,6 +207,7 @@ class PublishQueue:
             self._take_on(name, queue, info, requests)
             with self._has_asks:
                 self._idle += 1
+                self._has_ended.notify_all()
 
     def _linger(self) -> None:
         """Let the group that is next fill, if workers are behind."""

@@ -98,6 +98,18 @@ def test_submit_does_not_wait_and_is_refused_when_there_is_no_room() -> None:
     assert [numbers for _, _, numbers in stuck.let_go()] == [[1], [2], [3]]
 
 
+def test_what_is_queued_or_on_its_way_has_not_been_sent() -> None:
+    stuck = Stuck()
+
+    assert not stuck.queue.wait_until_sent(0.0), "the first group is on its way"
+    stuck.queue.submit_all([an_ask(1)])
+    stuck._coherence.set()
+
+    assert stuck.queue.wait_until_sent(60.0)
+    assert [numbers for _, _, numbers in stuck.groups] == [[0], [1]]
+    stuck.let_go()
+
+
 def test_sending_that_raises_costs_its_own_group_only() -> None:
     """Its asks are given back, and the next group goes out."""
     sent: list[LoadRequest] = []

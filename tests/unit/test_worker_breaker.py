@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,10 @@ class Dispatcher:
         self.length = 0
         self.is_away = False
         self.is_in_own_worker = False
+        self.has_sent = True
+
+    def wait_until_sent(self, within: float) -> bool:
+        return self.has_sent
 
     def submit_all(self, requests: list[LoadRequest]) -> int:
         self.taken += requests
@@ -60,8 +65,11 @@ class Scene:
 
 
 @pytest.fixture
-def scene(make_cache: Callable[..., Cache]) -> Scene:
-    return Scene(make_cache())
+def scene(make_cache: Callable[..., Cache]) -> Iterator[Scene]:
+    yield Scene(make_cache())
+    for thread in threading.enumerate():
+        if thread.name == "cacheworkers-worker-breaker":
+            thread.join()  # what it logs is not the next test's
 
 
 def test_readers_stop_waiting_after_some_take_overs_in_a_row(scene: Scene) -> None:
@@ -130,6 +138,15 @@ def test_the_next_outage_is_logged_within_the_minute(scene: Scene, caplog: pytes
         scene.store.note_taken("miss").run()
         scene.watch._look()
         assert caplog.text.count("workers take messages from cw.miss again") == outage
+
+
+def test_a_message_that_has_not_left_this_process_is_blamed_on_no_worker(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.dispatcher.has_sent = False
+    scene.watch.note_taken_over(request())
+
+    wait_until(lambda: "no worker began price[1] within its wait_for: its message has not left" in caplog.text)
 
 
 def test_entries_of_another_release_are_logged_once_an_hour_for_each_loader(
