@@ -44,7 +44,8 @@ class WorkerBreaker:
     def __init__(self, dispatcher: Any, store: Store, config: Config, clock: Callable[[], float] = monotonic) -> None:
         """
         Args:
-            dispatcher: what sends requests; also `queue_states`, `worker_command`, `wait_until_sent` and `may_wait_for_itself`.
+            dispatcher: what sends requests; also `queue_states`, `worker_command`, `wait_until_sent` and
+                `may_wait_for_itself`.
         """
         self._dispatcher: Any = dispatcher
         self._store = store
