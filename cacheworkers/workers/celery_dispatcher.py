@@ -114,7 +114,7 @@ class CeleryDispatcher:
         return self._queue.submit_all(requests)
 
     def wait_until_sent(self, within: float) -> bool:
-        """Return whether what was submitted has left this process within so many seconds."""
+        """Return whether what was submitted has left this process before `within` seconds are over."""
         return self._queue.wait_until_sent(within)
 
     def queue_states(self) -> list[QueueState]:

@@ -152,7 +152,7 @@ class PublishQueue:
         return len(taken)
 
     def wait_until_sent(self, within: float) -> bool:
-        """Return whether what is queued has been sent, or given up, within so many seconds."""
+        """Return whether what is queued has been sent, or given up, before `within` seconds are over."""
         with self._has_ended:
             return self._has_ended.wait_for(lambda: not self._count and self._idle == self._threads, within)
 
