@@ -222,16 +222,17 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     created: float
     fresh_until: float
     load_time: float
+    fingerprint: bytes = NO_FINGERPRINT
 
 
 def head_of(raw: bytes | None) -> Head | None:
     """Return the head of an envelope, of which the header is enough; None for none, or for what cannot be read."""
     if raw is None or len(raw) < HEADER_BYTES:
         return None
-    magic, _, codec, _, load_ms, _, created, fresh, *_ = _HEADER.unpack_from(raw)
+    magic, _, codec, _, load_ms, _, created, fresh, *_, fingerprint, _ = _HEADER.unpack_from(raw)
     if magic != MAGIC or codec != CODEC_JSON:
         return None
-    return Head(created / 1000, fresh / 1000, load_ms / 1000)
+    return Head(created / 1000, fresh / 1000, load_ms / 1000, fingerprint)
 
 
 def is_life_of(life: bytes, entry: Entry) -> bool:

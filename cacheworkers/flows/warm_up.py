@@ -12,6 +12,7 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, Step
+from cacheworkers.core.schema_fingerprint import fits
 from cacheworkers.core.tokens import new_token
 from cacheworkers.flows.keep_warm import BUSY, CHUNK, Queued, is_fresh_for
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, submit
@@ -49,7 +50,8 @@ class WarmUp(msgspec.Struct):
         calls: all of them.
         fresh: those that were there already.
         loaded: those that workers have loaded.
-        failed: those whose load failed, or was lost; `failures` names some of them.
+        failed: those whose load failed, or was lost, or of which another release has stored an entry that is fresh;
+            `failures` names some of them.
         window: how many may be under way now.
         is_waiting: readers' misses are queued, so nothing new is asked for.
         unserved_misses: readers' misses that no worker has taken for so long that they are waited for no longer.
@@ -185,18 +187,24 @@ def warm_up(
             yield from _look_for_lost(job)
         state.window = _window(job)
         progress(state)
-    state.still_fresh = yield from _count_fresh(ports, calls)
+    state.still_fresh = yield from _count_fresh(ports, loader, calls)
     return state
 
 
-def _count_fresh(ports: Ports, calls: Sequence[str]) -> Flow[int]:
+def _count_fresh(ports: Ports, loader: LoaderSpec, calls: Sequence[str]) -> Flow[int]:
     """Return how many are fresh now: the first may have expired when the last has been loaded."""
     fresh = 0
     for start in range(0, len(calls), CHUNK):
         raws = yield ports.store.heads(calls[start : start + CHUNK])
         now = ports.clock.now()
-        fresh += sum(head is not None and now < head.fresh_until for head in map(envelope.head_of, raws))
+        heads = map(envelope.head_of, raws)
+        fresh += sum(head is not None and now < head.fresh_until and _is_readable(loader, head) for head in heads)
     return fresh
+
+
+def _is_readable(loader: LoaderSpec, head: envelope.Head | None) -> bool:
+    """Return whether readers of this release may decode an entry, as `envelope.entry_of` says."""
+    return head is not None and fits(head.fingerprint, loader.fingerprint)
 
 
 def _room(job: _Job, budget: float, most_budget: float) -> int:
@@ -245,10 +253,13 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
     now = ports.clock.now()
     options = []
     for call, raw in zip(chunk, raws, strict=True):
-        if is_fresh_for(envelope.head_of(raw), now, job.lead):
-            job.state.fresh += 1
-        else:
+        head = envelope.head_of(raw)
+        if not is_fresh_for(head, now, job.lead):
             options.append((call, new_token(), envelope.version_of(raw)))
+        elif _is_readable(loader, head):
+            job.state.fresh += 1
+        else:  # another release's is left alone while it is fresh, as readers of this one do
+            _failed(job, call)
     if not options:
         return 0
     claims = yield ports.store.claim_many(options, lease_for=loader.load_for, warms=True)
@@ -280,7 +291,7 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
 
 
 def _look(job: _Job) -> Flow[None]:
-    """Take off what has been loaded."""
+    """Take off what has been loaded, for this release or another."""
     calls = list(job.asked)
     raws = yield job.ports.store.heads(calls)
     now = job.ports.clock.monotonic()
@@ -288,10 +299,13 @@ def _look(job: _Job) -> Flow[None]:
         if raw is None or envelope.version_of(raw) == job.asked[call].seen:
             continue
         asked = job.asked.pop(call)
-        job.state.loaded += 1
         job.moved_at = now
         head = envelope.head_of(raw)
-        if head is not None:  # else another layout, of a newer deploy: loaded it is
+        if _is_readable(job.loader, head):
+            job.state.loaded += 1
+        else:
+            _failed(job, call)
+        if head is not None:  # else another layout, of a newer deploy
             # When another process asked for its loads is not known.
             job.throttle.note(head.load_time, now - asked.at - head.load_time if asked.is_ours else 0.0)
 

@@ -13,6 +13,7 @@ import msgspec
 from cacheworkers.cache import Cache
 from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
+from cacheworkers.flows.explain import Explanation
 from cacheworkers.ops.output import Obj, note
 from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
@@ -152,10 +153,7 @@ def warm(
         fresh_for = cache.loaders[loader].policy.fresh_for
         note(_why_lapsed(lapsed, time.monotonic() - began, fresh_for))
     for call in done.failures[:MOST_REASONS]:
-        fails = cache.explain(call).failure
-        note(
-            f"{call}: {fails.get('kind')}: {fails.get('text')}" if fails else f"{call}: no worker has loaded it in time"
-        )
+        note(f"{call}: {_why_failed(cache.explain(call))}")
     show(Warmed(done.calls, done.fresh, done.loaded, done.failed, bad, duplicates, share, done.failures))
     if share < min_fresh or bad:
         raise click.exceptions.Exit(1)
@@ -267,6 +265,14 @@ def _call(signature: Signature, row: Any) -> str:
         ) from None
     takes_several = len(signature.parameters) != 1
     return signature.bind(tuple(value) if takes_several and isinstance(value, list) else (value,), {}).text
+
+
+def _why_failed(found: Explanation) -> str:
+    """Say why a call is not warm, from what the store knows of it."""
+    if found.age is None and found.fresh_for:
+        return f"{found.problem}; restart workers with this code, and run it again in {found.fresh_for:.0f} s"
+    fails = found.failure
+    return f"{fails.get('kind')}: {fails.get('text')}" if fails else "no worker has loaded it in time"
 
 
 def _why_lapsed(lapsed: int, lasted: float, fresh_for: float) -> str:

@@ -275,8 +275,8 @@ class NamespaceMarks:
         namespace = self._config.namespace
         self._emit(NamespaceShared(namespace, mark, tuple(others)))
         log.warning(
-            "the namespace %s is used for %s by this process, and for %s by another within 15 minutes: two "
-            "applications, or staging and production, would serve each other's values; give each its own "
+            "the namespace %s is used for %s by this process, and for %s by another within 15 minutes: if they are two "
+            "applications, or staging and production, they serve each other's values; give each its own "
             "Config.namespace, or say allow_shared_namespace=True if it is one database under several addresses",
             namespace,
             mark,

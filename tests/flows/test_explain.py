@@ -262,7 +262,7 @@ def test_an_entry_of_another_release_is_no_empty_store(
 ) -> None:
     """It is loaded beside that entry while it is fresh, and asked for again after that."""
     old, new = make_cache(), make_cache()
-    declared(old).get(1)
+    declared(old, fresh_for=290, jitter=0.0).get(1)
 
     @new.loader(name="number", fresh_for=300, on_timeout=on_timeout)
     def number(load: Load, n: int) -> str:

@@ -17,6 +17,7 @@ from cacheworkers.flows.keep_warm import BUSY, Queued, ask_for
 from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.local.aimd_window import AimdWindow
 from cacheworkers.local.clock import StoreClock
+from cacheworkers.ops.warm_command import _why_failed
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -288,6 +289,31 @@ def test_an_invalidation_reaches_both_versions(make_cache: MakeCache) -> None:
 
     assert caches[0].invalidate("product:7").entries == 2
     assert caches[1].stored("product@2[7]") is None
+
+
+def test_what_another_release_has_stored_is_not_fresh_for_this_one(make_cache: MakeCache) -> None:
+    """It is left alone, as readers leave it, and fails the job: no process of this release could read it."""
+    old, new, other = make_cache(), make_cache(), make_cache()
+    names = batched(old)[0], batched(other)[0]
+
+    @new.batch_loader(fresh_for=300, tags=("n:{key}",))
+    def number(load: Load, keys: list[int]) -> dict[int, list[str] | None]:
+        return {key: [str(key)] for key in keys}
+
+    names[0].get(1)
+    there = warm_up(new, "number", ["number[1]"])
+    new._runtime.workers._run_loads = old._run_requests
+    loaded = warm_up(new, "number", ["number[2]"])
+    new._runtime.workers._run_loads = new._run_requests
+    mixed = warm_up(new, "number", ["number[1]", "number[3]"])
+
+    for done, call in ((there, "number[1]"), (loaded, "number[2]")):
+        assert (done.fresh, done.loaded, done.failed, done.failures, done.share) == (0, 0, 1, [call], 0.0)
+        why = _why_failed(new.explain(call))
+        assert "of a release with another return type" in why and "restart workers with this code" in why
+    assert (mixed.loaded, mixed.failed, mixed.share) == (1, 1, 0.5)
+    assert warm_up(other, "number", ["number[1]", "number[3]"]).share == 0.5
+    assert names[0].get(1) == 10 and number.get(3) == ["3"], "nothing was overwritten"
 
 
 @pytest.mark.parametrize(

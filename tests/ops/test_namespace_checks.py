@@ -103,7 +103,10 @@ def test_a_process_that_meets_another_database_says_so(
 def test_two_modules_that_declare_a_loader_of_one_name_are_found(
     make_cache: Callable[..., Cache], events: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two applications on one database, or with none that is known; what others have in common is not."""
+    """Two applications on one database, or with none that is known; what others have in common is not.
+
+    The one that was first learns it when it next renews its marks.
+    """
     shop, blog = make_cache(), make_cache()
     products = []
     for cache, module in ((shop, "shop.loaders"), (blog, "blog.loaders")):
@@ -120,6 +123,11 @@ def test_two_modules_that_declare_a_loader_of_one_name_are_found(
     [event] = [event for event in events if type(event) is NamespaceShared]
     assert (event.mark, event.others) == ("loader product of blog.loaders", ("loader product of shop.loaders",))
     assert level == "warning" and "product of blog.loaders" in what and "product of shop.loaders" in what
+    shop._runtime.marks._noted_at = 0.0
+    shop._runtime.marks.note()
+    shop._runtime.marks.note()
+    [_, event] = [event for event in events if type(event) is NamespaceShared]
+    assert (event.mark, event.others) == ("loader product of shop.loaders", ("loader product of blog.loaders",))
 
 
 def declared_in(module: str) -> Any:
