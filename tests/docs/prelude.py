@@ -16,8 +16,8 @@ from cacheworkers.sql.outbox.outbox import Outbox
 
 from .blocks import Block
 
-#: The product that pages ask for, and how many there are.
-MANY = 100
+#: The rows that pages ask for, as the layout makes them.
+ROWS = 'Product(id=n, name=f"product {n}", category_id=7, price=n * 10) for n in range(1, 101)'
 
 
 class Base(DeclarativeBase):
@@ -84,7 +84,7 @@ def models() -> dict[str, Any]:
     Base.metadata.create_all(engine)
     Outbox(Config.from_env().namespace).create(engine)
     with Session(engine) as session:
-        session.add_all(Product(id=i, name=f"product {i}", category_id=7, price=i * 10) for i in range(1, MANY + 1))
+        session.add_all(eval(f"[{ROWS}]", {"Product": Product}))
         session.commit()
     return {
         "engine": engine,
@@ -97,7 +97,7 @@ def models() -> dict[str, Any]:
         "product_label": product_label,
         "Session": sessionmaker(engine),
         "sessionmaker": sessionmaker,
-        "celery_app": Celery("shop", broker="memory://", task_always_eager=True),  # a page's second cache is refused
+        "celery": Celery("shop", broker="memory://", task_always_eager=True),  # a page's second cache is refused
         "Cache": Cache,
         "Config": Config,
         "Load": Load,
@@ -129,7 +129,7 @@ def shop() -> dict[str, Any]:
         "cache": cache,
         "product": product,
         "products": products,
-        "ids": [*range(1, MANY + 1)],
+        "ids": [*range(1, 101)],
         "stop": stop,
         "ask_the_bank": lambda currency, timeout: 1.0,
     }
@@ -143,7 +143,7 @@ def of(page: str) -> dict[str, Any]:
 
 
 #: Names of a reader's project, which a page that takes them for granted has in its text.
-PROJECT = {"engine", "Session", "celery_app", "cache", "product", "products", "ids", "stop", "ask_the_bank"}
+PROJECT = {"engine", "Session", "celery", "cache", "product", "products", "ids", "stop", "ask_the_bank"}
 PROJECT |= {"Base", "Product", "Label", "Category", "User", "ProductView", "product_label"}
 #: Pages whose own fixtures start the servers.
 STARTING = ("docs/how-to/testing.md",)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import asyncio
 import contextlib
-import inspect
 import io
 import json
 import os
@@ -65,7 +62,6 @@ class Page:
         self._is_session = is_session
         self._new_database = new_database
         self._files: set[str] = set()
-        self._runner = asyncio.Runner()
         self._staying: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = {port: str(free_port()) for port in PORTS}
         self._env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
@@ -79,7 +75,6 @@ class Page:
     def __exit__(self, *_: object) -> None:
         for command in reversed([*self._staying]):
             self._stop(command)
-        self._runner.close()
         for value in list(self._names.values()):
             if isinstance(value, Cache):
                 value.close()
@@ -122,13 +117,10 @@ class Page:
 
     def _run(self, block: Block) -> None:
         source = "\n" * block.line + textwrap.dedent(block.text)  # so that a traceback names the page's lines
-        code = compile(source, str(ROOT / block.page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        code = compile(source, str(ROOT / block.page), "exec", dont_inherit=True)
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            if code.co_flags & inspect.CO_COROUTINE:
-                self._runner.run(types.FunctionType(code, self._names)())
-            else:
-                exec(code, self._names)
+            exec(code, self._names)
         self._printed = out.getvalue()
 
     def _write(self, block: Block) -> None:

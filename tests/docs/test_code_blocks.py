@@ -42,6 +42,59 @@ def test_what_a_page_uses_it_makes_or_names(page: str) -> None:
     assert not [name for name in sorted(taken) if f"`{name}`" not in text]
 
 
+LAYOUT = "docs/how-to/project-layout.md"
+_FROM_THE_LAYOUT = re.compile(r"[^.;:]*\bas\s+in\s+the\s+\[layout\]")
+
+
+def _layout() -> list[ast.stmt]:
+    """Return the statements of the layout's files."""
+    files = [block.text for block in blocks_of(LAYOUT) if block.mark == "file"]
+    return [statement for text in files for statement in ast.parse(text).body]
+
+
+@pytest.mark.parametrize("page", pages())
+def test_what_is_said_to_be_the_layouts_is_there(page: str) -> None:
+    """The layout is the one project of all how-to pages: no page gives its names a second spelling."""
+    text = re.sub(r"\s+", " ", (ROOT / page).read_text())
+    said = {name for sentence in _FROM_THE_LAYOUT.findall(text) for name in re.findall(r"`(\w+)`", sentence)}
+
+    made = {getattr(statement, "name", "") for statement in _layout()}
+    made |= {ast.unparse(target) for each in _layout() if isinstance(each, ast.Assign) for target in each.targets}
+
+    assert said <= made
+
+
+def test_the_layouts_models_and_rows_are_those_that_pages_run_on() -> None:
+    """Each page is tested on the prelude's columns and rows: a reader gets the same by the layout."""
+    classes = {each.name: each for each in _layout() if isinstance(each, ast.ClassDef)}
+    columns = {
+        name: [ast.unparse(field.target) for field in classes[name].body if isinstance(field, ast.AnnAssign)]
+        for name in ("Product", "ProductView")
+    }
+
+    assert columns["Product"] == list(prelude.Product.__table__.columns.keys())
+    assert columns["ProductView"] == list(prelude.ProductView.__struct_fields__)
+    assert prelude.ROWS in re.sub(r"\s+", " ", (ROOT / LAYOUT).read_text())
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page.startswith(prelude.DECLARING)])
+def test_a_page_with_a_cache_of_its_own_says_which_file_that_replaces(page: str) -> None:
+    """One Celery app has one cache: who keeps the layout's beside the page's gets an error."""
+    text = (ROOT / page).read_text()
+
+    assert "[layout]" not in text or "in place of `shop/cache.py`" in text
+
+
+@pytest.mark.parametrize("page", pages())
+def test_a_handler_that_writes_answers_an_unknown_id(page: str) -> None:
+    """`get_one` raises in it, which is a 500."""
+    blocks = [block for block in blocks_of(page) if block.language == "python"]
+    functions = [node for block in blocks for node in ast.walk(ast.parse(textwrap.dedent(block.text)))]
+    handlers = [ast.unparse(each) for each in functions if getattr(each, "decorator_list", None)]
+
+    assert not [each for each in handlers if ".put(" in each.partition("def ")[0] and "get_one" in each]
+
+
 def _taken_for_granted(blocks: list[Block]) -> set[str]:
     """Return the names of the scene that a page's Python uses before it makes them itself."""
     made: set[str] = set()
@@ -60,6 +113,7 @@ def _taken_for_granted(blocks: list[Block]) -> set[str]:
 
 BAD = {
     "raises": Block("page.md", 1, "python", "1 / 0"),
+    "no file of a project has it": Block("page.md", 1, "python", "import asyncio\n\nawait asyncio.sleep(0)"),
     "an unknown name": Block("page.md", 1, "python", "nobody_knows"),
     "a signature that does not compile": Block("page.md", 1, "pyi", "def f(:"),
     "no such command": Block("page.md", 1, "bash", "cacheworkers -A shop:cache explode"),
@@ -87,8 +141,8 @@ def test_a_block_that_does_not_work_is_found(case: str, tmp_path: Path) -> None:
 
 
 def test_blocks_of_a_page_share_names_and_prints(tmp_path: Path) -> None:
-    """A later block sees what an earlier one has made, awaits included, and its output is compared."""
-    text = "```python\nx = 41\n```\n\n```python\nimport asyncio\n\nawait asyncio.sleep(0)\nprint(x + 1)\n```\n"
+    """A later block sees what an earlier one has made, and its output is compared."""
+    text = "```python\nx = 41\n```\n\n```python\nprint(x + 1)\n```\n"
     blocks = blocks_of("page.md", f"{text}\n<!-- prints -->\n```text\n42\n```\n")
 
     with Page("page.md", tmp_path, {}, is_session=False) as page:
