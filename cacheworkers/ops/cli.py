@@ -7,6 +7,7 @@ The app is a module and the name of its `Cache`; `CACHE_APP` in the environment 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -16,6 +17,7 @@ import click
 import msgspec
 
 from cacheworkers.cache import Cache
+from cacheworkers.core.signature import loader_name_of
 from cacheworkers.errors import CacheworkersError, UnknownLoader
 from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.explanation_text import print_explanation
@@ -25,7 +27,8 @@ from cacheworkers.ops.output import Obj, as_json, as_text, counted, note
 from cacheworkers.ops.statements_command import statements
 from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
-from cacheworkers.ops.warm_command import warm
+from cacheworkers.ops.warm_command import warm, why_no_worker
+from cacheworkers.workers.diagnostics import BrokerUnreachable
 
 #: Whether a command is asked what it does.
 HELP = "cacheworkers.help"
@@ -131,6 +134,11 @@ def explain(obj: Obj, call: str) -> None:
         show(found)
     else:
         print_explanation(found)
+    if found.has_workers and found.age is None:
+        with contextlib.suppress(BrokerUnreachable):
+            why = why_no_worker(cache, loader_name_of(found.call), found.miss_queue)
+            if why:
+                note(f"no worker loads it for this release: {why}")
 
 
 @main.command()

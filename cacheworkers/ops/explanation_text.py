@@ -75,7 +75,7 @@ def _workers(found: Explanation) -> str:
     if not found.has_workers:
         return "none: without a Celery app, or in tests, loads run in the process that reads"
     if found.workers_seen is None:
-        return f"none seen to take {found.miss_queue} in ten minutes; `cacheworkers doctor` says how to start one"
+        return f"none seen to load from {found.miss_queue} in ten minutes; `cacheworkers doctor` says what they lack"
     return f"last seen to take {found.miss_queue} {span(found.workers_seen)} ago; they say so once a minute"
 
 

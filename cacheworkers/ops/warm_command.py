@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import IO, Any
 
 import click
@@ -16,7 +16,7 @@ from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.explain import Explanation
 from cacheworkers.ops.output import Obj, counted, note
 from cacheworkers.ops.warm_progress import progress_of
-from cacheworkers.workers.diagnostics import BrokerUnreachable, WorkerFacts, worker_facts
+from cacheworkers.workers.diagnostics import BrokerUnreachable, worker_facts
 from cacheworkers.workers.worker_command import worker_command
 
 #: What begins so is a call, of whatever loader; no JSON does.
@@ -170,24 +170,16 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
     Raises:
         click.ClickException: none has answered by then; says which queue or version, and what to start.
     """
-    app = cache.internals.app
-    if app is None:
-        return
     queue, end = cache.config.queues.warm, time.monotonic() + within
-    spec = cache.loaders[loader]
-    version = spec.policy.version
     is_said = False
     while True:
         try:
-            workers = worker_facts(app)
+            says = why_no_worker(cache, loader, queue)
         except BrokerUnreachable as error:
             note(f"workers cannot be asked whether they consume {queue}: {error}")
             return
-        consuming = [worker for worker in workers if queue in worker.queues]
-        if any(worker.loads(loader, version, spec.fingerprint.hex()) for worker in consuming):
+        if not says:
             return
-        command = worker_command(app, [queue], cache.internals.runtime.marks.modules.values())
-        says = _why_none(consuming, queue, loader, version, command)
         left = end - time.monotonic()
         if left <= 0:
             raise click.ClickException(f"{says}; nothing was loaded")
@@ -197,9 +189,23 @@ def require_worker(cache: Cache, loader: str, within: float) -> None:
         time.sleep(min(left, ASK_WORKERS_EVERY))
 
 
-def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version: int, command: str) -> str:
-    """Say why none of the workers that consume the warm queue can load, and what to start."""
+def why_no_worker(cache: Cache, loader: str, queue: str) -> str:
+    """Say why no worker that answers can load what is in a queue, and what to start; empty where one can.
+
+    Empty also without Celery.
+
+    Raises:
+        BrokerUnreachable: workers cannot be asked.
+    """
+    app, spec = cache.internals.app, cache.loaders[loader]
+    if app is None:
+        return ""
+    version = spec.policy.version
+    consuming = [worker for worker in worker_facts(app) if queue in worker.queues]
+    if any(worker.loads(loader, version, spec.fingerprint.hex()) for worker in consuming):
+        return ""
     if not consuming:
+        command = worker_command(app, [queue], cache.internals.runtime.marks.modules.values())
         return f"no worker that answers consumes {queue}: start `{command}`"
     for worker in consuming:
         if loader in worker.loaders and worker.versions.get(loader, version) == version:
@@ -212,7 +218,9 @@ def _why_none(consuming: Sequence[WorkerFacts], queue: str, loader: str, version
                 f"no worker knows {loader} version {version}: {worker.name} consumes {queue}, and knows version "
                 f"{worker.versions[loader]}; start workers with this code"
             )
-    return f"{consuming[0].name} consumes {queue}, and does not know {loader}: restart it with this code"
+    module = cache.internals.runtime.marks.modules.get(loader)
+    included = f", whose app imports {module}: `app.conf.include = [{module!r}]`" if module else ""
+    return f"{consuming[0].name} consumes {queue}, and does not know {loader}: restart it with this code{included}"
 
 
 def _rows(cache: Cache, loader: str, keys: Iterable[str], file: IO[bytes] | None, hot: int | None) -> Iterable[Row]:

@@ -125,13 +125,16 @@ class WorkerBreaker:
         if self._is_due(f"refused {loader}", RELEASE_LOGGED_EVERY):
 
             def say() -> None:
+                module = self._dispatcher.module_of(loader)
+                named = "" if " " in module else f", as by app.conf.include = [{module!r}]"  # a notebook's has no name
                 log.warning(
                     "%s; this process loads the misses of %s itself.  All workers that take queue %s have to "
-                    "import %s, of this release: %s",
+                    "import %s, of this release%s: %s",
                     reason,
                     loader,
                     self._config.queues.miss,
-                    self._dispatcher.module_of(loader),
+                    module,
+                    named,
                     self._dispatcher.worker_command(),
                 )
 

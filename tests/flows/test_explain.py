@@ -244,7 +244,7 @@ def test_whether_workers_are_there_is_said_as_far_as_the_store_knows(make_cache:
     declared(without)
 
     assert nobody.verdict == given_up.verdict == "load it in the reader, after at most 2 s: no worker is seen"
-    assert rows(nobody)["workers"].startswith(f"none seen to take {cache.config.queues.miss} in ten minutes; ")
+    assert rows(nobody)["workers"].startswith(f"none seen to load from {cache.config.queues.miss} in ten minutes; ")
     assert seen.verdict == "ask a worker to load it, and wait; load it in the reader if none has begun within 2 s"
     assert rows(seen)["workers"].startswith(f"last seen to take {cache.config.queues.miss} ")
     assert rows(without.explain("number[1]"))["workers"].startswith("none: without a Celery app")

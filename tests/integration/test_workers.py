@@ -13,9 +13,11 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from cacheworkers import LoadError
 from cacheworkers.ops import warm_command
+from cacheworkers.ops.cli import explain
 from cacheworkers.testing.servers import free_port, wait_until
 from cacheworkers.workers.diagnostics import WorkerFacts
 
@@ -89,12 +91,26 @@ def test_the_command_that_warms_wants_workers_of_its_own_release(
     here = shop()
     spec = here.module.cache.loaders["product"]
     other = {"product": "ab" * 8}
-    facts = WorkerFacts("old@host", frozenset({"cw.warm"}), frozenset({"product"}), {"product": 1}, other)
+    queues = frozenset({"cw.warm", "cw.miss"})
+    facts = WorkerFacts("old@host", queues, frozenset({"product"}), {"product": 1}, other)
     monkeypatch.setattr(warm_command, "worker_facts", lambda app: [facts])
 
     with pytest.raises(click.ClickException, match=r"with this return type, parameters and tags: old@host consumes"):
         warm_command.require_worker(here.module.cache, "product", 0.0)
+    said = CliRunner().invoke(explain, ["product[94]"], obj=(here.module.cache, None)).output
+    assert "no worker loads it for this release: no worker knows product with this return type" in said
     assert facts.loads("product", 1, "ab" * 8) and not facts.loads("product", 1, spec.fingerprint.hex())
+
+
+def test_explain_says_what_workers_lack(shop: MakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = shop()
+    facts = WorkerFacts("bare@host", frozenset({"cw.miss"}), frozenset())
+    monkeypatch.setattr(warm_command, "worker_facts", lambda app: [facts])
+
+    said = CliRunner().invoke(explain, ["product[94]"], obj=(here.module.cache, None)).output
+
+    assert "bare@host consumes cw.miss, and does not know product: restart it with this code" in said
+    assert "`app.conf.include = ['shop']`" in said
 
 
 def test_the_command_that_warms_asks_for_nothing_where_workers_take_other_queues(shop: MakeShop) -> None:
