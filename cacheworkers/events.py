@@ -239,7 +239,8 @@ class WarmingPaused(Event, frozen=True):
 class GarbageCollected(Event, frozen=True):
     """A garbage collection ended; one that ran out of time is not whole, and the next goes on where it stopped.
 
-    `foreign` is how many keys it has passed over because they are of another type than ours.
+    `tag_sets` is how many it has looked at; `foreign` is how many keys it has passed over because they are of
+    another type than ours.
     """
 
     members: int

@@ -186,6 +186,9 @@ class Signature:
         """Return the text of the call that people mean: `shelf(7)` is `shelf[7]`, and `shelf` is `shelf[]`.
 
         Arguments that are left out are their defaults; the version is this one.  Any other text is returned as it is.
+
+        Raises:
+            CallError: an argument without a default is left out.
         """
         size = len(self.name)
         bracket, inner = text[size : size + 1], text[size + 1 :]
@@ -196,10 +199,16 @@ class Signature:
             left = self.parameters[len(given) :]
             if not left or not text.startswith(self._prefix):
                 return text
+            if missing := ", ".join(name for name in left if name not in self._defaults):
+                raise CallError(f"{text[:80]!r} is not a call of {self.name}{self._signature}: {missing} missing")
             rest = [converted(self._defaults[name], self.annotations[name]) for name in left]
-            return self.bind(self._decode(_encode([*given, *rest])), {}).text
-        except (*WRONG, KeyError, CallError):
+            full = _encode([*given, *rest])
+        except msgspec.MsgspecError:
             return text
+        try:
+            return self.bind(self._decode(full), {}).text
+        except (*WRONG, CallError):  # `parse` says which argument is wrong, and nothing of those that are left out
+            return self._prefix + full.decode()
 
     def of_this_version(self, text: str) -> str | None:
         """Return the text of the same arguments under this version; None if they do not fit it.

@@ -8,6 +8,7 @@ The app is a module and the name of its `Cache`; `CACHE_APP` in the environment 
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from typing import Any
@@ -22,7 +23,7 @@ from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
 from cacheworkers.ops.locate_cache import of_group
-from cacheworkers.ops.output import Obj, as_json, as_text, note
+from cacheworkers.ops.output import Obj, as_json, as_text, counted, note
 from cacheworkers.ops.statements_command import statements
 from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
@@ -57,6 +58,11 @@ class _Group(click.Group):
             raise click.ClickException(f"{error}{_declared_elsewhere(context.obj[0], error.loader)}") from None
         except CacheworkersError as error:
             raise click.ClickException(str(error)) from None
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a log line says what the command's error does not: that the store is away, it does."""
+    return record.module != "health"
 
 
 def _declared_elsewhere(cache: Cache, loader: str) -> str:
@@ -100,6 +106,8 @@ def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     or inspect has found that something is.
     """
     show = as_json if as_json_ else as_text
+    if logging.lastResort is not None:  # where nobody has configured logging
+        logging.lastResort.addFilter(_is_news)
     if context.meta[HELP]:
         context.obj = (None, show)
         return
@@ -114,7 +122,8 @@ def main(context: click.Context, app: str | None, as_json_: bool) -> None:
 def explain(obj: Obj, call: str) -> None:
     """Say what a read of CALL would get now, and why.
 
-    Nothing is loaded, claimed or counted.
+    Nothing is loaded, claimed or counted.  `fresh` ends by up to a `jitter` of `fresh_for` earlier than that after the
+    load, so that entries of one moment do not end in one.
 
     \b
     cacheworkers explain 'product[42]'
@@ -176,8 +185,9 @@ def hot(obj: Obj, loader: str, limit: int) -> None:
 def gc(obj: Obj) -> None:
     """Drop expired leftovers; finish broken-off invalidations.
 
-    Beat does it by itself, every minute by default: this is for a store that has no beat.  `foreign` counts keys that
-    something else has written, which it leaves alone; `is_whole` is false where it ran out of time.
+    Beat does it by itself, every minute by default: this is for a store that has no beat.  `tag_sets` counts those it
+    has looked at, `members` and `entries` what it has dropped; `foreign` counts keys that something else has written,
+    which it leaves alone; `is_whole` is false where it ran out of time.
     """
     cache, show = obj
     show(cache.collect_garbage())
@@ -203,7 +213,7 @@ def drain(obj: Obj, follow: bool) -> None:
         if show is as_json:
             show({"rows": rows})
         else:
-            click.echo(f"{rows:,} row{'' if rows == 1 else 's'} of the outbox delivered")
+            click.echo(f"{counted(rows, 'row', 'rows')} of the outbox delivered")
         return
     stop = threading.Event()
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -259,7 +269,7 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
             "`-A 'shop.web:create_app()'`, or a module that does"
         )
         raise click.ClickException(
-            f"{result.failed:,} entries were not compared because their loads failed"
+            f"not compared because their loads failed: {counted(result.failed, 'entry', 'entries')}"
             + (remedy if "UnboundExecutionError" in result.failure else "")
         )
 

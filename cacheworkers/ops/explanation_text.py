@@ -9,6 +9,7 @@ from datetime import datetime
 import click
 
 from cacheworkers.flows.explain import Explanation
+from cacheworkers.ops.output import counted
 
 #: Seconds -> word, largest first.
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -59,7 +60,7 @@ def span(seconds: float) -> str:
 
 def _memory(found: Explanation) -> str:
     if found.in_l1:
-        return f"this process has it, and has served it {found.l1_reads:,} times"
+        return f"this process has it, and has served it {counted(found.l1_reads, 'time', 'times')}"
     return "this process does not have it; each process has its own memory"
 
 
@@ -80,7 +81,7 @@ def _workers(found: Explanation) -> str:
 
 def _stored(found: Explanation) -> Iterator[tuple[str, str]]:
     age, load_time = found.age or 0.0, found.load_time or 0.0
-    yield "store", f"{found.freshness}, {found.size:,} bytes of JSON"
+    yield "store", f"{found.freshness}, {counted(found.size, 'byte', 'bytes')} of JSON"
     yield "loaded", f"{_instant(found, -age)}; that took {span(load_time)}"
     for name, left in (("fresh", found.fresh_for), ("stale", found.stale_for), ("kept", found.kept_for)):
         left = left or 0.0
@@ -110,7 +111,7 @@ def _invalidated(found: Explanation, ago: float | None) -> str:
 
 def _lease(found: Explanation) -> str:
     if not found.lease:
-        return f"nobody's; {found.attempts} loads have begun and not ended" if found.attempts else "nobody's"
+        return f"nobody's; loads that have begun and not ended: {found.attempts}" if found.attempts else "nobody's"
     token = found.lease.get("token", "?")
     if found.lease.get("fence"):
         return f"held by {token}, whose load has begun; attempt {found.attempts}"

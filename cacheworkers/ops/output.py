@@ -21,6 +21,11 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """Return how many there are, and of what: `1 call`, `2,000 calls`."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def as_json(value: Any) -> None:
     """Print a result as JSON."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
@@ -49,9 +54,8 @@ def _record(plain: dict[str, Any]) -> None:
     width = max(map(len, plain), default=0)
     for name, each in plain.items():
         if isinstance(each, list | tuple):
-            click.echo(f"{name.ljust(width)}  {len(each)}")
-            for one in each:
-                click.echo(" " * width + "  " + _cell(one))
+            for first, one in enumerate(each or ["-"]):
+                click.echo(f"{'' if first else name:{width}}  {_cell(one)}")
         else:
             click.echo(f"{name.ljust(width)}  {_cell(each)}")
 

@@ -13,6 +13,9 @@ from cacheworkers.flows.stats import LoaderStats, StoreStats
 from cacheworkers.ops.output import Obj, as_json, columns
 from cacheworkers.workers.broker_queues import QueueState
 
+#: Column -> the same with its unit.
+_IN = {"uptime": "uptime s", "memory": "memory bytes", "memory_most": "memory_most bytes", "oldest_age": "oldest_age s"}
+
 
 class Stats(msgspec.Struct, frozen=True):
     """What is known now; what does not answer is in `away`, with why."""
@@ -75,7 +78,7 @@ def _print(found: Stats) -> None:
         rows = plain[name] if isinstance(plain[name], list) else [plain[name]] if plain[name] else []
         if rows:
             click.secho(name, bold=True)
-            columns(rows, has_names=True)
+            columns([{_IN.get(key, key): cell for key, cell in row.items()} for row in rows], has_names=True)
             click.echo()
     for name, why in found.away.items():
         click.echo(f"{click.style(f'{name} does not answer', fg='red', bold=True)}: {why}")

@@ -14,7 +14,7 @@ from cacheworkers.cache import Cache
 from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.explain import Explanation
-from cacheworkers.ops.output import Obj, note
+from cacheworkers.ops.output import Obj, counted, note
 from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, worker_facts
 from cacheworkers.workers.worker_command import worker_command
@@ -285,7 +285,7 @@ def _why_failed(found: Explanation) -> str:
 
 def _why_lapsed(lapsed: int, lasted: float, fresh_for: float) -> str:
     """Say why calls that were warm at some time are not at the end, and what helps."""
-    says = f"{lapsed:,} calls were warmed and are no longer fresh: "
+    says = f"{counted(lapsed, 'warmed call is', 'warmed calls are')} no longer fresh: "
     if lasted > fresh_for:
         return says + (
             f"this took {lasted:.0f} s, and they are fresh for {fresh_for:g} s; raise --max-rate, start more workers, "

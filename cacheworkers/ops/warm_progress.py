@@ -10,7 +10,7 @@ import click
 
 from cacheworkers.config import Queues
 from cacheworkers.flows.warm_up import WarmUp
-from cacheworkers.ops.output import note
+from cacheworkers.ops.output import counted, note
 from cacheworkers.runtime.warm_job import WarmJob
 
 #: Between two moves of the bar, and between two lines, seconds.
@@ -51,7 +51,9 @@ def beside_the_bar(state: WarmUp, a_second: float, queues: Queues) -> str:
 def line(loader: str, state: WarmUp, a_second: float, queues: Queues) -> str:
     """Return how far it is; `a_second` is how many calls have been loaded a second."""
     tried = state.done + state.failed
-    says = f"{loader}: {tried:,} of {state.calls:,} calls ({state.share:.0%} fresh), {a_second:,.1f}/s"
+    says = (
+        f"{loader}: {tried:,} of {counted(state.calls, 'call', 'calls')} ({state.share:.0%} fresh), {a_second:,.1f}/s"
+    )
     if a_second > 0:
         says += f", {_duration((state.calls - tried) / a_second)} left"
     if state.failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from time import monotonic
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, arun, run
@@ -69,6 +69,11 @@ class LoaderBase(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._spec.name}>"
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise CallError: a loader is read by its methods."""
+        name = self._spec.name
+        raise CallError(f"{name} is a loader: read it by {name}.get(...), or in a coroutine by await {name}.aget(...)")
 
     # -- from arguments to a flow
 

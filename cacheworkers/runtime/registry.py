@@ -116,7 +116,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
             UnknownLoader, CallError: it is not a call of a loader that is declared here.
         """
         name = loader_name_of(call.partition("(")[0])
-        if not is_loader_name(name):
+        if not is_loader_name(name.lower()):
             raise CallError(
                 f"a call is a loader's name and its arguments as JSON, as in {min(self, default='product')}[42], got "
                 f"{call[:80]!r}; declared are {', '.join(sorted(self)) or 'none'}"

@@ -151,7 +151,7 @@ class WorkerBreaker:
                 log.warning(
                     "%s: entries and workers are of a release with another return type, parameters or tags; this "
                     "process loads for itself what they have loaded, and keeps it in its memory alone.  If this is no "
-                    "deployment under way, restart the workers: %s",
+                    "deployment under way, restart what runs the older release: this process, or the workers: %s",
                     loader,
                     self._dispatcher.worker_command(),
                     extra={"loader": loader},

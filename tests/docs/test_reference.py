@@ -168,7 +168,17 @@ def test_what_public_methods_return_is_documented() -> None:
     lines = re.findall(r" -> (.*): \.\.\.$", API, re.MULTILINE)
     returned = {name for line in lines for name in re.findall(r"\b[A-Z]\w+", line)}
     shown = {name.rpartition(".")[2] for name in re.findall(r"^### `([\w.]+)`$", API, re.MULTILINE)}
-    of_python = {"None", "Any", "Self", "Mapping", "Callable", "AbstractContextManager", "Generator", "Response"}
+    of_python = {
+        "None",
+        "NoReturn",
+        "Any",
+        "Self",
+        "Mapping",
+        "Callable",
+        "AbstractContextManager",
+        "Generator",
+        "Response",
+    }
     elsewhere = {"GarbageCollected", "DeclareLoader", "DeclareBatchLoader", "LoaderSpec", "Sequence"}  # events; inside
 
     assert {"Explanation", "Invalidation", "Triggers"} <= returned

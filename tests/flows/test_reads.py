@@ -56,6 +56,17 @@ def get(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return read
 
 
+def test_a_loader_is_no_function(cache: Cache) -> None:
+    """What other libraries' decorators return is called; the error says what to type here."""
+    number, _ = counted(cache)
+
+    for call in (number, number.since(number.invalidate(1))):
+        with pytest.raises(
+            TypeError, match=r"number is a loader: read it by number\.get\(\.\.\.\), or .*await number\.aget"
+        ):
+            call(42)
+
+
 def counted(cache: Cache, **policy: Any) -> tuple[Any, list[int]]:
     loads: list[int] = []
 

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from app.up import free_port
 from cacheworkers import Cache, Config
 from cacheworkers.ops.cli import main
+from cacheworkers.ops.output import as_text
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
@@ -271,6 +272,7 @@ def test_stats_show_what_is_there(cli: Run, warm: None) -> None:
     assert found["store"]["keys"] >= 1001
     assert found["loaders"][0]["loader"] == "number"
     assert found["away"] == {}
+    assert re.search(r"uptime s +.*memory bytes", cli("stats").stdout), "a number has its unit"
     assert re.search(r"^loader +access_score +calls +hottest .*\nnumber +", cli("stats").stdout, re.MULTILINE)
 
 
@@ -328,6 +330,24 @@ def test_it_inspects_and_sweeps(cli: Run, warm: None) -> None:
     assert "members" in parsed(cli("--json", "gc"))
 
 
+def test_a_record_has_each_of_a_list_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Another field has their number, or a reader counts them."""
+    as_text({"failed": 2, "failures": ["number[0]", "number[1]"], "others": []})
+
+    assert capsys.readouterr().out == "failed    2\nfailures  number[0]\n          number[1]\nothers    -\n"
+
+
+def test_a_store_that_is_away_is_said_once(tmp_path: Path, cli: Run) -> None:
+    """The error says it; the log, which nobody has configured, does not say it too."""
+    env = {**os.environ, "REDIS_URL": f"redis://127.0.0.1:{free_port(20000)}/0"}
+    words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "explain", "number[1]"]
+
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and "is unavailable" in done.stderr
+
+
 def test_the_meter_says_how_many_in_a_million(cli: Run, warm: None) -> None:
     assert parsed(cli("--json", "inspect", "--sample", "5", "--rate", "10000"))["per_million"] == 0.0
 
@@ -354,6 +374,7 @@ def test_help_needs_no_cache(cli: Run) -> None:
     ("words", "app", "message"),
     [
         (("explain", "nobody[1]"), "shop:cache", "declared are number"),
+        (("explain", "Number[1]"), "shop:cache", "no loader is named 'Number'; declared are number"),
         (("explain", "number[1]"), "nowhere:cache", "No module named 'nowhere'"),
         (("explain", "number[1]"), "shop:wrong", "is a int"),
         (("drain",), "shop:cache", "this cache watches no sessions, so it has no outbox to drain"),

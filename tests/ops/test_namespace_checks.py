@@ -413,5 +413,5 @@ def test_failed_loads_are_found_by_loader(make_cache: Callable[..., Cache]) -> N
 
     assert (level, what) == (
         "warning",
-        "1 calls of product have failed, product[1] with RuntimeError: relation does not exist",
+        "1 call of product failed, product[1] with RuntimeError: relation does not exist",
     )

@@ -5,7 +5,7 @@ A wrong use carries the error that it must be; an ignore that is not needed is a
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import NoReturn, assert_type
 
 import msgspec
 from sqlalchemy import create_engine, text
@@ -58,6 +58,16 @@ def bare(load: Load[int], name: str) -> int:
 def bares(load: Load, keys: list[str]) -> dict[str, int]:
     """Without parentheses."""
     return dict.fromkeys(keys, 1)
+
+
+def a_call_of_a_loader() -> None:
+    """It raises, and a type checker knows: what follows it is never reached."""
+    assert_type(product(42), NoReturn)
+
+
+def a_call_of_a_batch_loader() -> None:
+    """As of the other kind."""
+    assert_type(products(42), NoReturn)
 
 
 def reads() -> None:

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import enum
 import functools
+import re
 import uuid
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -192,7 +193,8 @@ def test_a_text_may_leave_out_what_has_a_default() -> None:
 
     assert signature.completed("shelf[7]") == signature.bind((7,), {}).text == "shelf[7,1,10.0,null]"
     assert signature.completed("shelf[7, 2]") == "shelf[7,2,10.0,null]"
-    for same in ("shelf[7,1,10.0,null]", "shelf[]", 'shelf["x"]', "shelf[7", "shelf[1,2,3.0,null,5]", "[7]", "page[7]"):
+    assert signature.completed('shelf["x"]') == 'shelf["x",1,10.0,null]', "`parse` names the wrong one"
+    for same in ("shelf[7,1,10.0,null]", "shelf[7", "shelf[1,2,3.0,null,5]", "[7]", "page[7]"):
         assert signature.completed(same) == same
 
 
@@ -206,9 +208,28 @@ def test_a_text_may_be_written_as_a_call_is_in_python_or_without_arguments() -> 
     assert {signature.completed(text) for text in ("shelf", "shelf()", "shelf[]", "shelf(1)", "shelf@2[1]")} == {
         "shelf@2[1,1]"
     }
-    assert signature.completed('shelf("x")') == 'shelf@2["x"]'
+    assert signature.completed('shelf("x")') == 'shelf@2["x",1]'
     for same in ("shelf(1", "shelf@1[1]", "shelf:1", "shelfs", "shelf)"):
         assert signature.completed(same) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search[]", "search(q, by, page=1): q, by missing"),
+        ('search["lamp"]', "search(q, by, page=1): by missing"),
+        ('search["lamp",2]', "search(q, by, page=1): Expected `str`, got `int` - at `$[1]`"),
+    ],
+)
+def test_what_a_text_lacks_is_named(text: str, message: str) -> None:
+    """`page` has a default, so that its absence is no error."""
+
+    def search(load: Any, q: str, by: str, page: int = 1) -> None: ...
+
+    signature = Signature("search", search)
+
+    with pytest.raises(CallError, match=re.escape(message)):
+        signature.parse(signature.completed(text))
 
 
 @pytest.mark.parametrize("name", ["", "Product", "1st", "a-b", "a b", "<lambda>", "a\n", "p[", "x" * 101, None])

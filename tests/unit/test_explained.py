@@ -90,7 +90,7 @@ def test_who_is_at_it() -> None:
     assert reported(**STALE, lease=asked)["lease"] == "held by ab, whose load has not begun"
     assert reported(**STALE, lease=begun, attempts=2)["lease"] == "held by ab, whose load has begun; attempt 2"
     assert reported(**STALE, lease=begun)["revalidated"] == "now, by the lease's holder"
-    assert reported(attempts=3)["lease"] == "nobody's; 3 loads have begun and not ended"
+    assert reported(attempts=3)["lease"] == "nobody's; loads that have begun and not ended: 3"
 
 
 def test_what_failed_and_until_when() -> None:
@@ -106,6 +106,8 @@ def test_what_failed_and_until_when() -> None:
 
 def test_what_memory_would_answer_and_what_is_never_stale() -> None:
     assert reported()["memory"] == "this process does not have it; each process has its own memory"
+    assert reported(in_l1=True, l1_reads=1)["memory"] == "this process has it, and has served it 1 time"
+    assert reported(**{**STALE, "size": 1})["store"] == "stale, 1 byte of JSON"
     assert reported(in_l1=True, l1_reads=1234)["memory"] == "this process has it, and has served it 1,234 times"
     assert reported()["store"] == "nothing"
     for_ever = reported(**{**STALE, "fresh_for": float("inf"), "revalidates_in": float("inf")})

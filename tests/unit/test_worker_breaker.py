@@ -158,7 +158,7 @@ def test_entries_of_another_release_are_logged_once_an_hour_for_each_loader(
     wait_until(lambda: len(caplog.records) == 2)
     assert "shelf" not in caplog.text, "loaded before this process began, as after each deployment"
     assert "product: entries and workers are of a release with another return type" in caplog.text
-    assert "restart the workers: celery -A shop worker" in caplog.text
+    assert "restart what runs the older release: this process, or the workers: celery -A shop worker" in caplog.text
 
     scene.now += 3601
     scene.watch.note_other_release("product", 1.0)

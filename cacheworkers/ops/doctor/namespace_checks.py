@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from cacheworkers.core.signature import loader_name_of
 from cacheworkers.errors import NamespaceTaken
 from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
+from cacheworkers.ops.output import counted
 from cacheworkers.runtime.namespace_marks import conflicts
 from cacheworkers.runtime.wiring import Runtime
 
@@ -108,7 +109,8 @@ def check_failures(runtime: Runtime) -> Iterator[Finding]:
             if failure.get("kind", "KeyMissing") != "KeyMissing":  # a key that a batch loader left out is an answer
                 found = True
                 text = ": ".join(filter(None, (failure["kind"], failure.get("text", "").partition("\n")[0])))
-                yield FAILED.finding(True, f"{len(calls):,} calls of {loader} have failed, {call} with {text}")
+                many = counted(len(calls), "call", "calls")
+                yield FAILED.finding(True, f"{many} of {loader} failed, {call} with {text}")
                 break
     if not found:
         yield FAILED.finding(False, "no load has failed lately")
