@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import redis
+from click.testing import CliRunner
 from sqlalchemy import MetaData, Table, create_engine, text
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from cacheworkers import Cache, Config
+from cacheworkers.ops.cli import gc
 from cacheworkers.ops.doctor import Finding, diagnose, log_diagnosis, log_when_workers_start
 from cacheworkers.ops.doctor.diagnose import RULES
 from cacheworkers.ops.doctor.store_checks import check_pushes
@@ -202,6 +204,7 @@ def test_snapshots_are_enough_where_the_outbox_is_replayed_for_longer(
         cache = Cache(Config(redis_url=store.url, replay_for=replay_for), sessions=sessionmaker(engine))
         cache.outbox.create(engine)
         cache.watch(sessionmaker(engine), {Table("product", MetaData()): lambda row: ()})
+        cache._ports.store.note_beat("collect_garbage").run()
         found = bad(worst(diagnose(cache)))
         cache.close()
         return found
@@ -412,6 +415,7 @@ def watched(store: Valkey, database_url: str) -> Iterator[Cache]:
     cache = Cache(Config(redis_url=store.url), sessions=sessionmaker(engine))
     cache.outbox.create(engine)
     cache.watch(sessionmaker(engine), {Table("product", MetaData()): lambda row: ()})
+    cache._ports.store.note_beat("collect_garbage").run()  # by hand: it has no Celery
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE price (product_id int)"))
     yield cache
@@ -447,6 +451,7 @@ def test_a_good_database_has_no_finding(watched: Cache) -> None:
         "outbox-missing",
         "outbox-lag",
         "triggers",
+        "no-celery",
     }
     assert found["outbox-lag"].what.startswith("1 rows wait")
 
@@ -478,15 +483,20 @@ def test_a_look_leaves_no_connection_in_the_engine(watched: Cache) -> None:
 
 
 def test_sqlite_in_memory_is_looked_at_where_it_is(store: Valkey) -> None:
-    """Another connection would be another database."""
+    """Another connection would be another database.  Without Celery it counts who collects garbage by hand."""
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     cache = Cache(Config(redis_url=store.url), sessions=sessionmaker(engine))
     cache.outbox.create(engine)
     cache.watch(sessionmaker(engine), {Table("product", MetaData()): lambda row: ()})
 
+    forgotten = worst(diagnose(cache))
+    starting = bad(worst(diagnose(cache, is_running=False)))
+    collected = CliRunner().invoke(gc, obj=(cache, lambda result: None))
     found = worst(diagnose(cache))
 
     cache.close()
+    assert bad(forgotten) == {"no-celery": "warning"} and "celery=app" in forgotten["no-celery"].fix
+    assert starting == {} and collected.exit_code == 0
     assert bad(found) == {}
     assert found["outbox-lag"].what.startswith("0 rows wait")
 

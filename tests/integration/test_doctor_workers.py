@@ -119,6 +119,7 @@ def test_a_good_set_up_has_no_finding(shop: MakeShop, store: Valkey, broker: Val
 
     seldom = {
         "namespace-taken",
+        "no-celery",
         "outbox-unbound",
         "broker-full",
         "shared-memory",

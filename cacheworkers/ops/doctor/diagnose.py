@@ -136,6 +136,8 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
     yield Check("failures", store, lambda: namespace_checks.check_failures(runtime))
     yield Check("foreign", store, lambda: namespace_checks.check_foreign(runtime))
     yield Check("store-rights", store, lambda: store_checks.check_rights(config))
+    if app is None and is_running and not config.testing and (has_outbox or cache.loaders):
+        yield Check("celery", store, lambda: worker_checks.check_no_celery(config))
     if app is not None:
         broker = worker_checks.AWAY
         yield Check("loaders", store, lambda: worker_checks.check_loaders(sorted(cache.loaders), runtime.marks))

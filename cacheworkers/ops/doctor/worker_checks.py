@@ -137,7 +137,24 @@ NO_JSON = Rule(
     "Workers refuse the library's messages, which are JSON: nothing is revalidated or warmed, and readers load misses.",
     'Add "json" to `accept_content`.',
 )
+NO_CELERY = Rule(
+    "no-celery",
+    "warning",
+    "The cache has no Celery app, and no garbage collection has run under its namespace for a day.",
+    "Loads run in the processes that read. Nothing is warmed, tag sets grow, and where sessions are watched nobody "
+    "delivers what a crash left in the outbox.",
+    "`Cache(..., celery=app)`, workers and beat. Without Celery run `cacheworkers gc` every few minutes, and keep "
+    "`cacheworkers drain --follow` running where sessions are watched.",
+)
 RULES = rules_in(globals())
+
+
+def check_no_celery(config: Config) -> Iterator[Finding]:
+    """Yield whether anybody does the upkeep of a cache without Celery; another process may."""
+    with StoreDiagnostics(config) as probe:
+        age = probe.upkeep_age(["collect_garbage"])["collect_garbage"]
+    ran = "has not run for a day" if age is None else f"last ran {age:,.0f} s ago"
+    yield NO_CELERY.finding(age is None, f"this cache has no Celery app; garbage collection {ran}")
 
 
 def check_settings(app: Any) -> Iterator[Finding]:
