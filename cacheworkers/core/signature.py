@@ -196,15 +196,15 @@ class Signature:
             text = f"{self._prefix}[{inner}" if bracket == "[" else f"{self._prefix}[{inner[:-1]}]"
         try:
             given = msgspec.json.decode(text.removeprefix(self._prefix), type=list[msgspec.Raw])
-            left = self.parameters[len(given) :]
-            if not left or not text.startswith(self._prefix):
-                return text
-            if missing := ", ".join(name for name in left if name not in self._defaults):
-                raise CallError(f"{text[:80]!r} is not a call of {self.name}{self._signature}: {missing} missing")
-            rest = [converted(self._defaults[name], self.annotations[name]) for name in left]
-            full = _encode([*given, *rest])
-        except msgspec.MsgspecError:
+        except WRONG:
             return text
+        left = self.parameters[len(given) :]
+        if not left or not text.startswith(self._prefix):
+            return text
+        if missing := ", ".join(name for name in left if name not in self._defaults):
+            raise CallError(f"{text[:80]!r} is not a call of {self.name}{self._signature}: {missing} missing")
+        rest = [converted(self._defaults[name], self.annotations[name]) for name in left]
+        full = _encode([*given, *rest])
         try:
             return self.bind(self._decode(full), {}).text
         except (*WRONG, CallError):  # `parse` says which argument is wrong, and nothing of those that are left out

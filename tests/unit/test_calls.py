@@ -194,7 +194,15 @@ def test_a_text_may_leave_out_what_has_a_default() -> None:
     assert signature.completed("shelf[7]") == signature.bind((7,), {}).text == "shelf[7,1,10.0,null]"
     assert signature.completed("shelf[7, 2]") == "shelf[7,2,10.0,null]"
     assert signature.completed('shelf["x"]') == 'shelf["x",1,10.0,null]', "`parse` names the wrong one"
-    for same in ("shelf[7,1,10.0,null]", "shelf[7", "shelf[1,2,3.0,null,5]", "[7]", "page[7]"):
+    for same in (
+        "shelf[7,1,10.0,null]",
+        "shelf[7",
+        "shelf[" + "[" * 9999,
+        "shelf[\ud800",
+        "shelf[1,2,3.0,null,5]",
+        "[7]",
+        "page[7]",
+    ):
         assert signature.completed(same) == same
 
 
