@@ -15,7 +15,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import LoadTimeout, StoreError
-from cacheworkers.events import OtherRelease
+from cacheworkers.events import Loaded, OtherRelease
 from cacheworkers.flows.load_failure import as_load_error
 from cacheworkers.flows.local_load import SharedLoad
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
@@ -93,7 +93,10 @@ def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: En
         if shared is None:
             if isinstance(error, StoreError):
                 raise
-            shared = SharedLoad(began_at, error=as_load_error(loader, call.text, error))
+            failure = as_load_error(loader, call.text, error)
+            shared = SharedLoad(began_at, error=failure)
+            took = ports.clock.monotonic() - began_at
+            ports.emit(Loaded(loader.name, call.text, "failed", took, 1, ports.reader.where, failure))
     finally:
         flight.is_loading = False
         flight.shared = shared

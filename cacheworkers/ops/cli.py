@@ -157,7 +157,8 @@ def get(obj: Obj, call: str) -> None:
     cache, _ = obj
     payload = cache.stored(call)
     if payload is None:
-        raise click.ClickException(f"{call} is not stored; `cacheworkers explain '{call}'` says what a read would get")
+        why = cache.explain(call).problem or f"{call} is not stored"
+        raise click.ClickException(f"{why}; `cacheworkers explain '{call}'` says what a read would get")
     click.echo(payload)
 
 

@@ -278,7 +278,10 @@ def _call(signature: Signature, row: Any) -> str:
 def _why_failed(found: Explanation) -> str:
     """Say why a call is not warm, from what the store knows of it."""
     if found.age is None and found.fresh_for:
-        return f"{found.problem}; restart workers with this code, and run it again in {found.fresh_for:.0f} s"
+        return (
+            f"{found.problem}, which is fresh for {found.fresh_for:.0f} s more and is left to its readers: invalidate "
+            f"its tags, raise `version`, or run this again then, with workers of this code"
+        )
     fails = found.failure
     return f"{fails.get('kind')}: {fails.get('text')}" if fails else "no worker has loaded it in time"
 

@@ -208,9 +208,10 @@ class NamespaceMarks:
         mark, other = found
         namespace, databases = self._config.namespace, ", ".join(self.databases)
         text = (
-            f"the namespace {namespace} is used by another application, which is running: it has the loader {other}, "
-            f"and this process {mark.partition(' ')[2]} with {databases}; they would serve each other's values, so "
-            f'this process does not use the store: give it its own Config(namespace="..."), or say '
+            f"the namespace {namespace} is used by another application, which runs, or ran within {LIVES_FOR:g} s: "
+            f"it has the loader {other}, and this process {mark.partition(' ')[2]} with {databases}; they would serve "
+            f"each other's values, so this process does not use the store: give it its own "
+            f'Config(namespace="..."), or say '
             f"allow_shared_namespace=True in either if they are one"
         )
         if not self._refusal:

@@ -12,12 +12,15 @@ from typing import Any, Optional
 import msgspec
 import pydantic
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheworkers import Cache
+from cacheworkers import Cache, Load, LoadError
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT, fingerprint_of, fits
 from cacheworkers.events import LoadRefused, OtherRelease
+from cacheworkers.ops.cli import get
+from cacheworkers.ops.output import as_text
 from cacheworkers.testing.servers import wait_until
 
 
@@ -237,6 +240,34 @@ def test_another_release_s_entry_is_reported_once(make_cache: Callable[..., Cach
     found = second.cache.explain("product[1]")
     assert "another return type" in found.problem
     assert found.verdict == "serve what this process has loaded for itself: the store has another release's"
+
+
+def test_the_command_get_says_that_another_release_has_stored_it(make_cache: Callable[..., Cache]) -> None:
+    first, second = Release(make_cache(), int, 1), Release(make_cache(), str, "one")
+    first.product.get(1)
+
+    done = CliRunner().invoke(get, ["product[1]"], obj=(second.cache, as_text))
+
+    assert done.exit_code == 1
+    assert "the entry of product[1] is of a release with another return type" in done.output
+
+
+def test_a_failed_load_beside_another_release_s_entry_is_logged(
+    make_cache: Callable[..., Cache], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No worker has logged its traceback: this process alone knows it."""
+    Release(make_cache(), int, 1).product.get(1)
+    cache = make_cache()
+
+    @cache.loader(fresh_for=300)
+    def product(load: Load, n: int) -> str:
+        raise ValueError("boom here")
+
+    with pytest.raises(LoadError, match="boom here"):
+        product.get(1)
+
+    [record] = [each for each in caplog.records if "load of product[1] failed" in each.getMessage()]
+    assert "boom here" in str(record.exc_info)
 
 
 @pytest.mark.parametrize("stores", [True, False])

@@ -95,7 +95,7 @@ def test_doctor(stage: Stage) -> None:
     findings = diagnose(stage.cache, timeout=60.0)
 
     bad = [finding for finding in findings if finding.level in ("warning", "error")]
-    assert {finding.check for finding in bad} <= {"maxmemory", "beat", "prefetch"}, bad
+    assert {finding.check for finding in bad} <= {"maxmemory", "beat", "no-celery", "prefetch"}, bad
     servers = [finding for finding in findings if finding.check == "store-version"]
     assert len(servers) == (3 if stage.store.kind.shape == "cluster" else 1)
     sentinels = [finding.level for finding in findings if finding.check == "sentinels"]
