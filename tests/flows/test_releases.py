@@ -223,7 +223,7 @@ def test_an_invalidation_during_a_release_s_own_load_is_not_lost(make_cache: Cal
 
 
 def test_another_release_s_entry_is_reported_once(make_cache: Callable[..., Cache], events: list[Any]) -> None:
-    first, second = Release(make_cache(), int, 1), Release(make_cache(), str, "one")
+    first, second = Release(make_cache(), int, 1), Release(make_cache(), str, "one", l1_for=0)
     first.product.get(1)
     noted: list[tuple[str, float]] = []
     second.cache._ports.note_other_release = lambda *what: noted.append(what)
