@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cacheworkers import Cache, CallError, KeyMissing, Load, LoadError, LoadErrors
+from cacheworkers import (
+    Cache,
+    CallError,
+    InvalidationIncomplete,
+    KeyMissing,
+    Load,
+    LoadError,
+    LoadErrors,
+    StoreUnavailable,
+)
+from cacheworkers.testing.servers import wait_until
 
 Read = Callable[[Any, Load, list[int]], dict[int, int]]
 
@@ -213,6 +223,30 @@ def test_what_is_being_loaded_when_a_loader_is_dropped_is_not_stored(make_cache:
     reader.join(20)
 
     assert product.get(1) == "right"
+
+
+def test_a_drop_that_fails_on_the_way_leaves_nothing_in_this_process_s_memory(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store has taken of it is not known; what memory has is known to be old."""
+    cache = make_cache()
+    values = iter(["old", "new"])
+
+    @cache.loader(fresh_for=300)
+    def product(load: Load, n: int) -> str:
+        return next(values)
+
+    product.get(1)
+    wait_until(lambda: product.read(1).tier == "l1")
+
+    def fails(*_: object) -> None:
+        raise StoreUnavailable("cut in the middle")
+
+    with monkeypatch.context() as cut, pytest.raises(InvalidationIncomplete, match="dropping all of product"):
+        cut.setattr(cache._ports.store, "scan", fails)
+        cache.invalidate_loader("product")
+
+    assert cache._ports.l1.get("product[1]") is None
 
 
 def test_a_name_that_is_none_is_refused(make_cache: Callable[..., Cache]) -> None:
