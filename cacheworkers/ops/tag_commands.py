@@ -116,11 +116,11 @@ def _refuse_call(cache: Cache, text: str, so: str) -> None:
         click.ClickException: it is a call, and no tag.
     """
     try:
-        tags = " ".join(shlex.quote(each.tag) for each in cache.explain(text).tags)
+        tags = [each.tag for each in cache.explain(text).tags]
     except (UnknownLoader, CallError):
         return
-    how = f"the tags of its entry are: cacheworkers invalidate {tags}" if tags else "its entry has no tag"
-    raise click.ClickException(f"{text!r} is a call, not a tag: {so}; {how}")
+    how = f"its tags are {', '.join(tags)}: cacheworkers invalidate {shlex.quote(tags[0])}" if tags else "it has no tag"
+    raise click.ClickException(f"{text!r} is a call, not a tag: {so.partition(';')[0]}; {how}")
 
 
 def _confirm(what: str) -> None:
