@@ -26,7 +26,6 @@ from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
 from cacheworkers.ops.locate_cache import of_group
 from cacheworkers.ops.output import Obj, as_json, as_text, counted, note
-from cacheworkers.ops.statements_command import statements
 from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
 from cacheworkers.ops.warm_command import warm, why_no_worker
@@ -280,5 +279,5 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
         )
 
 
-for command in (stats, tag, invalidate, exporter, warm, doctor, statements):
+for command in (stats, tag, invalidate, exporter, warm, doctor):
     main.add_command(command)
