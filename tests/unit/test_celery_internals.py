@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, current_app
 from celery.app import amqp, trace
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import request
@@ -26,6 +26,7 @@ from cacheworkers.workers.celery_internals import (
     annotations_of,
     consume_in_order,
     forget_task,
+    names_of_apps,
     oldest_in_redis,
     remove_queues,
     survive_lost_host,
@@ -40,6 +41,13 @@ def app(valkey: Valkey) -> Iterator[Celery]:
     made = Celery("shop", broker=valkey.url, set_as_current=False)
     yield made
     made.close()
+
+
+def test_apps_of_the_process_are_known_by_name(app: Celery) -> None:
+    """`_state._get_active_apps` and `_state.default_app`, which is Celery's own and nobody's."""
+    assert "shop" in names_of_apps()
+    assert current_app.main
+    assert "default" not in names_of_apps()
 
 
 def test_queues_are_made_by_a_class_that_may_be_replaced() -> None:
