@@ -61,7 +61,8 @@ class StoreReads:
         started, waiters, keeps = monotonic(), ports.waiters, self._memory.keeps_for
         if ports.listener.process != getpid():
             ports.listener.start()
-        if text in waiters.flights or (text, self._since) in waiters.crowds.of_threads:
+        crowds = waiters.crowds.of_threads
+        if text in waiters.flights or (crowds and (text, self._since) in crowds):
             return self._read_or_follow(call, arguments, decode, as_read, started, None)
         guard, is_coherent = self._guarded(text) if keeps else (0, False)
         try:
