@@ -263,6 +263,7 @@ class NamespaceMarks:
             if not self._config.allow_shared_namespace:
                 for mark, others in found.items():
                     self._warn(mark, others)
+            self._store.link.check_again()
 
     def _is_due(self) -> bool:
         if not self._noted_at or time.monotonic() > self._noted_at + RENEWED_EVERY:

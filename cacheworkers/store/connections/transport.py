@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -10,6 +11,7 @@ from redis.exceptions import AskError, TryAgainError
 
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, arun, run
+from cacheworkers.errors import StoreError
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.connections.address import Node, parse_url
 from cacheworkers.store.connections.clients import Clients
@@ -24,6 +26,7 @@ from cacheworkers.store.connections.sentinels import Term
 from cacheworkers.store.connections.server_check import check_server, info_of
 from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
 
+log = logging.getLogger("cacheworkers")
 #: Who the masters are: names, or what Sentinels say.
 Masters = frozenset[str] | Term
 _Probed = TypeVar("_Probed")
@@ -84,7 +87,7 @@ class Transport:
             on_back=on_back,
             has_parts=self.is_cluster,
         )
-        self._is_checked = False
+        self._is_checked = self._is_unsafe = False
         #: Asked with the first exchange.
         self.admission: Admission | None = None
         #: Names of the masters that have answered since the listener was lost; None while there is a listener.
@@ -349,9 +352,7 @@ class Transport:
         question = None if self.admission is None else self.admission.question()
         masters: list[Master] = yield from self._masters.masters()
         pool = min(masters, key=lambda master: master.pool.failed_at).pool
-        [[info]] = yield FanOut(RoutedRequests(pool, [("INFO", "everything")]))
-        check([info])
-        check_server(info_of(info), self.where, allows_evicting=self._config.allow_evicting_store)
+        yield from self._check_infos([pool])
         sent = time.monotonic()
         [[answer]] = yield FanOut(RoutedRequests(pool, [("TIME",)]))
         received = time.monotonic()
@@ -361,6 +362,30 @@ class Transport:
             replies = yield _Asked(self._masters, [question])
             self.admission.check(replies[0])
         self._is_checked = True
+
+    def _check_infos(self, pools: Sequence[Pool]) -> Flow[None]:
+        """Check what servers say of themselves; that one is not safe is logged once, until all are."""
+        found: list[list[Any]] = yield FanOut(*(RoutedRequests(pool, [("INFO", "everything")]) for pool in pools))
+        try:
+            for replies in found:
+                check(replies)
+                check_server(info_of(replies[0]), self.where, allows_evicting=self._config.allow_evicting_store)
+        except StoreError as error:
+            if not self._is_unsafe:
+                log.error("%s", error)
+            self._is_unsafe = True
+            raise
+        self._is_unsafe = False
+
+    def check_again(self) -> None:
+        """Log if the server has become unsafe since the first exchange; what is cached is used on all the same.
+
+        Raises:
+            StoreError: it is unsafe, or does not answer.
+        """
+        if self._is_checked:
+            with self._health.asking():
+                run(self._check_infos([master.pool for master in run(self._masters.masters())]))
 
 
 class _Asked:
