@@ -168,14 +168,13 @@ class Signature:
         """
         if not text.startswith(self._prefix + "["):
             raise CallError(
-                f"a call of {self.name} is its name and arguments as JSON, as in {self._prefix}[42], got {text[:80]!r}"
+                f"a call of {self.name} is its name and arguments as JSON, got {text[:80]!r}; {self._example}"
             )
         try:
             arguments = self._decode(text[len(self._prefix) :])
         except WRONG as error:
             raise CallError(
-                f"{text[:80]!r} is not a call of {self.name}{self._signature}: {error}; "
-                f'arguments are JSON, as in {self._prefix}[42] and {self._prefix}["text",1]'
+                f"{text[:80]!r} is not a call of {self.name}{self._signature}: {error}; {self._example}"
             ) from None
         call = self.bind(arguments, {})
         if call.text != text:  # two texts of one call would be two entries, and an invalidation finds but one
@@ -202,13 +201,22 @@ class Signature:
         if not left or not text.startswith(self._prefix):
             return text
         if missing := ", ".join(name for name in left if name not in self._defaults):
-            raise CallError(f"{text[:80]!r} is not a call of {self.name}{self._signature}: {missing} missing")
+            raise CallError(
+                f"{text[:80]!r} is not a call of {self.name}{self._signature}: {missing} missing; {self._example}"
+            )
         rest = [converted(self._defaults[name], self.annotations[name]) for name in left]
         full = _encode([*given, *rest])
         try:
             return self.bind(self._decode(full), {}).text
         except (*WRONG, CallError):  # `parse` says which argument is wrong, and nothing of those that are left out
             return self._prefix + full.decode()
+
+    @property
+    def _example(self) -> str:
+        """Say how a call of this loader is written."""
+        samples: dict[Any, str] = {int: "42", str: '"text"', float: "1.5", bool: "true"}
+        given = ",".join(samples.get(self.annotations[name], f"<{name}>") for name in self.parameters)
+        return f"write '{self._prefix}[{given}]', arguments as JSON, in quotes for the shell"
 
     def of_this_version(self, text: str) -> str | None:
         """Return the text of the same arguments under this version; None if they do not fit it.
@@ -232,7 +240,9 @@ class Signature:
         try:
             return self._signature.bind(*args, **kwargs).args
         except TypeError as error:
-            raise CallError(f"{self.name}{self._signature} is called with wrong arguments: {error}") from None
+            unknown = [f"{name}={value!r}"[:80] for name, value in kwargs.items() if name not in self.parameters]
+            says = f"no parameter for {', '.join(unknown)}" if unknown else str(error)
+            raise CallError(f"{self.name}{self._signature} is called with wrong arguments: {says}") from None
 
 
 class _Texts(dict[Any, str]):

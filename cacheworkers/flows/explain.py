@@ -48,6 +48,7 @@ class Explanation(msgspec.Struct, frozen=True):
         freshness: of the stored entry: fresh, stale, lapsed, or missing, also where `problem` says why it is of no use.
         problem: why what is stored cannot be read; empty if it can, or if there is nothing.
         age, fresh_for, stale_for, kept_for: since its load began, and until it ends.
+        jitter: the policy's; `fresh_for` ends by up to this share of the policy's earlier than that after the load.
         load_time: how long its load took.
         seq: the invalidation sequence when its load began.
         size: bytes of its JSON.
@@ -75,6 +76,7 @@ class Explanation(msgspec.Struct, frozen=True):
     fresh_for: float | None = None
     stale_for: float | None = None
     kept_for: float | None = None
+    jitter: float = 0.0
     load_time: float | None = None
     seq: int = 0
     size: int = 0
@@ -125,6 +127,7 @@ def explain(ports: Ports, loader: LoaderSpec, call: str, waits_for_workers: bool
         "lease": lease,
         "failure": failure,
         "has_workers": waits_for_workers is not None,
+        "jitter": loader.policy.jitter,
         "miss_queue": ports.config.queues.miss,
         "workers_seen": seen,
         "access_score": access_score,
@@ -253,7 +256,7 @@ class Miss(msgspec.Struct, frozen=True):
         if not self.has_workers:
             return "load it in the reader's process"
         if self.is_unserved and loads_here:
-            return f"load it in the reader, after at most {self.policy.wait_for:g} s: no worker is seen"
+            return f"load it in the reader, after at most {self.policy.wait_for:g} s: no worker for it is seen"
         if self.is_unserved:
-            return f"{otherwise} after {self.policy.wait_for:g} s: no worker is seen"
+            return f"{otherwise} after {self.policy.wait_for:g} s: no worker for it is seen"
         return f"ask a worker to load it, and wait; {late}"

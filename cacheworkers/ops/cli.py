@@ -17,14 +17,15 @@ import click
 import msgspec
 
 from cacheworkers.cache import Cache
+from cacheworkers.core.driver import run
 from cacheworkers.core.signature import loader_name_of
 from cacheworkers.errors import CacheworkersError, UnknownLoader
+from cacheworkers.flows.explain import explain as read_explanation
 from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
 from cacheworkers.ops.locate_cache import of_group
 from cacheworkers.ops.output import Obj, as_json, as_text, counted, note
-from cacheworkers.ops.statements_command import statements
 from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
 from cacheworkers.ops.warm_command import warm, why_no_worker
@@ -129,16 +130,19 @@ def explain(obj: Obj, call: str) -> None:
     cacheworkers explain 'product[42]'
     """
     cache, show = obj
-    found = cache.explain(call)
+    found, why = cache.explain(call), ""
+    if found.has_workers and found.age is None:
+        spec = cache.loaders[loader_name_of(found.call)]
+        with contextlib.suppress(BrokerUnreachable):
+            why = why_no_worker(cache, spec.name, found.miss_queue)
+        if why:
+            found = run(read_explanation(cache.internals.ports, spec, found.call, False))
     if show is as_json:
         show(found)
     else:
         print_explanation(found)
-    if found.has_workers and found.age is None:
-        with contextlib.suppress(BrokerUnreachable):
-            why = why_no_worker(cache, loader_name_of(found.call), found.miss_queue)
-            if why:
-                note(f"no worker loads it for this release: {why}")
+    if why:
+        note(f"no worker loads it for this release: {why}")
 
 
 @main.command()
@@ -275,5 +279,5 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
         )
 
 
-for command in (stats, tag, invalidate, exporter, warm, doctor, statements):
+for command in (stats, tag, invalidate, exporter, warm, doctor):
     main.add_command(command)

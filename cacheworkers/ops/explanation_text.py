@@ -85,7 +85,10 @@ def _stored(found: Explanation) -> Iterator[tuple[str, str]]:
     yield "loaded", f"{_instant(found, -age)}; that took {span(load_time)}"
     for name, left in (("fresh", found.fresh_for), ("stale", found.stale_for), ("kept", found.kept_for)):
         left = left or 0.0
-        yield name, f"until {_instant(found, left)}" if math.isfinite(left) else "for ever"
+        until = f"until {_instant(found, left)}" if math.isfinite(left) else "for ever"
+        if name == "fresh" and found.jitter and math.isfinite(left):
+            until += f"; `jitter` has taken up to {found.jitter:.0%} of fresh_for"
+        yield name, until
     yield "revalidated", _revalidated(found)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import cached_property
 from itertools import chain
@@ -15,14 +15,12 @@ from typing import Any
 
 from cacheworkers.cache import Cache
 from cacheworkers.core.extras import needs_extra
-from cacheworkers.errors import CacheworkersError, StoreUnavailable
+from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.metrics import serve
 from cacheworkers.ops.shared_metrics import shared_registry
 from cacheworkers.store.commands.bookkeeping import BEAT_KEPT_FOR
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
-from cacheworkers.workers.broker_queues import QueueState
 from cacheworkers.workers.diagnostics import app_facts
-from cacheworkers.workers.queue_probe import QueueProbes
 
 with needs_extra("metrics"):
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -76,31 +74,15 @@ class Exporter(Collector):
 
     def _queues(self) -> Families:
         lengths = _gauge("queue_messages", "Messages that no worker has taken.", "queue")
-        ages = _gauge("queue_oldest_age_seconds", "Since the oldest of them was sent; 0 if there is none.", "queue")
-        for queue in self._queue_states():
+        ages = _gauge(
+            "queue_oldest_age_seconds", "Since the oldest was sent, where the broker is Redis; 0 for none.", "queue"
+        )
+        for queue in self._cache.queues():
             lengths.add_metric([queue.name], queue.length)
             if queue.oldest_age is not None or not queue.length:
                 ages.add_metric([queue.name], queue.oldest_age or 0.0)
         yield lengths
         yield ages
-
-    def _queue_states(self) -> list[QueueState]:
-        states = self._cache.queues()
-        if self._probes is None:
-            return states
-        try:
-            return self._probes.add_ages(states)
-        except StoreUnavailable:  # has a number of its own
-            return states
-
-    @cached_property
-    def _probes(self) -> QueueProbes | None:
-        app = self._cache.internals.app
-        return None if app is None else QueueProbes(app, self._mark_ages)
-
-    def _mark_ages(self, marks: Sequence[str]) -> dict[str, float | None]:
-        with StoreDiagnostics(self._cache.config) as probe:
-            return probe.upkeep_age(marks)
 
     def _store(self) -> Families:
         stats = self._cache.store_stats()

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cacheworkers.cache import Cache
+from cacheworkers.errors import CallError, UnknownLoader
 from cacheworkers.flows.invalidate import Invalidation
 from cacheworkers.ops.output import Obj, note
 
@@ -104,8 +105,22 @@ def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:
     templates = [spec.templates for spec in cache.loaders.values()]
     unknown = [tag for tag in empty if not any(each.may_make(tag) for each in templates)]
     if unknown:
+        _refuse_call(cache, unknown[0], so)
         declared = ", ".join(sorted({text for each in templates for text in each.declared})) or "none"
         raise click.ClickException(f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}")
+
+
+def _refuse_call(cache: Cache, text: str, so: str) -> None:
+    """
+    Raises:
+        click.ClickException: it is a call, and no tag.
+    """
+    try:
+        tags = [each.tag for each in cache.explain(text).tags]
+    except (UnknownLoader, CallError):
+        return
+    how = f"its tags are {', '.join(tags)}: cacheworkers invalidate {shlex.quote(tags[0])}" if tags else "it has no tag"
+    raise click.ClickException(f"{text!r} is a call, not a tag: {so.partition(';')[0]}; {how}")
 
 
 def _confirm(what: str) -> None:

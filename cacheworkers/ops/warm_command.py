@@ -130,7 +130,9 @@ def warm(
     rows = _rows(cache, loader, keys, file, hot)
     calls, bad, duplicates = _read(cache, loader, rows, strict)
     cache.queues()  # without a broker each call would be waited for, in vain
-    if calls and wait_for_workers:
+    if cache.internals.app is None:
+        note("this cache has no Celery app, `Cache(celery=app)`: this command loads by itself, and asks no worker")
+    elif calls and wait_for_workers:
         require_worker(cache, loader, wait_for_workers)
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()

@@ -13,7 +13,6 @@ from cacheworkers.flows.ports import LoadRequest, Ports
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.workers.binding import UpkeepTasks, bind
-from cacheworkers.workers.queue_probe import mark_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -59,7 +58,6 @@ class CeleryWorkers:
             undelivered=undelivered,
             refuse=refuse,
             upkeep={name: (self._guarded(name, work, every), every) for name, (work, every) in upkeep.items()},
-            on_probe=lambda queue: ports.store.note_beat(mark_of(queue)).run(),
             emit=ports.emit,
             reset_after_fork=reset_after_fork,
             waited_for=lambda: ports.waiters.calls,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, Step, run
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.errors import StoreError
+from cacheworkers.errors import ConfigError, StoreError
 from cacheworkers.events import (
     Event,
     Hook,
@@ -94,6 +94,11 @@ class Runtime:
             loads: returns the flow of that.
             upkeep: what beat has workers do.
         """
+        if not callable(around_load):
+            raise ConfigError(
+                f"around_load must be a function of a LoadCall that returns a context manager, got {around_load!r}; "
+                f"leave it out for none"
+            )
         self._owner = weakref.ref(owner)
         self._celery = celery
         self._hook = hook

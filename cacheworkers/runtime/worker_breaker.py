@@ -27,8 +27,6 @@ MAX_PROBE_EVERY = 30.0
 LOG_EVERY = 60.0
 #: How often it is logged of one loader that a worker cannot load it, or has another release of it, seconds.
 RELEASE_LOGGED_EVERY = 3600.0
-#: Workers that have taken no message for this long while some wait are gone, or stuck, seconds.
-GONE_AFTER = 10.0
 #: How long a message may take to leave a process before that is what is logged, seconds: a first one takes the longest.
 SENT_WITHIN = 5.0
 
@@ -212,13 +210,11 @@ class WorkerBreaker:
         waiting = f"{length} message{' waits' if length == 1 else 's wait'}"
         if length and age is None:
             reason = f"no worker takes queue {queue}, where {waiting}; start one: {command}"
-        elif length and age is not None and age > GONE_AFTER:
+        elif length and age is not None:
             reason = (
-                f"no worker has taken a message from queue {queue} for {age:.0f} s, and {waiting}; start one, or see "
-                f"what they are busy with: {command}"
+                f"no worker has taken a message from queue {queue} for {age:.0f} s, and {waiting}: none runs, or they "
+                f"are behind; start one, or more: {command}"
             )
-        elif length:
-            reason = f"workers are behind, {waiting} in queue {queue}; start more: {command}"
         elif age is None:
             reason = (
                 f"messages are taken from queue {queue}, but by no worker of this store ({store}): give workers the "

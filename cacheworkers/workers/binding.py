@@ -13,13 +13,14 @@ from celery import Celery, bootsteps
 from celery.signals import beat_init, celeryd_init, task_unknown, worker_process_init, worker_ready
 
 from cacheworkers.config import Config
-from cacheworkers.errors import CacheworkersError, ConfigError, StoreError
+from cacheworkers.errors import ConfigError, StoreError
 from cacheworkers.events import Event
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, stamp_messages
 from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
 from cacheworkers.workers.celery_internals import (
     add_queues,
+    apps_made,
     consume_in_order,
     consumed_queues,
     forget_task,
@@ -30,7 +31,6 @@ from cacheworkers.workers.celery_internals import (
 from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_tasks
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, AddedSettings, direct, keep_options
 from cacheworkers.workers.publish_queue import LoaderInfo
-from cacheworkers.workers.queue_probe import TASK as PROBE
 from cacheworkers.workers.task_messages import AroundTask, no_scope
 from cacheworkers.workers.worker_command import worker_command
 
@@ -57,7 +57,6 @@ class Binding:
         config: Config,
         dispatcher: CeleryDispatcher,
         upkeep: UpkeepTasks,
-        on_probe: Callable[[str], object],
         on_fork: Callable[[], None],
         on_alive: Callable[[str], object],
         admit: Callable[[], object],
@@ -65,7 +64,6 @@ class Binding:
         self.app = app
         self._dispatcher = dispatcher
         self._upkeep = upkeep
-        self._on_probe = on_probe
         self._on_fork = on_fork
         self._on_alive = on_alive
         self._on_ready: list[Callable[[], object]] = [self._log_queues]
@@ -165,14 +163,7 @@ class Binding:
             )
 
     def _tasks(self) -> dict[str, Callable[..., object]]:
-        tasks: dict[str, Callable[..., object]] = {
-            f"cacheworkers.{name}": work for name, (work, _) in self._upkeep.items()
-        }
-        return {**tasks, PROBE: self._note_probe}
-
-    def _note_probe(self, *_: object, queue: str = "", **__: object) -> None:
-        with contextlib.suppress(CacheworkersError):
-            self._on_probe(queue)
+        return {f"cacheworkers.{name}": work for name, (work, _) in self._upkeep.items()}
 
     def _is_ours(self, sender: Any) -> bool:
         return getattr(sender, "app", None) is self.app
@@ -243,7 +234,6 @@ def bind(
     waited_for: Callable[[], int] = lambda: 0,
     on_taken: Callable[[str], None] = lambda queue: None,
     on_alive: Callable[[str], object] = lambda name: None,
-    on_probe: Callable[[str], object] = lambda queue: None,
     admit: Callable[[], object] = lambda: None,
     refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
     around_task: AroundTask = no_scope,
@@ -264,7 +254,6 @@ def bind(
         on_taken: called in workers that take messages, with "miss", "revalidate" or "warm".
         on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
         admit: called in a worker that is about to take any of our queues; what it raises ends the worker.
-        on_probe: called in a worker with the queue through which a probe has come.
         refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
         around_task: surrounds each task of a loader.
 
@@ -287,7 +276,12 @@ def bind(
         refuse=refuse,
         around_task=around_task,
     )
-    return Binding(app, config, dispatcher, upkeep, on_probe, reset_after_fork, on_alive, admit)
+    return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive, admit)
+
+
+def unbound_apps() -> list[str]:
+    """Return the names of the Celery apps of this process that no cache is bound to."""
+    return sorted({app.main for app in apps_made() if app.main and app not in _bound})
 
 
 def _in_order(names: tuple[str, ...], admit: Callable[[], object]) -> type:
@@ -309,4 +303,4 @@ def _in_order(names: tuple[str, ...], admit: Callable[[], object]) -> type:
     return ConsumeInOrder
 
 
-__all__ = ["Binding", "LoaderInfo", "UpkeepTasks", "bind"]
+__all__ = ["Binding", "LoaderInfo", "UpkeepTasks", "bind", "unbound_apps"]

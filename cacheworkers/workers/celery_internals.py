@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from celery import Celery
+from celery import Celery, _state
 from celery.app.amqp import AMQP
 from celery.app.annotations import prepare
 from celery.signals import after_task_publish, before_task_publish
@@ -19,6 +19,15 @@ from kombu.utils.json import dumps
 from kombu.utils.scheduling import round_robin_cycle
 
 from cacheworkers.store.connections.address import StoreAddress
+
+# -- apps
+
+
+def apps_made() -> list[Celery]:
+    """Return the Celery apps that this process has made, without Celery's own default."""
+    apps: Any = getattr(_state, "_get_active_apps", set)()
+    return [app for app in apps if app is not _state.default_app]
+
 
 # -- queues
 

@@ -151,6 +151,8 @@ STARTING = ("docs/how-to/testing.md",)
 SELF_CONTAINED = ("docs/how-to/cookbook.md",)
 #: Pages that make a cache and loaders of their own.
 DECLARING = ("docs/how-to/fastapi", "docs/how-to/flask", "docs/how-to/migrate")
+#: Modules of the layout; a page's names stand for what they have.
+LAYOUT_MODULES = ("shop", "shop.cache", "shop.catalog", "shop.celeryapp", "shop.database", "shop.models", "shop.web")
 
 DJANGO_SETTINGS = """
 import os

@@ -24,6 +24,7 @@ from cacheworkers.testing.servers import free_port, wait_until
 
 from . import shell
 from .blocks import ROOT, Block
+from .prelude import LAYOUT_MODULES
 
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 import drawing  # found through the line above
@@ -70,6 +71,7 @@ class Page:
 
     def __enter__(self) -> Page:
         sys.modules[self._module.__name__] = self._module
+        sys.modules.update(dict.fromkeys(LAYOUT_MODULES, self._module))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,7 +82,8 @@ class Page:
                 value.close()
             elif isinstance(value, Engine):
                 value.dispose()
-        del sys.modules[self._module.__name__]
+        for name in (self._module.__name__, *LAYOUT_MODULES):
+            del sys.modules[name]
 
     def run_loads(self, block: Block) -> str:
         """Do with a block what its language and its mark ask for, and return what that was.

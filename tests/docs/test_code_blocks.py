@@ -52,16 +52,40 @@ def _layout() -> list[ast.stmt]:
     return [statement for text in files for statement in ast.parse(text).body]
 
 
+@pytest.mark.parametrize("page", [page for page in pages() if page.startswith(prelude.DECLARING)])
+def test_what_is_pasted_into_a_file_has_its_imports(page: str) -> None:
+    """A page's names are found in the test by any means; a reader's file has those alone that it imports or makes."""
+    assert not _taken_for_granted(blocks_of(page))
+
+
+@pytest.mark.parametrize("page", pages())
+def test_what_is_imported_from_the_layout_is_there(page: str) -> None:
+    """In the test each module of the layout has all names; a reader's has those that the layout puts into it."""
+    blocks = [block for block in blocks_of(page) if (block.language, block.mark) == ("python", "")]
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(textwrap.dedent(block.text)))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and str(node.module).startswith("shop.")]
+    own = {name for block in blocks for name in _made_by(block.text)}
+    modules = {f"shop.{Path(block.says).stem}": block.text for block in reversed(blocks_of(LAYOUT)) if block.says}
+
+    for node in imports:
+        there = _made_by(modules[str(node.module)]) | (own if node.module in ("shop.catalog", "shop.web") else set())
+        assert {alias.name for alias in node.names} <= there, (node.module, there)
+
+
+def _made_by(text: str) -> set[str]:
+    """Return the names that a module's statements make."""
+    body = ast.parse(textwrap.dedent(text)).body
+    made = {getattr(statement, "name", "") for statement in body}
+    return made | {ast.unparse(target) for each in body if isinstance(each, ast.Assign) for target in each.targets}
+
+
 @pytest.mark.parametrize("page", pages())
 def test_what_is_said_to_be_the_layouts_is_there(page: str) -> None:
     """The layout is the one project of all how-to pages: no page gives its names a second spelling."""
     text = re.sub(r"\s+", " ", (ROOT / page).read_text())
     said = {name for sentence in _FROM_THE_LAYOUT.findall(text) for name in re.findall(r"`(\w+)`", sentence)}
 
-    made = {getattr(statement, "name", "") for statement in _layout()}
-    made |= {ast.unparse(target) for each in _layout() if isinstance(each, ast.Assign) for target in each.targets}
-
-    assert said <= made
+    assert said <= {name for block in blocks_of(LAYOUT) if block.mark == "file" for name in _made_by(block.text)}
 
 
 def test_the_layouts_models_and_rows_are_those_that_pages_run_on() -> None:
@@ -104,6 +128,7 @@ def _taken_for_granted(blocks: list[Block]) -> set[str]:
             nodes = list(ast.walk(ast.parse(textwrap.dedent(block.text))))
             made |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
             made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+            made |= {node.name for node in nodes if isinstance(node, ast.alias)}
             made |= {
                 node.name for node in nodes if isinstance(node, ast.AsyncFunctionDef | ast.ClassDef | ast.FunctionDef)
             }

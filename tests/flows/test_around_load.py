@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from cacheworkers import AsyncLoad, Cache, Config, Load, LoadCall, LoadError
+from cacheworkers import AsyncLoad, Cache, Config, ConfigError, Load, LoadCall, LoadError
 
 MakeCache = Callable[..., Cache]
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
@@ -104,6 +104,11 @@ def test_it_sees_the_exception_of_a_load(make: MakeCache, around: Around) -> Non
         name.get(-1)
 
     assert [(call, what) for call, _, what in around.seen] == [("name[-1]", "AssertionError")]
+
+
+def test_what_is_no_function_is_refused_when_the_cache_is_made() -> None:
+    with pytest.raises(ConfigError, match=r"around_load must be a function of a LoadCall .*, got None; leave it out"):
+        Cache(Config(), around_load=None)  # type: ignore[arg-type]
 
 
 def test_what_it_raises_fails_the_load(make: MakeCache) -> None:

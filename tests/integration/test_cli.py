@@ -175,6 +175,9 @@ def test_an_unknown_tag_is_refused_and_nothing_is_changed(cli: Run, warm: None) 
         done = cli(*words)
         assert done.returncode == 1
         assert "unknown tag 'm:7'" in done.stderr and "loaders declare all, n:{n}" in done.stderr
+    done = cli("invalidate", "number[7]")
+    assert "'number[7]' is a call, not a tag: nothing was invalidated" in done.stderr
+    assert done.stderr.endswith("its tags are n:7, all: cacheworkers invalidate n:7\n")
 
     after = parsed(cli("--json", "explain", "number[7]"))
     assert (after["freshness"], after["tags"]) == ("fresh", before["tags"])
@@ -561,6 +564,13 @@ def test_what_is_fresh_no_more_at_the_end_is_no_success(cli: Run, tmp_path: Path
     assert found["share"] < 1
     assert done.returncode == 1
     assert "no longer fresh: this took" in done.stderr and "they are fresh for 1 s; raise --max-rate" in done.stderr
+
+
+def test_warming_without_celery_says_that_no_worker_is_asked(cli: Run) -> None:
+    """As a deploy's gate it would pass all the same."""
+    done = cli("warm", "number", "1")
+
+    assert done.returncode == 0 and "this cache has no Celery app" in done.stderr
 
 
 def test_warming_without_workers_says_so_immediately_and_loads_nothing(cli: Run, tmp_path: Path) -> None:

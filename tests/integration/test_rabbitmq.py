@@ -112,27 +112,6 @@ def test_misses_are_loaded_once_and_invalidated(here: Any) -> None:
 
 
 @pytest.mark.heavy
-def test_the_exporter_shows_how_old_a_queue_is(here: Any) -> None:
-    """RabbitMQ does not report it: a message of the exporter's own is under way until a worker takes it."""
-    here.worker("-c", "1", "-Q", "cw.miss,cw.warm").terminate()
-    here.workers[0].wait(60)
-    exporter = Exporter(here.module.cache)
-
-    def age() -> float:
-        samples = [sample for family in exporter.collect() for sample in family.samples]
-        ages = {s.labels["queue"]: s.value for s in samples if s.name == "cacheworkers_queue_oldest_age_seconds"}
-        assert ages.keys() == set(QUEUES)
-        return ages["cw.warm"]
-
-    assert age() == 0
-    here.module.app.send_task("cacheworkers.load.nobody", queue="cw.warm")
-    wait_until(lambda: age() > 0.5)
-
-    here.worker("-c", "1", "-Q", "cw.miss,cw.warm")
-    wait_until(lambda: age() == 0)
-
-
-@pytest.mark.heavy
 def test_a_broker_that_restarts_costs_no_read(shop: Callable[..., Any]) -> None:
     """While it is away readers load for themselves; the worker outlives it, and takes misses again."""
     with RabbitMQ() as broker:

@@ -10,6 +10,7 @@ import pytest
 from cacheworkers import Config
 from cacheworkers.errors import StoreUnavailable, UnknownLoader
 from cacheworkers.flows.ports import LoadRequest, QueueKind
+from cacheworkers.workers import binding
 from cacheworkers.workers import publish_queue as queues
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.task_messages import NotLoadedLog
@@ -264,6 +265,34 @@ def test_local_workers_are_daemons() -> None:
     workers.close()
 
     assert names == [("cacheworkers-worker", True)]
+
+
+@pytest.mark.parametrize(
+    ("apps", "level", "said"),
+    [
+        (["shop"], "WARNING", "it has no Celery app, and this process has shop: `Cache(celery=app)` has workers load"),
+        (
+            [],
+            "INFO",
+            "product[1] loads on a thread of this process, as all of this cache's loads: it has no Celery app",
+        ),
+    ],
+)
+def test_loads_without_workers_are_said_once(
+    apps: list[str], level: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Celery app in the same process, and none given, is most likely forgotten: nothing else fails."""
+    monkeypatch.setattr(binding, "unbound_apps", lambda: apps)
+    caplog.set_level("INFO")
+    workers = ThreadDispatcher(Config(), run_loads=lambda loader, asks, again: None)
+    workers.register(PLAIN)
+
+    for number in (1, 2):
+        workers.submit_all([an_ask(number)])
+    workers.close()
+
+    assert [record.levelname for record in caplog.records] == [level]
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize(("load_time", "groups"), [(0.001, [8]), (1.0, [1] * 8), (None, [1] * 8)])

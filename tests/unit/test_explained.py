@@ -30,6 +30,7 @@ def reported(**fields: Any) -> dict[str, str]:
 
 STALE = {
     "freshness": "stale",
+    "jitter": 0.05,
     "age": 312.0,
     "fresh_for": -12.0,
     "stale_for": 48.0,
@@ -67,7 +68,7 @@ def test_a_stale_entry_with_its_instants() -> None:
 
     assert found["store"] == "stale, 1,234 bytes of JSON"
     assert found["loaded"].startswith("2027-01-15 07:54:48, 5 min 12 s ago; that took 4 ms")
-    assert found["fresh"] == "until 2027-01-15 07:59:48, 12 s ago"
+    assert found["fresh"] == "until 2027-01-15 07:59:48, 12 s ago; `jitter` has taken up to 5% of fresh_for"
     assert found["kept"] == "until 2027-01-15 08:05:48, in 5 min 48 s"
     assert found["revalidated"] == "by the next reader, or by warming"
     assert found["lease"] == "nobody's" and found["failure"] == "none"

@@ -63,6 +63,17 @@ SHORT_ROWS, NEW_ROWS, LONG_ROWS = 100, 50, 2
 SHORT = 1000
 
 
+def is_absent(error: Exception) -> bool:
+    """Return whether a database has said that a table or a column is not there."""
+    return isinstance(error, ProgrammingError | OperationalError) and bool(_ABSENT.search(str(error.orig)))
+
+
+def reason(error: Exception) -> str:
+    """Return what the driver said, on one line, and how to make the outbox where it is not there."""
+    says = " ".join(str(getattr(error, "orig", None) or error).split())
+    return f"{says}; {HOW_TO_MAKE_IT}" if is_absent(error) else says
+
+
 class Claimed(msgspec.Struct, frozen=True):
     """Rows that were claimed together.
 
@@ -185,10 +196,10 @@ class Outbox:
         try:
             return self._write(connection, tags, source)
         except (ProgrammingError, OperationalError) as error:
-            if _ABSENT.search(str(error.orig)):
+            if is_absent(error):
                 raise ConfigError(
                     f"watched sessions need the table {self.table.fullname}, and {connection.engine.url!r} says: "
-                    f"{' '.join(str(error.orig).split())}; {HOW_TO_MAKE_IT}"
+                    f"{reason(error)}"
                 ) from error
             raise
 

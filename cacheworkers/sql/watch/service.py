@@ -16,7 +16,7 @@ from cacheworkers.errors import ConfigError, OutboxUnavailable
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
 from cacheworkers.sql.outbox.connections import bound_engines, on_connection, sync_half
-from cacheworkers.sql.outbox.outbox import Backlog, Outbox
+from cacheworkers.sql.outbox.outbox import Backlog, Outbox, reason
 from cacheworkers.sql.outbox.relay import drain_outbox, replay_to_a_new_store
 from cacheworkers.sql.outbox.relay_loop import RelayLoop
 from cacheworkers.sql.sqlalchemy_internals import options_of
@@ -146,11 +146,11 @@ class WatchService:
             except (SQLAlchemyError, OSError) as error:
                 failed[each] = error
         for each in failed.keys() - set(asked):
-            log.warning("the outbox at %r cannot be replayed: %s", each.url, _reason(failed[each]))
+            log.warning("the outbox at %r cannot be replayed: %s", each.url, reason(failed[each]))
         for each in asked:
             if each in failed:
                 raise OutboxUnavailable(
-                    f"the outbox at {each.url!r} cannot be drained: {_reason(failed[each])}"
+                    f"the outbox at {each.url!r} cannot be drained: {reason(failed[each])}"
                 ) from failed[each]
         return rows
 
@@ -171,7 +171,7 @@ class WatchService:
             try:
                 found.append(on_connection(each, self.outbox.backlog))
             except (SQLAlchemyError, OSError) as error:
-                raise OutboxUnavailable(f"the outbox at {each.url!r} cannot be read: {_reason(error)}") from error
+                raise OutboxUnavailable(f"the outbox at {each.url!r} cannot be read: {reason(error)}") from error
         return Backlog(sum(each.rows for each in found), max(each.oldest_age for each in found))
 
     def drain_by_beat(self, *, is_needed: bool) -> None:
@@ -228,8 +228,3 @@ class WatchService:
 
     def _drain(self, connection: Connection) -> int:
         return drain_outbox(self._ports, self.outbox, connection)
-
-
-def _reason(error: Exception) -> str:
-    """Return what the driver said, on one line."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())

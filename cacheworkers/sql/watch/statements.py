@@ -38,18 +38,11 @@ class Statements:
         self.tables = frozenset((*self._deleted, *self._updated, *self._truncated))
         self._known: dict[tuple[str, str], Writes] = {}
 
-    def changes(self, statement: str, dialect: str = "") -> frozenset[str]:
-        """Return the names of the tables that a statement changes, as far as they are looked for.
+    def changed_by(self, writes: Writes) -> frozenset[str]:
+        """Return the names of the tables that are changed by what a statement writes, as far as they are looked for.
 
         All of them if it holds something that cannot be judged; see `Writes.opaque`.
-
-        Args:
-            dialect: SQLAlchemy's name of it; none for a text that is to be read in every way.
         """
-        return self.changed_by(self.writes(statement, dialect))
-
-    def changed_by(self, writes: Writes) -> frozenset[str]:
-        """Return the names of the tables that are changed by what a statement writes; see `changes`."""
         if writes.opaque:
             return self._all
         found: set[str] = set()
@@ -63,8 +56,8 @@ class Statements:
                 found |= known.get(each.name, set())
         return frozenset(found)
 
-    def writes(self, statement: str, dialect: str = "") -> Writes:
-        """Return what a statement writes."""
+    def writes(self, statement: str, dialect: str) -> Writes:
+        """Return what a statement writes, in SQLAlchemy's name of a dialect."""
         key = (dialect, statement)
         found = self._known.get(key)
         if found is None:
