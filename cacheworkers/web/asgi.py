@@ -53,7 +53,7 @@ class Responder:
             CallError: the view calls the loader with other parameters than it has.
         """
         try:
-            read = await (aread_json(*args, **kwargs) if kwargs else aread_json(*args))
+            read = await aread_json(*args, **kwargs)
         except REFUSED as error:
             sent = self._recent.refuse(error, method=scope["method"], path=scope["path"])
         else:
