@@ -146,15 +146,14 @@ def over_http(scale: Scale) -> Found:
 def crowd(scale: Scale) -> Found:
     """Simultaneous readers of one cold key."""
     readers = scale.of(50_000, 400)
-    least = stampede.floor(readers, PROCESSES)
-    [(loads, served, took)] = stampede.rounds(readers, PROCESSES, 1)
+    [found] = stampede.rounds(readers, PROCESSES, 1, with_floor=True)
     most = 2 * stampede.LOAD_TIME
     row = Row(
         f"{readers:,} readers of a cold key, {PROCESSES} processes, load {stampede.LOAD_TIME:g} s",
         f"1 load; all served in <= {most:g} s",
-        f"{counted(loads, 'load')}, {served:,} served, the last after {took:.2f} s",
-        stampede.beside_floor(took, least),
-        loads == 1 and served == readers and took <= most,
+        f"{counted(found.loads, 'load')}, {found.served:,} served, the last after {found.took:.2f} s",
+        found.beside_floor,
+        found.loads == 1 and found.served == readers and found.took <= most,
     )
     return Found([row])
 

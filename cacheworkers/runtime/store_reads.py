@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import Callable
 from os import getpid
 from time import monotonic
 from typing import Any
 
 from cacheworkers import load_context as loads
-from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, arun, run
-from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.core.signature import Call
-from cacheworkers.errors import CodecError, LoadTimeout, StoreError
-from cacheworkers.events import ReadFailed, Served
+from cacheworkers.errors import LoadTimeout, StoreError
 from cacheworkers.flows import read as reading
-from cacheworkers.flows.loader_memory import LoaderMemory, as_is
+from cacheworkers.flows.loader_memory import LoaderMemory
 from cacheworkers.flows.nested_read import nested
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.read_state import StoreResult
@@ -27,10 +22,8 @@ from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.coalescing import Crowd, Outcome, leave
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_runner import LoaderRunner
+from cacheworkers.runtime.read_results import Arguments, Decode, ReadResults
 from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, is_dirty
-
-_Decode = Callable[[bytes], Any]
-_Arguments = tuple[Any, ...] | None
 
 
 class StoreReads:
@@ -46,12 +39,10 @@ class StoreReads:
         self._memory = memory
         self._runner = runner
         self._since = memory.since
-        self._is_shareable = spec.codec.is_shareable
-        self._decode = spec.codec.plain_decode
-        self._early = spec.policy.early
-        self._fingerprint = spec.fingerprint
+        self._results = ReadResults(ports, spec, memory)
+        self._fresh_value = self._results.fresh_value
 
-    def find(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
+    def find(self, call: Call, arguments: Arguments, decode: Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call, blocking this thread."""
         if asyncio._get_running_loop() is not None:
             warn_if_blocking(self._spec.name)
@@ -61,23 +52,25 @@ class StoreReads:
         started, waiters, keeps = monotonic(), ports.waiters, self._memory.keeps_for
         if ports.listener.process != getpid():
             ports.listener.start()
-        if text in waiters.flights or (text, self._since) in waiters.crowds.of_threads:
+        crowds = waiters.crowds.of_threads
+        if text in waiters.flights or (crowds and (text, self._since) in crowds):
             return self._read_or_follow(call, arguments, decode, as_read, started, None)
         guard, is_coherent = self._guarded(text) if keeps else (0, False)
         try:
             raw = ports.store.fetch(text)
         except StoreError:  # the flow knows what to do without the store
             return self._read_or_follow(call, arguments, decode, as_read, started, None)
-        if raw is not None:
-            if as_read or is_coherent or ports.has_hook:
-                hit = self._hit(call, arguments, decode, raw, guard, is_coherent, started, as_read)
-            else:
-                hit = self._fresh_value(text, decode, raw)
-            if hit is not MISSING:
-                return hit
-        return self._read_or_follow(call, arguments, decode, as_read, started, StoreResult(raw, guard, is_coherent))
+        is_plain = not (as_read or is_coherent or ports.has_hook)
+        if is_plain and raw is not None and (value := self._fresh_value(text, decode, raw)) is not MISSING:
+            return value
+        found = StoreResult(raw, guard, is_coherent)
+        if not is_plain:
+            hit = self._results.hit(call, arguments, decode, found, started)
+            if hit is not None:
+                return hit if as_read else hit.value
+        return self._read_or_follow(call, arguments, decode, as_read, started, found)
 
-    async def afind(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
+    async def afind(self, call: Call, arguments: Arguments, decode: Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call, on the running loop."""
         started, found = monotonic(), None
         place, crowd = self.join(call.text, started)
@@ -133,8 +126,8 @@ class StoreReads:
     def settled(
         self,
         call: Call,
-        arguments: _Arguments,
-        decode: _Decode,
+        arguments: Arguments,
+        decode: Decode,
         as_read: bool,
         started: float,
         crowd: Crowd | None,
@@ -147,33 +140,27 @@ class StoreReads:
             found: a leader's outcome, or a reply for the leader.
         """
         if crowd is None:
-            return self.shared(call, decode, found, started, as_read) if type(found) is Outcome else MISSING
+            return self._results.shared(call, decode, found, started, as_read) if type(found) is Outcome else MISSING
         ports = self._ports
         try:
-            if found is not None and not (as_read or crowd.is_coherent or crowd.followers or ports.has_hook):
-                value = self._fresh_value(call.text, decode, found)
-                if value is not MISSING:
-                    crowd.disband()
-                    return value
+            is_plain = not (as_read or crowd.is_coherent or crowd.followers or ports.has_hook)
+            if is_plain and found is not None and (value := self._fresh_value(call.text, decode, found)) is not MISSING:
+                crowd.disband()
+                return value
+            crowd.looked = StoreResult(found, crowd.guard, crowd.is_coherent)
             if crowd.followers:
                 ports.store.batcher.was_alone = False  # the next look waits a turn, and covers who joins in it
-            if found is not None:
-                wants_read = as_read or bool(crowd.followers)
-                hit = self._hit(call, arguments, decode, found, crowd.guard, crowd.is_coherent, started, wants_read)
-                if hit is not MISSING:
-                    if not crowd.followers:
-                        crowd.disband()
-                        return hit
-                    crowd.payload = hit.entry.payload
-                    self._succeed(call, crowd, hit)
-                    return hit if as_read else hit.value
+            hit = None if is_plain else self._results.hit(call, arguments, decode, crowd.looked, started)
+            if hit is not None and hit.entry is not None:
+                crowd.payload = hit.entry.payload
+                self._succeed(call, crowd, hit)
+                return hit if as_read else hit.value
         except BaseException as error:
             self._fail(crowd, error, started)
             raise
-        crowd.looked = StoreResult(found, crowd.guard, crowd.is_coherent)
         return MISSING
 
-    def flow(self, call: Call, arguments: _Arguments, decode: _Decode, started: float | None = None) -> Flow[Read]:
+    def flow(self, call: Call, arguments: Arguments, decode: Decode, started: float | None = None) -> Flow[Read]:
         """Return the flow that reads a call past L1: within a transaction or a load, or through the store."""
         dirty = dirty_transactions(self._ports)
         if not dirty:
@@ -199,9 +186,7 @@ class StoreReads:
 
     # -- inside
 
-    def _clean_flow(
-        self, call: Call, arguments: _Arguments, decode: _Decode, started: float | None = None
-    ) -> Flow[Read]:
+    def _clean_flow(self, call: Call, arguments: Arguments, decode: Decode, started: float | None = None) -> Flow[Read]:
         """Return the flow that reads a call outside dirty transactions."""
         outer = self.outer_load()
         if outer is not None:
@@ -212,8 +197,8 @@ class StoreReads:
     def _store_flow(
         self,
         call: Call,
-        arguments: _Arguments,
-        decode: _Decode,
+        arguments: Arguments,
+        decode: Decode,
         started: float | None,
         looked: StoreResult | None = None,
         crowd: Crowd | None = None,
@@ -222,7 +207,7 @@ class StoreReads:
         options = self._memory.options(call, arguments, decode)
         return reading.read(self._ports, self._spec, call, options, found=looked, started=started, crowd=crowd)
 
-    def _read_apart(self, call: Call, arguments: _Arguments, decode: _Decode, as_read: bool) -> Any:
+    def _read_apart(self, call: Call, arguments: Arguments, decode: Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call that may be given nothing of another's."""
         found = run(self.flow(call, arguments, decode))
         return found if as_read else found.value
@@ -230,8 +215,8 @@ class StoreReads:
     def _read_or_follow(
         self,
         call: Call,
-        arguments: _Arguments,
-        decode: _Decode,
+        arguments: Arguments,
+        decode: Decode,
         as_read: bool,
         started: float,
         looked: StoreResult | None,
@@ -244,7 +229,7 @@ class StoreReads:
             policy = self._spec.policy
             outcome = place.outcome(policy.wait_for + policy.load_for + ports.config.store_timeout)
             if isinstance(outcome, Outcome):
-                shared = self.shared(call, decode, outcome, started, as_read)
+                shared = self._results.shared(call, decode, outcome, started, as_read)
                 if shared is not MISSING:
                     return shared
             if type(outcome) is not Crowd:
@@ -261,8 +246,8 @@ class StoreReads:
     async def alead(
         self,
         call: Call,
-        arguments: _Arguments,
-        decode: _Decode,
+        arguments: Arguments,
+        decode: Decode,
         as_read: bool,
         started: float,
         crowd: Crowd | None,
@@ -323,84 +308,8 @@ class StoreReads:
         return place
 
     def _guarded(self, text: str) -> tuple[int, bool]:
-        """Return L1's guard and whether pushes are received, in this order; nothing is asked where nothing is kept."""
-        if not self._memory.keeps_for:
-            return 0, False
+        """Return L1's guard and whether pushes are received, in this order."""
         return self._ports.l1.guard(text), self._ports.coherence.is_coherent
-
-    def _hit(
-        self,
-        call: Call,
-        arguments: _Arguments,
-        decode: _Decode,
-        raw: bytes,
-        guard: int,
-        is_coherent: bool,
-        started: float,
-        as_read: bool,
-    ) -> Any:
-        """Return a fresh hit, value or Read, and keep it in L1; MISSING leaves what was found to the flow."""
-        ports, text = self._ports, call.text
-        keeps = is_coherent and self._memory.keeps_for
-        if not as_read and not keeps and not ports.has_hook:
-            return self._fresh_value(text, decode, raw)
-        found = reading.fresh_hit(ports, self._spec, text, raw, self._since, decode)
-        if found is None:
-            return MISSING
-        entry, value, now, l1_until = found
-        at = monotonic()
-        if keeps:
-            self._memory.keep(arguments, decode is as_is, entry, value, guard, at + l1_until - now)
-        age = now - entry.created
-        ports.access_counter.count(text)
-        if ports.has_hook:
-            ports.emit(Served(self._spec.name, "fresh", "store", age, at - started))
-        if not as_read:
-            return value
-        return Read(value, Freshness.FRESH, "store", age if age > 0 else 0.0, entry.seq, at - started, entry)
-
-    def _fresh_value(self, text: str, decode: _Decode, raw: bytes) -> Any:
-        """Return the value of a fresh envelope, in the fewest steps, and count the read; MISSING of any other."""
-        ports = self._ports
-        payload = envelope.fresh_payload(raw, text, ports.clock.now(), self._since, self._early, self._fingerprint)
-        if payload is None:
-            return MISSING
-        try:
-            value = payload if decode is as_is else self._decode(payload)
-        except Exception:  # the flow decodes it again, and says what is wrong with it
-            return MISSING
-        ports.access_counter.count(text)
-        return value
-
-    def shared(self, call: Call, decode: _Decode, outcome: Outcome, started: float, as_read: bool) -> Any:
-        """Return what the leader of a crowd has found, value or Read, as this reader's own; MISSING: unreadable so.
-
-        Raises:
-            Exception: what the leader's read raised.
-        """
-        ports = self._ports
-        if outcome.error is not None:
-            error = copy.copy(outcome.error)  # each raises its own: a traceback grows with each raise
-            error.__cause__ = outcome.error.__cause__
-            if ports.has_hook:
-                ports.emit(ReadFailed(self._spec.name, type(error).__name__, monotonic() - started))
-            raise error
-        read = outcome.read
-        assert read is not None and outcome.payload is not None
-        value = read.value
-        if not self._is_shareable or decode is as_is or type(value) is bytes:
-            try:
-                value = decode(outcome.payload)
-            except CodecError:
-                return MISSING
-        if not as_read and not ports.has_hook:
-            return value
-        waited = monotonic() - started
-        if ports.has_hook:
-            ports.emit(Served(self._spec.name, read.freshness.value, read.tier, read.age, waited))
-        return (
-            Read(value, read.freshness, read.tier, read.age, read.seq, waited, read.entry, True) if as_read else value
-        )
 
     def _succeed(self, call: Call, crowd: Crowd, read: Read) -> None:
         """End a leader's turn with a value."""

@@ -20,6 +20,7 @@ from cacheworkers.workers.broker_queues import QueueState, stamp_messages
 from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
 from cacheworkers.workers.celery_internals import (
     add_queues,
+    apps_made,
     consume_in_order,
     consumed_queues,
     forget_task,
@@ -278,6 +279,11 @@ def bind(
     return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive, admit)
 
 
+def unbound_apps() -> list[str]:
+    """Return the names of the Celery apps of this process that no cache is bound to."""
+    return sorted({app.main for app in apps_made() if app.main and app not in _bound})
+
+
 def _in_order(names: tuple[str, ...], admit: Callable[[], object]) -> type:
     """Return a step of a worker's consumer that has it take from our queues in their order, and outlive its broker.
 
@@ -297,4 +303,4 @@ def _in_order(names: tuple[str, ...], admit: Callable[[], object]) -> type:
     return ConsumeInOrder
 
 
-__all__ = ["Binding", "LoaderInfo", "UpkeepTasks", "bind"]
+__all__ = ["Binding", "LoaderInfo", "UpkeepTasks", "bind", "unbound_apps"]

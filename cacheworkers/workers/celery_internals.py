@@ -23,10 +23,10 @@ from cacheworkers.store.connections.address import StoreAddress
 # -- apps
 
 
-def names_of_apps() -> list[str]:
-    """Return the names of the Celery apps that this process has made, without Celery's own default."""
+def apps_made() -> list[Celery]:
+    """Return the Celery apps that this process has made, without Celery's own default."""
     apps: Any = getattr(_state, "_get_active_apps", set)()
-    return sorted({app.main for app in apps if app.main and app is not _state.default_app})
+    return [app for app in apps if app is not _state.default_app]
 
 
 # -- queues

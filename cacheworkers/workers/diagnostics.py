@@ -43,7 +43,7 @@ class AppFacts(msgspec.Struct, frozen=True):
     """How the app is set up.
 
     Attributes:
-        loaders: names of the loaders that have a task, each with the fingerprint of its schema.
+        loaders: names of the loaders that have a task, each with its version and its schema's fingerprint.
         early_acks: those whose task is acknowledged before it has run.
         longest: longest hard time limit of their tasks, seconds.
         visibility: how long a message is its worker's, seconds; None where the broker is not Redis.
@@ -52,7 +52,7 @@ class AppFacts(msgspec.Struct, frozen=True):
         refuses_json: `accept_content` leaves JSON out.
     """
 
-    loaders: dict[str, str]
+    loaders: dict[str, tuple[int, str]]
     early_acks: tuple[str, ...]
     longest: float
     visibility: float | None
@@ -113,7 +113,7 @@ def app_facts(app: Celery) -> AppFacts:
     ours = {name.removeprefix(celery_settings.PREFIX): task for name, task in app.tasks.items() if _is_load(name)}
     options = conf.broker_transport_options or {}
     return AppFacts(
-        loaders={name: getattr(task, _SCHEMA, None) or "" for name, task in ours.items()},
+        loaders={name: (getattr(task, _VERSION, 1), getattr(task, _SCHEMA, None) or "") for name, task in ours.items()},
         early_acks=tuple(name for name, task in ours.items() if not task.acks_late),
         longest=max((float(task.time_limit or 0) for task in ours.values()), default=0.0),
         visibility=float(options.get("visibility_timeout", 3600)) if _has_redis(app) else None,

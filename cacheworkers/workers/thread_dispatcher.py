@@ -67,9 +67,9 @@ class ThreadDispatcher:
         """Log that no worker is involved: as a warning, where the cache could have been given a Celery app."""
         names: list[str] = []
         if "celery" in sys.modules:
-            from cacheworkers.workers.celery_internals import names_of_apps
+            from cacheworkers.workers.binding import unbound_apps
 
-            names = names_of_apps()
+            names = unbound_apps()
         log.log(
             logging.WARNING if names else logging.INFO,
             "%s loads on a thread of this process, as all of this cache's loads: it has no Celery app%s",

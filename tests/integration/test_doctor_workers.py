@@ -207,6 +207,7 @@ def test_a_worker_of_an_older_deploy_is_found(shop: MakeShop, store: Valkey, bro
 
     other.__module__ = here.module.__name__
     here.module.cache.loader(name="product", replace=True)(other)
+    here.module.cache.loader(name="strict", replace=True, version=2)(here.module.strict.__wrapped__)
     here.module.cache._ports.store.note_marks(["loader extra of shop.extra"], time.time()).run()
 
     findings = looked_until(here.module.cache, lambda findings: bad(findings).get("loader-unknown") == "warning")
@@ -214,7 +215,7 @@ def test_a_worker_of_an_older_deploy_is_found(shop: MakeShop, store: Valkey, bro
     assert "does not know brand_new, extra, of " in worst(findings)["loader-unknown"].what
     assert "shop.extra" in worst(findings)["loader-unknown"].what
     release = worst(findings)["loader-release"]
-    assert (release.level, "types or tags of product differ" in release.what) == ("warning", True)
+    assert (release.level, "version, types or tags of product, strict differ" in release.what) == ("warning", True)
 
 
 def test_a_backlog_is_found(make: Callable[..., Cache], broker: Valkey) -> None:

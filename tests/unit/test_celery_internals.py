@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, current_app
+from celery import Celery, _state, current_app
 from celery.app import amqp, trace
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import request
@@ -24,9 +25,9 @@ from cacheworkers.workers.celery_internals import (
     _OrderedGroup,
     add_queues,
     annotations_of,
+    apps_made,
     consume_in_order,
     forget_task,
-    names_of_apps,
     oldest_in_redis,
     remove_queues,
     survive_lost_host,
@@ -45,9 +46,10 @@ def app(valkey: Valkey) -> Iterator[Celery]:
 
 def test_apps_of_the_process_are_known_by_name(app: Celery) -> None:
     """`_state._get_active_apps` and `_state.default_app`, which is Celery's own and nobody's."""
-    assert "shop" in names_of_apps()
-    assert current_app.main
-    assert "default" not in names_of_apps()
+    assert app in apps_made()
+    with ThreadPoolExecutor(1) as another:  # where no app is current
+        assert another.submit(lambda: current_app.main).result()
+    assert _state.default_app is not None and _state.default_app not in apps_made()
 
 
 def test_queues_are_made_by_a_class_that_may_be_replaced() -> None:

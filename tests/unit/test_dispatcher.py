@@ -10,7 +10,7 @@ import pytest
 from cacheworkers import Config
 from cacheworkers.errors import StoreUnavailable, UnknownLoader
 from cacheworkers.flows.ports import LoadRequest, QueueKind
-from cacheworkers.workers import celery_internals
+from cacheworkers.workers import binding
 from cacheworkers.workers import publish_queue as queues
 from cacheworkers.workers.publish_queue import LoaderInfo, PublishQueue
 from cacheworkers.workers.task_messages import NotLoadedLog
@@ -282,7 +282,7 @@ def test_loads_without_workers_are_said_once(
     apps: list[str], level: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A Celery app in the same process, and none given, is most likely forgotten: nothing else fails."""
-    monkeypatch.setattr(celery_internals, "names_of_apps", lambda: apps)
+    monkeypatch.setattr(binding, "unbound_apps", lambda: apps)
     caplog.set_level("INFO")
     workers = ThreadDispatcher(Config(), run_loads=lambda loader, asks, again: None)
     workers.register(PLAIN)

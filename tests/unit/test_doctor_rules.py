@@ -116,7 +116,7 @@ def test_no_limit_of_buffers_is_fine_without_maxmemory() -> None:
 
 
 def test_an_app_that_is_eager_or_refuses_json() -> None:
-    app = AppFacts({"product": ""}, (), 30.0, 3600.0, {})
+    app = AppFacts({"product": (1, "")}, (), 30.0, 3600.0, {})
 
     def levels(app: AppFacts) -> dict[str, str]:
         return {finding.check: finding.level for finding in judge_app(app)}

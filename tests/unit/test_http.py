@@ -267,8 +267,8 @@ def test_a_hot_entry_is_answered_with_the_same_headers_for_a_second() -> None:
     policy = HttpPolicy(none_is_404=True)
     recent = recents.Recent(policy)
     asked: dict[str, Any] = {"method": "GET", "path": "/a", "if_none_match": None}
-    first, second = entry(), entry(payload=b"{}", digest=digest_of(b"{}"))
-    nothing = entry(payload=b"null", digest=digest_of(b"null"), is_negative=True)
+    first, second = entry(), entry(payload=b"{}", digest=digest_of(b"{}"), write_id=b"second..")
+    nothing = entry(payload=b"null", digest=digest_of(b"null"), is_negative=True, write_id=b"nothing.")
 
     def ask(found: Entry, now: float, **changes: Any) -> Answer:
         made = Read.of(now, found, found.payload, Freshness.FRESH, "l1", 0.0)
@@ -276,8 +276,11 @@ def test_a_hot_entry_is_answered_with_the_same_headers_for_a_second() -> None:
 
     assert ask(first, 1100.1).headers is ask(first, 1100.9).headers
     assert ask(first, 1100.9).body is first.payload
-    assert ask(first, 1101.1).headers is not ask(first, 1100.9).headers
-    assert ask(second, 1100.5).body == b"{}"
+    assert ask(second, 1100.9) == answer(Read.of(1100.9, second, b"{}", Freshness.FRESH, "l1", 0.0), policy)
+    assert ask(first, 1100.9).headers is not ask(first, 1101.1).headers
+    assert ask(first, 1100.4).headers == ask(first, 1100.9).headers  # the store's clock was measured again
+    softened = entry(fresh_until=1200.0)
+    assert b"ttl=99;" in dict(ask(softened, 1100.9).headers)[b"cache-status"]
     assert ask(first, 1100.5, if_none_match=b"*").status == 304
     tag = dict(ask(first, 1100.5).headers)[b"etag"]
     same = ask(first, 1100.5, if_none_match=tag)

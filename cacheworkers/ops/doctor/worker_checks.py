@@ -83,8 +83,9 @@ UNKNOWN = Rule(
 OTHER_SCHEMA = Rule(
     "loader-release",
     "warning",
-    "A worker has a loader with another return type, parameters or tags than this process.",
-    "What it loads the new release cannot read: each process loads again, for its own memory alone.",
+    "A worker has a loader with another version, return type, parameters or tags than this process.",
+    "It gives messages of another version back, and what it loads of other types the new release cannot read: readers "
+    "wait for it, and load for themselves.",
     "Restart the workers with the release that web processes run.",
 )
 OTHER_STORE = Rule(
@@ -243,8 +244,11 @@ def check_workers(app: Any, config: Config, store: Store, marks: NamespaceMarks)
             lacking = f"does not know {', '.join(missing)}, of {of_them}"
             shown = lacking if missing else f"knows all {len(wanted)} loaders"
             yield UNKNOWN.finding(bool(missing), f"{worker.name} {shown}")
-            others = [name for name, schema in sorted(ours.items()) if worker.schemas.get(name, schema) != schema]
-            differs = f"types or tags of {', '.join(others)} differ" if others else "types and tags are those of here"
+            known = worker.loaders & ours.keys()
+            others = [name for name in sorted(known) if not worker.loads(name, *ours[name])]
+            differs = "types and tags are those of here"
+            if others:
+                differs = f"version, types or tags of {', '.join(others)} differ"
             yield OTHER_SCHEMA.finding(bool(others), f"{worker.name}: {differs}")
         if config.queues.miss in worker.queues and worker.slots:
             reserved = f"{worker.name} reserves {worker.prefetch} messages for {worker.slots} slots"
