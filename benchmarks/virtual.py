@@ -34,8 +34,9 @@ from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.read_state import ReadOptions, Wait
 from cacheworkers.local.coherence import Coherence
+from cacheworkers.local.flight import Flight
 from cacheworkers.local.l1 import L1, MISSING
-from cacheworkers.local.waiters import Flight, Waiter, Waiters
+from cacheworkers.local.waiters import Waiter, Waiters
 from cacheworkers.store.commands.replies import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
 
 #: Seconds from a change in the store until a process has received it.
@@ -147,7 +148,7 @@ class _Sleeper:
         """Get up: slept long enough."""
         if not self._is_up:
             self._is_up = True
-            self._waiter.flight._threads.pop(self, None)
+            self._waiter.flight.threads.pop(self, None)
             self._go_on()
 
     def _go_on(self) -> None:

@@ -30,8 +30,9 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.events import Event, ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
+from cacheworkers.local.flight import Flight
 from cacheworkers.local.l1 import L1
-from cacheworkers.local.waiters import Flight, Waiters
+from cacheworkers.local.waiters import Waiters
 from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.health import error_text
 from cacheworkers.store.connections.transport import Masters, Transport
