@@ -118,7 +118,7 @@ class LoaderBase(Generic[T]):
     ) -> WarmJob:
         """Have workers load many calls before anybody reads them; return the job, which is already under way.
 
-        Readers should not notice: fewer loads are under way when they become slow, and none is asked for while
+        Readers should not notice: fewer loads are under way while the `warm` queue is long, and none is asked for while
         readers' misses are queued.  Fresh entries are passed over.
 
         Args:
