@@ -1,4 +1,4 @@
-"""`cacheworkers warm`: has workers load calls from arguments, a file, a query or the hottest, and gates deploys."""
+"""`cacheworkers warm`: has workers load calls from arguments, a file or the hottest, and gates deploys."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from cacheworkers.store.connections.async_connection import AsyncConnection
 from cacheworkers.store.connections.connection import Connection, ConnectionCut, LateReply, Outcome, pack
-from cacheworkers.store.connections.sentinels import Lease
+from cacheworkers.store.connections.sentinels import MasterLease
 
 #: A connection that was idle for longer is checked before it is used: the server may have closed it, seconds.
 FRESH_FOR = 0.2
@@ -42,7 +42,7 @@ class Pool:
         redis_pool: Callable[[], Any],
         async_redis_pool: Callable[[], Any],
         timeout: float,
-        lease: Lease | None = None,
+        lease: MasterLease | None = None,
     ) -> None:
         """
         Args:

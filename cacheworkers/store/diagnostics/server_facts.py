@@ -22,7 +22,7 @@ from cacheworkers.config import Config
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.local.clock import StoreClock
-from cacheworkers.store.commands.bookkeeping import BEAT_KEPT_FOR
+from cacheworkers.store.commands.process_notes import BEAT_KEPT_FOR
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.server_check import SAFE_POLICIES
