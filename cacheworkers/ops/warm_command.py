@@ -95,7 +95,6 @@ class Warmed(msgspec.Struct, frozen=True):
     metavar="SECONDS",
     help="How long a worker that consumes the warm queue may take to answer, before anything is loaded; 0 asks none.",
 )
-@click.option("--strict", is_flag=True, help="Stop at the first bad row, before anything is loaded.")
 @click.pass_obj
 def warm(
     obj: Obj,
@@ -107,7 +106,6 @@ def warm(
     concurrency: int | None,
     min_fresh: float,
     wait_for_workers: float,
-    strict: bool,
 ) -> None:
     """Have workers load calls of LOADER, and wait for them.
 
@@ -129,7 +127,7 @@ def warm(
     if sum(source is not None for source in (file, hot)) + bool(keys) != 1:
         raise click.UsageError("give one source: KEYS, --file or --hot")
     rows = _rows(cache, loader, keys, file, hot)
-    calls, bad, duplicates = _read(cache, loader, rows, strict)
+    calls, bad, duplicates = _read(cache, loader, rows)
     cache.queues()  # without a broker each call would be waited for, in vain
     if cache.internals.app is None:
         note("this cache has no Celery app, `Cache(celery=app)`: this command loads by itself, and asks no worker")
@@ -234,7 +232,7 @@ def _rows(cache: Cache, loader: str, keys: Iterable[str], file: IO[bytes] | None
     return ((f"key {number}", key) for number, key in enumerate(keys, 1))
 
 
-def _read(cache: Cache, loader: str, rows: Iterable[Row], strict: bool) -> tuple[list[str], int, int]:
+def _read(cache: Cache, loader: str, rows: Iterable[Row]) -> tuple[list[str], int, int]:
     """Return the calls that rows name, how many rows name none, and how many name one again."""
     signature = cache.loaders[loader].signature
     calls: dict[str, None] = {}
@@ -245,8 +243,6 @@ def _read(cache: Cache, loader: str, rows: Iterable[Row], strict: bool) -> tuple
         except CacheworkersError as error:
             bad += 1
             click.echo(f"{where}: {error}", err=True)
-            if strict:
-                raise click.ClickException(f"{where} is bad, and --strict is given; nothing was loaded") from None
             continue
         duplicates += call in calls
         calls[call] = None
