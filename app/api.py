@@ -171,13 +171,13 @@ def lean_products(framework: ASGI) -> ASGI:
     A hit in this process's memory takes a few microseconds, and routing and wrapping it some fifty more: here, where
     most requests are such hits, that is most of the work.  Do this for one or two hot routes, once a profile says so.
     """
-    answer = asgi.Responder(POLICY)
+    respond = asgi.Responder(POLICY)
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["method"] in READS and scope["path"].startswith("/products/"):
             text = scope["path"][len("/products/") :]
             if text.isascii() and text.isdigit() and len(text) <= 10 and 0 < (number := int(text)) <= MAX_ID:
-                await asgi.send_answer(send, await answer(scope, shop.product.aread_json, number))
+                await respond.serve(scope, send, shop.product.aread_json, number)
                 return
         await framework(scope, receive, send)
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,6 +24,9 @@ from cacheworkers.workers.celery_settings import PUBLISHER
 
 _names = itertools.count(1)
 
+# Each of hundreds of processes would compile the package again, and pytest rewrite every test module.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Examples are bounded in number, not in time: a busy machine is no finding.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

@@ -21,7 +21,8 @@ from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, su
 from cacheworkers.flows.read_state import Wait
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.flows.write_loaded import Result
-from cacheworkers.local.waiters import SLACK, Sleeper, Waiter
+from cacheworkers.local.flight import SLACK, Sleeper
+from cacheworkers.local.waiters import Waiter
 from cacheworkers.local.wakeup import NamedWaker, Wakeup
 from cacheworkers.store.commands.steps import Exchange, Get
 

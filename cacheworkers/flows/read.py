@@ -21,7 +21,7 @@ from cacheworkers.flows.other_release_load import read_own_entry
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
 from cacheworkers.flows.read_state import SINGLE, LoadStrategy, ReadOptions, ReadState, StoreResult
 from cacheworkers.local.coalescing import Crowd
-from cacheworkers.local.waiters import Flight
+from cacheworkers.local.flight import Flight
 from cacheworkers.store.commands.replies import Claimed
 
 #: By how much instants of the store may seem older than they are, seconds: they are kept in milliseconds, and the

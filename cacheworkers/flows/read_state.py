@@ -16,7 +16,8 @@ from cacheworkers.flows.ports import Enqueue, LoaderSpec, Loading, LoadRequest, 
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.coalescing import Crowd
-from cacheworkers.local.waiters import Flight, Waiter
+from cacheworkers.local.flight import Flight
+from cacheworkers.local.waiters import Waiter
 
 #: While changes are not reported nobody is woken: waiters look again this often, seconds.
 POLL_FOR = 0.05

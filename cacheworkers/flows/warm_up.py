@@ -16,7 +16,6 @@ from cacheworkers.core.schema_fingerprint import fits
 from cacheworkers.core.tokens import new_token
 from cacheworkers.flows.keep_warm import BUSY, CHUNK, Queued, is_fresh_for
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, submit
-from cacheworkers.local.aimd_window import AimdWindow
 from cacheworkers.local.queue_monitor import QueueMonitor
 from cacheworkers.store.commands.replies import Backoff, Claimed
 
@@ -26,8 +25,10 @@ UNLIMITED = 1e9
 LOOK_EVERY = 0.05
 #: ... of this many calls or more; smaller jobs are polled proportionally more often ...
 LOOKED_AT = 100
-#: ... but never closer than this, seconds, nor than a load takes.
+#: ... but never closer than this, seconds.
 LOOK_SOONEST = 0.005
+#: Calls under way at first; more as long as the queue stays short.
+FIRST_WINDOW = 8
 #: Seconds between two looks at what has failed or was lost, which is seldom.
 LOST_EVERY = 0.5
 #: Seconds between two looks at the miss queue.
@@ -83,11 +84,10 @@ class WarmUp(msgspec.Struct):
 
 
 class _RequestedCall(msgspec.Struct):
-    """A call that a worker has been asked for, when, and whether by this job or by another process."""
+    """A call that a worker has been asked for, by this job or another process, and when."""
 
     seen: bytes
     at: float
-    is_ours: bool
 
 
 class _Job:
@@ -95,6 +95,7 @@ class _Job:
 
     Attributes:
         concurrency: most calls under way.
+        window: most calls under way now.
         left: calls that are still to be asked for, the next at the end.
         asked: those that are under way.
         tries: how often a call was asked for that is not there.
@@ -108,7 +109,7 @@ class _Job:
     def __init__(self, ports: Ports, loader: LoaderSpec, calls: Sequence[str], lead: float, concurrency: int) -> None:
         self.ports, self.loader, self.lead, self.concurrency = ports, loader, lead, concurrency
         self.state = WarmUp(len(calls))
-        self.throttle = AimdWindow(concurrency, first=ports.config.batch_size if loader.is_batch else 8)
+        self.window = min(concurrency, ports.config.batch_size if loader.is_batch else FIRST_WINDOW)
         self.left = list(reversed(calls))
         self.asked: dict[str, _RequestedCall] = {}
         self.tries: Counter[str] = Counter()
@@ -118,7 +119,7 @@ class _Job:
         self.misses, self.queued = QueueMonitor(self.asked_at), QueueMonitor(self.asked_at)
 
     def note_queued(self, queued: Queued) -> None:
-        """Note how many messages wait; while there are many, halve the window."""
+        """Note how many messages wait: with few a window that is full grows by a half, with many it halves."""
         now, state = self.ports.clock.monotonic(), self.state
         self.misses.note(queued.miss, queued.oldest_miss, now)
         self.queued.note(queued.warm, queued.oldest_warm, now)
@@ -126,9 +127,11 @@ class _Job:
         state.is_waiting = queued.miss > BUSY and not are_unserved
         state.unserved_misses = queued.miss if are_unserved else 0
         state.stuck_for = self.queued.stuck_for(now)
-        # Beat does no rounds while that many are queued.
+        # Beat does no rounds while that many are queued; with half as many there is room for more.
         if state.is_waiting or queued.warm > BUSY:
-            self.throttle.halve()
+            self.window = max(1, self.window // 2)
+        elif queued.warm <= BUSY // 2 and len(self.asked) >= self.window:
+            self.window = min(self.concurrency, self.window + max(1, self.window // 2))
 
     def is_believed(self, asked: _RequestedCall) -> bool:
         """Return whether a call may still be loaded: its time has not come, or there are others before it."""
@@ -227,7 +230,7 @@ def _window(job: _Job) -> int:
 
     Smaller ones would be more queries, and harder on a database that is slow.
     """
-    window = job.throttle.window
+    window = job.window
     if not job.loader.is_batch:
         return window
     size = job.ports.config.batch_size
@@ -241,8 +244,7 @@ def _until_look(job: _Job) -> float:
     """
     if job.loader.is_batch or not job.asked:
         return LOOK_EVERY
-    by_count = LOOK_EVERY * len(job.asked) / LOOKED_AT
-    return min(LOOK_EVERY, max(LOOK_SOONEST, by_count, job.throttle.load_time))
+    return min(LOOK_EVERY, max(LOOK_SOONEST, LOOK_EVERY * len(job.asked) / LOOKED_AT))
 
 
 def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
@@ -270,9 +272,8 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
             _failed(job, call)
             continue
         # Not claimed, somebody is at it, or has just loaded it: looks find out.
-        is_ours = isinstance(claim, Claimed)
-        job.asked[call] = _RequestedCall(seen, now, is_ours)
-        if is_ours:
+        job.asked[call] = _RequestedCall(seen, now)
+        if isinstance(claim, Claimed):
             asks.append(LoadRequest(loader.name, call, token, seen.hex(), "warm"))
     taken = yield from submit(ports, asks)
     if taken or not asks:
@@ -298,16 +299,12 @@ def _look(job: _Job) -> Flow[None]:
     for call, raw in zip(calls, raws, strict=True):
         if raw is None or envelope.version_of(raw) == job.asked[call].seen:
             continue
-        asked = job.asked.pop(call)
+        del job.asked[call]
         job.moved_at = now
-        head = envelope.head_of(raw)
-        if _is_readable(job.loader, head):
+        if _is_readable(job.loader, envelope.head_of(raw)):
             job.state.loaded += 1
         else:
             _failed(job, call)
-        if head is not None:  # else another layout, of a newer deploy
-            # When another process asked for its loads is not known.
-            job.throttle.note(head.load_time, now - asked.at - head.load_time if asked.is_ours else 0.0)
 
 
 def _look_for_lost(job: _Job) -> Flow[None]:

@@ -13,135 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 from cacheworkers.local.coalescing import Crowds
-
-_Loop = asyncio.AbstractEventLoop
-_Future = asyncio.Future[None]
-#: How much longer than asked a task may sleep, seconds: those who are due together share a timer.
-SLACK = 0.005
-
-
-class Sleeper(Protocol):
-    """What wakes one that sleeps; a thread's is a lock that it waits for."""
-
-    def release(self) -> None:
-        """Wake it, from any thread."""
-        ...
-
-
-class _Sleepers(dict[_Future, "Waiter"]):
-    """The tasks of one loop that sleep in one flight.
-
-    Taken away whole by a wake: it then costs the same for 1 and 10,000.  They share one timer, since a timer each
-    would cost more than all the rest of a sleep.
-    """
-
-    __slots__ = ("_loop", "_timer", "_timer_at")
-
-    def __init__(self, loop: _Loop) -> None:
-        self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
-
-    def end_by(self, until: float) -> None:
-        """See to it that whoever sleeps until then is woken soon after; `until` is the loop's time."""
-        if until + SLACK < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = until + SLACK
-            self._timer = self._loop.call_at(self._timer_at, self._ring)
-
-    def _ring(self) -> None:
-        """Wake who has slept long enough, and see to the next; runs on the loop."""
-        now, self._timer, self._timer_at = self._loop.time(), None, math.inf
-        next_at = math.inf
-        for future, waiter in list(self.items()):
-            if waiter._until <= now:
-                _finish(future)
-            else:
-                next_at = min(next_at, waiter._until)
-        if next_at < math.inf:
-            self.end_by(next_at)
-
-    def taken(self) -> None:
-        """Stop the timer; on the loop."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-class Flight:
-    """What this process knows of one call that is being waited for.
-
-    Attributes:
-        call: its text.
-        held_until: monotonic instant until which a lease is known to be held; 0 none.
-        is_missing: whoever found out about that lease had found no entry at all.
-        token: that lease's token.
-        is_begun, is_taken_over: that lease's state when it was last seen.
-        is_claiming: one reader of this process is claiming right now.
-        is_loading: one reader of this process is loading without the store.
-        shared: what such a load came to.
-        offered: when a load of this process began, monotonic, its entry that was not stored, and whether it was
-            overtaken by an invalidation.
-        claimed_at, claim_number: when the last claim was sent, monotonic and in the order of waiters.
-        failure, failing_until: the backoff that this claim was answered with, if any, and until when it runs.
-        wakes: changes with every wake.  A reply that was asked for before a wake may be overtaken by it.
-        watched: `(wakes, token)` for which the listener was last asked to report the end of the load.
-        must_poll: it cannot report it now, because another master has the key.
-    """
-
-    __slots__ = (
-        "_tasks",
-        "_threads",
-        "_waiters",
-        "call",
-        "claim_number",
-        "claimed_at",
-        "failing_until",
-        "failure",
-        "held_until",
-        "is_begun",
-        "is_claiming",
-        "is_loading",
-        "is_missing",
-        "is_taken_over",
-        "must_poll",
-        "offered",
-        "shared",
-        "token",
-        "wakes",
-        "watched",
-    )
-
-    def __init__(self, call: str) -> None:
-        self.call = call
-        self.wakes = 0
-        self._waiters: set[Waiter] = set()
-        self._threads: dict[Sleeper, Waiter] = {}
-        self._tasks: dict[_Loop, _Sleepers] = {}
-        self.is_claiming = False
-        self.is_loading = False
-        self.shared: Any = None
-        self.watched: tuple[int, str] | None = None
-        self.must_poll = False
-        self.offered: Any = None
-        self.claimed_at = 0.0
-        self.claim_number = 0
-        self.failure: Any = None
-        self.failing_until = 0.0
-        self.forget_lease()
-
-    def forget_lease(self) -> None:
-        """The lease has ended, or another has begun."""
-        self.held_until = 0.0
-        self.is_missing = False
-        self.token = ""
-        self.is_begun = False
-        self.is_taken_over = False
+from cacheworkers.local.flight import Flight, Future, Loop, Sleeper, TaskSleepers, finish
 
 
 class Waiter:
@@ -150,9 +26,10 @@ class Waiter:
     Attributes:
         flight: shared with the other waiters of the call.
         number: later waiters have larger ones.
+        until: when a task's sleep is to end, by its loop's time.
     """
 
-    __slots__ = ("_is_chosen", "_may_act", "_seen", "_until", "_waiters", "flight", "number")
+    __slots__ = ("_is_chosen", "_may_act", "_seen", "_waiters", "flight", "number", "until")
 
     def __init__(self, waiters: Waiters, call: str) -> None:
         self._waiters = waiters
@@ -194,14 +71,14 @@ class Waiter:
         """Sleep in this task until woken, at most `timeout` seconds and a little; True if woken."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        self._until = loop.time() + max(0.0, timeout)
+        self.until = loop.time() + max(0.0, timeout)
         sleepers = self._register_task(loop, future)
         if sleepers is not None:
-            sleepers.end_by(self._until)
+            sleepers.end_by(self.until)
             try:
                 await future
             finally:
-                if self.flight._tasks.get(loop) is sleepers:  # else a wake has taken it away
+                if self.flight.tasks.get(loop) is sleepers:  # else a wake has taken it away
                     self._unregister(loop, sleepers, future)
         return self.woken
 
@@ -211,7 +88,7 @@ class Waiter:
         Whoever stops sleeping takes the sleeper out of what this returns, if a wake has not done so.
         """
         with self._waiters._lock:
-            threads = self.flight._threads
+            threads = self.flight.threads
             threads[sleeper] = self
             if self.woken:
                 threads.pop(sleeper, None)
@@ -219,12 +96,12 @@ class Waiter:
             self._may_act = False
             return threads
 
-    def _register_task(self, loop: _Loop, future: _Future) -> _Sleepers | None:
+    def _register_task(self, loop: Loop, future: Future) -> TaskSleepers | None:
         """Register this task's sleep; None if it is woken already."""
         with self._waiters._lock:
-            sleepers = self.flight._tasks.get(loop)
+            sleepers = self.flight.tasks.get(loop)
             if sleepers is None:
-                sleepers = self.flight._tasks[loop] = _Sleepers(loop)
+                sleepers = self.flight.tasks[loop] = TaskSleepers(loop)
             sleepers[future] = self
             if not self.woken:
                 self._may_act = False
@@ -232,8 +109,8 @@ class Waiter:
         self._unregister(loop, sleepers, future)
         return None
 
-    def _unregister(self, loop: _Loop, sleepers: _Sleepers, future: _Future) -> None:
-        tasks = self.flight._tasks
+    def _unregister(self, loop: Loop, sleepers: TaskSleepers, future: Future) -> None:
+        tasks = self.flight.tasks
         with self._waiters._lock:
             sleepers.pop(future, None)
             if not sleepers and tasks.get(loop) is sleepers:
@@ -259,7 +136,7 @@ class Waiters:
         self._lock = threading.RLock()
         self.crowds.reset()
         self.flights: dict[str, Flight] = {}
-        self._due: dict[_Loop, list[_Sleepers]] = {}
+        self._due: dict[Loop, list[TaskSleepers]] = {}
 
     def next_number(self) -> int:
         """Return a number larger than all before."""
@@ -267,7 +144,7 @@ class Waiters:
 
     def __len__(self) -> int:
         with self._lock:
-            waiters = sum(len(flight._waiters) for flight in list(self.flights.values()))
+            waiters = sum(len(flight.waiters) for flight in list(self.flights.values()))
         return waiters + len(self.crowds)
 
     @property
@@ -298,8 +175,8 @@ class Waiters:
         """End a registration; the flight ends with its last waiter."""
         flight = waiter.flight
         with self._lock:
-            flight._waiters.discard(waiter)
-            if not flight._waiters and self.flights.get(flight.call) is flight:
+            flight.waiters.discard(waiter)
+            if not flight.waiters and self.flights.get(flight.call) is flight:
                 self.flights.pop(flight.call, None)
         if waiter._may_act:
             # Chosen, and gone before it slept again: cancelled, perhaps, before it could act.
@@ -337,8 +214,8 @@ class Waiters:
         """Wake all waiters of a flight; what it knows of the lease stays."""
         with self._lock:
             flight.wakes = next(self._numbers)
-            threads, flight._threads = flight._threads, {}
-            tasks, flight._tasks = flight._tasks, {}
+            threads, flight.threads = flight.threads, {}
+            tasks, flight.tasks = flight.tasks, {}
         for loop, sleepers in tasks.items():
             self._ring(loop, sleepers)
         _wake_one(threads)
@@ -349,16 +226,16 @@ class Waiters:
         A waiter that is woken so and leaves before it has slept again wakes the next.
         """
         with self._lock:
-            for loop, sleepers in list(flight._tasks.items()):
+            for loop, sleepers in list(flight.tasks.items()):
                 for future, waiter in list(itertools.islice(sleepers.items(), 1)):
                     sleepers.pop(future, None)
                     waiter._is_chosen = waiter._may_act = True
-                    alone = _Sleepers(loop)
+                    alone = TaskSleepers(loop)
                     alone[future] = waiter
                     self._ring(loop, alone)
                     return
-            for sleeper, waiter in list(flight._threads.items()):
-                if flight._threads.pop(sleeper, None) is not None:  # else it has got up by itself
+            for sleeper, waiter in list(flight.threads.items()):
+                if flight.threads.pop(sleeper, None) is not None:  # else it has got up by itself
                     waiter._is_chosen = waiter._may_act = True
                     sleeper.release()
                     return
@@ -372,11 +249,11 @@ class Waiters:
                 flight = self.flights.get(call)
                 if flight is None:
                     flight = self.flights[call] = Flight(call)
-                flight._waiters.add(waiter)
+                flight.waiters.add(waiter)
                 if self.flights.get(call) is flight:  # not ended by a leave within this very thread
                     return flight
 
-    def _ring(self, loop: _Loop, sleepers: _Sleepers) -> None:
+    def _ring(self, loop: Loop, sleepers: TaskSleepers) -> None:
         """Wake tasks of one loop: one call into it until it has run, not one a task, since each is a system call."""
         with self._lock:
             due = self._due.get(loop)
@@ -391,18 +268,13 @@ class Waiters:
         except RuntimeError:
             self._due.pop(loop, None)  # that loop is closed, and its tasks with it
 
-    def _wake_due(self, loop: _Loop) -> None:
+    def _wake_due(self, loop: Loop) -> None:
         with self._lock:
             due = self._due.pop(loop, [])
         for sleepers in due:
             sleepers.taken()
             for future in list(sleepers):
-                _finish(future)
-
-
-def _finish(future: _Future) -> None:
-    if not future.done():
-        future.set_result(None)
+                finish(future)
 
 
 def _wake_one(threads: dict[Sleeper, Waiter]) -> None:

@@ -57,7 +57,7 @@ class WarmJob:
 
     @property
     def concurrency(self) -> int:
-        """How many calls may be under way now: more while loads stay quick, fewer when they become slow."""
+        """How many calls may be under way now: more while the `warm` queue stays short, fewer when it does not."""
         return self._state.window
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ParamSpec
 
 from cacheworkers.core.read_result import Read
 from cacheworkers.web.http import REFUSED, Answer, HttpPolicy
-from cacheworkers.web.recent_answers import Recent
+from cacheworkers.web.recent_answers import RecentAnswers
 
 P = ParamSpec("P")
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -17,7 +17,7 @@ class Responder:
     """Answers requests by a policy: `await respond(scope, product.aread_json, product_id)`, for GET and HEAD."""
 
     def __init__(self, policy: HttpPolicy | None = None) -> None:
-        self._recent = Recent(policy or HttpPolicy())
+        self._recent = RecentAnswers(policy or HttpPolicy())
 
     async def __call__(
         self,
@@ -33,28 +33,41 @@ class Responder:
         Raises:
             CallError: the view calls the loader with other parameters than it has.
         """
-        method, path = scope["method"], scope["path"]
         try:
             read = await aread_json(*args, **kwargs)
         except REFUSED as error:
-            return self._recent.refuse(error, method=method, path=path)
-        if_match, if_none_match = _preconditions(scope["headers"])
-        return self._recent.answer(read, method=method, path=path, if_match=if_match, if_none_match=if_none_match)
+            return self._recent.refuse(error, method=scope["method"], path=scope["path"])
+        return self._answer(scope, read)
 
+    async def serve(
+        self,
+        scope: Mapping[str, Any],
+        send: Send,
+        aread_json: Callable[P, Awaitable[Read]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Send that answer; the payload's bytes go to the server as they are.
 
-async def send_answer(send: Send, sent: Answer) -> None:
-    """Send an answer; the payload's bytes go to the server as they are."""
-    # A copy: a hot entry's answer is shared, and what a middleware adds is one response's own.
-    await send({"type": "http.response.start", "status": sent.status, "headers": list(sent.headers)})
-    await send({"type": "http.response.body", "body": sent.body})
+        Raises:
+            CallError: the view calls the loader with other parameters than it has.
+        """
+        try:
+            read = await aread_json(*args, **kwargs)
+        except REFUSED as error:
+            sent = self._recent.refuse(error, method=scope["method"], path=scope["path"])
+        else:
+            sent = self._answer(scope, read)
+        # A copy: a hot entry's answer is shared, and what a middleware adds is one response's own.
+        await send({"type": "http.response.start", "status": sent.status, "headers": list(sent.headers)})
+        await send({"type": "http.response.body", "body": sent.body})
 
-
-def _preconditions(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None]:
-    """Return the request's If-Match and If-None-Match; several lines of one name are one list."""
-    if_match = if_none_match = None
-    for name, value in headers:
-        if name == b"if-none-match":
-            if_none_match = value if if_none_match is None else if_none_match + b", " + value
-        elif name == b"if-match":
-            if_match = value if if_match is None else if_match + b", " + value
-    return if_match, if_none_match
+    def _answer(self, scope: Mapping[str, Any], read: Read) -> Answer:
+        """Return a read's answer to a request; several lines of one precondition are one list."""
+        if_match = if_none_match = None
+        for name, value in scope["headers"]:
+            if name == b"if-none-match":
+                if_none_match = value if if_none_match is None else if_none_match + b", " + value
+            elif name == b"if-match":
+                if_match = value if if_match is None else if_match + b", " + value
+        return self._recent.answer(read, scope["method"], scope["path"], if_match, if_none_match)

@@ -1,4 +1,4 @@
-"""Recent: the headers of recent answers, used again until a number in them changes; why there was none, for the log."""
+"""RecentAnswers: keeps the headers of recent answers until a number in them changes; logs why there was no answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import floor
 
 import msgspec
 
-from cacheworkers.core.entry import Freshness
+from cacheworkers.core.entry import Entry, Freshness
 from cacheworkers.core.read_result import Read
 from cacheworkers.errors import BadArgument, LoadError, Unavailable
 from cacheworkers.web.http import Answer, HttpPolicy, answer, refusal
@@ -20,18 +20,23 @@ log = logging.getLogger("cacheworkers")
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """The headers of an answer, those of the same as 304, and all that they are made of besides the policy.
+    """The headers of an answer, those of the same as 304, and what they are right for: a version of an entry, its ages.
+
+    A soft invalidation moves a version's `fresh_until`.
 
     Neither the entry nor its payload is kept: `l1_bytes` bounds those.
     """
 
-    made_of: tuple[object, ...]
+    write_id: bytes
+    fresh_until: float
+    age: float
+    age_below: float
     headers: list[tuple[bytes, bytes]]
     tag: bytes
     not_modified: list[tuple[bytes, bytes]]
 
 
-class Recent:
+class RecentAnswers:
     """Makes answers by one policy, and keeps the headers of those made of fresh entries in this process's memory.
 
     A hot entry is answered thousands of times in a second with the same headers.  Threads may share it.
@@ -43,23 +48,19 @@ class Recent:
         self._logged_until: dict[tuple[str, str], float] = {}
 
     def answer(
-        self, read: Read, *, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None = None
+        self, read: Read, method: str, path: str, if_match: bytes | None = None, if_none_match: bytes | None = None
     ) -> Answer:
         """Return what `http.answer` does."""
         entry = read.entry
-        if (
-            method == "GET"
-            and if_match is None
-            and read.tier == "l1"
-            and read.freshness is Freshness.FRESH
-            and entry is not None
-        ):
-            age, created, until = read.age, entry.created, entry.fresh_until
-            ends = (created, until, entry.stale_until, entry.expires_at)
-            made_of = (int(age), floor(until - created - age), entry.write_id, entry.digest, ends, entry.tags)
+        if read.tier == "l1" and method == "GET" and if_match is None and entry is not None:
             kept = self._kept.get(entry.call)
-            if kept is None or kept.made_of != made_of:
-                kept = self._keep(read, entry.call, made_of)
+            if (
+                kept is None
+                or kept.write_id != entry.write_id
+                or kept.fresh_until != entry.fresh_until
+                or not kept.age <= read.age < kept.age_below
+            ):
+                kept = self._keep(read, entry)
             if kept is not None:
                 if if_none_match is None:
                     return Answer(200, kept.headers, read.value)
@@ -81,13 +82,19 @@ class Recent:
             log.warning("answered 503: %s%s", str(error).partition("\n")[0], where, extra=fields)
         return made
 
-    def _keep(self, read: Read, call: str, made_of: tuple[object, ...]) -> _Kept | None:
+    def _keep(self, read: Read, entry: Entry) -> _Kept | None:
         made = answer(read, self.policy)
-        if made.status != 200:  # a 404 names the path
+        if made.status != 200 or read.freshness is not Freshness.FRESH:  # a 404 names the path
             return None
         tag = dict(made.headers)[b"etag"]
         not_modified = answer(read, self.policy, if_none_match=tag).headers
+        # They differ by two whole numbers: its age, and how long it is still fresh.
+        until = entry.fresh_until
+        fresh_for = until - entry.created
+        age_below = min(floor(read.age) + 1, fresh_for - floor(fresh_for - read.age))
         if len(self._kept) >= _MOST:
             self._kept.clear()
-        kept = self._kept[call] = _Kept(made_of, made.headers, tag, not_modified)
+        kept = self._kept[entry.call] = _Kept(
+            entry.write_id, until, read.age, age_below, made.headers, tag, not_modified
+        )
         return kept

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import logging
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery
@@ -190,6 +191,9 @@ class Publisher:
             headers=headers_of(info.module, requests),
             **self._limits(info, len(requests)),
             producer=self._the_producer(),
+            # Celery's own looks for the app's result backend among all that is installed.
+            result_cls=lambda task: SimpleNamespace(),
+            add_to_parent=False,
             **options,
         )
 

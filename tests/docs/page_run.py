@@ -36,7 +36,7 @@ def run_page(page: str, postgres: Postgres, directory: Path, patch: pytest.Monke
         patch.setenv("CACHEWORKERS_STORE_TIMEOUT", "5")
         starts_servers = page in prelude.STARTING or any(block.says == "servers.py" for block in blocks)
         # What a reader of the page has not installed, and what takes a second of each run.
-        patch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:faker")
+        patch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:faker -p no:docker_tools -p no:valkey")
         if starts_servers:
             patch.delenv("REDIS_URL", raising=False)
             patch.delenv("DATABASE_URL", raising=False)

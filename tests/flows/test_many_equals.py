@@ -217,7 +217,7 @@ class Walk:
         """Nobody sleeps whose value is there, once all pushes were received."""
         flights = self.shop.ports.waiters.flights.values()
         calls = [
-            flight.call for flight in flights if any(isinstance(sleeper, NamedWaker) for sleeper in flight._threads)
+            flight.call for flight in flights if any(isinstance(sleeper, NamedWaker) for sleeper in flight.threads)
         ]
         if calls:
             found = self.shop.ports.store.get_many(calls).run()
@@ -349,7 +349,7 @@ SLEEPER = 484
 #: What was removed -> how it is removed, and what is found.
 MUTANTS: dict[str, tuple[Mutation, str]] = {
     "a wake before the sleep is heeded": (python(Waiter, "register", "if self.woken:", "if False:"), "slept through"),
-    "who has read is no waiter": (python(Waiters, "leave", "flight._waiters.discard(waiter)", "pass"), "is_idle"),
+    "who has read is no waiter": (python(Waiters, "leave", "flight.waiters.discard(waiter)", "pass"), "is_idle"),
 }
 
 

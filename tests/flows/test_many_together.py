@@ -161,7 +161,7 @@ def test_a_push_between_claim_and_sleep_is_not_slept_through(shop: Shop) -> None
     shop.by_hand.receive()  # what it has asked about the leases before it sleeps
 
     flights = shop.ports.waiters.flights
-    assert all(each.woken for call in ("prices[1]", "prices[2]") for each in flights[call]._waiters)
+    assert all(each.woken for call in ("prices[1]", "prices[2]") for each in flights[call].waiters)
     assert going.finish() == tens([1, 2])
 
 

@@ -28,7 +28,7 @@ from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows import read as reading
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import NEVER
-from cacheworkers.local.waiters import Flight
+from cacheworkers.local.flight import Flight
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 

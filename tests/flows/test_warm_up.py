@@ -15,7 +15,6 @@ from cacheworkers.core.driver import run
 from cacheworkers.events import Event, Loaded
 from cacheworkers.flows.keep_warm import BUSY, Queued, ask_for
 from cacheworkers.flows.warm_up import UNLIMITED
-from cacheworkers.local.aimd_window import AimdWindow
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.ops.warm_command import _why_failed
 from cacheworkers.testing.servers import wait_until
@@ -24,9 +23,7 @@ MakeCache = Callable[..., Cache]
 
 
 @pytest.fixture(autouse=True)
-def quick_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No load of these tests is slow, however long this machine takes for it."""
-    monkeypatch.setattr("cacheworkers.local.aimd_window.SLACK", 3600.0)
+def every_round_looks_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cacheworkers.flows.keep_warm.TURN", 0.0)
 
 
@@ -102,10 +99,11 @@ def test_a_call_that_is_held_for_long_does_not_stall_its_loader(make_cache: Make
     assert 19 in seen and [0] in loads
 
 
-def test_batches_stay_whole_when_loads_are_slow(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_stay_whole_when_the_queue_is_long(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then one is under way at a time: smaller ones would be more queries."""
     monkeypatch.setattr("cacheworkers.flows.warm_up.PATIENCE", 3600.0)
-    monkeypatch.setattr("cacheworkers.local.aimd_window.AimdWindow.is_slow", True)
+    monkeypatch.setattr("cacheworkers.flows.warm_up.ASK_EVERY", 1e-6)
+    monkeypatch.setattr(cache._runtime, "queued", lambda: SimpleNamespace(run=lambda: Queued(0, BUSY + 1)))
     _, loads = batched(cache)
     windows: list[int] = []
 
@@ -157,10 +155,7 @@ def test_what_fails_is_counted_and_stalls_nobody(cache: Cache) -> None:
     assert done.failures and all(call in texts(cache, "half", range(1, 40, 2)) for call in done.failures)
 
 
-def test_a_call_that_somebody_else_is_loading_is_waited_for(
-    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """How long it has waited for a worker is not known, and does not count against the window."""
+def test_a_call_that_somebody_else_is_loading_is_waited_for(make_cache: MakeCache) -> None:
     one, other = make_cache(), make_cache()
     begun, go_on = threading.Event(), threading.Event()
     for cache in (one, other):
@@ -180,14 +175,10 @@ def test_a_call_that_somebody_else_is_loading_is_waited_for(
         if len(seen) == 3:
             go_on.set()
 
-    waits: list[float] = []
-    monkeypatch.setattr(AimdWindow, "note", lambda window, load_time, waited: waits.append(waited))
-
     done = warm_up(one, "slow", ["slow[1]"], progress=look)
 
     assert (done.loaded, done.failed) == (1, 0)
     assert seen[0] == 0
-    assert waits == [0.0]
 
 
 class Clock(StoreClock):
@@ -494,22 +485,18 @@ class Queue:
 def test_nothing_fails_because_it_is_queued_for_long(
     cache: Cache, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One load in half a minute: those behind wait for several times what a load may take.  Soon fewer wait."""
+    """One load in half a minute: those behind wait for several times what a load may take."""
     queue = Queue(cache, events, monkeypatch, pause=30.0)
     monkeypatch.setattr(queue, "work", queue.take)
-    windows: list[int] = []
 
     @cache.loader(fresh_for=3600, load_for=20.0)
     def number(load: Load, n: int) -> int:
         return n
 
-    done = warm_up(
-        cache, "number", texts(cache, "number", range(16)), progress=lambda state: windows.append(state.window)
-    )
+    done = warm_up(cache, "number", texts(cache, "number", range(16)))
 
     assert (done.loaded, done.failed) == (16, 0)
     assert queue.clock.at >= 16 * 30.0
-    assert windows[-1] <= 2, "what waits behind others of its own job is a window too large"
 
 
 def test_what_waits_behind_others_messages_is_not_lost_while_workers_take_those(
@@ -613,7 +600,6 @@ def test_the_queue_of_a_job_stays_short_enough_for_rounds(
         windows.append(state.window)
         most.append(len(queue.waiting))
 
-    monkeypatch.setattr("cacheworkers.local.aimd_window.MOST_WAIT", 3600.0)  # these loads are quick in their own time
     done = warm_up(cache, "number", texts(cache, "number", range(100)), progress=look)
 
     assert done.loaded == 100

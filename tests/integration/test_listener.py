@@ -325,7 +325,7 @@ def test_who_waits_for_a_push_looks_for_himself_once_none_will_come(shop: Shop, 
     reader = threading.Thread(target=lambda: values.append(shop.price.get(2)))
     reader.start()
     flight = shop.ports.waiters.flights
-    wait_until(lambda: "price[2]" in flight and flight["price[2]"]._threads)
+    wait_until(lambda: "price[2]" in flight and flight["price[2]"].threads)
 
     proxy.hold_replies()
     proxy.cut()

@@ -73,7 +73,7 @@ class Shop:
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
         flights = self.ports.waiters.flights
-        wait_until(lambda: f"price[{n}]" in flights and flights[f"price[{n}]"]._threads)
+        wait_until(lambda: f"price[{n}]" in flights and flights[f"price[{n}]"].threads)
         wait_until(lambda: self.ports.listener.barrier(20.0).run())
         return values, thread
 

@@ -160,7 +160,7 @@ def test_a_thread_sleeps_beside_a_place() -> None:
 
         thread = threading.Thread(target=sleep)
         thread.start()
-        wait_until(lambda: len(mine.flight._threads) == 2)
+        wait_until(lambda: len(mine.flight.threads) == 2)
         waiters.wake("a")
         thread.join(LONG)
 

@@ -175,6 +175,17 @@ def test_a_broker_elsewhere_has_its_messages_published(make_shop: Callable[..., 
     assert not client.llen(QUEUE)
 
 
+def test_a_message_looks_for_no_result_backend(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery looks for one among all installed packages, and may connect to it: nobody waits for a load's result."""
+    asked: list[Celery] = []
+    monkeypatch.setattr(Celery, "backend", property(asked.append))
+
+    dispatcher, _ = make_shop()
+
+    assert dispatcher.message(request(2)) is not None
+    assert not asked
+
+
 def test_an_eager_app_has_nothing_enqueued(make_shop: Callable[..., Shop]) -> None:
     dispatcher, _ = make_shop()
     dispatcher.app.conf.task_always_eager = True

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from forked import in_child
 
-from cacheworkers.local.waiters import Flight, Waiter, Waiters
+from cacheworkers.local.flight import Flight
+from cacheworkers.local.waiters import Waiter, Waiters
 
 LONG = 30.0
 
@@ -286,7 +287,7 @@ def _asleep(waiters: Waiters, call: str) -> int:
     flight = waiters.flights.get(call)
     if flight is None:
         return 0
-    return len(flight._threads) + sum(map(len, list(flight._tasks.values())))
+    return len(flight.threads) + sum(map(len, list(flight.tasks.values())))
 
 
 def test_waiter_that_joins_after_a_wake_is_not_woken_by_it() -> None:
@@ -315,7 +316,7 @@ def test_flight_ends_with_its_last_waiter() -> None:
     waiters.leave(first)
     waiters.leave(first)
     kept = second.flight is waiters.enter("product[1]").flight
-    for waiter in list(second.flight._waiters):
+    for waiter in list(second.flight.waiters):
         waiters.leave(waiter)
 
     assert kept
@@ -338,7 +339,7 @@ def test_timeout_leaves_nothing_behind() -> None:
 
     assert not woken
     assert _asleep(waiters, "product[1]") == 0
-    assert not stays.flight._tasks
+    assert not stays.flight.tasks
 
 
 def test_cancelled_task_leaves_and_the_others_are_woken() -> None:

@@ -62,7 +62,7 @@ def test_what_a_middleware_adds_is_added_to_one_response(hit: Read) -> None:
             message["headers"].append((b"content-encoding", b"gzip"))
 
     async def serve() -> None:
-        await asgi.send_answer(compress, await respond(SCOPE, again(hit)))
+        await respond.serve(SCOPE, compress, again(hit))
 
     asyncio.run(serve())
     asyncio.run(serve())

@@ -10,8 +10,9 @@ import hiredis
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.keys import Keyspace
+from cacheworkers.local.flight import Flight
 from cacheworkers.local.l1 import L1
-from cacheworkers.local.waiters import Flight, Waiters
+from cacheworkers.local.waiters import Waiters
 
 
 class InvalidationMessages:
