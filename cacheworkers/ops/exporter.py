@@ -18,7 +18,7 @@ from cacheworkers.core.extras import needs_extra
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.ops.metrics import serve
 from cacheworkers.ops.shared_metrics import shared_registry
-from cacheworkers.store.commands.bookkeeping import BEAT_KEPT_FOR
+from cacheworkers.store.commands.process_notes import BEAT_KEPT_FOR
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.diagnostics import app_facts
 

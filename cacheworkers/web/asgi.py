@@ -7,7 +7,7 @@ from typing import Any, ParamSpec
 
 from cacheworkers.core.read_result import Read
 from cacheworkers.web.http import REFUSED, Answer, HttpPolicy
-from cacheworkers.web.recent_answers import Recent
+from cacheworkers.web.recent_answers import RecentAnswers
 
 P = ParamSpec("P")
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -17,7 +17,7 @@ class Responder:
     """Answers requests by a policy: `await respond(scope, product.aread_json, product_id)`, for GET and HEAD."""
 
     def __init__(self, policy: HttpPolicy | None = None) -> None:
-        self._recent = Recent(policy or HttpPolicy())
+        self._recent = RecentAnswers(policy or HttpPolicy())
 
     async def __call__(
         self,

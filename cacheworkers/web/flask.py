@@ -8,7 +8,7 @@ from typing import ParamSpec
 from cacheworkers.core.extras import needs_extra
 from cacheworkers.core.read_result import Read
 from cacheworkers.web.http import REFUSED, HttpPolicy
-from cacheworkers.web.recent_answers import Recent
+from cacheworkers.web.recent_answers import RecentAnswers
 
 with needs_extra("flask"):
     from flask import Response, request
@@ -20,7 +20,7 @@ class Responder:
     """Answers requests by a policy: `return respond(product.read_json, product_id)`, inside a view of GET."""
 
     def __init__(self, policy: HttpPolicy | None = None) -> None:
-        self._recent = Recent(policy or HttpPolicy())
+        self._recent = RecentAnswers(policy or HttpPolicy())
 
     def __call__(self, read_json: Callable[P, Read], *args: P.args, **kwargs: P.kwargs) -> Response:
         """Return the response that a loader's `read_json` makes for these arguments; 503 if it finds no value.

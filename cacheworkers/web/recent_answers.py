@@ -1,4 +1,4 @@
-"""Recent: the headers of recent answers, used again until a number in them changes; why there was none, for the log."""
+"""RecentAnswers: keeps the headers of recent answers until a number in them changes; logs why there was no answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Kept(msgspec.Struct, frozen=True):
     not_modified: list[tuple[bytes, bytes]]
 
 
-class Recent:
+class RecentAnswers:
     """Makes answers by one policy, and keeps the headers of those made of fresh entries in this process's memory.
 
     A hot entry is answered thousands of times in a second with the same headers.  Threads may share it.

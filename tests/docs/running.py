@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import own_command
 from sqlalchemy import Engine
 
 from cacheworkers import Cache
@@ -34,6 +37,8 @@ PORTS = ("8000",)
 #: Fences that are no code, but what the site's generator puts there.
 DIRECTIVES = ("{eval-rst}", "{include}", "{toctree}")
 UP_WITHIN = 120.0
+#: What a shell would only split into words.
+_OWN = re.compile(r"cacheworkers [^$;&|<>*`]*")
 
 
 class Page:
@@ -159,22 +164,36 @@ class Page:
         return "executed"
 
     def _execute(self, lines: list[str], block: Block) -> None:
-        """Run commands in one shell, and take over what they export."""
+        """Run commands in a shell, and take over what they export; our own without one, where that is the same."""
+        printed = []
+        for is_own, some in itertools.groupby(lines, lambda line: not block.mark and bool(_OWN.fullmatch(line))):
+            if is_own:
+                printed += [self._execute_own(self._moved(line), block) for line in some]
+            else:
+                printed.append(self._execute_in_shell([*map(self._moved, some)], block))
+        self._printed = "".join(printed)
+
+    def _execute_own(self, line: str, block: Block) -> str:
+        words = shlex.split(line, comments=True)[1:]
+        done = own_command.run(words, cwd=self._directory, env=self._env)
+        assert done.returncode == 0, f"{block.place}: {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def _execute_in_shell(self, lines: list[str], block: Block) -> str:
         kept = self._directory / ".env"
         if self._new_database is not None and any(line.startswith("pytest") for line in lines):
             self._env["TEST_DATABASE_URL"] = self._new_database()
-        script = "\n".join(["set -e", *map(self._moved, lines), f"env -0 > {kept}"])
+        script = "\n".join(["set -e", *lines, f"env -0 > {kept}"])
         wanted = 0
         if block.mark == "status":
-            script, wanted = "\n".join(["set -e", *map(self._moved, lines)]), int(block.says)
+            script, wanted = "\n".join(["set -e", *lines]), int(block.says)
         done = subprocess.run(
             ["bash", "-c", script], cwd=self._directory, env=self._env, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == wanted, f"{block.place}: {done.returncode}: {done.stdout}{done.stderr}"
-        self._printed = done.stdout
-        if wanted:
-            return
-        self._env = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if pair)
+        if not wanted:
+            self._env = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if pair)
+        return done.stdout
 
     def _stay(self, command: str, block: Block) -> None:
         """Start a command, again if it goes on already, and return when it is up; in `terminals` it may also end."""

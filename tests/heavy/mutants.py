@@ -32,7 +32,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LUA = "cacheworkers/store/commands/lua"
 #: What sends the scripts.
-SENDERS = tuple(f"cacheworkers/store/commands/{name}.py" for name in ("store", "bookkeeping"))
+SENDERS = tuple(f"cacheworkers/store/commands/{name}.py" for name in ("store", "leases", "access_scores", "garbage"))
 #: Folder, files in it, and how many of the sample's mutants are of these.
 PARTS = (("cacheworkers/flows", "*.py", 100), (LUA, "*.lua", 50), ("cacheworkers/store/connections", "*.py", 50))
 #: Not mutated: declarations of what others implement.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import own_command
 import pytest
 import redis
 
@@ -45,13 +45,8 @@ def cli(tmp_path: Path, store: Valkey) -> Run:
         *words: str, module: str = MODULE, first: tuple[str, ...] = (), app: str = "shop:cache"
     ) -> subprocess.CompletedProcess[str]:
         (tmp_path / "shop.py").write_text(module)
-        return subprocess.run(
-            [str(Path(sys.executable).parent / "cacheworkers"), "--app", app, *first, "doctor", *words],
-            cwd=tmp_path,
-            env={**os.environ, "REDIS_URL": store.url},
-            capture_output=True,
-            text=True,
-        )
+        env = {**os.environ, "REDIS_URL": store.url}
+        return own_command.run(["--app", app, *first, "doctor", *words], cwd=tmp_path, env=env)
 
     return run
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import own_command
 import pytest
 from click.testing import CliRunner
 
@@ -126,10 +126,8 @@ def test_the_command_that_warms_asks_for_nothing_where_workers_take_other_queues
 
 
 def warm(here: Any, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "cacheworkers"), "--app", "shop:cache", "warm", *words]
-    return subprocess.run(
-        command, cwd=Path(__file__).parent, env={**os.environ, **here.env}, capture_output=True, text=True
-    )
+    words = ("--app", "shop:cache", "warm", *words)
+    return own_command.run(words, cwd=Path(__file__).parent, env={**os.environ, **here.env})
 
 
 def test_worker_killed_in_mid_load_and_the_key_heals(shop: MakeShop) -> None:

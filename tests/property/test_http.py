@@ -15,7 +15,7 @@ from cacheworkers.core.entry import Entry
 from cacheworkers.core.envelope import digest_of
 from cacheworkers.web import HttpPolicy, answer
 from cacheworkers.web.headers import entity_tag, matches
-from cacheworkers.web.recent_answers import Recent
+from cacheworkers.web.recent_answers import RecentAnswers
 
 SPANS = st.floats(0, 1e6)
 CAPS = st.one_of(st.just(math.inf), st.floats(0, 1e6))
@@ -115,7 +115,7 @@ def test_recent_answers_are_what_they_would_be_if_made_again(
 ) -> None:
     """However close reads of one entry are, each answer has the seconds of its own read."""
     policy = HttpPolicy(max_age=max_age, surrogate_keys=True)
-    recent = Recent(policy)
+    recent = RecentAnswers(policy)
     entry = read.entry
     assert entry is not None
 

@@ -265,7 +265,7 @@ def test_a_key_left_out_is_a_404_if_so_wanted(kind: type[LoadError]) -> None:
 def test_a_hot_entry_is_answered_with_the_same_headers_for_a_second() -> None:
     """Made once while no number in it changes; not for another entry, another path's 404, or a request with a tag."""
     policy = HttpPolicy(none_is_404=True)
-    recent = recents.Recent(policy)
+    recent = recents.RecentAnswers(policy)
     asked: dict[str, Any] = {"method": "GET", "path": "/a", "if_none_match": None}
     first, second = entry(), entry(payload=b"{}", digest=digest_of(b"{}"), write_id=b"second..")
     nothing = entry(payload=b"null", digest=digest_of(b"null"), is_negative=True, write_id=b"nothing.")
@@ -294,7 +294,7 @@ def test_a_hot_entry_is_answered_with_the_same_headers_for_a_second() -> None:
 
 def test_an_answer_keeps_no_payload() -> None:
     """What memory has dropped for want of room is not kept by the responder beside it."""
-    recent = recents.Recent(HttpPolicy())
+    recent = recents.RecentAnswers(HttpPolicy())
     payload = b'"%s"' % (b"x" * 10_000)
     found = entry(payload=payload, digest=digest_of(payload))
     held = sys.getrefcount(payload)
@@ -313,7 +313,7 @@ def test_an_answer_keeps_no_payload() -> None:
 def test_recent_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept for a moment must not grow with the number of entries."""
     monkeypatch.setattr(recents, "_MOST", 10)
-    recent = recents.Recent(HttpPolicy())
+    recent = recents.RecentAnswers(HttpPolicy())
 
     for number in range(100):
         found = Read.of(1100.0, entry(call=f"product[{number}]"), PAYLOAD, Freshness.FRESH, "l1", 0.0)
@@ -349,7 +349,7 @@ def test_a_503_is_logged_once_for_its_loader_and_cause(
     """Its body says nothing of what a database said; the web process's log has the first line, and where to look."""
     now = 100.0
     monkeypatch.setattr(recents.time, "monotonic", lambda: now)
-    recent = recents.Recent(HttpPolicy(none_is_404=True))
+    recent = recents.RecentAnswers(HttpPolicy(none_is_404=True))
     failed = LoadError("product", "product[42]", "ProgrammingError", "no such table\n[SQL: SELECT]")
     errors = (failed, failed, LoadTimeout("waited"), KeyMissing("product", "product[1]", "KeyMissing", ""))
 

@@ -11,7 +11,7 @@ import redis
 from redis.sentinel import MasterNotFoundError
 
 from cacheworkers.store.connections import sentinels
-from cacheworkers.store.connections.sentinels import CONFIRMED_FOR, NAMED_FOR, AsyncSentinels, Lease, Sentinels
+from cacheworkers.store.connections.sentinels import CONFIRMED_FOR, NAMED_FOR, AsyncSentinels, MasterLease, Sentinels
 
 OLD, NEW = ("10.0.0.1", 6379), ("10.0.0.2", 6379)
 HOUR = 3600.0
@@ -64,7 +64,7 @@ class Service:
     """Three Sentinels, and a process that asks them."""
 
     def __init__(self, is_async: bool, *states: dict[str, Any] | None) -> None:
-        self.lease = Lease(3)
+        self.lease = MasterLease(3)
         self.changes: list[tuple[str, int] | None] = []
         self.lease.on_change = lambda: self.changes.append(self.lease.term and self.lease.term.master)
         made = OneAsyncSentinel if is_async else OneSentinel
@@ -117,7 +117,7 @@ def test_sentinels_that_disagree_name_nobody(is_async: bool) -> None:
 
 def test_of_two_one_is_enough_while_the_other_does_not_answer(is_async: bool) -> None:
     service = Service(is_async, naming(OLD), None, None)
-    service.lease.needed = Lease(2).needed
+    service.lease.needed = MasterLease(2).needed
 
     assert service.master() == OLD
 

@@ -1,4 +1,4 @@
-"""Steps: what a flow yields to have the store asked, on a thread or on a loop."""
+"""Steps: what a flow yields to have the store asked, on a thread or on a loop; and what classes of commands share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from cacheworkers.core.keys import Keyspace
 from cacheworkers.local.get_batcher import Batcher
 from cacheworkers.store.commands import replies as parsers
 from cacheworkers.store.connections.request import Request
@@ -144,3 +145,19 @@ class Info:
 
 def _ask_info(_: str) -> list[tuple[str]]:
     return [("INFO",)]
+
+
+class StoreCommands:
+    """Commands of one kind, as methods that return steps."""
+
+    def __init__(self, link: Transport, keys: Keyspace) -> None:
+        self.link = link
+        self.keys = keys
+
+    def _ask(self, requests: Sequence[Request], parse: Callable[[list[Any]], T]) -> Exchange[T]:
+        return Exchange(self.link, requests, parse)
+
+
+def milliseconds(seconds: float) -> int:
+    """Return seconds as the store counts them."""
+    return int(seconds * 1000)

@@ -11,9 +11,8 @@ from cacheworkers.core import envelope
 from cacheworkers.core.entry import CLOCK_MARGIN
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
-from cacheworkers.store.commands.bookkeeping import Bookkeeping, milliseconds
 from cacheworkers.store.commands.replies import DetachedSet, ForeignType
-from cacheworkers.store.commands.steps import Exchange
+from cacheworkers.store.commands.steps import Exchange, StoreCommands, milliseconds
 from cacheworkers.store.connections.request import Request
 
 #: Members of a tag set, and keys of one command, that are gone through at a time.
@@ -25,7 +24,7 @@ LEAST_SHARE = 4
 MAX_TOGETHER = 50
 
 
-class TagSets(Bookkeeping):
+class TagSets(StoreCommands):
     """What invalidations do, and what garbage collection finishes."""
 
     #: Steps are joined where they can be; tests take them apart.

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from cacheworkers.store.connections.address import Node, StoreAddress
 from cacheworkers.store.connections.async_connection import abort
 from cacheworkers.store.connections.credentials import Provider
-from cacheworkers.store.connections.sentinels import AsyncSentinels, Lease, Sentinels
+from cacheworkers.store.connections.sentinels import AsyncSentinels, MasterLease, Sentinels
 from cacheworkers.store.connections.server_name import with_server_name
 
 
@@ -38,7 +38,7 @@ class Clients:
         self._timeout = timeout
         self._provider = provider
         #: What the Sentinels say, if there are any.
-        self.lease = Lease(len(address.nodes)) if address.kind == "sentinel" else None
+        self.lease = MasterLease(len(address.nodes)) if address.kind == "sentinel" else None
         self.reset()
 
     def reset(self) -> None:

@@ -38,7 +38,7 @@ class Term(NamedTuple):
     epoch: int
 
 
-class Lease:
+class MasterLease:
     """What most Sentinels named last, for all connections of one process, sync and async.
 
     Attributes:
@@ -78,7 +78,7 @@ class Lease:
 class Votes:
     """The answers of the Sentinels to one question."""
 
-    def __init__(self, lease: Lease, service: str, absent_since: dict[Any, float]) -> None:
+    def __init__(self, lease: MasterLease, service: str, absent_since: dict[Any, float]) -> None:
         """
         Args:
             absent_since: client of a Sentinel -> when it did not answer, by the monotonic clock.
@@ -149,7 +149,7 @@ class Votes:
 class Sentinels(Sentinel):
     """redis-py's Sentinel, which takes the master by vote."""
 
-    lease: Lease
+    lease: MasterLease
     absent_since: dict[Any, float]
 
     def discover_master(self, service_name: str) -> Node:
@@ -170,7 +170,7 @@ class Sentinels(Sentinel):
 class AsyncSentinels(async_sentinels.Sentinel):
     """The same for event loops."""
 
-    lease: Lease
+    lease: MasterLease
     absent_since: dict[Any, float]
 
     async def discover_master(self, service_name: str) -> Node:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import AskError, TryAgainError
 
@@ -21,7 +20,7 @@ from cacheworkers.store.connections.health import Health
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import UNAVAILABLE, Request, check
 from cacheworkers.store.connections.sentinels import Term
-from cacheworkers.store.connections.server_check import check_server, info_of
+from cacheworkers.store.connections.server_check import Admission, check_store
 from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
 
 #: Who the masters are: names, or what Sentinels say.
@@ -32,16 +31,6 @@ _Words = tuple[Any, ...]
 _Commands = Callable[[str], Sequence[_Words]]
 #: How many slots of a master are tried for such a key, when one after the other is moving to another master.
 _SLOTS_TRIED = 3
-
-
-class Admission(Protocol):
-    """Says whether this process may use the store at all."""
-
-    def question(self) -> Request | None:
-        """Return what to ask the store first, if anything; raise what lately was the answer to it."""
-
-    def check(self, reply: Any) -> None:
-        """Raise what keeps this process out, by the store's reply."""
 
 
 class Transport:
@@ -138,7 +127,7 @@ class Transport:
         answered = self._answered
         with self._health.asking():
             if not self._is_checked:
-                run(self._check_server())
+                run(self._checked())
             replies = self._masters.exchange(requests)
             if answered is not None:
                 self._note(answered, requests, replies)
@@ -151,7 +140,7 @@ class Transport:
         answered = self._answered
         with self._health.asking():
             if not self._is_checked:
-                await arun(self._check_server())
+                await arun(self._checked())
             replies = await self._masters.aexchange(requests)
             if answered is not None:
                 self._note(answered, requests, replies)
@@ -344,34 +333,7 @@ class Transport:
             if master.name in self._masters.unavailable:
                 raise MasterUnavailable(f"{master.name} did not answer lately")
 
-    def _check_server(self) -> Flow[None]:
-        """Check at the first exchange that the server is safe to write to, and ask for admission; measure its clock."""
-        question = None if self.admission is None else self.admission.question()
-        masters: list[Master] = yield from self._masters.masters()
-        pool = min(masters, key=lambda master: master.pool.failed_at).pool
-        [[info]] = yield FanOut(RoutedRequests(pool, [("INFO", "everything")]))
-        check([info])
-        check_server(info_of(info), self.where, allows_evicting=self._config.allow_evicting_store)
-        sent = time.monotonic()
-        [[answer]] = yield FanOut(RoutedRequests(pool, [("TIME",)]))
-        received = time.monotonic()
-        check([answer])
-        self._clock.measure(int(answer[0]) + int(answer[1]) / 1e6, sent, received)
-        if self.admission is not None and question is not None:
-            replies = yield _Asked(self._masters, [question])
-            self.admission.check(replies[0])
+    def _checked(self) -> Flow[None]:
+        allows = self._config.allow_evicting_store
+        yield from check_store(self._masters, self._clock, self.where, allows_evicting=allows, admission=self.admission)
         self._is_checked = True
-
-
-class _Asked:
-    """A step: an exchange that nothing is asked before."""
-
-    def __init__(self, masters: Topology, requests: Sequence[Request]) -> None:
-        self._masters = masters
-        self._requests = requests
-
-    def run(self) -> list[Any]:
-        return self._masters.exchange(self._requests)
-
-    async def arun(self) -> list[Any]:
-        return await self._masters.aexchange(self._requests)
