@@ -202,12 +202,6 @@ class Transport:
         with self._health.asking():
             return run(self._on_master(at, words))
 
-    async def aon_master(self, at: int, words: _Words) -> tuple[Any, int]:
-        """Do what `on_master` does, on the running loop."""
-        self.check_process()
-        with self._health.asking():
-            return await arun(self._on_master(at, words))
-
     def on_masters(self, key: str, commands: _Commands) -> list[list[Any]]:
         """Return every master's replies to commands that go over one connection of it.
 
@@ -218,12 +212,6 @@ class Transport:
         self.check_process()
         with self._health.asking():
             return run(self._on_masters(key, commands))
-
-    async def aon_masters(self, key: str, commands: _Commands) -> list[list[Any]]:
-        """Do what `on_masters` does, on the running loop; nothing that blocks the connection."""
-        self.check_process()
-        with self._health.asking():
-            return await arun(self._on_masters(key, commands))
 
     # -- masters
 
