@@ -1,4 +1,4 @@
-"""ForkCheck: notices at use that this process is a fork, or has been patched since, also where no hook of Python's ran."""
+"""ForkCheck: notices at use that this process is a fork, or was patched since, also where no hook of Python's ran."""
 
 from __future__ import annotations
 
