@@ -147,6 +147,7 @@ def test_the_command_delivers_until_a_signal(shop: Shop) -> None:
         ended.result()
 
     assert done.exit_code == 0
+    assert done.stderr.startswith("delivers what cacheworkers_outbox gets at postgresql+psycopg://")
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ from redis.exceptions import AskError, TryAgainError
 
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, arun, run
+from cacheworkers.errors import UnsafeStore
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.connections.address import Node, parse_url
 from cacheworkers.store.connections.clients import Clients
@@ -23,6 +25,7 @@ from cacheworkers.store.connections.sentinels import Term
 from cacheworkers.store.connections.server_check import Admission, check_store
 from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
 
+log = logging.getLogger("cacheworkers")
 #: Who the masters are: names, or what Sentinels say.
 Masters = frozenset[str] | Term
 _Probed = TypeVar("_Probed")
@@ -73,7 +76,7 @@ class Transport:
             on_back=on_back,
             has_parts=self.is_cluster,
         )
-        self._is_checked = False
+        self._is_checked = self._is_unsafe = False
         #: Asked with the first exchange.
         self.admission: Admission | None = None
         #: Names of the masters that have answered since the listener was lost; None while there is a listener.
@@ -199,12 +202,6 @@ class Transport:
         with self._health.asking():
             return run(self._on_master(at, words))
 
-    async def aon_master(self, at: int, words: _Words) -> tuple[Any, int]:
-        """Do what `on_master` does, on the running loop."""
-        self.check_process()
-        with self._health.asking():
-            return await arun(self._on_master(at, words))
-
     def on_masters(self, key: str, commands: _Commands) -> list[list[Any]]:
         """Return every master's replies to commands that go over one connection of it.
 
@@ -215,12 +212,6 @@ class Transport:
         self.check_process()
         with self._health.asking():
             return run(self._on_masters(key, commands))
-
-    async def aon_masters(self, key: str, commands: _Commands) -> list[list[Any]]:
-        """Do what `on_masters` does, on the running loop; nothing that blocks the connection."""
-        self.check_process()
-        with self._health.asking():
-            return await arun(self._on_masters(key, commands))
 
     # -- masters
 
@@ -335,5 +326,13 @@ class Transport:
 
     def _checked(self) -> Flow[None]:
         allows = self._config.allow_evicting_store
-        yield from check_store(self._masters, self._clock, self.where, allows_evicting=allows, admission=self.admission)
+        try:
+            yield from check_store(
+                self._masters, self._clock, self.where, allows_evicting=allows, admission=self.admission
+            )
+        except UnsafeStore as error:
+            if not self._is_unsafe:
+                log.error("%s; this process does not use it", error)
+            self._is_unsafe = True
+            raise
         self._is_checked = True
