@@ -218,8 +218,8 @@ class WorkerBreaker:
         elif age is None:
             reason = (
                 f"messages have gone from queue {queue}, but to no worker of this store ({store}): give workers the "
-                f"same redis_url and namespace, and have their app import {self._dispatcher.module_of(request.loader)}; or the "
-                f"broker was restarted, and has lost this message"
+                f"same redis_url and namespace, and have their app import {self._dispatcher.module_of(request.loader)}"
+                f"; or the broker was restarted, and has lost this message"
             )
         else:
             reason = (

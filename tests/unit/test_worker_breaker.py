@@ -192,7 +192,7 @@ def test_a_message_taken_before_says_nothing(scene: Scene) -> None:
         (
             0,
             True,
-            "has taken its message from queue cw.miss and not begun: it was killed, it is busy (give it --prefetch-multiplier 1",
+            "has taken its message from queue cw.miss and not begun: it was killed, it is busy (give it --prefetch",
         ),
         (0, True, "refuses JSON, or has a task class that raises), or it loads into another store"),
         (0, True, "another store or namespace than this process (redis://127.0.0.1"),
