@@ -11,6 +11,7 @@ import bisect
 import functools
 import heapq
 import itertools
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -20,7 +21,6 @@ from typing import Any
 
 from cacheworkers.config import Config
 from cacheworkers.core import envelope
-from cacheworkers.core.access_score import read_at_of
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.read_result import Read
@@ -45,6 +45,15 @@ PUSH = 0.001
 MESSAGE = 0.005
 #: When virtual time begins; any instant that is later than every duration.
 BEGIN = 1_000_000_000.0
+
+
+def read_at_of(before: float | None, reads: int, now: float, half_life: float) -> float:
+    """Return the `read_at` of a call after `reads` more reads now; `before` is the old one; as `add_accesses.lua`."""
+    read_at = now + half_life * math.log2(reads)
+    if before is None:
+        return read_at
+    younger, older = max(read_at, before), min(read_at, before)
+    return younger + half_life * math.log2(1 + 2 ** ((older - younger) / half_life))
 
 
 class World:

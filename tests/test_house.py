@@ -241,6 +241,15 @@ def test_the_prose_is_the_fields_own() -> None:
     assert found == [], f"say it in the field's words: {BANNED}"
 
 
+def test_urls_of_databases_are_shown_by_one_function() -> None:
+    """SQLAlchemy's own text of a URL hides no password that is in its query."""
+    texts = {path.name: path.read_text() for path in (ROOT / "cacheworkers").rglob("*.py")}
+
+    showing = [name for name, text in texts.items() if re.search(r"\burl!r|repr\([\w.]*\burl\b|render_as_string", text)]
+
+    assert showing == ["connections.py"]
+
+
 def test_every_package_is_shipped() -> None:
     """The wheel has every folder of the library, its scripts and its type marker."""
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

@@ -10,15 +10,6 @@ from __future__ import annotations
 import math
 
 
-def read_at_of(before: float | None, reads: int, now: float, half_life: float) -> float:
-    """Return the `read_at` of a call after `reads` more reads now; `before` is the old one."""
-    read_at = now + half_life * math.log2(reads)
-    if before is None:
-        return read_at
-    younger, older = max(read_at, before), min(read_at, before)
-    return younger + half_life * math.log2(1 + 2 ** ((older - younger) / half_life))
-
-
 def score_of(read_at: float, now: float, half_life: float) -> float:
     """Return the reads that a call's `read_at` is worth now; no more than a float can be."""
     half_lives = (read_at - now) / half_life

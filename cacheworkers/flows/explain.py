@@ -60,7 +60,8 @@ class Explanation(msgspec.Struct, frozen=True):
         revalidates_in: until it is revalidated, by warming if it is hot, else by the first reader then; early
             revalidation may come before.
         attempts: how many loads have begun since the last that ended: more than one, and workers have died of it.
-        lease: token, fence and what else is known of a load under way; empty for none.
+        lease: token, fence, left_ms and what else is known of a load under way; empty for none.  A dead process's lease
+            ends after `left_ms` milliseconds, and the load is another's.
         failure: kind, text, count of the last load that failed; empty for none.
         has_workers: loads go to workers of Celery.
         miss_queue: the queue of what readers wait for.

@@ -19,8 +19,9 @@ from cacheworkers.store.commands.replies import Backoff, Claim, Claimed, Held, M
 NO_SEQ = 2**62
 #: Why a read ends without a value, and what to do.
 SLOW = (
-    "it is still being loaded, and later reads get it; where loads take that long raise wait_for, or give stale_for or "
-    "error_for"
+    "it is still being loaded, and later reads get it; or the process that loads it has died, and reads have it loaded "
+    "again when its lease has ended, load_for ({:g} s) after it began; where loads take that long raise wait_for, or "
+    "give stale_for or error_for"
 )
 NOT_BEGUN = 'no worker has begun to load it, and on_timeout="raise" keeps readers from loading; the log says why'
 
@@ -31,14 +32,14 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
     now = ports.clock.monotonic()
     is_over = now >= state.deadline
     if state.give_up_at and now >= state.give_up_at:
-        return give_up(ports, state)
+        return give_up(ports, state, SLOW.format(loader.load_for))
     if is_over and now < flight.held_until:
         if flight.is_taken_over:
             state.give_up_at = state.give_up_at or flight.held_until
             yield from wait_for_push(ports, state.waiter, state.give_up_at)
             return None
         if flight.is_begun and flight.claimed_at >= state.deadline:
-            return give_up(ports, state)
+            return give_up(ports, state, SLOW.format(loader.load_for))
     offered = flight.offered
     if offered is not None and offered[0] >= state.started:
         found = _offered(ports, state, offered[1], is_overtaken=offered[2])
@@ -210,7 +211,7 @@ def read_without_store(ports: Ports, loader: LoaderSpec, state: ReadState, error
     return (yield from local_load.load_without_store(ports, loader, state))
 
 
-def give_up(ports: Ports, state: ReadState, why: str = SLOW) -> Read:
+def give_up(ports: Ports, state: ReadState, why: str) -> Read:
     """Return the lapsed value; nobody may load this call now but the one who has begun."""
     found = lapsed(ports, state)
     if found is not None:

@@ -220,6 +220,8 @@ def drain(obj: Obj, follow: bool) -> None:
         else:
             click.echo(f"{counted(rows, 'row', 'rows')} of the outbox delivered")
         return
+    where = ", ".join(str(engine.url) for engine in cache.internals.watching.engines)
+    click.echo(f"delivers what {cache.outbox.table.fullname} gets at {where}, until Ctrl-C or SIGTERM", err=True)
     stop = threading.Event()
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}
     try:

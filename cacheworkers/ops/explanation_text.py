@@ -117,7 +117,8 @@ def _lease(found: Explanation) -> str:
         return f"nobody's; loads that have begun and not ended: {found.attempts}" if found.attempts else "nobody's"
     token = found.lease.get("token", "?")
     if found.lease.get("fence"):
-        return f"held by {token}, whose load has begun; attempt {found.attempts}"
+        ends = _instant(found, float(found.lease.get("left_ms", 0)) / 1000)
+        return f"held by {token}, whose load has begun; attempt {found.attempts}; if its process has died, until {ends}"
     return f"held by {token}, whose load has not begun"
 
 

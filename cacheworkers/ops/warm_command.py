@@ -15,7 +15,7 @@ from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.explain import Explanation
 from cacheworkers.ops.output import Obj, counted, note
-from cacheworkers.ops.warm_progress import progress_of
+from cacheworkers.ops.warm_progress import line
 from cacheworkers.workers.diagnostics import BrokerUnreachable, worker_facts
 from cacheworkers.workers.worker_command import worker_command
 
@@ -25,7 +25,8 @@ _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
 Row = tuple[str, str | bytes]
 #: Of more calls than this it is not said why they failed.
 MOST_REASONS = 5
-#: Between two questions to the workers, seconds.
+#: Between two lines about how far it is, and between two questions to the workers, seconds.
+SAY_EVERY = 5.0
 ASK_WORKERS_EVERY = 0.5
 
 
@@ -94,7 +95,6 @@ class Warmed(msgspec.Struct, frozen=True):
     metavar="SECONDS",
     help="How long a worker that consumes the warm queue may take to answer, before anything is loaded; 0 asks none.",
 )
-@click.option("--strict", is_flag=True, help="Stop at the first bad row, before anything is loaded.")
 @click.pass_obj
 def warm(
     obj: Obj,
@@ -106,7 +106,6 @@ def warm(
     concurrency: int | None,
     min_fresh: float,
     wait_for_workers: float,
-    strict: bool,
 ) -> None:
     """Have workers load calls of LOADER, and wait for them.
 
@@ -128,7 +127,7 @@ def warm(
     if sum(source is not None for source in (file, hot)) + bool(keys) != 1:
         raise click.UsageError("give one source: KEYS, --file or --hot")
     rows = _rows(cache, loader, keys, file, hot)
-    calls, bad, duplicates = _read(cache, loader, rows, strict)
+    calls, bad, duplicates = _read(cache, loader, rows)
     cache.queues()  # without a broker each call would be waited for, in vain
     if cache.internals.app is None:
         note("this cache has no Celery app, `Cache(celery=app)`: this command loads by itself, and asks no worker")
@@ -137,12 +136,11 @@ def warm(
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
     job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
-    with progress_of(job, loader, cache.config.queues) as (every, show_progress):
-        while not job.is_done:
-            try:
-                job.wait(every)
-            except TimeoutError:
-                show_progress()
+    while not job.is_done:
+        try:
+            job.wait(SAY_EVERY)
+        except TimeoutError:
+            note(line(loader, job.progress, job.rate, cache.config.queues))
     done = job.wait()
     share = done.share
     if not calls and hot:
@@ -234,7 +232,7 @@ def _rows(cache: Cache, loader: str, keys: Iterable[str], file: IO[bytes] | None
     return ((f"key {number}", key) for number, key in enumerate(keys, 1))
 
 
-def _read(cache: Cache, loader: str, rows: Iterable[Row], strict: bool) -> tuple[list[str], int, int]:
+def _read(cache: Cache, loader: str, rows: Iterable[Row]) -> tuple[list[str], int, int]:
     """Return the calls that rows name, how many rows name none, and how many name one again."""
     signature = cache.loaders[loader].signature
     calls: dict[str, None] = {}
@@ -245,8 +243,6 @@ def _read(cache: Cache, loader: str, rows: Iterable[Row], strict: bool) -> tuple
         except CacheworkersError as error:
             bad += 1
             click.echo(f"{where}: {error}", err=True)
-            if strict:
-                raise click.ClickException(f"{where} is bad, and --strict is given; nothing was loaded") from None
             continue
         duplicates += call in calls
         calls[call] = None

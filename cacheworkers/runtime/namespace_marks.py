@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cacheworkers.config import Config
-from cacheworkers.errors import NamespaceTaken, StoreError
+from cacheworkers.errors import NamespaceTaken, StoreError, UnsafeStore
 from cacheworkers.events import Hook, NamespaceShared
 from cacheworkers.store.commands.replies import instants
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.request import Request
+from cacheworkers.store.connections.server_check import check_server
 
 log = logging.getLogger("cacheworkers")
 
@@ -150,6 +151,7 @@ class NamespaceMarks:
         self._lapsed: list[str] = []
         self._has_noted_database = False
         self._warned: set[str] = set()
+        self._is_unsafe = False
         self._refusal = ""
         self._refused_until = 0.0
 
@@ -263,6 +265,19 @@ class NamespaceMarks:
             if not self._config.allow_shared_namespace:
                 for mark, others in found.items():
                     self._warn(mark, others)
+            self._check_servers()
+
+    def _check_servers(self) -> None:
+        """Log once that a server has become unsafe since this process began to use it."""
+        try:
+            for info in self._store.info().run():
+                check_server(info, self._store.link.where, allows_evicting=self._config.allow_evicting_store)
+        except UnsafeStore as error:
+            if not self._is_unsafe:
+                log.error("%s", error)
+            self._is_unsafe = True
+        else:
+            self._is_unsafe = False
 
     def _is_due(self) -> bool:
         if not self._noted_at or time.monotonic() > self._noted_at + RENEWED_EVERY:

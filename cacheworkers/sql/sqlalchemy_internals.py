@@ -21,34 +21,6 @@ from sqlalchemy.orm import InstanceState, Mapper, persistence, registry
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.util import concurrency
 
-__all__ = [
-    "AsyncLoadPool",
-    "LoadPool",
-    "TransactionEnd",
-    "all_mappers",
-    "await_",
-    "base_engine",
-    "call_at_end",
-    "ends_of",
-    "engine_like",
-    "engine_on",
-    "first_value",
-    "has_variants",
-    "in_greenlet",
-    "is_autocommit",
-    "is_autocommit_on",
-    "is_by_unit_of_work",
-    "is_flushing",
-    "is_for_mapped_rows",
-    "is_plain_insert",
-    "mappers_of",
-    "options_of",
-    "parameter_order",
-    "parts_of_statement",
-    "second_updates",
-    "variants_of",
-]
-
 in_greenlet = concurrency.in_greenlet
 #: SQLAlchemy 2.0 calls it `await_only`.
 await_: Callable[[Any], Any] = getattr(concurrency, "await_", None) or getattr(concurrency, "await_only")  # noqa: B009

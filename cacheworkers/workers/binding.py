@@ -30,7 +30,6 @@ from cacheworkers.workers.celery_internals import (
 )
 from cacheworkers.workers.celery_log import log_broker_errors_once, lower_own_tasks
 from cacheworkers.workers.celery_settings import HARD_MARGIN, PREFIX, AddedSettings, direct, keep_options
-from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.task_messages import AroundTask, no_scope
 from cacheworkers.workers.worker_command import worker_command
 
@@ -301,6 +300,3 @@ def _in_order(names: tuple[str, ...], admit: Callable[[], object]) -> type:
             survive_lost_host(consumer.task_consumer.channel)
 
     return ConsumeInOrder
-
-
-__all__ = ["Binding", "LoaderInfo", "UpkeepTasks", "bind", "unbound_apps"]

@@ -97,8 +97,14 @@ def own_connection(make: Callable[..., Any], connect_for: float, **timeouts: flo
     Args:
         make: the app's `connection_for_write`, or `connection_for_read`.
         timeouts: transport options instead of the publisher's.
+
+    Raises:
+        ValueError: the broker's URL is misread, or its transport cannot be imported.
     """
-    connection = make(transport_options={**PUBLISHER, **timeouts}, connect_timeout=connect_for)
+    try:
+        connection = make(transport_options={**PUBLISHER, **timeouts}, connect_timeout=connect_for)
+    except (KeyError, ImportError) as error:
+        raise ValueError(str(error)) from error
     # Each host of `redis://a;redis://b` is tried, and none of them again.
     connection.transport_options["max_retries"] = max(0, len(connection.alt) - 1)
     return connection

@@ -216,7 +216,7 @@ def _is_full(error: Exception) -> bool:
 def _has_redis(app: Celery) -> bool:
     try:
         return _is_redis(app.connection_for_write())
-    except ValueError:  # its URL is misread: who connects says so
+    except (ValueError, KeyError, ImportError):  # its URL is misread, or its transport: who connects says so
         return False
 
 

@@ -46,7 +46,8 @@ def remembered(shop: Shop) -> None:
 def lose_the_listener(shop: Shop) -> None:
     for connection in list(shop.ports.listener.connections):
         connection.socket.shutdown(socket.SHUT_RDWR)
-    wait_until(lambda: shop.ports.coherence.lost_at != NEVER)
+    # Reported last: a fill before that is tracked by the connection that is being closed, and dropped with it.
+    wait_until(lambda: shop.ports.listener._is_reported_down)
 
 
 def in_memory(shop: Shop) -> Any:

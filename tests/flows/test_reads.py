@@ -217,13 +217,14 @@ def test_load_slower_than_the_wait_is_not_restarted_by_its_readers(cache: Cache)
     assert run(reading.ask(cache._ports, cache._loaders["slow"], "slow[]", b"", "miss"))
     wait_until(lambda: loads == [1])  # a worker has begun: who waits now takes nothing over
     for _ in range(5):
-        with pytest.raises(LoadTimeout):
+        with pytest.raises(LoadTimeout, match=r"has died, .* lease has ended, load_for \(10 s\) after"):
             slow.get()
+    left = int(cache.explain("slow[]").lease["left_ms"])
     go.set()
 
     wait_until(lambda: slow.peek() is not None)
     assert slow.get() == 5
-    assert loads == [1]
+    assert loads == [1] and 0 < left <= 10_000
 
 
 def test_raise_on_timeout_never_loads_here(cache: Cache, get: Any) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.virtual import read_at_of
 from cacheworkers import Cache, Load
-from cacheworkers.core.access_score import read_at_of, score_of
+from cacheworkers.core.access_score import score_of
 from cacheworkers.core.driver import run
 from cacheworkers.events import Event, WarmingPaused
 from cacheworkers.flows import keep_warm as warming

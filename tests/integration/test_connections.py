@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 from cacheworkers import Cache, Config, Load
 from cacheworkers.errors import StoreError, StoreUnavailable
 from cacheworkers.events import StoreLost
-from cacheworkers.store.connections import transport
+from cacheworkers.store.connections import server_check
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.clients import Clients
 from cacheworkers.store.connections.connection import ConnectionCut
@@ -280,7 +280,7 @@ def test_a_listener_of_another_master_than_the_sentinels_name_fails(monkeypatch:
 
 def test_the_server_is_checked_at_the_first_exchange(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
-    monkeypatch.setattr(transport, "check_server", lambda info, *_, **__: checked.append(info["redis_version"]))
+    monkeypatch.setattr(server_check, "check_server", lambda info, *_, **__: checked.append(info["redis_version"]))
 
     for _ in range(2):
         cache._ports.store.link.exchange([Request(("GET", "k"))])

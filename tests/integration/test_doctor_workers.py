@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import time
@@ -192,6 +193,28 @@ def test_workers_of_another_application_leave_beat_its_grace(
 
     assert findings and {finding.level for finding in findings} == {"ok"}
     assert "workers were started 12 s ago" in findings[0].what
+
+
+def test_a_worker_that_is_older_than_its_store_has_a_minute_to_leave_its_mark(
+    make: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store was restarted, and its marks are gone; a worker that came later has left none where it is not here."""
+    cache, levels = make(), {}
+    module = sys.modules["cacheworkers.ops.doctor.worker_checks"]
+    look = functools.partial(module.check_workers, cache.internals.app, cache.config, cache._ports.store)
+    for uptime in (9000.0, 0.0, None):
+        facts = [WorkerFacts("celery@host", frozenset({"cw.miss"}), frozenset(), uptime=uptime)]
+        monkeypatch.setattr(module, "worker_facts", lambda app, facts=facts: facts)
+        levels[uptime] = [each for each in look(cache._runtime.marks) if each.check == "worker-store"]
+    monkeypatch.setattr(module, "ALIVE_EVERY", -module.ALIVE_MARGIN)
+    monkeypatch.setattr(
+        module, "worker_facts", lambda app: [WorkerFacts("old", frozenset({"cw.miss"}), frozenset(), uptime=9e3)]
+    )
+    late = [each.level for each in look(cache._runtime.marks) if each.check == "worker-store"]
+
+    assert [each.level for found in levels.values() for each in found] == ["ok", "error", "error"]
+    assert "the mark of celery@host yet: the store was started " in levels[9000.0][0].what
+    assert late == ["error"]
 
 
 def test_a_worker_of_an_older_deploy_is_found(shop: MakeShop, store: Valkey, broker: Valkey) -> None:

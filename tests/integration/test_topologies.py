@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from cacheworkers import Cache, Config, Load
+from cacheworkers import Cache, Config, Load, UnsafeStore
 from cacheworkers.ops.doctor import diagnose
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.cluster import ValkeyCluster
@@ -119,6 +119,34 @@ def test_doctor_looks_at_every_master_of_a_cluster(cluster: str) -> None:
     assert {f.check: f.level for f in findings if f.check in ("tracking", "acl")} == {"tracking": "ok", "acl": "ok"}
     assert "check-failed" not in {finding.check for finding in findings}
     cache.close()
+
+
+def test_a_store_that_becomes_unsafe_is_logged_once_by_those_that_run_and_not_used_by_those_that_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Valkey() as server:
+        running, number, _, _ = made(server.url, namespace="policy")
+        marks = running.internals.runtime.marks
+        number.get(1)
+        set_policy = running._ports.store.link.client().config_set
+        for policy in ("allkeys-lru", "allkeys-lru", "volatile-lru", "allkeys-random"):
+            set_policy("maxmemory-policy", policy)
+            marks._noted_at = 0.0
+            marks.note()
+        starting, other, _, _ = made(server.url, namespace="policy2")
+
+        assert number.read(1).tier != "load" and other.read(1).tier == "load"
+        with pytest.raises(UnsafeStore):
+            starting._ports.store.note_worker("celery@host").run()  # as a worker of any queue does when it is ready
+
+        found = [line for line in caplog.messages if "has maxmemory-policy" in line]
+        assert [line.split("maxmemory-policy ")[1].split(":")[0] for line in found] == [
+            "allkeys-lru",
+            "allkeys-random",
+            "allkeys-random",
+        ]
+        for cache in (running, starting):
+            cache.close()
 
 
 def test_doctor_asks_sentinels_for_the_master() -> None:

@@ -290,17 +290,22 @@ def test_queues_report_how_long_they_are_and_how_old_their_oldest_message_is(val
     cache.close()
 
 
-def test_a_broker_that_is_away_is_an_error_that_says_so(valkey: Valkey) -> None:
+@pytest.mark.parametrize("broker", ["redis://127.0.0.1:{port}/0", "unheard-of://127.0.0.1", "unheard.of:Transport://"])
+def test_a_broker_that_is_away_is_an_error_that_says_so(valkey: Valkey, broker: str) -> None:
+    """So is one whose transport is not installed; the store's numbers are there all the same."""
     from celery import Celery
 
     from cacheworkers import BrokerUnavailable
 
-    app = Celery("away", broker=f"redis://127.0.0.1:{free_port(20000)}/0")
-    cache = Cache(Config(redis_url=valkey.url, namespace="away"), celery=app)
+    app = Celery("away", broker=broker.format(port=free_port(20000)), set_as_current=False)
+    cache = Cache(Config(redis_url=valkey.url, namespace="away", store_timeout=5.0), celery=app)
 
     with pytest.raises(BrokerUnavailable, match="the broker does not answer"):
         cache.queues()
+    up = {family.name: family for family in Exporter(cache).collect()}["cacheworkers_up"]
     cache.close()
+
+    assert {sample.labels["server"]: sample.value for sample in up.samples} == {"broker": 0, "store": 1}
 
 
 def test_a_foreign_message_has_no_age(make_cache: Callable[..., Cache], valkey: Valkey) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,10 +19,11 @@ import redis
 from click.testing import CliRunner
 from mutation import Mutation, python
 from sqlalchemy import Engine, create_engine, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from cacheworkers import Cache, Config, ConfigError, OutboxUnavailable, StoreError, UnwatchedWrite
 from cacheworkers.ops.cli import drain
+from cacheworkers.ops.doctor import diagnose
 from cacheworkers.ops.output import as_json, as_text
 from cacheworkers.sql.outbox import relay as draining
 from cacheworkers.sql.outbox.outbox import TRIGGER, Outbox
@@ -145,6 +147,7 @@ def test_the_command_delivers_until_a_signal(shop: Shop) -> None:
         ended.result()
 
     assert done.exit_code == 0
+    assert done.stderr.startswith("delivers what cacheworkers_outbox gets at postgresql+psycopg://")
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
@@ -556,6 +559,21 @@ def test_a_database_that_is_away_is_named(shop: Shop) -> None:
     with pytest.raises(OutboxUnavailable, match=r"outbox at postgresql\+psycopg://shop:\*\*\*@127") as raised:
         shop.cache.drain(away)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("query", ["password=secret", "sslpassword=secret", "options=-c%20a.b=secret"])
+def test_nor_is_a_password_in_the_query_of_its_url_shown(make_cache: Callable[..., Cache], query: str) -> None:
+    """Drivers take it there too, and under names of their own; where the server is may be there as well."""
+    away = create_engine(f"postgresql+psycopg:///shop?host=127.0.0.1&port=1&user=shop&{query}")
+    cache = make_cache(sessions=sessionmaker(away))
+    said = [f"{finding.check} {finding.what}" for finding in diagnose(cache, is_running=False)]
+
+    for look in (cache.drain, cache.outbox_backlog):
+        with pytest.raises(OutboxUnavailable, match=r"psycopg:///shop\?host=127\.0\.0\.1&port=1 cannot") as raised:
+            look(away)
+        said.append(str(raised.value))
+    assert "host=127.0.0.1&port=1 is unavailable" in "".join(said)
+    assert "secret" not in "".join(said)
 
 
 def test_parts_of_a_table_have_triggers_of_their_own(shop: Shop) -> None:

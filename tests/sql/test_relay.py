@@ -6,6 +6,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, ConfigError
-from cacheworkers.sql.outbox import relay
+from cacheworkers.sql.outbox import relay, relay_loop
 from cacheworkers.sql.outbox.connections import on_connection
 from cacheworkers.sql.outbox.outbox import LONG_ROWS, NEW_ROWS, SHORT_ROWS, TRIGGER, WATCH, in_rows
 from cacheworkers.testing.servers import wait_until
@@ -174,3 +175,29 @@ def test_a_watched_session_s_rows_are_left_to_it(outboxed: Cache, engine: Engine
         outboxed.outbox.write(connection, ["a"], WATCH)
 
     assert on_connection(engine, outboxed.outbox.claim) is None
+
+
+def test_a_drain_that_fails_says_so_once_and_once_when_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(relay_loop, "RETRY_AFTER", 0.0)
+    stop, outcomes = threading.Event(), iter([None, None, OSError("a"), OSError("a"), OSError("b"), None, OSError("c")])
+
+    def drained(engine: Any) -> int:
+        outcome = next(outcomes, stop)
+        if outcome is stop:
+            stop.set()
+        if isinstance(outcome, OSError):
+            raise outcome
+        return 1
+
+    engine: Any = SimpleNamespace(dialect=SimpleNamespace(is_async=False, driver="sqlite"), url="sqlite://")
+    relay_loop.RelayLoop(drained, "cw").run([engine], stop)
+
+    tries = "the drain of 'sqlite://' tries again every 0 s: "
+    assert caplog.messages == [
+        f"{tries}a",
+        "the drain of 'sqlite://' goes on",
+        f"{tries}c",
+        "the drain of 'sqlite://' goes on",
+    ]

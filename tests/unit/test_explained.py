@@ -86,10 +86,13 @@ def test_each_tag_says_whether_it_was_invalidated_since() -> None:
 
 
 def test_who_is_at_it() -> None:
-    asked, begun = {"token": "ab"}, {"token": "ab", "fence": "cd"}
+    asked, begun = {"token": "ab"}, {"token": "ab", "fence": "cd", "left_ms": "30000"}
+    until = "if its process has died, until 2027-01-15 08:00:30, in 30 s"
 
     assert reported(**STALE, lease=asked)["lease"] == "held by ab, whose load has not begun"
-    assert reported(**STALE, lease=begun, attempts=2)["lease"] == "held by ab, whose load has begun; attempt 2"
+    assert (
+        reported(**STALE, lease=begun, attempts=2)["lease"] == f"held by ab, whose load has begun; attempt 2; {until}"
+    )
     assert reported(**STALE, lease=begun)["revalidated"] == "now, by the lease's holder"
     assert reported(attempts=3)["lease"] == "nobody's; loads that have begun and not ended: 3"
 

@@ -9,6 +9,7 @@ from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.policy import Policy
 from cacheworkers.runtime.namespace_marks import DATABASE, live_marks
+from cacheworkers.sql.outbox.connections import shown_url
 from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, pooler_facts, server_limits, trigger_faults
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
@@ -95,7 +96,7 @@ def check_engines(engines: Sequence[Any], store: Store, *, from_outside: bool) -
     Args:
         from_outside: this process is none of the application's: others may have bound what it has not.
     """
-    shown = ", ".join(repr(engine.url) for engine in engines) or "no engine"
+    shown = ", ".join(shown_url(engine) for engine in engines) or "no engine"
     if engines or not from_outside:
         yield UNKNOWN.finding(not engines, f"{shown} is drained")
         return
@@ -117,12 +118,12 @@ def check_pooler(engine: Any) -> Iterator[Finding]:
     """Yield whether prepared statements are kept behind a pooler."""
     facts = pooler_facts(engine)
     if facts is None or not facts.is_there:
-        yield POOLER.finding(False, f"{engine.url!r} answers itself")
+        yield POOLER.finding(False, f"{shown_url(engine)} answers itself")
         return
     kept = (
         f"keeps prepared statements; {facts.setting} keeps none" if facts.prepares else "keeps no prepared statements"
     )
-    yield POOLER.finding(facts.prepares, f"a pooler answers for {engine.url!r}, and its driver {kept}")
+    yield POOLER.finding(facts.prepares, f"a pooler answers for {shown_url(engine)}, and its driver {kept}")
 
 
 def check_limits(engine: Any, policies: Mapping[str, Policy]) -> Iterator[Finding]:
@@ -136,11 +137,13 @@ def check_limits(engine: Any, policies: Mapping[str, Policy]) -> Iterator[Findin
         return
     hasty = sorted(name for name, policy in policies.items() if not policy.hold_off_for) if limits.is_replica else []
     kind = "a replica" if limits.is_replica else "no replica"
-    shown = f"{engine.url!r} is {kind}" + (f", and {', '.join(hasty)} would keep what it lacks" if hasty else "")
+    shown = f"{shown_url(engine)} is {kind}" + (f", and {', '.join(hasty)} would keep what it lacks" if hasty else "")
     yield REPLICA_LOADS.finding(bool(hasty), shown)
     given = [limit for limit in (limits.idle_for, limits.transaction_for) if limit]
     longer = sorted(name for name, policy in policies.items() if given and policy.load_for > min(given))
-    allowed = f"{engine.url!r} ends a transaction after {min(given):g} s" if given else f"{engine.url!r} ends none"
+    allowed = (
+        f"{shown_url(engine)} ends a transaction after {min(given):g} s" if given else f"{shown_url(engine)} ends none"
+    )
     yield LIMITS.finding(bool(longer), allowed + (f"; {', '.join(longer)} may take longer" if longer else ""))
 
 

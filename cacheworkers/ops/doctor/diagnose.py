@@ -15,6 +15,7 @@ import msgspec
 from cacheworkers.errors import NamespaceTaken, StoreUnavailable, UnsafeStore
 from cacheworkers.ops.doctor import database_checks, namespace_checks, store_checks, worker_checks
 from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
+from cacheworkers.sql.outbox.connections import shown_url
 from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
 from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts, worker_facts
 from cacheworkers.workers.worker_command import app_path
@@ -150,7 +151,7 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
     with_outbox = {engine.url: engine for engine in engines}
     # One look at each database, however many engines there are for it.
     for engine in ({engine.url: engine for engine in databases} | with_outbox).values():
-        where = "" if len(databases) == 1 else f" at {engine.url!r}"
+        where = "" if len(databases) == 1 else f" at {shown_url(engine)}"
         yield Check(f"database{where}", database, partial(database_checks.check_database, engine))
         yield Check(f"pooler{where}", database, partial(database_checks.check_pooler, engine))
         if engine in databases:

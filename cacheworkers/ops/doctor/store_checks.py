@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cacheworkers.config import Config
 from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
+from cacheworkers.store.connections.server_check import SAFE_POLICIES
 from cacheworkers.store.diagnostics.sentinel_facts import SentinelFacts
-from cacheworkers.store.diagnostics.server_facts import SAFE_POLICIES, ServerFacts, StoreDiagnostics
+from cacheworkers.store.diagnostics.server_facts import ServerFacts, StoreDiagnostics
 
 #: Of `maxmemory`: from here on the store counts as full.
 FULL = 0.85

@@ -11,6 +11,7 @@ from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.runtime.namespace_marks import LIVES_FOR, NamespaceMarks
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
+from cacheworkers.workers.binding import ALIVE_EVERY
 from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
 from cacheworkers.workers.worker_command import worker_command
 
@@ -91,7 +92,7 @@ OTHER_SCHEMA = Rule(
 OTHER_STORE = Rule(
     "worker-store",
     "error",
-    "A worker takes this cache's queues and has left no mark in its store within three minutes.",
+    "A worker takes this cache's queues, and the store does not have the mark that it leaves each minute.",
     "It loads into another store, database or namespace: readers wait for values that never come, and load themselves.",
     "Give workers and web processes the same `redis_url`, database number included, and the same `namespace`.",
 )
@@ -147,6 +148,8 @@ NO_CELERY = Rule(
     "`Cache(..., celery=app)`, workers and beat. Without Celery run `cacheworkers gc` every few minutes, and keep "
     "`cacheworkers drain --follow` running where sessions are watched.",
 )
+#: How long after its time a worker may leave its mark, seconds.
+ALIVE_MARGIN = 10.0
 RULES = rules_in(globals())
 
 
@@ -228,10 +231,14 @@ def check_workers(app: Any, config: Config, store: Store, marks: NamespaceMarks)
     for queue, names in consumers.items():
         shown = f"{queue} is consumed by {', '.join(names) or 'no worker'}"
         yield UNSERVED.finding(not names, shown, f"{command}; {ANSWERS}")
-    names = [worker.name for worker in workers if worker.queues & set(_queues(config))]
-    for name, is_marked in zip(names, _marks(store, names), strict=True):
-        found = "has" if is_marked else "does not have"
-        yield OTHER_STORE.finding(not is_marked, f"the store at {store.link.where} {found} the mark of {name}")
+    ours_of = {worker.name: worker for worker in workers if worker.queues & set(_queues(config))}
+    marked, uptime = _marks(store, list(ours_of))
+    for name, is_marked in zip(ours_of, marked, strict=True):
+        shown = f"the store at {store.link.where} {'has' if is_marked else 'does not have'} the mark of {name}"
+        is_early = not is_marked and uptime < min(ours_of[name].uptime or 0.0, ALIVE_EVERY + ALIVE_MARGIN)
+        if is_early:  # the worker is older than the store, which has lost its mark
+            shown += f" yet: the store was started {uptime:g} s ago, and workers leave theirs every {ALIVE_EVERY:g} s"
+        yield OTHER_STORE.finding(not (is_marked or is_early), shown)
     ours = app_facts(app).loaders
     # Workers of another queue prefix are another app's, with loaders of its own.
     modules = ({} if config.queue_prefix else _running_modules(marks)) | marks.modules
@@ -262,11 +269,13 @@ def _running_modules(marks: NamespaceMarks) -> dict[str, str]:
         return {}
 
 
-def _marks(store: Store, names: list[str]) -> list[bool]:
+def _marks(store: Store, names: list[str]) -> tuple[list[bool], float]:
+    """Return whether the store has the mark of each worker, and for how long it has been running, seconds."""
     try:
-        return store.have_workers(names).run()
+        infos = store.info().run()
+        return store.have_workers(names).run(), min(float(each.get("uptime_in_seconds", "inf")) for each in infos)
     except StoreError:  # has a finding of its own
-        return [True] * len(names)
+        return [True] * len(names), 0.0
 
 
 def _queues(config: Config) -> tuple[str, str, str, str]:

@@ -22,6 +22,12 @@ def sync_half(engine: Engine | AsyncEngine) -> Engine:
     return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
 
 
+def shown_url(engine: Engine) -> str:
+    """Return an engine's URL as texts may show it: without its password, which drivers take in the query too."""
+    url = engine.url
+    return repr(url.set(query={name: url.query[name] for name in ("host", "port") if name in url.query}))
+
+
 def bound_engines(sessions: Any) -> Iterator[Engine]:
     """Yield the engines that a session factory is bound to, as far as it says so; of async ones their sync half."""
     options = options_of(sessions)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.sql.outbox.connections import apart, on_connection
+from cacheworkers.sql.outbox.connections import apart, on_connection, shown_url
 from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
@@ -47,7 +47,7 @@ def outbox_facts(engine: Engine, outbox: Outbox) -> OutboxFacts:
     def inspection(connection: Connection) -> OutboxFacts:
         missing = outbox.missing(connection)
         waiting, lag = (0, 0.0) if missing else outbox.backlog(connection)
-        return OutboxFacts(repr(engine.url), missing, waiting, lag)
+        return OutboxFacts(shown_url(engine), missing, waiting, lag)
 
     return _inspected(engine, inspection)
 
@@ -59,7 +59,7 @@ def answers(engine: Engine) -> str:
         DatabaseUnavailable: it does not.
     """
     _inspected(engine, lambda connection: connection.execute(select(1)).scalar_one())
-    return repr(engine.url)
+    return shown_url(engine)
 
 
 class PoolerFacts(msgspec.Struct, frozen=True):
@@ -154,4 +154,4 @@ def _inspected(engine: Engine, inspection: Callable[[Connection], T]) -> T:
         return on_connection(apart(engine), inspection)
     except (OperationalError, InterfaceError, OSError) as error:
         reason = str(getattr(error, "orig", error)).strip().replace("\n", " ")
-        raise DatabaseUnavailable(f"{engine.url!r} is unavailable: {type(error).__name__}: {reason}") from error
+        raise DatabaseUnavailable(f"{shown_url(engine)} is unavailable: {type(error).__name__}: {reason}") from error

@@ -38,7 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateSchema
 
 from cacheworkers.errors import ConfigError
-from cacheworkers.sql.outbox.connections import on_connection, sync_half
+from cacheworkers.sql.outbox.connections import on_connection, shown_url, sync_half
 from cacheworkers.sql.sqlalchemy_internals import first_value
 
 TABLE = "cacheworkers_outbox"
@@ -175,7 +175,8 @@ class Outbox:
         missing = self.missing(bind)
         if missing:
             raise ConfigError(
-                f"watched sessions need {', '.join(missing)}, which {bind.engine.url!r} does not have; {HOW_TO_MAKE_IT}"
+                f"watched sessions need {', '.join(missing)}, which {shown_url(bind.engine)} does not have; "
+                f"{HOW_TO_MAKE_IT}"
             )
 
     def missing(self, bind: Engine | Connection) -> tuple[str, ...]:
@@ -198,7 +199,7 @@ class Outbox:
         except (ProgrammingError, OperationalError) as error:
             if is_absent(error):
                 raise ConfigError(
-                    f"watched sessions need the table {self.table.fullname}, and {connection.engine.url!r} says: "
+                    f"watched sessions need the table {self.table.fullname}, and {shown_url(connection.engine)} says: "
                     f"{reason(error)}"
                 ) from error
             raise

@@ -48,15 +48,21 @@ class RelayLoop:
             thread.join()
 
     def _drain_until(self, stop: threading.Event, engine: Engine) -> None:
+        is_failing = False
         while not stop.is_set():
             try:
                 self._drain(engine)  # whether or not anybody can listen
+                if is_failing:
+                    is_failing = False
+                    log.warning("the drain of %r goes on", engine.url)
                 if engine.dialect.is_async:
                     asyncio.run(self._adrain_and_wait(stop, engine))
                 else:
                     self._drain_and_wait(stop, engine)
             except Exception as error:  # the database or the store is away; the rows stay
-                log.warning("the drain tries again in %g s: %s", RETRY_AFTER, error)
+                if not is_failing:
+                    log.warning("the drain of %r tries again every %g s: %s", engine.url, RETRY_AFTER, error)
+                is_failing = True
                 stop.wait(RETRY_AFTER)
 
     def _drain_and_wait(self, stop: threading.Event, engine: Engine) -> None:

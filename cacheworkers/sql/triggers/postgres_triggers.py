@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import ConfigError, TagError
+from cacheworkers.sql.outbox.connections import shown_url
 from cacheworkers.sql.outbox.outbox import TABLE, Outbox
 from cacheworkers.sql.tag_options import Mode, TagOptions
 from cacheworkers.sql.triggers.column_catalog import Column, check_columns, check_kind, columns_of, in_full
@@ -280,7 +281,7 @@ def _check_postgres(connection: Any) -> None:
         )
     if connection.dialect.name != "postgresql":
         raise ConfigError(
-            f"triggers are made for PostgreSQL, and {connection.engine.url!r} is {connection.dialect.name}: watch "
+            f"triggers are made for PostgreSQL, and {shown_url(connection.engine)} is {connection.dialect.name}: watch "
             f"sessions there (cache.watch), or give tags to cache.invalidate(..., session=)"
         )
 

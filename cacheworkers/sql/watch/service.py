@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cacheworkers.errors import ConfigError, OutboxUnavailable
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
-from cacheworkers.sql.outbox.connections import bound_engines, on_connection, sync_half
+from cacheworkers.sql.outbox.connections import bound_engines, on_connection, shown_url, sync_half
 from cacheworkers.sql.outbox.outbox import Backlog, Outbox, reason
 from cacheworkers.sql.outbox.relay import drain_outbox, replay_to_a_new_store
 from cacheworkers.sql.outbox.relay_loop import RelayLoop
@@ -150,7 +150,7 @@ class WatchService:
         for each in asked:
             if each in failed:
                 raise OutboxUnavailable(
-                    f"the outbox at {each.url!r} cannot be drained: {reason(failed[each])}"
+                    f"the outbox at {shown_url(each)} cannot be drained: {reason(failed[each])}"
                 ) from failed[each]
         return rows
 
@@ -171,7 +171,7 @@ class WatchService:
             try:
                 found.append(on_connection(each, self.outbox.backlog))
             except (SQLAlchemyError, OSError) as error:
-                raise OutboxUnavailable(f"the outbox at {each.url!r} cannot be read: {reason(error)}") from error
+                raise OutboxUnavailable(f"the outbox at {shown_url(each)} cannot be read: {reason(error)}") from error
         return Backlog(sum(each.rows for each in found), max(each.oldest_age for each in found))
 
     def drain_by_beat(self, *, is_needed: bool) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from cacheworkers.errors import ConfigError, UnwatchedWrite
+from cacheworkers.sql.outbox.connections import shown_url
 from cacheworkers.sql.sqlalchemy_internals import is_autocommit, is_autocommit_on, options_of
 
 
@@ -48,7 +49,7 @@ def check_engine(engine: Engine) -> None:
     """
     if is_autocommit(engine):
         raise ConfigError(
-            f"watched sessions need transactions, and {engine.url!r} has isolation_level='AUTOCOMMIT': "
+            f"watched sessions need transactions, and {shown_url(engine)} has isolation_level='AUTOCOMMIT': "
             f"a change and its outbox row would be committed one after the other"
         )
 

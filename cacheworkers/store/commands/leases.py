@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cacheworkers.core import envelope
 from cacheworkers.store.commands import replies as parse
@@ -100,8 +101,14 @@ class Leases(StoreCommands):
         return self._ask(requests, lambda replies: sum(int(reply) for reply in replies))
 
     def lease(self, call: str) -> Exchange[dict[str, str]]:
-        """The lease of a call as it stands: token, fence, taken_over, warm; empty when nobody holds it."""
-        return self._ask([Request(("HGETALL", self.keys.lease(call)))], lambda replies: parse.fields(replies[0]))
+        """The lease of a call as it stands: token, fence, taken_over, warm, left_ms; empty when nobody holds it."""
+        key = self.keys.lease(call)
+
+        def parsed(replies: Sequence[Any]) -> dict[str, str]:
+            found = parse.fields(replies[0])
+            return found and {**found, "left_ms": str(int(replies[1]))}
+
+        return self._ask([Request(("HGETALL", key)), Request(("PTTL", key))], parsed)
 
     def are_claimed(self, calls: Sequence[str]) -> Exchange[list[bool]]:
         """Whether anybody holds the lease of each call."""

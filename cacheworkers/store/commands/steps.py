@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -107,20 +108,17 @@ class Scan:
 
     def run(self) -> tuple[int, list[str]]:
         """Do it, blocking this thread."""
-        return self._parse(*self._link.on_master(self._at, self._words))
-
-    async def arun(self) -> tuple[int, list[str]]:
-        """Do it on the running loop."""
-        return self._parse(*await self._link.aon_master(self._at, self._words))
-
-    def _parse(self, reply: Any, masters: int) -> tuple[int, list[str]]:
-        cursor, keys = reply
+        (cursor, keys), masters = self._link.on_master(self._at, self._words)
         inner = int(cursor)
         if inner:
             following = self._at << 64 | inner
         else:
             following = (self._at + 1) << 64 if self._at + 1 < masters else 0
         return following, [parsers.text(key) for key in keys]
+
+    async def arun(self) -> tuple[int, list[str]]:
+        """Do it on a thread."""
+        return await asyncio.to_thread(self.run)
 
 
 class Info:
@@ -136,15 +134,11 @@ class Info:
 
     def run(self) -> list[dict[str, str]]:
         """Ask, blocking this thread."""
-        return [info_of(reply) for [reply] in self._link.on_masters("", _ask_info)]
+        return [info_of(reply) for [reply] in self._link.on_masters("", lambda _: [("INFO",)])]
 
     async def arun(self) -> list[dict[str, str]]:
-        """Ask on the running loop."""
-        return [info_of(reply) for [reply] in await self._link.aon_masters("", _ask_info)]
-
-
-def _ask_info(_: str) -> list[tuple[str]]:
-    return [("INFO",)]
+        """Ask on a thread."""
+        return await asyncio.to_thread(self.run)
 
 
 class StoreCommands:

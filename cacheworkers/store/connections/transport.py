@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import AskError, TryAgainError
 
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, arun, run
+from cacheworkers.errors import UnsafeStore
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.connections.address import Node, parse_url
 from cacheworkers.store.connections.clients import Clients
@@ -21,9 +22,10 @@ from cacheworkers.store.connections.health import Health
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import UNAVAILABLE, Request, check
 from cacheworkers.store.connections.sentinels import Term
-from cacheworkers.store.connections.server_check import check_server, info_of
+from cacheworkers.store.connections.server_check import Admission, check_store
 from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
 
+log = logging.getLogger("cacheworkers")
 #: Who the masters are: names, or what Sentinels say.
 Masters = frozenset[str] | Term
 _Probed = TypeVar("_Probed")
@@ -32,16 +34,6 @@ _Words = tuple[Any, ...]
 _Commands = Callable[[str], Sequence[_Words]]
 #: How many slots of a master are tried for such a key, when one after the other is moving to another master.
 _SLOTS_TRIED = 3
-
-
-class Admission(Protocol):
-    """Says whether this process may use the store at all."""
-
-    def question(self) -> Request | None:
-        """Return what to ask the store first, if anything; raise what lately was the answer to it."""
-
-    def check(self, reply: Any) -> None:
-        """Raise what keeps this process out, by the store's reply."""
 
 
 class Transport:
@@ -84,7 +76,7 @@ class Transport:
             on_back=on_back,
             has_parts=self.is_cluster,
         )
-        self._is_checked = False
+        self._is_checked = self._is_unsafe = False
         #: Asked with the first exchange.
         self.admission: Admission | None = None
         #: Names of the masters that have answered since the listener was lost; None while there is a listener.
@@ -138,7 +130,7 @@ class Transport:
         answered = self._answered
         with self._health.asking():
             if not self._is_checked:
-                run(self._check_server())
+                run(self._checked())
             replies = self._masters.exchange(requests)
             if answered is not None:
                 self._note(answered, requests, replies)
@@ -151,7 +143,7 @@ class Transport:
         answered = self._answered
         with self._health.asking():
             if not self._is_checked:
-                await arun(self._check_server())
+                await arun(self._checked())
             replies = await self._masters.aexchange(requests)
             if answered is not None:
                 self._note(answered, requests, replies)
@@ -210,12 +202,6 @@ class Transport:
         with self._health.asking():
             return run(self._on_master(at, words))
 
-    async def aon_master(self, at: int, words: _Words) -> tuple[Any, int]:
-        """Do what `on_master` does, on the running loop."""
-        self.check_process()
-        with self._health.asking():
-            return await arun(self._on_master(at, words))
-
     def on_masters(self, key: str, commands: _Commands) -> list[list[Any]]:
         """Return every master's replies to commands that go over one connection of it.
 
@@ -226,12 +212,6 @@ class Transport:
         self.check_process()
         with self._health.asking():
             return run(self._on_masters(key, commands))
-
-    async def aon_masters(self, key: str, commands: _Commands) -> list[list[Any]]:
-        """Do what `on_masters` does, on the running loop; nothing that blocks the connection."""
-        self.check_process()
-        with self._health.asking():
-            return await arun(self._on_masters(key, commands))
 
     # -- masters
 
@@ -344,34 +324,15 @@ class Transport:
             if master.name in self._masters.unavailable:
                 raise MasterUnavailable(f"{master.name} did not answer lately")
 
-    def _check_server(self) -> Flow[None]:
-        """Check at the first exchange that the server is safe to write to, and ask for admission; measure its clock."""
-        question = None if self.admission is None else self.admission.question()
-        masters: list[Master] = yield from self._masters.masters()
-        pool = min(masters, key=lambda master: master.pool.failed_at).pool
-        [[info]] = yield FanOut(RoutedRequests(pool, [("INFO", "everything")]))
-        check([info])
-        check_server(info_of(info), self.where, allows_evicting=self._config.allow_evicting_store)
-        sent = time.monotonic()
-        [[answer]] = yield FanOut(RoutedRequests(pool, [("TIME",)]))
-        received = time.monotonic()
-        check([answer])
-        self._clock.measure(int(answer[0]) + int(answer[1]) / 1e6, sent, received)
-        if self.admission is not None and question is not None:
-            replies = yield _Asked(self._masters, [question])
-            self.admission.check(replies[0])
+    def _checked(self) -> Flow[None]:
+        allows = self._config.allow_evicting_store
+        try:
+            yield from check_store(
+                self._masters, self._clock, self.where, allows_evicting=allows, admission=self.admission
+            )
+        except UnsafeStore as error:
+            if not self._is_unsafe:
+                log.error("%s; this process does not use it", error)
+            self._is_unsafe = True
+            raise
         self._is_checked = True
-
-
-class _Asked:
-    """A step: an exchange that nothing is asked before."""
-
-    def __init__(self, masters: Topology, requests: Sequence[Request]) -> None:
-        self._masters = masters
-        self._requests = requests
-
-    def run(self) -> list[Any]:
-        return self._masters.exchange(self._requests)
-
-    async def arun(self) -> list[Any]:
-        return await self._masters.aexchange(self._requests)

@@ -25,13 +25,10 @@ from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.commands.process_notes import BEAT_KEPT_FOR
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.connection import pack
-from cacheworkers.store.connections.server_check import SAFE_POLICIES
 from cacheworkers.store.connections.transport import Transport
 from cacheworkers.store.diagnostics.acl import denied
 from cacheworkers.store.diagnostics.sentinel_facts import SentinelFacts, sentinel_facts
 from cacheworkers.store.tracking.tracking_connection import TrackingConnection
-
-__all__ = ["SAFE_POLICIES", "ServerFacts", "StoreDiagnostics"]
 
 #: How long a push may take, seconds; its life bounds what a probe leaves behind.
 PUSH_WITHIN = 1.0

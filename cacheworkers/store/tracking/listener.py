@@ -24,20 +24,16 @@ from typing import Any
 import hiredis
 from redis.exceptions import RedisError
 
-from cacheworkers.core import envelope
-from cacheworkers.core.entry import Entry
 from cacheworkers.core.keys import Keyspace
 from cacheworkers.events import Event, ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
-from cacheworkers.local.flight import Flight
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.waiters import Waiters
-from cacheworkers.store.connections.connection import pack
 from cacheworkers.store.connections.health import error_text
 from cacheworkers.store.connections.transport import Masters, Transport
 from cacheworkers.store.tracking.barrier import Barrier
-from cacheworkers.store.tracking.invalidation_messages import InvalidationMessages
+from cacheworkers.store.tracking.key_tracking import KeyTracking
 from cacheworkers.store.tracking.tracking_connection import COLLECT_FOR, TrackingConnection
 from cacheworkers.store.tracking.waker import Waker
 
@@ -48,7 +44,7 @@ PING_LOST_AFTER = 2.0
 _BACKOFF = (0.05, 2.0)
 
 
-class Listener:
+class Listener(KeyTracking):
     """The thread that receives, and its connections.
 
     Attributes:
@@ -71,30 +67,25 @@ class Listener:
         Args:
             timeout: seconds to wait for a connection.
         """
-        self._link = link
         self._coherence = coherence
         self._clock = clock
         self._l1 = l1
         self._waiters = waiters
         self._timeout = timeout
         self._emit = emit
-        self._keys = keys
         #: Called when this process begins to listen, that is, to read.
         self.on_start: Callable[[], None] = lambda: None
         #: Called first: a fork without Python's hooks has a thread by name only.
         self.check_process: Callable[[], None] = lambda: None
-        self.messages = InvalidationMessages(
-            keys, l1, waiters, lambda flight: self.watch_lease(flight), link.refresh_topology
-        )
+        super().__init__(link, keys, l1, waiters)
         self.reset()
 
     def reset(self) -> None:
         """Forget thread and connections, as a child does after a fork."""
         self._lock = threading.Lock()
-        self._connections: dict[str, TrackingConnection] = {}
+        self._connections = {}
         self._masters: frozenset[str] = frozenset()
-        #: Who they are, since which failover; of the last connections that were whole.
-        self._listened_to: Masters = self._masters
+        self._listened_to = self._masters
         self._thread: threading.Thread | None = None
         self.process = 0
         self._closed = threading.Event()
@@ -143,52 +134,6 @@ class Listener:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
-
-    def may_go_on(self, call: str) -> bool:
-        """Return whether memory may answer for a call while its master does not; for how long is not said here."""
-        return self._link.is_silent(self._keys.entry(call), self._listened_to)
-
-    # -- which keys are tracked
-
-    def track(self, call: str, entry: Entry) -> bool:
-        """Have changes of an entry reported that is about to be kept; False where it must not be kept.
-
-        If it is another by the time its tracking begins, it is dropped, and fills that have begun are refused.  Called
-        before the fill: so whatever is in memory has been asked about before any ping that is sent from then on.
-        """
-        key = self._keys.entry(call)
-        connection = self._connections.get(self._link.master_of(key))
-        if connection is None:
-            return False
-        packed = pack([("GETRANGE", key, envelope.LIFE_AT, envelope.LIFE_ENDS_AT - 1)])
-        connection.track(packed, functools.partial(self.messages.compare, call, entry))
-        return True
-
-    def watch(self, flight: Flight) -> bool:
-        """Have the end of the load reported that a flight waits for; False where it has to look by itself.
-
-        First its entry and its failure are tracked, then the lease is compared: what ended the load before that took
-        the lease away, what ends it later is reported.
-        """
-        call = flight.call
-        entry, failures, lease = self._keys.entry(call), self._keys.failures(call), self._keys.lease(call)
-        connection = self._connections.get(self._link.master_of(entry))
-        if connection is None:
-            return False
-        connection.track(
-            pack([("EXISTS", entry, failures), ("HGET", lease, "token")]),
-            _ignore,  # the next reply says what to do
-            functools.partial(self.messages.compare_lease, call, flight.token),
-        )
-        return True
-
-    def watch_lease(self, flight: Flight) -> None:
-        """Have the lease of a flight reported again: it was begun, and its entry and failure are tracked as before."""
-        lease = self._keys.lease(flight.call)
-        connection = self._connections.get(self._link.master_of(lease))
-        if connection is not None:
-            compare = functools.partial(self.messages.compare_lease, flight.call, flight.token)
-            connection.track(pack([("HGET", lease, "token")]), compare)
 
     # -- proof
 
@@ -394,10 +339,6 @@ class Listener:
         # A replica reports changes too, but as late as it pleases: its answers would prove nothing.
         if b"role:master" not in reply:
             raise OSError(f"{connection.address} is no longer a master")
-
-
-def _ignore(reply: Any) -> None:
-    pass
 
 
 def _stay_in(process: int) -> None:
