@@ -40,7 +40,7 @@ def processes(make_processes: MakeProcesses) -> Processes:
     return make_processes()
 
 
-#: Scenes with so many orders that they take seconds; what they are there for is looked for by removed parts below.
+#: Scenes whose orders take seconds; what they are there for is looked for in some of them below, by removed parts.
 LONG = (
     scenes.a_change_made_here_while_the_link_dies,
     scenes.a_change_of_what_is_evicted,
