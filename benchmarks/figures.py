@@ -106,7 +106,7 @@ def hits(scale: Scale) -> Found:
 
 def in_threads(scale: Scale) -> Found:
     """Hits in 1 to 32 threads."""
-    speeds = threads.measured(scale.of(threads.THREADS, (1, 2)), scale.of(0.5, 0.1))
+    speeds = threads.measured(scale.of((1, 8, 32), (1, 2)), scale.of(0.5, 0.1))
     most = max(speed.threads for speed in speeds)
     near, far, bare = (
         next(speed for speed in speeds if (speed.read, speed.threads) == (name, most))
@@ -445,9 +445,9 @@ def lags(found: Iterable[float]) -> str:
 
 FIGURES: dict[str, Figure] = {
     "hits": Figure("Hits", "read_path", hits),
-    "threads": Figure("Hits", "threads", in_threads),
-    "http": Figure("Hits", "http", over_http),
-    "l1-sizes": Figure("Hits", "l1_sizes", by_size),
+    "threads": Figure("Hits", "threads --threads 1 8 32 --seconds 0.5", in_threads),
+    "http": Figure("Hits", "http --rounds 3 --seconds 1", over_http),
+    "l1-sizes": Figure("Hits", f"l1_sizes --sizes {' '.join(map(str, SIZES))}", by_size),
     "misses": Figure("Misses", "misses", cold_misses),
     "stampede": Figure("Misses", "stampede", crowd),
     "stampede-peers": Figure("Misses", "stampede --peers --readers 2000", crowd_beside_peers),
@@ -455,7 +455,7 @@ FIGURES: dict[str, Figure] = {
     "warm": Figure("Misses", "warm --keys 1000", warming),
     "visible": Figure("Changes", "visible --rate 100", commit_to_seen),
     "coherence": Figure("Changes", "coherence --changes 2000 --pace 2000", gone_from_memory),
-    "coherence-cost": Figure("Changes", "coherence_cost --rate 1000", price_of_coherence),
+    "coherence-cost": Figure("Changes", "coherence_cost --rate 1000 --seconds 1 --rounds 2", price_of_coherence),
     "race": Figure("Changes", "race", overtaken),
     "outbox": Figure("Changes", "outbox --transactions 1000", watched),
     "huge-tag": Figure("Changes", "huge_tag --members 1000000", large_tag),

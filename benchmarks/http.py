@@ -2,12 +2,16 @@
 
 Needs wrk.  Servers have one worker each; each is asked for one product in its memory over 32 connections, in turns, so
 that a busy machine slows all of them.  The processor's time is the server's alone, and the steadier figure of the two.
+
+Constant bytes are as many as the product's, with two headers, type and length: the least that an application can send.
+The product's answer has four more, and the row with them as constants says how much of the difference the server takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -33,9 +37,12 @@ PRODUCT = "/products/7"
 CONSTANT = "/constant/7"
 TITLE = "one product in memory over HTTP, wrk -t1 -c32, one worker"
 HEADS = ("", "requests/s", "of constant", "server CPU us", "of constant")
+#: Headers that the server adds by itself.
+SERVERS_OWN = {"connection", "date", "server"}
 #: Name -> granian's interface and the application.
 SERVERS = {
     "constant": ("asgi", "benchmarks.websites:constant"),
+    "whole": ("asgi", "benchmarks.websites:constant_answer"),
     "api": ("asgi", "app.api:app"),
     "starlette": ("asgi", "benchmarks.websites:by_starlette"),
     "flask": ("wsgi", "benchmarks.websites:by_flask"),
@@ -111,11 +118,12 @@ def ask(row: Row, running: Site, seconds: int) -> None:
     row.rates.append(float(rate[1]))
 
 
-def _fetch(url: str) -> tuple[str, bytes] | None:
-    """Return the entity tag and the body at a URL; None if nobody answers."""
+def _fetch(url: str) -> tuple[dict[str, str], bytes] | None:
+    """Return the headers, without the server's own, and the body at a URL; None if nobody answers."""
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
-            return answer.headers.get("ETag", ""), answer.read()
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            return {name: headers[name] for name in headers if name not in SERVERS_OWN}, answer.read()
     except OSError:
         return None
 
@@ -145,8 +153,9 @@ def measured(rounds: int, seconds: int) -> list[Ratio]:
         env = {**os.environ, **urls}
         subprocess.run([sys.executable, "-m", "app.seed", "--products", "100"], cwd=ROOT, env=env, check=True)
         api = stack.enter_context(site(*SERVERS["api"], env))
-        tag, body = _fetch(api.url + PRODUCT) or ("", b"")
-        env["BODY_BYTES"] = str(len(body))
+        headers, body = _fetch(api.url + PRODUCT) or ({}, b"")
+        tag = headers.get("etag", "")
+        env |= {"BODY_BYTES": str(len(body)), "ANSWER_HEADERS": json.dumps(headers)}
         sites = {name: stack.enter_context(site(*server, env)) for name, server in SERVERS.items() if name != "api"} | {
             "api": api
         }
@@ -158,6 +167,7 @@ def measured(rounds: int, seconds: int) -> list[Ratio]:
             Row("product by Starlette", "starlette", PRODUCT, "constant bytes, Starlette"),
             Row("constant bytes, Flask", "flask", CONSTANT, "constant bytes, Flask"),
             Row("product by Flask", "flask", PRODUCT, "constant bytes, Flask"),
+            Row("constant answer, ASGI", "whole", PRODUCT, "constant bytes, ASGI"),
         ]
         for _ in range(rounds):
             for row in rows:

@@ -32,7 +32,7 @@ from cacheworkers import Cache, Config, Load
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 
-ROUNDS = 7
+ROUNDS = 5
 #: The row of a store hit that the others are compared with.
 FLOOR = "floor: bare socket + hiredis + decode"
 PICTURE_WIDTH = 110

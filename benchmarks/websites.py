@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -17,6 +18,7 @@ from cacheworkers.web import flask, starlette
 
 BODY = b"x" * int(os.environ["BODY_BYTES"])
 _HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
+_ANSWER = [(name.encode(), value.encode()) for name, value in json.loads(os.environ["ANSWER_HEADERS"]).items()]
 
 respond = starlette.Responder()
 respond_sync = flask.Responder()
@@ -26,6 +28,13 @@ async def constant(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Plain ASGI: the least that Python can do on this server."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send({"type": "http.response.body", "body": BODY})
+
+
+async def constant_answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """The same with all headers of a product's answer, as constants too."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": _ANSWER})
         await send({"type": "http.response.body", "body": BODY})
 
 

@@ -217,12 +217,13 @@ class WorkerBreaker:
             )
         elif age is None:
             reason = (
-                f"messages are taken from queue {queue}, but by no worker of this store ({store}): give workers the "
+                f"messages have gone from queue {queue}, but to no worker of this store ({store}): give workers the "
                 f"same redis_url and namespace, and have their app import {self._dispatcher.module_of(request.loader)}"
+                f"; or the broker was restarted, and has lost this message"
             )
         else:
             reason = (
-                f"a worker has taken its message from queue {queue} and not begun: it is busy (give it "
+                f"a worker has taken its message from queue {queue} and not begun: it was killed, it is busy (give it "
                 f"--prefetch-multiplier 1, or start more: {command}), its log has an error (its app does not import "
                 f"{self._dispatcher.module_of(request.loader)}, refuses JSON, or has a task class that raises), or it "
                 f"loads into another store or namespace than this process ({store}), as `cacheworkers doctor` says "

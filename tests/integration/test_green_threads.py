@@ -61,6 +61,30 @@ stop.set()
 cache.close()
 """
 
+#: As `gunicorn --preload -k gevent` does it: the application is imported, the process forks, and the child patches.
+LATE = """
+import os, sys
+from cacheworkers import Cache, Config
+
+cache = Cache(Config(redis_url=sys.argv[1], namespace="late", store_timeout=1.0))
+
+@cache.loader(fresh_for=300, wait_for=30.0)
+def number(load, n: int) -> int:
+    return n * 10
+
+number.get(1)
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+exec(sys.argv[2])
+import threading
+values = []
+threads = [threading.Thread(target=lambda n=n: values.append(number.get(n // 2))) for n in range(2, 22)]
+for each in threads: each.start()
+for each in threads: each.join()
+print(*sorted(values), flush=True)
+os._exit(0)
+"""
+
 FORKS = """
 from gevent import monkey; monkey.patch_all()
 import json, os, sys, time
@@ -155,3 +179,13 @@ def test_a_fork_takes_no_messages_of_its_parent_s_listener() -> None:
         )
 
     assert done.stdout.split() == ["0", "0"], done.stderr[-1000:]
+
+
+@pytest.mark.parametrize("how", PATCH)
+def test_a_process_that_is_patched_after_its_fork_reads_and_loads(how: str) -> None:
+    """What the fork has made again are locks of native threads: a green thread that waits for one waits for ever."""
+    with Valkey() as server:
+        words = [sys.executable, "-W", "ignore", "-c", LATE, server.url, PATCH[how]]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.split() == [str(n // 2 * 10) for n in range(2, 22)], done.stderr[-1000:]

@@ -50,7 +50,7 @@ def test_workers_of_another_store_are_found(
 
     assert here.module.gauge.get(1) == 10
 
-    wait_until(lambda: "by no worker of this store" in caplog.text)
+    wait_until(lambda: "to no worker of this store" in caplog.text)
     wait_until(lambda: [f for f in diagnose(here.module.cache) if f.check == "worker-store" and f.level == "error"])
 
 
