@@ -15,7 +15,7 @@ from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.explain import Explanation
 from cacheworkers.ops.output import Obj, counted, note
-from cacheworkers.ops.warm_progress import line
+from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, worker_facts
 from cacheworkers.workers.worker_command import worker_command
 
@@ -25,8 +25,7 @@ _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
 Row = tuple[str, str | bytes]
 #: Of more calls than this it is not said why they failed.
 MOST_REASONS = 5
-#: Between two lines about how far it is, and between two questions to the workers, seconds.
-SAY_EVERY = 5.0
+#: Between two questions to the workers, seconds.
 ASK_WORKERS_EVERY = 0.5
 
 
@@ -136,11 +135,12 @@ def warm(
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
     job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
-    while not job.is_done:
-        try:
-            job.wait(SAY_EVERY)
-        except TimeoutError:
-            note(line(loader, job.progress, job.rate, cache.config.queues))
+    with progress_of(job, loader, cache.config.queues) as (every, show_progress):
+        while not job.is_done:
+            try:
+                job.wait(every)
+            except TimeoutError:
+                show_progress()
     done = job.wait()
     share = done.share
     if not calls and hot:
