@@ -29,6 +29,10 @@ BARRIER_FOR = 1.0
 TAGS_PER_EXCHANGE = 2000
 #: Tags or calls that an error names.
 _MAX_NAMED = 3
+UNTIL_REPEATED = (
+    "; what was committed before it stays, and readers may get the old value until this succeeds: call it again, or "
+    "have `cache.watch` invalidate, which repeats by itself"
+)
 
 
 class Invalidation(msgspec.Struct, frozen=True):
@@ -187,7 +191,8 @@ def _acknowledged(
         # This process knows that what it has is old, whatever the store has taken.
         ports.l1.clear()
         if isinstance(error, StoreError):
-            raise InvalidationIncomplete(f"{what} is not acknowledged: {error}") from error
+            remedy = "" if isinstance(error, ForeignType) else UNTIL_REPEATED
+            raise InvalidationIncomplete(f"{what} is not acknowledged: {error}{remedy}") from error
         raise
     yield from receive_own_push(ports)
     ports.emit(Invalidated(tags, mode, entries, ports.clock.monotonic() - started))

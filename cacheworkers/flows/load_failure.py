@@ -23,6 +23,11 @@ NOT_STORED = NotStored.__name__
 LOAD_REFUSED = LoadRefused.__name__
 #: How long the refusal of a load is remembered, seconds; a reader who is woken by it loads immediately.
 REFUSED_FOR = 1.0
+#: What SQLAlchemy's `UnboundExecutionError` means here.
+UNBOUND = (
+    "the sessions of this process are bound to no engine: with -A name the module that calls your app's factory, "
+    "as in `celery -A make_celery worker` or `cacheworkers -A 'shop.web:create_app()'`, or bind them in `worker_init`"
+)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -92,7 +97,12 @@ def as_load_error(loader: LoaderSpec, text: str, error: Exception) -> LoadError:
     if isinstance(error, LoadTimeout):
         failure = LoadError(loader.name, text, "LoadTimeout", str(error))
     else:
-        failure = LoadError(loader.name, text, type(error).__name__, str(error)[:500])
+        kind, shown = type(error).__name__, str(error)
+        if kind == "UnboundExecutionError":
+            shown = f"{shown.partition(chr(10))[0]}; {UNBOUND}"
+            if UNBOUND not in getattr(error, "__notes__", ()):  # one error fails all keys of a batch
+                error.add_note(UNBOUND)  # the log shows it under the traceback
+        failure = LoadError(loader.name, text, kind, shown[:500])
     failure.__cause__ = error
     return failure
 

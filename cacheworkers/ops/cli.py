@@ -21,6 +21,7 @@ from cacheworkers.core.driver import run
 from cacheworkers.core.signature import loader_name_of
 from cacheworkers.errors import CacheworkersError, UnknownLoader
 from cacheworkers.flows.explain import explain as read_explanation
+from cacheworkers.flows.load_failure import UNBOUND
 from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
@@ -142,7 +143,7 @@ def explain(obj: Obj, call: str) -> None:
     else:
         print_explanation(found)
     if why:
-        note(f"no worker loads it for this release: {why}")
+        note(f"no worker loads it: {why}")
 
 
 @main.command()
@@ -271,13 +272,9 @@ def inspect(obj: Obj, sample: int, grace: float, rate: float) -> None:
     if result.differences:
         raise click.exceptions.Exit(2)
     if result.failed:
-        remedy = (
-            "; the sessions of this process are bound to no engine: name the factory that binds them, as in "
-            "`-A 'shop.web:create_app()'`, or a module that does"
-        )
         raise click.ClickException(
             f"not compared because their loads failed: {counted(result.failed, 'entry', 'entries')}"
-            + (remedy if "UnboundExecutionError" in result.failure else "")
+            + (f"; {UNBOUND}" if "UnboundExecutionError" in result.failure else "")
         )
 
 

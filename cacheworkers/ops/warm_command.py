@@ -17,7 +17,6 @@ from cacheworkers.flows.explain import Explanation
 from cacheworkers.ops.output import Obj, counted, note
 from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, worker_facts
-from cacheworkers.workers.worker_command import worker_command
 
 #: What begins so is a call, of whatever loader; no JSON does.
 _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
@@ -205,7 +204,7 @@ def why_no_worker(cache: Cache, loader: str, queue: str) -> str:
     if any(worker.loads(loader, version, spec.fingerprint.hex()) for worker in consuming):
         return ""
     if not consuming:
-        command = worker_command(app, [queue], cache.internals.runtime.marks.modules.values())
+        command = cache.internals.runtime.marks.worker_command(app, [queue], asks=True)
         return f"no worker that answers consumes {queue}: start `{command}`"
     for worker in consuming:
         if loader in worker.loaders and worker.versions.get(loader, version) == version:

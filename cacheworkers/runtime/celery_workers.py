@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from cacheworkers.flows.ports import LoadRequest, Ports
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.workers.binding import UpkeepTasks, bind
+from cacheworkers.workers.worker_command import options_in
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -64,6 +66,8 @@ class CeleryWorkers:
             on_taken=self._note_taken,
             on_alive=self._note_worker,
             admit=marks.admit,
+            is_unbound=lambda: marks.is_unbound,
+            command=marks.worker_command,
             **around_task,
         )
         self.breaker = WorkerBreaker(self.binding, ports.store, ports.config)
@@ -88,9 +92,9 @@ class CeleryWorkers:
         return run
 
     def _note_worker(self, name: str) -> None:
-        """Note in the store that this worker runs, and which database and loaders it has."""
+        """Note in the store that this worker runs, how it is started, and which database and loaders it has."""
         self._ports.store.note_worker(name).run()
-        self._marks.note()
+        self._marks.note_as_worker(options_in(sys.argv[1:]))
 
     def _note_taken(self, queue: str) -> None:
         """Note in the store that a worker takes messages from a queue, at most once a second."""

@@ -12,8 +12,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cacheworkers.config import Config
 from cacheworkers.errors import NamespaceTaken, StoreError, UnsafeStore
@@ -22,6 +22,10 @@ from cacheworkers.store.commands.replies import instants
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_check import check_server
+from cacheworkers.workers.worker_command import worker_command
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 log = logging.getLogger("cacheworkers")
 
@@ -39,6 +43,8 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "oracle": 1521, "mssql": 1433}
 _THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1", "/tmp", "/run/postgresql", "/var/run/postgresql")
 DATABASE = "database"
 LOADER = "loader"
+#: The `-A` of a worker that has loaders, and sessions that are bound.
+WORKER = "worker"
 #: A module whose loaders load in the process that declares it, and a database of that process.
 MODULE = "module"
 #: The marks of modules that this process has noted: it is no stranger to itself.
@@ -147,6 +153,10 @@ class NamespaceMarks:
         #: Loader -> the module that declares it.
         self.modules: dict[str, str] = {}
         self._loading_modules: set[str] = set()
+        #: Of the command line of this worker, and of one that was seen last.
+        self._own_options = ""
+        self._options = ""
+        self._is_bound_late = self.is_unbound
         self._noted_at = 0.0
         self._lapsed: list[str] = []
         self._has_noted_database = False
@@ -174,6 +184,32 @@ class NamespaceMarks:
         binds = [options.get("bind"), *(options.get("binds") or {}).values()]
         return sorted({_address(bind.engine) for bind in binds if hasattr(bind, "engine")})
 
+    @property
+    def is_unbound(self) -> bool:
+        """Whether sessions have no engine (yet); False where their class chooses one itself."""
+        factory = self._session_factory
+        class_ = getattr(factory, "class_", None)
+        class_ = getattr(factory, "kw", {}).get("sync_session_class", getattr(class_, "sync_session_class", class_))
+        chooses = getattr(class_, "get_bind", None)
+        return chooses is not None and chooses.__module__.startswith("sqlalchemy.") and not self.databases
+
+    def worker_command(self, app: Celery, queues: Sequence[str] = (), *, asks: bool = False) -> str:
+        """Return the command of a worker of some queues: as one that was seen is started, if any was.
+
+        Args:
+            asks: ask the store now which were seen.
+        """
+        with contextlib.suppress(StoreError):
+            if asks:
+                self._see_workers(self._store.marks().run())
+        modules = self.modules.values()
+        return worker_command(app, queues, modules, options=self._options, is_bound_late=self._is_bound_late)
+
+    def _see_workers(self, noted: Mapping[str, float]) -> None:
+        seen = [(at, mark) for mark, at in noted.items() if mark.startswith(f"{WORKER} ")]
+        # Workers of another queue prefix are another application's.
+        self._options = max(seen)[1].partition(" ")[2] if seen and not self._config.queue_prefix else ""
+
     def own(self) -> list[str]:
         """Return what this process is: its databases, each loader with its module, and both together unless shared."""
         databases = self.databases
@@ -181,6 +217,8 @@ class NamespaceMarks:
         own += [f"{LOADER} {name} of {module}" for name, module in sorted(self.modules.items()) if module]
         if not self._config.allow_shared_namespace:  # who says so is nobody's stranger
             own += [f"{MODULE} {module} with {each}" for module in sorted(self._loading_modules) for each in databases]
+        if self._own_options and self.modules and not (self.is_unbound or self._config.queue_prefix):
+            own.append(f"{WORKER} {self._own_options}")
         return own
 
     # -- admission, at the first exchange
@@ -251,6 +289,12 @@ class NamespaceMarks:
             with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter is ending
                 threading.Thread(target=self.note, name="cacheworkers-marks", daemon=True).start()
 
+    def note_as_worker(self, options: str) -> None:
+        """Note it, and the options that this worker was started with."""
+        if options != self._own_options:
+            self._own_options, self._noted_at = options, 0.0
+        self.note()
+
     def note(self) -> None:
         """Note it if it is due, and warn once of each mark that others contradict."""
         if not self._is_due() or not (own := self.own()):
@@ -260,6 +304,7 @@ class NamespaceMarks:
         with contextlib.suppress(StoreError):
             _noted_here.update(mark for mark in own if mark.startswith(MODULE))
             noted = self._store.note_marks(own, now, self._lapsed).run()
+            self._see_workers(noted)
             self._lapsed = [mark for mark, at in noted.items() if at < now - FORGOTTEN_AFTER]
             found = conflicts(own, noted)
             if not self._config.allow_shared_namespace:

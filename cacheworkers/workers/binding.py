@@ -15,6 +15,7 @@ from celery.signals import beat_init, celeryd_init, task_unknown, worker_process
 from cacheworkers.config import Config
 from cacheworkers.errors import ConfigError, StoreError
 from cacheworkers.events import Event
+from cacheworkers.flows.load_failure import UNBOUND
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers.broker_queues import QueueState, stamp_messages
 from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
@@ -59,12 +60,16 @@ class Binding:
         on_fork: Callable[[], None],
         on_alive: Callable[[str], object],
         admit: Callable[[], object],
+        is_unbound: Callable[[], bool],
+        command: Callable[[Celery, Sequence[str]], str],
     ) -> None:
         self.app = app
         self._dispatcher = dispatcher
         self._upkeep = upkeep
         self._on_fork = on_fork
         self._on_alive = on_alive
+        self._is_unbound = is_unbound
+        self._command = command
         self._on_ready: list[Callable[[], object]] = [self._log_queues]
         self.message = dispatcher.message
         self.submit_all = dispatcher.submit_all
@@ -104,8 +109,7 @@ class Binding:
 
     def worker_command(self) -> str:
         """Return the command that starts a worker of the four queues."""
-        modules = (info.module for info in self._dispatcher.infos.values())
-        return worker_command(self.app, self._dispatcher.queue_names, modules)
+        return self._command(self.app, self._dispatcher.queue_names)
 
     def module_of(self, loader: str) -> str:
         """Return the module that declares a loader, as a worker imports it."""
@@ -211,7 +215,7 @@ class Binding:
             log.warning(
                 "this worker consumes none of the cache's queues, %s: no load runs here; start another with: %s",
                 ", ".join(names),
-                worker_command(self.app, names),
+                self.worker_command(),
             )
         elif not self._dispatcher.infos and set(taken) != {names[-1]}:
             log.warning(
@@ -219,6 +223,8 @@ class Binding:
                 'app.conf.include = ["shop.loaders"]',
                 ", ".join(taken),
             )
+        elif self._is_unbound() and len(worker_process_init.receivers) <= len(_bound):  # none but ours binds in a child
+            log.error("loads of this worker fail if they use the session: %s", UNBOUND)
 
 
 def bind(
@@ -235,6 +241,8 @@ def bind(
     on_alive: Callable[[str], object] = lambda name: None,
     admit: Callable[[], object] = lambda: None,
     refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
+    is_unbound: Callable[[], bool] = lambda: False,
+    command: Callable[[Celery, Sequence[str]], str] = worker_command,
     around_task: AroundTask = no_scope,
 ) -> Binding:
     """Bind the user's Celery app, and return the dispatcher.
@@ -254,6 +262,8 @@ def bind(
         on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
         admit: called in a worker that is about to take any of our queues; what it raises ends the worker.
         refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
+        is_unbound: returns whether loads have sessions without an engine.
+        command: returns the command that starts a worker of the app's queues.
         around_task: surrounds each task of a loader.
 
     Raises:
@@ -275,7 +285,7 @@ def bind(
         refuse=refuse,
         around_task=around_task,
     )
-    return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive, admit)
+    return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive, admit, is_unbound, command)
 
 
 def unbound_apps() -> list[str]:

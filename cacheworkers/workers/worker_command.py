@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,18 +15,40 @@ if TYPE_CHECKING:
 _FOUND_BY_CELERY = ("app", "celery")
 
 
-def worker_command(app: Celery, queues: Sequence[str] = (), modules: Iterable[str] = ()) -> str:
+def worker_command(
+    app: Celery,
+    queues: Sequence[str] = (),
+    modules: Iterable[str] = (),
+    *,
+    options: str = "",
+    is_bound_late: bool = False,
+) -> str:
     """Return the command, with `-Q` if queues are given.
 
     Args:
         modules: those that declare loaders; `-I` has the worker import those that its app does not name.
+        options: those that workers of this application are started with, where one has said so: it takes their place.
+        is_bound_late: the sessions were bound to no engine when the app was: what imports the app need not bind them.
     """
+    taken = f" -Q {','.join(queues)}" if queues else ""
+    if options:
+        return f"celery {options} worker{taken}"
     path = app_path(app)
     imported = {*(app.conf.include or ()), *(app.conf.imports or ()), path.partition(":")[0], ""}
     missing = [each for each in dict.fromkeys(modules) if each not in imported]
     included = f" -I {','.join(missing)}" if missing else ""
-    taken = f" -Q {','.join(queues)}" if queues else ""
-    return f"celery -A {path} worker{included}{taken}"
+    late = "  # -A the module that calls your factory, if that binds the sessions" if is_bound_late else ""
+    return f"celery -A {path} worker{included}{taken}{late}"
+
+
+def options_in(words: Sequence[str]) -> str:
+    """Return the `-A` and `-I` of a worker's command line; "" where it names no app."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-A", "--app", default="")
+    parser.add_argument("-I", "--include", default="")
+    found, _ = parser.parse_known_args(words)
+    included = f" -I {found.include}" if found.include else ""
+    return f"-A {found.app}{included}" if found.app else ""
 
 
 def importable_name(module: str) -> str:

@@ -362,7 +362,8 @@ def test_an_inspection_without_a_database_says_how_to_name_one(cli: Run, warm: N
 
     assert done.returncode == 1
     assert "UnboundExecutionError" in done.stdout and len(done.stdout.splitlines()) == 6
-    assert "bound to no engine: name the factory that binds them, as in `-A 'shop.web:create_app()'`" in done.stderr
+    assert "are bound to no engine: with -A name the module that calls" in done.stderr
+    assert "`cacheworkers -A 'shop.web:create_app()'`" in done.stderr
 
 
 def test_help_needs_no_cache(cli: Run) -> None:

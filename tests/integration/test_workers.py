@@ -98,7 +98,7 @@ def test_the_command_that_warms_wants_workers_of_its_own_release(
     with pytest.raises(click.ClickException, match=r"with this return type, parameters and tags: old@host consumes"):
         warm_command.require_worker(here.module.cache, "product", 0.0)
     said = CliRunner().invoke(explain, ["product[94]"], obj=(here.module.cache, None)).output
-    assert "no worker loads it for this release: no worker knows product with this return type" in said
+    assert "no worker loads it: no worker knows product with this return type" in said
     assert said.startswith("product[94]: load it in the reader, after at most ")
     assert facts.loads("product", 1, "ab" * 8) and not facts.loads("product", 1, spec.fingerprint.hex())
 

@@ -52,6 +52,7 @@ def test_two_databases_under_one_namespace_are_found(
     production, product = application(make_cache, tmp_path, "production")
     assert product.get(1) == 1
     assert [level for level, _ in levels(check_namespace, production)] == ["ok"]
+    wait_until(production._runtime.ports.store.marks().run)  # a thread notes them
     staging, _ = application(make_cache, tmp_path, "staging")
     monkeypatch.setattr(type(staging._runtime), "siblings", [])
 

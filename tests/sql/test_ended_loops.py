@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from cacheworkers.sql.outbox import acknowledger
 from cacheworkers.testing.servers import wait_until
@@ -72,6 +73,25 @@ def test_a_coroutine_that_closes_the_cache_leaves_nothing_behind(shop: Shop) -> 
         return shop.waiting()
 
     assert asyncio.run(work()) == 0
+
+
+def test_rows_that_cannot_be_marked_are_one_line_without_the_statement(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("UPDATE cacheworkers_outbox", {}, Exception("terminating connection\nSSL is closed"))
+
+    shop.add(1)
+    monkeypatch.setattr(acknowledger, "on_connection", fail)
+    asyncio.run(reprice(shop, 1))
+
+    shop.cache._watching.close()
+
+    [said] = [each.getMessage() for each in caplog.records if "not marked delivered" in each.getMessage()]
+    assert (
+        said
+        == "1 outbox rows are not marked delivered, which is harmless: a drain repeats them: terminating connection"
+    )
 
 
 SCRIPT = """

@@ -9,7 +9,7 @@ import types
 import pytest
 from celery import Celery
 
-from cacheworkers.workers.worker_command import importable_name, worker_command
+from cacheworkers.workers.worker_command import importable_name, options_in, worker_command
 
 
 @pytest.fixture
@@ -60,3 +60,32 @@ def test_the_name_by_which_a_worker_imports_what_runs_as_a_script(
     monkeypatch.setitem(sys.modules, module, main)
 
     assert importable_name(module) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("-A make_celery worker -c 2 -Q cw.miss", "-A make_celery"),
+        ("--app=make_celery:app worker", "-A make_celery:app"),
+        ("-Amake_celery worker -Pthreads", "-A make_celery"),
+        ("--app make_celery worker --include shop.pages -l INFO", "-A make_celery -I shop.pages"),
+        ("-b redis://:secret@host/0 worker", ""),
+        ("-q tests/unit", ""),
+    ],
+)
+def test_the_options_that_a_worker_was_started_with(words: str, expected: str) -> None:
+    assert options_in(words.split()) == expected
+
+
+def test_a_worker_is_started_as_others_were(app: Celery) -> None:
+    options = "-A make_celery"
+
+    command = worker_command(app, ["cw.miss"], ["pages"], options=options, is_bound_late=True)
+
+    assert command == "celery -A make_celery worker -Q cw.miss"
+
+
+def test_who_binds_late_is_asked_to_name_what_binds(app: Celery) -> None:
+    command = worker_command(app, is_bound_late=True)
+
+    assert command == "celery -A bookshop worker  # -A the module that calls your factory, if that binds the sessions"

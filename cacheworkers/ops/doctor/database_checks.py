@@ -69,7 +69,7 @@ MISSING = Rule(
     "Sessions are watched, or triggers declared, and the outbox table is not there, or lacks a column.",
     "Every commit that changes what is watched fails.",
     "`cache.outbox.create(engine)`; or a migration, where `cache.outbox.table.to_metadata(Base.metadata)` puts it "
-    "beside your tables.",
+    "beside your tables: generate it, and run it.",
 )
 LAG = Rule(
     "outbox-lag",

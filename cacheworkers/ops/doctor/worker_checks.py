@@ -13,7 +13,6 @@ from cacheworkers.store.commands.store import Store
 from cacheworkers.store.diagnostics.server_facts import StoreDiagnostics
 from cacheworkers.workers.binding import ALIVE_EVERY
 from cacheworkers.workers.diagnostics import AppFacts, BrokerFacts, app_facts, broker_facts, worker_facts
-from cacheworkers.workers.worker_command import worker_command
 
 #: A queue with this many messages counts as backed up: readers wait for the first queue, nobody for the others.
 MISS_BACKLOG = 100
@@ -227,7 +226,7 @@ def check_workers(app: Any, config: Config, store: Store, marks: NamespaceMarks)
     """Yield which queues are consumed, and by workers that know what is in them and load into this store."""
     workers = worker_facts(app)
     consumers = {queue: [each.name for each in workers if queue in each.queues] for queue in _queues(config)}
-    command = worker_command(app, [queue for queue, names in consumers.items() if not names], marks.modules.values())
+    command = marks.worker_command(app, [queue for queue, names in consumers.items() if not names], asks=True)
     for queue, names in consumers.items():
         shown = f"{queue} is consumed by {', '.join(names) or 'no worker'}"
         yield UNSERVED.finding(not names, shown, f"{command}; {ANSWERS}")

@@ -107,7 +107,7 @@ class DeliveryAcknowledger:
             try:
                 on_connection(engine, functools.partial(self._mark, rows))
             except Exception as error:  # whatever a driver raises: the relay delivers them again
-                log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
+                _log_unmarked(rows, error)
                 time.sleep(GATHER_FOR)
         return bool(due)
 
@@ -135,7 +135,12 @@ class DeliveryAcknowledger:
                 self._leave_to_thread(engine, rows)
             raise
         except Exception as error:
-            log.warning("%d outbox rows were not marked delivered: %s", len(rows), error)
+            _log_unmarked(rows, error)
+
+
+def _log_unmarked(rows: Sequence[int], error: Exception) -> None:
+    why = str(getattr(error, "orig", None) or error).partition("\n")[0]  # without the statement
+    log.warning("%d outbox rows are not marked delivered, which is harmless: a drain repeats them: %s", len(rows), why)
 
 
 _alive: weakref.WeakSet[DeliveryAcknowledger] = weakref.WeakSet()

@@ -169,7 +169,7 @@ class Delivery:
             if self._failed or not self._is_logged:
                 return
             left, self._left, self._is_logged = self._left, 0, False
-        rest = f"; rows left to the outbox's drain, beat's or `cacheworkers drain`: {left}" if left else ""
+        rest = f"; rows that were left to the outbox's drain, beat's or `cacheworkers drain`: {left}" if left else ""
         log.warning("what is committed is invalidated again%s", rest)
 
     def _postpone(self, writes: Sequence[Written]) -> None:
