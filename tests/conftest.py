@@ -13,6 +13,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 from hypothesis import HealthCheck, settings
 from rabbitmq import RabbitMQ, rabbitmq_program
 from sqlalchemy import make_url
@@ -249,10 +250,22 @@ def events() -> list[Any]:
     return []
 
 
+@pytest.fixture(scope="module")
+def namespaces(valkey: Valkey) -> Iterator[set[bytes]]:
+    """Names that the tests of a file have taken; their keys go with them, since each makes every later SCAN longer."""
+    names: set[bytes] = set()
+    yield names
+    with redis.Redis.from_url(valkey.url) as client:
+        keys = [key for key in client.scan_iter(count=10_000) if key.partition(b":")[0] in names]
+        for at in range(0, len(keys), 10_000):
+            client.unlink(*keys[at : at + 10_000])
+
+
 @pytest.fixture
-def make_cache(valkey: Valkey, events: list[Any]) -> Iterator[Callable[..., Cache]]:
+def make_cache(valkey: Valkey, namespaces: set[bytes], events: list[Any]) -> Iterator[Callable[..., Cache]]:
     """Make caches on the suite's store, each test in a namespace of its own."""
     namespace = f"t{next(_names)}"
+    namespaces.add(namespace.encode())
     caches = []
 
     def make(**options: Any) -> Cache:

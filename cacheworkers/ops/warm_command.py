@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import astuple
 from typing import IO, Any
 
 import click
@@ -15,7 +16,7 @@ from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.explain import Explanation
 from cacheworkers.ops.output import Obj, counted, note
-from cacheworkers.ops.warm_progress import line
+from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, worker_facts
 from cacheworkers.workers.worker_command import worker_command
 
@@ -25,8 +26,7 @@ _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
 Row = tuple[str, str | bytes]
 #: Of more calls than this it is not said why they failed.
 MOST_REASONS = 5
-#: Between two lines about how far it is, and between two questions to the workers, seconds.
-SAY_EVERY = 5.0
+#: Between two questions to the workers, seconds.
 ASK_WORKERS_EVERY = 0.5
 
 
@@ -136,11 +136,12 @@ def warm(
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
     job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
-    while not job.is_done:
-        try:
-            job.wait(SAY_EVERY)
-        except TimeoutError:
-            note(line(loader, job.progress, job.rate, cache.config.queues))
+    with progress_of(job, loader, cache.config.queues) as (every, show_progress):
+        while not job.is_done:
+            try:
+                job.wait(every)
+            except TimeoutError:
+                show_progress()
     done = job.wait()
     share = done.share
     if not calls and hot:
@@ -201,11 +202,14 @@ def why_no_worker(cache: Cache, loader: str, queue: str) -> str:
     if app is None:
         return ""
     version = spec.policy.version
-    consuming = [worker for worker in worker_facts(app) if queue in worker.queues]
+    workers = worker_facts(app)
+    consuming = [worker for worker in workers if queue in worker.queues]
     if any(worker.loads(loader, version, spec.fingerprint.hex()) for worker in consuming):
         return ""
     if not consuming:
-        command = worker_command(app, [queue], cache.internals.runtime.marks.modules.values())
+        taken = {each for worker in workers for each in worker.queues}
+        unserved = [each for each in astuple(cache.config.queues) if each not in taken]
+        command = worker_command(app, unserved, cache.internals.runtime.marks.modules.values())
         return f"no worker that answers consumes {queue}: start `{command}`"
     for worker in consuming:
         if loader in worker.loaders and worker.versions.get(loader, version) == version:

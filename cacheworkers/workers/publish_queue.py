@@ -27,8 +27,7 @@ PLAIN_GROUP = 8
 MISS_GROUP_FOR = 0.02
 #: While readers of this process wait for at least this many calls, workers are behind ...
 BACKED_UP = 16
-#: ... and for as many as that a message may wait this long to fill, seconds, for more of them up to four times as
-#: long: its calls would wait in the broker otherwise.
+#: ... and a message may wait this long to fill, seconds: its calls would wait in the broker otherwise.
 LINGER_FOR = 0.01
 #: Their deadlines together, seconds: one message must not keep its worker, nor its redelivery, for longer.
 PLAIN_GROUP_FOR = 80.0
@@ -212,8 +211,7 @@ class PublishQueue:
 
     def _linger(self) -> None:
         """Let the group that is next fill, if workers are behind."""
-        backlog = min(4, self._waited_for() // BACKED_UP)
-        if self._is_closed or not self._count or not backlog:
+        if self._is_closed or not self._count or self._waited_for() < BACKED_UP:
             return
         queue = next(q for q in _ORDER if self._groups[q])
         name, waiting = next(iter(self._groups[queue].items()))
@@ -221,7 +219,7 @@ class PublishQueue:
         missing = 0 if info is None else min(info.group_size(queue), PLAIN_GROUP) - len(waiting)
         if missing > 0:
             self._fills_at = self._count + missing
-            self._has_asks.wait(LINGER_FOR * backlog)
+            self._has_asks.wait(LINGER_FOR)
             self._fills_at = 0
 
     def _take_on(self, name: str, queue: str, info: LoaderInfo | None, requests: list[LoadRequest]) -> None:

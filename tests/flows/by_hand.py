@@ -58,7 +58,7 @@ class ByHand:
     def begin(self) -> None:
         """Begin again: nothing is left of what was, neither in the store nor here."""
         ports = self._ports
-        for key in self._client.scan_iter(f"{ports.store.keys.namespace}:*"):
+        for key in self._client.scan_iter(f"{ports.store.keys.namespace}:*", count=10_000):
             self._client.unlink(key)
         self._time.begin()
         self.receive()

@@ -162,13 +162,20 @@ def view_of(shop: Shop, case: Case) -> Any:
     return shop.prices.since(Invalidation(shop.ports.store.next_seq().run(), 0))
 
 
+@pytest.mark.parametrize("examples", [15, pytest.param(40, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("on_timeout", ["load", "raise"])
 def test_many_find_ask_for_and_leave_what_reads_of_one_do(
-    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, on_timeout: str
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, on_timeout: str, examples: int
 ) -> None:
     shop = Shop(make_cache(store_timeout=60.0), monkeypatch, wait_for=WAIT_FOR, on_timeout=on_timeout)
 
-    @settings(deadline=None, max_examples=40, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        deadline=None,
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(cases)
     def equal(case: Case) -> None:
         many, of_many = by_many(shop, case), left(shop)
@@ -332,15 +339,16 @@ class Walk:
         assert self.shop.is_idle()
 
 
+@pytest.mark.parametrize("walks", [20, pytest.param(60, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("wait_for", [0.0, 30.0])
 def test_no_walk_reads_what_is_too_old_or_waits_for_ever(
-    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, wait_for: float
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, wait_for: float, walks: int
 ) -> None:
     shop = Shop(make_cache(store_timeout=60.0), monkeypatch, wait_for=wait_for)
 
-    ended, slept = walked(shop, [*range(60), SLEEPER])
+    ended, slept = walked(shop, [*range(walks), SLEEPER])
 
-    assert ended > 60
+    assert ended > walks
     assert slept
 
 

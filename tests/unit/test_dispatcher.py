@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import os
 import threading
 
@@ -320,29 +319,6 @@ def test_quick_misses_share_a_message_while_workers_are_behind(
     assert all_are_sent.wait(60)
     assert sent == groups
     queue.close()
-
-
-@pytest.mark.parametrize(("calls", "times"), [(16, 1), (40, 2), (1000, 4)])
-def test_a_message_fills_for_longer_the_further_workers_are_behind(
-    calls: int, times: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its calls would wait in the broker, and a worker takes one full message in less time than many."""
-    monkeypatch.setattr(queues, "LINGER_FOR", 0.0625)
-    info = LoaderInfo("product", 10.0, False, 100)
-    info.pace.note(0.001)
-    queue = PublishQueue(lambda info, queue, asks: None, {"product": info}.get, 100, waited_for=lambda: calls)
-    lingered: list[float | None] = []
-
-    def wait(timeout: float | None = None) -> bool:
-        lingered.append(timeout)
-        return True
-
-    queue._groups["miss"]["product"] = collections.deque([an_ask(1)])
-    queue._count = 1
-    queue._has_asks.wait = wait  # type: ignore[method-assign]
-    queue._linger()
-
-    assert lingered == [times * 0.0625]
 
 
 def test_nothing_waits_to_fill_while_workers_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
