@@ -506,7 +506,8 @@ class Cache:
     def close(self) -> None:
         """Send what is queued, then stop this process's threads and connections, and leave the app and sessions alone.
 
-        Commits of watched sessions invalidate nothing afterwards: close it after the last one.
+        Commits of watched sessions invalidate nothing afterwards: close it once, after the last one, as a script ends.
+        A server's process needs no close.
         """
         self._runtime.close()
 

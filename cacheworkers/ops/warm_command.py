@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import astuple
 from typing import IO, Any
 
 import click
@@ -200,11 +201,14 @@ def why_no_worker(cache: Cache, loader: str, queue: str) -> str:
     if app is None:
         return ""
     version = spec.policy.version
-    consuming = [worker for worker in worker_facts(app) if queue in worker.queues]
+    workers = worker_facts(app)
+    consuming = [worker for worker in workers if queue in worker.queues]
     if any(worker.loads(loader, version, spec.fingerprint.hex()) for worker in consuming):
         return ""
     if not consuming:
-        command = cache.internals.runtime.marks.worker_command(app, [queue], asks=True)
+        taken = {each for worker in workers for each in worker.queues}
+        unserved = [each for each in astuple(cache.config.queues) if each not in taken]
+        command = cache.internals.runtime.marks.worker_command(app, unserved, asks=True)
         return f"no worker that answers consumes {queue}: start `{command}`"
     for worker in consuming:
         if loader in worker.loaders and worker.versions.get(loader, version) == version:

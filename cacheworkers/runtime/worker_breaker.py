@@ -60,6 +60,7 @@ class WorkerBreaker:
         """Start over in a child."""
         self._lock = threading.Lock()
         self._in_a_row = 0
+        self._is_outage_noted = self._is_outage_logged = False
         self._opened_at = 0.0
         self._look_at = self._probe_at = 0.0
         self._probe_every = PROBE_EVERY
@@ -105,18 +106,27 @@ class WorkerBreaker:
     def note_served(self) -> None:
         """A worker has loaded what a reader of this process waited for."""
         self._in_a_row = 0
+        if self._is_outage_logged:
+            self._log_end()
 
     def note_taken_over(self, request: LoadRequest) -> None:
         """A reader has waited all of `wait_for`, and no worker had begun its load."""
         with self._lock:
             self._in_a_row += 1
-            if self._in_a_row == OPENS_AFTER:
+            opens = self._in_a_row == OPENS_AFTER
+            if opens:
                 self._opened_at = self._look_at = self._clock()
                 self._probe_at, self._probe_every = self._opened_at, PROBE_EVERY
-        if self._is_due("workers"):
+        if self._is_due("workers") or (opens and not self._is_outage_noted):
+            self._is_outage_noted = True
             # Not a daemon: a script that ends with this read says why it was slow.  Its name is known while it runs.
             command = self._dispatcher.worker_command()
-            self._in_background(lambda: self._log_why(request, command), is_daemon=False)
+
+            def say() -> None:
+                self._log_why(request, command)
+                self._is_outage_logged = True
+
+            self._in_background(say, is_daemon=False)
 
     def note_refused(self, loader: str, reason: str) -> None:
         """Log once for each loader that a worker cannot load it, and readers of this process do."""
@@ -187,7 +197,11 @@ class WorkerBreaker:
             if age is not None and self._clock() - age > self._opened_at and self.is_open:
                 self._in_a_row = 0
                 self._logged_at.pop("workers", None)  # the next outage is another
-                log.warning("workers take messages from %s again", self._config.queues.miss)
+                self._log_end()
+
+    def _log_end(self) -> None:
+        self._is_outage_noted = self._is_outage_logged = False
+        log.warning("workers take messages from %s again", self._config.queues.miss)
 
     def _log_why(self, request: LoadRequest, command: str) -> None:
         """Log why nobody had begun a load, as far as broker and store know."""
@@ -209,7 +223,10 @@ class WorkerBreaker:
         store = f"{self._store.link.where}, namespace {self._config.namespace}"
         waiting = f"{length} message{' waits' if length == 1 else 's wait'}"
         if length and age is None:
-            reason = f"no worker takes queue {queue}, where {waiting}; start one: {command}"
+            reason = (
+                f"no worker takes queue {queue}, where {waiting}; start one: {command}; one that runs may be "
+                f"connecting to the broker again, which Celery tries every few seconds"
+            )
         elif length and age is not None:
             reason = (
                 f"no worker has taken a message from queue {queue} for {age:.0f} s, and {waiting}: none runs, or they "

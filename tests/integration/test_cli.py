@@ -584,7 +584,7 @@ def test_warming_without_workers_says_so_immediately_and_loads_nothing(cli: Run,
 
         assert done.returncode == 1
         # The app has no name under which Celery could find it.
-        command = "celery -A MODULE worker -I served -Q served.warm"
+        command = "celery -A MODULE worker -I served -Q served.miss,served.revalidate,served.warm,served.upkeep"
         assert f"no worker that answers consumes served.warm: start `{command}`" in done.stderr
         assert "nothing was loaded" in done.stderr
         assert done.stdout == ""

@@ -121,7 +121,10 @@ def test_the_command_that_warms_asks_for_nothing_where_workers_take_other_queues
     done = warm(here, "product", "1", "--wait-for-workers", "3")
 
     assert done.returncode == 1
-    assert "no worker that answers consumes cw.warm: start `celery -A shop worker -Q cw.warm`" in done.stderr
+    assert (
+        "no worker that answers consumes cw.warm: start `celery -A shop worker -Q cw.revalidate,cw.warm,cw.upkeep`"
+        in done.stderr
+    )
     assert here.loads() == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import subprocess
 import sys
@@ -88,6 +89,29 @@ def test_a_cache_that_follows_watches_once(valkey: Valkey, engine: Engine) -> No
         rows = session.execute(text("SELECT count(*) FROM cacheworkers_outbox")).scalar_one()
     assert (rows, legs.get(1)) == (1, before + 1)
     cache.close()
+
+
+def test_a_read_of_a_closed_cache_is_logged_once(
+    valkey: Valkey, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lifespan that closes runs once for each TestClient: nobody invalidates what the second one commits."""
+    sessions = sessionmaker(engine)
+    cache = watching(valkey, engine, sessions)
+
+    @cache.loader(fresh_for=60, tags=("chair:{number}",))
+    def legs(load: Load, number: int) -> int:
+        return load.session.get_one(Chair, number).legs
+
+    before = legs.get(1)
+    cache.close()
+    assert not caplog.records
+
+    assert [legs.get(1), asyncio.run(legs.aget(1))] == [before, before]
+
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "has been closed, and is read again" in said[0]
+    assert "is invalidated by nobody" in said[0]
 
 
 def test_no_listener_of_a_closed_cache_is_left_on_mappers(valkey: Valkey, engine: Engine) -> None:

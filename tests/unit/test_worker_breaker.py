@@ -140,6 +140,33 @@ def test_the_next_outage_is_logged_within_the_minute(scene: Scene, caplog: pytes
         assert caplog.text.count("workers take messages from cw.miss again") == outage
 
 
+def test_an_outage_that_was_logged_has_an_end_though_readers_never_stopped_waiting(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.dispatcher.length = 1
+    scene.watch.note_served()
+    scene.watch.note_taken_over(request())
+    wait_until(lambda: scene.watch._is_outage_logged)
+
+    for _ in range(2):
+        scene.watch.note_served()
+
+    assert caplog.text.count("workers take messages from cw.miss again") == 1
+
+
+def test_readers_that_stop_waiting_within_the_minute_after_an_outage_say_why(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.dispatcher.length = 1
+    scene.watch.note_taken_over(request())
+    wait_until(lambda: scene.watch._is_outage_logged)
+    scene.watch.note_served()
+
+    scene.open()
+
+    wait_until(lambda: caplog.text.count("no worker began") == 2)
+
+
 def test_a_message_that_has_not_left_this_process_is_blamed_on_no_worker(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -58,7 +58,8 @@ FAILED = Rule(
     "failed-loads",
     "warning",
     f"Loads have failed, and not succeeded since; looked for among {SCANNED_KEYS:,} keys of the store.",
-    "Until one succeeds, readers get the lapsed value while `error_for` lasts, then `LoadError`: 503s.",
+    "Until one succeeds, readers get the lapsed value while `error_for` lasts, then `LoadError`: 503s, or "
+    "500s where nothing catches it.",
     'The process that ran it, a worker or a web process, has logged the traceback as "load of ... failed"; '
     "`cacheworkers explain` with the call says when it is loaded again.",
 )

@@ -152,7 +152,8 @@ BEAT = Rule(
     "beat",
     "warning",
     "An upkeep task has not ended well for three times its interval, and at least a minute.",
-    "Without upkeep nothing is warmed, tag sets grow, and rows that a crash left in the outbox are not delivered.",
+    "Without upkeep nothing is warmed, tag sets grow, and rows that triggers or a crash left in the outbox wait "
+    "for a drain.",
     "Run `celery -A module beat`, and a worker on the upkeep queue; look into its log if both are there, and at "
     "clock-skew.",
 )

@@ -40,8 +40,11 @@ def key_of(table: str) -> str:
     )
 
 
-def columns_of(connection: Connection, table: Name) -> dict[str, Column]:
+def columns_of(connection: Connection, table: Name, remedy: str = "") -> dict[str, Column]:
     """Return a table's columns.
+
+    Args:
+        remedy: what the error ends with.
 
     Raises:
         ConfigError: there is no such table.
@@ -62,16 +65,22 @@ def columns_of(connection: Connection, table: Name) -> dict[str, Column]:
     if not columns:
         where = f" in schema {table.schema}" if table.schema is not None else ""
         exact = f"; names are exact, {table.table!r} has capitals" if table.table != table.table.lower() else ""
-        raise ConfigError(f"there is no table {table.table}{where} in this database{exact}")
+        raise ConfigError(f"there is no table {table.table}{where} in this database{exact}{remedy}")
     return columns
 
 
-def check_columns(connection: Connection, table: str, triggered: TriggerFunction) -> dict[str, Column]:
-    """Return a table's columns, once those of its tags exist and have the same text in Postgres and in Python."""
-    columns = columns_of(connection, triggered.table)
+def check_columns(
+    connection: Connection, table: str, triggered: TriggerFunction, remedy: str = ""
+) -> dict[str, Column]:
+    """Return a table's columns, once those of its tags exist and have the same text in Postgres and in Python.
+
+    Args:
+        remedy: what the error ends with where the table or a column does not exist.
+    """
+    columns = columns_of(connection, triggered.table, remedy)
     for column in (name for tag in triggered.tags for name in tag.names):
         if column not in columns:
-            raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}")
+            raise ConfigError(f"{table} has no column {column!r} for its tags; it has {', '.join(columns)}{remedy}")
     for column in (name for tag in triggered.tags for name in tag.own):
         if columns[column].kind is None or _is_decorated(triggered.table, column):
             raise ConfigError(

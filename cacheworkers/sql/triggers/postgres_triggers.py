@@ -6,7 +6,9 @@ not once a row.  A function runs with the rights and the search path of its owne
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,11 +18,13 @@ from sqlalchemy import Connection, text
 from cacheworkers.core.tag_text import TagKinds
 from cacheworkers.errors import ConfigError, TagError
 from cacheworkers.sql.outbox.connections import shown_url
-from cacheworkers.sql.outbox.outbox import TABLE, Outbox
+from cacheworkers.sql.outbox.outbox import HOW_TO_MAKE_IT, TABLE, Outbox
 from cacheworkers.sql.tag_options import Mode, TagOptions
 from cacheworkers.sql.triggers.column_catalog import Column, check_columns, check_kind, columns_of, in_full
 from cacheworkers.sql.triggers.tag_sql import Name, Part, name_of, parsed
 from cacheworkers.sql.triggers.trigger_function import DIGEST, EVENTS, Tag, TriggerFunction
+
+log = logging.getLogger("cacheworkers")
 
 #: Changes with what the generated text does.
 VERSION = 4
@@ -28,6 +32,7 @@ VERSION = 4
 _ALL_EVENTS = 4 + 8 + 16 + 32
 #: Longest name that Postgres keeps, bytes; it cuts off what is longer.
 _MAX_NAME = 63
+_LATER = "; where a later migration adds it, run `triggers.install(connection, skip_missing=True)` after all migrations"
 
 
 class Triggers:
@@ -136,7 +141,8 @@ class Triggers:
         statements = []
         for triggered in self._tables.values():
             statements += triggered.drops()
-            statements.append(f"DROP FUNCTION IF EXISTS {triggered.name}()")
+            # Of a table that was renamed, too.
+            statements.append(f"DROP FUNCTION IF EXISTS {triggered.name}() CASCADE")
         return statements
 
     def sql(self) -> str:
@@ -157,11 +163,12 @@ class Triggers:
         _check_postgres(connection)
         names = [triggered.table.quoted for triggered in self._tables.values()]
         for table, triggered in self._tables.items():
-            columns = check_columns(connection, table, triggered)
+            columns = check_columns(connection, table, triggered, _LATER)
             check_kind(connection, table, triggered.table, names)
             for tag in triggered.tags:
                 self._check_kinds(table, tag.parts, columns)
-        columns_of(connection, self._outbox)
+        if self._tables:  # else the outbox may be missing, too: nothing writes it
+            columns_of(connection, self._outbox, f"; {HOW_TO_MAKE_IT}")
 
     def _check_kinds(self, table: str, tag: list[Part], columns: Mapping[str, Column]) -> None:
         """Make sure that loaders with such tags take arguments of the columns' types."""
@@ -172,19 +179,56 @@ class Triggers:
         except TagError as error:
             raise ConfigError(str(error)) from None
 
-    def install(self, connection: Connection) -> None:
+    def install(self, connection: Connection, *, skip_missing: bool = False) -> None:
         """Check, and install or replace, in one transaction.
 
         Args:
             connection: of any driver; with an AsyncEngine, `await connection.run_sync(triggers.install)`.
+            skip_missing: for use after each run of migrations, also backward.  Tags whose table or column is missing
+                are left out, which is logged, and triggers without tags are removed; triggers that are current stay,
+                without a lock on their table.
 
         Raises:
             ConfigError: see `check`.
         """
         _check_postgres(connection)
         with connection.begin_nested() if connection.in_transaction() else connection.begin():
-            self.check(connection)
-            _execute(connection, self.up())
+            wanted = self._without_missing(connection) if skip_missing else self
+            wanted.check(connection)
+            if skip_missing:
+                wanted = wanted._with({table: wanted._tables[table] for table in wanted.faults(connection)})
+            _execute(connection, wanted.up())
+
+    def _without_missing(self, connection: Connection) -> Triggers:
+        """Return those whose tables and columns exist, and remove the others."""
+        found = {}
+        for table, triggered in self._tables.items():
+            tags: list[Tag] = []
+            try:
+                columns_of(connection, self._outbox)
+                columns = columns_of(connection, triggered.table)
+            except ConfigError as error:
+                why = str(error)
+            else:
+                tags = [tag for tag in triggered.tags if columns.keys() >= set(tag.names)]
+                lacks = {name for tag in triggered.tags for name in tag.names} - columns.keys()
+                why = f"it has no column {', '.join(sorted(lacks))}"
+            if tags != triggered.tags:
+                without = len(triggered.tags) - len(tags)
+                log.warning(
+                    "%d of %d tags of triggers on %s are left out: %s", without, len(triggered.tags), table, why
+                )
+            if tags:
+                found[table] = triggered._replace(tags=tags)
+            else:  # those that are there would fail each write
+                _execute(connection, self._with({table: triggered}).down())
+        return self._with(found)
+
+    def _with(self, tables: dict[str, TriggerFunction]) -> Triggers:
+        """Return triggers on these tables, else the same."""
+        same = copy.copy(self)
+        same._tables = tables
+        return same
 
     def remove(self, connection: Connection) -> None:
         """Remove them; nothing happens where there are none."""

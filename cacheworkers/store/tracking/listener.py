@@ -90,6 +90,7 @@ class Listener(KeyTracking):
         self.process = 0
         self._closed = threading.Event()
         self._is_reported_down = False
+        self._is_late_use_logged = False
         self._waker: Waker | None = None
 
     @property
@@ -105,6 +106,13 @@ class Listener(KeyTracking):
     def start(self) -> None:
         """Start listening, if this process does not yet."""
         self.check_process()
+        if self._closed.is_set() and not self._is_late_use_logged:
+            self._is_late_use_logged = True
+            log.warning(
+                "this cache has been closed, and is read again: reads go past this process's memory, and what its "
+                "sessions commit is invalidated by nobody; close it once, when the process ends, not in a lifespan or "
+                "fixture that runs again"
+            )
         if self._thread is not None:
             return
         with self._lock:
@@ -123,6 +131,7 @@ class Listener(KeyTracking):
     def close(self) -> None:
         """Stop listening for good."""
         self._closed.set()
+        self.process = 0  # a read after this calls `start`, which says so
         with self._lock:
             connections, waker = list(self._connections.values()), self._waker
         for connection in connections:
@@ -207,8 +216,8 @@ class Listener(KeyTracking):
             return
         self._is_reported_down = True
         log.warning(
-            "the listener receives no invalidation messages from %s: %s; until it does, reads ask the store instead of "
-            "this process's memory: `cacheworkers doctor` says what is missing",
+            "the listener receives no invalidation messages from %s: %s; until it does, reads ask the store, if it "
+            "answers, instead of this process's memory: `cacheworkers doctor` says what is missing",
             master,
             error,
         )
