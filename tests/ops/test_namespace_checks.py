@@ -11,17 +11,27 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from celery import Celery
 from sqlalchemy import create_engine, make_url
-from sqlalchemy.orm import DeclarativeBase, sessionmaker
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
 
-from cacheworkers import Cache, Load, LoadError, NamespaceTaken
+from cacheworkers import Cache, Config, Load, LoadError, NamespaceTaken
 from cacheworkers.events import NamespaceShared
 from cacheworkers.ops.doctor.namespace_checks import check_failures, check_namespace, check_unstored
 from cacheworkers.runtime import namespace_marks
-from cacheworkers.runtime.namespace_marks import FORGOTTEN_AFTER, LAPSES_AFTER, LIVES_FOR, _address, conflicts, stranger
+from cacheworkers.runtime.namespace_marks import (
+    FORGOTTEN_AFTER,
+    LAPSES_AFTER,
+    LIVES_FOR,
+    NamespaceMarks,
+    _address,
+    conflicts,
+    stranger,
+)
 from cacheworkers.testing.servers import Valkey, wait_until
 
 
@@ -416,3 +426,45 @@ def test_failed_loads_are_found_by_loader(make_cache: Callable[..., Cache]) -> N
         "warning",
         "1 call of product failed, product[1] with RuntimeError: relation does not exist",
     )
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize(("prefix", "expected"), [("", "-A late -I pages"), ("other.", "-A worker_app")])
+def test_the_command_of_a_worker_is_that_of_the_one_seen_last(
+    make_cache: Callable[..., Cache], asks: bool, prefix: str, expected: str
+) -> None:
+    """A log line takes what was there when this process has noted itself; a command asks the store."""
+    app = Celery("worker_app", set_as_current=False)
+    cache = make_cache(celery=app, queue_prefix=prefix)
+    marks, store = cache.internals.runtime.marks, cache.internals.runtime.ports.store
+    store.note_marks(["worker -A early"], 1.0e9).run()
+    store.note_marks(["worker -A late -I pages"], 1.1e9).run()
+    if not asks:
+        marks.declare("product", "worker_app", loads_here=False)
+        marks.note()
+
+    assert marks.worker_command(app, ["q"], asks=asks) == f"celery {expected} worker -Q q"
+
+
+class Routed(Session):
+    def get_bind(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("a session that needs a request")
+
+
+@pytest.mark.parametrize(
+    ("sessions", "is_unbound"),
+    [
+        (None, False),
+        (sessionmaker(), True),
+        (async_sessionmaker(), True),
+        (sessionmaker(create_engine("sqlite://")), False),
+        (sessionmaker(binds={Row: create_engine("sqlite://")}), False),
+        (sessionmaker(class_=Routed), False),
+        (async_sessionmaker(sync_session_class=Routed), False),
+        (scoped_session(sessionmaker()), False),  # not known
+    ],
+)
+def test_sessions_are_unbound(sessions: Any, is_unbound: bool) -> None:
+    marks = NamespaceMarks(Config(), cast(Any, None), lambda event: None, sessions)
+
+    assert marks.is_unbound is is_unbound
