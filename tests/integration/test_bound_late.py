@@ -128,6 +128,7 @@ def test_the_command_of_a_worker_is_that_of_the_last_that_could_load(start: Star
     assert re.search(r"^loaded +1$", loaded, re.MULTILINE), loaded
     assert "celery -A late_cache worker -Q cw.miss,cw.revalidate,cw.warm,cw.upkeep  # -A the module that" in before
     assert "celery -A late_factory worker -Q cw.miss,cw.revalidate,cw.warm,cw.upkeep;" in after
+    assert "celery -A late_cache beat" in before and "celery -A late_factory beat" in after
 
 
 def test_a_worker_whose_children_bind_them_says_nothing(start: StartWorker, says: Says) -> None:

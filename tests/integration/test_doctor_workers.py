@@ -189,7 +189,7 @@ def test_workers_of_another_application_leave_beat_its_grace(
     module = sys.modules["cacheworkers.ops.doctor.diagnose"]
     monkeypatch.setattr(module, "worker_facts", lambda app: facts)
 
-    findings = list(module._check_beat(cache.internals.app, cache.config))
+    findings = list(module._check_beat(cache.internals.app, cache.config, cache.internals.runtime.marks))
 
     assert findings and {finding.level for finding in findings} == {"ok"}
     assert "workers were started 12 s ago" in findings[0].what

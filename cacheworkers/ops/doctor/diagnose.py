@@ -18,11 +18,11 @@ from cacheworkers.ops.doctor.findings import LEVELS, Finding, Rule
 from cacheworkers.sql.outbox.connections import shown_url
 from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable
 from cacheworkers.workers.diagnostics import BrokerFull, BrokerUnreachable, app_facts, worker_facts
-from cacheworkers.workers.worker_command import app_path
 
 if TYPE_CHECKING:
     from cacheworkers.cache import Cache
     from cacheworkers.config import Config
+    from cacheworkers.runtime.namespace_marks import NamespaceMarks
 
 log = logging.getLogger("cacheworkers")
 
@@ -146,7 +146,7 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
         if is_running:
             yield Check("queues", broker, lambda: worker_checks.check_backlog(app, config))
             yield Check("workers", broker, lambda: worker_checks.check_workers(app, config, link, runtime.marks))
-            yield Check("beat", store, lambda: _check_beat(app, config))
+            yield Check("beat", store, lambda: _check_beat(app, config, runtime.marks))
     database = database_checks.AWAY
     with_outbox = {engine.url: engine for engine in engines}
     # One look at each database, however many engines there are for it.
@@ -168,15 +168,14 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
         yield Check("triggers", database, lambda: database_checks.check_triggers(engines, triggers))
 
 
-def _check_beat(app: Any, config: Config) -> Iterator[Finding]:
+def _check_beat(app: Any, config: Config, marks: NamespaceMarks) -> Iterator[Finding]:
     try:
         workers = [worker for worker in worker_facts(app) if config.queues.upkeep in worker.queues]
         known = [worker.uptime for worker in workers if worker.uptime is not None]
     except BrokerUnreachable:  # has a finding of its own
         known = []
-    yield from store_checks.check_beat(
-        config, sorted(app_facts(app).upkeep.items()), max(known, default=None), app_path(app)
-    )
+    path = marks.worker_command(app, asks=True).split()[2]  # celery -A path
+    yield from store_checks.check_beat(config, sorted(app_facts(app).upkeep.items()), max(known, default=None), path)
 
 
 def _looked(check: Check) -> list[Finding]:
