@@ -84,8 +84,8 @@ TRIGGERS = Rule(
     "error",
     "Declared triggers are not in the database, or not as they are declared now.",
     "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
-    "`triggers.install(connection)`; with an AsyncEngine `await connection.run_sync(triggers.install)`; after each "
-    "run of migrations with `skip_missing=True`.",
+    "Run the migrations, if a table or column is missing; then `triggers.install(connection)`, after each run of "
+    "migrations with `skip_missing=True`; with an AsyncEngine `await connection.run_sync(triggers.install)`.",
 )
 RULES = rules_in(globals())
 
