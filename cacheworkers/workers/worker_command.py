@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from celery import Celery
 
+#: What is said where importing the app may not be enough.
+LATE = "-A the module that calls your factory, if that configures the app or binds the sessions"
 #: Attributes of a module under which `celery -A module` looks for its app.
 _FOUND_BY_CELERY = ("app", "celery")
 
@@ -37,7 +39,7 @@ def worker_command(
     imported = {*(app.conf.include or ()), *(app.conf.imports or ()), path.partition(":")[0], ""}
     missing = [each for each in dict.fromkeys(modules) if each not in imported]
     included = f" -I {','.join(missing)}" if missing else ""
-    late = "  # -A the module that calls your factory, if that binds the sessions" if is_bound_late else ""
+    late = f"  # {LATE}" if is_bound_late else ""
     return f"celery -A {path} worker{included}{taken}{late}"
 
 

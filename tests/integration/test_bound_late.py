@@ -128,7 +128,8 @@ def test_the_command_of_a_worker_is_that_of_the_last_that_could_load(start: Star
     assert re.search(r"^loaded +1$", loaded, re.MULTILINE), loaded
     assert "celery -A late_cache worker -Q cw.miss,cw.revalidate,cw.warm,cw.upkeep  # -A the module that" in before
     assert "celery -A late_factory worker -Q cw.miss,cw.revalidate,cw.warm,cw.upkeep;" in after
-    assert "celery -A late_cache beat" in before and "celery -A late_factory beat" in after
+    assert "`celery -A late_cache beat`, or with -A the module that calls your factory" in before
+    assert "`celery -A late_factory beat`, and a worker" in after
 
 
 def test_a_worker_whose_children_bind_them_says_nothing(start: StartWorker, says: Says) -> None:

@@ -134,7 +134,7 @@ def test_upkeep_that_was_not_due_yet_is_distinguished(store: Valkey) -> None:
     config, upkeep = Config(redis_url=store.url), [("collect_garbage", 60.0)]
     (starting,) = check_beat(config, upkeep, running_for=20.0)
     (running,) = check_beat(config, upkeep, running_for=500.0)
-    (unknown,) = check_beat(config, upkeep, path="shop")
+    (unknown,) = check_beat(config, upkeep, beat="`celery -A shop beat`")
 
     assert [each.level for each in (starting, running, unknown)] == ["ok", "warning", "warning"]
     assert "started 20 s ago, and have 180 s for it" in starting.what

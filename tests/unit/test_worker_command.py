@@ -88,4 +88,5 @@ def test_a_worker_is_started_as_others_were(app: Celery) -> None:
 def test_who_binds_late_is_asked_to_name_what_binds(app: Celery) -> None:
     command = worker_command(app, is_bound_late=True)
 
-    assert command == "celery -A bookshop worker  # -A the module that calls your factory, if that binds the sessions"
+    late = "-A the module that calls your factory, if that configures the app or binds the sessions"
+    assert command == f"celery -A bookshop worker  # {late}"

@@ -174,8 +174,9 @@ def _check_beat(app: Any, config: Config, marks: NamespaceMarks) -> Iterator[Fin
         known = [worker.uptime for worker in workers if worker.uptime is not None]
     except BrokerUnreachable:  # has a finding of its own
         known = []
-    path = marks.worker_command(app, asks=True).split()[2]  # celery -A path
-    yield from store_checks.check_beat(config, sorted(app_facts(app).upkeep.items()), max(known, default=None), path)
+    command, _, late = marks.worker_command(app, asks=True).partition("  # ")
+    beat = f"`celery -A {command.split()[2]} beat`" + (f", or with {late}" if late else "")
+    yield from store_checks.check_beat(config, sorted(app_facts(app).upkeep.items()), max(known, default=None), beat)
 
 
 def _looked(check: Check) -> list[Finding]:

@@ -253,18 +253,18 @@ def check_rights(config: Config) -> Iterator[Finding]:
 
 
 def check_beat(
-    config: Config, upkeep: Sequence[tuple[str, float]], running_for: float | None = None, path: str = "module"
+    config: Config, upkeep: Sequence[tuple[str, float]], running_for: float | None = None, beat: str = ""
 ) -> Iterator[Finding]:
     """Yield whether upkeep tasks run.
 
     Args:
         upkeep: each task's name, and every how many seconds it is due.
         running_for: how long the oldest worker of the upkeep queue has run, seconds; None if that is not known.
-        path: what `celery -A` takes for the app.
+        beat: the command that starts it.
     """
     with StoreDiagnostics(config) as probe:
         ages = probe.upkeep_age([task for task, _ in upkeep])
-    fix = BEAT.fix.replace("-A module", f"-A {path}")
+    fix = BEAT.fix.replace("`celery -A module beat`", beat) if beat else BEAT.fix
     for task, every in upkeep:
         age = ages[task]
         due_within = max(3 * every, 60.0)
