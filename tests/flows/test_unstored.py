@@ -13,6 +13,7 @@ import pytest
 from cacheworkers import Cache, Load, LoadError
 from cacheworkers.events import Loaded, NotStored
 from cacheworkers.local.clock import StoreClock
+from cacheworkers.testing.servers import wait_until
 
 WAYS: dict[str, Callable[[Any], Any]] = {
     "get": lambda loader: loader.get(1),
@@ -169,12 +170,13 @@ def test_all_who_wait_get_it_from_one_load(make_cache: Callable[..., Cache]) -> 
     for reader in readers[1:]:
         reader.start()
     waiters = [one.page._ports.waiters for one in (half, elsewhere)]
-    deadline = threading.Event()
-    for _ in range(2000):
-        if [each.calls for each in waiters] == [1, 1] and all(reader.is_alive() for reader in readers):
-            break
-        deadline.wait(0.01)
 
+    def following() -> list[int]:
+        crowds = [list(each.crowds.of_threads.values()) for each in waiters]
+        return [sum(len(crowd.followers) for crowd in each) for each in crowds]
+
+    # One that comes after the load has ended is no waiter: it loads for itself.
+    wait_until(lambda: [each.calls for each in waiters] == [1, 1] and following() == [2, 2])
     half.goes_on.set()
     for reader in readers:
         reader.join(20)
