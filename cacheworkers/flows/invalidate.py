@@ -30,8 +30,8 @@ TAGS_PER_EXCHANGE = 2000
 #: Tags or calls that an error names.
 _MAX_NAMED = 3
 UNTIL_REPEATED = (
-    "; what was committed before it stays, and readers may get the old value until this succeeds: call it again, or "
-    "have `cache.watch` invalidate, which repeats by itself"
+    "; what was committed before it stays, and readers may get the old value until this succeeds: call it again; "
+    "what `cache.watch` or triggers have written is repeated by the drain"
 )
 
 

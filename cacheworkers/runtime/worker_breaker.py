@@ -29,6 +29,7 @@ LOG_EVERY = 60.0
 RELEASE_LOGGED_EVERY = 3600.0
 #: How long a message may take to leave a process before that is what is logged, seconds: a first one takes the longest.
 SENT_WITHIN = 5.0
+CONNECTING = "one that runs may be connecting to the broker again, which Celery tries every few seconds"
 
 
 class WorkerBreaker:
@@ -223,14 +224,11 @@ class WorkerBreaker:
         store = f"{self._store.link.where}, namespace {self._config.namespace}"
         waiting = f"{length} message{' waits' if length == 1 else 's wait'}"
         if length and age is None:
-            reason = (
-                f"no worker takes queue {queue}, where {waiting}; start one: {command}; one that runs may be "
-                f"connecting to the broker again, which Celery tries every few seconds"
-            )
+            reason = f"no worker takes queue {queue}, where {waiting}; start one: {command}; {CONNECTING}"
         elif length and age is not None:
             reason = (
                 f"no worker has taken a message from queue {queue} for {age:.0f} s, and {waiting}: none runs, or they "
-                f"are behind; start one, or more: {command}"
+                f"are behind; start one, or more: {command}; {CONNECTING}"
             )
         elif age is None:
             reason = (

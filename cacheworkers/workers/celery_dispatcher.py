@@ -151,8 +151,8 @@ class CeleryDispatcher:
             self._unknown_until[name] = monotonic() + UNKNOWN_LOGGED_EVERY
             module = (getattr(message, "headers", None) or {}).get(MODULE)
             log.error(
-                "this worker does not know the loader %s: have its app import %s (said once in %.0f "
-                "minutes, however many messages come)",
+                "this worker does not know the loader %s: restart it, if that is newer than it; or have its app import "
+                "%s (said once in %.0f minutes, however many messages come)",
                 name.removeprefix(PREFIX),
                 f"{module}, as in app.conf.include = [{module!r}]" if module else "the module that declares it",
                 UNKNOWN_LOGGED_EVERY / 60,

@@ -75,9 +75,10 @@ LAG = Rule(
     "outbox-lag",
     "warning",
     "A row of the outbox has waited for longer than three rounds of the drain, and at least 15 s.",
-    "It was committed and is not invalidated yet: readers see what it changed as it was before.",
+    "It was committed, and a trigger's row is not invalidated yet: readers may see what it changed as it was before. A "
+    "session's row may have been, and its mark is missing, as after a process that was killed.",
     "Run the drain (beat and a worker on the upkeep queue, or `cache.drain_until`); `cacheworkers drain` delivers now, "
-    "and says why it cannot.",
+    "and says why it cannot: not while the store is away.",
 )
 TRIGGERS = Rule(
     "triggers",

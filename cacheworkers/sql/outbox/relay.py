@@ -42,7 +42,8 @@ def drain_outbox(ports: Ports, outbox: Outbox, connection: Connection, *, grace:
         ports.emit(OutboxRelayed(len(claimed.ids), len(claimed.tags), claimed.lag))
     if lag:
         log.info(
-            "the outbox's drain has delivered what writers had not: rows: %d, the oldest after %.0f s",
+            "the outbox's drain has delivered what writers had not, or had not marked: "
+            "rows: %d, the oldest after %.0f s",
             rows,
             lag,
         )
