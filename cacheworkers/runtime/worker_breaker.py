@@ -138,7 +138,7 @@ class WorkerBreaker:
                 named = "" if " " in module else f", as by app.conf.include = [{module!r}]"  # a notebook's has no name
                 log.warning(
                     "%s; this process loads the misses of %s itself.  All workers that take queue %s have to "
-                    "import %s, of this release%s: %s",
+                    "import %s, of this release%s; restart those that are older: %s",
                     reason,
                     loader,
                     self._config.queues.miss,

@@ -135,11 +135,13 @@ def test_upkeep_that_was_not_due_yet_is_distinguished(store: Valkey) -> None:
     (starting,) = check_beat(config, upkeep, running_for=20.0)
     (running,) = check_beat(config, upkeep, running_for=500.0)
     (unknown,) = check_beat(config, upkeep, beat="`celery -A shop beat`")
+    (unserved,) = check_beat(config, upkeep, has_worker=False)
 
     assert [each.level for each in (starting, running, unknown)] == ["ok", "warning", "warning"]
     assert "started 20 s ago, and have 180 s for it" in starting.what
     assert "another store or namespace" in running.what
     assert unknown.fix.startswith("Run `celery -A shop beat`")
+    assert "no worker that answers takes queue cw.upkeep, which runs it" in unserved.what
 
 
 FACTORY = """

@@ -248,8 +248,8 @@ def test_what_workers_refuse_is_logged_once_for_each_loader(scene: Scene, caplog
     wait_until(lambda: len(caplog.records) == 2)
     assert sorted(record.getMessage() for record in caplog.records)[0] == (
         "a worker does not know the loader price; this process loads the misses of price itself.  All workers that "
-        "take queue cw.miss have to import shop.price, of this release, as by app.conf.include = ['shop.price']: "
-        "celery -A shop worker -Q cw.miss"
+        "take queue cw.miss have to import shop.price, of this release, as by app.conf.include = ['shop.price']; "
+        "restart those that are older: celery -A shop worker -Q cw.miss"
     )
 
 

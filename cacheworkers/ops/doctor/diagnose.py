@@ -172,11 +172,13 @@ def _check_beat(app: Any, config: Config, marks: NamespaceMarks) -> Iterator[Fin
     try:
         workers = [worker for worker in worker_facts(app) if config.queues.upkeep in worker.queues]
         known = [worker.uptime for worker in workers if worker.uptime is not None]
+        has_worker = bool(workers)
     except BrokerUnreachable:  # has a finding of its own
-        known = []
+        known, has_worker = [], True
     command, _, late = marks.worker_command(app, asks=True).partition("  # ")
     beat = f"`celery -A {command.split()[2]} beat`" + (f", or with {late}" if late else "")
-    yield from store_checks.check_beat(config, sorted(app_facts(app).upkeep.items()), max(known, default=None), beat)
+    upkeep = sorted(app_facts(app).upkeep.items())
+    yield from store_checks.check_beat(config, upkeep, max(known, default=None), beat, has_worker=has_worker)
 
 
 def _looked(check: Check) -> list[Finding]:

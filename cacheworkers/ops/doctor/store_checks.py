@@ -253,7 +253,12 @@ def check_rights(config: Config) -> Iterator[Finding]:
 
 
 def check_beat(
-    config: Config, upkeep: Sequence[tuple[str, float]], running_for: float | None = None, beat: str = ""
+    config: Config,
+    upkeep: Sequence[tuple[str, float]],
+    running_for: float | None = None,
+    beat: str = "",
+    *,
+    has_worker: bool = True,
 ) -> Iterator[Finding]:
     """Yield whether upkeep tasks run.
 
@@ -261,6 +266,7 @@ def check_beat(
         upkeep: each task's name, and every how many seconds it is due.
         running_for: how long the oldest worker of the upkeep queue has run, seconds; None if that is not known.
         beat: the command that starts it.
+        has_worker: whether any worker that answers takes the upkeep queue.
     """
     with StoreDiagnostics(config) as probe:
         ages = probe.upkeep_age([task for task, _ in upkeep])
@@ -276,6 +282,8 @@ def check_beat(
                 False,
                 f"; workers were started {running_for:,.0f} s ago, and have {due_within:,.0f} s for it",
             )
+        elif not has_worker:
+            hint = f"; no worker that answers takes queue {config.queues.upkeep}, which runs it" if is_late else ""
         elif age is None:
             hint = "; where workers do run it, they write to another store or namespace than this process reads"
         yield BEAT.finding(is_late, f"{task} {shown}, and is due every {every:g} s{hint}", fix)

@@ -77,7 +77,7 @@ UNKNOWN = Rule(
     "warning",
     "A worker that consumes a load queue does not know a loader of this process, or of a web process that runs.",
     "It gives such work back, and the reader loads for itself.",
-    "Deploy the same code to workers and web; have the worker's app import the module with the loader, as by "
+    "Restart workers that are older than the loader; have the worker's app import the module with the loader, as by "
     "`app.conf.include = [...]`.",
 )
 OTHER_SCHEMA = Rule(
