@@ -55,6 +55,8 @@ def found(app: str) -> Cache:
             celery.loader.import_default_modules()  # what workers import: loaders are declared there
         except Exception as error:
             note(f"the Celery app's modules cannot be imported, and their loaders are missing here: {error!r}")
+        if not expression and any(each is celery for each in vars(module).values()):
+            cache.internals.runtime.marks.given = f"-A {module_name}"
     return cache
 
 

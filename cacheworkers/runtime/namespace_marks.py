@@ -157,6 +157,8 @@ class NamespaceMarks:
         self._own_options = ""
         self._options = ""
         self._is_bound_late = self.is_unbound
+        #: The `-A` of this command line, where it names a module with the Celery app, as one that calls a factory.
+        self.given = ""
         self._noted_at = 0.0
         self._lapsed: list[str] = []
         self._has_noted_database = False
@@ -202,8 +204,8 @@ class NamespaceMarks:
         with contextlib.suppress(StoreError):
             if asks:
                 self._see_workers(self._store.marks().run())
-        modules = self.modules.values()
-        return worker_command(app, queues, modules, options=self._options, is_bound_late=self._is_bound_late)
+        options = self._options or (self.given if self._is_bound_late else "")
+        return worker_command(app, queues, self.modules.values(), options=options, is_bound_late=self._is_bound_late)
 
     def _see_workers(self, noted: Mapping[str, float]) -> None:
         seen = [(at, mark) for mark, at in noted.items() if mark.startswith(f"{WORKER} ")]

@@ -120,6 +120,7 @@ def test_the_command_of_a_worker_is_that_of_the_last_that_could_load(start: Star
     with start("late_cache"):
         pass
     before = says("late_cache:cache", "doctor")
+    given = says("late_factory", "doctor")
     with start("late_factory") as log:
         loaded = says("late_cache:cache", "warm", "price", "1")
     after = says("late_cache:cache", "doctor")
@@ -130,6 +131,8 @@ def test_the_command_of_a_worker_is_that_of_the_last_that_could_load(start: Star
     assert "celery -A late_factory worker -Q cw.miss,cw.revalidate,cw.warm,cw.upkeep;" in after
     assert "`celery -A late_cache beat`, or with -A the module that calls your factory" in before
     assert "`celery -A late_factory beat`, and a worker" in after
+    assert "celery -A late_factory worker -Q cw.miss,cw.revalidate,cw.warm,cw.upkeep;" in given
+    assert "`celery -A late_factory beat`, and a worker" in given
 
 
 def test_a_worker_whose_children_bind_them_says_nothing(start: StartWorker, says: Says) -> None:
