@@ -331,8 +331,9 @@ class Transport:
                 self._masters, self._clock, self.where, allows_evicting=allows, admission=self.admission
             )
         except UnsafeStore as error:
-            if not self._is_unsafe:
+            # Set before it is logged: threads that look meanwhile say nothing.
+            is_known, self._is_unsafe = self._is_unsafe, True
+            if not is_known:
                 log.error("%s; this process does not use it", error)
-            self._is_unsafe = True
             raise
         self._is_checked = True
