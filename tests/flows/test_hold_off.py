@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from mutation import python
+from walks import walk
 
 from cacheworkers import Cache, Load
 from cacheworkers.core import envelope
@@ -269,17 +269,14 @@ def lagging(shop: Replicated) -> type[RuleBasedStateMachine]:
     return Lagging
 
 
-PLAY = settings(
-    deadline=None,
-    max_examples=60,
-    stateful_step_count=40,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate],
-)
+#: Steps of one walk, and how many a rule goes on.
+STEPS, CHOICES = 40, {"steps": (1, 2, 3, 4, 8)}
 
 
 def test_no_interleaving_leaves_an_old_value_fresh(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_state_machine_as_test(lagging(Replicated(cache, monkeypatch)), settings=PLAY)
+    shop = Replicated(cache, monkeypatch)
+    for seed in range(100):
+        walk(lagging(shop), seed, STEPS, CHOICES)
 
 
 def no_hold_off(entry: Entry) -> Entry:
@@ -297,9 +294,8 @@ def test_it_finds_a_protocol_without_a_part(cache: Cache, monkeypatch: pytest.Mo
     monkeypatch.setattr(Entry, "held_off", no_hold_off if part == "hold off" else fresh_life)
 
     with pytest.raises(AssertionError, match="fresh" if part == "hold off" else "too long"):
-        run_state_machine_as_test(
-            lagging(shop), settings=settings(PLAY, max_examples=2000, derandomize=True, database=None)
-        )
+        for seed in range(2000):
+            walk(lagging(shop), seed, STEPS, CHOICES)
 
 
 @pytest.mark.parametrize(

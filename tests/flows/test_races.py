@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from mutation import Mutation, script
 from walks import walk
 
@@ -142,22 +141,19 @@ def prices(cache: Cache) -> dict[int, int]:
     return found
 
 
-PLAY = settings(
-    deadline=None,
-    max_examples=40,
-    stateful_step_count=60,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate],
-)
+#: Steps of one walk.
+STEPS = 60
 
 
 def test_no_interleaving_reads_what_was_invalidated(cache: Cache, prices: dict[int, int], joined: bool) -> None:
-    run_state_machine_as_test(races(cache, prices), settings=PLAY)
+    for seed in range(100):
+        walk(races(cache, prices), seed, STEPS, CHOICES)
 
 
 @pytest.mark.heavy
 def test_no_interleaving_of_many_reads_what_was_invalidated(cache: Cache, prices: dict[int, int]) -> None:
-    run_state_machine_as_test(races(cache, prices), settings=settings(PLAY, max_examples=2000))
+    for seed in range(5000):
+        walk(races(cache, prices), seed, STEPS, CHOICES)
 
 
 @pytest.mark.parametrize("part", ["compare", "snapshot"])
@@ -189,7 +185,7 @@ def test_it_finds_a_protocol_without_a_part(
 
     with pytest.raises(AssertionError, match="was acknowledged"):
         for seed in range(1000):
-            walk(races(cache, prices), seed, PLAY.stateful_step_count, CHOICES)
+            walk(races(cache, prices), seed, STEPS, CHOICES)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +206,7 @@ def test_it_finds_a_joined_script_without_a_part(
 
     with pytest.raises(AssertionError, match="was acknowledged"):
         for seed in range(1000):
-            walk(races(cache, prices), seed, PLAY.stateful_step_count, CHOICES)
+            walk(races(cache, prices), seed, STEPS, CHOICES)
 
 
 def test_a_look_before_registering_is_checked_by_the_claim(cache: Cache, prices: dict[int, int]) -> None:
