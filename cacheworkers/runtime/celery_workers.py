@@ -94,7 +94,7 @@ class CeleryWorkers:
     def _note_worker(self, name: str) -> None:
         """Note in the store that this worker runs, how it is started, and which database and loaders it has."""
         self._ports.store.note_worker(name).run()
-        self._marks.note_as_worker(options_in(sys.argv[1:]))
+        self._marks.note_as_worker(options_in(sys.argv))
 
     def _note_taken(self, queue: str) -> None:
         """Note in the store that a worker takes messages from a queue, at most once a second."""

@@ -22,7 +22,7 @@ from cacheworkers.store.commands.replies import instants
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_check import check_server
-from cacheworkers.workers.worker_command import worker_command
+from cacheworkers.workers.worker_command import plain, worker_command
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -184,7 +184,7 @@ class NamespaceMarks:
         """The databases that sessions read, without user and password; none where that is not known (yet)."""
         options = getattr(self._session_factory, "kw", {})
         binds = [options.get("bind"), *(options.get("binds") or {}).values()]
-        return sorted({_address(bind.engine) for bind in binds if hasattr(bind, "engine")})
+        return sorted({_address(bind.engine) for bind in binds if hasattr(getattr(bind, "engine", None), "url")})
 
     @property
     def is_unbound(self) -> bool:
@@ -208,9 +208,10 @@ class NamespaceMarks:
         return worker_command(app, queues, self.modules.values(), options=options, is_bound_late=self._is_bound_late)
 
     def _see_workers(self, noted: Mapping[str, float]) -> None:
-        seen = [(at, mark) for mark, at in noted.items() if mark.startswith(f"{WORKER} ")]
+        marks = ((at, mark.partition(" ")) for mark, at in noted.items())
+        seen = [(at, plain(options)) for at, (kind, _, options) in marks if kind == WORKER and plain(options)]
         # Workers of another queue prefix are another application's.
-        self._options = max(seen)[1].partition(" ")[2] if seen and not self._config.queue_prefix else ""
+        self._options = max(seen)[1] if seen and not self._config.queue_prefix else ""
 
     def own(self) -> list[str]:
         """Return what this process is: its databases, each loader with its module, and both together unless shared."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 #: What is said where importing the app may not be enough.
 LATE = "-A the module that calls your factory, if that configures the app or binds the sessions"
+#: Options that may be printed for somebody to paste: those of another process come from the store, which may be forged.
+_PLAIN = re.compile(r"-A [\w.:]+( -I [\w.,]+)?")
 #: Attributes of a module under which `celery -A module` looks for its app.
 _FOUND_BY_CELERY = ("app", "celery")
 
@@ -44,13 +47,20 @@ def worker_command(
 
 
 def options_in(words: Sequence[str]) -> str:
-    """Return the `-A` and `-I` of a worker's command line; "" where it names no app."""
+    """Return the `-A` and `-I` of a `celery` command line; "" where it is another program's, or names no app."""
+    program = PurePath(words[0]) if words else PurePath()
+    if "celery" not in (program.stem, program.parent.name):  # the script, or python -m celery
+        return ""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-A", "--app", default="")
     parser.add_argument("-I", "--include", default="")
-    found, _ = parser.parse_known_args(words)
-    included = f" -I {found.include}" if found.include else ""
-    return f"-A {found.app}{included}" if found.app else ""
+    found, _ = parser.parse_known_args(words[1:])
+    return plain(f"-A {found.app}" + (f" -I {found.include}" if found.include else ""))
+
+
+def plain(options: str) -> str:
+    """Return options of a worker if they are names of modules and nothing else; "" if not."""
+    return options if _PLAIN.fullmatch(options) else ""
 
 
 def importable_name(module: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 from celery import Celery
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, create_mock_engine, make_url
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
 
@@ -439,6 +439,7 @@ def test_the_command_of_a_worker_is_that_of_the_one_seen_last(
     marks, store = cache.internals.runtime.marks, cache.internals.runtime.ports.store
     store.note_marks(["worker -A early"], 1.0e9).run()
     store.note_marks(["worker -A late -I pages"], 1.1e9).run()
+    store.note_marks(["worker -A late; reboot", "worker --help"], 1.2e9).run()  # forged: somebody would paste it
     if not asks:
         marks.declare("product", "worker_app", loads_here=False)
         marks.note()
@@ -462,6 +463,7 @@ class Routed(Session):
         (sessionmaker(class_=Routed), False),
         (async_sessionmaker(sync_session_class=Routed), False),
         (scoped_session(sessionmaker()), False),  # not known
+        (sessionmaker(create_mock_engine("postgresql://", lambda *_: None)), True),  # it connects to nothing
     ],
 )
 def test_sessions_are_unbound(sessions: Any, is_unbound: bool) -> None:

@@ -65,12 +65,14 @@ def test_the_name_by_which_a_worker_imports_what_runs_as_a_script(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("-A make_celery worker -c 2 -Q cw.miss", "-A make_celery"),
-        ("--app=make_celery:app worker", "-A make_celery:app"),
-        ("-Amake_celery worker -Pthreads", "-A make_celery"),
-        ("--app make_celery worker --include shop.pages -l INFO", "-A make_celery -I shop.pages"),
-        ("-b redis://:secret@host/0 worker", ""),
-        ("-q tests/unit", ""),
+        ("/venv/bin/celery -A make_celery worker -c 2 -Q cw.miss", "-A make_celery"),
+        ("/lib/celery/__main__.py --app=make_celery:app worker", "-A make_celery:app"),
+        ("celery.exe -Amake_celery worker -Pthreads", "-A make_celery"),
+        ("celery --app make_celery worker --include shop.pages -l INFO", "-A make_celery -I shop.pages"),
+        ("celery -b redis://:secret@host/0 worker", ""),
+        ("celery -A shop;reboot worker", ""),
+        ("pytest -q tests/unit", ""),
+        ("run.py -A production -I", ""),  # another program's options, of which argparse would make it end
     ],
 )
 def test_the_options_that_a_worker_was_started_with(words: str, expected: str) -> None:
