@@ -11,6 +11,12 @@ from collections.abc import Callable
 WITHIN = 60
 
 
+def heed_signals() -> None:
+    """In a child before it runs its program: `nohup` and a shell's `&` have what they start ignore these."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def fork(work: Callable[[], object]) -> int:
     """Begin work in a child; return its pid."""
     pid = os.fork()

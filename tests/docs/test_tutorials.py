@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from forked import heed_signals
 
 from cacheworkers.testing import Postgres
 from cacheworkers.testing.servers import wait_until
@@ -33,7 +34,7 @@ def test_servers_py_leaves_nothing_behind(tmp_path: Path, how: signal.Signals) -
     made = Path(tempfile.mkdtemp(prefix="cw"))  # as root, Postgres runs as nobody, whom tmp_path lets nowhere
     made.chmod(0o755)
     env = {**os.environ, "TMPDIR": str(made)}
-    with subprocess.Popen([sys.executable, "servers.py"], cwd=tmp_path, env=env) as process:
+    with subprocess.Popen([sys.executable, "servers.py"], cwd=tmp_path, env=env, preexec_fn=heed_signals) as process:
         try:
             wait_until(lambda: (tmp_path / "urls.sh").exists() or process.poll() is not None)
             assert len(list(made.iterdir())) == 3

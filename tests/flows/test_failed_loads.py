@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy.exc import UnboundExecutionError
 
 from cacheworkers import AsyncLoad, Cache, KeyMissing, Load, LoadError
 from cacheworkers.events import Event, Loaded, NotStored
+from cacheworkers.flows.load_failure import UNBOUND, as_load_error
 from cacheworkers.runtime.failure_log import MAX_LOGGED, UNSTORED_PERIOD, FailureLog
 from cacheworkers.testing import FaultProxy, Valkey
 from cacheworkers.testing.servers import wait_until
@@ -30,6 +32,18 @@ def inverse(cache: Cache, **policy: Any) -> Any:
         return 1 / n
 
     return inverse
+
+
+def test_sessions_without_an_engine_are_explained_once(make_cache: MakeCache) -> None:
+    """In each call's error, and once under the traceback, though one error fails all calls of a batch."""
+    cache = make_cache()
+    inverse(cache)
+    error = UnboundExecutionError("Could not locate a bind\nmore")
+
+    made = [as_load_error(cache._loaders["inverse"], f"inverse[{n}]", error) for n in range(2)]
+
+    assert [each.text.count(UNBOUND[:100]) for each in made] == [1, 1]
+    assert error.__notes__ == [UNBOUND]
 
 
 def test_it_is_logged_once_with_its_traceback(make_cache: MakeCache, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from cacheworkers import Cache, CallError, ConfigError, Load, UnknownLoader, War
 from cacheworkers.core.driver import run
 from cacheworkers.events import Event, Loaded
 from cacheworkers.flows.keep_warm import BUSY, Queued, ask_for
-from cacheworkers.flows.warm_up import UNLIMITED
+from cacheworkers.flows.warm_up import UNLIMITED, _Job, _RequestedCall
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.ops.warm_command import _why_failed
 from cacheworkers.testing.servers import wait_until
@@ -605,6 +605,25 @@ def test_the_queue_of_a_job_stays_short_enough_for_rounds(
     assert done.loaded == 100
     assert sum(length > BUSY for length in most) < len(most) / 2
     assert max(windows) < 20
+
+
+def test_the_window_goes_by_the_length_of_the_queue(cache: Cache) -> None:
+    """It grows by a half where it is full and few messages wait, up to `concurrency`; with many it halves."""
+
+    @cache.loader(fresh_for=300)
+    def number(load: Load, n: int) -> int:
+        return n
+
+    job = _Job(cache._ports, cache._loaders["number"], texts(cache, "number", range(100)), 0.0, 20)
+
+    def window(warm: int, miss: int = 0, *, under_way: int) -> int:
+        job.asked = {call: _RequestedCall(b"", 0.0) for call in job.left[:under_way]}
+        job.note_queued(Queued(miss, warm))
+        return job.window
+
+    assert [window(0, under_way=under_way) for under_way in (7, 8, 12, 18, 20)] == [8, 12, 18, 20, 20]
+    assert [window(warm, under_way=20) for warm in (BUSY // 2 + 1, BUSY, BUSY + 1)] == [20, 20, 10]
+    assert [window(0, BUSY + 1, under_way=20) for _ in range(5)] == [5, 2, 1, 1, 1]
 
 
 def test_what_was_lost_is_asked_for_after_all_others(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

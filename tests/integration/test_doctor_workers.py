@@ -149,6 +149,8 @@ def test_beat_that_stopped_is_found(make: Callable[..., Cache], store: Valkey) -
     }
     assert re.search(r"last ran 6[01]\d\.", beat["collect_garbage"].what)
     assert "no sign" in beat["drain_outbox"].what
+    assert "no worker that answers takes queue cw.upkeep" in beat["drain_outbox"].what
+    assert "no worker" not in beat["warm"].what
 
 
 def test_upkeep_leaves_a_sign_when_it_has_ended_well(make: Callable[..., Cache], store: Valkey) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import heed_signals
 
 from app.procfile import parse
 from app.up import free_port, running
@@ -41,6 +42,7 @@ class Up:
             env={**os.environ, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            preexec_fn=heed_signals,
         )
         assert self.process.stdout is not None
         self._out = self.process.stdout

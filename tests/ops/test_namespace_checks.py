@@ -447,6 +447,32 @@ def test_the_command_of_a_worker_is_that_of_the_one_seen_last(
     assert marks.worker_command(app, ["q"], asks=asks) == f"celery {expected} worker -Q q"
 
 
+@pytest.mark.parametrize(("is_bound", "expected"), [(True, "-A worker_app -I pages"), (False, "-A given")])
+def test_the_module_of_a_command_line_starts_workers_where_it_binds_the_sessions(
+    make_cache: Callable[..., Cache], is_bound: bool, expected: str
+) -> None:
+    """Elsewhere what it takes is known better from the app itself: the given module need not import all loaders."""
+    app = Celery("worker_app", set_as_current=False)
+    cache = make_cache(celery=app, sessions=sessionmaker(create_engine("sqlite://") if is_bound else None))
+    marks = cache.internals.runtime.marks
+    marks.declare("product", "pages", loads_here=False)
+    marks.given = "-A given"
+
+    assert marks.worker_command(app, ["q"], asks=True) == f"celery {expected} worker -Q q"
+
+
+@pytest.mark.parametrize(("prefix", "is_left"), [("", True), ("other.", False)])
+def test_a_worker_of_another_queue_prefix_leaves_no_command(
+    make_cache: Callable[..., Cache], tmp_path: Path, prefix: str, is_left: bool
+) -> None:
+    """It is of another application, whose processes without a prefix would print it."""
+    cache, _ = application(make_cache, tmp_path, "shop", queue_prefix=prefix)
+
+    cache.internals.runtime.marks.note_as_worker("-A shop")
+
+    assert ("worker -A shop" in cache._ports.store.marks().run()) is is_left
+
+
 class Routed(Session):
     def get_bind(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("a session that needs a request")

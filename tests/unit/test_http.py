@@ -292,6 +292,18 @@ def test_a_hot_entry_is_answered_with_the_same_headers_for_a_second() -> None:
     assert b"/a" in ask(nothing, 1100.5).body and b"/b" in ask(nothing, 1100.5, path="/b").body
 
 
+def test_a_stale_entry_is_answered_by_its_own_age() -> None:
+    """How long it may be served while it is loaded changes between the seconds of its age."""
+    recent, stale = recents.RecentAnswers(HttpPolicy(max_age=5)), entry(stale_until=1360.5)
+
+    def left(now: float) -> bool:
+        found = Read.of(now, stale, stale.payload, Freshness.STALE, "l1", 0.0)
+        made = dict(recent.answer(found, method="GET", path="/").headers)
+        return b"stale-while-revalidate=50" in made[b"cache-control"]
+
+    assert [left(1310.2), left(1310.8)] == [True, False]
+
+
 def test_an_answer_keeps_no_payload() -> None:
     """What memory has dropped for want of room is not kept by the responder beside it."""
     recent = recents.RecentAnswers(HttpPolicy())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery._state import _task_stack
 from celery.signals import after_task_publish, before_task_publish
 
 from cacheworkers import Cache, Config, Load
@@ -184,6 +185,23 @@ def test_a_message_looks_for_no_result_backend(make_shop: Callable[..., Shop], m
 
     assert dispatcher.message(request(2)) is not None
     assert not asked
+
+
+def test_a_message_made_in_a_task_is_no_child_of_it(make_shop: Callable[..., Shop]) -> None:
+    """Celery stores a task's children with its result, and a load has none."""
+    dispatcher, _ = make_shop()
+
+    @dispatcher.app.task
+    def task() -> None: ...
+
+    task.push_request(called_directly=False, children=[])
+    _task_stack.push(task)
+    try:
+        assert dispatcher.message(request(2)) is not None
+        assert task.request.children == []
+    finally:
+        _task_stack.pop()
+        task.pop_request()
 
 
 def test_an_eager_app_has_nothing_enqueued(make_shop: Callable[..., Shop]) -> None:
