@@ -449,11 +449,12 @@ def test_the_command_of_a_worker_is_that_of_the_one_seen_last(
 
 @pytest.mark.parametrize(("is_bound", "expected"), [(True, "-A worker_app -I pages"), (False, "-A given")])
 def test_the_module_of_a_command_line_starts_workers_where_it_binds_the_sessions(
-    make_cache: Callable[..., Cache], is_bound: bool, expected: str
+    make_cache: Callable[..., Cache], tmp_path: Path, is_bound: bool, expected: str
 ) -> None:
     """Elsewhere what it takes is known better from the app itself: the given module need not import all loaders."""
     app = Celery("worker_app", set_as_current=False)
-    cache = make_cache(celery=app, sessions=sessionmaker(create_engine("sqlite://") if is_bound else None))
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db") if is_bound else None
+    cache = make_cache(celery=app, sessions=sessionmaker(engine))
     marks = cache.internals.runtime.marks
     marks.declare("product", "pages", loads_here=False)
     marks.given = "-A given"
