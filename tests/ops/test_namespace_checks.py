@@ -429,7 +429,7 @@ def test_failed_loads_are_found_by_loader(make_cache: Callable[..., Cache]) -> N
 
 
 @pytest.mark.parametrize("asks", [False, True])
-@pytest.mark.parametrize(("prefix", "expected"), [("", "-A late -I pages"), ("other.", "-A worker_app")])
+@pytest.mark.parametrize(("prefix", "expected"), [("", "-A late worker -I pages"), ("other.", "-A worker_app worker")])
 def test_the_command_of_a_worker_is_that_of_the_one_seen_last(
     make_cache: Callable[..., Cache], asks: bool, prefix: str, expected: str
 ) -> None:
@@ -444,10 +444,10 @@ def test_the_command_of_a_worker_is_that_of_the_one_seen_last(
         marks.declare("product", "worker_app", loads_here=False)
         marks.note()
 
-    assert marks.worker_command(app, ["q"], asks=asks) == f"celery {expected} worker -Q q"
+    assert marks.worker_command(app, ["q"], asks=asks) == f"celery {expected} -Q q"
 
 
-@pytest.mark.parametrize(("is_bound", "expected"), [(True, "-A worker_app -I pages"), (False, "-A given")])
+@pytest.mark.parametrize(("is_bound", "expected"), [(True, "-A worker_app worker -I pages"), (False, "-A given worker")])
 def test_the_module_of_a_command_line_starts_workers_where_it_binds_the_sessions(
     make_cache: Callable[..., Cache], tmp_path: Path, is_bound: bool, expected: str
 ) -> None:
@@ -459,7 +459,7 @@ def test_the_module_of_a_command_line_starts_workers_where_it_binds_the_sessions
     marks.declare("product", "pages", loads_here=False)
     marks.given = "-A given"
 
-    assert marks.worker_command(app, ["q"], asks=True) == f"celery {expected} worker -Q q"
+    assert marks.worker_command(app, ["q"], asks=True) == f"celery {expected} -Q q"
 
 
 @pytest.mark.parametrize(("prefix", "is_left"), [("", True), ("other.", False)])
