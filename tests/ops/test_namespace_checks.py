@@ -447,7 +447,7 @@ def test_the_command_of_a_worker_is_that_of_the_one_seen_last(
     assert marks.worker_command(app, ["q"], asks=asks) == f"celery {expected} -Q q"
 
 
-@pytest.mark.parametrize(("is_bound", "expected"), [(True, "-A worker_app worker -I pages"), (False, "-A given worker")])
+@pytest.mark.parametrize(("is_bound", "expected"), [(True, "-A worker_app worker -I pages"), (False, "-A x worker")])
 def test_the_module_of_a_command_line_starts_workers_where_it_binds_the_sessions(
     make_cache: Callable[..., Cache], tmp_path: Path, is_bound: bool, expected: str
 ) -> None:
@@ -457,7 +457,7 @@ def test_the_module_of_a_command_line_starts_workers_where_it_binds_the_sessions
     cache = make_cache(celery=app, sessions=sessionmaker(engine))
     marks = cache.internals.runtime.marks
     marks.declare("product", "pages", loads_here=False)
-    marks.given = "-A given"
+    marks.given = "-A x"
 
     assert marks.worker_command(app, ["q"], asks=True) == f"celery {expected} -Q q"
 
