@@ -37,8 +37,8 @@ def worker_command(
     """
     taken = f" -Q {','.join(queues)}" if queues else ""
     if options:
-        named, *included = options.partition(" -I ")  # an option of `worker`, unlike -A
-        return f"celery {named} worker{''.join(included)}{taken}"
+        named, *its_own = options.partition(" -I ")  # an option of `worker`, unlike -A
+        return f"celery {named} worker{''.join(its_own)}{taken}"
     path = app_path(app)
     imported = {*(app.conf.include or ()), *(app.conf.imports or ()), path.partition(":")[0], ""}
     missing = [each for each in dict.fromkeys(modules) if each not in imported]
