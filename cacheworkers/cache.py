@@ -410,7 +410,7 @@ class Cache:
         """
         return run(inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate))
 
-    def explain(self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, *args: Any, **kwargs: Any) -> Explanation:
+    def explain(self, loader: Loader[..., Any] | str, *args: Any, **kwargs: Any) -> Explanation:
         """Return what a read would get now, tier by tier, and why; nothing is loaded or claimed.
 
         `cache.explain(product, 42)`, or the call's text alone: `cache.explain("product[42]")`.
@@ -420,9 +420,7 @@ class Cache:
         """
         return run(self._explanation(loader, args, kwargs))
 
-    async def aexplain(
-        self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, *args: Any, **kwargs: Any
-    ) -> Explanation:
+    async def aexplain(self, loader: Loader[..., Any] | str, *args: Any, **kwargs: Any) -> Explanation:
         """Return what a read would get now, and why; see `explain`."""
         return await arun(self._explanation(loader, args, kwargs))
 
@@ -519,7 +517,7 @@ class Cache:
 
     def _declare(
         self,
-        kind: type[Loader[..., Any]] | type[BatchLoader[Any, Any]],
+        kind: type[Loader[..., Any]],
         function: Callable[..., Any] | None,
         policy: dict[str, Any],
         how: dict[str, Any],
@@ -535,7 +533,7 @@ class Cache:
         return declare if function is None else declare(function)
 
     def _explanation(
-        self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, loader: Loader[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Flow[Explanation]:
         if not isinstance(loader, str):
             call = self.call(loader.name, *args, **kwargs)
