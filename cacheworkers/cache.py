@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, 
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tag_templates import check_tag
-from cacheworkers.errors import CacheworkersError, CallError
+from cacheworkers.errors import CallError
 from cacheworkers.events import GarbageCollected, Hook
 from cacheworkers.flows.clear import clear
 from cacheworkers.flows.explain import Explanation, explain, stored
@@ -25,14 +25,14 @@ from cacheworkers.flows.invalidate import (
     members_of,
 )
 from cacheworkers.flows.keep_warm import Warming, hot, report_accesses, warm_round
-from cacheworkers.flows.ports import LoaderSpec, LoadRequest
+from cacheworkers.flows.ports import LoaderSpec
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
 from cacheworkers.policy import PolicyOptions
 from cacheworkers.runtime.internals import Internals
-from cacheworkers.runtime.message_loads import load_requests
+from cacheworkers.runtime.message_loads import run_message_loads
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.tag_invalidation import tag_invalidation
 from cacheworkers.runtime.warm_job import Warmer, WarmJob
@@ -90,8 +90,7 @@ class Cache:
             sessions=sessions,
             async_sessions=async_sessions,
             hook=hook,
-            run_loads=self._run_requests,
-            loads=self._load_requests,
+            loads=lambda *message: run_message_loads(self._runtime, self._loaders, *message),
             around_load=around_load,
             upkeep={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
@@ -487,7 +486,7 @@ class Cache:
 
     def keep_warm(self) -> dict[str, Warming]:
         """Have workers revalidate hot entries that go stale soon; loader -> what was done.  Beat calls it."""
-        return run(self._warm_round())
+        return run(warm_round(self._ports, dict(self._loaders), self._runtime.queued))
 
     def report_accesses(self) -> int:
         """Report what this process has read to the store; return how many calls.  A thread does it by itself."""
@@ -545,21 +544,8 @@ class Cache:
             call = loader
         return explain(self._ports, *self._loaders.of_call(call), self._runtime.waits_for_workers)
 
-    def _run_requests(
-        self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
-    ) -> list[CacheworkersError]:
-        return run(self._load_requests(loader, requests, is_redelivered))
-
-    def _load_requests(
-        self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
-    ) -> Flow[list[CacheworkersError]]:
-        return load_requests(self._runtime, self._loaders, loader, requests, is_redelivered)
-
     def _drain_by_beat(self) -> None:
         self._watching.drain_by_beat(is_needed=self.is_watching or bool(self._triggers))
-
-    def _warm_round(self) -> Flow[dict[str, Warming]]:
-        return warm_round(self._ports, dict(self._loaders), self._runtime.queued)
 
     def _invalidation(self, tags: Sequence[str], mode: Mode, dry_run: bool) -> Flow[Invalidation]:
         return tag_invalidation(self._ports, self._loaders, tags, mode, dry_run=dry_run)

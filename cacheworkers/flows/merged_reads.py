@@ -167,9 +167,9 @@ class _ReadBatch(Generic[K]):
 
     def _file(self, key: K, step: Any) -> None:
         match step:
-            case Wait():
+            case Wait(waiter=Waiter() as waiter):
                 until = self._ports.clock.monotonic() + step.timeout
-                sleeper = self._sleepers[key] = _Sleeper(step.waiter, until, NamedWaker(self._wakeup, key))
+                sleeper = self._sleepers[key] = _Sleeper(waiter, until, NamedWaker(self._wakeup, key))
                 sleeper.register()
             case Get():
                 self._gets[key] = step
@@ -291,7 +291,7 @@ class _ReadBatch(Generic[K]):
         """Wait until any of those who sleep is woken, or their time is up; those due about now get up together."""
         first = min(sleeper.until for sleeper in self._sleepers.values())
         until = max(sleeper.until for sleeper in self._sleepers.values() if sleeper.until <= first + SLACK)
-        is_woken = yield AwaitWakeup(self._wakeup, until - self._ports.clock.monotonic())
+        is_woken = yield Wait(self._wakeup, until - self._ports.clock.monotonic())
         due = {key: self._sleepers[key] for key in self._wakeup.woken_names() if key in self._sleepers}
         if not is_woken:
             due |= {key: sleeper for key, sleeper in self._sleepers.items() if sleeper.until <= until}
@@ -300,27 +300,6 @@ class _ReadBatch(Generic[K]):
             del self._sleepers[key]
         for key in due:
             self._send(key, True)
-
-
-class AwaitWakeup:
-    """A step: sleep until it is woken; True if it was."""
-
-    __slots__ = ("_wakeup", "timeout")
-
-    def __init__(self, wakeup: Wakeup, timeout: float) -> None:
-        self._wakeup = wakeup
-        self.timeout = timeout
-
-    def __repr__(self) -> str:
-        return "wait"
-
-    def run(self) -> bool:
-        """Sleep, blocking this thread."""
-        return self._wakeup.wait(self.timeout)
-
-    async def arun(self) -> bool:
-        """Sleep on the running loop."""
-        return await self._wakeup.await_(self.timeout)
 
 
 def _under(ports: Ports, request: LoadRequest, wish: Any) -> Flow[Any]:

@@ -18,6 +18,7 @@ from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.coalescing import Crowd
 from cacheworkers.local.flight import Flight
 from cacheworkers.local.waiters import Waiter
+from cacheworkers.local.wakeup import Wakeup
 
 #: While changes are not reported nobody is woken: waiters look again this often, seconds.
 POLL_FOR = 0.05
@@ -148,11 +149,11 @@ class ReadState(msgspec.Struct):
 
 
 class Wait:
-    """A step: sleep until the waiter is woken; True if it was."""
+    """A step: sleep until one reader, or any of those that go on together, is woken; True if it was."""
 
     __slots__ = ("timeout", "waiter")
 
-    def __init__(self, waiter: Waiter, timeout: float) -> None:
+    def __init__(self, waiter: Waiter | Wakeup, timeout: float) -> None:
         self.waiter = waiter
         self.timeout = timeout
 

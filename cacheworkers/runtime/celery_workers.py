@@ -13,7 +13,7 @@ from cacheworkers.events import UpkeepMissed
 from cacheworkers.flows.ports import LoadRequest, Ports
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
-from cacheworkers.workers.binding import UpkeepTasks, bind
+from cacheworkers.workers.binding import Binding, UpkeepTasks
 from cacheworkers.workers.worker_command import options_in
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class CeleryWorkers:
     ) -> None:
         """
         Args:
-            undelivered, refuse: see `bind`.
-            around_task: `bind`'s argument of this name, if there is any.
+            undelivered, refuse: see `Binding`.
+            around_task: `Binding`'s argument of this name, if there is any.
         """
         self._ports = ports
         self._marks = marks
         self._taken_noted_at: dict[str, float] = {}
-        self.binding: Any = bind(
+        self.binding: Any = Binding(
             app,
             ports.config,
             run_loads=run_loads,

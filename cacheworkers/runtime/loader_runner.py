@@ -117,12 +117,8 @@ class RunLoader:
                 stack.enter_context(self._inside())
                 load = loads.Load(self._loader, self._loading, stack.enter_context(session_of()))
                 return self._by_call(self._loader.function(load, *self._arguments()))
-        except Exception as error:
-            return self._failed(error)
-        except asyncio.CancelledError as error:
-            return self._failed(_cancelled_inside(error))
-        except SystemExit as error:
-            return self._failed(_exit_inside(error))
+        except BaseException as error:
+            return self._failed(_as_failure(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     async def _run_on_async(self, session_of: Callable[[], AbstractAsyncContextManager[Any]]) -> dict[str, Any]:
@@ -138,12 +134,8 @@ class RunLoader:
                 stack.enter_context(self._inside())
                 load = loads.AsyncLoad(self._loader, self._loading, await stack.enter_async_context(session_of()))
                 return self._by_call(await self._loader.function(load, *self._arguments()))
-        except Exception as error:
-            return self._failed(error)
-        except asyncio.CancelledError as error:
-            return self._failed(_cancelled_inside(error))
-        except SystemExit as error:
-            return self._failed(_exit_inside(error))
+        except BaseException as error:
+            return self._failed(_as_failure(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     def _described(self) -> loads.LoadCall:
@@ -238,31 +230,30 @@ class RunInTransaction(RunLoader):
         yield
 
 
-def _cancelled_inside(error: asyncio.CancelledError) -> Exception:
-    """Return a loader's own CancelledError as a failure: it is no Exception, and would end whatever runs the loader.
+def _as_failure(error: BaseException) -> Exception:
+    """Return what a loader has raised as its failure, also what would end whatever runs the loader.
 
     Raises:
-        CancelledError: it is the running task that is cancelled, and the loader with it.
+        BaseException: it is not the loader's own: the running task is cancelled, and the loader with it; or Celery, or
+            a signal, ends a process of its pool.
     """
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, asyncio.CancelledError) and not _is_cancelling():
+        text = "a task or future that the loader waited for was cancelled"
+    # billiard exits with the signal's number - 256.
+    elif type(error) is SystemExit and not (isinstance(error.code, int) and error.code < -100):
+        text = f"the loader called sys.exit({error.code!r})"
+    else:
+        raise error
+    failure = RuntimeError(text)
+    failure.__cause__ = error
+    return failure
+
+
+def _is_cancelling() -> bool:
     try:
         task = asyncio.current_task()
     except RuntimeError:  # no loop runs here
-        task = None
-    if task is not None and task.cancelling():
-        raise error
-    failure = RuntimeError("a task or future that the loader waited for was cancelled")
-    failure.__cause__ = error
-    return failure
-
-
-def _exit_inside(error: SystemExit) -> Exception:
-    """Return a loader's own SystemExit as a failure: it would end the worker, and leave its readers waiting.
-
-    Raises:
-        SystemExit: it is Celery's, or that of a signal that ends a process of its pool.
-    """
-    if type(error) is not SystemExit or (isinstance(error.code, int) and error.code < -100):  # billiard: signal - 256
-        raise error
-    failure = RuntimeError(f"the loader called sys.exit({error.code!r})")
-    failure.__cause__ = error
-    return failure
+        return False
+    return task is not None and bool(task.cancelling())
