@@ -13,7 +13,7 @@ from cacheworkers import Cache, KeyMissing, Load, LoadError, LoadErrors
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows import load as loading
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.runtime.loader_runner import _cancelled_inside
+from cacheworkers.runtime.loader_runner import _as_failure
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -183,7 +183,7 @@ def test_a_key_that_keeps_killing_its_workers_is_given_up(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_a_task_that_is_cancelled_inside_a_loader_is_a_failure_of_its_key(
+def test_a_task_that_is_as_failure_a_loader_is_a_failure_of_its_key(
     make_cache: Callable[..., Cache], is_async: bool
 ) -> None:
     """CancelledError is no Exception: it would end the worker's thread, and readers would wait all of their time."""
@@ -217,7 +217,7 @@ def test_a_load_that_is_cancelled_itself_goes_on_being_cancelled() -> None:
             await asyncio.sleep(0)
         except asyncio.CancelledError as error:
             with pytest.raises(asyncio.CancelledError):
-                _cancelled_inside(error)
+                _as_failure(error)
             task.uncancel()
 
     asyncio.run(main())
