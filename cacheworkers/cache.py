@@ -30,7 +30,7 @@ from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, stor
 from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
-from cacheworkers.policy import PolicyOptions
+from cacheworkers.policy import LoaderOptions
 from cacheworkers.runtime.internals import Internals
 from cacheworkers.runtime.message_loads import run_message_loads
 from cacheworkers.runtime.registry import LoaderRegistry
@@ -112,25 +112,9 @@ class Cache:
     @overload
     def loader(self, function: Callable[Concatenate[Load, P], T], /) -> Loader[P, T]: ...
     @overload
-    def loader(
-        self,
-        *,
-        tags: Iterable[str] = (),
-        name: str | None = None,
-        rate_limit: str | None = None,
-        replace: bool = False,
-        **policy: Unpack[PolicyOptions],
-    ) -> DeclareLoader: ...
+    def loader(self, **options: Unpack[LoaderOptions]) -> DeclareLoader: ...
     def loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        tags: Iterable[str] = (),
-        name: str | None = None,
-        rate_limit: str | None = None,
-        replace: bool = False,
-        **policy: Any,
+        self, function: Callable[..., Any] | None = None, /, **options: Any
     ) -> Any:
         """Declare a function `(load, ...)` as a loader: `@cache.loader`, or `@cache.loader(fresh_for=300)`.
 
@@ -141,47 +125,29 @@ class Cache:
                 load included: `"100/s"`, `"30/m"`, `"5/h"`.  Each takes a turn in the store.
             replace: a loader of this name that the same module has declared is replaced: in notebooks and shells.  What
                 the old one has stored is still served; raise `version`, or invalidate.
-            policy: the fields of `Policy`, or `policy=` a whole one with some of them changed.
+            options: besides these the fields of `Policy`, or `policy=` a whole one with some of them changed.
 
         Raises:
             DeclarationError: the function cannot be a loader, or its name is taken.
             ConfigError: a policy field breaks a rule.
         """
-        how = {"tags": tags, "name": name, "rate_limit": rate_limit, "replace": replace, "is_batch": False}
-        return self._declare(Loader, function, policy, how)
+        return self._declare(Loader, function, options)
 
     @overload
     def batch_loader(self, function: Callable[[AsyncLoad, list[K]], Awaitable[dict[K, V]]], /) -> BatchLoader[K, V]: ...
     @overload
     def batch_loader(self, function: Callable[[Load, list[K]], dict[K, V]], /) -> BatchLoader[K, V]: ...
     @overload
-    def batch_loader(
-        self,
-        *,
-        tags: Iterable[str] = (),
-        name: str | None = None,
-        rate_limit: str | None = None,
-        replace: bool = False,
-        **policy: Unpack[PolicyOptions],
-    ) -> DeclareBatchLoader: ...
+    def batch_loader(self, **options: Unpack[LoaderOptions]) -> DeclareBatchLoader: ...
     def batch_loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        tags: Iterable[str] = (),
-        name: str | None = None,
-        rate_limit: str | None = None,
-        replace: bool = False,
-        **policy: Any,
+        self, function: Callable[..., Any] | None = None, /, **options: Any
     ) -> Any:
         """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys together.
 
         A key left out of the dict is None, or `KeyMissing` if V has no None.  In `tags`, `{key}` is one element.
         Arguments and errors as for `loader`.
         """
-        how = {"tags": tags, "name": name, "rate_limit": rate_limit, "replace": replace, "is_batch": True}
-        return self._declare(BatchLoader, function, policy, how)
+        return self._declare(BatchLoader, function, options)
 
     @property
     def loaders(self) -> Mapping[str, LoaderSpec]:
@@ -518,13 +484,12 @@ class Cache:
         self,
         kind: type[Loader[..., Any]],
         function: Callable[..., Any] | None,
-        policy: dict[str, Any],
-        how: dict[str, Any],
+        options: dict[str, Any],
     ) -> Any:
         """Return a declared loader, or what declares the function that a decorator is called with."""
 
         def declare(function: Callable[..., Any]) -> Any:
-            spec = self._loaders.add(function, options={**policy}, **how)
+            spec = self._loaders.add(function, is_batch=kind is BatchLoader, **options)
             self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
             self._runtime.register(spec)
             return kind(self._ports, spec, self._warmer)

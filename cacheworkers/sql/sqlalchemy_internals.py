@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, Pool, QueuePool
@@ -137,12 +137,6 @@ def options_of(sessions: Any) -> dict[str, Any]:
     """Return what a sessionmaker, sync or async, gives to each session; empty for what is none."""
     found: dict[str, Any] = getattr(sessions, "kw", {})
     return found
-
-
-def parameter_order(compiled: Any) -> Sequence[str] | None:
-    """Return the order of a compiled statement's parameters; None if its driver takes them by name."""
-    order: Sequence[str] | None = compiled.positiontup
-    return order
 
 
 def base_engine(engine: Engine) -> Engine:

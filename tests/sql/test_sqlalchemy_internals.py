@@ -234,15 +234,6 @@ def test_options_of_a_factory_are_what_it_binds_to(engine: Engine) -> None:
     assert internals.options_of(None) == internals.options_of(Session) == {}
 
 
-def test_the_order_of_parameters_is_that_of_the_statement() -> None:
-    """Without it, the outbox's insert gives its values to the wrong columns."""
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    statement = insert(Room).values(name="a", id=1)
-    assert list(internals.parameter_order(statement.compile(dialect=sqlite.dialect())) or ()) == ["id", "name"]
-    assert internals.parameter_order(statement.compile(dialect=postgresql.dialect())) is None
-
-
 def test_autocommit_is_known_however_it_was_set() -> None:
     """Without it, a watched change and its outbox row are committed one after the other."""
     url = "sqlite://"

@@ -151,6 +151,13 @@ class StoreCommands:
     def _ask(self, requests: Sequence[Request], parse: Callable[[list[Any]], T]) -> Exchange[T]:
         return Exchange(self.link, requests, parse)
 
+    def _ask_one(self, request: Request, parse: Callable[[Any], T]) -> Exchange[T]:
+        return Exchange(self.link, [request], lambda replies: parse(replies[0]))
+
+    def _set_for(self, key: str, seconds: float) -> Exchange[None]:
+        """Keep an empty key for a time; how much of its life is left says when that was."""
+        return self._ask_one(Request(("SET", key, "", "PX", milliseconds(seconds))), lambda reply: None)
+
 
 def milliseconds(seconds: float) -> int:
     """Return seconds as the store counts them."""

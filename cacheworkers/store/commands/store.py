@@ -180,14 +180,14 @@ class Store(Leases, TagSets, AccessScores, ProcessNotes, GarbageCommands):
             (self.keys.overtaken(entry.call),),
             (envelope.pack(entry), milliseconds(kept_for), envelope.SEQ_AT),
         )
-        return self._ask([request], lambda replies: replies[0] == 1)
+        return self._ask_one(request, lambda reply: reply == 1)
 
     def take_turn(self, loader: str, interval: float, most: float) -> Exchange[float | None]:
         """Take the next turn of a loader with a rate limit; seconds until then, or None: not within `most` seconds."""
         request = Request.call(
             scripts.TURN, (self.keys.turns(loader),), (int(interval * 1e6), int(max(0.0, most) * 1e6))
         )
-        return self._ask([request], lambda replies: None if int(replies[0]) < 0 else int(replies[0]) / 1e6)
+        return self._ask_one(request, lambda left: None if int(left) < 0 else int(left) / 1e6)
 
     # -- replicas
 

@@ -141,17 +141,17 @@ class Pool(AsyncPool):
         if len(self._idle) < MAX_IDLE and connection.generation == self._generation:
             self._idle.append(connection)
             if connection.generation != self._generation:  # dropped in between: `drop` may not have seen it
-                self._close_outdated()
+                self._close_idle(lambda idle: idle.generation != self._generation)
         else:
             connection.close()
 
-    def _close_outdated(self) -> None:
-        """Close idle connections of earlier generations, once each: of two threads, one gets it out of the deque."""
+    def _close_idle(self, is_over: Callable[[Connection], bool]) -> None:
+        """Close some idle connections, once each: of two threads, one gets it out of the deque."""
         for connection in list(self._idle):
-            if connection.generation != self._generation:
+            if is_over(connection):
                 try:
                     self._idle.remove(connection)
-                except ValueError:
+                except ValueError:  # another thread uses it
                     continue
                 connection.close()
 
@@ -162,13 +162,7 @@ class Pool(AsyncPool):
             connection.close()
         if isinstance(error, LateReply):
             # Those that were idle as long may lead nowhere as well: a firewall forgot them, or the host is gone.
-            for other in list(self._idle):
-                if other.used_at < began:
-                    try:
-                        self._idle.remove(other)
-                    except ValueError:  # another thread uses it
-                        continue
-                    other.close()
+            self._close_idle(lambda idle: idle.used_at < began)
 
     def _repeat(self, cut: Connection, commands: Commands, until: float) -> list[Any]:
         """Do an exchange whose connection was cut once more, over a new one; it ends by a monotonic instant."""
