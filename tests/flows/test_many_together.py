@@ -55,7 +55,7 @@ def test_a_joint_load_reads_nothing_older_than_any_of_its_reads_may(
 
     def one(key: int) -> Any:
         call = loader.signature.bind((key,), {})
-        yield from merged_reads.SHARED.run(shop.ports, loader, Loading([call], {call.text: None}, 1e9 + key, 40 - key))
+        yield from merged_reads.BATCHED.run(shop.ports, loader, Loading([call], {call.text: None}, 1e9 + key, 40 - key))
 
     run(merged_reads.together(shop.ports, loader, [1, 2, 3], one))
 
