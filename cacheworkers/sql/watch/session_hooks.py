@@ -224,7 +224,7 @@ class SessionHooks:
     def _on_before_flush(self, session: Session, context: Any, instances: Any) -> None:
         mapping = self._mapping
         changes = RowChanges(mapping.described)
-        flush = Flush(session, context, mapping.of, mapping.cascades, changes, self._triggers.write_all)
+        flush = Flush(session, context, mapping.of, mapping.cascades, changes, self._triggers.cover)
         state_for(self, session).flush = flush
         # Here too: one that is replaced by another of the same key becomes an UPDATE, and is never deleted.
         for instance in session.deleted:
@@ -277,7 +277,7 @@ class SessionHooks:
         """Return whether the mapper events have noted what a flush's statement changes, or it is noted now."""
         table: Any = getattr(getattr(context.compiled, "statement", None), "table", None)
         if is_autocommit_on(connection) and table in self._mapping.described:
-            if not self._triggers.write_all(connection, frozenset({table})):
+            if not self._triggers.cover(connection, frozenset({table})):
                 refuse_autocommit(connection)
         if self._mapping.knows(table) and flush.has_made(context):
             flush.before_statement(connection)
