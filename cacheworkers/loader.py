@@ -72,8 +72,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
                     if value is not MISSING:
                         return value
         call = self._bind(args, kwargs)
-        slot = self._slot(call.text) if self._l1_for else None
-        if slot is not None and (value := self._value(slot)) is not MISSING:
+        if self._l1_for and (slot := self._slot(call.text)) is not None and (value := self._value(slot)) is not MISSING:
             return value
         found: T = self._reads.find(call, None if kwargs else args, self._decode, False)
         return found
