@@ -245,7 +245,12 @@ class SessionHooks:
 
     def _on_after_commit(self, session: Session) -> None:
         state = state_of(self, session)
-        if state is None or state.dirty is None or session.in_nested_transaction():
+        if state is not None and not session.in_nested_transaction():
+            self.committed(state)
+
+    def committed(self, state: SessionState) -> None:
+        """Invalidate what a session has written, now or when the transactions that it has joined are committed."""
+        if state.dirty is None:
             return
         written, unknown = state.dirty.take_committed()
         open_ = [each for each in (*(each.connection for each in written), *unknown) if each.in_transaction()]
@@ -298,6 +303,7 @@ class SessionHooks:
         for mode, named in tags.items():
             for part in in_rows(list(named)):
                 row = self.outbox.write(connection, part)
+                state_for(self, session).begin_on(connection)  # again, if its owner has ended it and goes on
                 self._dirty(session).note_written(part, row, connection, mode)
 
     def _connection(self, session: Session) -> Connection:
