@@ -119,7 +119,7 @@ class World:
         try:
             while True:
                 step = flow.send(value)
-                if isinstance(step, Wait):
+                if isinstance(step, Wait) and isinstance(step.waiter, Waiter):
                     sleeper = _Sleeper(self, flow, done, step.waiter)
                     if step.waiter.register(sleeper) is not None:
                         self.at(self.now + step.timeout, sleeper.time_is_up)

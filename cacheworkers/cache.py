@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, 
 from cacheworkers.config import Config
 from cacheworkers.core.driver import Flow, Pause, arun, run
 from cacheworkers.core.tag_templates import check_tag
-from cacheworkers.errors import CacheworkersError, CallError
+from cacheworkers.errors import CallError
 from cacheworkers.events import GarbageCollected, Hook
 from cacheworkers.flows.clear import clear
 from cacheworkers.flows.explain import Explanation, explain, stored
@@ -25,14 +25,14 @@ from cacheworkers.flows.invalidate import (
     members_of,
 )
 from cacheworkers.flows.keep_warm import Warming, hot, report_accesses, warm_round
-from cacheworkers.flows.ports import LoaderSpec, LoadRequest
+from cacheworkers.flows.ports import LoaderSpec
 from cacheworkers.flows.stats import LoaderStats, StoreStats, loader_stats, store_stats
 from cacheworkers.flows.warm_up import UNLIMITED
 from cacheworkers.load_context import AroundLoad, AsyncLoad, Load
 from cacheworkers.loader import BatchLoader, DeclareBatchLoader, DeclareLoader, Loader
-from cacheworkers.policy import PolicyOptions
+from cacheworkers.policy import LoaderOptions
 from cacheworkers.runtime.internals import Internals
-from cacheworkers.runtime.message_loads import load_requests
+from cacheworkers.runtime.message_loads import run_message_loads
 from cacheworkers.runtime.registry import LoaderRegistry
 from cacheworkers.runtime.tag_invalidation import tag_invalidation
 from cacheworkers.runtime.warm_job import Warmer, WarmJob
@@ -90,8 +90,7 @@ class Cache:
             sessions=sessions,
             async_sessions=async_sessions,
             hook=hook,
-            run_loads=self._run_requests,
-            loads=self._load_requests,
+            loads=lambda *message: run_message_loads(self._runtime, self._loaders, *message),
             around_load=around_load,
             upkeep={
                 "collect_garbage": (lambda: self.collect_garbage(config.gc_interval / 2), config.gc_interval),
@@ -113,25 +112,9 @@ class Cache:
     @overload
     def loader(self, function: Callable[Concatenate[Load, P], T], /) -> Loader[P, T]: ...
     @overload
-    def loader(
-        self,
-        *,
-        tags: Iterable[str] = (),
-        name: str | None = None,
-        rate_limit: str | None = None,
-        replace: bool = False,
-        **policy: Unpack[PolicyOptions],
-    ) -> DeclareLoader: ...
+    def loader(self, **options: Unpack[LoaderOptions]) -> DeclareLoader: ...
     def loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        tags: Iterable[str] = (),
-        name: str | None = None,
-        rate_limit: str | None = None,
-        replace: bool = False,
-        **policy: Any,
+        self, function: Callable[..., Any] | None = None, /, **options: Any
     ) -> Any:
         """Declare a function `(load, ...)` as a loader: `@cache.loader`, or `@cache.loader(fresh_for=300)`.
 
@@ -142,47 +125,29 @@ class Cache:
                 load included: `"100/s"`, `"30/m"`, `"5/h"`.  Each takes a turn in the store.
             replace: a loader of this name that the same module has declared is replaced: in notebooks and shells.  What
                 the old one has stored is still served; raise `version`, or invalidate.
-            policy: the fields of `Policy`, or `policy=` a whole one with some of them changed.
+            options: besides these the fields of `Policy`, or `policy=` a whole one with some of them changed.
 
         Raises:
             DeclarationError: the function cannot be a loader, or its name is taken.
             ConfigError: a policy field breaks a rule.
         """
-        how = {"tags": tags, "name": name, "rate_limit": rate_limit, "replace": replace, "is_batch": False}
-        return self._declare(Loader, function, policy, how)
+        return self._declare(Loader, function, options)
 
     @overload
     def batch_loader(self, function: Callable[[AsyncLoad, list[K]], Awaitable[dict[K, V]]], /) -> BatchLoader[K, V]: ...
     @overload
     def batch_loader(self, function: Callable[[Load, list[K]], dict[K, V]], /) -> BatchLoader[K, V]: ...
     @overload
-    def batch_loader(
-        self,
-        *,
-        tags: Iterable[str] = (),
-        name: str | None = None,
-        rate_limit: str | None = None,
-        replace: bool = False,
-        **policy: Unpack[PolicyOptions],
-    ) -> DeclareBatchLoader: ...
+    def batch_loader(self, **options: Unpack[LoaderOptions]) -> DeclareBatchLoader: ...
     def batch_loader(  # type: ignore[misc]  # mypy does not match an unpacked TypedDict with keywords of any type
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        tags: Iterable[str] = (),
-        name: str | None = None,
-        rate_limit: str | None = None,
-        replace: bool = False,
-        **policy: Any,
+        self, function: Callable[..., Any] | None = None, /, **options: Any
     ) -> Any:
         """Declare a function `(load, keys: list[K]) -> dict[K, V]` as a loader of many keys together.
 
         A key left out of the dict is None, or `KeyMissing` if V has no None.  In `tags`, `{key}` is one element.
         Arguments and errors as for `loader`.
         """
-        how = {"tags": tags, "name": name, "rate_limit": rate_limit, "replace": replace, "is_batch": True}
-        return self._declare(BatchLoader, function, policy, how)
+        return self._declare(BatchLoader, function, options)
 
     @property
     def loaders(self) -> Mapping[str, LoaderSpec]:
@@ -410,7 +375,7 @@ class Cache:
         """
         return run(inspect_entries(self._ports, self._loaders, sample, grace, Pause, rate))
 
-    def explain(self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, *args: Any, **kwargs: Any) -> Explanation:
+    def explain(self, loader: Loader[..., Any] | str, *args: Any, **kwargs: Any) -> Explanation:
         """Return what a read would get now, tier by tier, and why; nothing is loaded or claimed.
 
         `cache.explain(product, 42)`, or the call's text alone: `cache.explain("product[42]")`.
@@ -420,9 +385,7 @@ class Cache:
         """
         return run(self._explanation(loader, args, kwargs))
 
-    async def aexplain(
-        self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, *args: Any, **kwargs: Any
-    ) -> Explanation:
+    async def aexplain(self, loader: Loader[..., Any] | str, *args: Any, **kwargs: Any) -> Explanation:
         """Return what a read would get now, and why; see `explain`."""
         return await arun(self._explanation(loader, args, kwargs))
 
@@ -489,7 +452,7 @@ class Cache:
 
     def keep_warm(self) -> dict[str, Warming]:
         """Have workers revalidate hot entries that go stale soon; loader -> what was done.  Beat calls it."""
-        return run(self._warm_round())
+        return run(warm_round(self._ports, dict(self._loaders), self._runtime.queued))
 
     def report_accesses(self) -> int:
         """Report what this process has read to the store; return how many calls.  A thread does it by itself."""
@@ -519,15 +482,14 @@ class Cache:
 
     def _declare(
         self,
-        kind: type[Loader[..., Any]] | type[BatchLoader[Any, Any]],
+        kind: type[Loader[..., Any]],
         function: Callable[..., Any] | None,
-        policy: dict[str, Any],
-        how: dict[str, Any],
+        options: dict[str, Any],
     ) -> Any:
         """Return a declared loader, or what declares the function that a decorator is called with."""
 
         def declare(function: Callable[..., Any]) -> Any:
-            spec = self._loaders.add(function, options={**policy}, **how)
+            spec = self._loaders.add(function, is_batch=kind is BatchLoader, **options)
             self._ports.access_counter.remember(spec.name, spec.policy, self.config.access_half_life)
             self._runtime.register(spec)
             return kind(self._ports, spec, self._warmer)
@@ -535,7 +497,7 @@ class Cache:
         return declare if function is None else declare(function)
 
     def _explanation(
-        self, loader: Loader[..., Any] | BatchLoader[Any, Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, loader: Loader[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Flow[Explanation]:
         if not isinstance(loader, str):
             call = self.call(loader.name, *args, **kwargs)
@@ -547,21 +509,8 @@ class Cache:
             call = loader
         return explain(self._ports, *self._loaders.of_call(call), self._runtime.waits_for_workers)
 
-    def _run_requests(
-        self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
-    ) -> list[CacheworkersError]:
-        return run(self._load_requests(loader, requests, is_redelivered))
-
-    def _load_requests(
-        self, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
-    ) -> Flow[list[CacheworkersError]]:
-        return load_requests(self._runtime, self._loaders, loader, requests, is_redelivered)
-
     def _drain_by_beat(self) -> None:
         self._watching.drain_by_beat(is_needed=self.is_watching or bool(self._triggers))
-
-    def _warm_round(self) -> Flow[dict[str, Warming]]:
-        return warm_round(self._ports, dict(self._loaders), self._runtime.queued)
 
     def _invalidation(self, tags: Sequence[str], mode: Mode, dry_run: bool) -> Flow[Invalidation]:
         return tag_invalidation(self._ports, self._loaders, tags, mode, dry_run=dry_run)

@@ -1,4 +1,4 @@
-"""Loader: the sync and async reads of one declared loader; a hit in L1 is answered here, all else by LoaderBase.
+"""Loader and BatchLoader: the sync and async reads of one declared loader; `get` answers a hit in L1 right here.
 
 Each async method is the sync one with `a` in front; same parameters, same semantics.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.read_result import Read
 from cacheworkers.flows.invalidate import Invalidation
+from cacheworkers.flows.loader_memory import LoaderMemory, as_is
 from cacheworkers.load_context import AsyncLoad, Load
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_base import LoaderBase
+from cacheworkers.runtime.store_reads import StoreReads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -117,33 +119,52 @@ class Loader(LoaderBase[T], Generic[P, T]):
 
     def read(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:
         """Return the value with its freshness, tier, age in seconds and sequence number; raises as `get` does."""
-        return self._read(args, kwargs)
+        call, arguments = self._bound(args, kwargs)
+        kept = self._read_slot(call.text)
+        return kept or self._reads.find(call, arguments, self._decode, True)
 
     async def aread(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:
         """Return the value with its freshness, tier, age and sequence number; see `read`."""
-        return await self._aread(args, kwargs)
+        call, arguments = self._bound(args, kwargs)
+        kept = self._read_slot(call.text)
+        return kept or await self._reads.afind(call, arguments, self._decode, True)
 
     def get_json(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
         """Return the value's JSON, never decoded: straight into a response; raises as `get` does."""
-        return self._get_json(args, kwargs)
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        payload: bytes = slot.payload if slot else self._reads.find(call, arguments, as_is, False)
+        return payload
 
     async def aget_json(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
         """Return the value's JSON, never decoded; see `get_json`."""
-        return await self._aget_json(args, kwargs)
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        payload: bytes = slot.payload if slot else await self._reads.afind(call, arguments, as_is, False)
+        return payload
 
     def read_json(self, *args: P.args, **kwargs: P.kwargs) -> Read[bytes]:
         """Return what `read` does, with the value's JSON, never decoded, for a value; raises as `get` does."""
-        return (None if kwargs else self._json_hit(args)) or self._read_json(args, kwargs)
+        if not kwargs and (hit := self._json_hit(args)):
+            return hit
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        return self._json_slot(slot, monotonic()) if slot else self._reads.find(call, arguments, as_is, True)
 
     async def aread_json(self, *args: P.args, **kwargs: P.kwargs) -> Read[bytes]:
         """Return what `aread` does, with the value's JSON for a value; see `read_json`."""
-        return (None if kwargs else self._json_hit(args)) or await self._aread_json(args, kwargs)
+        if not kwargs and (hit := self._json_hit(args)):
+            return hit
+        call, arguments = self._bound(args, kwargs)
+        slot = self._slot(call.text)
+        return self._json_slot(slot, monotonic()) if slot else await self._reads.afind(call, arguments, as_is, True)
 
     def get_many(self: OneArgument[K, T], keys: Iterable[K]) -> dict[K, T]:
         """Return key -> value of a loader with one argument, in the keys' order, duplicates once.
 
-        One round trip for hits, one for the claims of misses, one wait of `wait_for` seconds for all of them; each miss
-        is a load of its own, unlike a batch loader's.
+        One round trip for hits, one for the claims of misses, one wait of `wait_for` seconds for all of them.  Each
+        miss is a load of its own.  Misses of a batch loader are one task for each `Config.batch_size` keys, and those
+        that no worker has begun in time are one call of the function here.
 
         Raises:
             CallError: the loader does not take exactly one argument.
@@ -188,97 +209,23 @@ class Loader(LoaderBase[T], Generic[P, T]):
         """Drop one entry; see `invalidate`."""
         return await arun(self._invalidation(args, kwargs))
 
-    def since(self, done: Invalidation) -> Loader[P, T]:
+    def since(self, done: Invalidation) -> Self:
         """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
-        view: Loader[P, T] = self._at_since(done)
+        view = object.__new__(type(self))
+        view.__dict__ |= self.__dict__
+        view._since = done.seq
+        view._memory = LoaderMemory(self._ports, self._spec, done.seq)
+        view._index, view._value = view._memory.index, view._memory.value
+        view._reads = StoreReads(self._ports, self._spec, view._memory, self._runner)
         return view
 
 
-class BatchLoader(LoaderBase[V], Generic[K, V]):
+class BatchLoader(Loader[[K], V], Generic[K, V]):
     """A cached function of many keys: one query loads what is missing of a batch.
 
-    Made by `Cache.batch_loader`.
+    Made by `Cache.batch_loader`, and read as a `Loader` whose one argument is a key.  A key that the function leaves
+    out is None, or raises `KeyMissing` if V has no None.
     """
-
-    def get(self, key: K) -> V:
-        """Return one key's value; see `Loader.get`.
-
-        Raises:
-            KeyMissing: the loader left the key out, and its value type has no None.
-        """
-        return self._get((key,), {})
-
-    async def aget(self, key: K) -> V:
-        """Return one key's value; see `get`."""
-        return await self._aget((key,), {})
-
-    def read(self, key: K) -> Read[V]:
-        """Return one key's value with its freshness, tier, age in seconds and sequence number."""
-        return self._read((key,), {})
-
-    async def aread(self, key: K) -> Read[V]:
-        """Return one key's value with its freshness, tier, age and sequence number; see `read`."""
-        return await self._aread((key,), {})
-
-    def get_json(self, key: K) -> bytes:
-        """Return one key's JSON, never decoded."""
-        return self._get_json((key,), {})
-
-    async def aget_json(self, key: K) -> bytes:
-        """Return one key's JSON, never decoded; see `get_json`."""
-        return await self._aget_json((key,), {})
-
-    def read_json(self, key: K) -> Read[bytes]:
-        """Return what `read` does, with one key's JSON, never decoded, for a value."""
-        return self._json_hit((key,)) or self._read_json((key,), {})
-
-    async def aread_json(self, key: K) -> Read[bytes]:
-        """Return what `aread` does, with one key's JSON for a value; see `read_json`."""
-        return self._json_hit((key,)) or await self._aread_json((key,), {})
-
-    def get_many(self, keys: Iterable[K]) -> dict[K, V]:
-        """Return key -> value, in the keys' order, duplicates once: one round trip for hits, one task for misses.
-
-        Misses are waited for together, `wait_for` seconds at most.  Those that no worker has begun by then are one
-        call of the loader here, as are all of them where there is no store; of `Config.batch_size` keys at most.
-
-        Raises:
-            LoadErrors: some keys have no value; it carries those that have.
-        """
-        return run(self._many(keys), self._warn_if_blocking)
-
-    async def aget_many(self, keys: Iterable[K]) -> dict[K, V]:
-        """Return key -> value for many keys; see `get_many`."""
-        return await arun(self._many(keys))
-
-    def peek(self, key: K) -> Read[V] | None:
-        """Return what is in the store for one key; never loads, never enqueues."""
-        return run(self._peek((key,), {}), self._warn_if_blocking)
-
-    async def apeek(self, key: K) -> Read[V] | None:
-        """Return what is in the store for one key; see `peek`."""
-        return await arun(self._peek((key,), {}))
-
-    def revalidate(self, key: K) -> bool:
-        """Ask workers to load one key now; True if this call enqueued it."""
-        return run(self._revalidation(self._bind((key,), {})))
-
-    async def arevalidate(self, key: K) -> bool:
-        """Ask workers to load one key now; see `revalidate`."""
-        return await arun(self._revalidation(self._bind((key,), {})))
-
-    def invalidate(self, key: K) -> Invalidation:
-        """Drop one key's entry; see `Loader.invalidate`."""
-        return run(self._invalidation((key,), {}))
-
-    async def ainvalidate(self, key: K) -> Invalidation:
-        """Drop one key's entry; see `invalidate`."""
-        return await arun(self._invalidation((key,), {}))
-
-    def since(self, done: Invalidation) -> BatchLoader[K, V]:
-        """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
-        view: BatchLoader[K, V] = self._at_since(done)
-        return view
 
 
 class DeclareLoader(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -77,7 +78,7 @@ class Policy:
 
 
 class PolicyOptions(TypedDict, total=False):
-    """The keywords of `Cache.loader`: the fields of `Policy`, or a whole one with some of them changed."""
+    """The fields of `Policy`, or a whole one with some of them changed."""
 
     policy: Policy | None
     fresh_for: float
@@ -93,6 +94,15 @@ class PolicyOptions(TypedDict, total=False):
     warm_for: float | None
     version: int
     hold_off_for: float
+
+
+class LoaderOptions(PolicyOptions, total=False):
+    """The keywords of `Cache.loader` and `Cache.batch_loader`."""
+
+    tags: Iterable[str]
+    name: str | None
+    rate_limit: str | None
+    replace: bool
 
 
 def duration(

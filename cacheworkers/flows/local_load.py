@@ -21,7 +21,7 @@ from cacheworkers.local.l1 import Slot
 
 
 class SharedLoad(msgspec.Struct, frozen=True):
-    """The outcome of one load without the store; good for every read that had begun before it."""
+    """The outcome of one load that stored no entry; good for every read that had begun before it."""
 
     began_at: float
     payload: bytes = b""
@@ -58,7 +58,7 @@ def kept(ports: Ports, call: Call, decode: Callable[[bytes], Any], since: int) -
     Not once the store has answered since, or where another server may have become the master: what others have
     invalidated there was not reported here.
     """
-    if not ports.listener.may_go_on(call.text):
+    if not ports.listener.memory_may_answer(call.text):
         return None
     slot = ports.l1.get(call.text)
     now = ports.clock.now()
@@ -86,9 +86,36 @@ def drop_unreadable(ports: Ports, slot: Slot, error: CodecError) -> None:
 
 def load_without_store(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Read]:
     """Load a call without lease or entry; the reads of this process share a load that began after they did."""
+
+    def load(began_at: float) -> Flow[bytes]:
+        loading = Loading([state.call], {state.call.text: None}, began_at + loader.load_for, 0)
+        return loader.codec.encode((yield from run_once(ports, loader, state, loading)))
+
+    return (yield from share_load(ports, loader, state, load))
+
+
+def share_load(
+    ports: Ports,
+    loader: LoaderSpec,
+    state: ReadState,
+    load: Callable[[float], Flow[bytes]],
+    *,
+    kept: Callable[[], Read | None] = lambda: None,
+    passes_on: tuple[type[Exception], ...] = (),
+) -> Flow[Read]:
+    """Return what a load without an entry brings: one load serves all reads of this process that began before it.
+
+    Args:
+        load: returns the value's JSON; called with the monotonic instant at which the load begins.
+        kept: returns what an earlier load has left, if that may be served.
+        passes_on: what `load` may raise that is no failure of the loader, and is raised to this reader alone.
+    """
     flight = state.waiter.flight
     give_up_at = state.started + loader.load_for
     while True:
+        found = kept()
+        if found is not None:
+            return found
         shared = flight.shared
         if isinstance(shared, SharedLoad) and shared.began_at >= state.started:
             if state.crowd is not None:
@@ -96,10 +123,10 @@ def load_without_store(ports: Ports, loader: LoaderSpec, state: ReadState) -> Fl
             break
         if not flight.is_loading:
             state.cover()
-            shared = yield from _load_for_all(ports, loader, state)
+            shared = yield from _load_for_all(ports, loader, state, load, passes_on)
             break
         if ports.clock.monotonic() >= give_up_at:
-            raise LoadTimeout(f"{state.call.text} has no value after {loader.load_for:g} s, and the store is away")
+            raise LoadTimeout(f"{state.call.text} has no value after {loader.load_for:g} s, and none can be stored")
         state.waiter.rearm()
         yield from wait_for_push(ports, state.waiter, give_up_at)
     if shared.error is not None:
@@ -109,21 +136,33 @@ def load_without_store(ports: Ports, loader: LoaderSpec, state: ReadState) -> Fl
     return Read(state.options.decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)
 
 
-def _load_for_all(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[SharedLoad]:
+def run_once(ports: Ports, loader: LoaderSpec, state: ReadState, loading: Loading) -> Flow[Any]:
+    """Run the loader for the call of a read; return its value, or raise what it raised."""
+    values = yield from state.strategy.run(ports, loader, loading)
+    value = values[state.call.text]
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
+def _load_for_all(
+    ports: Ports,
+    loader: LoaderSpec,
+    state: ReadState,
+    load: Callable[[float], Flow[bytes]],
+    passes_on: tuple[type[Exception], ...],
+) -> Flow[SharedLoad]:
     flight, call = state.waiter.flight, state.call
     flight.is_loading = True
     began_at = ports.clock.monotonic()
     shared: SharedLoad | None = None
     try:
-        loading = Loading([call], {call.text: None}, began_at + loader.load_for, 0)
-        values = yield from state.strategy.run(ports, loader, loading)
-        value = values[call.text]
-        if isinstance(value, BaseException):
-            raise value
-        shared = SharedLoad(began_at, loader.codec.encode(value))
+        shared = SharedLoad(began_at, (yield from load(began_at)))
     except LoadTimeout as error:
         shared = SharedLoad(began_at, error=error)
     except Exception as error:
+        if isinstance(error, passes_on):
+            raise
         failure = as_load_error(loader, call.text, error)
         shared = SharedLoad(began_at, error=failure)
         took = ports.clock.monotonic() - began_at

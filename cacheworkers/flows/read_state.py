@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -18,6 +18,7 @@ from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.coalescing import Crowd
 from cacheworkers.local.flight import Flight
 from cacheworkers.local.waiters import Waiter
+from cacheworkers.local.wakeup import Wakeup
 
 #: While changes are not reported nobody is woken: waiters look again this often, seconds.
 POLL_FOR = 0.05
@@ -54,48 +55,28 @@ class StoreResult(msgspec.Struct, frozen=True):
     is_coherent: bool = False
 
 
-class LoadStrategy(Protocol):
-    """How a read has its call loaded: by itself, or with the other reads of a `get_many`."""
+class LoadStrategy:
+    """How a read has its call loaded: by itself, or in a subclass with the other reads of a `get_many`."""
 
     def message(self, ports: Ports, request: LoadRequest) -> Enqueue | None:
         """Return the message to enqueue with the claim; None: it is submitted once it is claimed."""
-        ...
-
-    def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
-        """Hand a request to the dispatcher; False when there is no room: the caller gives the lease back."""
-        ...
-
-    def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
-        """Load here, under the lease that the request names; raises what `flows.load.load` raises."""
-        ...
-
-    def run(self, ports: Ports, loader: LoaderSpec, loading: Loading) -> Flow[dict[str, Any]]:
-        """Run the loader here and store nothing; call text -> value or exception."""
-        ...
-
-
-class SingleLoads:
-    """The strategy of a read by itself."""
-
-    def message(self, ports: Ports, request: LoadRequest) -> Enqueue | None:
-        """Return its message, where there is one."""
         return ports.message_of(request)
 
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
-        """Hand a request to the dispatcher."""
+        """Hand a request to the dispatcher; False when there is no room: the caller gives the lease back."""
         return (yield from submit(ports, [request])) == 1
 
     def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
-        """Load here, under the lease that the request names."""
+        """Load here, under the lease that the request names; raises what `flows.load.load` raises."""
         results = yield from load(ports, loader, [request], ports.reader)
         return results[request.call]
 
     def run(self, ports: Ports, loader: LoaderSpec, loading: Loading) -> Flow[dict[str, Any]]:
-        """Run the loader here and store nothing."""
+        """Run the loader here and store nothing; call text -> value or exception."""
         return (yield from run_loader(ports, loader, loading, ports.reader))
 
 
-SINGLE = SingleLoads()
+SINGLE = LoadStrategy()
 
 
 class ReadState(msgspec.Struct):
@@ -148,11 +129,11 @@ class ReadState(msgspec.Struct):
 
 
 class Wait:
-    """A step: sleep until the waiter is woken; True if it was."""
+    """A step: sleep until one reader, or any of those that go on together, is woken; True if it was."""
 
     __slots__ = ("timeout", "waiter")
 
-    def __init__(self, waiter: Waiter, timeout: float) -> None:
+    def __init__(self, waiter: Waiter | Wakeup, timeout: float) -> None:
         self.waiter = waiter
         self.timeout = timeout
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.entry import Freshness
@@ -15,15 +15,18 @@ from cacheworkers.events import Served
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 
 
-class Unflushed(Protocol):
-    """What a session has changed and not flushed yet."""
+class Unflushed(NamedTuple):
+    """What a session has changed and not flushed yet.
 
-    @property
-    def tags(self) -> frozenset[str]: ...
-    @property
-    def is_complete(self) -> bool: ...
-    @property
-    def can_flush(self) -> bool: ...
+    Attributes:
+        tags: of its changed instances, old and new, as far as memory has their values.
+        is_complete: whether that is all of them.
+        can_flush: whether a flush has what it needs: no required column is empty.
+    """
+
+    tags: frozenset[str]
+    is_complete: bool
+    can_flush: bool
 
 
 class Dirty(Protocol):

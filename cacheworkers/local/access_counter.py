@@ -18,9 +18,10 @@ from cacheworkers.local.l1 import Slot
 from cacheworkers.policy import Policy
 
 #: The maximum number of calls that are counted.
-MOST = 20_000
+MAX_CALLS = 20_000
 #: Reads that are noted before they are counted: to find a call's count takes longer than all else about one.
 TOGETHER = 1000
+
 
 #: A loader's access scores look back over about this many of its periods: fewer mistake a burst for a habit, more
 #: notice late what has become hot (benchmarks/simulation.py).
@@ -44,7 +45,7 @@ class AccessCounter:
         loaders: how long the accesses of each declared loader are remembered.
     """
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MAX_CALLS) -> None:
         self._most = most
         self.loaders: dict[str, Remembered] = {}
         self.reset()

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 from cacheworkers.errors import BulkheadFull
+from cacheworkers.local.flight import finish
 
 T = TypeVar("T")
 
@@ -103,11 +104,11 @@ class Bulkhead:
 
         def report(_: Future[Any]) -> None:
             with contextlib.suppress(RuntimeError):  # that loop is closed, and its tasks with it
-                loop.call_soon_threadsafe(_finish, ended)
+                loop.call_soon_threadsafe(finish, ended)
 
         self._submit(piece)
         piece.future.add_done_callback(report)
-        timer = loop.call_later(max(0.0, timeout), _finish, ended)
+        timer = loop.call_later(max(0.0, timeout), finish, ended)
         try:
             await ended
         except BaseException:
@@ -272,8 +273,3 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
             loop.run_forever()
             loop.close()
             return
-
-
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

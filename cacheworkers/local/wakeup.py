@@ -8,6 +8,8 @@ import contextlib
 import threading
 from typing import Any
 
+from cacheworkers.local.flight import finish
+
 _Awaited = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
@@ -36,7 +38,7 @@ class Wakeup:
             self._awaited = None  # one call into the loop, however often it is woken
             loop, future = awaited
             with contextlib.suppress(RuntimeError):  # that loop is closed, and its tasks with it
-                loop.call_soon_threadsafe(_finish, future)
+                loop.call_soon_threadsafe(finish, future)
 
     def woken_names(self) -> list[Any]:
         """Return each name it was woken with since the last time, once."""
@@ -57,7 +59,7 @@ class Wakeup:
         self._awaited = loop, future
         try:
             if not self._signal.acquire(blocking=False):
-                timer = loop.call_later(max(0.0, timeout), _finish, future)
+                timer = loop.call_later(max(0.0, timeout), finish, future)
                 try:
                     await future
                 finally:
@@ -80,8 +82,3 @@ class NamedWaker:
     def release(self) -> None:
         """Wake it."""
         self._wakeup.wake(self._name)
-
-
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -16,7 +16,7 @@ from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.explain import Explanation
 from cacheworkers.ops.output import Obj, counted, note
-from cacheworkers.ops.warm_progress import progress_of
+from cacheworkers.ops.warm_progress import LINE_EVERY, line
 from cacheworkers.workers.diagnostics import BrokerUnreachable, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
@@ -24,7 +24,7 @@ _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
 #: Where a row comes from, for messages, and what it says.
 Row = tuple[str, str | bytes]
 #: Of more calls than this it is not said why they failed.
-MOST_REASONS = 5
+MAX_REASONS = 5
 #: Between two questions to the workers, seconds.
 ASK_WORKERS_EVERY = 0.5
 
@@ -135,12 +135,11 @@ def warm(
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
     job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
-    with progress_of(job, loader, cache.config.queues) as (every, show_progress):
-        while not job.is_done:
-            try:
-                job.wait(every)
-            except TimeoutError:
-                show_progress()
+    while not job.is_done:
+        try:
+            job.wait(LINE_EVERY)
+        except TimeoutError:
+            note(line(loader, job.progress, job.rate, cache.config.queues))
     done = job.wait()
     share = done.share
     if not calls and hot:
@@ -152,7 +151,7 @@ def warm(
     if lapsed > 0:
         fresh_for = cache.loaders[loader].policy.fresh_for
         note(_why_lapsed(lapsed, time.monotonic() - began, fresh_for))
-    for call in done.failures[:MOST_REASONS]:
+    for call in done.failures[:MAX_REASONS]:
         note(f"{call}: {_why_failed(cache.explain(call))}")
     show(Warmed(done.calls, done.fresh, done.loaded, done.failed, bad, duplicates, share, done.failures))
     if share < min_fresh or bad:

@@ -13,8 +13,8 @@ from cacheworkers.events import UpkeepMissed
 from cacheworkers.flows.ports import LoadRequest, Ports
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
-from cacheworkers.workers.binding import UpkeepTasks, bind
-from cacheworkers.workers.worker_command import options_in
+from cacheworkers.workers.binding import Binding, UpkeepTasks
+from cacheworkers.workers.worker_command import worker_options_in
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -47,13 +47,13 @@ class CeleryWorkers:
     ) -> None:
         """
         Args:
-            undelivered, refuse: see `bind`.
-            around_task: `bind`'s argument of this name, if there is any.
+            undelivered, refuse: see `Binding`.
+            around_task: `Binding`'s argument of this name, if there is any.
         """
         self._ports = ports
         self._marks = marks
         self._taken_noted_at: dict[str, float] = {}
-        self.binding: Any = bind(
+        self.binding: Any = Binding(
             app,
             ports.config,
             run_loads=run_loads,
@@ -94,7 +94,7 @@ class CeleryWorkers:
     def _note_worker(self, name: str) -> None:
         """Note in the store that this worker runs, how it is started, and which database and loaders it has."""
         self._ports.store.note_worker(name).run()
-        self._marks.note_as_worker(options_in(sys.argv))
+        self._marks.note_as_worker(worker_options_in(sys.argv))
 
     def _note_taken(self, queue: str) -> None:
         """Note in the store that a worker takes messages from a queue, at most once a second."""

@@ -1,8 +1,7 @@
-"""LoaderBase: what plain and batch loaders share, the way from arguments to L1, the store, or a flow."""
+"""LoaderBase: a loader's parts and the ways to L1 and to flows that its public methods share; warm jobs."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
@@ -16,7 +15,7 @@ from cacheworkers.errors import CallError
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.invalidate import Invalidation, invalidate_calls
 from cacheworkers.flows.keep_warm import hot
-from cacheworkers.flows.loader_memory import LoaderMemory, as_is
+from cacheworkers.flows.loader_memory import LoaderMemory
 from cacheworkers.flows.nested_read import nested_many
 from cacheworkers.flows.ports import LoaderSpec, Ports, QueueKind
 from cacheworkers.flows.read_many import one_by_one, read_many
@@ -38,7 +37,7 @@ _FRESH = Freshness.FRESH
 
 
 class LoaderBase(Generic[T]):
-    """What plain and batch loaders share: the way from arguments to a flow."""
+    """What `Loader` builds on: from arguments to a call, to its slot in L1, or to a flow."""
 
     def __init__(self, ports: Ports, spec: LoaderSpec, warmer: Warmer) -> None:
         self._warmer = warmer
@@ -56,6 +55,8 @@ class LoaderBase(Generic[T]):
         self._index = self._memory.index
         self._value = self._memory.value
         self.__name__ = spec.name
+        self.__qualname__: str = getattr(spec.function, "__qualname__", spec.name)
+        self.__module__ = spec.function.__module__
         self.__doc__ = spec.function.__doc__
         self.__wrapped__ = spec.function
 
@@ -71,6 +72,10 @@ class LoaderBase(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._spec.name}>"
+
+    def __reduce__(self) -> str:
+        """Pickle it by its name, as a function is pickled: another process has this loader of its own."""
+        return self.__qualname__
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Raise CallError: a loader is read by its methods."""
@@ -90,10 +95,12 @@ class LoaderBase(Generic[T]):
             return slot
         return None
 
-    def _read_slot(self, slot: Slot) -> Read | None:
-        value = self._value(slot)
+    def _read_slot(self, text: str) -> Read | None:
+        slot = self._slot(text)
+        value = MISSING if slot is None else self._value(slot)
         if value is MISSING:
             return None
+        assert slot is not None
         entry: Entry = slot.entry
         now = self._ports.clock.now()
         return Read.of(now, entry, value, _served(entry, now), "l1", 0.0)
@@ -171,42 +178,7 @@ class LoaderBase(Generic[T]):
             raise CallError(f"{self._spec.name} takes {takes} arguments: give a tuple of them, got {arguments!r}")
         return self._bind(arguments, {})
 
-    def _at_since(self, done: Invalidation) -> Any:
-        view = copy.copy(self)
-        view._since = done.seq
-        view._memory = LoaderMemory(self._ports, self._spec, done.seq)
-        view._index, view._value = view._memory.index, view._memory.value
-        view._reads = StoreReads(self._ports, self._spec, view._memory, self._runner)
-        return view
-
-    # -- shared by both faces of both kinds
-
-    def _get(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        call = self._bind(args, kwargs)
-        slot = self._slot(call.text) if self._l1_for else None
-        found: T = MISSING if slot is None else self._value(slot)
-        if found is MISSING:
-            found = self._reads.find(call, None if kwargs else args, self._decode, False)
-        return found
-
-    async def _aget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call.text)
-        kept = MISSING if slot is None else self._value(slot)
-        found: T = await self._reads.afind(call, arguments, self._decode, False) if kept is MISSING else kept
-        return found
-
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
-        call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call.text)
-        kept = self._read_slot(slot) if slot else None
-        return kept or self._reads.find(call, arguments, self._decode, True)
-
-    async def _aread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
-        call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call.text)
-        kept = self._read_slot(slot) if slot else None
-        return kept or await self._reads.afind(call, arguments, self._decode, True)
+    # -- L1, and the flows of other reads
 
     def _json_hit(self, args: tuple[Any, ...]) -> Read | None:
         """Return what L1 has for raw positional arguments, if it may answer now."""
@@ -227,32 +199,6 @@ class LoaderBase(Generic[T]):
         age = now - entry.created
         freshness = _FRESH if now < entry.fresh_until else Freshness.STALE
         return Read(slot.payload, freshness, "l1", age if age > 0 else 0.0, entry.seq, 0.0, entry)
-
-    def _read_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
-        call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call.text)
-        return self._json_slot(slot, monotonic()) if slot else self._reads.find(call, arguments, as_is, True)
-
-    async def _aread_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
-        call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call.text)
-        return self._json_slot(slot, monotonic()) if slot else await self._reads.afind(call, arguments, as_is, True)
-
-    def _get_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call.text)
-        if slot is not None:
-            return slot.payload
-        payload: bytes = self._reads.find(call, arguments, as_is, False)
-        return payload
-
-    async def _aget_json(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        call, arguments = self._bound(args, kwargs)
-        slot = self._slot(call.text)
-        if slot is not None:
-            return slot.payload
-        payload: bytes = await self._reads.afind(call, arguments, as_is, False)
-        return payload
 
     def _peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow[Read | None]:
         call, _ = self._bound(args, kwargs)

@@ -11,8 +11,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers import load_context as loads
+from cacheworkers.core.annotations import shown
+from cacheworkers.core.canonical_arguments import EXACT
 from cacheworkers.core.driver import Step
 from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
+from cacheworkers.flows.load_failure import text_of_error
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.coherence import Coherence
@@ -20,7 +23,12 @@ from cacheworkers.runtime.loader_sessions import CallersSessions
 from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction, LateInvalidation
 
 if TYPE_CHECKING:
-    from cacheworkers.sql.load_sessions import Sessions
+    from cacheworkers.sql.load_sessions import LoadSessions
+
+
+#: What no loader raises by itself, and the packages whose own exceptions end a green thread.
+_FROM_OUTSIDE = (asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit)
+_GREEN = ("greenlet", "gevent", "eventlet")
 
 
 class LoaderRunner:
@@ -30,7 +38,7 @@ class LoaderRunner:
         self,
         owner: object,
         where: str,
-        sessions: Sessions | CallersSessions,
+        sessions: LoadSessions | CallersSessions,
         bulkhead: Bulkhead,
         coherence: Coherence,
         arounds: Sequence[loads.AroundLoad] = (),
@@ -117,12 +125,8 @@ class RunLoader:
                 stack.enter_context(self._inside())
                 load = loads.Load(self._loader, self._loading, stack.enter_context(session_of()))
                 return self._by_call(self._loader.function(load, *self._arguments()))
-        except Exception as error:
-            return self._failed(error)
-        except asyncio.CancelledError as error:
-            return self._failed(_cancelled_inside(error))
-        except SystemExit as error:
-            return self._failed(_exit_inside(error))
+        except BaseException as error:
+            return self._failed(_as_failure(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     async def _run_on_async(self, session_of: Callable[[], AbstractAsyncContextManager[Any]]) -> dict[str, Any]:
@@ -138,12 +142,8 @@ class RunLoader:
                 stack.enter_context(self._inside())
                 load = loads.AsyncLoad(self._loader, self._loading, await stack.enter_async_context(session_of()))
                 return self._by_call(await self._loader.function(load, *self._arguments()))
-        except Exception as error:
-            return self._failed(error)
-        except asyncio.CancelledError as error:
-            return self._failed(_cancelled_inside(error))
-        except SystemExit as error:
-            return self._failed(_exit_inside(error))
+        except BaseException as error:
+            return self._failed(_as_failure(error))
         return self._failed(RuntimeError("around_load swallowed the exception of a load"))
 
     def _described(self) -> loads.LoadCall:
@@ -179,18 +179,23 @@ class RunLoader:
             return {calls[0].text: returned}
         if not isinstance(returned, dict):
             raise TypeError(f"{loader.name} must return a dict of key -> value, got {type(returned).__name__}")
-        found: dict[str, Any] = {}
+        found = {call.text: returned[call.arguments[0]] for call in calls if call.arguments[0] in returned}
+        if len(found) < len(calls):
+            self._refuse_strange_keys(returned)
         for call in calls:
-            key = call.arguments[0]
-            if key in returned:
-                found[call.text] = returned[key]
-            elif loader.codec.admits_none:
-                found[call.text] = None
-            else:
-                found[call.text] = KeyMissing(
-                    loader.name, call.text, "KeyMissing", f"the batch loader left out {key!r}"
-                )
+            if call.text not in found:
+                left_out = f"the batch loader left out {call.arguments[0]!r}"
+                is_none = loader.codec.admits_none
+                found[call.text] = None if is_none else KeyMissing(loader.name, call.text, "KeyMissing", left_out)
         return found
+
+    def _refuse_strange_keys(self, returned: dict[Any, Any]) -> None:
+        """Raise TypeError if a key was not asked for and is of another type: "7" for 7 is no key that is not there."""
+        [kind] = self._loader.signature.annotations.values()
+        asked = {call.arguments[0] for call in self._loading.calls}
+        for key in returned if kind in EXACT else ():
+            if not isinstance(key, kind) and key not in asked:
+                raise TypeError(f"{self._loader.name} must return keys that it is given, {shown(kind)}s, got {key!r}")
 
 
 class RunInTransaction(RunLoader):
@@ -238,31 +243,32 @@ class RunInTransaction(RunLoader):
         yield
 
 
-def _cancelled_inside(error: asyncio.CancelledError) -> Exception:
-    """Return a loader's own CancelledError as a failure: it is no Exception, and would end whatever runs the loader.
+def _as_failure(error: BaseException) -> Exception:
+    """Return what a loader has raised as its failure, also what would end whatever runs the loader.
 
     Raises:
-        CancelledError: it is the running task that is cancelled, and the loader with it.
+        BaseException: it is not the loader's own: the running task or green thread is ended, and the loader with it; or
+            Celery, or a signal, ends a process of its pool.
     """
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, asyncio.CancelledError) and not _is_cancelling():
+        text = "a task or future that the loader waited for was cancelled"
+    # billiard exits with the signal's number - 256.
+    elif type(error) is SystemExit and not (isinstance(error.code, int) and error.code < -100):
+        text = f"the loader called sys.exit({error.code!r})"
+    elif isinstance(error, _FROM_OUTSIDE) or type(error).__module__.partition(".")[0] in _GREEN:
+        raise error
+    else:
+        text = f"the loader raised {type(error).__name__}: {text_of_error(error)}"
+    failure = RuntimeError(text)
+    failure.__cause__ = error
+    return failure
+
+
+def _is_cancelling() -> bool:
     try:
         task = asyncio.current_task()
     except RuntimeError:  # no loop runs here
-        task = None
-    if task is not None and task.cancelling():
-        raise error
-    failure = RuntimeError("a task or future that the loader waited for was cancelled")
-    failure.__cause__ = error
-    return failure
-
-
-def _exit_inside(error: SystemExit) -> Exception:
-    """Return a loader's own SystemExit as a failure: it would end the worker, and leave its readers waiting.
-
-    Raises:
-        SystemExit: it is Celery's, or that of a signal that ends a process of its pool.
-    """
-    if type(error) is not SystemExit or (isinstance(error.code, int) and error.code < -100):  # billiard: signal - 256
-        raise error
-    failure = RuntimeError(f"the loader called sys.exit({error.code!r})")
-    failure.__cause__ = error
-    return failure
+        return False
+    return task is not None and bool(task.cancelling())

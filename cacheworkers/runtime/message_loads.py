@@ -15,7 +15,7 @@ from cacheworkers.runtime.wiring import Runtime
 from cacheworkers.workers.version_mismatch import mismatch
 
 
-def load_requests(
+def run_message_loads(
     runtime: Runtime, loaders: LoaderRegistry, loader: str, requests: Sequence[LoadRequest], is_redelivered: bool
 ) -> Flow[list[CacheworkersError]]:
     """Load what the requests name, and return why some of them failed.

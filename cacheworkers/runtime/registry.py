@@ -28,15 +28,15 @@ class LoaderRegistry(dict[str, LoaderSpec]):
     def add(
         self,
         function: Callable[..., Any],
-        tags: Iterable[str],
-        name: str | None,
-        rate_limit: str | None,
-        options: dict[str, Any],
         *,
         is_batch: bool,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+        rate_limit: str | None = None,
         replace: bool = False,
+        **options: Any,
     ) -> LoaderSpec:
-        """Declare a function; again, if it may replace one of the same module.
+        """Declare a function with the options of `Cache.loader`; again, if it may replace one of the same module.
 
         Raises:
             DeclarationError: it cannot be a loader, or its name is taken.

@@ -47,7 +47,8 @@ class StoreReads:
             warn_if_blocking(self._spec.name)
         ports, text = self._ports, call.text
         if (current.get() or dirty.get() or late) and self.is_alone():
-            return self._read_apart(call, arguments, decode, as_read)
+            apart = run(self.flow(call, arguments, decode))
+            return apart if as_read else apart.value
         started, waiters, keeps = monotonic(), ports.waiters, self._memory.keeps_for
         if not ports.listener.started[0]:
             ports.listener.start()
@@ -207,11 +208,6 @@ class StoreReads:
         """Return the flow that reads a call through the store."""
         options = self._memory.options(call, arguments, decode)
         return reading.read(self._ports, self._spec, call, options, found=looked, started=started, crowd=crowd)
-
-    def _read_apart(self, call: Call, arguments: Arguments, decode: Decode, as_read: bool) -> Any:
-        """Return the value or the Read of a call that may be given nothing of another's."""
-        found = run(self.flow(call, arguments, decode))
-        return found if as_read else found.value
 
     def _read_or_follow(
         self,

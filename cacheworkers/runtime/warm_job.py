@@ -25,7 +25,7 @@ class _Stopped(Exception):
 class WarmJob:
     """Calls that workers load one after another on the `warm` queue, no faster than is harmless.
 
-    Returned by `Loader.warm` and `BatchLoader.warm`, already under way on a daemon thread.  `await` it on an event
+    Returned by `Loader.warm`, already under way on a daemon thread.  `await` it on an event
     loop, `wait` for it elsewhere.  A process that ends takes it along; what was loaded stays, and the next job passes
     over it.
     """

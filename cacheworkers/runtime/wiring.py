@@ -71,6 +71,7 @@ class Runtime:
     Attributes:
         ports: what flows use.
         workers: where loads go, and where loaders are registered.
+        run_loads: runs the loads of one message, blocking this thread.
     """
 
     def __init__(
@@ -82,16 +83,14 @@ class Runtime:
         sessions: sessionmaker[Session] | None,
         async_sessions: async_sessionmaker[AsyncSession] | None,
         hook: Hook | None,
-        run_loads: Callable[..., Any],
-        loads: Callable[..., Flow[object]],
+        loads: Callable[..., Flow[Any]],
         upkeep: UpkeepTasks,
         around_load: AroundLoad,
     ) -> None:
         """
         Args:
             owner: the cache, by which a nested read knows its own.
-            run_loads: runs the loads of one message; workers call it.
-            loads: returns the flow of that.
+            loads: returns the flow that runs the loads of one message, for workers.
             upkeep: what beat has workers do.
         """
         if not callable(around_load):
@@ -100,6 +99,7 @@ class Runtime:
                 f"leave it out for none"
             )
         self._owner = weakref.ref(owner)
+        self.run_loads = lambda *message: run(loads(*message))
         self._celery = celery
         self._hook = hook
         tracing = hook if isinstance(hook, TracingHook) else None
@@ -147,7 +147,7 @@ class Runtime:
         listener.on_start = self._begins_to_read
         around_task: dict[str, Any] = {} if tracing is None else {"around_task": tracing.around_task}
         if celery is None:
-            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=run_loads, **around_task)
+            ports.dispatcher = self.workers = ThreadDispatcher(config, run_loads=self.run_loads, **around_task)
         else:
             from cacheworkers.runtime.celery_workers import CeleryWorkers
 
@@ -155,7 +155,7 @@ class Runtime:
                 celery,
                 ports,
                 self.marks,
-                run_loads=run_loads,
+                run_loads=self.run_loads,
                 undelivered=self.undelivered,
                 refuse=self.refuse,
                 upkeep=upkeep,
@@ -169,7 +169,7 @@ class Runtime:
             # A span is of what has been claimed: a traced request is published then.
             ports.message_of = lambda request: None
         if config.testing:
-            ports.dispatcher = inline = InlineDispatcher(run_loads)
+            ports.dispatcher = inline = InlineDispatcher(self.run_loads)
             ports.load_now = partial(InlineLoads, inline, loads)
         _runtimes.add(self)
 
@@ -243,7 +243,7 @@ class Runtime:
                 spec.is_batch,
                 self.ports.config.batch_size,
                 spec.rate_limit,
-                spec.pace,
+                spec.load_times,
                 spec.policy.version,
                 module,
                 spec.fingerprint.hex(),
@@ -291,7 +291,7 @@ class Runtime:
         self.ports.coherence.reset()
         self._access_reporter.reset()
         self.ports.access_counter.reset()
-        self.ports.asked.reset()
+        self.ports.recent_requests.reset()
         self.ports.l1.reset()
         self.ports.other_release_entries.reset()
         self.ports.waiters.reset()

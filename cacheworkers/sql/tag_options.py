@@ -70,8 +70,6 @@ class TagOptions:
         return self._modes.get(template, self._modes.get(key, "hard"))
 
     def _check(self, option: str, key: Any, named: Collection[str], known: Collection[str] | None) -> None:
-        for name in named if known is not None else ():
-            if name not in (known or ()):
-                raise ConfigError(
-                    f"{self._who}({option}=): {key!r} has no column {name!r}; it has {', '.join(known or ())}"
-                )
+        for name in () if known is None else named:
+            if known is not None and name not in known:
+                raise ConfigError(f"{self._who}({option}=): {key!r} has no column {name!r}; it has {', '.join(known)}")

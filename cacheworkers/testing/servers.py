@@ -193,17 +193,7 @@ class Postgres(Server):
             data.mkdir(exist_ok=True, mode=0o700)
             if self._user:
                 shutil.chown(data, "nobody", "nogroup")
-            make = [
-                str(self._binaries / "bin" / "initdb"),
-                "-D",
-                str(data),
-                "-U",
-                "postgres",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-            ]
+            make = [str(self._binaries / "bin" / "initdb"), "-D", str(data), *"-U postgres -A trust -E UTF8".split()]
             subprocess.run([*make, "--no-sync", "--no-instructions"], check=True, capture_output=True, **options)
         settings = {
             "listen_addresses": "",

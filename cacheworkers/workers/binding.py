@@ -17,7 +17,7 @@ from cacheworkers.errors import ConfigError, StoreError
 from cacheworkers.events import Event
 from cacheworkers.flows.load_failure import UNBOUND
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers.broker_queues import QueueState, stamp_messages
+from cacheworkers.workers.broker_queues import stamp_messages
 from cacheworkers.workers.celery_dispatcher import CeleryDispatcher, RunLoads
 from cacheworkers.workers.celery_internals import (
     add_queues,
@@ -49,24 +49,70 @@ _bound: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
 class Binding:
-    """A Celery app that is bound; a dispatcher, whose `close` undoes it all."""
+    """The user's Celery app, bound; a dispatcher, whose `close` undoes it all.
+
+    Adds to the app: the four queues, which workers without `-Q` take after its own; tasks for loaders and upkeep;
+    routes for these tasks, after its own; beat entries `cacheworkers-<name>`, unless it has entries of that name.  In
+    each pool child it disposes of inherited connections.  Publishing uses a connection of its own.  Nothing that holds
+    for the app's own tasks and queues is changed.
+    """
 
     def __init__(
         self,
         app: Celery,
         config: Config,
-        dispatcher: CeleryDispatcher,
+        *,
+        run_loads: RunLoads,
+        undelivered: Callable[[list[LoadRequest]], None],
         upkeep: UpkeepTasks,
-        on_fork: Callable[[], None],
-        on_alive: Callable[[str], object],
-        admit: Callable[[], object],
-        is_unbound: Callable[[], bool],
-        command: Callable[[Celery, Sequence[str]], str],
+        emit: Callable[[Event], None],
+        reset_after_fork: Callable[[], None],
+        waited_for: Callable[[], int] = lambda: 0,
+        on_taken: Callable[[str], None] = lambda queue: None,
+        on_alive: Callable[[str], object] = lambda name: None,
+        admit: Callable[[], object] = lambda: None,
+        refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
+        is_unbound: Callable[[], bool] = lambda: False,
+        command: Callable[[Celery, Sequence[str]], str] = worker_command,
+        around_task: AroundTask = no_scope,
     ) -> None:
+        """
+        Args:
+            upkeep: what beat has workers do.
+            run_loads: runs the loads of one loader in this thread; the last argument says whether the message was
+                delivered before.
+            undelivered: gives leases back; called from the publisher thread.
+            waited_for: returns how many calls this process's readers wait for.
+            on_taken: called in workers that take messages, with "miss", "revalidate" or "warm".
+            on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
+            admit: called in a worker that is about to take any of our queues; what it raises ends the worker.
+            refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
+            is_unbound: returns whether loads have sessions without an engine.
+            command: returns the command that starts a worker of the app's queues.
+            around_task: surrounds each task of a loader.
+
+        Raises:
+            ConfigError: the app is bound already.
+        """
+        if app in _bound:
+            raise ConfigError(
+                f"a Celery app may be bound to one Cache, {app!r} is bound to another: they would share their tasks; "
+                f"close the other first"
+            )
         self.app = app
-        self._dispatcher = dispatcher
+        self._dispatcher = dispatcher = CeleryDispatcher(
+            app,
+            config,
+            run_loads=run_loads,
+            undelivered=undelivered,
+            emit=emit,
+            waited_for=waited_for,
+            on_taken=on_taken,
+            refuse=refuse,
+            around_task=around_task,
+        )
         self._upkeep = upkeep
-        self._on_fork = on_fork
+        self._on_fork = reset_after_fork
         self._on_alive = on_alive
         self._is_unbound = is_unbound
         self._command = command
@@ -75,6 +121,8 @@ class Binding:
         self.submit_all = dispatcher.submit_all
         self.start = dispatcher.start
         self.register = dispatcher.register
+        self.wait_until_sent = dispatcher.wait_until_sent
+        self.queue_states = dispatcher.queue_states
         schedule = {
             f"cacheworkers-{name}": {
                 "task": f"cacheworkers.{name}",
@@ -94,14 +142,6 @@ class Binding:
     def on_ready(self, work: Callable[[], object]) -> None:
         """Run something in each worker once it is ready, on a thread of its own: it delays and breaks nothing."""
         self._on_ready.append(work)
-
-    def wait_until_sent(self, within: float) -> bool:
-        """Return whether what was submitted has left this process; see `PublishQueue.wait_until_sent`."""
-        return self._dispatcher.wait_until_sent(within)
-
-    def queue_states(self) -> list[QueueState]:
-        """Ask the broker for the four queues; see `CeleryDispatcher.queue_states`."""
-        return self._dispatcher.queue_states()
 
     def may_wait_for_itself(self) -> bool:
         """Return whether this thread runs a task of a worker that takes misses: with one slot it would wait in vain."""
@@ -196,7 +236,7 @@ class Binding:
     def _taken(self) -> list[str]:
         return [name for name in consumed_queues(self.app) if name in self._dispatcher.queue_names]
 
-    def _process_starts(self, **_: Any) -> None:
+    def _process_starts(self, **_: Any) -> None:  # a method: signals hold it weakly
         self._on_fork()
 
     def _task_is_unknown(self, sender: Any = None, name: str = "", message: Any = None, **_: Any) -> None:
@@ -225,67 +265,6 @@ class Binding:
             )
         elif self._is_unbound() and len(worker_process_init.receivers) <= len(_bound):  # none but ours binds in a child
             log.error("loads of this worker fail if they use the session: %s", UNBOUND)
-
-
-def bind(
-    app: Celery,
-    config: Config,
-    *,
-    run_loads: RunLoads,
-    undelivered: Callable[[list[LoadRequest]], None],
-    upkeep: UpkeepTasks,
-    emit: Callable[[Event], None],
-    reset_after_fork: Callable[[], None],
-    waited_for: Callable[[], int] = lambda: 0,
-    on_taken: Callable[[str], None] = lambda queue: None,
-    on_alive: Callable[[str], object] = lambda name: None,
-    admit: Callable[[], object] = lambda: None,
-    refuse: Callable[[Sequence[LoadRequest], str], None] = lambda requests, reason: None,
-    is_unbound: Callable[[], bool] = lambda: False,
-    command: Callable[[Celery, Sequence[str]], str] = worker_command,
-    around_task: AroundTask = no_scope,
-) -> Binding:
-    """Bind the user's Celery app, and return the dispatcher.
-
-    Adds to the app: the four queues, which workers without `-Q` take after its own; tasks for loaders and upkeep;
-    routes for these tasks, after its own; beat entries `cacheworkers-<name>`, unless it has entries of that name.  In
-    each pool child it disposes of inherited connections.  Publishing uses a connection of its own.  Nothing that holds
-    for the app's own tasks and queues is changed.
-
-    Args:
-        upkeep: what beat has workers do.
-        run_loads: runs the loads of one loader in this thread; the last argument says whether the message was
-            delivered before.
-        undelivered: gives leases back; called from the publisher thread.
-        waited_for: returns how many calls this process's readers wait for.
-        on_taken: called in workers that take messages, with "miss", "revalidate" or "warm".
-        on_alive: called in a worker that takes any of our queues with its name, when it starts and each minute.
-        admit: called in a worker that is about to take any of our queues; what it raises ends the worker.
-        refuse: wakes the readers who wait for loads that this worker cannot do, with the reason.
-        is_unbound: returns whether loads have sessions without an engine.
-        command: returns the command that starts a worker of the app's queues.
-        around_task: surrounds each task of a loader.
-
-    Raises:
-        ConfigError: the app is bound already.
-    """
-    if app in _bound:
-        raise ConfigError(
-            f"a Celery app may be bound to one Cache, {app!r} is bound to another: they would share their tasks; close "
-            f"the other first"
-        )
-    dispatcher = CeleryDispatcher(
-        app,
-        config,
-        run_loads=run_loads,
-        undelivered=undelivered,
-        emit=emit,
-        waited_for=waited_for,
-        on_taken=on_taken,
-        refuse=refuse,
-        around_task=around_task,
-    )
-    return Binding(app, config, dispatcher, upkeep, reset_after_fork, on_alive, admit, is_unbound, command)
 
 
 def unbound_apps() -> list[str]:

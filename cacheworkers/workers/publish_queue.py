@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -45,7 +44,7 @@ class LoaderInfo(msgspec.Struct, frozen=True):
     is_batch: bool
     batch_size: int
     rate_limit: str | None = None
-    pace: LoadTime = msgspec.field(default_factory=LoadTime)
+    load_times: LoadTime = msgspec.field(default_factory=LoadTime)
     version: int = 1
     module: str = ""
     #: The fingerprint of its types and tags, in hex.
@@ -57,7 +56,7 @@ class LoaderInfo(msgspec.Struct, frozen=True):
             return self.batch_size
         most = min(PLAIN_GROUP, int(PLAIN_GROUP_FOR // self.load_for))
         if queue == "miss":
-            most = min(most, self.pace.fits(MISS_GROUP_FOR))
+            most = min(most, self.load_times.fits(MISS_GROUP_FOR))
         return max(1, most)
 
     def message_for(self, calls: int | None = None) -> float:
@@ -68,10 +67,8 @@ class LoaderInfo(msgspec.Struct, frozen=True):
         return self.load_for * (1 if self.is_batch else calls or self.group_size("warm"))
 
 
-class Send(Protocol):
-    """Takes one group of requests on; called on the queue's own threads."""
-
-    def __call__(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], /) -> None: ...
+#: Takes one group of requests on, of a loader and a kind of queue; called on the queue's own threads.
+Send = Callable[[LoaderInfo, str, list[LoadRequest]], None]
 
 
 class PublishQueue:
@@ -229,7 +226,7 @@ class PublishQueue:
             return
         try:
             self._send(info, queue, requests)
-        except Exception:  # whatever it was, the next group has a thread
+        except BaseException:  # whatever it was, the next group has a thread
             log.exception("requests of %s were not sent", name, extra={"loader": name})
             self._give_back(requests)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from celery import Celery
@@ -115,20 +115,7 @@ class Publisher:
         """
         name: str = getattr(self._queues, requests[0].queue)
         try:
-            self._app.send_task(
-                celery_settings.PREFIX + info.name,
-                kwargs={"asks": rows_of(requests), "requeues": requeues},
-                **celery_settings.direct(name),
-                countdown=after or None,
-                expires=expires,
-                ignore_result=True,
-                retry=False,
-                serializer="json",
-                priority=0,
-                argsrepr=shown(requests),
-                kwargsrepr="",
-                headers=headers_of(info.module, requests),
-            )
+            self._send(info, name, requests, {"requeues": requeues}, countdown=after or None, expires=expires)
         except Exception as error:  # kombu's transports raise what their drivers raise
             self._emit(PublishFailed(info.name, name, len(requests), shown_error(self._app, error)))
             return False
@@ -153,7 +140,7 @@ class Publisher:
 
         def make(request: LoadRequest, task: str) -> tuple[str, bytes]:
             with recorded_pushes(self._the_producer()) as pushes:
-                self._send(info, queue, [request], task_id=task)
+                self._publish(info, queue, [request], task_id=task)
             [(key, message)] = pushes
             return key, message
 
@@ -168,20 +155,26 @@ class Publisher:
     def _send_once_more_if_cut(self, info: LoaderInfo, queue: str, requests: list[LoadRequest]) -> None:
         is_used = self._producer is not None
         try:
-            self._send(info, queue, requests)
+            self._publish(info, queue, requests)
         except (ConnectionError, OperationalError) as error:
             # Twice in the queue, if it had gone out after all, is one load: the second finds the lease taken or ended.
             if not is_used or _has_timed_out(error):
                 raise
             self.disconnect()
-            self._send(info, queue, requests)
+            self._publish(info, queue, requests)
 
-    def _send(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], **options: Any) -> None:
+    def _send(
+        self,
+        info: LoaderInfo,
+        queue: str,
+        requests: list[LoadRequest],
+        more: Mapping[str, int] = MappingProxyType({}),
+        **options: Any,
+    ) -> None:
         self._app.send_task(
             celery_settings.PREFIX + info.name,
-            kwargs={"asks": rows_of(requests)},
+            kwargs={"asks": rows_of(requests), **more},
             **celery_settings.direct(queue),
-            expires=datetime.datetime.now(datetime.UTC) + _life(info),
             ignore_result=True,
             retry=False,
             serializer="json",
@@ -189,6 +182,16 @@ class Publisher:
             argsrepr=shown(requests),
             kwargsrepr="",
             headers=headers_of(info.module, requests),
+            **options,
+        )
+
+    def _publish(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], **options: Any) -> None:
+        """Send over the publisher's own connection."""
+        self._send(
+            info,
+            queue,
+            requests,
+            expires=datetime.datetime.now(datetime.UTC) + _life(info),
             **self._limits(info, len(requests)),
             producer=self._the_producer(),
             # Celery's own looks for the app's result backend among all that is installed.

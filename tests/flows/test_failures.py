@@ -13,7 +13,7 @@ from cacheworkers import Cache, KeyMissing, Load, LoadError, LoadErrors
 from cacheworkers.errors import StoreUnavailable
 from cacheworkers.flows import load as loading
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.runtime.loader_runner import _cancelled_inside
+from cacheworkers.runtime.loader_runner import _as_failure
 from cacheworkers.testing import Stepper
 from cacheworkers.testing.servers import wait_until
 
@@ -183,7 +183,7 @@ def test_a_key_that_keeps_killing_its_workers_is_given_up(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_a_task_that_is_cancelled_inside_a_loader_is_a_failure_of_its_key(
+def test_a_task_that_is_as_failure_a_loader_is_a_failure_of_its_key(
     make_cache: Callable[..., Cache], is_async: bool
 ) -> None:
     """CancelledError is no Exception: it would end the worker's thread, and readers would wait all of their time."""
@@ -217,10 +217,38 @@ def test_a_load_that_is_cancelled_itself_goes_on_being_cancelled() -> None:
             await asyncio.sleep(0)
         except asyncio.CancelledError as error:
             with pytest.raises(asyncio.CancelledError):
-                _cancelled_inside(error)
+                _as_failure(error)
             task.uncancel()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("given", [{"1": 1}, {2: 1, "1": 1}, {"1": 1, "3": 1}])
+def test_a_batch_s_keys_of_another_type_are_a_mistake_and_not_absent(
+    make_cache: Callable[..., Cache], given: dict[Any, int]
+) -> None:
+    """The text of a number, or of a UUID: all would be None for as long as an absent row is remembered."""
+    cache = make_cache()
+
+    @cache.batch_loader()
+    def price(load: Load, keys: list[int]) -> dict[int, int | None]:
+        return given
+
+    with pytest.raises(LoadErrors, match=r"TypeError: price must return keys that it is given, ints, got '1'"):
+        price.get_many([1, 2])
+
+
+@pytest.mark.parametrize("given", [{1: 1}, {True: 1}, {1: 1, 7: 7}, {1.0: 1}, {}])
+def test_a_batch_may_return_what_equals_its_keys_more_and_less(
+    make_cache: Callable[..., Cache], given: dict[Any, int]
+) -> None:
+    cache = make_cache()
+
+    @cache.batch_loader()
+    def price(load: Load, keys: list[int]) -> dict[int, int | None]:
+        return given
+
+    assert price.get_many([1, 2]) == {1: 1 if given else None, 2: None}
 
 
 # -- leases

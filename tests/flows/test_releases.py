@@ -112,7 +112,7 @@ class Release:
 
     def has_workers_of(self, other: Release) -> None:
         """Let another release's workers take this one's messages."""
-        self.cache._runtime.workers._run_loads = other.cache._run_requests
+        self.cache._runtime.workers._run_loads = other.cache._runtime.run_loads
 
 
 @pytest.mark.parametrize("l1_entries", [0, 100])
@@ -338,7 +338,7 @@ def test_readers_whom_no_worker_can_serve_load_immediately(
     if theirs is not None:
         workers.loader(name="price")(theirs)
     price = readers.loader(name="price", fresh_for=300, wait_for=20)(ours)
-    readers._runtime.workers._run_loads = workers._run_requests
+    readers._runtime.workers._run_loads = workers._runtime.run_loads
     refused: list[tuple[str, str]] = []
     readers._ports.note_refused = lambda *what: refused.append(what)
 

@@ -293,9 +293,9 @@ def test_what_another_release_has_stored_is_not_fresh_for_this_one(make_cache: M
 
     names[0].get(1)
     there = warm_up(new, "number", ["number[1]"])
-    new._runtime.workers._run_loads = old._run_requests
+    new._runtime.workers._run_loads = old._runtime.run_loads
     loaded = warm_up(new, "number", ["number[2]"])
-    new._runtime.workers._run_loads = new._run_requests
+    new._runtime.workers._run_loads = new._runtime.run_loads
     mixed = warm_up(new, "number", ["number[1]", "number[3]"])
 
     for done, call in ((there, "number[1]"), (loaded, "number[2]")):

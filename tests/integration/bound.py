@@ -13,7 +13,7 @@ from celery import Celery
 from cacheworkers import Config
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.workers import celery_dispatcher
-from cacheworkers.workers.binding import bind
+from cacheworkers.workers.binding import Binding
 from cacheworkers.workers.publish_queue import LoaderInfo
 
 app = Celery("bound", broker=os.environ.get("BROKER_URL", os.environ["REDIS_URL"]))
@@ -58,7 +58,7 @@ def early(n: int) -> None:
     note("early", n)
 
 
-workers = bind(
+workers = Binding(
     app,
     Config.from_env(),
     run_loads=run_loads,

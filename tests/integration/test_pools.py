@@ -20,7 +20,7 @@ from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers import celery_settings, publisher
-from cacheworkers.workers.binding import Binding, bind
+from cacheworkers.workers.binding import Binding
 from cacheworkers.workers.publish_queue import LoaderInfo
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ class Pool:
         self.events: list[Any] = []
         self.app = Celery("publisher", broker=broker or valkey.url)
         self.app.conf.update(settings)
-        self.publisher: Binding = bind(
+        self.publisher: Binding = Binding(
             self.app,
             Config(),
             run_loads=lambda loader, asks, again: None,

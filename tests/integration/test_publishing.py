@@ -19,7 +19,7 @@ from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import free_port, wait_until
 from cacheworkers.workers import publish_queue as queues
-from cacheworkers.workers.binding import bind
+from cacheworkers.workers.binding import Binding
 from cacheworkers.workers.publish_queue import LoaderInfo
 
 TOKEN = "ab" * 8
@@ -39,7 +39,7 @@ class Web:
         self.go_on = threading.Event()
         self.go_on.set()
         self.app = Celery("web", broker=broker)
-        self.workers = bind(
+        self.workers = Binding(
             self.app,
             Config(breaker_for=breaker_for),
             run_loads=lambda loader, asks, again: None,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -234,15 +236,6 @@ def test_options_of_a_factory_are_what_it_binds_to(engine: Engine) -> None:
     assert internals.options_of(None) == internals.options_of(Session) == {}
 
 
-def test_the_order_of_parameters_is_that_of_the_statement() -> None:
-    """Without it, the outbox's insert gives its values to the wrong columns."""
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    statement = insert(Room).values(name="a", id=1)
-    assert list(internals.parameter_order(statement.compile(dialect=sqlite.dialect())) or ()) == ["id", "name"]
-    assert internals.parameter_order(statement.compile(dialect=postgresql.dialect())) is None
-
-
 def test_autocommit_is_known_however_it_was_set() -> None:
     """Without it, a watched change and its outbox row are committed one after the other."""
     url = "sqlite://"
@@ -318,6 +311,21 @@ def test_a_transaction_that_is_rolled_back_or_closed_is_reported_so(engine: Engi
             with connection.begin():
                 pass
         assert end.reported == [False]
+
+
+def test_a_connection_is_collected_although_its_end_refers_to_it(engine: Engine) -> None:
+    """Without it, a connection that is dropped in a transaction never goes back to its pool."""
+
+    def drop() -> weakref.ref[Connection]:
+        end, connection = End(), engine.connect()
+        end.reported.append(connection)
+        connection.begin()
+        internals.call_at_end(connection, end)
+        return weakref.ref(connection)
+
+    dropped = drop()
+    gc.collect()
+    assert dropped() is None
 
 
 def test_await_works_in_hooks_of_async_sessions() -> None:

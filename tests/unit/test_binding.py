@@ -18,7 +18,7 @@ from cacheworkers.errors import ConfigError, StoreUnavailable, UnknownLoader
 from cacheworkers.events import MalformedTask, PublishFailed, TaskDropped
 from cacheworkers.flows.ports import LoadRequest, QueueKind
 from cacheworkers.workers import celery_settings
-from cacheworkers.workers.binding import Binding, bind
+from cacheworkers.workers.binding import Binding
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.publisher import Publisher
 from cacheworkers.workers.task_messages import parse_requests, shown
@@ -48,7 +48,7 @@ def nothing() -> None:
 
 def bound(app: Celery, **answers: Any) -> Binding:
     """Bind an app to nothing in particular."""
-    made = bind(
+    made = Binding(
         app,
         Config(),
         **{

@@ -111,14 +111,15 @@ def test_what_is_queued_or_on_its_way_has_not_been_sent() -> None:
     stuck.let_go()
 
 
-def test_sending_that_raises_costs_its_own_group_only() -> None:
+@pytest.mark.parametrize("error", [ValueError("broken"), BaseException("no Exception")])
+def test_sending_that_raises_costs_its_own_group_only(error: BaseException) -> None:
     """Its asks are given back, and the next group goes out."""
     sent: list[LoadRequest] = []
     given_back: list[LoadRequest] = []
 
     def send(info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
         if asks[0].call == "product[1]":
-            raise ValueError("broken")
+            raise error
         sent.extend(asks)
 
     queue = PublishQueue(send, INFOS.get, 10, unsent=given_back.extend)
@@ -303,7 +304,7 @@ def test_quick_misses_share_a_message_while_workers_are_behind(
     monkeypatch.setattr(queues, "LINGER_FOR", 60.0)
     info = LoaderInfo("product", 10.0, False, 100)
     if load_time is not None:
-        info.pace.note(load_time)
+        info.load_times.note(load_time)
     sent: list[int] = []
     all_are_sent = threading.Event()
 
@@ -324,7 +325,7 @@ def test_quick_misses_share_a_message_while_workers_are_behind(
 def test_nothing_waits_to_fill_while_workers_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queues, "LINGER_FOR", 60.0)
     info = LoaderInfo("product", 10.0, False, 100)
-    info.pace.note(0.001)
+    info.load_times.note(0.001)
     is_sent = threading.Event()
     queue = PublishQueue(lambda info, queue, asks: is_sent.set(), {"product": info}.get, 100, waited_for=lambda: 1)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cacheworkers import Policy
 from cacheworkers.core import envelope
-from cacheworkers.core.entry import DECISIONS, Action, Entry, Freshness, decide, life_of
+from cacheworkers.core.entry import Action, Entry, Freshness, decide, life_of
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.errors import EnvelopeError
 
@@ -83,12 +83,20 @@ def test_freshness_changes_at_its_instants() -> None:
     assert seen == ["fresh", "stale", "stale", "lapsed", "lapsed", "missing"]
 
 
-@pytest.mark.parametrize(("found", "action"), DECISIONS.items())
-def test_decision_table(found: tuple[Freshness, bool, bool], action: Action) -> None:
-    freshness, is_early, is_failing = found
+@pytest.mark.parametrize("freshness", Freshness)
+@pytest.mark.parametrize("is_early", [False, True])
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_decisions(freshness: Freshness, is_early: bool, is_failing: bool) -> None:
+    """An entry is served as long as it lives; it is asked for when it is stale, or early, and no backoff runs."""
+    action = decide(freshness, is_early=is_early, is_failing=is_failing)
 
-    assert decide(freshness, is_early=is_early, is_failing=is_failing) is action
-    assert (action is Action.RAISE) == (freshness is Freshness.MISSING and is_failing)
+    is_served = freshness in (Freshness.FRESH, Freshness.STALE)
+    is_due = freshness is Freshness.STALE or (freshness is Freshness.FRESH and is_early)
+    assert (action in (Action.SERVE, Action.SERVE_AND_ASK)) is is_served
+    assert (action is Action.SERVE_AND_ASK) is (is_due and not is_failing)
+    assert (action is Action.LOAD) is (not is_served and not is_failing)
+    assert (action is Action.SERVE_MARKED) is (freshness is Freshness.LAPSED and is_failing)
+    assert (action is Action.RAISE) is (freshness is Freshness.MISSING and is_failing)
 
 
 def test_early_revalidation_grows_likelier_towards_the_end() -> None:

@@ -11,7 +11,7 @@ from cacheworkers import Config
 from cacheworkers.core.signature import version_of
 from cacheworkers.events import Event, PublishFailed, TaskRequeued
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.workers.binding import bind
+from cacheworkers.workers.binding import Binding
 from cacheworkers.workers.publish_queue import LoaderInfo
 from cacheworkers.workers.version_mismatch import MAX_REQUEUES, mismatch, wait_before
 
@@ -55,7 +55,7 @@ class Worker:
         self.events: list[Event] = []
         self.performed: list[LoadRequest] = []
         self.app = Celery("shop", broker=broker)
-        self.workers = workers = bind(
+        self.workers = workers = Binding(
             self.app,
             Config(),
             run_loads=lambda loader, asks, again: self.performed.extend(asks),

@@ -67,15 +67,16 @@ class DeliveryAcknowledger:
             # Those of a loop that runs, too: this may be its own last step, as in a coroutine that ends a script.
             for engine, loop in list(self._of_loops):
                 self._leave_to_thread(engine, self._of_loops.pop((engine, loop)))
-            self._is_closed = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(1.0)
+        self._end_thread()
 
     def finish(self) -> None:
         """Mark what the thread has, as the process ends; async drivers would need threads that no longer start."""
         with self._changed:
             self._rows = {engine: rows for engine, rows in self._rows.items() if not engine.dialect.is_async}
+        self._end_thread()
+
+    def _end_thread(self) -> None:
+        with self._changed:
             self._is_closed = True
             self._changed.notify()
         if self._thread is not None:

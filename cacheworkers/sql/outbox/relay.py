@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -92,7 +92,7 @@ def deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float) 
     claimed = outbox.claim(connection, grace=grace)
     if claimed is None:
         return None
-    legal = list(_legal(claimed.tags, ports.config.max_tag_bytes))
+    legal = legal_tags(claimed.tags, ports.config.max_tag_bytes)
     by_mode: dict[Mode, list[str]] = {"hard": [], "soft": []}
     for tag in legal:
         by_mode["soft" if tag in claimed.soft else "hard"].append(tag)
@@ -129,16 +129,18 @@ def _deliver(ports: Ports, outbox: Outbox, connection: Connection, grace: float)
         return run(deliver(ports, outbox, connection, grace))
 
 
-def _legal(tags: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """Yield the tags that an entry can have.
+def legal_tags(tags: Iterable[str], max_bytes: int) -> list[str]:
+    """Return the tags of outbox rows that an entry can have.
 
     A trigger makes tags of any text in a column.  One that no entry can have must not hold up the others.
     """
+    legal = []
     for tag in tags:
         try:
-            yield check_tag(tag, max_bytes)
+            legal.append(check_tag(tag, max_bytes))
         except TagError as error:
             log.warning("skipped a tag in the outbox: %s", error)
+    return legal
 
 
 def _replay(ports: Ports, outbox: Outbox, connection: Connection) -> int:

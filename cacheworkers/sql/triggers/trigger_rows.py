@@ -5,16 +5,11 @@ Its own process invalidates that right after the commit, as it does what session
 
 from __future__ import annotations
 
-import logging
-
 from sqlalchemy import Connection, func, select
 
-from cacheworkers.core.tag_templates import check_tag
-from cacheworkers.errors import TagError
 from cacheworkers.sql.outbox.outbox import SOFT_TRIGGER, TRIGGER, Outbox
+from cacheworkers.sql.outbox.relay import legal_tags
 from cacheworkers.sql.tag_options import Mode
-
-log = logging.getLogger("cacheworkers")
 
 #: Most tags that are read before a commit; a bulk statement may have touched millions, and the relay delivers the rest.
 MAX_TAGS = 20_000
@@ -49,15 +44,5 @@ def written_by_triggers(
         left -= len(tags)
         if left < 0:
             break
-        legal = tuple(tag for tag in tags if _is_legal(tag, max_tag_bytes))
-        found.append((number, legal, "soft" if source == SOFT_TRIGGER else "hard"))
+        found.append((number, tuple(legal_tags(tags, max_tag_bytes)), "soft" if source == SOFT_TRIGGER else "hard"))
     return found
-
-
-def _is_legal(tag: str, max_bytes: int) -> bool:
-    try:
-        check_tag(tag, max_bytes)
-    except TagError as error:
-        log.warning("skipped a tag in the outbox: %s", error)
-        return False
-    return True

@@ -78,9 +78,9 @@ class Delivery:
                 self._postpone(writes)
             return
         if not in_greenlet():
-            self._run(writes, rows)
+            run(self._invalidate(writes, rows))
             return
-        task = self._keep(self._arun(writes, rows))
+        task = self._keep(arun(self._invalidate(writes, rows)))
         try:
             await_(asyncio.shield(task))
         except asyncio.CancelledError:
@@ -88,25 +88,14 @@ class Delivery:
                 self._keep(self._finish(task, writes))
             raise
 
-    def _run(self, writes: Sequence[Written], rows: Sequence[Written]) -> None:
+    def _invalidate(self, writes: Sequence[Written], rows: Sequence[Written]) -> Flow[None]:
+        """Invalidate, and have the rows marked; what fails is tried again."""
         try:
-            run(self._invalidation(writes))
-        except Exception as error:
+            yield from self._invalidation(writes)
+        except BaseException as error:
             self._try_again(writes, rows, error)
-        except BaseException as error:  # an interruption goes on its way
-            self._try_again(writes, rows, error)
-            raise
-        else:
-            self._succeeded(rows)
-
-    async def _arun(self, writes: Sequence[Written], rows: Sequence[Written]) -> None:
-        try:
-            await arun(self._invalidation(writes))
-        except Exception as error:
-            self._try_again(writes, rows, error)
-        except BaseException as error:  # the loop ends
-            self._try_again(writes, rows, error)
-            raise
+            if not isinstance(error, Exception):  # an interruption goes on its way, or the loop ends
+                raise
         else:
             self._succeeded(rows)
 

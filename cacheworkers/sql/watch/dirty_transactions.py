@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from cacheworkers.flows.transaction_read import Unflushed
+
 if TYPE_CHECKING:  # every read asks this module, in processes without SQLAlchemy too
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,20 +21,6 @@ dirty: contextvars.ContextVar[tuple[weakref.ref[DirtyTransaction], ...]] = conte
 )
 #: Of all caches of this process.
 late: list[LateInvalidation] = []
-
-
-class Unflushed(NamedTuple):
-    """What a session has changed and not flushed yet.
-
-    Attributes:
-        tags: of its changed instances, old and new, as far as memory has their values.
-        is_complete: whether that is all of them.
-        can_flush: whether a flush has what it needs: no required column is empty.
-    """
-
-    tags: frozenset[str]
-    is_complete: bool
-    can_flush: bool
 
 
 class Written(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Column, inspect
 from sqlalchemy.orm import InstanceState, RelationshipDirection, Session
 
-from cacheworkers.sql.watch.dirty_transactions import Unflushed
+from cacheworkers.flows.transaction_read import Unflushed
 from cacheworkers.sql.watch.mapped_columns import changed_names, row_columns
 from cacheworkers.sql.watch.row_values import Row
 

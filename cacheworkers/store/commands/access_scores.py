@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
@@ -28,7 +27,7 @@ class AccessScores(StoreCommands):
         words = [word for call, count in reads for word in (call, count)]
         kept_for = ACCESSES_KEPT_FOR * half_life + warm_for
         request = Request.call(scripts.ADD_ACCESSES, (self.keys.accesses(loader),), (half_life, most, kept_for, *words))
-        return self._ask([request], lambda replies: int(parse.or_nothing(replies[0], 0)))
+        return self._ask_one(request, lambda reply: int(parse.or_nothing(reply, 0)))
 
     def most_read(self, loader: str, first: int, most: int, since: float) -> Exchange[list[tuple[str, float]]]:
         """The hottest calls of a loader from a rank on: `(call, read_at)`; see `core/access_score.py`.
@@ -38,19 +37,16 @@ class AccessScores(StoreCommands):
         """
         key, limit = self.keys.accesses(loader), ("LIMIT", first, most)
         request = Request(("ZREVRANGEBYSCORE", key, "+inf", since, "WITHSCORES", *limit))
-        return self._ask([request], lambda replies: parse.scored(parse.or_nothing(replies[0], ())))
+        return self._ask_one(request, lambda reply: parse.scored(parse.or_nothing(reply, ())))
 
     def count_read_since(self, loader: str, since: float) -> Exchange[int]:
         """How many calls of a loader have a `read_at` of at least `since`."""
         request = Request(("ZCOUNT", self.keys.accesses(loader), since, "+inf"))
-        return self._ask([request], lambda replies: int(parse.or_nothing(replies[0], 0)))
+        return self._ask_one(request, lambda reply: int(parse.or_nothing(reply, 0)))
 
     def read_at(self, loader: str, call: str) -> Exchange[float | None]:
         """The `read_at` of one call; None if it is not among the hottest."""
         request = Request(("ZSCORE", self.keys.accesses(loader), call))
-
-        def parsed(replies: Sequence[Any]) -> float | None:
-            reply = parse.or_nothing(replies[0], None)
-            return None if reply is None else float(reply)
-
-        return self._ask([request], parsed)
+        return self._ask_one(
+            request, lambda reply: None if (found := parse.or_nothing(reply, None)) is None else float(found)
+        )

@@ -24,11 +24,11 @@ class GarbageCommands(StoreCommands):
         """Drop expired members of one tag set, and the tag's mark when it is old enough."""
         request = Request.call(scripts.TRIM_TAG, (key, last), (most, milliseconds(mark_kept_for)))
 
-        def parsed(replies: list[Any]) -> Trimmed:
-            dropped, _, *are_foreign = replies[0]
+        def parsed(reply: Any) -> Trimmed:
+            dropped, _, *are_foreign = reply
             return Trimmed(int(dropped), tuple(itertools.compress((key, last), are_foreign)))
 
-        return self._ask([request], parsed)
+        return self._ask_one(request, parsed)
 
     def unlink(self, names: Sequence[str]) -> Exchange[int]:
         """Delete keys; how many there were."""
@@ -36,10 +36,10 @@ class GarbageCommands(StoreCommands):
 
     def gc_position(self) -> Exchange[tuple[int, int]]:
         """Where the last garbage collection stopped: its phase and its cursor there; the beginning, if it was whole."""
-        return self._ask([Request(("GET", self.keys.gc_position))], lambda replies: parse.position(replies[0]))
+        return self._ask_one(Request(("GET", self.keys.gc_position)), parse.position)
 
     def keep_gc_position(self, position: tuple[int, int] | None) -> Exchange[None]:
         """Keep where a garbage collection stops; None if it was whole."""
         key = self.keys.gc_position
         words = ("DEL", key) if position is None else ("SET", key, "{}:{}".format(*position), "EX", 86_400)
-        return self._ask([Request(words)], lambda replies: None)
+        return self._ask_one(Request(words), lambda reply: None)

@@ -13,7 +13,7 @@ from cacheworkers.store.commands.steps import Exchange, StoreCommands, milliseco
 from cacheworkers.store.connections.request import Request
 
 #: Most loads of one call that run at a time: those of before an invalidation, and one.
-MOST_RUNNING = 2
+MAX_RUNNING = 2
 
 
 class Leases(StoreCommands):
@@ -28,6 +28,7 @@ class Leases(StoreCommands):
         seen: bytes = b"",
         expected: str = "",
         heeds_backoff: bool = True,
+        warms: bool = False,
         least_seq: int | None = None,
         is_last: bool = False,
         enqueue: tuple[str, bytes] | None = None,
@@ -39,23 +40,39 @@ class Leases(StoreCommands):
             seen: the version the reader saw; refused when another is there now.
             expected: the token of a lease that may be taken over if its holder has not begun.
             heeds_backoff: refuse while a failure's backoff is running.
+            warms: nobody waits for the load; until it has begun, a claim that does not warm may take its lease.
             is_last: whoever claims cannot wait: claim however many overtaken loads are running.
             least_seq: take an overtaken value too, if its load began at this sequence number or later.
             enqueue: the key of a queue, a list on this very server, and the message to push there with the claim.
         """
-        request = self._claim(call, token, lease_for, seen, expected, heeds_backoff, False, least_seq, is_last, enqueue)
-        return self._ask([request], lambda replies: parse.claim(replies[0]))
+        keys = self.keys
+        request = Request.call(
+            scripts.CLAIM,
+            (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call)),
+            (
+                token,
+                milliseconds(lease_for),
+                seen,
+                expected,
+                int(heeds_backoff),
+                envelope.MAGIC,
+                envelope.WRITE_ID_AT,
+                int(warms),
+                "" if least_seq is None else least_seq,
+                envelope.SEQ_AT,
+                "" if is_last else MAX_RUNNING,
+                *(enqueue or ()),
+            ),
+        )
+        return self._ask_one(request, parse.claim)
 
     def claim_many(
         self, asks: Sequence[tuple[str, str, bytes]], *, lease_for: float, warms: bool = False
     ) -> Exchange[list[Claim]]:
-        """Take the leases of many `(call, token, seen)`, in one round trip.
-
-        Args:
-            warms: nobody waits for these loads; until one has begun, a claim that does not warm may take its lease.
-        """
-        requests = [self._claim(call, token, lease_for, seen, "", True, warms) for call, token, seen in asks]
-        return self._ask(requests, lambda replies: [parse.claim(reply) for reply in replies])
+        """Take the leases of many `(call, token, seen)`, in one round trip; see `claim`.  At least one."""
+        return Exchange.joint(
+            [self.claim(call, token, lease_for=lease_for, seen=seen, warms=warms) for call, token, seen in asks]
+        )
 
     def begin(
         self,
@@ -122,44 +139,9 @@ class Leases(StoreCommands):
 
     def attempts(self, call: str) -> Exchange[int]:
         """How many loads of a call have begun since the last that ended; of those broken off by invalidations, one."""
-        return self._ask(
-            [Request(("GET", self.keys.attempts(call)))], lambda replies: int((replies[0] or b"0").split()[0])
-        )
+        request = Request(("GET", self.keys.attempts(call)))
+        return self._ask_one(request, lambda reply: int((reply or b"0").split()[0]))
 
     def failures(self, call: str) -> Exchange[dict[str, str]]:
         """The last failure of a call: kind, text, until_ms, count; empty when there is none."""
-        return self._ask([Request(("HGETALL", self.keys.failures(call)))], lambda replies: parse.failure(replies[0]))
-
-    def _claim(
-        self,
-        call: str,
-        token: str,
-        lease_for: float,
-        seen: bytes,
-        expected: str,
-        heeds: bool,
-        warms: bool = False,
-        least_seq: int | None = None,
-        is_last: bool = False,
-        enqueue: tuple[str, bytes] | None = None,
-    ) -> Request:
-        keys = self.keys
-        names = (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call))
-        return Request.call(
-            scripts.CLAIM,
-            names,
-            (
-                token,
-                milliseconds(lease_for),
-                seen,
-                expected,
-                int(heeds),
-                envelope.MAGIC,
-                envelope.WRITE_ID_AT,
-                int(warms),
-                "" if least_seq is None else least_seq,
-                envelope.SEQ_AT,
-                "" if is_last else MOST_RUNNING,
-                *(enqueue or ()),
-            ),
-        )
+        return self._ask_one(Request(("HGETALL", self.keys.failures(call))), parse.failure)

@@ -33,7 +33,7 @@ class ProcessNotes(StoreCommands):
 
     def marks(self) -> Exchange[dict[str, float]]:
         """What the processes of this namespace are, and when that was last noted, seconds since the epoch."""
-        return self._ask([Request(("HGETALL", self.keys.marks))], lambda replies: parse.instants(replies[0]))
+        return self._ask_one(Request(("HGETALL", self.keys.marks)), parse.instants)
 
     def note_unstored(self, loader: str, reason: str) -> Exchange[None]:
         """Note that a value of a loader had no place here."""
@@ -43,7 +43,7 @@ class ProcessNotes(StoreCommands):
 
     def unstored(self) -> Exchange[dict[str, str]]:
         """Loader -> why its last value without a place here had none, within a day."""
-        return self._ask([Request(("HGETALL", self.keys.unstored))], lambda replies: parse.fields(replies[0]))
+        return self._ask_one(Request(("HGETALL", self.keys.unstored)), parse.fields)
 
     def foreign_keys(self, loaders: Iterable[str]) -> Exchange[list[str]]:
         """Those keys of the namespace and of these loaders, not of calls and tags, that something else has written."""
@@ -77,26 +77,23 @@ class ProcessNotes(StoreCommands):
         )
 
     def note_beat(self, task: str) -> Exchange[None]:
-        """Leave a sign that an upkeep task has run; how much of its life is left says when."""
-        request = Request(("SET", self.keys.beat(task), "", "PX", milliseconds(BEAT_KEPT_FOR)))
-        return self._ask([request], lambda replies: None)
+        """Leave a sign that an upkeep task has run."""
+        return self._set_for(self.keys.beat(task), BEAT_KEPT_FOR)
 
     def note_taken(self, queue: str) -> Exchange[None]:
-        """Leave a mark that a worker has taken a message from a queue; how much of its life is left says when."""
-        request = Request(("SET", self.keys.taken(queue), "", "PX", milliseconds(TAKEN_KEPT_FOR)))
-        return self._ask([request], lambda replies: None)
+        """Leave a mark that a worker has taken a message from a queue."""
+        return self._set_for(self.keys.taken(queue), TAKEN_KEPT_FOR)
 
     def taken_age(self, queue: str) -> Exchange[float | None]:
         """How long ago a worker last took a message from a queue, seconds; None for longer than ten minutes."""
-        return self._ask(
-            [Request(("PTTL", self.keys.taken(queue)))],
-            lambda replies: TAKEN_KEPT_FOR - int(replies[0]) / 1000 if int(replies[0]) > 0 else None,
+        return self._ask_one(
+            Request(("PTTL", self.keys.taken(queue))),
+            lambda left: TAKEN_KEPT_FOR - int(left) / 1000 if int(left) > 0 else None,
         )
 
     def note_worker(self, name: str) -> Exchange[None]:
         """Leave a mark that a worker of this store runs."""
-        request = Request(("SET", self.keys.worker(name), "", "PX", milliseconds(WORKER_KEPT_FOR)))
-        return self._ask([request], lambda replies: None)
+        return self._set_for(self.keys.worker(name), WORKER_KEPT_FOR)
 
     def have_workers(self, names: Sequence[str]) -> Exchange[list[bool]]:
         """Whether each of these workers has left its mark in this store."""
@@ -122,4 +119,4 @@ class ProcessNotes(StoreCommands):
 
     def note_run_id(self, run_id: str) -> Exchange[None]:
         """Note a server's run id: another one there later says that it was restarted, or is another server."""
-        return self._ask([Request(("SET", self.keys.run_id, run_id))], lambda replies: None)
+        return self._ask_one(Request(("SET", self.keys.run_id, run_id)), lambda reply: None)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.local.get_batcher import Batcher
+from cacheworkers.local.get_batcher import GetBatcher
 from cacheworkers.store.commands import replies as parsers
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_check import info_of
@@ -75,7 +75,7 @@ class Get:
 
     __slots__ = ("_batcher", "_key", "_link", "call")
 
-    def __init__(self, link: Transport, batcher: Batcher, key: str, call: str) -> None:
+    def __init__(self, link: Transport, batcher: GetBatcher, key: str, call: str) -> None:
         self._link = link
         self._batcher = batcher
         self._key = key
@@ -150,6 +150,13 @@ class StoreCommands:
 
     def _ask(self, requests: Sequence[Request], parse: Callable[[list[Any]], T]) -> Exchange[T]:
         return Exchange(self.link, requests, parse)
+
+    def _ask_one(self, request: Request, parse: Callable[[Any], T]) -> Exchange[T]:
+        return Exchange(self.link, [request], lambda replies: parse(replies[0]))
+
+    def _set_for(self, key: str, seconds: float) -> Exchange[None]:
+        """Keep an empty key for a time; how much of its life is left says when that was."""
+        return self._ask_one(Request(("SET", key, "", "PX", milliseconds(seconds))), lambda reply: None)
 
 
 def milliseconds(seconds: float) -> int:

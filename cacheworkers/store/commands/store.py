@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.local.get_batcher import Batcher
+from cacheworkers.local.get_batcher import GetBatcher
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
 from cacheworkers.store.commands.access_scores import AccessScores
@@ -36,7 +36,7 @@ class Store(Leases, TagSets, AccessScores, ProcessNotes, GarbageCommands):
     def __init__(self, link: Transport, keys: Keyspace, *, batch_size: int = 100) -> None:
         super().__init__(link, keys)
         self._batch_size = batch_size
-        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
+        self.batcher = GetBatcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
 
     def reset(self) -> None:
         """Forget connections and what was asked, as a child does after a fork."""
@@ -184,14 +184,14 @@ class Store(Leases, TagSets, AccessScores, ProcessNotes, GarbageCommands):
             (self.keys.overtaken(entry.call),),
             (envelope.pack(entry), milliseconds(kept_for), envelope.SEQ_AT),
         )
-        return self._ask([request], lambda replies: replies[0] == 1)
+        return self._ask_one(request, lambda reply: reply == 1)
 
     def take_turn(self, loader: str, interval: float, most: float) -> Exchange[float | None]:
         """Take the next turn of a loader with a rate limit; seconds until then, or None: not within `most` seconds."""
         request = Request.call(
             scripts.TURN, (self.keys.turns(loader),), (int(interval * 1e6), int(max(0.0, most) * 1e6))
         )
-        return self._ask([request], lambda replies: None if int(replies[0]) < 0 else int(replies[0]) / 1e6)
+        return self._ask_one(request, lambda left: None if int(left) < 0 else int(left) / 1e6)
 
     # -- replicas
 

@@ -18,7 +18,7 @@ from cacheworkers.store.connections.request import Request
 #: Members of a tag set, and keys of one command, that are gone through at a time.
 CHUNK = 500
 #: Members of each of many tag sets that are gone through at a time.
-LEAST_SHARE = 4
+MIN_SHARE = 4
 #: Most sets that one script detaches, where one server has all keys, and most members whose keys are deleted as they
 #: are removed: nothing else is served meanwhile.
 MAX_TOGETHER = 50
@@ -48,15 +48,14 @@ class TagSets(StoreCommands):
 
     def learn_shards(self) -> Exchange[None]:
         """Learn how many shards any process keeps tags in, before tag sets are walked through."""
-        request = Request(("HGETALL", self.keys.tag_shards))
-        return self._ask([request], lambda replies: self._learn_shards(replies[0]))
+        return self._ask_one(Request(("HGETALL", self.keys.tag_shards)), self._learn_shards)
 
     def _learn_shards(self, reply: Any) -> None:
         self.keys.learn_shards({prefix: int(shards) for prefix, shards in parse.fields(parse.ours(reply)).items()})
 
     def raise_seq(self, least: int) -> Exchange[int]:
         """The sequence, lifted to `least` if a failover had set it back."""
-        return self._ask([Request.call(scripts.RAISE_SEQ, (self.keys.seq,), (least,))], lambda replies: int(replies[0]))
+        return self._ask_one(Request.call(scripts.RAISE_SEQ, (self.keys.seq,), (least,)), int)
 
     def detach(self, tags: Sequence[str], n: int) -> Exchange[list[DetachedSet | ForeignType]]:
         """Mark tags and detach their sets, in one round trip; all detached sets of the tags, these and older ones."""
@@ -123,7 +122,7 @@ class TagSets(StoreCommands):
     def detached_of(self, tag: str, shard: int) -> Exchange[list[str]]:
         """The detached sets of one shard of a tag."""
         request = Request(("SMEMBERS", self.keys.detached_index(tag, shard)))
-        return self._ask([request], lambda replies: [parse.text(name) for name in parse.ours(replies[0])])
+        return self._ask_one(request, lambda reply: [parse.text(name) for name in parse.ours(reply)])
 
     def drained(self, sets: Sequence[DetachedSet]) -> Exchange[list[DetachedSet | ForeignType]]:
         """Remove the known members of detached sets, whose entries are deleted; the sets that have more, with some."""
@@ -219,7 +218,7 @@ class TagSets(StoreCommands):
 
 def _share(sets: int) -> int:
     """Return how many members of each of some sets one exchange takes up."""
-    return max(LEAST_SHARE, CHUNK // max(1, sets))
+    return max(MIN_SHARE, CHUNK // max(1, sets))
 
 
 def _detached(

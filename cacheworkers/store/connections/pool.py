@@ -146,15 +146,15 @@ class Pool(AsyncPool):
             return
         self._idle.append(connection)
         if connection.generation != self._generation:  # `drop` has come before this, and did not see it
-            self._close_outdated()
+            self._close_idle(lambda idle: idle.generation != self._generation)
 
-    def _close_outdated(self) -> None:
-        """Close idle connections of earlier generations, once each: of two threads, one gets it out of the deque."""
+    def _close_idle(self, is_over: Callable[[Connection], bool]) -> None:
+        """Close some idle connections, once each: of two threads, one gets it out of the deque."""
         for connection in list(self._idle):
-            if connection.generation != self._generation:
+            if is_over(connection):
                 try:
                     self._idle.remove(connection)
-                except ValueError:
+                except ValueError:  # another thread uses it
                     continue
                 connection.close()
 
@@ -165,13 +165,7 @@ class Pool(AsyncPool):
             connection.close()
         if isinstance(error, LateReply):
             # Those that were idle as long may lead nowhere as well: a firewall forgot them, or the host is gone.
-            for other in list(self._idle):
-                if other.used_at < began:
-                    try:
-                        self._idle.remove(other)
-                    except ValueError:  # another thread uses it
-                        continue
-                    other.close()
+            self._close_idle(lambda idle: idle.used_at < began)
 
     def _repeat(self, cut: Connection, commands: Commands, until: float) -> list[Any]:
         """Do an exchange whose connection was cut once more, over a new one; it ends by a monotonic instant."""

@@ -14,7 +14,7 @@ from cacheworkers.errors import UnsafeStore
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.connections.address import Node, parse_url
 from cacheworkers.store.connections.clients import Clients
-from cacheworkers.store.connections.cluster import Cluster
+from cacheworkers.store.connections.cluster import Cluster, Topology
 from cacheworkers.store.connections.connection import Outcome
 from cacheworkers.store.connections.credentials import provider_of
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
@@ -23,7 +23,7 @@ from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import UNAVAILABLE, Request, check
 from cacheworkers.store.connections.sentinels import Term
 from cacheworkers.store.connections.server_check import Admission, check_store
-from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
+from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster
 
 log = logging.getLogger("cacheworkers")
 #: Who the masters are: names, or what Sentinels say.
