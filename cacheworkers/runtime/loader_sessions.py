@@ -20,9 +20,13 @@ def sessions_for_loads(
 ) -> LoadSessions | CallersSessions:
     """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some.
 
+    A `scoped_session` is as good as its factory: a load has a session of its own.
+
     Raises:
-        ConfigError: the database exists once for each thread.
+        ConfigError: it makes no sessions of its kind, or the database exists once for each thread.
     """
+    sessions = getattr(sessions, "session_factory", sessions)
+    async_sessions = getattr(async_sessions, "session_factory", async_sessions)
     if config.testing or (sessions is None and async_sessions is None):
         return CallersSessions(sessions, async_sessions)
     from cacheworkers.sql.load_sessions import LoadSessions, refuse_database_per_thread

@@ -76,8 +76,11 @@ class LoadSessions:
     ) -> None:
         """
         Raises:
-            ConfigError: the async sessions are bound to a connection.
+            ConfigError: either is something else, or the async sessions are bound to a connection.
         """
+        for name, given, kind in (("sessions", sync, sessionmaker), ("async_sessions", async_, async_sessionmaker)):
+            if given is not None and not isinstance(given, kind):
+                raise ConfigError(f"{name} must be a {kind.__name__}, got {given!r}: {kind.__name__}(engine)")
         self._sync = sync
         self._async = async_
         if any(isinstance(each, AsyncConnection) for each in _bound_to(options_of(async_))):
@@ -277,7 +280,7 @@ def refuse_database_per_thread(sessions: sessionmaker[Session] | None) -> None:
     Raises:
         ConfigError: it is SQLite's in memory, on a pool that makes one for each thread.
     """
-    bind = None if sessions is None else sessions.kw.get("bind")
+    bind = options_of(sessions).get("bind")
     if isinstance(bind, Engine) and isinstance(bind.pool, SingletonThreadPool):
         raise ConfigError(
             f"sessions must be of a database that other threads see, {bind!r} makes one for each: "

@@ -226,7 +226,7 @@ class PublishQueue:
             return
         try:
             self._send(info, queue, requests)
-        except Exception:  # whatever it was, the next group has a thread
+        except BaseException:  # whatever it was, the next group has a thread
             log.exception("requests of %s were not sent", name, extra={"loader": name})
             self._give_back(requests)
 

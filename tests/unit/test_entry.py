@@ -15,6 +15,8 @@ from cacheworkers.core.entry import Action, Entry, Freshness, decide, life_of
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.errors import EnvelopeError
 
+EARLY = envelope.load_times_before(1.0)
+
 
 def entry(**changes: Any) -> Entry:
     made = Entry("find[1]", ("a", "b"), b'{"x":1}', 100.0, 200.0, 300.0, 400.0, 60.0, 0.25, 7, b"12345678", b"87654321")
@@ -42,7 +44,7 @@ def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut:
 
     assert envelope.fresh_payloads([None, raw], now, since, 0.0) == [None, expected]
     assert envelope.fresh_payloads([raw, raw], now, since, 0.0) == [expected, expected]
-    assert envelope.fresh_payload(raw, "find[1]", now, since, 0.0, NO_FINGERPRINT) == expected
+    assert envelope.fresh_payload(raw, "find[1]", now, since, 0, NO_FINGERPRINT) == expected
 
 
 def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
@@ -50,17 +52,17 @@ def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
     fingerprint, other = b"types  1", b"types  2"
     raw = envelope.pack(entry(fingerprint=fingerprint))
 
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, fingerprint) == b'{"x":1}'
-    assert envelope.fresh_payload(raw, "find[2]", 150.0, 0, 1.0, fingerprint) is None
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, other) is None
-    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 1.0, fingerprint) is None
-    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 0.0, fingerprint) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, EARLY, fingerprint) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[2]", 150.0, 0, EARLY, fingerprint) is None
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, EARLY, other) is None
+    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, EARLY, fingerprint) is None
+    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 0, fingerprint) == b'{"x":1}'
     seq = envelope.unpack(raw).seq
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq, 1.0, fingerprint) == b'{"x":1}'
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq + 1, 1.0, fingerprint) is None
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq, EARLY, fingerprint) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq + 1, EARLY, fingerprint) is None
     assert envelope.fresh_payloads([raw], 150.0, seq + 1, 1.0, fingerprint) == [None]
     unshared = envelope.pack(entry(fingerprint=fingerprint, is_unshared=True))
-    assert envelope.fresh_payload(unshared, "find[1]", 150.0, 0, 1.0, fingerprint) is None
+    assert envelope.fresh_payload(unshared, "find[1]", 150.0, 0, EARLY, fingerprint) is None
 
 
 @given(st.binary(max_size=200))

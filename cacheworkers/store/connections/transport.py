@@ -150,21 +150,22 @@ class Transport:
             check(replies)
             return replies
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, now: float) -> bytes | None:
         """Return what a key holds, None for nothing or for another type: what `exchange` does, in the fewest steps.
 
-        The caller has checked that this process is no fork.
+        The caller has checked that this process is no fork, and has looked at the monotonic clock.
         """
         pool, answered = self._alone, self._answered
         if pool is None or not self._is_checked or self._health.breaker.is_open:
             reply = self.exchange([Request(("GET", key))])[0]
         else:
             try:
-                reply = pool.ask(("GET", key))
+                reply = pool.get(key, now)
                 if answered is not None and not isinstance(reply, UNAVAILABLE):
                     answered.add("")
-                if isinstance(reply, Exception):
-                    check([reply])
+                if type(reply) is bytes:
+                    return reply
+                check([reply])
             except Exception as error:
                 translated = self._health.translated(error)
                 if translated is error:
