@@ -101,7 +101,7 @@ class Report:
         yield f"staleness  {len(self.stale_for):,} reads older than an acknowledged change{worst}"
 
 
-def queries_of(database_url: str) -> int:
+def loads_counted(database_url: str) -> int:
     """Return how many loads of products Postgres has counted."""
     from sqlalchemy import create_engine, text
 
@@ -138,7 +138,7 @@ def run(
         from app.database import engine
 
         database_url = engine.url.render_as_string(hide_password=False)
-    before = queries_of(database_url) if database_url else 0
+    before = loads_counted(database_url) if database_url else 0
     context = multiprocessing.get_context("spawn")
     done, results = context.Value("q", 0), context.Queue()
     changes, stop, written = Changes(max(ids)), threading.Event(), list[int]()
@@ -174,7 +174,7 @@ def run(
             if len(rows) < processes:
                 worker.terminate()
             worker.join()
-    found = queries_of(database_url) - before if database_url else 0
+    found = loads_counted(database_url) - before if database_url else 0
     kinds = sum((collections.Counter(each) for _, each, _ in rows), collections.Counter[str]())
     return Report(
         requests=kinds.total(),

@@ -213,7 +213,7 @@ def rows_of(hottest: Hottest) -> list[tuple[str, str]]:
     )
     return [
         *((f"{name} of the true top {most} found", f"{there}") for most, there in hottest.there.items()),
-        (f"{name} most calls counted in a process (bound {counting.MOST:,})", counted),
+        (f"{name} most calls counted in a process (bound {counting.MAX_CALLS:,})", counted),
         (f"{name} calls in the store (bound {Config().max_hot_calls:,})", kept),
     ]
 

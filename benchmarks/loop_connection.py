@@ -19,7 +19,7 @@ import redis.asyncio
 from benchmarks import report
 from benchmarks.read_path import Product, product_of
 from cacheworkers import Cache, Config, Load
-from cacheworkers.local.get_batcher import Batcher
+from cacheworkers.local.get_batcher import GetBatcher
 from cacheworkers.testing import FaultProxy, Valkey
 
 ROUNDS = 25
@@ -56,7 +56,7 @@ async def compared(cache: Cache, url: str, shown: str) -> list[tuple[str, ...]]:
     """Return a row for reads one by one and one for a hundred together: microseconds and, of CPU, those of the loop."""
     store = cache.internals.ports.store
     client: Any = redis.asyncio.Redis.from_url(url)
-    over_theirs = Batcher(lambda calls: client.mget([store.keys.entry(call) for call in calls]))
+    over_theirs = GetBatcher(lambda calls: client.mget([store.keys.entry(call) for call in calls]))
     ways: list[_Read] = [
         lambda number: client.get(store.keys.entry(f"product[{number}]")),
         lambda number: over_theirs.get(f"product[{number}]"),

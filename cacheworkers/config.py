@@ -149,7 +149,7 @@ class Config:
             duration(name, getattr(self, name), most=86400.0)
         duration("revalidate_rate", self.revalidate_rate, most=1e6, unit=" a second")
         duration("warm_rate", self.warm_rate, most=1e6, unit=" a second")
-        for name, least in _LEAST.items():
+        for name, least in _MINIMUMS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r}")
@@ -213,7 +213,7 @@ class Queues:
     upkeep: str
 
 
-_LEAST = {
+_MINIMUMS = {
     "replicas": 0,
     "l1_entries": 0,
     "l1_bytes": 0,

@@ -292,7 +292,7 @@ BAD = {
     "up in a function": (upward_imports, "store/x.py", "def f():\n    from cacheworkers.flows.read import read\n"),
     "up for a type": (upward_imports, "sql/x.py", "if TYPE_CHECKING:\n    from cacheworkers.loader import Loader\n"),
     "up from a leaf": (upward_imports, "errors.py", "import cacheworkers.core.signature\n"),
-    "across": (upward_imports, "workers/x.py", "from cacheworkers.sql.load_sessions import Sessions\n"),
+    "across": (upward_imports, "workers/x.py", "from cacheworkers.sql.load_sessions import LoadSessions\n"),
     "testing": (upward_imports, "cache.py", "from cacheworkers.testing import Valkey\n"),
     "package root": (upward_imports, "flows/x.py", "from cacheworkers import Cache\n"),
     "app inside": (upward_imports, "../app/x.py", "from cacheworkers.store.commands.store import Store\n"),

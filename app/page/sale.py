@@ -21,9 +21,9 @@ from app.models import Product
 from app.page import control
 from app.page.control import NOT_OURS, Refused, State
 from app.page.lines import Helper
-from app.page.price import PriceRace
+from app.page.messages import Message, Outcome, Stage, Tick, side_tick
+from app.page.price_race import PriceRace
 from app.page.queries import count
-from app.page.ticks import Message, Outcome, Stage, Tick, side_tick
 from app.page.traffic import HOT_PRODUCTS, NORMAL_RATE, Mode, Report, Setting
 
 log = logging.getLogger(__name__)

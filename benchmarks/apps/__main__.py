@@ -210,7 +210,7 @@ def sale(running: Site, database: str, product: int) -> tuple[int, float]:
         clients = [replay.HttpClient(running.url) for _ in range(CLIENTS)]
         await asyncio.gather(*(client.get("/products/9000") for client in clients))
         running.put_price(product, 2 * 10**9 + product)
-        before = load.queries_of(database)
+        before = load.loads_counted(database)
         began = asyncio.get_running_loop().time()
         await asyncio.gather(*(client.get(f"/products/{product}") for client in clients))
         took = asyncio.get_running_loop().time() - began
@@ -219,7 +219,7 @@ def sale(running: Site, database: str, product: int) -> tuple[int, float]:
         return took, before
 
     took, before = asyncio.run(everybody())
-    return load.queries_of(database) - before, took
+    return load.loads_counted(database) - before, took
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import msgspec
 from cacheworkers.core.annotations import members_of
 
 #: What converting an argument may raise.
-WRONG = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
+CONVERSION_ERRORS = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 #: Types whose values are canonical as they are.  Equal values of one of them have equal texts.
 EXACT = (int, str, bool, uuid.UUID, datetime.date)
 
@@ -40,7 +40,7 @@ def is_keyable(annotation: Any) -> bool:
     return kind in EXACT or (isinstance(kind, type) and issubclass(kind, enum.Enum))
 
 
-def converted(value: Any, annotation: Any) -> Any:
+def as_canonical(value: Any, annotation: Any) -> Any:
     """Return an argument as its annotation means it, as plain JSON values: "42" under `int` is 42."""
     if annotation is not Any:
         value = as_exact(value, annotation)
@@ -54,7 +54,7 @@ def as_exact(value: Any, annotation: Any) -> Any:
     """
     try:
         found = msgspec.convert(value, annotation, strict=False)
-    except WRONG:
+    except CONVERSION_ERRORS:
         equal = _equal_of(value, annotation)
         if equal is None:
             raise

@@ -145,7 +145,7 @@ class Life(msgspec.Struct, frozen=True):
 
 
 #: An entry is kept at least this long after its load, so that those who waited for it find it.
-LEAST_KEPT_FOR = 2.0
+MIN_KEPT_FOR = 2.0
 
 
 def life_of(
@@ -170,5 +170,5 @@ def life_of(
     error_for = 0.0 if is_negative else policy.error_for
     fresh_until = created + fresh_for
     stale_until = fresh_until + stale_for
-    expires_at = max(stale_until + error_for, created + load_time + LEAST_KEPT_FOR)
+    expires_at = max(stale_until + error_for, created + load_time + MIN_KEPT_FOR)
     return Life(created, fresh_until, stale_until, expires_at, stale_for, load_time)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core.annotations import bare, hints_of, refuse_what_json_lacks
-from cacheworkers.core.canonical_arguments import EXACT, WRONG, as_exact, converted, is_keyable, plain
+from cacheworkers.core.canonical_arguments import CONVERSION_ERRORS, EXACT, as_canonical, as_exact, is_keyable, plain
 from cacheworkers.errors import BadArgument, CallError, DeclarationError
 
 _RULE = "use builtins, dates, UUID, Decimal, Enum, or a Struct or dataclass of these"
@@ -24,7 +24,7 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 _WIDE = 2**63
 #: Most texts of one loader's calls that are remembered.
-_MOST_TEXTS = 8192
+_MAX_TEXTS = 8192
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -94,8 +94,8 @@ class Signature:
         for parameter, each in zip(parameters, types, strict=True):
             if parameter.default is not inspect.Parameter.empty:
                 try:
-                    msgspec.json.decode(_encode(converted(parameter.default, each)), type=each)
-                except WRONG as error:
+                    msgspec.json.decode(_encode(as_canonical(parameter.default, each)), type=each)
+                except CONVERSION_ERRORS as error:
                     raise DeclarationError(
                         f"the default of {parameter.name!r} in {name} must fit its annotation, "
                         f"got {parameter.default!r}: {error}"
@@ -118,13 +118,13 @@ class Signature:
                     given = tuple(as_exact(value, each) for value, each in given_types)
                 canonical, text = given, _encode(given)
             else:
-                sent = [converted(value, each) for value, each in zip(given, self._types, strict=True)]
+                sent = [as_canonical(value, each) for value, each in zip(given, self._types, strict=True)]
                 # What a worker will read from the text is what is canonical: both sides load with the same arguments.
                 canonical = self._decode(_encode(sent))
                 if self._is_batch:
                     hash(canonical)  # the batch loader returns a dict by it
                 text = _encode([plain(value) for value in canonical])
-        except WRONG as error:
+        except CONVERSION_ERRORS as error:
             named = ", ".join(f"{name}={value!r}"[:80] for name, value in zip(self.parameters, given, strict=True))
             raise BadArgument(f"{self.name}({named}) is not a valid call: {error}") from None
         length = len(self._prefix) + len(text)
@@ -172,7 +172,7 @@ class Signature:
             )
         try:
             arguments = self._decode(text[len(self._prefix) :])
-        except WRONG as error:
+        except CONVERSION_ERRORS as error:
             raise CallError(
                 f"{text[:80]!r} is not a call of {self.name}{self._signature}: {error}; {self._example}"
             ) from None
@@ -195,7 +195,7 @@ class Signature:
             text = f"{self._prefix}[{inner}" if bracket == "[" else f"{self._prefix}[{inner[:-1]}]"
         try:
             given = msgspec.json.decode(text.removeprefix(self._prefix), type=list[msgspec.Raw])
-        except WRONG:
+        except CONVERSION_ERRORS:
             return text
         left = self.parameters[len(given) :]
         if not left or not text.startswith(self._prefix):
@@ -204,11 +204,11 @@ class Signature:
             raise CallError(
                 f"{text[:80]!r} is not a call of {self.name}{self._signature}: {missing} missing; {self._example}"
             )
-        rest = [converted(self._defaults[name], self.annotations[name]) for name in left]
+        rest = [as_canonical(self._defaults[name], self.annotations[name]) for name in left]
         full = _encode([*given, *rest])
         try:
             return self.bind(self._decode(full), {}).text
-        except (*WRONG, CallError):  # `parse` says which argument is wrong, and nothing of those that are left out
+        except (*CONVERSION_ERRORS, CallError):  # `parse` says which argument is wrong
             return self._prefix + full.decode()
 
     @property
@@ -252,7 +252,7 @@ class _Texts(dict[Any, str]):
         self._text_of = text_of
 
     def __missing__(self, key: Any) -> str:
-        if len(self) >= _MOST_TEXTS:
+        if len(self) >= _MAX_TEXTS:
             self.clear()
         text = self[key] = self._text_of(key)
         return text

@@ -27,5 +27,5 @@ def clear(ports: Ports) -> Flow[int]:
     yield store.next_seq()
     ports.l1.clear()
     ports.access_counter.reset()
-    ports.asked.reset()
+    ports.recent_requests.reset()
     return deleted

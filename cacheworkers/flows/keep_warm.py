@@ -39,7 +39,7 @@ BY_HAND = 2.0
 #: All calls that are kept warm are checked once in this share of `fresh_for`, part of them in each round.
 TURN = 0.025
 #: A call is kept warm by default if at least this many reads are expected while its entry is fresh ...
-LEAST_READS = 1.5
+MIN_READS = 1.5
 #: ... and if the loads that nobody will read stay below this share of the calls that were read in the last period.
 EXTRA_LOADS = 0.05
 #: Reads come in bursts: what is expected to be read this often may as well not be read at all.
@@ -112,10 +112,10 @@ def hottest(ports: Ports, loader: str, most: int, since: float = float("-inf")) 
     """Return the hottest calls of a loader, each with its `read_at`, which is at least `since`."""
     found: dict[str, float] = {}
     for first in range(0, most, CHUNK):
-        options = min(CHUNK, most - first)
-        chunk = yield ports.store.most_read(loader, first, options, since)
+        wanted = min(CHUNK, most - first)
+        chunk = yield ports.store.most_read(loader, first, wanted, since)
         found.update(chunk)  # what has moved meanwhile may be there already
-        if len(chunk) < options:
+        if len(chunk) < wanted:
             break
     return list(found.items())
 
@@ -128,17 +128,17 @@ def hot(ports: Ports, loader: LoaderSpec, most: int) -> Flow[list[tuple[str, flo
     now, half_life = ports.clock.now(), half_life_of(ports, loader.name)
     scores: dict[str, float] = {}
     seen: set[str] = set()  # what has moved meanwhile comes again
-    first, options = 0, min(CHUNK, most)
+    first, wanted = 0, min(CHUNK, most)
     while len(scores) < most:
-        chunk = yield ports.store.most_read(loader.name, first, options, float("-inf"))
+        chunk = yield ports.store.most_read(loader.name, first, wanted, float("-inf"))
         for text, read_at in chunk:
             call = None if text in seen else loader.signature.of_this_version(text)
             if call is not None:
                 scores[call] = scores.get(call, 0.0) + score_of(read_at, now, half_life)
             seen.add(text)
-        if len(chunk) < options:
+        if len(chunk) < wanted:
             break
-        first, options = first + options, CHUNK
+        first, wanted = first + wanted, CHUNK
     return sorted(scores.items(), key=itemgetter(1), reverse=True)[:most]
 
 
@@ -176,7 +176,7 @@ def _keep_warm(ports: Ports, loader: LoaderSpec, most: int) -> Flow[Warming]:
     turn = _round_at(ports) % turns
     kept = yield from kept_warm(ports, loader)
     calls = [call for call in kept if zlib.crc32(call.encode()) % turns == turn]
-    due = yield from _look(ports, calls, turns * every + MARGIN)
+    due = yield from _find_due(ports, calls, turns * every + MARGIN)
     asked, held = yield from _ask(ports, loader, due[:most])
     return _noted(ports, loader, Warming(len(calls), len(calls) - len(due), asked, held, max(0, len(due) - most)))
 
@@ -202,7 +202,7 @@ def kept_warm(ports: Ports, loader: LoaderSpec) -> Flow[list[str]]:
         for call, read_at in chunk:
             expected = reads_per_score * score_of(read_at, now, half_life)
             room -= min(1.0, (BURST / (1 + expected)) ** 2)
-            if expected < LEAST_READS or room < 0:
+            if expected < MIN_READS or room < 0:
                 return _of_this_version(loader, kept)
             kept.append(call)
         if len(chunk) < CHUNK:
@@ -211,7 +211,7 @@ def kept_warm(ports: Ports, loader: LoaderSpec) -> Flow[list[str]]:
 
 def ask_for(ports: Ports, loader: LoaderSpec, calls: Sequence[str]) -> Flow[Warming]:
     """Ask for those calls that are missing or stale."""
-    due = yield from _look(ports, calls, 0.0)
+    due = yield from _find_due(ports, calls, 0.0)
     asked, held = yield from _ask(ports, loader, due)
     return _noted(ports, loader, Warming(len(calls), len(calls) - len(due), asked, held))
 
@@ -259,7 +259,7 @@ def _of_this_version(loader: LoaderSpec, calls: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, map(loader.signature.of_this_version, calls))))
 
 
-def _look(ports: Ports, calls: Sequence[str], lead: float) -> Flow[list[tuple[str, bytes]]]:
+def _find_due(ports: Ports, calls: Sequence[str], lead: float) -> Flow[list[tuple[str, bytes]]]:
     """Return the calls that are missing or not fresh for `lead` seconds more, each with the version that is there."""
     due = []
     for start in range(0, len(calls), CHUNK):

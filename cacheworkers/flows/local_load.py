@@ -58,7 +58,7 @@ def kept(ports: Ports, call: Call, decode: Callable[[bytes], Any], since: int) -
     Not once the store has answered since, or where another server may have become the master: what others have
     invalidated there was not reported here.
     """
-    if not ports.listener.may_go_on(call.text):
+    if not ports.listener.memory_may_answer(call.text):
         return None
     slot = ports.l1.get(call.text)
     now = ports.clock.now()

@@ -42,19 +42,19 @@ class _Run(msgspec.Struct, frozen=True):
 
 
 class BatchedLoads:
-    """The load strategy of reads that go on together: what it yields is answered by `together`, and is no step."""
+    """The load strategy of reads that go on together: what it yields is answered by `merge_reads`, and is no step."""
 
     def message(self, ports: Ports, request: LoadRequest) -> None:
         """Return none: what several reads have claimed goes out as one message."""
 
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
         """Hand a request to the dispatcher, with those of the others."""
-        is_taken: bool = yield from _under(ports, request, _Submit(request))
+        is_taken: bool = yield from _ask_under_lease(ports, request, _Submit(request))
         return is_taken
 
     def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
         """Load here under the lease, with the others."""
-        result: Result = yield from _under(ports, request, _Load(request))
+        result: Result = yield from _ask_under_lease(ports, request, _Load(request))
         return result
 
     def run(self, ports: Ports, loader: LoaderSpec, loading: Loading) -> Flow[dict[str, Any]]:
@@ -63,23 +63,23 @@ class BatchedLoads:
         return values
 
 
-SHARED = BatchedLoads()
+BATCHED = BatchedLoads()
 
 
-def together(
+def merge_reads(
     ports: Ports, loader: LoaderSpec, keys: Iterable[K], one: Callable[[K], Flow[Read]]
 ) -> Flow[tuple[dict[K, Read], dict[K, CacheworkersError]]]:
     """Return what the read of each key found, and why those of the others failed.
 
     Args:
-        one: makes the read of a key, of a call of this loader, by `SHARED` means.
+        one: makes the read of a key, of a call of this loader, by `BATCHED` means.
     """
-    company = _ReadBatch(ports, loader, {key: one(key) for key in keys})
+    batch = _ReadBatch(ports, loader, {key: one(key) for key in keys})
     try:
-        yield from company.go_on()
+        yield from batch.drive()
     finally:
-        company.close()
-    return company.found, company.errors
+        batch.close()
+    return batch.found, batch.errors
 
 
 class _Sleeper(msgspec.Struct):
@@ -123,7 +123,7 @@ class _ReadBatch(Generic[K]):
         self.found: dict[K, Read] = {}
         self.errors: dict[K, CacheworkersError] = {}
 
-    def go_on(self) -> Flow[None]:
+    def drive(self) -> Flow[None]:
         """Let all reads go on to their ends.
 
         What takes long comes last: all that go on at all have then come as far as they can, and are part of it.
@@ -163,9 +163,9 @@ class _ReadBatch(Generic[K]):
         except CacheworkersError as error:
             self.errors[key] = error
         else:
-            self._file(key, step)
+            self._sort_step(key, step)
 
-    def _file(self, key: K, step: Any) -> None:
+    def _sort_step(self, key: K, step: Any) -> None:
         match step:
             case Wait(waiter=Waiter() as waiter):
                 until = self._ports.clock.monotonic() + step.timeout
@@ -207,13 +207,13 @@ class _ReadBatch(Generic[K]):
     def _get(self) -> Flow[None]:
         gets, self._gets = self._gets, {}
         joint = self._ports.store.get_many([get.call for get in gets.values()])
-        yield from self._run_loads(gets, joint)
+        yield from self._perform_together(gets, joint)
 
     def _claim(self) -> Flow[None]:
         claims, self._claims = self._claims, {}
-        yield from self._run_loads(claims, Exchange.joint(list(claims.values())))
+        yield from self._perform_together(claims, Exchange.joint(list(claims.values())))
 
-    def _run_loads(self, steps: Mapping[K, Step], joint: Step) -> Flow[None]:
+    def _perform_together(self, steps: Mapping[K, Step], joint: Step) -> Flow[None]:
         """Perform steps as one."""
         if len(steps) == 1:
             self._others.update(steps)
@@ -302,7 +302,7 @@ class _ReadBatch(Generic[K]):
             self._send(key, True)
 
 
-def _under(ports: Ports, request: LoadRequest, wish: Any) -> Flow[Any]:
+def _ask_under_lease(ports: Ports, request: LoadRequest, wish: Any) -> Flow[Any]:
     """Yield what is wanted under a lease, which is given back if it does not come to that."""
     try:
         found = yield cast(Step, wish)

@@ -69,10 +69,10 @@ def nested_many(
             found[key] = stored
     keys = list(missing)
     for group in [keys] if loader.is_batch and keys else [[key] for key in keys]:
-        options = [missing[key][0] for key in group]
+        group_calls = [missing[key][0] for key in group]
         previous = {call.text: raw for call, raw in (missing[key] for key in group)}
         loaded = yield from _loaded(
-            ports, loader, options, previous, decode, outer, [outers.get(key, outer) for key in group]
+            ports, loader, group_calls, previous, decode, outer, [outers.get(key, outer) for key in group]
         )
         found.update(zip(group, loaded, strict=True))
     values = {key: read.value for key in calls if isinstance(read := found[key], Read)}

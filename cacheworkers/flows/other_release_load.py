@@ -24,7 +24,7 @@ from cacheworkers.flows.read_state import ReadState
 from cacheworkers.flows.write_loaded import entry_of_value
 
 
-def read_own_entry(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: Entry) -> Flow[Read]:
+def load_beside_other_release(ports: Ports, loader: LoaderSpec, state: ReadState, theirs: Entry) -> Flow[Read]:
     """Load a call of which the store has another release's fresh entry; the reads of this process share the load.
 
     Raises:

@@ -88,7 +88,7 @@ class LoaderSpec:
     is_batch: bool
     is_async: bool
     rate_limit: str | None = None
-    pace: LoadTime = field(default_factory=LoadTime)
+    load_times: LoadTime = field(default_factory=LoadTime)
     fingerprint: bytes = NO_FINGERPRINT
     #: The rate limit as this process keeps it while the store does not; None for no limit.
     limiter: RateLimiter | None = field(init=False, default=None)
@@ -154,7 +154,7 @@ class RecentRequests:
 
     __slots__ = ("_lock", "_until")
 
-    _MOST = 20_000
+    _MAX_VERSIONS = 20_000
 
     def __init__(self) -> None:
         self.reset()
@@ -175,9 +175,9 @@ class RecentRequests:
         with self._lock:
             if self.has(version, now):
                 return False
-            if len(self._until) >= self._MOST:
+            if len(self._until) >= self._MAX_VERSIONS:
                 self._until = {key: until for key, until in self._until.items() if until > now}
-                if len(self._until) >= self._MOST:
+                if len(self._until) >= self._MAX_VERSIONS:
                     self._until.clear()
             self._until[version] = now + wait_for
             return True
@@ -222,7 +222,7 @@ class Ports:
     note_other_release: Callable[[str, float], None] = lambda loader, age: None
     note_served: Callable[[], None] = lambda: None
     access_counter: AccessCounter = field(default_factory=AccessCounter)
-    asked: RecentRequests = field(default_factory=RecentRequests)
+    recent_requests: RecentRequests = field(default_factory=RecentRequests)
     tag_kinds: TagKinds = field(default_factory=TagKinds)
     other_release_entries: OtherReleaseEntries = field(default_factory=OtherReleaseEntries)
     chance: Callable[[], float] = random.random

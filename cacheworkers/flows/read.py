@@ -17,7 +17,7 @@ from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CodecError, StoreError
 from cacheworkers.events import ClaimDenied, ReadFailed, Served, UnreadableEntry
 from cacheworkers.flows.miss import lapsed, read_without_store, wait_for_load
-from cacheworkers.flows.other_release_load import read_own_entry
+from cacheworkers.flows.other_release_load import load_beside_other_release
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
 from cacheworkers.flows.read_state import SINGLE, LoadStrategy, ReadOptions, ReadState, StoreResult
 from cacheworkers.local.coalescing import Crowd
@@ -184,16 +184,16 @@ def revalidate_soon(ports: Ports, loader: LoaderSpec, entry: Entry, strategy: Lo
     """
     version = (entry.call, entry.write_id, entry.fresh_until)
     now = ports.clock.monotonic()
-    if ports.asked.has(version, now):
+    if ports.recent_requests.has(version, now):
         return True
     if not ports.revalidations.allows(now) and ports.clock.now() < entry.overdue_at():
         return False
-    if not ports.asked.is_due(version, now, loader.load_for):
+    if not ports.recent_requests.is_due(version, now, loader.load_for):
         return True
     try:
         yield from ask(ports, loader, entry.call, entry.write_id, "revalidate", strategy=strategy)
     except StoreError:
-        ports.asked.forget(version)
+        ports.recent_requests.forget(version)
     return True
 
 
@@ -227,7 +227,7 @@ def _look(
         theirs = stored.other
         if theirs is None or now >= theirs.fresh_until or theirs.seq < options.since:
             return None  # of another release: asked for again, by whichever comes first
-        return (yield from read_own_entry(ports, loader, state, theirs))
+        return (yield from load_beside_other_release(ports, loader, state, theirs))
     waited = ports.clock.monotonic() - state.started
     if entry.is_unshared:  # of a load that this read has waited for, or another's
         # A push may be late, and wake a read that has begun after the load that it reports.
@@ -239,7 +239,7 @@ def _look(
         return Read(stored.value, Freshness.FRESH, "store", 0.0, entry.seq, waited)
     is_mine = entry.created >= began_at
     if is_mine:
-        loader.pace.note(entry.load_time)
+        loader.load_times.note(entry.load_time)
     if freshness is Freshness.LAPSED:
         state.lapsed, state.lapsed_covers = (entry, stored.value), covers
         if is_mine:

@@ -14,7 +14,7 @@ from cacheworkers.core.signature import Call
 from cacheworkers.errors import CacheworkersError, CodecError, LoadErrors, StoreError
 from cacheworkers.events import Served
 from cacheworkers.flows.loader_memory import LoaderMemory
-from cacheworkers.flows.merged_reads import SHARED, together
+from cacheworkers.flows.merged_reads import BATCHED, merge_reads
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.read import fresh_entry, read
 from cacheworkers.flows.read_state import StoreResult
@@ -39,11 +39,11 @@ def read_many(ports: Ports, loader: LoaderSpec, texts: Mapping[K, str], memory: 
     if rest:
         calls = {key: memory.call_of(key) for key in rest}
         wants = {key: memory.options(call, call.arguments) for key, call in calls.items()}
-        done, errors = yield from together(
+        done, errors = yield from merge_reads(
             ports,
             loader,
             rest,
-            lambda key: read(ports, loader, calls[key], wants[key], found=rest[key], started=started, strategy=SHARED),
+            lambda key: read(ports, loader, calls[key], wants[key], found=rest[key], started=started, strategy=BATCHED),
         )
         values |= {key: each.value for key, each in done.items()}
         if errors:

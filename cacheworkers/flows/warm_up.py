@@ -22,11 +22,11 @@ from cacheworkers.store.commands.replies import Backoff, Claimed
 #: Calls a second, when there is no other limit than that nobody is to notice.
 UNLIMITED = 1e9
 #: Seconds between two looks at what is under way, if that is much: a look is a command for each call ...
-LOOK_EVERY = 0.05
+CHECK_EVERY = 0.05
 #: ... of this many calls or more; smaller jobs are polled proportionally more often ...
-LOOKED_AT = 100
+CHECKED_CALLS = 100
 #: ... but never closer than this, seconds.
-LOOK_SOONEST = 0.005
+CHECK_SOONEST = 0.005
 #: Calls under way at first; more as long as the queue stays short.
 FIRST_WINDOW = 8
 #: Seconds between two looks at what has failed or was lost, which is seldom.
@@ -182,12 +182,12 @@ def warm_up(
         else:
             is_idle = True
         if is_idle:
-            yield pause(_until_look(job))
+            yield pause(_until_check(job))
         if job.asked:
-            yield from _look(job)
+            yield from _note_loaded(job)
         if job.asked and now - lost_at >= LOST_EVERY:
             lost_at = now
-            yield from _look_for_lost(job)
+            yield from _drop_lost(job)
         state.window = _window(job)
         progress(state)
     state.still_fresh = yield from _count_fresh(ports, loader, calls)
@@ -237,14 +237,14 @@ def _window(job: _Job) -> int:
     return min(job.concurrency, -(-window // size) * size)
 
 
-def _until_look(job: _Job) -> float:
+def _until_check(job: _Job) -> float:
     """Return how long to wait before what is under way is looked at, seconds.
 
     A short window is soon done, and would otherwise stand idle most of the time; a batch is never that short.
     """
     if job.loader.is_batch or not job.asked:
-        return LOOK_EVERY
-    return min(LOOK_EVERY, max(LOOK_SOONEST, LOOK_EVERY * len(job.asked) / LOOKED_AT))
+        return CHECK_EVERY
+    return min(CHECK_EVERY, max(CHECK_SOONEST, CHECK_EVERY * len(job.asked) / CHECKED_CALLS))
 
 
 def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
@@ -253,21 +253,21 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
     job.asked_at = ports.clock.monotonic()
     raws = yield ports.store.heads(chunk)
     now = ports.clock.now()
-    options = []
+    due = []
     for call, raw in zip(chunk, raws, strict=True):
         head = envelope.head_of(raw)
         if not is_fresh_for(head, now, job.lead):
-            options.append((call, new_token(), envelope.version_of(raw)))
+            due.append((call, new_token(), envelope.version_of(raw)))
         elif _is_readable(loader, head):
             job.state.fresh += 1
         else:  # another release's is left alone while it is fresh, as readers of this one do
             _failed(job, call)
-    if not options:
+    if not due:
         return 0
-    claims = yield ports.store.claim_many(options, lease_for=loader.load_for, warms=True)
+    claims = yield ports.store.claim_many(due, lease_for=loader.load_for, warms=True)
     now = ports.clock.monotonic()
     asks = []
-    for (call, token, seen), claim in zip(options, claims, strict=True):
+    for (call, token, seen), claim in zip(due, claims, strict=True):
         if isinstance(claim, Backoff):
             _failed(job, call)
             continue
@@ -291,7 +291,7 @@ def _ask(job: _Job, chunk: list[str]) -> Flow[int]:
     return taken
 
 
-def _look(job: _Job) -> Flow[None]:
+def _note_loaded(job: _Job) -> Flow[None]:
     """Take off what has been loaded, for this release or another."""
     calls = list(job.asked)
     raws = yield job.ports.store.heads(calls)
@@ -307,14 +307,14 @@ def _look(job: _Job) -> Flow[None]:
             _failed(job, call)
 
 
-def _look_for_lost(job: _Job) -> Flow[None]:
+def _drop_lost(job: _Job) -> Flow[None]:
     """Remove what has failed, and what nobody loads; the latter is asked for again, a few times."""
     ports = job.ports
     calls = list(job.asked)
     # Before what is there: the other way round, an entry that is written in between would count as lost.
     are_claimed: list[bool] = yield ports.store.are_claimed(calls)
     backoffs: list[float] = yield ports.store.failing_until(calls)
-    yield from _look(job)
+    yield from _note_loaded(job)
     now = ports.clock.now()
     if any(call in job.asked and at > now for call, at in zip(calls, backoffs, strict=True)):
         job.moved_at = ports.clock.monotonic()

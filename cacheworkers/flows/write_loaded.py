@@ -14,7 +14,7 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.entry import CLOCK_MARGIN, LEAST_KEPT_FOR, Entry, Life, life_of
+from cacheworkers.core.entry import CLOCK_MARGIN, MIN_KEPT_FOR, Entry, Life, life_of
 from cacheworkers.core.signature import Call
 from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.core.tokens import new_token
@@ -287,7 +287,7 @@ def entry_of_value(
             entry,
             fresh_until=over,
             stale_until=over,
-            expires_at=life.created + load_time + LEAST_KEPT_FOR,
+            expires_at=life.created + load_time + MIN_KEPT_FOR,
             is_unshared=True,
         )
     size = len(payload) + len(call.text) + sum(map(len, tags))

@@ -18,7 +18,7 @@ from cacheworkers.local.l1 import Slot
 from cacheworkers.policy import Policy
 
 #: The maximum number of calls that are counted.
-MOST = 20_000
+MAX_CALLS = 20_000
 
 
 #: A loader's access scores look back over about this many of its periods: fewer mistake a burst for a habit, more
@@ -41,7 +41,7 @@ class AccessCounter:
         loaders: how long the accesses of each declared loader are remembered.
     """
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MAX_CALLS) -> None:
         self._most = most
         self.loaders: dict[str, Remembered] = {}
         self.reset()

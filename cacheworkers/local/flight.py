@@ -43,9 +43,9 @@ class TaskSleepers(dict[Future, "Waiter"]):
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = until + SLACK
-            self._timer = self._loop.call_at(self._timer_at, self._ring)
+            self._timer = self._loop.call_at(self._timer_at, self._wake_due)
 
-    def _ring(self) -> None:
+    def _wake_due(self) -> None:
         """Wake who has slept long enough, and see to the next; runs on the loop."""
         now, self._timer, self._timer_at = self._loop.time(), None, math.inf
         next_at = math.inf

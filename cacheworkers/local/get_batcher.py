@@ -1,4 +1,4 @@
-"""Batcher: the GETs of one event-loop turn become one MGET."""
+"""GetBatcher: the GETs of one event-loop turn become one MGET."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Turn:
         self.keys = keys
 
 
-class Batcher:
+class GetBatcher:
     """Collects the keys that tasks of one loop ask for in the same turn, and fetches them together.
 
     A read joins only a fetch that has not been sent: it must not get what was read before it began.  A loop is known

@@ -29,9 +29,9 @@ _PER_TAG = 16
 _DECODED = 6
 #: One entry in this many is new.
 _NEW_SHARE = 10
-_MOST_VISITS = 3
+_MAX_VISITS = 3
 #: Dropped entries that are remembered, to tell whether they had changed.
-_MOST_DROPPED = 1000
+_MAX_DROPPED = 1000
 #: Most entries that are kept under one hold of the lock: a push waits for it.
 _TOGETHER = 100
 
@@ -82,7 +82,7 @@ class Slot:
     @property
     def _visits(self) -> int:
         """Reads that eviction has not yet rewarded, at most three."""
-        return min(self.reads - self._reads_seen, _MOST_VISITS)
+        return min(self.reads - self._reads_seen, _MAX_VISITS)
 
 
 class L1:
@@ -98,8 +98,8 @@ class L1:
     """
 
     def __init__(self, entries: int, bytes_: int) -> None:
-        self._most_entries = entries
-        self._most_bytes = bytes_
+        self._max_entries = entries
+        self._max_bytes = bytes_
         self.on_gone: Callable[[Slot], None] = lambda slot: None
         self.slots: dict[str, Slot] = {}
         self._guards = [0] * _BUCKETS
@@ -170,13 +170,13 @@ class L1:
     def keep_value(self, slot: Slot, value: Any) -> None:
         """Let callers share the value that a slot's payload was decoded to, and count it; not where it has no room."""
         more = _size_of(value, slot.payload)
-        if slot.size + more > self._most_bytes // 8:
+        if slot.size + more > self._max_bytes // 8:
             return
         gone: list[Slot] = []
         with self._lock:
             # Two threads may have decoded it, and it may have gone meanwhile: it is counted once, and while it is here.
             while slot.value is MISSING and self.slots.get(slot.call) is slot:
-                if self.bytes + more <= self._most_bytes:
+                if self.bytes + more <= self._max_bytes:
                     slot.value, slot.size = value, slot.size + more
                     self.bytes += more
                 else:
@@ -192,7 +192,7 @@ class L1:
                 return
             self._remove(slot)
             self._dropped[hash(call)] = slot.entry.write_id, slot.entry.fresh_until
-            if len(self._dropped) > _MOST_DROPPED:
+            if len(self._dropped) > _MAX_DROPPED:
                 self._dropped.popitem(last=False)
             if not slot._is_new or slot._visits > 1:
                 self._remember(slot)  # its next version is no newcomer
@@ -220,8 +220,8 @@ class L1:
         key = hash(call)
         if (
             self._guards[key % _BUCKETS] + self._epoch != guard
-            or slot.size > self._most_bytes // 8
-            or not self._most_entries
+            or slot.size > self._max_bytes // 8
+            or not self._max_entries
         ):
             return False
         if self._dropped and self._dropped.pop(key, None) == (slot.entry.write_id, slot.entry.fresh_until):
@@ -234,7 +234,7 @@ class L1:
             gone.append(old)
         elif self._remembered.pop(key, MISSING) is None:
             slot._is_new = False
-        while len(slots) >= self._most_entries or self.bytes + slot.size > self._most_bytes:
+        while len(slots) >= self._max_entries or self.bytes + slot.size > self._max_bytes:
             gone.append(self._evict())
         slots[call] = slot
         self._queue_of(slot)[call] = slot
@@ -277,7 +277,7 @@ class L1:
 
     def _remember(self, slot: Slot) -> None:
         self._remembered[hash(slot.call)] = None
-        if len(self._remembered) > self._most_entries:
+        if len(self._remembered) > self._max_entries:
             self._remembered.popitem(last=False)
 
     # -- not under the lock

@@ -217,8 +217,8 @@ class Waiters:
             threads, flight.threads = flight.threads, {}
             tasks, flight.tasks = flight.tasks, {}
         for loop, sleepers in tasks.items():
-            self._ring(loop, sleepers)
-        _wake_one(threads)
+            self._wake_tasks(loop, sleepers)
+        _release_all(threads)
 
     def wake_one(self, flight: Flight) -> None:
         """Wake one other waiter of a flight: it acts in place of one that was cancelled or timed out.
@@ -232,7 +232,7 @@ class Waiters:
                     waiter._is_chosen = waiter._may_act = True
                     alone = TaskSleepers(loop)
                     alone[future] = waiter
-                    self._ring(loop, alone)
+                    self._wake_tasks(loop, alone)
                     return
             for sleeper, waiter in list(flight.threads.items()):
                 if flight.threads.pop(sleeper, None) is not None:  # else it has got up by itself
@@ -253,7 +253,7 @@ class Waiters:
                 if self.flights.get(call) is flight:  # not ended by a leave within this very thread
                     return flight
 
-    def _ring(self, loop: Loop, sleepers: TaskSleepers) -> None:
+    def _wake_tasks(self, loop: Loop, sleepers: TaskSleepers) -> None:
         """Wake tasks of one loop: one call into it until it has run, not one a task, since each is a system call."""
         with self._lock:
             due = self._due.get(loop)
@@ -277,7 +277,7 @@ class Waiters:
                 finish(future)
 
 
-def _wake_one(threads: dict[Sleeper, Waiter]) -> None:
+def _release_all(threads: dict[Sleeper, Waiter]) -> None:
     for sleeper in list(threads):
         if threads.pop(sleeper, None) is not None:  # else it has got up by itself
             sleeper.release()

@@ -25,7 +25,7 @@ from cacheworkers.flows.load_failure import UNBOUND
 from cacheworkers.ops.doctor.command import doctor
 from cacheworkers.ops.explanation_text import print_explanation
 from cacheworkers.ops.exporter_command import exporter
-from cacheworkers.ops.locate_cache import of_group
+from cacheworkers.ops.locate_cache import locate_cache
 from cacheworkers.ops.output import Obj, as_json, as_text, counted, note
 from cacheworkers.ops.stats_command import stats
 from cacheworkers.ops.tag_commands import invalidate, tag
@@ -113,7 +113,7 @@ def main(context: click.Context, app: str | None, as_json_: bool) -> None:
     if context.meta[HELP]:
         context.obj = (None, show)
         return
-    cache = of_group(context)
+    cache = locate_cache(context)
     context.obj = (cache, show)
     context.call_on_close(cache.close)
 

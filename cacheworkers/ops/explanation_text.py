@@ -41,7 +41,7 @@ def lines(found: Explanation) -> Iterator[tuple[str, str]]:
     yield "reads", _reads(found)
 
 
-def span(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return how long something is, in two units at most: `4 min 57 s`."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
@@ -76,13 +76,13 @@ def _workers(found: Explanation) -> str:
         return "none: without a Celery app, or in tests, loads run in the process that reads"
     if found.workers_seen is None:
         return f"none seen to load from {found.miss_queue} in ten minutes; `cacheworkers doctor` says what they lack"
-    return f"last seen to take {found.miss_queue} {span(found.workers_seen)} ago; they say so once a minute"
+    return f"last seen to take {found.miss_queue} {duration_text(found.workers_seen)} ago; they say so once a minute"
 
 
 def _stored(found: Explanation) -> Iterator[tuple[str, str]]:
     age, load_time = found.age or 0.0, found.load_time or 0.0
     yield "store", f"{found.freshness}, {counted(found.size, 'byte', 'bytes')} of JSON"
-    yield "loaded", f"{_instant(found, -age)}; that took {span(load_time)}"
+    yield "loaded", f"{_instant(found, -age)}; that took {duration_text(load_time)}"
     for name, left in (("fresh", found.fresh_for), ("stale", found.stale_for), ("kept", found.kept_for)):
         left = left or 0.0
         until = f"until {_instant(found, left)}" if math.isfinite(left) else "for ever"
@@ -127,7 +127,7 @@ def _failure(found: Explanation) -> str:
         return "none"
     fails = found.failure
     left = float(fails.get("until_ms", 0)) / 1000 - found.at
-    again = f"nobody loads it for another {span(left)}" if left > 0 else "its backoff is over"
+    again = f"nobody loads it for another {duration_text(left)}" if left > 0 else "its backoff is over"
     # Some exceptions have no text.
     last = ": ".join(filter(None, (fails.get("kind", "?"), fails.get("text", "").partition("\n")[0])))
     return f"{fails.get('count', '?')} in a row, the last {last}; {again}"
@@ -136,4 +136,4 @@ def _failure(found: Explanation) -> str:
 def _instant(found: Explanation, away: float) -> str:
     """Return a local instant, and how far from now it is."""
     at = datetime.fromtimestamp(found.at + away).astimezone()
-    return f"{at:%Y-%m-%d %H:%M:%S}, " + (f"in {span(away)}" if away > 0 else f"{span(-away)} ago")
+    return f"{at:%Y-%m-%d %H:%M:%S}, " + (f"in {duration_text(away)}" if away > 0 else f"{duration_text(-away)} ago")

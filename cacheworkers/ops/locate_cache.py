@@ -23,7 +23,7 @@ from cacheworkers.runtime.wiring import cache_of, caches
 FORM = "module:name of a Cache, or of an application or factory with one"
 
 
-def found(app: str) -> Cache:
+def cache_named(app: str) -> Cache:
     """Return the cache that `module:name` names, its loaders declared as in a worker.
 
     The name is that of a Cache; or of an application with one, or of a factory, `create_app` or `create_app("dev")`,
@@ -45,7 +45,7 @@ def found(app: str) -> Cache:
     except (ModuleNotFoundError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise click.ClickException(f"--app must be {FORM}, got {app!r}: {error}") from None
     if hasattr(getattr(value, "loader", None), "import_default_modules"):
-        return bound(value)
+        return cache_bound_to(value)
     if not (isinstance(value, Cache) or is_called or value is module or callable(value)):
         raise click.ClickException(f"--app must be {FORM}, {app!r} is a {type(value).__name__}")
     cache = value if isinstance(value, Cache) else _only(app, before)
@@ -141,7 +141,7 @@ def _failures(name: str, what: str) -> Iterator[None]:
         raise click.ClickException(f"{name} {what}: {type(error).__name__}: {error}{at}") from None
 
 
-def bound(celery: Any) -> Cache:
+def cache_bound_to(celery: Any) -> Cache:
     """Return the cache that is bound to a Celery app.
 
     Raises:
@@ -154,7 +154,7 @@ def bound(celery: Any) -> Cache:
     return cache
 
 
-def of_group(group: click.Context) -> Cache:
+def locate_cache(group: click.Context) -> Cache:
     """Return the cache that the options before a command name, or that is bound to the Celery app around them.
 
     Raises:
@@ -162,8 +162,8 @@ def of_group(group: click.Context) -> Cache:
     """
     app = group.params.get("app")
     if app is not None:
-        return found(app)
+        return cache_named(app)
     celery = getattr(group.obj, "app", None)
     if celery is not None:
-        return bound(celery)
+        return cache_bound_to(celery)
     raise click.UsageError("--app (-A) must be module:name of a Cache, or CACHE_APP be set")

@@ -115,7 +115,7 @@ class Metrics:
         if registry not in _registered:
             _registered[registry] = _register(registry)
         self._metrics = _registered[registry]
-        self._takes: dict[type[events.Event], Callable[[Any], None]] = {
+        self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
             events.Served: self._served,
             events.MemoryHits: self._memory_hits,
             events.MemoryUsed: self._memory_used,
@@ -158,9 +158,9 @@ class Metrics:
 
     def __call__(self, event: events.Event, /) -> None:
         """Count an event; unknown events are ignored."""
-        take = self._takes.get(type(event))
-        if take is not None:
-            take(event)
+        handle = self._handlers.get(type(event))
+        if handle is not None:
+            handle(event)
 
     # -- events
 

@@ -24,7 +24,7 @@ _A_CALL = re.compile(r"[A-Za-z_][\w.-]*(@\d+)?[\[(]")
 #: Where a row comes from, for messages, and what it says.
 Row = tuple[str, str | bytes]
 #: Of more calls than this it is not said why they failed.
-MOST_REASONS = 5
+MAX_REASONS = 5
 #: Between two questions to the workers, seconds.
 ASK_WORKERS_EVERY = 0.5
 
@@ -151,7 +151,7 @@ def warm(
     if lapsed > 0:
         fresh_for = cache.loaders[loader].policy.fresh_for
         note(_why_lapsed(lapsed, time.monotonic() - began, fresh_for))
-    for call in done.failures[:MOST_REASONS]:
+    for call in done.failures[:MAX_REASONS]:
         note(f"{call}: {_why_failed(cache.explain(call))}")
     show(Warmed(done.calls, done.fresh, done.loaded, done.failed, bad, duplicates, share, done.failures))
     if share < min_fresh or bad:

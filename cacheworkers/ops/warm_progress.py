@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cacheworkers.config import Queues
 from cacheworkers.flows.warm_up import WarmUp
-from cacheworkers.ops.explanation_text import span
+from cacheworkers.ops.explanation_text import duration_text
 from cacheworkers.ops.output import counted
 
 #: Between two lines, seconds.
@@ -20,7 +20,7 @@ def line(loader: str, state: WarmUp, a_second: float, queues: Queues) -> str:
         f"{loader}: {tried:,} of {counted(state.calls, 'call', 'calls')} ({state.share:.0%} fresh), {a_second:,.1f}/s"
     )
     if a_second > 0:
-        says += f", {span((state.calls - tried) / a_second)} left"
+        says += f", {duration_text((state.calls - tried) / a_second)} left"
     if state.failed:
         says += f", {state.failed:,} failed"
     why = waits_for(state, queues)

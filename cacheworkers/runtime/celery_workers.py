@@ -14,7 +14,7 @@ from cacheworkers.flows.ports import LoadRequest, Ports
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.workers.binding import Binding, UpkeepTasks
-from cacheworkers.workers.worker_command import options_in
+from cacheworkers.workers.worker_command import worker_options_in
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -94,7 +94,7 @@ class CeleryWorkers:
     def _note_worker(self, name: str) -> None:
         """Note in the store that this worker runs, how it is started, and which database and loaders it has."""
         self._ports.store.note_worker(name).run()
-        self._marks.note_as_worker(options_in(sys.argv))
+        self._marks.note_as_worker(worker_options_in(sys.argv))
 
     def _note_taken(self, queue: str) -> None:
         """Note in the store that a worker takes messages from a queue, at most once a second."""

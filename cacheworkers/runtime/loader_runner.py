@@ -20,7 +20,7 @@ from cacheworkers.runtime.loader_sessions import CallersSessions
 from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction, LateInvalidation
 
 if TYPE_CHECKING:
-    from cacheworkers.sql.load_sessions import Sessions
+    from cacheworkers.sql.load_sessions import LoadSessions
 
 
 class LoaderRunner:
@@ -30,7 +30,7 @@ class LoaderRunner:
         self,
         owner: object,
         where: str,
-        sessions: Sessions | CallersSessions,
+        sessions: LoadSessions | CallersSessions,
         bulkhead: Bulkhead,
         coherence: Coherence,
         arounds: Sequence[loads.AroundLoad] = (),

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
-    from cacheworkers.sql.load_sessions import Sessions
+    from cacheworkers.sql.load_sessions import LoadSessions
 
 
 def sessions_for_loads(
     sessions: sessionmaker[Session] | None, async_sessions: async_sessionmaker[AsyncSession] | None, config: Config
-) -> Sessions | CallersSessions:
+) -> LoadSessions | CallersSessions:
     """Return what makes the loaders' sessions; SQLAlchemy is imported only where there are some.
 
     Raises:
@@ -25,10 +25,10 @@ def sessions_for_loads(
     """
     if config.testing or (sessions is None and async_sessions is None):
         return CallersSessions(sessions, async_sessions)
-    from cacheworkers.sql.load_sessions import Sessions, refuse_database_per_thread
+    from cacheworkers.sql.load_sessions import LoadSessions, refuse_database_per_thread
 
     refuse_database_per_thread(sessions)
-    return Sessions(sessions, async_sessions, pool_size=config.bulkhead)
+    return LoadSessions(sessions, async_sessions, pool_size=config.bulkhead)
 
 
 class CallersSessions:

@@ -22,7 +22,7 @@ from cacheworkers.store.commands.replies import instants
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_check import check_server
-from cacheworkers.workers.worker_command import plain, worker_command
+from cacheworkers.workers.worker_command import safe_options, worker_command
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -62,21 +62,21 @@ def conflicts(own: Iterable[str], noted: Mapping[str, float]) -> dict[str, list[
     return {mark: others for mark, others in found.items() if others}
 
 
-def stranger(own: Iterable[str], noted: Mapping[str, float]) -> tuple[str, str] | None:
+def other_application(own: Iterable[str], noted: Mapping[str, float]) -> tuple[str, str] | None:
     """Return a loader and module of this process, and the mark of another application that is running and has it too.
 
     Modules and databases that were ever noted together, by whatever process, are of one application: a web process
     behind a pooler and a worker that connects directly have a module in common, a module's old and new name a database.
     """
     own, marks = list(own), {*own, *noted}
-    pairs = {mark: _parted(mark, " with ") for mark in marks if mark.startswith(MODULE)}
+    pairs = {mark: _split(mark, " with ") for mark in marks if mark.startswith(MODULE)}
     joined = {pairs[mark] for mark in own if mark in pairs}
     ours = {module for module, _ in joined}
     while more := {pair for pair in pairs.values() if any(_is_linked(pair, each) for each in joined)} - joined:
         joined |= more
     since = time.time() - LIVES_FOR
     others = [mark for mark, pair in pairs.items() if pair not in joined and noted.get(mark, 0.0) > since]
-    loaders = {mark: _parted(mark, " of ") for mark in marks if mark.startswith(LOADER)}
+    loaders = {mark: _split(mark, " of ") for mark in marks if mark.startswith(LOADER)}
     for other in sorted(set(others) - _noted_here):
         theirs = {name for name, module in loaders.values() if module == pairs[other][0]}
         for mark in own:
@@ -85,7 +85,7 @@ def stranger(own: Iterable[str], noted: Mapping[str, float]) -> tuple[str, str] 
     return None
 
 
-def _parted(mark: str, word: str) -> tuple[str, str]:
+def _split(mark: str, word: str) -> tuple[str, str]:
     """Return the two things that a mark names."""
     one, _, other = mark.partition(" ")[2].partition(word)
     return one, other
@@ -118,7 +118,7 @@ def _contradict(mark: str, other: str) -> bool:
         return other.startswith(DATABASE) and other != mark
     if not (mark.startswith(LOADER) and other.startswith(LOADER)):
         return False
-    (loader, module), (other_loader, other_module) = _parted(mark, " of "), _parted(other, " of ")
+    (loader, module), (other_loader, other_module) = _split(mark, " of "), _split(other, " of ")
     return loader == other_loader and not _is_same(module, other_module)
 
 
@@ -209,7 +209,7 @@ class NamespaceMarks:
 
     def _see_workers(self, noted: Mapping[str, float]) -> None:
         marks = ((at, mark.partition(" ")) for mark, at in noted.items())
-        seen = [(at, plain(options)) for at, (kind, _, options) in marks if kind == WORKER and plain(options)]
+        seen = [(at, safe) for at, (kind, _, options) in marks if kind == WORKER and (safe := safe_options(options))]
         # Workers of another queue prefix are another application's.
         self._options = max(seen)[1] if seen and not self._config.queue_prefix else ""
 
@@ -244,7 +244,7 @@ class NamespaceMarks:
         Raises:
             NamespaceTaken: one is, and has a loader of the same name.
         """
-        found = stranger(self.own(), instants(reply))
+        found = other_application(self.own(), instants(reply))
         if found is None:
             self._refusal = ""
             return

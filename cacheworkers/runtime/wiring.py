@@ -243,7 +243,7 @@ class Runtime:
                 spec.is_batch,
                 self.ports.config.batch_size,
                 spec.rate_limit,
-                spec.pace,
+                spec.load_times,
                 spec.policy.version,
                 module,
                 spec.fingerprint.hex(),
@@ -291,7 +291,7 @@ class Runtime:
         self.ports.coherence.reset()
         self._access_reporter.reset()
         self.ports.access_counter.reset()
-        self.ports.asked.reset()
+        self.ports.recent_requests.reset()
         self.ports.l1.reset()
         self.ports.other_release_entries.reset()
         self.ports.waiters.reset()

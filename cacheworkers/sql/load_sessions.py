@@ -45,7 +45,7 @@ def is_held_by_load(connection: Connection) -> bool:
     return id(connection) in _held.get()
 
 
-class Sessions:
+class LoadSessions:
     """Makes the sessions that loaders get, from the user's own session factories.
 
     Their engines are the library's own: made like the user's, on a pool that keeps `pool_size` connections.  It lends

@@ -12,7 +12,6 @@ import select
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -249,7 +248,8 @@ class TransactionEnd(Protocol):
         """Called right after its COMMIT or ROLLBACK; must not raise."""
 
 
-_ends: weakref.WeakKeyDictionary[Connection, list[TransactionEnd]] = weakref.WeakKeyDictionary()
+#: Where a connection has what it was given: that may refer to the connection, and both are collected.
+_ENDS = "cacheworkers_ends"
 _classes: dict[type, type] = {}
 
 
@@ -261,14 +261,14 @@ def call_at_end(connection: Connection, end: TransactionEnd) -> None:
     transaction: Any = connection.get_transaction()
     kind = type(transaction)
     if kind not in _classes.values():
-        _ends[connection] = []
+        vars(connection)[_ENDS] = []
         transaction.__class__ = _reporting(kind)
-    _ends[connection].append(end)
+    vars(connection)[_ENDS].append(end)
 
 
 def ends_of(connection: Connection) -> tuple[TransactionEnd, ...]:
     """Return what `call_at_end` was given for a connection's transaction."""
-    return tuple(_ends.get(connection, ()))
+    return tuple(vars(connection).get(_ENDS, ()))
 
 
 def _reporting(kind: type) -> type:
@@ -278,9 +278,8 @@ def _reporting(kind: type) -> type:
 
     def commit(self: Any) -> None:
         connection: Connection = self.connection
-        ends = _ends.get(connection, [])
         if self.is_active:
-            for end in ends:
+            for end in vars(connection).get(_ENDS, []):  # which may have others called, too
                 end.committing(connection)
         kind.commit(self)  # type: ignore[attr-defined]  # a kind of Transaction
         _end(connection, True)
@@ -303,5 +302,5 @@ def _reporting(kind: type) -> type:
 
 
 def _end(connection: Connection, is_committed: bool) -> None:
-    for end in _ends.pop(connection, []):
+    for end in vars(connection).pop(_ENDS, []):
         end.ended(is_committed)

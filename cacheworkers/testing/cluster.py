@@ -82,7 +82,7 @@ class ValkeyCluster:
             LookupError: no server that is alive is.
         """
         for node in self._nodes:
-            claim = _claim(node, slot)
+            claim = _owner_seen_by(node, slot)
             if claim and claim[0] == node.id:
                 return node
         raise LookupError(f"no master has slot {slot}")
@@ -133,7 +133,7 @@ class ValkeyCluster:
         """
 
         def is_known() -> bool:
-            claims = {_claim(node, slot) for node in self._nodes}
+            claims = {_owner_seen_by(node, slot) for node in self._nodes}
             return len(claims) == 1 and all(claim and claim[0] == target.id for claim in claims)
 
         wait_until(is_known)
@@ -160,7 +160,7 @@ def _is_settled(node: Node, nodes: int) -> bool:
     return b"cluster_state:ok" in info and f"cluster_known_nodes:{nodes}\r".encode() in info
 
 
-def _claim(node: Node, slot: int) -> tuple[str, int] | None:
+def _owner_seen_by(node: Node, slot: int) -> tuple[str, int] | None:
     """Return which master has a slot, as a node sees it, and under which epoch."""
     for line in node.ask("CLUSTER", "NODES").decode().splitlines():
         name, _, _, _, _, _, epoch, _, *ranges = line.split()

@@ -15,7 +15,7 @@ from cacheworkers.core.read_result import Read
 
 NO_STORE = b"no-store"
 #: Longest Surrogate-Key, bytes: what Fastly takes of one response.
-MOST_SURROGATE_KEY_BYTES = 16_384
+MAX_SURROGATE_KEY_BYTES = 16_384
 _ENTITY_TAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 #: As sent, with the W/ of a weak one, so that it equals no strong one.
 _SENT_TAG = re.compile(rb'(?<![^ \t,])(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
@@ -100,4 +100,4 @@ def surrogate_key(read: Read) -> bytes | None:
     """
     tags = read.entry.tags if read.entry is not None else ()
     value = " ".join(quote(tag, safe=_PLAIN, errors="replace") for tag in tags).encode()
-    return value if len(value) <= MOST_SURROGATE_KEY_BYTES else None
+    return value if len(value) <= MAX_SURROGATE_KEY_BYTES else None

@@ -13,7 +13,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import BadArgument, LoadError, Unavailable
 from cacheworkers.web.http import Answer, HttpPolicy, answer, refusal
 
-_MOST = 1024
+_MAX_CALLS = 1024
 #: A 503 is logged once for its loader and kind of error in as many seconds.
 _LOGGED_EVERY = 60.0
 log = logging.getLogger("cacheworkers")
@@ -92,7 +92,7 @@ class RecentAnswers:
         until = entry.fresh_until
         fresh_for = until - entry.created
         age_below = min(floor(read.age) + 1, fresh_for - floor(fresh_for - read.age))
-        if len(self._kept) >= _MOST:
+        if len(self._kept) >= _MAX_CALLS:
             self._kept.clear()
         kept = self._kept[entry.call] = _Kept(
             entry.write_id, until, read.age, age_below, made.headers, tag, not_modified

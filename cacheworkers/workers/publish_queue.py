@@ -45,7 +45,7 @@ class LoaderInfo(msgspec.Struct, frozen=True):
     is_batch: bool
     batch_size: int
     rate_limit: str | None = None
-    pace: LoadTime = msgspec.field(default_factory=LoadTime)
+    load_times: LoadTime = msgspec.field(default_factory=LoadTime)
     version: int = 1
     module: str = ""
     #: The fingerprint of its types and tags, in hex.
@@ -57,7 +57,7 @@ class LoaderInfo(msgspec.Struct, frozen=True):
             return self.batch_size
         most = min(PLAIN_GROUP, int(PLAIN_GROUP_FOR // self.load_for))
         if queue == "miss":
-            most = min(most, self.pace.fits(MISS_GROUP_FOR))
+            most = min(most, self.load_times.fits(MISS_GROUP_FOR))
         return max(1, most)
 
     def message_for(self, calls: int | None = None) -> float:

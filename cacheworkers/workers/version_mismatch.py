@@ -15,8 +15,8 @@ MAX_REQUEUES: dict[QueueKind, int] = {"miss": 2, "revalidate": 2, "warm": 20}
 #: requeued it.
 IMMEDIATE_REQUEUES = 2
 #: Those after them wait, twice as long each time, seconds: old workers alone must not be kept busy with it.
-FIRST_AFTER = 0.1
-MOST_AFTER = 1.0
+FIRST_WAIT = 0.1
+LONGEST_WAIT = 1.0
 
 
 def mismatch(loader: str, known: int, call: str) -> str:
@@ -32,5 +32,5 @@ def wait_before(requeues: int) -> float:
     return (
         0.0
         if requeues < IMMEDIATE_REQUEUES
-        else min(MOST_AFTER, FIRST_AFTER * 2.0 ** min(requeues - IMMEDIATE_REQUEUES, 16))
+        else min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(requeues - IMMEDIATE_REQUEUES, 16))
     )

@@ -47,7 +47,7 @@ def worker_command(
     return f"celery -A {path} worker{included}{taken}{late}"
 
 
-def options_in(words: Sequence[str]) -> str:
+def worker_options_in(words: Sequence[str]) -> str:
     """Return the `-A` and `-I` of a `celery` command line; "" where it is another program's, or names no app."""
     program = PurePath(words[0]) if words else PurePath()
     if "celery" not in (program.stem, program.parent.name):  # the script, or python -m celery
@@ -56,10 +56,10 @@ def options_in(words: Sequence[str]) -> str:
     parser.add_argument("-A", "--app", default="")
     parser.add_argument("-I", "--include", default="")
     found, _ = parser.parse_known_args(words[1:])
-    return plain(f"-A {found.app}" + (f" -I {found.include}" if found.include else ""))
+    return safe_options(f"-A {found.app}" + (f" -I {found.include}" if found.include else ""))
 
 
-def plain(options: str) -> str:
+def safe_options(options: str) -> str:
     """Return options of a worker if they are names of modules and nothing else; "" if not."""
     return options if _PLAIN.fullmatch(options) else ""
 
@@ -90,11 +90,11 @@ def app_path(app: Celery) -> str:
     if not found:
         return app.main or "MODULE"
     # The module that makes it is imported by those that use it: its name is where the app says, or else the shortest.
-    module_name, name = min(found, key=lambda each: (each[0] != app.main, name_rank(each[1]), len(each[0])))
+    module_name, name = min(found, key=lambda each: (each[0] != app.main, _name_rank(each[1]), len(each[0])))
     module_name = importable_name(module_name) or "MODULE"
     return module_name if name in _FOUND_BY_CELERY else f"{module_name}:{name}"
 
 
-def name_rank(name: str) -> int:
+def _name_rank(name: str) -> int:
     """Return how far from Celery's own names an attribute is."""
     return _FOUND_BY_CELERY.index(name) if name in _FOUND_BY_CELERY else len(_FOUND_BY_CELERY)

@@ -65,10 +65,10 @@ class ByHand:
         ports.l1.clear()
         ports.waiters.reset()
         ports.access_counter.reset()
-        ports.asked = RecentRequests()
+        ports.recent_requests = RecentRequests()
         ports.revalidations = RateLimiter(ports.config.revalidate_rate)
         for spec in self._specs.values():
-            spec.pace.load_time = None
+            spec.load_times.load_time = None
 
     def go_on(self) -> None:
         """Let a little time pass."""

@@ -55,9 +55,9 @@ def test_a_joint_load_reads_nothing_older_than_any_of_its_reads_may(
 
     def one(key: int) -> Any:
         call = loader.signature.bind((key,), {})
-        yield from merged_reads.SHARED.run(shop.ports, loader, Loading([call], {call.text: None}, 1e9 + key, 40 - key))
+        yield from merged_reads.BATCHED.run(shop.ports, loader, Loading([call], {call.text: None}, 1e9 + key, 40 - key))
 
-    run(merged_reads.together(shop.ports, loader, [1, 2, 3], one))
+    run(merged_reads.merge_reads(shop.ports, loader, [1, 2, 3], one))
 
     assert [(loading.seq, loading.deadline) for loading in runs] == [(39, 1e9 + 1)]
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers.sql import sqlalchemy_internals
-from cacheworkers.sql.load_sessions import Sessions
+from cacheworkers.sql.load_sessions import LoadSessions
 from cacheworkers.testing.servers import wait_until
 
 ROWS = 50
@@ -31,8 +31,8 @@ def engine(database_url: str) -> Iterator[Engine]:
     made.dispose()
 
 
-def made(engine: Engine, pool_size: int = 2) -> Sessions:
-    return Sessions(sessionmaker(engine), None, pool_size=pool_size)
+def made(engine: Engine, pool_size: int = 2) -> LoadSessions:
+    return LoadSessions(sessionmaker(engine), None, pool_size=pool_size)
 
 
 def test_a_statement_is_cancelled_when_the_load_s_time_is_up(engine: Engine) -> None:
@@ -200,7 +200,7 @@ def test_children_of_a_fork_get_their_own_rows(engine: Engine) -> None:
 def test_async_sessions_are_the_same(database_url: str, engine: Engine) -> None:
     """Deadline, read-only, rolled back, own pool; the caller's loop and pool are not touched."""
     theirs = create_async_engine(database_url, pool_size=1, max_overflow=0)
-    sessions = Sessions(None, async_sessionmaker(theirs), pool_size=1)
+    sessions = LoadSessions(None, async_sessionmaker(theirs), pool_size=1)
 
     async def use() -> tuple[str, str, object]:
         async with theirs.connect(), sessions.afor_load(60.0) as session:
@@ -229,7 +229,7 @@ def test_async_sessions_are_the_same(database_url: str, engine: Engine) -> None:
 def test_a_cancelled_async_load_gives_its_connection_back(database_url: str, engine: Engine) -> None:
     """A reader that goes away in mid-query does not use the pool up."""
     theirs = create_async_engine(database_url)
-    sessions = Sessions(None, async_sessionmaker(theirs), pool_size=1)
+    sessions = LoadSessions(None, async_sessionmaker(theirs), pool_size=1)
 
     async def load(seconds: float) -> int | None:
         async with sessions.afor_load(30.0) as session:

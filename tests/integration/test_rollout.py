@@ -74,7 +74,7 @@ def deploy(
 ) -> Iterator[Deploy]:
     # The module sets them, in this process, too.
     monkeypatch.setitem(version_mismatch.MAX_REQUEUES, "warm", version_mismatch.MAX_REQUEUES["warm"])
-    monkeypatch.setattr(version_mismatch, "MOST_AFTER", version_mismatch.MOST_AFTER)
+    monkeypatch.setattr(version_mismatch, "LONGEST_WAIT", version_mismatch.LONGEST_WAIT)
     with Valkey() as valkey:
         monkeypatch.setenv("REDIS_URL", valkey.url)
         monkeypatch.setenv("VERSION", getattr(request, "param", "2"))

@@ -15,7 +15,7 @@ from cacheworkers.workers import version_mismatch
 VERSION = int(os.environ["VERSION"])
 # How long the other version's worker takes to start is the machine's business.
 version_mismatch.MAX_REQUEUES["warm"] = int(os.environ.get("WARM_REQUEUES", "100000"))
-version_mismatch.MOST_AFTER = 0.2
+version_mismatch.LONGEST_WAIT = 0.2
 
 
 def note(event: Event) -> None:

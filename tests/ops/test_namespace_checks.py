@@ -30,7 +30,7 @@ from cacheworkers.runtime.namespace_marks import (
     NamespaceMarks,
     _address,
     conflicts,
-    stranger,
+    other_application,
 )
 from cacheworkers.testing.servers import Valkey, wait_until
 
@@ -199,15 +199,15 @@ def test_two_applications_share_neither_a_module_nor_a_database(noted: list[str]
     """Each fact alone, and both where another process links them, is what healthy deployments show."""
     now = time.time()
 
-    assert (stranger(SHOP, dict.fromkeys([*noted, *SHOP], now)) is not None) is is_refused
-    assert stranger(SHOP, dict.fromkeys(noted, now - LIVES_FOR - 1)) is None
+    assert (other_application(SHOP, dict.fromkeys([*noted, *SHOP], now)) is not None) is is_refused
+    assert other_application(SHOP, dict.fromkeys(noted, now - LIVES_FOR - 1)) is None
 
 
 def test_two_applications_in_one_process_are_no_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who puts both into one process knows of both."""
     monkeypatch.setattr(namespace_marks, "_noted_here", {BLOG[1]})
 
-    assert stranger(SHOP, dict.fromkeys(BLOG, time.time())) is None
+    assert other_application(SHOP, dict.fromkeys(BLOG, time.time())) is None
 
 
 def test_a_process_is_refused_while_another_application_runs(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -309,6 +311,21 @@ def test_a_transaction_that_is_rolled_back_or_closed_is_reported_so(engine: Engi
             with connection.begin():
                 pass
         assert end.reported == [False]
+
+
+def test_a_connection_is_collected_although_its_end_refers_to_it(engine: Engine) -> None:
+    """Without it, a connection that is dropped in a transaction never goes back to its pool."""
+
+    def drop() -> weakref.ref[Connection]:
+        end, connection = End(), engine.connect()
+        end.reported.append(connection)
+        connection.begin()
+        internals.call_at_end(connection, end)
+        return weakref.ref(connection)
+
+    dropped = drop()
+    gc.collect()
+    assert dropped() is None
 
 
 def test_await_works_in_hooks_of_async_sessions() -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import update
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy import event, update
+from sqlalchemy.orm import Session, sessionmaker
 
 from cacheworkers import Cache, Load
+from cacheworkers.testing.servers import wait_until
 from sql.conftest import Product, Shop
 
 MODES = ["conditional_savepoint", "rollback_only", "create_savepoint"]
@@ -80,6 +81,45 @@ def test_a_session_that_joins_another_session(sold: Shop) -> None:
         assert sold.invalidated() == []
 
     assert sorted(sold.invalidated(), key=sorted) == sorted([TAGS, {"product:2", "category:2"}], key=sorted)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_session_that_only_flushes_ends_with_the_transaction_that_it_has_joined(sold: Shop, is_kept: bool) -> None:
+    """It may be kept, or dropped without being closed, as a library of versions does in its hooks of a flush."""
+    kept: list[Session] = []
+
+    def note(session: Session, context: Any) -> None:
+        noted = Session(bind=session.connection())
+        noted.get_one(Product, 1).price = 11
+        noted.flush()
+        kept.append(noted)
+        if not is_kept:
+            kept.clear()
+
+    with sold.sessions() as owner:
+        event.listen(owner, "after_flush", note)
+        owner.add(Product(id=2, category_id=2, price=20))
+        owner.commit()
+        assert sold.price.get(1) == 11
+
+    assert sorted(sold.invalidated(), key=sorted) == sorted([TAGS, {"product:2", "category:2"}], key=sorted)
+    wait_until(lambda: sold.waiting() == 0)
+
+
+def test_a_session_that_only_flushes_goes_on_in_the_owner_s_next_transaction(sold: Shop) -> None:
+    with sold.engine.connect() as connection, sold.sessions(bind=connection) as session:
+        for price in (11, 12):
+            session.get_one(Product, 1).price = price
+            session.flush()
+            assert sold.price.get(1) == price
+            connection.commit()
+
+        session.get_one(Product, 1).price = 13
+        session.flush()
+        connection.rollback()
+        assert sold.price.get(1) == 12
+
+    assert sold.invalidated() == [TAGS, TAGS]
 
 
 def test_the_session_s_own_savepoints_count_as_ever(sold: Shop) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cacheworkers.local.get_batcher import Batcher
+from cacheworkers.local.get_batcher import GetBatcher
 
 
 class Source:
@@ -48,11 +48,11 @@ def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def made(source: Source, way: str, **options: Any) -> Batcher:
-    return Batcher(source, source.submit, **options) if way == "submitted" else Batcher(source, **options)
+def made(source: Source, way: str, **options: Any) -> GetBatcher:
+    return GetBatcher(source, source.submit, **options) if way == "submitted" else GetBatcher(source, **options)
 
 
-async def got(batcher: Batcher, key: str) -> bytes | None:
+async def got(batcher: GetBatcher, key: str) -> bytes | None:
     """One reader."""
     return await batcher.get(key)
 
@@ -90,7 +90,7 @@ def test_a_read_that_is_alone_is_sent_in_the_next_turn() -> None:
         sent.append(keys)
         return source.submit(keys, done)
 
-    batcher = Batcher(source, submit)
+    batcher = GetBatcher(source, submit)
 
     async def main() -> list[int]:
         reading = batcher.get("a")
@@ -137,7 +137,7 @@ def test_a_submission_that_raises_fails_its_readers() -> None:
         raise OSError("closed")
 
     async def main() -> None:
-        await Batcher(Source(), submit).get("a")
+        await GetBatcher(Source(), submit).get("a")
 
     with pytest.raises(OSError, match="closed"):
         asyncio.run(main())
@@ -212,7 +212,7 @@ def test_failed_fetch_fails_only_its_own_readers() -> None:
             raise OSError("no answer")
         return await source(keys)
 
-    batcher = Batcher(fetch, limit=2)
+    batcher = GetBatcher(fetch, limit=2)
 
     async def main() -> tuple[list[Any], bytes | None]:
         reads = await asyncio.gather(*map(batcher.get, ("a", "b", "bad", "c")), return_exceptions=True)
@@ -232,7 +232,7 @@ def test_fetch_that_answers_too_few_values_fails_all_its_readers() -> None:
         return [b"one"]
 
     async def main() -> list[Any]:
-        batcher = Batcher(fetch)
+        batcher = GetBatcher(fetch)
         return await asyncio.gather(batcher.get("a"), batcher.get("b"), return_exceptions=True)
 
     found = asyncio.run(main())
@@ -248,7 +248,7 @@ def test_fetch_that_raises_before_it_awaits_fails_its_readers() -> None:
         raise OSError("closed")
 
     async def main() -> None:
-        await Batcher(fetch).get("a")
+        await GetBatcher(fetch).get("a")
 
     with pytest.raises(OSError, match="closed"):
         asyncio.run(main())
@@ -257,7 +257,7 @@ def test_fetch_that_raises_before_it_awaits_fails_its_readers() -> None:
 def test_cancelled_fetch_leaves_nobody_waiting() -> None:
     """A loop that shuts down cancels the fetch; its readers end with it."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = GetBatcher(source)
 
     async def main() -> list[Any]:
         source.coherence = asyncio.Event()
@@ -295,7 +295,7 @@ def test_loops_do_not_share_fetches(way: str) -> None:
 
 def test_nothing_is_kept_of_a_loop_that_has_ended() -> None:
     """Programs that run many loops in turn do not grow."""
-    batcher = Batcher(Source())
+    batcher = GetBatcher(Source())
     loop = asyncio.new_event_loop()
     loop.run_until_complete(got(batcher, "a"))
     gone = weakref.ref(loop)
@@ -331,7 +331,7 @@ def test_loop_closed_in_mid_turn_is_forgotten_by_the_next(way: str) -> None:
 def test_fetch_of_a_loop_closed_in_mid_fetch_is_forgotten_by_the_next_turn() -> None:
     """Nobody cancels what runs on a loop that is closed without `asyncio.run`."""
     source = Source()
-    batcher = Batcher(source)
+    batcher = GetBatcher(source)
     loop = asyncio.new_event_loop()
 
     async def begin() -> None:

@@ -303,7 +303,7 @@ def test_quick_misses_share_a_message_while_workers_are_behind(
     monkeypatch.setattr(queues, "LINGER_FOR", 60.0)
     info = LoaderInfo("product", 10.0, False, 100)
     if load_time is not None:
-        info.pace.note(load_time)
+        info.load_times.note(load_time)
     sent: list[int] = []
     all_are_sent = threading.Event()
 
@@ -324,7 +324,7 @@ def test_quick_misses_share_a_message_while_workers_are_behind(
 def test_nothing_waits_to_fill_while_workers_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queues, "LINGER_FOR", 60.0)
     info = LoaderInfo("product", 10.0, False, 100)
-    info.pace.note(0.001)
+    info.load_times.note(0.001)
     is_sent = threading.Event()
     queue = PublishQueue(lambda info, queue, asks: is_sent.set(), {"product": info}.get, 100, waited_for=lambda: 1)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cacheworkers.flows.explain import Explanation, TagState
-from cacheworkers.ops.explanation_text import lines, span
+from cacheworkers.ops.explanation_text import duration_text, lines
 
 NOW = 1_800_000_000.0
 
@@ -60,7 +60,7 @@ STALE = {
     ],
 )
 def test_spans_have_two_units_at_most(seconds: float, says: str) -> None:
-    assert span(seconds) == says
+    assert duration_text(seconds) == says
 
 
 def test_a_stale_entry_with_its_instants() -> None:

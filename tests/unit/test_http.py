@@ -324,7 +324,7 @@ def test_an_answer_keeps_no_payload() -> None:
 
 def test_recent_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept for a moment must not grow with the number of entries."""
-    monkeypatch.setattr(recents, "_MOST", 10)
+    monkeypatch.setattr(recents, "_MAX_CALLS", 10)
     recent = recents.RecentAnswers(HttpPolicy())
 
     for number in range(100):

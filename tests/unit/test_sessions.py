@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from cacheworkers.sql.load_sessions import Sessions
+from cacheworkers.sql.load_sessions import LoadSessions
 
 
 class Base(DeclarativeBase):
@@ -41,7 +41,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def test_without_factories_there_is_no_session() -> None:
-    with Sessions(None, None, pool_size=1).for_load(1.0) as session:
+    with LoadSessions(None, None, pool_size=1).for_load(1.0) as session:
         assert session is None
 
 
@@ -51,7 +51,7 @@ def test_closing_closes_the_connections_of_loads(engine: Engine) -> None:
     closed: list[object] = []
     event.listen(engine, "connect", lambda connection, record: opened.append(connection))
     event.listen(engine, "close", lambda connection, record: closed.append(connection))
-    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=1)
 
     with sessions.for_load(1.0) as session:
         assert session is not None and session.scalar(text("SELECT price FROM product")) == 10
@@ -68,7 +68,7 @@ def test_a_connection_is_taken_at_the_first_query_only(engine: Engine) -> None:
     """A loader that needs no database takes none of its connections."""
     connected: list[object] = []
     event.listen(engine, "connect", lambda connection, record: connected.append(connection))
-    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=1)
 
     with sessions.for_load(1.0):
         before = len(connected)
@@ -81,7 +81,7 @@ def test_a_connection_is_taken_at_the_first_query_only(engine: Engine) -> None:
 
 def test_a_caller_that_holds_the_last_connection_does_not_block_a_load(engine: Engine) -> None:
     """Loads have a pool of their own: a reader may load while it holds the only connection of its own pool."""
-    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=1)
 
     with engine.connect() as held, sessions.for_load(1.0) as session:
         assert session is not None
@@ -90,7 +90,7 @@ def test_a_caller_that_holds_the_last_connection_does_not_block_a_load(engine: E
 
 def test_a_load_inside_a_load_gets_a_connection_too(engine: Engine) -> None:
     """The inner one would else wait for the outer's, which waits for the inner."""
-    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=1)
 
     with sessions.for_load(1.0) as outer, sessions.for_load(1.0) as inner:
         assert outer is not None and inner is not None
@@ -99,7 +99,7 @@ def test_a_load_inside_a_load_gets_a_connection_too(engine: Engine) -> None:
 
 
 def test_connections_are_kept_and_used_again(engine: Engine) -> None:
-    sessions = Sessions(sessionmaker(engine), None, pool_size=2)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=2)
     seen = set()
 
     for _ in range(5):
@@ -117,7 +117,7 @@ def test_a_session_is_new_and_keeps_the_factory_s_options(engine: Engine) -> Non
         pass
 
     factory = sessionmaker(engine, class_=Mine, expire_on_commit=False, info={"who": "shop"})
-    sessions = Sessions(factory, None, pool_size=1)
+    sessions = LoadSessions(factory, None, pool_size=1)
 
     with sessions.for_load(1.0) as first, sessions.for_load(1.0) as second:
         assert isinstance(first, Mine) and isinstance(second, Mine)
@@ -127,7 +127,7 @@ def test_a_session_is_new_and_keeps_the_factory_s_options(engine: Engine) -> Non
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_what_a_loader_has_changed_is_rolled_back(engine: Engine, raises: bool) -> None:
-    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=1)
 
     with pytest.raises(ValueError) if raises else sessions.for_load(1.0), sessions.for_load(1.0) as session:
         assert session is not None
@@ -152,7 +152,7 @@ def test_the_user_s_listeners_and_options_are_on_the_library_s_engine_too(engine
     event.listen(engine, "after_cursor_execute", lambda c, cursor, statement, *rest: statements.append(statement))
 
     mine = engine.execution_options(tenant="a")
-    sessions = Sessions(sessionmaker(mine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(mine), None, pool_size=1)
 
     with sessions.for_load(1.0) as session:
         assert session is not None
@@ -168,7 +168,7 @@ def test_each_engine_of_several_has_its_own_twin(tmp_path: Path, engine: Engine)
     """Factories with `binds` go to the database that each table is in."""
     other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
     Base.metadata.create_all(other)
-    sessions = Sessions(sessionmaker(binds={Product: other}, bind=engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(binds={Product: other}, bind=engine), None, pool_size=1)
 
     with sessions.for_load(1.0) as session:
         assert session is not None
@@ -186,7 +186,7 @@ def test_a_connection_shared_by_all_stays_shared() -> None:
     """A twin of a database in memory would be another, empty database."""
     engine = create_engine("sqlite://")
     Base.metadata.create_all(engine)
-    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=1)
 
     with sessions.for_load(1.0) as session:
         assert session is not None
@@ -199,7 +199,7 @@ def test_an_engine_that_keeps_no_connections_has_a_twin_that_keeps_none(engine: 
     theirs = create_engine(engine.url, poolclass=NullPool)
     closed: list[object] = []
     event.listen(theirs, "close", lambda connection, record: closed.append(connection))
-    sessions = Sessions(sessionmaker(theirs), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(theirs), None, pool_size=1)
 
     with sessions.for_load(1.0) as session:
         assert session is not None
@@ -211,7 +211,7 @@ def test_an_engine_that_keeps_no_connections_has_a_twin_that_keeps_none(engine: 
 def test_a_factory_bound_later_is_followed(engine: Engine) -> None:
     """`configure(bind=...)` after the cache was made, as tests do."""
     factory = sessionmaker()
-    sessions = Sessions(factory, None, pool_size=1)
+    sessions = LoadSessions(factory, None, pool_size=1)
     factory.configure(bind=engine)
 
     with sessions.for_load(1.0) as session:
@@ -223,7 +223,7 @@ def test_a_child_of_a_fork_leaves_the_parent_s_connections_alone(engine: Engine)
     """Its pools begin empty, the library's and the user's; nothing of the parent's is closed."""
     closed: list[object] = []
     event.listen(engine, "close", lambda connection, record: closed.append(connection))
-    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=1)
     with sessions.for_load(1.0) as session:
         assert session is not None
         before = session.connection().connection.dbapi_connection
@@ -244,7 +244,7 @@ def test_engines_of_requests_share_one_pool(engine: Engine) -> None:
     opened: list[object] = []
     event.listen(engine, "connect", lambda connection, record: opened.append(connection))
     factory = sessionmaker()
-    sessions = Sessions(factory, None, pool_size=1)
+    sessions = LoadSessions(factory, None, pool_size=1)
 
     for number in range(5):
         factory.configure(bind=engine.execution_options(tenant=number))
@@ -257,7 +257,7 @@ def test_engines_of_requests_share_one_pool(engine: Engine) -> None:
 
 
 def test_options_that_an_engine_gets_later_hold_in_loads(engine: Engine) -> None:
-    sessions = Sessions(sessionmaker(engine), None, pool_size=1)
+    sessions = LoadSessions(sessionmaker(engine), None, pool_size=1)
     for tenant in ("a", "b"):
         engine.update_execution_options(tenant=tenant)
         with sessions.for_load(1.0) as session:

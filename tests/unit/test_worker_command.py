@@ -9,7 +9,7 @@ import types
 import pytest
 from celery import Celery
 
-from cacheworkers.workers.worker_command import importable_name, options_in, worker_command
+from cacheworkers.workers.worker_command import importable_name, worker_command, worker_options_in
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_the_name_by_which_a_worker_imports_what_runs_as_a_script(
     ],
 )
 def test_the_options_that_a_worker_was_started_with(words: str, expected: str) -> None:
-    assert options_in(words.split()) == expected
+    assert worker_options_in(words.split()) == expected
 
 
 def test_a_worker_is_started_as_others_were(app: Celery) -> None:

@@ -43,7 +43,6 @@ _AWAY: dict[type[Exception], Rule] = {
     BrokerFull: worker_checks.BROKER_FULL,
     DatabaseUnavailable: database_checks.AWAY,
 }
-Look = Callable[[], Iterable[Finding]]
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -51,7 +50,7 @@ class Check(msgspec.Struct, frozen=True):
 
     name: str
     away: Rule
-    look: Look
+    find: Callable[[], Iterable[Finding]]
 
 
 def diagnose(
@@ -74,13 +73,13 @@ def diagnose(
     """
     app = cache.internals.app
     # First, and in this thread: an app reads its configuration and makes its tasks at first use.
-    settings = [] if app is None else _looked(_settings(app))
+    settings = [] if app is None else _run(_settings(app))
     checks = list(_checks(cache, app, is_running, from_outside, now))
     found: queue.Queue[tuple[Check, list[Finding]]] = queue.Queue()
     for check in checks:
         # Daemons: one that hangs for ever must not keep the process.
         threading.Thread(
-            target=lambda check=check: found.put((check, _looked(check))), name=f"doctor-{check.name}", daemon=True
+            target=lambda check=check: found.put((check, _run(check))), name=f"doctor-{check.name}", daemon=True
         ).start()
     end = time.monotonic() + timeout
     late = {check.name: check for check in checks}
@@ -158,8 +157,8 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
             policies = {name: cache.loaders[name].policy for name in cache.loaders}
             yield Check(f"limits{where}", database, partial(database_checks.check_limits, engine, policies))
         if has_outbox and engine.url in with_outbox:
-            look = partial(database_checks.check_outbox, engine, cache.outbox, config)
-            yield Check(f"outbox{where}", database, look)
+            outbox = partial(database_checks.check_outbox, engine, cache.outbox, config)
+            yield Check(f"outbox{where}", database, outbox)
     if has_outbox:
         yield Check(
             "outbox-engines", database, lambda: database_checks.check_engines(engines, link, from_outside=from_outside)
@@ -181,9 +180,9 @@ def _check_beat(app: Any, config: Config, marks: NamespaceMarks) -> Iterator[Fin
     yield from store_checks.check_beat(config, upkeep, max(known, default=None), beat, has_worker=has_worker)
 
 
-def _looked(check: Check) -> list[Finding]:
+def _run(check: Check) -> list[Finding]:
     try:
-        return list(check.look())
+        return list(check.find())
     except (UnsafeStore, NamespaceTaken):
         return []  # errors of their own: eviction-policy, namespace-taken
     except Exception as error:  # whatever it was, the other checks go on

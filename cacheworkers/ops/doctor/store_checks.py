@@ -19,7 +19,7 @@ SKEW = 2.0
 #: Of `maxclients`: from here on connections are short.
 BUSY_CLIENTS = 0.8
 #: Of fewer, one is enough to name the master.
-LEAST_SENTINELS = 3
+MIN_SENTINELS = 3
 
 AWAY = Rule(
     "store-away",
@@ -132,7 +132,7 @@ TABLE = Rule(
     "`CONFIG SET tracking-table-max-keys` to the number of different entries that all processes keep, at 150 bytes for "
     "each process that keeps one; or lower `l1_entries`.",
 )
-DEAF = Rule(
+TRACKING = Rule(
     "tracking",
     "error",
     "`CLIENT TRACKING` on RESP3 does not work: a write is not reported to the process that keeps its entry.",
@@ -234,7 +234,7 @@ def judge_sentinels(facts: SentinelFacts) -> Finding:
     named, known = len(facts.named), len(facts.known)
     listed = ", ".join(f"{host}:{port}" for host, port in sorted(facts.known))
     there_are = f"{known} watch {facts.service!r} ({listed})" if known else f"none lists who watches {facts.service!r}"
-    is_few = named < max(LEAST_SENTINELS, known // 2 + 1)
+    is_few = named < max(MIN_SENTINELS, known // 2 + 1)
     return SENTINELS.finding(is_few, f"redis_url names {named} Sentinel{'s' * (named != 1)}; {there_are}")
 
 
@@ -242,7 +242,7 @@ def check_pushes(config: Config) -> Iterator[Finding]:
     """Yield whether a write is pushed to who listens."""
     with StoreDiagnostics(config) as probe:
         unreceived_pushes = probe.unreceived_pushes()
-    yield DEAF.finding(bool(unreceived_pushes), unreceived_pushes or "a write by another connection was pushed")
+    yield TRACKING.finding(bool(unreceived_pushes), unreceived_pushes or "a write by another connection was pushed")
 
 
 def check_rights(config: Config) -> Iterator[Finding]:

@@ -47,13 +47,13 @@ def on_connection(engine: Engine, do: Callable[[Connection], T]) -> T:
             return do(connection)
 
     async def done() -> T:
-        async with AsyncEngine(apart(engine)).connect() as connection:
+        async with AsyncEngine(without_pool(engine)).connect() as connection:
             return await connection.run_sync(do)
 
-    return _on_a_thread(lambda: asyncio.run(done())).result()
+    return _run_on_thread(lambda: asyncio.run(done())).result()
 
 
-def _on_a_thread(work: Callable[[], T]) -> Future[T]:
+def _run_on_thread(work: Callable[[], T]) -> Future[T]:
     result: Future[T] = Future()
 
     def run() -> None:
@@ -67,7 +67,7 @@ def _on_a_thread(work: Callable[[], T]) -> Future[T]:
     return result
 
 
-def apart(engine: Engine) -> Engine:
+def without_pool(engine: Engine) -> Engine:
     """Return an engine like this one, with its `connect_args` and listeners, whose connections are closed after use.
 
     A worker that checks the database before its pool forks must not keep a connection: its children would have it too.

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cacheworkers.errors import CacheworkersError
-from cacheworkers.sql.outbox.connections import apart, on_connection, shown_url
+from cacheworkers.sql.outbox.connections import on_connection, shown_url, without_pool
 from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
@@ -151,7 +151,7 @@ def trigger_faults(engines: Sequence[Engine], declared: Sequence[Triggers]) -> d
 
 def _inspected(engine: Engine, inspection: Callable[[Connection], T]) -> T:
     try:
-        return on_connection(apart(engine), inspection)
+        return on_connection(without_pool(engine), inspection)
     except (OperationalError, InterfaceError, OSError) as error:
         reason = str(getattr(error, "orig", error)).strip().replace("\n", " ")
         raise DatabaseUnavailable(f"{shown_url(engine)} is unavailable: {type(error).__name__}: {reason}") from error

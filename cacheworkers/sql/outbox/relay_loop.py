@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cacheworkers.sql.outbox.connections import apart
+from cacheworkers.sql.outbox.connections import without_pool
 from cacheworkers.sql.outbox.notifications import AsyncNotifications, Notifications
 from cacheworkers.sql.triggers.postgres_triggers import channel
 
@@ -75,7 +75,7 @@ class RelayLoop:
 
     async def _adrain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
         notifications, pause = AsyncNotifications(), _Pause()
-        async with AsyncEngine(apart(engine)).connect() as connection:
+        async with AsyncEngine(without_pool(engine)).connect() as connection:
             await notifications.listen(connection, channel(self._namespace))
             while not stop.is_set():
                 await notifications.wait(pause.after(self._drain(engine)))

@@ -29,7 +29,7 @@ class InstalledTriggers:
             weakref.WeakKeyDictionary()
         )
 
-    def write_all(self, connection: Connection, tables: frozenset[Table]) -> bool:
+    def cover(self, connection: Connection, tables: frozenset[Table]) -> bool:
         """Return whether triggers of all these tables write the outbox.
 
         Asked once for each database and schema, and again now and then where they do not.

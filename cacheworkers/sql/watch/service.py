@@ -25,7 +25,7 @@ from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagMapping
 from cacheworkers.sql.watch.mapping import WatchMapping
 from cacheworkers.sql.watch.session_hooks import AnySession, SessionHooks
-from cacheworkers.sql.watch.trigger_differences import dropped_tags
+from cacheworkers.sql.watch.trigger_differences import tags_without_trigger
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -80,7 +80,7 @@ class WatchService:
         """Log once of each table with triggers which tags of the watch they do not write."""
         for hooks in self._hooks if triggers else ():
             with contextlib.suppress(ConfigError):  # a class that is not watched: flushes say it
-                for table, tags in dropped_tags(hooks.mapping, triggers):
+                for table, tags in tags_without_trigger(hooks.mapping, triggers):
                     named = ", ".join(tags)
                     if (table, named) not in self._compared:
                         self._compared.add((table, named))

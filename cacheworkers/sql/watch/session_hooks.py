@@ -224,7 +224,7 @@ class SessionHooks:
     def _on_before_flush(self, session: Session, context: Any, instances: Any) -> None:
         mapping = self._mapping
         changes = RowChanges(mapping.described)
-        flush = Flush(session, context, mapping.of, mapping.cascades, changes, self._triggers.write_all)
+        flush = Flush(session, context, mapping.of, mapping.cascades, changes, self._triggers.cover)
         state_for(self, session).flush = flush
         # Here too: one that is replaced by another of the same key becomes an UPDATE, and is never deleted.
         for instance in session.deleted:
@@ -245,7 +245,12 @@ class SessionHooks:
 
     def _on_after_commit(self, session: Session) -> None:
         state = state_of(self, session)
-        if state is None or state.dirty is None or session.in_nested_transaction():
+        if state is not None and not session.in_nested_transaction():
+            self.committed(state)
+
+    def committed(self, state: SessionState) -> None:
+        """Invalidate what a session has written, now or when the transactions that it has joined are committed."""
+        if state.dirty is None:
             return
         written, unknown = state.dirty.take_committed()
         open_ = [each for each in (*(each.connection for each in written), *unknown) if each.in_transaction()]
@@ -272,7 +277,7 @@ class SessionHooks:
         """Return whether the mapper events have noted what a flush's statement changes, or it is noted now."""
         table: Any = getattr(getattr(context.compiled, "statement", None), "table", None)
         if is_autocommit_on(connection) and table in self._mapping.described:
-            if not self._triggers.write_all(connection, frozenset({table})):
+            if not self._triggers.cover(connection, frozenset({table})):
                 refuse_autocommit(connection)
         if self._mapping.knows(table) and flush.has_made(context):
             flush.before_statement(connection)
@@ -298,6 +303,7 @@ class SessionHooks:
         for mode, named in tags.items():
             for part in in_rows(list(named)):
                 row = self.outbox.write(connection, part)
+                state_for(self, session).begin_on(connection)  # again, if its owner has ended it and goes on
                 self._dirty(session).note_written(part, row, connection, mode)
 
     def _connection(self, session: Session) -> Connection:

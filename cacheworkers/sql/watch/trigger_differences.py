@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
 
-def dropped_tags(mapping: WatchMapping, triggers: Sequence[Triggers]) -> Iterator[tuple[str, list[str]]]:
+def tags_without_trigger(mapping: WatchMapping, triggers: Sequence[Triggers]) -> Iterator[tuple[str, list[str]]]:
     """Yield the tables with triggers, each with the tags of the watch that these do not write, as templates.
 
     Left out is what cannot be compared: classes of several tables, and functions that compute with their values.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.orm import Mapper, Session, object_session
 
+from cacheworkers.sql.sqlalchemy_internals import call_at_end, ends_of
 from cacheworkers.sql.watch.flush_changes import Flush
 from cacheworkers.sql.watch.joined_transactions import rolling_back_to_savepoint
 from cacheworkers.sql.watch.single_rows import SingleRow
@@ -61,6 +62,18 @@ class SessionState:
         if all(each is not connection for each in self._connections):
             self._connections.append(connection)
             _on_connections[connection] = (*map(weakref.ref, states_on(connection)), weakref.ref(self))
+        session = self.session
+        is_joined = session is not None and session.bind is connection and connection.in_transaction()
+        if is_joined and self not in ends_of(connection):  # who owns that ends it for both
+            call_at_end(connection, self)
+
+    def committing(self, connection: Connection) -> None:
+        """Have what the session has flushed and not committed invalidated when the owner has committed it."""
+        self.hooks.committed(self)
+
+    def ended(self, is_committed: bool) -> None:
+        """The owner has ended the transaction that the session has joined."""
+        self.end()
 
     def end(self) -> None:
         """Note that the session's transaction is over."""

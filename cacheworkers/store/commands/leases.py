@@ -13,7 +13,7 @@ from cacheworkers.store.commands.steps import Exchange, StoreCommands, milliseco
 from cacheworkers.store.connections.request import Request
 
 #: Most loads of one call that run at a time: those of before an invalidation, and one.
-MOST_RUNNING = 2
+MAX_RUNNING = 2
 
 
 class Leases(StoreCommands):
@@ -60,7 +60,7 @@ class Leases(StoreCommands):
                 int(warms),
                 "" if least_seq is None else least_seq,
                 envelope.SEQ_AT,
-                "" if is_last else MOST_RUNNING,
+                "" if is_last else MAX_RUNNING,
                 *(enqueue or ()),
             ),
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.local.get_batcher import Batcher
+from cacheworkers.local.get_batcher import GetBatcher
 from cacheworkers.store.commands import replies as parsers
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.server_check import info_of
@@ -75,7 +75,7 @@ class Get:
 
     __slots__ = ("_batcher", "_key", "_link", "call")
 
-    def __init__(self, link: Transport, batcher: Batcher, key: str, call: str) -> None:
+    def __init__(self, link: Transport, batcher: GetBatcher, key: str, call: str) -> None:
         self._link = link
         self._batcher = batcher
         self._key = key

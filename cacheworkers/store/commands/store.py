@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.keys import Keyspace
-from cacheworkers.local.get_batcher import Batcher
+from cacheworkers.local.get_batcher import GetBatcher
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
 from cacheworkers.store.commands.access_scores import AccessScores
@@ -36,7 +36,7 @@ class Store(Leases, TagSets, AccessScores, ProcessNotes, GarbageCommands):
     def __init__(self, link: Transport, keys: Keyspace, *, batch_size: int = 100) -> None:
         super().__init__(link, keys)
         self._batch_size = batch_size
-        self.batcher = Batcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
+        self.batcher = GetBatcher(lambda calls: self.get_many(calls).arun(), self._submit_get_many, batch_size)
 
     def reset(self) -> None:
         """Forget connections and what was asked, as a child does after a fork."""

@@ -18,7 +18,7 @@ from cacheworkers.store.connections.request import Request
 #: Members of a tag set, and keys of one command, that are gone through at a time.
 CHUNK = 500
 #: Members of each of many tag sets that are gone through at a time.
-LEAST_SHARE = 4
+MIN_SHARE = 4
 #: Most sets that one script detaches, where one server has all keys, and most members whose keys are deleted as they
 #: are removed: nothing else is served meanwhile.
 MAX_TOGETHER = 50
@@ -218,7 +218,7 @@ class TagSets(StoreCommands):
 
 def _share(sets: int) -> int:
     """Return how many members of each of some sets one exchange takes up."""
-    return max(LEAST_SHARE, CHUNK // max(1, sets))
+    return max(MIN_SHARE, CHUNK // max(1, sets))
 
 
 def _detached(

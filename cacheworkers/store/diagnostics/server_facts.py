@@ -35,7 +35,7 @@ PUSH_WITHIN = 1.0
 #: How long one look at what has arrived takes at least, seconds.
 LAST_LOOK_FOR = 0.1
 #: Calls of no loader begin with it: no name has a colon.
-PROBE = "doctor:"
+PROBE_PREFIX = "doctor:"
 _AWAY = (ConnectionError, RedisTimeoutError, ClusterDownError, OSError)
 
 #: Which settings are asked for.
@@ -164,7 +164,7 @@ class StoreDiagnostics:
             StoreUnavailable: the store does not answer.
         """
         with self._translated():
-            return denied(self._link.client(), self._keys, f"{PROBE}{secrets.token_hex(6)}")
+            return denied(self._link.client(), self._keys, f"{PROBE_PREFIX}{secrets.token_hex(6)}")
 
     def upkeep_age(self, tasks: Sequence[str]) -> dict[str, float | None]:
         """Return how long ago each upkeep task last ended well, seconds; None where no sign is left.
@@ -205,7 +205,7 @@ class StoreDiagnostics:
 
     def _listened(self, master: MasterFacts) -> str:
         """Listen to one master, write there over another connection, and wait for the push."""
-        names = (f"{PROBE}{secrets.token_hex(6)}" for _ in itertools.count())
+        names = (f"{PROBE_PREFIX}{secrets.token_hex(6)}" for _ in itertools.count())
         key = next(key for key in map(self._keys.entry, names) if master.owns(key))
         is_written = False
         connection = TrackingConnection("", master.pool, self._config.store_timeout, lambda: None)

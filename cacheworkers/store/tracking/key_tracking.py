@@ -36,7 +36,7 @@ class KeyTracking:
             keys, l1, waiters, lambda flight: self.watch_lease(flight), link.refresh_topology
         )
 
-    def may_go_on(self, call: str) -> bool:
+    def memory_may_answer(self, call: str) -> bool:
         """Return whether memory may answer for a call while its master does not; for how long is not said here."""
         return self._link.is_silent(self._keys.entry(call), self._listened_to)
 

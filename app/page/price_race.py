@@ -14,8 +14,8 @@ import msgspec
 
 from app.page.control import Refused
 from app.page.lines import Helper
+from app.page.messages import Outcome, RaceState, Stage
 from app.page.panels import HOT, PANELS, Race, Seen
-from app.page.ticks import Outcome, RaceState, Stage
 
 #: How long the panels have to say that they watch, seconds.
 WATCHING_WITHIN = 1.0
