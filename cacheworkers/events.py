@@ -76,13 +76,6 @@ class Loaded(Event, frozen=True):
     error: Exception | None = None
 
 
-class ClaimDenied(Event, frozen=True):
-    """A reader did not get the lease: "held", "moved" (a newer entry is there) or "backoff"."""
-
-    loader: str
-    reason: str
-
-
 class LeaseTakenOver(Event, frozen=True):
     """A reader took a lease over whose holder had not begun: workers are dead, or the queue is stuck."""
 
@@ -209,13 +202,6 @@ class UpkeepMissed(Event, frozen=True):
     task: str
     since: float
     every: float
-
-
-class AccessesReported(Event, frozen=True):
-    """Reads of `calls` calls of a loader were added to its access scores in the store."""
-
-    loader: str
-    calls: int
 
 
 class Warmed(Event, frozen=True):

@@ -5,7 +5,6 @@ Each async method is the sync one with `a` in front; same parameters, same seman
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
@@ -75,8 +74,7 @@ class Loader(LoaderBase[T], Generic[P, T]):
                     if value is not MISSING:
                         return value
         call = self._bind(args, kwargs)
-        slot = self._slot(call.text) if self._l1_for else None
-        if slot is not None and (value := self._value(slot)) is not MISSING:
+        if self._l1_for and (slot := self._slot(call.text)) is not None and (value := self._value(slot)) is not MISSING:
             return value
         found: T = self._reads.find(call, None if kwargs else args, self._decode, False)
         return found
@@ -213,7 +211,8 @@ class Loader(LoaderBase[T], Generic[P, T]):
 
     def since(self, done: Invalidation) -> Self:
         """Return a view of this loader that takes nothing loaded before an invalidation: read your own writes."""
-        view = copy.copy(self)
+        view = object.__new__(type(self))
+        view.__dict__ |= self.__dict__
         view._since = done.seq
         view._memory = LoaderMemory(self._ports, self._spec, done.seq)
         view._index, view._value = view._memory.index, view._memory.value

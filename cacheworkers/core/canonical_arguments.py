@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from cacheworkers.core.annotations import members_of
+from cacheworkers.core.one_form import in_one_form
 
 #: What converting an argument may raise.
 CONVERSION_ERRORS = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
@@ -71,7 +72,7 @@ def _equal_of(value: Any, annotation: Any) -> Any:
         if typing.get_origin(kind) is typing.Literal:
             options: Iterable[Any] = typing.get_args(kind)
         elif isinstance(kind, type) and issubclass(kind, enum.Enum):
-            options = kind
+            options = (value,) if isinstance(value, kind) else kind  # not each member of a Flag is in its class
         else:
             options = _plain_equals(value, kind)
         for each in options:
@@ -100,7 +101,7 @@ def _plain_equals(value: Any, kind: Any) -> Iterable[Any]:
 def plain(value: Any) -> Any:
     """Return a value as plain JSON values, equal values alike."""
     kept = (decimal.Decimal, datetime.datetime)
-    return _alike(msgspec.to_builtins(value, builtin_types=kept, str_keys=True, order="deterministic"))
+    return _alike(msgspec.to_builtins(in_one_form(value), builtin_types=kept, str_keys=True, order="deterministic"))
 
 
 def _alike(value: Any) -> Any:

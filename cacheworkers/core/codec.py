@@ -26,7 +26,7 @@ from cacheworkers.core.annotations import (
     shown,
 )
 from cacheworkers.core.comparison import difference, field_names, is_same
-from cacheworkers.core.set_order import has_sets, with_sets_in_order
+from cacheworkers.core.one_form import has_forms, in_one_form
 from cacheworkers.errors import CodecError, DeclarationError
 
 _ATOMS = (
@@ -95,12 +95,11 @@ class Codec:
         else:
             refuse_what_json_lacks("a loader's value", annotation, RULE)
             encode, self.plain_decode = _encode, msgspec.json.Decoder(annotation).decode
-        # A set's order differs between processes; its JSON, and with it the ETag, must not.
         self._encode: Callable[[Any], bytes] = encode
         self._is_sampled = {Any, object}.isdisjoint(classes_in(annotation))
         self._loads_of_shape: dict[tuple[type, int], int] = {}
-        if has_sets(annotation):
-            self._encode = lambda value: encode(with_sets_in_order(value))
+        if has_forms(annotation):
+            self._encode = lambda value: encode(in_one_form(value))
 
     def decode(self, payload: bytes) -> Any:
         """Return the value of a payload.

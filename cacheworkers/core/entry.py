@@ -107,30 +107,24 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return msgspec.structs.replace(self, fresh_until=self.created - CLOCK_MARGIN, stale_until=until)
 
 
-#: (freshness, may be asked for early, a failure's backoff is running) -> what a read does.
-DECISIONS: dict[tuple[Freshness, bool, bool], Action] = {
-    (Freshness.FRESH, False, False): Action.SERVE,
-    (Freshness.FRESH, False, True): Action.SERVE,
-    (Freshness.FRESH, True, False): Action.SERVE_AND_ASK,
-    (Freshness.FRESH, True, True): Action.SERVE,
-    (Freshness.STALE, False, False): Action.SERVE_AND_ASK,
-    (Freshness.STALE, False, True): Action.SERVE,
-    (Freshness.STALE, True, False): Action.SERVE_AND_ASK,
-    (Freshness.STALE, True, True): Action.SERVE,
-    (Freshness.LAPSED, False, False): Action.LOAD,
-    (Freshness.LAPSED, False, True): Action.SERVE_MARKED,
-    (Freshness.LAPSED, True, False): Action.LOAD,
-    (Freshness.LAPSED, True, True): Action.SERVE_MARKED,
-    (Freshness.MISSING, False, False): Action.LOAD,
-    (Freshness.MISSING, False, True): Action.RAISE,
-    (Freshness.MISSING, True, False): Action.LOAD,
-    (Freshness.MISSING, True, True): Action.RAISE,
+#: What a read does with an entry, by its freshness; and what it does while a failure's backoff is running.
+DECISIONS: dict[Freshness, tuple[Action, Action]] = {
+    Freshness.FRESH: (Action.SERVE, Action.SERVE),
+    Freshness.STALE: (Action.SERVE_AND_ASK, Action.SERVE),
+    Freshness.LAPSED: (Action.LOAD, Action.SERVE_MARKED),
+    Freshness.MISSING: (Action.LOAD, Action.RAISE),
 }
 
 
 def decide(freshness: Freshness, *, is_early: bool = False, is_failing: bool = False) -> Action:
-    """Return what a read does with what it found; `DECISIONS` is the whole table."""
-    return DECISIONS[freshness, is_early, is_failing]
+    """Return what a read does with what it found.
+
+    Args:
+        is_early: this read is the one that has a fresh entry revalidated before it goes stale.
+        is_failing: the last load failed, and its backoff is running.
+    """
+    found = Freshness.STALE if is_early and freshness is Freshness.FRESH else freshness
+    return DECISIONS[found][is_failing]
 
 
 class Life(msgspec.Struct, frozen=True):

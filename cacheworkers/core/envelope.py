@@ -172,10 +172,13 @@ def fresh_payloads(
         return [next(payloads) if is_whole else None for is_whole in whole]
 
 
-def fresh_payload(raw: bytes, call: str, now: float, since: int, beta: float, fingerprint: bytes) -> bytes | None:
+def fresh_payload(raw: bytes, call: str, now: float, since: int, load_times: int, fingerprint: bytes) -> bytes | None:
     """Return the payload of a call's envelope that is fresh, of a schema, and not older than `since`; else None.
 
     It makes no Entry.  What might be revalidated early (`Entry.early_at`) is none of these.
+
+    Args:
+        load_times: `load_times_before`.
     """
     try:
         kind, call_len, load_ms, fresh, theirs, tags_len = _read_fresh_header(raw)
@@ -184,7 +187,7 @@ def fresh_payload(raw: bytes, call: str, now: float, since: int, beta: float, fi
     tags_at = HEADER_BYTES + call_len
     if (
         kind not in _READABLE
-        or now * 1000 + load_ms * _LONGEST_CHANCE * beta >= fresh
+        or fresh - load_ms * load_times <= now * 1000.0
         or raw[HEADER_BYTES:tags_at] != call.encode()
         or (since and int.from_bytes(raw[SEQ_AT : SEQ_AT + 8]) < since)
         or (theirs != fingerprint and not fits(theirs, fingerprint))
@@ -193,14 +196,19 @@ def fresh_payload(raw: bytes, call: str, now: float, since: int, beta: float, fi
     return raw[tags_at + tags_len :] or None
 
 
+def load_times_before(beta: float) -> int:
+    """Return how many times its load's time before it goes stale an entry may be revalidated early, rounded up."""
+    return math.ceil(_LONGEST_CHANCE * beta)
+
+
 def _fresh_payloads(raws: list[bytes], now: float, beta: float, fingerprint: bytes) -> list[bytes | None]:
     # Whole numbers: to compare one with a fraction takes several times as long.
-    now_ms, soonest = math.floor(now * 1000), math.ceil(_LONGEST_CHANCE * beta)
+    now_ms, load_times = math.floor(now * 1000), load_times_before(beta)
     readable, header_bytes, fits_all = _READABLE, HEADER_BYTES, NO_FINGERPRINT
     return [
         (raw[header_bytes + call_len + tags_len :] or None)
         if kind in readable
-        and now_ms + load_ms * soonest < fresh
+        and now_ms + load_ms * load_times < fresh
         and (theirs == fingerprint or theirs == fits_all or fingerprint == fits_all)
         else None
         for raw, (kind, call_len, load_ms, fresh, theirs, tags_len) in zip(

@@ -22,7 +22,7 @@ _RULE = "use builtins, dates, UUID, Decimal, Enum, or a Struct or dataclass of t
 _NAME = re.compile(r"[a-z_][a-z0-9_.]{0,99}")
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
-_WIDE = 2**63
+_LEAST, _WIDE = -(2**63), 2**63
 #: Most texts of one loader's calls that are remembered.
 _MAX_TEXTS = 8192
 _NAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -108,8 +108,10 @@ class Signature:
         Raises:
             CallError: they do not fit the signature, are not JSON, or make too long a text.
         """
-        if self._is_one_int and len(args) == 1 and not kwargs and type(args[0]) is int and -_WIDE <= args[0] < _WIDE:
-            return Call(f"{self._prefix}[{args[0]}]", args)
+        if self._is_one_int and len(args) == 1 and not kwargs:
+            [number] = args
+            if type(number) is int and _LEAST <= number < _WIDE:
+                return Call(f"{self._prefix}[{number}]", args)
         given = self._given(args, kwargs)
         try:
             if self._exact is not None:
@@ -158,7 +160,7 @@ class Signature:
         return self.bind((key,), {}).text
 
     def _text_of_int(self, key: int) -> str:
-        return f"{self._prefix}[{key}]" if -_WIDE <= key < _WIDE else self._text_of(key)
+        return f"{self._prefix}[{key}]" if _LEAST <= key < _WIDE else self._text_of(key)
 
     def parse(self, text: str) -> Call:
         """Return the call that a text names; the reverse of `bind`.

@@ -20,7 +20,7 @@ from cacheworkers.core.driver import Flow, Step
 from cacheworkers.core.envelope import Head
 from cacheworkers.core.signature import loader_name_of
 from cacheworkers.core.tokens import new_token
-from cacheworkers.events import AccessesReported, MemoryHits, MemoryUsed, Warmed, WarmingPaused
+from cacheworkers.events import MemoryHits, MemoryUsed, Warmed, WarmingPaused
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, submit
 from cacheworkers.store.commands.replies import Claimed
@@ -89,7 +89,6 @@ def report_accesses(ports: Ports) -> Flow[int]:
         while by_loader:
             name, counted = next(iter(by_loader.items()))
             remembered, half_life = ports.access_counter.loaders.get(name), half_life_of(ports, name)
-            count = len(counted)
             while counted:
                 yield ports.store.add_accesses(
                     name,
@@ -100,7 +99,6 @@ def report_accesses(ports: Ports) -> Flow[int]:
                 )
                 del counted[:CHUNK]
             del by_loader[name]
-            ports.emit(AccessesReported(name, count))
     finally:
         # The store is away: what has not been reported is reported when it is back.
         for left in by_loader.values():

@@ -97,7 +97,7 @@ def as_load_error(loader: LoaderSpec, text: str, error: Exception) -> LoadError:
     if isinstance(error, LoadTimeout):
         failure = LoadError(loader.name, text, "LoadTimeout", str(error))
     else:
-        kind, shown = type(error).__name__, str(error)
+        kind, shown = type(error).__name__, text_of_error(error)
         if kind == "UnboundExecutionError":
             shown = f"{shown.partition(chr(10))[0]}; {UNBOUND}"
             if UNBOUND not in getattr(error, "__notes__", ()):  # one error fails all keys of a batch
@@ -105,6 +105,14 @@ def as_load_error(loader: LoaderSpec, text: str, error: Exception) -> LoadError:
         failure = LoadError(loader.name, text, kind, shown[:500])
     failure.__cause__ = error
     return failure
+
+
+def text_of_error(error: BaseException) -> str:
+    """Return an exception's text as JSON can carry it: surrogates, of the name of a file say, are escaped."""
+    try:
+        return str(error).encode(errors="backslashreplace").decode()
+    except Exception:
+        return "its text cannot be made"
 
 
 def static_tags(loader: LoaderSpec, call: Call) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.errors import CacheworkersError, LoadTimeout, StoreUnavailable
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, submit
-from cacheworkers.flows.read_state import Wait
+from cacheworkers.flows.read_state import LoadStrategy, Wait
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.flows.write_loaded import Result
 from cacheworkers.local.flight import SLACK, Sleeper
@@ -41,7 +41,7 @@ class _Run(msgspec.Struct, frozen=True):
     loading: Loading
 
 
-class BatchedLoads:
+class BatchedLoads(LoadStrategy):
     """The load strategy of reads that go on together: what it yields is answered by `merge_reads`, and is no step."""
 
     def message(self, ports: Ports, request: LoadRequest) -> None:

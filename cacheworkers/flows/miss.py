@@ -8,7 +8,7 @@ from cacheworkers.core.entry import Action, Entry, Freshness, decide
 from cacheworkers.core.read_result import Read
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CodecError, KeyMissing, LoadError, LoadTimeout, StoreError, StoreFull, StoreUnavailable
-from cacheworkers.events import ClaimDenied, LeaseTakenOver
+from cacheworkers.events import LeaseTakenOver
 from cacheworkers.flows import local_load
 from cacheworkers.flows.load_failure import LOAD_REFUSED, NOT_STORED, STORE_FULL
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
@@ -77,7 +77,6 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             ports.waiters.wake_flight(flight)
             return _failed(ports, loader, state, claim)
         case Held(holder, is_begun, is_taken_over, rest):
-            ports.emit(ClaimDenied(loader.name, "held"))
             if flight.wakes != wakes:
                 return None  # that lease may have ended before its holder's reply came
             flight.held_until, flight.token, flight.is_missing = now + rest, holder, not state.seen

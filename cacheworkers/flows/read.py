@@ -15,7 +15,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.core.signature import Call
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CodecError, StoreError
-from cacheworkers.events import ClaimDenied, ReadFailed, Served, UnreadableEntry
+from cacheworkers.events import ReadFailed, Served, UnreadableEntry
 from cacheworkers.flows.miss import lapsed, read_without_store, wait_for_load
 from cacheworkers.flows.other_release_load import load_beside_other_release
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, QueueKind
@@ -168,7 +168,6 @@ def ask(
         ports.release_soon(call, token)  # timed out or cancelled: the script may have run all the same
         raise
     if not isinstance(claim, Claimed):
-        ports.emit(ClaimDenied(loader.name, type(claim).__name__.lower()))
         return False
     if not (yield from strategy.submit(ports, LoadRequest(loader.name, call, token, seen.hex(), queue))):
         ports.release_soon(call, token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -55,48 +55,28 @@ class StoreResult(msgspec.Struct, frozen=True):
     is_coherent: bool = False
 
 
-class LoadStrategy(Protocol):
-    """How a read has its call loaded: by itself, or with the other reads of a `get_many`."""
+class LoadStrategy:
+    """How a read has its call loaded: by itself, or in a subclass with the other reads of a `get_many`."""
 
     def message(self, ports: Ports, request: LoadRequest) -> Enqueue | None:
         """Return the message to enqueue with the claim; None: it is submitted once it is claimed."""
-        ...
-
-    def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
-        """Hand a request to the dispatcher; False when there is no room: the caller gives the lease back."""
-        ...
-
-    def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
-        """Load here, under the lease that the request names; raises what `flows.load.load` raises."""
-        ...
-
-    def run(self, ports: Ports, loader: LoaderSpec, loading: Loading) -> Flow[dict[str, Any]]:
-        """Run the loader here and store nothing; call text -> value or exception."""
-        ...
-
-
-class SingleLoads:
-    """The strategy of a read by itself."""
-
-    def message(self, ports: Ports, request: LoadRequest) -> Enqueue | None:
-        """Return its message, where there is one."""
         return ports.message_of(request)
 
     def submit(self, ports: Ports, request: LoadRequest) -> Flow[bool]:
-        """Hand a request to the dispatcher."""
+        """Hand a request to the dispatcher; False when there is no room: the caller gives the lease back."""
         return (yield from submit(ports, [request])) == 1
 
     def load(self, ports: Ports, loader: LoaderSpec, request: LoadRequest) -> Flow[Result]:
-        """Load here, under the lease that the request names."""
+        """Load here, under the lease that the request names; raises what `flows.load.load` raises."""
         results = yield from load(ports, loader, [request], ports.reader)
         return results[request.call]
 
     def run(self, ports: Ports, loader: LoaderSpec, loading: Loading) -> Flow[dict[str, Any]]:
-        """Run the loader here and store nothing."""
+        """Run the loader here and store nothing; call text -> value or exception."""
         return (yield from run_loader(ports, loader, loading, ports.reader))
 
 
-SINGLE = SingleLoads()
+SINGLE = LoadStrategy()
 
 
 class ReadState(msgspec.Struct):

@@ -14,7 +14,7 @@ import msgspec
 
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow
-from cacheworkers.core.entry import CLOCK_MARGIN, MIN_KEPT_FOR, Entry, Life, life_of
+from cacheworkers.core.entry import CLOCK_MARGIN, MIN_KEPT_FOR, Entry, life_of
 from cacheworkers.core.signature import Call
 from cacheworkers.core.tag_templates import check_tag
 from cacheworkers.core.tokens import new_token
@@ -256,7 +256,7 @@ def entry_of_value(
         tags[check_tag(tag, config.max_tag_bytes)] = None
     if len(tags) > config.max_tags:
         raise TagError(f"an entry may have at most {config.max_tags} tags, {call.text} got {len(tags)}")
-    life: Life = life_of(
+    life = life_of(
         loader.policy,
         created=snapshot.now,
         load_time=load_time,
@@ -268,12 +268,7 @@ def entry_of_value(
         call=call.text,
         tags=tuple(tags),
         payload=payload,
-        created=life.created,
-        fresh_until=life.fresh_until,
-        stale_until=life.stale_until,
-        expires_at=life.expires_at,
-        stale_for=life.stale_for,
-        load_time=life.load_time,
+        **msgspec.structs.asdict(life),
         seq=snapshot.seq,
         write_id=b"",
         digest=envelope.digest_of(payload),

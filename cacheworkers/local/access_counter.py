@@ -19,6 +19,8 @@ from cacheworkers.policy import Policy
 
 #: The maximum number of calls that are counted.
 MAX_CALLS = 20_000
+#: Reads that are noted before they are counted: to find a call's count takes longer than all else about one.
+TOGETHER = 1000
 
 
 #: A loader's access scores look back over about this many of its periods: fewer mistake a burst for a habit, more
@@ -38,6 +40,8 @@ class AccessCounter:
     """Counts of this process.
 
     Attributes:
+        reads: texts of calls, one for each read that is noted and not counted yet; whoever adds the last of `TOGETHER`
+            calls `count_noted`.
         loaders: how long the accesses of each declared loader are remembered.
     """
 
@@ -56,10 +60,11 @@ class AccessCounter:
         # Re-entrant: a finalizer inside it may read, process an invalidation message, and so note what goes.
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
+        self.reads: list[str] = []
         self._hits: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._counts)
+        return len(self._counts) + len(self.reads)
 
     def count(self, call: str, reads: int = 1) -> None:
         """Note reads of a call."""
@@ -68,6 +73,11 @@ class AccessCounter:
         counts[call] = counts.get(call, 0) + reads
         if len(counts) > self._most:
             self._thin()
+
+    def count_noted(self) -> None:
+        """Count the reads that are noted; one that another thread notes meanwhile may be lost."""
+        reads, self.reads = self.reads, []
+        self.count_each(reads)
 
     def count_each(self, calls: Iterable[str]) -> None:
         """Note one read of each call."""
@@ -85,6 +95,7 @@ class AccessCounter:
 
     def taken(self, slots: Iterable[Slot], most: int) -> dict[str, int]:
         """Return the counts of the `most` most read calls, those of L1's slots included, and start again at zero."""
+        self.count_noted()
         counts, self._counts = self._counts, Counter()
         for slot in slots:
             reads = slot.reads - slot.reads_reported

@@ -46,7 +46,6 @@ AGES = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reads_total": ("Reads that returned a value.", ("loader", "freshness", "tier")),
     "read_failures_total": ("Reads that raised.", ("loader", "kind")),
-    "claims_denied_total": ("Reads that found a lease held, a newer entry, or a backoff.", ("loader", "reason")),
     "take_overs_total": ("Leases that a reader took over because no worker had begun.", ("loader",)),
     "calls_published_total": ("Calls whose task messages went out.", ("loader", "queue")),
     "publish_failures_total": ("Calls whose task messages did not go out.", ("loader", "queue")),
@@ -64,7 +63,6 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "invalidated_entries_total": ("Entries that invalidations dropped or made stale.", ("mode",)),
     "warmed_total": ("Calls that warming looked at.", ("loader", "outcome")),
     "warming_paused_total": ("Rounds of warming that asked for nothing because workers were behind.", ()),
-    "reported_calls_total": ("Calls whose reads were reported to the store.", ("loader",)),
     "ticks_missed_total": ("Upkeep tasks that ran much later than they should have.", ("task",)),
     "gc_removed_total": ("What garbage collections removed.", ("what",)),
     "shared_namespaces_total": ("Databases and loaders of processes that others of their namespace contradict.", ()),
@@ -126,7 +124,6 @@ class Metrics:
             events.Warmed: self._warmed,
             events.ListenerLag: lambda event: self._add("listener_lag_seconds", event.seconds),
             events.ReadFailed: lambda event: self._add("read_failures_total", 1, event.loader, event.kind),
-            events.ClaimDenied: lambda event: self._add("claims_denied_total", 1, event.loader, event.reason),
             events.LeaseTakenOver: lambda event: self._add("take_overs_total", 1, event.loader),
             events.Published: lambda event: self._add("calls_published_total", event.calls, event.loader, event.queue),
             events.PublishFailed: lambda event: self._add(
@@ -148,7 +145,6 @@ class Metrics:
             events.InvalidationUndelivered: lambda event: self._add("outbox_undelivered_total", event.rows),
             events.Replayed: lambda event: self._add("outbox_replayed_total", event.rows),
             events.WarmingPaused: lambda event: self._add("warming_paused_total", 1),
-            events.AccessesReported: lambda event: self._add("reported_calls_total", event.calls, event.loader),
             events.UpkeepMissed: lambda event: self._add("ticks_missed_total", 1, event.task),
             events.StoreLost: lambda event: self._lost("store", 1),
             events.StoreBack: lambda event: self._lost("store", 0),

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 
 from cacheworkers.core.driver import run
 from cacheworkers.errors import StoreError
 from cacheworkers.flows.keep_warm import report_accesses
 from cacheworkers.flows.ports import Ports
-from cacheworkers.local.periodic_thread import PeriodicThread
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
+
+log = logging.getLogger("cacheworkers")
 
 #: Seconds between two reports of memory hits to the hook, where no accesses are reported to the store.
 COUNTED_EVERY = 5.0
 
 
-class AccessReporter(PeriodicThread):
-    """The thread that reports; it renews this process's marks too."""
+class AccessReporter:
+    """A daemon thread that reports, once it is started; it renews this process's marks too."""
 
     def __init__(self, ports: Ports, marks: NamespaceMarks) -> None:
         self._ports = ports
         self._marks = marks
-        super().__init__("cacheworkers-accesses", ports.config.access_report_interval or COUNTED_EVERY, self._report)
+        self._every = ports.config.access_report_interval or COUNTED_EVERY
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the thread, as a child does after a fork: it is the parent's."""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start, unless it has been started or closed."""
+        if self._thread is None and not self._stop.is_set():
+            thread = threading.Thread(
+                target=self._report_repeatedly, args=(self._stop,), name="cacheworkers-accesses", daemon=True
+            )
+            with contextlib.suppress(RuntimeError):  # no thread can be started: nothing is reported
+                thread.start()
+                self._thread = thread
 
     def close(self) -> None:
         """Stop, and report what has been read since the last report; a store that is away costs one timeout."""
-        super().close()
+        self._stop.set()
         ports = self._ports
         if not len(ports.access_counter) and not len(ports.l1):
             return
@@ -41,6 +59,10 @@ class AccessReporter(PeriodicThread):
             thread.start()
             thread.join(ports.config.store_timeout)
 
-    def _report(self) -> None:
-        self._marks.note()
-        run(report_accesses(self._ports))
+    def _report_repeatedly(self, stop: threading.Event) -> None:
+        while not stop.wait(self._every):
+            try:
+                self._marks.note()
+                run(report_accesses(self._ports))
+            except Exception as error:  # the store is away, say: the next round tries again
+                log.debug("accesses are not reported: %s", error)

@@ -55,6 +55,8 @@ class LoaderBase(Generic[T]):
         self._index = self._memory.index
         self._value = self._memory.value
         self.__name__ = spec.name
+        self.__qualname__: str = getattr(spec.function, "__qualname__", spec.name)
+        self.__module__ = spec.function.__module__
         self.__doc__ = spec.function.__doc__
         self.__wrapped__ = spec.function
 
@@ -70,6 +72,10 @@ class LoaderBase(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._spec.name}>"
+
+    def __reduce__(self) -> str:
+        """Pickle it by its name, as a function is pickled: another process has this loader of its own."""
+        return self.__qualname__
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Raise CallError: a loader is read by its methods."""

@@ -11,8 +11,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from cacheworkers import load_context as loads
+from cacheworkers.core.annotations import shown
+from cacheworkers.core.canonical_arguments import EXACT
 from cacheworkers.core.driver import Step
 from cacheworkers.errors import CallError, KeyMissing, LoadTimeout
+from cacheworkers.flows.load_failure import text_of_error
 from cacheworkers.flows.ports import LoaderSpec, Loading
 from cacheworkers.local.bulkhead import Bulkhead
 from cacheworkers.local.coherence import Coherence
@@ -21,6 +24,11 @@ from cacheworkers.sql.watch.dirty_transactions import DirtyTransaction, LateInva
 
 if TYPE_CHECKING:
     from cacheworkers.sql.load_sessions import LoadSessions
+
+
+#: What no loader raises by itself, and the packages whose own exceptions end a green thread.
+_FROM_OUTSIDE = (asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit)
+_GREEN = ("greenlet", "gevent", "eventlet")
 
 
 class LoaderRunner:
@@ -171,18 +179,23 @@ class RunLoader:
             return {calls[0].text: returned}
         if not isinstance(returned, dict):
             raise TypeError(f"{loader.name} must return a dict of key -> value, got {type(returned).__name__}")
-        found: dict[str, Any] = {}
+        found = {call.text: returned[call.arguments[0]] for call in calls if call.arguments[0] in returned}
+        if len(found) < len(calls):
+            self._refuse_strange_keys(returned)
         for call in calls:
-            key = call.arguments[0]
-            if key in returned:
-                found[call.text] = returned[key]
-            elif loader.codec.admits_none:
-                found[call.text] = None
-            else:
-                found[call.text] = KeyMissing(
-                    loader.name, call.text, "KeyMissing", f"the batch loader left out {key!r}"
-                )
+            if call.text not in found:
+                left_out = f"the batch loader left out {call.arguments[0]!r}"
+                is_none = loader.codec.admits_none
+                found[call.text] = None if is_none else KeyMissing(loader.name, call.text, "KeyMissing", left_out)
         return found
+
+    def _refuse_strange_keys(self, returned: dict[Any, Any]) -> None:
+        """Raise TypeError if a key was not asked for and is of another type: "7" for 7 is no key that is not there."""
+        [kind] = self._loader.signature.annotations.values()
+        asked = {call.arguments[0] for call in self._loading.calls}
+        for key in returned if kind in EXACT else ():
+            if not isinstance(key, kind) and key not in asked:
+                raise TypeError(f"{self._loader.name} must return keys that it is given, {shown(kind)}s, got {key!r}")
 
 
 class RunInTransaction(RunLoader):
@@ -234,8 +247,8 @@ def _as_failure(error: BaseException) -> Exception:
     """Return what a loader has raised as its failure, also what would end whatever runs the loader.
 
     Raises:
-        BaseException: it is not the loader's own: the running task is cancelled, and the loader with it; or Celery, or
-            a signal, ends a process of its pool.
+        BaseException: it is not the loader's own: the running task or green thread is ended, and the loader with it; or
+            Celery, or a signal, ends a process of its pool.
     """
     if isinstance(error, Exception):
         return error
@@ -244,8 +257,10 @@ def _as_failure(error: BaseException) -> Exception:
     # billiard exits with the signal's number - 256.
     elif type(error) is SystemExit and not (isinstance(error.code, int) and error.code < -100):
         text = f"the loader called sys.exit({error.code!r})"
-    else:
+    elif isinstance(error, _FROM_OUTSIDE) or type(error).__module__.partition(".")[0] in _GREEN:
         raise error
+    else:
+        text = f"the loader raised {type(error).__name__}: {text_of_error(error)}"
     failure = RuntimeError(text)
     failure.__cause__ = error
     return failure

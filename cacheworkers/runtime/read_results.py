@@ -17,6 +17,7 @@ from cacheworkers.flows import read as reading
 from cacheworkers.flows.loader_memory import LoaderMemory, as_is
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.read_state import StoreResult
+from cacheworkers.local.access_counter import TOGETHER
 from cacheworkers.local.coalescing import Outcome
 from cacheworkers.local.l1 import MISSING
 
@@ -34,7 +35,7 @@ class ReadResults:
         self._since = memory.since
         self._is_shareable = spec.codec.is_shareable
         self._decode = spec.codec.plain_decode
-        self._early = spec.policy.early
+        self._load_times = envelope.load_times_before(spec.policy.early)
         self._fingerprint = spec.fingerprint
 
     def hit(self, call: Call, arguments: Arguments, decode: Decode, found: StoreResult, started: float) -> Read | None:
@@ -56,14 +57,19 @@ class ReadResults:
     def fresh_value(self, text: str, decode: Decode, raw: bytes) -> Any:
         """Return the value of a fresh envelope, in the fewest steps, and count the read; MISSING of any other."""
         ports = self._ports
-        payload = envelope.fresh_payload(raw, text, ports.clock.now(), self._since, self._early, self._fingerprint)
+        now = monotonic() + ports.clock.offset  # `clock.now()`, without a call
+        payload = envelope.fresh_payload(raw, text, now, self._since, self._load_times, self._fingerprint)
         if payload is None:
             return MISSING
+        decode = decode if decode is as_is else self._decode
         try:
-            value = payload if decode is as_is else self._decode(payload)
+            value = decode(payload)
         except Exception:  # the flow decodes it again, and says what is wrong with it
             return MISSING
-        ports.access_counter.count(text)
+        reads = ports.access_counter.reads
+        reads.append(text)
+        if len(reads) >= TOGETHER:
+            ports.access_counter.count_noted()
         return value
 
     def shared(self, call: Call, decode: Decode, outcome: Outcome, started: float, as_read: bool) -> Any:

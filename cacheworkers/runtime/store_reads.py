@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from os import getpid
+from asyncio import _get_running_loop
 from time import monotonic
 from typing import Any
 
-from cacheworkers import load_context as loads
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.read_result import Read
 from cacheworkers.core.signature import Call
@@ -18,12 +17,13 @@ from cacheworkers.flows.nested_read import nested
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
 from cacheworkers.flows.read_state import StoreResult
 from cacheworkers.flows.transaction_read import read_in_transaction
+from cacheworkers.load_context import current
 from cacheworkers.local.blocking_call import warn_if_blocking
 from cacheworkers.local.coalescing import Crowd, Outcome, leave
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.runtime.read_results import Arguments, Decode, ReadResults
-from cacheworkers.sql.watch.dirty_transactions import dirty_transactions, is_dirty
+from cacheworkers.sql.watch.dirty_transactions import dirty, dirty_transactions, is_dirty, late
 
 
 class StoreReads:
@@ -40,28 +40,28 @@ class StoreReads:
         self._runner = runner
         self._since = memory.since
         self._results = ReadResults(ports, spec, memory)
-        self._fresh_value = self._results.fresh_value
 
     def find(self, call: Call, arguments: Arguments, decode: Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call, blocking this thread."""
-        if asyncio._get_running_loop() is not None:
+        if _get_running_loop() is not None:
             warn_if_blocking(self._spec.name)
         ports, text = self._ports, call.text
-        if (loads.current.get() is not None or is_dirty(ports)) and self.is_alone():
-            return self._read_apart(call, arguments, decode, as_read)
+        if (current.get() or dirty.get() or late) and self.is_alone():
+            apart = run(self.flow(call, arguments, decode))
+            return apart if as_read else apart.value
         started, waiters, keeps = monotonic(), ports.waiters, self._memory.keeps_for
-        if ports.listener.process != getpid():
+        if not ports.listener.started[0]:
             ports.listener.start()
         crowds = waiters.crowds.of_threads
         if text in waiters.flights or (crowds and (text, self._since) in crowds):
             return self._read_or_follow(call, arguments, decode, as_read, started, None)
         guard, is_coherent = self._guarded(text) if keeps else (0, False)
         try:
-            raw = ports.store.fetch(text)
+            raw = ports.store.fetch(text, started)
         except StoreError:  # the flow knows what to do without the store
             return self._read_or_follow(call, arguments, decode, as_read, started, None)
         is_plain = not (as_read or is_coherent or ports.has_hook)
-        if is_plain and raw is not None and (value := self._fresh_value(text, decode, raw)) is not MISSING:
+        if is_plain and raw is not None and (value := self._results.fresh_value(text, decode, raw)) is not MISSING:
             return value
         found = StoreResult(raw, guard, is_coherent)
         if not is_plain:
@@ -94,7 +94,7 @@ class StoreReads:
             crowd that is this task's to lead, if it does.
         """
         ports = self._ports
-        if (loads.current.get() is not None or is_dirty(ports)) and self.is_alone():
+        if (current.get() or dirty.get() or late) and self.is_alone():
             return None, None
         loop, waiters, batcher = asyncio.get_running_loop(), ports.waiters, ports.store.batcher
         crowd, place = waiters.crowds.enter((text, self._since) if self._since else text, started, loop)
@@ -144,9 +144,11 @@ class StoreReads:
         ports = self._ports
         try:
             is_plain = not (as_read or crowd.is_coherent or crowd.followers or ports.has_hook)
-            if is_plain and found is not None and (value := self._fresh_value(call.text, decode, found)) is not MISSING:
-                crowd.disband()
-                return value
+            if is_plain and found is not None:
+                value = self._results.fresh_value(call.text, decode, found)
+                if value is not MISSING:
+                    crowd.disband()
+                    return value
             crowd.looked = StoreResult(found, crowd.guard, crowd.is_coherent)
             if crowd.followers:
                 ports.store.batcher.was_alone = False  # the next look waits a turn, and covers who joins in it
@@ -177,7 +179,7 @@ class StoreReads:
 
     def outer_load(self) -> Loading | None:
         """Return the load of this cache that this thread or task is in."""
-        found = loads.current.get()
+        found = current.get()
         return found[1] if found is not None and found[0] is self._runner.owner else None
 
     def is_alone(self) -> bool:
@@ -206,11 +208,6 @@ class StoreReads:
         """Return the flow that reads a call through the store."""
         options = self._memory.options(call, arguments, decode)
         return reading.read(self._ports, self._spec, call, options, found=looked, started=started, crowd=crowd)
-
-    def _read_apart(self, call: Call, arguments: Arguments, decode: Decode, as_read: bool) -> Any:
-        """Return the value or the Read of a call that may be given nothing of another's."""
-        found = run(self.flow(call, arguments, decode))
-        return found if as_read else found.value
 
     def _read_or_follow(
         self,
@@ -294,7 +291,7 @@ class StoreReads:
             loop: the running one, which costs a system call to ask for.
         """
         ports = self._ports
-        if not turn and ports.listener.process != getpid():  # asked once a turn
+        if not turn and not ports.listener.started[0]:  # asked once a turn
             ports.listener.start()
         if text in ports.waiters.flights:
             return None

@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -68,10 +67,8 @@ class LoaderInfo(msgspec.Struct, frozen=True):
         return self.load_for * (1 if self.is_batch else calls or self.group_size("warm"))
 
 
-class Send(Protocol):
-    """Takes one group of requests on; called on the queue's own threads."""
-
-    def __call__(self, info: LoaderInfo, queue: str, requests: list[LoadRequest], /) -> None: ...
+#: Takes one group of requests on, of a loader and a kind of queue; called on the queue's own threads.
+Send = Callable[[LoaderInfo, str, list[LoadRequest]], None]
 
 
 class PublishQueue:
@@ -229,7 +226,7 @@ class PublishQueue:
             return
         try:
             self._send(info, queue, requests)
-        except Exception:  # whatever it was, the next group has a thread
+        except BaseException:  # whatever it was, the next group has a thread
             log.exception("requests of %s were not sent", name, extra={"loader": name})
             self._give_back(requests)
 

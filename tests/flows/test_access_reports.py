@@ -85,6 +85,17 @@ def test_what_could_not_be_reported_takes_bounded_memory(make_cache: MakeCache) 
     assert counter.taken((), 1).keys() == {"number[7]"}
 
 
+def test_few_hits_in_the_store_wait_to_be_counted(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacheworkers.runtime.read_results.TOGETHER", 10)
+    cache, number = made(make_cache, l1_for=0.0)
+    for _ in range(25):
+        number.get(7)
+
+    assert len(cache._ports.access_counter.reads) < 10
+    assert cache.report_accesses() == 1
+    assert number.hot() == [("number[7]", pytest.approx(25, rel=0.05))]
+
+
 def test_closing_reports_what_is_left(make_cache: MakeCache) -> None:
     cache, number = made(make_cache)
     for _ in range(5):

@@ -530,9 +530,9 @@ MUTANTS: dict[str, tuple[Mutation, tuple[str, ...], tuple[str, ...]]] = {
         python(
             draining,
             "deliver",
-            "    legal = list(",
+            "    legal = legal_tags(",
             "    outbox.delivered(connection, claimed.ids, claimed.sources)\n"
-            "    connection.commit()\n    legal = list(",
+            "    connection.commit()\n    legal = legal_tags(",
         ),
         (),
         MODES,

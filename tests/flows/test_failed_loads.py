@@ -94,6 +94,69 @@ def test_what_ends_a_worker_s_process_is_no_loader_s(make_cache: MakeCache, erro
         interrupted.get()
 
 
+class Panic(BaseException):
+    """No Exception, as a panic of an extension written in Rust."""
+
+
+class Nameless(Exception):
+    def __str__(self) -> str:
+        raise AttributeError("name")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (Panic("index out of bounds"), "RuntimeError: the loader raised Panic: index out of bounds"),
+        (FileNotFoundError("caf\udce9.txt"), r"FileNotFoundError: caf\udce9.txt"),  # a name that is no UTF-8
+        (Nameless(), "Nameless: its text cannot be made"),
+    ],
+    ids=["no Exception", "a surrogate in its text", "no text"],
+)
+@pytest.mark.parametrize("how", ["thread", "loop", "without the store"])
+def test_whatever_a_loader_raises_is_a_failed_load(
+    make_cache: MakeCache, valkey: Valkey, error: BaseException, says: str, how: str
+) -> None:
+    """Its readers get it immediately, and other calls go on being loaded by the same threads."""
+    with FaultProxy(valkey.url) as proxy:
+        cache = make_cache(redis_url=proxy.url, bulkhead=1)
+
+        @cache.loader(wait_for=600, load_for=600)
+        def odd(load: Load, n: int) -> int:
+            if n:
+                return n
+            raise error
+
+        @cache.loader(wait_for=600, load_for=600)
+        async def aodd(load: AsyncLoad, n: int) -> int:
+            if n:
+                return n
+            raise error
+
+        if how == "without the store":
+            proxy.close()
+        loader = aodd if how == "loop" else odd
+
+        with pytest.raises(LoadError) as raised:
+            loader.get(0)
+
+        assert f"{raised.value.kind}: {raised.value.text}" == says
+        assert loader.get(1) == 1
+
+
+@pytest.mark.parametrize("kind", ["GreenletExit", "Timeout"])
+def test_what_ends_a_green_thread_is_no_loader_s(make_cache: MakeCache, kind: str) -> None:
+    """gevent's and eventlet's exceptions are no Exceptions, so that code which they interrupt does not go on."""
+    cache = make_cache(testing=True)
+    ended = type(kind, (BaseException,), {"__module__": "gevent.timeout"})
+
+    @cache.loader()
+    def interrupted(load: Load) -> None:
+        raise ended
+
+    with pytest.raises(ended):
+        interrupted.get()
+
+
 def test_each_call_that_fails_is_logged(make_cache: MakeCache, caplog: pytest.LogCaptureFixture) -> None:
     cache = make_cache()
 

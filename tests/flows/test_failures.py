@@ -223,6 +223,34 @@ def test_a_load_that_is_cancelled_itself_goes_on_being_cancelled() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("given", [{"1": 1}, {2: 1, "1": 1}, {"1": 1, "3": 1}])
+def test_a_batch_s_keys_of_another_type_are_a_mistake_and_not_absent(
+    make_cache: Callable[..., Cache], given: dict[Any, int]
+) -> None:
+    """The text of a number, or of a UUID: all would be None for as long as an absent row is remembered."""
+    cache = make_cache()
+
+    @cache.batch_loader()
+    def price(load: Load, keys: list[int]) -> dict[int, int | None]:
+        return given
+
+    with pytest.raises(LoadErrors, match=r"TypeError: price must return keys that it is given, ints, got '1'"):
+        price.get_many([1, 2])
+
+
+@pytest.mark.parametrize("given", [{1: 1}, {True: 1}, {1: 1, 7: 7}, {1.0: 1}, {}])
+def test_a_batch_may_return_what_equals_its_keys_more_and_less(
+    make_cache: Callable[..., Cache], given: dict[Any, int]
+) -> None:
+    cache = make_cache()
+
+    @cache.batch_loader()
+    def price(load: Load, keys: list[int]) -> dict[int, int | None]:
+        return given
+
+    assert price.get_many([1, 2]) == {1: 1 if given else None, 2: None}
+
+
 # -- leases
 
 

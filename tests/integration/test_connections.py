@@ -9,6 +9,7 @@ import gc
 import os
 import select
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from cacheworkers.events import StoreLost
 from cacheworkers.store.connections import server_check
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.clients import Clients
-from cacheworkers.store.connections.connection import ConnectionCut
+from cacheworkers.store.connections.connection import Connection, ConnectionCut
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import Request
@@ -82,10 +83,30 @@ def test_large_values_survive(valkey: Valkey) -> None:
 def test_one_large_reply_is_all_that_one_command_waits_for(valkey: Valkey) -> None:
     pool = pool_to(valkey.url)
     large = b"x" * 5_000_000
-    assert pool.ask(("SET", "large", large)) == b"OK"
+    assert pool.exchange([("SET", "large", large)]) == [b"OK"]
 
-    assert pool.ask(("GET", "large")) == large
-    assert pool.ask(("DEL", "large")) == 1
+    assert pool.get("large", time.monotonic()) == large
+    assert pool.exchange([("DEL", "large")]) == [1]
+
+
+def test_a_connection_is_checked_only_after_it_was_idle_for_a_while(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, checked = pool_to(valkey.url), list[Connection]()
+
+    def is_open(connection: Connection) -> bool:
+        checked.append(connection)
+        return True
+
+    pool.exchange([("PING",)])
+    [connection] = pool._idle
+    connection.suspect()
+    monkeypatch.setattr(Connection, "is_open", property(is_open))
+
+    for now in (100.0, 100.1, 100.2, 101.0):
+        pool.get("nothing", now)
+
+    assert checked == [connection, connection]
 
 
 def test_threads_do_not_share_a_connection(valkey: Valkey) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from forked import exit_code, fork
+from forked import exit_code, fork, in_child
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from cacheworkers import Cache, Load
+from cacheworkers.local import fork_check
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 _FOLLOWED = (dict, list, tuple, set, collections.deque, types.CellType, types.MethodType)
@@ -119,14 +120,34 @@ def test_a_child_reads_stale_missing_and_many(make_cache: Callable[..., Cache]) 
     assert forked_while_all_are_held(cache, read) == 0
 
 
+@pytest.mark.parametrize("make", [fork_check.process_mark, fork_check._ProcessId])
+def test_a_mark_of_a_process_is_false_in_its_forks(make: Callable[[], Any]) -> None:
+    """By no hook of Python's: servers that fork in C run none."""
+    mark = make()
+
+    def check() -> None:
+        assert not mark[0]
+
+    assert in_child(check) == 0
+    assert mark[0]
+
+
 @pytest.mark.parametrize("how", ["get", "get_many"])
-def test_another_process_id_uses_nothing_of_its_parent(
+def test_a_fork_without_hooks_uses_nothing_of_its_parent(
     make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Servers that fork in C run none of Python's hooks: at the first use a child has other connections and threads.
 
     Not tried with a real one: it may leave the interpreter locked, if another thread wants it at that instant.
     """
+    marks: list[list[int]] = []
+
+    def mark() -> list[int]:
+        marks.append([1])
+        return marks[-1]
+
+    for user in ("local.fork_check", "store.tracking.listener"):
+        monkeypatch.setattr(f"cacheworkers.{user}.process_mark", mark)
     cache = make_cache()
 
     @cache.loader(fresh_for=300, l1_for=0.0)
@@ -141,7 +162,8 @@ def test_another_process_id_uses_nothing_of_its_parent(
     pool: Any = cache._ports.store.link._masters.pool  # type: ignore[attr-defined]
     parents, listens = list(pool._idle), cache._ports.listener._thread
 
-    monkeypatch.setattr("cacheworkers.local.fork_check.os.getpid", lambda: -1)
+    for each in marks:
+        each[0] = 0
     assert read(1) == 10
     cache.invalidate("nothing")
 

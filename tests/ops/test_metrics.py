@@ -133,7 +133,7 @@ def test_reads_of_a_cache_are_counted_in_every_tier(valkey: Valkey) -> None:
     for _ in range(50):
         number.get(1)
     cache.invalidate("m:1")
-    cache.report_accesses()
+    assert cache.report_accesses() == 0, "access_report_interval=0 reports nothing"
     cache.close()
 
     def loads() -> float:
@@ -144,9 +144,6 @@ def test_reads_of_a_cache_are_counted_in_every_tier(valkey: Valkey) -> None:
     found = read(generate_latest(registry))
     assert found["cacheworkers_reads_total", "fresh", "number", "l1"] >= 50
     assert found["cacheworkers_invalidations_total", "hard"] == 2
-    assert not any(key[0] == "cacheworkers_reported_calls_total" for key in found), (
-        "access_report_interval=0 reports nothing"
-    )
 
 
 SHARES = """

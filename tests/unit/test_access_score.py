@@ -69,9 +69,20 @@ def test_memory_is_bounded_and_the_hottest_are_found() -> None:
     assert len(hottest & truth) >= 95
 
 
+def test_reads_that_are_noted_are_counted_once() -> None:
+    heat = AccessCounter()
+    heat.reads += ["a", "b", "a"]
+    heat.count_noted()
+    heat.reads.append("a")
+
+    assert heat.taken((), 10) == {"a": 3, "b": 1}
+    assert not heat
+
+
 def test_a_child_reports_only_its_own_reads() -> None:
     heat = AccessCounter()
     heat.count("a")
+    heat.reads.append("b")
 
     heat.reset()
 

@@ -352,3 +352,16 @@ def test_a_part_of_another_type_is_named_by_its_place() -> None:
     """A key of a dict is `[...]` there, as docs/reference/values.md says."""
     with pytest.raises(CodecError, match=r"at `\$\[1\]\[\.\.\.\]`$"):
         Codec(list[dict[str, int]]).encode([{"a": 1}, {"b": "x"}])
+
+
+def test_a_dataclass_s_json_is_whole_whatever_has_made_it() -> None:
+    """What msgspec makes, of another service's answer say, leaves its defaults to the class."""
+
+    @dataclasses.dataclass
+    class Rate:
+        cents: int
+        currency: str = "EUR"
+
+    codec = Codec(list[Rate])
+
+    assert codec.encode([msgspec.convert({"cents": 5}, Rate)]) == codec.encode([Rate(5)])

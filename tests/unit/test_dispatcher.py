@@ -111,14 +111,15 @@ def test_what_is_queued_or_on_its_way_has_not_been_sent() -> None:
     stuck.let_go()
 
 
-def test_sending_that_raises_costs_its_own_group_only() -> None:
+@pytest.mark.parametrize("error", [ValueError("broken"), BaseException("no Exception")])
+def test_sending_that_raises_costs_its_own_group_only(error: BaseException) -> None:
     """Its asks are given back, and the next group goes out."""
     sent: list[LoadRequest] = []
     given_back: list[LoadRequest] = []
 
     def send(info: LoaderInfo, queue: str, asks: list[LoadRequest]) -> None:
         if asks[0].call == "product[1]":
-            raise ValueError("broken")
+            raise error
         sent.extend(asks)
 
     queue = PublishQueue(send, INFOS.get, 10, unsent=given_back.extend)

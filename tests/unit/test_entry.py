@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from cacheworkers import Policy
 from cacheworkers.core import envelope
-from cacheworkers.core.entry import DECISIONS, Action, Entry, Freshness, decide, life_of
+from cacheworkers.core.entry import Action, Entry, Freshness, decide, life_of
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.errors import EnvelopeError
+
+EARLY = envelope.load_times_before(1.0)
 
 
 def entry(**changes: Any) -> Entry:
@@ -42,7 +44,7 @@ def test_a_fresh_payload_is_that_of_the_whole_entry(now: float, since: int, cut:
 
     assert envelope.fresh_payloads([None, raw], now, since, 0.0) == [None, expected]
     assert envelope.fresh_payloads([raw, raw], now, since, 0.0) == [expected, expected]
-    assert envelope.fresh_payload(raw, "find[1]", now, since, 0.0, NO_FINGERPRINT) == expected
+    assert envelope.fresh_payload(raw, "find[1]", now, since, 0, NO_FINGERPRINT) == expected
 
 
 def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
@@ -50,17 +52,17 @@ def test_the_short_way_for_one_key_leaves_what_is_not_simply_fresh() -> None:
     fingerprint, other = b"types  1", b"types  2"
     raw = envelope.pack(entry(fingerprint=fingerprint))
 
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, fingerprint) == b'{"x":1}'
-    assert envelope.fresh_payload(raw, "find[2]", 150.0, 0, 1.0, fingerprint) is None
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, 1.0, other) is None
-    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 1.0, fingerprint) is None
-    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 0.0, fingerprint) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, EARLY, fingerprint) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[2]", 150.0, 0, EARLY, fingerprint) is None
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, 0, EARLY, other) is None
+    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, EARLY, fingerprint) is None
+    assert envelope.fresh_payload(raw, "find[1]", 195.0, 0, 0, fingerprint) == b'{"x":1}'
     seq = envelope.unpack(raw).seq
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq, 1.0, fingerprint) == b'{"x":1}'
-    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq + 1, 1.0, fingerprint) is None
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq, EARLY, fingerprint) == b'{"x":1}'
+    assert envelope.fresh_payload(raw, "find[1]", 150.0, seq + 1, EARLY, fingerprint) is None
     assert envelope.fresh_payloads([raw], 150.0, seq + 1, 1.0, fingerprint) == [None]
     unshared = envelope.pack(entry(fingerprint=fingerprint, is_unshared=True))
-    assert envelope.fresh_payload(unshared, "find[1]", 150.0, 0, 1.0, fingerprint) is None
+    assert envelope.fresh_payload(unshared, "find[1]", 150.0, 0, EARLY, fingerprint) is None
 
 
 @given(st.binary(max_size=200))
@@ -81,12 +83,20 @@ def test_freshness_changes_at_its_instants() -> None:
     assert seen == ["fresh", "stale", "stale", "lapsed", "lapsed", "missing"]
 
 
-@pytest.mark.parametrize(("found", "action"), DECISIONS.items())
-def test_decision_table(found: tuple[Freshness, bool, bool], action: Action) -> None:
-    freshness, is_early, is_failing = found
+@pytest.mark.parametrize("freshness", Freshness)
+@pytest.mark.parametrize("is_early", [False, True])
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_decisions(freshness: Freshness, is_early: bool, is_failing: bool) -> None:
+    """An entry is served as long as it lives; it is asked for when it is stale, or early, and no backoff runs."""
+    action = decide(freshness, is_early=is_early, is_failing=is_failing)
 
-    assert decide(freshness, is_early=is_early, is_failing=is_failing) is action
-    assert (action is Action.RAISE) == (freshness is Freshness.MISSING and is_failing)
+    is_served = freshness in (Freshness.FRESH, Freshness.STALE)
+    is_due = freshness is Freshness.STALE or (freshness is Freshness.FRESH and is_early)
+    assert (action in (Action.SERVE, Action.SERVE_AND_ASK)) is is_served
+    assert (action is Action.SERVE_AND_ASK) is (is_due and not is_failing)
+    assert (action is Action.LOAD) is (not is_served and not is_failing)
+    assert (action is Action.SERVE_MARKED) is (freshness is Freshness.LAPSED and is_failing)
+    assert (action is Action.RAISE) is (freshness is Freshness.MISSING and is_failing)
 
 
 def test_early_revalidation_grows_likelier_towards_the_end() -> None:

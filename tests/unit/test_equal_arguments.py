@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -9,6 +10,7 @@ import fractions
 import uuid
 from typing import Any, Literal
 
+import msgspec
 import pytest
 
 from cacheworkers import BadArgument
@@ -33,6 +35,18 @@ class Colour(enum.StrEnum):
 
 class Rank(enum.IntEnum):
     ONE = 1
+
+
+class Right(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    words: str
+    page: int = 1
+    sizes: tuple[str, ...] = ()
 
 
 KEYABLE: dict[Any, Any] = {
@@ -81,3 +95,38 @@ def test_equal_keys_that_are_two_calls_are_refused() -> None:
     with pytest.raises(BadArgument, match="hashable"):
         signature(list[int]).texts([[1]])
     assert signature(float).texts([1, 1.0]) == {1: "one[1.0]"}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Search("oak"),
+        {"words": "oak"},
+        msgspec.convert({"words": "oak"}, Search),
+        msgspec.json.decode(b'{"words":"oak"}', type=Search),
+    ],
+    ids=["called", "as a dict", "converted", "decoded"],
+)
+def test_a_dataclass_is_one_call_whatever_has_made_it(made: Any) -> None:
+    """What msgspec makes, of a request's body in Litestar say, leaves its defaults to the class."""
+
+    def one(load: object, search: Search) -> None: ...
+
+    def several(load: object, searches: list[Search]) -> None: ...
+
+    search, searches = Signature("one", one), Signature("several", several)
+
+    assert search.bind((made,), {}).text == search.bind((Search("oak"),), {}).text
+    assert searches.bind(([made],), {}).text == searches.bind(([Search("oak")],), {}).text
+
+
+@pytest.mark.parametrize("right", [Right.READ, Right.READ | Right.WRITE, Right(0)])
+def test_a_flag_is_an_argument_like_its_value(right: Right) -> None:
+    def menu(load: object, right: Right) -> None: ...
+
+    signature = Signature("menu", menu)
+
+    call = signature.bind((right,), {})
+
+    assert (call.text, call.arguments) == (f"menu[{right.value}]", (right,))
+    assert signature.parse(call.text) == call

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from cacheworkers import Cache, Config, ConfigError
+from cacheworkers.runtime.loader_sessions import sessions_for_loads
 from cacheworkers.sql.load_sessions import LoadSessions
 
 
@@ -264,3 +267,24 @@ def test_options_that_an_engine_gets_later_hold_in_loads(engine: Engine) -> None
             assert session is not None
             assert session.connection().get_execution_options()["tenant"] == tenant
     sessions.close()
+
+
+def test_a_scoped_session_gives_loads_sessions_of_their_own(engine: Engine) -> None:
+    """As `watch` takes one; the session that a thread has there is not the load's."""
+    scoped = scoped_session(sessionmaker(engine))
+    given: Any = scoped
+    sessions = sessions_for_loads(given, None, Config())
+
+    with sessions.for_load(1.0) as session:
+        assert isinstance(session, Session) and session is not scoped()
+
+
+@pytest.mark.parametrize("name", ["sessions", "async_sessions"])
+def test_what_makes_no_sessions_is_refused(engine: Engine, name: str) -> None:
+    """An engine, a session, a class, or the other kind of factory, which would fail at the first load."""
+    other: Any = async_sessionmaker() if name == "sessions" else sessionmaker(engine)
+    given: list[Any] = [engine, Session, Session(engine), lambda: Session(engine), other]
+
+    for each in given:
+        with pytest.raises(ConfigError, match=rf"^{name} must be a (async_)?sessionmaker, got "):
+            Cache(**{name: each})

@@ -66,27 +66,23 @@ class RelayLoop:
                 stop.wait(RETRY_AFTER)
 
     def _drain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
-        notifications, pause = Notifications(stop), _Pause()
+        notifications, pause = Notifications(stop), DRAIN_WITHIN
         with contextlib.nullcontext() if engine.dialect.driver != "psycopg" else engine.connect() as connection:
             if connection is not None:
                 notifications.listen(connection, channel(self._namespace))
             while not stop.is_set():
-                notifications.wait(pause.after(self._drain(engine)))
+                pause = _next_pause(pause, self._drain(engine))
+                notifications.wait(pause)
 
     async def _adrain_and_wait(self, stop: threading.Event, engine: Engine) -> None:
-        notifications, pause = AsyncNotifications(), _Pause()
+        notifications, pause = AsyncNotifications(), DRAIN_WITHIN
         async with AsyncEngine(without_pool(engine)).connect() as connection:
             await notifications.listen(connection, channel(self._namespace))
             while not stop.is_set():
-                await notifications.wait(pause.after(self._drain(engine)))
+                pause = _next_pause(pause, self._drain(engine))
+                await notifications.wait(pause)
 
 
-class _Pause:
-    """How long to wait for a notification: short after rows were found, then longer."""
-
-    def __init__(self) -> None:
-        self._seconds = DRAIN_WITHIN
-
-    def after(self, rows: int) -> float:
-        self._seconds = DRAIN_AGAIN if rows else min(2 * self._seconds, DRAIN_WITHIN)
-        return self._seconds
+def _next_pause(pause: float, rows: int) -> float:
+    """Return how long to wait for a notification: short after rows were found, then longer."""
+    return DRAIN_AGAIN if rows else min(2 * pause, DRAIN_WITHIN)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:  # every read asks this module, in processes without SQLAlchem
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session, SessionTransaction
 
-_dirty: contextvars.ContextVar[tuple[weakref.ref[DirtyTransaction], ...]] = contextvars.ContextVar(
+dirty: contextvars.ContextVar[tuple[weakref.ref[DirtyTransaction], ...]] = contextvars.ContextVar(
     "cacheworkers_dirty_transactions", default=()
 )
 #: Of all caches of this process.
-_late: list[LateInvalidation] = []
+late: list[LateInvalidation] = []
 
 
 class Written(NamedTuple):
@@ -143,30 +143,30 @@ class LateInvalidation:
     def __init__(self, owner: object, tags: frozenset[str]) -> None:
         self.owner = owner
         self.tags = tags
-        _late.append(self)
+        late.append(self)
 
     def end(self) -> None:
         """End it: the invalidation has succeeded or failed."""
-        if self in _late:
-            _late.remove(self)
+        if self in late:
+            late.remove(self)
 
 
 def enter(transaction: DirtyTransaction) -> None:
     """Send the reads of this context past the cache, from now on until the transaction is closed."""
-    others = tuple(each for each in _dirty.get() if (found := each()) is not None and found.is_open)
-    _dirty.set((*others, weakref.ref(transaction)))
+    others = tuple(each for each in dirty.get() if (found := each()) is not None and found.is_open)
+    dirty.set((*others, weakref.ref(transaction)))
 
 
 def dirty_transactions(owner: object) -> tuple[DirtyTransaction | LateInvalidation, ...]:
     """Return what the reads of one cache in this context must see or go past, newest first."""
-    return (*_open(owner), *(each for each in tuple(_late) if each.owner is owner))
+    return (*_open(owner), *(each for each in tuple(late) if each.owner is owner))
 
 
 def is_dirty(owner: object) -> bool:
     """Return whether there are any `dirty_transactions`; there are none in most contexts."""
-    if not _late and not _dirty.get():
+    if not late and not dirty.get():
         return False
-    return any(True for _ in _open(owner)) or any(each.owner is owner for each in tuple(_late))
+    return any(True for _ in _open(owner)) or any(each.owner is owner for each in tuple(late))
 
 
 def has_dirty_session(owner: object) -> bool:
@@ -175,7 +175,7 @@ def has_dirty_session(owner: object) -> bool:
 
 
 def _open(owner: object) -> Iterator[DirtyTransaction]:
-    for reference in reversed(_dirty.get()):
+    for reference in reversed(dirty.get()):
         found = reference()
         # A flush that has failed leaves nothing in the database: the session only waits for its rollback.
         if found is not None and found.owner is owner and found.is_open and (found.is_usable or found.tags):

@@ -49,9 +49,13 @@ class Store(Leases, TagSets, AccessScores, ProcessNotes, GarbageCommands):
         """The envelope of a call, unread; None when there is none, or something foreign."""
         return Get(self.link, self.batcher, self.keys.entry(call), call)
 
-    def fetch(self, call: str) -> bytes | None:
-        """Return the envelope of a call now, as `get` does: blocks this thread, in a process that has been checked."""
-        return self.link.get(f"{self.keys.entry_prefix}{call}}}")
+    def fetch(self, call: str, now: float) -> bytes | None:
+        """Return the envelope of a call now, as `get` does: blocks this thread, in a process that has been checked.
+
+        Args:
+            now: this process's monotonic instant.
+        """
+        return self.link.get(f"{self.keys.entry_prefix}{call}}}", now)
 
     def get_many(self, calls: Sequence[str]) -> Exchange[list[bytes | None]]:
         """The envelopes of many calls, in their order."""

@@ -32,7 +32,7 @@ from cacheworkers.store.connections.address import Node
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests, TimeLeft
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import Request, check_probe
-from cacheworkers.store.connections.topology import Master, MasterUnavailable
+from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster
 
 _ASKING = ("ASKING",)
 #: How often an exchange goes where it is sent without a pause: nodes that contradict one another will agree soon.
@@ -286,6 +286,10 @@ class Cluster:
         pool = self._pools.get(node)
         # Of two threads that make one at the same time, both use the first's.
         return pool if pool is not None else self._pools.setdefault(node, self._pool_to(node))
+
+
+#: What reaches the masters of a store.
+Topology = Cluster | SingleMaster
 
 
 def _read(master: Master, key: str) -> RoutedRequests:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hiredis
+from hiredis import PushNotification
 from redis import exceptions as redis_errors
 
 #: A reply or request that is under way may take this many timeouts in all, as long as bytes move within each.
@@ -57,7 +58,7 @@ class Connection:
     Attributes:
         generation: the pool's when connecting began.
         is_cut: the other side has closed it.
-        used_at: monotonic instant of the last reply.
+        used_at: monotonic instant at which it was last taken out of the pool.
     """
 
     def __init__(
@@ -121,13 +122,11 @@ class Connection:
             reply = self._reader.gets()
         except (OSError, hiredis.HiredisError) as error:
             raise self._failure(error) from error
-        if reply is False or type(reply) is hiredis.PushNotification:  # there is more to come
+        if reply is False or type(reply) is PushNotification:  # there is more to come
             if not data:
                 raise self._closed()
             self._unsent = 0
             [reply] = self.receive(1)
-            return reply
-        self.used_at = time.monotonic()
         return reply
 
     def send(self, packed: bytes) -> None:
@@ -181,7 +180,6 @@ class Connection:
                     received, give_up_at = 1, time.monotonic() + PROGRESS_TIMEOUTS * self._timeout
         except (OSError, hiredis.HiredisError) as error:
             raise self._failure(error) from error
-        self.used_at = time.monotonic()
         return replies
 
     def close(self) -> None:

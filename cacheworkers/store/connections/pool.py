@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hiredis import pack_command
-
 from cacheworkers.store.connections.async_pool import AsyncPool, Commands, are_reads
 from cacheworkers.store.connections.connection import Connection, LateReply, pack
 from cacheworkers.store.connections.sentinels import MasterLease
@@ -71,15 +69,19 @@ class Pool(AsyncPool):
         self._release(connection)
         return replies
 
-    def ask(self, command: tuple[Any, ...]) -> Any:
-        """Return the reply to one read, one of `REPEATED`: what `exchange` does, in the fewest steps."""
-        began, connection = time.monotonic(), None
+    def get(self, key: str, began: float) -> Any:
+        """Return the reply to GET: what `exchange` does, in the fewest steps.
+
+        Args:
+            began: now, a monotonic instant.
+        """
+        connection = None
         try:
             connection = self._acquire(began)
-            reply = connection.ask(pack_command(command))
+            reply = connection.ask(f"*2\r\n$3\r\nGET\r\n${len(key.encode())}\r\n{key}\r\n".encode())
         except BaseException as error:
             if connection is not None and connection.is_cut:
-                return self._repeat(connection, (command,), began + self.timeout)[0]
+                return self._repeat(connection, (("GET", key),), began + self.timeout)[0]
             self._failed(connection, error, began)
             raise
         self._release(connection)
@@ -128,6 +130,7 @@ class Pool(AsyncPool):
                 return self._connect(connect_timeout)
             if connection.generation == self._generation:
                 if now - connection.used_at < FRESH_FOR or connection.is_open:
+                    connection.used_at = now
                     return connection
             connection.close()
 
@@ -138,12 +141,12 @@ class Pool(AsyncPool):
         return Connection(self.redis_pool(), self.timeout, connect_timeout=connect_timeout, generation=generation)
 
     def _release(self, connection: Connection) -> None:
-        if len(self._idle) < MAX_IDLE and connection.generation == self._generation:
-            self._idle.append(connection)
-            if connection.generation != self._generation:  # dropped in between: `drop` may not have seen it
-                self._close_idle(lambda idle: idle.generation != self._generation)
-        else:
+        if len(self._idle) >= MAX_IDLE:
             connection.close()
+            return
+        self._idle.append(connection)
+        if connection.generation != self._generation:  # `drop` has come before this, and did not see it
+            self._close_idle(lambda idle: idle.generation != self._generation)
 
     def _close_idle(self, is_over: Callable[[Connection], bool]) -> None:
         """Close some idle connections, once each: of two threads, one gets it out of the deque."""
@@ -156,7 +159,7 @@ class Pool(AsyncPool):
                 connection.close()
 
     def _failed(self, connection: Connection | None, error: BaseException, began: float) -> None:
-        """Note a failed exchange; a late reply leaves only those connections that have answered since it began."""
+        """Note a failed exchange; a late reply leaves only connections that were taken and answered since it began."""
         super()._failed(connection, error, began)
         if connection is not None:
             connection.close()

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from cacheworkers.core.driver import Flow
 from cacheworkers.errors import StoreError, UnsafeStore
 from cacheworkers.local.clock import StoreClock
+from cacheworkers.store.connections.cluster import Topology
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.request import Request, check
-from cacheworkers.store.connections.topology import Master, Topology
+from cacheworkers.store.connections.topology import Master
 
 #: They evict no tag sets, and leases last of all.
 SAFE_POLICIES = ("noeviction", "volatile-lru", "volatile-lfu")

@@ -1,11 +1,11 @@
-"""Topology: the interface of every topology, and the one with a single master (standalone or Sentinel)."""
+"""Topology: which masters a store has.  Here the one with a single master (standalone or Sentinel); see `Cluster`."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError
@@ -38,69 +38,13 @@ class Master(NamedTuple):
         return f"{key}{{{_in_slot(slots[-1])}}}"
 
 
-class Topology(Protocol):
-    """The masters of a store, and how requests reach them.
+class SingleMaster:
+    """A standalone server, or the master that Sentinels name.  `Cluster` has the same methods.
 
     Attributes:
-        names: of the masters that it knows.
+        names: of the masters that it knows; the only one's is empty.
         unavailable: names of those that no exchange asks: they did not answer while others did.
     """
-
-    names: frozenset[str]
-    unavailable: frozenset[str]
-
-    def exchange(self, requests: Sequence[Request]) -> list[Any]:
-        """Return the replies, in order, errors among them, after one round trip per master.
-
-        Raises:
-            MasterUnavailable: a request concerns an unavailable master.
-            RedisError, OSError: a connection failed, or there is no master for a request.
-        """
-
-    async def aexchange(self, requests: Sequence[Request]) -> list[Any]:
-        """Do the same on the running loop."""
-
-    def masters(self) -> Flow[list[Master]]:
-        """Return all masters, always in the same order."""
-
-    def confirm(self, key: str) -> Flow[None]:
-        """Ask the masters that failed again, over connections that are new or have answered since.
-
-        Args:
-            key: the beginning of a key to read; the same for the other methods.
-
-        Raises:
-            RedisError, OSError: one does not answer, or with an error.
-        """
-
-    def probe(self, key: str) -> Flow[bool]:
-        """Ask the masters that did not fail; return whether others are unavailable.
-
-        Raises:
-            RedisError, OSError: one does not answer, or with an error.
-        """
-
-    def probe_unavailable(self, key: str) -> Flow[bool]:
-        """Ask the unavailable masters; return whether all answer again."""
-
-    def master_of(self, key: str) -> str:
-        """Return the name of the master that has a key, as far as it is known."""
-
-    def refresh_later(self) -> None:
-        """Find out again which masters there are, before the next exchange."""
-
-    def drop(self) -> None:
-        """Refresh later, and use no connection again: one of them failed."""
-
-    def reset(self) -> None:
-        """Forget all connections, as a child does after a fork."""
-
-    def close(self) -> None:
-        """Close idle connections."""
-
-
-class SingleMaster:
-    """A standalone server, or the master that Sentinels name."""
 
     unavailable: frozenset[str] = frozenset()
 
@@ -109,7 +53,12 @@ class SingleMaster:
         self.pool = pool
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
-        """Return the replies, in order, errors among them."""
+        """Return the replies, in order, errors among them, after one round trip per master.
+
+        Raises:
+            MasterUnavailable: a request concerns an unavailable master of a Cluster.
+            RedisError, OSError: a connection failed, or there is no master for a request.
+        """
         replies = self.pool.exchange([request.words for request in requests])
         if again := unknown_scripts(replies):
             full = self.pool.exchange([requests[at].in_full() for at in again])
@@ -127,16 +76,23 @@ class SingleMaster:
         return replies
 
     def masters(self) -> Flow[list[Master]]:
-        """Return the one."""
+        """Return all masters, always in the same order: the one."""
         yield from ()
         return [Master("", self.pool)]
 
     def confirm(self, key: str) -> Flow[None]:
-        """Do what `probe` does."""
+        """Ask the masters that failed again, over connections that are new or have answered since: what `probe` does.
+
+        Args:
+            key: the beginning of a key to read; the same for the other methods.
+
+        Raises:
+            RedisError, OSError: one does not answer, or with an error.
+        """
         yield from self.probe(key)
 
     def probe(self, key: str) -> Flow[bool]:
-        """Ask the only master whether it can be read and is no replica; no other is unavailable."""
+        """Ask the only master whether it can be read and is no replica; False: no other is unavailable."""
         commands = [("GET", key), ("SET", key, "1", "PX", _PROBE_KEPT_FOR_MS)]
         [[read, written]] = yield FanOut(RoutedRequests(self.pool, commands))
         check_probe(read)
@@ -147,16 +103,16 @@ class SingleMaster:
         return False
 
     def probe_unavailable(self, key: str) -> Flow[bool]:
-        """Return True: the only master has answered."""
+        """Ask the unavailable masters, and return whether all answer again: True, the only one has answered."""
         yield from ()
         return True
 
     def master_of(self, key: str) -> str:
-        """Return the name of the only one."""
+        """Return the name of the master that has a key, as far as it is known."""
         return ""
 
     def refresh_later(self) -> None:
-        """Do nothing: each new connection asks the Sentinels."""
+        """Find out again which masters there are, before the next exchange: here each new connection asks Sentinels."""
 
     def drop(self) -> None:
         """Use no connection again: the master may be another now."""

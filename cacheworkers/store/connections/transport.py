@@ -14,7 +14,7 @@ from cacheworkers.errors import UnsafeStore
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.store.connections.address import Node, parse_url
 from cacheworkers.store.connections.clients import Clients
-from cacheworkers.store.connections.cluster import Cluster
+from cacheworkers.store.connections.cluster import Cluster, Topology
 from cacheworkers.store.connections.connection import Outcome
 from cacheworkers.store.connections.credentials import provider_of
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
@@ -23,7 +23,7 @@ from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import UNAVAILABLE, Request, check
 from cacheworkers.store.connections.sentinels import Term
 from cacheworkers.store.connections.server_check import Admission, check_store
-from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster, Topology
+from cacheworkers.store.connections.topology import Master, MasterUnavailable, SingleMaster
 
 log = logging.getLogger("cacheworkers")
 #: Who the masters are: names, or what Sentinels say.
@@ -150,21 +150,22 @@ class Transport:
             check(replies)
             return replies
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, now: float) -> bytes | None:
         """Return what a key holds, None for nothing or for another type: what `exchange` does, in the fewest steps.
 
-        The caller has checked that this process is no fork.
+        The caller has checked that this process is no fork, and has looked at the monotonic clock.
         """
         pool, answered = self._alone, self._answered
         if pool is None or not self._is_checked or self._health.breaker.is_open:
             reply = self.exchange([Request(("GET", key))])[0]
         else:
             try:
-                reply = pool.ask(("GET", key))
+                reply = pool.get(key, now)
                 if answered is not None and not isinstance(reply, UNAVAILABLE):
                     answered.add("")
-                if isinstance(reply, Exception):
-                    check([reply])
+                if type(reply) is bytes:
+                    return reply
+                check([reply])
             except Exception as error:
                 translated = self._health.translated(error)
                 if translated is error:

@@ -28,6 +28,7 @@ from cacheworkers.core.keys import Keyspace
 from cacheworkers.events import Event, ListenerDown, ListenerLag, ListenerUp
 from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
+from cacheworkers.local.fork_check import process_mark
 from cacheworkers.local.l1 import L1
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.store.connections.health import error_text
@@ -48,7 +49,7 @@ class Listener(KeyTracking):
     """The thread that receives, and its connections.
 
     Attributes:
-        process: the id of the process in which it has been started; a fork has another.
+        started: its item 0 is true in the process in which it has been started, and not in a fork.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Listener(KeyTracking):
         self._masters: frozenset[str] = frozenset()
         self._listened_to = self._masters
         self._thread: threading.Thread | None = None
-        self.process = 0
+        self.started: Any = (False,)
         self._closed = threading.Event()
         self._is_reported_down = False
         self._is_late_use_logged = False
@@ -125,13 +126,13 @@ class Listener(KeyTracking):
                     self._report_down(self._link.where, f"its thread cannot be started: {error}")
                     return
                 self._thread = thread
-                self.process = os.getpid()
+                self.started = process_mark()
                 self.on_start()
 
     def close(self) -> None:
         """Stop listening for good."""
         self._closed.set()
-        self.process = 0  # a read after this calls `start`, which says so
+        self.started = (False,)  # a read after this calls `start`, which says so
         with self._lock:
             connections, waker = list(self._connections.values()), self._waker
         for connection in connections:
