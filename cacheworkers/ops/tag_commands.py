@@ -108,8 +108,8 @@ def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:
         _refuse_call(cache, unknown[0], so)
         declared = ", ".join(sorted({text for each in templates for text in each.declared})) or "none"
         raise click.ClickException(
-            f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}; what `load.tag` adds is known "
-            f"by its entries"
+            f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}; what `load.tag` adds "
+            f"is known by its entries"
         )
 
 
