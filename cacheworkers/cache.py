@@ -177,14 +177,16 @@ class Cache:
             mode: "hard", the next read sees new data; "soft", it sees the old as stale while workers reload; "reload",
                 soft, and what is hot is reloaded immediately.
             dry_run: invalidate nothing; what is returned has the number 0 and counts the tags' members.
-            session: a watched one whose transaction is open: the tags go into the outbox with it, and are invalidated
-                after its commit.  What is returned then has the number 0: it is not done yet.
+            session: a watched one whose transaction is open, an AsyncSession with `ainvalidate`: the tags go into the
+                outbox with it, and are invalidated after its commit.  What is returned then has the number 0: it
+                is not done yet.
 
         Raises:
             InvalidationIncomplete: the store failed; nothing is acknowledged.
             CallError: no tag; or this context has an open transaction that has changed what is watched, and it is not
                 given: a load before the commit would bring the old value back.
             TagError: a tag is empty, too long or holds control characters.
+            ConfigError: the session is not watched, or is an AsyncSession given to `invalidate`.
         """
         if session is not None and not dry_run:
             self._watching.add(session, self._ports.tag_kinds.with_loaders_texts(tags), mode)
@@ -340,7 +342,7 @@ class Cache:
         Args:
             engine: as for `drain`, each of several in a thread; with psycopg one connection of each listens.
         """
-        self._watching.drain_until(stop, engine)
+        self._watching.drain_until(stop, engine, self.internals.triggers)
 
     def outbox_backlog(self, engine: Engine | None = None) -> Backlog:
         """Return how many outbox rows wait to be delivered, in all databases, and how old the oldest is.

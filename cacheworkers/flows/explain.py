@@ -257,7 +257,7 @@ class Miss(msgspec.Struct, frozen=True):
         if not self.has_workers:
             return "load it in the reader's process"
         if self.is_unserved and loads_here:
-            return f"load it in the reader, after at most {self.policy.wait_for:g} s: no worker for it is seen"
+            return f"load it in the reader, after at most {self.policy.wait_for:g} s: no worker has begun a load lately"
         if self.is_unserved:
-            return f"{otherwise} after {self.policy.wait_for:g} s: no worker for it is seen"
+            return f"{otherwise} after {self.policy.wait_for:g} s: no worker has begun a load lately"
         return f"ask a worker to load it, and wait; {late}"

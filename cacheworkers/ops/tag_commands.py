@@ -107,7 +107,10 @@ def _refuse_unknown(cache: Cache, empty: Sequence[str], so: str) -> None:
     if unknown:
         _refuse_call(cache, unknown[0], so)
         declared = ", ".join(sorted({text for each in templates for text in each.declared})) or "none"
-        raise click.ClickException(f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}")
+        raise click.ClickException(
+            f"unknown tag {', '.join(map(repr, unknown))}: {so}; loaders declare {declared}; what `load.tag` adds "
+            f"is known by its entries"
+        )
 
 
 def _refuse_call(cache: Cache, text: str, so: str) -> None:

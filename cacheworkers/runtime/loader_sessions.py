@@ -50,13 +50,13 @@ class CallersSessions:
     @contextlib.contextmanager
     def for_load(self, load_for: float) -> Iterator[Any]:
         """Give a session; None when there is no factory."""
-        with contextlib.nullcontext() if self._sync is None else self._sync() as session:
+        with contextlib.nullcontext() if self._sync is None else _guest_session(self._sync) as session:
             yield session
 
     @contextlib.asynccontextmanager
     async def afor_load(self, load_for: float) -> AsyncIterator[Any]:
         """Give an AsyncSession; None when there is no factory."""
-        async with contextlib.nullcontext() if self._async is None else self._async() as session:
+        async with contextlib.nullcontext() if self._async is None else _guest_session(self._async) as session:
             yield session
 
     def close(self) -> None:
@@ -67,3 +67,9 @@ class CallersSessions:
 
     def reset_after_fork(self) -> None:
         """Do nothing: the engines are the user's."""
+
+
+def _guest_session(factory: Any) -> Any:
+    from cacheworkers.sql.load_sessions import guest_binds
+
+    return factory(**guest_binds(factory))

@@ -12,24 +12,27 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import NullPool, SingletonThreadPool
 
 from cacheworkers.errors import ConfigError, LoadTimeout
 from cacheworkers.sql.sqlalchemy_internals import (
+    SHARED_POOLS,
     AsyncLoadPool,
     LoadPool,
     base_engine,
     engine_like,
     engine_on,
+    engine_within,
     first_value,
     is_autocommit,
     options_of,
+    transaction_on_shared,
 )
 
 log = logging.getLogger("cacheworkers")
@@ -50,7 +53,8 @@ class LoadSessions:
 
     Their engines are the library's own: made like the user's, on a pool that keeps `pool_size` connections.  It lends
     as many again, since a load inside a load takes a second one while the first is held.  An engine that keeps no
-    connections has a twin that keeps none; one whose connection is shared by all (SQLite in memory) is used as it is.
+    connections has a twin that keeps none; one whose connection is shared by all (SQLite in memory) is used as it is,
+    and a transaction that somebody has open there stays so.
     Whatever listens to the user's engine listens to them too: what a listener sets up at `begin`, `checkout` or
     `connect`, row-level security say, holds in loads.
 
@@ -107,7 +111,7 @@ class LoadSessions:
         if connections:
             yield from self._on_connections(connections, load_for)
             return
-        session = self._sync(**self._binds(options))
+        session = self._sync(**_binds(options, self._bind))
         self._limit(session, load_for)
         try:
             yield session
@@ -120,7 +124,7 @@ class LoadSessions:
         if self._async is None:
             yield None
             return
-        session = self._async(**self._binds(options_of(self._async)))
+        session = self._async(**_binds(options_of(self._async), self._bind))
         self._limit(session.sync_session, load_for)
         try:
             yield session
@@ -206,20 +210,11 @@ class LoadSessions:
             stack.callback(session.close)
             yield session
 
-    def _binds(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a session is bound to instead of the factory's own `bind` and `binds`."""
-        found: dict[str, Any] = {}
-        if options.get("bind") is not None:
-            found["bind"] = self._bind(options["bind"])
-        if options.get("binds"):
-            found["binds"] = {each: self._bind(bind) for each, bind in options["binds"].items()}
-        return found
-
     def _bind(self, bind: Any) -> Any:
         """Return the library's own engine for one of the user's."""
         engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
-        if isinstance(engine.pool, StaticPool | SingletonThreadPool):
-            return bind
+        if isinstance(engine.pool, SHARED_POOLS):
+            return _guest(bind)
         options = engine.get_execution_options()
         with self._lock:
             known, own = self._twins.get(engine, (None, None))
@@ -248,6 +243,30 @@ class LoadSessions:
             )
         self._own[engine] = own
         return own
+
+
+def guest_binds(sessions: Any) -> dict[str, Any]:
+    """Return what a session of a factory is bound to, so that it ends nobody's transaction on a shared connection."""
+    return _binds(options_of(sessions), _guest)
+
+
+def _guest(bind: Any) -> Any:
+    engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
+    shared = transaction_on_shared(engine) if isinstance(engine, Engine) else None
+    if shared is None:
+        return bind
+    within = engine_within(engine, shared)
+    return AsyncEngine(within) if isinstance(bind, AsyncEngine) else within
+
+
+def _binds(options: Mapping[str, Any], instead_of: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return what a session is bound to instead of the factory's own `bind` and `binds`."""
+    found: dict[str, Any] = {}
+    if options.get("bind") is not None:
+        found["bind"] = instead_of(options["bind"])
+    if options.get("binds"):
+        found["binds"] = {each: instead_of(bind) for each, bind in options["binds"].items()}
+    return found
 
 
 def _bound_to(options: Mapping[str, Any]) -> Iterator[Any]:

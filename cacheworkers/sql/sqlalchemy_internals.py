@@ -12,10 +12,19 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, Pool, QueuePool
+from sqlalchemy import (
+    AsyncAdaptedQueuePool,
+    Connection,
+    Engine,
+    NullPool,
+    Pool,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
 from sqlalchemy.orm import InstanceState, Mapper, persistence, registry
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.util import concurrency
@@ -70,6 +79,11 @@ def is_flushing(flush_context: Any) -> bool:
     """Return whether a flush executes its statements now, by the context that `before_flush` is given."""
     transaction = getattr(flush_context, "transaction", None)
     return transaction is not None and transaction.is_active
+
+
+def set_since_loaded(state: InstanceState[Any]) -> Mapping[str, Any]:
+    """Return the attributes of an instance that were set since it was loaded or flushed, to another value or not."""
+    return state.committed_state
 
 
 def second_updates(flush_context: Any) -> Iterator[InstanceState[Any]]:
@@ -164,6 +178,10 @@ def engine_like(engine: Engine, kind: type[Pool], **pool_options: Any) -> Engine
     return engine_on(engine, made)
 
 
+#: Pools of one connection for all, or for all of a thread.
+SHARED_POOLS = (StaticPool, SingletonThreadPool)
+
+
 class LoadPool(QueuePool):
     """A pool with `pre_ping` that asks a connection only if it may have been lost unnoticed.
 
@@ -210,6 +228,42 @@ def engine_on(engine: Engine, pool: Pool, isolation_level: str | None = None) ->
         twin.dispatch._update(base_engine(engine).dispatch, only_propagate=False)
         twin.update_execution_options(isolation_level=isolation_level)
     return twin
+
+
+def transaction_on_shared(engine: Engine) -> Any:
+    """Return the driver's connection that all share, SQLite's in memory, if somebody's transaction is open on it."""
+    pool: Any = engine.pool
+    record = None
+    if isinstance(pool, StaticPool):
+        record = vars(pool).get("connection")
+    elif isinstance(pool, SingletonThreadPool):
+        record = getattr(pool._conn, "current", lambda: None)()
+    connection = record and record.dbapi_connection
+    driver = connection and engine.dialect.get_driver_connection(connection)
+    return connection if getattr(driver, "in_transaction", False) else None
+
+
+class _Guest:
+    """A driver's connection for one who must not end the transaction that somebody else has open on it."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def _nothing(self) -> None: ...
+
+    commit = rollback = close = terminate = _nothing
+
+
+def engine_within(engine: Engine, connection: Any) -> Engine:
+    """Return an engine on a shared connection that leaves the transaction there open.
+
+    It has none of the engine's listeners: those of `begin` may begin.
+    """
+    pool = NullPool(lambda: _Guest(connection), dialect=engine.dialect)
+    return Engine(pool, engine.dialect, engine.url, execution_options=dict(engine.get_execution_options()))
 
 
 class LockOfLoops:

@@ -243,7 +243,11 @@ def test_whether_workers_are_there_is_said_as_far_as_the_store_knows(make_cache:
     without = make_cache()
     declared(without)
 
-    assert nobody.verdict == given_up.verdict == "load it in the reader, after at most 2 s: no worker for it is seen"
+    assert (
+        nobody.verdict
+        == given_up.verdict
+        == "load it in the reader, after at most 2 s: no worker has begun a load lately"
+    )
     assert rows(nobody)["workers"].startswith(f"none seen to load from {cache.config.queues.miss} in ten minutes; ")
     assert seen.verdict == "ask a worker to load it, and wait; load it in the reader if none has begun within 2 s"
     assert rows(seen)["workers"].startswith(f"last seen to take {cache.config.queues.miss} ")
@@ -305,7 +309,12 @@ REFUSED = {"kind": LOAD_REFUSED, "text": "unknown there"}
             "serve it from the store; nobody revalidates it before the backoff of its failure ends",
         ),
         ("lapsed", {"failure": ERROR}, "load", "serve it although it has lapsed: its reload fails"),
-        ("lapsed", {"is_unserved": True}, "raise", "serve the lapsed value after 2 s: no worker for it is seen"),
+        (
+            "lapsed",
+            {"is_unserved": True},
+            "raise",
+            "serve the lapsed value after 2 s: no worker has begun a load lately",
+        ),
         ("lapsed", {"lease": {"token": "t", "taken_over": "1"}}, "load", "wait: another reader loads it"),
         ("missing", {}, "raise", "ask a worker to load it, and wait; raise LoadTimeout after 2 s"),
         ("missing", {"lease": ASKED}, "raise", "wait: a load has been asked for; raise LoadTimeout after 2 s"),

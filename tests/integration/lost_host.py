@@ -33,9 +33,9 @@ def note(name: str) -> None:
 
 @app.task(acks_late=True)
 def hold() -> None:
-    """Holds its message until the host is gone."""
+    """Holds its message until the host is gone, or has been."""
     note("held")
-    while not os.path.exists(os.environ["GONE"]):
+    while not os.path.exists(os.environ["OVER"]):
         pass
 
 

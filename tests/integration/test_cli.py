@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner
+from forked import heed_signals
 
 from app.up import free_port
 from cacheworkers import Cache, Config
@@ -292,7 +293,7 @@ def test_the_exporter_is_asked_and_a_second_one_on_its_port_is_refused(
     port = free_port(9900)
     words = [str(Path(sys.executable).parent / "cacheworkers"), "-A", "shop:cache", "exporter", "--port", str(port)]
     env = {**os.environ, "REDIS_URL": valkey.url}
-    process = subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, preexec_fn=heed_signals)
     assert process.stderr is not None
     assert str(port) in process.stderr.readline().decode()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:

@@ -448,6 +448,7 @@ def test_a_good_database_has_no_finding(watched: Cache) -> None:
         "outbox-missing",
         "outbox-lag",
         "triggers",
+        "triggers-left",
         "no-celery",
     }
     assert found["outbox-lag"].what.startswith("1 rows wait")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqlalchemy.pool import StaticPool
 
 from cacheworkers import AsyncLoad, Cache, Config, ConfigError, Load, LoadError, LoadTimeout
+from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
+from cacheworkers.sql.outbox.outbox import Outbox
 
 MakeCache = Callable[..., Cache]
 
@@ -130,6 +133,69 @@ def test_a_database_in_memory_that_threads_share_works(make_cache: MakeCache) ->
 
     assert declare(make_cache(sessions=sessionmaker(engine))).get(1) == 5
     engine.dispose()
+
+
+@pytest.mark.parametrize(("pool", "testing"), [(StaticPool, True), (None, True), (StaticPool, False)])
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_transaction_on_the_connection_of_a_database_in_memory_is_the_user_s(
+    make_cache: MakeCache, pool: Any, testing: bool, begins: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody else ends it: neither a load, nor what marks the outbox."""
+    engine = create_engine("sqlite://", poolclass=pool, connect_args={"check_same_thread": False})
+    if begins:
+        event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    Base.metadata.create_all(engine)
+    sessions = sessionmaker(engine)
+    cache = make_cache(testing=testing, sessions=sessions)
+    cache.outbox.create(engine)
+    cache.watch(sessions, {Product: ["product:{id}"]})
+    price = declare(cache)
+    with Session(engine) as unwatched:
+        unwatched.add(Product(id=1, cents=1))
+        unwatched.flush()
+        assert price.get(1) == 1
+        assert unwatched.connection().connection.driver_connection.in_transaction  # type: ignore[union-attr]
+        unwatched.commit()
+
+    with sessions.begin() as session:
+        session.get_one(Product, 1).cents = 2
+    with Session(engine) as unwatched:
+        unwatched.add(Product(id=2, cents=2))
+        unwatched.flush()
+        cache.close()
+        unwatched.rollback()
+
+    with engine.connect() as connection:
+        assert connection.scalars(select(Product.id)).all() == [1]
+        assert cache.outbox.waiting(connection) == 0
+    assert "not marked" not in caplog.text
+    engine.dispose()
+
+
+def test_rows_stay_unmarked_while_a_transaction_is_open_in_memory() -> None:
+    """As when the invalidation was tried again, on a thread."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    Base.metadata.create_all(engine)
+    outbox = Outbox("shop")
+    outbox.create(engine)
+    with Session(engine) as session:
+        session.add(Product(id=1, cents=1))
+        session.flush()
+        DeliveryAcknowledger(outbox).acknowledge(engine, (1,))
+        session.rollback()
+        assert session.get(Product, 1) is None
+
+
+def test_rows_on_an_async_connection_in_memory_stay_unmarked(caplog: pytest.LogCaptureFixture) -> None:
+    """Other tasks may begin on it while a marking task waits."""
+    engine: Any = SimpleNamespace(pool=StaticPool(lambda: None), dialect=SimpleNamespace(is_async=True))  # type: ignore[arg-type,return-value]
+    acknowledger = DeliveryAcknowledger(Outbox("shop"))
+
+    acknowledger.acknowledge(engine, (1,))
+    acknowledger.close()
+
+    assert not caplog.records
 
 
 def test_an_async_loader_runs_on_the_loop_of_the_read(make_cache: MakeCache, database_url: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from cacheworkers import Cache, ConfigError
+from cacheworkers.ops.doctor import diagnose
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
 TEMPLATES = {"product": ["product:{id}", "brand:{brand_id}"], "review": ["review:{id}"]}
@@ -220,3 +223,71 @@ def test_alembic_installs_them_at_the_end_of_env_py(cache: Cache, engine: Engine
     command.upgrade(config, "head")
     assert faults(engine, triggers) == {}
     assert written(engine, "INSERT INTO product VALUES (1, 2)") == {"product:1", "brand:2"}
+
+
+@pytest.mark.parametrize("skip_missing", [False, True])
+def test_an_empty_list_removes_what_a_table_had(
+    cache: Cache, engine: Engine, skip_missing: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where its column, or the table, has gone: each write of it would fail for ever."""
+    cache.outbox.create(engine)
+    run(engine, "CREATE TABLE product (id int)", "CREATE TABLE review (id int, product_id int)")
+    before = cache.triggers({"product": ["product:{id}"], "review": ["reviews:{product_id}"]})
+    with engine.begin() as connection:
+        before.install(connection)
+    run(engine, "ALTER TABLE review RENAME product_id TO item_id")
+
+    now = cache.triggers({"product": ["product:{id}"], "review": [], "gone": []})
+    assert faults(engine, now) == {
+        "review": "the triggers of review are still there, and it is declared to have none",
+    }
+    with engine.begin() as connection:
+        now.install(connection, skip_missing=skip_missing)
+
+    assert faults(engine, now) == {} and caplog.records == []
+    assert written(engine, "INSERT INTO review VALUES (1, 2)", "INSERT INTO product VALUES (3)") == {"product:3"}
+
+
+def test_doctor_finds_triggers_that_are_declared_no_more(
+    make_cache: Callable[..., Cache], cache: Cache, engine: Engine
+) -> None:
+    """Those of another namespace, too, once nobody has drained what they write for an hour."""
+    cache.outbox.create(engine)
+    run(engine, "CREATE TABLE product (id int)", "CREATE TABLE review (id int)")
+    old = make_cache(namespace="old", sessions=sessionmaker(engine))
+    with engine.begin() as connection:
+        cache.triggers({"product": ["product:{id}"]}).install(connection)
+        old.triggers({"product": ["product:{id}"]}).install(connection)
+        Triggers(cache.config.namespace, {"review": ["review:{id}"]}).install(connection)
+
+    def left() -> tuple[str, list[str]]:
+        [found] = [each for each in diagnose(cache, is_running=False) if each.check == "triggers-left"]
+        return found.level, sorted(re.findall(r"of function (\w+)", found.what))
+
+    mine, others = f"cacheworkers_{cache.config.namespace}_review", "cacheworkers_old_product"
+    run(engine, "INSERT INTO product VALUES (1)")
+    assert left() == ("warning", [mine])
+    run(
+        engine, "UPDATE cacheworkers_outbox SET written_at = written_at - interval '61 minutes' WHERE namespace = 'old'"
+    )
+    assert left() == ("warning", sorted([mine, others]))
+    run(engine, f"DROP FUNCTION {mine}() CASCADE", f"DROP FUNCTION {others}() CASCADE")
+    assert left() == ("ok", [])
+
+
+def test_a_drain_logs_what_is_not_installed(
+    triggers: Triggers, cache: Cache, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a change of namespace, when nothing else of it shows before somebody asks doctor."""
+    stop = threading.Event()
+    stop.set()
+    migrate(engine, triggers, "ALTER TABLE product ADD brand_id int", "CREATE TABLE review (id int)")
+    cache.drain_until(stop)
+    assert caplog.messages == []
+    run(engine, f"DROP TRIGGER {triggers.functions[1]}_update ON review")
+
+    cache.drain_until(stop)
+
+    assert caplog.messages == [
+        "nothing to drain: the triggers of review are missing or outdated; `triggers.install` after the migrations"
+    ]

@@ -10,11 +10,20 @@ from cacheworkers.ops.doctor.findings import Finding, Rule, rules_in
 from cacheworkers.policy import Policy
 from cacheworkers.runtime.namespace_marks import DATABASE, live_marks
 from cacheworkers.sql.outbox.connections import shown_url
-from cacheworkers.sql.outbox.diagnostics import answers, outbox_facts, pooler_facts, server_limits, trigger_faults
+from cacheworkers.sql.outbox.diagnostics import (
+    answers,
+    left_triggers,
+    outbox_facts,
+    pooler_facts,
+    server_limits,
+    trigger_faults,
+)
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 from cacheworkers.sql.triggers.postgres_triggers import Triggers
 from cacheworkers.store.commands.store import Store
 
+#: How long rows of another namespace wait until nobody seems to drain them, seconds.
+_LEFT_FOR = 3600.0
 AWAY = Rule(
     "database-away",
     "error",
@@ -85,8 +94,18 @@ TRIGGERS = Rule(
     "error",
     "Declared triggers are not in the database, or not as they are declared now.",
     "What psql, bulk statements and other services change in these tables is not invalidated, or by old tags.",
-    "Run the migrations, if a table or column is missing; then `triggers.install(connection)`, after each run of "
+    "Run the migrations, with Django that is all; then `triggers.install(connection)`, after each run of "
     "migrations with `skip_missing=True`; with an AsyncEngine `await connection.run_sync(triggers.install)`.",
+)
+LEFT = Rule(
+    "triggers-left",
+    "warning",
+    "Triggers write the outbox, and nothing declares them, or nobody has drained their namespace for an hour.",
+    "Each write of their table fails once one of their columns is renamed or dropped; rows that nobody drains are kept "
+    "for ever.",
+    "If a module declares them that this command did not import, name that one with `-A`.  Else declare the table with "
+    "an empty list, `cache.triggers({table: []})`, until `triggers.install` has run everywhere.  Where the namespace "
+    "is gone, as after a change of `Config.namespace`, drop the function with `CASCADE`.",
 )
 RULES = rules_in(globals())
 
@@ -157,6 +176,19 @@ def check_outbox(engine: Any, outbox: Outbox, config: Config) -> Iterator[Findin
         most = max(15.0, GRACE + 3 * config.drain_interval)
         shown = f"{facts.waiting:,} rows wait, the oldest for {facts.lag:,.1f} s"
         yield LAG.finding(facts.lag > most, shown)
+
+
+def check_left(engine: Any, outbox: Outbox, declared: Sequence[Triggers]) -> Iterator[Finding]:
+    """Yield whether a database has triggers that nothing declares, or that write for nobody."""
+    shown = [
+        f"{each.tables} has triggers that this application does not declare, of function {each.function}"
+        if each.namespace == outbox.namespace
+        else f"{each.tables} has triggers of namespace {each.namespace}, whose rows wait for {each.lag:,.0f} s, of "
+        f"function {each.function}"
+        for each in left_triggers(engine, outbox, declared)
+        if each.namespace == outbox.namespace or each.lag > _LEFT_FOR
+    ]
+    yield LEFT.finding(bool(shown), "; ".join(shown) or f"{shown_url(engine)} has none but those that are declared")
 
 
 def check_triggers(engines: Sequence[Any], declared: Sequence[Triggers]) -> Iterator[Finding]:

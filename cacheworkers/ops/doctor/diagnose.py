@@ -159,6 +159,9 @@ def _checks(cache: Cache, app: Any, is_running: bool, from_outside: bool, now: C
         if has_outbox and engine.url in with_outbox:
             outbox = partial(database_checks.check_outbox, engine, cache.outbox, config)
             yield Check(f"outbox{where}", database, outbox)
+            if engine.dialect.name == "postgresql":
+                left = partial(database_checks.check_left, engine, cache.outbox, triggers)
+                yield Check(f"triggers-left{where}", database, left)
     if has_outbox:
         yield Check(
             "outbox-engines", database, lambda: database_checks.check_engines(engines, link, from_outside=from_outside)

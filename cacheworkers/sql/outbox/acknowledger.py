@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cacheworkers.sql.outbox.connections import on_connection
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
+from cacheworkers.sql.sqlalchemy_internals import SHARED_POOLS, transaction_on_shared
 
 log = logging.getLogger("cacheworkers")
 
@@ -46,7 +47,15 @@ class DeliveryAcknowledger:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def acknowledge(self, engine: Engine, rows: tuple[int, ...]) -> None:
-        """Have rows of a database marked whose tags are invalidated."""
+        """Have rows of a database marked whose tags are invalidated.
+
+        On a connection that is shared by all (SQLite in memory) they are marked here, or not at all: later, or while a
+        task of the loop waits, somebody's transaction may be open on it, and would be committed with them.
+        """
+        if isinstance(engine.pool, SHARED_POOLS):
+            if not engine.dialect.is_async and transaction_on_shared(engine) is None:
+                self._mark_on(engine, rows)
+            return
         with self._changed:
             loop = _running_loop() if engine.dialect.is_async else None
             if loop is None:
@@ -105,12 +114,18 @@ class DeliveryAcknowledger:
             self._changed.wait_for(lambda: self._is_closed, GATHER_FOR)
             due, self._rows = self._rows, {}
         for engine, rows in due.items():
-            try:
-                on_connection(engine, functools.partial(self._mark, rows))
-            except Exception as error:  # whatever a driver raises: the relay delivers them again
-                _log_unmarked(rows, error)
+            if not self._mark_on(engine, rows):
                 time.sleep(GATHER_FOR)
         return bool(due)
+
+    def _mark_on(self, engine: Engine, rows: Sequence[int]) -> bool:
+        """Mark rows; return whether that has succeeded."""
+        try:
+            on_connection(engine, functools.partial(self._mark, rows))
+        except Exception as error:  # whatever a driver raises: the relay delivers them again
+            _log_unmarked(rows, error)
+            return False
+        return True
 
     def _mark(self, rows: Sequence[int], connection: Connection) -> None:
         self._outbox.delivered(connection, rows)

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import NullPool
 
-from cacheworkers.sql.sqlalchemy_internals import engine_like, options_of
+from cacheworkers.sql.sqlalchemy_internals import SHARED_POOLS, engine_like, options_of
 
 T = TypeVar("T")
 
@@ -72,6 +72,6 @@ def without_pool(engine: Engine) -> Engine:
 
     A worker that checks the database before its pool forks must not keep a connection: its children would have it too.
     """
-    if isinstance(engine.pool, StaticPool | SingletonThreadPool):  # SQLite in memory: its connection is the database
+    if isinstance(engine.pool, SHARED_POOLS):  # SQLite in memory: its connection is the database
         return engine
     return engine_like(engine, NullPool)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from cacheworkers.errors import CacheworkersError
 from cacheworkers.sql.outbox.connections import on_connection, shown_url, without_pool
 from cacheworkers.sql.outbox.outbox import Outbox
-from cacheworkers.sql.triggers.postgres_triggers import Triggers
+from cacheworkers.sql.triggers.postgres_triggers import Triggers, installed_functions
 
 T = TypeVar("T")
 
@@ -147,6 +147,38 @@ def trigger_faults(engines: Sequence[Engine], declared: Sequence[Triggers]) -> d
 
     first, *others = (_inspected(engine, inspection) for engine in engines)
     return {table: fault for table, fault in first.items() if all(table in found for found in others)}
+
+
+class LeftTriggers(msgspec.Struct, frozen=True):
+    """A function whose triggers write an outbox, and are not among those that are declared.
+
+    Attributes:
+        namespace: whose rows they write.
+        function: as SQL names it.
+        tables: that have them.
+        lag: how long the oldest row of the namespace waits, seconds.
+    """
+
+    namespace: str
+    function: str
+    tables: str
+    lag: float
+
+
+def left_triggers(engine: Engine, outbox: Outbox, declared: Sequence[Triggers]) -> list[LeftTriggers]:
+    """Return the triggers in a Postgres that are not declared: what was taken out, and those of other namespaces.
+
+    Raises:
+        DatabaseUnavailable: it does not answer.
+    """
+    names = {name for triggers in declared for name in triggers.functions}
+
+    def inspection(connection: Connection) -> list[LeftTriggers]:
+        found = [each for each in installed_functions(connection, outbox) if each[1] not in names]
+        lags = outbox.lags(connection) if found else {}
+        return [LeftTriggers(space, shown, tables, lags.get(space, 0.0)) for space, _, shown, tables in found]
+
+    return _inspected(engine, inspection)
 
 
 def _inspected(engine: Engine, inspection: Callable[[Connection], T]) -> T:

@@ -300,6 +300,13 @@ class Outbox:
         mine = (self.table.c.namespace == self.namespace) & self.table.c.delivered_at.is_(None)
         return int(connection.execute(select(func.count()).select_from(self.table).where(mine)).scalar_one())
 
+    def lags(self, connection: Connection) -> dict[str, float]:
+        """Return the age of the oldest row that waits, seconds, by namespace: applications may share the table."""
+        written = (self.table.c.namespace, func.min(self.table.c.written_at), func.current_timestamp())
+        waiting = select(*written).where(self.table.c.delivered_at.is_(None)).group_by(self.table.c.namespace)
+        rows = connection.execute(waiting)
+        return {str(name): (_aware(now) - _aware(oldest)).total_seconds() for name, oldest, now in rows}
+
     def lag(self, connection: Connection) -> float:
         """Return the age of the oldest row that waits to be delivered, seconds; 0 if none does.
 

@@ -32,6 +32,7 @@ VERSION = 4
 _ALL_EVENTS = 4 + 8 + 16 + 32
 #: Longest name that Postgres keeps, bytes; it cuts off what is longer.
 _MAX_NAME = 63
+_FULL = in_full("to_regclass(:outbox)")
 _LATER = "; where a later migration adds it, run `triggers.install(connection, skip_missing=True)` after all migrations"
 
 
@@ -60,7 +61,8 @@ class Triggers:
         """
         Args:
             templates: table -> tags with its columns in braces: `{"product": ["product:{id}"]}`.  Names are exact, as
-                the database has them: `Order` is not `order`.  Quotes as in SQL: `{'"a b"."c.d"': ...}`.
+                the database has them: `Order` is not `order`.  Quotes as in SQL: `{'"a b"."c.d"': ...}`.  An empty
+                list has `install` remove the triggers that a table had.
             columns, ignore, mode: as `Cache.watch` has them, by table or template.
             max_tag_bytes: longest tag; what a column makes longer is left out when it is delivered.
             notify: NOTIFY wakes the processes that drain; without it they find what is written when they next look.
@@ -75,7 +77,7 @@ class Triggers:
         choices = TagOptions("triggers", templates, columns, ignore, mode)
         for table, each in templates.items():
             name = name_of(table)
-            if isinstance(each, str) or not each:
+            if isinstance(each, str):
                 raise ConfigError(f"triggers on {table} take a list of tag templates, got {each!r}")
             if name in [known.table for known in self._tables.values()]:
                 raise ConfigError(f"triggers on {table} are given twice, as {name.quoted}")
@@ -98,6 +100,11 @@ class Triggers:
         """The tables, as they were given."""
         return tuple(self._tables)
 
+    @property
+    def functions(self) -> list[str]:
+        """The names of the functions, whether or not they are installed."""
+        return [triggered.name for triggered in self._tables.values()]
+
     def templates(self) -> dict[str, list[str]]:
         """Return the tables' names, without a schema, each with its tags as templates."""
         return {
@@ -118,6 +125,9 @@ class Triggers:
         statements = []
         for triggered in self._tables.values():
             function = triggered.name
+            if not triggered.tags:
+                statements.append(triggered.removal)
+                continue
             statements.append(triggered.creation(self._outbox, f"{_mark(self.namespace)}{triggered.digest} "))
             # Whoever may execute it could run code of his own with its owner's rights, by a trigger on a table of his
             # whose columns have casts of his.  Existing triggers need no such right.
@@ -138,12 +148,7 @@ class Triggers:
 
     def down(self) -> list[str]:
         """Return the statements that remove them again."""
-        statements = []
-        for triggered in self._tables.values():
-            statements += triggered.drops()
-            # Of a table that was renamed, too.
-            statements.append(f"DROP FUNCTION IF EXISTS {triggered.name}() CASCADE")
-        return statements
+        return [triggered.removal for triggered in self._tables.values()]
 
     def sql(self) -> str:
         """Return what `install` runs, to be read before it runs."""
@@ -161,13 +166,14 @@ class Triggers:
                 triggers; or a column's type has another text in Postgres than in Python.
         """
         _check_postgres(connection)
-        names = [triggered.table.quoted for triggered in self._tables.values()]
-        for table, triggered in self._tables.items():
+        tagged = {table: triggered for table, triggered in self._tables.items() if triggered.tags}
+        names = [triggered.table.quoted for triggered in tagged.values()]
+        for table, triggered in tagged.items():
             columns = check_columns(connection, table, triggered, _LATER)
             check_kind(connection, table, triggered.table, names)
             for tag in triggered.tags:
                 self._check_kinds(table, tag.parts, columns)
-        if self._tables:  # else the outbox may be missing, too: nothing writes it
+        if tagged:  # else the outbox may be missing, too: nothing writes it
             columns_of(connection, self._outbox, f"; {HOW_TO_MAKE_IT}")
 
     def _check_kinds(self, table: str, tag: list[Part], columns: Mapping[str, Column]) -> None:
@@ -249,10 +255,15 @@ class Triggers:
         found = text(
             f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger WHERE tgrelid = to_regclass(:table) "
             f"AND tgenabled IN ('O', 'A') "
-            f"AND obj_description(tgfoid, 'pg_proc') = CAST(:mark AS text) || {in_full('to_regclass(:outbox)')}"
+            f"AND obj_description(tgfoid, 'pg_proc') = CAST(:mark AS text) || {_FULL}"
         )
         faults = {}
         for table, triggered in self._tables.items():
+            if not triggered.tags:
+                known = text("SELECT 1 FROM pg_trigger WHERE tgfoid = to_regproc(:name)")
+                if connection.execute(known, {"name": triggered.name}).first():
+                    faults[table] = f"the triggers of {table} are still there, and it is declared to have none"
+                continue
             asked = {
                 "table": triggered.table.quoted,
                 "mark": f"{_mark(self.namespace)}{self.digest(table)} ",
@@ -293,11 +304,26 @@ def have_triggers(connection: Connection, outbox: Outbox, tables: Sequence[str])
             f"SELECT bit_or(tgtype) & {_ALL_EVENTS} FROM pg_trigger, obj_description(tgfoid, 'pg_proc') AS comment "
             f"WHERE tgrelid = to_regclass(name) AND NOT tgisinternal AND tgenabled IN ('O', 'A') "
             f"AND starts_with(comment, :mark) "
-            f"AND substr(comment, length(:mark) + {DIGEST} + 2) = {in_full('to_regclass(:outbox)')})"
+            f"AND substr(comment, length(:mark) + {DIGEST} + 2) = {_FULL})"
         ),
         {"tables": list(tables), "mark": _mark(outbox.namespace), "outbox": outbox.quoted_name},
     )
     return frozenset(str(row[0]) for row in found)
+
+
+def installed_functions(connection: Connection, outbox: Outbox) -> list[tuple[str, str, str, str]]:
+    """Return whose triggers write this outbox: namespaces, functions, how SQL calls these, and their tables."""
+    found = connection.execute(
+        text(
+            "SELECT split_part(comment, ' ', 2), proname::text, pg_proc.oid::regproc::text, "
+            "string_agg(DISTINCT tgrelid::regclass::text, ', ') "
+            "FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid, obj_description(tgfoid, 'pg_proc') AS comment "
+            f"WHERE starts_with(comment, 'cacheworkers ') "
+            f"AND right(comment, length({_FULL}) + 1) = ' ' || {_FULL} GROUP BY 1, 2, 3 ORDER BY 3"
+        ),
+        {"outbox": outbox.quoted_name},
+    )
+    return [tuple(row) for row in found]
 
 
 def _function_name(namespace: str, table: Name) -> str:

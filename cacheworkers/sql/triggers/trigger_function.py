@@ -83,6 +83,11 @@ class TriggerFunction(NamedTuple):
         kinds = (*EVENTS, "TRUNCATE")
         return [f"DROP TRIGGER IF EXISTS {self.name}_{kind.lower()} ON {self.table.sql}" for kind in kinds]
 
+    @property
+    def removal(self) -> str:
+        """What removes function and triggers, also those of a table that was renamed; nothing where there are none."""
+        return f"DROP FUNCTION IF EXISTS {self.name}() CASCADE"
+
     def creation(self, outbox: Name, mark: str) -> str:
         """Return what creates the function, once it has found the full names of outbox and table.
 

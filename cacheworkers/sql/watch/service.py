@@ -16,6 +16,7 @@ from cacheworkers.errors import ConfigError, OutboxUnavailable
 from cacheworkers.flows.ports import Ports
 from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
 from cacheworkers.sql.outbox.connections import bound_engines, on_connection, shown_url, sync_half
+from cacheworkers.sql.outbox.diagnostics import DatabaseUnavailable, trigger_faults
 from cacheworkers.sql.outbox.outbox import Backlog, Outbox, reason
 from cacheworkers.sql.outbox.relay import drain_outbox, replay_to_a_new_store
 from cacheworkers.sql.outbox.relay_loop import RelayLoop
@@ -192,9 +193,13 @@ class WatchService:
             self._drain_fault_logged_until = 0.0
             log.warning("the outbox is drained again")
 
-    def drain_until(self, stop: threading.Event, engine: Engine | None) -> None:
-        """Drain until asked to stop; see `Cache.drain_until`."""
-        RelayLoop(self.drain, self.outbox.namespace).run(self._asked(engine, "drain_until"), stop)
+    def drain_until(self, stop: threading.Event, engine: Engine | None, triggers: Sequence[Triggers]) -> None:
+        """Drain until asked to stop, and log once which triggers are not there; see `Cache.drain_until`."""
+        engines = self._asked(engine, "drain_until")
+        with contextlib.suppress(DatabaseUnavailable):
+            for fault in trigger_faults(engines, triggers).values():
+                log.warning("nothing to drain: %s; `triggers.install` after the migrations", fault)
+        RelayLoop(self.drain, self.outbox.namespace).run(engines, stop)
 
     def close(self) -> None:
         """Stop the thread that removes delivered rows, and stop watching."""
