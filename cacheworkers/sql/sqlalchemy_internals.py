@@ -12,7 +12,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -79,6 +79,11 @@ def is_flushing(flush_context: Any) -> bool:
     """Return whether a flush executes its statements now, by the context that `before_flush` is given."""
     transaction = getattr(flush_context, "transaction", None)
     return transaction is not None and transaction.is_active
+
+
+def set_since_loaded(state: InstanceState[Any]) -> Mapping[str, Any]:
+    """Return the attributes of an instance that were set since it was loaded or flushed, to another value or not."""
+    return state.committed_state
 
 
 def second_updates(flush_context: Any) -> Iterator[InstanceState[Any]]:

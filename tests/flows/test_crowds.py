@@ -44,9 +44,9 @@ class Shop:
             self.gets += 1
             return get(call)
 
-        def fetched(call: str) -> Any:
+        def fetched(call: str, now: float) -> Any:
             self.gets += 1
-            return fetch(call)
+            return fetch(call, now)
 
         def got_many(calls: Any) -> Any:
             self.gets += len(calls)

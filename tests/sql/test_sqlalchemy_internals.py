@@ -21,6 +21,7 @@ from sqlalchemy import (
     delete,
     event,
     insert,
+    inspect,
     select,
     update,
 )
@@ -163,6 +164,19 @@ def test_a_flush_is_running_between_its_first_and_last_statement(engine: Engine)
 
     assert seen == [False, True]
     assert not internals.is_flushing(None)
+
+
+def test_what_is_set_since_a_flush_is_known_by_its_names(engine: Engine) -> None:
+    """Without it, a changed row loses its tags."""
+    with Session(engine) as session:
+        room = Room(id=1)
+        session.add(room)
+        session.flush()
+        assert not internals.set_since_loaded(inspect(room))
+
+        room.door_id = 1
+
+        assert internals.set_since_loaded(inspect(room)).keys() == {"door_id"}
 
 
 def test_second_updates_are_known_before_they_are_written(engine: Engine) -> None:

@@ -6,7 +6,7 @@ import datetime
 import functools
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Table, types
@@ -15,7 +15,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql.visitors import iterate
 
-from cacheworkers.sql.sqlalchemy_internals import has_variants
+from cacheworkers.sql.sqlalchemy_internals import has_variants, set_since_loaded
 
 T = TypeVar("T")
 
@@ -85,9 +85,10 @@ def stored_as_given(column: Any, value: Any) -> bool:
     return type(value) is plain and (length is None or not isinstance(value, str) or len(value) <= length)
 
 
-def tables_of(mapper: Mapper[Any]) -> list[Table]:
+@once_per_mapper
+def tables_of(mapper: Mapper[Any]) -> tuple[Table, ...]:
     """Return the tables of a mapped class, those it inherits too."""
-    return [table for table in mapper.tables if isinstance(table, Table)]
+    return tuple([table for table in mapper.tables if isinstance(table, Table)])
 
 
 def name_of(mapper: Mapper[Any], column: Any) -> str | None:
@@ -144,8 +145,8 @@ def moving_names(mapper: Mapper[Any]) -> frozenset[str]:
     )
 
 
-def set_names(state: InstanceState[Any]) -> set[str]:
-    """Return the attributes with a net change."""
-    names = row_columns(state.mapper).keys() - state.unmodified
+def set_names(state: InstanceState[Any], among: Collection[str] | None = None) -> set[str]:
+    """Return the attributes with a net change, of some or of all that are in the row."""
+    names = set_since_loaded(state).keys() & (row_columns(state.mapper) if among is None else among)
     # `state.attrs` would make an object for each attribute of the class.
     return {name for name in names if state.get_history(name, PASSIVE_NO_INITIALIZE).has_changes()}

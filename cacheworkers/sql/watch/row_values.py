@@ -20,6 +20,7 @@ from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.sql.visitors import iterate
 
 from cacheworkers.errors import ConfigError
+from cacheworkers.sql.sqlalchemy_internals import set_since_loaded
 from cacheworkers.sql.watch.mapped_columns import (
     changed_names,
     computed_names,
@@ -110,7 +111,7 @@ class Before:
     def row(self, connection: Connection, state: InstanceState[Any]) -> Row:
         """Return the row of an instance that has one."""
         mapper = state.mapper
-        self._expired[state] = state.expired_attributes & state.unmodified
+        self._expired[state] = state.expired_attributes.difference(set_since_loaded(state))
         known = {
             name: value
             for name, column, value in zip(key_names(mapper), mapper.primary_key, state.identity or (), strict=True)
@@ -120,8 +121,9 @@ class Before:
 
     def keeps_key(self, state: InstanceState[Any]) -> bool:
         """Return whether the flush has left an instance's primary key as it was."""
-        changed = set_names(state) | self._set.get(state, set()) | moving_names(state.mapper)
-        return changed.isdisjoint(key_names(state.mapper))
+        keys = key_names(state.mapper)
+        changed = self._set.get(state, set()) | moving_names(state.mapper)
+        return changed.isdisjoint(keys) and not set_names(state, keys)
 
     def kept(self, state: InstanceState[Any]) -> Mapping[str, Any]:
         """Return what was fetched of a row, and what the flush has neither set nor left to the database since."""

@@ -136,7 +136,7 @@ def _has_whole_rows(table: Table, described: Described) -> bool:
     """Return whether the tags of a table's rows are made of its columns alone."""
     for mapper, _ in described[table]:
         if mapper is not None and (
-            tables_of(mapper) != [table] or not all(isinstance(each, Column) for each in row_columns(mapper).values())
+            tables_of(mapper) != (table,) or not all(isinstance(each, Column) for each in row_columns(mapper).values())
         ):
             return False
     return True
