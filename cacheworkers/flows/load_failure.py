@@ -1,4 +1,4 @@
-"""Loads that bring no entry: what is recorded of them in the store, so that whoever waits is woken and knows why."""
+"""Loads that bring no entry: what is recorded of them, and under which tags, so that waiters are woken and know why."""
 
 from __future__ import annotations
 

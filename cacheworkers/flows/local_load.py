@@ -1,4 +1,4 @@
-"""Loads in the reader's own process: under a lease that no worker has honoured, or while the store is of no use."""
+"""Loads in the reader's own process: under a lease that no worker has honoured, or shared by its reads without one."""
 
 from __future__ import annotations
 

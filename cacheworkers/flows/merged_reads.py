@@ -1,4 +1,4 @@
-"""Merged reads: the reads of one `get_many` go on side by side, and share steps to store, workers and loader.
+"""Merged reads: `merge_reads` drives the reads of one `get_many` side by side; they share what several need next.
 
 Each is a read like any other, so that it serves, asks, waits and fails by the same rules.  Between them goes whoever
 performs their steps: it lets all go on as far as they can, then does in one step what several stand before.

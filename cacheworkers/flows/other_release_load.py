@@ -1,4 +1,4 @@
-"""Two releases side by side: what the store has from the other one, this one loads and keeps for itself.
+"""Loads beside another release: what the store has from that one, this one loads and keeps for itself.
 
 The entry is neither overwritten nor asked for again while it is fresh: both releases would do so in turn, at each read.
 What was loaded is kept by the version of that entry, so that whatever deletes, softens or replaces the entry ends it,

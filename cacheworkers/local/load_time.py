@@ -1,4 +1,4 @@
-"""LoadTime: a moving average of how long the loads of one loader take; messages are grouped by it."""
+"""LoadTime: a moving average of how long loads of one loader take, and how many fit into a message's time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QueueMonitor: follows the length of a queue, and whether workers take messages from it; for warm jobs."""
+"""QueueMonitor: from samples of a queue, its length and for how long no worker has taken a message; for warm jobs."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from time import monotonic
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow, arun, run
@@ -28,10 +28,7 @@ from cacheworkers.runtime.tag_invalidation import refuse_in_dirty_transaction
 from cacheworkers.runtime.warm_job import Warmer, WarmJob
 from cacheworkers.sql.watch.dirty_transactions import is_dirty
 
-P = ParamSpec("P")
 T = TypeVar("T")
-K = TypeVar("K")
-V = TypeVar("V")
 #: Python 3.11 takes longer to look up a member of an Enum than to look in L1.
 _FRESH = Freshness.FRESH
 

@@ -1,4 +1,4 @@
-"""Version mismatch: recognises loads of a version that this worker does not know, and when they are tried again.
+"""Version mismatch: what is said of a load of another version, and how long its message waits to be tried again.
 
 While a new version is rolled out there are workers of both.  A message of either kind is taken by any of them.
 """

@@ -1,4 +1,4 @@
-"""The command that starts a worker of a Celery app, for messages that say that one is missing."""
+"""The command that starts a worker, for messages that say that one is missing: its app, its modules and its options."""
 
 from __future__ import annotations
 

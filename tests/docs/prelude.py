@@ -166,6 +166,7 @@ DATABASES = {
         "NAME": url.database,
         "USER": url.username,
         "HOST": url.query.get("host"),
+        "OPTIONS": {"application_name": "mysite"},
     }
 }
 INSTALLED_APPS += ["shop"]

@@ -27,6 +27,8 @@ from shop.cache import engine, triggers
 django.setup()
 with engine.connect() as connection:
     print(sorted(triggers.faults(connection)))
+    assert connection.exec_driver_sql("SHOW application_name").scalar_one() == "mysite"  # Django's OPTIONS
+    assert engine.url.database == "grown"
 """
 
 

@@ -65,7 +65,8 @@ def columns_of(connection: Connection, table: Name, remedy: str = "") -> dict[st
     if not columns:
         where = f" in schema {table.schema}" if table.schema is not None else ""
         exact = f"; names are exact, {table.table!r} has capitals" if table.table != table.table.lower() else ""
-        raise ConfigError(f"there is no table {table.table}{where} in this database{exact}{remedy}")
+        path = "" if where else f", by search_path {connection.execute(text('SHOW search_path')).scalar_one()}"
+        raise ConfigError(f"there is no table {table.table}{where} in this database{path}{exact}{remedy}")
     return columns
 
 

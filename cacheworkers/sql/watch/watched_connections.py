@@ -1,4 +1,4 @@
-"""Connections with watched transactions on them, and the listeners that are the same for all engines and sessions.
+"""SessionState, what hooks know of a session, by session or connection; and the listeners that all engines share.
 
 They are added once in a process, when the first cache watches something, and then ask this register: listeners that
 come and go with engines, sessions and caches would break the flushes of other threads, which walk through them.

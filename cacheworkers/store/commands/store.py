@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from cacheworkers.core import envelope
 from cacheworkers.core.entry import Entry
@@ -22,8 +22,6 @@ from cacheworkers.store.commands.steps import Exchange, Get, milliseconds
 from cacheworkers.store.commands.tag_sets import TagSets
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.transport import Transport
-
-T = TypeVar("T")
 
 #: A tag set's member outlives its entry by the load's deadline and this much, in seconds: the write comes after the
 #: registration, and a promoted master's clock may differ.

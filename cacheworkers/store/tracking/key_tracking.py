@@ -1,4 +1,4 @@
-"""KeyTracking: has the server report changes of the keys that this process keeps or waits for, each by a read of it."""
+"""KeyTracking: has the server report changes of keys that this process keeps or waits for, by reading each of them."""
 
 from __future__ import annotations
 
