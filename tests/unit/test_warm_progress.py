@@ -15,7 +15,8 @@ QUEUES = Config(redis_url="redis://127.0.0.1:1/0", namespace="shop").queues
 
 
 @pytest.mark.parametrize(
-    ("a_second", "left"), [(20.0, "20.0/s, 42 s left"), (1.0, "1.0/s, 14 min 10 s left"), (0.1, "0.1/s, 2 h 21 min left")]
+    ("a_second", "left"),
+    [(20.0, "20.0/s, 42 s left"), (1.0, "1.0/s, 14 min 10 s left"), (0.1, "0.1/s, 2 h 21 min left")],
 )
 def test_a_line_says_how_far_it_is(a_second: float, left: str) -> None:
     state = WarmUp(1000, fresh=50, loaded=100)
