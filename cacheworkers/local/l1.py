@@ -248,9 +248,10 @@ class L1:
         return self._new if slot._is_new else self._main
 
     def _remove(self, slot: Slot) -> None:
+        # A signal's handler may have raised between the two that `_insert` fills: it is in one of them then.
         _cut(slot)
-        del self._queue_of(slot)[slot.call]
-        del self.slots[slot.call]
+        self._queue_of(slot).pop(slot.call, None)
+        self.slots.pop(slot.call, None)
         self.bytes -= slot.size
 
     def _evict(self) -> Slot:

@@ -93,7 +93,7 @@ def break_store(shop: Shop, patch: pytest.MonkeyPatch, error: Callable[[str], Ex
         return await aexchange(requests)
 
     patch.setattr(link, "exchange", failing)
-    patch.setattr(link, "get", lambda key: failing([Request(("GET", key))])[0])
+    patch.setattr(link, "get", lambda key, now: failing([Request(("GET", key))])[0])
     patch.setattr(link, "aexchange", afailing)
     patch.setattr(link, "submit", lambda words, done: False)
 

@@ -47,7 +47,7 @@ class Late:
                 self.is_over = True
 
         pool.exchange = counted
-        pool.ask = lambda command: counted([command])[0]
+        pool.get = lambda key, began: counted([("GET", key)])[0]
 
         @self.cache.loader(tags=("t:{n}",), fresh_for=60, load_for=1.5, wait_for=60.0, early=0)
         def value(load: Load, n: int) -> str:

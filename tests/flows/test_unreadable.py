@@ -96,7 +96,7 @@ def test_what_memory_kept_and_cannot_decode_is_loaded_while_the_store_is_away(
 
     with monkeypatch.context() as patch:
         patch.setattr(link._masters.pool, "exchange", cut)
-        patch.setattr(link._masters.pool, "ask", cut)
+        patch.setattr(link._masters.pool, "get", cut)
         product._ports.coherence.lost(product._ports.clock.monotonic())
         read = product.read(1)
 

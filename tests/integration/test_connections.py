@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+from billiard.exceptions import SoftTimeLimitExceeded
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from cacheworkers import Cache, Config, Load
@@ -24,7 +25,7 @@ from cacheworkers.events import StoreLost
 from cacheworkers.store.connections import server_check
 from cacheworkers.store.connections.address import parse_url
 from cacheworkers.store.connections.clients import Clients
-from cacheworkers.store.connections.connection import Connection, ConnectionCut
+from cacheworkers.store.connections.connection import Connection, ConnectionCut, pack
 from cacheworkers.store.connections.fan_out import FanOut, RoutedRequests
 from cacheworkers.store.connections.pool import Pool
 from cacheworkers.store.connections.request import Request
@@ -60,6 +61,62 @@ async def ain_time(exchange: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
         with contextlib.suppress(TimeoutError):
             return await exchange()
     raise AssertionError("every exchange was late")
+
+
+class Interrupted(float):
+    """A number that a signal's handler interrupts while its text is made."""
+
+    def __str__(self) -> str:
+        raise SoftTimeLimitExceeded
+
+    __repr__ = __str__
+
+
+def test_numbers_are_texts_before_they_are_packed() -> None:
+    """hiredis crashes the process where the text of a number cannot be made."""
+    with pytest.raises(SoftTimeLimitExceeded):
+        pack([("SET", "w:a", Interrupted(1.5))])
+
+    assert pack([("SET", "w:a", 1.5), ("PEXPIRE", b"w:a", 7)]) == (
+        b"*3\r\n$3\r\nSET\r\n$3\r\nw:a\r\n$3\r\n1.5\r\n*3\r\n$7\r\nPEXPIRE\r\n$3\r\nw:a\r\n$1\r\n7\r\n"
+    )
+
+
+@pytest.mark.parametrize("how", ["get", "read", "get_many", "a miss", "invalidate"])
+def test_what_a_signal_s_handler_raises_is_the_caller_s(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Celery's soft time limit comes while a task waits for the store, as a rule; taken for the store's, it is lost."""
+
+    @cache.batch_loader(l1_for=0)
+    def price(load: Load, keys: list[int]) -> dict[int, int]:
+        return {key: key for key in keys}
+
+    works: dict[str, Callable[[], object]] = {
+        "get": lambda: price.get(1),
+        "read": lambda: price.read(1),
+        "get_many": lambda: price.get_many([1, 2]),
+        "a miss": lambda: price.get_many([3, 4]),
+        "invalidate": lambda: cache.invalidate("price:1"),
+    }
+    assert price.get_many([1, 2]) == {1: 1, 2: 2}
+    here, left = threading.get_ident(), [SoftTimeLimitExceeded()]
+
+    def interrupted(receive: Callable[..., Any]) -> Callable[..., Any]:
+        def received(*args: Any) -> Any:
+            if left and threading.get_ident() == here:
+                raise left.pop()
+            return receive(*args)
+
+        return received
+
+    monkeypatch.setattr(Connection, "ask", interrupted(Connection.ask))
+    monkeypatch.setattr(Connection, "receive", interrupted(Connection.receive))
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        works[how]()
+
+    assert price.get_many([1, 2, 3]) == {1: 1, 2: 2, 3: 3}  # its connection is nobody's any more
 
 
 def test_replies_come_in_order_with_errors_among_them(valkey: Valkey) -> None:

@@ -84,6 +84,15 @@ links = Table(
 )
 
 
+#: Without a key: two rows may be the same.
+pairs = Table(
+    "map_pair",
+    Base.metadata,
+    Column("book_id", ForeignKey("map_book.id")),
+    Column("topic_id", ForeignKey("map_topic.id")),
+)
+
+
 class Topic(Base):
     __tablename__ = "map_topic"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -100,6 +109,7 @@ class Book(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     best: Mapped[int] = mapped_column(default=0)
     topics: Mapped[list[Topic]] = relationship(secondary=links)
+    pairs: Mapped[list[Topic]] = relationship(secondary=pairs)
     rated_by: Mapped[list[User]] = relationship(secondary="map_rating")
 
 
@@ -379,6 +389,28 @@ def test_a_bulk_operation_in_a_mapper_event_is_refused(mapped: Mapped_, write: C
             mapped.tags(lambda session: session.add(Rating(book_id=1, user_id=1)))
     finally:
         event.remove(Rating, "after_insert", hook)
+
+
+def test_links_without_a_key_are_not_selected_one_by_one(mapped: Mapped_) -> None:
+    """The statement that deletes one names all its columns, and so all that a tag can be made of."""
+    mapped.watch({pairs: ["pair:{book_id}:{topic_id}"]})
+    mapped.tags(lambda session: session.add(Book(id=1, pairs=[Topic(id=each) for each in (1, 2, 3)])))
+    selected: list[str] = []
+
+    def note(connection: Any, cursor: Any, text: str, *_: Any) -> None:
+        if text.startswith("SELECT") and "FROM map_pair" in text:
+            selected.append(text)
+
+    def clear(session: Session) -> object:
+        book = session.get_one(Book, 1)
+        event.listen(mapped.engine, "before_cursor_execute", note)
+        assert len(book.pairs) == 3
+        selected.clear()
+        book.pairs = []
+        return book
+
+    assert mapped.tags(clear) == {"pair:1:1", "pair:1:2", "pair:1:3"}
+    assert selected == []
 
 
 @pytest.mark.parametrize("are_links_watched", [True, False])

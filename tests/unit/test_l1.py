@@ -39,6 +39,19 @@ def assert_consistent(l1: L1) -> None:
     assert l1.bytes == sum(slot.size for slot in l1.slots.values())
 
 
+@pytest.mark.parametrize("queue", ["slots", "_new"])
+def test_a_fill_that_a_signal_s_handler_interrupts_does_not_break_its_call(queue: str) -> None:
+    """Between the two places that a slot is put in, by Celery's soft time limit say: it is kept and dropped again."""
+    l1 = L1(10, 1 << 20)
+    keep(l1, "n[1]")
+    del getattr(l1, queue)["n[1]"]
+
+    keep(l1, "n[1]")
+    l1.drop("n[1]")
+
+    assert "n[1]" not in l1.slots
+
+
 # -- bounds
 
 

@@ -49,7 +49,7 @@ class RowChanges:
 
     def all_deleted(self, connection: Connection, table: Table, values: Values) -> None:
         """Note all rows with some values that are about to go."""
-        if table.primary_key and all(column in values for column in table.primary_key):
+        if all(column in values for column in table.primary_key or table.columns):
             self.deleted(connection, table, values)
             return
         for row in connection.execute(select(table).where(among(list(values), [list(values.values())]))):

@@ -31,6 +31,7 @@ BULK = 1 << 16
 #: Seconds after which the kernel probes an idle connection, and between probes; after how many it is closed.
 _KEEP_ALIVE = (30, 5, 3)
 _READ = 1 << 16
+_TEXTS = (str, bytes)
 #: The result of an exchange: its replies, or why there are none.
 Outcome = list[Any] | Exception
 _LATE = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, TimeoutError)
@@ -45,11 +46,14 @@ class ConnectionCut(redis_errors.ConnectionError):
 
 
 def pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
-    """Return commands in RESP."""
-    if len(commands) == 1:
-        alone: bytes = hiredis.pack_command(commands[0])
-        return alone
-    return b"".join(map(hiredis.pack_command, commands))
+    """Return commands in RESP.
+
+    hiredis would make the numbers' texts, and crashes where a signal's handler raises meanwhile.
+    """
+    words: list[tuple[Any, ...]] = [
+        tuple([word if type(word) in _TEXTS else str(word) for word in command]) for command in commands
+    ]
+    return b"".join(map(hiredis.pack_command, words))
 
 
 class Connection:

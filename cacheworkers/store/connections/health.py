@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -30,6 +31,8 @@ log = logging.getLogger("cacheworkers")
 _FIRST_PROBE = 1 / 16
 #: Failures that may concern one connection only: the store is asked again before the breaker opens.
 _ONE_CONNECTION = (LateReply, ConnectionCut, ReadOnlyError)
+#: The packages whose classes an exchange may raise.
+_EXCHANGES_RAISE = sys.stdlib_module_names | {"redis", "hiredis", "msgspec", "gevent", "eventlet", "greenlet"}
 
 
 class Health:
@@ -124,8 +127,11 @@ class Health:
             raise StoreUnavailable(f"{self._why or f'the store at {self._where} is lost'}; its breaker is open")
         return Asking(self, is_probe=True)
 
-    def translated(self, error: Exception) -> CacheworkersError:
-        """Return what to raise for a failed exchange, and note what it says about the store."""
+    def translated(self, error: Exception) -> Exception:
+        """Return what to raise for a failed exchange, and note what it says about the store.
+
+        What no exchange raises is a signal handler's, Celery's soft time limit say, and the caller's.
+        """
         where = self._where
         if isinstance(error, CacheworkersError):
             return error
@@ -143,6 +149,8 @@ class Health:
             return StoreUnavailable(text)
         if isinstance(error, RedisError):
             return StoreRefused(f"the store at {where} answered {error_text(error)}")
+        if type(error).__module__.partition(".")[0] not in _EXCHANGES_RAISE:
+            return error
         return StoreError(f"the store at {where} sent an answer that cannot be used: {error_text(error)}")
 
     def answered(self) -> None:
