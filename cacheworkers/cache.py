@@ -48,8 +48,7 @@ if TYPE_CHECKING:
     from cacheworkers.sql.tag_options import Mode as WatchMode
     from cacheworkers.sql.triggers.postgres_triggers import Triggers
     from cacheworkers.sql.watch.flush_changes import TagMapping
-    from cacheworkers.sql.watch.service import WatchService
-    from cacheworkers.sql.watch.session_hooks import AnySession
+    from cacheworkers.sql.watch.service import AnySession, WatchService
     from cacheworkers.workers.broker_queues import QueueState
 
 P = ParamSpec("P")

@@ -138,11 +138,11 @@ def test_user_code_type_checks() -> None:
 def test_signatures_resolve(owner: type) -> None:
     """Annotations of public methods name real types, so documentation tools and checkers can read them."""
     from cacheworkers import cache as module
-    from cacheworkers.sql.watch import session_hooks
+    from cacheworkers.sql.watch import service
 
     # Named for type checkers alone: Celery's, SQLAlchemy's, and what would import them.
     scope: dict[str, Any] = {name: Any for name in ("Celery", "Session", "AsyncSession")}
-    scope |= {"AnySession": session_hooks.AnySession}
+    scope |= {"AnySession": service.AnySession}
     scope |= {name: list for name in ("sessionmaker", "async_sessionmaker")}
 
     for name in TWINS[owner]:

@@ -16,7 +16,7 @@ from cacheworkers.core.signature import Signature
 from cacheworkers.errors import CacheworkersError, CallError
 from cacheworkers.flows.explain import Explanation
 from cacheworkers.ops.output import Obj, counted, note
-from cacheworkers.ops.warm_progress import LINE_EVERY, line
+from cacheworkers.ops.warm_progress import progress_of
 from cacheworkers.workers.diagnostics import BrokerUnreachable, worker_facts
 
 #: What begins so is a call, of whatever loader; no JSON does.
@@ -135,11 +135,12 @@ def warm(
     options: dict[str, Any] = {} if max_rate is None else {"max_rate": max_rate}
     began = time.monotonic()
     job = cache.warm(loader, calls, concurrency=concurrency, min_fresh=min_fresh, **options)
-    while not job.is_done:
-        try:
-            job.wait(LINE_EVERY)
-        except TimeoutError:
-            note(line(loader, job.progress, job.rate, cache.config.queues))
+    with progress_of(job, loader, cache.config.queues) as (every, show_progress):
+        while not job.is_done:
+            try:
+                job.wait(every)
+            except TimeoutError:
+                show_progress()
     done = job.wait()
     share = done.share
     if not calls and hot:

@@ -1,16 +1,52 @@
-"""How far a warm job is, as a line every few seconds, and what holds it back."""
+"""How far a warm job is: a bar on a terminal, a line every few seconds elsewhere; and what holds it back."""
 
 from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import click
 
 from cacheworkers.config import Queues
 from cacheworkers.flows.warm_up import WarmUp
 from cacheworkers.ops.explanation_text import duration_text
-from cacheworkers.ops.output import counted
+from cacheworkers.ops.output import counted, note
+from cacheworkers.runtime.warm_job import WarmJob
 
-#: Between two lines, seconds.
-LINE_EVERY = 5.0
+#: Between two moves of the bar, and between two lines, seconds.
+MOVE_EVERY, SAY_EVERY = 0.2, 5.0
 #: Seconds without progress after which a line says that no worker takes anything.
 STUCK_AFTER = 5.0
+
+
+@contextlib.contextmanager
+def progress_of(job: WarmJob, loader: str, queues: Queues) -> Iterator[tuple[float, Callable[[], None]]]:
+    """Show on the error output how far a job is; gives how often, in seconds, and what to call so often."""
+    if not sys.stderr.isatty():
+        yield SAY_EVERY, lambda: note(line(loader, job.progress, job.rate, queues))
+        return
+
+    with click.progressbar(
+        length=job.progress.calls,
+        label=loader,
+        file=sys.stderr,
+        show_pos=True,
+        item_show_func=lambda state: state and beside_the_bar(state, job.rate, queues),
+    ) as bar:
+
+        def move() -> None:
+            state = job.progress
+            bar.update(state.done + state.failed - bar.pos, state)
+
+        yield MOVE_EVERY, move
+        move()
+
+
+def beside_the_bar(state: WarmUp, a_second: float, queues: Queues) -> str:
+    """Return what the bar does not show: the rate, failures, and what holds it back."""
+    failed = f"{state.failed:,} failed" if state.failed else ""
+    return ", ".join(filter(None, (f"{a_second:,.1f}/s", failed, waits_for(state, queues))))
 
 
 def line(loader: str, state: WarmUp, a_second: float, queues: Queues) -> str:

@@ -114,9 +114,16 @@ class Nameless(Exception):
 )
 @pytest.mark.parametrize("how", ["thread", "loop", "without the store"])
 def test_whatever_a_loader_raises_is_a_failed_load(
-    make_cache: MakeCache, valkey: Valkey, error: BaseException, says: str, how: str
+    make_cache: MakeCache,
+    valkey: Valkey,
+    error: BaseException,
+    says: str,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its readers get it immediately, and other calls go on being loaded by the same threads."""
+    # pytest-xdist cannot send what pytest would keep of the traceback's line.
+    monkeypatch.setattr(logging.getLogger("cacheworkers"), "propagate", False)
     with FaultProxy(valkey.url) as proxy:
         cache = make_cache(redis_url=proxy.url, bulkhead=1)
 

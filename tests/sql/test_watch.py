@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, delete, insert, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.ext.asyncio import async_scoped_session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from cacheworkers import CallError, ConfigError, UnwatchedWrite
 from cacheworkers.testing.servers import wait_until
@@ -245,6 +246,26 @@ def test_tags_given_with_the_session_are_invalidated_with_its_commit(shop: Shop)
     assert shop.invalidated() == [{"deals"}, {"offers"}]
     with Session(shop.engine) as session, pytest.raises(ConfigError, match="covers"):
         shop.cache.invalidate("x", session=session)
+
+
+def test_tags_may_be_given_with_the_registry_of_sessions(shop: Shop) -> None:
+    """As Flask-SQLAlchemy's `db.session` is: the session is that of this thread, or of this task."""
+    scoped = scoped_session(shop.sessions)
+    shop.cache.invalidate("deals", session=scoped)
+    assert shop.invalidated() == []
+    scoped.commit()
+    scoped.remove()
+    assert shop.invalidated() == [{"deals"}]
+
+    async def asynchronously() -> None:
+        scoped = async_scoped_session(shop.async_sessions, asyncio.current_task)
+        await shop.cache.ainvalidate("offers", session=scoped)
+        await scoped.commit()
+        await scoped.remove()
+        await shop.async_engine.dispose()
+
+    asyncio.run(asynchronously())
+    assert shop.invalidated() == [{"deals"}, {"offers"}]
 
 
 # -- what is wrong is said at set-up

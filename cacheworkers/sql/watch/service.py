@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import async_scoped_session
+from sqlalchemy.orm import scoped_session
 
 from cacheworkers.errors import ConfigError, OutboxUnavailable
 from cacheworkers.flows.ports import Ports
@@ -25,7 +27,7 @@ from cacheworkers.sql.tag_options import Mode
 from cacheworkers.sql.watch.delivery import Delivery
 from cacheworkers.sql.watch.flush_changes import TagMapping
 from cacheworkers.sql.watch.mapping import WatchMapping
-from cacheworkers.sql.watch.session_hooks import AnySession, SessionHooks
+from cacheworkers.sql.watch.session_hooks import EitherSession, SessionHooks
 from cacheworkers.sql.watch.trigger_differences import tags_without_trigger
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from cacheworkers.sql.triggers.postgres_triggers import Triggers
 
 log = logging.getLogger("cacheworkers")
+AnySession = EitherSession | scoped_session[Any] | async_scoped_session[Any]
 #: How often a process logs that it cannot drain the outbox, seconds.
 DRAIN_FAULT_LOGGED_EVERY = 60.0
 
@@ -96,13 +99,15 @@ class WatchService:
 
     def add(self, session: AnySession, tags: Sequence[str], mode: str) -> None:
         """Write tags to the outbox in a session's transaction; see `Cache.invalidate`."""
+        session = _current(session)
         self._covering(session, mode).add(session, tags, "soft" if mode == "soft" else "hard")
 
     async def aadd(self, session: AnySession, tags: Sequence[str], mode: str) -> None:
         """Do what `add` does, for an AsyncSession too."""
+        session = _current(session)
         await self._covering(session, mode).aadd(session, tags, "soft" if mode == "soft" else "hard")
 
-    def _covering(self, session: AnySession, mode: str) -> SessionHooks:
+    def _covering(self, session: EitherSession, mode: str) -> SessionHooks:
         """Return the hooks that cover a session.
 
         Raises:
@@ -233,3 +238,8 @@ class WatchService:
 
     def _drain(self, connection: Connection) -> int:
         return drain_outbox(self._ports, self.outbox, connection)
+
+
+def _current(session: AnySession) -> EitherSession:
+    """Return the session that a registry has for this thread or context."""
+    return session() if isinstance(session, scoped_session | async_scoped_session) else session

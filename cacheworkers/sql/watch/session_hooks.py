@@ -38,7 +38,7 @@ from cacheworkers.sql.watch.watched_connections import SessionState, state_for, 
 
 log = logging.getLogger("cacheworkers")
 
-AnySession = Session | AsyncSession
+EitherSession = Session | AsyncSession
 
 
 class SessionHooks:
@@ -106,18 +106,18 @@ class SessionHooks:
         """Names of the watched tables."""
         return [table.name for table in self._mapping.tables()]
 
-    def covers(self, session: AnySession) -> bool:
+    def covers(self, session: EitherSession) -> bool:
         """Return whether a session is one of those it watches."""
         return isinstance(session.sync_session if isinstance(session, AsyncSession) else session, self._target)
 
-    async def aadd(self, session: AnySession, tags: Sequence[str], mode: Literal["hard", "soft"]) -> None:
+    async def aadd(self, session: EitherSession, tags: Sequence[str], mode: Literal["hard", "soft"]) -> None:
         """Do what `add` does, for an AsyncSession too."""
         if isinstance(session, AsyncSession):
             await session.run_sync(self.add, tags, mode)
         else:
             self.add(session, tags, mode)
 
-    def add(self, session: AnySession, tags: Sequence[str], mode: Literal["hard", "soft"]) -> None:
+    def add(self, session: EitherSession, tags: Sequence[str], mode: Literal["hard", "soft"]) -> None:
         """Write tags to the outbox in a session's transaction; they are invalidated after its commit.
 
         Raises:
