@@ -76,7 +76,7 @@ class Cache:
             celery: your Celery app, whose workers will load; None loads on threads of this process.
             sessions: makes the sessions that loaders get; loads use a pool of their own.
             async_sessions: the same for `async def` loaders.
-            hook: called with every event; must be quick and must not raise.
+            hook: called with every event; must be quick, must not raise, and must not read by this cache.
             around_load: called with a `LoadCall` for each run of a loader, in workers and in readers; returns a context
                 manager that surrounds it: connections, tracing, a tenant's settings.  What it raises fails the load.
         """
