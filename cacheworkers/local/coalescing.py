@@ -122,7 +122,12 @@ class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no wor
         """End a crowd that nobody follows."""
         if self.followers:
             self.pass_on()
-        elif self.group.get(self.key) is self:
+        else:
+            self.leave_group()
+
+    def leave_group(self) -> None:
+        """Have nobody else follow."""
+        if self.group.get(self.key) is self:
             del self.group[self.key]
 
     def succeed(self, read: Read) -> int:

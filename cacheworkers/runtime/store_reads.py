@@ -229,6 +229,8 @@ class StoreReads:
                 shared = self._results.shared(call, decode, outcome, started, as_read)
                 if shared is not MISSING:
                     return shared
+            if outcome is None:  # a signal's handler, perhaps, has interrupted the leader before it could end
+                crowd.leave_group()
             if type(outcome) is not Crowd:
                 found = run(self._store_flow(call, arguments, decode, started))
                 return found if as_read else found.value

@@ -113,9 +113,10 @@ class PublishQueue:
     def reset(self) -> None:
         """Begin again, as a child does after a fork."""
         self._pid = os.getpid()
-        lock = threading.Lock()
-        self._has_asks = threading.Condition(lock)
-        self._has_ended = threading.Condition(lock)
+        # Entered by itself: a signal's handler that raises inside a Condition's own `__enter__` leaves it locked.
+        self._lock = threading.Lock()
+        self._has_asks = threading.Condition(self._lock)
+        self._has_ended = threading.Condition(self._lock)
         self._groups: dict[str, collections.OrderedDict[str, collections.deque[LoadRequest]]] = {
             q: collections.OrderedDict() for q in _ORDER
         }
@@ -127,14 +128,14 @@ class PublishQueue:
 
     def start(self) -> None:
         """Have a thread ready before there are requests."""
-        with self._has_asks:
+        with self._lock:
             self._is_staffed()
 
     def submit_all(self, requests: Sequence[LoadRequest]) -> int:
         """Queue requests together, so that they are grouped; how many, from the first on, there was room for."""
         if self._pid != os.getpid():
             self.reset()
-        with self._has_asks:
+        with self._lock:
             if self._is_closed or not self._is_staffed():
                 return 0
             taken = requests[: max(0, self._most - self._count)]
@@ -150,7 +151,7 @@ class PublishQueue:
 
     def wait_until_sent(self, within: float) -> bool:
         """Return whether what is queued has been sent, or given up, before `within` seconds are over."""
-        with self._has_ended:
+        with self._lock:
             return self._has_ended.wait_for(lambda: not self._count and self._idle == self._threads, within)
 
     def close(self) -> bool:
@@ -158,7 +159,7 @@ class PublishQueue:
         if self._pid != os.getpid():
             self.reset()
         end = time.monotonic() + CLOSE_WITHIN
-        with self._has_asks:
+        with self._lock:
             self._is_closed = True
             self._has_asks.notify_all()
             while self._threads and (left := end - time.monotonic()) > 0:
@@ -184,12 +185,12 @@ class PublishQueue:
         return self._threads > 0
 
     def _empty(self) -> None:
-        with self._has_asks:
+        with self._lock:
             is_calm = not (self._count or self._is_closed or self._has_asks.wait(PREPARE_AFTER))
         if is_calm:
             self._prepare()
         while True:
-            with self._has_asks:
+            with self._lock:
                 while not self._count and not self._is_closed:
                     self._has_asks.wait()
                 self._linger()
@@ -202,7 +203,7 @@ class PublishQueue:
                 if self._count:
                     self._is_staffed()  # what is left, of another loader perhaps, need not wait for this group
             self._take_on(name, queue, info, requests)
-            with self._has_asks:
+            with self._lock:
                 self._idle += 1
                 self._has_ended.notify_all()
 

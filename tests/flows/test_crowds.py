@@ -17,6 +17,7 @@ from cacheworkers.core.driver import run
 from cacheworkers.core.entry import Entry
 from cacheworkers.flows.miss import lapsed, wait_for_load
 from cacheworkers.flows.read_state import SINGLE, ReadOptions, ReadState
+from cacheworkers.local.coalescing import ThreadPlace
 from cacheworkers.testing.servers import wait_until
 
 READERS = 200
@@ -300,3 +301,23 @@ def test_bursts_of_readers_on_a_hot_key_are_one_look_each(
         return found
 
     assert asyncio.run(play())[1:] == [1, 2, 1, 1]
+
+
+def test_a_leader_that_can_never_end_costs_one_reader_its_time(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's handler has interrupted it before it could: the next reader waits in vain, and others no more."""
+
+    @cache.loader(l1_for=0)
+    def price(load: Load, number: int) -> int:
+        return number
+
+    waited: list[float] = []
+
+    def in_vain(place: ThreadPlace, timeout: float) -> object:
+        waited.append(timeout)
+        return place._leave()
+
+    monkeypatch.setattr(ThreadPlace, "outcome", in_vain)
+    cache._ports.waiters.crowds.enter(("price[1]", 0), 0.0, None)
+
+    assert [price.get(1), price.get(1)] == [1, 1]
+    assert len(waited) == 1

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+import threading
 import weakref
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from cacheworkers import Cache, Config, Load
+from cacheworkers.sql.outbox.acknowledger import DeliveryAcknowledger
 from cacheworkers.sql.outbox.outbox import Outbox
 from cacheworkers.testing import Valkey
 
@@ -155,3 +157,19 @@ def test_a_script_that_does_not_close_leaves_nothing_to_the_drain(valkey: Valkey
     with engine.connect() as connection:
         rows = "SELECT delivered_at IS NOT NULL FROM cacheworkers_outbox WHERE namespace = 'script'"
         assert connection.execute(text(rows)).scalars().all() == [True]
+
+
+def test_a_signal_s_handler_that_raises_as_the_lock_is_taken_does_not_keep_it() -> None:
+    """Python may run it at the end of a Condition's own `__enter__`: the next commit would wait for ever."""
+
+    class Interrupted(threading.Condition):
+        def __enter__(self) -> bool:
+            super().__enter__()
+            raise KeyboardInterrupt
+
+    acknowledger = DeliveryAcknowledger(Outbox("shop"))
+    acknowledger._changed.__class__ = Interrupted
+
+    acknowledger.close()
+
+    assert acknowledger._is_closed

@@ -99,6 +99,24 @@ def test_submit_does_not_wait_and_is_refused_when_there_is_no_room() -> None:
     assert [numbers for _, _, numbers in stuck.let_go()] == [[1], [2], [3]]
 
 
+def test_a_signal_s_handler_that_raises_as_the_lock_is_taken_does_not_keep_it() -> None:
+    """Python may run it at the end of a Condition's own `__enter__`, whose block then never begins, and never ends."""
+
+    class Interrupted(threading.Condition):
+        def __enter__(self) -> bool:
+            super().__enter__()
+            raise KeyboardInterrupt
+
+    sent: list[str] = []
+    queue = PublishQueue(lambda info, queue, asks: sent.append(asks[0].call), INFOS.get, 10)
+    queue._has_asks.__class__ = queue._has_ended.__class__ = Interrupted
+
+    queue.submit_all([an_ask(1)])
+
+    assert queue.wait_until_sent(60.0) and queue.close()
+    assert sent == ["product[1]"]
+
+
 def test_what_is_queued_or_on_its_way_has_not_been_sent() -> None:
     stuck = Stuck()
 

@@ -38,7 +38,8 @@ class DeliveryAcknowledger:
 
     def reset(self) -> None:
         """Forget rows and threads, as a child does after a fork: the parent marks its own rows."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered by itself, as that of `PublishQueue`
+        self._changed = threading.Condition(self._lock)
         #: Those that the thread marks, and those that a task of a loop marks.
         self._rows: dict[Engine, list[int]] = {}
         self._of_loops: dict[tuple[Engine, asyncio.AbstractEventLoop], list[int]] = {}
@@ -56,7 +57,7 @@ class DeliveryAcknowledger:
             if not engine.dialect.is_async and transaction_on_shared(engine) is None:
                 self._mark_on(engine, rows)
             return
-        with self._changed:
+        with self._lock:
             loop = _running_loop() if engine.dialect.is_async else None
             if loop is None:
                 self._leave_to_thread(engine, rows)
@@ -72,7 +73,7 @@ class DeliveryAcknowledger:
 
     def close(self) -> None:
         """Mark the rows that are left; waits for at most a second."""
-        with self._changed:
+        with self._lock:
             # Those of a loop that runs, too: this may be its own last step, as in a coroutine that ends a script.
             for engine, loop in list(self._of_loops):
                 self._leave_to_thread(engine, self._of_loops.pop((engine, loop)))
@@ -80,12 +81,12 @@ class DeliveryAcknowledger:
 
     def finish(self) -> None:
         """Mark what the thread has, as the process ends; async drivers would need threads that no longer start."""
-        with self._changed:
+        with self._lock:
             self._rows = {engine: rows for engine, rows in self._rows.items() if not engine.dialect.is_async}
         self._end_thread()
 
     def _end_thread(self) -> None:
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             self._changed.notify()
         if self._thread is not None:
@@ -109,7 +110,7 @@ class DeliveryAcknowledger:
 
         A step of its own: the thread must keep no engine alive while it waits for the next one.
         """
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._is_closed or bool(self._rows))
             self._changed.wait_for(lambda: self._is_closed, GATHER_FOR)
             due, self._rows = self._rows, {}
@@ -135,11 +136,11 @@ class DeliveryAcknowledger:
         try:
             await asyncio.sleep(GATHER_FOR)
         except BaseException:  # the loop ends
-            with self._changed:
+            with self._lock:
                 if rows := self._of_loops.pop((engine, loop), []):
                     self._leave_to_thread(engine, rows)
             raise
-        with self._changed:
+        with self._lock:
             rows = self._of_loops.pop((engine, loop), [])
         if not rows:  # `close` has left them to the thread
             return
@@ -147,7 +148,7 @@ class DeliveryAcknowledger:
             async with AsyncEngine(engine).connect() as connection:
                 await connection.run_sync(functools.partial(self._mark, rows))
         except asyncio.CancelledError:
-            with self._changed:
+            with self._lock:
                 self._leave_to_thread(engine, rows)
             raise
         except Exception as error:
