@@ -407,7 +407,6 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "a name with two schemas": ({"a.b.c": ["x"]}, "must be a name.*'a.b.c'"),
     "a table in two spellings": ({"product": ["x"], '"product"': ["y"]}, "given twice"),
     "one text for templates": ({"product": "x"}, "triggers on product take a list.*'x'"),
-    "no templates": ({"product": []}, r"triggers on product take a list.*\[\]"),
     "a conversion": ({"product": ["x:{id!r}"]}, r"'x:\{id!r\}' of product.*plain columns"),
     "an open brace": ({"product": ["x:{id"]}, "'x:{id' of product is malformed"),
     "a control character": ({"product": ["a\n{id}"]}, "of product.*control characters"),
