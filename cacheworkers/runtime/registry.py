@@ -57,8 +57,10 @@ class LoaderRegistry(dict[str, LoaderSpec]):
             raise ConfigError(f"loader {name!r} has no option {wrong}; options are {fields}") from None
         config = self._config
         signature = Signature(name, function, version=policy.version, is_batch=is_batch)
-        if isinstance(tags, str):
-            raise DeclarationError(f"tags of {name} must be a tuple of templates, got the string {tags!r}")
+        if isinstance(tags, str) or not isinstance(tags, Iterable):
+            raise DeclarationError(
+                f"tags of {name} must be a tuple of templates, got {tags!r}; `load.tag` adds those that only the data has"
+            )
         templates = TagTemplates(
             tuple(tags), ("key",) if is_batch else signature.parameters, max_bytes=config.max_tag_bytes
         )

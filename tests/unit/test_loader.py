@@ -7,8 +7,11 @@ import inspect
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
-from cacheworkers import Cache, Config, Load
+import pytest
+
+from cacheworkers import Cache, Config, DeclarationError, Load
 
 cache = Cache(Config(testing=True, redis_url="redis://127.0.0.1:1/0", store_timeout=0.05))
 
@@ -44,3 +47,12 @@ def test_it_is_described_as_its_function() -> None:
         "Return a multiple of a number.",
     )
     assert list(inspect.signature(doubled).parameters) == ["load", "n", "times"]
+
+
+@pytest.mark.parametrize("tags", ["product", lambda n: ["product"]])
+def test_tags_that_are_no_templates_are_refused(tags: Any) -> None:
+    with pytest.raises(DeclarationError, match=r"tags of odd must be a tuple of templates, got .*load\.tag"):
+
+        @cache.loader(tags=tags)
+        def odd(load: Load, n: int) -> int:
+            return n

@@ -54,13 +54,11 @@ class MappedTags:
         sample = Row(name, columns, {key: _sample(column) for key, column in columns.items()})
         try:
             found = tags_of(sample)
-            tags = None if isinstance(found, str) else [tag for tag in found if isinstance(tag, str)]
+            tags = [tag for tag in _collection(name, found) if isinstance(tag, str)]
         except ConfigError:
             raise
         except Exception:  # it makes more of its values than a sample can bear
             tags = []
-        if tags is None:
-            raise ConfigError(f"the tags of {name} must be a collection, got the string {found!r}")
         for tag in tags:
             try:
                 check_tag(tag, self._max_tag_bytes)
@@ -77,9 +75,7 @@ class MappedTags:
         return legal
 
     def _legal(self, name: str, found: Iterable[str]) -> Iterator[str]:
-        if isinstance(found, str):
-            raise ConfigError(f"the tags of {name} must be a collection, got the string {found!r}")
-        for tag in found:
+        for tag in _collection(name, found):
             try:
                 yield check_tag(tag, self._max_tag_bytes)
             except TagError as error:
@@ -122,3 +118,14 @@ def _sample(column: Any) -> Any:
         return "x" if kind is str else kind()
     except (NotImplementedError, TypeError):
         return "x"
+
+
+def _collection(name: str, found: Any) -> Iterable[Any]:
+    """Return what a function of the user's has returned.
+
+    Raises:
+        ConfigError: it is no collection, as where a `return` is missing.
+    """
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise ConfigError(f"the tags of {name} must be a collection, () for none, got {found!r}")
+    return found
