@@ -59,7 +59,7 @@ class LoaderRegistry(dict[str, LoaderSpec]):
         signature = Signature(name, function, version=policy.version, is_batch=is_batch)
         if isinstance(tags, str) or not isinstance(tags, Iterable):
             raise DeclarationError(
-                f"tags of {name} must be a tuple of templates, got {tags!r}; `load.tag` adds those that only the data has"
+                f"tags of {name} must be a tuple of templates, got {tags!r}; `load.tag` adds those of the data"
             )
         templates = TagTemplates(
             tuple(tags), ("key",) if is_batch else signature.parameters, max_bytes=config.max_tag_bytes
