@@ -156,7 +156,7 @@ def check_no_celery(config: Config) -> Iterator[Finding]:
     """Yield whether anybody does the upkeep of a cache without Celery; another process may."""
     with StoreDiagnostics(config) as probe:
         age = probe.upkeep_age(["collect_garbage"])["collect_garbage"]
-    ran = "has not run for a day" if age is None else f"last ran {age:,.0f} s ago"
+    ran = "has left no sign of having run within a day" if age is None else f"last ran {age:,.0f} s ago"
     yield NO_CELERY.finding(age is None, f"this cache has no Celery app; garbage collection {ran}")
 
 
