@@ -223,16 +223,22 @@ def test_a_load_that_is_cancelled_itself_goes_on_being_cancelled() -> None:
     asyncio.run(main())
 
 
+def prices(cache: Cache, given: dict[Any, int]) -> Any:
+    """A batch loader that returns this, whatever it is asked for."""
+
+    @cache.batch_loader()
+    def price(load: Load, keys: list[int]) -> dict[int, int | None]:
+        return given
+
+    return price
+
+
 @pytest.mark.parametrize("given", [{"1": 1}, {2: 1, "1": 1}, {"1": 1, "3": 1}])
 def test_a_batch_s_keys_of_another_type_are_a_mistake_and_not_absent(
     make_cache: Callable[..., Cache], given: dict[Any, int]
 ) -> None:
     """The text of a number, or of a UUID: all would be None for as long as an absent row is remembered."""
-    cache = make_cache()
-
-    @cache.batch_loader()
-    def price(load: Load, keys: list[int]) -> dict[int, int | None]:
-        return given
+    price = prices(make_cache(), given)
 
     with pytest.raises(LoadErrors, match=r"TypeError: price must return keys that it is given, ints, got '1'"):
         price.get_many([1, 2])
@@ -242,13 +248,7 @@ def test_a_batch_s_keys_of_another_type_are_a_mistake_and_not_absent(
 def test_a_batch_may_return_what_equals_its_keys_more_and_less(
     make_cache: Callable[..., Cache], given: dict[Any, int]
 ) -> None:
-    cache = make_cache()
-
-    @cache.batch_loader()
-    def price(load: Load, keys: list[int]) -> dict[int, int | None]:
-        return given
-
-    assert price.get_many([1, 2]) == {1: 1 if given else None, 2: None}
+    assert prices(make_cache(), given).get_many([1, 2]) == {1: 1 if given else None, 2: None}
 
 
 # -- leases

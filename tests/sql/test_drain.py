@@ -514,6 +514,7 @@ def test_triggers_are_shown_versioned_and_removed(triggered: Shop) -> None:
         ({"elsewhere.product": ["x:{id}"]}, "no table product in schema elsewhere"),
         ({"cheap": ["x:{id}"]}, "cheap is a view"),
         ({"sold_2024": ["x:{id}"]}, "sold_2024 is a partition of sold"),
+        ({"sold_2024": ["x:{id}"], "sold": []}, "sold_2024 is a partition of sold"),
     ],
 )
 def test_what_the_database_does_not_have_is_named(shop: Shop, templates: Any, message: str) -> None:

@@ -260,6 +260,12 @@ def test_doctor_finds_triggers_that_are_declared_no_more(
         cache.triggers({"product": ["product:{id}"]}).install(connection)
         old.triggers({"product": ["product:{id}"]}).install(connection)
         Triggers(cache.config.namespace, {"review": ["review:{id}"]}).install(connection)
+        # What writes another outbox, as of an application in another schema, is not this one's.
+        connection.execute(text("CREATE SCHEMA other"))
+        connection.execute(text("CREATE TABLE other.cacheworkers_outbox (LIKE cacheworkers_outbox INCLUDING ALL)"))
+        connection.execute(text("CREATE TABLE other.brand (id int)"))
+        brands = {"other.brand": ["brand:{id}"]}
+        Triggers(cache.config.namespace, brands, "other.cacheworkers_outbox").install(connection)
 
     def left() -> tuple[str, list[str]]:
         [found] = [each for each in diagnose(cache, is_running=False) if each.check == "triggers-left"]
@@ -292,3 +298,12 @@ def test_a_drain_logs_what_is_not_installed(
     assert caplog.messages == [
         "nothing to drain: the triggers of review are missing or outdated; `triggers.install` after the migrations"
     ]
+
+
+def test_a_drain_begins_although_the_database_is_away(make_cache: Callable[..., Cache]) -> None:
+    cache = make_cache(sessions=sessionmaker(create_engine("postgresql+psycopg://nobody@127.0.0.1:1/shop")))
+    cache.triggers(TEMPLATES)
+    stop = threading.Event()
+    stop.set()
+
+    cache.drain_until(stop)
