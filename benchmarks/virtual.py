@@ -455,6 +455,7 @@ class Process:
             worker=workers,
             emit=workers.note,
             release_soon=self._release,
+            slow_loads=None,  # type: ignore[arg-type]  # every load begins
             chance=world.chance.random,
         )
         self.ports.access_counter.remember(spec.name, spec.policy, config.access_half_life)

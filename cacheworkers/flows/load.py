@@ -25,13 +25,17 @@ from cacheworkers.flows.load_failure import (
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Runner
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.flows.write_loaded import Pending, Result, entry_of_value, registration, write
-from cacheworkers.store.commands.replies import Alone, Snapshot
+from cacheworkers.store.commands.replies import Alone, Snapshot, snapshot_of
 from cacheworkers.store.commands.steps import Exchange
 
 #: The `hold_off_for` of loaders that have none and read a replica, seconds: more than one lags as a rule.
 REPLICA_HOLD_OFF = 10.0
 #: When a snapshot was asked for, monotonic, and the snapshot; None for one that is still to be taken.
 _Snapshot = tuple[float, Snapshot] | None
+#: Loads that take no longer, seconds, do without `begin`: a round trip of these would be felt.
+QUICK = 0.02
+#: ... for this share of `wait_for` after their claim: nobody has taken its lease over then.
+_CLAIMED_WITHIN = 0.5
 
 
 def load(
@@ -102,8 +106,15 @@ def _load_together(
     results: dict[str, Result] = {}
     pending: dict[str, Pending] = {}
     attempts = 0
+    snapshot = None if is_redelivered else _of_quick_load(ports, loader, group, runner)
+    is_quick = snapshot is not None
     try:
-        snapshot = yield from _begin(ports, loader, group, is_redelivered, pending, results)
+        if is_quick:
+            [(call, request)] = group
+            pending[call.text] = Pending(call, request.token, b"", None)
+            ports.slow_loads.begin(call.text, request.token)
+        else:
+            snapshot = yield from _begin(ports, loader, group, is_redelivered, pending, results)
         while pending and attempts < ports.config.load_attempts:
             attempts += 1
             try:
@@ -115,7 +126,13 @@ def _load_together(
                 break
             if ports.clock.monotonic() >= deadline:
                 break
+            if is_quick and any(left.fence == group[0][1].token for left in pending.values()):
+                # Overtaken: the next one need not be quick.
+                pending.clear()
+                snapshot = yield from _begin(ports, loader, group, is_redelivered, pending, results)
     finally:
+        if is_quick:
+            ports.slow_loads.end(group[0][1].token)
         # Out of attempts, out of time, or cancelled: give the leases back, so that the next reader need not wait.
         for text, left in pending.items():
             ports.release_soon(text, left.fence)
@@ -124,6 +141,29 @@ def _load_together(
         error = result.error if result.outcome == "failed" else None
         ports.emit(Loaded(loader.name, text, result.outcome, took, attempts, runner.where, error))
     return results
+
+
+def _of_quick_load(
+    ports: Ports, loader: LoaderSpec, group: list[tuple[Call, LoadRequest]], runner: Runner
+) -> _Snapshot:
+    """Return the snapshot with which a load may run without `begin`, under its claim's token: its claim's; else None.
+
+    A load that lasts says that it has begun, so that no reader takes its lease over, and counts its attempt, so that
+    one that ends its worker is noticed.  A quick one is over before anybody could ask.
+    """
+    [(_, request), *others] = group
+    expected = loader.load_times.load_time
+    if others or expected is None or expected > QUICK or runner.where != "worker":
+        return None
+    if loader.limiter is not None or loader.policy.hold_off_for:
+        return None
+    if not ports.store.has_one_slot or ports.store.keys.own_tag_shards:  # these are to be declared first
+        return None
+    snapshot, now = snapshot_of(request.snapshot), ports.clock.now()
+    if snapshot is None or now - snapshot.now > _CLAIMED_WITHIN * loader.policy.wait_for:
+        return None
+    # The number is the claim's; the entry is as old as its data.
+    return ports.clock.monotonic(), Snapshot(snapshot.seq, max(now, snapshot.now))
 
 
 def _begin(
@@ -236,5 +276,7 @@ def _attempt(
         else:
             results[text] = Result("conflict", payload, entry)
             written.append((entry, left.fence))
+    if written:
+        loader.load_times.note(load_time)
     hold_off_for = loader.policy.hold_off_for or (REPLICA_HOLD_OFF if loading.reads_replica else 0.0)
     yield from write(ports, loader, written, failed, snapshot, pending, results, hold_off_for, began_at)

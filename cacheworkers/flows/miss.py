@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from cacheworkers.core import envelope
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Action, Entry, Freshness, decide
@@ -89,13 +91,14 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             state.has_waited = True
             yield from wait_for_push(ports, state.waiter, min(_half_time(state), flight.held_until))
             return None
-        case Claimed(is_enqueued):
+        case Claimed(is_enqueued, snapshot):
             has_published, state.has_asked = state.has_asked or state.has_waited, True
             flight.held_until, flight.token, flight.is_missing = now + loader.load_for, request.token, not state.seen
             flight.is_begun, flight.is_taken_over = False, is_over
             watch_load(ports, flight)
             if is_over and has_published:
                 ports.note_taken_over(request)
+            request = structs.replace(request, snapshot=snapshot)
             loads_here = is_over or state.is_refused
             if loads_here or not (is_enqueued or (yield from state.strategy.submit(ports, request))):
                 # Nobody has begun within `wait_for`, or nobody ever would: the broker is away, or workers are older.
@@ -128,7 +131,7 @@ def _claim(
             least_seq=state.least_seq if is_over else None,  # before that, one that is not overtaken may come
             is_last=is_over,
             heeds_backoff=not state.is_refused,
-            enqueue=None if enqueue is None else (enqueue.key, enqueue.message),
+            enqueue=None if enqueue is None else (enqueue.key, *enqueue.message),
         )
     except BaseException:
         ports.release_soon(state.call.text, token)  # timed out or cancelled: the script may have run all the same

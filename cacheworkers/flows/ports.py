@@ -41,6 +41,7 @@ class LoadRequest(msgspec.Struct, frozen=True):
         token: the lease's, 16 hex digits.
         seen: the version the reader saw, as hex; empty for none.
         trace: the trace of its reader, for a tracing hook; empty for none.
+        snapshot: what its claim has taken, as `snapshot_of` reads it; empty for none.
     """
 
     loader: str
@@ -49,6 +50,7 @@ class LoadRequest(msgspec.Struct, frozen=True):
     seen: str
     queue: QueueKind
     trace: str = ""
+    snapshot: str = ""
 
 
 class Enqueue(msgspec.Struct, frozen=True):
@@ -56,11 +58,12 @@ class Enqueue(msgspec.Struct, frozen=True):
 
     Attributes:
         key: of the queue, a list on the store's server.
+        message: in two parts, between which the store puts the claim's snapshot.
         note_sent: called when it has been pushed.
     """
 
     key: str
-    message: bytes
+    message: tuple[bytes, bytes]
     note_sent: Callable[[], None]
 
 
@@ -149,6 +152,18 @@ class Loading:
         return replace(self, calls=[call], keys=None)
 
 
+class SlowLoads(Protocol):
+    """Marks loads that did without `begin` as begun, once they take long."""
+
+    def begin(self, call: str, token: str) -> None:
+        """Note a load that begins under its claim's token."""
+        ...
+
+    def end(self, token: str) -> None:
+        """Note that it has ended."""
+        ...
+
+
 class RecentRequests:
     """What this process asked for lately: at most once per entry version and `load_for`."""
 
@@ -195,6 +210,7 @@ class Ports:
         message_of: returns the message of a request that is to be enqueued with its claim; None: it is submitted to the
             dispatcher once it is claimed.
         load_now: returns the step that loads what requests ask for, instead of the dispatcher: in tests only.
+        slow_loads: marks loads that did without `begin` and take long.
         note_taken_over: called when a reader has waited all of `wait_for`, and no worker had begun.
         note_refused: called with a loader and a worker's reason not to load: a reader of this process does.
         note_other_release: called with a loader, and the age of another release's entry that this process cannot read.
@@ -214,6 +230,7 @@ class Ports:
     worker: Runner
     emit: Hook
     release_soon: Callable[[str, str], None]
+    slow_loads: SlowLoads
     has_hook: bool = True
     message_of: Callable[[LoadRequest], Enqueue | None] = lambda request: None
     load_now: Callable[[Sequence[LoadRequest]], Step] | None = None

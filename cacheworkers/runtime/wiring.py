@@ -43,6 +43,7 @@ from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.runtime.loader_sessions import sessions_for_loads
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 from cacheworkers.runtime.queue_lengths import QueueLengths
+from cacheworkers.runtime.slow_loads import SlowLoads
 from cacheworkers.runtime.traced_dispatcher import TracedDispatcher, TracingHook
 from cacheworkers.runtime.worker_breaker import WorkerBreaker
 from cacheworkers.store.commands.store import Store
@@ -105,6 +106,7 @@ class Runtime:
         tracing = hook if isinstance(hook, TracingHook) else None
         arounds = (around_load,) if tracing is None else (tracing.around_load, around_load)
         self._releases = LeaseReleases(lambda: self.ports.store, lambda call: self.ports.waiters.wake(call))
+        self._slow_loads = SlowLoads(lambda: self.ports.store)
         self._failure_log = FailureLog(config.backoff_for)
         self._limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
         self.workers: Any = None
@@ -139,6 +141,7 @@ class Runtime:
             worker=LoaderRunner(owner, "worker", self._sessions, self._bulkhead, coherence, arounds),
             emit=self.emit,
             release_soon=self._releases.add,
+            slow_loads=self._slow_loads,
             has_hook=hook is not None,
         )
         self.marks = link.admission = NamespaceMarks(config, ports.store, self.emit, self._session_factory)
@@ -288,6 +291,7 @@ class Runtime:
         self._fork_check.renew()
         self._failure_log.reset()
         self._releases.reset()
+        self._slow_loads.reset()
         self.ports.coherence.reset()
         self._access_reporter.reset()
         self.ports.access_counter.reset()

@@ -26,7 +26,7 @@ from cacheworkers.workers.task_messages import (
     NotLoadedLog,
     around_requests,
     parse_requests,
-    with_traces,
+    with_headers,
 )
 from cacheworkers.workers.version_mismatch import MAX_REQUEUES, mismatch, wait_before
 
@@ -210,7 +210,7 @@ class CeleryDispatcher:
                 self._refuse(requests, reason)
             return
         self.on_taken(requests[0].queue)
-        requests = self._of_known_version(task, info, with_traces(task.request, requests), requeues)
+        requests = self._of_known_version(task, info, with_headers(task.request, requests), requeues)
         if not requests:
             return
         delivery = task.request.delivery_info or {}

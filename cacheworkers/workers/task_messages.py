@@ -21,6 +21,8 @@ LOG_EVERY = 10.0
 MODULE = "cacheworkers_module"
 #: ... and one with the traces of its calls' readers, if a hook makes any.
 TRACES = "cacheworkers_traces"
+#: ... and one with the snapshots that their claims have taken, if any has.
+SNAPSHOTS = "cacheworkers_snapshots"
 #: Longest text of a call in a message's headers, which tools show.
 SHOWN = 120
 
@@ -47,17 +49,19 @@ def rows_of(requests: Sequence[LoadRequest]) -> list[list[str]]:
 
 def headers_of(module: str, requests: Sequence[LoadRequest]) -> dict[str, Any]:
     """Return the headers of a message."""
-    traces = [request.trace for request in requests]
-    return {MODULE: module, TRACES: traces} if any(traces) else {MODULE: module}
+    each = {TRACES: [request.trace for request in requests], SNAPSHOTS: [request.snapshot for request in requests]}
+    return {MODULE: module} | {name: texts for name, texts in each.items() if any(texts)}
 
 
-def with_traces(request: Any, requests: Sequence[LoadRequest]) -> list[LoadRequest]:
-    """Return a task's load requests with their readers' traces; without, where the header cannot be read."""
-    traces = getattr(request, TRACES, None)
-    if not isinstance(traces, list) or len(traces) != len(requests):
-        return list(requests)
-    pairs = zip(requests, traces, strict=True)
-    return [msgspec.structs.replace(each, trace=text) if isinstance(text, str) else each for each, text in pairs]
+def with_headers(request: Any, requests: Sequence[LoadRequest]) -> list[LoadRequest]:
+    """Return a task's load requests with what headers say of each; without, where a header cannot be read."""
+    found = list(requests)
+    for field, name in (("trace", TRACES), ("snapshot", SNAPSHOTS)):
+        texts = getattr(request, name, None)
+        if isinstance(texts, list) and len(texts) == len(found) and all(isinstance(text, str) for text in texts):
+            pairs = zip(found, texts, strict=True)
+            found = [msgspec.structs.replace(each, **{field: text}) for each, text in pairs]
+    return found
 
 
 def parse_requests(loader: str, raw: Any) -> tuple[list[LoadRequest], str]:

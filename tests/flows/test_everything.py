@@ -79,7 +79,8 @@ class Asks:
         """Have every other request enqueued with its claim."""
         if next(self._numbers) % 2:
             return None
-        return Enqueue(self._key, msgspec.json.encode(ask), lambda: None)
+        head, tail = msgspec.json.encode(msgspec.structs.replace(ask, snapshot="?")).split(b"?")
+        return Enqueue(self._key, (head, tail), lambda: None)
 
     def take_all(self) -> list[LoadRequest]:
         """Take what is waiting, here and in the store's queue."""

@@ -94,7 +94,7 @@ def forgets_to_raise_seq(patch: pytest.MonkeyPatch) -> None:
 
 MUTANTS: dict[str, tuple[Mutation, Callable[..., None]]] = {
     "no lease check at the write": (
-        script("WRITE", "if held[1] ~= fence or not is_here then", "if false then"),
+        script("WRITE", "if holder ~= fence or not is_here then", "if false then"),
         races.test_invalidation_between_register_and_write_breaks_the_lease,
     ),
     "a write does not ask where its load began": (

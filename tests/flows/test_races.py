@@ -57,8 +57,9 @@ def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
         def a_reader_claims(self) -> None:
             token = secrets.token_hex(8)
             seen = envelope.version_of(store.get(self.call).run())
-            if isinstance(store.claim(self.call, token, lease_for=30, seen=seen).run(), Claimed):
-                ask = LoadRequest("price", self.call, token, seen.hex(), "miss")
+            claim = store.claim(self.call, token, lease_for=30, seen=seen).run()
+            if isinstance(claim, Claimed):
+                ask = LoadRequest("price", self.call, token, seen.hex(), "miss", snapshot=claim.snapshot)
                 self.loads.append(Stepper(load(ports, spec, [ask], ports.worker)))
 
         @precondition(lambda self: self.loads)

@@ -45,17 +45,24 @@ class Protocol:
     begin_asks_for_the_lease: bool = True
     failures_are_registered: bool = True
     drop_ends_failures: bool = True
+    quick_writes_ask_for_the_lease: bool = True
+    quick_writes_ask_who_has_begun: bool = True
+    quick_loads_compare_with_their_claim: bool = True
 
 
 class Loader(msgspec.Struct, frozen=True, cache_hash=True):
-    """A load under way; `fence` is the lease it began under, `settled` what was settled at its snapshot.
+    """A load under way; `token` and `claimed` are its claim's, `settled` what was settled at its snapshot.
 
     Attributes:
+        fence: of its begin; 0 before, and for a quick load, which never begins.
+        is_repeated: its message was delivered before.
         has_failed: the database had an error, or no row, of the version `value`.
         warms: nobody waits for it; between claim and begin its message may wait for long.
     """
 
     at: str = CLAIM
+    token: int = 0
+    claimed: int = 0
     fence: int = 0
     snapshot: int = 0
     value: int = -1
@@ -64,15 +71,21 @@ class Loader(msgspec.Struct, frozen=True, cache_hash=True):
     is_held_off: bool = False
     warms: bool = False
     has_failed: bool = False
+    is_repeated: bool = False
 
 
 class Invalidator(msgspec.Struct, frozen=True, cache_hash=True):
-    """An invalidation under way, after its own commit; `todo` are the detached sets it still has to drain."""
+    """An invalidation under way, after its own commit; `todo` are the detached sets it still has to drain.
+
+    Attributes:
+        is_by_key: it drops the one call, and leaves no mark.
+    """
 
     at: str = COMMIT
     committed: int = 0
     number: int = 0
     todo: tuple[int, ...] = ()
+    is_by_key: bool = False
 
 
 class State(msgspec.Struct, frozen=True, cache_hash=True):
@@ -88,15 +101,18 @@ class State(msgspec.Struct, frozen=True, cache_hash=True):
         mark: number of the tag's last invalidation.
         is_member: the call is in the tag's set.
         detached: sets put aside that still name the call, by the number of their invalidation.
-        lease: fence of the lease; 0 for none.
-        is_warm: that lease is of a load that warms; `is_begun` once it has begun.
-        fences: how many leases there have been.
+        lease: token of the lease; 0 for none.
+        is_warm: that lease is of a load that warms.
+        begun: fence of the load that has begun under it; 0 for none.
+        names: how many tokens and fences there have been.
         acknowledged: newest version whose invalidation has returned.
         lags: loads read a replica that may lag; else they read the database.
         is_collecting: the collector has half dropped what a detached set names.
         is_joined: one server has all keys: a claim also enqueues, a load begins and takes its snapshot in one step, and
             registers and writes in one; an invalidation draws its number and detaches in one, drops and removes in one.
         lost: how many replies to claims may be lost; whoever has claimed gives the lease back, and its message waits.
+        is_quick: loads may do without begin where steps are joined, with the snapshot of their claim.
+        repeats: how many messages may be delivered again.
     """
 
     database: int
@@ -109,8 +125,8 @@ class State(msgspec.Struct, frozen=True, cache_hash=True):
     detached: tuple[int, ...]
     lease: int
     is_warm: bool
-    is_begun: bool
-    fences: int
+    begun: int
+    names: int
     acknowledged: int
     expiries: int
     evictions: int
@@ -124,6 +140,8 @@ class State(msgspec.Struct, frozen=True, cache_hash=True):
     failure: int | None = None
     is_joined: bool = False
     lost: int = 0
+    is_quick: bool = False
+    repeats: int = 0
 
 
 Step = tuple[str, State]
@@ -142,14 +160,19 @@ def start(
     failures: int = 0,
     is_joined: bool = False,
     lost: int = 0,
+    is_quick: bool = False,
+    repeats: int = 0,
+    by_key: int = 0,
 ) -> State:
-    """Return a warm cache, and how often each thing may go wrong; some of the loaders warm."""
+    """Return a warm cache, and how often each thing may go wrong; some loaders warm, some invalidate by key."""
     return State(
         database=0, replica=0, settled=0, entry=0, seq=0, mark=0, is_member=True, detached=(), lease=0, is_warm=False,
-        is_begun=False, fences=0,
+        begun=0, names=0,
         acknowledged=0, expiries=expiries, evictions=evictions, crashes=crashes, collections=collections, lags=lags,
         failures=failures, loaders=(Loader(),) * (loaders - warmers) + (Loader(warms=True),) * warmers,
-        invalidators=(Invalidator(),) * invalidators, is_joined=is_joined, lost=lost,
+        invalidators=(Invalidator(),) * (invalidators - by_key) + (Invalidator(is_by_key=True),) * by_key,
+        is_joined=is_joined, lost=lost, is_quick=is_quick,
+        repeats=repeats,
     )  # fmt: skip
 
 
@@ -166,7 +189,7 @@ def is_loaded_twice(state: State) -> bool:
 def is_kept_waiting(protocol: Protocol, state: State) -> bool:
     """Return whether somebody cannot claim what nobody loads, for it is to be warmed some time."""
     return any(
-        loader.at == CLAIM and not loader.warms and state.is_warm and not state.is_begun
+        loader.at == CLAIM and not loader.warms and state.is_warm and not state.begun
         and not list(_loader_steps(protocol, state, loader))
         for loader in state.loaders
     )  # fmt: skip
@@ -175,13 +198,18 @@ def is_kept_waiting(protocol: Protocol, state: State) -> bool:
 def steps(protocol: Protocol, state: State) -> Iterator[Step]:
     """Yield what may happen next, and the state after it."""
     for at, loader in enumerate(state.loaders):
+        for first in state.loaders if state.repeats and loader.at == CLAIM else ():
+            if first.at not in (CLAIM, ENDED):
+                again = replace(loader, at=BEGIN, token=first.token, claimed=first.claimed, is_repeated=True)
+                after = replace(state, repeats=state.repeats - 1)
+                yield f"loader {at}: the same message", replace(after, loaders=_with(state.loaders, at, again))
         for name, after, moved in _loader_steps(protocol, state, loader):
             yield f"loader {at}: {name}", replace(after, loaders=_with(state.loaders, at, moved))
     for at, invalidator in enumerate(state.invalidators):
         for name, after, other in _invalidator_steps(protocol, state, invalidator):
             yield f"invalidator {at}: {name}", replace(after, invalidators=_with(state.invalidators, at, other))
     if state.expiries and state.lease:
-        yield "the lease runs out", replace(state, lease=0, expiries=state.expiries - 1)
+        yield "the lease runs out", replace(state, lease=0, begun=0, expiries=state.expiries - 1)
     if state.evictions and state.entry is not None:
         yield "the entry is evicted", replace(state, entry=None, evictions=state.evictions - 1)
     if state.replica < state.database:
@@ -203,24 +231,37 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
     if not protocol.register_before_write:
         order = [CLAIM, SNAPSHOT, LOAD, WRITE, REGISTER]
     following = dict(zip(order, [*order[1:], ENDED], strict=True)).get(loader.at, ENDED)
-    again = replace(loader, at=order[1], tries=loader.tries - 1) if loader.tries else replace(loader, at=ENDED)
+    is_quick = state.is_quick and not loader.fence
+    is_begun_by_me = state.begun == loader.fence or not protocol.quick_writes_ask_who_has_begun
+    is_mine = state.lease == loader.token and is_begun_by_me
+    if is_quick and not protocol.quick_writes_ask_for_the_lease:
+        is_mine = True
+    again = replace(loader, at=ENDED)
+    if loader.tries:
+        again = replace(loader, at=BEGIN if is_quick else order[1], tries=loader.tries - 1)
     match loader.at:
         case "claim" if not state.lease or _may_take(protocol, state, loader):
-            fence = state.fences + 1
-            is_begun = not loader.warms and not state.is_joined
-            claimed = replace(state, lease=fence, fences=fence, is_warm=loader.warms, is_begun=is_begun)
+            token = state.names + 1
             waits = loader.warms or state.is_joined
-            yield "claim", claimed, replace(loader, at=BEGIN if waits else following, fence=fence)
-        case "begin" if state.lease in (0, loader.fence) or not protocol.begin_asks_for_the_lease:
-            if state.lost and state.lease == loader.fence:
-                yield "the claim's reply is lost", replace(state, lease=0, lost=state.lost - 1), loader
-            begun = replace(state, lease=loader.fence, is_begun=True)
-            if state.is_joined and protocol.snapshot_before_load:
-                yield "begin and snapshot", begun, replace(loader, at=LOAD, snapshot=state.seq, settled=state.settled)
-            else:
-                yield "begin", begun, replace(loader, at=order[1])
+            fence = 0 if waits else token  # begun in the same step
+            claimed = replace(state, lease=token, names=token, is_warm=loader.warms, begun=fence)
+            after = replace(loader, at=BEGIN if waits else following, token=token, fence=fence)
+            yield "claim and snapshot", claimed, replace(after, claimed=state.seq)
         case "begin":
-            yield "leave", state, replace(loader, at=ENDED)
+            if state.lost and state.lease == loader.token and not state.begun:
+                yield "the claim's reply is lost", replace(state, lease=0, lost=state.lost - 1), loader
+            if state.is_quick and loader.tries == 1:
+                yield "do without begin", state, replace(loader, at=LOAD, snapshot=loader.claimed)
+            is_free = state.lease == 0 or (state.lease == loader.token and (not state.begun or loader.is_repeated))
+            if not is_free and protocol.begin_asks_for_the_lease:
+                yield "leave", state, replace(loader, at=ENDED)
+                return
+            fence = state.names + 1
+            begun, began = replace(state, lease=loader.token, begun=fence, names=fence), replace(loader, fence=fence)
+            if state.is_joined and protocol.snapshot_before_load:
+                yield "begin and snapshot", begun, replace(began, at=LOAD, snapshot=state.seq, settled=state.settled)
+            else:
+                yield "begin", begun, replace(began, at=order[1])
         case "snapshot":
             yield "snapshot", state, replace(loader, at=following, snapshot=state.seq, settled=state.settled)
         case "load":
@@ -232,6 +273,8 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
             yield "go on", state, replace(loader, at=following, is_held_off=False)
         case "register":
             overtaken = protocol.compare_after_register and state.mark > loader.snapshot
+            if is_quick and not protocol.quick_loads_compare_with_their_claim:
+                overtaken = False
             settled = loader.settled if protocol.holds_off_by_snapshot else state.settled
             is_held_off = state.lags and protocol.holds_off and state.mark > settled
             registered = replace(loader, at=following, is_held_off=is_held_off)
@@ -242,18 +285,19 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
             else:
                 yield "register", member, again if overtaken else registered
         case "write":
-            if loader.has_failed and state.lease == loader.fence:
+            if loader.has_failed and is_mine:
                 failure = state.failure if loader.is_held_off else loader.value
-                yield "fail", replace(state, failure=failure, lease=0), replace(loader, at=following)
-            elif not loader.has_failed and (state.lease == loader.fence or not protocol.lease_checked_at_write):
-                written = replace(state, entry=None if loader.is_held_off else loader.value, lease=0, failure=None)
+                yield "fail", replace(state, failure=failure, lease=0, begun=0), replace(loader, at=following)
+            elif not loader.has_failed and (is_mine or not protocol.lease_checked_at_write):
+                value = None if loader.is_held_off else loader.value
+                written = replace(state, entry=value, lease=0, begun=0, failure=None)
                 yield "write", written, replace(loader, at=following)
             else:
                 yield "write is refused", state, replace(loader, at=ENDED)
 
 
 def _may_take(protocol: Protocol, state: State, loader: Loader) -> bool:
-    is_open = not state.is_begun or not protocol.spares_what_has_begun
+    is_open = not state.begun or not protocol.spares_what_has_begun
     return protocol.takes_what_is_warmed and state.is_warm and is_open and not loader.warms
 
 
@@ -272,6 +316,9 @@ def _invalidator_steps(
                 replace(state, database=version, replica=replica),
                 replace(invalidator, at=NUMBER, committed=version),
             )
+        case "number" if invalidator.is_by_key:
+            _, half = _half_dropped(protocol, state)
+            yield "drop the call", _rest_dropped(protocol, half)[1], replace(invalidator, at=ACKNOWLEDGE)
         case "number":
             drawn = replace(state, seq=state.seq + 1)
             numbered = replace(invalidator, at=DETACH, number=state.seq + 1)
@@ -335,7 +382,9 @@ def _without_entry(state: State) -> tuple[str, State]:
 
 def _without_lease(protocol: Protocol, state: State) -> tuple[str, State]:
     failure = None if protocol.drop_ends_failures else state.failure
-    return "lease", replace(state, lease=0 if protocol.drop_deletes_lease else state.lease, failure=failure)
+    if not protocol.drop_deletes_lease:
+        return "lease", replace(state, failure=failure)
+    return "lease", replace(state, lease=0, begun=0, failure=failure)
 
 
 def _drained(invalidator: Invalidator) -> Invalidator:

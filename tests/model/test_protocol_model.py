@@ -11,7 +11,8 @@ from .protocol import Protocol, State, is_kept_waiting, is_loaded_twice, is_viol
 
 #: What would show that a part about warming is missing: two load together, or somebody waits for what nobody loads.
 WARMING = ("takes_what_is_warmed", "spares_what_has_begun", "begin_asks_for_the_lease")
-PARTS = [field.name for field in dataclasses.fields(Protocol) if field.name not in WARMING]
+QUICK = ("quick_writes_ask_for_the_lease", "quick_writes_ask_who_has_begun", "quick_loads_compare_with_their_claim")
+PARTS = [field.name for field in dataclasses.fields(Protocol) if field.name not in (*WARMING, *QUICK)]
 #: Nothing happens but claims, one of them by who warms: whatever goes wrong then is warming's fault.
 CALM = start(loaders=3, warmers=1, invalidators=0, expiries=0, evictions=0, crashes=0, collections=0)
 
@@ -59,6 +60,36 @@ def test_no_interleaving_of_joined_steps_is_violated(loaders: int, invalidators:
 
     assert trace is None
     assert states > 2_000
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"lost": 1},
+        {"repeats": 1},
+        {"failures": 1},
+        {"repeats": 1, "by_key": 1},
+        {"loaders": 1, "invalidators": 2, "by_key": 1},
+        pytest.param({"loaders": 3, "repeats": 1, "by_key": 1}, marks=pytest.mark.heavy),
+    ],
+    ids=str,
+)
+def test_no_interleaving_of_quick_loads_is_violated(what: dict[str, int]) -> None:
+    """They never begin: their claim's snapshot and its token are all they have, also where a message comes twice."""
+    scene = start(**{"loaders": 2, "invalidators": 1, "collections": 0, **what}, is_joined=True, is_quick=True)
+    states, trace = explore(steps, Protocol(), scene, is_violated)
+
+    assert trace is None
+    assert states > 2_000
+
+
+@pytest.mark.parametrize("part", QUICK)
+def test_every_part_of_quick_loads_is_needed(part: str) -> None:
+    mutant = dataclasses.replace(Protocol(), **{part: False})
+    by_key = 0 if part == "quick_loads_compare_with_their_claim" else 1
+    scene = start(invalidators=1, expiries=0, collections=1, is_joined=True, is_quick=True, repeats=1, by_key=by_key)
+
+    assert explore(steps, mutant, scene, is_violated)[1] is not None, f"without {part} nothing goes wrong"
 
 
 @pytest.mark.parametrize("part", PARTS)

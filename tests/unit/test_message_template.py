@@ -23,6 +23,7 @@ from cacheworkers.workers.celery_internals import enqueues_by_push, is_same_redi
 QUEUE = "template.miss"
 #: Of a message, what is another each time.
 OWN = ("id", "root_id", "expires", "cacheworkers_sent_at", "correlation_id", "delivery_tag", "expiration")
+SNAPSHOT = "17 1700000000000"
 Shop = tuple[Any, Any]
 
 
@@ -35,7 +36,13 @@ def nobody_observes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def request(number: int) -> LoadRequest:
-    return LoadRequest("price", f"price[{number}]", f"{number:016x}", "", "miss")
+    return LoadRequest("price", f"price[{number}]", f"{number:016x}", "", "miss", snapshot=SNAPSHOT)
+
+
+def pushed(enqueue: Any) -> bytes:
+    """Return the message as the store's script puts it together."""
+    head, tail = enqueue.message
+    return head + SNAPSHOT.encode() + tail  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -91,10 +98,11 @@ def test_an_enqueued_message_is_the_published_one(make_shop: Callable[..., Shop]
     again = dispatcher.message(request(1))
 
     assert made.key == QUEUE
-    [(same, own), (theirs, others)] = [parts(made.message), parts(published)]
+    [(same, own), (theirs, others)] = [parts(pushed(made)), parts(published)]
     assert same == theirs
+    assert same["headers"]["cacheworkers_snapshots"] == [SNAPSHOT]
     assert own.keys() == others.keys()
-    assert not {own["id"], own["delivery_tag"]} & set(parts(again.message)[1].values())
+    assert not {own["id"], own["delivery_tag"]} & set(parts(pushed(again))[1].values())
     assert own["id"] == own["root_id"] == own["correlation_id"]
     assert 0 <= own["cacheworkers_sent_at"] - others["cacheworkers_sent_at"] < 3600
 

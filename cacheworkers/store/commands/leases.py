@@ -31,7 +31,7 @@ class Leases(StoreCommands):
         warms: bool = False,
         least_seq: int | None = None,
         is_last: bool = False,
-        enqueue: tuple[str, bytes] | None = None,
+        enqueue: tuple[str, bytes, bytes] | None = None,
     ) -> Exchange[Claim]:
         """Take the lease of a call, for `lease_for` seconds.
 
@@ -43,12 +43,14 @@ class Leases(StoreCommands):
             warms: nobody waits for the load; until it has begun, a claim that does not warm may take its lease.
             is_last: whoever claims cannot wait: claim however many overtaken loads are running.
             least_seq: take an overtaken value too, if its load began at this sequence number or later.
-            enqueue: the key of a queue, a list on this very server, and the message to push there with the claim.
+            enqueue: the key of a queue, a list on this very server, and the message to push there with the claim, in
+                two parts: the snapshot goes between them.
         """
         keys = self.keys
+        names = (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call))
         request = Request.call(
             scripts.CLAIM,
-            (keys.entry(call), keys.lease(call), keys.failures(call), keys.overtaken(call), keys.attempts(call)),
+            (*names, keys.seq) if self.has_one_slot else names,
             (
                 token,
                 milliseconds(lease_for),
@@ -106,6 +108,11 @@ class Leases(StoreCommands):
             for call, token, fence, seen in calls
         ]
         return self._ask(requests, lambda replies: [parse.begun(reply) for reply in replies])
+
+    def mark_begun(self, claims: Sequence[tuple[str, str]]) -> Exchange[None]:
+        """Say that the loads of many `(call, token)` have begun, which did without `begin`."""
+        requests = [Request.call(scripts.MARK_BEGUN, (self.keys.lease(call),), (token,)) for call, token in claims]
+        return self._ask(requests, lambda replies: None)
 
     def release(self, names: Iterable[tuple[str, str]]) -> Exchange[int]:
         """Give back the leases of many `(call, token or fence)`; how many were ours."""

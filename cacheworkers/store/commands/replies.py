@@ -16,9 +16,15 @@ _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """The lease is ours; the message that came with the claim, if any did, is in its queue."""
+    """The lease is ours.
+
+    Attributes:
+        is_enqueued: the message that came with the claim is in its queue.
+        snapshot: what `snapshot_of` reads; empty where the load has to take one of its own.
+    """
 
     is_enqueued: bool = False
+    snapshot: str = ""
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -100,7 +106,7 @@ def claim(reply: Any) -> Claim:
     """Return what a claim came to."""
     match text(reply[0]):
         case "claimed":
-            return Claimed(reply[1] == 1)
+            return Claimed(reply[1] == 1, text(reply[2]))
         case "moved":
             return Moved()
         case "held":
@@ -109,6 +115,15 @@ def claim(reply: Any) -> Claim:
             return Overtaken(reply[1])
         case _:
             return Backoff(text(reply[1]), text(reply[2]), reply[3] / 1000)
+
+
+def snapshot_of(text: str) -> Snapshot | None:
+    """Return the snapshot that a claim has taken; None for none, and for what no claim has written."""
+    try:
+        seq, now_ms = text.split()
+        return Snapshot(int(seq), int(now_ms) / 1000)
+    except ValueError:
+        return None
 
 
 def begun(reply: Any) -> Begun | Alone | None:

@@ -15,6 +15,7 @@ def _read(name: str) -> Script:
 
 CLAIM = _read("claim")
 BEGIN = _read("begin")
+MARK_BEGUN = _read("mark_begun")
 WRITE = _read("write")
 FAIL = _read("fail")
 RELEASE = _read("release")

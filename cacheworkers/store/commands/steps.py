@@ -144,9 +144,17 @@ class Info:
 class StoreCommands:
     """Commands of one kind, as methods that return steps."""
 
+    #: Steps are joined where they can be; tests take them apart.
+    joins_steps = True
+
     def __init__(self, link: Transport, keys: Keyspace) -> None:
         self.link = link
         self.keys = keys
+
+    @property
+    def has_one_slot(self) -> bool:
+        """Whether scripts may take any keys together: one server has all of them."""
+        return self.joins_steps and not self.link.is_cluster
 
     def _ask(self, requests: Sequence[Request], parse: Callable[[list[Any]], T]) -> Exchange[T]:
         return Exchange(self.link, requests, parse)

@@ -27,14 +27,6 @@ MAX_TOGETHER = 50
 class TagSets(StoreCommands):
     """What invalidations do, and what garbage collection finishes."""
 
-    #: Steps are joined where they can be; tests take them apart.
-    joins_steps = True
-
-    @property
-    def has_one_slot(self) -> bool:
-        """Whether scripts may take any keys together: one server has all of them."""
-        return self.joins_steps and not self.link.is_cluster
-
     def next_seq(self) -> Exchange[int]:
         """The number of a new invalidation; learns, too, how many shards any process keeps tags in."""
 

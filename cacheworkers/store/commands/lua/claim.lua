@@ -2,18 +2,22 @@
 -- claim.lua: take the lease of a call, unless another holds it or the entry has moved on.
 --
 -- KEYS[1]  entry        KEYS[2]  lease         KEYS[3]  failures   KEYS[4]  overtaken value   KEYS[5]  attempts
+-- KEYS[6]  seq, where one server has all keys
 -- ARGV[1]  token        ARGV[2]  lease_for_ms  ARGV[3]  seen: version the reader saw, "" for none
 -- ARGV[4]  expected: token that may be taken over, "" for none
 -- ARGV[5]  "1" to heed a running backoff       ARGV[6]  magic   ARGV[7]  offset of the version
 -- ARGV[8]  "1" if nobody waits for this load: it is warmed
 -- ARGV[9]  least seq of an overtaken value that the reader takes, "" for none
 -- ARGV[10] offset of seq in an envelope   ARGV[11]  most loads that may be running, "" for any number
--- ARGV[12] the queue's list, ARGV[13] a message: pushed if the claim is granted; neither, if there is nothing to push.
+-- ARGV[12] the queue's list, ARGV[13] and [14] a message: pushed if the claim is granted, with the snapshot between its
+--          two parts; none of them, if there is nothing to push.
 --          Not among the keys: for one that this user may not write, or of another slot, all of the script was refused.
--- Returns  {"claimed", 1 if the message has been pushed} | {"moved"} | {"held", holder, is_begun, is_taken_over, pttl_ms}
+-- Returns  {"claimed", 1 if the message has been pushed, snapshot} | {"moved"} | {"held", holder, is_begun, is_taken_over, pttl_ms}
 --          | {"backoff", kind, text, pttl_ms} | {"overtaken", envelope}
 -- Atomic because between a look and a SET another reader would take the same lease.
 -- Idempotent: whoever already holds the lease under this token claims it again, and has pushed its message.
+-- The snapshot is "seq now_ms" where a load may do without begin.lua: of a call of which nothing is known to be there, to
+-- have been loaded or to have died.  The lease says on which server it was taken, for write.lua to compare.
 -- What is warmed waits behind much else that is.  So who does not warm takes such a lease immediately, as if there were none,
 -- until its load has begun; the message of the warm one finds another token, and is left.  Who warms takes nothing.
 local entry, lease, failures, overtaken, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -34,7 +38,7 @@ if holder and redis.call("PTTL", lease) < 0 then
   holder = false
 end
 if holder == token then
-  return {"claimed", ARGV[12] and 1 or 0}
+  return {"claimed", ARGV[12] and 1 or 0, ""}
 end
 if version ~= seen then
   return {"moved"}
@@ -84,6 +88,14 @@ end
 if warms then
   redis.call("HSET", lease, "warm", "1")
 end
+local snapshot = ""
+if KEYS[6] and version == "" and not warms and redis.call("EXISTS", attempts) == 0 then
+  local time, seq = redis.call("TIME"), tonumber(redis.pcall("GET", KEYS[6]) or "0")
+  if seq and seq >= 0 and seq <= 2 ^ 53 then
+    snapshot = string.format("%.0f %.0f", seq, time[1] * 1000 + math.floor(time[2] / 1000))
+    redis.call("HSET", lease, "run", string.match(redis.call("INFO", "server"), "run_id:(%x+)"))
+  end
+end
 redis.call("PEXPIRE", lease, lease_for_ms)
-local is_pushed = ARGV[12] and type(redis.pcall("LPUSH", ARGV[12], ARGV[13])) == "number"  -- pcall: it may be forbidden
-return {"claimed", is_pushed and 1 or 0}
+local is_pushed = ARGV[12] and type(redis.pcall("LPUSH", ARGV[12], ARGV[13] .. snapshot .. ARGV[14])) == "number"  -- pcall: it may be forbidden
+return {"claimed", is_pushed and 1 or 0, snapshot}

@@ -2,7 +2,7 @@
 -- fail.lua: record that a load failed, unless its lease has been broken since it began.
 --
 -- KEYS[1]  lease     KEYS[2]  failures  KEYS[3]  attempts
--- ARGV[1]  fence     ARGV[2]  kind      ARGV[3]  text
+-- ARGV[1]  fence or token, as in write.lua   ARGV[2]  kind      ARGV[3]  text
 -- ARGV[4]  backoff_ms of a first failure, ARGV[5]  longest backoff_ms
 -- Returns  backoff_ms, or -1 refused
 -- Atomic like write.lua.  The failures key is tracked: its push wakes the waiters, and leaves L1 alone.
@@ -10,7 +10,8 @@
 local lease, failures, attempts = KEYS[1], KEYS[2], KEYS[3]
 local fence, kind, text, first_ms, most_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
-if redis.call("HGET", lease, "fence") ~= fence then
+local held = redis.call("HMGET", lease, "fence", "token")
+if (held[1] or held[2]) ~= fence then
   local record = redis.call("HMGET", failures, "fence", "backoff_ms")
   return record[1] == fence and tonumber(record[2]) or -1
 end

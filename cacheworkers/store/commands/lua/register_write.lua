@@ -3,7 +3,7 @@
 --
 -- KEYS[1]  entry     KEYS[2]  lease     KEYS[3]  failures   KEYS[4]  attempts
 -- KEYS[5..]  of each tag its set and its last invalidation
--- ARGV[1]  fence     ARGV[2]  envelope  ARGV[3]  expires_at_ms
+-- ARGV[1]  fence or token, as in write.lua   ARGV[2]  envelope  ARGV[3]  expires_at_ms
 -- ARGV[4]  version of this envelope     ARGV[5]  offset of the version
 -- ARGV[6]  call      ARGV[7]  kept_for_ms, as in register.lua   ARGV[8]  seq of the snapshot
 -- Returns  {v, now_ms, 1 stored | 0 refused or overtaken}: v as of register.lua, of the youngest invalidation
@@ -29,12 +29,13 @@ if newest > seq then
   return {newest, now_ms, 0}
 end
 
-local held = redis.call("HMGET", lease, "fence", "run")
+local held = redis.call("HMGET", lease, "fence", "run", "token")
+local holder = held[1] or held[3]  -- that of a quick load never begins
 local is_here = held[2] == string.match(redis.call("INFO", "server"), "run_id:(%x+)")
-if held[1] == fence and not is_here then
+if holder == fence and not is_here then
   redis.call("DEL", lease)
 end
-if held[1] ~= fence or not is_here then
+if holder ~= fence or not is_here then
   local there = redis.pcall("GETRANGE", entry, version_at, version_at + 7)
   return {newest, now_ms, there == version and 1 or 0}
 end

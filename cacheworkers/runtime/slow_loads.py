@@ -1,0 +1,67 @@
+"""SlowLoads: loads without `begin` that turn out slow are marked as begun, before readers take their leases over."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from cacheworkers.errors import StoreError
+from cacheworkers.store.commands.store import Store
+
+#: A load that is under way for so long is marked, seconds; how often its thread looks.
+MARKED_AFTER = 0.05
+#: Its thread ends when there was no load for so long, seconds: starting it costs as much as a load.
+IDLE_FOR = 10.0
+
+
+class SlowLoads:
+    """The quick loads that this process has under way.
+
+    A database that stalls makes quick loads slow.  Readers would take their leases over, one for each call, and then
+    no longer wait for workers at all.
+    """
+
+    def __init__(self, store: Callable[[], Store]) -> None:
+        self._store = store
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget them, as a child does after a fork."""
+        self._lock = threading.RLock()  # re-entrant: a garbage collection inside it may end a load
+        #: Token -> call, and the monotonic instant at which it is marked.
+        self._loads: dict[str, tuple[str, float]] = {}
+        self._last = 0.0
+        self._thread: threading.Thread | None = None
+
+    def begin(self, call: str, token: str) -> None:
+        """Note a load that begins under its claim's token."""
+        now = time.monotonic()
+        with self._lock:
+            self._last = now
+            self._loads[token] = call, now + MARKED_AFTER
+            if self._thread is not None:
+                return
+            thread = self._thread = threading.Thread(target=self._run, name="cacheworkers-slow-loads", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be started: it is a load that nobody sees begin
+            thread.start()
+
+    def end(self, token: str) -> None:
+        """Note that a load has ended."""
+        self._loads.pop(token, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(MARKED_AFTER)
+            now = time.monotonic()
+            with self._lock:
+                slow = [(call, token) for token, (call, due) in self._loads.items() if due <= now]
+                for _, token in slow:
+                    del self._loads[token]
+                if not slow and not self._loads and now - self._last > IDLE_FOR:
+                    self._thread = None
+                    return
+            if slow:
+                with contextlib.suppress(StoreError):  # then readers learn it from the store's silence
+                    self._store().mark_begun(slow).run()
