@@ -32,6 +32,9 @@ from cacheworkers.store.commands.steps import Exchange
 REPLICA_HOLD_OFF = 10.0
 #: When a snapshot was asked for, monotonic, and the snapshot; None for one that is still to be taken.
 _Snapshot = tuple[float, Snapshot] | None
+#: Calls that come with one message end within this, seconds, unless one load has longer: it must not keep its worker,
+#: nor its redelivery, for longer.
+TOGETHER_FOR = 80.0
 #: Loads that take no longer, seconds, do without `begin`: a round trip of these would be felt.
 QUICK = 0.02
 #: ... for this share of `wait_for` after their claim: nobody has taken its lease over then.
@@ -66,8 +69,9 @@ def load(
     results: dict[str, Result] = {}
     waiting = dict(calls)
     try:
-        if loader.is_batch and len(calls) > 1:
-            until = min(until, ports.clock.monotonic() + loader.load_for)
+        if len(calls) > 1:
+            most = loader.load_for if loader.is_batch else max(loader.load_for, TOGETHER_FOR)
+            until = min(until, ports.clock.monotonic() + most)
         while groups:
             group = groups.pop(0)
             try:

@@ -21,8 +21,8 @@ class LoadTime:
         # Not locked: of two notes together one is lost, and the next entry brings another.
         self.load_time = load_time if before is None else before + (load_time - before) * 0.1
 
-    def fits(self, seconds: float) -> int:
-        """Return how many loads fit into a time, seconds; 0 while that is unknown."""
+    def fits(self, seconds: float, beside: float) -> int:
+        """Return how many loads fit into a time, seconds, each with what it takes beside; 0 while that is unknown."""
         if self.load_time is None:
             return 0
-        return int(seconds / max(self.load_time, 1e-6))
+        return int(seconds / (self.load_time + beside))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from cacheworkers.flows.load import TOGETHER_FOR
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.load_time import LoadTime
 
@@ -20,16 +21,16 @@ log = logging.getLogger("cacheworkers")
 _ORDER = ("miss", "revalidate", "warm")
 #: How many load requests may wait for the publisher thread; what has no room is loaded by its reader.
 MAX_WAITING = 10_000
-#: Most calls of a plain loader in one message: they are loaded one after the other.
-PLAIN_GROUP = 8
-#: ... and what they may take together where readers wait, seconds.  A message costs as much as a quick load or two.
-MISS_GROUP_FOR = 0.02
+#: Most calls of a plain loader in one message, which are loaded one after the other: where it is not known how long
+#: that takes, and where they are quick ...
+PLAIN_GROUP, QUICK_GROUP = 8, 32
+#: ... for they may take as long as this together, seconds, each this much longer than its load.  A message costs as
+#: much as a quick load or two.
+QUICK_GROUP_FOR, BESIDE_LOAD = 0.02, 0.0005
 #: While readers of this process wait for at least this many calls, workers are behind ...
 BACKED_UP = 16
 #: ... and a message may wait this long to fill, seconds: its calls would wait in the broker otherwise.
 LINGER_FOR = 0.01
-#: Their deadlines together, seconds: one message must not keep its worker, nor its redelivery, for longer.
-PLAIN_GROUP_FOR = 80.0
 #: How long after `start` a thread prepares, seconds: the process has just begun to read, and may be busy with it.
 PREPARE_AFTER = 0.5
 #: How long `PublishQueue.close` waits for what is queued, seconds.
@@ -54,17 +55,18 @@ class LoaderInfo(msgspec.Struct, frozen=True):
         """Return how many calls one message may carry: a reader waits for each miss, and a batch is one query."""
         if self.is_batch:
             return self.batch_size
-        most = min(PLAIN_GROUP, int(PLAIN_GROUP_FOR // self.load_for))
-        if queue == "miss":
-            most = min(most, self.load_times.fits(MISS_GROUP_FOR))
+        most = min(QUICK_GROUP, self.load_times.fits(QUICK_GROUP_FOR, BESIDE_LOAD))
+        if queue != "miss":
+            most = max(most, min(PLAIN_GROUP, int(TOGETHER_FOR // self.load_for)))
         return max(1, most)
 
     def message_for(self, calls: int | None = None) -> float:
         """Return how long the calls of one message may take, seconds; by default of the largest message.
 
-        A batch is one load, other calls are loaded one after the other.
+        A batch is one load, other calls are loaded one after the other, and none begins after `TOGETHER_FOR`.
         """
-        return self.load_for * (1 if self.is_batch else calls or self.group_size("warm"))
+        several = 1 if self.is_batch else calls or self.group_size("warm")
+        return max(self.load_for, min(self.load_for * several, TOGETHER_FOR))
 
 
 #: Takes one group of requests on, of a loader and a kind of queue; called on the queue's own threads.
@@ -214,7 +216,7 @@ class PublishQueue:
         queue = next(q for q in _ORDER if self._groups[q])
         name, waiting = next(iter(self._groups[queue].items()))
         info = self._infos(name)
-        missing = 0 if info is None else min(info.group_size(queue), PLAIN_GROUP) - len(waiting)
+        missing = 0 if info is None else min(info.group_size(queue), QUICK_GROUP) - len(waiting)
         if missing > 0:
             self._fills_at = self._count + missing
             self._has_asks.wait(LINGER_FOR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from cacheworkers import Cache, Load
+from cacheworkers.flows import load as loading
 from cacheworkers.flows.invalidate import invalidate_calls, invalidate_tags
 from cacheworkers.flows.load import QUICK, load
 from cacheworkers.flows.ports import LoadRequest
@@ -348,3 +350,31 @@ def test_one_that_dies_leaves_its_lease_to_the_message_that_comes_again(shop: Sh
 
     assert shop.worker(request, is_redelivered=True).finish()[CALL].outcome == "stored"
     assert shop.runs == 1
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_message_of_many_calls_ends_in_time_and_gives_the_rest_back(
+    cache: Cache, joined: bool, monkeypatch: pytest.MonkeyPatch, is_long: bool
+) -> None:
+    """A database that stalls in the first of them: the others go back to their readers, or to the next message."""
+    monkeypatch.setattr(loading, "TOGETHER_FOR", 0.0 if is_long else 80.0)
+
+    @cache.loader(wait_for=60, load_for=0.2 if is_long else 60)
+    def price(load: Load, number: int) -> int:
+        if is_long and number == 1:
+            time.sleep(max(0.0, load.deadline - time.monotonic()))
+        return number
+
+    ports, spec, store = cache._ports, cache._loaders["price"], cache._ports.store
+    released: list[str] = []
+    ports.release_soon = lambda call, token: released.append(call)
+    requests = []
+    for number in (1, 2, 3):
+        store.claim(f"price[{number}]", TOKEN, lease_for=60).run()
+        requests.append(LoadRequest("price", f"price[{number}]", TOKEN, "", "miss"))
+
+    results = Stepper(load(ports, spec, requests, ports.worker)).finish()
+
+    rest = [results[f"price[{number}]"].outcome for number in (2, 3)]
+    assert rest == (["left"] * 2 if is_long else ["stored"] * 2)
+    assert set(released) >= {"price[2]", "price[3]"} if is_long else not released

@@ -242,6 +242,34 @@ def test_size_of_a_group(load_for: float, is_batch: bool, queue: str, size: int)
     assert LoaderInfo("x", load_for, is_batch, 100).group_size(queue) == size
 
 
+@pytest.mark.parametrize(
+    ("load_time", "queue", "size"),
+    [
+        (0.0, "miss", 32),
+        (0.0005, "miss", 20),
+        (0.0045, "miss", 4),
+        (0.1, "miss", 1),
+        (0.0, "warm", 32),
+        (0.1, "warm", 8),
+    ],
+)
+def test_calls_that_load_quickly_share_a_message(load_time: float, queue: str, size: int) -> None:
+    """As many as take 20 ms together, with what each costs besides."""
+    info = LoaderInfo("x", 10.0, False, 100)
+    info.load_times.note(load_time)
+
+    assert info.group_size(queue) == size
+
+
+@pytest.mark.parametrize(
+    ("load_for", "is_batch", "calls", "longest"),
+    [(10.0, False, 1, 10.0), (10.0, False, 3, 30.0), (10.0, False, 32, 80.0), (1800.0, False, 1, 1800.0),
+     (10.0, True, 100, 10.0)],
+)  # fmt: skip
+def test_how_long_a_message_may_take(load_for: float, is_batch: bool, calls: int, longest: float) -> None:
+    assert LoaderInfo("x", load_for, is_batch, 100).message_for(calls) == longest
+
+
 def test_local_workers_run_several_groups_together_and_group_what_waits() -> None:
     """With both threads busy, what comes is grouped; a load that raises does not end its thread."""
     both_busy, coherence, seen = threading.Barrier(3), threading.Event(), []
@@ -314,7 +342,7 @@ def test_loads_without_workers_are_said_once(
     assert said in caplog.text
 
 
-@pytest.mark.parametrize(("load_time", "groups"), [(0.001, [8]), (1.0, [1] * 8), (None, [1] * 8)])
+@pytest.mark.parametrize(("load_time", "groups"), [(0.002, [8]), (1.0, [1] * 8), (None, [1] * 8)])
 def test_quick_misses_share_a_message_while_workers_are_behind(
     load_time: float | None, groups: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
