@@ -37,8 +37,13 @@ _Snapshot = tuple[float, Snapshot] | None
 TOGETHER_FOR = 80.0
 #: Loads that take no longer, seconds, do without `begin`: a round trip of these would be felt.
 QUICK = 0.02
-#: ... for this share of `wait_for` after their claim: nobody has taken its lease over then.
+#: ... for this share of `wait_for` and `load_for` after their claim: its lease is neither taken over then nor run out.
 _CLAIMED_WITHIN = 0.5
+#: After one whose lease was broken loads of its loader begin for so long, seconds: what is invalidated faster than its
+#: message is taken would be loaded twice each time.
+_BEGINS_FOR = 1.0
+#: One that is under way for so long is marked as begun, seconds; how often that is looked at.
+MARKED_AFTER = 0.05
 
 
 def load(
@@ -111,12 +116,12 @@ def _load_together(
     pending: dict[str, Pending] = {}
     attempts = 0
     snapshot = None if is_redelivered else _of_quick_load(ports, loader, group, runner)
-    is_quick = snapshot is not None
+    quick_token = "" if snapshot is None else group[0][1].token
     try:
-        if is_quick:
+        if quick_token:
             [(call, request)] = group
             pending[call.text] = Pending(call, request.token, b"", None)
-            ports.slow_loads.begin(call.text, request.token)
+            ports.slow_loads.begin(call.text, request.token, loader.load_for)
         else:
             snapshot = yield from _begin(ports, loader, group, is_redelivered, pending, results)
         while pending and attempts < ports.config.load_attempts:
@@ -130,13 +135,11 @@ def _load_together(
                 break
             if ports.clock.monotonic() >= deadline:
                 break
-            if is_quick and any(left.fence == group[0][1].token for left in pending.values()):
-                # Overtaken: the next one need not be quick.
-                pending.clear()
-                snapshot = yield from _begin(ports, loader, group, is_redelivered, pending, results)
     finally:
-        if is_quick:
-            ports.slow_loads.end(group[0][1].token)
+        if quick_token:
+            ports.slow_loads.end(quick_token)
+            if "refused" in [result.outcome for result in results.values()] or attempts > 1:
+                loader.load_times.begins_until = ports.clock.monotonic() + _BEGINS_FOR
         # Out of attempts, out of time, or cancelled: give the leases back, so that the next reader need not wait.
         for text, left in pending.items():
             ports.release_soon(text, left.fence)
@@ -161,10 +164,13 @@ def _of_quick_load(
         return None
     if loader.limiter is not None or loader.policy.hold_off_for:
         return None
+    if ports.clock.monotonic() < loader.load_times.begins_until:
+        return None
     if not ports.store.has_one_slot or ports.store.keys.own_tag_shards:  # these are to be declared first
         return None
     snapshot, now = snapshot_of(request.snapshot), ports.clock.now()
-    if snapshot is None or now - snapshot.now > _CLAIMED_WITHIN * loader.policy.wait_for:
+    within = _CLAIMED_WITHIN * min(loader.policy.wait_for, loader.load_for)
+    if snapshot is None or now - snapshot.now > within or within < 2 * MARKED_AFTER:
         return None
     # The number is the claim's; the entry is as old as its data.
     return ports.clock.monotonic(), Snapshot(snapshot.seq, max(now, snapshot.now))

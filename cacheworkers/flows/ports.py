@@ -155,7 +155,7 @@ class Loading:
 class SlowLoads(Protocol):
     """Marks loads that did without `begin` as begun, once they take long."""
 
-    def begin(self, call: str, token: str) -> None:
+    def begin(self, call: str, token: str, load_for: float) -> None:
         """Note a load that begins under its claim's token."""
         ...
 

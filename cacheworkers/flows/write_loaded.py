@@ -157,10 +157,10 @@ def _current_at(
         return None
     now = ports.clock.monotonic()
     try:
-        newest, fences = yield ports.store.overtaken([(entry.call, entry.tags) for entry, _ in written])
+        newest, holders = yield ports.store.overtaken([(entry.call, entry.tags) for entry, _ in written])
     except StoreError:
         return None
-    return now if newest <= snapshot.seq and fences == [fence for _, fence in written] else None
+    return now if newest <= snapshot.seq and holders == [fence for _, fence in written] else None
 
 
 def _write_nothing(

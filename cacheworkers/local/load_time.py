@@ -8,12 +8,14 @@ class LoadTime:
 
     Attributes:
         load_time: seconds; None until an entry has been seen.
+        begins_until: a monotonic instant until which loads begin, however quick they are.
     """
 
-    __slots__ = ("load_time",)
+    __slots__ = ("begins_until", "load_time")
 
     def __init__(self) -> None:
         self.load_time: float | None = None
+        self.begins_until = 0.0
 
     def note(self, load_time: float) -> None:
         """Note how long the load of an entry took, seconds."""

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 
 from cacheworkers.errors import StoreError
+from cacheworkers.flows.load import MARKED_AFTER
 from cacheworkers.store.commands.store import Store
 
-#: A load that is under way for so long is marked, seconds; how often its thread looks.
-MARKED_AFTER = 0.05
 #: Its thread ends when there was no load for so long, seconds: starting it costs as much as a load.
 IDLE_FOR = 10.0
 
@@ -30,17 +29,17 @@ class SlowLoads:
     def reset(self) -> None:
         """Forget them, as a child does after a fork."""
         self._lock = threading.RLock()  # re-entrant: a garbage collection inside it may end a load
-        #: Token -> call, and the monotonic instant at which it is marked.
-        self._loads: dict[str, tuple[str, float]] = {}
+        #: Token -> call, how long it may last, and the monotonic instant at which it is marked.
+        self._loads: dict[str, tuple[str, float, float]] = {}
         self._last = 0.0
         self._thread: threading.Thread | None = None
 
-    def begin(self, call: str, token: str) -> None:
+    def begin(self, call: str, token: str, load_for: float) -> None:
         """Note a load that begins under its claim's token."""
         now = time.monotonic()
         with self._lock:
             self._last = now
-            self._loads[token] = call, now + MARKED_AFTER
+            self._loads[token] = call, load_for, now + MARKED_AFTER
             if self._thread is not None:
                 return
             thread = self._thread = threading.Thread(target=self._run, name="cacheworkers-slow-loads", daemon=True)
@@ -56,9 +55,11 @@ class SlowLoads:
             time.sleep(MARKED_AFTER)
             now = time.monotonic()
             with self._lock:
-                slow = [(call, token) for token, (call, due) in self._loads.items() if due <= now]
-                for _, token in slow:
-                    del self._loads[token]
+                # Of a copy, and perhaps no longer there: loads end without the lock.
+                loads = self._loads.copy().items()
+                slow = [(call, token, load_for) for token, (call, load_for, due) in loads if due <= now]
+                for _, token, _ in slow:
+                    self._loads.pop(token, None)
                 if not slow and not self._loads and now - self._last > IDLE_FOR:
                     self._thread = None
                     return

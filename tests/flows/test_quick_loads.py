@@ -15,7 +15,7 @@ from cacheworkers.flows import load as loading
 from cacheworkers.flows.invalidate import invalidate_calls, invalidate_tags
 from cacheworkers.flows.load import QUICK, load
 from cacheworkers.flows.ports import LoadRequest
-from cacheworkers.store.commands.replies import Claimed
+from cacheworkers.store.commands.replies import Claimed, Held
 from cacheworkers.testing import Stepper
 
 CALL = "price[1]"
@@ -132,8 +132,12 @@ def test_a_message_that_was_delivered_before_begins(shop: Shop) -> None:
     assert begins(shop.steps(shop.claimed(), is_redelivered=True))
 
 
-def test_a_message_that_has_waited_for_long_begins(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lease may have been taken over, and another load it for nothing."""
+@pytest.mark.parametrize("policy", [{"wait_for": 60, "load_for": 100}, {"wait_for": 100, "load_for": 60}])
+def test_a_message_that_has_waited_for_long_begins(
+    cache: Cache, joined: bool, monkeypatch: pytest.MonkeyPatch, policy: dict[str, Any]
+) -> None:
+    """Its lease may have been taken over, or have run out, and another load it for nothing."""
+    shop = Shop(cache, **policy)
     request = shop.claimed()
     now = shop.ports.clock.now
     monkeypatch.setattr(type(shop.ports.clock), "now", lambda clock: now() + 31)
@@ -146,8 +150,12 @@ def test_a_message_without_a_legible_snapshot_begins(shop: Shop, text: str) -> N
     assert begins(shop.steps(msgspec.structs.replace(shop.claimed(), snapshot=text)))
 
 
-@pytest.mark.parametrize("policy", [{"rate_limit": "1000/s"}, {"hold_off_for": 1.0}])
-def test_loads_that_wait_or_are_held_off_begin(cache: Cache, joined: bool, policy: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "policy", [{"rate_limit": "1000/s"}, {"hold_off_for": 1.0}, {"wait_for": 0.15}, {"load_for": 0.15}]
+)
+def test_loads_that_wait_are_held_off_or_could_not_be_marked_in_time_begin(
+    cache: Cache, joined: bool, policy: dict[str, Any]
+) -> None:
     shop = Shop(cache, **policy)
 
     assert "begin" in " ".join(shop.steps(shop.claimed()))
@@ -272,15 +280,77 @@ def test_no_order_of_an_invalidation_and_a_quick_load_keeps_what_is_old(
     assert tried == 32
 
 
-def test_one_that_is_overtaken_begins_and_loads_again(shop: Shop) -> None:
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_one_that_is_overtaken_loads_again_under_its_token(shop: Shop, is_marked: bool) -> None:
+    """Begun once more it would find itself, if it was marked, and leave its lease to nobody."""
     worker = shop.worker(shop.claimed())
     worker.send()
+    if is_marked:
+        shop.store.mark_begun([(CALL, TOKEN, 60)]).run()
     shop.rows[1] = 11
     by_tag(shop).finish()
 
     assert worker.step() == WRITTEN
-    assert worker.until("begin").finish()[CALL].outcome == "stored"
+    assert worker.finish()[CALL].outcome == "stored"
     assert (shop.version(), shop.runs) == (11, 2)
+    assert not shop.store.lease(CALL).run()
+
+
+@pytest.mark.parametrize("invalidation", [by_tag, by_key])
+def test_after_one_that_was_overtaken_others_begin_for_a_second(
+    shop: Shop, invalidation: Callable[[Shop], Stepper[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is invalidated faster than its message is taken would be loaded twice each time: a lease that was broken
+    is claimed again by `begin`."""
+    worker = shop.worker(shop.claimed())
+    worker.send()
+    invalidation(shop).finish()
+    assert worker.finish()[CALL].outcome == "stored"
+    shop.price.invalidate(1)
+
+    assert begins(shop.steps(shop.claimed(OTHER)))
+
+    shop.price.invalidate(1)
+    now = shop.ports.clock.monotonic
+    monkeypatch.setattr(type(shop.ports.clock), "monotonic", lambda clock: now() + 1)
+    assert not begins(shop.steps(shop.claimed("3" * 16)))
+
+
+def test_one_that_is_overtaken_again_and_again_gives_its_lease_back(shop: Shop) -> None:
+    worker = shop.worker(shop.claimed())
+    while worker.at:
+        if worker.at == RUN:
+            worker.send()
+            by_tag(shop).finish()
+        worker.step()
+
+    assert worker.error is None
+    assert shop.runs == shop.ports.config.load_attempts
+    assert not shop.store.lease(CALL).run()
+
+
+def test_a_full_store_knows_whose_lease_a_quick_load_holds(shop: Shop) -> None:
+    """So readers that began before share its value, though it is not stored: it was still current."""
+    worker = shop.worker(shop.claimed()).until("register_write")
+
+    assert worker.at == WRITTEN
+    assert shop.store.overtaken([(CALL, ["price:1"])]).run() == (0, [TOKEN])
+
+
+def test_loads_that_stall_and_are_invalidated_count_as_running(shop: Shop) -> None:
+    """A key that is invalidated faster than it loads must not take every worker."""
+    workers = []
+    for token in (TOKEN, OTHER):
+        request = shop.claimed(token)
+        assert bool(request.snapshot) == (token == TOKEN)
+        workers.append(shop.worker(request).until(RUN))
+        shop.store.mark_begun([(CALL, token, 60)]).run()
+        by_key(shop).finish()
+
+    claim: Any = shop.store.claim(CALL, "3" * 16, lease_for=60).run()
+
+    assert isinstance(claim, Held) and claim.is_begun
+    assert len(workers) == 2
 
 
 def test_a_load_that_has_begun_under_the_same_message_is_the_only_one_to_write(shop: Shop) -> None:

@@ -48,6 +48,7 @@ class Protocol:
     quick_writes_ask_for_the_lease: bool = True
     quick_writes_ask_who_has_begun: bool = True
     quick_loads_compare_with_their_claim: bool = True
+    marks_ask_for_the_lease: bool = True
 
 
 class Loader(msgspec.Struct, frozen=True, cache_hash=True):
@@ -232,13 +233,16 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
         order = [CLAIM, SNAPSHOT, LOAD, WRITE, REGISTER]
     following = dict(zip(order, [*order[1:], ENDED], strict=True)).get(loader.at, ENDED)
     is_quick = state.is_quick and not loader.fence
-    is_begun_by_me = state.begun == loader.fence or not protocol.quick_writes_ask_who_has_begun
+    name = loader.token if is_quick else loader.fence  # what its write names
+    is_begun_by_me = state.begun in (name, loader.fence) or not protocol.quick_writes_ask_who_has_begun
     is_mine = state.lease == loader.token and is_begun_by_me
     if is_quick and not protocol.quick_writes_ask_for_the_lease:
         is_mine = True
     again = replace(loader, at=ENDED)
     if loader.tries:
-        again = replace(loader, at=BEGIN if is_quick else order[1], tries=loader.tries - 1)
+        again = replace(loader, at=order[1], tries=loader.tries - 1)
+    if is_quick and loader.at not in (CLAIM, BEGIN, ENDED) and _may_be_marked(protocol, state, loader):
+        yield "mark as begun", replace(state, lease=loader.token, begun=loader.token), loader
     match loader.at:
         case "claim" if not state.lease or _may_take(protocol, state, loader):
             token = state.names + 1
@@ -294,6 +298,11 @@ def _loader_steps(protocol: Protocol, state: State, loader: Loader) -> Iterator[
                 yield "write", written, replace(loader, at=following)
             else:
                 yield "write is refused", state, replace(loader, at=ENDED)
+
+
+def _may_be_marked(protocol: Protocol, state: State, loader: Loader) -> bool:
+    """Return whether a quick load that takes long may say that it has begun: under the lease that it has claimed."""
+    return not state.begun and (state.lease == loader.token or not protocol.marks_ask_for_the_lease)
 
 
 def _may_take(protocol: Protocol, state: State, loader: Loader) -> bool:

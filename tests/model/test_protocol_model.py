@@ -11,7 +11,12 @@ from .protocol import Protocol, State, is_kept_waiting, is_loaded_twice, is_viol
 
 #: What would show that a part about warming is missing: two load together, or somebody waits for what nobody loads.
 WARMING = ("takes_what_is_warmed", "spares_what_has_begun", "begin_asks_for_the_lease")
-QUICK = ("quick_writes_ask_for_the_lease", "quick_writes_ask_who_has_begun", "quick_loads_compare_with_their_claim")
+QUICK = (
+    "quick_writes_ask_for_the_lease",
+    "quick_writes_ask_who_has_begun",
+    "quick_loads_compare_with_their_claim",
+    "marks_ask_for_the_lease",
+)
 PARTS = [field.name for field in dataclasses.fields(Protocol) if field.name not in (*WARMING, *QUICK)]
 #: Nothing happens but claims, one of them by who warms: whatever goes wrong then is warming's fault.
 CALM = start(loaders=3, warmers=1, invalidators=0, expiries=0, evictions=0, crashes=0, collections=0)
@@ -75,7 +80,7 @@ def test_no_interleaving_of_joined_steps_is_violated(loaders: int, invalidators:
     ids=str,
 )
 def test_no_interleaving_of_quick_loads_is_violated(what: dict[str, int]) -> None:
-    """They never begin: their claim's snapshot and its token are all they have, also where a message comes twice."""
+    """Their claim's snapshot and its token are all they have, marked or not, also where a message comes twice."""
     scene = start(**{"loaders": 2, "invalidators": 1, "collections": 0, **what}, is_joined=True, is_quick=True)
     states, trace = explore(steps, Protocol(), scene, is_violated)
 

@@ -109,9 +109,14 @@ class Leases(StoreCommands):
         ]
         return self._ask(requests, lambda replies: [parse.begun(reply) for reply in replies])
 
-    def mark_begun(self, claims: Sequence[tuple[str, str]]) -> Exchange[None]:
-        """Say that the loads of many `(call, token)` have begun, which did without `begin`."""
-        requests = [Request.call(scripts.MARK_BEGUN, (self.keys.lease(call),), (token,)) for call, token in claims]
+    def mark_begun(self, claims: Sequence[tuple[str, str, float]]) -> Exchange[None]:
+        """Say that the loads of many `(call, token, load_for)` have begun, which did without `begin`."""
+        requests = [
+            Request.call(
+                scripts.MARK_BEGUN, (self.keys.lease(call), self.keys.attempts(call)), (token, milliseconds(load_for))
+            )
+            for call, token, load_for in claims
+        ]
         return self._ask(requests, lambda replies: None)
 
     def release(self, names: Iterable[tuple[str, str]]) -> Exchange[int]:

@@ -198,14 +198,18 @@ class Store(Leases, TagSets, AccessScores, ProcessNotes, GarbageCommands):
         return Replicate(self.link, self.keys.touched, replicas, store_timeout)
 
     def overtaken(self, calls: Sequence[tuple[str, Sequence[str]]]) -> Exchange[tuple[int, list[str]]]:
-        """The newest number of an invalidation of any tag of `(call, tags)`, and each call's fence; needs no room."""
+        """The newest number of an invalidation of any tag of `(call, tags)`, and each call's holder; needs no room.
+
+        A holder is the fence of the lease, or its token where no load has begun.
+        """
         keys = {self.keys.last_invalidation(tag, self.keys.shard_of(tag, call)) for call, tags in calls for tag in tags}
-        requests = [Request(("HGET", self.keys.lease(call), "fence")) for call, _ in calls]
+        requests = [Request(("HMGET", self.keys.lease(call), "fence", "token")) for call, _ in calls]
         requests += [Request(("GET", key)) for key in keys]
 
         def parsed(replies: list[Any]) -> tuple[int, list[str]]:
-            fences, numbers = replies[: len(calls)], replies[len(calls) :]
-            return max((int(n or 0) for n in numbers), default=0), [parse.text(fence or b"") for fence in fences]
+            leases, numbers = replies[: len(calls)], replies[len(calls) :]
+            holders = [parse.text(fence or token or b"") for fence, token in leases]
+            return max((int(n or 0) for n in numbers), default=0), holders
 
         return self._ask(requests, parsed)
 
