@@ -161,7 +161,7 @@ def _of_quick_load(
         return None
     if loader.limiter is not None or loader.policy.hold_off_for:
         return None
-    if not ports.store.has_one_slot or ports.store.keys.own_tag_shards:  # these are to be declared first
+    if ports.store.keys.own_tag_shards:  # these are to be declared first
         return None
     snapshot, now = snapshot_of(request.snapshot), ports.clock.now()
     if snapshot is None or now - snapshot.now > _CLAIMED_WITHIN * loader.policy.wait_for:

@@ -89,16 +89,22 @@ def test_a_quick_load_asks_the_store_once(shop: Shop) -> None:
     assert not shop.store.lease(CALL).run()
 
 
-def test_its_entry_is_as_old_as_its_data_and_has_the_number_of_its_claim(shop: Shop) -> None:
+def test_its_entry_is_as_old_as_its_data_and_has_the_number_of_its_claim(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = shop.claimed()
     seq, _ = map(int, request.snapshot.split())
     shop.cache.invalidate("another")  # draws a number that is no business of this load
 
+    claimed_at = request.snapshot.split()[1]
+    now = shop.ports.clock.now
+    monkeypatch.setattr(type(shop.ports.clock), "now", lambda clock: now() + 20)
+
     shop.worker(request).finish()
 
     found = shop.price.peek(1)
-    assert found is not None and found.seq == seq
-    assert 0 <= found.age < 30
+    assert found is not None and found.entry is not None and found.seq == seq
+    assert 19 < found.entry.created - int(claimed_at) / 1000 < 30
 
 
 @pytest.mark.parametrize("load_time", [None, QUICK * 1.01])
