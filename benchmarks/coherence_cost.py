@@ -38,7 +38,7 @@ STATES = {
     "writes, keys not here": ("write", 10_000_000),
     "invalidates, keys not here": ("invalidate", 10_000_000),
     "writes, keys in this L1": ("write", 0),
-    "invalidates, keys in this L1": ("invalidate", 0),
+    "invalidates the keys that are read, which are loaded again": ("invalidate", 0),
 }
 
 

@@ -214,7 +214,7 @@ def price_of_coherence(scale: Scale) -> Found:
     costs = coherence_cost.measured(rate, scale.of(1.0, 0.1), scale.of(2, 1))
     rows = [
         Row(
-            f"reads from memory while another process {cost.state}, {rate:,.0f} a second",
+            f"reads while another process {cost.state}, {rate:,.0f} a second",
             "",
             f"{cost.reads_a_second:,.0f} reads a second",
             f"{cost.ratio:.2f}x of nobody writing; {cost.cpu_us:.0f} us of CPU a change",

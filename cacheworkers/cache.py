@@ -437,7 +437,7 @@ class Cache:
         texts = list(dict.fromkeys(spec.signature.parse(text).text for text in calls))
         return self._warmer.job(spec, texts, max_rate, concurrency, min_fresh)
 
-    def call(self, loader: str, *args: Any, **kwargs: Any) -> str:
+    def call(self, loader: str, /, *args: Any, **kwargs: Any) -> str:
         """Return the text of a loader's call with these arguments: `product[42]`.
 
         Raises:

@@ -166,7 +166,7 @@ def _of_quick_load(
         return None
     if ports.clock.monotonic() < loader.load_times.begins_until:
         return None
-    if not ports.store.has_one_slot or ports.store.keys.own_tag_shards:  # these are to be declared first
+    if ports.store.keys.own_tag_shards:  # these are to be declared first
         return None
     snapshot, now = snapshot_of(request.snapshot), ports.clock.now()
     within = _CLAIMED_WITHIN * min(loader.policy.wait_for, loader.load_for)

@@ -104,7 +104,8 @@ def test_a_queue_that_takes_no_message_leaves_it_to_the_publisher(shop: Shop) ->
     reader = shop.reader()
     assert reader.step() == "wait"
 
-    assert [each.call for each in shop.submitted] == [CALL]
+    [request] = shop.submitted
+    assert request.call == CALL
     assert shop.sent == 0
 
 
@@ -184,4 +185,20 @@ def test_an_invalidation_by_key_breaks_the_lease_of_a_load_under_way(shop: Shop)
 
     assert worker.finish()[CALL].outcome == "stored"
     assert shop.price.get(1) == 11
+    reader.crash()
+
+
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize("is_enqueued", [False, True])
+def test_a_message_carries_its_claim_s_snapshot_either_way(shop: Shop, is_enqueued: bool) -> None:
+    if not is_enqueued:
+        shop.client.set(shop.queue, "no list")
+    reader = shop.reader()
+    reader.step()
+
+    [request] = (
+        [msgspec.json.decode(each, type=LoadRequest) for each in shop.messages()] if is_enqueued else shop.submitted
+    )
+
+    assert bool(request.snapshot) == shop.store.has_one_slot
     reader.crash()

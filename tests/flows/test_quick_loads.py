@@ -89,16 +89,22 @@ def test_a_quick_load_asks_the_store_once(shop: Shop) -> None:
     assert not shop.store.lease(CALL).run()
 
 
-def test_its_entry_is_as_old_as_its_data_and_has_the_number_of_its_claim(shop: Shop) -> None:
+def test_its_entry_is_as_old_as_its_data_and_has_the_number_of_its_claim(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = shop.claimed()
     seq, _ = map(int, request.snapshot.split())
     shop.cache.invalidate("another")  # draws a number that is no business of this load
 
+    claimed_at = request.snapshot.split()[1]
+    now = shop.ports.clock.now
+    monkeypatch.setattr(type(shop.ports.clock), "now", lambda clock: now() + 20)
+
     shop.worker(request).finish()
 
     found = shop.price.peek(1)
-    assert found is not None and found.seq == seq
-    assert 0 <= found.age < 30
+    assert found is not None and found.entry is not None and found.seq == seq
+    assert 19 < found.entry.created - int(claimed_at) / 1000 < 30
 
 
 @pytest.mark.parametrize("load_time", [None, QUICK * 1.01])
@@ -107,6 +113,16 @@ def test_one_that_is_slow_or_not_known_begins(shop: Shop, load_time: float | Non
     shop.spec.load_times.load_time = load_time
 
     assert begins(shop.steps(shop.claimed()))
+
+
+def test_one_that_has_ended_is_watched_no_longer(shop: Shop) -> None:
+    loads = shop.cache._runtime._slow_loads
+    worker = shop.worker(shop.claimed())
+    assert list(loads._loads) == [TOKEN]
+
+    worker.finish()
+
+    assert not loads._loads
 
 
 def test_how_long_loads_take_is_learnt_in_the_worker(shop: Shop) -> None:
@@ -399,6 +415,25 @@ def test_a_failure_is_recorded_under_the_token(shop: Shop) -> None:
     assert shop.store.failures(CALL).run()["kind"] == "ValueError"
     assert not shop.store.lease(CALL).run()
     assert shop.runs == 1
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_only_a_lease_under_which_nothing_has_begun_is_held_by_its_token(shop: Shop, has_begun: bool) -> None:
+    """Also where entry and failure are written by steps of their own."""
+    shop.steps(shop.claimed())
+    found = shop.price.peek(1)
+    assert found is not None and found.entry is not None
+    entry = msgspec.structs.replace(found.entry, write_id=bytes.fromhex(OTHER))
+    for write in (
+        lambda: shop.store.write([(entry, OTHER)]).run(),
+        lambda: shop.store.fail([(CALL, OTHER, "ValueError", "no row")], first_for=1, most_for=1).run(),
+    ):
+        shop.price.invalidate(1)
+        shop.claimed(OTHER)
+        if has_begun:
+            assert shop.store.begin([(CALL, OTHER, "f" * 16, b"")], load_for=60).run() != [None]
+
+        assert write() == [not has_begun]
 
 
 @pytest.mark.parametrize("invalidation", [by_tag, by_key])

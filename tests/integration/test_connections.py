@@ -10,6 +10,7 @@ import os
 import select
 import threading
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -431,6 +432,36 @@ def test_each_loop_has_a_connection_of_its_own(valkey: Valkey) -> None:
 
     for n in range(3):
         assert asyncio.run(pool.aexchange([("ECHO", str(n))])) == [str(n).encode()]
+
+
+def test_a_loop_that_ends_closes_its_connection(valkey: Valkey) -> None:
+    """Closed after its loop, asyncio would warn of it: in development mode, and where a suite makes warnings errors."""
+    pool, files = pool_to(valkey.url), set(os.listdir("/proc/self/fd"))
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            asyncio.run(pool.aexchange([("PING",)]))
+        gc.collect()
+
+    assert not warned
+    assert not pool._of_loop
+    assert set(os.listdir("/proc/self/fd")) <= files
+
+
+def test_a_loop_that_has_ended_its_generators_goes_on(valkey: Valkey) -> None:
+    pool = pool_to(valkey.url)
+
+    async def main() -> list[Any]:
+        await pool.aexchange([("PING",)])
+        await asyncio.get_running_loop().shutdown_asyncgens()
+        return await pool.aexchange([("PING",)])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert asyncio.run(main()) == [b"PONG"]
+    pool._close_those_of_closed_loops()
+    assert not pool._until_end
 
 
 def test_loops_that_have_ended_leave_no_connection_behind(events: list[Any]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from celery import Celery
 from celery._state import _task_stack
@@ -19,6 +21,7 @@ from cacheworkers.testing import Valkey
 from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers import publisher as publishing
 from cacheworkers.workers.celery_internals import enqueues_by_push, is_same_redis
+from cacheworkers.workers.task_messages import headers_of, with_headers
 
 QUEUE = "template.miss"
 #: Of a message, what is another each time.
@@ -280,3 +283,31 @@ def test_of_several_brokers_none_is_the_same() -> None:
 def test_the_stock_app_enqueues_by_push() -> None:
     assert enqueues_by_push(Celery("stock"))
     assert publishing.STAMP in {key[0] for key, _ in before_task_publish.receivers} or not before_task_publish.receivers
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({}, ["", ""]),
+        ({"cacheworkers_snapshots": ["1 2", ""]}, ["1 2", ""]),
+        ({"cacheworkers_snapshots": ["1 2"]}, ["", ""]),
+        ({"cacheworkers_snapshots": ["1 2", 3]}, ["", ""]),
+        ({"cacheworkers_snapshots": "1 2"}, ["", ""]),
+    ],
+)
+def test_a_worker_reads_what_headers_say_of_each_request(headers: dict[str, Any], found: list[str]) -> None:
+    """What cannot be read is as if it was not there: loads begin."""
+    requests = [LoadRequest("price", f"price[{number}]", "a" * 16, "", "miss") for number in (1, 2)]
+
+    assert [each.snapshot for each in with_headers(SimpleNamespace(**headers), requests)] == found
+
+
+def test_headers_say_of_each_request_what_is_read() -> None:
+    requests = [msgspec.structs.replace(request(1), trace="t"), msgspec.structs.replace(request(2), snapshot="")]
+
+    made = with_headers(
+        SimpleNamespace(**headers_of("shop", requests)),
+        [msgspec.structs.replace(each, trace="", snapshot="") for each in requests],
+    )
+
+    assert made == requests

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -37,6 +37,8 @@ class AsyncPool:
         # A connection of an earlier generation is not used again: its server may no longer be a master.
         self._generation = 0
         self._lease = lease
+        # A fork keeps them: collected there, they would call the parent's loop.
+        self._until_end: dict[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -148,9 +150,20 @@ class AsyncPool:
                 connection.close()  # dropped while it connected
             kept = [each for each in self._of_loop.get(loop, ()) if each.is_usable]
             self._of_loop[loop] = [*kept, connection]
+            if loop not in self._until_end:
+                self._until_end[loop] = self._close_at_end(loop)
+                await anext(self._until_end[loop])
             return connection
         finally:
             self._connecting.pop(loop, None)
+
+    async def _close_at_end(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+        """Wait until a loop ends its async generators, the last that it does: transports that are closed later warn."""
+        try:
+            yield
+        finally:
+            for connection in self._of_loop.pop(loop, ()):
+                connection.retire()
 
     async def _arepeat(self, loop: asyncio.AbstractEventLoop, commands: Commands, until: float) -> list[Any]:
         """Do what `_repeat` does on the running loop, by its clock."""
@@ -180,13 +193,12 @@ class AsyncPool:
         task.add_done_callback(ended)
 
     def _close_those_of_closed_loops(self) -> None:
-        for loop in list(self._of_loop):
+        for loop in {*self._of_loop, *self._connecting, *self._until_end}:
             if loop.is_closed():
                 for connection in self._of_loop.pop(loop, ()):
                     connection.close()
-        for loop in list(self._connecting):
-            if loop.is_closed():
                 self._connecting.pop(loop, None)
+                self._until_end.pop(loop, None)
 
 
 def are_reads(commands: Commands) -> bool:
