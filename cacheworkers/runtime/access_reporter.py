@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 
@@ -10,6 +11,7 @@ from cacheworkers.core.driver import run
 from cacheworkers.errors import StoreError
 from cacheworkers.flows.keep_warm import report_accesses
 from cacheworkers.flows.ports import Ports
+from cacheworkers.local.process_thread import ProcessThread
 from cacheworkers.runtime.namespace_marks import NamespaceMarks
 
 log = logging.getLogger("cacheworkers")
@@ -35,9 +37,7 @@ class AccessReporter:
     def start(self) -> None:
         """Start, unless it has been started or closed."""
         if self._thread is None and not self._stop.is_set():
-            thread = threading.Thread(
-                target=self._report_repeatedly, args=(self._stop,), name="cacheworkers-accesses", daemon=True
-            )
+            thread = ProcessThread(functools.partial(self._report_repeatedly, self._stop), "cacheworkers-accesses")
             with contextlib.suppress(RuntimeError):  # no thread can be started: nothing is reported
                 thread.start()
                 self._thread = thread

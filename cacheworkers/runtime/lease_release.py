@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from cacheworkers.errors import StoreError
+from cacheworkers.local.process_thread import ProcessThread
 from cacheworkers.store.commands.store import Store
 
 #: Between two tries while the store does not answer, seconds: doubled from the first to the last.
@@ -47,7 +48,7 @@ class LeaseReleases:
             self._names[call, name] = time.monotonic() + TRIED_FOR
             if self._thread is not None or self._closed.is_set():
                 return
-            thread = self._thread = threading.Thread(target=self._run, name="cacheworkers-release", daemon=True)
+            thread = self._thread = ProcessThread(self._run, "cacheworkers-release")
         # Without the lock: a garbage collection in the thread that begins may close a load, which comes here, and
         # `start` waits until the thread has begun.
         try:

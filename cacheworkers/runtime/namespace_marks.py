@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cacheworkers.config import Config
 from cacheworkers.errors import NamespaceTaken, StoreError, UnsafeStore
 from cacheworkers.events import Hook, NamespaceShared
+from cacheworkers.local.process_thread import ProcessThread
 from cacheworkers.store.commands.replies import instants
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.connections.request import Request
@@ -290,7 +290,7 @@ class NamespaceMarks:
         """Note it on a thread, if it is due: the caller may not wait for the store."""
         if self._is_due():
             with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter is ending
-                threading.Thread(target=self.note, name="cacheworkers-marks", daemon=True).start()
+                ProcessThread(self.note, "cacheworkers-marks").start()
 
     def note_as_worker(self, options: str) -> None:
         """Note it, and the options that this worker was started with."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from cacheworkers.errors import StoreError
 from cacheworkers.flows.load import MARKED_AFTER
+from cacheworkers.local.process_thread import ProcessThread
 from cacheworkers.store.commands.store import Store
 
 #: Its thread ends when there was no load for so long, seconds: starting it costs as much as a load.
@@ -42,7 +43,7 @@ class SlowLoads:
             self._loads[token] = call, load_for, now + MARKED_AFTER
             if self._thread is not None:
                 return
-            thread = self._thread = threading.Thread(target=self._run, name="cacheworkers-slow-loads", daemon=True)
+            thread = self._thread = ProcessThread(self._run, "cacheworkers-slow-loads")
         with contextlib.suppress(RuntimeError):  # no thread can be started: it is a load that nobody sees begin
             thread.start()
 

@@ -15,6 +15,7 @@ import msgspec
 from cacheworkers.flows.load import TOGETHER_FOR
 from cacheworkers.flows.ports import LoadRequest
 from cacheworkers.local.load_time import LoadTime
+from cacheworkers.local.process_thread import ProcessThread
 
 log = logging.getLogger("cacheworkers")
 
@@ -178,7 +179,7 @@ class PublishQueue:
     def _is_staffed(self) -> bool:
         """Return whether a thread will take what is queued; starts one while all are busy and more are allowed."""
         if not self._idle and self._threads < self._most_threads:
-            thread = threading.Thread(target=self._empty, name=self._name, daemon=True)
+            thread = ProcessThread(self._empty, self._name)
             with contextlib.suppress(RuntimeError):  # no thread can be started, or the process is ending
                 thread.start()
                 self._threads += 1

@@ -56,7 +56,7 @@ def test_a_loop_that_goes_on_marks_its_own(shop: Shop, monkeypatch: pytest.Monke
         while shop.waiting() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
 
-    monkeypatch.setattr(acknowledger.threading, "Thread", None)
+    monkeypatch.setattr(acknowledger, "ProcessThread", None)
 
     asyncio.run(work())
 

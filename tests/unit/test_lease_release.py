@@ -27,7 +27,7 @@ def test_a_load_that_is_closed_while_the_thread_begins_does_not_stop_it(monkeypa
 
     releases = LeaseReleases(nowhere, lambda call: None)
     made = Beginning()
-    monkeypatch.setattr(lease_release.threading, "Thread", lambda **_: made)
+    monkeypatch.setattr(lease_release, "ProcessThread", lambda *_: made)
     releases.add("price[1]", "token")
 
     assert ends == [True]

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cacheworkers.local.process_thread import ProcessThread
 from cacheworkers.sql.outbox.connections import on_connection
 from cacheworkers.sql.outbox.outbox import GRACE, Outbox
 from cacheworkers.sql.sqlalchemy_internals import SHARED_POOLS, transaction_on_shared
@@ -98,7 +99,7 @@ class DeliveryAcknowledger:
             self._changed.notify()
         self._rows.setdefault(engine, []).extend(rows)
         if self._thread is None and not self._is_closed:
-            self._thread = threading.Thread(target=self._mark_all, name="cacheworkers-outbox", daemon=True)
+            self._thread = ProcessThread(self._mark_all, "cacheworkers-outbox")
             self._thread.start()
 
     def _mark_all(self) -> None:

@@ -21,6 +21,7 @@ from redis.exceptions import AskError, MaxConnectionsError, ReadOnlyError, Redis
 
 from cacheworkers.errors import CacheworkersError, StoreError, StoreRefused, StoreUnavailable
 from cacheworkers.local.breaker import Breaker
+from cacheworkers.local.process_thread import ProcessThread
 from cacheworkers.store.connections.connection import ConnectionCut, LateReply
 from cacheworkers.store.connections.request import UNAVAILABLE
 from cacheworkers.store.connections.topology import MasterUnavailable
@@ -200,7 +201,7 @@ class Health:
         """Start the thread; False if there can be none.  Under the lock."""
         if not self._open_for or self._is_closed:
             return False
-        self._thread = thread = threading.Thread(target=self._run, name="cacheworkers-health", daemon=True)
+        self._thread = thread = ProcessThread(self._run, "cacheworkers-health")
         try:
             thread.start()
         except RuntimeError:  # no thread can be started, or the interpreter is ending

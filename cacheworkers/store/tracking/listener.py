@@ -30,6 +30,7 @@ from cacheworkers.local.clock import StoreClock
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.fork_check import process_mark
 from cacheworkers.local.l1 import L1
+from cacheworkers.local.process_thread import ProcessThread
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.store.connections.health import error_text
 from cacheworkers.store.connections.transport import Masters, Transport
@@ -118,7 +119,7 @@ class Listener(KeyTracking):
             return
         with self._lock:
             if self._thread is None and not self._closed.is_set():
-                thread = threading.Thread(target=self._listen, name="cacheworkers-listener", daemon=True)
+                thread = ProcessThread(self._listen, "cacheworkers-listener")
                 try:
                     thread.start()
                 except RuntimeError as error:
