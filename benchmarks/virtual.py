@@ -36,6 +36,7 @@ from cacheworkers.flows.read_state import ReadOptions, Wait
 from cacheworkers.local.coherence import Coherence
 from cacheworkers.local.flight import Flight
 from cacheworkers.local.l1 import L1, MISSING
+from cacheworkers.local.read_forecasts import Known
 from cacheworkers.local.waiters import Waiter, Waiters
 from cacheworkers.store.commands.replies import Begun, Claim, Claimed, Held, Moved, Registered, Snapshot
 
@@ -206,6 +207,7 @@ class VirtualStore:
         self._leases: dict[str, _Lease] = {}
         self._seq = 0
         self._scores: dict[str, float] = {}
+        self._known = Known()
         self._ranked: list[tuple[str, float]] = []
         self._max_scores = 0
 
@@ -344,6 +346,16 @@ class VirtualStore:
         if not self._ranked:
             self._ranked = sorted(self._scores.items(), key=itemgetter(1), reverse=True)[: self._max_scores]
         return _Done(bisect.bisect_right(self._ranked, -since, key=lambda item: -item[1]))
+
+    def known(self, loader: str) -> _Done:
+        return _Done(self._known)
+
+    def keep_known(self, loader: str, known: Known) -> _Done:
+        self._known = known
+        return _Done(None)
+
+    def read_ats(self, loader: str, calls: Sequence[str]) -> _Done:
+        return _Done([self._scores.get(call) for call in calls])
 
     def most_read(self, loader: str, first: int, most: int, since: float) -> _Done:
         if not self._ranked:

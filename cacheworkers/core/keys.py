@@ -112,6 +112,10 @@ class Keyspace:
         """Return the key of a loader's access scores."""
         return f"{self.namespace}:h:{{{loader}}}"
 
+    def forecasts(self, loader: str) -> str:
+        """Return the key of what forecasts of a loader's reads have come to."""
+        return f"{self.namespace}:k:{{{loader}}}"
+
     def turns(self, loader: str) -> str:
         """Return the key of a loader's rate limit."""
         return f"{self.namespace}:r:{{{loader}}}"

@@ -23,6 +23,7 @@ from cacheworkers.core.tokens import new_token
 from cacheworkers.events import MemoryHits, MemoryUsed, Warmed, WarmingPaused
 from cacheworkers.flows.invalidate import Invalidation, invalidate_tags
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports, submit
+from cacheworkers.local.read_forecasts import Known, ReadForecasts
 from cacheworkers.store.commands.replies import Claimed
 
 #: Most calls in one exchange about scores or heads: each is a millisecond of the store.
@@ -41,9 +42,7 @@ TURN = 0.025
 #: A call is kept warm by default if at least this many reads are expected while its entry is fresh ...
 MIN_READS = 1.5
 #: ... and if the loads that nobody will read stay below this share of the calls that were read in the last period.
-EXTRA_LOADS = 0.05
-#: Reads come in bursts: what is expected to be read this often may as well not be read at all.
-BURST = 12.0
+EXTRA_LOADS = 0.044
 
 
 class Warming(msgspec.Struct, frozen=True):
@@ -184,8 +183,9 @@ def kept_warm(ports: Ports, loader: LoaderSpec) -> Flow[list[str]]:
 
     With `warm_for`: all that were read lately enough.  By default: those that are expected to be read about twice or
     more while their entry is fresh, as far as warming costs few loads more than readers cause by themselves.  That is
-    estimated: each call costs the chance that nobody reads its next entry; all together may cost `EXTRA_LOADS` of the
-    calls that were read within one period, each of which costs about one load anyway.
+    estimated: each call costs the chance that nobody reads its next entry, which is learnt from what came of earlier
+    forecasts, and else the part of a load by which it comes early; all together may cost `EXTRA_LOADS` of the calls
+    that were read within one period, each of which costs about one load anyway.
     """
     policy, now = loader.policy, ports.clock.now()
     if policy.warm_for is not None:
@@ -194,13 +194,23 @@ def kept_warm(ports: Ports, loader: LoaderSpec) -> Flow[list[str]]:
     half_life = half_life_of(ports, loader.name)
     reads_per_score = math.log(2) * policy.fresh_for / half_life
     room = EXTRA_LOADS * (yield ports.store.count_read_since(loader.name, now - policy.fresh_for))
+    known: Known = yield ports.store.known(loader.name)
+    forecasts = ports.forecasts.setdefault(loader.name, ReadForecasts())
+    are_due = forecasts.are_due(now, policy.fresh_for)
+    if are_due and (calls := forecasts.calls):
+        found = yield ports.store.read_ats(loader.name, calls)
+        known = forecasts.judged(known, dict(zip(calls, found, strict=True)))
+        yield ports.store.keep_known(loader.name, known)
     kept: list[str] = []
     while True:
         chunk = yield ports.store.most_read(loader.name, len(kept), CHUNK, float("-inf"))
-        for call, read_at in chunk:
-            expected = reads_per_score * score_of(read_at, now, half_life)
-            room -= min(1.0, (BURST / (1 + expected)) ** 2)
-            if expected < MIN_READS or room < 0:
+        expected = [(call, at, reads_per_score * score_of(at, now, half_life)) for call, at in chunk]
+        if are_due:
+            forecasts.make(now, [each for each in expected if each[2] >= MIN_READS])
+            are_due = False
+        for call, _, reads in expected:
+            room -= known.cost(reads)
+            if reads < MIN_READS or room < 0:
                 return _of_this_version(loader, kept)
             kept.append(call)
         if len(chunk) < CHUNK:

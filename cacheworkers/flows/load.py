@@ -166,11 +166,11 @@ def _of_quick_load(
         return None
     if ports.clock.monotonic() < loader.load_times.begins_until:
         return None
-    if ports.store.keys.own_tag_shards:  # these are to be declared first
-        return None
     snapshot, now = snapshot_of(request.snapshot), ports.clock.now()
     within = _CLAIMED_WITHIN * min(loader.policy.wait_for, loader.load_for)
     if snapshot is None or now - snapshot.now > within or within < 2 * MARKED_AFTER:
+        return None
+    if ports.store.keys.own_tag_shards:  # these are to be declared first
         return None
     # The number is the claim's; the entry is as old as its data.
     return ports.clock.monotonic(), Snapshot(snapshot.seq, max(now, snapshot.now))

@@ -26,6 +26,7 @@ from cacheworkers.local.l1 import L1
 from cacheworkers.local.load_time import LoadTime
 from cacheworkers.local.other_release_entries import OtherReleaseEntries
 from cacheworkers.local.rate_limiter import RateLimiter, per_second
+from cacheworkers.local.read_forecasts import ReadForecasts
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
 from cacheworkers.store.commands.store import Store
@@ -242,6 +243,7 @@ class Ports:
     recent_requests: RecentRequests = field(default_factory=RecentRequests)
     tag_kinds: TagKinds = field(default_factory=TagKinds)
     other_release_entries: OtherReleaseEntries = field(default_factory=OtherReleaseEntries)
+    forecasts: dict[str, ReadForecasts] = field(default_factory=dict)
     chance: Callable[[], float] = random.random
     revalidations: RateLimiter = field(init=False)
 

@@ -65,6 +65,7 @@ class ByHand:
         ports.l1.clear()
         ports.waiters.reset()
         ports.access_counter.reset()
+        ports.forecasts.clear()
         ports.recent_requests = RecentRequests()
         ports.revalidations = RateLimiter(ports.config.revalidate_rate)
         for spec in self._specs.values():

@@ -15,6 +15,7 @@ from cacheworkers.core.driver import run
 from cacheworkers.events import Event, WarmingPaused
 from cacheworkers.flows import keep_warm as warming
 from cacheworkers.flows.keep_warm import Queued
+from cacheworkers.local.read_forecasts import BURST, Known
 from cacheworkers.testing.servers import wait_until
 
 MakeCache = Callable[..., Cache]
@@ -78,7 +79,7 @@ def test_what_is_read_besides_pays_for_what_may_be_loaded_in_vain(make_cache: Ma
     number, _ = counted(cache, warm_for=None)
     ports, spec = number._ports, number._spec
     now, half_life = ports.clock.now(), warming.half_life_of(ports, "number")
-    reads = 1.1 * warming.BURST * half_life / (math.log(2) * 300.0)
+    reads = 1.1 * BURST * half_life / (math.log(2) * 300.0)
     client, key = ports.store.link.client(), ports.store.keys.accesses("number")
 
     def kept(**others: float) -> list[str]:
@@ -247,6 +248,66 @@ def test_by_default_a_single_call_is_kept_warm_that_is_read_all_the_time(make_ca
 
     assert kept(cache, number, {1: 20}) == set()
     assert kept(cache, number, {1: 1000}) == {1}
+
+
+def a_period_passes(cache: Cache, number: Any, reads: dict[int, int]) -> set[int]:
+    """Report reads, and return what is kept warm once a period has passed since the last forecasts."""
+    forecasts = cache._ports.forecasts["number"]
+    forecasts._made_at -= 300.0
+    return kept(cache, number, reads)
+
+
+def test_what_is_read_evenly_is_kept_warm_once_that_is_known(make_cache: MakeCache) -> None:
+    """Ten reads a period each, period after period: no bursts."""
+    cache = make_cache()
+    number, _ = counted(cache, warm_for=None)
+    evenly = dict.fromkeys(range(200), 10)
+    few = kept(cache, number, evenly)
+
+    more = [len(a_period_passes(cache, number, evenly)) for _ in range(4)]
+
+    assert len(few) < 20
+    assert more == sorted(more) and more[-1] > 80
+
+
+def test_what_comes_in_bursts_is_not(make_cache: MakeCache) -> None:
+    """Of what was expected to be read, hardly anything is: others are."""
+    cache = make_cache()
+    number, _ = counted(cache, warm_for=None)
+    kept(cache, number, dict.fromkeys(range(200), 8))
+
+    for burst in range(1, 5):
+        few = a_period_passes(cache, number, dict.fromkeys(range(200 * burst, 200 * burst + 200), 8))
+
+        assert len(few) <= warming.EXTRA_LOADS * 200 * (burst + 1) + 1
+
+
+def test_what_forecasts_have_come_to_is_every_process_s_knowledge(make_cache: MakeCache) -> None:
+    cache, other = make_cache(), make_cache()
+    number, _ = counted(cache, warm_for=None)
+    theirs, _ = counted(other, warm_for=None)
+    evenly = dict.fromkeys(range(200), 10)
+    kept(cache, number, evenly)
+
+    now = a_period_passes(cache, number, evenly)
+
+    assert len(now) > 20
+    assert run(warming.kept_warm(other._ports, theirs._spec)) == run(warming.kept_warm(cache._ports, number._spec))
+
+
+@pytest.mark.parametrize("foreign", ["", "no numbers", "1", "nan 1", "-1 1", "1 0", "1 inf", "1 2 3"])
+def test_what_something_else_has_written_there_is_nothing_known(make_cache: MakeCache, foreign: str) -> None:
+    store: Any = make_cache()._ports.store
+    store.link.client().set(store.keys.forecasts("number"), foreign)
+
+    assert store.known("number").run() == Known()
+
+
+def test_another_type_there_is_nothing_known(make_cache: MakeCache) -> None:
+    store: Any = make_cache()._ports.store
+    store.link.client().rpush(store.keys.forecasts("number"), "1")
+
+    assert store.known("number").run() == Known()
 
 
 def test_reads_are_remembered_for_some_periods(make_cache: MakeCache) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+from cacheworkers.local.read_forecasts import Known
 from cacheworkers.store.commands import replies as parse
 from cacheworkers.store.commands import scripts
 from cacheworkers.store.commands.steps import Exchange, StoreCommands
@@ -44,9 +47,34 @@ class AccessScores(StoreCommands):
         request = Request(("ZCOUNT", self.keys.accesses(loader), since, "+inf"))
         return self._ask_one(request, lambda reply: int(parse.or_nothing(reply, 0)))
 
+    def read_ats(self, loader: str, calls: Sequence[str]) -> Exchange[list[float | None]]:
+        """The `read_at` of many calls, in their order; None of those that are not among the hottest."""
+        requests = [Request(("ZSCORE", self.keys.accesses(loader), call)) for call in calls]
+        return self._ask(requests, lambda replies: list(map(_instant, replies)))
+
     def read_at(self, loader: str, call: str) -> Exchange[float | None]:
         """The `read_at` of one call; None if it is not among the hottest."""
-        request = Request(("ZSCORE", self.keys.accesses(loader), call))
-        return self._ask_one(
-            request, lambda reply: None if (found := parse.or_nothing(reply, None)) is None else float(found)
-        )
+        return self._ask_one(Request(("ZSCORE", self.keys.accesses(loader), call)), _instant)
+
+    def known(self, loader: str) -> Exchange[Known]:
+        """What forecasts of a loader's reads have come to."""
+        return self._ask_one(Request(("GET", self.keys.forecasts(loader))), _known)
+
+    def keep_known(self, loader: str, known: Known) -> Exchange[None]:
+        """Keep that, for a month."""
+        words = ("SET", self.keys.forecasts(loader), "{} {}".format(*known), "EX", 30 * 86_400)
+        return self._ask_one(Request(words), lambda reply: None)
+
+
+def _instant(reply: Any) -> float | None:
+    found = parse.or_nothing(reply, None)
+    return None if found is None else float(found)
+
+
+def _known(reply: Any) -> Known:
+    """Return what was kept; what is known at first where there is nothing, or nothing of ours."""
+    try:
+        vain, odds = map(float, parse.text(parse.or_nothing(reply, b"")).split())
+    except ValueError:
+        return Known()
+    return Known(vain, odds) if 0.0 <= vain < math.inf and 0.0 < odds < math.inf else Known()

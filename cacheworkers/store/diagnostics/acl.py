@@ -84,7 +84,7 @@ def _kinds(keys: Keyspace, call: str) -> list[str]:
     """Return one key of each kind."""
     of_call = [keys.entry(call), keys.lease(call), keys.failures(call), keys.attempts(call), keys.overtaken(call)]
     of_tag = [keys.tag_set(call), keys.last_invalidation(call), keys.detached_index(call)]
-    of_loader = [keys.accesses(call), keys.turns(call)]
+    of_loader = [keys.accesses(call), keys.forecasts(call), keys.turns(call)]
     return [*of_call, *of_tag, *of_loader, keys.beat(call), keys.seq, keys.run_id, keys.marks, keys.unstored]
 
 
