@@ -38,6 +38,8 @@ def locks_of(cache: Cache) -> list[Any]:
             found.append(each)
         elif isinstance(each, threading.Condition):
             left.append(each._lock)  # type: ignore[attr-defined]  # not those of who waits: they are held meanwhile
+        elif isinstance(each, threading.Thread):
+            continue  # it holds a lock of its own for as long as it runs
         elif isinstance(each, types.FunctionType):
             left.extend(each.__closure__ or ())
         elif isinstance(each, _FOLLOWED) or type(each).__module__.startswith("cacheworkers."):
