@@ -44,8 +44,10 @@ class SlowLoads:
             if self._thread is not None:
                 return
             thread = self._thread = ProcessThread(self._run, "cacheworkers-slow-loads")
-        with contextlib.suppress(RuntimeError):  # no thread can be started: it is a load that nobody sees begin
+        try:
             thread.start()
+        except RuntimeError:  # no thread can be started now: nobody sees this load begin; the next load tries again
+            self._thread = None
 
     def end(self, token: str) -> None:
         """Note that a load has ended."""

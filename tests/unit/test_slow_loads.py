@@ -170,3 +170,20 @@ def test_a_fork_s_child_has_none(cache: Cache) -> None:
     loads.reset()
 
     assert not loads._loads and loads._thread is None
+
+
+def test_where_no_thread_can_be_started_the_next_load_tries_again(
+    cache: Cache, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    loads = cache._runtime._slow_loads
+    monkeypatch.setattr(slow_loads.ProcessThread, "start", refuse)
+    loads.begin(CALL, TOKEN, 60.0)
+    monkeypatch.undo()
+
+    store.claim(CALL, TOKEN, lease_for=60).run()
+    loads.begin(CALL, TOKEN, 60.0)
+
+    wait_until(lambda: store.lease(CALL).run().get("fence") == TOKEN)
