@@ -392,6 +392,7 @@ def test_one_whose_lease_was_taken_over_is_refused(shop: Shop) -> None:
 
     assert worker.finish()[CALL].outcome == "refused"
     assert shop.version() is None
+    assert shop.spec.load_times.begins_until > shop.ports.clock.monotonic()
     assert shop.worker(taken_over).finish()[CALL].outcome == "stored"
 
 

@@ -270,6 +270,16 @@ def test_what_is_read_evenly_is_kept_warm_once_that_is_known(make_cache: MakeCac
     assert more == sorted(more) and more[-1] > 80
 
 
+def test_forecasts_are_of_what_may_be_kept_warm(make_cache: MakeCache) -> None:
+    """Of calls that are hardly read nothing can be learnt for those that are."""
+    cache = make_cache()
+    number, _ = counted(cache, warm_for=None)
+
+    kept(cache, number, {**dict.fromkeys(range(10), 50), **dict.fromkeys(range(10, 20), 1)})
+
+    assert {int(call[7:-1]) for call in cache._ports.forecasts["number"].calls} == set(range(10))
+
+
 def test_what_comes_in_bursts_is_not(make_cache: MakeCache) -> None:
     """Of what was expected to be read, hardly anything is: others are."""
     cache = make_cache()
@@ -292,6 +302,7 @@ def test_what_forecasts_have_come_to_is_every_process_s_knowledge(make_cache: Ma
     now = a_period_passes(cache, number, evenly)
 
     assert len(now) > 20
+    assert len(run(warming.kept_warm(other._ports, theirs._spec))) > 20
     assert run(warming.kept_warm(other._ports, theirs._spec)) == run(warming.kept_warm(cache._ports, number._spec))
 
 
