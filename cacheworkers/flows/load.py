@@ -168,7 +168,7 @@ def _of_quick_load(
         return None
     snapshot, now = snapshot_of(request.snapshot), ports.clock.now()
     within = _CLAIMED_WITHIN * min(loader.policy.wait_for, loader.load_for)
-    if snapshot is None or now - snapshot.now > within or within < 2 * MARKED_AFTER:
+    if snapshot is None or abs(now - snapshot.now) > within or within < 2 * MARKED_AFTER:
         return None
     if ports.store.keys.own_tag_shards:  # these are to be declared first
         return None

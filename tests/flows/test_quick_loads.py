@@ -161,8 +161,9 @@ def test_a_message_that_has_waited_for_long_begins(
     assert begins(shop.steps(request))
 
 
-@pytest.mark.parametrize("text", ["", "1", "a b", "1 2 3", "-"])
+@pytest.mark.parametrize("text", ["", "1", "a b", "1 2 3", "-", "1 9999999999999"])
 def test_a_message_without_a_legible_snapshot_begins(shop: Shop, text: str) -> None:
+    """One of a time to come would make an entry that lives for years."""
     assert begins(shop.steps(msgspec.structs.replace(shop.claimed(), snapshot=text)))
 
 
