@@ -81,9 +81,12 @@ class Loader(LoaderBase[T], Generic[P, T]):
 
     async def aget(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the value for these arguments; see `get`."""
+        reads, followed = self._reads, None
         if not kwargs:
             try:
                 slot = self._index.get(args)
+                if slot is None and reads.crowds:
+                    followed = reads.crowds.get(args)
             except TypeError:
                 slot = None
             if slot is not None:
@@ -96,14 +99,17 @@ class Loader(LoaderBase[T], Generic[P, T]):
                     value = self._value(slot)
                     if value is not MISSING:
                         return value
-        call = self._bind(args, kwargs)
-        slot = self._slot(call.text) if self._l1_for else None
-        if slot is not None and (value := self._value(slot)) is not MISSING:
-            return value
-        # What `StoreReads.afind` does, without a coroutine of its own for each task.
-        reads, started, found = self._reads, monotonic(), None
+        # What `StoreReads.afind` does, without a coroutine of its own for each task; those that follow in a crowd need
+        # not even know the text of their call.
+        started, call, crowd, found = monotonic(), None, None, None
         arguments = None if kwargs else args
-        place, crowd = reads.join(call.text, started)
+        place = None if followed is None else reads.follow(followed, started)
+        if place is None:
+            call = self._bind(args, kwargs)
+            slot = self._slot(call.text) if self._l1_for else None
+            if slot is not None and (value := self._value(slot)) is not MISSING:
+                return value
+            place, crowd = reads.join(call.text, arguments, started)
         if place is not None:
             try:
                 found = await place
@@ -114,7 +120,9 @@ class Loader(LoaderBase[T], Generic[P, T]):
                 value = reads.settled(call, arguments, self._decode, False, started, crowd, found)
                 if value is not MISSING:
                     return value
-        value = await reads.alead(call, arguments, self._decode, False, started, crowd, found)
+        value = await reads.alead(
+            call or self._bind(args, kwargs), arguments, self._decode, False, started, crowd, found
+        )
         return value
 
     def read(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:

@@ -94,6 +94,7 @@ class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no wor
         looked: what the leader has found that is not fresh.
         followers: where they wait; `began` has when the read of each began.  Not in pairs: the garbage collector walks
             over pairs.
+        loop, index, arguments: once a task follows, the loop of all; where the same raw arguments lead to it.
     """
 
     group: dict[Hashable, Crowd]
@@ -108,6 +109,20 @@ class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no wor
     looked: Any = None
     followers: Any = ()
     began: Any = ()
+    loop: Any = None
+    index: dict[Any, Crowd] | None = None
+    arguments: Any = None
+
+    def join(self, place: Any, started: float) -> bool:
+        """Have one more follow, who waits at a place; False if the crowd is over."""
+        with self.lock:
+            if self.group.get(self.key) is not self:
+                return False
+            if not self.followers:
+                self.followers, self.began = [], []
+            self.followers.append(place)
+            self.began.append(started)
+        return True
 
     def cover(self) -> int:
         """Say that the leader looks now; how many followers that covers."""
@@ -129,6 +144,9 @@ class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no wor
         """Have nobody else follow."""
         if self.group.get(self.key) is self:
             del self.group[self.key]
+        index = self.index
+        if index is not None and index.get(self.arguments) is self:
+            index.pop(self.arguments, None)  # another loop's crowd by now, perhaps: that is found by its key
 
     def succeed(self, read: Read) -> int:
         """End this leader's turn with a value; return how many it is shared with."""
@@ -193,14 +211,17 @@ class Crowds:
     """
 
     def __init__(self) -> None:
+        self.of_loops: dict[asyncio.AbstractEventLoop, dict[Hashable, Crowd]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget everybody, as a child does after a fork: those tasks and threads are the parent's."""
+        for group in self.of_loops.values():
+            group.clear()  # nobody joins what a loader's index has of it
         # Re-entrant: a garbage collection inside it may close another read's coroutine, which passes its turn on.
         self.lock = threading.RLock()
         self.of_threads: dict[Hashable, Crowd] = {}
-        self.of_loops: dict[asyncio.AbstractEventLoop, dict[Hashable, Crowd]] = {}
+        self.of_loops = {}
 
     def enter(self, key: Hashable, started: float, loop: asyncio.AbstractEventLoop | None) -> tuple[Crowd, Any]:
         """Join the crowd of a call, and return the place to wait at; without a place, the caller leads.
@@ -219,15 +240,10 @@ class Crowds:
                 if group.setdefault(key, alone) is alone:
                     return alone, None
             # Not under the lock: a garbage collection in there may end that crowd.
-            place = ThreadPlace() if loop is None else loop.create_future()
-            with self.lock:
-                crowd = group.get(key)
-                if crowd is not None:
-                    if not crowd.followers:
-                        crowd.followers, crowd.began = [], []
-                    crowd.followers.append(place)
-                    crowd.began.append(started)
-                    return crowd, place
+            place: Any = ThreadPlace() if loop is None else asyncio.Future(loop=loop)
+            crowd = group.get(key)
+            if crowd is not None and crowd.join(place, started):
+                return crowd, place
 
     def __len__(self) -> int:
         """Return how many follow."""
@@ -238,5 +254,6 @@ class Crowds:
         """Return the crowds of a loop that has had none, and forget loops that are closed."""
         for other in list(self.of_loops):
             if other.is_closed():
-                self.of_loops.pop(other, None)
+                for crowd in list(self.of_loops.pop(other, {}).values()):
+                    crowd.leave_group()
         return self.of_loops.setdefault(loop, {})

@@ -72,7 +72,7 @@ class ReadResults:
             ports.access_counter.count_noted()
         return value
 
-    def shared(self, call: Call, decode: Decode, outcome: Outcome, started: float, as_read: bool) -> Any:
+    def shared(self, decode: Decode, outcome: Outcome, started: float, as_read: bool) -> Any:
         """Return what the leader of a crowd has found, value or Read, as this reader's own; MISSING: unreadable so.
 
         Raises:

@@ -19,7 +19,7 @@ from cacheworkers.flows.read_state import StoreResult
 from cacheworkers.flows.transaction_read import read_in_transaction
 from cacheworkers.load_context import current
 from cacheworkers.local.blocking_call import warn_if_blocking
-from cacheworkers.local.coalescing import Crowd, Outcome, leave
+from cacheworkers.local.coalescing import Crowd, Outcome, TaskPlace, leave
 from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.runtime.read_results import Arguments, Decode, ReadResults
@@ -40,6 +40,9 @@ class StoreReads:
         self._runner = runner
         self._since = memory.since
         self._results = ReadResults(ports, spec, memory)
+        #: Raw positional arguments -> the tasks that read this call together, if there are several.
+        self.crowds: dict[Any, Crowd] = {}
+        self._has_index = spec.signature.positional_keys
 
     def find(self, call: Call, arguments: Arguments, decode: Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call, blocking this thread."""
@@ -73,7 +76,7 @@ class StoreReads:
     async def afind(self, call: Call, arguments: Arguments, decode: Decode, as_read: bool) -> Any:
         """Return the value or the Read of a call, on the running loop."""
         started, found = monotonic(), None
-        place, crowd = self.join(call.text, started)
+        place, crowd = self.join(call.text, arguments, started)
         if place is not None:
             try:
                 found = await place
@@ -86,8 +89,23 @@ class StoreReads:
                     return value
         return await self.alead(call, arguments, decode, as_read, started, crowd, found)
 
-    def join(self, text: str, started: float) -> tuple[Any, Crowd | None]:
+    def follow(self, crowd: Crowd, started: float) -> TaskPlace | None:
+        """Join a crowd that was found by raw arguments; return what to await, None where that is for `join` to do."""
+        loop = asyncio.get_running_loop()
+        if crowd.loop is not loop or current.get() or dirty.get() or late:
+            return None
+        place: TaskPlace = asyncio.Future(loop=loop)
+        if not crowd.join(place, started):
+            return None
+        if crowd.unsent and crowd.unsent == self._ports.store.batcher.unsent(loop):
+            crowd.cover_all()
+        return place
+
+    def join(self, text: str, arguments: Arguments, started: float) -> tuple[Any, Crowd | None]:
         """Join the tasks of the running loop that read a call: of those that read it together, one does so for all.
+
+        Args:
+            arguments: raw ones of the call, if it has no others.
 
         Returns:
             What to await, the leader's outcome or the reply to a look of this task's own, if there is either; and the
@@ -102,6 +120,9 @@ class StoreReads:
         if place is not None:
             if turn and crowd.unsent == turn:
                 crowd.cover_all()
+            if crowd.index is None and arguments is not None and self._has_index:
+                crowd.loop, crowd.index, crowd.arguments = loop, self.crowds, arguments
+                self.crowds[arguments] = crowd
             return place, None
         try:
             return self._look(text, crowd, turn, loop), crowd
@@ -125,7 +146,7 @@ class StoreReads:
 
     def settled(
         self,
-        call: Call,
+        call: Call | None,
         arguments: Arguments,
         decode: Decode,
         as_read: bool,
@@ -136,11 +157,13 @@ class StoreReads:
         """Return what a place has come to, value or Read; MISSING if that takes a flow, or a look of this task's own.
 
         Args:
+            call: None will do where this task does not lead.
             crowd: the crowd that this task leads.
             found: a leader's outcome, or a reply for the leader.
         """
         if crowd is None:
-            return self._results.shared(call, decode, found, started, as_read) if type(found) is Outcome else MISSING
+            return self._results.shared(decode, found, started, as_read) if type(found) is Outcome else MISSING
+        assert call is not None
         ports = self._ports
         try:
             is_plain = not (as_read or crowd.is_coherent or crowd.followers or ports.has_hook)
@@ -226,7 +249,7 @@ class StoreReads:
             policy = self._spec.policy
             outcome = place.outcome(policy.wait_for + policy.load_for + ports.config.store_timeout)
             if isinstance(outcome, Outcome):
-                shared = self._results.shared(call, decode, outcome, started, as_read)
+                shared = self._results.shared(decode, outcome, started, as_read)
                 if shared is not MISSING:
                     return shared
             if outcome is None:  # a signal's handler, perhaps, has interrupted the leader before it could end

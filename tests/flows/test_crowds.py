@@ -207,7 +207,7 @@ def test_who_joins_after_an_invalidation_gets_nothing_of_before(
 
     async def play() -> list[Any]:
         monkeypatch.setattr(store.batcher, "get", late)
-        before = asyncio.create_task(shop.read.aget(1))
+        before = asyncio.gather(*(shop.read.aget(1) for _ in range(3)))
         await replies.wait()
         monkeypatch.setattr(store.batcher, "get", get)
         shop.price = 2
@@ -217,7 +217,9 @@ def test_who_joins_after_an_invalidation_gets_nothing_of_before(
         may_arrive.set()
         return await asyncio.gather(before, after)
 
-    assert asyncio.run(play()) == [{"price": 1}, {"aget": {"price": 2}, "aget_json": b'{"price":2}'}[face]]
+    before, after = asyncio.run(play())
+    assert before[0] == {"price": 1}
+    assert after == {"aget": {"price": 2}, "aget_json": b'{"price":2}'}[face]
 
 
 def test_a_view_that_asks_for_more_follows_nobody_that_asks_for_less(
@@ -247,6 +249,80 @@ def test_followers_leave_no_trace(
 
     assert len(shop.ports.waiters) == 0
     assert not any(shop.ports.waiters.crowds.of_loops.values())
+
+
+def test_who_comes_with_the_arguments_of_a_crowd_joins_by_them(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of its call is made for the leader, and for the one whose arguments others are compared with."""
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+    bind, bound = shop.read._bind, [0]
+
+    def counted(*given: Any) -> Any:
+        bound[0] += 1
+        return bind(*given)
+
+    monkeypatch.setattr(shop.read, "_bind", counted)
+
+    async def play() -> list[Any]:
+        reads = [asyncio.create_task(shop.read.aget(1)) for _ in range(READERS)]
+        await asyncio.to_thread(wait_until, lambda: shop.loads and len(shop.ports.waiters) == READERS)
+        assert list(shop.read._reads.crowds) == [(1,)]
+        shop.go.set()
+        return await asyncio.gather(*reads)
+
+    found = asyncio.run(play())
+
+    assert found == [{"price": 1}] * READERS and len({id(each) for each in found}) == READERS
+    assert (shop.loads, bound) == (1, [2])
+    assert shop.read._reads.crowds == {}
+
+
+def test_equal_arguments_of_two_calls_lead_to_two_crowds(make_cache: Callable[..., Cache]) -> None:
+    """Nor do those that have no hash lead anywhere."""
+    cache = make_cache(l1_entries=0)
+
+    @cache.loader()
+    def shown(load: Load, what: bool | int | list[int]) -> str:
+        return repr(what)
+
+    async def play() -> list[str]:
+        return await asyncio.gather(*(shown.aget(what) for what in (1, True, [1]) * 3))
+
+    assert asyncio.run(play()) == ["1", "True", "[1]"] * 3
+
+
+def test_tasks_of_another_loop_wait_on_their_own(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A future of one loop must not be awaited on another's."""
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+
+    async def read() -> list[Any]:
+        return await asyncio.gather(*(shop.read.aget(1) for _ in range(5)))
+
+    with ThreadPoolExecutor(2) as threads:
+        loops = [threads.submit(asyncio.run, read()) for _ in range(2)]
+        wait_until(lambda: shop.loads and len(shop.ports.waiters) >= 10)
+        shop.go.set()
+        assert [loop.result(60) for loop in loops] == [[{"price": 1}] * 5] * 2
+
+
+def test_a_child_follows_nobody_of_its_parent(
+    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(make_cache(l1_entries=0), monkeypatch)
+
+    async def play() -> list[Any]:
+        reads = [asyncio.create_task(shop.read.aget(1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        [crowd] = shop.read._reads.crowds.values()
+        shop.ports.waiters.crowds.reset()  # as after a fork
+        assert shop.read._reads.follow(crowd, 0.0) is None
+        shop.go.set()
+        return [await shop.read.aget(1), *await asyncio.gather(*reads)]
+
+    assert asyncio.run(play()) == [{"price": 1}] * 4
 
 
 @pytest.mark.parametrize("what", ["lapsed", "overtaken"])

@@ -219,6 +219,22 @@ def test_an_async_transaction_reads_its_own_writes(shop: Shop) -> None:
     assert shop.invalidated() == [{"product:1", "product:3", "category:1"}]
 
 
+def test_an_async_transaction_follows_none_of_the_tasks_that_read_what_it_has_changed(shop: Shop) -> None:
+    shop.add(1)
+
+    async def main() -> None:
+        async with shop.async_sessions.begin() as session:
+            product = await session.get_one(Product, 1)
+            others = [asyncio.create_task(shop.price.aget(1)) for _ in range(3)]
+            await asyncio.sleep(0)
+            product.price = 99
+            assert await shop.price.aget(1) == 99
+            assert await asyncio.gather(*others) == [10] * 3
+        await shop.async_engine.dispose()
+
+    asyncio.run(main())
+
+
 def test_invalidating_by_hand_inside_a_dirty_transaction_is_refused(shop: Shop) -> None:
     with shop.sessions() as session:
         session.add(Product(id=1, category_id=1, price=1))

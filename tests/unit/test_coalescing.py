@@ -8,7 +8,7 @@ from typing import Any
 
 from cacheworkers.core.entry import Freshness
 from cacheworkers.core.read_result import Read
-from cacheworkers.local.coalescing import Crowds, ThreadPlace, leave
+from cacheworkers.local.coalescing import Crowd, Crowds, ThreadPlace, leave
 from cacheworkers.testing.servers import wait_until
 
 READ = Read(1, Freshness.FRESH, "store", 0.0, 0)
@@ -164,3 +164,30 @@ def test_a_thread_that_has_stopped_waiting_is_given_nothing() -> None:
 
     crowd.pass_on()
     assert crowds.enter("price", 0.0, None)[1] is None
+
+
+def test_nobody_finds_the_crowd_of_a_closed_loop() -> None:
+    crowds, index, loops = Crowds(), dict[Any, Crowd](), [asyncio.new_event_loop() for _ in range(2)]
+    crowd, _ = crowds.enter("key", 0.0, loops[0])
+    crowds.enter("key", 0.0, loops[0])
+    crowd.loop, crowd.index, crowd.arguments = loops[0], index, (1,)
+    index[(1,)] = crowd
+    loops[0].close()
+
+    crowds.enter("key", 0.0, loops[1])
+
+    assert index == {} and not crowd.join(object(), 0.0)
+    loops[1].close()
+
+
+def test_a_crowd_that_ends_leaves_what_its_arguments_lead_to_by_then() -> None:
+    """The crowd of another loop, which reads the same."""
+    crowds, loop = Crowds(), asyncio.new_event_loop()
+    crowd, _ = crowds.enter("key", 0.0, loop)
+    other = Crowd({}, "key", crowds.lock)
+    crowd.index, crowd.arguments = {(1,): other}, (1,)
+
+    crowd.disband()
+
+    assert crowd.index == {(1,): other}
+    loop.close()
