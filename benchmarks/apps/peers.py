@@ -86,7 +86,10 @@ class RedisClientSide:
     def __init__(self, database: Database) -> None:
         import redis
         from redis.cache import CacheConfig
+        from redis.connection import CacheProxyConnection
 
+        # It refuses a server of another name than Redis; Valkey tracks keys as Redis 7.4 does.
+        CacheProxyConnection.DEFAULT_SERVER_NAME = "valkey"
         self._redis = redis.Redis.from_url(database.redis_url, protocol=3, cache_config=CacheConfig(max_size=10_000))
         self._redis.ping()
         self._sync = _SyncLoad(database)
