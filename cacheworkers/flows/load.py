@@ -14,6 +14,7 @@ from cacheworkers.core.signature import Call
 from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import EntryTooLarge, LoadError, RateLimited, StoreError, TagError
 from cacheworkers.events import Loaded, NotStored, Poisoned
+from cacheworkers.flows.joint_writes import WAITS_FOR, JointWrites
 from cacheworkers.flows.load_failure import (
     NOT_STORED,
     Failure,
@@ -71,35 +72,52 @@ def load(
     for request in requests:
         calls[request.call] = (loader.signature.parse(request.call), request)
     groups = [list(calls.values())] if loader.is_batch else [[one] for one in calls.values()]
+    begun: dict[str, list[tuple[Call, LoadRequest]]] = {}
     results: dict[str, Result] = {}
     waiting = dict(calls)
+    writes = JointWrites[dict[str, Result]](ports.clock.monotonic, wait=len(groups) > 1 and _is_very_quick(loader))
     try:
         if len(calls) > 1:
             most = loader.load_for if loader.is_batch else max(loader.load_for, TOGETHER_FOR)
             until = min(until, ports.clock.monotonic() + most)
-        while groups:
-            group = groups.pop(0)
-            try:
-                found = yield from _load_together(ports, loader, group, runner, is_redelivered, until)
-            except RateLimited:
-                if len(calls) == 1 and runner.where == "reader":
-                    raise
-                found = {call.text: Result("left") for call, _ in group}
-            results.update(found)
-            for call, _ in group:
-                waiting.pop(call.text, None)
-            # Not begun: one of those that were loaded together when their worker died.
-            alone = [one for one in group if one[0].text not in found]
-            waiting.update((one[0].text, one) for one in alone)
-            groups += [[one] for one in alone]
+        while groups or writes:
+            if groups and not writes.is_due:
+                group = groups.pop(0)
+                name = group[0][0].text
+                begun[name] = group
+                try:
+                    yield from writes.begin(name, _load_together(ports, loader, group, runner, is_redelivered, until))
+                except RateLimited:
+                    if len(calls) == 1 and runner.where == "reader":
+                        raise
+                    writes.ended[name] = {call.text: Result("left") for call, _ in group}
+            else:
+                yield from writes.perform()
+            for name in list(writes.ended):
+                found = writes.ended.pop(name)
+                results.update(found)
+                group = begun.pop(name)
+                for call, _ in group:
+                    waiting.pop(call.text, None)
+                # Not begun: one of those that were loaded together when their worker died.
+                alone = [one for one in group if one[0].text not in found]
+                waiting.update((one[0].text, one) for one in alone)
+                groups += [[one] for one in alone]
             if groups and ports.clock.monotonic() >= until:
-                break
+                groups = []
     finally:
+        writes.close()
         for text, (_, request) in waiting.items():
             ports.release_soon(text, request.token)
     for text in waiting:
         results[text] = Result("left")
     return results
+
+
+def _is_very_quick(loader: LoaderSpec) -> bool:
+    """Return whether several loads are over before a write that waits for them would be missed."""
+    expected = loader.load_times.load_time
+    return loader.limiter is None and expected is not None and expected <= WAITS_FOR
 
 
 def _load_together(

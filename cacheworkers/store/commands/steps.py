@@ -66,6 +66,12 @@ class Exchange(Generic[T]):
         return Exchange(parts[0]._link, [request for part in parts for request in part._requests], parse)
 
 
+class Write(Exchange[T]):
+    """An exchange that stores what was loaded: it may wait for those of other calls, and be done with them."""
+
+    __slots__ = ()
+
+
 class Get:
     """A step: the envelope of one call; reads of one turn of an event loop are fetched together.
 

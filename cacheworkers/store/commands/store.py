@@ -18,7 +18,7 @@ from cacheworkers.store.commands.leases import Leases
 from cacheworkers.store.commands.process_notes import ProcessNotes
 from cacheworkers.store.commands.replicas import Replicate
 from cacheworkers.store.commands.replies import Registered, Snapshot
-from cacheworkers.store.commands.steps import Exchange, Get, milliseconds
+from cacheworkers.store.commands.steps import Exchange, Get, Write, milliseconds
 from cacheworkers.store.commands.tag_sets import TagSets
 from cacheworkers.store.connections.request import Request
 from cacheworkers.store.connections.transport import Transport
@@ -139,7 +139,7 @@ class Store(Leases, TagSets, AccessScores, ProcessNotes, GarbageCommands):
 
     def register_write(
         self, entries: Sequence[tuple[Entry, str]], seq: int, *, load_for: float
-    ) -> Exchange[tuple[list[Registered], list[bool]]]:
+    ) -> Write[tuple[list[Registered], list[bool]]]:
         """Do what `register` and `write` do, each `(entry, fence)` in one step; where one server has all keys.
 
         What an invalidation has overtaken since the snapshot `seq` is registered and not stored.
@@ -159,7 +159,7 @@ class Store(Leases, TagSets, AccessScores, ProcessNotes, GarbageCommands):
             registered = [Registered(int(newest), now / 1000) for newest, now, _ in replies]
             return registered, [is_stored == 1 for _, _, is_stored in replies]
 
-        return self._ask(requests, parsed)
+        return Write(self.link, requests, parsed)
 
     def fail(
         self, failures: Sequence[tuple[str, str, str, str]], *, first_for: float, most_for: float
