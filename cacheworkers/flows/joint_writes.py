@@ -45,7 +45,7 @@ class JointWrites(Generic[T]):
         """Whether the first write has waited for long enough."""
         return bool(self._waiting) and self._clock() - self._since >= WAITS_FOR
 
-    def begin(self, name: str, load: Flow[T]) -> Flow[None]:
+    def drive(self, name: str, load: Flow[T]) -> Flow[None]:
         """Have a load go on to its write, or to its end; raises what it raises."""
         yield from self._go_on(name, load, functools.partial(next, load))
 

@@ -86,7 +86,7 @@ def load(
                 name = group[0][0].text
                 begun[name] = group
                 try:
-                    yield from writes.begin(name, _load_together(ports, loader, group, runner, is_redelivered, until))
+                    yield from writes.drive(name, _load_together(ports, loader, group, runner, is_redelivered, until))
                 except RateLimited:
                     if len(calls) == 1 and runner.where == "reader":
                         raise
