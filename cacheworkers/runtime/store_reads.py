@@ -92,7 +92,7 @@ class StoreReads:
     def follow(self, crowd: Crowd, started: float) -> TaskPlace | None:
         """Join a crowd that was found by raw arguments; return what to await, None where that is for `join` to do."""
         loop = asyncio.get_running_loop()
-        if crowd.loop is not loop or current.get() or dirty.get() or late:
+        if crowd.loop is not loop or ((current.get() or dirty.get() or late) and self.is_alone()):
             return None
         place: TaskPlace = asyncio.Future(loop=loop)
         if not crowd.join(place, started):

@@ -18,6 +18,7 @@ from cacheworkers.core.entry import Entry
 from cacheworkers.flows.miss import lapsed, wait_for_load
 from cacheworkers.flows.read_state import SINGLE, ReadOptions, ReadState
 from cacheworkers.local.coalescing import ThreadPlace
+from cacheworkers.sql.watch.dirty_transactions import LateInvalidation
 from cacheworkers.testing.servers import wait_until
 
 READERS = 200
@@ -251,10 +252,19 @@ def test_followers_leave_no_trace(
     assert not any(shop.ports.waiters.crowds.of_loops.values())
 
 
+@pytest.mark.parametrize("is_other_dirty", [False, True])
 def test_who_comes_with_the_arguments_of_a_crowd_joins_by_them(
-    make_cache: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    make_cache: Callable[..., Cache],
+    monkeypatch: pytest.MonkeyPatch,
+    is_other_dirty: bool,
 ) -> None:
-    """The text of its call is made for the leader, and for the one whose arguments others are compared with."""
+    """The text of its call is made for the leader, and for the one whose arguments others are compared with.
+
+    What another cache of this process has not invalidated yet is no matter of this one.
+    """
+    if is_other_dirty:
+        request.addfinalizer(LateInvalidation(object(), frozenset()).end)
     shop = Shop(make_cache(l1_entries=0), monkeypatch)
     bind, bound = shop.read._bind, [0]
 
