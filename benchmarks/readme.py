@@ -9,12 +9,21 @@ import re
 from pathlib import Path
 
 from benchmarks.figures import FIGURES
+from benchmarks.report import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 README, EXPLANATION = "README.md", Path("docs/explanation")
 BEGIN, END = "<!-- figures: written by python -m benchmarks.readme -->\n", "<!-- end of figures -->\n"
-#: Benchmarks whose first row is shown, and whether with its comparison; None is the product API, by who caches it.
-SHOWN = {"stampede": False, None: True, "coherence": False, "hits": True, "soak": True}
+#: Benchmarks whose first row is shown, and whether with its comparison.
+SHOWN = {"stampede": False, "coherence": False, "hits": True, "soak": True}
+#: Of the product API, by who caches it: columns of its page, and the README's heads.
+COLUMNS = {
+    "requests/s": "requests/s",
+    "p99 ms at the rate": "p99, ms",
+    "queries at a sale's start": "queries at a sale's start",
+    "last answer ms": "its last answer, ms",
+    "old reads": "old reads",
+}
 OURS, UNCACHED = "cacheworkers", "no cache"
 
 
@@ -37,38 +46,30 @@ def figure(page: str, name: str) -> tuple[str, ...]:
     raise ValueError(f"figures.md has no row of {command}: run make bench")
 
 
-def api(page: str) -> tuple[str, ...]:
-    """Return the README's row of the product API.
+def api(page: str) -> str:
+    """Return the README's table of the product API.
 
     Raises:
         ValueError: this library could not be measured, or not without a cache.
     """
     heads, *rows = cells_of(page)
-    speed, queries = heads.index("requests/s"), heads.index("queries at a sale's start")
-    found = {row[0]: f"{row[speed]} and {row[queries]}" for row in rows if row[queries] not in ("", "-")}
+    found = {row[0]: [row[heads.index(column)] for column in COLUMNS] for row in rows}
+    measured = {label: cells for label, cells in found.items() if not set(cells) & {"", "-"}}
     for label in (OURS, UNCACHED):
-        if label not in found:
+        if label not in measured:
             raise ValueError(f"apps.md has no row of {label}: run make bench-apps")
-    ours = found.pop(OURS)
-    fastest = max(
-        (label for label in found if label != UNCACHED), key=lambda label: _requests(found[label]), default=""
-    )
-    shown = [(f"the fastest other, {fastest.partition(' (')[0]},", fastest)] if fastest else []
-    beside = "; ".join(f"{words} {found[label]}" for words, label in [*shown, (UNCACHED, UNCACHED)])
-    return "Product API, requests a second and queries when a sale starts", ours, beside, "`make bench-apps`"
-
-
-def _requests(cell: str) -> int:
-    return int(cell.partition(" ")[0].replace(",", ""))
+    rows_shown = [(label, *cells) for label, cells in measured.items()]
+    return markdown(("A product API, by who caches it", *COLUMNS.values()), rows_shown)
 
 
 def listed(figures: str, apps: str) -> str:
-    """Return the README's list, from the two pages' text."""
+    """Return the README's list and table, from the two pages' text."""
     lines = []
     for name, is_compared in SHOWN.items():
-        what, found, beside, command = api(apps) if name is None else figure(figures, name)
+        what, found, beside, command = figure(figures, name)
         lines.append(f"- {what}: **{found}**{f' ({beside})' if is_compared else ''}: {command}\n")
-    return "".join(lines)
+    more = "`make bench-apps` makes the table; [the rest of it](docs/explanation/apps.md).\n"
+    return f"{''.join(lines)}\n{api(apps)}\n{more}"
 
 
 def filled(readme: str, figures: str, apps: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +23,7 @@ from sqlalchemy import make_url
 from cacheworkers import Cache, Config
 from cacheworkers.policy import Policy
 from cacheworkers.testing import Postgres, Valkey
+from cacheworkers.testing.servers import wait_until
 from cacheworkers.workers.celery_settings import PUBLISHER
 
 _names = itertools.count(1)
@@ -57,6 +60,27 @@ def _root_log_level() -> Iterator[None]:
     level = logging.getLogger().level
     yield
     logging.getLogger().setLevel(level)
+
+
+#: Threads of a cache that end when it is closed.
+_OF_A_CACHE = tuple(
+    f"cacheworkers-{name}" for name in ("accesses", "health", "listener", "loop", "outbox", "publisher", "release")
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _caches_are_closed() -> Iterator[None]:
+    """A file leaves no cache open: once its store has been stopped it would log in a test of another file."""
+    before = {*threading.enumerate()}
+    yield
+
+    def left() -> list[str]:
+        threads = [each for each in threading.enumerate() if each not in before and each.name.startswith(_OF_A_CACHE)]
+        return [each.name for each in threads]
+
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not left(), within=20.0)
+    assert not left(), "a test of this file has not closed its cache"
 
 
 def _program(marker: str) -> str | None:

@@ -234,20 +234,21 @@ def test_an_invalidation_waits_until_its_own_process_has_received_it(shop: Shop)
         drop(call)
 
     shop.ports.listener.messages.drop = receive_late
-    going = shop.invalidator().until("barrier")
-    assert in_memory(shop) == 1
-    links = shop.ports.listener.connections
 
     def let_it_receive() -> None:
-        wait_until(lambda: any(connection.pings for connection in links))
+        links = shop.ports.listener.connections
+        wait_until(lambda: any(connection.pings for connection in links) or may_receive.is_set())
         may_receive.set()
 
     thread = threading.Thread(target=let_it_receive)
-    thread.start()
-    going.finish()
-
-    assert in_memory(shop) is None
-    thread.join()
+    try:
+        going = shop.invalidator().until("barrier")
+        assert in_memory(shop) == 1
+        thread.start()
+        going.finish()
+        assert in_memory(shop) is None
+    finally:
+        may_receive.set()
 
 
 def test_memory_does_not_answer_once_a_ping_is_overdue(shop: Shop) -> None:

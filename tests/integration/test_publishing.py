@@ -285,6 +285,7 @@ def test_a_message_that_goes_out_while_the_app_is_finalized_holds_up_nobody(brok
     assert not finalizing.is_alive()
     assert touched
     wait_until(lambda: [each for each in web.events if isinstance(each, Published)])
+    web.workers.close()
 
 
 def test_a_process_that_begins_to_read_makes_a_message_ahead(broker: Valkey) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,6 +37,20 @@ def write(shop: Shop, *tags: str, source: str = TRIGGER) -> None:
     """Write a row as a trigger would."""
     with shop.engine.begin() as connection:
         shop.cache.outbox.write(connection, tags, source)
+
+
+@contextlib.contextmanager
+def shop_of_its_own(database_url: str, events: list[Any], **config: Any) -> Iterator[tuple[Valkey, Shop]]:
+    """A shop, and its store, which may be stopped; closed however a test ends."""
+    with Valkey() as server:
+        shop = Shop(
+            functools.partial(Cache, Config(redis_url=server.url, **config), hook=events.append), database_url, events
+        )
+        try:
+            yield server, shop
+        finally:
+            shop.cache.close()
+            shop.engine.dispose()
 
 
 def test_the_command_says_what_it_has_delivered(shop: Shop) -> None:
@@ -70,11 +84,8 @@ def test_a_fresh_row_is_left_to_the_process_that_wrote_it(shop: Shop, monkeypatc
 
 def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str, events: list[Any]) -> None:
     """The commit succeeds, the row stays; the drain delivers once the store is back."""
-    with Valkey() as server:
-        make = functools.partial(
-            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
-        )
-        shop = Shop(make, database_url, events).watch()
+    with shop_of_its_own(database_url, events, store_timeout=2.0, breaker_for=0.0) as (server, shop):
+        shop.watch()
         cache = shop.cache
         shop.add(1)
         assert shop.price.get(1) == 10
@@ -93,8 +104,6 @@ def test_a_store_that_is_down_at_commit_costs_no_invalidation(database_url: str,
 
         wait_until(lambda: cache.drain() == 1)
         assert shop.price.get(1) == 11
-        cache.close()
-        shop.engine.dispose()
 
 
 def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
@@ -102,11 +111,8 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
 ) -> None:
     """Not at its next look, which here would come too late: until then the store answers with what is old."""
     monkeypatch.setattr("cacheworkers.sql.outbox.relay_loop.DRAIN_WITHIN", 600.0)
-    with Valkey() as server:
-        make = functools.partial(
-            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.05), hook=events.append
-        )
-        shop = Shop(make, database_url, events).watch()
+    with shop_of_its_own(database_url, events, store_timeout=2.0, breaker_for=0.05) as (server, shop):
+        shop.watch()
         cache = shop.cache
         shop.cache.drain()
         server.pause()
@@ -126,8 +132,6 @@ def test_a_draining_process_goes_on_as_soon_as_the_store_is_back(
             return not thread.is_alive()
 
         wait_until(has_ended)
-        cache.close()
-        shop.engine.dispose()
 
 
 def test_the_command_delivers_until_a_signal(shop: Shop) -> None:
@@ -152,11 +156,8 @@ def test_the_command_delivers_until_a_signal(shop: Shop) -> None:
 
 
 def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_url: str, events: list[Any]) -> None:
-    with Valkey() as server:
-        make = functools.partial(
-            Cache, Config(redis_url=server.url, store_timeout=1.0, breaker_for=0.0), hook=events.append
-        )
-        shop = Shop(make, database_url, events).watch()
+    with shop_of_its_own(database_url, events, store_timeout=1.0, breaker_for=0.0) as (server, shop):
+        shop.watch()
         cache = shop.cache
         shop.add(1)
 
@@ -173,8 +174,6 @@ def test_a_store_that_is_down_at_an_async_commit_costs_no_invalidation(database_
         run_sql(shop.engine, "UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
         wait_until(lambda: cache.drain() == 1)
         assert shop.price.get(1) == 11
-        cache.close()
-        shop.engine.dispose()
 
 
 @pytest.mark.parametrize("is_left", [False, True])
@@ -201,9 +200,11 @@ def test_an_invalidation_that_is_not_delivered_is_logged_once_and_when_it_was(
     def said(words: str) -> list[str]:
         return [record.getMessage() for record in caplog.records if words in record.getMessage()]
 
-    with Valkey() as server, redis.Redis.from_url(server.url) as admin:
-        make = functools.partial(Cache, Config(redis_url=server.url, breaker_for=0.05), hook=events.append)
-        shop = Shop(make, database_url, events).watch()
+    with (
+        shop_of_its_own(database_url, events, breaker_for=0.05) as (server, shop),
+        redis.Redis.from_url(server.url) as admin,
+    ):
+        shop.watch()
         cache = shop.cache
         admin.config_set("requirepass", "another")
         admin.client_kill_filter(_type="normal", skipme=True)
@@ -225,8 +226,6 @@ def test_an_invalidation_that_is_not_delivered_is_logged_once_and_when_it_was(
             run_sql(shop.engine, "UPDATE cacheworkers_outbox SET written_at = written_at - interval '1 minute'")
             cache.drain()
             assert said("the outbox's drain has delivered what writers had not, or had not marked")
-        cache.close()
-        shop.engine.dispose()
 
 
 def test_a_drain_that_dies_before_it_has_marked_is_repeated(shop: Shop, monkeypatch: Any) -> None:
@@ -262,11 +261,7 @@ def test_drains_share_the_work(shop: Shop) -> None:
 
 def test_a_new_store_gets_what_the_old_one_was_sent_lately(database_url: str, events: list[Any]) -> None:
     """A failover, or a restart from an old snapshot, may have brought invalidated entries back."""
-    with Valkey() as server:
-        make = functools.partial(
-            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
-        )
-        shop = Shop(make, database_url, events)
+    with shop_of_its_own(database_url, events, store_timeout=2.0, breaker_for=0.0) as (_, shop):
         cache = shop.cache
         write(shop, "a")
         cache.drain(shop.engine)
@@ -277,8 +272,6 @@ def test_a_new_store_gets_what_the_old_one_was_sent_lately(database_url: str, ev
         assert cache.drain(shop.engine) == 1
         assert any(type(event).__name__ == "Replayed" for event in events)
         assert cache.drain(shop.engine) == 0
-        cache.close()
-        shop.engine.dispose()
 
 
 def restart(server: Valkey, cache: Cache) -> None:
@@ -299,11 +292,7 @@ def test_a_store_that_is_back_with_an_older_snapshot_gets_what_came_after_it(
     database_url: str, events: list[Any], is_drained_before: bool
 ) -> None:
     """Whether or not a drain had noted yet which server it was."""
-    with Valkey() as server:
-        make = functools.partial(
-            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
-        )
-        shop = Shop(make, database_url, events)
+    with shop_of_its_own(database_url, events, store_timeout=2.0, breaker_for=0.0) as (server, shop):
         shop.add(1)
         if is_drained_before:
             shop.cache.drain(shop.engine)
@@ -318,24 +307,16 @@ def test_a_store_that_is_back_with_an_older_snapshot_gets_what_came_after_it(
         assert shop.price.peek(1) is not None
         assert shop.cache.drain(shop.engine) == 1
         assert shop.price.peek(1) is None
-        shop.cache.close()
-        shop.engine.dispose()
 
 
 def test_an_empty_store_is_sent_nothing_again(database_url: str, events: list[Any]) -> None:
-    with Valkey() as server:
-        make = functools.partial(
-            Cache, Config(redis_url=server.url, store_timeout=2.0, breaker_for=0.0), hook=events.append
-        )
-        shop = Shop(make, database_url, events)
+    with shop_of_its_own(database_url, events, store_timeout=2.0, breaker_for=0.0) as (server, shop):
         write(shop, "a")
         shop.cache.drain(shop.engine)
 
         restart(server, shop.cache)
 
         assert shop.cache.drain(shop.engine) == 0
-        shop.cache.close()
-        shop.engine.dispose()
 
 
 def test_a_session_that_marks_its_row_after_a_replay_has_notified_the_old_store_only(

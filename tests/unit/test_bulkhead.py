@@ -23,7 +23,8 @@ async def _running_loop() -> asyncio.AbstractEventLoop:
 def test_a_wait_that_is_closed_while_the_loop_begins_does_not_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A garbage collection in the thread that begins may close a wait, which leaves its room, in that thread."""
     ends = []
-    made = Bulkhead(1)
+    made = Bulkhead(2)
+    made._running = 1  # the room of the wait that is closed
 
     class Beginning(Thread):
         def start(self) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks import __main__ as whole
 from benchmarks import figures, http, readme, runs, sheet
+from benchmarks.apps.__main__ import Result, median
 from benchmarks.runs import Failure
 from benchmarks.sheet import Detail, Figure, Found, Row, Scale
 
@@ -38,7 +39,8 @@ def a_project(root: Path) -> None:
     (root / "README.md").write_text(EMPTY)
     (root / whole.DOCS).mkdir(parents=True)
     row = "| {} | {} | 1.3 | 2.4 | 0.0 | {} | 25 | 0 of 9 | 122 |\n"
-    heads = "|  | requests/s | p50 | p99 | queries | queries at a sale's start | last | old | MB |\n|---|---:|\n"
+    columns = ("requests/s", "p50", "p99 ms at the rate", "queries", "queries at a sale's start", "last answer ms")
+    heads = f"|  | {' | '.join(columns)} | old reads | MB |\n|---|---:|\n"
     left_out = "| redis-py (threads) | left out: too old |  |  |  |  |  |  |  |\n"
     peers = [row.format("a peer (threads)", "5,783", 90), row.format("one more", "998", 1)]
     rows = [row.format("cacheworkers", "7,858", 1), *peers, left_out, row.format("no cache", "1,448", 200)]
@@ -161,11 +163,16 @@ def test_the_readme_s_rows_are_those_of_the_pages(
 
     found = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("- ")]
     assert found[0] == r"- A hit \| in memory: **0.2 us**: `python -m benchmarks.stampede`"
-    assert found[1].endswith(
-        ": **7,858 and 1** (the fastest other, a peer, 5,783 and 90; no cache 1,448 and 200): `make bench-apps`"
-    )
-    assert [line.split("`")[1] for line in found[2:]] == [
+    assert [line.split("`")[1] for line in found[1:]] == [
         f"python -m benchmarks.{figures.FIGURES[name].command}" for name in ("coherence", "hits", "soak")
+    ]
+    table = readme.cells_of((tmp_path / "README.md").read_text())
+    assert table == [
+        ["A product API, by who caches it", *readme.COLUMNS.values()],
+        ["cacheworkers", "7,858", "2.4", "1", "25", "0 of 9"],
+        ["a peer (threads)", "5,783", "2.4", "90", "25", "0 of 9"],
+        ["one more", "998", "2.4", "1", "25", "0 of 9"],
+        ["no cache", "1,448", "2.4", "200", "25", "0 of 9"],
     ]
 
 
@@ -181,6 +188,20 @@ def test_the_readme_keeps_its_figures_if_one_of_them_could_not_be_measured(
     assert (tmp_path / "README.md").read_text() == EMPTY
     with pytest.raises(ValueError, match=r"figures.md has no row of `python -m benchmarks.soak"):
         readme.current(tmp_path)
+
+
+def test_a_peer_s_row_has_the_median_of_its_rounds_and_all_its_old_reads() -> None:
+    slow, fast, quiet = (
+        Result("a peer", speed, p50, start_last=0.1, old=old, requests=100)
+        for speed, p50, old in ((800.0, 0.003, 2), (3000.0, 0.001, 0), (2900.0, 0.002, 1))
+    )
+    failed = Result("a peer", why_not="it does not start")
+
+    together = median([slow, failed, fast, quiet])
+
+    assert (together.speed, together.p50, together.start_last) == (2900.0, 0.002, 0.1)
+    assert together.cells[7] == "3 of 300"
+    assert median([failed, failed]) is failed
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
