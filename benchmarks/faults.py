@@ -12,6 +12,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -130,24 +131,27 @@ def made(url: str, versions: Any, replicas: int = 0, hook: Callable[[Event], Non
     return cache, version
 
 
-def read_on(url: str, versions: Any, stop: Any, path: str, counts: Any, replicas: int) -> None:
-    """Read all keys in turn at some 500 a second, and record what came back."""
+def read_on(url: str, versions: Any, stop: Any, path: str, counts: Any, number: int, replicas: int) -> None:
+    """Read all keys in turn at some 500 a second, and record what came back.
+
+    Args:
+        counts: reads, and how many failed, of each reader by its number.  Nothing shared has a lock: who is killed
+            while it holds one leaves all others waiting for it.
+    """
     cache, version = made(url, versions, replicas)
     memory, reads = f"reader{os.getpid()}", 0
     with Recorder(path) as recorder:
-        while not stop.is_set():
+        while not stop.value:
             key = reads % KEYS
             began = time.monotonic()
             try:
                 found = version.read(key)
             except CacheworkersError:
-                with counts.get_lock():
-                    counts[1] += 1
+                counts[2 * number + 1] += 1
             else:
                 recorder.read(f"key:{key}", found.value, began, tier=found.tier, by=f"version[{key}]", memory=memory)
             reads += 1
-            with counts.get_lock():
-                counts[0] += 1
+            counts[2 * number] = reads
             time.sleep(0.002)
     cache.close()
 
@@ -319,16 +323,19 @@ def started(shape: str) -> Iterator[Any]:
 def run(faults: int, seed: int = 1, shape: str = "standalone") -> Found:
     """Inject a number of faults, of each kind in turn in a shuffled order."""
     context = multiprocessing.get_context("spawn")
-    versions, counts = context.Array("q", KEYS, lock=False), context.Array("q", 2)
-    stop, done = context.Event(), threading.Event()
+    versions, counts = context.Array("q", KEYS, lock=False), context.Array("q", 2 * (READERS + faults), lock=False)
+    stop, done = context.Value("b", 0, lock=False), threading.Event()
     with started(shape) as store, _directory() as directory:
         readers: list[Any] = []
+        numbers = itertools.count()
         if isinstance(store, SnapshotFaults):
             versions = store.versions
 
         def start_a_reader() -> None:
-            path = str(directory / f"reads{len(list(directory.iterdir()))}")
-            process = context.Process(target=read_on, args=(store.url, versions, stop, path, counts, store.replicas))
+            number = next(numbers)
+            path = str(directory / f"reads{number}")
+            words = (store.url, versions, stop, path, counts, number, store.replicas)
+            process = context.Process(target=read_on, args=words)
             process.start()
             readers.append(process)
 
@@ -364,7 +371,7 @@ def run(faults: int, seed: int = 1, shape: str = "standalone") -> Found:
                     bar.advance(task)
         finally:
             done.set()
-            stop.set()
+            stop.value = 1
             for process in readers:
                 process.join()
             writer.join()
@@ -376,7 +383,7 @@ def run(faults: int, seed: int = 1, shape: str = "standalone") -> Found:
         else:
             stale = check(history, l1_for=L1_FOR + MARGIN)
     of_snapshots = store.of_snapshots if isinstance(store, SnapshotFaults) else 0
-    return Found(dict(took), stale, counts[0], counts[1], store.replaced, of_snapshots)
+    return Found(dict(took), stale, sum(counts[::2]), sum(counts[1::2]), store.replaced, of_snapshots)
 
 
 def _back_after(cache: Cache, version: Any) -> Took:
