@@ -12,6 +12,7 @@ from cacheworkers.core.tokens import new_token
 from cacheworkers.errors import CodecError, KeyMissing, LoadError, LoadTimeout, StoreError, StoreFull, StoreUnavailable
 from cacheworkers.events import LeaseTakenOver
 from cacheworkers.flows import local_load
+from cacheworkers.flows.claim_ahead import outcome_of
 from cacheworkers.flows.load_failure import LOAD_REFUSED, NOT_STORED, STORE_FULL
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 from cacheworkers.flows.read_state import ReadState, wait_for_push, watch_load
@@ -113,26 +114,32 @@ def _claim(
 ) -> Flow[tuple[Claim, LoadRequest, int]]:
     """Claim for all who wait in this process; what it came to, the request, and the flight's wake-ups before."""
     flight = state.waiter.flight
-    token = new_token()
+    waits = not (is_over or state.is_refused)  # for a worker
+    ahead = state.claimed_ahead() if waits else None
+    token = new_token() if ahead is None else ahead.token
     request = LoadRequest(loader.name, state.call.text, token, state.seen.hex(), "miss")
-    enqueue = None if is_over or state.is_refused else state.strategy.message(ports, request)
+    enqueue = state.strategy.message(ports, request) if waits and ahead is None else None
     flight.is_claiming = True
     flight.failure = None
     try:
         wakes = flight.wakes
         flight.claimed_at, flight.claim_number = now, ports.waiters.next_number()
         state.cover()
-        claim: Claim = yield ports.store.claim(
-            state.call.text,
-            token,
-            lease_for=loader.load_for,
-            seen=state.seen,
-            expected=flight.token if is_over else "",
-            least_seq=state.least_seq if is_over else None,  # before that, one that is not overtaken may come
-            is_last=is_over,
-            heeds_backoff=not state.is_refused,
-            enqueue=None if enqueue is None else (enqueue.key, *enqueue.message),
-        )
+        claim: Claim
+        if ahead is not None:
+            claim = yield from outcome_of(ahead)
+        else:
+            claim = yield ports.store.claim(
+                state.call.text,
+                token,
+                lease_for=loader.load_for,
+                seen=state.seen,
+                expected=flight.token if is_over else "",
+                least_seq=state.least_seq if is_over else None,  # before that, one that is not overtaken may come
+                is_last=is_over,
+                heeds_backoff=not state.is_refused,
+                enqueue=None if enqueue is None else (enqueue.key, *enqueue.message),
+            )
     except BaseException:
         ports.release_soon(state.call.text, token)  # timed out or cancelled: the script may have run all the same
         flight.is_claiming = False

@@ -11,6 +11,7 @@ from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.schema_fingerprint import NO_FINGERPRINT
 from cacheworkers.core.signature import Call
+from cacheworkers.flows.claim_ahead import ClaimAhead
 from cacheworkers.flows.load import load
 from cacheworkers.flows.ports import Enqueue, LoaderSpec, Loading, LoadRequest, Ports, submit
 from cacheworkers.flows.run_loader import run_loader
@@ -122,6 +123,15 @@ class ReadState(msgspec.Struct):
     def is_joined(self) -> bool:
         """Whether its value is that of a load which another read has asked for."""
         return self.has_waited and not self.has_asked
+
+    def claimed_ahead(self) -> ClaimAhead | None:
+        """Return the claim that was sent for this read's crowd, once."""
+        crowd = self.crowd
+        if crowd is None or crowd.ahead is None:
+            return None
+        ahead: ClaimAhead = crowd.ahead
+        crowd.ahead = None
+        return ahead
 
     def cover(self) -> int:
         """Say to those who follow this read that it looks now."""

@@ -92,6 +92,7 @@ class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no wor
             is covered.
         guard, is_coherent: of memory, as they were before the leader's look.
         looked: what the leader has found that is not fresh.
+        ahead: the claim that was sent for the leader.
         followers: where they wait; `began` has when the read of each began.  Not in pairs: the garbage collector walks
             over pairs.
         loop, index, arguments: once a task follows, the loop of all; where the same raw arguments lead to it.
@@ -107,6 +108,7 @@ class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no wor
     guard: int = 0
     is_coherent: bool = False
     looked: Any = None
+    ahead: Any = None
     followers: Any = ()
     began: Any = ()
     loop: Any = None
@@ -172,6 +174,7 @@ class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no wor
                 self.began[:0] = itertools.compress(started, late)
                 done = [*itertools.compress(done, early)]
             self.covered, self.began_before, self.payload, self.unsent, self.looked = 0, None, None, 0, None
+            self.ahead = None
             self._promote()
         if outcome is not None:
             _settle(done, outcome)

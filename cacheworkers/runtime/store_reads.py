@@ -12,6 +12,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.core.signature import Call
 from cacheworkers.errors import LoadTimeout, StoreError
 from cacheworkers.flows import read as reading
+from cacheworkers.flows.claim_ahead import claim_ahead
 from cacheworkers.flows.loader_memory import LoaderMemory
 from cacheworkers.flows.nested_read import nested
 from cacheworkers.flows.ports import LoaderSpec, Loading, Ports
@@ -24,6 +25,9 @@ from cacheworkers.local.l1 import MISSING
 from cacheworkers.runtime.loader_runner import LoaderRunner
 from cacheworkers.runtime.read_results import Arguments, Decode, ReadResults
 from cacheworkers.sql.watch.dirty_transactions import dirty, dirty_transactions, is_dirty, late
+
+#: As many tasks that begin to read one call while its look is under way are the beginning of thousands.
+CROWDED = 256
 
 
 class StoreReads:
@@ -99,6 +103,8 @@ class StoreReads:
             return None
         if crowd.unsent and crowd.unsent == self._ports.store.batcher.unsent(loop):
             crowd.cover_all()
+        if len(crowd.followers) == CROWDED:
+            self._claim_ahead(crowd)
         return place
 
     def join(self, text: str, arguments: Arguments, started: float) -> tuple[Any, Crowd | None]:
@@ -123,6 +129,8 @@ class StoreReads:
             if crowd.index is None and arguments is not None and self._has_index:
                 crowd.loop, crowd.index, crowd.arguments = loop, self.crowds, arguments
                 self.crowds[arguments] = crowd
+            if len(crowd.followers) == CROWDED:
+                self._claim_ahead(crowd)
             return place, None
         try:
             return self._look(text, crowd, turn, loop), crowd
@@ -328,6 +336,12 @@ class StoreReads:
         place = batcher.get(text, loop)
         crowd.unsent = turn or batcher.unsent(loop)
         return place
+
+    def _claim_ahead(self, crowd: Crowd) -> None:
+        """Claim for a crowd's leader, unless a flow is there already: that has had its answer, and claims itself."""
+        text = crowd.key if type(crowd.key) is str else crowd.key[0]  # type: ignore[index]
+        if text not in self._ports.waiters.flights:
+            crowd.ahead = claim_ahead(self._ports, self._spec, text)
 
     def _guarded(self, text: str) -> tuple[int, bool]:
         """Return L1's guard and whether pushes are received, in this order."""

@@ -34,7 +34,12 @@ _ids = itertools.count(1)
 some = st.integers(1, 4)
 one_of_them = st.integers(0, CONCURRENCY - 1)
 #: The same for walks.
-CHOICES: dict[str, Sequence[Any]] = {"at": range(CONCURRENCY), "steps": range(1, 5), "what": ("lease", "entry")}
+CHOICES: dict[str, Sequence[Any]] = {
+    "at": range(CONCURRENCY),
+    "steps": range(1, 5),
+    "what": ("lease", "entry"),
+    "looks": (True, False),
+}
 
 
 def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
@@ -53,10 +58,11 @@ def races(cache: Cache, prices: dict[int, int]) -> type[RuleBasedStateMachine]:
             self.invalidations: list[tuple[int, Stepper[Any]]] = []
 
         @precondition(lambda self: len(self.loads) < CONCURRENCY)
-        @rule()
-        def a_reader_claims(self) -> None:
+        @rule(looks=st.booleans())
+        def a_reader_claims(self, looks: bool) -> None:
+            """A crowd claims before its leader's look is answered, as if it had found nothing."""
             token = secrets.token_hex(8)
-            seen = envelope.version_of(store.get(self.call).run())
+            seen = envelope.version_of(store.get(self.call).run()) if looks else b""
             claim = store.claim(self.call, token, lease_for=30, seen=seen).run()
             if isinstance(claim, Claimed):
                 ask = LoadRequest("price", self.call, token, seen.hex(), "miss", snapshot=claim.snapshot)

@@ -41,6 +41,34 @@ class Exchange(Generic[T]):
         """Do it on the running loop."""
         return self._parsed(await self._link.aexchange(self._requests) if self._requests else [])
 
+    def submit(self, note: Callable[[T | Exception], None]) -> Submitted[T] | None:
+        """Send its one request immediately, on the running loop; return a step for what comes of it.
+
+        None: that takes more than a write, and nothing was sent.
+
+        Args:
+            note: called with what comes of it, also where no flow waits for that.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: list[Any] | Exception) -> None:
+            found: Any = outcome
+            try:
+                if isinstance(outcome, list):
+                    found = self._parsed(outcome)
+            except Exception as error:
+                found = error
+            note(found)
+            if future.done():  # who waited was cancelled
+                return
+            if isinstance(found, Exception):
+                future.set_exception(found)
+                future.exception()  # nobody may ever ask
+            else:
+                future.set_result(found)
+
+        return Submitted(self, future) if self._link.submit(self._requests[0].words, settle) else None
+
     def _parsed(self, replies: list[Any]) -> T:
         """Return the replies, parsed.
 
@@ -64,6 +92,27 @@ class Exchange(Generic[T]):
             return [part._parse(list(itertools.islice(rest, len(part._requests)))) for part in parts]
 
         return Exchange(parts[0]._link, [request for part in parts for request in part._requests], parse)
+
+
+class Submitted(Generic[T]):
+    """A step: an exchange of the running loop whose request has been sent; its result, or what `arun` raises."""
+
+    __slots__ = ("_exchange", "_future")
+
+    def __init__(self, exchange: Exchange[T], future: asyncio.Future[T]) -> None:
+        self._exchange = exchange
+        self._future = future
+
+    def __repr__(self) -> str:
+        return f"{self._exchange} submitted"
+
+    def run(self) -> T:
+        """Ask again: a thread cannot wait for what a loop has sent."""
+        return self._exchange.run()
+
+    async def arun(self) -> T:
+        """Wait for it on that loop."""
+        return await self._future
 
 
 class Write(Exchange[T]):
