@@ -49,7 +49,7 @@ def claim_ahead(ports: Ports, loader: LoaderSpec, call: str) -> ClaimAhead | Non
 def outcome_of(ahead: ClaimAhead) -> Flow[Claim]:
     """Wait for what became of it: granted with its message; or "moved", so that the read looks again and claims itself.
 
-    Another's lease may have ended since that was said, before this process was told of such ends.
+    Another's lease may have ended since that was answered, before such ends were reported to this process.
     """
     try:
         claim: Claim = yield ahead.step
