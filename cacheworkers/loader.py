@@ -58,10 +58,12 @@ class Loader(LoaderBase[T], Generic[P, T]):
             LoadTimeout: no value within `wait_for`, and this reader may not load it.
             LoadError: the load failed; kept until its backoff ends.
         """
+        arguments = None
         if not kwargs:
             try:
                 slot = self._index.get(args)
-            except TypeError:  # unhashable arguments have no place in the index
+                arguments = args
+            except TypeError:  # unhashable arguments lead nowhere
                 slot = None
             if slot is not None:
                 now, coherence = monotonic(), self._coherence
@@ -76,15 +78,16 @@ class Loader(LoaderBase[T], Generic[P, T]):
         call = self._bind(args, kwargs)
         if self._l1_for and (slot := self._slot(call.text)) is not None and (value := self._value(slot)) is not MISSING:
             return value
-        found: T = self._reads.find(call, None if kwargs else args, self._decode, False)
+        found: T = self._reads.find(call, arguments, self._decode, False)
         return found
 
     async def aget(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the value for these arguments; see `get`."""
-        reads, followed = self._reads, None
+        reads, followed, arguments = self._reads, None, None
         if not kwargs:
             try:
                 slot = self._index.get(args)
+                arguments = args
                 if slot is None and reads.crowds:
                     followed = reads.crowds.get(args)
             except TypeError:
@@ -102,7 +105,6 @@ class Loader(LoaderBase[T], Generic[P, T]):
         # What `StoreReads.afind` does, without a coroutine of its own for each task; those that follow in a crowd need
         # not even know the text of their call.
         started, call, crowd, found = monotonic(), None, None, None
-        arguments = None if kwargs else args
         place = None if followed is None else reads.follow(followed, started)
         if place is None:
             call = self._bind(args, kwargs)

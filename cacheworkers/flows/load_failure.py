@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -15,6 +17,7 @@ from cacheworkers.errors import LoadError, LoadTimeout, StoreError, StoreFull, T
 from cacheworkers.events import LoadRefused, NotStored
 from cacheworkers.flows.ports import LoaderSpec, LoadRequest, Ports
 
+E = TypeVar("E", bound=Exception)
 #: Kinds of failures that are none of the loader's.  Of what was loaded and had no room, or no place, in the store:
 #: readers load it themselves, and keep nothing.
 STORE_FULL = StoreFull.__name__
@@ -38,6 +41,13 @@ class Failure(msgspec.Struct, frozen=True):
     kind: str
     text: str
     tags: tuple[str, ...] = ()
+
+
+def another(error: E) -> E:
+    """Return an error like this one, for one more reader to raise: its traceback grows with each raise."""
+    made = copy.copy(error)
+    made.__cause__ = error.__cause__
+    return made
 
 
 def refuse_loads(ports: Ports, requests: Sequence[LoadRequest], reason: str) -> Flow[None]:

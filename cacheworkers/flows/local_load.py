@@ -13,7 +13,7 @@ from cacheworkers.core.read_result import Read
 from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError, LoadError, LoadTimeout
 from cacheworkers.events import Loaded, UnreadableEntry
-from cacheworkers.flows.load_failure import as_load_error
+from cacheworkers.flows.load_failure import another, as_load_error
 from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports
 from cacheworkers.flows.read_state import ReadState, wait_for_push
 from cacheworkers.local.coherence import NEVER
@@ -130,7 +130,7 @@ def share_load(
         state.waiter.rearm()
         yield from wait_for_push(ports, state.waiter, give_up_at)
     if shared.error is not None:
-        raise shared.error
+        raise another(shared.error)
     state.payload = shared.payload
     waited = ports.clock.monotonic() - state.started
     return Read(state.options.decode(shared.payload), Freshness.FRESH, "load", 0.0, 0, waited)

@@ -52,15 +52,21 @@ def wait_for_load(ports: Ports, loader: LoaderSpec, state: ReadState) -> Flow[Re
             return found
     failure = None if state.is_refused or now >= flight.failing_until else flight.failure
     if failure is not None and flight.claim_number > state.waiter.number:
+        if state.crowd is not None:
+            state.crowd.began_before = flight.claimed_at
         return _failed(ports, loader, state, failure)  # the claim was made after this read had begun
-    if flight.is_claiming or (not is_over and now < flight.held_until):
+    until = 0.0 if is_over else flight.held_until
+    if flight.is_claiming:
+        # Not for ever: whoever claims may be a task of an event loop that stands still, for this very read, even.
+        until = max(state.deadline, flight.claimed_at + ports.config.store_timeout)
+    if now < until:
         if not state.has_looked:
             return None  # the push that ends that lease may have come between the caller's look and this read
         if now >= _half_time(state) and not is_over:
             yield from _learn_seq(ports, state)
         state.has_waited = True
-        ends = [at for at in (_half_time(state), state.deadline, flight.held_until) if at > now]
-        yield from wait_for_push(ports, state.waiter, min(ends, default=now + loader.load_for))
+        ends = [at for at in (_half_time(state), state.deadline, flight.held_until, until) if at > now]
+        yield from wait_for_push(ports, state.waiter, min(ends))
         return None
     claim, request, wakes = yield from _claim(ports, loader, state, now, is_over)
     match claim:

@@ -216,7 +216,7 @@ def _look(
         raw = yield ports.store.get(call.text)
         state.has_looked = True
     else:
-        covers = 0
+        covers = state.crowd.covered if state.crowd is not None else 0
         guard, is_coherent, raw = found.guard, found.is_coherent, found.raw
     state.seen = envelope.version_of(raw)
     now = ports.clock.now()
@@ -245,7 +245,7 @@ def _look(
             # Loaded while this read waited: served, though it has no life of its own; not to those who came after.
             freshness = Freshness.STALE
             if state.crowd is not None:
-                state.crowd.covered = 0
+                state.crowd.began_before = ports.clock.monotonic() - (now - entry.created)
     early_at = entry.early_at(loader.policy.early, 1.0 - ports.chance())
     match decide(freshness, is_early=early_at <= now):
         case Action.SERVE:

@@ -176,9 +176,7 @@ class Crowd(msgspec.Struct, eq=False, gc=False):  # one a read of a task: no wor
             self.covered, self.began_before, self.payload, self.unsent, self.looked = 0, None, None, 0, None
             self.ahead = None
             self._promote()
-        if outcome is not None:
-            _settle(done, outcome)
-        return len(done)
+        return _settle(done, outcome) if outcome is not None else 0
 
     def _promote(self) -> None:
         """Have the first that still waits lead; without any, the crowd is over."""

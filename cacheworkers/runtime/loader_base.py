@@ -103,7 +103,15 @@ class LoaderBase(Generic[T]):
         return Read.of(now, entry, value, _served(entry, now), "l1", 0.0)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, tuple[Any, ...] | None]:
-        return self._bind(args, kwargs), None if kwargs else args
+        """Return the call, and the raw arguments if they may lead to it: there are no others, and they have a hash."""
+        call = self._bind(args, kwargs)
+        if kwargs:
+            return call, None
+        try:
+            hash(args)
+        except TypeError:
+            return call, None
+        return call, args
 
     def _revalidation(self, call: Call) -> Flow[bool]:
         """Claim whatever version is there, and enqueue it; a running backoff is not heeded."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -14,6 +13,7 @@ from cacheworkers.core.signature import Call
 from cacheworkers.errors import CodecError
 from cacheworkers.events import ReadFailed, Served
 from cacheworkers.flows import read as reading
+from cacheworkers.flows.load_failure import another
 from cacheworkers.flows.loader_memory import LoaderMemory, as_is
 from cacheworkers.flows.ports import LoaderSpec, Ports
 from cacheworkers.flows.read_state import StoreResult
@@ -80,11 +80,9 @@ class ReadResults:
         """
         ports = self._ports
         if outcome.error is not None:
-            error = copy.copy(outcome.error)  # each raises its own: a traceback grows with each raise
-            error.__cause__ = outcome.error.__cause__
             if ports.has_hook:
-                ports.emit(ReadFailed(self._spec.name, type(error).__name__, monotonic() - started))
-            raise error
+                ports.emit(ReadFailed(self._spec.name, type(outcome.error).__name__, monotonic() - started))
+            raise another(outcome.error)
         read = outcome.read
         assert read is not None and outcome.payload is not None
         value = read.value

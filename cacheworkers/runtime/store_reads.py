@@ -10,7 +10,7 @@ from typing import Any
 from cacheworkers.core.driver import Flow, arun, run
 from cacheworkers.core.read_result import Read
 from cacheworkers.core.signature import Call
-from cacheworkers.errors import LoadTimeout, StoreError
+from cacheworkers.errors import CacheworkersError, LoadTimeout, StoreError
 from cacheworkers.flows import read as reading
 from cacheworkers.flows.claim_ahead import claim_ahead
 from cacheworkers.flows.loader_memory import LoaderMemory
@@ -359,8 +359,8 @@ class StoreReads:
         The time of a follower is not over before it is: the leader began first, so that its time is over first.  What
         it has found out holds for all it covers.
         """
-        if not isinstance(error, Exception):
-            crowd.pass_on()
+        if not isinstance(error, CacheworkersError):
+            crowd.pass_on()  # cancelled; or a signal's handler has ended this very read, for a time limit of its own
             return
         now, wait_for = monotonic(), self._spec.policy.wait_for
         if isinstance(error, LoadTimeout) and now >= started + wait_for:
