@@ -1,7 +1,8 @@
 """Joint writes: quick loads of one message run one after the other, and write what they have loaded in one round trip.
 
 A load goes on by itself until it stands before its write.  That waits for those of the next loads, for a moment only:
-nobody reads what has not been written, and a load may take longer than expected.
+nobody reads what has not been written.  A load may take longer than expected, or end its process: what waits for it is
+written beside it (`SlowLoads`), and must not have begun, or it would count as having died too.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ class JointWrites(Generic[T]):
         ended: name -> what a load came to, of those that have ended.
     """
 
-    def __init__(self, clock: Callable[[], float], *, wait: bool) -> None:
+    def __init__(self, clock: Callable[[], float], may_wait: Callable[[str, Write[Any]], bool]) -> None:
         """
         Args:
-            wait: False has every write done by itself.
+            may_wait: whether a load's write may wait for others; else it is done by itself.
         """
         self._clock = clock
-        self._wait = wait
+        self._may_wait = may_wait
+        self._is_joint = True
         self._since = 0.0
         self._waiting: list[tuple[str, Flow[T], Write[Any]]] = []
         self.ended: dict[str, T] = {}
@@ -61,7 +63,7 @@ class JointWrites(Generic[T]):
             try:
                 replies = yield Exchange.joint([write for _, _, write in due])
             except StoreError:
-                self._wait = False
+                self._is_joint = False
             while due:
                 name, load, write = due.pop(0)
                 go = functools.partial(load.send, replies.pop(0)) if replies else lambda write=write: write
@@ -79,7 +81,7 @@ class JointWrites(Generic[T]):
     def _go_on(self, name: str, load: Flow[T], go: Callable[[], Step]) -> Flow[None]:
         try:
             step = go()
-            while not (self._wait and isinstance(step, Write)):
+            while not (self._is_joint and isinstance(step, Write) and self._may_wait(name, step)):
                 try:
                     reply = yield step
                 except BaseException as error:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from cacheworkers.core.driver import Flow
 from cacheworkers.core.entry import Entry
 from cacheworkers.core.signature import Call
 from cacheworkers.core.tokens import new_token
-from cacheworkers.errors import EntryTooLarge, LoadError, RateLimited, StoreError, TagError
+from cacheworkers.errors import EntryTooLarge, LoadError, LoadTimeout, RateLimited, StoreError, TagError
 from cacheworkers.events import Loaded, NotStored, Poisoned
 from cacheworkers.flows.joint_writes import WAITS_FOR, JointWrites
 from cacheworkers.flows.load_failure import (
@@ -27,7 +28,7 @@ from cacheworkers.flows.ports import LoaderSpec, Loading, LoadRequest, Ports, Ru
 from cacheworkers.flows.run_loader import run_loader
 from cacheworkers.flows.write_loaded import Pending, Result, entry_of_value, registration, write
 from cacheworkers.store.commands.replies import Alone, Snapshot, snapshot_of
-from cacheworkers.store.commands.steps import Exchange
+from cacheworkers.store.commands.steps import Exchange, Write
 
 #: The `hold_off_for` of loaders that have none and read a replica, seconds: more than one lags as a rule.
 REPLICA_HOLD_OFF = 10.0
@@ -75,7 +76,12 @@ def load(
     begun: dict[str, list[tuple[Call, LoadRequest]]] = {}
     results: dict[str, Result] = {}
     waiting = dict(calls)
-    writes = JointWrites[dict[str, Result]](ports.clock.monotonic, wait=len(groups) > 1 and _is_very_quick(loader))
+    are_joint = len(groups) > 1 and _is_very_quick(loader)
+
+    def may_wait(name: str, write: Write[Any]) -> bool:
+        return are_joint and ports.slow_loads.may_wait(calls[name][1].token, write)
+
+    writes = JointWrites[dict[str, Result]](ports.clock.monotonic, may_wait)
     try:
         if len(calls) > 1:
             most = loader.load_for if loader.is_batch else max(loader.load_for, TOGETHER_FOR)
@@ -91,6 +97,10 @@ def load(
                     if len(calls) == 1 and runner.where == "reader":
                         raise
                     writes.ended[name] = {call.text: Result("left") for call, _ in group}
+                except LoadTimeout:  # which ends the message; what was loaded before is no matter of it
+                    while writes:
+                        yield from writes.perform()
+                    raise
             else:
                 yield from writes.perform()
             for name in list(writes.ended):

@@ -29,6 +29,7 @@ from cacheworkers.local.rate_limiter import RateLimiter, per_second
 from cacheworkers.local.read_forecasts import ReadForecasts
 from cacheworkers.local.waiters import Waiters
 from cacheworkers.policy import Policy
+from cacheworkers.store.commands.steps import Write
 from cacheworkers.store.commands.store import Store
 from cacheworkers.store.tracking.listener import Listener
 
@@ -154,10 +155,14 @@ class Loading:
 
 
 class SlowLoads(Protocol):
-    """Marks loads that did without `begin` as begun, once they take long."""
+    """Marks loads that did without `begin` as begun, once they take long; or writes what they have loaded."""
 
     def begin(self, call: str, token: str, load_for: float) -> None:
         """Note a load that begins under its claim's token."""
+        ...
+
+    def may_wait(self, token: str, write: Write[Any]) -> bool:
+        """Have a load's write done soon, if it is not done before; False if the load is none of these, or marked."""
         ...
 
     def end(self, token: str) -> None:

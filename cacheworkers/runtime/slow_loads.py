@@ -1,4 +1,7 @@
-"""SlowLoads: loads without `begin` that turn out slow are marked as begun, before readers take their leases over."""
+"""SlowLoads: loads without `begin` that turn out slow are marked as begun, before readers take their leases over.
+
+What has been loaded, and waits for a slow load of the same message, is written instead.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from cacheworkers.errors import StoreError
 from cacheworkers.flows.load import MARKED_AFTER
 from cacheworkers.local.process_thread import ProcessThread
+from cacheworkers.store.commands.steps import Write
 from cacheworkers.store.commands.store import Store
 
 #: Its thread ends when there was no load for so long, seconds: starting it costs as much as a load.
@@ -32,6 +37,7 @@ class SlowLoads:
         self._lock = threading.RLock()  # re-entrant: a garbage collection inside it may end a load
         #: Token -> call, how long it may last, and the monotonic instant at which it is marked.
         self._loads: dict[str, tuple[str, float, float]] = {}
+        self._writes: dict[str, Write[Any]] = {}
         self._last = 0.0
         self._thread: threading.Thread | None = None
 
@@ -49,9 +55,21 @@ class SlowLoads:
         except RuntimeError:  # no thread can be started now: nobody sees this load begin; the next load tries again
             self._thread = None
 
+    def may_wait(self, token: str, write: Write[Any]) -> bool:
+        """Have a load's write done when it would be marked; False if it is marked already, or was never noted.
+
+        Done twice, the second write finds its version in the store.
+        """
+        with self._lock:
+            if token not in self._loads:
+                return False
+            self._writes[token] = write
+            return True
+
     def end(self, token: str) -> None:
         """Note that a load has ended."""
         self._loads.pop(token, None)
+        self._writes.pop(token, None)
 
     def _run(self) -> None:
         while True:
@@ -63,9 +81,14 @@ class SlowLoads:
                 slow = [(call, token, load_for) for token, (call, load_for, due) in loads if due <= now]
                 for _, token, _ in slow:
                     self._loads.pop(token, None)
+                found = [self._writes.pop(token, None) for _, token, _ in slow]
                 if not slow and not self._loads and now - self._last > IDLE_FOR:
                     self._thread = None
                     return
+            for write in filter(None, found):
+                with contextlib.suppress(StoreError):  # its load does it again, and says so
+                    write.run()
             if slow:
+                # Those whose write is done have no lease to mark.
                 with contextlib.suppress(StoreError):  # then readers learn it from the store's silence
                     self._store().mark_begun(slow).run()

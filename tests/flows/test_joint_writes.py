@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
-from cacheworkers import Cache, Load, StoreUnavailable
+from cacheworkers import AsyncLoad, Cache, Load, LoadTimeout, StoreUnavailable
+from cacheworkers.core.driver import run
 from cacheworkers.flows import joint_writes
 from cacheworkers.flows.invalidate import invalidate_tags
 from cacheworkers.flows.joint_writes import WAITS_FOR
-from cacheworkers.flows.load import load
+from cacheworkers.flows.load import MARKED_AFTER, load
 from cacheworkers.flows.ports import LoadRequest
+from cacheworkers.runtime import slow_loads
 from cacheworkers.store.commands.replies import Claimed
 from cacheworkers.testing import Stepper
+from cacheworkers.testing.servers import wait_until
 
 CALLS = [f"price[{number}]" for number in (1, 2, 3)]
 TOKENS = {call: str(at) * 16 for at, call in enumerate(CALLS)}
@@ -25,15 +31,24 @@ RUNS, WRITTEN = [f"load {call}" for call in CALLS], "register_write"
 class Shop:
     """Prices that take no time to load, and a message that names three of them."""
 
-    def __init__(self, cache: Cache, monkeypatch: pytest.MonkeyPatch, rate_limit: str | None = None) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        monkeypatch: pytest.MonkeyPatch,
+        rate_limit: str | None = None,
+        *,
+        is_watched: bool = False,
+        load_for: float = 60,
+    ) -> None:
         self.cache, self.ports, self.store = cache, cache._ports, cache._ports.store
         self.released: list[str] = []
         self.ports.release_soon = lambda call, token: self.released.append(call)
         self.rows: dict[int, Any] = {1: 10, 2: 20, 3: 30}
         self.runs: list[int] = []
         monkeypatch.setattr(joint_writes, "WAITS_FOR", 60.0)  # not on a busy machine
+        monkeypatch.setattr(slow_loads, "MARKED_AFTER", MARKED_AFTER if is_watched else 60.0)
 
-        @cache.loader(tags=("price:{number}",), wait_for=60, load_for=60, rate_limit=rate_limit)
+        @cache.loader(tags=("price:{number}",), wait_for=60, load_for=load_for, rate_limit=rate_limit)
         def price(load: Load, number: int) -> int:
             self.runs.append(number)
             row = self.rows[number]
@@ -44,10 +59,11 @@ class Shop:
         self.price, self.spec = price, cache._loaders["price"]
         self.spec.load_times.load_time = 0.0
 
-    def claimed(self) -> list[LoadRequest]:
+    def claimed(self, calls: Iterable[str] = CALLS) -> list[LoadRequest]:
         """Return what readers that have claimed ask for."""
         requests = []
-        for call, token in TOKENS.items():
+        for call in calls:
+            token = TOKENS[call]
             claim = self.store.claim(call, token, lease_for=60).run()
             assert isinstance(claim, Claimed)
             requests.append(LoadRequest("price", call, token, "", "miss", snapshot=claim.snapshot))
@@ -89,6 +105,7 @@ def test_quick_loads_of_a_message_are_one_write(shop: Shop) -> None:
     assert steps_of(worker) == [*RUNS, WRITTEN]
     assert {call: each.outcome for call, each in worker.result.items()} == dict.fromkeys(CALLS, "stored")
     assert (shop.versions(), shop.leases(), shop.released) == ([10, 20, 30], [], [])
+    assert shop.cache._runtime._slow_loads._writes == {}
 
 
 def test_a_write_waits_for_a_moment_only(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,10 +203,15 @@ def test_without_the_store_each_gives_its_lease_back(shop: Shop, monkeypatch: py
     assert set(shop.released) == set(CALLS)
 
 
-@pytest.mark.parametrize("comes_from", ["the third load", "the write"])
-def test_what_ends_the_task_gives_all_leases_back(shop: Shop, monkeypatch: pytest.MonkeyPatch, comes_from: str) -> None:
+@pytest.mark.parametrize(
+    ("comes_from", "error"),
+    [("the third load", KeyboardInterrupt), ("the write", KeyboardInterrupt), ("the write", SoftTimeLimitExceeded)],
+)
+def test_what_ends_the_task_gives_all_leases_back(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, comes_from: str, error: type[BaseException]
+) -> None:
     """Celery raises its time limit wherever the task is."""
-    ended = KeyboardInterrupt("the task's time is over")
+    ended = error("the task's time is over")
     if comes_from == "the third load":
         shop.rows[3] = ended
         worker = shop.worker()
@@ -197,11 +219,12 @@ def test_what_ends_the_task_gives_all_leases_back(shop: Shop, monkeypatch: pytes
         worker = shop.worker().until(WRITTEN)
 
         def end(*_: Any) -> Any:
+            monkeypatch.undo()  # once
             raise ended
 
         monkeypatch.setattr(shop.store.link, "exchange", end)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         worker.finish()
 
     # By each load, while what was raised still refers to it, and by the message.
@@ -220,3 +243,89 @@ def test_what_is_written_when_the_message_s_time_is_over_is_not_lost(
 
     assert [found[call].outcome for call in CALLS] == ["stored", "stored", "left"]
     assert shop.released == CALLS[2:]
+
+
+def test_what_waits_for_a_load_that_never_ends_is_written_and_has_not_died_with_it(
+    cache: Cache, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second hangs, and its worker is killed, as often as it takes to be called poisoned."""
+    shop = Shop(cache, monkeypatch, is_watched=True)
+    for _ in range(cache.config.poison_after + 1):
+        shop.spec.load_times.load_time = 0.0
+        shop.price.invalidate(1)
+        worker = Stepper(load(shop.ports, shop.spec, shop.claimed(CALLS[:2]), shop.ports.worker), by_exchange=True)
+        assert worker.at == RUNS[0]
+        assert worker.step() == RUNS[1]
+
+        wait_until(lambda: shop.price.peek(1))
+        wait_until(lambda: shop.store.lease(CALLS[1]).run().get("fence"))
+        assert [shop.store.attempts(call).run() for call in CALLS[:2]] == [0, 1]
+        assert shop.store.lease(CALLS[0]).run() == {}
+
+        worker.crash()
+        cache._runtime._slow_loads.reset()
+        shop.store.link.client().delete(*(shop.store.keys.lease(call) for call in CALLS))  # they have run out
+        shop.store.link.client().delete(shop.store.keys.attempts(CALLS[1]))  # so that it may be quick again
+
+
+def test_a_write_that_was_done_while_it_waited_finds_itself(
+    cache: Cache, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(cache, monkeypatch, is_watched=True)
+    worker = shop.worker()
+    worker.step()
+    wait_until(lambda: shop.price.peek(1))
+
+    found = worker.finish()
+
+    assert {call: each.outcome for call, each in found.items()} == dict.fromkeys(CALLS, "stored")
+    assert (shop.versions(), shop.leases(), shop.runs) == ([10, 20, 30], [], [1, 2, 3])
+
+
+def test_what_was_written_while_it_waited_and_invalidated_is_loaded_again(
+    cache: Cache, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(cache, monkeypatch, is_watched=True)
+    worker = shop.worker()
+    worker.step()
+    wait_until(lambda: shop.price.peek(1))
+    shop.rows[1] = 11
+    cache.invalidate("price:1")
+
+    worker.finish()
+
+    assert shop.versions() in ([11, 20, 30], [None, 20, 30])
+    assert shop.price.get(1) == 11
+
+
+def test_loads_that_have_begun_wait_for_nobody(shop: Shop) -> None:
+    """One that dies would count for them."""
+    shop.spec.load_times.begins_until = shop.ports.clock.monotonic() + 60
+
+    steps = [step for step in steps_of(shop.worker()) if step in (*RUNS, WRITTEN)]
+
+    assert steps == [step for each in RUNS for step in (each, WRITTEN)]
+
+
+def test_what_was_loaded_before_one_that_outlasts_its_time_is_kept(
+    cache: Cache, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(cache, monkeypatch)
+
+    @cache.loader(tags=("cost:{number}",), wait_for=60, load_for=1)
+    async def cost(load: AsyncLoad, number: int) -> int:
+        await asyncio.sleep(60 * (number == 2))
+        return number
+
+    spec, requests = cache._loaders["cost"], []
+    spec.load_times.load_time = 0.0
+    for number in (1, 2):
+        claim = shop.store.claim(f"cost[{number}]", str(number) * 16, lease_for=60).run()
+        assert isinstance(claim, Claimed)
+        requests.append(LoadRequest("cost", f"cost[{number}]", str(number) * 16, "", "miss", snapshot=claim.snapshot))
+
+    with pytest.raises(LoadTimeout):
+        run(load(shop.ports, spec, requests, shop.ports.worker))
+
+    found = [cost.peek(number) for number in (1, 2)]
+    assert [None if each is None else each.value for each in found] == [1, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -187,3 +188,16 @@ def test_where_no_thread_can_be_started_the_next_load_tries_again(
     loads.begin(CALL, TOKEN, 60.0)
 
     wait_until(lambda: store.lease(CALL).run().get("fence") == TOKEN)
+
+
+def test_a_write_that_fails_is_left_to_its_load_and_others_are_marked(cache: Cache, store: Any) -> None:
+    tried = threading.Event()
+    loads = cache._runtime._slow_loads
+    store.claim(CALL, TOKEN, lease_for=60).run()
+    loads.begin(CALL, TOKEN, 60)
+    assert loads.may_wait(TOKEN, SimpleNamespace(run=lambda: away(tried)))  # type: ignore[arg-type]
+
+    wait_until(lambda: store.lease(CALL).run().get("fence") == TOKEN)
+
+    assert tried.is_set()
+    assert not loads.may_wait(TOKEN, SimpleNamespace())  # type: ignore[arg-type]
